@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make serve` and `make test`. Everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COTERIE := $(BIN)/coterie
+
+.PHONY: serve demo check test test-long bench setup setup-dev clean
+
+serve: setup
+	$(COTERIE) serve demo
+
+demo: setup
+	$(COTERIE) run demo "What is 47 plus 85?" "What day of the week was 4 July 1976?" "Write 149 in Roman numerals"
+
+setup: $(VENV)/.base
+setup-dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(BIN)/python pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.base
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup-dev
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: setup-dev
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(COTERIE) bench
+
+clean:
+	rm -rf build $(VENV)

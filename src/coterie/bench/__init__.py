@@ -1,0 +1,4 @@
+"""Measurements, each with machine, commit and workload.
+
+Knows nothing about servers.
+"""

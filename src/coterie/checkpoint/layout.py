@@ -1,0 +1,72 @@
+"""Where an expert's bytes are in its files, and where they go in a slab. The file is the slab: no byte is converted.
+
+        file   |hdr|  layer 0  |  layer 1  | layer 10 | ...     data section, padded down and up to 4096
+        extent     [ same bytes, same order, same offset modulo 4096 ]   one such run per shard
+        ranges       r0: embed   r1: layers.0   r2: layers.1 ...         execution order, every block exactly once
+
+Knows nothing about tiers, devices or eviction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coterie.core.dtypes import DType
+
+BLOCK_BYTES = 4096  # direct I/O works in blocks of the device; 4096 suits every common file system
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes [offset, offset + size) of a file, and what the file looked like when its header was read.
+
+    `offset` is a multiple of BLOCK_BYTES; `size_bytes` may pass the end of the file by less than a block.
+    An empty path stands for an expert without bytes, which only a modelled device accepts.
+    """
+
+    path: str
+    offset: int
+    size_bytes: int
+    file_size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRange:
+    """A file range and where it goes in the extent; `stage` is the first stage of execution that needs it."""
+
+    source: FileRange
+    offset: int
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedTensor:
+    """A tensor inside the extent; `offset` needs no alignment."""
+
+    offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An expert's ranges in execution order and its tensors. `size_bytes` is the extent it needs, a multiple of BLOCK_BYTES.
+
+    Every range may be read once its predecessors are: a tensor of stage s is complete when all ranges up to and
+    including those of stage s are.
+    """
+
+    size_bytes: int
+    ranges: tuple[PlacedRange, ...]
+    tensors: Mapping[str, PlacedTensor]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages in execution order, each once."""
+        return tuple(dict.fromkeys(r.stage for r in self.ranges))
+
+    def offsets(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Offsets in the extent of the named tensors, in that order."""
+        return tuple(self.tensors[name].offset for name in names)

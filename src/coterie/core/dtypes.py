@@ -1,0 +1,64 @@
+"""Element types of tensors, and their conversion to float32 in NumPy (which has no bfloat16).
+
+Knows nothing about files or kernels, except that the member names are those of the safetensors format.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class DType(Enum):
+    """An element type; the value is its safetensors name."""
+
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+    I32 = "I32"
+    I64 = "I64"
+    U8 = "U8"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one element."""
+        return _SIZES[self]
+
+    @property
+    def is_float(self) -> bool:
+        """True for the types that weights may have."""
+        return self in (DType.F32, DType.F16, DType.BF16)
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The NumPy type that holds the bits; bfloat16 is held as uint16."""
+        return _NUMPY[self]
+
+
+_SIZES = {DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I32: 4, DType.I64: 8, DType.U8: 1}
+_NUMPY: dict[DType, np.dtype[np.generic]] = {
+    DType.F32: np.dtype(np.float32),
+    DType.F16: np.dtype(np.float16),
+    DType.BF16: np.dtype(np.uint16),
+    DType.I32: np.dtype(np.int32),
+    DType.I64: np.dtype(np.int64),
+    DType.U8: np.dtype(np.uint8),
+}
+
+
+def to_f32(bits: npt.NDArray[np.generic], dtype: DType) -> npt.NDArray[np.float32]:
+    """Widen stored bits of `dtype` to float32; exact for every type that weights may have."""
+    if dtype is DType.BF16:
+        return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return bits.astype(np.float32)
+
+
+def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.generic]:
+    """Round float32 to `dtype` (to nearest, ties to even) and return the stored bits."""
+    if dtype is DType.BF16:
+        u = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    return values.astype(dtype.numpy)

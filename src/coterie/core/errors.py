@@ -1,0 +1,73 @@
+"""The error tree: every failure that a user can cause is one of these, and prints as one sentence.
+
+    CoterieError                 [where] fact with numbers; what to change
+    |-- UsageError               a value given by the user is wrong (exit 2, HTTP 400)
+    |   |-- CompositionError     the composition file or folder
+    |   |-- CheckpointError      config.json, tokenizer.json, safetensors
+    |   |-- UnsupportedError     valid, but a feature that Coterie does not run
+    |   `-- RequestError         a prompt or a sampling value
+    |-- CapacityError            it does not fit: demand, bound and the levers that would help
+    |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
+    `-- DeviceError              a device failed while it worked (HTTP 500)
+        `-- TransferError        bytes could not be moved: a read failed or the file changed
+
+Knows nothing about who prints them. Our own bugs are ordinary Python exceptions, with tracebacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coterie.core.units import format_bytes
+
+
+class CoterieError(Exception):
+    """One sentence: `[where] fact; remedy`.
+
+    `where` names the file, key, expert or option; `fact` says what is wrong, with numbers; `remedy` says what to change.
+    """
+
+    def __init__(self, where: str, fact: str, remedy: str = "") -> None:
+        self.where, self.fact, self.remedy = where, fact, remedy
+        super().__init__(f"[{where}] {fact}" + (f"; {remedy}" if remedy else ""))
+
+
+class UsageError(CoterieError):
+    """A value that the user gave is wrong."""
+
+
+class CompositionError(UsageError):
+    """The composition file or folder is wrong."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint's files are missing, damaged or disagree."""
+
+
+class UnsupportedError(UsageError):
+    """A valid checkpoint or option that uses a feature which Coterie does not run."""
+
+
+class RequestError(UsageError):
+    """A prompt or a sampling value is out of range."""
+
+
+class NotFoundError(CoterieError):
+    """A named expert or file does not exist."""
+
+
+class CapacityError(CoterieError):
+    """Something does not fit. `demand_bytes` > `bound_bytes`; `levers` are what the user may change."""
+
+    def __init__(self, where: str, what: str, demand_bytes: int, bound_bytes: int, levers: Sequence[str]) -> None:
+        self.demand_bytes, self.bound_bytes, self.levers = demand_bytes, bound_bytes, tuple(levers)
+        fact = f"{what} needs {format_bytes(demand_bytes)} but {format_bytes(bound_bytes)} can be had"
+        super().__init__(where, fact, " or ".join(self.levers))
+
+
+class DeviceError(CoterieError):
+    """A device failed while it worked."""
+
+
+class TransferError(DeviceError):
+    """Bytes could not be moved between two tiers."""

@@ -1,0 +1,85 @@
+"""Shape letters, symbolic sizes, and the one shape check used at boundaries.
+
+Letters: B sequences, T tokens this step (ragged, flat), R rows that are sampled, S context tokens, D hidden, F intermediate,
+V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages, Z page size (tokens), X experts.
+
+Knows nothing about ops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+
+class Symbol(Enum):
+    """A dimension that is fixed only when a step is run."""
+
+    T = "T"
+    B = "B"
+    R = "R"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+Dim: TypeAlias = int | Symbol
+Shape: TypeAlias = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The numbers that a step puts in the place of symbols.
+
+    T tokens, B sequences, R sampled rows; `context_tokens` is the sum over sequences of their length after this step (what
+    attention reads), `pairs` the sum over tokens of the positions that each sees (what attention computes).
+    """
+
+    T: int
+    B: int
+    R: int
+    context_tokens: int
+    pairs: int
+
+    def of(self, dim: Dim) -> int:
+        """The number that `dim` stands for in this step."""
+        if isinstance(dim, int):
+            return dim
+        return {Symbol.T: self.T, Symbol.B: self.B, Symbol.R: self.R}[dim]
+
+    def count(self, shape: Shape) -> int:
+        """Elements of a tensor of this shape in this step."""
+        n = 1
+        for dim in shape:
+            n *= self.of(dim)
+        return n
+
+
+def trailing(shape: Shape) -> int:
+    """Product of all dimensions but the first; every one of them must be fixed."""
+    n = 1
+    for dim in shape[1:]:
+        if not isinstance(dim, int):
+            raise ValueError(f"dimension {dim!r} of {shape} is symbolic but only the first may be")
+        n *= dim
+    return n
+
+
+def check(letters: str, *named_shapes: tuple[str, tuple[int, ...]]) -> dict[str, int]:
+    """Bind letters to sizes: `check("T D, D", ("x", x.shape), ("w", w.shape))` returns {"T": .., "D": ..}.
+
+    Raises ValueError naming both tensors and both sizes when one letter would have two sizes.
+    """
+    bound: dict[str, tuple[int, str]] = {}
+    specs = [spec.split() for spec in letters.split(",")]
+    if len(specs) != len(named_shapes):
+        raise ValueError(f"{len(specs)} shapes are specified by {letters!r} but {len(named_shapes)} tensors were given")
+    for spec, (name, shape) in zip(specs, named_shapes, strict=True):
+        if len(spec) != len(shape):
+            raise ValueError(f"{name} has {len(shape)} dimensions {shape} but {' '.join(spec)!r} wants {len(spec)}")
+        for letter, size in zip(spec, shape, strict=True):
+            known, owner = bound.setdefault(letter, (size, name))
+            if known != size:
+                raise ValueError(f"{letter} is {known} in {owner} but {size} in {name} {shape}")
+    return {letter: size for letter, (size, _) in bound.items()}

@@ -1,0 +1,49 @@
+"""Bytes, rates and times as people read and write them. SI for rates, binary for capacities.
+
+Knows nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BINARY = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Turn "64MiB", "1.5 GB" or "4096" into bytes. Raises ValueError on anything else."""
+    match = _NUMBER.fullmatch(text)
+    scale = {**_BINARY, **_DECIMAL}.get(match[2].lower()) if match else None
+    if match is None or scale is None:
+        raise ValueError(f"{text!r} is not a size; write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")
+    return int(float(match[1]) * scale)
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Print a capacity in binary units, for example `1.50 MiB`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} TiB"
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """Print a bandwidth in decimal units, for example `25.1 GB/s`."""
+    rate = float(bytes_per_s)
+    for unit in ("B/s", "kB/s", "MB/s", "GB/s"):
+        if abs(rate) < 1000:
+            return f"{rate:.1f} {unit}"
+        rate /= 1000
+    return f"{rate:.2f} TB/s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Print a duration with three significant digits, for example `1.24 ms`."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(seconds) >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"

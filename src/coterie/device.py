@@ -1,0 +1,192 @@
+"""THE SEAM: what the engine, the cache and the scheduler may ask of a device, real or modelled.
+
+Nobody above this file asks which kind of device it has. Only a device knows the time.
+
+    reserve -> Buffer        a slab, once, at start
+    fetch, copy -> Event     on a link's lane          load -> Executable
+    run -> Event             on the compute lane       wait_any, done, failure, span: ask about events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import FileRange
+from coterie.core.shapes import Sizes
+from coterie.graph.program import Program
+from coterie.spec.machine import MachineSpec
+
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A piece of a slab: `slab_id` is given by the device that reserved it, `offset` and `size_bytes` are inside that slab."""
+
+    slab_id: int
+    tier: str
+    offset: int
+    size_bytes: int
+
+    def view(self, offset: int, size_bytes: int) -> Buffer:
+        """A piece of this piece. Raises ValueError when it reaches outside."""
+        if offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
+            raise ValueError(f"[{offset}, {offset + size_bytes}) is outside a buffer of {self.size_bytes} bytes")
+        return Buffer(self.slab_id, self.tier, self.offset + offset, size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """When something on a lane is done; ask the device that made it. `lane` is `compute` or `src->dst`."""
+
+    event_id: int
+    lane: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One sampled row's settings. The random number is a function of (seed, position) alone.
+
+    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
+
+    tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
+    block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context length after this step.
+    rows_R: indices into T whose logits are sampled. sampling: R settings. end_ids: for each of the R rows, tokens that end it.
+    """
+
+    tokens_T: I32
+    positions_T: I32
+    sequence_T: I32
+    block_tables_BM: I32
+    lengths_B: I32
+    rows_R: I32
+    sampling: tuple[Sampling, ...]
+    end_ids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers of this step that programs are symbolic in."""
+        return Sizes(
+            T=len(self.tokens_T),
+            B=len(self.lengths_B),
+            R=len(self.rows_R),
+            context_tokens=int(self.lengths_B.sum()),
+            pairs=int(self.positions_T.sum()) + len(self.positions_T),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
+
+    `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0.
+    """
+
+    weights: Buffer
+    offsets: tuple[int, ...]
+    kv: Buffer
+    block_bytes: int
+    rows: Rows
+
+
+class Executable(Protocol):
+    """A program that a device has loaded."""
+
+    @property
+    def program(self) -> Program:
+        """The program that was loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When an event's work began and ended, in seconds on the device's clock."""
+
+    start_s: float
+    end_s: float
+
+
+class Device(Protocol):
+    """Holds tiers and runs programs. Calls return at once; work happens on lanes, in order within a lane.
+
+    Work starts when its lane is free and every event in `after` is done; if one of those failed, it fails too, with the
+    same failure. An event is pending, then done or failed, for ever.
+    """
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """Take memory once, at start: touched, aligned to 4096. Raises CapacityError."""
+
+    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+        """Copy between tiers on that link's lane. Sizes must be equal (ValueError)."""
+
+    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+        """Read a file range into a slab on the disk lane. The event fails with TransferError if the file changed or the read did."""
+
+    def load(self, program: Program) -> Executable:
+        """Bind kernels or price regions. Raises UnsupportedError naming the op that this device has no kernel for."""
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Run up to `steps` steps. A gate makes every region of that stage wait for an event.
+
+        With steps > 1 (only when T == B == R, all decoding) each next step feeds the sampled tokens back; it stops early
+        after a step in which any row drew one of its end_ids.
+        """
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure."""
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Run one step with nothing else going on and return every value that the program stores, by name, as float32.
+
+        For `coterie diff` and tests. Load the program with unshared buffers (compile_graph(share_buffers=False)).
+        Raises UnsupportedError on a device that computes no numbers.
+        """
+
+    def synthetic(self) -> bool:
+        """True when tokens are made up because this device computes no numbers. Reports must say so."""
+
+    def now(self) -> float:
+        """Seconds on this device's clock."""
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed. Never blocks."""
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None."""
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended."""
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Return when one of the events is finished or the clock reaches `until`. Real: block. Modelled: move the clock."""
+
+    def close(self) -> None:
+        """Stop lanes and give memory back."""

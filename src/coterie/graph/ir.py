@@ -1,0 +1,119 @@
+"""The graph: values and ops in execution order, built once per architecture.
+
+    GraphBuilder (growing) -> Graph (verified, frozen) -> Program (fused, planned, frozen) -> Executable (on a device)
+
+Knows nothing about what the ops mean (ops.py) or how they are fused (fuse.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeAlias
+
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Shape
+
+Attr: TypeAlias = int | float | str
+
+
+class Kind(Enum):
+    """Where a value lives."""
+
+    INPUT = "input"  # rows of the step: tokens, positions, ...
+    WEIGHT = "weight"  # a tensor of the checkpoint, named as in the file
+    CONSTANT = "constant"  # known when the graph is built (rope frequencies)
+    STATE = "state"  # survives the step: the KV pages
+    TENSOR = "tensor"  # an intermediate
+    OUTPUT = "output"  # leaves the step: sampled tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the graph. `data` holds a constant's numbers, row-major."""
+
+    name: str
+    shape: Shape
+    dtype: DType
+    kind: Kind
+    data: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operator: `kind` is a row of ops.OPS; inputs and outputs are value names; `stage` names the layer it belongs to.
+
+    An optional input that is absent is the empty string, so that positions keep their meaning.
+    """
+
+    kind: str
+    name: str
+    stage: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Attr]
+
+    def integer(self, key: str) -> int:
+        """An integer attribute."""
+        return int(self.attrs[key])
+
+    def number(self, key: str) -> float:
+        """A real attribute."""
+        return float(self.attrs[key])
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Ops in execution order with every value they name. `stages` are in order: embed, layers.0, ..., head."""
+
+    name: str
+    values: Mapping[str, Value]
+    ops: tuple[Op, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in execution order, each once."""
+        return tuple(dict.fromkeys(op.stage for op in self.ops))
+
+    @property
+    def weights(self) -> tuple[Value, ...]:
+        """Weights in order of first use, each once."""
+        names = dict.fromkeys(i for op in self.ops for i in op.inputs if i and self.values[i].kind is Kind.WEIGHT)
+        return tuple(self.values[name] for name in names)
+
+    def weight_stage(self) -> dict[str, str]:
+        """Weight name -> the stage that uses it first."""
+        first: dict[str, str] = {}
+        for op in self.ops:
+            for i in op.inputs:
+                if i and self.values[i].kind is Kind.WEIGHT:
+                    first.setdefault(i, op.stage)
+        return first
+
+
+@dataclass(slots=True)
+class GraphBuilder:
+    """Grows a graph: declare values, append ops in execution order, then `build()`."""
+
+    name: str
+    stage: str = ""
+    _values: dict[str, Value] = field(default_factory=dict)
+    _ops: list[Op] = field(default_factory=list)
+
+    def value(self, name: str, shape: Shape, dtype: DType, kind: Kind, data: tuple[float, ...] = ()) -> str:
+        """Declare a value and return its name; declaring the same value again is allowed (tied weights)."""
+        new = Value(name, shape, dtype, kind, data)
+        if self._values.setdefault(name, new) != new:
+            raise ValueError(f"value {name} is declared as {self._values[name]} and as {new}")
+        return name
+
+    def op(self, kind: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attrs: Attr) -> None:
+        """Append an op to the current stage."""
+        full = f"{self.stage}/{name}"
+        self._ops.append(Op(kind, full, self.stage, inputs, outputs, MappingProxyType(dict(attrs))))
+
+    def build(self) -> Graph:
+        """Freeze. Callers then `verify` it."""
+        return Graph(self.name, MappingProxyType(dict(self._values)), tuple(self._ops))

@@ -1,0 +1,74 @@
+"""The frozen program: regions in execution order, each one kernel, with planned buffers. Symbolic in tokens, batch and rows.
+
+Knows nothing about devices: a device binds it (kernels) or prices it (cost).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from coterie.core.dtypes import DType
+from coterie.graph.buffers import BufferPlan
+from coterie.graph.ir import Graph, Op
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The ops of one kernel. `inputs` and `outputs` cross its border; everything else stays inside, never beyond a tile.
+
+    `kernel` is the op kind of a single op, or the name of the fusion rule that made the region.
+    """
+
+    index: int
+    name: str
+    kernel: str
+    stage: str
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """The KV state of one token: both K and V of every layer.
+
+    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel].
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: DType
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of K and V of one token over all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
+
+    def tokens_per_block(self, block_bytes: int) -> int:
+        """How many tokens a block of equal bytes holds for this architecture (page size Z)."""
+        return block_bytes // self.bytes_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A graph, cut into regions by a rule set. `weights` are in order of first use; a Binding gives their offsets in that order."""
+
+    graph: Graph
+    rule_set: str
+    regions: tuple[Region, ...]
+    buffers: BufferPlan
+    weights: tuple[str, ...]
+    kv: KvShape
+    vocab_size: int
+
+
+def architecture_key(graph: Graph) -> str:
+    """A digest of shapes, dtypes, constants and ops: experts with equal keys share programs."""
+    digest = hashlib.sha256()
+    for value in graph.values.values():
+        digest.update(repr((value.name, value.shape, value.dtype.value, value.kind.value, value.data)).encode())
+    for op in graph.ops:
+        digest.update(repr((op.kind, op.stage, op.inputs, op.outputs, sorted(op.attrs.items()))).encode())
+    return digest.hexdigest()[:16]

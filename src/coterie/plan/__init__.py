@@ -1,0 +1,4 @@
+"""Questions about machines: workloads, simulation, placement, the paper's tables.
+
+Knows nothing about servers.
+"""

@@ -1,0 +1,4 @@
+"""The OpenAI-compatible HTTP face.
+
+Knows nothing about kernels or memory.
+"""
