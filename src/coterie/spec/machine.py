@@ -20,7 +20,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between two tiers, in the direction from `src` to `dst`. `draws` names the tiers whose bandwidth a copy uses."""
+    """The way between two tiers, from `src` to `dst`. A copy draws on the bandwidth of both tiers too."""
 
     src: str
     dst: str
@@ -33,7 +33,7 @@ class Link:
 class MachineSpec:
     """A device: peak arithmetic, tiers nearest first, links, launch costs, and the rule set by which it fuses.
 
-    `run_tier` is the tier from which programs read weights; `home_tier` is the lowest, where every expert has its bytes.
+    `run_tier`: where programs read weights; `home_tier`: the lowest, where every expert has its bytes.
     Source of the three-tier form: the paper, section IV; launch kinds: section IV-D.
     """
 

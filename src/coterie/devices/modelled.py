@@ -1,0 +1,353 @@
+"""ModelledDevice: the seam on a machine that need not exist. Lanes hold active work; only `wait_any` moves its time.
+
+    ModelledDevice(spec)                       prices, no bytes, synthetic tokens
+    ModelledDevice(spec, numerics=cpu)         prices, real bytes and tokens, computed when the work is issued
+    ModelledDevice(spec, durations=recorded)   what a real run took, in place of prices
+
+Knows nothing about how time is shared (modelled_time.py) or what work costs (modelled_price.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
+from coterie.core.shapes import Sizes
+from coterie.core.units import format_bytes
+from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Rows, Span
+from coterie.devices import modelled_price as price
+from coterie.devices.modelled_time import Flow, FluidClock, Phase, Usage, Work
+from coterie.devices.modelled_tokens import synthetic_tokens
+from coterie.graph.program import Program
+from coterie.spec.machine import MachineSpec
+
+COMPUTE_LANE = "compute"
+MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
+
+Orchestration = Literal["host", "device"]
+Fail = Callable[[str], Exception | None]
+
+
+@dataclass(slots=True)
+class ModelledExecutable:
+    """A program with the prices found so far, and the numerics device's own executable where there is one."""
+
+    program: Program
+    numerics: Executable | None
+    flows: dict[tuple[Sizes, str, str], tuple[tuple[Flow, ...], ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    buffer: Buffer
+    numerics: Buffer | None
+
+
+class ModelledDevice:
+    """A device whose clock is computed from a MachineSpec.
+
+    `numerics`: a real device that computes; it sees the same work in the order of issue, and closes with this one.
+    `durations`: seconds of each work by lane, in order of issue, used instead of prices (a gate is still awaited).
+    `orchestration`: who starts regions, `host` or `device`.
+    `fail`: asked with each label; when it gives an exception, that work fails with it.
+    Raises UsageError when a number that prices need is unknown.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        numerics: Device | None = None,
+        durations: Mapping[str, Sequence[float]] | None = None,
+        orchestration: Orchestration = "device",
+        fail: Fail | None = None,
+    ) -> None:
+        self._spec = spec
+        self._numerics = numerics
+        self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
+        self._orchestration = orchestration
+        self._fail = fail
+        self._clock = FluidClock(price.resources(spec) if durations is None else {})
+        self._slabs: dict[int, _Slab] = {}
+        self._used = {tier.name: 0 for tier in spec.tiers}
+        self._issued: dict[str, int] = {}
+        self._doomed: dict[int, Exception] = {}
+        self._tokens: dict[int, I32] = {}
+        self._closed = False
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+        return self._spec
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """Take memory of a tier, in multiples of 4096 bytes. Raises CapacityError; KeyError for an unknown tier."""
+        self._check_open()
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = self._spec.tier(tier).capacity_bytes - self._used[tier]
+        if size > free:
+            levers = (f"reserve less in {tier}", f"choose a machine with more {tier}")
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        slab_id = len(self._slabs)
+        buffer = Buffer(slab_id, tier, 0, size_bytes)
+        behind = self._numerics.reserve(self._numerics.spec.run_tier, size_bytes) if self._numerics else None
+        self._slabs[slab_id] = _Slab(buffer, behind)
+        self._used[tier] += size
+        return buffer
+
+    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+        """Copy between tiers. Raises ValueError when sizes differ, KeyError when no links lead from `src` to `dst`."""
+        self._check_buffers(dst, src)
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        label = f"copy {format_bytes(src.size_bytes)}"
+        phase = price.transfer(self._spec, src.tier, dst.tier, src.size_bytes)
+
+        def compute(numerics: Device) -> Exception | None:
+            return _wait(numerics, numerics.copy(self._behind(dst), self._behind(src)))
+
+        return self._issue(f"{src.tier}->{dst.tier}", label, after, [phase], compute)
+
+    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+        """Read a file range. Without numerics no file is looked at, so that it cannot have changed."""
+        self._check_buffers(dst)
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        disk = self._spec.home_tier
+        label = f"fetch {source.path}@{source.offset}"
+        phase = price.transfer(self._spec, disk, dst.tier, source.size_bytes)
+
+        def compute(numerics: Device) -> Exception | None:
+            return _wait(numerics, numerics.fetch(self._behind(dst), source))
+
+        return self._issue(f"{disk}->{dst.tier}", label, after, [phase], compute)
+
+    def load(self, program: Program) -> ModelledExecutable:
+        """Make a program ready; regions are priced when sizes are known."""
+        self._check_open()
+        return ModelledExecutable(program, self._numerics.load(program) if self._numerics else None)
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
+        gates, after = dict(gates or {}), list(after)
+        mine = self._check_run(exe, binding, gates, steps)
+        awaited = {stage: gate.event_id for stage, gate in gates.items()}
+        label = f"run {mine.program.graph.name}"
+        drawn: list[I32] = []
+
+        def compute(numerics: Device) -> Exception | None:
+            event = numerics.run(_numerics(mine), self._bind_behind(binding), steps=steps)
+            failure = _wait(numerics, event)
+            if failure is None:
+                drawn.append(numerics.tokens(event))
+            return failure
+
+        failure = self._compute(label, [*after, *gates.values()], compute)
+        if self._numerics is None:
+            drawn.append(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
+        phases = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
+        event = self._append(COMPUTE_LANE, label, after, phases, failure)
+        if drawn:
+            self._tokens[event.event_id] = drawn[0]
+        return event
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
+        failure = self.failure(event)
+        if failure is not None:
+            raise failure
+        return self._tokens[event.event_id]
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
+        mine = self._check_run(exe, binding, {}, 1)
+        if self._numerics is None:
+            raise UnsupportedError(self._spec.name, "a modelled device computes no numbers", "give it a real device")
+        return self._numerics.inspect(_numerics(mine), self._bind_behind(binding))
+
+    def synthetic(self) -> bool:
+        """True without a numerics device: tokens are made up."""
+        return self._numerics is None or self._numerics.synthetic()
+
+    def now(self) -> float:
+        """Modelled seconds since the device was made."""
+        return self._clock.now
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed; asking moves no time."""
+        return self._clock.work(event.event_id).finished
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
+        return self._finished(event).failure
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        work = self._finished(event)
+        if work.start_s is None or work.end_s is None:
+            raise RuntimeError(f"{event.label} is finished but has no times")
+        return Span(work.start_s, work.end_s)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
+        if not events and until is None:
+            raise ValueError("no events and no moment to wait for")
+        works = [self._clock.work(event.event_id) for event in events]
+        while not any(work.finished for work in works) and (until is None or self._clock.now < until):
+            if not self._clock.advance(until):
+                if until is None:
+                    raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
+                self._clock.idle_until(until)
+
+    def usage(self) -> Mapping[str, Usage]:
+        """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
+        return dict(self._clock.usage)
+
+    def close(self) -> None:
+        """Give memory back, and close the numerics device. Closing again does nothing."""
+        if not self._closed and self._numerics is not None:
+            self._numerics.close()
+        self._closed = True
+        self._slabs.clear()
+
+    def _issue(
+        self,
+        lane: str,
+        label: str,
+        after: Iterable[Event],
+        phases: list[Phase],
+        compute: Callable[[Device], Exception | None],
+    ) -> Event:
+        events = list(after)
+        return self._append(lane, label, events, phases, self._compute(label, events, compute))
+
+    def _compute(
+        self, label: str, causes: Iterable[Event], compute: Callable[[Device], Exception | None]
+    ) -> Exception | None:
+        """Let the numerics device work now, unless it is bound to fail; every dependency was issued before."""
+        self._check_open()
+        injected = self._fail(label) if self._fail else None
+        if injected is not None:
+            return injected
+        inherited = next((self._doomed[e.event_id] for e in causes if e.event_id in self._doomed), None)
+        if inherited is not None or self._numerics is None:
+            return inherited
+        return compute(self._numerics)
+
+    def _append(
+        self, lane: str, label: str, after: Iterable[Event], phases: list[Phase], failure: Exception | None
+    ) -> Event:
+        if self._durations is not None:
+            phases = [self._recorded(lane), *(Phase(gate=phase.gate) for phase in phases if phase.gate is not None)]
+        work = self._clock.issue(lane, [event.event_id for event in after], phases, failure)
+        if failure is not None:
+            self._doomed[work.number] = failure
+        return Event(work.number, lane, label)
+
+    def _recorded(self, lane: str) -> Phase:
+        index = self._issued.get(lane, 0)
+        recorded = (self._durations or {}).get(lane, [])
+        if index >= len(recorded):
+            raise DeviceError(
+                f"{self._spec.name}: replay",
+                f"lane {lane} has {len(recorded)} recorded durations but more work was issued",
+                "replay the workload and settings that were recorded",
+            )
+        self._issued[lane] = index + 1
+        return Phase(recorded[index])
+
+    def _phases(self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, int]) -> list[Phase]:
+        waits = price.gated(exe.program, gates)
+        if self._durations is not None:
+            return [Phase(gate=gate) for gate in waits if gate is not None]
+        sizes, phases = binding.rows.sizes, []
+        for step in range(steps):
+            here = replace(
+                sizes, context_tokens=sizes.context_tokens + step * sizes.B, pairs=sizes.pairs + step * sizes.T
+            )
+            flows = self._flows(exe, here, binding.weights.tier, binding.kv.tier)
+            delays = price.launches(self._spec, self._orchestration, len(flows), first=step == 0)
+            awaited = waits if step == 0 else [None] * len(flows)
+            phases += [Phase(*args) for args in zip(delays, flows, awaited, strict=True)]
+        return phases
+
+    def _flows(self, exe: ModelledExecutable, sizes: Sizes, weights: str, kv: str) -> tuple[tuple[Flow, ...], ...]:
+        key = (sizes, weights, kv)
+        if key not in exe.flows:
+            if len(exe.flows) >= MAX_PRICED_STEPS:
+                exe.flows.clear()
+            exe.flows[key] = price.step_flows(exe.program, sizes, weights, kv, self._spec.run_tier)
+        return exe.flows[key]
+
+    def _behind(self, buffer: Buffer) -> Buffer:
+        slab = self._slabs[buffer.slab_id].numerics
+        if slab is None:
+            raise RuntimeError(f"slab {buffer.slab_id} has no memory behind it")
+        return slab.view(buffer.offset, buffer.size_bytes)
+
+    def _bind_behind(self, binding: Binding) -> Binding:
+        return replace(binding, weights=self._behind(binding.weights), kv=self._behind(binding.kv))
+
+    def _finished(self, event: Event) -> Work:
+        work = self._clock.work(event.event_id)
+        if not work.finished:
+            raise ValueError(f"{event.label} is not finished")
+        return work
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"device {self._spec.name} is closed")
+
+    def _check_buffers(self, *buffers: Buffer) -> None:
+        self._check_open()
+        for buffer in buffers:
+            slab = self._slabs.get(buffer.slab_id)
+            if slab is None or slab.buffer.tier != buffer.tier:
+                raise ValueError(f"{buffer} is not of this device")
+            slab.buffer.view(buffer.offset, buffer.size_bytes)
+
+    def _check_run(
+        self, exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int
+    ) -> ModelledExecutable:
+        self._check_buffers(binding.weights, binding.kv)
+        if not isinstance(exe, ModelledExecutable):
+            raise ValueError(f"{type(exe).__name__} was not loaded by this device")
+        _check_steps(binding.rows, steps)
+        unknown = sorted(set(gates) - {region.stage for region in exe.program.regions})
+        if unknown:
+            raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
+        if len(binding.offsets) != len(exe.program.weights):
+            raise ValueError(f"{len(binding.offsets)} offsets for {len(exe.program.weights)} weights")
+        return exe
+
+
+def _check_steps(rows: Rows, steps: int) -> None:
+    sizes = rows.sizes
+    if steps < 1:
+        raise ValueError(f"{steps} steps; at least 1 is needed")
+    if steps > 1 and not sizes.T == sizes.B == sizes.R:
+        raise ValueError(f"{steps} steps with T={sizes.T}, B={sizes.B}, R={sizes.R}; only decoding repeats")
+
+
+def _numerics(exe: ModelledExecutable) -> Executable:
+    if exe.numerics is None:
+        raise RuntimeError(f"{exe.program.graph.name} was loaded without numerics")
+    return exe.numerics
+
+
+def _wait(numerics: Device, event: Event) -> Exception | None:
+    while not numerics.done(event):
+        numerics.wait_any([event])
+    return numerics.failure(event)

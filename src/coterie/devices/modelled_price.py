@@ -1,0 +1,108 @@
+"""What work costs on a modelled machine: regions and transfers as phases that drain the machine's resources.
+
+    region    launch, then flops of `compute` and bytes of tiers at once: max(flops / peak, bytes / bandwidth)
+    transfer  latency, then bytes of the link and of both its tiers at the slowest of their rates
+
+Knows nothing about lanes, events or what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes
+from coterie.devices.modelled_time import Flow, Phase
+from coterie.graph.cost import region_cost
+from coterie.graph.program import Program
+from coterie.spec.machine import Link, MachineSpec
+
+COMPUTE = "compute"
+
+
+def resources(spec: MachineSpec) -> dict[str, float]:
+    """Units per second of everything that work can draw on; tiers of unknown bandwidth bound nothing.
+
+    Raises UsageError when a number without which nothing can be priced is unknown.
+    """
+    where = f"machine {spec.name}"
+    remedy = "give a measured or published number with its source, or replay recorded durations"
+    if spec.flops_per_s <= 0:
+        raise UsageError(where, "its peak FLOP/s is unknown", remedy)
+    if spec.tier(spec.run_tier).bytes_per_s <= 0:
+        raise UsageError(where, f"the bandwidth of {spec.run_tier} is unknown", remedy)
+    found = {COMPUTE: spec.flops_per_s}
+    found.update({_tier(tier.name): tier.bytes_per_s for tier in spec.tiers if tier.bytes_per_s > 0})
+    for link in spec.links:
+        if link.bytes_per_s <= 0:
+            raise UsageError(where, f"the bandwidth of the link {link.src} -> {link.dst} is unknown", remedy)
+        found[_link(link)] = link.bytes_per_s
+    return found
+
+
+def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
+    """The links that bytes take: the direct one, else tier by tier. Raises KeyError if one is missing."""
+    names = [tier.name for tier in spec.tiers]
+    if src == dst or any((link.src, link.dst) == (src, dst) for link in spec.links):
+        return () if src == dst else (spec.link(src, dst),)
+    low, high = names.index(src), names.index(dst)
+    step = 1 if low < high else -1
+    hops = names[low : high + step : step] if high + step >= 0 else names[low::step]
+    return tuple(spec.link(a, b) for a, b in pairwise(hops))
+
+
+def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
+    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same."""
+    links = route(spec, src, dst)
+    uses: dict[str, float] = {}
+    for link in links:
+        uses[_link(link)] = 1.0
+    ends = [(link.src, link.dst) for link in links] or [(src, dst)]
+    for tier in (name for pair in ends for name in pair):
+        if spec.tier(tier).bytes_per_s > 0:
+            uses[_tier(tier)] = uses.get(_tier(tier), 0.0) + 1.0
+    return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
+
+
+def step_flows(
+    program: Program, sizes: Sizes, weights_tier: str, kv_tier: str, run_tier: str
+) -> tuple[tuple[Flow, ...], ...]:
+    """The flows of each region of a step: weights and KV are charged to their tiers, activations to the run tier."""
+    found = []
+    for region in program.regions:
+        cost = region_cost(program, region, sizes)
+        moved: dict[str, float] = {}
+        for tier, size_bytes in (
+            (weights_tier, cost.weight_bytes),
+            (kv_tier, cost.kv_read_bytes + cost.kv_write_bytes),
+            (run_tier, cost.input_bytes + cost.output_bytes),
+        ):
+            moved[tier] = moved.get(tier, 0.0) + size_bytes
+        tiers = tuple(Flow(amount, {_tier(tier): 1.0}) for tier, amount in moved.items())
+        found.append((Flow(float(cost.flops), {COMPUTE: 1.0}), *tiers))
+    return tuple(found)
+
+
+def launches(spec: MachineSpec, orchestration: str, num_regions: int, first: bool) -> list[float]:
+    """Seconds before each region of a step starts.
+
+    `host`: software starts every region. `device`: software starts a run, then the device starts each region.
+    """
+    if orchestration == "host":
+        return [spec.launch_host_s] * num_regions
+    return [spec.launch_device_s + (spec.launch_host_s if first and i == 0 else 0.0) for i in range(num_regions)]
+
+
+def gated(program: Program, gates: Mapping[str, int]) -> list[int | None]:
+    """For each region of the first step, the work it must await: a stage's gate stands before its first region."""
+    waiting = dict(gates)
+    return [waiting.pop(region.stage, None) for region in program.regions]
+
+
+def _tier(name: str) -> str:
+    return f"tier {name}"
+
+
+def _link(link: Link) -> str:
+    return f"link {link.src}->{link.dst}"

@@ -1,0 +1,222 @@
+"""Modelled time as a fluid: work that draws on one resource shares it, re-timed at each start and end.
+
+    lane    compute  [ phase | phase | gate... phase ]      a phase: a delay, then flows that drain at the same time
+            a->b     [ phase ]                              a flow: an amount, drained at one rate from all it uses
+
+    rate of a flow = its max-min fair share: all rates rise together until a resource is full; its flows stop there
+
+Knows nothing about programs, bytes or tiers: resources are names with a capacity per second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+ROUNDING = 1e-12  # relative: remainders below this share of what was drained are rounding, not work
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """An amount that drains at one rate. `uses` says how much of each resource one unit of it takes."""
+
+    amount: float
+    uses: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A step of a work: await `gate` (a work's number) where there is one, then the delay, then drain every flow."""
+
+    delay_s: float = 0.0
+    flows: tuple[Flow, ...] = ()
+    gate: int | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished."""
+
+    number: int
+    after: tuple[int, ...]
+    phases: tuple[Phase, ...]
+    failure: Exception | None
+    start_s: float | None = None
+    end_s: float | None = None
+    _entered: bool = False
+    _index: int = 0
+    _delay_s: float = 0.0
+    _left: list[float] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """True when it is done or failed."""
+        return self.end_s is not None
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one resource gave: the amount drawn, and the seconds in which anything drew on it."""
+
+    drawn: float = 0.0
+    busy_s: float = 0.0
+
+
+def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, float]) -> list[float]:
+    """Max-min fair rates of flows, each given by what it uses, under capacities per second (progressive filling)."""
+    rates = [0.0] * len(flows)
+    left = dict(capacity)
+    open_flows = list(range(len(flows)))
+    level = 0.0
+    while open_flows:
+        demand: dict[str, float] = {}
+        for i in open_flows:
+            for resource, share in flows[i].items():
+                demand[resource] = demand.get(resource, 0.0) + share
+        rise, tight = min((left[resource] / total, resource) for resource, total in demand.items())
+        level += rise
+        for resource, total in demand.items():
+            left[resource] = max(0.0, left[resource] - rise * total)
+        still_open = []
+        for i in open_flows:
+            if tight in flows[i]:
+                rates[i] = level
+            else:
+                still_open.append(i)
+        open_flows = still_open
+    return rates
+
+
+class FluidClock:
+    """Lanes of work over shared resources, and the time. Issuing never moves time; `advance` does."""
+
+    def __init__(self, capacity: Mapping[str, float]) -> None:
+        """`capacity` gives each resource's units per second, all above zero."""
+        self.now = 0.0
+        self.usage = {resource: Usage() for resource in capacity}
+        self._capacity = dict(capacity)
+        self._lanes: dict[str, deque[Work]] = {}
+        self._works: list[Work] = []
+
+    def issue(self, lane: str, after: Iterable[int], phases: Iterable[Phase], failure: Exception | None = None) -> Work:
+        """Append a work to a lane. `after` and gates are numbers of works issued before."""
+        work = Work(len(self._works), tuple(after), tuple(phases), failure)
+        self._works.append(work)
+        self._lanes.setdefault(lane, deque()).append(work)
+        self._settle()
+        return work
+
+    def work(self, number: int) -> Work:
+        """The work of that number."""
+        return self._works[number]
+
+    def advance(self, until: float | None = None) -> bool:
+        """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
+        delayed, draining, uses = self._active()
+        if not delayed and not draining:
+            return False
+        rates = fair_rates(uses, self._capacity)
+        step = min(
+            [work._delay_s for work in delayed]
+            + [work._left[k] / rate for (work, k), rate in zip(draining, rates, strict=True)]
+        )
+        stops_early = until is not None and self.now + step > until
+        if stops_early and until is not None:
+            step = max(0.0, until - self.now)
+        for work in delayed:
+            work._delay_s = _less(work._delay_s, step)
+        for (work, k), rate in zip(draining, rates, strict=True):
+            work._left[k] = _less(work._left[k], rate * step)
+        self._account(uses, rates, step)
+        self.now = until if stops_early and until is not None else self.now + step
+        self._settle()
+        return True
+
+    def idle_until(self, moment: float) -> None:
+        """Let time pass to `moment` while nothing is active; earlier moments change nothing."""
+        self.now = max(self.now, moment)
+
+    def _active(self) -> tuple[list[Work], list[tuple[Work, int]], list[Mapping[str, float]]]:
+        delayed: list[Work] = []
+        draining: list[tuple[Work, int]] = []
+        uses: list[Mapping[str, float]] = []
+        for lane in self._lanes.values():
+            if not lane or not lane[0]._entered:
+                continue
+            work = lane[0]
+            if work._delay_s > 0:
+                delayed.append(work)
+                continue
+            for k, flow in enumerate(work.phases[work._index].flows):
+                if work._left[k] > 0:
+                    draining.append((work, k))
+                    uses.append(flow.uses)
+        return delayed, draining, uses
+
+    def _account(self, uses: Sequence[Mapping[str, float]], rates: Sequence[float], step: float) -> None:
+        for resource in dict.fromkeys(name for used in uses for name in used):
+            self.usage[resource].busy_s += step
+        for used, rate in zip(uses, rates, strict=True):
+            for resource, share in used.items():
+                self.usage[resource].drawn += share * rate * step
+
+    def _settle(self) -> None:
+        """Take every transition that needs no time, until none is left."""
+        changed = True
+        while changed:
+            changed = False
+            for lane in self._lanes.values():
+                while lane and self._step(lane[0]):
+                    changed = True
+                    if lane[0].finished:
+                        lane.popleft()
+
+    def _step(self, work: Work) -> bool:
+        """Take one transition of a lane's head; False if it must wait."""
+        if work.start_s is None:
+            return self._start(work)
+        if work._index == len(work.phases):
+            self._finish(work, work.failure)
+            return True
+        phase = work.phases[work._index]
+        if not work._entered:
+            return self._enter(work, phase)
+        if work._delay_s > 0 or any(left > 0 for left in work._left):
+            return False
+        work._index += 1
+        work._entered = False
+        return True
+
+    def _start(self, work: Work) -> bool:
+        causes = [self._works[number] for number in work.after]
+        if not all(cause.finished for cause in causes):
+            return False
+        work.start_s = self.now
+        failure = next((cause.failure for cause in causes if cause.failure is not None), None)
+        if failure is not None:
+            self._finish(work, failure)
+        return True
+
+    def _enter(self, work: Work, phase: Phase) -> bool:
+        if phase.gate is not None:
+            gate = self._works[phase.gate]
+            if not gate.finished:
+                return False
+            if gate.failure is not None:
+                self._finish(work, gate.failure)
+                return True
+        work._entered = True
+        work._delay_s = phase.delay_s
+        work._left = [flow.amount for flow in phase.flows]
+        return True
+
+    def _finish(self, work: Work, failure: Exception | None) -> None:
+        work.failure = failure
+        work.end_s = self.now
+        work.phases, work._left, work._entered = (), [], False
+
+
+def _less(left: float, drained: float) -> float:
+    rest = left - drained
+    return rest if rest > ROUNDING * drained else 0.0

@@ -1,0 +1,140 @@
+"""The machine that this process runs on: memory and CPUs that it may use, and the disk. Speeds are not measured here.
+
+    memory = min(MemAvailable, cgroup limit - what the group already holds, page cache aside)
+    CPUs   = min(affinity, cgroup quota rounded down, at least 1)
+
+Knows nothing about kernels or benchmarks: every speed is 0, unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from coterie.spec.machine import Link, MachineSpec, Tier
+
+_ROOT = Path("/")
+_NOT_MEASURED = "not measured"
+
+
+def this_machine(root: Path = _ROOT) -> MachineSpec:
+    """Describe this machine with tiers `dram` and `disk` and rule set `cache`; `units` is the CPUs that may be used.
+
+    `root` is where /proc and /sys are looked for. Source: proc(5); the kernel's cgroup-v1 and cgroup-v2 documents.
+    """
+    memory_bytes, memory_source = allowed_memory(root)
+    cpus, cpus_source = allowed_cpus(root)
+    here = Path.cwd()
+    return MachineSpec(
+        name="cpu",
+        flops_per_s=0.0,
+        flops_source=_NOT_MEASURED,
+        tiers=(
+            Tier("dram", memory_bytes, 0.0, f"capacity: {memory_source}; bandwidth: {_NOT_MEASURED}"),
+            Tier(
+                "disk", shutil.disk_usage(here).total, 0.0, f"capacity: statvfs of {here}; bandwidth: {_NOT_MEASURED}"
+            ),
+        ),
+        links=(Link("disk", "dram", 0.0, 0.0, _NOT_MEASURED),),
+        launch_host_s=0.0,
+        launch_device_s=0.0,
+        launch_source=_NOT_MEASURED,
+        rule_set="cache",
+        units=cpus,
+        notes=(f"{cpus} CPUs: {cpus_source}",),
+    )
+
+
+def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
+    """Bytes that this process may still take, and what bounds them."""
+    bounds = [_available(root)]
+    for folder in _groups(root, "memory"):
+        bounds += [bound for bound in (_limit_v2(folder), _limit_v1(folder)) if bound is not None]
+    return min(bounds)
+
+
+def allowed_cpus(root: Path = _ROOT) -> tuple[int, str]:
+    """CPUs that this process may use, and what bounds them."""
+    if hasattr(os, "sched_getaffinity"):
+        bounds = [(len(os.sched_getaffinity(0)), "affinity")]
+    else:
+        bounds = [(os.cpu_count() or 1, "the machine")]
+    for folder in _groups(root, "cpu"):
+        quota = _quota(folder)
+        if quota is not None:
+            bounds.append((max(1, int(quota)), "cgroup quota"))
+    return min(bounds)
+
+
+def _available(root: Path) -> tuple[int, str]:
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        key, _, rest = line.partition(":")
+        if key == "MemAvailable":
+            return int(rest.split()[0]) * 1024, "MemAvailable of /proc/meminfo"
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "physical memory by sysconf"
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's group and of every group above it (a limit of any of them binds)."""
+    mounts = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            bases = [mounts, mounts / "unified"]
+        elif controller in controllers.split(","):
+            bases = [mounts / controller, mounts / controllers]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for base in bases:
+            for depth in range(len(parts), -1, -1):
+                folder = base.joinpath(*parts[:depth])
+                if folder.is_dir():
+                    yield folder
+
+
+def _limit_v2(folder: Path) -> tuple[int, str] | None:
+    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+    if limit is None:
+        return None
+    cache = _stat(folder, "file") - _stat(folder, "shmem")
+    return max(0, limit - max(0, (used or 0) - cache)), f"cgroup v2 memory.max of {limit} bytes, less what is used"
+
+
+def _limit_v1(folder: Path) -> tuple[int, str] | None:
+    limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+    if limit is None:
+        return None
+    cache = _stat(folder, "total_cache") - _stat(folder, "total_shmem")
+    return max(0, limit - max(0, (used or 0) - cache)), f"cgroup v1 limit of {limit} bytes, less what is used"
+
+
+def _quota(folder: Path) -> float | None:
+    words = (_text(folder / "cpu.max") or "").split()
+    if len(words) == 2 and words[0] != "max":
+        return int(words[0]) / int(words[1])
+    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return quota / period if quota is not None and period and quota > 0 else None
+
+
+def _stat(folder: Path, key: str) -> int:
+    for line in (_text(folder / "memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file, None if there is none (no such file, or `max`)."""
+    text = (_text(path) or "").strip()
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:  # an absent file means an absent limit; so does one that may not be read
+        return None
