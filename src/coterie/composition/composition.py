@@ -1,0 +1,236 @@
+"""Composition: a router and its experts, read from a TOML file, a folder of checkpoints or a preset of the package.
+
+Knows nothing about what a checkpoint holds, beyond that its folder has a config.json.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coterie.composition.expert import Expert, is_expert_name
+from coterie.composition.hub import find_checkpoint
+from coterie.composition.routers.rules import Match, Rule, compile_keywords
+from coterie.composition.schema import COMPOSITION
+from coterie.composition.validate import nearest, validate
+from coterie.core.errors import CompositionError, NotFoundError
+
+PRESETS = Path(__file__).parent / "presets"
+COMPOSITION_FILE = "composition.toml"
+DEFAULT_MARGIN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """What the file says about the router. `threshold` None means the router's own default.
+
+    `margin`: by how much confidence another expert must lead before a conversation moves to it.
+    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical".
+    """
+
+    kind: str
+    fallback: str
+    threshold: float | None = None
+    margin: float = DEFAULT_MARGIN
+    match: Match = "first"
+    rules: tuple[Rule, ...] = ()
+    weights: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A router and its experts. `root` is the folder from which relative paths are read."""
+
+    name: str
+    experts: tuple[Expert, ...]
+    router: RouterSpec | None
+    root: Path
+    description: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts' names, in the order of the file."""
+        return tuple(expert.name for expert in self.experts)
+
+    def expert(self, name: str) -> Expert:
+        """The expert of that name. Raises NotFoundError with the nearest names."""
+        for expert in self.experts:
+            if expert.name == name:
+                return expert
+        raise NotFoundError(
+            self.name, f"there is no expert {name!r} among {len(self.experts)}", name_hint(name, self.names)
+        )
+
+
+def name_hint(name: str, names: Sequence[str]) -> str:
+    """What to say to someone who gave a name that no expert has."""
+    close = nearest(name, names)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"the experts are {shown}"
+
+
+def load_composition(ref: str) -> Composition:
+    """Read a composition: the name of a preset ("demo"), a .toml file, or a folder.
+
+    A folder with composition.toml is that file; one with config.json is a composition of one expert; in any other, each
+    subfolder with a config.json is an expert, without a router. A preset's name goes before a folder of that name
+    (write ./demo for the folder).
+
+    Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change), UnsupportedError
+    (a router kind that comes later).
+    """
+    path = PRESETS / ref / COMPOSITION_FILE
+    if not (is_expert_name(ref) and path.is_file()):
+        path = Path(ref).expanduser()
+    if path.is_dir():
+        return _from_file(path / COMPOSITION_FILE) if (path / COMPOSITION_FILE).is_file() else _from_folder(path)
+    if not path.exists():
+        presets = sorted(found.parent.name for found in PRESETS.glob(f"*/{COMPOSITION_FILE}"))
+        raise NotFoundError(
+            ref, "there is no such file or folder", f"give a .toml file, a folder or {' or '.join(presets)}"
+        )
+    return _from_file(path)
+
+
+def _from_folder(folder: Path) -> Composition:
+    root = folder.resolve()
+    single = (root / "config.json").is_file()
+    found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
+    if not found:
+        fact = "no expert: neither this folder nor a folder in it has a config.json"
+        raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
+    for path in (root, *found):
+        if not is_expert_name(path.name):
+            raise CompositionError(
+                str(folder), f"folder name {path.name!r} cannot be a name", "rename it: " + _NAME_RULE
+            )
+    return Composition(root.name, tuple(Expert(path.name, checkpoint=path) for path in found), None, root)
+
+
+_NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
+
+
+def _from_file(path: Path) -> Composition:
+    file = str(path)
+    try:
+        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CompositionError(file, f"byte {error.start} is not UTF-8", "save the file as UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise CompositionError(file, f"this is not TOML: {error}", "mend the file at that place") from error
+    except OSError as error:
+        raise CompositionError(
+            file, f"it cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from error
+    validate(values, COMPOSITION, file)
+    root = path.resolve().parent
+    experts = _experts(values["expert"], root, file)
+    names = [expert.name for expert in experts]
+    router = _router(values["router"], names, root, file) if "router" in values else None
+    return Composition(values["name"], tuple(experts), router, root, values.get("description", ""))
+
+
+def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list[Expert]:
+    experts: dict[str, Expert] = {}
+    for number, table in enumerate(tables, start=1):
+        where = f"{file}: expert[{number}] {table['name']!r}"
+        for expert in _counted(table, _one_expert(table, root, where), where):
+            if expert.name in experts:
+                fact = f"the name {expert.name!r} is already taken by an expert above"
+                raise CompositionError(where, fact, "give each expert a name of its own")
+            experts[expert.name] = expert
+    return list(experts.values())
+
+
+def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
+    name, description = table["name"], table.get("description", "")
+    if "checkpoint" in table:
+        checkpoint = find_checkpoint(table["checkpoint"], table.get("revision", "main"), root, where)
+        return Expert(name, checkpoint=checkpoint, description=description)
+    config = table["config"]
+    if "/" in config or config.endswith(".json"):
+        path = root / Path(config).expanduser()
+        if not path.is_file():
+            raise CompositionError(
+                f"{where}.config", f"config = {config!r}: no file {path}", "give a config.json that exists"
+            )
+        config = str(path)
+    return Expert(name, config=config, description=description)
+
+
+def _counted(table: Mapping[str, Any], expert: Expert, where: str) -> list[Expert]:
+    marked = "{i}" in expert.name
+    if marked and "count" not in table:
+        raise CompositionError(
+            f"{where}.name", "{i} in a name has no meaning without count", "give count or take {i} out"
+        )
+    if not marked and table.get("count", 1) > 1:
+        fact = f"count = {table['count']} would make experts of one and the same name"
+        raise CompositionError(f"{where}.count", fact, f'write name = "{expert.name}-{{i}}"')
+    names = [expert.name.replace("{i}", str(i)) for i in range(table["count"])] if marked else [expert.name]
+    for name in names:
+        if not is_expert_name(name):
+            raise CompositionError(f"{where}.name", f"{name!r} cannot be a name", _NAME_RULE)
+    return [replace(expert, name=name) for name in names]
+
+
+def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: str) -> RouterSpec:
+    _expect_expert(table["fallback"], names, f"{file}: router.fallback", "fallback")
+    rules: list[Rule] = []
+    for number, rule in enumerate(table.get("rule", ()), start=1):
+        where = f"{file}: router.rule[{number}]"
+        _expect_expert(rule["expert"], names, f"{where}.expert", "expert")
+        rules.append(_rule(rule, str(number), where))
+    weights = None
+    if table["kind"] == "lexical":
+        name = table.get("weights", "router.npz")
+        weights = root / Path(name).expanduser()
+        if not weights.is_file():
+            raise CompositionError(
+                f"{file}: router.weights", f"weights = {name!r}: no file {weights}", "train the router"
+            )
+    return RouterSpec(
+        kind=table["kind"],
+        fallback=table["fallback"],
+        threshold=table.get("threshold"),
+        margin=table.get("margin", DEFAULT_MARGIN),
+        match=table.get("match", "first"),
+        rules=tuple(rules),
+        weights=weights,
+    )
+
+
+def _expect_expert(name: str, names: Sequence[str], where: str, key: str) -> None:
+    if name not in names:
+        raise CompositionError(where, f"{key} = {name!r} is not an expert of this composition", name_hint(name, names))
+
+
+def _rule(table: Mapping[str, Any], number: str, where: str) -> Rule:
+    name, pattern = table.get("name", number), None
+    if "pattern" in table:
+        try:
+            pattern = re.compile(table["pattern"])
+        except re.error as error:
+            fact = f"rule {name}: pattern = {table['pattern']!r} is not a regular expression: {error}"
+            raise CompositionError(f"{where}.pattern", fact, "mend the pattern") from error
+    low, high = table.get("min_chars", 0), table.get("max_chars")
+    if high is not None and low > high:
+        fact = f"rule {name}: min_chars = {low} is above max_chars = {high}, so it never holds"
+        raise CompositionError(where, fact, "make min_chars the smaller one")
+    return Rule(
+        name=name,
+        expert=table["expert"],
+        keywords=compile_keywords(table["keywords"]) if "keywords" in table else None,
+        pattern=pattern,
+        min_chars=low,
+        max_chars=high,
+        language=table.get("language"),
+        weight=float(table.get("weight", 1.0)),
+        confidence=float(table.get("confidence", 1.0)),
+    )

@@ -1,0 +1,31 @@
+"""Expert: one model of a composition, by name, and the rule that its name must follow.
+
+Knows nothing about what is inside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe in `@name`, in a URL path and as a model id
+_NAME = re.compile(NAME_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One model. `checkpoint` is a Hugging Face folder; an expert without bytes has `config` instead.
+
+    `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    config: str | None = None
+    description: str = ""
+
+
+def is_expert_name(text: str) -> bool:
+    """Whether `text` can name an expert: letters, digits, dot, dash and underscore, 64 at most, no leading mark."""
+    return _NAME.fullmatch(text) is not None

@@ -1,0 +1,61 @@
+"""Finds a checkpoint's folder: a path, or a Hugging Face id that is already in the local cache.
+
+Knows nothing about networks: what is not on this machine is an error that says so.
+
+Cache layout: <cache>/models--<owner>--<name>/snapshots/<commit>/, and refs/<branch or tag> whose text is the commit
+(huggingface_hub, "Understand caching").
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from coterie.core.errors import CompositionError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub, the first that is set."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
+
+
+def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
+    """The folder of a checkpoint that is given as a path (relative to `root`) or as a Hugging Face id.
+
+    Raises CompositionError when there is no such folder, or it has no config.json.
+    """
+    folder = root / Path(ref).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            fact = f"checkpoint = {ref!r}: the folder {folder} has no config.json"
+            raise CompositionError(f"{where}.checkpoint", fact, "give a Hugging Face checkpoint folder")
+        return folder
+    if _HUB_ID.fullmatch(ref) is None:
+        fact = f"checkpoint = {ref!r}: there is no folder {folder}"
+        raise CompositionError(
+            f"{where}.checkpoint", fact, "give a folder that exists; paths start from the file's own folder"
+        )
+    snapshot = _snapshot(ref, revision, where)
+    if snapshot is None:
+        fact = f"checkpoint = {ref!r}: no folder {folder}, and revision {revision!r} is not in the cache {hub_cache()}"
+        raise CompositionError(f"{where}.checkpoint", fact, "give a folder that exists, or download that model first")
+    return snapshot
+
+
+def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
+    if _REVISION.fullmatch(revision) is None or ".." in revision:
+        raise CompositionError(
+            f"{where}.revision", f"revision = {revision!r} cannot be a revision", "give a branch or a commit"
+        )
+    model = hub_cache() / f"models--{hub_id.replace('/', '--')}"
+    ref = model / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    snapshot = model / "snapshots" / commit
+    return snapshot if (snapshot / "config.json").is_file() else None

@@ -1,0 +1,82 @@
+"""What a router is: two pure steps, `ask` and `decide`, with whatever the engine runs in between.
+
+    prompt -> ask -> (asks) -> the engine answers them -> decide(prompt, answers) -> Route
+
+Knows nothing about composition files, engines or any one kind of router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+UNLIKELY = 0.005  # runners-up below half a percent are left out of a Route
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a router reads: `text` is the last user message; `messages` the whole conversation, if there is one."""
+
+    text: str
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """The prompt of a conversation of {"role", "content"} messages; `text` is empty without a user message."""
+        texts = [m["content"] for m in messages if m["role"] == "user"]
+        return cls(texts[-1] if texts else "", tuple(messages))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Something that a router wants to know from a model before it decides."""
+
+    expert: str
+    text: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A decision. `confidence` is the router's own for `expert`, in [0, 1]; `reason` says in words why.
+
+    `runners_up` are the other experts and their confidences, best first, without those below UNLIKELY.
+    `is_fallback`: the router was unsure, or knew that no expert fits, and chose the fallback.
+    """
+
+    expert: str
+    confidence: float
+    runners_up: tuple[tuple[str, float], ...]
+    reason: str
+    is_fallback: bool = False
+
+    def confidence_in(self, expert: str) -> float:
+        """The router's confidence in that expert; 0 where it is too small to be listed."""
+        return self.confidence if expert == self.expert else dict(self.runners_up).get(expert, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The route as plain values, for JSON."""
+        return {
+            "expert": self.expert,
+            "confidence": round(self.confidence, 4),
+            "is_fallback": self.is_fallback,
+            "reason": self.reason,
+            "runners_up": [{"expert": name, "confidence": round(share, 4)} for name, share in self.runners_up],
+        }
+
+
+class Router(Protocol):
+    """Chooses an expert for a prompt, in two steps without side effects: the same input gives the same Route."""
+
+    def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
+        """What must be answered by models first; empty for routers that read the text alone."""
+
+    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+        """The decision, given the answers to `ask`, in its order."""
+
+
+def ranked(confidences: Mapping[str, float], chosen: str) -> tuple[tuple[str, float], ...]:
+    """All experts but the chosen one, best first, ties by name, without the unlikely ones: a Route's runners_up."""
+    others = [(name, share) for name, share in confidences.items() if name != chosen and share >= UNLIKELY]
+    return tuple(sorted(others, key=lambda item: (-item[1], item[0])))

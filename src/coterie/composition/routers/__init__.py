@@ -1,0 +1,4 @@
+"""The kinds of router, one file each.
+
+Knows nothing about composition files.
+"""

@@ -1,0 +1,207 @@
+"""The lexical router: a linear classifier over hashed character n-grams, scored with NumPy from stored arrays.
+
+Knows nothing about how it was trained (lexical_train.py does).
+
+x is 1/sqrt(n) in the prompt's n distinct buckets, so |x| = 1. Confidences are softmax((W x + b) / temperature). One
+class may stand for "no expert": its confidence counts for the fallback.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.composition.router import Ask, Prompt, Route, ranked
+from coterie.composition.routers.features import HashSettings, WordFeatures, distinct_buckets, word_features
+from coterie.core.errors import CompositionError
+
+FORMAT_VERSION = 1
+OTHER = "(other)"  # no expert can have this name
+NUM_REASONS = 3
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LexicalWeights:
+    """A trained classifier. `classes` are expert names, and OTHER where questions for no expert were trained.
+
+    weights_XF: one row per class (X) over hash buckets (F). bias_X. `temperature` divides the scores. `threshold`
+    is the calibrated one. `settings` say how it was trained, as plain values.
+    """
+
+    classes: tuple[str, ...]
+    weights_XF: F32
+    bias_X: F32
+    temperature: float
+    threshold: float
+    hashing: HashSettings
+    settings: Mapping[str, Any]
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The classes that are experts."""
+        return tuple(name for name in self.classes if name != OTHER)
+
+    def confidences(self, words: tuple[WordFeatures, ...]) -> npt.NDArray[np.float64]:
+        """Confidence per class [X]; they sum to one."""
+        buckets = distinct_buckets(words)
+        scores = self.weights_XF[:, buckets].sum(axis=1, dtype=np.float64) / np.sqrt(max(len(buckets), 1))
+        scaled = (scores + self.bias_X) / self.temperature
+        shares = np.exp(scaled - scaled.max())
+        return np.asarray(shares / shares.sum(), dtype=np.float64)
+
+    def telling_words(self, words: tuple[WordFeatures, ...], chosen: int) -> tuple[str, ...]:
+        """The words that spoke most for the chosen class over the mean of all classes, strongest first."""
+        lead_F = self.weights_XF[chosen] - self.weights_XF.mean(axis=0)
+        spoke: dict[str, float] = {}
+        for word in words:
+            spoke[word.word] = max(spoke.get(word.word, 0.0), float(lead_F[word.buckets].sum()))
+        best = sorted(spoke, key=lambda word: -spoke[word])[:NUM_REASONS]
+        return tuple(word for word in best if spoke[word] > 0.25 * spoke[best[0]])
+
+
+class LexicalRouter:
+    """Chooses the expert whose training questions the prompt resembles most, or the fallback when it is unsure."""
+
+    def __init__(self, weights: LexicalWeights, fallback: str, threshold: float | None = None) -> None:
+        self.weights, self.fallback = weights, fallback
+        self.threshold = weights.threshold if threshold is None else threshold
+
+    def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
+        """Nothing: the text is enough."""
+        return ()
+
+    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+        """The route of the last user message."""
+        words = word_features(prompt.text, self.weights.hashing)
+        if not words:
+            return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)
+        shares = self.weights.confidences(words)
+        confidences: dict[str, float] = {}
+        for name, share in zip(self.weights.classes, shares, strict=True):
+            owner = self.fallback if name == OTHER else name
+            confidences[owner] = min(1.0, confidences.get(owner, 0.0) + float(share))
+        best = int(shares.argmax())
+        name, share = self.weights.classes[best], float(shares[best])
+        if name == OTHER:
+            return self._fall_back(confidences, "it reads like none of the experts' questions")
+        if share < self.threshold and name != self.fallback:
+            reason = f"the best expert, {name}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
+            return self._fall_back(confidences, reason)
+        telling = ", ".join(repr(word) for word in self.weights.telling_words(words, best))
+        return Route(name, confidences[name], ranked(confidences, name), f"because: {telling or 'its wording'}")
+
+    def _fall_back(self, confidences: Mapping[str, float], reason: str) -> Route:
+        share = confidences.get(self.fallback, 0.0)
+        return Route(self.fallback, share, ranked(confidences, self.fallback), reason, is_fallback=True)
+
+
+def write_weights(path: Path, weights: LexicalWeights) -> None:
+    """Write a classifier as a compressed .npz of plain arrays; weights are rounded to half precision."""
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            version=np.int64(FORMAT_VERSION),
+            classes=np.asarray(weights.classes),
+            weights=weights.weights_XF.astype(np.float16),
+            bias=weights.bias_X.astype(np.float32),
+            calibration=np.asarray([weights.temperature, weights.threshold], dtype=np.float64),
+            hashing=np.asarray([weights.hashing.ngram_min, weights.hashing.ngram_max, weights.hashing.dimension]),
+            settings=np.asarray(json.dumps(weights.settings, sort_keys=True)),
+        )
+
+
+def read_weights(path: Path) -> LexicalWeights:
+    """Read a classifier written by `write_weights`. Nothing in the file is executed.
+
+    Raises CompositionError when the file cannot be read, an array is missing, or shapes, version or values do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, KeyError) as error:
+        # AttributeError: np.load gives an array, not an archive, for an .npy file
+        raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
+    missing = [name for name in _SHAPES if name not in stored]
+    if missing:
+        raise CompositionError(str(path), f"the router file has no {', '.join(missing)}", _TRAIN_AGAIN)
+    version = stored["version"]
+    if version.shape != () or version != FORMAT_VERSION:
+        fact = f"the router file has format version {version}, but this program reads {FORMAT_VERSION}"
+        raise CompositionError(str(path), fact, _TRAIN_AGAIN)
+    _check_arrays(path, stored)
+    temperature, threshold = map(float, stored["calibration"])
+    return LexicalWeights(
+        classes=tuple(map(str, stored["classes"])),
+        weights_XF=stored["weights"].astype(np.float32),
+        bias_X=stored["bias"].astype(np.float32),
+        temperature=temperature,
+        threshold=threshold,
+        hashing=HashSettings(*map(int, stored["hashing"])),
+        settings=_read_settings(path, str(stored["settings"])),
+    )
+
+
+_TRAIN_AGAIN = "train the router again (demo/train_router.py)"
+_SHAPES = {
+    "version": "",
+    "classes": "X",
+    "weights": "XF",
+    "bias": "X",
+    "calibration": "2",
+    "hashing": "3",
+    "settings": "",
+}
+_KINDS = {
+    "version": "i",
+    "classes": "U",
+    "weights": "f",
+    "bias": "f",
+    "calibration": "f",
+    "hashing": "i",
+    "settings": "U",
+}
+
+
+def _check_arrays(path: Path, stored: Mapping[str, npt.NDArray[Any]]) -> None:
+    sizes = {"X": stored["classes"].size, "F": int(stored["hashing"].flat[2]) if stored["hashing"].size == 3 else -1}
+    for name, letters in _SHAPES.items():
+        expected = tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
+        array = stored[name]
+        if array.shape != expected or array.dtype.kind != _KINDS[name]:
+            fact = (
+                f"{name} is {array.dtype}{list(array.shape)}, not of kind {_KINDS[name]!r} and shape {list(expected)}"
+            )
+            raise CompositionError(str(path), fact, _TRAIN_AGAIN)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CompositionError(str(path), f"{name} holds values that are not finite", _TRAIN_AGAIN)
+    low, high, dimension = map(int, stored["hashing"])
+    temperature, threshold = map(float, stored["calibration"])
+    classes = stored["classes"].tolist()
+    faults = {
+        f"n-grams of {low} to {high} characters in {dimension} buckets": 1 <= low <= high <= 16 and dimension >= 1,
+        f"temperature {temperature}": temperature > 0,
+        f"threshold {threshold}": 0 <= threshold <= 1,
+        f"classes {classes}": len(classes) == len(set(classes)) and any(name != OTHER for name in classes),
+    }
+    for fact, is_right in faults.items():
+        if not is_right:
+            raise CompositionError(str(path), f"the router file has {fact}, which cannot be", _TRAIN_AGAIN)
+
+
+def _read_settings(path: Path, text: str) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CompositionError(str(path), f"its training settings are not JSON: {error}", _TRAIN_AGAIN) from error
+    if not isinstance(settings, dict):
+        raise CompositionError(str(path), "its training settings are not a JSON object", _TRAIN_AGAIN)
+    return settings

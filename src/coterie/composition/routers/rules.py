@@ -1,0 +1,99 @@
+"""The rules router: keywords, regular expressions, length and language, in the order of the composition file.
+
+Knows nothing about files: rules come compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from coterie.composition.router import Ask, Prompt, Route, ranked
+from coterie.composition.routers.language import guess_language
+
+Match = Literal["first", "weight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule; it holds when every condition that is given holds. Lengths are in characters.
+
+    `keywords`: one of them occurs as a whole word or phrase. `weight` counts under match "weight", `confidence` under
+    match "first".
+    """
+
+    name: str
+    expert: str
+    keywords: re.Pattern[str] | None = None
+    pattern: re.Pattern[str] | None = None
+    min_chars: int = 0
+    max_chars: int | None = None
+    language: str | None = None
+    weight: float = 1.0
+    confidence: float = 1.0
+
+    def why(self, text: str) -> str | None:
+        """The conditions that hold, in words, or None when one does not."""
+        reasons: list[str] = []
+        for kind, pattern in (("the word", self.keywords), ("the pattern found", self.pattern)):
+            if pattern is not None:
+                found = pattern.search(text)
+                if found is None:
+                    return None
+                reasons.append(f"{kind} {found[0][:40]!r}")
+        if len(text) < self.min_chars or (self.max_chars is not None and len(text) > self.max_chars):
+            return None
+        if self.min_chars or self.max_chars is not None:
+            reasons.append(f"its length of {len(text)} characters")
+        if self.language is not None:
+            if guess_language(text) != self.language:
+                return None
+            reasons.append(f"its language {self.language}")
+        return " and ".join(reasons)
+
+
+def compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
+    """One pattern for all keywords: any case, whole words, any white space inside a phrase."""
+    phrases = [r"\s+".join(map(re.escape, keyword.split())) for keyword in keywords]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE)
+
+
+class RulesRouter:
+    """Chooses by the first rule that holds, or by the sum of the weights of all that hold; else the fallback.
+
+    With match "weight" an expert's confidence is its share of the weight of all rules that hold.
+    """
+
+    def __init__(self, rules: Sequence[Rule], fallback: str, threshold: float = 0.0, match: Match = "first") -> None:
+        self.rules, self.fallback, self.threshold, self.match = tuple(rules), fallback, threshold, match
+
+    def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
+        """Nothing: rules read the text alone."""
+        return ()
+
+    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+        """The route of the last user message."""
+        held = [(rule, why) for rule in self.rules if (why := rule.why(prompt.text)) is not None]
+        if not held:
+            return Route(self.fallback, 0.0, (), f"none of {len(self.rules)} rules holds", is_fallback=True)
+        confidences = self._first(held[0][0]) if self.match == "first" else self._weighed([rule for rule, _ in held])
+        best = max(confidences, key=lambda name: confidences[name])
+        share = confidences[best]
+        if share < self.threshold and best != self.fallback:
+            reason = f"the best expert, {best}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
+            return Route(self.fallback, confidences.get(self.fallback, 0.0), ranked(confidences, self.fallback), reason,
+                         is_fallback=True)  # fmt: skip
+        reason = "; ".join(f"rule {rule.name}: {why}" for rule, why in held if rule.expert == best)
+        return Route(best, share, ranked(confidences, best), reason)
+
+    def _first(self, rule: Rule) -> dict[str, float]:
+        return {rule.expert: rule.confidence}
+
+    def _weighed(self, rules: Sequence[Rule]) -> dict[str, float]:
+        total = sum(rule.weight for rule in rules)
+        weights: dict[str, float] = {}
+        for rule in rules:
+            weights[rule.expert] = weights.get(rule.expert, 0.0) + rule.weight
+        return {name: weight / total if total else 0.0 for name, weight in weights.items()}

@@ -1,0 +1,167 @@
+"""From a prompt to a Route: makes the router, and wraps it with what holds for every kind of router.
+
+    model = an expert's name ──▶ that expert, the prompt as it stands
+    "@expert ..."            ──▶ that expert, the address taken off
+    anything else            ──▶ the router, and a conversation stays with its expert unless another leads by the margin
+
+Knows nothing about engines: what a router asks of a model is answered by the caller, between `begin` and `finish`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from coterie.composition.composition import Composition, RouterSpec, name_hint
+from coterie.composition.router import Ask, Prompt, Route, Router, ranked
+from coterie.composition.routers.lexical import LexicalRouter, read_weights
+from coterie.composition.routers.rules import RulesRouter
+from coterie.composition.validate import nearest
+from coterie.core.errors import CompositionError, NotFoundError, RequestError, UsageError
+
+_ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._-]*)([:,]?)(?=\s|$)\s*")
+_LIKE_A_NAME = 0.75  # similarity from which an unknown @name counts as a misspelt expert, not as part of the prompt
+
+
+def make_router(composition: Composition) -> Router | None:
+    """The composition's router, or None when it has none.
+
+    Raises CompositionError when the router's trained file is damaged or was trained for other experts.
+    """
+    if composition.router is None:
+        return None
+    return ROUTERS[composition.router.kind](composition.router, composition)
+
+
+def _make_rules(spec: RouterSpec, composition: Composition) -> Router:
+    return RulesRouter(spec.rules, spec.fallback, spec.threshold or 0.0, spec.match)
+
+
+def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
+    if spec.weights is None:
+        raise CompositionError(composition.name, "the lexical router has no weights", "give router.weights")
+    weights = read_weights(spec.weights)
+    unknown = [name for name in weights.experts if name not in composition.names]
+    if unknown:
+        fact = f"it was trained for {', '.join(map(repr, unknown))}, which this composition does not have"
+        raise CompositionError(str(spec.weights), fact, "train the router again for the experts of this composition")
+    return LexicalRouter(weights, spec.fallback, spec.threshold)
+
+
+ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {"rules": _make_rules, "lexical": _make_lexical}
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A routing that has begun. `prompt` is what the chosen expert gets (an address is taken off); `asks` want answers.
+
+    `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has.
+    """
+
+    prompt: Prompt
+    asks: tuple[Ask, ...]
+    route: Route | None
+    previous: str | None
+
+
+class Routing:
+    """A composition's way of choosing an expert. Pure: equal prompt, model and previous expert give an equal Route."""
+
+    def __init__(self, composition: Composition) -> None:
+        self.composition = composition
+        self.router = make_router(composition)
+
+    def begin(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> Pending:
+        """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
+
+        Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
+        routers that ask nothing can do that.
+
+        Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's),
+        RequestError (no text).
+        """
+        if model is not None and model != self.composition.name:
+            name = self.composition.expert(model).name
+            return Pending(prompt, (), Route(name, 1.0, (), f"{name} was named as the model"), None)
+        addressed, addressee = self._take_address(prompt)
+        if not addressed.text.strip():
+            raise RequestError("prompt", "the last user message has no text", "write a question")
+        if addressee is not None:
+            return Pending(addressed, (), Route(addressee, 1.0, (), f"the prompt is addressed to @{addressee}"), None)
+        if previous is not None:
+            self.composition.expert(previous)
+        asks = self.router.ask(addressed) if self.router is not None else ()
+        if previous is None and self.router is not None and not asks:
+            previous = self._replay(prompt)
+        return Pending(addressed, asks, None, previous)
+
+    def finish(self, pending: Pending, results: Sequence[str] = ()) -> Route:
+        """Second step, with the answers to `pending.asks` in their order.
+
+        Raises UsageError when there is no router and more than one expert.
+        """
+        if pending.route is not None:
+            return pending.route
+        spec, names = self.composition.router, self.composition.names
+        if self.router is None or spec is None:
+            if len(names) == 1:
+                return Route(names[0], 1.0, (), "it is the only expert")
+            fact = f"there is no router to choose among {len(names)} experts"
+            raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
+        return stay(self.router.decide(pending.prompt, results), pending.previous, spec.fallback, spec.margin)
+
+    def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
+        """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert."""
+        pending = self.begin(prompt, model, previous)
+        return self.finish(pending), pending.prompt
+
+    def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:
+        """The prompt without addresses, and the expert that its last user message is addressed to."""
+        text, name = self._split(prompt.text)
+        if name is None:
+            self._refuse_misspelt(prompt.text)
+        messages = tuple(
+            {**m, "content": self._split(m["content"])[0]} if m["role"] == "user" else m for m in prompt.messages
+        )
+        return Prompt(text, messages), name
+
+    def _split(self, text: str) -> tuple[str, str | None]:
+        match = _ADDRESS.match(text)
+        if match is None or match[1] not in self.composition.names:
+            return text, None
+        return text[match.end() :], match[1]
+
+    def _refuse_misspelt(self, text: str) -> None:
+        """An @name like no expert's is a part of the prompt (a handle, code); one much like it is a mistake."""
+        match = _ADDRESS.match(text)
+        if match is not None and nearest(match[1], self.composition.names, cutoff=_LIKE_A_NAME):
+            remedy = f"{name_hint(match[1], self.composition.names)} (with a space after the @ it is ordinary text)"
+            raise NotFoundError("prompt", f"there is no expert @{match[1]}", remedy)
+
+    def _replay(self, prompt: Prompt) -> str | None:
+        """The expert that the conversation has before its last user message: each earlier one is routed in turn."""
+        spec, previous = self.composition.router, None
+        if self.router is None or spec is None:
+            return None
+        for message in [m for m in prompt.messages if m["role"] == "user"][:-1]:
+            text, name = self._split(message["content"])
+            route = stay(self.router.decide(Prompt(text)), previous, spec.fallback, spec.margin)
+            previous = name if name is not None else route.expert
+        return previous
+
+
+def stay(route: Route, previous: str | None, fallback: str, margin: float) -> Route:
+    """Keep a conversation with its expert unless the new one leads by at least `margin` of confidence.
+
+    A conversation that the fallback has is free to move: the fallback was nobody's choice.
+    """
+    if previous is None or previous in (route.expert, fallback):
+        return route
+    share = route.confidence_in(previous)
+    if route.confidence - share >= margin:
+        return route
+    reason = f"the conversation stays: {route.expert} leads by {route.confidence - share:.0%}, less than {margin:.0%}"
+    confidences = {**dict(route.runners_up), route.expert: route.confidence}
+    return replace(route, expert=previous, confidence=share, runners_up=ranked(confidences, previous), reason=reason,
+                   is_fallback=False)  # fmt: skip

@@ -1,0 +1,179 @@
+"""The composition file's keys, in one table from which both the checks and the published JSON Schema are made.
+
+Knows nothing about what the values mean to a router or a model.
+
+`python -m coterie.composition.schema` prints schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from coterie.composition.expert import NAME_PATTERN
+from coterie.composition.routers.language import LANGUAGES
+
+KeyType = Literal["string", "integer", "number", "strings", "table", "tables"]
+NOT_BLANK = r"\S"
+SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: its type, bounds, and what it means in half a line. `pattern` is matched against the whole string."""
+
+    name: str
+    type: KeyType
+    meaning: str
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    pattern_meaning: str = ""
+    may_be_empty: bool = False
+    table: Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The keys that a TOML table may have.
+
+    `exactly_one`: of these keys one must be there. `at_least_one`: likewise, one or more. `needs`: a key -> the key
+    without which it has no meaning. `variants`: further keys, chosen by the value of the key `kind`.
+    """
+
+    keys: tuple[Key, ...]
+    exactly_one: tuple[str, ...] = ()
+    at_least_one: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Table] = field(default_factory=dict)
+
+
+_COUNTED_NAME = r"(?:[A-Za-z0-9]|\{i\})(?:[A-Za-z0-9._-]|\{i\}){0,63}"
+_NAME_MEANING = "letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
+
+RULE = Table(
+    keys=(
+        Key("expert", "string", "the expert that this rule chooses", required=True),
+        Key("name", "string", "what the rule is called in explanations and errors"),
+        Key("keywords", "strings", "words or phrases of which one must occur; upper and lower case are the same"),
+        Key("pattern", "string", "a regular expression that must be found; write (?i) to ignore case"),
+        Key("min_chars", "integer", "the prompt has at least so many characters", minimum=0),
+        Key("max_chars", "integer", "the prompt has at most so many characters", minimum=0),
+        Key("language", "string", "the prompt is in this language", choices=LANGUAGES),
+        Key("weight", "number", 'what the rule counts for when match = "weight"', minimum=0),
+        Key("confidence", "number", 'how sure the rule is when match = "first"', minimum=0, maximum=1),
+    ),
+    at_least_one=("keywords", "pattern", "min_chars", "max_chars", "language"),
+)
+
+RULES = Table(
+    keys=(
+        Key(
+            "match",
+            "string",
+            "the first rule that holds, or the expert with the most weight",
+            choices=("first", "weight"),
+        ),
+        Key("rule", "tables", "the rules, in order", required=True, table=RULE),
+    )
+)
+
+LEXICAL = Table(keys=(Key("weights", "string", "the trained classifier, an .npz file; router.npz if left out"),))
+
+ROUTER = Table(
+    keys=(
+        Key("kind", "string", "how prompts are routed", required=True),
+        Key("fallback", "string", "the expert that answers when the router is unsure", required=True),
+        Key("threshold", "number", "below this confidence the fallback answers", minimum=0, maximum=1),
+        Key("margin", "number", "by how much confidence another expert must lead before a conversation moves to it",
+            minimum=0, maximum=1),
+    ),
+    variants={"rules": RULES, "lexical": LEXICAL},
+)  # fmt: skip
+
+EXPERT = Table(
+    keys=(
+        Key("name", "string", "the expert's name; {i} counts from 0 where count is given", required=True,
+            pattern=_COUNTED_NAME, pattern_meaning=_NAME_MEANING),
+        Key("checkpoint", "string", "a folder with config.json, or a Hugging Face id that is in the local cache"),
+        Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
+        Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
+        Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
+        Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
+    ),
+    exactly_one=("checkpoint", "config"),
+    needs={"count": "config", "revision": "checkpoint"},
+)  # fmt: skip
+
+COMPOSITION = Table(
+    keys=(
+        Key("name", "string", "the composition's name, which is also a model id", required=True,
+            pattern=NAME_PATTERN, pattern_meaning=_NAME_MEANING),
+        Key("description", "string", "what the composition is for", may_be_empty=True),
+        Key("router", "table", "how prompts find their expert; may be left out", table=ROUTER),
+        Key("expert", "tables", "the experts", required=True, table=EXPERT),
+    )
+)  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """The composition file as a JSON Schema (draft 2020-12)."""
+    return {"$schema": SCHEMA_ID, "title": "Coterie composition", **_table_schema(COMPOSITION)}
+
+
+def schema_text() -> str:
+    """schema.json, as published."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+def _table_schema(table: Table) -> dict[str, Any]:
+    if table.variants:
+        return {"oneOf": [_variant_schema(table, kind, more) for kind, more in table.variants.items()]}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {key.name: _key_schema(key) for key in table.keys},
+        "required": [key.name for key in table.keys if key.required],
+        "additionalProperties": False,
+    }
+    if table.exactly_one:
+        schema["oneOf"] = [{"required": [name]} for name in table.exactly_one]
+    if table.at_least_one:
+        schema["anyOf"] = [{"required": [name]} for name in table.at_least_one]
+    if table.needs:
+        schema["dependentRequired"] = {name: [other] for name, other in table.needs.items()}
+    return schema
+
+
+def _variant_schema(table: Table, kind: str, more: Table) -> dict[str, Any]:
+    schema = _table_schema(Table(keys=table.keys + more.keys))
+    schema["properties"]["kind"] = {"const": kind, "description": schema["properties"]["kind"]["description"]}
+    return schema
+
+
+def _key_schema(key: Key) -> dict[str, Any]:
+    schema: dict[str, Any] = {"description": key.meaning}
+    if key.table is not None:
+        inner = _table_schema(key.table)
+        return schema | (inner if key.type == "table" else {"type": "array", "minItems": 1, "items": inner})
+    if key.type == "strings":
+        return schema | {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": NOT_BLANK}}
+    schema["type"] = key.type
+    if key.minimum is not None:
+        schema["minimum"] = key.minimum
+    if key.maximum is not None:
+        schema["maximum"] = key.maximum
+    if key.choices:
+        schema["enum"] = list(key.choices)
+    if key.pattern:
+        schema["pattern"] = f"^(?:{key.pattern})$"
+    if key.type == "string" and not (key.choices or key.pattern or key.may_be_empty):
+        schema["pattern"] = NOT_BLANK
+    return schema
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")
