@@ -109,6 +109,10 @@ class GraphBuilder:
             raise ValueError(f"value {name} is declared as {self._values[name]} and as {new}")
         return name
 
+    def shape(self, name: str) -> Shape:
+        """The shape of a declared value. Raises KeyError."""
+        return self._values[name].shape
+
     def op(self, kind: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attrs: Attr) -> None:
         """Append an op to the current stage."""
         full = f"{self.stage}/{name}"

@@ -1,0 +1,71 @@
+"""A Hugging Face checkpoint folder: config.json and the tensors of one or many safetensors files.
+
+Knows nothing about architectures: which tensors there should be is decided by models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.safetensors import TensorInfo, read_header
+from coterie.core.errors import CheckpointError
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose headers were read and checked: the config as in the file, and every tensor by name."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @staticmethod
+    def open(path: str | Path) -> Checkpoint:
+        """Read config.json and every safetensors header. Raises CheckpointError or UnsupportedError."""
+        folder = Path(path)
+        if not folder.is_dir():
+            fact = "is a file" if folder.exists() else "does not exist"
+            raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", "check the path")
+        config = read_object(folder / CONFIG)
+        if (folder / SINGLE).exists():
+            return Checkpoint(folder, config, read_header(folder / SINGLE))
+        if (folder / INDEX).exists():
+            return Checkpoint(folder, config, _read_sharded(folder))
+        raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", "save it as safetensors")
+
+
+def _others(folder: Path) -> str:
+    found = sorted(p.name for suffix in ("*.bin", "*.gguf", "*.pt", "*.safetensors") for p in folder.glob(suffix))
+    return f" (but {', '.join(found[:3])})" if found else ""
+
+
+def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
+    where = folder / INDEX
+    weight_map = read_object(where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(str(where), "has no weight_map", "download the index again")
+    tensors: dict[str, TensorInfo] = {}
+    for file_name in dict.fromkeys(weight_map.values()):
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(str(where), f"names {file_name!r}, which is not a file of this folder", "mend it")
+        if not (folder / file_name).exists():
+            fact = f"names {file_name}, which does not exist"
+            raise CheckpointError(str(where), fact, "download the missing file")
+        for name, info in read_header(folder / file_name).items():
+            if name in tensors:
+                fact = f"{name} is in {Path(tensors[name].shard.path).name} and again in {file_name}"
+                raise CheckpointError(str(where), fact, "save the checkpoint again")
+            tensors[name] = info
+    for name, file_name in weight_map.items():
+        if name not in tensors or Path(tensors[name].shard.path).name != file_name:
+            fact = f"says that {name} is in {file_name}, which does not hold it"
+            raise CheckpointError(str(where), fact, "download the index and the shards again")
+    return tensors

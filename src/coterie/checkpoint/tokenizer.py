@@ -1,0 +1,117 @@
+"""Text to token ids and back: tokenizer.json through the `tokenizers` library, and text that arrives token by token.
+
+Knows nothing about models or chat templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import tokenizers
+
+from coterie.checkpoint.files import read_object_if_present
+from coterie.core.errors import CheckpointError
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+_BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder. Folders with equal tokenizer.json share one."""
+
+    def __init__(self, library_tokenizer: tokenizers.Tokenizer, where: str) -> None:
+        self._tokenizer, self._where = library_tokenizer, where
+        self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @staticmethod
+    def from_folder(path: str | Path) -> Tokenizer:
+        """Read tokenizer.json. Raises CheckpointError when it is missing or damaged."""
+        file = Path(path) / TOKENIZER
+        try:
+            return _parse(file.read_bytes(), str(file))
+        except FileNotFoundError:
+            others = ", ".join(p.name for p in Path(path).glob("*tokenizer*.model"))
+            fact = "the file does not exist" + (f" (but {others})" if others else "")
+            raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json") from None
+        except OSError as error:
+            raise CheckpointError(str(file), f"cannot be read: {error.strerror}", "check the file") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return self._vocab_size
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Text from a chat template has its special tokens already."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token given by its exact text, or None."""
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None else int(found)
+
+    def detokenizer(self) -> Detokenizer:
+        """A new stream of tokens to text."""
+        return Detokenizer(self)
+
+
+class Detokenizer:
+    """Turns one answer's tokens into text as they come; the pieces together are the text of all tokens.
+
+    A piece is the text of a window with the new token less that without it, since a token's text may depend on
+    the one before (a leading space); a window starts where a piece has been given out.
+
+        tokens   ... | given out | waiting |      the first window decodes "given out", the second both
+                     ^start      ^given
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._given = 0
+        self._before = ""
+
+    def push(self, token_id: int) -> str:
+        """Add a token and return the text that is certain now; often empty, never half a UTF-8 character."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith(_BROKEN) else self._give(text)
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come; bytes that never became a character are shown as U+FFFD."""
+        return self._give(self._tokenizer.decode(self._ids))
+
+    def _give(self, text: str) -> str:
+        delta = text[len(self._before) :]
+        del self._ids[: self._given]
+        self._given = len(self._ids)
+        self._before = self._tokenizer.decode(self._ids)
+        return delta
+
+
+def special_tokens(path: str | Path) -> dict[str, str]:
+    """Named special tokens of a folder (bos_token, eos_token, ...) as text. Raises CheckpointError."""
+    folder = Path(path)
+    found: dict[str, str] = {}
+    for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
+        for key, value in read_object_if_present(folder / file).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
+
+
+@lru_cache(maxsize=8)
+def _parse(data: bytes, where: str) -> Tokenizer:
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_str(data.decode("utf-8")), where)
+    except Exception as error:  # the library raises plain Exception for every kind of bad file
+        raise CheckpointError(where, f"not a tokenizer: {error}", "download the file again") from None

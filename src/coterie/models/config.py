@@ -1,0 +1,147 @@
+"""ModelConfig: one decoder's numbers under serving names, translated once from the names of Hugging Face.
+
+Knows nothing about graphs or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.families import family_of
+from coterie.models.family import Bias, Family, Window
+from coterie.models.fields import Fields
+from coterie.models.refused import refuse_features
+from coterie.models.rope import Rope, rope_from_config
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shapes and flags of a decoder. `windows` has one entry per layer, in tokens, 0 for none."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Rope
+    windows: tuple[int, ...]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+
+    @property
+    def max_context(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return self.rope.max_context
+
+    @staticmethod
+    def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
+        """Translate the object in config.json, of the older or the newer key style.
+
+        Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming what Coterie does not run.
+        """
+        config = Fields(raw, where)
+        family = family_of(config)
+        refuse_features(config)
+        num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
+        hidden_size = config.count("hidden_size")
+        head_dim = _head_dim(config, family, hidden_size, num_heads)
+        return ModelConfig(
+            family=family.model_type,
+            vocab_size=config.count("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=config.count("intermediate_size"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=_num_kv_heads(config, family, num_heads),
+            head_dim=head_dim,
+            norm_eps=config.number("rms_norm_eps", 1e-6),
+            rope=rope_from_config(config, head_dim, config.count("max_position_embeddings", family.max_positions)),
+            windows=_windows(config, family, num_layers),
+            qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
+            o_bias=_bias(config, family.o_bias, "attention_bias"),
+            mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
+            qk_norm=family.qk_norm,
+            tied_embeddings=config.flag("tie_word_embeddings"),
+        )
+
+
+def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
+    if config.get("head_dim", family.head_dim) is None and hidden_size % num_heads:
+        fact = f"{num_heads} does not divide hidden_size {hidden_size}, and head_dim is missing"
+        raise CheckpointError(config.where, f"num_attention_heads {fact}", "give head_dim")
+    head_dim = config.count("head_dim", family.head_dim or hidden_size // num_heads)
+    if head_dim % 2:
+        raise UnsupportedError(config.where, f"head_dim {head_dim} is odd", "rope rotates halves of equal size")
+    return head_dim
+
+
+def _num_kv_heads(config: Fields, family: Family, num_heads: int) -> int:
+    """An absent key means the family's default, a null one as many as query heads."""
+    default = num_heads if "num_key_value_heads" in config.raw else family.num_kv_heads
+    num_kv_heads = config.count("num_key_value_heads", default or num_heads)
+    if num_heads % num_kv_heads:
+        raise config.wrong("num_key_value_heads", f"is {num_kv_heads}", f"a divisor of the {num_heads} attention heads")
+    return num_kv_heads
+
+
+def _bias(config: Fields, bias: Bias, key: str) -> bool:
+    return config.flag(key) if bias is Bias.BY_CONFIG else bias is Bias.ALWAYS
+
+
+def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
+    window = _window_tokens(config, family)
+    types = _layer_types(config, num_layers)
+    if family.window is Window.BY_LAYER:
+        if types is None:
+            first = config.raw.get("max_window_layers", 28)  # the default of both Qwen config classes
+            if type(first) is not int or first < 0:
+                raise config.wrong("max_window_layers", f"is {first!r}", "a whole number")
+            types = [SLIDING if window and i >= first else FULL for i in range(num_layers)]
+        if SLIDING in types and not window:
+            raise config.wrong("layer_types", f"names {SLIDING} without a window", "used with use_sliding_window")
+        return tuple(window if kind == SLIDING else 0 for kind in types)
+    uniform = SLIDING if window else FULL
+    if types is not None and set(types) != {uniform}:
+        fact = f"layer_types {sorted(set(types))} with a window of {window} tokens is not run for {family.model_type}"
+        raise UnsupportedError(config.where, fact, f"every layer must be {uniform}")
+    return (window,) * num_layers
+
+
+def _window_tokens(config: Fields, family: Family) -> int:
+    """Tokens of the sliding window, 0 for none. An absent key means the family's default, a null one no window."""
+    given = "sliding_window" in config.raw
+    if family.window is Window.NEVER:
+        if config.get("sliding_window") is not None:
+            fact = f"a sliding window is not part of {family.model_type}"
+            raise UnsupportedError(config.where, fact, "remove sliding_window or use model_type mistral")
+        return 0
+    off = family.window is Window.BY_LAYER and not config.flag("use_sliding_window")
+    if off or (given and config.get("sliding_window") is None):
+        return 0
+    return config.count("sliding_window", family.window_tokens)
+
+
+def _layer_types(config: Fields, num_layers: int) -> list[str] | None:
+    types = config.get("layer_types")
+    if types is None:
+        return None
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise config.wrong("layer_types", f"is {types!r}", f"a list of {num_layers} names")
+    for kind in types:
+        if kind not in (FULL, SLIDING):
+            raise UnsupportedError(
+                config.where, f"layer type {kind!r} is not run", f"Coterie runs {FULL} and {SLIDING}"
+            )
+    return types

@@ -1,0 +1,29 @@
+"""The families that Coterie runs, a row each, and the choice of one from a config.
+
+Knows nothing about numbers or graphs.
+"""
+
+from __future__ import annotations
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.family import Family
+from coterie.models.fields import Fields
+from coterie.models.llama import LLAMA
+from coterie.models.mistral import MISTRAL
+from coterie.models.qwen2 import QWEN2
+from coterie.models.qwen3 import QWEN3
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+
+def family_of(config: Fields) -> Family:
+    """The family of a config, by `model_type` and, where given, `architectures`. Raises UnsupportedError."""
+    model_type = config.get("model_type")
+    classes = config.get("architectures", [])
+    by_class = next((f.model_type for f in FAMILIES.values() if classes == [f.causal_class]), None)
+    family = FAMILIES.get(model_type or by_class or "") if isinstance(model_type, str | None) else None
+    if family is None or (classes and classes != [family.causal_class]):
+        named = f"{model_type!r}" + (f" with architectures {classes}" if classes else "")
+        known = ", ".join(f"{f.model_type} ({f.causal_class})" for f in FAMILIES.values())
+        raise UnsupportedError(config.where, f"architecture {named} is not run", f"Coterie runs {known}")
+    return family

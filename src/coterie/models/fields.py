@@ -1,0 +1,64 @@
+"""Typed look-ups in a raw config.json, with errors that name the key.
+
+Knows nothing about which keys there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.core.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A JSON object and where it came from. A key that is null counts as absent."""
+
+    raw: Mapping[str, Any]
+    where: str
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` when the key is absent or null."""
+        value = self.raw.get(key)
+        return default if value is None else value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1. Raises CheckpointError."""
+        value = self.get(key, default)
+        if value is None:
+            raise self.wrong(key, "is missing", "a whole number of at least 1")
+        if type(value) is not int or value < 1:
+            raise self.wrong(key, f"is {value!r}", "a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0. Raises CheckpointError."""
+        value = self.get(key, default)
+        if value is None:
+            raise self.wrong(key, "is missing", "a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise self.wrong(key, f"is {value!r}", "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false. Raises CheckpointError."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, f"is {value!r}", "true or false")
+        return value
+
+    def section(self, key: str) -> Fields | None:
+        """A nested object, or None when it is absent, null or empty. Raises CheckpointError."""
+        value = self.get(key)
+        if not value and value is not False:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(key, f"is {value!r}", "an object")
+        return Fields(value, f"{self.where}: {key}")
+
+    def wrong(self, key: str, fact: str, wanted: str) -> CheckpointError:
+        """The error for a key whose value is not what is wanted."""
+        return CheckpointError(self.where, f"{key} {fact}", f"it must be {wanted}")

@@ -1,0 +1,118 @@
+"""Model: an expert's config, graph, layout and limits, opened from a checkpoint folder or from a config alone.
+
+Knows nothing about devices, prompts or which experts there are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.folder import CONFIG, Checkpoint
+from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.layout import Layout
+from coterie.checkpoint.place import place
+from coterie.checkpoint.safetensors import Shard, TensorInfo
+from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
+from coterie.core.dtypes import DType, to_f32
+from coterie.core.errors import CheckpointError
+from coterie.graph.ir import Graph
+from coterie.graph.program import KvShape, architecture_key
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.models.tensors import check_tensors, map_bytes
+
+_DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One expert, ready to be compiled and fetched. Models with equal `key` share programs.
+
+    `path` is None for a model made from a config alone, whose layout has no files.
+    """
+
+    name: str
+    path: Path | None
+    config: ModelConfig
+    graph: Graph
+    key: str
+    kv: KvShape
+    layout: Layout
+    end_ids: tuple[int, ...]
+    max_context: int
+    checkpoint: Checkpoint
+
+
+def open_model(path: str | Path, name: str = "") -> Model:
+    """Open a checkpoint folder: headers, config, end tokens; no weights are read.
+
+    Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
+    """
+    checkpoint = Checkpoint.open(path)
+    config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
+    dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config))
+    ends = end_ids(checkpoint.path, checkpoint.config)
+    _check_vocabulary(checkpoint.path, config.vocab_size, ends)
+    return _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
+
+
+def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic") -> Model:
+    """A model with the shapes of a config (as in config.json) and no bytes, which only a modelled device accepts.
+
+    Raises CheckpointError and UnsupportedError as `open_model` does.
+    """
+    config = ModelConfig.from_hf(raw, name)
+    declared = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    if declared not in _DTYPES:
+        raise CheckpointError(name, f"dtype is {declared!r}", f"it must be one of {', '.join(_DTYPES)}")
+    dtype = _DTYPES[declared]
+    shapes = weight_shapes(config)
+    shard = Shard("", sum(prod(shape) for shape in shapes.values()) * dtype.size_bytes, 0)
+    tensors, offset = {}, 0
+    for weight, shape in shapes.items():
+        tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
+        offset += tensors[weight].size_bytes
+    checkpoint = Checkpoint(Path(), raw, tensors)
+    return _model(name, checkpoint, config, defaultdict(lambda: dtype), ())
+
+
+def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
+    """Every weight of the graph as float32, by name; for the reference interpreter. Raises CheckpointError."""
+    weights = {}
+    for value in model.graph.weights:
+        info = model.checkpoint.tensors[value.name]
+        bits = map_bytes(info).view(info.dtype.numpy)
+        weights[value.name] = to_f32(np.asarray(bits), info.dtype).reshape(info.shape)
+    return weights
+
+
+def _model(
+    name: str, checkpoint: Checkpoint, config: ModelConfig, dtypes: Mapping[str, DType], ends: tuple[int, ...]
+) -> Model:
+    graph = decoder_graph(config, dtypes)
+    kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype)
+    layout = place(checkpoint, graph.weight_stage(), graph.stages)
+    path = checkpoint.path if checkpoint.path != Path() else None
+    key = architecture_key(graph)
+    return Model(name, path, config, graph, key, kv, layout, ends, config.max_context, checkpoint)
+
+
+def _check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:
+    """A tokenizer may know fewer tokens than the embedding has rows (padding), never more."""
+    outside = [token for token in ends if not 0 <= token < vocab_size]
+    if outside:
+        fact = f"end token {outside[0]} is outside the vocabulary of {vocab_size} tokens"
+        raise CheckpointError(str(folder), fact, "mend eos_token_id in generation_config.json or config.json")
+    if (folder / TOKENIZER).exists():
+        known = Tokenizer.from_folder(folder).vocab_size
+        if known > vocab_size:
+            fact = f"{TOKENIZER} has token ids up to {known - 1} but config.json has vocab_size {vocab_size}"
+            raise CheckpointError(str(folder), fact, "use the tokenizer that belongs to the weights")

@@ -1,0 +1,154 @@
+"""Rotary position embedding: from the config's keys to inverse frequencies, their scale, and the context limit.
+
+Knows nothing about graphs. Arithmetic is float32, step by step as the models were trained with (Hugging Face
+transformers), since at position 100,000 one unit in the last place of a frequency is a hundredth of a radian.
+Sources: linear, Chen et al. 2023 (arXiv 2306.15595); yarn, Peng et al. 2023 (arXiv 2309.00071), section 3;
+llama3, the Llama 3.1 model card's scaling rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.fields import Fields
+
+F32 = npt.NDArray[np.float32]
+DEFAULT_THETA = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """`inv_freq` has head_dim / 2 entries; cos and sin are multiplied by `scale`; `max_context` is in tokens."""
+
+    kind: str
+    inv_freq: tuple[float, ...]
+    scale: float
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What every kind needs: the rope section (or the whole config), theta, head size and the trained length."""
+
+    rope: Fields
+    theta: float
+    head_dim: int
+    max_positions: int
+    original_positions: int
+
+
+def rope_from_config(config: Fields, head_dim: int, max_positions: int) -> Rope:
+    """Read `rope_scaling` or `rope_parameters`. Raises CheckpointError, or UnsupportedError naming the kind."""
+    rope = config.section("rope_scaling") or config.section("rope_parameters") or Fields({}, config.where)
+    nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
+    if nested:
+        fact = f"rope parameters that differ by layer type ({', '.join(nested)}) are not run"
+        raise UnsupportedError(rope.where, fact, "use a model with one rope")
+    if (partial := rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))) != 1.0:
+        fact = f"partial_rotary_factor {partial:g} is not run"
+        raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in KINDS:
+        fact = f"rope type {kind!r} is not run"
+        raise UnsupportedError(rope.where, fact, f"Coterie runs {', '.join(KINDS)}")
+    original = rope.count("original_max_position_embeddings", max_positions)
+    settings = _Settings(
+        rope,
+        rope.number("rope_theta", config.number("rope_theta", DEFAULT_THETA)),
+        head_dim,
+        max_positions,
+        config.count("original_max_position_embeddings", original),
+    )
+    return KINDS[kind](settings)
+
+
+def _plain(settings: _Settings) -> F32:
+    exponents = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
+    return np.float32(1.0) / np.float32(settings.theta) ** exponents
+
+
+def _rope(kind: str, inv_freq: F32, max_context: int, scale: float = 1.0) -> Rope:
+    return Rope(kind, tuple(float(f) for f in inv_freq), scale, max_context)
+
+
+def _default(settings: _Settings) -> Rope:
+    return _rope("default", _plain(settings), settings.max_positions)
+
+
+def _linear(settings: _Settings) -> Rope:
+    factor = settings.rope.number("factor")
+    return _rope("linear", _plain(settings) / np.float32(factor), int(settings.max_positions * factor))
+
+
+def _dynamic(settings: _Settings) -> Rope:
+    """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain."""
+    settings.rope.number("factor")
+    return _rope("dynamic", _plain(settings), min(settings.max_positions, settings.original_positions))
+
+
+def _llama3(settings: _Settings) -> Rope:
+    rope, original = settings.rope, settings.original_positions
+    factor, low, high = rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise rope.wrong("high_freq_factor", f"is {high:g}", f"above low_freq_factor, {low:g}")
+    plain = _plain(settings)
+    wavelength = np.float32(2 * math.pi) / plain
+    smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+    blend = (np.float32(1) - smooth) * plain / np.float32(factor) + smooth * plain
+    stretched = np.where(wavelength > np.float32(original / low), plain / np.float32(factor), blend)
+    inv_freq = np.where(wavelength < np.float32(original / high), plain, stretched)
+    return _rope("llama3", inv_freq, settings.max_positions)
+
+
+def _yarn(settings: _Settings) -> Rope:
+    rope, original, dim = settings.rope, settings.original_positions, settings.head_dim
+    factor = rope.number("factor", settings.max_positions / original)
+    low, high = _yarn_border(settings)
+    if low == high:
+        high += 0.001  # a ramp of no width would divide by zero
+    steps = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    keep = np.float32(1) - np.clip(steps, 0, 1).astype(np.float32)
+    periods = np.float32(settings.theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    inv_freq = np.float32(1) / (np.float32(factor) * periods) * (np.float32(1) - keep) + np.float32(1) / periods * keep
+    context = max(settings.max_positions, int(original * factor))
+    return _rope("yarn", inv_freq, context, _yarn_scale(rope, factor))
+
+
+def _yarn_border(settings: _Settings) -> tuple[float, float]:
+    """Dimensions between which yarn goes over from keeping a frequency to dividing it."""
+    rope, dim = settings.rope, settings.head_dim
+
+    def dimension(turns: float) -> float:
+        ratio = settings.original_positions / (turns * 2 * math.pi)
+        return dim * math.log(ratio) / (2 * math.log(settings.theta))
+
+    low, high = dimension(rope.number("beta_fast", 32.0)), dimension(rope.number("beta_slow", 1.0))
+    if rope.flag("truncate", True):
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    return max(low, 0.0), min(high, dim - 1.0)
+
+
+def _yarn_scale(rope: Fields, factor: float) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if rope.get("attention_factor") is not None:
+        return rope.number("attention_factor")
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope.number("mscale")) / mscale(rope.number("mscale_all_dim"))
+    return mscale(1.0)
+
+
+KINDS: dict[str, Callable[[_Settings], Rope]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,75 @@
+"""Compares a checkpoint's tensors with those that the graph needs: none may lack, differ or be left over.
+
+Knows nothing about what the tensors mean, except which leftovers change nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+
+# Buffers that older versions of transformers stored; the frequencies come from config.json.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_COMPARE_BYTES = 1 << 24
+
+
+def check_tensors(
+    where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, DType]:
+    """Element type of every wanted tensor. Raises CheckpointError naming tensor, found and wanted."""
+    for name, shape in wanted.items():
+        info = tensors.get(name)
+        if info is None:
+            near = get_close_matches(name, tensors, n=1)
+            hint = f" (the nearest name is {near[0]})" if near else ""
+            missing = sum(other not in tensors for other in wanted)
+            fact = f"tensor {name} {list(shape)} is missing{hint}; {missing} of {len(wanted)} tensors are"
+            raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+        if info.shape != shape:
+            fact = f"tensor {name} has shape {list(info.shape)} but config.json wants {list(shape)}"
+            raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+        if not info.dtype.is_float:
+            fact = f"tensor {name} has element type {info.dtype.value} but F32, F16 or BF16 is wanted"
+            raise CheckpointError(str(where), fact, "save the weights unquantised")
+    _refuse_leftovers(where, tensors, wanted)
+    return {name: tensors[name].dtype for name in wanted}
+
+
+def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    leftovers = [name for name in tensors if name not in wanted and not IGNORED.fullmatch(name)]
+    if HEAD_WEIGHT in leftovers:
+        leftovers.remove(HEAD_WEIGHT)
+        if not _equal(tensors[HEAD_WEIGHT], tensors[EMBED_WEIGHT]):
+            fact = f"tie_word_embeddings is true but {HEAD_WEIGHT} differs from {EMBED_WEIGHT}"
+            raise CheckpointError(str(where), fact, "set tie_word_embeddings to false in config.json")
+    if leftovers:
+        more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
+        fact = f"holds tensors that its config.json does not use: {', '.join(sorted(leftovers)[:3])}{more}"
+        raise UnsupportedError(str(where), fact, "leaving them out could change the answers")
+
+
+def _equal(left: TensorInfo, right: TensorInfo) -> bool:
+    """True when two tensors have the same type, shape and bytes; reads both, a piece at a time."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    a, b = map_bytes(left), map_bytes(right)
+    pieces = range(0, left.size_bytes, _COMPARE_BYTES)
+    return all(np.array_equal(a[i : i + _COMPARE_BYTES], b[i : i + _COMPARE_BYTES]) for i in pieces)
+
+
+def map_bytes(info: TensorInfo) -> npt.NDArray[np.uint8]:
+    """A tensor's bytes, memory-mapped. Raises CheckpointError when the file cannot be read any more."""
+    try:
+        return np.memmap(info.shard.path, np.uint8, "r", info.offset, (info.size_bytes,))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(info.shard.path, f"cannot be read: {error}", "the file changed; open it again") from None
