@@ -65,11 +65,10 @@ def _default(source: Any, where: str) -> str | None:
     """A template is a string, or a list of named ones of which `default` is used for plain chat."""
     if source is None or isinstance(source, str):
         return source
-    if not isinstance(source, list) or not all(
-        isinstance(t, dict) and {"name", "template"} <= t.keys() for t in source
-    ):
+    entries = source if isinstance(source, list) else [source]
+    if not all(isinstance(t, dict) and {"name", "template"} <= t.keys() for t in entries):
         raise CheckpointError(where, "chat_template is neither a text nor a list of named templates", "mend it")
-    named = {template["name"]: template["template"] for template in source}
+    named = {template["name"]: template["template"] for template in entries}
     if not isinstance(named.get("default"), str):
         fact = f"there is no chat template named default among {', '.join(map(str, named)) or 'none'}"
         raise UnsupportedError(where, fact, "name one of them default")
@@ -77,7 +76,7 @@ def _default(source: Any, where: str) -> str | None:
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks what a model wrote, for training; here it is only its content."""
+    """`{% generation %} ... {% endgeneration %}` marks what a model wrote, for training; here it is its content."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's interface)
 
@@ -93,10 +92,20 @@ class _Generation(Extension):
 class _Namespace(jinja2.utils.Namespace):
     """Jinja's namespace without names that begin with an underscore, which could reach Python's internals."""
 
+    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  (`self` must stay free as a keyword)
+        names = dict(*args[1:], **kwargs)
+        for name in names:
+            _refuse_private(name)
+        jinja2.utils.Namespace.__init__(args[0], names)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace may not hold {name!r}")
+        _refuse_private(name)
         super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace may not hold {name!r}")
 
 
 def _tojson(

@@ -52,7 +52,7 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """An expert's ranges in execution order and its tensors. `size_bytes` is the extent it needs, a multiple of BLOCK_BYTES.
+    """An expert's ranges in execution order and its tensors. `size_bytes` is its extent, a multiple of BLOCK_BYTES.
 
     Every range may be read once its predecessors are: a tensor of stage s is complete when all ranges up to and
     including those of stage s are.
