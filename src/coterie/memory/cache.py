@@ -1,0 +1,321 @@
+"""ExpertCache: brings experts up the tiers within byte budgets, one load at a time for each, and evicts by forgetting.
+
+        want ---- resident? ---- yes: hit (perhaps still loading: the same gates)
+                     | no: victims in every tier above the nearest copy, all chosen before any goes
+                     `---> evict -> take extents -> fetch from disk, copy upwards -> gates per stage
+
+What has finished is learnt in poll() alone: a decision is a function of what the last poll saw and the order of calls.
+
+Knows nothing about models, requests or the clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+from coterie.checkpoint.layout import BLOCK_BYTES, Layout
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.units import format_bytes
+from coterie.device import Buffer, Device, Event
+from coterie.memory.evict import EVICTION, Entry, HoleError, Policy, Window
+from coterie.memory.route import fill_links, link_weights, managed_tiers
+from coterie.memory.slab import round_up
+from coterie.memory.tiers import Copy, TierLedger
+from coterie.memory.transfer import copy_layout, fetch_layout, stage_gates
+
+Decision: TypeAlias = tuple[str, str, str]
+"""(what, expert_id, where): hit, miss, prefetch, evict, fetch, copy, drop. No times: a join is written as a hit."""
+
+NO_GATES: Mapping[str, Event] = MappingProxyType({})
+NOBODY: frozenset[str] = frozenset()
+
+
+class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when an event has finished
+    """There is no room now, but there will be: `events` are what is waited for (finish one, poll, try again)."""
+
+    def __init__(self, expert_id: str, need_bytes: int, tier: str, events: tuple[Event, ...]) -> None:
+        self.expert_id, self.need_bytes, self.tier, self.events = expert_id, need_bytes, tier, events
+        super().__init__(
+            f"{expert_id} needs {format_bytes(need_bytes)} of {tier}, which {len(events)} pending events keep busy"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """An expert in the run tier. `gates`: stage -> event; `ready`: the last, None once a poll has seen the load finish.
+
+    `hit` is False only for the want that started the load; one that joins a load in flight has hit and is_loading.
+    It is good until the next want, prefetch or forget, and longer only if `hold` was called for the work that reads it.
+    """
+
+    expert_id: str
+    weights: Buffer
+    gates: Mapping[str, Event]
+    ready: Event | None
+    hit: bool
+
+    @property
+    def is_loading(self) -> bool:
+        """True while ranges are still arriving, as far as the last poll knows."""
+        return self.ready is not None
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts since the start. `joins`: hits on a load in flight; evictions per tier; bytes asked to move per link."""
+
+    hits: int = 0
+    joins: int = 0
+    misses: int = 0
+    prefetches: int = 0
+    failures: int = 0
+    evictions: dict[str, int] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Use:
+    last_used: int = 0
+    uses: int = 0
+
+
+class ExpertCache:
+    """Owns the slabs for weights. `tiers` maps each managed tier (all but the files' own) to its budget in bytes.
+
+    Raises UsageError for an unknown policy or a tier that the device lacks, CapacityError when memory cannot be had.
+    """
+
+    def __init__(
+        self, device: Device, tiers: Mapping[str, int], evict: str | Policy = "lru", max_decisions: int = 1 << 16
+    ) -> None:
+        self._device = device
+        self._policy = _policy(evict)
+        names = managed_tiers(device.spec, tiers)
+        self._ledgers = tuple(
+            TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES)) for name in names
+        )
+        self._near = self._ledgers[0]
+        self._links = fill_links(device.spec, names)
+        self._weights = link_weights(device.spec, self._links)
+        self._pins: set[str] = set()
+        self._uses: dict[str, _Use] = {}
+        self._wants = 0
+        self.stats = Stats()
+        self.decisions: deque[Decision] = deque(maxlen=max_decisions)
+
+    def want(self, expert_id: str, layout: Layout) -> Residency:
+        """Make an expert resident, or join the load that does, and say where its weights are and what to await.
+
+        Raises Busy when room opens only after work in flight, CapacityError when it never will; neither evicts anybody.
+        """
+        hit = self._usable(self._near, expert_id, layout)
+        if not hit:
+            self._load(expert_id, layout, "miss", NOBODY)
+        copy = self._near.copies[expert_id]
+        if hit:
+            self.decisions.append(("hit", expert_id, self._near.tier))
+            self.stats.hits += 1
+            self.stats.joins += copy.is_loading
+        else:
+            self.stats.misses += 1
+        use = self._uses[expert_id]
+        use.last_used, use.uses = self._wants, use.uses + 1
+        self._wants += 1
+        return _residency(expert_id, copy, hit)
+
+    def prefetch(self, expert_id: str, layout: Layout, protected: Set[str] = NOBODY) -> bool:
+        """Start a load ahead of its want without evicting any of `protected`; False when there is no room for it.
+
+        True also when the expert is resident or loading already. A prefetched expert counts as used now.
+        """
+        try:
+            if not self._usable(self._near, expert_id, layout):
+                self._load(expert_id, layout, "prefetch", protected)
+                self._uses[expert_id].last_used = self._wants
+                self.stats.prefetches += 1
+        except (Busy, CapacityError):
+            return False
+        return True
+
+    def hold(self, expert_id: str, event: Event) -> None:
+        """Keep a resident expert where it is until `event`, which reads its weights, is finished. Raises KeyError."""
+        self._near.copies[expert_id].readers.append(event)
+
+    def pin(self, expert_id: str) -> None:
+        """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin."""
+        self._pins.add(expert_id)
+
+    def unpin(self, expert_id: str) -> None:
+        """Undo pin; nothing happens if it was not pinned."""
+        self._pins.discard(expert_id)
+
+    def forget(self, expert_id: str) -> None:
+        """Drop every copy of an expert, pinned or not; one that is busy goes at the poll that finds it idle."""
+        for ledger in self._ledgers:
+            copy = ledger.copies.get(expert_id)
+            if copy is not None:
+                copy.is_doomed = True
+                if not copy.is_busy:
+                    ledger.drop(expert_id)
+                    self.decisions.append(("drop", expert_id, ledger.tier))
+
+    def poll(self) -> None:
+        """Retire finished events, and drop experts whose load failed."""
+        for ledger in self._ledgers:
+            ledger.poll(self._device, self._dropped)
+
+    def resident(self) -> tuple[str, ...]:
+        """Experts in the run tier, also those still loading, least recently used first."""
+        names = (name for name, copy in self._near.copies.items() if not copy.is_doomed)
+        return tuple(sorted(names, key=lambda name: (self._uses[name].last_used, name)))
+
+    def loading(self) -> tuple[str, ...]:
+        """Experts on their way into the run tier, in the order in which their loads began."""
+        return tuple(name for name, copy in self._near.copies.items() if copy.is_loading and not copy.is_doomed)
+
+    def pending(self) -> tuple[Event, ...]:
+        """Events that a poll waits for: the last arrival of each load, and what reads extents."""
+        return tuple(event for ledger in self._ledgers for copy in ledger.copies.values() for event in copy.pending)
+
+    @property
+    def ledgers(self) -> tuple[TierLedger, ...]:
+        """One per managed tier, nearest first: capacity, used bytes, residents."""
+        return self._ledgers
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Experts that the user pinned, resident or not."""
+        return frozenset(self._pins)
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless free + used == total in every tier."""
+        for ledger in self._ledgers:
+            ledger.check_integrity()
+
+    def _usable(self, ledger: TierLedger, expert_id: str, layout: Layout) -> bool:
+        """True when the tier has this very layout; an outdated copy goes first. Raises Busy while it cannot."""
+        copy = ledger.copies.get(expert_id)
+        if copy is None:
+            return False
+        if not copy.is_doomed and (copy.layout is layout or copy.layout == layout):
+            return True
+        copy.is_doomed = True
+        if copy.is_busy:
+            raise Busy(expert_id, layout.size_bytes, ledger.tier, copy.pending)
+        ledger.drop(expert_id)
+        self.decisions.append(("drop", expert_id, ledger.tier))
+        return False
+
+    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str]) -> None:
+        """Evict, take an extent in every tier above the nearest copy, and issue the transfers."""
+        depth = 0
+        while depth < len(self._ledgers) and not self._usable(self._ledgers[depth], expert_id, layout):
+            depth += 1
+        # All victims are chosen before any goes: a refusal by one tier must leave the others as they were.
+        victims = [self._victims(ledger, expert_id, layout, protected) for ledger in self._ledgers[:depth]]
+        self.decisions.append((why, expert_id, self._near.tier))
+        for ledger, window in zip(self._ledgers, victims, strict=False):
+            for entry in window:
+                ledger.drop(entry.expert_id)
+                self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
+                self.decisions.append(("evict", entry.expert_id, ledger.tier))
+        self._uses.setdefault(expert_id, _Use())
+        new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
+        below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
+        try:
+            for level in reversed(range(depth)):
+                self._fill(level, expert_id, new[level], below)
+                below = new[level]
+        except Exception:
+            # The device refused halfway: what is in flight keeps its extents until it has finished, then they go.
+            for copy in new:
+                copy.is_doomed = True
+            raise
+
+    def _fill(self, level: int, expert_id: str, copy: Copy, below: Copy | None) -> None:
+        """Issue the transfers of one copy: from the copy below, or from the files when there is none."""
+        layout, link = copy.layout, self._links[level]
+        try:
+            if below is None:
+                fetch_layout(self._device, layout, copy.weights, copy.arrivals)
+            else:
+                copy_layout(self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals)
+        finally:
+            copy.writers = list(copy.arrivals)
+            if below is not None:
+                below.readers.extend(copy.arrivals)
+        moved = sum(placed.source.size_bytes for placed in layout.ranges)
+        self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
+        self.decisions.append(("fetch" if below is None else "copy", expert_id, link))
+
+    def _victims(self, ledger: TierLedger, expert_id: str, layout: Layout, protected: Set[str]) -> Window:
+        """Who leaves a tier so that this layout fits. Raises Busy or CapacityError."""
+        kept = protected | self._pins if ledger is self._near else protected
+        entries = self._entries(ledger, kept)
+        need = round_up(layout.size_bytes)
+        try:
+            return self._policy(entries, ledger.capacity_bytes, need, self._wants)
+        except HoleError as hole:
+            if hole.waiting_helps:
+                busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
+                raise Busy(expert_id, need, ledger.tier, busy) from hole
+            in_the_way = sorted(self._pins & set(ledger.copies)) if ledger is self._near else []
+            budget = "--near" if ledger is self._near else f"the budget of {ledger.tier}"
+            raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
+
+    def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
+        level = self._ledgers.index(ledger)
+        return [
+            Entry(
+                expert_id=name,
+                offset=copy.extent.offset,
+                size_bytes=copy.extent.size_bytes,
+                last_used=self._uses[name].last_used,
+                uses=self._uses[name].uses,
+                refetch_cost=copy.extent.size_bytes * self._refetch_weight(name, level),
+                pinned=name in kept,
+                busy=copy.is_busy,
+            )
+            for name, copy in ledger.copies.items()
+        ]
+
+    def _refetch_weight(self, expert_id: str, level: int) -> int:
+        """Sum of the weights of the links that the bytes would cross again: a copy left below makes that cheaper."""
+        total = 0
+        for below in range(level, len(self._ledgers)):
+            total += self._weights[below]
+            if below + 1 < len(self._ledgers) and expert_id in self._ledgers[below + 1].copies:
+                break
+        return total
+
+    def _dropped(self, expert_id: str, tier: str, failed: bool) -> None:
+        self.stats.failures += failed
+        self.decisions.append(("drop", expert_id, tier))
+
+
+def _residency(expert_id: str, copy: Copy, hit: bool) -> Residency:
+    gates = stage_gates(copy.layout, copy.arrivals) if copy.arrivals else NO_GATES
+    return Residency(expert_id, copy.weights, gates, copy.arrivals[-1] if copy.arrivals else None, hit)
+
+
+def _policy(evict: str | Policy) -> Policy:
+    if not isinstance(evict, str):
+        return evict
+    if evict not in EVICTION:
+        raise UsageError("evict", f"{evict!r} is not an eviction policy", f"use one of {', '.join(EVICTION)}")
+    return EVICTION[evict]
+
+
+def _never_fits(
+    expert_id: str, ledger: TierLedger, hole: HoleError, budget: str, pinned: Sequence[str]
+) -> CapacityError:
+    levers = [f"raise {budget} by {format_bytes(hole.need_bytes - hole.reachable_bytes)}"]
+    if pinned and hole.need_bytes <= ledger.capacity_bytes:
+        levers.append(f"unpin {', '.join(pinned)}")
+    levers.append("use a smaller expert")
+    what = f"its copy in {ledger.tier}"
+    return CapacityError(f"expert {expert_id}", what, hole.need_bytes, hole.reachable_bytes, levers)

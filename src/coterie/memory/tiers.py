@@ -1,0 +1,125 @@
+r"""The ledger of one tier: its slab, the copies of experts in it, and which of them are loading, read or doomed.
+
+        admit -> loading -> there -> drop            doomed (its load failed, or it was told to go): dropped by the poll
+                    \________/ \--> doomed           that finds none of its events pending
+
+Knows nothing about policies, other tiers, or how bytes are moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coterie.checkpoint.layout import Layout
+from coterie.device import Buffer, Device, Event
+from coterie.memory.slab import Extent, Slab
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """An expert's bytes in one tier.
+
+    `arrivals`: one event per range, until a poll has seen all of them finish; `writers`: those not finished as of the
+    last poll; `readers`: unfinished events that read it (programs, and copies into the tier above).
+    """
+
+    layout: Layout
+    extent: Extent
+    weights: Buffer
+    arrivals: list[Event] = field(default_factory=list)
+    writers: list[Event] = field(default_factory=list)
+    readers: list[Event] = field(default_factory=list)
+    is_doomed: bool = False
+    has_failed: bool = False
+
+    @property
+    def is_loading(self) -> bool:
+        """True until a poll has seen every range arrive."""
+        return bool(self.writers)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while something writes or reads the extent, as far as the last poll knows."""
+        return bool(self.writers or self.readers)
+
+    @property
+    def pending(self) -> tuple[Event, ...]:
+        """Unfinished events to wait for; the last writer stands for all, since each waits for the one before."""
+        return (*self.writers[-1:], *self.readers)
+
+
+class TierLedger:
+    """Owns a tier's slab and says who is in it. Its state changes by admit, drop and poll only."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.tier = buffer.tier
+        self.copies: dict[str, Copy] = {}
+        self._buffer = buffer
+        self._slab = Slab(buffer.size_bytes)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that extents may take in all."""
+        return self._slab.size_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that extents take now."""
+        return self._slab.used_bytes
+
+    @property
+    def largest_hole(self) -> int:
+        """Bytes of the largest expert that fits without an eviction."""
+        return self._slab.largest_hole
+
+    def admit(self, expert_id: str, layout: Layout) -> Copy:
+        """Take an extent for an expert; its bytes are the caller's to bring.
+
+        Raises SlabFullError: this is where capacity is checked again, whatever a policy promised.
+        """
+        if expert_id in self.copies:
+            raise ValueError(f"{expert_id} is in {self.tier} already")
+        extent = self._slab.alloc(layout.size_bytes)
+        copy = Copy(layout, extent, self._buffer.view(extent.offset, layout.size_bytes))
+        self.copies[expert_id] = copy
+        return copy
+
+    def drop(self, expert_id: str) -> None:
+        """Give an expert's extent back. Raises RuntimeError while it is busy: bytes in use are never handed on."""
+        copy = self.copies[expert_id]
+        if copy.is_busy:
+            raise RuntimeError(f"{expert_id} in {self.tier} is dropped while {copy.pending} are pending")
+        del self.copies[expert_id]
+        self._slab.free(copy.extent)
+
+    def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> None:
+        """Retire finished events; tell `on_drop(expert_id, tier, load failed)` of each doomed copy that went."""
+        for expert_id, copy in list(self.copies.items()):
+            if copy.is_loading:
+                _retire_arrivals(device, copy)
+            copy.readers = [event for event in copy.readers if not device.done(event)]
+            if copy.is_doomed and not copy.is_busy:
+                self.drop(expert_id)
+                on_drop(expert_id, self.tier, copy.has_failed)
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless free + used == total and every copy has exactly its own extent."""
+        self._slab.check_integrity()
+        owned = sum(copy.extent.size_bytes for copy in self.copies.values())
+        if owned != self._slab.used_bytes or len({c.extent for c in self.copies.values()}) != len(self.copies):
+            raise RuntimeError(f"copies in {self.tier} own {owned} bytes but {self._slab.used_bytes} are taken")
+
+
+def _retire_arrivals(device: Device, copy: Copy) -> None:
+    """Forget arrivals that are finished, and doom the copy as soon as one is known to have failed."""
+    # Asking the last one first keeps a poll cheap. It may fail, because a range below did, while an earlier one still
+    # writes; so then ask them all.
+    if not device.done(copy.writers[-1]):
+        return
+    copy.writers = [event for event in copy.writers if not device.done(event)]
+    finished = [event for event in copy.arrivals if event not in copy.writers]
+    if any(device.failure(event) is not None for event in finished):
+        copy.has_failed = copy.is_doomed = True
+    if not copy.writers:
+        copy.arrivals = []

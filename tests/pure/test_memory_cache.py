@@ -1,0 +1,329 @@
+"""ExpertCache, case by case: hits, joins, victims, holds, pins, failures, prefetch, tiers, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from fake_device import FakeDevice, fake_layout, fake_spec
+
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.core.errors import CapacityError, TransferError, UsageError
+from coterie.memory.cache import Busy, ExpertCache
+from coterie.memory.evict import belady
+
+A, B, C = (fake_layout(name, 2, num_stages=2) for name in "abc")
+
+
+def make(blocks, *lower, **options):
+    tiers = ("hbm", "ddr")[: 1 + len(lower)] if lower else ("dram",)
+    device = FakeDevice(fake_spec(*tiers, "disk"))
+    budgets = {tier: n * BLOCK_BYTES for tier, n in zip(tiers, (blocks, *lower), strict=True)}
+    return device, ExpertCache(device, budgets, **options)
+
+
+def settle(device, cache):
+    while device.open:
+        device.finish(device.runnable()[0])
+    cache.poll()
+    cache.check_integrity()
+
+
+def load(device, cache, name, layout):
+    residency = cache.want(name, layout)
+    settle(device, cache)
+    return residency
+
+
+def expected(layout):
+    return [(layout.ranges[0].source.path, block) for block in range(layout.size_bytes // BLOCK_BYTES)]
+
+
+def test_a_miss_brings_the_bytes_and_a_gate_for_each_stage():
+    device, cache = make(4)
+    got = cache.want("a", A)
+    assert (got.hit, got.is_loading) == (False, True)
+    assert list(got.gates) == ["layers.0", "layers.1"]
+    assert got.ready == got.gates["layers.1"]
+    device.finish(got.gates["layers.0"])
+    assert device.content(got.weights)[0] == ("a", 0)
+    assert device.content(got.weights)[1] == "torn"
+    settle(device, cache)
+    assert device.content(got.weights) == expected(A)
+    again = cache.want("a", A)
+    assert (again.hit, again.ready, dict(again.gates)) == (True, None, {})
+
+
+def test_two_wants_share_one_load():
+    device, cache = make(4)
+    first, second = cache.want("a", A), cache.want("a", A)
+    assert (second.hit, second.is_loading) == (True, True)
+    assert (second.weights, second.gates) == (first.weights, first.gates)
+    assert [lane for lane, _ in device.log] == ["disk->dram"] * 2
+    assert (cache.stats.hits, cache.stats.joins, cache.stats.misses) == (1, 1, 1)
+
+
+def test_lru_evicts_and_copies_nothing_back():
+    device, cache = make(4)
+    for name, layout in (("a", A), ("b", B)):
+        load(device, cache, name, layout)
+    cache.want("a", A)
+    load(device, cache, "c", C)
+    assert cache.resident() == ("a", "c")
+    assert list(cache.decisions) == [
+        ("miss", "a", "dram"),
+        ("fetch", "a", "disk->dram"),
+        ("miss", "b", "dram"),
+        ("fetch", "b", "disk->dram"),
+        ("hit", "a", "dram"),
+        ("miss", "c", "dram"),
+        ("evict", "b", "dram"),
+        ("fetch", "c", "disk->dram"),
+    ]
+    assert cache.stats.evictions == {"dram": 1}
+    assert cache.stats.moved_bytes == {"disk->dram": 6 * BLOCK_BYTES}
+    assert {lane for lane, _ in device.log} == {"disk->dram"}
+
+
+def test_a_held_expert_stays_until_the_event_is_finished_and_polled():
+    device, cache = make(2)
+    got = load(device, cache, "a", A)
+    reading = device.read_weights(got.weights)
+    cache.hold("a", reading)
+    with pytest.raises(Busy) as busy:
+        cache.want("b", B)
+    assert busy.value.events == (reading,)
+    device.finish(reading)
+    with pytest.raises(Busy):
+        cache.want("b", B)
+    cache.poll()
+    assert not cache.want("b", B).hit
+
+
+def test_hold_of_an_absent_expert_is_our_bug():
+    _, cache = make(2)
+    with pytest.raises(KeyError):
+        cache.hold("a", cache.want("b", B).ready)
+
+
+def test_a_loading_expert_is_busy():
+    device, cache = make(2)
+    got = cache.want("a", A)
+    with pytest.raises(Busy) as busy:
+        cache.want("b", B)
+    assert busy.value.events == (got.ready,)
+    settle(device, cache)
+    assert not cache.want("b", B).hit
+
+
+def test_a_pinned_expert_is_refused_for_ever_with_levers():
+    device, cache = make(3)
+    cache.pin("a")
+    load(device, cache, "a", A)
+    with pytest.raises(CapacityError) as refusal:
+        cache.want("b", B)
+    assert (refusal.value.demand_bytes, refusal.value.bound_bytes) == (2 * BLOCK_BYTES, BLOCK_BYTES)
+    assert refusal.value.levers == ("raise --near by 4.00 KiB", "unpin a", "use a smaller expert")
+    cache.unpin("a")
+    assert not cache.want("b", B).hit
+    assert cache.resident() == ("b",)
+
+
+def test_larger_than_the_budget_is_refused_without_harm():
+    device, cache = make(3)
+    load(device, cache, "a", A)
+    with pytest.raises(CapacityError, match=r"expert big.*16\.00 KiB but 12\.00 KiB.*--near"):
+        cache.want("big", fake_layout("big", 4))
+    assert cache.resident() == ("a",)
+
+
+def test_a_failed_fetch_is_dropped_and_the_next_want_starts_afresh():
+    device, cache = make(4)
+    load(device, cache, "b", B)
+    got = cache.want("a", A)
+    device.fail(got.gates["layers.0"])
+    assert isinstance(device.failure(got.ready), TransferError)
+    cache.poll()
+    assert cache.resident() == ("b",)
+    assert cache.decisions[-1] == ("drop", "a", "dram")
+    assert cache.stats.failures == 1
+    again = load(device, cache, "a", A)
+    assert not again.hit
+    assert device.content(again.weights) == expected(A)
+    assert cache.resident() == ("b", "a")
+
+
+def test_a_failed_expert_that_is_still_read_is_not_joined():
+    device, cache = make(4)
+    got = cache.want("a", A)
+    reading = device.read_weights(got.weights)
+    cache.hold("a", reading)
+    device.fail(got.gates["layers.0"])
+    cache.poll()
+    with pytest.raises(Busy) as busy:
+        cache.want("a", A)
+    assert busy.value.events == (reading,)
+    assert cache.resident() == ()
+    device.finish(reading)
+    cache.poll()
+    assert not cache.want("a", A).hit
+
+
+def test_a_device_that_refuses_halfway_leaves_no_extent_behind():
+    device, cache = make(4)
+    device.refuse_after = 1
+    with pytest.raises(TransferError):
+        cache.want("a", A)
+    with pytest.raises(Busy):
+        cache.want("a", A)
+    settle(device, cache)
+    assert cache.ledgers[0].used_bytes == 0
+    assert device.content(load(device, cache, "a", A).weights) == expected(A)
+
+
+def test_prefetch_never_evicts_the_protected():
+    device, cache = make(4)
+    load(device, cache, "a", A)
+    load(device, cache, "b", B)
+    assert not cache.prefetch("c", C, protected={"a", "b"})
+    assert cache.resident() == ("a", "b")
+    assert cache.prefetch("c", C, protected={"a"})
+    assert not cache.prefetch("b", B, protected={"a"})
+    assert cache.loading() == ("c",)
+    settle(device, cache)
+    assert cache.want("c", C).hit
+    assert cache.prefetch("a", A)
+    assert not cache.prefetch("big", fake_layout("big", 9))
+    assert (cache.stats.prefetches, cache.stats.misses) == (1, 2)
+
+
+def test_forget_waits_for_the_reader():
+    device, cache = make(4)
+    got = load(device, cache, "a", A)
+    load(device, cache, "b", B)
+    reading = device.read_weights(got.weights)
+    cache.hold("a", reading)
+    cache.forget("a")
+    cache.forget("b")
+    assert cache.resident() == ()
+    assert cache.ledgers[0].used_bytes == 2 * BLOCK_BYTES
+    device.finish(reading)
+    cache.poll()
+    assert cache.ledgers[0].used_bytes == 0
+
+
+def test_a_changed_layout_is_loaded_again():
+    device, cache = make(4)
+    load(device, cache, "a", A)
+    changed = fake_layout("a2", 3)
+    got = load(device, cache, "a", changed)
+    assert not got.hit
+    assert device.content(got.weights) == expected(changed)
+
+
+def test_experts_of_different_sizes_open_one_hole():
+    device, cache = make(8)
+    for index in range(4):
+        load(device, cache, f"small{index}", fake_layout(f"small{index}", 2))
+    cache.want("small1", fake_layout("small1", 2))
+    got = load(device, cache, "big", fake_layout("big", 4))
+    assert cache.resident() == ("small0", "small1", "big")
+    assert got.weights.size_bytes == 4 * BLOCK_BYTES
+
+
+class TestTwoTiers:
+    def test_a_cold_expert_passes_through_both_and_each_copy_waits_for_its_range(self):
+        device, cache = make(4, 8)
+        got = cache.want("a", A)
+        assert device.log == [("disk->ddr", "a")] * 2 + [("ddr->hbm", "copy")] * 2
+        device.finish(device.runnable()[0])
+        assert got.gates["layers.0"] in device.runnable()
+        device.finish(got.gates["layers.0"])
+        assert device.content(got.weights) == [("a", 0), "torn"]
+        settle(device, cache)
+        assert device.content(got.weights) == expected(A)
+
+    def test_a_copy_left_below_saves_the_fetch(self):
+        device, cache = make(2, 8)
+        load(device, cache, "a", A)
+        load(device, cache, "b", B)
+        assert cache.resident() == ("b",)
+        device.log.clear()
+        got = load(device, cache, "a", A)
+        assert not got.hit
+        assert device.log == [("ddr->hbm", "copy")] * 2
+        assert device.content(got.weights) == expected(A)
+        assert cache.stats.moved_bytes == {"disk->ddr": 4 * BLOCK_BYTES, "ddr->hbm": 6 * BLOCK_BYTES}
+
+    def test_a_refusal_below_leaves_the_tier_above_as_it_was(self):
+        device, cache = make(2, 2)
+        load(device, cache, "a", A)
+        with pytest.raises(CapacityError, match="raise --near"):
+            cache.want("big", fake_layout("big", 3))
+        device, cache = make(4, 2)
+        load(device, cache, "a", A)
+        with pytest.raises(CapacityError, match="raise the budget of ddr"):
+            cache.want("big", fake_layout("big", 4))
+        assert cache.resident() == ("a",)
+
+    def test_a_failed_copy_keeps_what_arrived_below(self):
+        device, cache = make(2, 4)
+        got = cache.want("a", A)
+        device.finish(device.runnable()[0])
+        device.fail(got.gates["layers.0"])
+        cache.poll()
+        assert cache.resident() == ()
+        device.log.clear()
+        again = cache.want("a", A)
+        assert device.log == [("ddr->hbm", "copy")] * 2
+        settle(device, cache)
+        assert device.content(again.weights) == expected(A)
+
+    def test_a_failed_fetch_waits_for_a_copy_that_still_runs(self):
+        device, cache = make(2, 4)
+        got = cache.want("a", A)
+        device.finish(device.runnable()[0])
+        second_fetch = next(event for event in device.runnable() if event.lane == "disk->ddr")
+        device.fail(second_fetch)
+        assert device.done(got.ready)
+        cache.poll()
+        with pytest.raises(Busy) as busy:
+            cache.want("b", B)
+        assert busy.value.events == (got.gates["layers.0"],)
+        device.finish(got.gates["layers.0"])
+        cache.poll()
+        assert [ledger.used_bytes for ledger in cache.ledgers] == [0, 0]
+
+    def test_a_cheaper_return_makes_a_better_victim(self):
+        device, cache = make(4, 4, evict="cost")
+        load(device, cache, "a", A)
+        load(device, cache, "b", B)
+        cache.ledgers[1].drop("b")
+        load(device, cache, "c", C)
+        assert "b" in cache.resident()
+
+
+def test_belady_on_a_known_order_misses_least():
+    order = "abcabdabcd"
+    layouts = {name: fake_layout(name, 1) for name in "abcd"}
+
+    def misses(evict):
+        device, cache = make(3, evict=evict)
+        for name in order:
+            load(device, cache, name, layouts[name])
+        return cache.stats.misses
+
+    assert misses(belady(order)) == 5
+    assert misses("lru") == 6
+
+
+def test_settings_are_checked():
+    device = FakeDevice(fake_spec("hbm", "ddr", "disk"))
+    with pytest.raises(UsageError, match="lru, lfu, cost"):
+        ExpertCache(device, {"hbm": BLOCK_BYTES}, evict="mru")
+    with pytest.raises(UsageError, match="without a gap"):
+        ExpertCache(device, {"ddr": BLOCK_BYTES})
+    with pytest.raises(UsageError, match="weights live in"):
+        ExpertCache(device, {"hbm": BLOCK_BYTES, "moon": BLOCK_BYTES})
+    with pytest.raises(UsageError, match="for none"):
+        ExpertCache(device, {})
+    with pytest.raises(CapacityError, match="hbm"):
+        ExpertCache(device, {"hbm": 1})
