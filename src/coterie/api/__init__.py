@@ -1,0 +1,13 @@
+"""The Python face: open a composition on a device, ask it, get answers.
+
+    with Coterie.open("demo") as coterie:
+        print(coterie.ask("What is 47 plus 85?").text)
+
+Knows nothing about HTTP or the command line.
+"""
+
+from coterie.api.assemble import Options
+from coterie.api.coterie import Coterie
+from coterie.api.types import Answer, Chunk, Message, Query
+
+__all__ = ["Answer", "Chunk", "Coterie", "Message", "Options", "Query"]

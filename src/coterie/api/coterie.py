@@ -1,0 +1,207 @@
+"""Coterie: a composition on a device. Submit queries, step, receive chunks; or just ask.
+
+Knows nothing about HTTP or the command line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from coterie.api.assemble import Options, Parts, Plan, assemble, make_spec, open_models, plan
+from coterie.api.types import Answer, Chunk, Query
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.composition.composition import Composition, load_composition
+from coterie.composition.router import Prompt, Route
+from coterie.composition.routing import Routing
+from coterie.core.errors import CheckpointError, RequestError
+from coterie.engine.request import Output, Request
+from coterie.models.model import Model
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A query in flight: what is known of its answer so far."""
+
+    route: Route
+    prompt_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+
+class Coterie:
+    """Owns the device and everything on it. Not thread-safe: one thread submits and steps (see server/worker.py)."""
+
+    default_max_tokens = DEFAULT_MAX_TOKENS
+
+    def __init__(self, composition: Composition, options: Options | None = None) -> None:
+        """Open every expert and reserve memory. Raises CoterieError."""
+        options = options or Options()
+        self.composition = composition
+        self.routing = Routing(composition)
+        self.models: dict[str, Model] = open_models(composition, options.device)
+        made = plan(self.models, make_spec(options), options)
+        self._parts: Parts = assemble(self.models, made, options)
+        self._texts: dict[str, tuple[Tokenizer, ChatTemplate | None]] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._numbers = itertools.count()
+
+    @classmethod
+    def open(cls, ref: str, options: Options | None = None) -> Coterie:
+        """Open "demo", a composition.toml or a folder of checkpoints."""
+        return cls(load_composition(ref), options)
+
+    @property
+    def parts(self) -> Parts:
+        """Device, engine, cache and KV pool, for benchmarks and tests."""
+        return self._parts
+
+    @property
+    def plan(self) -> Plan:
+        """Where the bytes go."""
+        return self._parts.plan
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is queued or running."""
+        return self._parts.engine.idle
+
+    def route(self, query: Query) -> Route:
+        """The router's decision for a query, without running it. Raises NotFoundError, RequestError."""
+        return self._route(query)[0]
+
+    def submit(self, query: Query) -> str:
+        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError; then nothing is queued."""
+        route, prompt = self._route(query)
+        tokenizer, template = self._text(route.expert)
+        text = self._render(query, prompt, template, route.expert)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=query.raw or template is None))
+        if not ids:
+            raise RequestError("prompt", "has no tokens", "write a question")
+        model = self.models[route.expert]
+        # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
+        room = max(1, model.max_context - len(ids))
+        request = Request(
+            request_id=f"{next(self._numbers):08x}",
+            expert_id=route.expert,
+            prompt_ids=ids,
+            max_tokens=min(DEFAULT_MAX_TOKENS, room) if query.max_tokens is None else query.max_tokens,
+            sampling=query.sampling,
+            stop=query.stop,
+            end_ids=model.end_ids,
+            ignore_end=query.ignore_end,
+            detokenizer=tokenizer.detokenizer(),
+        )
+        self._parts.engine.submit(request)
+        self._pending[request.request_id] = _Pending(route, len(ids))
+        return request.request_id
+
+    def step(self) -> list[Chunk]:
+        """Let the engine take one step; what is new, per query."""
+        return [self._chunk(output) for output in self._parts.engine.step()]
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a query; its last chunk says `cancelled`."""
+        if request_id in self._pending:
+            self._parts.engine.cancel(request_id)
+
+    def stream(self, query: Query) -> Iterator[Chunk]:
+        """Submit one query and yield its chunks. Other queries in flight go on, but their chunks are not seen here."""
+        request_id = self.submit(query)
+        while request_id in self._pending:
+            yield from (chunk for chunk in self.step() if chunk.request_id == request_id)
+
+    def ask(self, query: Query | str) -> Answer:
+        """Answer one query. Raises the CoterieError that ended it."""
+        return self.ask_all([Query.text(query) if isinstance(query, str) else query])[0]
+
+    def ask_all(self, queries: list[Query]) -> list[Answer]:
+        """Answer many queries, batched by the engine, in their order. Raises the first CoterieError."""
+        order = [self.submit(query) for query in queries]
+        answers: dict[str, Answer] = {}
+        while len(answers) < len(order):
+            for chunk in self.step():
+                if chunk.error is not None:
+                    raise chunk.error
+                if chunk.answer is not None:
+                    answers[chunk.request_id] = chunk.answer
+        return [answers[request_id] for request_id in order]
+
+    def resident(self) -> tuple[str, ...]:
+        """Experts in the run tier."""
+        return self._parts.cache.resident()
+
+    def size_bytes(self, expert: str) -> int:
+        """Bytes of an expert in the run tier."""
+        return self.models[expert].layout.size_bytes
+
+    def close(self) -> None:
+        """Stop the device and give its memory back."""
+        self._parts.device.close()
+
+    def __enter__(self) -> Coterie:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _route(self, query: Query) -> tuple[Route, Prompt]:
+        if not query.messages:
+            raise RequestError("messages", "there is no message", "give at least one")
+        prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
+        return self.routing.route(prompt, query.model or None, query.previous_expert or None)
+
+    def _render(self, query: Query, prompt: Prompt, template: ChatTemplate | None, expert: str) -> str:
+        if query.raw:
+            return prompt.messages[-1]["content"]
+        if template is not None:
+            return template.render(prompt.messages)
+        if len(prompt.messages) > 1:
+            raise CheckpointError(expert, "has no chat template but the query has several messages", "send one message")
+        return prompt.text
+
+    def _text(self, expert: str) -> tuple[Tokenizer, ChatTemplate | None]:
+        if expert not in self._texts:
+            path = self.models[expert].path or Path()
+            self._texts[expert] = (Tokenizer.from_folder(path), ChatTemplate.from_folder(path))
+        return self._texts[expert]
+
+    def _chunk(self, output: Output) -> Chunk:
+        pending = self._pending[output.request_id]
+        pending.token_ids += output.token_ids
+        pending.text.append(output.text)
+        if output.finish_reason is None:
+            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids)
+        del self._pending[output.request_id]
+        if output.error is not None:
+            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, error=output.error)
+        answer = self._answer(output, pending)
+        return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer)
+
+    def _answer(self, output: Output, pending: _Pending) -> Answer:
+        timings = output.timings
+        if timings is None or output.finish_reason is None:
+            raise RuntimeError(f"the last output of {output.request_id} has no timings")
+        first = timings.end_s if timings.first_token_s is None else timings.first_token_s
+        count, decode_s = len(pending.token_ids), timings.end_s - first
+        return Answer(
+            request_id=output.request_id,
+            text="".join(pending.text),
+            token_ids=tuple(pending.token_ids),
+            expert=output.expert_id,
+            route=pending.route,
+            finish_reason=output.finish_reason,
+            prompt_tokens=pending.prompt_tokens,
+            hit=timings.hit,
+            switch_s=timings.switch_s,
+            ttft_s=first - timings.arrival_s,
+            total_s=timings.end_s - timings.arrival_s,
+            tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
+            synthetic=self._parts.device.synthetic(),
+        )

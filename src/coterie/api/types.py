@@ -1,0 +1,114 @@
+"""What goes into the Python face and what comes out: Query, Chunk, Answer.
+
+Knows nothing about engines or devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coterie.composition.router import Route
+from coterie.core.errors import CoterieError
+from coterie.engine.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def to_dict(self) -> dict[str, str]:
+        """As chat templates and routers read it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A conversation that wants an answer.
+
+    `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
+    template: the last message is the text itself. `previous_expert` is who answered this conversation before.
+    """
+
+    messages: tuple[Message, ...]
+    model: str = ""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    raw: bool = False
+    previous_expert: str = ""
+    ignore_end: bool = False
+
+    @classmethod
+    def text(cls, prompt: str, model: str = "") -> Query:
+        """A single user message with default settings."""
+        return cls((Message("user", prompt),), model)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer. Times are seconds on the device's clock.
+
+    `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
+    `ttft_s`: from submission to the first token. `tokens_per_s`: decode rate after the first token, 0 for a single token.
+    `synthetic`: the tokens are made up by a modelled device that computes no numbers.
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    expert: str
+    route: Route
+    finish_reason: str
+    prompt_tokens: int
+    hit: bool
+    switch_s: float
+    ttft_s: float
+    total_s: float
+    tokens_per_s: float
+    synthetic: bool
+
+    @property
+    def last_line(self) -> str:
+        """The last line that is not blank: where experts that show their working put the answer."""
+        lines = [line for line in self.text.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "expert": self.expert,
+            "confidence": round(self.route.confidence, 4),
+            "is_fallback": self.route.is_fallback,
+            "reason": self.route.reason,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "hit": self.hit,
+            "switch_s": self.switch_s,
+            "ttft_s": self.ttft_s,
+            "total_s": self.total_s,
+            "tokens_per_s": self.tokens_per_s,
+            "synthetic": self.synthetic,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """News of one request: new text and tokens; the last chunk has either the whole `answer` or an `error`."""
+
+    request_id: str
+    expert: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    answer: Answer | None = None
+    error: CoterieError | None = None
+
+    @property
+    def last(self) -> bool:
+        """True when nothing follows."""
+        return self.answer is not None or self.error is not None

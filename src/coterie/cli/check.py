@@ -1,0 +1,82 @@
+"""`coterie check`: does the composition open, does it fit, and where do the bytes go. Nothing is loaded.
+
+Knows nothing about running experts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.api import Coterie
+from coterie.api.assemble import Plan, make_spec, open_models, plan
+from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, KvOpt, NearOpt, options, out, print_json, sentences
+from coterie.composition.composition import load_composition
+from coterie.composition.routing import make_router
+from coterie.core.units import format_bytes
+from coterie.models.model import Model
+
+
+@sentences
+def check(
+    composition: CompositionArg,
+    json_: JsonOpt = False,
+    near: NearOpt = None,
+    kv: KvOpt = None,
+    device: DeviceOpt = "cpu",
+) -> None:
+    """Check a composition and print where the bytes go."""
+    chosen = options(device, near, kv, None)
+    found = load_composition(composition)
+    make_router(found)
+    models = open_models(found, device)
+    made = plan(models, make_spec(chosen), chosen)
+    if json_:
+        print_json(_report(found.name, models, made))
+        return
+    table = Table("expert", "family", "weights", "context", "architecture", "KV per token")
+    for name, model in models.items():
+        row = (f"{model.config.model_type}", format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
+        table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))
+    out.print(table)
+    shared = Counter(model.key for model in models.values())
+    out.print(f"{len(models)} experts, {format_bytes(made.total_bytes)} in all, {len(shared)} architectures (one program each)")
+    out.print(plan_line(made))
+
+
+def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
+    return {
+        "composition": name,
+        "machine": made.spec.name,
+        "near_bytes": made.near_bytes,
+        "kv_bytes": made.kv_bytes,
+        "kv_block_bytes": made.block_bytes,
+        "total_bytes": made.total_bytes,
+        "experts": {
+            name: {
+                "family": model.config.model_type,
+                "weight_bytes": model.layout.size_bytes,
+                "context": model.max_context,
+                "architecture_key": model.key,
+                "kv_bytes_per_token": model.kv.bytes_per_token,
+            }
+            for name, model in models.items()
+        },
+    }
+
+
+def plan_line(made: Plan) -> str:
+    """One line: what was reserved for experts and KV, and how much of the composition is resident at once."""
+    tier = made.spec.run_tier
+    share = min(1.0, made.near_bytes / made.total_bytes) if made.total_bytes else 1.0
+    held = "all experts fit" if share == 1 else f"{share:.0%} of the experts' bytes fit"
+    capacity = format_bytes(made.spec.tier(tier).capacity_bytes)
+    return f"{tier}: {format_bytes(made.near_bytes)} for experts ({held}), {format_bytes(made.kv_bytes)} for KV, of {capacity}"
+
+
+def budget_line(coterie: Coterie) -> str:
+    """The same line for a running composition."""
+    return plan_line(coterie.plan)

@@ -1,0 +1,109 @@
+"""`coterie eval`: asks held-out questions and prints what the router, the experts, the composition and a single model get right.
+
+Knows nothing about how questions were made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.api import Coterie, Message, Query
+from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, NearOpt, ThreadsOpt, options, out, print_json, sentences
+from coterie.composition.evaluate import Question, Score, read_questions, score
+from coterie.core.errors import CompositionError
+
+QUESTIONS = "questions.jsonl"
+
+
+@sentences
+def evaluate(
+    composition: CompositionArg,
+    questions: Annotated[Path | None, typer.Option(help="JSON lines; the default is questions.jsonl beside it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,
+    show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
+    json_: JsonOpt = False,
+    near: NearOpt = None,
+    device: DeviceOpt = "cpu",
+    threads: ThreadsOpt = None,
+) -> None:
+    """Score experts, router, composition and the single fallback model on held-out questions (exact match, last line)."""
+    with Coterie.open(composition, options(device, near, None, threads)) as coterie:
+        spec = coterie.composition.router
+        if spec is None:
+            fact = "has no router, so there is nothing to compare"
+            raise CompositionError(coterie.composition.name, fact, "give it a [router] with a fallback")
+        asked = _limited(read_questions(questions or coterie.composition.root / QUESTIONS), limit)
+        routes = [coterie.route(_query(q, "")) for q in asked]
+        # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
+        wanted = [(q.text, e) for q, r in zip(asked, routes, strict=True) for e in _experts(q, r.expert, spec.fallback)]
+        pairs = list(dict.fromkeys(wanted))
+        answers = coterie.ask_all([Query((Message("user", text),), expert) for text, expert in pairs])
+        texts = {pair: answer.text for pair, answer in zip(pairs, answers, strict=True)}
+        result = score(
+            asked,
+            routes,
+            routed=[texts[q.text, r.expert] if q.expert else "" for q, r in zip(asked, routes, strict=True)],
+            alone=[texts[q.text, q.expert] if q.expert else "" for q in asked],
+            single_model=[texts[q.text, spec.fallback] if q.expert else "" for q in asked],
+        )
+        if json_:
+            print_json(result.to_dict())
+            return
+        _print(coterie.composition.name, result)
+        for q, r in [(q, r) for q, r in zip(asked, routes, strict=True) if _wrong(q, texts, r.expert)][:show_wrong]:
+            given = texts[q.text, r.expert]
+            out.print(escape(f"{q.text!r} -> {r.expert}: {given!r}, right is {q.answer!r}"))
+
+
+def _limited(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
+    """The first `limit` questions of each expert, half of them with unseen phrasings where there are such."""
+    if limit is None:
+        return list(questions)
+    taken: dict[tuple[str | None, bool], int] = {}
+    chosen = []
+    for question in questions:
+        key = (question.expert, question.seen_phrasing)
+        taken[key] = taken.get(key, 0) + 1
+        if taken[key] <= -(-limit // 2):
+            chosen.append(question)
+    return chosen
+
+
+def _query(question: Question, model: str) -> Query:
+    return Query((Message("user", question.text),), model)
+
+
+def _experts(question: Question, routed: str, fallback: str) -> list[str]:
+    return [question.expert, routed, fallback] if question.expert else []
+
+
+def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -> bool:
+    if question.expert is None:
+        return False
+    lines = texts[question.text, routed].strip().splitlines()
+    return not lines or lines[-1].strip() != question.answer
+
+
+def _print(name: str, result: Score) -> None:
+    table = Table("expert", "questions", "routed to it", "expert alone", "composition", "single model")
+    for row in result.experts:
+        shares: list[Any] = [row.routed_here, row.alone, row.routed, row.single_model]
+        table.add_row(escape(row.expert), str(row.num_questions), *(_share(s) for s in shares))
+    totals = [result.router, result.experts_alone, result.composition, result.single_model]
+    table.add_section()
+    table.add_row("all", str(result.num_questions), *(_share(s) for s in totals))
+    out.print(table)
+    to_fallback, outside = result.out_of_scope_to_fallback, result.num_out_of_scope
+    out.print(f"{escape(name)}: router {_share(result.router)} (unseen phrasings {_share(result.router_unseen)});", end=" ")
+    out.print(f"out of scope to the fallback: {to_fallback} of {outside}")
+    for right, chosen, count in result.confusions[:5]:
+        out.print(f"[dim]{count} questions for {escape(right)} went to {escape(chosen)}[/dim]")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,51 @@
+"""The `coterie` command: names every subcommand.
+
+Knows nothing about what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coterie import __version__
+from coterie.cli.check import check
+from coterie.cli.diff import diff
+from coterie.cli.eval import evaluate
+from coterie.cli.info import info
+from coterie.cli.route import route
+from coterie.cli.run import run
+from coterie.cli.serve import serve
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve a composition of experts: one endpoint in front of many whole language models, on one machine.",
+)
+app.command("run")(run)
+app.command("serve")(serve)
+app.command("route")(route)
+app.command("check")(check)
+app.command("eval")(evaluate)
+app.command("diff")(diff)
+app.command("info")(info)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Serve a composition of experts."""
+
+
+def main() -> None:
+    """Entry point of the `coterie` script."""
+    app()

@@ -1,0 +1,69 @@
+"""Options that several commands share, and how a failure becomes one sentence and an exit status.
+
+Knows nothing about what the commands do.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from coterie.api import Options
+from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.units import parse_bytes
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def size(text: str) -> int:
+    """Parse a size option. Raises typer.BadParameter."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+CompositionArg = Annotated[str, typer.Argument(metavar="COMPOSITION", help="demo, a composition.toml, or a folder of checkpoints")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+NearOpt = Annotated[int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")]
+KvOpt = Annotated[int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")]
+DeviceOpt = Annotated[str, typer.Option(help="cpu, or modelled:MACHINE (real tokens, modelled time).")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
+
+
+def options(device: str, near: int | None, kv: int | None, threads: int | None) -> Options:
+    """Gather the shared options."""
+    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads)
+
+
+def sentences(command: Callable[P, T]) -> Callable[P, T]:
+    """Turn a CoterieError into one sentence on stderr: exit 2 for the user's mistakes, 1 for a device's failures."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except CoterieError as error:
+            err.print(f"coterie: {error}", style="red", markup=False)
+            raise typer.Exit(1 if isinstance(error, DeviceError) else 2) from error
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, as plain text."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()

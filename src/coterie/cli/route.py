@@ -1,0 +1,47 @@
+"""`coterie route`: which expert would answer, how sure the router is, who came next, and why.
+
+Knows nothing about running experts.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
+from coterie.composition.composition import load_composition
+from coterie.composition.router import Prompt, Route
+from coterie.composition.routing import make_router
+from coterie.core.errors import RequestError
+
+
+@sentences
+def route(
+    composition: CompositionArg,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads lines from stdin.")] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Print the router's decision for each prompt, without running any expert."""
+    router = make_router(load_composition(composition))
+    texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
+    routes = [(text, router.route(Prompt(text))) for text in texts]
+    if json_:
+        rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
+        print_json(rows[0] if len(rows) == 1 else rows)
+        return
+    out.print(_table(routes))
+
+
+def _table(routes: list[tuple[str, Route]]) -> Table:
+    table = Table("prompt", "expert", "confidence", "runners-up", "why")
+    for text, found in routes:
+        runners = ", ".join(f"{name} {share:.2f}" for name, share in found.runners_up[:3])
+        name = f"{found.expert} (fallback)" if found.is_fallback else found.expert
+        table.add_row(escape(text), name, f"{found.confidence:.2f}", runners, escape(found.reason))
+    return table

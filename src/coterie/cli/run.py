@@ -1,0 +1,112 @@
+"""`coterie run`: ask a composition questions, from the command line, from stdin or in a chat prompt.
+
+Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from coterie.api import Answer, Query, Coterie, Message
+from coterie.cli.options import (
+    CompositionArg,
+    DeviceOpt,
+    JsonOpt,
+    KvOpt,
+    NearOpt,
+    ThreadsOpt,
+    options,
+    out,
+    print_json,
+    sentences,
+)
+from coterie.core.errors import CoterieError, RequestError
+from coterie.core.units import format_seconds
+from coterie.engine.request import SamplingParams
+
+
+@sentences
+def run(
+    composition: CompositionArg,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Questions; none reads stdin or starts a chat.")] = None,
+    expert: Annotated[str, typer.Option(help="Bypass the router.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is the text itself.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 is no limit.")] = 0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    min_p: Annotated[float, typer.Option()] = 0.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
+    json_: JsonOpt = False,
+    near: NearOpt = None,
+    kv: KvOpt = None,
+    device: DeviceOpt = "cpu",
+    threads: ThreadsOpt = None,
+) -> None:
+    """Query a composition; each answer shows the expert, hit or switch, and the speed."""
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    with Coterie.open(composition, options(device, near, kv, threads)) as coterie:
+        limit = max_tokens if max_tokens is not None else coterie.default_max_tokens
+
+        def query(text: str) -> Query:
+            return Query((Message("user", text),), expert, sampling, limit, tuple(stop or ()), raw)
+
+        interactive = not prompt and sys.stdin.isatty()
+        if interactive:
+            _chat(coterie, query)
+            return
+        answers = []
+        for text in prompt or _lines():
+            answer = coterie.ask(query(text))
+            answers.append(answer)
+            if not json_:
+                show(text, answer)
+        if not answers:
+            raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
+        if json_:
+            print_json(answers[0].to_dict() if len(answers) == 1 else [a.to_dict() for a in answers])
+
+
+def _lines() -> Iterator[str]:
+    return (line.rstrip("\n") for line in sys.stdin if line.strip())
+
+
+def show(question: str, answer: Answer) -> None:
+    """Print a question, its answer, and one dim line about how it came."""
+    out.print(f"[bold]{escape(question)}[/bold]")
+    out.print(escape(answer.text))
+    out.print(f"[dim]{escape(_detail(answer))}[/dim]\n")
+
+
+def _detail(answer: Answer) -> str:
+    where = "hit" if answer.hit else f"switch {format_seconds(answer.switch_s)}"
+    made_up = " · synthetic tokens" if answer.synthetic else ""
+    fallback = " (fallback)" if answer.route.is_fallback else ""
+    rate = f"{answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else "1 token"
+    confidence = f"confidence {answer.route.confidence:.2f}"
+    return f"{answer.expert}{fallback} · {confidence} · {where} · first token {format_seconds(answer.ttft_s)} · {rate}{made_up}"
+
+
+def _chat(coterie: Coterie, query: Callable[[str], Query]) -> None:
+    out.print(f"[dim]{escape(coterie.composition.name)}: {len(coterie.composition.experts)} experts. Ctrl-D ends.[/dim]")
+    while True:
+        try:
+            text = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            out.print()
+            return
+        if not text.strip():
+            continue
+        try:
+            answer = coterie.ask(query(text))
+        except CoterieError as error:
+            out.print(f"[red]{escape(str(error))}[/red]")
+            continue
+        out.print(escape(answer.text))
+        out.print(f"[dim]{escape(_detail(answer))}[/dim]")

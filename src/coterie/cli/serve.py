@@ -1,0 +1,57 @@
+"""`coterie serve`: the OpenAI-compatible server on one composition.
+
+Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.markup import escape
+
+from coterie.api import Coterie
+from coterie.cli.check import budget_line
+from coterie.cli.options import CompositionArg, DeviceOpt, KvOpt, NearOpt, ThreadsOpt, options, out, sentences
+from coterie.core.errors import UsageError
+from coterie.server.app import make_app
+
+EXAMPLE = "What is 47 plus 85?"
+
+
+@sentences
+def serve(
+    composition: CompositionArg,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    near: NearOpt = None,
+    kv: KvOpt = None,
+    device: DeviceOpt = "cpu",
+    threads: ThreadsOpt = None,
+) -> None:
+    """Serve a composition over HTTP until interrupted."""
+    with _listen(host, port) as listener, Coterie.open(composition, options(device, near, kv, threads)) as coterie:
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
+        curl = f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        out.print(f"coterie: {len(coterie.composition.experts)} experts of [bold]{escape(coterie.composition.name)}[/bold] at {url}")
+        out.print(escape(budget_line(coterie)))
+        out.print(f"try: {escape(curl)}")
+        server = uvicorn.Server(uvicorn.Config(make_app(coterie), log_level="warning"))
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before the models are opened, so that a taken port is known at once. Raises UsageError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise UsageError(f"{host}:{port}", f"cannot be listened on: {error}", "choose another --host or --port") from error
+    return listener

@@ -1,0 +1,135 @@
+"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models, GET /health.
+
+Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from coterie.api import Chunk, Coterie
+from coterie.core.errors import CoterieError, RequestError
+from coterie.server.openai import ChatBody, chunk_maker, completion, error_body, parse_chat, usage
+from coterie.server.worker import Worker
+
+MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
+
+
+def make_app(coterie: Coterie) -> Starlette:
+    """An ASGI application that owns `coterie` and closes it when it shuts down."""
+    worker = Worker(coterie)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+
+    async def chat(request: Request) -> Response:
+        body = parse_chat(await _json(request), coterie.default_max_tokens)
+        created = int(time.time())
+        chunks = worker.stream(body.query)
+        first = await anext(chunks)  # a refused request must get its status before any byte of a stream is sent
+        if first.error is not None:
+            raise first.error
+        if body.stream:
+            return StreamingResponse(_events(body, created, first, chunks), media_type="text/event-stream")
+        last = first
+        async for chunk in chunks:
+            last = chunk
+        if last.error is not None:
+            raise last.error
+        if last.answer is None:
+            raise RuntimeError("a stream ended without its last chunk")
+        return JSONResponse(completion(f"chatcmpl-{last.request_id}", created, last.answer))
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await worker.call(_model_list)})
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "composition": coterie.composition.name})
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/health", health, methods=["GET"]),
+        ],
+        exception_handlers={CoterieError: _on_error, HTTPException: _on_http_error},
+        lifespan=lifespan,
+    )
+
+
+async def _json(request: Request) -> Any:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError("body", f"is larger than {MAX_BODY_BYTES} bytes", "send a shorter prompt")
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise RequestError("body", f"is not JSON: {error}", "send an object with model and messages") from error
+
+
+async def _events(body: ChatBody, created: int, first: Chunk, rest: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
+    make = chunk_maker(f"chatcmpl-{first.request_id}", created, first.expert)
+    yield _event(make({"role": "assistant", "content": first.text}))
+    last = first
+    async for last in rest:
+        if last.error is not None:
+            yield _event(error_body(last.error)[1])
+            return
+        if last.text:
+            yield _event(make({"content": last.text}))
+    if last.answer is None:
+        return
+    yield _event(make({}, last.answer.finish_reason, coterie=last.answer.to_dict()))
+    if body.include_usage:
+        yield _event({**make({}), "choices": [], "usage": usage(last.answer)})
+    yield b"data: [DONE]\n\n"
+
+
+def _event(body: object) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _model_list(coterie: Coterie) -> list[dict[str, Any]]:
+    resident = set(coterie.resident())
+    head = {"id": coterie.composition.name, "object": "model", "created": 0, "owned_by": "coterie"}
+    rows = [{**head, "coterie": {"kind": "composition", "experts": len(coterie.composition.experts)}}]
+    for expert in coterie.composition.experts:
+        detail = {
+            "kind": "expert",
+            "description": expert.description,
+            "resident": expert.name in resident,
+            "size_bytes": coterie.size_bytes(expert.name),
+        }
+        rows.append({**head, "id": expert.name, "coterie": detail})
+    return rows
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, CoterieError):
+        raise error
+    status, body = error_body(error)
+    return JSONResponse(body, status)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    detail = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": detail}, error.status_code)
