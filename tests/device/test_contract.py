@@ -1,0 +1,305 @@
+"""What every device must keep, real or modelled: events, lanes, gates, failures, time, bytes and tokens.
+
+Knows nothing about which device it is given; what only devices with bytes can show asks `synthetic()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from tests.device.devices import BROKEN
+from tests.device.programs import V, rows, tiny_graph, write_weights
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError, TransferError
+from coterie.device import Sampling
+
+PROMPT = [3, 14, 15, 9, 26]
+WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
+
+
+def prompt_rows(**options):
+    return rows([(PROMPT, 0)], **options)
+
+
+def broken_range(layout):
+    return dataclasses.replace(layout.ranges[0].source, path=f"/nonexistent/{BROKEN}.weights")
+
+
+def loaded(desk):
+    desk.wait(*desk.fetch().values())
+    return desk
+
+
+def needs_bytes(device):
+    if device.synthetic():
+        pytest.skip("this device has no bytes")
+
+
+def test_a_finished_event_stays_finished(desk):
+    gates = desk.fetch()
+    run = desk.run(prompt_rows(), gates=gates)
+    desk.wait(run)
+    spans = [desk.device.span(event) for event in (*gates.values(), run)]
+    later = desk.run(prompt_rows())
+    for event, span in zip((*gates.values(), run), spans, strict=True):
+        assert desk.device.done(event)
+        assert desk.device.failure(event) is None
+        assert desk.device.span(event) == span
+    desk.wait(later)
+
+
+def test_work_on_one_lane_is_done_in_order(desk):
+    fetches = [*desk.fetch().values(), *desk.fetch().values()]
+    desk.wait(fetches[-1])
+    assert all(desk.device.done(event) for event in fetches)
+    spans = [desk.device.span(event) for event in fetches]
+    assert len({event.lane for event in fetches}) == 1
+    for first, second in pairwise(spans):
+        assert first.start_s <= first.end_s <= second.start_s <= second.end_s
+
+
+def test_runs_are_done_in_order(desk):
+    loaded(desk)
+    runs = [desk.run(prompt_rows()) for _ in range(3)]
+    desk.wait(runs[-1])
+    spans = [desk.device.span(run) for run in runs]
+    assert spans[0].end_s <= spans[1].start_s
+    assert spans[1].end_s <= spans[2].start_s
+    assert {run.lane for run in runs} == {"compute"}
+
+
+def test_after_is_awaited(desk):
+    fetches = list(desk.fetch().values())
+    run = desk.run(prompt_rows(), after=iter(fetches))
+    desk.wait(run)
+    assert desk.device.span(run).start_s >= max(desk.device.span(event).end_s for event in fetches)
+
+
+def test_a_run_is_not_done_before_its_gates(desk):
+    gates = desk.fetch()
+    run = desk.run(prompt_rows(), gates=gates)
+    finished = False
+    while not finished:
+        finished = desk.device.done(run)
+        assert not finished or all(desk.device.done(gate) for gate in gates.values())
+        desk.device.wait_any([run], until=desk.device.now() + 1e-4)
+    assert desk.device.span(run).end_s >= max(desk.device.span(gate).end_s for gate in gates.values())
+
+
+def test_gated_tokens_equal_ungated_tokens(desk):
+    cold = desk.tokens(desk.run(prompt_rows(), gates=desk.fetch()))
+    assert cold == desk.tokens(desk.run(prompt_rows()))
+
+
+def test_a_gate_for_no_stage_is_refused(desk):
+    with pytest.raises(ValueError, match=r"layers\.9"):
+        desk.run(prompt_rows(), gates={"layers.9": next(iter(desk.fetch().values()))})
+
+
+def test_a_failure_passes_on_through_after(desk):
+    view = desk.weights.view(0, desk.layout.ranges[0].source.size_bytes)
+    bad = desk.device.fetch(view, broken_range(desk.layout))
+    run = desk.run(prompt_rows(), after=[bad])
+    second = desk.run(prompt_rows(), after=[run])
+    desk.wait(second)
+    assert isinstance(desk.device.failure(bad), TransferError)
+    assert desk.device.failure(run) is desk.device.failure(bad)
+    assert desk.device.failure(second) is desk.device.failure(bad)
+    with pytest.raises(TransferError):
+        desk.device.tokens(run)
+
+
+@pytest.mark.parametrize("stage", ["embed", "layers.1"])
+def test_a_failure_passes_on_through_a_gate_and_the_device_goes_on(desk, stage):
+    loaded(desk)
+    expected = desk.tokens(desk.run(prompt_rows()))
+    view = desk.weights.view(0, desk.layout.ranges[0].source.size_bytes)
+    bad = desk.device.fetch(view, broken_range(desk.layout))
+    run = desk.run(prompt_rows(), gates={stage: bad})
+    desk.wait(run)
+    assert desk.device.failure(run) is desk.device.failure(bad)
+    assert isinstance(desk.device.failure(bad), TransferError)
+    assert desk.tokens(desk.run(prompt_rows(), gates=desk.fetch())) == expected
+
+
+def test_wait_any_returns_when_one_is_finished(desk):
+    fetches = list(desk.fetch().values())
+    desk.device.wait_any(fetches)
+    assert any(desk.device.done(event) for event in fetches)
+
+
+def test_wait_any_returns_at_until(device):
+    for delay_s in (0.0, 1e-3, 5e-3):
+        until = device.now() + delay_s
+        device.wait_any([], until=until)
+        assert device.now() >= until
+    before = device.now()
+    device.wait_any([], until=before - 1.0)
+    assert device.now() >= before
+
+
+def test_wait_any_without_events_or_until_is_refused(device):
+    with pytest.raises(ValueError, match="wait"):
+        device.wait_any([])
+
+
+def test_time_never_runs_backwards(desk):
+    seen = [desk.device.now()]
+    run = desk.run(prompt_rows(), gates=desk.fetch())
+    seen.append(desk.device.now())
+    while not desk.device.done(run):
+        desk.device.wait_any([run], until=seen[-1] + 1e-4)
+        seen.append(desk.device.now())
+    span = desk.device.span(run)
+    assert seen == sorted(seen)
+    assert seen[0] <= span.start_s <= span.end_s <= seen[-1]
+
+
+def test_a_copy_moves_bytes(desk):
+    loaded(desk)
+    expected = desk.tokens(desk.run(prompt_rows()))
+    twin = desk.device.reserve(desk.weights.tier, desk.weights.size_bytes)
+    copied = desk.device.copy(twin, desk.weights)
+    run = desk.device.run(desk.exe, desk.binding(prompt_rows(), twin), after=[copied])
+    assert desk.tokens(run) == expected
+
+
+def test_a_copy_of_unequal_sizes_is_refused(desk):
+    with pytest.raises(ValueError, match="equal"):
+        desk.device.copy(desk.weights.view(0, 4096), desk.weights.view(0, 8192))
+
+
+def test_a_view_outside_its_buffer_is_refused(desk):
+    size = desk.weights.size_bytes
+    for offset, length in ((0, size + 1), (size, 1), (-1, 1), (0, -1)):
+        with pytest.raises(ValueError, match="outside"):
+            desk.weights.view(offset, length)
+
+
+def test_a_fetch_into_too_small_a_buffer_is_refused(desk):
+    source = desk.layout.ranges[-1].source
+    with pytest.raises(ValueError, match="buffer"):
+        desk.device.fetch(desk.weights.view(0, source.size_bytes - BLOCK_BYTES), source)
+
+
+def test_a_missing_file_fails_the_fetch(desk):
+    needs_bytes(desk.device)
+    view = desk.weights.view(0, BLOCK_BYTES)
+    event = desk.device.fetch(view, FileRange("/nonexistent/weights", BLOCK_BYTES, BLOCK_BYTES, 2 * BLOCK_BYTES, 0))
+    desk.wait(event)
+    assert isinstance(desk.device.failure(event), TransferError)
+    assert "/nonexistent/weights" in str(desk.device.failure(event))
+
+
+@pytest.mark.parametrize("change", ["touched", "truncated", "grown"])
+def test_a_changed_file_fails_the_fetch(desk, tmp_path, change):
+    needs_bytes(desk.device)
+    path = tmp_path / "changing.weights"
+    layout = write_weights(path, tiny_graph())
+    stat = path.stat()
+    if change == "touched":
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    else:
+        os.truncate(path, stat.st_size + (4096 if change == "grown" else -4096))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    placed = layout.ranges[0]
+    event = desk.device.fetch(desk.weights.view(0, placed.source.size_bytes), placed.source)
+    desk.wait(event)
+    assert isinstance(desk.device.failure(event), TransferError)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+def test_n_steps_equal_n_single_steps(desk, sampling):
+    loaded(desk)
+    settings = [sampling, dataclasses.replace(sampling, seed=11)]
+    other = [1, 2, 3]
+    first = desk.tokens(desk.run(rows([(PROMPT, 0), (other, 0)], settings)))[0]
+    single, last = [], first
+    for step in range(6):
+        chunks = [([last[0]], len(PROMPT) + step), ([last[1]], len(other) + step)]
+        last = desk.tokens(desk.run(rows(chunks, settings)))[0]
+        single.append(last)
+    again = desk.tokens(desk.run(rows([(PROMPT, 0), (other, 0)], settings)))[0]
+    assert again == first
+    chunks = [([first[0]], len(PROMPT)), ([first[1]], len(other))]
+    assert desk.tokens(desk.run(rows(chunks, settings), steps=6)) == single
+
+
+def test_steps_stop_after_an_end_token(desk):
+    loaded(desk)
+    first = desk.tokens(desk.run(prompt_rows(sampling=[WARM])))[0][0]
+    decode = [([first], len(PROMPT))]
+    free = [token for (token,) in desk.tokens(desk.run(rows(decode, [WARM]), steps=8))]
+    assert len(free) == 8
+    end = free[3]
+    stop = free.index(end) + 1
+    ended = desk.tokens(desk.run(rows(decode, [WARM], end_ids=((end, V),)), steps=8))
+    assert [token for (token,) in ended] == free[:stop]
+
+
+def test_many_steps_of_a_prefill_are_refused(desk):
+    loaded(desk)
+    with pytest.raises(ValueError, match="steps"):
+        desk.run(prompt_rows(), steps=2)
+
+
+def test_chunked_prefill_equals_whole(desk):
+    loaded(desk)
+    whole = desk.tokens(desk.run(prompt_rows()))
+    for cut in (1, 2, 4):
+        desk.run(rows([(PROMPT[:cut], 0)]))
+        assert desk.tokens(desk.run(rows([(PROMPT[cut:], cut)]))) == whole
+
+
+def test_a_batch_equals_each_alone(desk):
+    loaded(desk)
+    prompts = [PROMPT, [1], [40, 41, 42, 43, 44, 45, 46]]
+    settings = [Sampling(), WARM, dataclasses.replace(WARM, seed=99)]
+    together = desk.tokens(desk.run(rows([(prompt, 0) for prompt in prompts], settings)))[0]
+    alone = [desk.tokens(desk.run(rows([(p, 0)], [s])))[0][0] for p, s in zip(prompts, settings, strict=True)]
+    assert together == alone
+    assert all(0 <= token < V for token in together)
+
+
+def test_no_rows_is_a_step_without_tokens(desk):
+    loaded(desk)
+    event = desk.run(rows([]))
+    desk.wait(event)
+    assert desk.device.tokens(event).shape == (1, 0)
+
+
+def test_tokens_that_are_not_sampled_need_no_row(desk):
+    loaded(desk)
+    step = dataclasses.replace(prompt_rows(), rows_R=np.zeros(0, dtype=np.int32), sampling=())
+    event = desk.run(step)
+    desk.wait(event)
+    assert desk.device.tokens(event).shape == (1, 0)
+
+
+def test_reserving_too_much_is_refused_with_levers(device):
+    tier = device.spec.tier(device.spec.run_tier)
+    with pytest.raises(CapacityError) as caught:
+        device.reserve(tier.name, tier.capacity_bytes + BLOCK_BYTES)
+    assert caught.value.demand_bytes > caught.value.bound_bytes
+    assert caught.value.levers
+    assert tier.name in str(caught.value)
+
+
+def test_reserved_memory_is_taken_away_from_what_is_left(device):
+    capacity = device.spec.tier(device.spec.run_tier).capacity_bytes
+    if capacity > 2**30:
+        pytest.skip("touching half of a real machine's memory is not a unit test")
+    device.reserve(device.spec.run_tier, capacity // 2 + BLOCK_BYTES)
+    with pytest.raises(CapacityError):
+        device.reserve(device.spec.run_tier, capacity // 2 + BLOCK_BYTES)
+
+
+def test_closing_twice_is_closing_once(desk):
+    loaded(desk)
+    desk.device.close()
+    desk.device.close()

@@ -1,0 +1,206 @@
+"""Machine files: what ships, what is refused and how; and the machine that runs the tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+
+from coterie.core.errors import NotFoundError, UsageError
+from coterie.spec.load import load_machine, machine_names, parse_machine
+from coterie.spec.this_machine import allowed_cpus, allowed_memory, this_machine
+
+MACHINE = """
+name = "small"
+rule_set = "cache"
+units = 4
+flops = { value = 2, unit = "TFLOP/s", source = "datasheet", per_unit = true }
+launch_host = { value = 5, unit = "us", source = "a guess", assumed = true }
+launch_device = { value = 0, unit = "s", source = "none" }
+[[tier]]
+name = "hbm"
+capacity = { value = 2, unit = "GiB", source = "datasheet" }
+bandwidth = { value = 1.5, unit = "TB/s", source = "datasheet" }
+[[tier]]
+name = "disk"
+capacity = { value = 1, unit = "TB", source = "datasheet" }
+bandwidth = { unknown = true, source = "not published" }
+[[link]]
+src = "disk"
+dst = "hbm"
+bandwidth = { value = 3, unit = "GB/s", source = "measured" }
+latency = { value = 80, unit = "us", source = "measured" }
+"""
+
+
+def test_numbers_come_out_in_base_units():
+    spec = parse_machine(MACHINE, "small.toml")
+    assert spec.flops_per_s == 8e12
+    assert spec.launch_host_s == pytest.approx(5e-6)
+    assert spec.launch_device_s == 0.0
+    assert spec.tier("hbm").capacity_bytes == 2 * 2**30
+    assert spec.tier("hbm").bytes_per_s == 1.5e12
+    assert spec.tier("disk").bytes_per_s == 0.0
+    assert spec.link("disk", "hbm").bytes_per_s == 3e9
+    assert spec.link("disk", "hbm").latency_s == pytest.approx(80e-6)
+    assert (spec.run_tier, spec.home_tier, spec.units) == ("hbm", "disk", 4)
+    assert "not published" in spec.tier("disk").source
+    assert spec.notes == ("assumed: launch_host = 5 us (a guess)",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "fact"),
+    [
+        (', source = "datasheet", per_unit = true', ", per_unit = true", "flops.source", "is missing"),
+        ('unit = "TB/s", ', "", "tier.hbm.bandwidth.unit", "is missing"),
+        ("value = 1.5, ", "", "tier.hbm.bandwidth.value", "is missing"),
+        ('source = "a guess"', 'source = " "', "launch_host.source", "is empty"),
+        ('unit = "TB/s"', 'unit = "TFLOP/s"', "tier.hbm.bandwidth.unit", "TFLOP/s"),
+        ('unit = "TFLOP/s"', 'unit = "GB"', "flops.unit", "GB"),
+        ("value = 1.5", "value = -1.5", "tier.hbm.bandwidth.value", "-1.5"),
+        ("value = 1.5", "value = 0", "tier.hbm.bandwidth.value", "is 0"),
+        ("value = 1.5", 'value = "fast"', "tier.hbm.bandwidth.value", "fast"),
+        ("value = 1.5", "value = nan", "tier.hbm.bandwidth.value", "nan"),
+        ("assumed = true", "asumed = true", "launch_host.asumed", "unknown key"),
+        ("assumed = true", "assumed = 1", "launch_host.assumed", "is 1"),
+        ("unknown = true", "unknown = true, value = 3", "tier.disk.bandwidth.value", "unknown key"),
+        ('name = "small"', 'nmae = "small"', "nmae", "unknown key"),
+        ('name = "small"', "", "name", "is missing"),
+        ("units = 4", "units = 0", "units", "is 0"),
+        ("units = 4", "units = 2.5", "units", "2.5"),
+        ('name = "disk"', 'name = "hbm"', "link[0]", "'disk'"),
+        ('src = "disk"', 'src = "tape"', "link[0]", "'tape'"),
+        ('dst = "hbm"', "", "link[0].dst", "is missing"),
+        ('rule_set = "cache"', "rule_set = 3", "rule_set", "is 3"),
+        ("[[tier]]", "[[teir]]", "teir", "unknown key"),
+        ("flops = {", "flops = 3\nother = {", "other", "unknown key"),
+        ('name = "small"', "name = ", "", "is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(old, new, key, fact):
+    assert old in MACHINE
+    with pytest.raises(UsageError) as caught:
+        parse_machine(MACHINE.replace(old, new), "small.toml")
+    assert caught.value.where == (f"small.toml: {key}" if key else "small.toml")
+    assert fact in caught.value.fact
+    assert caught.value.remedy
+
+
+def test_a_repeated_link_is_refused():
+    text = MACHINE + MACHINE[MACHINE.index("[[link]]") :]
+    with pytest.raises(UsageError, match="disk->hbm 2 times"):
+        parse_machine(text, "small.toml")
+
+
+def test_the_machines_that_ship():
+    assert machine_names() == ("dgx-a100", "dgx-h100", "sn40l-node", "toy", "toy-tiers")
+
+
+@pytest.mark.parametrize("name", ["dgx-a100", "dgx-h100", "sn40l-node", "toy", "toy-tiers"])
+def test_a_machine_that_ships_is_whole(name):
+    spec = load_machine(name)
+    assert spec.name == name
+    assert spec.flops_per_s > 0
+    assert spec.tier(spec.run_tier).bytes_per_s > 0
+    below = [tier.name for tier in spec.tiers if tier.name in spec.weight_tiers]
+    for near, far in pairwise(below):
+        assert spec.link(far, near).bytes_per_s > 0
+        assert spec.tier(far).capacity_bytes > spec.tier(near).capacity_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "flops_per_s", "near_bytes", "near_bytes_per_s", "src", "switch_s"),
+    [
+        ("sn40l-node", 5.104e15, 512e9, 14.4e12, "ddr", 14.1e-3),
+        ("dgx-a100", 2.496e15, 640e9, 16.0e12, "dram", 437.5e-3),
+        ("dgx-h100", 7.912e15, 640e9, 26.8e12, "dram", 218.75e-3),
+    ],
+)
+def test_the_papers_machines(name, flops_per_s, near_bytes, near_bytes_per_s, src, switch_s):
+    """A switch moves 14 GB, a Llama 2 7B in bf16: arXiv 2405.07518, Fig. 12(b)."""
+    spec = load_machine(name)
+    assert spec.run_tier == "hbm"
+    assert spec.flops_per_s == pytest.approx(flops_per_s)
+    assert spec.tier("hbm").capacity_bytes == near_bytes
+    assert spec.tier("hbm").bytes_per_s == pytest.approx(near_bytes_per_s)
+    link = spec.link(src, "hbm")
+    assert 14e9 / link.bytes_per_s + link.latency_s == pytest.approx(switch_s, rel=1e-3)
+
+
+def test_an_unknown_machine_names_those_that_exist(tmp_path):
+    with pytest.raises(NotFoundError, match="sn40l-node"):
+        load_machine("sn50")
+    with pytest.raises(NotFoundError, match="no such file"):
+        load_machine(str(tmp_path / "none.toml"))
+
+
+def test_a_machine_is_read_from_a_path(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(MACHINE)
+    assert load_machine(str(path)) == parse_machine(MACHINE, "mine.toml")
+
+
+def test_this_machine_says_what_it_does_not_know():
+    spec = this_machine()
+    assert [tier.name for tier in spec.tiers] == ["dram", "disk"]
+    assert 0 < spec.tier("dram").capacity_bytes < 2**50
+    assert spec.units >= 1
+    assert spec.link("disk", "dram").bytes_per_s == spec.flops_per_s == 0.0
+    assert "not measured" in spec.flops_source
+    assert dataclasses.replace(spec, name="x").rule_set == "cache"
+
+
+def fake(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n"}
+
+
+def test_memory_without_groups_is_what_is_available(tmp_path):
+    assert allowed_memory(fake(tmp_path, MEMINFO)) == (8000000 * 1024, "MemAvailable of /proc/meminfo")
+
+
+def test_memory_under_cgroup_v2_counts_every_group_above_and_not_the_page_cache(tmp_path):
+    group = "sys/fs/cgroup/outer/inner"
+    files = {
+        "proc/self/cgroup": "0::/outer/inner\n",
+        f"{group}/memory.max": "max\n",
+        "sys/fs/cgroup/outer/memory.max": "1000000\n",
+        "sys/fs/cgroup/outer/memory.current": "700000\n",
+        "sys/fs/cgroup/outer/memory.stat": "anon 1\nfile 500000\nshmem 100000\n",
+    }
+    size, source = allowed_memory(fake(tmp_path, MEMINFO | files))
+    assert size == 1000000 - (700000 - 400000)
+    assert "v2" in source
+
+
+def test_memory_under_cgroup_v1(tmp_path):
+    group = "sys/fs/cgroup/memory/job"
+    files = {
+        "proc/self/cgroup": "4:memory:/job\n1:cpu,cpuacct:/\n",
+        f"{group}/memory.limit_in_bytes": "2000000\n",
+        f"{group}/memory.usage_in_bytes": "500000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    size, source = allowed_memory(fake(tmp_path, MEMINFO | files))
+    assert size == 1500000
+    assert "v1" in source
+
+
+def test_cpus_follow_the_quota(tmp_path):
+    v2 = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}
+    assert allowed_cpus(fake(tmp_path / "v2", v2)) == (1, "cgroup quota")
+    v1 = {
+        "proc/self/cgroup": "1:cpu,cpuacct:/\n",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+    }
+    assert allowed_cpus(fake(tmp_path / "v1", v1)) == (1, "cgroup quota")
+    free = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}
+    assert allowed_cpus(fake(tmp_path / "free", free))[1] == "affinity"
