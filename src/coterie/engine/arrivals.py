@@ -1,0 +1,146 @@
+"""Arrivals: which experts are under way, what of them is there already, and how long they took.
+
+    absent -> bring -> arriving -> started (first stage there) -> ready          a failed load: absent again
+
+Knows nothing about requests or schedules; who is evicted is the cache's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from coterie.core.errors import CoterieError, DeviceError
+from coterie.device import Device, Event
+from coterie.engine.scheduler import Residence
+from coterie.engine.served import ServedExpert
+from coterie.memory.cache import Busy, ExpertCache, Residency
+
+
+@dataclass(slots=True)
+class Load:
+    """One expert's way into the run tier: wanted at `want_s`, all there at `ready_s` (None: not yet), device clock."""
+
+    residency: Residency
+    want_s: float
+    first: Event
+    ready: Event
+    ready_s: float | None = None
+
+    def ended(self, device: Device) -> float | None:
+        """When all of it was there, or None while it is not."""
+        if self.ready_s is None and device.done(self.ready):
+            self.ready_s = device.span(self.ready).end_s
+        return self.ready_s
+
+
+class Arrivals:
+    """Asks the cache for experts and follows their loads. What is finished is learnt in `poll` alone."""
+
+    def __init__(self, device: Device, cache: ExpertCache, experts: Mapping[str, ServedExpert]) -> None:
+        self._device, self._cache, self._experts = device, cache, experts
+        self._under_way: dict[str, Load] = {}
+        self._started: set[str] = set()
+        self._resident: frozenset[str] = frozenset(cache.resident())
+        self._residencies: dict[str, Residency] = {}
+        self.latest: dict[str, Load] = {}
+
+    def poll(self) -> dict[str, CoterieError]:
+        """Learn what has finished since the last poll; return the experts whose load failed, and why."""
+        self._cache.poll()
+        failed: dict[str, CoterieError] = {}
+        for expert_id, load in list(self._under_way.items()):
+            if self._device.done(load.ready):
+                failure = self._finish(expert_id, load)
+                if failure is not None:
+                    failed[expert_id] = failure
+            elif self._device.done(load.first) and self._device.failure(load.first) is None:
+                self._started.add(expert_id)
+        self._refresh()
+        return failed
+
+    def bring(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
+        """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. False: no room now.
+
+        Raises CapacityError when there will never be room.
+        """
+        layout = self._experts[expert_id].layout
+        started = any(self._cache.prefetch(expert_id, layout, stay) for stay in (keep | spare, keep) if stay)
+        if not started and keep:
+            return False
+        try:
+            self._join(expert_id)
+        except Busy:
+            return False
+        finally:
+            self._refresh()
+        return True
+
+    def residency(self, expert_id: str) -> Residency:
+        """Where a resident expert is, and the gates that its run must await."""
+        if expert_id not in self._residencies:
+            self._join(expert_id)
+        return self._residencies[expert_id]
+
+    def touch(self, expert_id: str) -> None:
+        """Tell the cache that new requests use a resident expert."""
+        self._join(expert_id)
+
+    def residence(self, expert_id: str) -> Residence:
+        """How much of the expert is there, as of the last poll."""
+        if expert_id in self._under_way:
+            return Residence.STARTED if expert_id in self._started else Residence.ARRIVING
+        return Residence.READY if expert_id in self._resident else Residence.ABSENT
+
+    def wait_out(self, expert_id: str) -> None:
+        """Wait for the end of an expert's load, if there is one: after a failed gate the rest of it fails at once."""
+        load = self._under_way.get(expert_id)
+        while load is not None and not self._device.done(load.ready):
+            self._device.wait_any([load.ready])
+
+    @property
+    def under_way(self) -> int:
+        """How many loads are not finished."""
+        return len(self._under_way)
+
+    def awaited(self) -> list[Event]:
+        """What to wait for when nothing can run: the next event of each load, and what keeps the cache busy."""
+        nexts = [
+            load.ready if expert_id in self._started else load.first for expert_id, load in self._under_way.items()
+        ]
+        return [*nexts, *self._cache.pending()]
+
+    def _join(self, expert_id: str) -> None:
+        residency = self._cache.want(expert_id, self._experts[expert_id].layout)
+        self._residencies[expert_id] = residency
+        if residency.ready is not None and expert_id not in self._under_way:
+            first = next(iter(residency.gates.values()))
+            load = Load(residency, self._device.now(), first, residency.ready)
+            self._under_way[expert_id] = self.latest[expert_id] = load
+
+    def _finish(self, expert_id: str, load: Load) -> CoterieError | None:
+        del self._under_way[expert_id]
+        self._started.discard(expert_id)
+        self._residencies.pop(expert_id, None)
+        failure = self._device.failure(load.ready)
+        if failure is None:
+            load.ended(self._device)
+            return None
+        del self.latest[expert_id]
+        return as_error(expert_id, failure)
+
+    def _refresh(self) -> None:
+        """Notice evictions, and loads that others began (a preload, say)."""
+        self._resident = frozenset(self._cache.resident())
+        for gone in [name for name in self._residencies if name not in self._resident]:
+            del self._residencies[gone]
+        for expert_id in self._cache.loading():
+            if expert_id not in self._under_way and expert_id in self._experts:
+                self._join(expert_id)
+
+
+def as_error(expert_id: str, failure: Exception) -> CoterieError:
+    """The failure of a device as an error that can be shown."""
+    if isinstance(failure, CoterieError):
+        return failure
+    return DeviceError(expert_id, f"the device failed: {failure!r}")

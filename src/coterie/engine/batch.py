@@ -1,0 +1,101 @@
+"""Builds the rows of a step from the chosen sequences: decodes first, then prefill chunks, within a token budget.
+
+    sequence   a: decoding    b: decoding    c: prompt of 9, 4 computed        budget 6 tokens
+    tokens_T   a7             b3             c4 c5 c6 c7                       c's last token does not fit:
+    rows_R     ^              ^                                                c is not sampled in this step
+
+Knows nothing about experts, scheduling or devices, except the form of Rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.device import Rows, Sampling
+from coterie.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sequence's share of a step: `count` tokens from `start` on; `sampled` when they reach its newest token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def sampled(self) -> bool:
+        """True when the logits of the last token are wanted."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The parts of one step (or of `steps` equal steps) and their rows."""
+
+    parts: tuple[Part, ...]
+    rows: Rows
+    steps: int = 1
+
+    @property
+    def sampled(self) -> tuple[Sequence, ...]:
+        """The sequences that get a token, in the order of rows_R."""
+        return tuple(part.sequence for part in self.parts if part.sampled)
+
+
+def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
+    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served."""
+    parts: list[Part] = []
+    left = max_tokens
+    for sequence in sorted(sequences, key=lambda s: (not s.decoding, s.number)):
+        count = min(len(sequence.tokens) - sequence.computed, left)
+        if count > 0:
+            parts.append(Part(sequence, sequence.computed, count))
+            left -= count
+    return tuple(parts)
+
+
+def common_steps(parts: Seq[Part], max_steps: int) -> int:
+    """How many steps may run without coming back: all parts decode, none can end in between but by an end token."""
+    if any(not part.sequence.decoding or part.sequence.request.stop for part in parts):
+        return 1
+    return min(max_steps, *(part.sequence.tokens_left for part in parts))
+
+
+def build(
+    parts: tuple[Part, ...], tables: Mapping[int, tuple[int, ...]], tokens_per_block: int, steps: int = 1
+) -> Batch:
+    """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps."""
+    lengths = [part.start + part.count for part in parts]
+    columns = max(-(-(length + steps - 1) // tokens_per_block) for length in lengths)
+    block_tables = np.zeros((len(parts), columns), dtype=np.int32)
+    for row, part in enumerate(parts):
+        used = tables[part.sequence.number][:columns]
+        block_tables[row, : len(used)] = used
+    counts = [part.count for part in parts]
+    sampled = [row for row, part in enumerate(parts) if part.sampled]
+    ends = np.cumsum(counts, dtype=np.int32)
+    rows = Rows(
+        tokens_T=_i32([t for part in parts for t in part.sequence.tokens[part.start : part.start + part.count]]),
+        positions_T=_i32([p for part in parts for p in range(part.start, part.start + part.count)]),
+        sequence_T=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        block_tables_BM=block_tables,
+        lengths_B=_i32(lengths),
+        rows_R=_i32([ends[row] - 1 for row in sampled]),
+        sampling=tuple(_sampling(parts[row].sequence) for row in sampled),
+        end_ids=tuple(parts[row].sequence.end_ids for row in sampled),
+    )
+    return Batch(parts, rows, steps)
+
+
+def _sampling(sequence: Sequence) -> Sampling:
+    s = sequence.request.sampling
+    return Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+
+
+def _i32(values: Seq[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.asarray(values, dtype=np.int32)

@@ -1,0 +1,275 @@
+"""Engine: requests in, tokens out, one step at a time. It only connects: decide (scheduler), compute (runner), account.
+
+    submit -> [queue] -> step: settle -> decide -> run -> account -> outputs
+
+Knows nothing about clocks, threads, text models or which device works; not for use by several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.device import Device, Event
+from coterie.engine.arrivals import Arrivals, as_error
+from coterie.engine.batch import Batch, build, common_steps, cut
+from coterie.engine.kv import KVPool
+from coterie.engine.log import DecisionLog
+from coterie.engine.metrics import Metrics
+from coterie.engine.policy import Policy
+from coterie.engine.queue import Queue
+from coterie.engine.request import FinishReason, Output, Request, Timings
+from coterie.engine.runner import Runner
+from coterie.engine.scheduler import SCHEDULES, Fetch, Group, Run, View, Wait, Waiting
+from coterie.engine.sequence import Sequence
+from coterie.engine.served import ServedExpert
+from coterie.memory.cache import ExpertCache
+
+
+class Engine:
+    """Serves requests for many experts on one device. `decisions` is the log of what was decided, without times."""
+
+    def __init__(
+        self,
+        device: Device,
+        cache: ExpertCache,
+        kv_pool: KVPool,
+        experts: Mapping[str, ServedExpert],
+        policy: Policy | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.metrics = Metrics()
+        self.log = DecisionLog(cache)
+        self._device, self._kv, self._experts = device, kv_pool, experts
+        self._schedule = SCHEDULES[self.policy.schedule]
+        self._arrivals = Arrivals(device, cache, experts)
+        self._runner = Runner(device, cache, kv_pool)
+        self._queue = Queue()
+        self._live: dict[str, Sequence] = {}
+        self._cancelled: list[str] = []
+        self._outputs: list[Output] = []
+        self._last_run: dict[str, int] = {}
+        self._turn_steps: dict[str, int] = {}
+        self._current: str | None = None
+        self._streak = 0
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for its turn. Raises NotFoundError, RequestError or CapacityError when it can never run."""
+        expert = self._experts.get(request.expert_id)
+        if expert is None:
+            known = ", ".join(sorted(self._experts)[:8])
+            raise NotFoundError(request.expert_id, f"no such expert among {len(self._experts)}", f"some are {known}")
+        if request.request_id in self._live:
+            raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
+        expert.check_prompt(request.prompt_ids)
+        sequence = Sequence(request, self._queue.take_number(), expert.max_context, self._device.now())
+        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, expert.kv, request.request_id)
+        self._live[request.request_id] = sequence
+        self._queue.add(sequence)
+        self.metrics.submitted += 1
+        self.log.add("submit", request.request_id, request.expert_id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at the next step; one that has ended already is left as it is."""
+        self._cancelled.append(request_id)
+
+    @property
+    def idle(self) -> bool:
+        """True when a step would have nothing to do."""
+        return not self._live and not self._outputs
+
+    @property
+    def decisions(self) -> deque[tuple[str | int, ...]]:
+        """What was decided, in order, without times: submit, fetch, evict, admit, run, finish."""
+        return self.log.entries
+
+    def step(self, until: float | None = None) -> list[Output]:
+        """Settle, decide, run one step and account for it; or wait for bytes, at most `until` (device clock)."""
+        self._settle()
+        decision = self._decide()
+        if isinstance(decision, Run):
+            batch = self._batch(decision)
+            event = self._start(decision.expert_id, batch)
+            self._finish(event)
+            self._account(decision.expert_id, batch, event)
+        elif self._live and not self._outputs:
+            self._device.wait_any(self._arrivals.awaited(), until)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def check_integrity(self) -> None:
+        """Raise an error of Python's own unless every KV block has one owner, and only running sequences own any."""
+        self._kv.check_integrity()
+
+    # ---- settle: what has finished, failed or was cancelled since the last step
+
+    def _settle(self) -> None:
+        for expert_id, error in self._arrivals.poll().items():
+            self.metrics.failed_fetches += 1
+            self.log.add("fail", expert_id)
+            self._fail(self._queue.of(expert_id), error)
+        cancelled, self._cancelled = self._cancelled, []
+        for request_id in cancelled:
+            sequence = self._live.get(request_id)
+            if sequence is not None:
+                self._end(sequence, (), sequence.rest(), "cancelled")
+        self._kv.poll(self._device.done)
+
+    # ---- decide
+
+    def _decide(self) -> Run | Wait:
+        refused: set[str] = set()
+        while True:
+            decision = self._schedule(self._view(refused), self.policy)
+            if not isinstance(decision, Fetch):
+                return decision
+            if not self._bring(decision):
+                refused.add(decision.expert_id)
+
+    def _view(self, refused: set[str]) -> View:
+        groups = tuple(self._group(expert_id, expert_id in refused) for expert_id in self._queue.experts)
+        return View(groups, self._kv.free_blocks, self._current, self._streak, self._arrivals.under_way)
+
+    def _group(self, expert_id: str, refused: bool) -> Group:
+        waiting = self._queue.waiting.get(expert_id, {})
+        running = self._queue.running.get(expert_id, {})
+        first = next(iter(waiting), None)
+        return Group(
+            expert_id=expert_id,
+            residence=self._arrivals.residence(expert_id),
+            waiting=tuple(Waiting(s.number, s.blocks) for s in islice(waiting.values(), self.policy.max_batch)),
+            running=len(running),
+            overtaken=0 if first is None else self._queue.overtaken(first),
+            oldest=min(number for number in (first, *islice(running, 1)) if number is not None),
+            last_run=self._last_run.get(expert_id, -1),
+            turn_steps=self._turn_steps.get(expert_id, 0),
+            refused=refused,
+        )
+
+    def _bring(self, fetch: Fetch) -> bool:
+        """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
+        try:
+            started = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare)
+        except CoterieError as error:
+            self.log.add("refuse", fetch.expert_id)
+            self._fail(self._queue.of(fetch.expert_id), error)
+            return True
+        if started:
+            self.log.add_fetch(fetch.expert_id)
+            self.metrics.switches += 1
+            self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
+            self._turn_steps.pop(fetch.expert_id, None)
+        return started
+
+    # ---- run
+
+    def _batch(self, run: Run) -> Batch:
+        expert = self._experts[run.expert_id]
+        waiting = self._queue.waiting.get(run.expert_id, {})
+        for sequence in [waiting[number] for number in run.admit]:
+            self._admit(sequence)
+        if run.admit:
+            self._arrivals.touch(run.expert_id)
+        parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
+        alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
+        steps = common_steps(parts, self.policy.max_steps) if alone else 1
+        tables = {part.sequence.number: self._kv.blocks(part.sequence.number) for part in parts}
+        return build(parts, tables, expert.kv.tokens_per_block(self._kv.block_bytes), steps)
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._kv.allocate(sequence.number, sequence.blocks)
+        self._queue.admit(sequence)
+        sequence.scheduled_s = self._device.now()
+        sequence.load = self._arrivals.latest.get(sequence.request.expert_id)
+        self.metrics.admitted += 1
+        self.metrics.prompt_tokens += len(sequence.request.prompt_ids)
+        self.metrics.max_overtaken = max(self.metrics.max_overtaken, sequence.overtaken)
+        self.log.add("admit", sequence.request.request_id)
+
+    def _start(self, expert_id: str, batch: Batch) -> Event:
+        return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
+
+    def _finish(self, event: Event) -> None:
+        while not self._device.done(event):
+            self._device.wait_any([event])
+
+    # ---- account
+
+    def _account(self, expert_id: str, batch: Batch, event: Event) -> None:
+        failure = self._device.failure(event)
+        if failure is not None:
+            self._count_steps(expert_id, batch, 1)
+            self._fail([part.sequence for part in batch.parts], as_error(expert_id, failure))
+            self._arrivals.wait_out(expert_id)
+            self._settle()
+            return
+        drawn = self._device.tokens(event)
+        self._count_steps(expert_id, batch, len(drawn))
+        for part in batch.parts:
+            part.sequence.computed += part.count + len(drawn) - 1
+        for row, sequence in enumerate(batch.sampled):
+            self._take(sequence, [int(token) for token in drawn[:, row]])
+
+    def _count_steps(self, expert_id: str, batch: Batch, steps: int) -> None:
+        for _ in range(steps):
+            self.log.add("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R))
+        self.metrics.steps += steps
+        self._streak = steps + (self._streak if expert_id == self._current else 0)
+        self._current = expert_id
+        self._last_run[expert_id] = self.metrics.steps
+        self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
+
+    def _take(self, sequence: Sequence, tokens: list[int]) -> None:
+        if sequence.first_token_s is None:
+            sequence.first_token_s = self._device.now()
+        shown: list[str] = []
+        for count, token in enumerate(tokens, start=1):
+            text, reason = sequence.accept(token)
+            shown.append(text)
+            self.metrics.drawn_tokens += 1
+            if reason is not None:
+                self._end(sequence, tuple(tokens[:count]), "".join(shown), reason)
+                return
+        request = sequence.request
+        self._outputs.append(Output(request.request_id, request.expert_id, tuple(tokens), "".join(shown)))
+
+    def _fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
+        for sequence in sequences:
+            self._end(sequence, (), sequence.rest(), "error", error)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        text: str,
+        reason: FinishReason,
+        error: CoterieError | None = None,
+    ) -> None:
+        request = sequence.request
+        if sequence.scheduled_s is not None:
+            self._kv.free(sequence.number)
+        self._queue.drop(sequence)
+        del self._live[request.request_id]
+        if request.expert_id not in self._queue.experts:
+            self._turn_steps.pop(request.expert_id, None)
+        timings = self._timings(sequence)
+        self.metrics.count_end(reason, timings, len(sequence.tokens) - len(request.prompt_ids))
+        self._outputs.append(Output(request.request_id, request.expert_id, tokens, text, reason, error, timings))
+        self.log.add("finish", request.request_id, reason)
+
+    def _timings(self, sequence: Sequence) -> Timings:
+        load = sequence.load
+        ready_s = None if load is None else load.ended(self._device)
+        waited = load is not None and (ready_s is None or ready_s > sequence.arrival_s)
+        return Timings(
+            arrival_s=sequence.arrival_s,
+            scheduled_s=sequence.scheduled_s,
+            first_token_s=sequence.first_token_s,
+            end_s=self._device.now(),
+            hit=not waited,
+            switch_s=ready_s - load.want_s if waited and load is not None and ready_s is not None else 0.0,
+            queue_admissions=sequence.queue_admissions,
+            overtaken=sequence.overtaken,
+        )

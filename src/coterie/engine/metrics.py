@@ -1,0 +1,75 @@
+"""Metrics: what the engine has done so far, as plain numbers that print.
+
+Knows nothing about who reads them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from coterie.core.units import format_seconds
+from coterie.engine.request import FinishReason, Timings
+
+# Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
+BUCKETS_S = tuple(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)) + (100.0,)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of durations per bucket; `counts` has one more than BUCKETS_S, for all that is longer."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    total: int = 0
+    sum_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[next((i for i, end in enumerate(BUCKETS_S) if seconds <= end), len(BUCKETS_S))] += 1
+        self.total += 1
+        self.sum_s += seconds
+
+    def __str__(self) -> str:
+        return f"{format_seconds(self.sum_s / self.total)} mean of {self.total}" if self.total else "none"
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Totals since the engine was made. A switch is a fetch that was begun; a hit is a request whose expert was resident."""
+
+    submitted: int = 0
+    admitted: int = 0
+    finished: Counter[FinishReason] = field(default_factory=Counter)
+    hits: int = 0
+    misses: int = 0
+    switches: int = 0
+    fetched_bytes: int = 0
+    failed_fetches: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    drawn_tokens: int = 0
+    max_overtaken: int = 0
+    ttft: Histogram = field(default_factory=Histogram)
+    tpot: Histogram = field(default_factory=Histogram)
+    switch: Histogram = field(default_factory=Histogram)
+
+    def count_end(self, reason: FinishReason, timings: Timings, drawn: int) -> None:
+        """Count a request that ended after `drawn` tokens."""
+        self.finished[reason] += 1
+        if timings.scheduled_s is not None:
+            self.hits += timings.hit
+            self.misses += not timings.hit
+        if timings.first_token_s is not None:
+            self.ttft.add(timings.first_token_s - timings.arrival_s)
+            if drawn > 1:
+                self.tpot.add((timings.end_s - timings.first_token_s) / (drawn - 1))
+
+    def __str__(self) -> str:
+        ends = ", ".join(f"{count} {reason}" for reason, count in sorted(self.finished.items())) or "none"
+        return (
+            f"requests {self.submitted} submitted, {self.admitted} admitted, ended: {ends}\n"
+            f"tokens {self.prompt_tokens} of prompts, {self.drawn_tokens} drawn, in {self.steps} steps\n"
+            f"experts {self.hits} hits, {self.misses} misses, {self.switches} switches ({self.switch}), "
+            f"{self.failed_fetches} failed\n"
+            f"TTFT {self.ttft}, TPOT {self.tpot}"
+        )

@@ -1,0 +1,62 @@
+"""Policy: every number that a scheduling decision depends on, set by one dial from latency to throughput.
+
+Knows nothing about how the decisions are made (scheduler.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from coterie.core.errors import UsageError
+
+# Each number at dial 0 (latency) and at dial 1 (throughput); between them it grows geometrically.
+_DIAL = {"age_bound": (4, 256), "max_batch": (8, 64), "turn_steps": (16, 1024), "quantum_steps": (1, 16)}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings of the scheduler.
+
+    schedule: a name in scheduler.SCHEDULES.
+    age_bound: no waiting request is overtaken by more than this many that came later.
+    max_batch, max_step_tokens: sequences and tokens of one step.
+    turn_steps: steps for which an expert that has work keeps its memory, once it was brought in.
+    quantum_steps: steps in a row that one resident expert runs before another resident one with work.
+    overlap: run an expert while its weights arrive, and others while it is being fetched. Without it each wanted expert is
+        waited for at once, and no decision depends on how long a fetch takes.
+    prefetch: how many more experts may be under way than the one that is wanted next.
+    max_steps: steps that a device may take without coming back, when nothing waits.
+    """
+
+    schedule: str = "grouped"
+    age_bound: int = 32
+    max_batch: int = 32
+    max_step_tokens: int = 512
+    turn_steps: int = 128
+    quantum_steps: int = 4
+    overlap: bool = True
+    prefetch: int = 1
+    max_steps: int = 1
+
+    def __post_init__(self) -> None:
+        lowest = {"age_bound": 0, "prefetch": 0}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low = lowest.get(field.name, 1)
+            if isinstance(value, int) and not isinstance(value, bool) and value < low:
+                raise UsageError("policy", f"{field.name} is {value}", f"give {low} or more")
+        if self.max_step_tokens <= self.max_batch:
+            fact = f"max_step_tokens is {self.max_step_tokens}, not more than max_batch, {self.max_batch}"
+            raise UsageError("policy", fact, "raise it, or no prompt could start beside a full batch")
+
+    @classmethod
+    def dial(cls, throughput: float, **settings: int | bool | str) -> Policy:
+        """The policy at a point between latency (0) and throughput (1); `settings` override single numbers."""
+        if not 0 <= throughput <= 1:
+            raise UsageError("policy", f"the dial is {throughput:g}", "give 0 (latency) to 1 (throughput)")
+        numbers = {name: round(low * (high / low) ** throughput) for name, (low, high) in _DIAL.items()}
+        known = {field.name for field in fields(cls)}
+        unknown = next((name for name in settings if name not in known), None)
+        if unknown is not None:
+            raise UsageError("policy", f"there is no setting {unknown}", f"known are {', '.join(sorted(known))}")
+        return cls(**{**numbers, **settings})  # type: ignore[arg-type]

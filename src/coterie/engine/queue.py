@@ -1,0 +1,88 @@
+"""The queue: who waits and who runs, per expert, in order of arrival, and who overtook whom.
+
+Knows nothing about devices, residency or policy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+
+from coterie.engine.sequence import Sequence
+
+
+class Queue:
+    """Sequences by expert: waiting (not admitted yet) and running (they own KV blocks)."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, dict[int, Sequence]] = {}
+        self.running: dict[str, dict[int, Sequence]] = {}
+        self.admitted = 0
+        self._order: dict[int, Sequence] = {}
+        self._overtakers: list[int] = []
+        self._next_number = 0
+
+    def take_number(self) -> int:
+        """The next place in the order of arrival."""
+        self._next_number += 1
+        return self._next_number - 1
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence wait."""
+        sequence.admissions_at_arrival = self.admitted
+        self.waiting.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
+        self._order[sequence.number] = sequence
+
+    def admit(self, sequence: Sequence) -> None:
+        """Move a waiting sequence to the running ones and count whom it overtook."""
+        self._leave(self.waiting, sequence)
+        del self._order[sequence.number]
+        sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
+        sequence.overtaken = self.overtaken(sequence.number)
+        self.admitted += 1
+        insort(self._overtakers, sequence.number)
+        self._forget_past()
+        self.running.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is."""
+        if sequence.number in self._order:
+            del self._order[sequence.number]
+            self._leave(self.waiting, sequence)
+            self._forget_past()
+        else:
+            self._leave(self.running, sequence)
+
+    @property
+    def oldest(self) -> Sequence | None:
+        """The waiting sequence that came first."""
+        return next(iter(self._order.values()), None)
+
+    def overtaken(self, number: int) -> int:
+        """How many later ones were admitted before the waiting sequence of that number."""
+        return len(self._overtakers) - bisect_right(self._overtakers, number)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Experts that have waiting or running sequences."""
+        return tuple(dict.fromkeys([*self.running, *self.waiting]))
+
+    def of(self, expert_id: str) -> tuple[Sequence, ...]:
+        """Every sequence of an expert, running ones first."""
+        running, waiting = self.running.get(expert_id, {}), self.waiting.get(expert_id, {})
+        return (*running.values(), *waiting.values())
+
+    def all(self) -> tuple[Sequence, ...]:
+        """Every sequence."""
+        return tuple(sequence for expert_id in self.experts for sequence in self.of(expert_id))
+
+    def _leave(self, side: dict[str, dict[int, Sequence]], sequence: Sequence) -> None:
+        group = side[sequence.request.expert_id]
+        del group[sequence.number]
+        if not group:
+            del side[sequence.request.expert_id]
+
+    def _forget_past(self) -> None:
+        """Admissions that came before the oldest waiting one overtook nobody who still waits."""
+        oldest = self.oldest
+        past = len(self._overtakers) if oldest is None else bisect_right(self._overtakers, oldest.number)
+        del self._overtakers[:past]

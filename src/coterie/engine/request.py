@@ -1,0 +1,112 @@
+"""What goes into the engine and what comes out: requests, sampling settings, outputs and their timings.
+
+Knows nothing about devices, experts' weights or how requests are scheduled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from coterie.core.errors import CoterieError, RequestError
+
+if TYPE_CHECKING:
+    from coterie.checkpoint.tokenizer import Detokenizer
+
+FinishReason = Literal["stop", "length", "error", "cancelled"]
+
+MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
+
+    Raises RequestError naming the field and its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0 <= self.temperature <= MAX_TEMPERATURE, f"0 to {MAX_TEMPERATURE:g}")
+        _within("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (no limit) or a positive number")
+        _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _within("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
+        _within("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2^64 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for one expert. Generation ends at an id of `end_ids`, at a `stop` string, or after `max_tokens`.
+
+    `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text, and
+    then no stop strings either. Raises RequestError naming the field.
+    """
+
+    request_id: str
+    expert_id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    ignore_end: bool = False
+    detokenizer: Detokenizer | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError("prompt", "the prompt is empty", "give at least one token")
+        _within("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        if "" in self.stop:
+            raise RequestError("stop", "a stop string is empty", "leave it out")
+        if self.stop and self.detokenizer is None:
+            raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """When things happened, in seconds on the device's clock.
+
+    `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
+    being there. `queue_admissions`: requests admitted while this one waited; `overtaken`: those of them that came later.
+    """
+
+    arrival_s: float
+    scheduled_s: float | None
+    first_token_s: float | None
+    end_s: float
+    hit: bool = True
+    switch_s: float = 0.0
+    queue_admissions: int = 0
+    overtaken: int = 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to the first token, from arrival."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step made for one request. The last one has a `finish_reason` and the timings.
+
+    `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
+    """
+
+    request_id: str
+    expert_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    error: CoterieError | None = None
+    timings: Timings | None = None
+
+
+def _within(field: str, value: float, fits: bool, allowed: str) -> None:
+    if isinstance(value, bool) or not math.isfinite(value) or not fits:
+        raise RequestError(field, f"{field} is {value!r}", f"allowed is {allowed}")

@@ -1,0 +1,32 @@
+"""Runner: starts a step on the device and says what it keeps busy until it is done.
+
+Knows nothing about why this batch was chosen.
+"""
+
+from __future__ import annotations
+
+from coterie.device import Binding, Device, Event
+from coterie.engine.batch import Batch
+from coterie.engine.kv import KVPool
+from coterie.engine.served import ServedExpert
+from coterie.memory.cache import ExpertCache, Residency
+
+
+class Runner:
+    """Turns a batch of an expert into work on the compute lane."""
+
+    def __init__(self, device: Device, cache: ExpertCache, kv: KVPool) -> None:
+        self._device, self._cache, self._kv = device, cache, kv
+        self._offsets: dict[str, tuple[int, ...]] = {}
+
+    def start(self, expert: ServedExpert, residency: Residency, batch: Batch) -> Event:
+        """Issue the steps of a batch; layers run as the residency's gates open. Weights and KV stay until the event is done."""
+        if expert.expert_id not in self._offsets:
+            self._offsets[expert.expert_id] = expert.offsets
+        offsets = self._offsets[expert.expert_id]
+        binding = Binding(residency.weights, offsets, self._kv.buffer, self._kv.block_bytes, batch.rows)
+        event = self._device.run(expert.exe, binding, gates=residency.gates, steps=batch.steps)
+        self._cache.hold(expert.expert_id, event)
+        for part in batch.parts:
+            self._kv.use(part.sequence.number, event)
+        return event

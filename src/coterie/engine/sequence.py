@@ -1,0 +1,73 @@
+"""Sequence: a request on its way, from submission to its last token.
+
+    tokens     | prompt ............ | generated ... |
+               | computed (in KV) ->                  next step takes tokens[computed:...]
+
+Knows nothing about scheduling or devices.
+"""
+
+from __future__ import annotations
+
+from coterie.engine.arrivals import Load
+from coterie.engine.request import FinishReason, Request
+from coterie.engine.text import StopText
+
+
+class Sequence:
+    """A request with its tokens so far. `number` is its place in the order of arrival."""
+
+    def __init__(self, request: Request, number: int, max_context: int, arrival_s: float) -> None:
+        self.request, self.number, self.arrival_s = request, number, arrival_s
+        self.tokens = list(request.prompt_ids)
+        self.computed = 0
+        self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
+        self.blocks = 0
+        self.load: Load | None = None
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.overtaken = 0
+        self.queue_admissions = 0
+        self.admissions_at_arrival = 0
+        self._text = StopText(request.stop)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV state may have to be held: all but the last drawn one, which is never fed back."""
+        return self.max_length - 1
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end this sequence."""
+        return () if self.request.ignore_end else self.request.end_ids
+
+    @property
+    def decoding(self) -> bool:
+        """True when all but the newest token are in the KV cache, so that a step takes one token."""
+        return len(self.tokens) - self.computed == 1
+
+    @property
+    def tokens_left(self) -> int:
+        """How many more tokens may be drawn."""
+        return self.max_length - len(self.tokens)
+
+    def accept(self, token: int) -> tuple[str, FinishReason | None]:
+        """Append a drawn token; return the text that can be shown now, and why the sequence ends if it does."""
+        self.tokens.append(token)
+        ended = token in self.end_ids
+        text = "" if ended else self._show(token)
+        if self._text.stopped or ended:
+            return text + self.rest(), "stop"
+        if self.tokens_left == 0:
+            rest = self.rest()
+            return text + rest, "stop" if self._text.stopped else "length"
+        return text, None
+
+    def rest(self) -> str:
+        """The text that was held back; no more tokens will come."""
+        detokenizer = self.request.detokenizer
+        tail = self._text.push(detokenizer.flush()) if detokenizer is not None else ""
+        return tail + self._text.flush()
+
+    def _show(self, token: int) -> str:
+        detokenizer = self.request.detokenizer
+        return "" if detokenizer is None else self._text.push(detokenizer.push(token))

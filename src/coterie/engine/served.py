@@ -1,0 +1,41 @@
+"""ServedExpert: what the engine must know of an expert to run it.
+
+Knows nothing about checkpoints or model families; the api builds these from models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coterie.checkpoint.layout import Layout
+from coterie.core.errors import RequestError
+from coterie.device import Executable
+from coterie.graph.program import KvShape
+
+
+@dataclass(frozen=True, slots=True)
+class ServedExpert:
+    """An expert that can be asked: where its bytes go, the program that runs it (shared by experts of one architecture)."""
+
+    expert_id: str
+    layout: Layout
+    exe: Executable
+    kv: KvShape
+    max_context: int
+    vocab_size: int
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Offsets of the weights in the extent, in the program's order."""
+        return self.layout.offsets(self.exe.program.weights)
+
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Raise RequestError, with numbers, for a prompt that this expert cannot take."""
+        if len(prompt_ids) >= self.max_context:
+            fact = f"the prompt has {len(prompt_ids)} tokens but the context of this expert holds {self.max_context}"
+            raise RequestError(self.expert_id, fact, f"shorten it to {self.max_context - 1} tokens or fewer")
+        wrong = next((t for t in prompt_ids if not 0 <= t < self.vocab_size), None)
+        if wrong is not None:
+            fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
+            raise RequestError(self.expert_id, fact, "use this expert's tokenizer")
