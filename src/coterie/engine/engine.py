@@ -56,7 +56,7 @@ class Engine:
         self._streak = 0
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Raises NotFoundError, RequestError or CapacityError when it can never run."""
+        """Let a request wait for its turn. Raises NotFoundError, RequestError or CapacityError if it can never run."""
         expert = self._experts.get(request.expert_id)
         if expert is None:
             known = ", ".join(sorted(self._experts)[:8])

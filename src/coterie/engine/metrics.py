@@ -12,7 +12,7 @@ from coterie.core.units import format_seconds
 from coterie.engine.request import FinishReason, Timings
 
 # Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
-BUCKETS_S = tuple(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)) + (100.0,)
+BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)), 100.0)
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Metrics:
-    """Totals since the engine was made. A switch is a fetch that was begun; a hit is a request whose expert was resident."""
+    """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident."""
 
     submitted: int = 0
     admitted: int = 0

@@ -22,8 +22,8 @@ class Policy:
     max_batch, max_step_tokens: sequences and tokens of one step.
     turn_steps: steps for which an expert that has work keeps its memory, once it was brought in.
     quantum_steps: steps in a row that one resident expert runs before another resident one with work.
-    overlap: run an expert while its weights arrive, and others while it is being fetched. Without it each wanted expert is
-        waited for at once, and no decision depends on how long a fetch takes.
+    overlap: run other experts while one is being fetched, and start it when its first stage is there. Without it each
+        wanted expert is waited for at once, and no decision depends on how long a fetch takes.
     prefetch: how many more experts may be under way than the one that is wanted next.
     max_steps: steps that a device may take without coming back, when nothing waits.
     """
@@ -59,4 +59,4 @@ class Policy:
         unknown = next((name for name in settings if name not in known), None)
         if unknown is not None:
             raise UsageError("policy", f"there is no setting {unknown}", f"known are {', '.join(sorted(known))}")
-        return cls(**{**numbers, **settings})  # type: ignore[arg-type]
+        return cls(**{**numbers, **settings})

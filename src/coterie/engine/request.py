@@ -44,8 +44,8 @@ class SamplingParams:
 class Request:
     """One prompt for one expert. Generation ends at an id of `end_ids`, at a `stop` string, or after `max_tokens`.
 
-    `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text, and
-    then no stop strings either. Raises RequestError naming the field.
+    `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
+    and then no stop strings either. Raises RequestError naming the field.
     """
 
     request_id: str
@@ -73,7 +73,8 @@ class Timings:
     """When things happened, in seconds on the device's clock.
 
     `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
-    being there. `queue_admissions`: requests admitted while this one waited; `overtaken`: those of them that came later.
+    being there. `queue_admissions`: requests admitted while this one waited; `overtaken`: those of them that came
+    later.
     """
 
     arrival_s: float

@@ -20,7 +20,7 @@ class Runner:
         self._offsets: dict[str, tuple[int, ...]] = {}
 
     def start(self, expert: ServedExpert, residency: Residency, batch: Batch) -> Event:
-        """Issue the steps of a batch; layers run as the residency's gates open. Weights and KV stay until the event is done."""
+        """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done."""
         if expert.expert_id not in self._offsets:
             self._offsets[expert.expert_id] = expert.offsets
         offsets = self._offsets[expert.expert_id]

@@ -39,9 +39,9 @@ class Waiting:
 class Group:
     """An expert and its work. `waiting` are its first few waiting requests, `running` counts its admitted ones.
 
-    `overtaken`: how many later requests were admitted before its first waiting one. `oldest`: the least number among waiting
-    and running. `last_run`: the step in which it ran last (-1: never). `turn_steps`: the steps that it ran since it was
-    brought in. `refused`: it could not be brought in, because all that would have to go is in use.
+    `overtaken`: how many later requests were admitted before its first waiting one. `oldest`: the least number among
+    waiting and running. `last_run`: the step in which it ran last (-1: never). `turn_steps`: the steps that it ran since
+    it was brought in. `refused`: it could not be brought in, because all that would have to go is in use.
     """
 
     expert_id: str
@@ -59,8 +59,8 @@ class Group:
 class View:
     """What a decision may depend on.
 
-    `current` is the expert of the last step and `streak` the steps that it ran in a row; `under_way` counts the fetches that
-    are not finished, or without overlap those that no step has waited for yet.
+    `current` is the expert of the last step and `streak` the steps that it ran in a row; `under_way` counts the fetches
+    that are not finished.
     """
 
     groups: tuple[Group, ...]
@@ -98,9 +98,9 @@ Decision: TypeAlias = Fetch | Run | Wait
 def grouped(view: View, policy: Policy) -> Decision:
     """Run what is resident, in quanta and in turn; bring the next expert in as soon as that costs nobody his turn.
 
-    Admission is first come first served within an expert. Across experts a later request may go first, but no request is
-    overtaken more than `age_bound` times. An absent expert with work comes in, least recently run first, in the place of
-    experts without work or whose turn is over; so every expert gets its turn.
+    Admission is first come first served within an expert. Across experts a later request may go first, but no request
+    is overtaken more than `age_bound` times. An absent expert with work comes in, least recently run first, in the place
+    of experts without work or whose turn is over; so every expert gets its turn.
     """
     admissible = {group.expert_id: _admissible(group, view, policy) for group in view.groups}
     working = [group for group in view.groups if group.running or admissible[group.expert_id]]
@@ -112,7 +112,7 @@ def grouped(view: View, policy: Policy) -> Decision:
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
-    """First come first served, the baseline: the oldest request's expert runs, with those right behind it that want the same.
+    """First come first served, the baseline: the oldest request's expert runs, with those right behind it in line.
 
     Another expert is brought in only when the one before has finished all its sequences.
     """

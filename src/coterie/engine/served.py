@@ -16,7 +16,7 @@ from coterie.graph.program import KvShape
 
 @dataclass(frozen=True, slots=True)
 class ServedExpert:
-    """An expert that can be asked: where its bytes go, the program that runs it (shared by experts of one architecture)."""
+    """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture)."""
 
     expert_id: str
     layout: Layout
