@@ -77,7 +77,7 @@ class Score:
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
-    """Read questions, one JSON object a line: question, expert, answer, and optionally seen_phrasing.
+    """Read questions, one JSON object a line: prompt, expert, answer, and optionally seen_phrasing.
 
     An expert of null means out of scope. Raises NotFoundError, or CompositionError naming the line.
     """
@@ -97,13 +97,13 @@ def _question(line: str, where: str) -> Question:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise CompositionError(where, f"this line is not JSON: {error}", "mend the line") from error
-    remedy = "write question, expert and answer as texts (expert and answer null where no expert fits)"
-    if not isinstance(values, dict) or not isinstance(values.get("question"), str):
-        raise CompositionError(where, "there is no question in this line", remedy)
+    remedy = "write prompt, expert and answer as texts (expert and answer null where no expert fits)"
+    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+        raise CompositionError(where, "there is no prompt in this line", remedy)
     expert, answer = values.get("expert"), values.get("answer")
     if not isinstance(expert, str | None) or not isinstance(answer, str | None) or (expert and answer is None):
         raise CompositionError(where, f"expert = {expert!r} and answer = {answer!r} do not go together", remedy)
-    return Question(values["question"], expert, answer if expert else None, bool(values.get("seen_phrasing", True)))
+    return Question(values["prompt"], expert, answer if expert else None, bool(values.get("seen_phrasing", True)))
 
 
 def last_line(text: str) -> str:

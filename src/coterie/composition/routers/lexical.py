@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.composition.router import Ask, Prompt, Route, ranked
-from coterie.composition.routers.features import HashSettings, WordFeatures, distinct_buckets, word_features
+from coterie.composition.routers.features import HashSettings, bucket_list, word_buckets
 from coterie.core.errors import CompositionError
 
 FORMAT_VERSION = 1
 OTHER = "(other)"  # no expert can have this name
 NUM_REASONS = 3
+CLEAR_SHARE = 0.25  # a word is named as a reason when it spoke at least so much as the strongest, in proportion
+_MARKS = ".,;:!?\"'()[]{}"
 
 F32 = npt.NDArray[np.float32]
 
@@ -50,22 +52,26 @@ class LexicalWeights:
         """The classes that are experts."""
         return tuple(name for name in self.classes if name != OTHER)
 
-    def confidences(self, words: tuple[WordFeatures, ...]) -> npt.NDArray[np.float64]:
+    def confidences(self, text: str) -> npt.NDArray[np.float64]:
         """Confidence per class [X]; they sum to one."""
-        buckets = distinct_buckets(words)
+        buckets = bucket_list(text, self.hashing)
         scores = self.weights_XF[:, buckets].sum(axis=1, dtype=np.float64) / np.sqrt(max(len(buckets), 1))
-        scaled = (scores + self.bias_X) / self.temperature
-        shares = np.exp(scaled - scaled.max())
-        return np.asarray(shares / shares.sum(), dtype=np.float64)
+        return softmax(scores + self.bias_X, self.temperature)
 
-    def telling_words(self, words: tuple[WordFeatures, ...], chosen: int) -> tuple[str, ...]:
+    def telling_words(self, text: str, chosen: int) -> tuple[str, ...]:
         """The words that spoke most for the chosen class over the mean of all classes, strongest first."""
         lead_F = self.weights_XF[chosen] - self.weights_XF.mean(axis=0)
-        spoke: dict[str, float] = {}
-        for word in words:
-            spoke[word.word] = max(spoke.get(word.word, 0.0), float(lead_F[word.buckets].sum()))
+        spoke = {word: float(lead_F[buckets].sum()) for word, buckets in word_buckets(text, self.hashing).items()}
         best = sorted(spoke, key=lambda word: -spoke[word])[:NUM_REASONS]
-        return tuple(word for word in best if spoke[word] > 0.25 * spoke[best[0]])
+        clear = [word for word in best if spoke[word] > max(0.0, CLEAR_SHARE * spoke[best[0]])]
+        return tuple(dict.fromkeys(word.strip(_MARKS) or word for word in clear))
+
+
+def softmax(scores: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
+    """exp(scores / temperature), scaled to sum to one along the last axis."""
+    scaled = scores / temperature
+    shares = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
 class LexicalRouter:
@@ -81,10 +87,9 @@ class LexicalRouter:
 
     def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
         """The route of the last user message."""
-        words = word_features(prompt.text, self.weights.hashing)
-        if not words:
+        if not prompt.text.strip():
             return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)
-        shares = self.weights.confidences(words)
+        shares = self.weights.confidences(prompt.text)
         confidences: dict[str, float] = {}
         for name, share in zip(self.weights.classes, shares, strict=True):
             owner = self.fallback if name == OTHER else name
@@ -96,7 +101,7 @@ class LexicalRouter:
         if share < self.threshold and name != self.fallback:
             reason = f"the best expert, {name}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
             return self._fall_back(confidences, reason)
-        telling = ", ".join(repr(word) for word in self.weights.telling_words(words, best))
+        telling = ", ".join(repr(word) for word in self.weights.telling_words(prompt.text, best))
         return Route(name, confidences[name], ranked(confidences, name), f"because: {telling or 'its wording'}")
 
     def _fall_back(self, confidences: Mapping[str, float], reason: str) -> Route:
