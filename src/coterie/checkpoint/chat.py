@@ -92,7 +92,7 @@ class _Generation(Extension):
 class _Namespace(jinja2.utils.Namespace):
     """Jinja's namespace without names that begin with an underscore, which could reach Python's internals."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  (`self` must stay free as a keyword)
+    def __init__(*args: Any, **kwargs: Any) -> None:
         names = dict(*args[1:], **kwargs)
         for name in names:
             _refuse_private(name)

@@ -23,8 +23,8 @@ _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 class Tokenizer:
     """The tokenizer of a checkpoint folder. Folders with equal tokenizer.json share one."""
 
-    def __init__(self, library_tokenizer: tokenizers.Tokenizer, where: str) -> None:
-        self._tokenizer, self._where = library_tokenizer, where
+    def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = library_tokenizer
         self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @staticmethod
@@ -32,13 +32,17 @@ class Tokenizer:
         """Read tokenizer.json. Raises CheckpointError when it is missing or damaged."""
         file = Path(path) / TOKENIZER
         try:
-            return _parse(file.read_bytes(), str(file))
+            data = file.read_bytes()
         except FileNotFoundError:
             others = ", ".join(p.name for p in Path(path).glob("*tokenizer*.model"))
             fact = "the file does not exist" + (f" (but {others})" if others else "")
             raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json") from None
         except OSError as error:
             raise CheckpointError(str(file), f"cannot be read: {error.strerror}", "check the file") from None
+        try:
+            return _parse(data)
+        except Exception as error:  # the library raises plain Exception for every kind of bad file
+            raise CheckpointError(str(file), f"not a tokenizer: {error}", "download the file again") from None
 
     @property
     def vocab_size(self) -> int:
@@ -110,8 +114,5 @@ def special_tokens(path: str | Path) -> dict[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _parse(data: bytes, where: str) -> Tokenizer:
-    try:
-        return Tokenizer(tokenizers.Tokenizer.from_str(data.decode("utf-8")), where)
-    except Exception as error:  # the library raises plain Exception for every kind of bad file
-        raise CheckpointError(where, f"not a tokenizer: {error}", "download the file again") from None
+def _parse(data: bytes) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(data.decode("utf-8")))

@@ -1,0 +1,181 @@
+"""ModelConfig.from_hf: older and newer keys, defaults as transformers has them, and every refusal by name."""
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.config import ModelConfig
+from coterie.models.refused import REFUSED
+
+RAW = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 257,
+    "hidden_size": 48,
+    "intermediate_size": 68,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+
+def config(drop=(), **changes):
+    raw = {key: value for key, value in {**RAW, **changes}.items() if key not in drop}
+    return ModelConfig.from_hf(raw, "config.json")
+
+
+def family(model_type, **changes):
+    return config(drop=("architectures",), model_type=model_type, **changes)
+
+
+def test_serving_names():
+    c = config()
+    assert (c.family, c.vocab_size, c.hidden_size, c.intermediate_size) == ("llama", 257, 48, 68)
+    assert (c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.norm_eps) == (2, 4, 2, 12, 1e-5)
+    assert (c.windows, c.max_context, c.tied_embeddings) == ((0, 0), 64, False)
+    assert (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm) == (False, False, False, False)
+
+
+@pytest.mark.parametrize("rope", tiny.ROPES)
+@pytest.mark.parametrize("row", ["llama-head20", "llama-head80", "qwen3", "llama-head6"])
+def test_frequencies_are_those_of_transformers(row, rope):
+    theirs = tiny.make(row, rope)
+    ours = ModelConfig.from_hf(json.loads(theirs.config.to_json_string(use_diff=False)), "config.json").rope
+    rotary = theirs.model.rotary_emb
+    torch.testing.assert_close(torch.tensor(ours.inv_freq), rotary.inv_freq, rtol=3e-7, atol=0)
+    assert ours.scale == pytest.approx(rotary.attention_scaling, rel=1e-12)
+
+
+def test_older_and_newer_rope_keys_mean_the_same():
+    for rope in tiny.ROPES.values():
+        older = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+        wanted = config(rope_parameters=rope)
+        assert config(rope_theta=rope["rope_theta"], rope_scaling={**older, "type": rope["rope_type"]}) == wanted
+        assert config(rope_theta=rope["rope_theta"], rope_scaling={**older, "rope_type": rope["rope_type"]}) == wanted
+    assert config(rope_scaling=None) == config(rope_theta=10000.0) == config(rope_parameters=None)
+    assert config(rope_theta=500000) != config()
+
+
+@pytest.mark.parametrize(
+    ("rope", "wanted"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "dynamic", "factor": 4.0}, 64),
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32}, 32),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8,
+                "low_freq_factor": 1,
+                "high_freq_factor": 4,
+                "original_max_position_embeddings": 16,
+            },
+            64,
+        ),
+    ],
+)
+def test_context_limits(rope, wanted):
+    assert config(rope_parameters=rope).max_context == wanted
+
+
+def test_defaults_of_each_family():
+    assert config(drop=("num_key_value_heads",)).num_kv_heads == 4
+    assert config(num_key_value_heads=None).num_kv_heads == 4
+    assert family("mistral").windows == (4096, 4096)
+    assert family("mistral", sliding_window=None).windows == (0, 0)
+    assert family("mistral", sliding_window=9).windows == (9, 9)
+    assert family("qwen2").windows == (0, 0)
+    assert family("qwen2", sliding_window=9, use_sliding_window=False).windows == (0, 0)
+    assert family("qwen2", sliding_window=9, use_sliding_window=True, max_window_layers=1).windows == (0, 9)
+    assert family("qwen2", sliding_window=9, use_sliding_window=True).windows == (0, 0)
+    types = ["sliding_attention", "full_attention"]
+    assert family("qwen3", sliding_window=9, use_sliding_window=True, layer_types=types).windows == (9, 0)
+    assert family("qwen3").head_dim == 128
+    assert family("qwen3").qk_norm
+    assert (family("qwen2").qkv_bias, family("qwen2").o_bias) == (True, False)
+    assert (family("qwen3", attention_bias=True).qkv_bias, family("qwen3", attention_bias=True).o_bias) == (True, True)
+    assert config(mlp_bias=True).mlp_bias
+    assert config(drop=("model_type",)).family == "llama"
+    assert config(hidden_act="swish") == config()
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.key)
+def test_features_that_are_refused_by_name(row):
+    assert config(**{row.key: None}) == config()
+    for off in row.off:
+        assert config(**{row.key: off}) == config()
+    with pytest.raises(UnsupportedError) as caught:
+        config(**{row.key: 7})
+    assert row.key in str(caught.value)
+    assert row.feature in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model_type": "mamba"}, "architecture 'mamba' with architectures"),
+        ({"model_type": "mamba"}, "Coterie runs llama (LlamaForCausalLM), mistral"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "'llama' with architectures ['LlamaForSequenceC"),
+        ({"model_type": ["llama"]}, "architecture ['llama']"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not run"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not run"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rope type 'longrope' is not run"),
+        ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, dynamic"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
+        ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"sliding_window": 8}, "a sliding window is not part of llama"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer type 'chunked_attention' is not run"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "every layer must be full_attention"),
+    ],
+)
+def test_other_refusals(changes, sentence):
+    with pytest.raises(UnsupportedError) as caught:
+        config(**changes)
+    assert sentence in str(caught.value)
+    assert caught.value.where.startswith("config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "48"}, "hidden_size is '48'"),
+        ({"hidden_size": 48.0}, "hidden_size is 48.0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be a whole number of at least 1"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must be a divisor of the 4 attention heads"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "5 does not divide hidden_size 48"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "factor is 'x'"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}},
+            "high_freq_factor is 1; it must be above low_freq_factor, 4",
+        ),
+        ({"layer_types": ["full_attention"]}, "it must be a list of 2 names"),
+    ],
+)
+def test_wrong_values_name_the_key(changes, sentence):
+    with pytest.raises(CheckpointError) as caught:
+        config(**changes)
+    assert sentence in str(caught.value)
+
+
+def test_a_layer_with_a_window_that_is_off():
+    with pytest.raises(CheckpointError, match="names sliding_attention without a window"):
+        family("qwen2", layer_types=["sliding_attention", "full_attention"])

@@ -1,0 +1,142 @@
+"""Tiny random models of every family, rope kind and feature, made on the spot with transformers.
+
+Adding a family: a row in FAMILY_ROWS. Every row is a config class and what differs from BASE.
+"""
+
+import torch
+import transformers
+
+BASE = {
+    "vocab_size": 257,
+    "hidden_size": 48,
+    "intermediate_size": 68,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5000.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 500.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0},
+    "yarn-all": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 500.0,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 1.3,
+        "mscale_all_dim": 0.7,
+        "truncate": False,
+    },
+    "yarn-factor": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 128,
+        "rope_theta": 10000.0,
+        "attention_factor": 0.8,
+    },
+}
+
+FAMILY_ROWS = {
+    "llama": ("Llama", {}),
+    "llama-mha": ("Llama", {"num_key_value_heads": 4}),
+    "llama-mqa": ("Llama", {"num_key_value_heads": 1}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True, "vocab_size": 101}),
+    "llama-head20": ("Llama", {"hidden_size": 80, "num_key_value_heads": 1, "head_dim": None}),
+    "llama-head24": ("Llama", {"head_dim": 24}),
+    "llama-head80": ("Llama", {"head_dim": 80, "num_hidden_layers": 2}),
+    "llama-head6": ("Llama", {"head_dim": 6, "vocab_size": 259, "hidden_size": 52, "intermediate_size": 37}),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "mistral-full": ("Mistral", {"sliding_window": None, "head_dim": 20}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    "qwen2-types": (
+        "Qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3-bias": ("Qwen3", {"head_dim": 24, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3-window": (
+        "Qwen3",
+        {"head_dim": 10, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    ),
+}
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
+CASES = [(row, "default") for row in FAMILY_ROWS] + [
+    ("llama", "linear"),
+    ("llama", "dynamic"),
+    ("llama", "llama3"),
+    ("llama-head20", "yarn"),
+    ("mistral", "yarn-factor"),
+    ("qwen2", "yarn"),
+    ("qwen3", "yarn-all"),
+    ("qwen3", "linear"),
+]
+
+
+def make(row, rope="default", seed=0):
+    """A random float32 model of a row, on the spot. Norms and biases are random too, so that none can be forgotten."""
+    torch.set_num_threads(1)
+    class_name, changes = FAMILY_ROWS[row]
+    settings = {**BASE, "rope_parameters": dict(ROPES[rope]), **changes}
+    config = getattr(transformers, f"{class_name}Config")(**settings)
+    model = getattr(transformers, f"{class_name}ForCausalLM")(config).eval()
+    randomise(model, seed)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def randomise(model, seed):
+    """Weights of a size that keeps activations near 1, so that attention is neither flat nor a single token."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.data = 0.3 * noise
+        elif "norm" in name:
+            parameter.data = 1 + 0.2 * noise
+        elif "embed" in name:
+            parameter.data = 0.5 * noise
+        else:
+            parameter.data = noise * 1.2 / parameter.shape[1] ** 0.5
+
+
+def load(folder, dtype="fp32"):
+    """The saved model as transformers runs it, with its plain attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=DTYPES[dtype], attn_implementation="eager"
+    ).eval()
+
+
+def save(model, folder, dtype="fp32", **options):
+    """Save a copy in a type; the float32 model stays as it is."""
+    state = {name: tensor.to(DTYPES[dtype]) for name, tensor in model.state_dict().items()}
+    keep = model.config.dtype
+    model.config.dtype = DTYPES[dtype]
+    model.save_pretrained(folder, state_dict=state, **options)
+    model.config.dtype = keep
+    return folder

@@ -1,0 +1,142 @@
+"""Tokenizer and detokenizer: text comes back whole, piece by piece, and never as half a character."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    """A tokenizer with a token per byte and <s>, </s> as special tokens."""
+    folder = tmp_path_factory.mktemp("bytes")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    library = LibraryTokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "</s>"])
+    library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metaspace(tmp_path_factory):
+    """A sentencepiece-like tokenizer: a space before each word, byte fallback, the first space stripped."""
+    folder = tmp_path_factory.mktemp("metaspace")
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["\u2581", *"abcde", "\u2581ab", "\u2581c", "de", "\u00e9"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("\u2581", "a"), ("\u2581a", "b"), ("\u2581", "c"), ("d", "e")]
+    vocabulary["\u2581a"] = len(vocabulary)
+    library = LibraryTokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def stream(tokenizer, ids):
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push(token) for token in ids]
+    return [*pieces, detokenizer.flush()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=30))
+def test_pieces_join_to_the_text(byte_level, text):
+    tokenizer = Tokenizer.from_folder(byte_level)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    pieces = stream(tokenizer, ids)
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=24))
+def test_any_bytes_come_out_as_python_decodes_them(byte_level, data):
+    tokenizer = Tokenizer.from_folder(byte_level)
+    table = {v: k for k, v in _byte_of().items()}
+    ids = [tokenizer.token_id(table[byte]) for byte in data]
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == data.decode("utf-8", errors="replace")
+
+
+def _byte_of():
+    """Character of the byte-level alphabet -> byte, by the rule of the GPT-2 tokenizer: printable bytes stay."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="abcde \u00e9\u4e2d\U0001f600", max_size=20))
+def test_leading_spaces_and_byte_fallback(metaspace, text):
+    tokenizer = Tokenizer.from_folder(metaspace)
+    ids = tokenizer.encode(text)
+    pieces = stream(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_special_tokens(byte_level):
+    tokenizer = Tokenizer.from_folder(byte_level)
+    ids = tokenizer.encode("hi")
+    assert ids[0] == tokenizer.token_id("<s>") == 256
+    assert tokenizer.encode("hi", add_special_tokens=False) == ids[1:]
+    assert tokenizer.decode([*ids, 257]) == "hi"
+    assert tokenizer.vocab_size == 258
+    assert tokenizer.token_id("<nothing>") is None
+    assert tokenizer.encode("a</s>", add_special_tokens=False)[-1] == 257
+
+
+def test_equal_files_share_one_tokenizer(byte_level, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level / "tokenizer.json").read_bytes())
+    assert Tokenizer.from_folder(byte_level) is Tokenizer.from_folder(tmp_path)
+
+
+def test_missing_and_damaged_tokenizers(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json\] the file does not exist"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(CheckpointError, match=r"\(but tokenizer\.model\)"):
+        Tokenizer.from_folder(tmp_path)
+    for damage in (b"", b"{}", b"\xff\xfe"):
+        (tmp_path / "tokenizer.json").write_bytes(damage)
+        with pytest.raises(CheckpointError, match="not a tokenizer"):
+            Tokenizer.from_folder(tmp_path)
+
+
+def test_end_tokens(byte_level, tmp_path):
+    def write(name, content):
+        (tmp_path / name).write_text(json.dumps(content))
+
+    assert end_ids(tmp_path, {}) == ()
+    write("tokenizer_config.json", {"eos_token": "</s>"})
+    assert end_ids(tmp_path, {}) == ()
+    (tmp_path / "tokenizer.json").write_bytes((byte_level / "tokenizer.json").read_bytes())
+    assert end_ids(tmp_path, {}) == (257,)
+    write("tokenizer_config.json", {"eos_token": {"content": "<s>", "lstrip": False}})
+    assert end_ids(tmp_path, {}) == (256,)
+    assert end_ids(tmp_path, {"eos_token_id": 5}) == (5,)
+    write("generation_config.json", {"eos_token_id": [7, 8, 7]})
+    assert end_ids(tmp_path, {"eos_token_id": 5}) == (7, 8)
+    write("generation_config.json", {"temperature": 1.0})
+    assert end_ids(tmp_path, {"eos_token_id": [5, 6]}) == (5, 6)
+    write("generation_config.json", {"eos_token_id": ["x"]})
+    with pytest.raises(CheckpointError, match=r"generation_config\.json\] eos_token_id is \['x'\]"):
+        end_ids(tmp_path, {})
+    write("generation_config.json", {})
+    write("tokenizer_config.json", {"eos_token": "<end>"})
+    with pytest.raises(CheckpointError, match="eos_token '<end>' is not a token"):
+        end_ids(tmp_path, {})
