@@ -1,0 +1,98 @@
+// The only file that knows Python: exports the opcodes with their operands, the instruction sets, and the team.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+#include <type_traits>
+
+#include "team.h"
+
+namespace nb = nanobind;
+using namespace coterie;
+
+namespace {
+
+using Rows = nb::ndarray<const int64_t, nb::shape<-1, kRowWords>, nb::c_contig, nb::device::cpu>;
+
+// "p" an address, "i" an integer, "d" a double (its bits are stored).
+template <class T>
+constexpr const char* kind_of() {
+  return std::is_pointer_v<T> ? "p" : std::is_same_v<T, double> ? "d" : "i";
+}
+
+nb::dict opcodes() {
+  nb::dict all;
+  int64_t number = 0;
+#define COTERIE_FIELD(type, field) operands.append(nb::make_tuple(#field, kind_of<type>()));
+#define COTERIE_OPCODE(op, Struct, FIELDS)                      \
+  {                                                             \
+    nb::list operands;                                          \
+    FIELDS(COTERIE_FIELD)                                       \
+    all[#op] = nb::make_tuple(number++, nb::tuple(operands));   \
+  }
+  COTERIE_OPS(COTERIE_OPCODE)
+#undef COTERIE_OPCODE
+#undef COTERIE_FIELD
+  return all;
+}
+
+nb::list supported_isas() {
+  nb::list names;
+  for (const Isa& isa : compiled_isas())
+    if (isa.supported()) names.append(isa.name);
+  return names;
+}
+
+const Isa& find_isa(const std::string& name) {
+  for (const Isa& isa : compiled_isas())
+    if (isa.name == name && isa.supported()) return isa;
+  throw nb::value_error(("instruction set '" + name + "' is not supported by this machine or build").c_str());
+}
+
+int64_t run_rows(Team& team, const Rows& rows) {
+  const auto* first = reinterpret_cast<const Row*>(rows.data());
+  const auto count = static_cast<int64_t>(rows.shape(0));
+  for (int64_t i = 0; i < count; ++i)
+    if (first[i].opcode < 0 || first[i].opcode >= kOpcodes) throw nb::value_error("a row has an unknown opcode");
+  const nb::gil_scoped_release unlocked;
+  return team.run(first, count);
+}
+
+nb::dict counters(const Team& team) {
+  const Counters c = team.counters();
+  nb::dict out;
+  out["stored_bytes"] = c.stored_bytes;
+  out["scratch_bytes"] = c.scratch_bytes;
+  out["calls"] = c.calls;
+  out["instructions"] = c.instructions;
+  return out;
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+  m.attr("ROW_WORDS") = kRowWords;
+  m.attr("HEADER_WORDS") = kHeaderWords;
+  m.attr("SETTING_WORDS") = kSettingWords;
+  m.attr("OPCODES") = opcodes();
+  m.attr("ISAS") = nb::tuple(supported_isas());
+  nb::dict dtypes;
+  dtypes["F32"] = static_cast<int64_t>(DType::f32);
+  dtypes["F16"] = static_cast<int64_t>(DType::f16);
+  dtypes["BF16"] = static_cast<int64_t>(DType::bf16);
+  m.attr("DTYPES") = dtypes;
+  nb::class_<Team>(m, "Team")
+      .def("__init__",
+           [](Team* self, int threads, const std::string& isa) {
+             if (threads < 1) throw nb::value_error("a team has at least one thread");
+             new (self) Team(threads, find_isa(isa));
+           },
+           nb::arg("threads"), nb::arg("isa"))
+      .def("run", &run_rows, nb::arg("rows").noconvert())
+      .def("counters", &counters)
+      .def("reset_counters", &Team::reset_counters)
+      .def_prop_ro("threads", &Team::threads)
+      .def_prop_ro("isa", &Team::isa);
+  m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
+        nb::arg("gate"), nb::arg("value"));
+}

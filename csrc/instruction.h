@@ -1,0 +1,153 @@
+// The instruction list: fixed-size rows of 64-bit words, the opcodes and the operands of each, written once.
+// Knows nothing about Python, threads or how a kernel computes.
+//
+//   word 0       word 1                     word 2 ...
+//   opcode       address of a gate or 0     operands in the order of the struct, pointers, integers or doubles (bit-cast)
+//
+// Letters: T tokens, B sequences, R sampled rows, D hidden, F intermediate, V vocabulary, H query heads, K key/value heads,
+// C head channels, Z page size (tokens). Activations are float32 and row-major; weights have any alignment and their own type.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace coterie {
+
+enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2 };
+
+constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
+
+constexpr int kRowWords = 48;
+constexpr int kHeaderWords = 2;
+constexpr int kOperandWords = kRowWords - kHeaderWords;
+
+struct Row {
+  int64_t opcode;
+  const int32_t* gate;  // 0 pending, 1 passed, 2 failed; null means no gate
+  int64_t operands[kOperandWords];
+};
+static_assert(sizeof(Row) == kRowWords * 8);
+
+using f32 = float;
+using i32 = int32_t;
+using bytes = const uint8_t;  // weights: unaligned, of the type named by the operand that follows
+using integer = int64_t;
+using real = double;
+
+// One line per operand: FIELD(type, name). `bytes*` operands are followed by their dtype.
+#define COTERIE_EMBED(FIELD) \
+  FIELD(const i32*, tokens) FIELD(bytes*, table) FIELD(integer, table_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)
+
+#define COTERIE_RMS_NORM(FIELD)                                                                                      \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
+  FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps)
+
+#define COTERIE_LINEAR(FIELD)                                                                                        \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K)
+
+#define COTERIE_ROPE(FIELD)                                                                                          \
+  FIELD(const f32*, x) FIELD(const i32*, positions) FIELD(const f32*, inv_freq) FIELD(f32*, y) FIELD(integer, T)     \
+  FIELD(integer, H) FIELD(integer, C) FIELD(real, scale)
+
+#define COTERIE_PAGES(FIELD)                                                                                         \
+  FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, block_tables)                           \
+  FIELD(integer, table_width) FIELD(uint8_t*, kv) FIELD(integer, kv_dtype) FIELD(integer, block_bytes)               \
+  FIELD(integer, Z) FIELD(integer, layer)
+
+#define COTERIE_KV_APPEND(FIELD)                                                                                     \
+  FIELD(const f32*, k) FIELD(const f32*, v) COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K)                 \
+  FIELD(integer, C)
+
+#define COTERIE_ATTENTION(FIELD)                                                                                     \
+  FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
+  FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window)
+
+#define COTERIE_ADD(FIELD) \
+  FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
+
+#define COTERIE_SILU(FIELD) FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
+
+#define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
+
+#define COTERIE_TAKE_ROWS(FIELD) \
+  FIELD(const f32*, x) FIELD(const i32*, rows) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D)
+
+// settings: per row, kSettingWords words: temperature, top_k, top_p, min_p, seed.
+#define COTERIE_SAMPLE(FIELD)                                                                                        \
+  FIELD(const f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
+  FIELD(i32*, tokens) FIELD(integer, R) FIELD(integer, V)
+
+#define COTERIE_NORM(FIELD) FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps)
+
+#define COTERIE_NORM_QKV_ROPE_APPEND(FIELD)                                                                          \
+  COTERIE_NORM(FIELD)                                                                                                \
+  FIELD(bytes*, wq) FIELD(integer, wq_dtype) FIELD(bytes*, bq) FIELD(integer, bq_dtype)                              \
+  FIELD(bytes*, wk) FIELD(integer, wk_dtype) FIELD(bytes*, bk) FIELD(integer, bk_dtype)                              \
+  FIELD(bytes*, wv) FIELD(integer, wv_dtype) FIELD(bytes*, bv) FIELD(integer, bv_dtype)                              \
+  FIELD(bytes*, q_norm) FIELD(integer, q_norm_dtype) FIELD(real, q_eps)                                              \
+  FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                                              \
+  FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
+  COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
+  FIELD(integer, C)
+
+#define COTERIE_LINEAR_ADD(FIELD) COTERIE_LINEAR(FIELD) FIELD(const f32*, residual)
+
+#define COTERIE_NORM_GATE_UP_SILU_MUL(FIELD)                                                                         \
+  COTERIE_NORM(FIELD)                                                                                                \
+  FIELD(bytes*, gate) FIELD(integer, gate_dtype) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)            \
+  FIELD(bytes*, up) FIELD(integer, up_dtype) FIELD(bytes*, up_bias) FIELD(integer, up_bias_dtype)                    \
+  FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, F)
+
+#define COTERIE_TAKE_NORM_LINEAR(FIELD)                                                                              \
+  COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
+  FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)
+
+// The closed list of instructions: OP(name, Struct, FIELDS). The opcode is the place in this list.
+#define COTERIE_OPS(OP) COTERIE_VECTOR_OPS(OP) COTERIE_COMMON_OPS(OP)
+
+// Compiled once for all machines.
+#define COTERIE_COMMON_OPS(OP) OP(sample, Sample, COTERIE_SAMPLE)
+
+// Compiled once per instruction set.
+#define COTERIE_VECTOR_OPS(OP)                                                                                            \
+  OP(embed, Embed, COTERIE_EMBED)                                                                                    \
+  OP(rms_norm, RmsNorm, COTERIE_RMS_NORM)                                                                            \
+  OP(linear, Linear, COTERIE_LINEAR)                                                                                 \
+  OP(rope, Rope, COTERIE_ROPE)                                                                                       \
+  OP(kv_append, KvAppend, COTERIE_KV_APPEND)                                                                         \
+  OP(attention, Attention, COTERIE_ATTENTION)                                                                        \
+  OP(add, Add, COTERIE_ADD)                                                                                          \
+  OP(silu, Silu, COTERIE_SILU)                                                                                       \
+  OP(mul, Mul, COTERIE_MUL)                                                                                          \
+  OP(take_rows, TakeRows, COTERIE_TAKE_ROWS)                                                                         \
+  OP(norm_qkv_rope_append, NormQkvRopeAppend, COTERIE_NORM_QKV_ROPE_APPEND)                                          \
+  OP(linear_add, LinearAdd, COTERIE_LINEAR_ADD)                                                                      \
+  OP(norm_gate_up_silu_mul, NormGateUpSiluMul, COTERIE_NORM_GATE_UP_SILU_MUL)                                        \
+  OP(take_norm_linear, TakeNormLinear, COTERIE_TAKE_NORM_LINEAR)
+
+#define COTERIE_MEMBER(type, name) type name;
+#define COTERIE_STRUCT(op, Struct, FIELDS) \
+  struct Struct {                          \
+    FIELDS(COTERIE_MEMBER)                 \
+  };                                       \
+  static_assert(sizeof(Struct) <= kOperandWords * 8);
+COTERIE_OPS(COTERIE_STRUCT)
+#undef COTERIE_STRUCT
+#undef COTERIE_MEMBER
+
+#define COTERIE_ENUM(op, Struct, FIELDS) op,
+enum class Opcode : int64_t { COTERIE_OPS(COTERIE_ENUM) count };
+#undef COTERIE_ENUM
+
+constexpr int64_t kOpcodes = static_cast<int64_t>(Opcode::count);
+constexpr int kSettingWords = 5;
+
+template <class Op>
+Op operands_of(const Row& row) {
+  Op op;
+  std::memcpy(&op, row.operands, sizeof op);
+  return op;
+}
+
+}  // namespace coterie

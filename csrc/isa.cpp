@@ -1,0 +1,41 @@
+// Asks the processor what it can do. The rows match the instruction sets that CMakeLists.txt compiles kernels for.
+#include "isa.h"
+
+namespace coterie {
+
+namespace plain {
+const Kernel& kernel(int64_t opcode);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+const Kernel& kernel(int64_t opcode);
+}
+namespace avx512 {
+const Kernel& kernel(int64_t opcode);
+}
+#endif
+
+namespace {
+
+const Isa kIsas[] = {
+    {"plain", [] { return true; }, plain::kernel},
+#if defined(__x86_64__)
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     avx2::kernel},
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     },
+     avx512::kernel},
+#endif
+};
+
+}  // namespace
+
+std::span<const Isa> compiled_isas() { return kIsas; }
+
+}  // namespace coterie

@@ -1,0 +1,13 @@
+// The instruction sets that were compiled in, and which of them this machine has.
+#pragma once
+
+#include <span>
+
+#include "kernel.h"
+
+namespace coterie {
+
+// Slowest first; the last one that the machine supports is the default.
+std::span<const Isa> compiled_isas();
+
+}  // namespace coterie

@@ -1,0 +1,32 @@
+// What every kernel offers, and the tables of them, one per instruction set.
+// Knows nothing about threads: work is cut into units by shape alone, and any thread may run any unit.
+#pragma once
+
+#include "instruction.h"
+#include "scratch.h"
+
+namespace coterie {
+
+struct Kernel {
+  int64_t (*units)(const Row&);
+  int64_t (*scratch_bytes)(const Row&);
+  int64_t (*flops)(const Row&);  // rough; decides only whether waking other threads is worth it
+  void (*run)(const Row&, int64_t unit, Scratch&);
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const Kernel& (*kernel)(int64_t opcode);
+};
+
+}  // namespace coterie
+
+// Each kernel file defines units, scratch_bytes, flops and run for its struct of operands; this wraps them for Row.
+#define COTERIE_KERNEL(op, Struct)                                                                \
+  extern const Kernel op##_kernel;                                                                \
+  const Kernel op##_kernel = {                                                                    \
+      [](const Row& row) { return units(operands_of<Struct>(row)); },                             \
+      [](const Row& row) { return scratch_bytes(operands_of<Struct>(row)); },                     \
+      [](const Row& row) { return flops(operands_of<Struct>(row)); },                             \
+      [](const Row& row, int64_t unit, Scratch& s) { run(operands_of<Struct>(row), unit, s); }};

@@ -1,0 +1,48 @@
+// add, mul, silu: y = a + b, y = a * b, y = x * sigmoid(x).
+#include "../math.h"
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+namespace {
+
+constexpr int64_t kChunk = 8192;  // elements per unit
+
+// y[i] = body(a[i], b[i]) for the elements of one unit; `total` elements in all.
+template <class Body>
+void map(const float* a, const float* b, float* y, int64_t total, int64_t unit, Scratch& scratch, Body body) {
+  int64_t i = unit * kChunk;
+  const int64_t last = smaller(total, i + kChunk);
+  scratch.stored((last - i) * 4);
+  for (; i + W <= last; i += W) store(y + i, body(load(a + i), load(b + i)));
+  if (i < last) store_part(y + i, body(load_part(a + i, last - i), load_part(b + i, last - i)), last - i);
+}
+
+}  // namespace
+
+int64_t units(const Add& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Add&) { return 0; }
+int64_t flops(const Add& op) { return op.T * op.N; }
+void run(const Add& op, int64_t unit, Scratch& scratch) {
+  map(op.a, op.b, op.y, op.T * op.N, unit, scratch, [](V a, V b) { return a + b; });
+}
+
+int64_t units(const Mul& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Mul&) { return 0; }
+int64_t flops(const Mul& op) { return op.T * op.N; }
+void run(const Mul& op, int64_t unit, Scratch& scratch) {
+  map(op.a, op.b, op.y, op.T * op.N, unit, scratch, [](V a, V b) { return a * b; });
+}
+
+int64_t units(const Silu& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Silu&) { return 0; }
+int64_t flops(const Silu& op) { return 10 * op.T * op.N; }
+void run(const Silu& op, int64_t unit, Scratch& scratch) {
+  map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [](V x, V) { return silu(x); });
+}
+
+COTERIE_KERNEL(add, Add)
+COTERIE_KERNEL(mul, Mul)
+COTERIE_KERNEL(silu, Silu)
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,25 @@
+// linear_add: y = x @ weight.T + bias + residual, in one pass over the weight.
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+int64_t units(const LinearAdd& op) { return tiles(op.N, kTileRows) * tiles(op.T, kTileTokens); }
+int64_t scratch_bytes(const LinearAdd&) { return kTileTokens * kTileRows * 4; }
+int64_t flops(const LinearAdd& op) { return 2 * op.T * op.N * op.K; }
+
+void run(const LinearAdd& op, int64_t unit, Scratch& scratch) {
+  const Block block = block_of(unit, op.T, op.N);
+  float* out = scratch.floats(kTileTokens * kTileRows);
+  bytes* w = op.weight + block.row * op.K * size_of(op.weight_dtype);
+  dot_tile(op.x + block.token * op.K, op.K, block.tokens, w, op.weight_dtype, block.rows, op.K, out, kTileRows);
+  add_bias(out, kTileRows, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
+  for (int64_t t = 0; t < block.tokens; ++t) {
+    const int64_t at = (block.token + t) * op.N + block.row;
+    for (int64_t n = 0; n < block.rows; ++n) op.y[at + n] = op.residual[at + n] + out[t * kTileRows + n];
+  }
+  scratch.stored(block.tokens * block.rows * 4);
+}
+
+COTERIE_KERNEL(linear_add, LinearAdd)
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,82 @@
+// norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normalised (optional) and rotated; q is stored, k and v go
+// to their pages. The normalised tokens and the heads stay in the tile.
+#include "../math.h"
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+namespace {
+
+constexpr int64_t kUnitChannels = 64;  // about so many rows of a weight per unit, in whole heads
+
+struct Projection {
+  bytes* weight;
+  int64_t dtype;
+  bytes* bias;
+  int64_t bias_dtype;
+  bytes* norm;
+  int64_t norm_dtype;
+  double eps;
+  int64_t head;  // within q, k or v
+};
+
+int64_t heads_per_unit(const NormQkvRopeAppend& op) { return op.C >= kUnitChannels ? 1 : kUnitChannels / op.C; }
+
+// Heads are numbered through q, then k, then v.
+Projection projection_of(const NormQkvRopeAppend& op, int64_t head) {
+  if (head < op.H) return {op.wq, op.wq_dtype, op.bq, op.bq_dtype, op.q_norm, op.q_norm_dtype, op.q_eps, head};
+  head -= op.H;
+  if (head < op.K) return {op.wk, op.wk_dtype, op.bk, op.bk_dtype, op.k_norm, op.k_norm_dtype, op.k_eps, head};
+  return {op.wv, op.wv_dtype, op.bv, op.bv_dtype, nullptr, 0, 0.0, head - op.K};
+}
+
+}  // namespace
+
+int64_t units(const NormQkvRopeAppend& op) {
+  return tiles(op.H + 2 * op.K, heads_per_unit(op)) * tiles(op.T, kTileTokens);
+}
+
+int64_t scratch_bytes(const NormQkvRopeAppend& op) { return tile_bytes(op.D) + 2 * tile_bytes(op.C / 2) + tile_bytes(op.C); }
+
+int64_t flops(const NormQkvRopeAppend& op) { return 2 * op.T * op.D * (op.H + 2 * op.K) * op.C; }
+
+void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
+  const int64_t token_tiles = tiles(op.T, kTileTokens), half = op.C / 2;
+  const int64_t first = unit % token_tiles * kTileTokens, tokens = smaller(kTileTokens, op.T - first);
+  float* x = scratch.floats(kTileTokens * op.D);
+  float* cosines = scratch.floats(kTileTokens * half);
+  float* sines = scratch.floats(kTileTokens * half);
+  float* out = scratch.floats(kTileTokens * op.C);
+  if (!scratch.holds(first)) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * op.D);
+      rope_angles(op.positions[first + t], op.inv_freq, half, op.scale, cosines + t * half, sines + t * half);
+    }
+  }
+  const int64_t head_first = unit / token_tiles * heads_per_unit(op);
+  const int64_t head_last = smaller(op.H + 2 * op.K, head_first + heads_per_unit(op));
+  for (int64_t head = head_first; head < head_last; ++head) {
+    const Projection p = projection_of(op, head);
+    const bool is_q = head < op.H, is_v = head >= op.H + op.K;
+    bytes* w = p.weight + p.head * op.C * op.D * size_of(p.dtype);
+    dot_tile(x, op.D, tokens, w, p.dtype, op.C, op.D, out, op.C);
+    add_bias(out, op.C, tokens, p.bias, p.bias_dtype, p.head * op.C, op.C);
+    for (int64_t t = 0; t < tokens; ++t) {
+      float* row = out + t * op.C;
+      const int64_t token = first + t;
+      if (p.norm != nullptr) norm_row(row, p.norm, p.norm_dtype, op.C, p.eps, row);
+      if (!is_v) rope_row(row, cosines + t * half, sines + t * half, op.C, row);
+      if (is_q) {
+        std::memcpy(op.q + (token * op.H + p.head) * op.C, row, static_cast<size_t>(op.C) * sizeof(float));
+      } else {
+        uint8_t* page = page_address(op, op.sequence[token], op.positions[token], is_v ? kValue : kKey, p.head);
+        store_page(page, row, op.C, op.kv_dtype);
+      }
+    }
+    scratch.stored(tokens * op.C * (is_q ? 4 : size_of(op.kv_dtype)));
+  }
+}
+
+COTERIE_KERNEL(norm_qkv_rope_append, NormQkvRopeAppend)
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,125 @@
+// sample: draw a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and top-p.
+// The random number is a function of (seed, position). Compiled once: it uses the standard library and no vectors.
+#include <algorithm>
+#include <cmath>
+
+#include "../kernel.h"
+
+namespace coterie {
+
+namespace {
+
+struct Settings {
+  double temperature;
+  int64_t top_k;
+  double top_p, min_p;
+  uint64_t seed;
+};
+static_assert(sizeof(Settings) == kSettingWords * 8);
+
+// Counter-based, so that no state is kept: splitmix64 of the position's place in the seed's stream.
+double uniform(uint64_t seed, int64_t position) {
+  uint64_t x = seed + 0x9E3779B97F4A7C15u * (static_cast<uint64_t>(position) + 1);
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
+}
+
+int32_t argmax(const float* logits, int64_t V) {
+  int64_t best = 0;
+  for (int64_t i = 1; i < V; ++i)
+    if (logits[i] > logits[best]) best = i;
+  return static_cast<int32_t>(best);
+}
+
+// z descending, then index ascending; reversed for a heap, whose top is its greatest.
+struct Before {
+  const float* z;
+  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
+};
+
+struct After {
+  const float* z;
+  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] < z[b] : a > b; }
+};
+
+// Hands out the `keep` best indices in order, and sorts no more of them than it is asked for.
+class Order {
+ public:
+  Order(const float* z, int32_t* indices, int64_t V, int64_t keep) : z_(z), indices_(indices), heap_(keep) {
+    for (int64_t i = 0; i < V; ++i) indices[i] = static_cast<int32_t>(i);
+    if (keep < V) std::nth_element(indices, indices + keep, indices + V, Before{z});
+    std::make_heap(indices, indices + keep, After{z});
+  }
+
+  int32_t next() {
+    std::pop_heap(indices_, indices_ + heap_, After{z_});
+    return indices_[--heap_];
+  }
+
+ private:
+  const float* z_;
+  int32_t* indices_;
+  int64_t heap_;
+};
+
+int32_t draw(const float* logits, int64_t V, const Settings& s, double u, Scratch& scratch) {
+  float* z = scratch.floats(V);
+  auto* indices = reinterpret_cast<int32_t*>(scratch.floats(V));
+  auto* kept = reinterpret_cast<double*>(scratch.floats(2 * V));
+  const auto temperature = static_cast<float>(s.temperature);
+  for (int64_t i = 0; i < V; ++i) z[i] = logits[i] / temperature;
+  const double highest = *std::max_element(z, z + V);
+  const int64_t keep = s.top_k > 0 ? std::min(s.top_k, V) : V;
+  Order order(z, indices, V, keep);
+
+  double total = 0;  // over what top-k keeps: the heap holds exactly that now
+  for (int64_t i = 0; i < keep; ++i) total += std::exp(z[indices[i]] - highest);
+  double mass = 0;
+  int64_t count = 0;
+  const bool limited = s.top_p < 1.0 || s.min_p > 0.0;
+  int32_t token = 0;
+  if (!limited) {
+    for (; count < keep && mass <= u; ++count) {
+      token = order.next();
+      mass += std::exp(z[token] - highest) / total;
+    }
+    return token;
+  }
+  int32_t* drawn = indices + keep;  // popping moves the best to the end, one by one: drawn[-1] is the first
+  for (; count < keep && (count == 0 || mass < s.top_p); ++count) {
+    const double p = std::exp(z[order.next()] - highest) / total;
+    if (count > 0 && p < s.min_p * kept[0]) break;
+    kept[count] = p;
+    mass += p;
+  }
+  double cumulative = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    cumulative += kept[i];
+    if (cumulative > u * mass) return drawn[-1 - i];
+  }
+  return drawn[-count];
+}
+
+int64_t units(const Sample& op) { return op.R; }
+int64_t scratch_bytes(const Sample& op) { return 4 * static_cast<int64_t>(padded(static_cast<size_t>(op.V) * 4)); }
+int64_t flops(const Sample& op) { return 4 * op.R * op.V; }
+
+void run(const Sample& op, int64_t unit, Scratch& scratch) {
+  Settings settings;
+  std::memcpy(&settings, op.settings + unit * kSettingWords, sizeof settings);
+  const float* logits = op.logits + unit * op.V;
+  scratch.stored(4);
+  if (settings.temperature == 0.0) {
+    op.tokens[unit] = argmax(logits, op.V);
+    return;
+  }
+  const double u = uniform(settings.seed, op.positions[op.rows[unit]]);
+  op.tokens[unit] = draw(logits, op.V, settings, u, scratch);
+}
+
+}  // namespace
+
+COTERIE_KERNEL(sample, Sample)
+
+}  // namespace coterie

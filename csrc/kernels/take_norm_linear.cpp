@@ -1,0 +1,26 @@
+// take_norm_linear: y = rms_norm(x[rows]) @ weight.T + bias; the normalised rows stay in the tile.
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+int64_t units(const TakeNormLinear& op) { return tiles(op.N, kTileRows) * tiles(op.R, kTileTokens); }
+int64_t scratch_bytes(const TakeNormLinear& op) { return tile_bytes(op.D); }
+int64_t flops(const TakeNormLinear& op) { return 2 * op.R * op.N * op.D; }
+
+void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
+  const Block block = block_of(unit, op.R, op.N);
+  float* x = scratch.floats(kTileTokens * op.D);
+  if (!scratch.holds(block.token)) {
+    for (int64_t r = 0; r < block.tokens; ++r)
+      norm_row(op.x + op.rows[block.token + r] * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + r * op.D);
+  }
+  float* y = op.y + block.token * op.N + block.row;
+  bytes* w = op.weight + block.row * op.D * size_of(op.weight_dtype);
+  dot_tile(x, op.D, block.tokens, w, op.weight_dtype, block.rows, op.D, y, op.N);
+  add_bias(y, op.N, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
+  scratch.stored(block.tokens * block.rows * 4);
+}
+
+COTERIE_KERNEL(take_norm_linear, TakeNormLinear)
+
+}  // namespace coterie::COTERIE_ISA

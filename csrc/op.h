@@ -1,0 +1,7 @@
+// What a kernel file includes: tiles of tokens, pages and the form of a kernel.
+// Knows nothing about any particular op.
+#pragma once
+
+#include "kernel.h"
+#include "pages.h"
+#include "tile.h"

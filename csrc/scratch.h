@@ -1,0 +1,70 @@
+// One thread's private memory for tiles, and its count of the bytes that it stored anywhere else.
+// Knows nothing about kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace coterie {
+
+constexpr size_t kLine = 64;
+
+constexpr size_t padded(size_t size_bytes) { return (size_bytes + kLine - 1) / kLine * kLine; }
+
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(base_); }
+
+  // Make room for a kernel's tiles. Called before a list starts, never while kernels run.
+  void grow(size_t size_bytes) {
+    if (size_bytes <= size_) return;
+    std::free(base_);
+    size_ = padded(size_bytes);
+    base_ = static_cast<uint8_t*>(std::aligned_alloc(kLine, size_));
+    if (base_ == nullptr) {
+      size_ = 0;
+      throw std::bad_alloc();
+    }
+    forget();
+  }
+
+  // Tiles are taken in a fixed order at the start of each unit, so that `holds` may find the last unit's.
+  void rewind() { used_ = 0; }
+
+  float* floats(int64_t count) {
+    auto* tile = reinterpret_cast<float*>(base_ + used_);
+    used_ += padded(static_cast<size_t>(count) * sizeof(float));
+    if (used_ > high_water_) high_water_ = used_;
+    return tile;
+  }
+
+  // True when the tile of this instruction and number is already in place from this thread's last unit; else claims it.
+  bool holds(int64_t tile) {
+    const bool same = tile_ == tile;
+    tile_ = tile;
+    return same;
+  }
+
+  void forget() { tile_ = -1; }
+
+  void stored(int64_t size_bytes) { stored_bytes_ += size_bytes; }
+
+  int64_t stored_bytes() const { return stored_bytes_; }
+  size_t high_water_bytes() const { return high_water_; }
+  void reset_counters() { stored_bytes_ = 0, high_water_ = 0; }
+
+ private:
+  uint8_t* base_ = nullptr;
+  size_t size_ = 0;
+  size_t used_ = 0;
+  size_t high_water_ = 0;
+  int64_t stored_bytes_ = 0;
+  int64_t tile_ = -1;
+};
+
+}  // namespace coterie
