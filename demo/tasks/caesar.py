@@ -1,0 +1,95 @@
+"""The Caesar cipher on words, both ways.
+
+Knows nothing about other tasks.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from .base import Problem, Task
+from .phrasing import cores
+from .words import draw_word, quoted
+
+_LARGEST_SHIFT = 13
+
+
+def _shift(word: str, by: int) -> str:
+    return "".join(chr((ord(letter) - 97 + by) % 26 + 97) for letter in word)
+
+
+def draw(rng: Random) -> Problem:
+    """A word and a shift; the working pairs each letter with its image: "+3 cf ad tw"."""
+    word, by = draw_word(rng, 3, 9), rng.randint(1, _LARGEST_SHIFT)
+    kind = rng.choice(("encode", "decode"))
+    plain, secret = word, _shift(word, by)
+    given, answer, sign = (plain, secret, "+") if kind == "encode" else (secret, plain, "-")
+    pairs = " ".join(a + b for a, b in zip(given, answer, strict=True))
+    return Problem(kind, f"{by} {word}", {"w": quoted(given, rng), "k": str(by)}, f"{sign}{by} {pairs}", answer)
+
+
+_BLOCK = """
+    do VERB {w} with a Caesar cipher of shift {k}
+    do VERB {w} with a Caesar shift of {k}
+    do VERB {w} with Caesar shift {k}
+    do VERB {w} with the Caesar cipher and shift {k}
+    do VERB {w} using a Caesar cipher with shift {k}
+    do VERB {w} using a Caesar shift of {k}
+    do VERB {w} using Caesar {k}
+    do VERB the word {w} with a Caesar cipher of shift {k}
+    do VERB the word {w} with a Caesar shift of {k}
+    do VERB the word {w} using a Caesar cipher with shift {k}
+    do VERB the message {w} with Caesar shift {k}
+    do VERB the text {w} with a Caesar cipher, shift {k}
+    do VERB this with Caesar shift {k}: {w}
+    do VERB this word with a Caesar shift of {k}: {w}
+    do use a Caesar cipher with shift {k} to VERB {w}
+    do use a Caesar shift of {k} to VERB {w}
+    do use the Caesar cipher to VERB {w} with shift {k}
+    do use Caesar shift {k} to VERB the word {w}
+    np {w} PAST with Caesar shift {k}
+    np {w} PAST with a Caesar cipher of shift {k}
+    np {w} PAST by a Caesar shift of {k}
+    np the word {w} PAST with a Caesar shift of {k}
+    np the Caesar cipher of shift {k} PAST from {w}
+    ask how do you VERB {w} with a Caesar shift of {k}
+    ask how do I VERB {w} with Caesar shift {k}
+    ask how is {w} PAST with a Caesar cipher of shift {k}
+    raw Caesar {k}, VERB {w}
+    raw Caesar shift {k}: VERB {w}
+    raw VERB (Caesar, {k}): {w}
+    raw VERB {w}, Caesar cipher, shift {k}
+"""
+
+_UNSEEN_BLOCK = """
+    do VERB the text {w} using Caesar shift {k}
+    do VERB the message {w} with a Caesar cipher of shift {k}
+    do VERB {w} by a Caesar shift of {k}
+    do use the Caesar cipher with a shift of {k} to VERB the word {w}
+    do take a Caesar shift of {k} and VERB {w}
+    np {w} PAST using a Caesar cipher with shift {k}
+    np the message {w} PAST with Caesar shift {k}
+    ask how do you VERB the word {w} using a Caesar cipher, shift {k}
+    raw VERB the word {w}: Caesar, shift {k}
+    raw Caesar cipher, {k}: VERB {w}
+"""
+
+
+def _with_verbs(block: str, verbs: tuple[tuple[str, str], ...]) -> str:
+    return "\n".join(block.replace("VERB", verb).replace("PAST", past) for verb, past in verbs)
+
+
+_ENCODE = (("encode", "encoded"), ("encrypt", "encrypted"))
+_DECODE = (("decode", "decoded"), ("decrypt", "decrypted"))
+
+TASK = Task(
+    name="caesar-cipher",
+    description="encrypts and decrypts words with the Caesar cipher",
+    range=f"words of 3 to 9 letters, shifts 1 to {_LARGEST_SHIFT}, both ways",
+    draw=draw,
+    train_cores={"encode": cores(_with_verbs(_BLOCK, _ENCODE)), "decode": cores(_with_verbs(_BLOCK, _DECODE))},
+    unseen_cores={
+        "encode": cores(_with_verbs(_UNSEEN_BLOCK, _ENCODE)),
+        "decode": cores(_with_verbs(_UNSEEN_BLOCK, _DECODE)),
+    },
+)
