@@ -1,9 +1,9 @@
 """Quiet transformers, one thread, and tiny models that are made once per session."""
 
 import pytest
-import tiny
 import torch
 import transformers
+from tests.model import tiny
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

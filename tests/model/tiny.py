@@ -3,6 +3,8 @@
 Adding a family: a row in FAMILY_ROWS. Every row is a config class and what differs from BASE.
 """
 
+import copy
+
 import torch
 import transformers
 
@@ -134,9 +136,5 @@ def load(folder, dtype="fp32"):
 
 def save(model, folder, dtype="fp32", **options):
     """Save a copy in a type; the float32 model stays as it is."""
-    state = {name: tensor.to(DTYPES[dtype]) for name, tensor in model.state_dict().items()}
-    keep = model.config.dtype
-    model.config.dtype = DTYPES[dtype]
-    model.save_pretrained(folder, state_dict=state, **options)
-    model.config.dtype = keep
+    copy.deepcopy(model).to(DTYPES[dtype]).save_pretrained(folder, **options)
     return folder

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tests.model import tiny
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models as library_models
 
@@ -51,13 +51,13 @@ def test_what_a_model_holds(folder_of):
 def test_the_order_of_ops_is_the_one_that_fusion_rules_match(folder_of):
     graph = open_model(folder_of("qwen3")).graph
     layer = [op.kind for op in graph.ops if op.stage == "layers.1"]
-    assert layer == (
-        ["rms_norm", "linear", "linear", "linear", "rms_norm", "rms_norm", "rope", "rope", "kv_append", "attention"]
-        + ["linear", "add", "rms_norm", "linear", "linear", "silu", "mul", "linear", "add"]
-    )
+    norm_qkv = ["rms_norm", "linear", "linear", "linear"]
+    attend = ["rope", "rope", "kv_append", "attention", "linear", "add"]
+    feed_forward = ["rms_norm", "linear", "linear", "silu", "mul", "linear", "add"]
+    assert layer == [*norm_qkv, "rms_norm", "rms_norm", *attend, *feed_forward]
     assert [op.kind for op in graph.ops if op.stage == "head"] == ["take_rows", "rms_norm", "linear", "sample"]
     plain = [op.kind for op in open_model(folder_of("llama")).graph.ops if op.stage == "layers.1"]
-    assert plain == layer[:4] + layer[6:]
+    assert plain == [*norm_qkv, *attend, *feed_forward]
 
 
 @pytest.mark.parametrize("dtype", tiny.DTYPES)
@@ -124,7 +124,7 @@ def test_tensors_that_do_not_fit(folder):
 )
 def test_tensors_that_would_be_ignored_are_refused(folder, leftover):
     change_tensors(folder, **{leftover: torch.zeros(48)})
-    with pytest.raises(UnsupportedError, match="holds tensors that its config.json does not use") as caught:
+    with pytest.raises(UnsupportedError, match="holds tensors that its config") as caught:
         open_model(folder)
     assert leftover in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_harmless_leftovers(folder):
 
 def test_a_tied_head_in_the_file(folder):
     change_config(folder, tie_word_embeddings=True)
-    with pytest.raises(CheckpointError, match="lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         open_model(folder)
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     change_tensors(folder, **{"lm_head.weight": table.clone()})
@@ -172,7 +172,7 @@ def test_a_tokenizer_with_more_tokens_than_rows(folder):
     save_tokenizer(200)
     open_model(folder)
     save_tokenizer(258)
-    with pytest.raises(CheckpointError, match="token ids up to 257 but config.json has vocab_size 257"):
+    with pytest.raises(CheckpointError, match=r"token ids up to 257 but config\.json has vocab_size 257"):
         open_model(folder)
 
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny
 import torch
+from tests.model import tiny
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.config import ModelConfig
