@@ -51,7 +51,7 @@ def plan_budget(budget_bytes: int, expert_bytes: Mapping[str, int], option: str 
     usable, need = budget_bytes // BLOCK_BYTES * BLOCK_BYTES, round_up(expert_bytes[largest])
     if need > usable:
         levers = [
-            f"set {option} to at least {need // BLOCK_BYTES * BLOCK_BYTES} B",
+            f"set {option} to at least {need} B",
             f"leave {largest} out, or use a smaller expert",
         ]
         raise CapacityError(option, f"the largest expert, {largest},", need, usable, levers)

@@ -112,9 +112,7 @@ class ExpertCache:
 
         Raises Busy when room opens only after work in flight, CapacityError when it never will; neither evicts anybody.
         """
-        hit = self._usable(self._near, expert_id, layout)
-        if not hit:
-            self._load(expert_id, layout, "miss", NOBODY)
+        hit = not self._load(expert_id, layout, "miss", NOBODY)
         copy = self._near.copies[expert_id]
         if hit:
             self.decisions.append(("hit", expert_id, self._near.tier))
@@ -133,8 +131,7 @@ class ExpertCache:
         True also when the expert is resident or loading already. A prefetched expert counts as used now.
         """
         try:
-            if not self._usable(self._near, expert_id, layout):
-                self._load(expert_id, layout, "prefetch", protected)
+            if self._load(expert_id, layout, "prefetch", protected):
                 self._uses[expert_id].last_used = self._wants
                 self.stats.prefetches += 1
         except (Busy, CapacityError):
@@ -210,13 +207,12 @@ class ExpertCache:
         self.decisions.append(("drop", expert_id, ledger.tier))
         return False
 
-    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str]) -> None:
-        """Evict, take an extent in every tier above the nearest copy, and issue the transfers."""
-        depth = 0
-        while depth < len(self._ledgers) and not self._usable(self._ledgers[depth], expert_id, layout):
-            depth += 1
-        # All victims are chosen before any goes: a refusal by one tier must leave the others as they were.
-        victims = [self._victims(ledger, expert_id, layout, protected) for ledger in self._ledgers[:depth]]
+    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str]) -> bool:
+        """Evict, take an extent in every tier above the nearest copy, and issue the transfers; False if it is here."""
+        victims = self._choose(expert_id, layout, protected)
+        depth = len(victims)
+        if depth == 0:
+            return False
         self.decisions.append((why, expert_id, self._near.tier))
         for ledger, window in zip(self._ledgers, victims, strict=False):
             for entry in window:
@@ -235,6 +231,7 @@ class ExpertCache:
             for copy in new:
                 copy.is_doomed = True
             raise
+        return True
 
     def _fill(self, level: int, expert_id: str, copy: Copy, below: Copy | None) -> None:
         """Issue the transfers of one copy: from the copy below, or from the files when there is none."""
@@ -251,6 +248,27 @@ class ExpertCache:
         moved = sum(placed.source.size_bytes for placed in layout.ranges)
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
         self.decisions.append(("fetch" if below is None else "copy", expert_id, link))
+
+    def _choose(self, expert_id: str, layout: Layout, protected: Set[str]) -> list[Window]:
+        """Victims in each tier above the nearest copy, all before any goes: a refusal leaves the tiers as they were.
+
+        A tier that can never make room wins over one that cannot yet: nobody shall wait for what will be refused.
+        """
+        chosen: list[Window] = []
+        busy: list[Busy] = []
+        for ledger in self._ledgers:
+            try:
+                if self._usable(ledger, expert_id, layout):
+                    break
+            except Busy as wait:
+                busy.append(wait)
+            try:
+                chosen.append(self._victims(ledger, expert_id, layout, protected))
+            except Busy as wait:
+                busy.append(wait)
+        if busy:
+            raise busy[0]
+        return chosen
 
     def _victims(self, ledger: TierLedger, expert_id: str, layout: Layout, protected: Set[str]) -> Window:
         """Who leaves a tier so that this layout fits. Raises Busy or CapacityError."""
@@ -277,7 +295,7 @@ class ExpertCache:
                 last_used=self._uses[name].last_used,
                 uses=self._uses[name].uses,
                 refetch_cost=copy.extent.size_bytes * self._refetch_weight(name, level),
-                pinned=name in kept,
+                pinned=name in kept and not copy.is_doomed,
                 busy=copy.is_busy,
             )
             for name, copy in ledger.copies.items()
