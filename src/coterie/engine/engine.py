@@ -22,7 +22,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import SCHEDULES, Fetch, Group, Run, View, Wait, Waiting
+from coterie.engine.scheduler import Fetch, Group, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import ExpertCache
@@ -43,7 +43,7 @@ class Engine:
         self.metrics = Metrics()
         self.log = DecisionLog(cache)
         self._device, self._kv, self._experts = device, kv_pool, experts
-        self._schedule = SCHEDULES[self.policy.schedule]
+        self._schedule = schedule_named(self.policy.schedule)
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
         self._queue = Queue()

@@ -19,6 +19,11 @@ FinishReason = Literal["stop", "length", "error", "cancelled"]
 MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
 
 
+def _within(field: str, value: float, fits: bool, allowed: str) -> None:
+    if isinstance(value, bool) or not math.isfinite(value) or not fits:
+        raise RequestError(field, f"{field} is {value!r}", f"allowed is {allowed}")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
@@ -106,8 +111,3 @@ class Output:
     finish_reason: FinishReason | None = None
     error: CoterieError | None = None
     timings: Timings | None = None
-
-
-def _within(field: str, value: float, fits: bool, allowed: str) -> None:
-    if isinstance(value, bool) or not math.isfinite(value) or not fits:
-        raise RequestError(field, f"{field} is {value!r}", f"allowed is {allowed}")

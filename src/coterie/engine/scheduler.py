@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from coterie.core.errors import UsageError
 from coterie.engine.policy import Policy
 
 
@@ -40,8 +41,8 @@ class Group:
     """An expert and its work. `waiting` are its first few waiting requests, `running` counts its admitted ones.
 
     `overtaken`: how many later requests were admitted before its first waiting one. `oldest`: the least number among
-    waiting and running. `last_run`: the step in which it ran last (-1: never). `turn_steps`: the steps that it ran since
-    it was brought in. `refused`: it could not be brought in, because all that would have to go is in use.
+    waiting and running. `last_run`: the step in which it ran last (-1: never). `turn_steps`: the steps that it ran
+    since it was brought in. `refused`: it could not be brought in, because all that would have to go is in use.
     """
 
     expert_id: str
@@ -99,8 +100,8 @@ def grouped(view: View, policy: Policy) -> Decision:
     """Run what is resident, in quanta and in turn; bring the next expert in as soon as that costs nobody his turn.
 
     Admission is first come first served within an expert. Across experts a later request may go first, but no request
-    is overtaken more than `age_bound` times. An absent expert with work comes in, least recently run first, in the place
-    of experts without work or whose turn is over; so every expert gets its turn.
+    is overtaken more than `age_bound` times. An absent expert with work comes in, least recently run first, in the
+    place of experts without work or whose turn is over; so every expert gets its turn.
     """
     admissible = {group.expert_id: _admissible(group, view, policy) for group in view.groups}
     working = [group for group in view.groups if group.running or admissible[group.expert_id]]
@@ -130,6 +131,13 @@ def fcfs(view: View, policy: Policy) -> Decision:
 
 Schedule: TypeAlias = Callable[[View, Policy], Decision]
 SCHEDULES: Mapping[str, Schedule] = {"grouped": grouped, "fcfs": fcfs}
+
+
+def schedule_named(name: str) -> Schedule:
+    """The schedule of that name. Raises UsageError."""
+    if name not in SCHEDULES:
+        raise UsageError("policy", f"{name!r} is not a schedule", f"use one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
 
 
 def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:

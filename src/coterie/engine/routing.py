@@ -1,0 +1,47 @@
+"""RoutingJob: a router that must ask models first, as a small state machine that the engine's caller drives.
+
+    RoutingJob(router, prompt) -> asks --(run by the engine, outputs given back)--> route
+
+Knows nothing about engines or tokenizers: the caller turns an Ask into a Request of that id, and outputs come back.
+"""
+
+from __future__ import annotations
+
+from coterie.composition.router import Ask, Prompt, Route, Router
+from coterie.core.errors import CoterieError
+from coterie.engine.request import Output
+
+
+class RoutingJob:
+    """One prompt on its way to a route. Routers that ask nothing have it at once."""
+
+    def __init__(self, job_id: str, router: Router, prompt: Prompt) -> None:
+        self._router, self._prompt = router, prompt
+        asks = router.ask(prompt)
+        self.asks: dict[str, Ask] = {f"{job_id}/ask-{index}": ask for index, ask in enumerate(asks)}
+        self._answers: dict[str, str] = dict.fromkeys(self.asks, "")
+        self._open = set(self.asks)
+        self.error: CoterieError | None = None
+
+    def take(self, output: Output) -> bool:
+        """Take an output if it answers one of the asks; False if it is somebody else's."""
+        if output.request_id not in self.asks:
+            return False
+        self._answers[output.request_id] += output.text
+        if output.finish_reason is not None:
+            self._open.discard(output.request_id)
+            self.error = self.error or output.error
+        return True
+
+    @property
+    def done(self) -> bool:
+        """True when every ask is answered, or one has failed."""
+        return self.error is not None or not self._open
+
+    def route(self) -> Route:
+        """The decision. Raises the failure of an ask; ValueError when it is not `done`."""
+        if self.error is not None:
+            raise self.error
+        if self._open:
+            raise ValueError(f"{len(self._open)} asks are not answered yet")
+        return self._router.decide(self._prompt, tuple(self._answers.values()))

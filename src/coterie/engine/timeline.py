@@ -1,0 +1,135 @@
+"""Timeline: a device whose `done` answers as of the last wait, so that a decision sees one instant.
+
+    real time    |-- run --|..host works..|          a fetch ends while the host works: the decision made
+                           ^ as of here   ^ asked    here does not know it yet, however slow the host is
+
+With it a log depends on when work ended, not on how fast Python is; so the durations of a real run, replayed on a modelled
+device, give the same log. `durations` has them in the form that the modelled device takes. Knows nothing about schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import FileRange
+from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
+from coterie.graph.program import Program
+from coterie.spec.machine import MachineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    event: Event
+    after: tuple[Event, ...]
+    issued_s: float
+
+
+class Timeline:
+    """Wraps a device; everything but time passes through. The cache and the engine must be given the same one."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._as_of = device.now()
+        self._issued: list[_Issued] = []
+
+    def durations(self) -> dict[str, list[float]]:
+        """Seconds of each finished work by lane, in order of issue: from when it could start to its end.
+
+        It could start when it was decided on, its lane was free and what it waits for was done; so the time that the host
+        took to issue it counts as its own.
+        """
+        lanes: dict[str, list[float]] = {}
+        free_s: dict[str, float] = {}
+        for item in self._issued:
+            lane, end_s = item.event.lane, self._end(item.event)
+            start_s = max([item.issued_s, free_s.get(lane, item.issued_s), *(self._end(e) for e in item.after)])
+            lanes.setdefault(lane, []).append(max(0.0, end_s - start_s))
+            free_s[lane] = end_s
+        return lanes
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
+        if any(self.done(event) for event in events):
+            return
+        self._device.wait_any(events, until)
+        ends = [self._end(event) for event in events if self._device.done(event)]
+        moment = min(ends) if ends else self._device.now() if until is None else until
+        self._as_of = max(self._as_of, moment)
+
+    def now(self) -> float:
+        """The time of the last wait's end, on the device's clock."""
+        return self._as_of
+
+    def done(self, event: Event) -> bool:
+        """True when the event had ended by the end of the last wait."""
+        return self._device.done(event) and self._end(event) <= self._as_of
+
+    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+        """As the device's."""
+        after = tuple(after)
+        return self._note(self._device.fetch(dst, source, after), after)
+
+    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+        """As the device's."""
+        after = tuple(after)
+        return self._note(self._device.copy(dst, src, after), after)
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """As the device's."""
+        after = tuple(after)
+        return self._note(self._device.run(exe, binding, gates, steps, after), after)
+
+    @property
+    def spec(self) -> MachineSpec:
+        """As the device's."""
+        return self._device.spec
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """As the device's."""
+        return self._device.reserve(tier, size_bytes)
+
+    def load(self, program: Program) -> Executable:
+        """As the device's."""
+        return self._device.load(program)
+
+    def tokens(self, event: Event) -> I32:
+        """As the device's."""
+        return self._device.tokens(event)
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """As the device's."""
+        return self._device.inspect(exe, binding)
+
+    def synthetic(self) -> bool:
+        """As the device's."""
+        return self._device.synthetic()
+
+    def failure(self, event: Event) -> Exception | None:
+        """As the device's."""
+        return self._device.failure(event)
+
+    def span(self, event: Event) -> Span:
+        """As the device's."""
+        return self._device.span(event)
+
+    def close(self) -> None:
+        """As the device's."""
+        self._device.close()
+
+    def _note(self, event: Event, after: tuple[Event, ...]) -> Event:
+        self._issued.append(_Issued(event, after, self._as_of))
+        return event
+
+    def _end(self, event: Event) -> float:
+        return self._device.span(event).end_s

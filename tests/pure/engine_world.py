@@ -1,0 +1,162 @@
+"""A small world to run the engine in: a device that draws each token from its whole context, read through KV blocks.
+
+So a token is right only if every earlier one of its sequence is where the block table says, and every block of the
+expert's weights is in place. Knows nothing about schedules.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from fake_device import FakeDevice, fake_layout
+
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.core.dtypes import DType
+from coterie.engine.engine import Engine
+from coterie.engine.kv import KVPool
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request
+from coterie.engine.served import ServedExpert
+from coterie.graph.program import KvShape
+from coterie.memory.cache import ExpertCache
+
+VOCAB = 50
+BLOCK = 64  # bytes of a KV block
+
+
+def next_token(context, weights):
+    """The token after `context` by an expert whose weights are called `weights`."""
+    mixed = sum((index + 1) * (token + 3) for index, token in enumerate(context)) * 7 + sum(map(ord, weights))
+    return mixed % VOCAB
+
+
+class TellingDevice(FakeDevice):
+    """Draws tokens from the KV blocks; a run fails an assertion when weights or KV are not what they should be."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.kv = {}
+        self.runs = []
+        self.broken = set()  # what fails: names of experts (their fetches), or "run"
+        self.stalled = set()  # experts whose fetches do not get on
+        self.unfinished_gates = []
+
+    def run(self, exe, binding, gates=None, steps=1, after=()):
+        event = self._issue("compute", "run", [*after, *(gates or {}).values()], reads=binding.weights)
+        self.runs.append((event, exe, binding, steps))
+        self.unfinished_gates.append(sum(not self.done(gate) for gate in (gates or {}).values()))
+        if steps > 1:
+            assert binding.rows.sizes.T == binding.rows.sizes.B == binding.rows.sizes.R
+        return event
+
+    def runnable(self):
+        return [event for event in super().runnable() if event.label not in self.stalled]
+
+    def finish(self, event):
+        if event.label in self.broken:
+            self.fail(event, RuntimeError("the kernel trapped") if event.label == "run" else None)
+            return
+        for ran, exe, binding, steps in self.runs:
+            if ran == event:
+                self.work[event.event_id].tokens = self._compute(exe, binding, steps)
+        super().finish(event)
+
+    def _compute(self, exe, binding, steps):
+        content = self.content(binding.weights)
+        assert content == [(exe.name, block) for block in range(len(content))], (exe.name, content)
+        per_block = exe.kv.tokens_per_block(binding.block_bytes)
+        rows = binding.rows
+        tokens, positions = rows.tokens_T.tolist(), rows.positions_T.tolist()
+        drawn = []
+        for _ in range(steps):
+            for token, position, row in zip(tokens, positions, rows.sequence_T, strict=True):
+                block = rows.block_tables_BM[row][position // per_block]
+                self.kv[block, position % per_block] = (exe.name, token, position)
+            step = [self._draw(exe, rows, row, positions[row], per_block) for row in rows.rows_R]
+            drawn.append(step)
+            if any(token in ends for token, ends in zip(step, rows.end_ids, strict=True)):
+                break
+            tokens, positions = step, [position + 1 for position in positions]
+        return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(rows.rows_R))
+
+    def _draw(self, exe, rows, row, last, per_block):
+        context = []
+        for position in range(last + 1):
+            block = rows.block_tables_BM[rows.sequence_T[row]][position // per_block]
+            name, token, at = self.kv[block, position % per_block]
+            assert (name, at) == (exe.name, position), "another sequence wrote into this block"
+            context.append(token)
+        return next_token(context, exe.name)
+
+
+class Words:
+    """A detokenizer: each token is one or two letters, so stop strings can begin anywhere."""
+
+    def push(self, token):
+        return "abcdefghij"[token % 10] * (1 + token // 40)
+
+    def flush(self):
+        return ""
+
+
+def text_of(tokens):
+    return "".join(Words().push(token) for token in tokens)
+
+
+def world(sizes, near_blocks, kv_blocks=64, policy=None, **settings):
+    """An engine over experts {name: blocks of weights}, and its device and cache."""
+    device = TellingDevice()
+    cache = ExpertCache(device, {"dram": near_blocks * BLOCK_BYTES})
+    pool = KVPool(device.reserve("dram", kv_blocks * BLOCK), BLOCK)
+    experts = {name: expert(name, blocks) for name, blocks in sizes.items()}
+    engine = Engine(device, cache, pool, experts, policy or Policy(**settings))
+    return SimpleNamespace(engine=engine, device=device, cache=cache, pool=pool, experts=experts)
+
+
+def expert(name, blocks, max_context=40):
+    kv = KvShape(num_layers=1, num_kv_heads=1, head_dim=1 + len(name) % 3 + blocks % 2, dtype=DType.F16)
+    exe = SimpleNamespace(name=name, kv=kv, program=SimpleNamespace(weights=()))
+    return ServedExpert(name, fake_layout(name, blocks, num_stages=3), exe, kv, max_context, VOCAB)
+
+
+def ask(request_id, expert_id, prompt=(1, 2, 3), max_tokens=4, **fields):
+    fields.setdefault("ignore_end", True)
+    return Request(request_id, expert_id, tuple(prompt), max_tokens, **fields)
+
+
+def alone(request, max_context=40):
+    """The tokens that a request gets when nothing else is going on."""
+    context = list(request.prompt_ids)
+    while len(context) < min(len(request.prompt_ids) + request.max_tokens, max_context):
+        context.append(next_token(context, request.expert_id))
+        if context[-1] in request.end_ids and not request.ignore_end:
+            break
+    return tuple(context[len(request.prompt_ids) :])
+
+
+def run_all(world, limit=5000):
+    """Step until idle; return each request's tokens, text and last output."""
+    results = {}
+    for _ in range(limit):
+        if world.engine.idle:
+            break
+        for output in world.engine.step():
+            got = results.setdefault(output.request_id, SimpleNamespace(tokens=(), text="", last=None))
+            assert got.last is None or got.last.finish_reason is None, "an output after the last one"
+            got.tokens, got.text, got.last = got.tokens + output.token_ids, got.text + output.text, output
+        world.engine.check_integrity()
+        world.cache.check_integrity()
+    assert world.engine.idle, f"not idle after {limit} steps"
+    assert world.pool.free_blocks == world.pool.num_blocks or settle(world)
+    return results
+
+
+def settle(world):
+    world.engine.step()
+    return world.pool.free_blocks == world.pool.num_blocks
+
+
+def kinds(world, kind):
+    """The entries of one kind in the decision log, without the kind."""
+    return [entry[1:] for entry in world.engine.decisions if entry[0] == kind]

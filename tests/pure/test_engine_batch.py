@@ -1,0 +1,180 @@
+"""Rows of a step on odd shapes, KV blocks tied to events, and text that stops."""
+
+from __future__ import annotations
+
+import pytest
+from engine_world import ask
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import CapacityError
+from coterie.device import Buffer, Event, Sampling
+from coterie.engine.batch import build, common_steps, cut
+from coterie.engine.kv import KVPool
+from coterie.engine.queue import Queue
+from coterie.engine.request import SamplingParams
+from coterie.engine.sequence import Sequence
+from coterie.engine.text import StopText
+from coterie.graph.program import KvShape
+
+KV = KvShape(num_layers=1, num_kv_heads=1, head_dim=2, dtype=DType.F16)  # 8 bytes a token
+
+
+def sequence(number, prompt, computed=0, drawn=(), **fields):
+    made = Sequence(ask(f"r{number}", "a", prompt, **fields), number, 100, 0.0)
+    made.tokens += drawn
+    made.computed = computed
+    return made
+
+
+def test_decodes_come_first_and_a_prompt_is_cut_at_the_budget():
+    a = sequence(0, range(10, 19), computed=4)
+    b = sequence(1, [1, 2], computed=2, drawn=[7], end_ids=(9,), ignore_end=False, sampling=SamplingParams(0.5, seed=3))
+    c = sequence(2, [5], computed=1, drawn=[8])
+    d = sequence(3, [30, 31])
+    batch = build(cut([a, b, c, d], 6), {0: (4, 5, 6), 1: (7,), 2: (8,), 3: (9,)}, tokens_per_block=4)
+    rows = batch.rows
+    assert rows.tokens_T.tolist() == [7, 8, 14, 15, 16, 17]
+    assert rows.positions_T.tolist() == [2, 1, 4, 5, 6, 7]
+    assert rows.sequence_T.tolist() == [0, 1, 2, 2, 2, 2]
+    assert rows.lengths_B.tolist() == [3, 2, 8]
+    assert rows.block_tables_BM.tolist() == [[7, 0], [8, 0], [4, 5]]
+    assert rows.rows_R.tolist() == [0, 1]
+    assert rows.sampling == (Sampling(temperature=0.5, seed=3), Sampling())
+    assert rows.end_ids == ((9,), ())
+    assert batch.sampled == (b, c)
+    assert all(array.dtype == "int32" for array in (rows.tokens_T, rows.positions_T, rows.sequence_T, rows.rows_R))
+
+
+def test_a_step_may_sample_nothing():
+    rows = build(cut([sequence(0, range(9))], 4), {0: (2, 3, 4)}, tokens_per_block=4).rows
+    assert (rows.sizes.T, rows.sizes.B, rows.sizes.R) == (4, 1, 0)
+    assert rows.block_tables_BM.tolist() == [[2]]
+
+
+def test_block_tables_reach_as_far_as_the_steps():
+    one = sequence(0, [1, 2], computed=2, drawn=[3], max_tokens=9)
+    rows = build(cut([one], 4), {0: (5, 6, 7)}, tokens_per_block=2, steps=3).rows
+    assert rows.block_tables_BM.tolist() == [[5, 6, 7]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20), st.booleans()), min_size=1, max_size=9), st.data())
+def test_rows_cover_every_token_once(shapes, data):
+    made = []
+    for number, (length, computed, decodes) in enumerate(shapes):
+        done = length if decodes else min(computed, length - 1)
+        made.append(sequence(number, range(length), done, [1] if decodes else []))
+    budget = data.draw(st.integers(len(made), 60))
+    parts = cut(made, budget)
+    rows = build(parts, {s.number: tuple(range(30)) for s in made}, tokens_per_block=1).rows
+    assert min(budget, sum(len(s.tokens) - s.computed for s in made)) == rows.sizes.T
+    assert {part.sequence.number for part in parts} >= {s.number for s in made if s.decoding}
+    for row, part in enumerate(parts):
+        at = rows.positions_T[rows.sequence_T == row].tolist()
+        assert at == list(range(part.sequence.computed, part.sequence.computed + part.count))
+        assert rows.tokens_T[rows.sequence_T == row].tolist() == [part.sequence.tokens[p] for p in at]
+        assert rows.lengths_B[row] == at[-1] + 1
+        last = (rows.sequence_T == row).nonzero()[0][-1]
+        assert (last in rows.rows_R) == (at[-1] == len(part.sequence.tokens) - 1)
+
+
+def test_several_steps_only_when_nothing_can_happen_in_between():
+    a = sequence(0, [1], computed=1, drawn=[2], max_tokens=5)
+    b = sequence(1, [1], computed=1, drawn=[2], max_tokens=3)
+    prompt = sequence(2, [1, 2, 3])
+    assert common_steps(cut([a], 8), 8) == 4
+    assert common_steps(cut([a, b], 8), 8) == 2
+    assert common_steps(cut([a], 8), 3) == 3
+    assert common_steps(cut([a, prompt], 8), 8) == 1
+
+
+def pool(blocks=6, block_bytes=32):
+    return KVPool(Buffer(0, "dram", 0, blocks * block_bytes + 5), block_bytes)
+
+
+def test_blocks_are_free_again_only_when_the_last_step_is_finished():
+    kv, event, finished = pool(), Event(1, "compute", "run"), []
+    assert kv.allocate(1, 4) == (0, 1, 2, 3)
+    kv.use(1, event)
+    kv.free(1)
+    kv.poll(finished.__contains__)
+    assert kv.free_blocks == 2
+    kv.check_integrity()
+    finished.append(event)
+    kv.poll(finished.__contains__)
+    assert kv.free_blocks == 6
+    kv.check_integrity()
+
+
+def test_a_pool_refuses_what_can_never_fit():
+    kv = pool()
+    assert [kv.blocks_for(tokens, KV) for tokens in (0, 1, 4, 5, 24)] == [0, 1, 1, 2, 6]
+    assert kv.check_fits(24, KV, "r") == 6
+    with pytest.raises(CapacityError, match=r"\[r\] the KV state of 25 tokens needs 224 B but 192 B can be had; .*max"):
+        kv.check_fits(25, KV, "r")
+    with pytest.raises(CapacityError, match="one token needs 8 B but 4 B"):
+        pool(block_bytes=4).blocks_for(1, KV)
+    with pytest.raises(CapacityError, match="one KV block"):
+        KVPool(Buffer(0, "dram", 0, 31), 32)
+
+
+def test_a_pool_notices_a_block_in_two_places():
+    kv = pool()
+    with pytest.raises(ValueError, match="6 are free"):
+        kv.allocate(1, 7)
+    kv.allocate(1, 2)
+    with pytest.raises(ValueError, match="owner 1"):
+        kv.allocate(1, 1)
+    kv._owned[2] = (0,)
+    with pytest.raises(ValueError, match="do not add up"):
+        kv.check_integrity()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["admit", "drop", "add"]), st.integers(0, 30)), max_size=60))
+def test_overtaking_is_counted_as_by_hand(moves):
+    queue, waiting, admitted = Queue(), {}, []
+    for move, pick in moves:
+        if move == "add":
+            number = queue.take_number()
+            waiting[number] = sequence(number, [1])
+            queue.add(waiting[number])
+        elif waiting:
+            number = sorted(waiting)[pick % len(waiting)]
+            chosen = waiting.pop(number)
+            if move == "admit":
+                queue.admit(chosen)
+                assert chosen.overtaken == sum(other > number for other in admitted)
+                admitted.append(number)
+            else:
+                queue.drop(chosen)
+        for number in waiting:
+            assert queue.overtaken(number) == sum(other > number for other in admitted)
+        assert queue.oldest is waiting.get(min(waiting, default=-1))
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "shown"),
+    [
+        (("\nQ:",), ["the an", "swer is", " 4\nQ", ":no"], ["the an", "swer is", " 4", ""]),
+        (("aab",), ["aaa", "b"], ["a", ""]),
+        (("abc", "b"), ["abc"], ["a"]),
+        (("bcd", "abcd"), ["abcd"], [""]),
+        ((), ["ab", "c"], ["ab", "c"]),
+    ],
+)
+def test_text_stops(stop, pieces, shown):
+    text = StopText(stop)
+    assert [text.push(piece) for piece in pieces] == shown
+
+
+@given(st.lists(st.text("ab", max_size=5), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
+def test_how_text_is_cut_does_not_matter(pieces, stop):
+    whole = "".join(pieces)
+    cut_up, letter_by_letter = StopText(tuple(stop)), StopText(tuple(stop))
+    first = "".join([cut_up.push(piece) for piece in pieces]) + cut_up.flush()
+    second = "".join([letter_by_letter.push(letter) for letter in whole]) + letter_by_letter.flush()
+    assert first == second
+    assert whole.startswith(first)
+    assert not any(s in first for s in stop)
+    assert cut_up.stopped == any(s in whole for s in stop)

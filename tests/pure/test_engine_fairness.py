@@ -1,0 +1,189 @@
+"""Who runs when: switches saved, nobody starved, cold experts that do not stall hot ones, prefetch, the baseline."""
+
+from __future__ import annotations
+
+import pytest
+from engine_world import ask, kinds, run_all, world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coterie.engine.policy import Policy
+from coterie.engine.scheduler import Fetch, Group, Residence, Run, View, Wait, Waiting, grouped
+
+
+def interleaved(w, count=12):
+    for number in range(count):
+        w.engine.submit(ask(f"r{number}", "ab"[number % 2]))
+    return run_all(w)
+
+
+def test_grouping_saves_switches_over_first_come_first_served():
+    switches = {}
+    for schedule in ("fcfs", "grouped"):
+        w = world({"a": 4, "b": 4}, near_blocks=4, schedule=schedule)
+        interleaved(w)
+        switches[schedule] = w.engine.metrics.switches
+    assert switches == {"fcfs": 12, "grouped": 2}
+
+
+def test_first_come_first_served_runs_neighbours_of_one_expert_together():
+    w = world({"a": 4, "b": 4}, near_blocks=8, schedule="fcfs")
+    for number, expert in enumerate("aabba"):
+        w.engine.submit(ask(f"r{number}", expert))
+    run_all(w)
+    assert [name for (name,) in kinds(w, "admit")] == ["r0", "r1", "r2", "r3", "r4"]
+    assert [expert for (expert, _, _) in kinds(w, "run")] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_the_age_bound_is_reached_and_not_passed(bound):
+    w = world({"a": 4, "b": 4}, near_blocks=4, age_bound=bound, turn_steps=1000)
+    results = interleaved(w)
+    assert max(r.last.timings.overtaken for r in results.values()) == bound
+
+
+def test_a_stream_of_requests_for_one_expert_does_not_starve_another():
+    w = world({"a": 4, "b": 4}, near_blocks=4, age_bound=5, max_batch=2, turn_steps=1000)
+    w.engine.submit(ask("a0", "a"))
+    w.engine.submit(ask("b", "b"))
+    finished = set()
+    for number in range(1, 200):
+        w.engine.submit(ask(f"a{number}", "a"))
+        finished |= {o.request_id for o in w.engine.step() if o.finish_reason}
+        if "b" in finished:
+            break
+    assert "b" in finished
+    assert len(kinds(w, "admit")) < 12
+
+
+def test_a_long_sequence_gives_its_place_up_when_its_turn_is_over_and_is_resumed():
+    w = world({"a": 4, "b": 4}, near_blocks=4, turn_steps=6)
+    w.engine.submit(ask("long", "a", max_tokens=30))
+    w.engine.submit(ask("short", "b", max_tokens=3))
+    results = run_all(w)
+    assert [who for (who, _) in kinds(w, "finish")] == ["short", "long"]
+    assert kinds(w, "fetch") == [("a",), ("b",), ("a",)]
+    assert [tokens for (expert, tokens, _) in kinds(w, "run") if expert == "a"] == [3] + [1] * 29
+    assert len(results["long"].tokens) == 30
+
+
+def test_resident_experts_share_the_steps():
+    w = world({"a": 4, "b": 4}, near_blocks=8, quantum_steps=2)
+    w.engine.submit(ask("r", "a", max_tokens=8))
+    w.engine.submit(ask("s", "b", max_tokens=8))
+    run_all(w)
+    order = "".join(expert for (expert, _, _) in kinds(w, "run"))
+    assert "aabbaabb" in order
+
+
+def test_a_cold_expert_does_not_stall_a_hot_one():
+    w = world({"hot": 3, "cold": 3}, near_blocks=6)
+    w.engine.submit(ask("h", "hot", max_tokens=30))
+    while not w.engine.metrics.drawn_tokens:
+        w.engine.step()
+    w.device.stalled = {"cold"}
+    w.engine.submit(ask("c", "cold"))
+    before = w.engine.metrics.steps
+    for _ in range(10):
+        w.engine.step()
+    assert w.engine.metrics.steps == before + 10
+    assert w.engine.metrics.switches == 2
+    w.device.stalled = set()
+    run_all(w)
+
+
+def test_without_overlap_a_wanted_expert_runs_next():
+    w = world({"hot": 3, "cold": 3}, near_blocks=6, overlap=False)
+    w.engine.submit(ask("h", "hot", max_tokens=30))
+    w.engine.step()
+    w.engine.submit(ask("c", "cold"))
+    w.engine.step()
+    assert kinds(w, "run")[-1][0] == "cold"
+
+
+@pytest.mark.parametrize(("prefetch", "under_way"), [(0, 1), (1, 2), (2, 3)])
+def test_prefetch_is_how_many_more_may_be_under_way(prefetch, under_way):
+    w = world({"a": 3, "b": 3, "c": 3}, near_blocks=9, prefetch=prefetch)
+    for expert in "abc":
+        w.engine.submit(ask(expert, expert))
+    w.engine.step()
+    assert w.engine.metrics.switches == under_way
+
+
+def test_prefetch_brings_experts_whose_requests_may_not_start_yet():
+    switches = []
+    for prefetch in (0, 1):
+        w = world({"a": 3, "b": 3, "c": 3}, near_blocks=9, kv_blocks=8, prefetch=prefetch)
+        w.engine.submit(ask("a", "a", max_tokens=30))
+        while not w.engine.metrics.drawn_tokens:
+            w.engine.step()
+        w.engine.submit(ask("b", "b", max_tokens=30))
+        w.engine.step()
+        switches.append(w.engine.metrics.switches)
+    assert switches == [1, 2]
+
+
+def test_a_large_expert_gets_its_room_among_many_small_ones():
+    w = world({"big": 6, **dict.fromkeys("abcdef", 2)}, near_blocks=6, turn_steps=4)
+    for number in range(30):
+        w.engine.submit(ask(f"r{number}", "abcdef"[number % 6], max_tokens=10))
+        if number == 8:
+            w.engine.submit(ask("big", "big"))
+    results = run_all(w)
+    finished = [who for (who, _) in kinds(w, "finish")]
+    assert results["big"].last.finish_reason == "length"
+    assert finished.index("big") < 24
+
+
+def group(name, residence, *numbers, running=0, **fields):
+    waiting = tuple(Waiting(number, 1) for number in numbers)
+    fields.setdefault("overtaken", 0)
+    return Group(name, residence, waiting, running, oldest=min(numbers, default=0), **fields)
+
+
+A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARRIVING
+
+
+@pytest.mark.parametrize(
+    ("view", "decision"),
+    [
+        (View((), 9), Wait()),
+        (View((group("a", A, 0),), 9), Fetch("a")),
+        (View((group("a", A, 0, refused=True),), 9), Wait()),
+        (View((group("a", T, 0),), 9, under_way=1), Wait()),
+        (View((group("a", S, 0),), 9, under_way=1), Run("a", (0,))),
+        (View((group("a", S, 0), group("b", R, 1)), 9, under_way=1), Run("b", (1,))),
+        (View((group("a", R, 0, 1, 2),), 2), Run("a", (0, 1))),
+        (View((group("a", R, 0, 1, 2, running=31),), 9), Run("a", (0,))),
+        (View((group("a", R, running=1), group("b", A, 5)), 9), Fetch("b", frozenset("a"), frozenset("a"))),
+        (
+            View((group("a", R, running=1, turn_steps=999), group("b", A, 5)), 9),
+            Fetch("b", frozenset(), frozenset("a")),
+        ),
+        (View((group("a", R, 3, 6, 7), group("b", R, 5, overtaken=31, last_run=2)), 9), Run("a", (3, 6))),
+        (View((group("a", R, 6, 7), group("b", R, 5, overtaken=32, last_run=2)), 9), Run("b", (5,))),
+        (View((group("a", R, 0, last_run=1), group("b", R, 1)), 9, current="a", streak=1), Run("a", (0,))),
+        (View((group("a", R, 0, last_run=1), group("b", R, 1)), 9, current="a", streak=4), Run("b", (1,))),
+    ],
+)
+def test_decisions_one_by_one(view, decision):
+    assert grouped(view, Policy(prefetch=0)) == decision
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from("abcdef"), min_size=1, max_size=60),
+    st.integers(0, 5),
+    st.sampled_from([4, 6, 9]),
+    st.integers(4, 12),
+)
+def test_small_memories_never_stop_the_engine(experts, bound, near, kv_blocks):
+    sizes = {name: 1 + index % 4 for index, name in enumerate("abcdef")}
+    w = world(sizes, near, kv_blocks, Policy(age_bound=bound, max_batch=4, max_step_tokens=7, turn_steps=3))
+    for number, expert in enumerate(experts):
+        w.engine.submit(ask(f"r{number}", expert, prompt=range(1 + number % 9), max_tokens=1 + number % 7))
+    results = run_all(w)
+    assert {r.last.finish_reason for r in results.values()} == {"length"}
+    assert len(results) == len(experts)
+    assert max(r.last.timings.overtaken for r in results.values()) <= bound
+    assert w.engine.metrics.max_overtaken <= bound
