@@ -47,9 +47,9 @@ class FitSettings:
     hashing: HashSettings = field(default_factory=HashSettings)
     inverse_penalty: float = 100.0
     max_iterations: int = 100
-    tolerance: float = 1e-3
-    num_folds: int = 4
-    max_loss: float = 0.005
+    tolerance: float = 3e-4
+    num_folds: int = 3
+    max_loss: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

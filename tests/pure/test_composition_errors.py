@@ -1,0 +1,189 @@
+"""Composition files that are wrong: each mistake is one sentence with file, key, value and what to change."""
+
+import tomllib
+
+import jsonschema
+import pytest
+
+from coterie.composition.composition import load_composition
+from coterie.composition.schema import json_schema
+from coterie.core.errors import CompositionError, NotFoundError, UnsupportedError
+
+GOOD = """name = "small"
+[router]
+kind = "rules"
+fallback = "b"
+[[router.rule]]
+expert = "a"
+keywords = ["x"]
+[[expert]]
+name = "a"
+checkpoint = "a"
+[[expert]]
+name = "b"
+config = "llama-2-7b"
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+
+    def put(text):
+        file = tmp_path / "c.toml"
+        file.write_text(text)
+        return str(file)
+
+    return put
+
+
+def test_the_good_one_is_good(write):
+    assert load_composition(write(GOOD)).names == ("a", "b")
+
+
+# (text to replace, its replacement, what the sentence must say); the schema refuses these as well
+BY_TABLE = {
+    "unknown key": ('name = "small"', 'nam = "small"', r'nam\] nam = "small" is not a known key; did you mean "name"'),
+    "key like no other": (
+        'name = "small"',
+        'name = "s"\nqqq = 1',
+        "qqq = 1 is not a known key; the keys here are name",
+    ),
+    "unknown router key": ("fallback", "fallbck", r'router.fallbck\] .* did you mean "fallback"'),
+    "unknown expert key": ('checkpoint = "a"', 'chekpoint = "a"', r"expert\[1\] 'a'.chekpoint.* did you mean \"check"),
+    "unknown rule key": ("keywords", "keyword", r'router.rule\[1\].keyword\] .* did you mean "keywords"'),
+    "missing name": ('name = "small"', "", "name is missing; add name"),
+    "missing kind": ('kind = "rules"', "", "kind is missing; .* rules, lexical"),
+    "missing fallback": ('fallback = "b"', "", "router.fallback.* is missing"),
+    "missing rule": ('[[router.rule]]\nexpert = "a"\nkeywords = ["x"]', "", "router.rule.* rule is missing"),
+    "no experts": (GOOD[GOOD.index("[[expert]]") :], "", "expert is missing"),
+    "experts as an empty list": (GOOD, 'name = "x"\nexpert = []\n', "there are no experts; add"),
+    "expert as a table": (GOOD, 'name = "x"\n[expert]\nname = "a"\n', "expert = .* is a table, not a list of tables"),
+    "name a number": ('name = "small"', "name = 3", "name = 3 is a whole number, not text in quotes"),
+    "name a bool": ('name = "small"', "name = true", "is true or false, not text"),
+    "name a date": ('name = "small"', "name = 2020-01-01", "is a date or time, not text"),
+    "keywords a text": ('["x"]', '"x"', 'keywords = "x" is text, not a list of texts'),
+    "keywords of numbers": ('["x"]', "[1]", "is a list, not a list of texts"),
+    "no keywords": ('["x"]', "[]", r"keywords = \[\] is empty"),
+    "blank keyword": ('["x"]', '["x", " "]', "is empty"),
+    "count zero": (
+        'config = "llama-2-7b"',
+        'config = "l"\ncount = 0',
+        "count = 0 is out of range; it must be at least 1",
+    ),
+    "count a float": ('config = "llama-2-7b"', 'config = "l"\ncount = 1.5', "is a number, not a whole number"),
+    "threshold high": ("[router]", "[router]\nthreshold = 1.5", "threshold = 1.5 is out of range; .* at most 1"),
+    "threshold low": (
+        "[router]",
+        "[router]\nthreshold = -0.1",
+        "threshold = -0.1 is out of range; it must be at least 0",
+    ),
+    "margin high": ("[router]", "[router]\nmargin = 2", "margin = 2 is out of range"),
+    "unknown kind": ('kind = "rules"', 'kind = "magic"', 'kind = "magic" is not a router; use one of rules, lexical'),
+    "unknown language": ('keywords = ["x"]', 'language = "xx"', 'language = "xx" is not known; .*use one of en, de'),
+    "unknown match": ("[router]", '[router]\nmatch = "last"', 'match = "last" is not known'),
+    "rule of no condition": ('keywords = ["x"]', "weight = 1", "there is no condition"),
+    "both sources": ('checkpoint = "a"', 'checkpoint = "a"\nconfig = "l"', "checkpoint and config are both given"),
+    "no source": ('checkpoint = "a"', "", "none of checkpoint, config is given"),
+    "count of a checkpoint": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\ncount = 2',
+        "count = 2 has no meaning without config",
+    ),
+    "name with a space": ('name = "a"', 'name = "a b"', 'name = "a b" cannot be a name; use letters'),
+    "name with a slash": ('name = "a"', 'name = "a/b"', "cannot be a name"),
+    "name with an at": ('name = "a"', 'name = "@a"', "cannot be a name"),
+    "name too long": ('name = "a"', f'name = "{"a" * 65}"', "cannot be a name"),
+    "empty name": ('name = "a"', 'name = ""', "is empty"),
+    "empty checkpoint": ('checkpoint = "a"', 'checkpoint = ""', "is empty"),
+    "composition name": ('name = "small"', 'name = "sm all"', "cannot be a name"),
+}
+
+# what only the whole file, or the disk, can tell
+BY_MEANING = {
+    "duplicate name": ('name = "b"\nconfig', 'name = "a"\nconfig', "the name 'a' is already taken"),
+    "fallback is no expert": ('fallback = "b"', 'fallback = "bb"', "router.fallback.* 'bb' is not an expert"),
+    "rule's expert is none": ('expert = "a"', 'expert = "c"', r"rule\[1\].expert.* 'c' is not an expert"),
+    "no such folder": ('checkpoint = "a"', 'checkpoint = "no"', "checkpoint = 'no': there is no folder"),
+    "no such folder or model": (
+        'checkpoint = "a"',
+        'checkpoint = "x/no"',
+        "no folder .* is not in the cache .*download",
+    ),
+    "bad revision": ('checkpoint = "a"', 'checkpoint = "x/no"\nrevision = "../x"', "cannot be a revision"),
+    "folder without config": ('checkpoint = "a"', 'checkpoint = "."', "has no config.json"),
+    "no such config": ('config = "llama-2-7b"', 'config = "no.json"', "config = 'no.json': no file"),
+    "bad pattern": ('keywords = ["x"]', 'pattern = "("', r"rule 1: pattern = '\(' is not a regular expression"),
+    "bad pattern, named": ('keywords = ["x"]', 'name = "r"\npattern = "("', "rule r: pattern"),
+    "lengths crossed": ('keywords = ["x"]', "min_chars = 5\nmax_chars = 4", "min_chars = 5 is above max_chars = 4"),
+    "count without i": ('config = "llama-2-7b"', 'config = "l"\ncount = 2', r'write name = "b-{i}"'),
+    "i without count": ('name = "b"\nconfig', 'name = "b{i}"\nconfig', "has no meaning without count"),
+    "nan": ("[router]", "[router]\nthreshold = nan", "threshold = nan is out of range"),
+}
+
+
+@pytest.mark.parametrize("case", BY_TABLE)
+def test_refused_by_table_and_schema(write, case):
+    old, new, sentence = BY_TABLE[case]
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    with pytest.raises(CompositionError, match=sentence) as caught:
+        load_composition(write(text))
+    assert "c.toml" in caught.value.where
+    assert caught.value.remedy
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(tomllib.loads(text), json_schema())
+
+
+@pytest.mark.parametrize("case", BY_MEANING)
+def test_refused_by_meaning(write, case):
+    old, new, sentence = BY_MEANING[case]
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    with pytest.raises(CompositionError, match=sentence) as caught:
+        load_composition(write(text))
+    assert "c.toml" in caught.value.where
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["knn", "llm"])
+def test_later_routers_are_named(write, kind):
+    with pytest.raises(UnsupportedError, match=f'kind = "{kind}".*use one of rules, lexical'):
+        load_composition(write(GOOD.replace('kind = "rules"', f'kind = "{kind}"')))
+
+
+def test_lexical_router_without_its_file(write):
+    text = GOOD.replace('kind = "rules"', 'kind = "lexical"').replace(
+        '[[router.rule]]\nexpert = "a"\nkeywords = ["x"]\n', ""
+    )
+    with pytest.raises(CompositionError, match=r"router.weights.* 'router.npz': no file"):
+        load_composition(write(text))
+
+
+def test_not_toml(write):
+    with pytest.raises(CompositionError, match=r"not TOML: .*line 1"):
+        load_composition(write("name = \n"))
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(CompositionError, match="byte 8 is not UTF-8"):
+        load_composition(str(tmp_path / "c.toml"))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(NotFoundError, match="no such file or folder"):
+        load_composition(str(tmp_path / "no.toml"))
+
+
+def test_folder_without_experts(tmp_path):
+    with pytest.raises(CompositionError, match="no expert: neither this folder"):
+        load_composition(str(tmp_path))
+
+
+def test_folder_whose_name_cannot_be_a_name(tmp_path):
+    (tmp_path / "an expert").mkdir()
+    (tmp_path / "an expert" / "config.json").write_text("{}")
+    with pytest.raises(CompositionError, match="'an expert' cannot be a name; rename it"):
+        load_composition(str(tmp_path))
