@@ -153,6 +153,7 @@ def test_other_refusals(changes, sentence):
         ({"hidden_size": "48"}, "hidden_size is '48'"),
         ({"hidden_size": 48.0}, "hidden_size is 48.0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be a whole number of at least 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be at most 10000"),
         ({"vocab_size": True}, "vocab_size is True"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must be a divisor of the 4 attention heads"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "5 does not divide hidden_size 48"),

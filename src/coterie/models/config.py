@@ -17,6 +17,7 @@ from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class ModelConfig:
         family = family_of(config)
         refuse_features(config)
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
+        if num_layers > MAX_LAYERS:
+            raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
         hidden_size = config.count("hidden_size")
         head_dim = _head_dim(config, family, hidden_size, num_heads)
         return ModelConfig(
