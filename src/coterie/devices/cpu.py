@@ -1,0 +1,254 @@
+"""The CPU device: slabs in memory, experts from disk by direct I/O, programs on a team of native threads.
+
+    lane disk->dram   reads file ranges into slabs            lane compute   executes programs
+    lane dram->dram   copies                                  all others     do not exist: the spec has two tiers
+
+Knows nothing about models, requests or why it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError
+from coterie.core.units import format_bytes
+from coterie.device import I32, Binding, Buffer, Event, Executable, Span
+from coterie.devices.cpu_lanes import Lanes, closed, own
+from coterie.devices.cpu_memory import Bytes, Read, Slab, read_range
+from coterie.devices.cpu_step import CpuExecutable, StepRows, Workspace, bind, execute, stored_values
+from coterie.graph.program import Program, architecture_key
+from coterie.kernels import cpu as kernels
+from coterie.kernels.cpu import I64
+from coterie.spec.machine import MachineSpec
+from coterie.spec.this_machine import allowed_cpus, this_machine
+
+COMPUTE_LANE = "compute"
+
+Orchestration = Literal["host", "device"]
+
+
+class CpuDevice:
+    """This machine's memory, disk and processors.
+
+    `spec`: by default what this process may use. `threads`: by default the CPUs that it may use.
+    `orchestration`: `host` starts each region by a call, `device` hands the whole program to the threads at once.
+    `isa`: the instruction set, by default the fastest. `read`: preads into buffers; tests inject failures by it.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec | None = None,
+        threads: int | None = None,
+        orchestration: Orchestration = "host",
+        isa: str = kernels.ISAS[-1],
+        read: Read = os.preadv,
+    ) -> None:
+        self._spec = spec or this_machine()
+        self._orchestration = orchestration
+        self._read = read
+        self._lanes = Lanes()
+        self._team = kernels.Team(threads or allowed_cpus()[0], isa)
+        self._slabs: dict[int, Slab] = {}
+        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
+        self._loaded: dict[object, CpuExecutable] = {}
+        self._workspace = Workspace()
+        self._closed = False
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+        return self._spec
+
+    @property
+    def threads(self) -> int:
+        """Threads that execute programs."""
+        return self._team.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the kernels in use."""
+        return self._team.isa
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """Take memory of the run tier: touched, aligned to 2 MiB.
+
+        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        """
+        self._check_open()
+        capacity = self._spec.tier(tier).capacity_bytes
+        if tier == self._spec.home_tier:
+            raise ValueError(f"{tier} holds files, which are not reserved; reserve {self._spec.run_tier}")
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = capacity - self._used_bytes[tier]
+        if size > free:
+            levers = (f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit")
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        slab_id = len(self._slabs)
+        self._slabs[slab_id] = Slab(size)
+        self._used_bytes[tier] += size
+        return Buffer(slab_id, tier, 0, size_bytes)
+
+    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+        """Copy between two pieces of memory. Raises ValueError when sizes differ."""
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        target, source = self.memory(dst), self.memory(src)
+        label = f"copy {format_bytes(src.size_bytes)}"
+        return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: np.copyto(target, source))
+
+    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+        """Read a file range into a slab on the disk lane; see read_range for how it fails."""
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        target = self.memory(dst)[: source.size_bytes]
+        label = f"fetch {source.path}@{source.offset}"
+        lane = f"{self._spec.home_tier}->{dst.tier}"
+        return self._lanes.submit(lane, label, after, lambda: read_range(target, source, self._read))
+
+    def load(self, program: Program) -> CpuExecutable:
+        """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
+        self._check_open()
+        plan = tuple(sorted(program.buffers.slot_of.items()))
+        key = (architecture_key(program.graph), program.rule_set, plan)
+        if key not in self._loaded:
+            self._loaded[key] = CpuExecutable(program)
+        return self._loaded[key]
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Run up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit."""
+        mine, gates = _own(exe), dict(gates or {})
+        unknown = gates.keys() - mine.first_rows.keys()
+        if unknown:
+            raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {mine.program.graph.name}")
+        waits = {mine.first_rows[stage]: own(event) for stage, event in gates.items()}
+        step, bases = self._prepare(mine, binding, steps)
+
+        def body() -> I32:
+            bound = bind(mine, binding, step, self._workspace, bases)
+            return execute(bound, step, steps, lambda rows, first: self._start(rows, waits if first else {}))
+
+        return self._lanes.submit(COMPUTE_LANE, f"run {mine.program.graph.name}", after, body)
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
+        state = self._lanes.finished(event).state
+        if state.failure is not None:
+            raise state.failure
+        if not isinstance(state.result, np.ndarray):
+            raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
+        return state.result
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Run one step alone and return a copy of every stored value by name, as float32."""
+        mine = _own(exe)
+        step, bases = self._prepare(mine, binding, 1)
+        found: dict[str, npt.NDArray[np.float32]] = {}
+
+        def body() -> None:
+            bound = bind(mine, binding, step, self._workspace, bases)
+            execute(bound, step, 1, lambda rows, _: self._start(rows, {}))
+            found.update(stored_values(mine, bound, step.sizes))
+
+        failure = self._lanes.wait(self._lanes.submit(COMPUTE_LANE, "inspect", (), body))
+        if failure is not None:
+            raise failure
+        return found
+
+    def synthetic(self) -> bool:
+        """False: the numbers are real."""
+        return False
+
+    def now(self) -> float:
+        """Seconds on the machine's monotonic clock."""
+        return perf_counter()
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed. Never blocks."""
+        return own(event).state.finished
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
+        return self._lanes.finished(event).state.failure
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        return self._lanes.span(event)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Block until one of the events is finished or the clock reaches `until`. Raises ValueError without either."""
+        if not events and until is None:
+            raise ValueError("wait_any has neither events nor a time to wait for")
+        self._lanes.wait_any(events, until)
+
+    def close(self) -> None:
+        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        self._lanes.close()
+        self._closed = True
+        self._slabs.clear()
+        self._loaded.clear()
+
+    def memory(self, buffer: Buffer) -> Bytes:
+        """The bytes of a buffer, to read and write; for tests and tools. Raises KeyError for another device's."""
+        self._check_open()
+        return self._slabs[buffer.slab_id].bytes[buffer.offset : buffer.offset + buffer.size_bytes]
+
+    def counters(self) -> kernels.Counters:
+        """What the kernels did since they were reset: bytes stored, scratch, launches, instructions."""
+        return self._team.counters()
+
+    def reset_counters(self) -> None:
+        """Count from zero."""
+        self._team.reset_counters()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed()
+
+    def _prepare(self, exe: CpuExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
+        """Check everything now, on the caller's thread, and copy the rows."""
+        exe.offsets(binding)
+        bases = kernels.address(self.memory(binding.weights)), kernels.address(self.memory(binding.kv))
+        return StepRows.copy(exe.program, binding, steps), bases
+
+    def _start(self, rows: I64, waits: Mapping[int, Event]) -> None:
+        """Execute the rows of one step; `waits` are events that must be done before a row starts."""
+        if self._orchestration == "device":
+            self._start_at_once(rows, waits)
+            return
+        for i in range(len(rows)):
+            failure = self._lanes.wait(waits[i]) if i in waits else None
+            if failure is not None:
+                raise failure
+            self._team.run(rows[i : i + 1])
+
+    def _start_at_once(self, rows: I64, waits: Mapping[int, Event]) -> None:
+        """One call for everything: the threads wait for native flags, which lanes set when events are finished."""
+        rows, flags = rows.copy(), np.zeros(len(waits), dtype=np.int32)
+        for flag, (i, event) in enumerate(waits.items()):
+            rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
+            self._lanes.pass_on(event, flags, flag)
+        executed = self._team.run(rows)
+        if executed < len(rows):
+            failure = self._lanes.wait(waits[executed])
+            raise failure if failure is not None else closed()
+
+
+def _own(exe: Executable) -> CpuExecutable:
+    """The executable as one of ours. Raises ValueError for another device's."""
+    if not isinstance(exe, CpuExecutable):
+        raise ValueError(f"{exe.program.graph.name} was loaded by another device")
+    return exe

@@ -1,0 +1,291 @@
+"""Regions to instructions: which operand of a native kernel is which value, constant or size of a program.
+
+    region -> {operand: number | Weight | Stored | Named}          once, at load
+    template.bind(...) -> rows                                     each run: three assignments, whatever the depth
+
+Knows nothing about threads, lanes or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
+from coterie.core.shapes import Dim, trailing
+from coterie.graph.ir import Kind, Op, Value
+from coterie.graph.program import Program, Region
+from coterie.kernels import cpu as kernels
+from coterie.kernels.cpu import I64
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The address of a weight: its place in the program's order."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The address of a value in the workspace."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A number that each run gives: the address of a row input, a size (T, B, R), or one of PAGE_NAMES."""
+
+    name: str
+
+
+Operand: TypeAlias = int | float | Weight | Stored | Named
+Operands: TypeAlias = dict[str, Operand]
+
+PAGE_NAMES = ("kv", "block_bytes", "Z", "table_width")
+
+
+@dataclass(slots=True)
+class Lowering:
+    """Finds operands in a program. `constants` are kept alive by whoever runs the rows."""
+
+    program: Program
+    constants: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = field(default_factory=dict)
+    _index: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._index = {name: i for i, name in enumerate(self.program.weights)}
+
+    def lower(self, region: Region) -> Operands:
+        """The operands of a region. Raises UnsupportedError naming the op that has no kernel here."""
+        rule = _LOWER.get(region.kernel)
+        if rule is None:
+            fact = f"region {region.name} wants kernel {region.kernel}, which the CPU does not have"
+            raise UnsupportedError(self.program.graph.name, fact, f"use one of {', '.join(_LOWER)}")
+        return rule(self, region.ops)
+
+    def value(self, name: str) -> Value:
+        """A value of the graph."""
+        return self.program.graph.values[name]
+
+    def at(self, name: str) -> Operand:
+        """The address of a value; 0 for an absent optional one."""
+        if not name:
+            return 0
+        value = self.value(name)
+        if value.kind is Kind.WEIGHT:
+            return Weight(self._index[name])
+        if value.kind is Kind.CONSTANT:
+            data = self.constants.setdefault(name, np.array(value.data, dtype=np.float32))
+            return kernels.address(data)
+        if value.kind is Kind.INPUT:
+            return Named(name)
+        return Stored(name)
+
+    def size(self, dim: Dim) -> Operand:
+        """A dimension: a number, or what the run gives for its symbol."""
+        return dim if isinstance(dim, int) else Named(dim.value)
+
+    def weight(self, operand: str, name: str) -> Operands:
+        """The address of a weight and its type."""
+        dtype = kernels.dtype_number(self.value(name).dtype if name else DType.F32)
+        return {operand: self.at(name), f"{operand}_dtype": dtype}
+
+    def pages(self, append: Op, positions: str, sequence: str, tables: str) -> Operands:
+        """The operands that say where keys and values are."""
+        names = {"positions": positions, "sequence": sequence, "block_tables": tables}
+        paged: Operands = {operand: self.at(name) for operand, name in names.items()}
+        paged |= {name: Named(name) for name in PAGE_NAMES}
+        return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype), "layer": append.integer("layer")}
+
+    def linear(self, op: Op) -> Operands:
+        """x, weight, bias, y and sizes."""
+        x, weight, bias = op.inputs
+        shape = self.value(op.outputs[0]).shape
+        sizes: Operands = {"T": self.size(shape[0]), "N": trailing(shape), "K": trailing(self.value(x).shape)}
+        ends = {"x": self.at(x), "y": self.at(op.outputs[0])}
+        return ends | self.weight("weight", weight) | self.weight("bias", bias) | sizes
+
+    def norm(self, op: Op) -> Operands:
+        """The norm that begins a fused region."""
+        return {"x": self.at(op.inputs[0]), "eps": op.number("eps"), **self.weight("norm", op.inputs[1])}
+
+    def projection(self, operand: str, bias: str, op: Op) -> Operands:
+        """Weight and bias of one of several linears of a fused region."""
+        return self.weight(operand, op.inputs[1]) | self.weight(bias, op.inputs[2])
+
+
+def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    tokens, table = op.inputs
+    T, D = low.value(op.outputs[0]).shape
+    ends = {"tokens": low.at(tokens), "y": low.at(op.outputs[0])}
+    return ends | low.weight("table", table) | {"T": low.size(T), "D": low.size(D)}
+
+
+def _rms_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    shape = low.value(op.outputs[0]).shape
+    C = trailing((0, shape[-1]))
+    sizes: Operands = {"T": low.size(shape[0]), "per_token": trailing(shape) // C, "C": C, "eps": op.number("eps")}
+    return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes
+
+
+def _linear(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    return low.linear(op)
+
+
+def _rope(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    T, H, C = low.value(op.outputs[0]).shape
+    names = zip(("x", "positions", "inv_freq"), op.inputs, strict=True)
+    ends = {operand: low.at(name) for operand, name in names} | {"y": low.at(op.outputs[0])}
+    return ends | {"T": low.size(T), "H": low.size(H), "C": low.size(C), "scale": op.number("scale")}
+
+
+def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    k, v, *paged, _ = op.inputs
+    T, K, C = low.value(k).shape
+    sizes = {"T": low.size(T), "K": low.size(K), "C": low.size(C)}
+    return {"k": low.at(k), "v": low.at(v)} | low.pages(op, *paged) | sizes
+
+
+def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    q, *paged, _ = op.inputs
+    T, H, C = low.value(q).shape
+    sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
+    how: Operands = {"scale": op.number("scale"), "window": op.integer("window")}
+    return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
+
+
+def _elementwise(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    shape = low.value(op.outputs[0]).shape
+    names = zip(("a", "b"), op.inputs, strict=True) if len(op.inputs) == 2 else [("x", op.inputs[0])]
+    ends = {operand: low.at(name) for operand, name in names} | {"y": low.at(op.outputs[0])}
+    return ends | {"T": low.size(shape[0]), "N": trailing(shape)}
+
+
+def _take_rows(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    R, D = low.value(op.outputs[0]).shape
+    ends = {"x": low.at(op.inputs[0]), "rows": low.at(op.inputs[1]), "y": low.at(op.outputs[0])}
+    return ends | {"R": low.size(R), "D": low.size(D)}
+
+
+def _sample(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    logits, settings = op.inputs
+    R, V = low.value(logits).shape
+    ends = {"logits": low.at(logits), "settings": low.at(settings), "tokens": low.at(op.outputs[0])}
+    rows = {"positions": Named("positions"), "rows": Named("rows")}
+    return ends | rows | {"R": low.size(R), "V": low.size(V)}
+
+
+def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
+    norm, q, k, v, *rest, append = ops
+    norms = [op for op in rest if op.kind == "rms_norm"]
+    q_rope, k_rope = (op for op in rest if op.kind == "rope")
+    if q_rope.inputs[1:] != k_rope.inputs[1:] or q_rope.attrs != k_rope.attrs:
+        fact = f"{q_rope.name} and {k_rope.name} rotate by different angles in one region"
+        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
+    operands = low.norm(norm)
+    for name, op in (("q", q), ("k", k), ("v", v)):
+        operands |= low.projection(f"w{name}", f"b{name}", op)
+    q_norm, k_norm = norms if norms else (None, None)
+    for name, head_norm in (("q", q_norm), ("k", k_norm)):
+        operands |= low.weight(f"{name}_norm", head_norm.inputs[1] if head_norm else "")
+        operands[f"{name}_eps"] = head_norm.number("eps") if head_norm else 0.0
+    T, H, C = low.value(q_rope.outputs[0]).shape
+    sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
+    ends = {"inv_freq": low.at(q_rope.inputs[2]), "scale": q_rope.number("scale"), "q": low.at(q_rope.outputs[0])}
+    return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
+
+
+def _linear_add(low: Lowering, ops: Sequence[Op]) -> Operands:
+    linear, add = ops
+    (residual,) = [name for name in add.inputs if name != linear.outputs[0]]
+    return low.linear(linear) | {"residual": low.at(residual), "y": low.at(add.outputs[0])}
+
+
+def _norm_gate_up_silu_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
+    norm, gate, up, _, mul = ops
+    T, F = low.value(mul.outputs[0]).shape
+    sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "F": low.size(F)}
+    projections = low.projection("gate", "gate_bias", gate) | low.projection("up", "up_bias", up)
+    return low.norm(norm) | projections | {"y": low.at(mul.outputs[0])} | sizes
+
+
+def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
+    take, norm, linear = ops
+    R, N = low.value(linear.outputs[0]).shape
+    D = trailing(low.value(norm.outputs[0]).shape)
+    ends = {"x": low.at(take.inputs[0]), "rows": low.at(take.inputs[1]), "y": low.at(linear.outputs[0])}
+    sizes = {"R": low.size(R), "D": D, "N": low.size(N)}
+    return low.norm(norm) | low.projection("weight", "bias", linear) | ends | sizes
+
+
+_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "rope": _rope,
+    "kv_append": _kv_append,
+    "attention": _attention,
+    "add": _elementwise,
+    "silu": _elementwise,
+    "mul": _elementwise,
+    "take_rows": _take_rows,
+    "sample": _sample,
+    "norm_qkv_rope_append": _norm_qkv_rope_append,
+    "linear_add": _linear_add,
+    "norm_gate_up_silu_mul": _norm_gate_up_silu_mul,
+    "take_norm_linear": _take_norm_linear,
+}
+
+
+class Template:
+    """Rows of a program with everything in place that is the same in every run, and where the rest goes."""
+
+    def __init__(self, names: Sequence[str], instructions: Sequence[Operands]) -> None:
+        self._rows = np.zeros((len(names), kernels.ROW_WORDS), dtype=np.int64)
+        symbolic: list[tuple[int, Operand]] = []
+        for i, (name, operands) in enumerate(zip(names, instructions, strict=True)):
+            literal = {key: value if isinstance(value, int | float) else 0 for key, value in operands.items()}
+            self._rows[i] = kernels.encode(name, literal)
+            words = kernels.OPCODES[name].words
+            symbolic += [
+                (i * kernels.ROW_WORDS + words[key], value)
+                for key, value in operands.items()
+                if not isinstance(value, int | float)
+            ]
+        weights = [(at, item.index) for at, item in symbolic if isinstance(item, Weight)]
+        stored = [(at, item.name) for at, item in symbolic if isinstance(item, Stored)]
+        named = [(at, item.name) for at, item in symbolic if isinstance(item, Named)]
+        self.stored: tuple[str, ...] = tuple(dict.fromkeys(name for _, name in stored))
+        self.named: tuple[str, ...] = tuple(dict.fromkeys(name for _, name in named))
+        self._weights = _places(weights)
+        self._stored = _places([(at, self.stored.index(name)) for at, name in stored])
+        self._named = _places([(at, self.named.index(name)) for at, name in named])
+
+    def bind(self, weights: I64, stored: I64, named: I64) -> I64:
+        """Rows with addresses in the program's order of weights, and in the order of `stored` and of `named`."""
+        rows = self._rows.copy()
+        flat = rows.reshape(-1)
+        for (at, index), values in ((self._weights, weights), (self._stored, stored), (self._named, named)):
+            flat[at] = values[index]
+        return rows
+
+
+def _places(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:
+    """Where to write, and which of the values."""
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0].copy(), table[:, 1].copy()

@@ -1,0 +1,23 @@
+"""The native module, as csrc/bindings.cpp exports it."""
+
+import numpy as np
+import numpy.typing as npt
+
+ROW_WORDS: int
+HEADER_WORDS: int
+SETTING_WORDS: int
+OPCODES: dict[str, tuple[int, tuple[tuple[str, str], ...]]]
+ISAS: tuple[str, ...]
+DTYPES: dict[str, int]
+
+class Team:
+    def __init__(self, threads: int, isa: str) -> None: ...
+    def run(self, rows: npt.NDArray[np.int64]) -> int: ...
+    def counters(self) -> dict[str, int]: ...
+    def reset_counters(self) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+def signal_gate(gate: int, value: int) -> None: ...

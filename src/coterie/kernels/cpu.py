@@ -1,0 +1,120 @@
+"""The native CPU kernels: opcodes and their operands, the row that encodes an instruction, the team that executes rows.
+
+Knows nothing about graphs, devices or files. Numbers of opcodes and places of operands are those of the native module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.dtypes import DType
+from coterie.kernels import _cpu
+
+I64: TypeAlias = npt.NDArray[np.int64]
+
+ROW_WORDS: int = _cpu.ROW_WORDS
+OPCODE_WORD, GATE_WORD = 0, 1
+SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed
+ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
+GATE_PASSED, GATE_FAILED = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Opcode:
+    """An instruction's number, and each operand's word in the row. `reals` are stored as the bits of a double."""
+
+    number: int
+    words: Mapping[str, int]
+    reals: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a team did since it was made or reset. `stored_bytes` went to memory that is not scratch: outputs and pages.
+
+    `scratch_bytes` is the most that one thread used; `calls` are launches by the host, `instructions` rows executed.
+    """
+
+    stored_bytes: int
+    scratch_bytes: int
+    calls: int
+    instructions: int
+
+
+def _opcode(number: int, fields: tuple[tuple[str, str], ...]) -> Opcode:
+    words = {name: _cpu.HEADER_WORDS + i for i, (name, _) in enumerate(fields)}
+    return Opcode(number, MappingProxyType(words), frozenset(name for name, kind in fields if kind == "d"))
+
+
+OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, row in _cpu.OPCODES.items()})
+
+
+def dtype_number(dtype: DType) -> int:
+    """The native number of a weight's or a page's type. Raises KeyError for types that are neither."""
+    return int(_cpu.DTYPES[dtype.value])
+
+
+def real_bits(value: float) -> int:
+    """The bits of a double, as the row stores them."""
+    return int(np.float64(value).view(np.int64))
+
+
+def encode(name: str, operands: Mapping[str, int | float], gate: int = 0) -> I64:
+    """One row of an instruction; every operand must be given. Raises KeyError naming operands missing or unknown."""
+    opcode = OPCODES[name]
+    if operands.keys() != opcode.words.keys():
+        raise KeyError(f"{name}: operands {sorted(operands.keys() ^ opcode.words.keys())} are missing or unknown")
+    row = np.zeros(ROW_WORDS, dtype=np.int64)
+    row[OPCODE_WORD], row[GATE_WORD] = opcode.number, gate
+    for field, value in operands.items():
+        row[opcode.words[field]] = real_bits(value) if field in opcode.reals else int(value)
+    return row
+
+
+def address(array: npt.NDArray[np.generic]) -> int:
+    """Where an array's first element is."""
+    return int(array.__array_interface__["data"][0])
+
+
+def signal(gate: int, passed: bool) -> None:
+    """Set the int32 gate at this address and wake the threads that wait for it."""
+    _cpu.signal_gate(gate, GATE_PASSED if passed else GATE_FAILED)
+
+
+class Team:
+    """Persistent threads that execute rows together; results do not depend on how many there are."""
+
+    def __init__(self, threads: int, isa: str = ISAS[-1]) -> None:
+        """Start `threads` - 1 threads; the caller of `run` is one more. Raises ValueError for an unknown `isa`."""
+        self._native = _cpu.Team(threads, isa)
+
+    @property
+    def threads(self) -> int:
+        """Threads that work, the caller included."""
+        return int(self._native.threads)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self._native.isa)
+
+    def run(self, rows: I64) -> int:
+        """Execute rows [n, ROW_WORDS] in order, without the interpreter lock, and return how many were executed.
+
+        Fewer than n means that the gate of the next row failed. Addresses in the rows must be valid until this returns.
+        """
+        return int(self._native.run(rows))
+
+    def counters(self) -> Counters:
+        """Bytes stored, scratch used, calls and instructions so far."""
+        return Counters(**self._native.counters())
+
+    def reset_counters(self) -> None:
+        """Start counting from zero."""
+        self._native.reset_counters()
