@@ -1,0 +1,60 @@
+"""From a graph to a frozen program: verify, fuse, plan buffers. A program is made once per architecture key.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coterie.core.errors import UsageError
+from coterie.graph.buffers import Lifetime, plan_buffers
+from coterie.graph.fuse import fuse
+from coterie.graph.ir import Graph, Kind
+from coterie.graph.program import KvShape, Program, Region
+from coterie.graph.verify import verify
+
+
+def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Program:
+    """Compile. `share_buffers=False` keeps every stored value (coterie diff). Raises UsageError from verify and fuse."""
+    verify(graph)
+    regions = fuse(graph, rule_set)
+    plan = plan_buffers(tuple(_lifetimes(graph, regions)), share_buffers)
+    weights = tuple(value.name for value in graph.weights)
+    return Program(graph, rule_set, regions, plan, weights, kv_shape(graph), _vocab_size(graph))
+
+
+def kv_shape(graph: Graph) -> KvShape:
+    """The KV state that the graph declares. Raises UsageError unless there is exactly one."""
+    states = [value for value in graph.values.values() if value.kind is Kind.STATE]
+    if len(states) != 1:
+        raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
+    layers, _, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
+    return KvShape(layers, heads, channels, states[0].dtype)
+
+
+def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:
+    """Stored values: what regions put out, from the region that writes them to the last that reads them."""
+    last_read: dict[str, int] = {}
+    for region in regions:
+        last_read.update(dict.fromkeys(region.inputs, region.index))
+    for region in regions:
+        for name in region.outputs:
+            value = graph.values[name]
+            if value.kind is Kind.TENSOR:
+                yield Lifetime(
+                    name, value.shape, value.dtype.size_bytes, region.index, last_read.get(name, region.index)
+                )
+            elif value.kind is Kind.OUTPUT:
+                # Outputs are read after the step, so nothing may reuse their place.
+                yield Lifetime(name, value.shape, value.dtype.size_bytes, region.index, len(regions))
+
+
+def _vocab_size(graph: Graph) -> int:
+    sampled = [op for op in graph.ops if op.kind == "sample"]
+    if len(sampled) != 1:
+        raise UsageError(graph.name, f"the graph samples {len(sampled)} times", "end it with one sample op")
+    vocab = graph.values[sampled[0].inputs[0]].shape[-1]
+    if not isinstance(vocab, int):
+        raise UsageError(graph.name, f"the vocabulary size is {vocab!r}", "give a number")
+    return vocab

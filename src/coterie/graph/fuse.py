@@ -1,0 +1,149 @@
+"""Fusion as data: named rule sets, a row per rule, and the cut of a graph into regions by them.
+
+A rule matches a run of ops that follow each other in the graph's order, with optional ones left out; its edges must be as
+the rule says, and nothing that it hides may be wanted outside. A graph that only looks similar is left unfused.
+
+Knows nothing about kernels or cost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coterie.core.errors import UsageError
+from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.program import Region
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One op of a pattern: `role` names it within the rule; `reads` are (input position, role of the op that makes it).
+
+    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q".
+    """
+
+    role: str
+    kind: str
+    reads: tuple[tuple[int, str], ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A row: the name is the kernel's; `reason` says why these ops belong in one kernel."""
+
+    name: str
+    pattern: tuple[Part, ...]
+    reason: str
+
+
+NORM_QKV_ROPE_APPEND = Rule(
+    "norm_qkv_rope_append",
+    (
+        Part("norm", "rms_norm"),
+        Part("q", "linear", ((0, "norm"),)),
+        Part("k", "linear", ((0, "norm"),)),
+        Part("v", "linear", ((0, "norm"),)),
+        Part("q_norm", "rms_norm", ((0, "q"),), optional=True),
+        Part("k_norm", "rms_norm", ((0, "k"),), optional=True),
+        Part("q_rope", "rope", ((0, "q_norm|q"),)),
+        Part("k_rope", "rope", ((0, "k_norm|k"),)),
+        Part("append", "kv_append", ((0, "k_rope"), (1, "v"))),
+    ),
+    "the normed tile is read by three projections and dropped; k and v go straight to their page",
+)
+LINEAR_ADD = Rule(
+    "linear_add",
+    (Part("linear", "linear"), Part("add", "add", ((1, "linear"),))),
+    "the residual is added while the output row is still in registers",
+)
+NORM_GATE_UP_SILU_MUL = Rule(
+    "norm_gate_up_silu_mul",
+    (
+        Part("norm", "rms_norm"),
+        Part("gate", "linear", ((0, "norm"),)),
+        Part("up", "linear", ((0, "norm"),)),
+        Part("silu", "silu", ((0, "gate"),)),
+        Part("mul", "mul", ((0, "silu"), (1, "up"))),
+    ),
+    "gate and up share the normed tile, and only their product is stored: a third of the widest bytes of the layer",
+)
+TAKE_NORM_LINEAR = Rule(
+    "take_norm_linear",
+    (Part("take", "take_rows"), Part("norm", "rms_norm", ((0, "take"),)), Part("head", "linear", ((0, "norm"),))),
+    "only sampled rows are normed and projected, row by row",
+)
+
+# "none" is the unfused baseline: every op a kernel. "cache" is for machines with caches (CPU, GPU): about five regions a layer.
+RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
+    "none": (),
+    "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+}
+
+
+def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
+    """Cut a verified graph into regions, in execution order; the first rule that matches at an op takes it.
+
+    Raises UsageError for an unknown rule set.
+    """
+    if rule_set not in RULE_SETS:
+        raise UsageError("rule set", f"{rule_set!r} is unknown", f"use one of {', '.join(RULE_SETS)}")
+    readers = _readers(graph)
+    regions: list[Region] = []
+    at = 0
+    while at < len(graph.ops):
+        found = next((m for rule in RULE_SETS[rule_set] if (m := _match(graph, rule, at, readers))), None)
+        kernel, ops = found if found is not None else (graph.ops[at].kind, (graph.ops[at],))
+        regions.append(_region(graph, len(regions), kernel, ops, readers))
+        at += len(ops)
+    return tuple(regions)
+
+
+def _readers(graph: Graph) -> dict[str, set[int]]:
+    """Value name -> the positions of the ops that read it."""
+    readers: dict[str, set[int]] = defaultdict(set)
+    for position, op in enumerate(graph.ops):
+        for name in op.inputs:
+            readers[name].add(position)
+    return readers
+
+
+def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -> tuple[str, tuple[Op, ...]] | None:
+    bound: dict[str, Op] = {}
+    position = at
+    for part in rule.pattern:
+        op = graph.ops[position] if position < len(graph.ops) else None
+        if op is not None and op.kind == part.kind and op.stage == graph.ops[at].stage and _reads(part, op, bound):
+            bound[part.role] = op
+            position += 1
+        elif not part.optional:
+            return None
+    inside = set(range(at, position))
+    hidden = [op.outputs[0] for op in graph.ops[at : position - 1] if graph.values[op.outputs[0]].kind is Kind.TENSOR]
+    leaking = [name for name in hidden if readers[name] - inside and readers[name] & inside]
+    unused = [name for name in hidden if not readers[name]]
+    return None if leaking or unused else (rule.name, graph.ops[at:position])
+
+
+def _reads(part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
+    for position, wanted in part.reads:
+        producer = next((bound[role] for role in wanted.split("|") if role in bound), None)
+        if producer is None or op.inputs[position] != producer.outputs[0]:
+            return False
+    return True
+
+
+def _region(graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers: Mapping[str, set[int]]) -> Region:
+    made = {name for op in ops for name in op.outputs if graph.values[name].kind is not Kind.STATE}
+    inputs = tuple(dict.fromkeys(name for op in ops for name in op.inputs if name and name not in made))
+    names = {op.name for op in ops}
+    outputs = []
+    for name in dict.fromkeys(name for op in ops for name in op.outputs):
+        outside = any(graph.ops[p].name not in names for p in readers[name])
+        if outside or graph.values[name].kind is not Kind.TENSOR or not readers[name]:
+            outputs.append(name)
+    stage, first = ops[0].stage, ops[0].name
+    name = first if len(ops) == 1 else f"{stage}/{kernel}({first.removeprefix(stage + '/')})"
+    return Region(index, name, kernel, stage, ops, inputs, tuple(outputs))
