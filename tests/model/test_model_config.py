@@ -1,14 +1,18 @@
 """ModelConfig.from_hf: older and newer keys, defaults as transformers has them, and every refusal by name."""
 
 import json
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.model import tiny
 
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.config import ModelConfig
 from coterie.models.refused import REFUSED
+from coterie.models.rope import KINDS
 
 RAW = {
     "model_type": "llama",
@@ -180,3 +184,50 @@ def test_wrong_values_name_the_key(changes, sentence):
 def test_a_layer_with_a_window_that_is_off():
     with pytest.raises(CheckpointError, match="names sliding_attention without a window"):
         family("qwen2", layer_types=["sliding_attention", "full_attention"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "factor", "x"]), inner),
+    max_leaves=4,
+)
+KEYS = sorted(
+    [*RAW, "head_dim", "layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "rope_theta"]
+    + ["sliding_window", "use_sliding_window", "partial_rotary_factor", "original_max_position_embeddings"]
+    + [row.key for row in REFUSED[:4]]
+)
+
+
+NUMBERS = st.one_of(st.sampled_from([0, 1, 2, 8.0, 64, 1e-9, 1e11, 10**400, -1, math.inf, math.nan]), st.floats())
+ROPE = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(list(KINDS))},
+    optional={
+        **dict.fromkeys(["rope_theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"], NUMBERS),
+        **dict.fromkeys(["beta_fast", "beta_slow", "mscale", "mscale_all_dim"], NUMBERS),
+        "original_max_position_embeddings": NUMBERS | st.integers(1, 10_000),
+        "truncate": st.booleans(),
+    },
+)
+
+
+def understood_or_refused(raw):
+    """Either a config that holds together, or an error of ours that names the file."""
+    try:
+        found = ModelConfig.from_hf(raw, "config.json")
+    except UsageError as error:
+        return str(error).startswith("[config.json")
+    frequencies = found.rope.inv_freq
+    whole = len(found.windows) == found.num_layers and len(frequencies) == found.head_dim // 2
+    return whole and all(0 < f < math.inf for f in (*frequencies, found.rope.scale)) and found.max_context >= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]), st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_any_config_is_understood_or_refused_in_a_sentence(model_type, changes):
+    assert understood_or_refused({**RAW, "architectures": None, "model_type": model_type, **changes})
+
+
+@settings(max_examples=500, deadline=None)
+@given(ROPE)
+def test_any_rope_is_understood_or_refused_in_a_sentence(rope):
+    assert understood_or_refused({**RAW, "rope_parameters": rope})

@@ -4,11 +4,13 @@ import json
 from math import prod
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from coterie.checkpoint.folder import Checkpoint
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
 
@@ -193,3 +195,21 @@ def test_a_damaged_config(good, text):
     (good.parent / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         Checkpoint.open(good.parent)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_is_a_sentence_or_a_sound_header(good, data):
+    """Whatever bytes are changed: either an error of ours, or tensors that lie within the file and do not overlap."""
+    whole = bytearray(good.read_bytes())
+    changed = good.with_name("changed.safetensors")
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 80))] = data.draw(st.integers(0, 255))
+    changed.write_bytes(whole)
+    try:
+        tensors = read_header(changed)
+    except UsageError:
+        return
+    covered = [range(t.offset, t.offset + t.size_bytes) for t in tensors.values()]
+    assert all(piece.stop <= len(whole) for piece in covered)
+    assert sum(len(piece) for piece in covered) == len(set().union(*covered))

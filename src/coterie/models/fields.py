@@ -5,12 +5,14 @@ Knows nothing about which keys there are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coterie.core.errors import CheckpointError
+
+MAX_COUNT = 2**31  # token ids and positions are 32-bit integers
+MAX_NUMBER = 1e12  # far beyond any real setting, and float32 arithmetic with it stays finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +32,17 @@ class Fields:
         value = self.get(key, default)
         if value is None:
             raise self.wrong(key, "is missing", "a whole number of at least 1")
-        if type(value) is not int or value < 1:
-            raise self.wrong(key, f"is {value!r}", "a whole number of at least 1")
+        if type(value) is not int or not 1 <= value < MAX_COUNT:
+            raise self.wrong(key, f"is {value!r}", f"a whole number of at least 1 and below {MAX_COUNT}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0. Raises CheckpointError."""
+        """A number above 0. Raises CheckpointError."""
         value = self.get(key, default)
         if value is None:
             raise self.wrong(key, "is missing", "a number above 0")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.wrong(key, f"is {value!r}", "a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
+            raise self.wrong(key, f"is {value!r}", f"a number above 0 and below {MAX_NUMBER:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.errors import UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.fields import Fields
 
 F32 = npt.NDArray[np.float32]
@@ -65,7 +65,13 @@ def rope_from_config(config: Fields, head_dim: int, max_positions: int) -> Rope:
         max_positions,
         config.count("original_max_position_embeddings", original),
     )
-    return KINDS[kind](settings)
+    if settings.theta <= 1:
+        raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
+    found = KINDS[kind](settings)
+    if not all(0 < frequency < math.inf for frequency in found.inv_freq):
+        fact = f"{kind} rope with these numbers gives frequencies that are not above 0"
+        raise CheckpointError(rope.where, fact, "check factor and rope_theta")
+    return found
 
 
 def _plain(settings: _Settings) -> F32:
