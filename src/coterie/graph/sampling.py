@@ -1,0 +1,72 @@
+"""What `sample` means, in NumPy: from a row of logits and its settings to a token. Every device must draw the same.
+
+    z = logits / temperature -> order (z down, index up) -> top-k -> p = softmax -> min-p, top-p -> first cumulative p > u
+
+Knows nothing about graphs or requests. The random number depends on (seed, position) alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+_MASK = 2**64 - 1
+
+
+class Settings(Protocol):
+    """How one row is drawn; temperature 0 is greedy; top_k 0, top_p 1, min_p 0 mean no limit."""
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits."""
+
+    @property
+    def top_k(self) -> int:
+        """Keep so many."""
+
+    @property
+    def top_p(self) -> float:
+        """Keep the shortest prefix with this mass."""
+
+    @property
+    def min_p(self) -> float:
+        """Drop what is less likely than this share of the likeliest."""
+
+    @property
+    def seed(self) -> int:
+        """Chooses the stream of random numbers."""
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from splitmix64's finaliser over a counter (Steele, Lea, Flood: Fast splittable generators, 2014)."""
+    x = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK
+    x ^= x >> 30
+    x = (x * 0xBF58476D1CE4E5B9) & _MASK
+    x ^= x >> 27
+    x = (x * 0x94D049BB133111EB) & _MASK
+    x ^= x >> 31
+    return float(x >> 11) * 2.0**-53
+
+
+def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -> int:
+    """Draw a token id from one row of logits; `position` is that of the token whose logits these are."""
+    if settings.temperature == 0:
+        return int(np.argmax(logits_V))
+    z = (logits_V / np.float32(settings.temperature)).astype(np.float32)
+    order = np.argsort(-z, kind="stable")
+    if settings.top_k > 0:
+        order = order[: settings.top_k]
+    kept = z[order].astype(np.float64)
+    p = np.exp(kept - kept[0])
+    p /= p.sum()
+    # min-p first, then top-p: both cut a descending list, so the shorter prefix wins.
+    count = int(np.count_nonzero(p >= settings.min_p * p[0]))
+    if settings.top_p < 1:
+        count = min(count, int(np.searchsorted(np.cumsum(p), settings.top_p, side="left")) + 1)
+    p = p[: max(count, 1)]
+    cumulative = np.cumsum(p)
+    wanted = uniform(settings.seed, position) * cumulative[-1]
+    chosen = min(int(np.searchsorted(cumulative, wanted, side="right")), len(p) - 1)
+    return int(order[chosen])
