@@ -1,6 +1,7 @@
 // The only file that knows Python: exports the opcodes with their operands, the instruction sets, and the team.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 
 #include <string>
 #include <type_traits>

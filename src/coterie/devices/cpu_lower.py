@@ -200,8 +200,8 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     operands = low.norm(norm)
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)
-    q_norm, k_norm = norms if norms else (None, None)
-    for name, head_norm in (("q", q_norm), ("k", k_norm)):
+    for name, head in (("q", q), ("k", k)):
+        head_norm = next((op for op in norms if op.inputs[0] == head.outputs[0]), None)
         operands |= low.weight(f"{name}_norm", head_norm.inputs[1] if head_norm else "")
         operands[f"{name}_eps"] = head_norm.number("eps") if head_norm else 0.0
     T, H, C = low.value(q_rope.outputs[0]).shape
