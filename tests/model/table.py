@@ -1,0 +1,53 @@
+"""Prints the agreement table as Markdown: `python tests/model/table.py [backend] [--all]`.
+
+Each row: the largest error of a logit relative to the largest logit, that of transformers in the same type (against the
+same rounded weights in float32), and how many of 64 greedy tokens agree with transformers in float32.
+"""
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import itertools
+
+import transformers
+from tests.model import theirs, tiny
+from tests.model.runner import BACKENDS, Stepper
+
+from coterie.models.model import open_model
+
+
+def compare(backend, row, rope, dtype):
+    """One line's numbers: our error, transformers' own error, tokens that agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.save(tiny.make(row, rope), folder, dtype)
+        wanted = theirs.ask(folder, dtype)
+        stepper = Stepper(BACKENDS[backend](open_model(folder)))
+        error = theirs.relative_error(stepper.feed((stepper.sequence(), wanted.prompt)), wanted.truth)
+        greedy = stepper.greedy(wanted.prompt[: theirs.GREEDY_FROM], theirs.GREEDY_TOKENS)
+        stepper.backend.close()
+    same = [ours == others for ours, others in zip(greedy, wanted.greedy, strict=True)]
+    return error, wanted.own_error, (same.index(False) if False in same else len(same))
+
+
+def main(arguments):
+    """Print the table of the named backend (default: the last), for the ordinary cases or all of them."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    named = [argument for argument in arguments if argument in BACKENDS]
+    backend = named[0] if named else list(BACKENDS)[-1]
+    cases = list(itertools.product(tiny.FAMILY_ROWS, tiny.ROPES)) if "--all" in arguments else tiny.CASES
+    print(f"Backend: {backend}\n\n| model | rope | type | max error | transformers' own | greedy tokens equal |")
+    print("|---|---|---|---|---|---|")
+    for (row, rope), dtype in itertools.product(cases, tiny.DTYPES):
+        error, own_error, same = compare(backend, row, rope, dtype)
+        own = f"{own_error:.1e}" if own_error else "-"
+        print(f"| {row} | {rope} | {dtype} | {error:.1e} | {own} | {same}/{theirs.GREEDY_TOKENS} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,64 @@
+"""Agreement with transformers: logits, greedy tokens and the error of each type, for every family and rope kind."""
+
+import itertools
+
+import pytest
+from tests.model import tiny
+from tests.model.runner import BACKENDS, Stepper
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, relative_error
+
+from coterie.models.model import open_model
+
+FP32_TOLERANCE = 1e-4  # relative to the largest logit
+EVERYTHING = list(itertools.product(tiny.FAMILY_ROWS, tiny.ROPES))
+OTHERS = [case for case in EVERYTHING if case not in tiny.CASES]
+ROUNDED = [
+    ("llama", "llama3"),
+    ("mistral", "default"),
+    ("qwen2", "yarn"),
+    ("qwen3", "default"),
+    ("llama-tied", "default"),
+]
+
+
+def check_float32(backend, row, rope, folder_of, theirs_of, make_backend):
+    theirs = theirs_of(row, rope)
+    backend = make_backend(backend, open_model(folder_of(row, rope)))
+    stepper = Stepper(backend)
+    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+
+
+def check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend):
+    theirs = theirs_of(row, rope, dtype)
+    stepper = Stepper(make_backend(backend, open_model(folder_of(row, rope, dtype))))
+    error = relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth)
+    assert 0 < error <= theirs.own_error
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("row", "rope"), tiny.CASES)
+def test_float32(backend, row, rope, folder_of, theirs_of, make_backend):
+    check_float32(backend, row, rope, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("row", "rope"), ROUNDED)
+def test_rounded_types_are_within_the_error_of_transformers(
+    backend, row, rope, dtype, folder_of, theirs_of, make_backend
+):
+    check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("row", "rope"), OTHERS)
+def test_every_family_with_every_rope(row, rope, folder_of, theirs_of, make_backend):
+    check_float32("cpu", row, rope, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("row", "rope"), EVERYTHING)
+def test_every_family_with_every_rope_in_rounded_types(row, rope, dtype, folder_of, theirs_of, make_backend):
+    check_rounded("cpu", row, rope, dtype, folder_of, theirs_of, make_backend)

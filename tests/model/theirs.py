@@ -1,0 +1,56 @@
+"""What transformers says about a saved tiny model: logits of a prompt and greedy tokens.
+
+The truth for a rounded model is its rounded weights in float32 arithmetic; a type's own error is measured against that.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tests.model import tiny
+
+PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """`truth` [T, V] in float32 arithmetic, `own_error` of the type itself relative to it, `greedy` token ids."""
+
+    prompt: list[int]
+    truth: np.ndarray
+    own_error: float
+    greedy: list[int]
+
+
+def prompt_of(vocab_size, seed=0):
+    """A fixed random prompt."""
+    return [int(t) for t in np.random.default_rng(seed).integers(0, vocab_size, PROMPT_TOKENS)]
+
+
+def relative_error(found, truth):
+    """The largest difference relative to the largest logit."""
+    return float(np.abs(found - truth).max() / np.abs(truth).max())
+
+
+def logits(folder, prompt, dtype):
+    """Logits [T, V] of transformers running in a type."""
+    with torch.no_grad():
+        return tiny.load(folder, dtype)(torch.tensor([prompt])).logits[0].float().numpy()
+
+
+def ask(folder, dtype):
+    """Everything that a comparison needs, for a folder saved in `dtype`."""
+    model = tiny.load(folder, "fp32")
+    prompt = prompt_of(model.config.vocab_size)
+    with torch.no_grad():
+        truth = model(torch.tensor([prompt])).logits[0].numpy()
+        greedy = _greedy(model, prompt[:GREEDY_FROM])
+    own_error = 0.0 if dtype == "fp32" else relative_error(logits(folder, prompt, dtype), truth)
+    return Theirs(prompt, truth, own_error, greedy)
+
+
+def _greedy(model, prompt):
+    inputs = torch.tensor([prompt])
+    settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": GREEDY_TOKENS}
+    output = model.generate(inputs, attention_mask=torch.ones_like(inputs), **settings)
+    return output[0, len(prompt) :].tolist()
