@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from coterie.composition.routers.features import HashSettings, bucket_list, word
 from coterie.core.errors import CompositionError
 
 FORMAT_VERSION = 1
+ZIP_MAGIC = b"PK\x03\x04"
 OTHER = "(other)"  # no expert can have this name
 NUM_REASONS = 3
 CLEAR_SHARE = 0.25  # a word is named as a reason when it spoke at least so much as the strongest, in proportion
@@ -129,13 +131,8 @@ def read_weights(path: Path) -> LexicalWeights:
 
     Raises CompositionError when the file cannot be read, an array is missing, or shapes, version or values do not fit.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stored = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, KeyError) as error:
-        # AttributeError: np.load gives an array, not an archive, for an .npy file
-        raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
-    missing = [name for name in _SHAPES if name not in stored]
+    stored = _read_arrays(path)
+    missing = [name for name in _ARRAYS if name not in stored]
     if missing:
         raise CompositionError(str(path), f"the router file has no {', '.join(missing)}", _TRAIN_AGAIN)
     version = stored["version"]
@@ -155,36 +152,50 @@ def read_weights(path: Path) -> LexicalWeights:
     )
 
 
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        # opened here, since NumPy leaves a file open when it is a broken archive
+        with path.open("rb") as file:
+            if file.read(4) != ZIP_MAGIC:
+                raise CompositionError(str(path), "this is not a router file: it is no archive", _TRAIN_AGAIN)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except _UNREADABLE as error:
+        raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
+
+
+# what NumPy and zipfile raise for damaged archives; NotImplementedError and RuntimeError: odd or encrypted zip files
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _TRAIN_AGAIN = "train the router again (demo/train_router.py)"
-_SHAPES = {
-    "version": "",
-    "classes": "X",
-    "weights": "XF",
-    "bias": "X",
-    "calibration": "2",
-    "hashing": "3",
-    "settings": "",
-}
-_KINDS = {
-    "version": "i",
-    "classes": "U",
-    "weights": "f",
-    "bias": "f",
-    "calibration": "f",
-    "hashing": "i",
-    "settings": "U",
+# name -> shape in letters, and the kind of NumPy type; hashing comes first, since it says what F is
+_ARRAYS = {
+    "version": ("", "i"),
+    "classes": ("X", "U"),
+    "hashing": ("3", "i"),
+    "weights": ("XF", "f"),
+    "bias": ("X", "f"),
+    "calibration": ("2", "f"),
+    "settings": ("", "U"),
 }
 
 
 def _check_arrays(path: Path, stored: Mapping[str, npt.NDArray[Any]]) -> None:
     sizes = {"X": stored["classes"].size, "F": int(stored["hashing"].flat[2]) if stored["hashing"].size == 3 else -1}
-    for name, letters in _SHAPES.items():
+    for name, (letters, kind) in _ARRAYS.items():
         expected = tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
         array = stored[name]
-        if array.shape != expected or array.dtype.kind != _KINDS[name]:
-            fact = (
-                f"{name} is {array.dtype}{list(array.shape)}, not of kind {_KINDS[name]!r} and shape {list(expected)}"
-            )
+        if array.shape != expected or array.dtype.kind != kind:
+            fact = f"{name} is {array.dtype}{list(array.shape)}, not of kind {kind!r} and shape {list(expected)}"
             raise CompositionError(str(path), fact, _TRAIN_AGAIN)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CompositionError(str(path), f"{name} holds values that are not finite", _TRAIN_AGAIN)
