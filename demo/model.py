@@ -92,18 +92,20 @@ class Layer(nn.Module):
         self.up_proj = nn.Parameter(torch.randn(f, d) * d**-0.5)
         self.down_proj = nn.Parameter(torch.zeros(d, f))
 
-    def forward(self, x_ND: Tensor, b: int, cos: Tensor, sin: Tensor) -> Tensor:
-        """The layer's output for rows x [B*T, D]; attention is causal over each padded row."""
+    def forward(self, x_ND: Tensor, b: int, cos: Tensor, sin: Tensor, rows_M: Tensor | None = None) -> Tensor:
+        """The layer's output for rows x [B*T, D], or for the wanted rows only; attention is causal over each row of B."""
         n, d = x_ND.shape
         h = F.rms_norm(x_ND, (d,), self.input_layernorm, self.eps)
         qkv = linear(h, torch.cat(list(self.qkv_proj)))
         q, k, v = qkv.view(b, n // b, 3 * self.num_heads, -1).transpose(1, 2).chunk(3, dim=1)
         mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
-        x_ND = x_ND + linear(mixed.transpose(1, 2).reshape(n, d), self.o_proj)
+        mixed = mixed.transpose(1, 2).reshape(n, d)
+        if rows_M is not None:
+            x_ND, mixed = x_ND[rows_M], mixed[rows_M]
+        x_ND = x_ND + linear(mixed, self.o_proj)
         h = F.rms_norm(x_ND, (d,), self.post_attention_layernorm, self.eps)
         gate, up = linear(h, torch.cat([self.gate_proj, self.up_proj])).chunk(2, dim=-1)
         return x_ND + linear(F.silu(gate) * up, self.down_proj)
-
 
     def step(self, x_BD: Tensor, cache: Cache, lengths_B: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The layer's output for one new token a row, whose key and value go to position `lengths` of the cache."""
@@ -136,17 +138,21 @@ class TinyLlama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Final normed hidden states [B, T, D] of token ids [B, T]."""
+    def hidden(self, tokens_BT: Tensor, rows_M: Tensor | None = None) -> Tensor:
+        """Final normed hidden states [B*T, D] of token ids [B, T], or those of the wanted rows [M, D] only.
+
+        A row that no loss looks at needs keys and values in the last layer, and nothing after them.
+        """
         b, t = tokens_BT.shape
-        x = F.embedding(tokens_BT.reshape(-1), self.embed_tokens)
-        for layer in self.layers:
-            x = layer(x, b, self.cos[:t], self.sin[:t])
-        return F.rms_norm(x, (self.shape.hidden_size,), self.norm, self.shape.norm_eps).view(b, t, -1)
+        x = F.embedding(tokens_BT.flatten(), self.embed_tokens)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, b, self.cos[:t], self.sin[:t], rows_M if i == last else None)
+        return F.rms_norm(x, (self.shape.hidden_size,), self.norm, self.shape.norm_eps)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V]."""
-        return F.linear(self.hidden(tokens_BT), self.embed_tokens)
+        return F.linear(self.hidden(tokens_BT), self.embed_tokens).unflatten(0, tokens_BT.shape)
 
     def caches(self, rows: int, positions: int) -> list[Cache]:
         """Empty caches of all layers."""

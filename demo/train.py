@@ -42,6 +42,7 @@ class Settings:
     batch: int = 32
     micro_batches: int = 2
     muon_lr: float = 0.02
+    muon_iterations: int = 3
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -66,7 +67,8 @@ def optimizers(model: TinyLlama, settings: Settings) -> list[Optimizer]:
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.layers.parameters() if p.ndim != 2] + [model.embed_tokens, model.norm]
     return [
-        Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+        Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay,
+             ns_steps=settings.muon_iterations),
         AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -104,12 +106,11 @@ def _resume(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Set
     return Progress(**state["progress"])
 
 
-def _loss(hidden: Callable[[Tensor], Tensor], model: TinyLlama, inputs: Tensor, targets: Tensor) -> Tensor:
+def _loss(hidden: Callable[[Tensor, Tensor], Tensor], model: TinyLlama, inputs: Tensor, targets: Tensor) -> Tensor:
     """Summed cross entropy over the answer tokens; questions are read, not learned."""
     flat = targets.flatten()
     rows = (flat != IGNORE).nonzero().squeeze(1)
-    states = hidden(inputs).flatten(0, 1)[rows]
-    return F.cross_entropy(linear(states, model.embed_tokens), flat[rows], reduction="sum")
+    return F.cross_entropy(linear(hidden(inputs, rows), model.embed_tokens), flat[rows], reduction="sum")
 
 
 def train(expert: str, settings: Settings, work: Path, compiled: bool = True, save_every: int = 200,
@@ -122,7 +123,7 @@ def train(expert: str, settings: Settings, work: Path, compiled: bool = True, sa
     peaks = [group["lr"] for optim in optims for group in optim.param_groups]
     path = work / f"{expert}.pt"
     progress = _resume(path, model, optims, settings)
-    hidden: Callable[[Tensor], Tensor] = torch.compile(model.hidden, dynamic=True) if compiled else model.hidden
+    hidden: Callable[[Tensor, Tensor], Tensor] = torch.compile(model.hidden, dynamic=True) if compiled else model.hidden
     last = settings.steps if stop is None else stop
     wall, core = time.monotonic(), time.process_time()
     for batches in steps(expert, settings.seed, progress.step, settings.batch, settings.micro_batches):
