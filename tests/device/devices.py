@@ -5,10 +5,8 @@ Knows nothing about what the suite asks of them.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from coterie.core.errors import TransferError
+from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
 from coterie.spec.load import load_machine
 
@@ -20,15 +18,16 @@ def fail_on_broken(label):
     return TransferError(label, "the file is broken", "replace it") if BROKEN in label else None
 
 
-def cpu():
-    return import_module("coterie.devices.cpu").CpuDevice()
+def cpu(orchestration="host"):
+    """This machine's processors, with the toy machine's sizes so that nothing large is reserved."""
+    return CpuDevice(load_machine("toy"), threads=2, orchestration=orchestration)
 
 
 DEVICES = {
     "modelled": lambda: ModelledDevice(load_machine("toy"), fail=fail_on_broken),
     "modelled-host": lambda: ModelledDevice(load_machine("toy"), orchestration="host", fail=fail_on_broken),
     "modelled-tiers": lambda: ModelledDevice(load_machine("toy-tiers"), fail=fail_on_broken),
+    "modelled-on-cpu": lambda: ModelledDevice(load_machine("toy-tiers"), numerics=cpu()),
+    "cpu": cpu,
+    "cpu-device": lambda: cpu("device"),
 }
-if find_spec("coterie.devices.cpu") is not None:
-    DEVICES["cpu"] = cpu
-    DEVICES["modelled-on-cpu"] = lambda: ModelledDevice(load_machine("toy-tiers"), numerics=cpu())

@@ -113,7 +113,7 @@ def test_a_copy_on_another_tier_does_not_disturb(layout):
     far = busy.device.reserve("ddr", MIB)
     fetch = busy.device.fetch(far, FileRange("", 0, MIB, MIB, 0))
     run = busy.run(PREFILL)
-    assert took(busy, run) == took(quiet, quiet.run(PREFILL))
+    assert took(busy, run) == pytest.approx(took(quiet, quiet.run(PREFILL)), rel=NEAR)
     assert not busy.device.done(fetch)
 
 
@@ -302,6 +302,13 @@ def test_a_device_without_numbers_shows_none(layout):
 def test_a_machine_with_unknown_speeds_is_refused(spec, fact):
     with pytest.raises(UsageError, match=fact):
         ModelledDevice(spec)
+
+
+def test_weights_in_a_tier_of_unknown_bandwidth_are_refused(layout):
+    desk = desk_on(machine(), layout)
+    far = desk.device.reserve("disk", layout.size_bytes)
+    with pytest.raises(ValueError, match="disk"):
+        desk.device.run(desk.exe, desk.binding(PREFILL, far))
 
 
 def test_buffers_of_another_device_are_refused(layout):

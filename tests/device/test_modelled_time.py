@@ -180,3 +180,21 @@ def test_shares_are_fair_and_waste_nothing(uses):
         assert full, "a flow could be faster"
         sharers = {name: [r for r, u in zip(rates, uses, strict=True) if name in u] for name in full}
         assert any(rate >= max(sharers[name]) * (1 - NEAR) for name in full), "a flow has less than its fair share"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.0, 10.0), st.sampled_from([0.0, 0.5])), max_size=6), plans()
+)
+def test_knowing_times_alone_changes_nothing_but_rounding(parts, plan):
+    """Phases that say how long they take alone end when they would without saying so, whatever else goes on."""
+    known, unknown = [], []
+    for flops, size, delay_s in parts:
+        both = (flow(flops, "flops"), flow(size, "hbm"))
+        known.append(Phase(delay_s, both, alone_s=max(flops / CAPACITY["flops"], size / CAPACITY["hbm"])))
+        unknown.append(Phase(delay_s, both))
+    outcomes = [play([*plan, ("compute", [], part, False), *plan[:1]]) for part in (known, unknown)]
+    for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True):
+        assert (a.start_s, a.end_s) == (pytest.approx(b.start_s, rel=1e-6), pytest.approx(b.end_s, rel=1e-6))
+    for name in CAPACITY:
+        a, b = outcomes[0][0].usage[name], outcomes[1][0].usage[name]
+        assert (a.drawn, a.busy_s) == (pytest.approx(b.drawn, abs=1e-6), pytest.approx(b.busy_s, abs=1e-6))

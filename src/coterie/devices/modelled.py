@@ -22,7 +22,7 @@ from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Rows, Span
 from coterie.devices import modelled_price as price
-from coterie.devices.modelled_time import Flow, FluidClock, Phase, Usage, Work
+from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
@@ -36,11 +36,15 @@ Fail = Callable[[str], Exception | None]
 
 @dataclass(slots=True)
 class ModelledExecutable:
-    """A program with the prices found so far, and the numerics device's own executable where there is one."""
+    """A program with the prices found so far, and the numerics device's own executable where there is one.
+
+    `same` gives each region the first one that costs the same; prices are by sizes and the tiers of weights and KV.
+    """
 
     program: Program
     numerics: Executable | None
-    flows: dict[tuple[Sizes, str, str], tuple[tuple[Flow, ...], ...]] = field(default_factory=dict)
+    same: tuple[int, ...]
+    prices: dict[tuple[Sizes, str, str], tuple[Phase, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,8 @@ class ModelledDevice:
     def load(self, program: Program) -> ModelledExecutable:
         """Make a program ready; regions are priced when sizes are known."""
         self._check_open()
-        return ModelledExecutable(program, self._numerics.load(program) if self._numerics else None)
+        numerics = self._numerics.load(program) if self._numerics else None
+        return ModelledExecutable(program, numerics, price.alike(program))
 
     def run(
         self,
@@ -272,24 +277,24 @@ class ModelledDevice:
         waits = price.gated(exe.program, gates)
         if self._durations is not None:
             return [Phase(gate=gate) for gate in waits if gate is not None]
-        sizes, phases = binding.rows.sizes, []
+        sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
+        phases: list[Phase] = []
         for step in range(steps):
-            here = replace(
-                sizes, context_tokens=sizes.context_tokens + step * sizes.B, pairs=sizes.pairs + step * sizes.T
-            )
-            flows = self._flows(exe, here, binding.weights.tier, binding.kv.tier)
-            delays = price.launches(self._spec, self._orchestration, len(flows), first=step == 0)
-            awaited = waits if step == 0 else [None] * len(flows)
-            phases += [Phase(*args) for args in zip(delays, flows, awaited, strict=True)]
+            context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
+            phases += self._priced(exe, replace(sizes, context_tokens=context_tokens, pairs=pairs), tiers)
+        for i, gate in enumerate(waits):
+            launch_s = price.launch_s(self._spec, self._orchestration, first=i == 0)
+            phases[i] = replace(phases[i], delay_s=launch_s, gate=gate)
         return phases
 
-    def _flows(self, exe: ModelledExecutable, sizes: Sizes, weights: str, kv: str) -> tuple[tuple[Flow, ...], ...]:
-        key = (sizes, weights, kv)
-        if key not in exe.flows:
-            if len(exe.flows) >= MAX_PRICED_STEPS:
-                exe.flows.clear()
-            exe.flows[key] = price.step_flows(exe.program, sizes, weights, kv, self._spec.run_tier)
-        return exe.flows[key]
+    def _priced(self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> tuple[Phase, ...]:
+        key = (sizes, *tiers)
+        if key not in exe.prices:
+            if len(exe.prices) >= MAX_PRICED_STEPS:
+                exe.prices.clear()
+            delay_s = price.launch_s(self._spec, self._orchestration, first=False)
+            exe.prices[key] = price.step_phases(self._spec, exe.program, exe.same, sizes, tiers, delay_s)
+        return exe.prices[key]
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics

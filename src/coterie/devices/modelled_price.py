@@ -15,6 +15,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_time import Flow, Phase
 from coterie.graph.cost import region_cost
+from coterie.graph.ir import Value
 from coterie.graph.program import Program
 from coterie.spec.machine import Link, MachineSpec
 
@@ -65,33 +66,59 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
     return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
 
 
-def step_flows(
-    program: Program, sizes: Sizes, weights_tier: str, kv_tier: str, run_tier: str
-) -> tuple[tuple[Flow, ...], ...]:
-    """The flows of each region of a step: weights and KV are charged to their tiers, activations to the run tier."""
+def alike(program: Program) -> tuple[int, ...]:
+    """For each region, the first region that costs the same: equal but for the layer and the names of values."""
+    values = program.graph.values
+    first: dict[object, int] = {}
     found = []
     for region in program.regions:
-        cost = region_cost(program, region, sizes)
-        moved: dict[str, float] = {}
-        for tier, size_bytes in (
-            (weights_tier, cost.weight_bytes),
-            (kv_tier, cost.kv_read_bytes + cost.kv_write_bytes),
-            (run_tier, cost.input_bytes + cost.output_bytes),
-        ):
-            moved[tier] = moved.get(tier, 0.0) + size_bytes
-        tiers = tuple(Flow(amount, {_tier(tier): 1.0}) for tier, amount in moved.items())
-        found.append((Flow(float(cost.flops), {COMPUTE: 1.0}), *tiers))
+        numbers: dict[str, int] = {}
+        key: list[object] = [region.kernel]
+        for op in region.ops:
+            names = (*op.inputs, "->", *op.outputs)
+            key.append((op.kind, repr(sorted((k, v) for k, v in op.attrs.items() if k != "layer"))))
+            key += [(numbers.setdefault(name, len(numbers)), _type(values.get(name))) for name in names]
+        key += [numbers.get(name) for name in (*region.inputs, "->", *region.outputs)]
+        found.append(first.setdefault(tuple(key), region.index))
     return tuple(found)
 
 
-def launches(spec: MachineSpec, orchestration: str, num_regions: int, first: bool) -> list[float]:
-    """Seconds before each region of a step starts.
+def step_phases(
+    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], delay_s: float
+) -> tuple[Phase, ...]:
+    """Each region of a step, started after `delay_s`; weights and KV are charged to `tiers`, the rest to the run tier.
+
+    Raises ValueError when one of these tiers has no known bandwidth.
+    """
+    for name in tiers:
+        if spec.tier(name).bytes_per_s <= 0:
+            raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
+    priced: dict[int, Phase] = {}
+    for index in dict.fromkeys(same):
+        cost = region_cost(program, program.regions[index], sizes)
+        moved: dict[str, float] = {}
+        for tier, size_bytes in (
+            (tiers[0], cost.weight_bytes),
+            (tiers[1], cost.kv_read_bytes + cost.kv_write_bytes),
+            (spec.run_tier, cost.input_bytes + cost.output_bytes),
+        ):
+            moved[tier] = moved.get(tier, 0.0) + size_bytes
+        flows = [Flow(float(cost.flops), {COMPUTE: 1.0})]
+        flows += [Flow(amount, {_tier(tier): 1.0}) for tier, amount in moved.items()]
+        seconds = [cost.flops / spec.flops_per_s]
+        seconds += [amount / spec.tier(tier).bytes_per_s for tier, amount in moved.items() if amount > 0]
+        priced[index] = Phase(delay_s, tuple(flows), alone_s=max(seconds))
+    return tuple(priced[index] for index in same)
+
+
+def launch_s(spec: MachineSpec, orchestration: str, first: bool) -> float:
+    """Seconds before a region starts; `first` is the first region of a run.
 
     `host`: software starts every region. `device`: software starts a run, then the device starts each region.
     """
     if orchestration == "host":
-        return [spec.launch_host_s] * num_regions
-    return [spec.launch_device_s + (spec.launch_host_s if first and i == 0 else 0.0) for i in range(num_regions)]
+        return spec.launch_host_s
+    return spec.launch_device_s + (spec.launch_host_s if first else 0.0)
 
 
 def gated(program: Program, gates: Mapping[str, int]) -> list[int | None]:
@@ -102,6 +129,10 @@ def gated(program: Program, gates: Mapping[str, int]) -> list[int | None]:
 
 def _tier(name: str) -> str:
     return f"tier {name}"
+
+
+def _type(value: Value | None) -> object:
+    return None if value is None else (value.shape, value.dtype, value.kind)
 
 
 def _link(link: Link) -> str:

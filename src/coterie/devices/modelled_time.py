@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-ROUNDING = 1e-12  # relative: remainders below this share of what was drained are rounding, not work
+ROUNDING = 1e-12  # relative: what would end within this share of a step ends with it; the difference is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,16 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A step of a work: await `gate` (a work's number) where there is one, then the delay, then drain every flow."""
+    """A step of a work: await `gate` (a work's number) where there is one, then the delay, then drain every flow.
+
+    `alone_s` only saves work: how long draining takes when nothing else is active. Give it where each flow uses one
+    resource and no two the same.
+    """
 
     delay_s: float = 0.0
     flows: tuple[Flow, ...] = ()
     gate: int | None = None
+    alone_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +50,7 @@ class Work:
     start_s: float | None = None
     end_s: float | None = None
     _entered: bool = False
+    _fresh: bool = False
     _index: int = 0
     _delay_s: float = 0.0
     _left: list[float] = field(default_factory=list)
@@ -113,23 +119,28 @@ class FluidClock:
 
     def advance(self, until: float | None = None) -> bool:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
-        delayed, draining, uses = self._active()
+        active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]
+        if len(active) == 1 and self._advance_alone(active[0], until):
+            return True
+        delayed, draining, uses = self._active(active)
         if not delayed and not draining:
             return False
         rates = fair_rates(uses, self._capacity)
-        step = min(
-            [work._delay_s for work in delayed]
-            + [work._left[k] / rate for (work, k), rate in zip(draining, rates, strict=True)]
-        )
-        stops_early = until is not None and self.now + step > until
-        if stops_early and until is not None:
-            step = max(0.0, until - self.now)
+        ends = [work._left[k] / rate for (work, k), rate in zip(draining, rates, strict=True)]
+        step = min([work._delay_s for work in delayed] + ends)
+        end = self.now + step
+        if until is not None and end > until:
+            end = max(until, self.now)
+            step = end - self.now
+        ended_s = step * (1 + ROUNDING)
+        for work in active:
+            work._fresh = False
         for work in delayed:
-            work._delay_s = _less(work._delay_s, step)
-        for (work, k), rate in zip(draining, rates, strict=True):
-            work._left[k] = _less(work._left[k], rate * step)
+            work._delay_s = 0.0 if work._delay_s <= ended_s else work._delay_s - step
+        for (work, k), rate, end_s in zip(draining, rates, ends, strict=True):
+            work._left[k] = 0.0 if end_s <= ended_s else work._left[k] - rate * step
         self._account(uses, rates, step)
-        self.now = until if stops_early and until is not None else self.now + step
+        self.now = end
         self._settle()
         return True
 
@@ -137,14 +148,36 @@ class FluidClock:
         """Let time pass to `moment` while nothing is active; earlier moments change nothing."""
         self.now = max(self.now, moment)
 
-    def _active(self) -> tuple[list[Work], list[tuple[Work, int]], list[Mapping[str, float]]]:
+    def _advance_alone(self, work: Work, until: float | None) -> bool:
+        """Take whole phases of the only active work; others wait for it, so nothing else can change meanwhile."""
+        moved = False
+        while work._entered and work._fresh:
+            phase = work.phases[work._index]
+            if phase.alone_s is None:
+                break
+            end = self.now + phase.delay_s + phase.alone_s
+            if until is not None and end > until:
+                break
+            for flow in phase.flows:
+                for resource, share in flow.uses.items():
+                    usage = self.usage[resource]
+                    usage.drawn += share * flow.amount
+                    usage.busy_s += share * flow.amount / self._capacity[resource]
+            self.now = end
+            moved = True
+            work._index += 1
+            work._entered = False
+            if work._index < len(work.phases) and work.phases[work._index].gate is None:
+                self._enter(work, work.phases[work._index])
+        if moved:
+            self._settle()
+        return moved
+
+    def _active(self, works: Sequence[Work]) -> tuple[list[Work], list[tuple[Work, int]], list[Mapping[str, float]]]:
         delayed: list[Work] = []
         draining: list[tuple[Work, int]] = []
         uses: list[Mapping[str, float]] = []
-        for lane in self._lanes.values():
-            if not lane or not lane[0]._entered:
-                continue
-            work = lane[0]
+        for work in works:
             if work._delay_s > 0:
                 delayed.append(work)
                 continue
@@ -206,7 +239,7 @@ class FluidClock:
             if gate.failure is not None:
                 self._finish(work, gate.failure)
                 return True
-        work._entered = True
+        work._entered = work._fresh = True
         work._delay_s = phase.delay_s
         work._left = [flow.amount for flow in phase.flows]
         return True
@@ -215,8 +248,3 @@ class FluidClock:
         work.failure = failure
         work.end_s = self.now
         work.phases, work._left, work._entered = (), [], False
-
-
-def _less(left: float, drained: float) -> float:
-    rest = left - drained
-    return rest if rest > ROUNDING * drained else 0.0
