@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "coterie"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "csrc").rglob("*.[ch]*")), *sorted((ROOT / "demo").rglob("*.py"))]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 70
 
 # Each exception has its reason.
@@ -32,7 +33,7 @@ def test_module_says_its_job_and_what_it_does_not_know(path: Path) -> None:
     assert "nows nothing" in doc, f"{_id(path)} does not say what it knows nothing about"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "csrc").rglob("*.[ch]*")), *sorted((ROOT / "demo").rglob("*.py"))], ids=_id)
+@pytest.mark.parametrize("path", SOURCES, ids=_id)
 def test_files_stay_readable(path: Path) -> None:
     lines = path.read_text().count("\n")
     assert lines <= MAX_FILE_LINES or _id(path) in LONG_FILES, f"{lines} lines"
@@ -53,7 +54,9 @@ def test_public_functions_have_docstrings(path: Path) -> None:
     holders = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
     for holder in holders:
         for node in holder.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
                 assert ast.get_docstring(node), f"{_id(path)}: {node.name} has no docstring"
 
 

@@ -1,4 +1,4 @@
-"""Builds what serves a composition: opens models, compiles one program per architecture, splits memory, wires the engine.
+"""Builds what serves a composition: opens models, compiles a program per architecture, splits memory, wires the engine.
 
     composition -> models -> Plan (who needs what, does it fit) -> Parts (device, cache, KV pool, engine)
 
@@ -24,6 +24,7 @@ from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.served import ServedExpert
 from coterie.graph.compile import compile_graph
+from coterie.graph.program import KvShape
 from coterie.memory.budget import plan_budget
 from coterie.memory.cache import ExpertCache
 from coterie.models.model import Model, open_model, synthetic_model
@@ -81,7 +82,10 @@ class Parts:
 
 
 def open_models(composition: Composition, device: str) -> dict[str, Model]:
-    """Open every expert: headers and configs, no weights. Raises CompositionError for an expert without bytes on a real device."""
+    """Open every expert: headers and configs, no weights.
+
+    Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes on a real device.
+    """
     synthetic = _kind(device)[0] == "synthetic"
     return {expert.name: _open(expert, synthetic, composition.name) for expert in composition.experts}
 
@@ -109,7 +113,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, options: Options) -> Pl
     capacity = spec.tier(spec.run_tier).capacity_bytes
     sizes = {name: model.layout.size_bytes for name, model in models.items()}
     near = plan_budget(options.near_bytes or _default_near(sizes, capacity), sizes)
-    block = max(_block_bytes(model) for model in models.values())
+    block = max(page_bytes(model.kv) for model in models.values())
     kv = options.kv_bytes or _default_kv(models, block, capacity)
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
@@ -120,7 +124,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, options: Options) -> Pl
 
 
 def _default_near(sizes: Mapping[str, int], capacity: int) -> int:
-    return max(min(sum(sizes.values()), int(capacity * EXPERTS_SHARE)), max(sizes.values()))
+    return max(min(sum(sizes.values()), int(capacity * EXPERTS_SHARE)), *sizes.values())
 
 
 def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
@@ -128,8 +132,9 @@ def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
     return max(min(blocks * KV_SEQUENCES * block, int(capacity * KV_SHARE)), block)
 
 
-def _block_bytes(model: Model) -> int:
-    return -(-model.kv.bytes_per_token * PAGE_TOKENS // BLOCK_BYTES) * BLOCK_BYTES
+def page_bytes(kv: KvShape) -> int:
+    """The size of a KV block that suits this architecture: PAGE_TOKENS tokens or a little more, in whole 4096s."""
+    return -(-kv.bytes_per_token * PAGE_TOKENS // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _blocks(model: Model, block: int, tokens: int) -> int:
@@ -137,8 +142,11 @@ def _blocks(model: Model, block: int, tokens: int) -> int:
 
 
 def assemble(models: Mapping[str, Model], made: Plan, options: Options) -> Parts:
-    """Reserve memory, compile one program per architecture key, and wire the engine. Raises CapacityError, UnsupportedError."""
-    device = _make_device(made.spec, options)
+    """Reserve memory, compile one program per architecture key, and wire the engine.
+
+    Raises CapacityError, UnsupportedError.
+    """
+    device = make_device(made.spec, options)
     try:
         return _wire(models, made, options, device)
     except BaseException:
@@ -149,7 +157,9 @@ def assemble(models: Mapping[str, Model], made: Plan, options: Options) -> Parts
 def _wire(models: Mapping[str, Model], made: Plan, options: Options, device: Device) -> Parts:
     spec = device.spec
     # Tiers between the run tier and the files keep every expert that fits there; the CPU has none.
-    between = spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
+    between = (
+        spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
+    )
     lower = {name: min(made.total_bytes, spec.tier(name).capacity_bytes) for name in between}
     cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, options.evict)
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes)
@@ -164,7 +174,8 @@ def _wire(models: Mapping[str, Model], made: Plan, options: Options, device: Dev
     return Parts(device, Engine(device, cache, kv, served, options.policy), cache, kv, made)
 
 
-def _make_device(spec: MachineSpec, options: Options) -> Device:
+def make_device(spec: MachineSpec, options: Options) -> Device:
+    """The device that the option names."""
     return _DEVICES[_kind(options.device)[0]](spec, options)
 
 

@@ -38,8 +38,6 @@ class _Pending:
 class Coterie:
     """Owns the device and everything on it. Not thread-safe: one thread submits and steps (see server/worker.py)."""
 
-    default_max_tokens = DEFAULT_MAX_TOKENS
-
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory. Raises CoterieError."""
         options = options or Options()
@@ -77,7 +75,7 @@ class Coterie:
         return self._route(query)[0]
 
     def submit(self, query: Query) -> str:
-        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError; then nothing is queued."""
+        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued."""
         route, prompt = self._route(query)
         tokenizer, template = self._text(route.expert)
         text = self._render(query, prompt, template, route.expert)
@@ -148,7 +146,9 @@ class Coterie:
     def __enter__(self) -> Coterie:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _route(self, query: Query) -> tuple[Route, Prompt]:

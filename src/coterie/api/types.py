@@ -53,7 +53,7 @@ class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
     `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
-    `ttft_s`: from submission to the first token. `tokens_per_s`: decode rate after the first token, 0 for a single token.
+    `ttft_s`: from submission to the first token. `tokens_per_s`: rate after the first token, 0 for a single token.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     """
 

@@ -39,11 +39,13 @@ def check(
         return
     table = Table("expert", "family", "weights", "context", "architecture", "KV per token")
     for name, model in models.items():
-        row = (f"{model.config.model_type}", format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
+        row = (model.config.family, format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
         table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))
     out.print(table)
     shared = Counter(model.key for model in models.values())
-    out.print(f"{len(models)} experts, {format_bytes(made.total_bytes)} in all, {len(shared)} architectures (one program each)")
+    out.print(
+        f"{len(models)} experts, {format_bytes(made.total_bytes)} in all; architectures (one program each): {len(shared)}"
+    )
     out.print(plan_line(made))
 
 
@@ -57,7 +59,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
         "total_bytes": made.total_bytes,
         "experts": {
             name: {
-                "family": model.config.model_type,
+                "family": model.config.family,
                 "weight_bytes": model.layout.size_bytes,
                 "context": model.max_context,
                 "architecture_key": model.key,
@@ -74,7 +76,8 @@ def plan_line(made: Plan) -> str:
     share = min(1.0, made.near_bytes / made.total_bytes) if made.total_bytes else 1.0
     held = "all experts fit" if share == 1 else f"{share:.0%} of the experts' bytes fit"
     capacity = format_bytes(made.spec.tier(tier).capacity_bytes)
-    return f"{tier}: {format_bytes(made.near_bytes)} for experts ({held}), {format_bytes(made.kv_bytes)} for KV, of {capacity}"
+    near, kv = format_bytes(made.near_bytes), format_bytes(made.kv_bytes)
+    return f"{tier}: {near} for experts ({held}), {kv} for KV, of {capacity}"
 
 
 def budget_line(coterie: Coterie) -> str:

@@ -1,4 +1,4 @@
-"""`coterie eval`: asks held-out questions and prints what the router, the experts, the composition and a single model get right.
+"""`coterie eval`: asks held-out questions; prints what router, experts, composition and a single model get right.
 
 Knows nothing about how questions were made.
 """
@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.api import Coterie, Message, Query
-from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, NearOpt, ThreadsOpt, options, out, print_json, sentences
+from coterie.cli.options import (
+    CompositionArg,
+    DeviceOpt,
+    JsonOpt,
+    NearOpt,
+    ThreadsOpt,
+    options,
+    out,
+    print_json,
+    sentences,
+)
 from coterie.composition.evaluate import Question, Score, read_questions, score
 from coterie.core.errors import CompositionError
 
@@ -23,7 +33,9 @@ QUESTIONS = "questions.jsonl"
 @sentences
 def evaluate(
     composition: CompositionArg,
-    questions: Annotated[Path | None, typer.Option(help="JSON lines; the default is questions.jsonl beside it.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="JSON lines; the default is questions.jsonl beside it.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,
     show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
     json_: JsonOpt = False,
@@ -40,14 +52,14 @@ def evaluate(
         asked = _limited(read_questions(questions or coterie.composition.root / QUESTIONS), limit)
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
-        wanted = [(q.text, e) for q, r in zip(asked, routes, strict=True) for e in _experts(q, r.expert, spec.fallback)]
-        pairs = list(dict.fromkeys(wanted))
+        both = list(zip(asked, routes, strict=True))
+        pairs = list(dict.fromkeys((q.text, e) for q, r in both for e in _experts(q, r.expert, spec.fallback)))
         answers = coterie.ask_all([Query((Message("user", text),), expert) for text, expert in pairs])
         texts = {pair: answer.text for pair, answer in zip(pairs, answers, strict=True)}
         result = score(
             asked,
             routes,
-            routed=[texts[q.text, r.expert] if q.expert else "" for q, r in zip(asked, routes, strict=True)],
+            routed=[texts[q.text, r.expert] if q.expert else "" for q, r in both],
             alone=[texts[q.text, q.expert] if q.expert else "" for q in asked],
             single_model=[texts[q.text, spec.fallback] if q.expert else "" for q in asked],
         )
@@ -55,7 +67,7 @@ def evaluate(
             print_json(result.to_dict())
             return
         _print(coterie.composition.name, result)
-        for q, r in [(q, r) for q, r in zip(asked, routes, strict=True) if _wrong(q, texts, r.expert)][:show_wrong]:
+        for q, r in [(q, r) for q, r in both if _wrong(q, texts, r.expert)][:show_wrong]:
             given = texts[q.text, r.expert]
             out.print(escape(f"{q.text!r} -> {r.expert}: {given!r}, right is {q.answer!r}"))
 
@@ -99,7 +111,9 @@ def _print(name: str, result: Score) -> None:
     table.add_row("all", str(result.num_questions), *(_share(s) for s in totals))
     out.print(table)
     to_fallback, outside = result.out_of_scope_to_fallback, result.num_out_of_scope
-    out.print(f"{escape(name)}: router {_share(result.router)} (unseen phrasings {_share(result.router_unseen)});", end=" ")
+    out.print(
+        f"{escape(name)}: router {_share(result.router)} (unseen phrasings {_share(result.router_unseen)});", end=" "
+    )
     out.print(f"out of scope to the fallback: {to_fallback} of {outside}")
     for right, chosen, count in result.confusions[:5]:
         out.print(f"[dim]{count} questions for {escape(right)} went to {escape(chosen)}[/dim]")

@@ -36,8 +36,8 @@ def info(
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": cpus,
         "cpus_source": cpus_source,
-        "instruction_sets": list(kernels.isas()),
-        "instruction_set": kernels.isa(),
+        "instruction_sets": list(kernels.ISAS),
+        "instruction_set": kernels.ISAS[-1],
     }
     if json_:
         print_json({**here, "machine": _plain(spec), "modelled_machines": list(machine_names())})
@@ -49,7 +49,10 @@ def info(
 
 
 def _plain(spec: MachineSpec) -> dict[str, Any]:
-    tiers = [{"name": t.name, "capacity_bytes": t.capacity_bytes, "bytes_per_s": t.bytes_per_s, "source": t.source} for t in spec.tiers]
+    tiers = [
+        {"name": t.name, "capacity_bytes": t.capacity_bytes, "bytes_per_s": t.bytes_per_s, "source": t.source}
+        for t in spec.tiers
+    ]
     links = [
         {"src": k.src, "dst": k.dst, "bytes_per_s": k.bytes_per_s, "latency_s": k.latency_s, "source": k.source}
         for k in spec.links

@@ -33,10 +33,16 @@ def size(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-CompositionArg = Annotated[str, typer.Argument(metavar="COMPOSITION", help="demo, a composition.toml, or a folder of checkpoints")]
+CompositionArg = Annotated[
+    str, typer.Argument(metavar="COMPOSITION", help="demo, a composition.toml, or a folder of checkpoints")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-NearOpt = Annotated[int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")]
-KvOpt = Annotated[int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")]
+NearOpt = Annotated[
+    int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")
+]
+KvOpt = Annotated[
+    int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
+]
 DeviceOpt = Annotated[str, typer.Option(help="cpu, or modelled:MACHINE (real tokens, modelled time).")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 

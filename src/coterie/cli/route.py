@@ -15,7 +15,7 @@ from rich.table import Table
 from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
 from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt, Route
-from coterie.composition.routing import make_router
+from coterie.composition.routing import Routing
 from coterie.core.errors import RequestError
 
 
@@ -26,11 +26,11 @@ def route(
     json_: JsonOpt = False,
 ) -> None:
     """Print the router's decision for each prompt, without running any expert."""
-    router = make_router(load_composition(composition))
+    routing = Routing(load_composition(composition))
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
-    routes = [(text, router.route(Prompt(text))) for text in texts]
+    routes = [(text, routing.route(Prompt(text))[0]) for text in texts]
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from coterie.api import Answer, Query, Coterie, Message
+from coterie.api import Answer, Coterie, Message, Query
 from coterie.cli.options import (
     CompositionArg,
     DeviceOpt,
@@ -52,10 +52,9 @@ def run(
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     with Coterie.open(composition, options(device, near, kv, threads)) as coterie:
-        limit = max_tokens if max_tokens is not None else coterie.default_max_tokens
 
         def query(text: str) -> Query:
-            return Query((Message("user", text),), expert, sampling, limit, tuple(stop or ()), raw)
+            return Query((Message("user", text),), expert, sampling, max_tokens, tuple(stop or ()), raw)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:
@@ -90,11 +89,14 @@ def _detail(answer: Answer) -> str:
     fallback = " (fallback)" if answer.route.is_fallback else ""
     rate = f"{answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else "1 token"
     confidence = f"confidence {answer.route.confidence:.2f}"
-    return f"{answer.expert}{fallback} · {confidence} · {where} · first token {format_seconds(answer.ttft_s)} · {rate}{made_up}"
+    first = f"first token {format_seconds(answer.ttft_s)}"
+    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{made_up}"
 
 
 def _chat(coterie: Coterie, query: Callable[[str], Query]) -> None:
-    out.print(f"[dim]{escape(coterie.composition.name)}: {len(coterie.composition.experts)} experts. Ctrl-D ends.[/dim]")
+    out.print(
+        f"[dim]{escape(coterie.composition.name)}: {len(coterie.composition.experts)} experts. Ctrl-D ends.[/dim]"
+    )
     while True:
         try:
             text = input("> ")

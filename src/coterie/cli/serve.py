@@ -37,8 +37,11 @@ def serve(
     with _listen(host, port) as listener, Coterie.open(composition, options(device, near, kv, threads)) as coterie:
         url = f"http://{host}:{listener.getsockname()[1]}"
         body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
-        curl = f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-        out.print(f"coterie: {len(coterie.composition.experts)} experts of [bold]{escape(coterie.composition.name)}[/bold] at {url}")
+        curl = (
+            f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        )
+        name, count = escape(coterie.composition.name), len(coterie.composition.experts)
+        out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {url}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
         server = uvicorn.Server(uvicorn.Config(make_app(coterie), log_level="warning"))
@@ -53,5 +56,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
-        raise UsageError(f"{host}:{port}", f"cannot be listened on: {error}", "choose another --host or --port") from error
+        raise UsageError(
+            f"{host}:{port}", f"cannot be listened on: {error}", "choose another --host or --port"
+        ) from error
     return listener

@@ -16,7 +16,7 @@ from coterie.graph.verify import verify
 
 
 def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Program:
-    """Compile. `share_buffers=False` keeps every stored value (coterie diff). Raises UsageError from verify and fuse."""
+    """Compile. `share_buffers=False` keeps every stored value (coterie diff). Raises UsageError (verify, fuse)."""
     verify(graph)
     regions = fuse(graph, rule_set)
     plan = plan_buffers(tuple(_lifetimes(graph, regions)), share_buffers)

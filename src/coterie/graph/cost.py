@@ -15,7 +15,7 @@ from coterie.graph.program import Program, Region
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a kernel must do and move, in flops and bytes. Input and output bytes are those that cross the kernel's border."""
+    """What a kernel must do and move. Input and output bytes are those that cross the kernel's border."""
 
     flops: int = 0
     weight_bytes: int = 0
@@ -40,7 +40,7 @@ class Cost:
         )
 
 
-# Flops of one op. An exponential, a root or a comparison counts as one; `SOFTMAX_FLOPS` per score: scale, max, exp, sum, divide.
+# An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTMAX_FLOPS = 5
 _Flops = Callable[[Graph, Op, Sizes], int]
 
@@ -63,7 +63,7 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _visible(count: int, rows: int, window: int) -> int:
-    """Positions seen by `rows` rows that see `count` in all without a window. An upper bound when rows differ in length."""
+    """Positions seen by `rows` rows that see `count` in all without a window. An upper bound where lengths differ."""
     return min(count, rows * window) if window else count
 
 
@@ -138,7 +138,7 @@ def _value_bytes(value: Value, sizes: Sizes) -> int:
 
 
 def _kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that attention reads once."""
+    """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that attention reads."""
     kv = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
     per_token = trailing(kv.shape) * kv.dtype.size_bytes
     if op.kind == "kv_append":

@@ -1,7 +1,7 @@
 """Fusion as data: named rule sets, a row per rule, and the cut of a graph into regions by them.
 
-A rule matches a run of ops that follow each other in the graph's order, with optional ones left out; its edges must be as
-the rule says, and nothing that it hides may be wanted outside. A graph that only looks similar is left unfused.
+A rule matches a run of ops that follow each other in the graph's order, with optional ones left out; its edges must be
+as the rule says, and nothing that it hides may be wanted outside. A graph that only looks similar is left unfused.
 
 Knows nothing about kernels or cost.
 """
@@ -76,7 +76,7 @@ TAKE_NORM_LINEAR = Rule(
     "only sampled rows are normed and projected, row by row",
 )
 
-# "none" is the unfused baseline: every op a kernel. "cache" is for machines with caches (CPU, GPU): about five regions a layer.
+# "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),

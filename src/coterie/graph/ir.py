@@ -43,7 +43,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operator: `kind` is a row of ops.OPS; inputs and outputs are value names; `stage` names the layer it belongs to.
+    """One operator: `kind` is a row of ops.OPS; inputs and outputs are value names; `stage` names its layer.
 
     An optional input that is absent is the empty string, so that positions keep their meaning.
     """

@@ -1,4 +1,4 @@
-"""The frozen program: regions in execution order, each one kernel, with planned buffers. Symbolic in tokens, batch and rows.
+"""The frozen program: regions in execution order, each one kernel, with planned buffers. Symbolic in T, B and R.
 
 Knows nothing about devices: a device binds it (kernels) or prices it (cost).
 """
@@ -15,7 +15,7 @@ from coterie.graph.ir import Graph, Op
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The ops of one kernel. `inputs` and `outputs` cross its border; everything else stays inside, never beyond a tile.
+    """The ops of one kernel. `inputs` and `outputs` cross its border; all else stays inside, never beyond a tile.
 
     `kernel` is the op kind of a single op, or the name of the fusion rule that made the region.
     """
@@ -53,7 +53,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A graph, cut into regions by a rule set. `weights` are in order of first use; a Binding gives their offsets in that order."""
+    """A graph, cut into regions by a rule set. A Binding gives the offsets of `weights` in their order (of first use)."""
 
     graph: Graph
     rule_set: str

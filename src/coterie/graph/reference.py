@@ -62,7 +62,7 @@ class Reference:
         self._fixed: dict[str, Array] = {**constants, **weights}
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
-        """Run one step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows."""
+        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows."""
         step = Step(self.graph, {**self._fixed, **rows}, state, sampling)
         for op in self.graph.ops:
             run_op(step, op)

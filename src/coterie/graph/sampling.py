@@ -1,6 +1,6 @@
 """What `sample` means, in NumPy: from a row of logits and its settings to a token. Every device must draw the same.
 
-    z = logits / temperature -> order (z down, index up) -> top-k -> p = softmax -> min-p, top-p -> first cumulative p > u
+    z = logits / temperature -> order (z down, index up) -> top-k -> p = softmax -> min-p, top-p -> first cumulative > u
 
 Knows nothing about graphs or requests. The random number depends on (seed, position) alone.
 """
@@ -40,7 +40,7 @@ class Settings(Protocol):
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from splitmix64's finaliser over a counter (Steele, Lea, Flood: Fast splittable generators, 2014)."""
+    """A number in [0, 1): splitmix64 over a counter (Steele, Lea, Flood: Fast Splittable Generators, 2014)."""
     x = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK
     x ^= x >> 30
     x = (x * 0xBF58476D1CE4E5B9) & _MASK

@@ -1,4 +1,4 @@
-"""Legality: a row per op says which operands, shapes, types and attributes it takes; a graph is checked before anything else.
+"""Legality: a row per op says which operands, shapes, types and attributes it takes; graphs are checked first of all.
 
 Knows nothing about fusion or devices. The meaning of each op is in ops.py.
 """

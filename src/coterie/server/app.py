@@ -38,7 +38,7 @@ def make_app(coterie: Coterie) -> Starlette:
             worker.stop()
 
     async def chat(request: Request) -> Response:
-        body = parse_chat(await _json(request), coterie.default_max_tokens)
+        body = parse_chat(await _json(request))
         created = int(time.time())
         chunks = worker.stream(body.query)
         first = await anext(chunks)  # a refused request must get its status before any byte of a stream is sent

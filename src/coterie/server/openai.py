@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Answer, Query, Message
+from coterie.api import Answer, Message, Query
 from coterie.core.errors import CapacityError, CoterieError, NotFoundError, RequestError, UsageError
 from coterie.engine.request import SamplingParams
 
@@ -59,8 +59,8 @@ class ChatBody:
     include_usage: bool
 
 
-def parse_chat(body: object, default_max_tokens: int) -> ChatBody:
-    """Turn a decoded JSON body into an Query. Raises RequestError naming the field and what to change."""
+def parse_chat(body: object) -> ChatBody:
+    """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
     if not isinstance(body, dict):
         raise RequestError("body", f"is a JSON {type(body).__name__}", "send an object with model and messages")
     _check_names(body)
@@ -69,13 +69,14 @@ def parse_chat(body: object, default_max_tokens: int) -> ChatBody:
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOP or not all(isinstance(s, str) and s for s in stops):
         raise RequestError("stop", f"is {stop!r}", f"give a string or a list of at most {MAX_STOP} non-empty strings")
-    limit = _integer(body, "max_completion_tokens") or _integer(body, "max_tokens") or default_max_tokens
-    seed = _integer(body, "seed")
+    limits = (_integer(body, "max_completion_tokens"), _integer(body, "max_tokens"))
+    limit = next((number for number in limits if number is not None), None)
+    seed, top_k = _integer(body, "seed"), _integer(body, "top_k")
     defaults = SamplingParams()
     sampling = SamplingParams(
         temperature=_number(body, "temperature", defaults.temperature),
         top_p=_number(body, "top_p", defaults.top_p),
-        top_k=_integer(body, "top_k") or defaults.top_k,
+        top_k=defaults.top_k if top_k is None else top_k,
         min_p=_number(body, "min_p", defaults.min_p),
         seed=defaults.seed if seed is None else seed,
     )

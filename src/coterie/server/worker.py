@@ -11,9 +11,9 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from coterie.api import Query, Chunk, Coterie
+from coterie.api import Chunk, Coterie, Query
 from coterie.core.errors import CoterieError, DeviceError
 
 _Job = Callable[[], None]
@@ -41,7 +41,7 @@ class Worker:
         self._coterie.close()
 
     async def stream(self, query: Query) -> AsyncIterator[Chunk]:
-        """Submit and yield chunks until the last; leaving early cancels the request. Raises CoterieError at submission."""
+        """Submit and yield chunks until the last; leaving early cancels the request. Raises CoterieError at once."""
         loop = asyncio.get_running_loop()
         sink: asyncio.Queue[Chunk] = asyncio.Queue()
         request_id = await self._call(lambda: self._submit(query, loop, sink))
@@ -130,6 +130,6 @@ def _resolve(future: asyncio.Future[T], value: T) -> None:
         future.set_result(value)
 
 
-def _fail[T](future: asyncio.Future[T], error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

@@ -1,0 +1,136 @@
+"""Compares a device with the NumPy reference on one prompt, value by value.
+
+Knows nothing about how the result is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.api.assemble import Options, make_device, make_spec, page_bytes
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.composition.composition import load_composition
+from coterie.core.errors import RequestError, UsageError
+from coterie.device import Binding, Buffer, Device, Rows, Sampling
+from coterie.graph.compile import compile_graph
+from coterie.graph.reference import KvState, Reference
+from coterie.models.model import Model, load_weights_f32, open_model
+
+# Of the largest value of a buffer: float32 sums of a few thousand terms in another order differ by less.
+TOLERANCE = 1e-4
+FIRST_VALUES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One buffer: its first values on the device and in the reference.
+
+    `max_error` is the largest difference, relative to the largest value of the reference.
+    """
+
+    rule_set: str
+    name: str
+    shape: tuple[int, ...]
+    first: tuple[float, ...]
+    reference_first: tuple[float, ...]
+    max_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "rule_set": self.rule_set,
+            "name": self.name,
+            "shape": list(self.shape),
+            "first": list(self.first),
+            "reference_first": list(self.reference_first),
+            "max_error": self.max_error,
+        }
+
+
+def open_one(ref: str, expert: str, prompt: str) -> tuple[Model, tuple[int, ...]]:
+    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit."""
+    composition = load_composition(ref)
+    if not expert and len(composition.experts) > 1:
+        names = ", ".join(composition.names)
+        raise UsageError(ref, f"has {len(composition.experts)} experts", f"choose one with --expert: {names}")
+    chosen = composition.expert(expert or composition.names[0])
+    if chosen.checkpoint is None:
+        raise UsageError(ref, f"expert {chosen.name} has no weights to compare", "choose one that has a checkpoint")
+    model = open_model(chosen.checkpoint, chosen.name)
+    ids = tuple(Tokenizer.from_folder(chosen.checkpoint).encode(prompt))
+    if not 0 < len(ids) <= model.max_context:
+        fact = f"has {len(ids)} tokens"
+        raise RequestError("prompt", fact, f"give 1 to {model.max_context}, the context of {chosen.name}")
+    return model, ids
+
+
+def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options: Options) -> list[Row]:
+    """Run the prompt in the reference and, per rule set, on the device; one row per value that the device stores."""
+    device = make_device(make_spec(options), options)
+    try:
+        weights = _load(device, model)
+        block = page_bytes(model.kv)
+        rows = _rows(ids, model.kv.tokens_per_block(block))
+        kv = device.reserve(device.spec.run_tier, rows.block_tables_BM.shape[1] * block)
+        expected = _reference(model, rows, model.kv.tokens_per_block(block))
+        found: list[Row] = []
+        for rule_set in rule_sets:
+            exe = device.load(compile_graph(model.graph, rule_set, share_buffers=False))
+            binding = Binding(weights, model.layout.offsets(exe.program.weights), kv, block, rows)
+            stored = device.inspect(exe, binding)
+            found += [_row(rule_set, name, values, expected[name]) for name, values in stored.items()]
+        return found
+    finally:
+        device.close()
+
+
+def _load(device: Device, model: Model) -> Buffer:
+    weights = device.reserve(device.spec.run_tier, model.layout.size_bytes)
+    for placed in model.layout.ranges:
+        event = device.fetch(weights.view(placed.offset, placed.source.size_bytes), placed.source)
+        while not device.done(event):
+            device.wait_any([event])
+        failure = device.failure(event)
+        if failure is not None:
+            raise failure
+    return weights
+
+
+def _rows(ids: Sequence[int], page: int) -> Rows:
+    count = len(ids)
+    positions = np.arange(count, dtype=np.int32)
+    return Rows(
+        tokens_T=np.array(ids, np.int32),
+        positions_T=positions,
+        sequence_T=np.zeros(count, np.int32),
+        block_tables_BM=np.arange(-(-count // page), dtype=np.int32)[None],
+        lengths_B=np.array([count], np.int32),
+        rows_R=np.array([count - 1], np.int32),
+        sampling=(Sampling(),),
+        end_ids=((),),
+    )
+
+
+def _reference(model: Model, rows: Rows, page: int) -> dict[str, npt.NDArray[Any]]:
+    inputs = {
+        "tokens": rows.tokens_T,
+        "positions": rows.positions_T,
+        "sequence": rows.sequence_T,
+        "block_tables": rows.block_tables_BM,
+        "rows": rows.rows_R,
+    }
+    state = KvState(model.graph, rows.block_tables_BM.shape[1], page)
+    return Reference(model.graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
+
+
+def _row(rule_set: str, name: str, values: npt.NDArray[np.float32], expected: npt.NDArray[Any]) -> Row:
+    ours, theirs = values.astype(np.float64).reshape(-1), expected.astype(np.float64).reshape(-1)
+    largest = max(float(np.abs(theirs).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+    error = float(np.abs(ours - theirs).max(initial=0.0)) / largest
+    first, wanted = (tuple(float(v) for v in side[:FIRST_VALUES]) for side in (ours, theirs))
+    return Row(rule_set, name, tuple(expected.shape), first, wanted, error)

@@ -1,0 +1,55 @@
+"""`coterie diff`: runs one prompt on a device and on the NumPy reference, and compares them buffer by buffer.
+
+Knows nothing about how either computes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.api.assemble import Options
+from coterie.api.compare import TOLERANCE, Row, compare, open_one
+from coterie.cli.options import JsonOpt, ThreadsOpt, out, print_json, sentences
+from coterie.core.errors import DeviceError
+from coterie.graph.fuse import RULE_SETS
+
+
+@sentences
+def diff(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a composition with --expert.")],
+    expert: Annotated[str, typer.Option(help="Which expert of a composition.")] = "",
+    prompt: Annotated[str, typer.Option(help="The prompt, as it is.")] = "What is 47 plus 85?",
+    rule_set: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(RULE_SETS)}; the default is all.")
+    ] = None,
+    json_: JsonOpt = False,
+    threads: ThreadsOpt = None,
+) -> None:
+    """Compare the CPU device with the reference: first values and largest error of every stored buffer."""
+    opened, ids = open_one(model, expert, prompt)
+    rows = compare(opened, ids, tuple(rule_set or RULE_SETS), Options(threads=threads))
+    worst = max(rows, key=lambda row: row.max_error)
+    if json_:
+        print_json({"model": opened.name, "tolerance": TOLERANCE, "rows": [row.to_dict() for row in rows]})
+    else:
+        out.print(_table(rows))
+        out.print(
+            f"largest error {worst.max_error:.2e} of the largest value, in {escape(worst.name)} ({worst.rule_set})"
+        )
+    if not worst.max_error <= TOLERANCE:
+        fact = f"{worst.name} is off by {worst.max_error:.2e} of its largest value, more than {TOLERANCE:.0e}"
+        raise DeviceError(opened.name, fact, "report it: a kernel is wrong")
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("rules", "buffer", "shape", "first values", "reference", "largest error")
+    for row in rows:
+        ours, theirs = (" ".join(f"{v:.5g}" for v in values) for values in (row.first, row.reference_first))
+        table.add_row(
+            row.rule_set, escape(row.name), "x".join(map(str, row.shape)), ours, theirs, f"{row.max_error:.2e}"
+        )
+    return table

@@ -1,0 +1,253 @@
+"""The command line, as a person uses it: answers, JSON, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.system.tiny import write_expert
+from typer.testing import CliRunner
+
+from coterie.cli.main import app
+
+runner = CliRunner()
+
+
+def run(*args: object, stdin: str | None = None):
+    return runner.invoke(app, [str(a) for a in args], input=stdin)
+
+
+def refused(result, *words: str) -> str:
+    """One sentence on stderr and exit 2."""
+    assert result.exit_code == 2, result.output
+    sentence = result.stderr.strip()
+    assert sentence.startswith("coterie: ["), sentence
+    assert "Traceback" not in sentence
+    for word in words:
+        assert word in sentence, sentence
+    return sentence
+
+
+def test_run_raw_prints_the_promised_json(folder: Path) -> None:
+    args = ("run", folder, "--expert", "ada", "--raw", "--temperature", "0", "--max-tokens", "5", "--json", "Hello")
+    first, second = run(*args), run(*args)
+    assert first.exit_code == 0, first.output
+    got = json.loads(first.stdout)
+    assert {"text", "token_ids", "expert", "confidence", "switch_s", "ttft_s", "tokens_per_s"} <= set(got)
+    assert got["expert"] == "ada"
+    assert got["prompt_tokens"] == len("Hello")
+    assert 1 <= len(got["token_ids"]) <= 5
+    assert not got["hit"]
+    assert got["switch_s"] > 0
+    assert got["token_ids"] == json.loads(second.stdout)["token_ids"]
+
+
+def test_run_routes_and_shows_how_the_answer_came(composition: Path) -> None:
+    result = run("run", composition, "a question for bob", "@cyd and one for cyd", "neither", "--max-tokens", "4")
+    assert result.exit_code == 0, result.output
+    assert "bob · confidence" in result.stdout
+    assert "cyd · confidence 1.00" in result.stdout
+    assert "dan (fallback)" in result.stdout
+    assert "switch" in result.stdout
+    assert "tokens/s" in result.stdout
+
+
+def test_run_reads_questions_from_stdin(composition: Path) -> None:
+    result = run("run", composition, "--json", "--max-tokens", "2", stdin="for ada\n\nfor bob\n")
+    assert [a["expert"] for a in json.loads(result.stdout)] == ["ada", "bob"]
+
+
+def test_the_same_expert_is_a_hit_the_second_time(folder: Path) -> None:
+    result = run("run", folder, "--expert", "ada", "--json", "--max-tokens", "2", "one", "two")
+    assert [a["hit"] for a in json.loads(result.stdout)] == [False, True]
+
+
+def test_a_budget_of_one_expert_still_serves_all(composition: Path) -> None:
+    prompts = ["ada", "bob", "cyd", "ada"]
+    roomy = json.loads(run("run", composition, "--json", "--max-tokens", "6", *prompts).stdout)
+    size = max(e["weight_bytes"] for e in json.loads(run("check", composition, "--json").stdout)["experts"].values())
+    tight = json.loads(run("run", composition, "--json", "--max-tokens", "6", "--near", str(size), *prompts).stdout)
+    assert [a["token_ids"] for a in roomy] == [a["token_ids"] for a in tight]
+    assert [a["hit"] for a in roomy] == [False, False, False, True]
+    assert [a["hit"] for a in tight] == [False] * 4
+
+
+@pytest.mark.parametrize("device", ["modelled:toy", "synthetic:sn40l-node"])
+def test_run_on_a_modelled_machine(composition: Path, device: str) -> None:
+    result = run("run", composition, "--device", device, "--json", "--max-tokens", "4", "for ada")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert got["synthetic"] == device.startswith("synthetic")
+    if not got["synthetic"]:
+        real = json.loads(run("run", composition, "--json", "--max-tokens", "4", "for ada").stdout)
+        assert got["token_ids"] == real["token_ids"]
+
+
+def test_route_says_why(composition: Path) -> None:
+    result = run("route", composition, "--json", "a question for bob")
+    got = json.loads(result.stdout)
+    assert got["expert"] == "bob"
+    assert "bob" in got["reason"]
+    assert "bob" in run("route", composition, "a question for bob").stdout
+
+
+def test_check_says_where_the_bytes_go(composition: Path) -> None:
+    got = json.loads(run("check", composition, "--json", "--near", "200KiB").stdout)
+    assert set(got["experts"]) == {"ada", "bob", "cyd", "dan"}
+    assert got["near_bytes"] <= 200 * 1024 < got["total_bytes"]
+    assert "of the experts' bytes fit" in run("check", composition, "--near", "200KiB").stdout
+
+
+def test_diff_compares_every_buffer(folder: Path) -> None:
+    result = run("diff", folder / "ada", "--json")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert {row["rule_set"] for row in got["rows"]} == {"none", "cache"}
+    assert all(row["max_error"] <= got["tolerance"] for row in got["rows"])
+    assert any(row["name"].endswith("logits") for row in got["rows"])
+
+
+def test_info_prints_this_machine_and_a_modelled_one() -> None:
+    got = json.loads(run("info", "--json").stdout)
+    assert got["cpus"] >= 1
+    assert "plain" in got["instruction_sets"]
+    assert "hbm" in run("info", "sn40l-node").stdout
+
+
+# Bad input: each one sentence, exit 2, nothing lost.
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder / "ada", tmp_path / "ada"))
+
+
+def test_missing_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+def test_header_longer_than_the_file(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes((1 << 40).to_bytes(8, "little") + path.read_bytes()[8:])
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("model_type", "gpt_neox", "gpt_neox"),
+        ("hidden_act", "gelu", "gelu"),
+        ("num_hidden_layers", 3, "layers.2"),
+        ("intermediate_size", 50, "50"),
+        ("vocab_size", 200, "200"),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}, "longrope"),
+    ],
+)
+def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: str) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    refused(run("run", copy, "hi"), word)
+
+
+def test_wrong_dtype(tmp_path: Path) -> None:
+    folder = write_expert(tmp_path / "x", 0)
+    path = folder / "model.safetensors"
+    path.write_bytes(
+        path.read_bytes().replace(b'"model.norm.weight": {"dtype": "BF16"', b'"model.norm.weight": {"dtype": "F64" ')
+    )
+    refused(run("run", folder, "hi"), "model.norm.weight")
+
+
+def test_sharded_index_naming_a_missing_file(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(run("run", copy, "hi"), "model-00002-of-00002.safetensors")
+
+
+COMPOSITION_MISTAKES = [
+    ('name = "x"\nexpertt = 1\n', "expertt"),
+    ('name = "x"\n', "expert"),
+    ('name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "nowhere"\n', "nowhere"),
+    ('name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "a"),
+    ('name = "x"\n[router]\nkind = "psychic"\nfallback = "a"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "psychic"),
+    (
+        'name = "x"\n[router]\nkind = "rules"\nfallback = "bo"\n[[router.rule]]\nexpert = "a"\nkeywords = ["x"]\n[[expert]]\nname = "a"\ncheckpoint = "E"\n',
+        "bo",
+    ),
+    ("name = ", "TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "word"), COMPOSITION_MISTAKES)
+def test_composition_mistakes(folder: Path, tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text.replace("E", str(folder / "ada")))
+    refused(run("run", path, "hi"), word)
+
+
+def test_a_budget_below_the_largest_expert(composition: Path) -> None:
+    refused(run("run", composition, "--near", "8KiB", "hi"), "--near", "KiB")
+
+
+def test_no_such_composition(tmp_path: Path) -> None:
+    refused(run("run", tmp_path / "nothing", "hi"), "nothing")
+
+
+def test_no_such_expert(composition: Path) -> None:
+    refused(run("run", composition, "--expert", "bbo", "hi"), "bob")
+
+
+def test_several_experts_without_router(folder: Path) -> None:
+    refused(run("run", folder, "hi"), "router")
+
+
+def test_prompt_longer_than_the_context(folder: Path) -> None:
+    refused(run("run", folder, "--expert", "ada", "x" * 500), "128")
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_empty_prompt(composition: Path, prompt: str) -> None:
+    refused(run("run", composition, prompt), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "0"),
+        ("--top-p", "1.5"),
+        ("--min-p", "2"),
+        ("--top-k", "-3"),
+        ("--max-tokens", "0"),
+    ],
+)
+def test_sampling_out_of_range(folder: Path, option: str, value: str) -> None:
+    refused(run("run", folder, "--expert", "ada", option, value, "hi"), option.lstrip("-").replace("-", "_"))
+
+
+def test_bad_sizes_and_devices(folder: Path) -> None:
+    assert run("run", folder, "--near", "lots", "hi").exit_code == 2
+    refused(run("run", folder, "--device", "toaster", "hi"), "toaster")
+    refused(run("run", folder, "--device", "modelled:toaster", "hi"), "toaster")
+
+
+def test_a_config_without_weights_needs_a_machine_without_numbers(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        f'name = "x"\n[[expert]]\nname = "e-{{i}}"\nconfig = "{folder / "ada" / "config.json"}"\ncount = 3\n'
+    )
+    refused(run("check", path), "e-0")
+    got = json.loads(run("check", path, "--device", "synthetic:sn40l-node", "--json").stdout)
+    assert len(got["experts"]) == 3
+    assert os.fspath(path)

@@ -1,0 +1,166 @@
+"""The server, asked by the official OpenAI client over a real socket, several requests at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from coterie.api import Coterie, Options
+from coterie.server.app import make_app
+
+
+@pytest.fixture(scope="module")
+def url(composition: Path) -> Iterator[str]:
+    # A budget of two of the four experts, so that requests at once must switch.
+    coterie = Coterie.open(str(composition), Options(near_bytes=200 * 1024))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(make_app(coterie), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def ask(client: openai.OpenAI, text: str, **options):
+    options = {"model": "four", "max_tokens": 6, "temperature": 0, **options}
+    return client.chat.completions.create(messages=[{"role": "user", "content": text}], **options)
+
+
+def test_models_lists_the_composition_and_its_experts(client: openai.OpenAI) -> None:
+    assert [m.id for m in client.models.list()] == ["four", "ada", "bob", "cyd", "dan"]
+
+
+def test_a_completion_names_its_expert_and_counts_tokens(client: openai.OpenAI) -> None:
+    got = ask(client, "for bob")
+    assert got.model == "bob"
+    assert got.usage.prompt_tokens == len("for bob") + 2
+    assert 1 <= got.usage.completion_tokens <= 6
+    assert got.choices[0].finish_reason in ("stop", "length")
+    assert got.coterie["expert"] == "bob"
+    assert got.coterie["ttft_s"] > 0
+
+
+def test_streamed_text_equals_plain_text(client: openai.OpenAI) -> None:
+    plain = ask(client, "for ada", max_tokens=20).choices[0].message.content
+    chunks = list(ask(client, "for ada", max_tokens=20, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in ("stop", "length")
+    assert chunks[-1].usage.completion_tokens >= 1
+
+
+def test_an_experts_name_bypasses_the_router(client: openai.OpenAI) -> None:
+    assert ask(client, "for ada", model="cyd").model == "cyd"
+
+
+def test_many_at_once_answer_as_each_alone(url: str, client: openai.OpenAI) -> None:
+    prompts = [f"{n} for {name}" for n in range(6) for name in ("ada", "bob", "cyd", "nobody")]
+    alone = [ask(client, p, max_tokens=12).choices[0].message.content for p in prompts]
+
+    async def gather() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as many:
+            jobs = [
+                many.chat.completions.create(
+                    model="four", max_tokens=12, temperature=0, messages=[{"role": "user", "content": p}]
+                )
+                for p in prompts
+            ]
+            return [r.choices[0].message.content for r in await asyncio.gather(*jobs)]
+
+    assert asyncio.run(gather()) == alone
+
+
+def test_a_caller_who_leaves_harms_nobody(url: str, client: openai.OpenAI) -> None:
+    stream = ask(client, "for ada", max_tokens=100, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert ask(client, "for ada").model == "ada"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "word"),
+    [
+        ({"model": "elsewhere"}, 404, "elsewhere"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"top_p": 3}, 400, "top_p"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"n": 2}, 400, "n"),
+        ({"extra_body": {"temprature": 1}}, 400, "temperature"),
+        ({"logit_bias": {"1": 1}}, 400, "logit_bias"),
+        ({"stop": [""]}, 400, "stop"),
+    ],
+)
+def test_bad_values_get_their_status_and_a_sentence(
+    client: openai.OpenAI, change: dict, status: int, word: str
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, "for ada", **change)
+    assert caught.value.status_code == status
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"[]",
+        b"{}",
+        b'{"model": "four"}',
+        b'{"model": "four", "messages": []}',
+        b'{"model": "four", "messages": [{"role": "user", "content": ""}]}',
+        b'{"model": "four", "messages": [{"role": "assistant", "content": "x"}]}',
+        b'{"model": "four", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+        b'{"model": "four", "messages": [{"role": "user", "content": "' + b"x" * 300 + b'"}]}',
+    ],
+)
+def test_bad_bodies_get_400_and_an_error_object(url: str, body: bytes) -> None:
+    got = httpx.post(f"{url}/v1/chat/completions", content=body)
+    assert got.status_code == 400, got.text
+    error = got.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("[")
+
+
+def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:
+    assert httpx.get(f"{url}/v1/nothing").json()["error"]["message"] == "Not Found"
+    assert httpx.get(f"{url}/v1/chat/completions").status_code == 405
+    assert httpx.get(f"{url}/health").json() == {"status": "ok", "composition": "four"}
+
+
+def test_stop_strings_are_not_shown(client: openai.OpenAI) -> None:
+    whole = ask(client, "for dan please", max_tokens=30).choices[0].message.content
+    if len(whole) < 6:
+        pytest.skip("the random expert says too little")
+    cut = whole[3:5]
+    got = ask(client, "for dan please", max_tokens=30, stop=[cut])
+    assert got.choices[0].message.content == whole[: whole.index(cut)]
+    assert got.choices[0].finish_reason == "stop"
+
+
+def test_bodies_are_json_with_event_stream(url: str) -> None:
+    body = {"model": "four", "stream": True, "max_tokens": 3, "messages": [{"role": "user", "content": "for ada"}]}
+    lines = [line for line in httpx.post(f"{url}/v1/chat/completions", json=body).text.splitlines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert all(json.loads(line.removeprefix("data: ")) for line in lines[:-1])

@@ -1,0 +1,123 @@
+"""Tiny random checkpoints, as Hugging Face folders, made on the spot; no torch.
+
+Knows nothing about what is tested with them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from coterie.core.dtypes import DType, from_f32
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 259,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 256,
+}
+TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
+SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
+
+
+def byte_symbols() -> list[str]:
+    """The printable stand-ins of the 256 bytes, in byte order, as byte-level tokenizers name them."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    names, extra = {}, 256
+    for byte in range(256):
+        if byte in kept:
+            names[byte] = chr(byte)
+        else:
+            names[byte], extra = chr(extra), extra + 1
+    return [names[byte] for byte in range(256)]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer with three special tokens, and a chat template."""
+    vocab = {symbol: i for i, symbol in enumerate(byte_symbols())}
+    added = [
+        {
+            "id": 256 + i,
+            "content": name,
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+        for i, name in enumerate(SPECIAL)
+    ]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|end|>"}))
+
+
+def shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Weight names and shapes of a Llama."""
+    d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    head = d // config["num_attention_heads"]
+    kv = head * config["num_key_value_heads"]
+    found = {"model.embed_tokens.weight": (v, d)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        found |= {at + "input_layernorm.weight": (d,), at + "post_attention_layernorm.weight": (d,)}
+        found |= {at + "self_attn.q_proj.weight": (d, d), at + "self_attn.o_proj.weight": (d, d)}
+        found |= {at + "self_attn.k_proj.weight": (kv, d), at + "self_attn.v_proj.weight": (kv, d)}
+        found |= {
+            at + "mlp.gate_proj.weight": (f, d),
+            at + "mlp.up_proj.weight": (f, d),
+            at + "mlp.down_proj.weight": (d, f),
+        }
+    return found | {"model.norm.weight": (d,), "lm_head.weight": (v, d)}
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    """Write a safetensors file from (dtype name, shape, bytes) triples."""
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values()))
+
+
+def write_expert(folder: Path, seed: int, **changes: object) -> Path:
+    """A random Llama folder."""
+    folder.mkdir(parents=True)
+    config = {**CONFIG, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in shapes(config).items():
+        values = (
+            1 + 0.1 * rng.standard_normal(shape) if "norm" in name else rng.standard_normal(shape) / shape[-1] ** 0.5
+        )
+        tensors[name] = ("BF16", shape, from_f32(values.astype(np.float32), DType.BF16).tobytes())
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
