@@ -277,6 +277,20 @@ class TestTwoTiers:
         settle(device, cache)
         assert device.content(again.weights) == expected(A)
 
+    def test_a_copy_that_is_being_read_upwards_is_not_evicted_below(self):
+        device, cache = make(4, 2)
+        got = cache.want("a", A)
+        device.finish(device.runnable()[0])
+        device.fail(got.gates["layers.0"])
+        settle(device, cache)
+        again = cache.want("a", A)
+        with pytest.raises(Busy) as busy:
+            cache.want("b", B)
+        assert busy.value.tier == "ddr"
+        settle(device, cache)
+        assert device.content(again.weights) == expected(A)
+        assert not cache.want("b", B).hit
+
     def test_a_failed_fetch_waits_for_a_copy_that_still_runs(self):
         device, cache = make(2, 4)
         got = cache.want("a", A)

@@ -239,7 +239,7 @@ def run_machine(examples, steps):
 
 
 def test_thousands_of_random_operations():
-    run_machine(examples=60, steps=60)
+    run_machine(examples=100, steps=60)
 
 
 @pytest.mark.long
