@@ -103,7 +103,7 @@ class StepRows:
         }
         inputs = {name: np.array(array, dtype=np.int32, order="C") for name, array in named.items()}
         width = rows.block_tables_BM.shape[1]
-        return StepRows(inputs, _encode_sampling(rows.sampling), rows.sizes, width, rows.end_ids)
+        return StepRows(inputs, encode_sampling(rows.sampling), rows.sizes, width, rows.end_ids)
 
     def advance(self, drawn_R: I32) -> None:
         """Feed the drawn tokens back: each sequence's next position."""
@@ -195,7 +195,7 @@ def _count(shape: Sequence[object]) -> int:
     return n
 
 
-def _encode_sampling(sampling: Sequence[Sampling]) -> I64:
+def encode_sampling(sampling: Sequence[Sampling]) -> I64:
     """[R, SETTING_WORDS] words as the native sampler reads them."""
     table = np.zeros((len(sampling), kernels.SETTING_WORDS), dtype=np.int64)
     reals = table.view(np.float64)

@@ -1,0 +1,159 @@
+"""Calls native kernels by operand name, with weights at odd addresses, and the plain NumPy that they are compared with.
+
+Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.kernels import cpu as kernels
+
+WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
+
+
+@dataclass
+class Weight:
+    """A tensor as in a file: any type, any address. `values` are exactly what is stored, as float32."""
+
+    values: np.ndarray
+    dtype: DType
+    memory: np.ndarray
+
+    @property
+    def address(self):
+        return kernels.address(self.memory)
+
+    def operand(self, name):
+        return {name: self.address, f"{name}_dtype": kernels.dtype_number(self.dtype)}
+
+
+def weight(rng, shape, dtype, center=0.0, scale=None):
+    """A random weight at an odd address."""
+    scale = scale if scale is not None else 1 / np.sqrt(shape[-1])
+    values = (center + scale * rng.standard_normal(shape)).astype(np.float32)
+    bits = from_f32(values, dtype)
+    memory = np.zeros(bits.nbytes + 64, dtype=np.uint8)
+    start = 1 - kernels.address(memory) % 2
+    memory[start : start + bits.nbytes] = np.frombuffer(bits.tobytes(), dtype=np.uint8)
+    return Weight(to_f32(bits, dtype), dtype, memory[start : start + bits.nbytes])
+
+
+def absent(name):
+    """No bias, no norm."""
+    return {name: 0, f"{name}_dtype": 0}
+
+
+def optional(name, tensor):
+    return tensor.operand(name) if tensor is not None else absent(name)
+
+
+def call(team, kernel, **operands):
+    """Run one instruction; arrays stand for their addresses. They must be what the kernel reads, in type and order."""
+    for name, value in operands.items():
+        if isinstance(value, np.ndarray):
+            assert value.flags.c_contiguous, name
+            operands[name] = kernels.address(value)
+    rows = kernels.encode(kernel, operands).reshape(1, -1)
+    assert team.run(rows) == 1
+
+
+def random(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def empty(*shape):
+    """Filled with NaN, so that what a kernel leaves out shows."""
+    return np.full(shape, np.nan, dtype=np.float32)
+
+
+def ints(values):
+    return np.ascontiguousarray(values, dtype=np.int32)
+
+
+def rms_norm(x, w, eps):
+    return x / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps) * w
+
+
+def silu(x):
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x.astype(np.float64)))
+
+
+def rope(x_THC, positions, inv_freq, scale):
+    angles = (positions[:, None].astype(np.float32) * inv_freq[None]).astype(np.float64)
+    cos, sin = np.cos(angles)[:, None] * scale, np.sin(angles)[:, None] * scale
+    half = x_THC.shape[-1] // 2
+    a, b = x_THC[..., :half], x_THC[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@dataclass
+class Pages:
+    """A KV slab of one program, with block tables of `num_sequences` in scattered blocks."""
+
+    num_layers: int
+    K: int
+    C: int
+    Z: int
+    dtype: DType
+    block_tables: np.ndarray
+    memory: np.ndarray
+    block_bytes: int
+
+    @classmethod
+    def make(cls, rng, num_sequences, context, *, K, C, Z=4, dtype=DType.BF16, num_layers=2):
+        width = max(1, -(-context // Z))
+        num_blocks = num_sequences * width + 3
+        tables = rng.permutation(num_blocks)[: num_sequences * width].reshape(num_sequences, width)
+        block_bytes = num_layers * 2 * K * C * Z * dtype.size_bytes + 10
+        memory = np.zeros(num_blocks * block_bytes, dtype=np.uint8)
+        return cls(num_layers, K, C, Z, dtype, ints(tables), memory, block_bytes)
+
+    def operands(self, positions, sequence, layer):
+        return {
+            "positions": positions,
+            "sequence": sequence,
+            "block_tables": self.block_tables,
+            "table_width": self.block_tables.shape[1],
+            "kv": self.memory,
+            "kv_dtype": kernels.dtype_number(self.dtype),
+            "block_bytes": self.block_bytes,
+            "Z": self.Z,
+            "layer": layer,
+        }
+
+    def view(self, block):
+        """[layer, k or v, kv head, Z, C] bits of a block."""
+        size = self.num_layers * 2 * self.K * self.Z * self.C * self.dtype.size_bytes
+        start = int(block) * self.block_bytes
+        shape = (self.num_layers, 2, self.K, self.Z, self.C)
+        return self.memory[start : start + size].view(self.dtype.numpy).reshape(shape)
+
+    def write(self, layer, sequence, position, k_KC, v_KC):
+        page = self.view(self.block_tables[sequence, position // self.Z])
+        page[layer, 0, :, position % self.Z] = from_f32(k_KC, self.dtype)
+        page[layer, 1, :, position % self.Z] = from_f32(v_KC, self.dtype)
+
+    def read(self, layer, sequence, length):
+        """k and v [length, K, C] as float32."""
+        pages = [self.view(self.block_tables[sequence, p // self.Z])[layer, :, :, p % self.Z] for p in range(length)]
+        kv = to_f32(np.stack(pages), self.dtype)
+        return kv[:, 0], kv[:, 1]
+
+
+def attention(q_THC, pages, positions, sequence, layer, scale, window):
+    """One token at a time, in float64."""
+    y = np.zeros(q_THC.shape)
+    group = q_THC.shape[1] // pages.K
+    for t, (position, s) in enumerate(zip(positions, sequence, strict=True)):
+        k, v = pages.read(layer, s, position + 1)
+        first = max(0, position - window + 1) if window else 0
+        for head in range(q_THC.shape[1]):
+            scores = scale * (k[first:, head // group].astype(np.float64) @ q_THC[t, head])
+            p = np.exp(scores - scores.max())
+            y[t, head] = (p / p.sum()) @ v[first:, head // group]
+    return y

@@ -1,0 +1,137 @@
+"""A random expert of any shape in a CPU device's memory, at odd addresses, and the reference that it is compared with.
+
+Knows nothing about files: bytes are put into the slab by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+from tests.device.programs import rows
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.units import parse_bytes
+from coterie.device import Binding
+from coterie.devices.cpu import CpuDevice
+from coterie.graph.compile import compile_graph
+from coterie.graph.reference import KvState, Reference
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.spec.machine import Link, MachineSpec, Tier
+
+SPEC = MachineSpec(
+    name="test",
+    flops_per_s=0.0,
+    flops_source="none",
+    tiers=(Tier("dram", parse_bytes("256MiB"), 0.0, "a test"), Tier("disk", parse_bytes("1TiB"), 0.0, "a test")),
+    links=(Link("disk", "dram", 0.0, 0.0, "a test"),),
+    launch_host_s=0.0,
+    launch_device_s=0.0,
+    launch_source="none",
+    rule_set="cache",
+)
+
+BASE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 67,
+    "hidden_size": 33,
+    "intermediate_size": 45,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+
+# Name -> what differs from BASE: one row per thing that a kernel may get wrong.
+SHAPES = {
+    "odd": {},
+    "one-head": {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2},
+    "mqa": {"num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 20},
+    "mha-80": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 80},
+    "biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 6, "hidden_size": 52},
+    "qk-norm": {**QWEN3, "head_dim": 12},
+    "window": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7},
+    "tied-one-token-vocabulary": {"tie_word_embeddings": True, "vocab_size": 1},
+    "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
+}
+
+
+@dataclass
+class RandomExpert:
+    """Weights as stored and as float32, on one device, with KV pages of `Z` tokens."""
+
+    device: CpuDevice
+    shape: str
+    dtypes: tuple[DType, ...] = (DType.BF16,)
+    rule_set: str = "cache"
+    Z: int = 5
+    num_blocks: int = 96
+    seed: int = 0
+
+    def __post_init__(self):
+        config = ModelConfig.from_hf(BASE | SHAPES[self.shape], self.shape)
+        names = weight_shapes(config)
+        # 7 is no multiple of 3: the same projection has different types in different layers
+        types = dict(zip(names, cycle(self.dtypes), strict=False))
+        self.graph = decoder_graph(config, types)
+        self.program = compile_graph(self.graph, self.rule_set, share_buffers=False)
+        self.exe = self.device.load(self.program)
+        rng = np.random.default_rng(self.seed)
+        self.weights, pieces, offsets, end = {}, [], {}, 1
+        for name, shape in names.items():
+            center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, shape[-1] ** -0.5)
+            bits = from_f32((center + scale * rng.standard_normal(shape)).astype(np.float32), types[name])
+            self.weights[name] = to_f32(bits, types[name])
+            offsets[name], end = end, end + bits.nbytes
+            pieces.append(bits.tobytes())
+        self.offsets = tuple(offsets[name] for name in self.program.weights)
+        self.extent = self.device.reserve("dram", end)
+        self.device.memory(self.extent)[1:] = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        self.block_bytes = self.Z * self.program.kv.bytes_per_token + 6
+        self.kv = self.device.reserve("dram", self.num_blocks * self.block_bytes)
+        self.reference = Reference(self.graph, self.weights)
+        self.state = KvState(self.graph, self.num_blocks, self.Z)
+
+    def binding(self, step):
+        return Binding(self.extent, self.offsets, self.kv, self.block_bytes, step)
+
+    def inspect(self, step):
+        """Every stored value of one step on the device."""
+        return self.device.inspect(self.exe, self.binding(step))
+
+    def expect(self, step):
+        """Every value of the same step by the reference."""
+        named = {
+            "tokens": step.tokens_T,
+            "positions": step.positions_T,
+            "sequence": step.sequence_T,
+            "block_tables": step.block_tables_BM,
+            "rows": step.rows_R,
+        }
+        return self.reference.run(named, step.sampling, self.state)
+
+    def run(self, step, **options):
+        """Sampled tokens of a run."""
+        event = self.device.run(self.exe, self.binding(step), **options)
+        while not self.device.done(event):
+            self.device.wait_any([event])
+        return self.device.tokens(event)
+
+    def kv_bytes(self):
+        return self.device.memory(self.kv).copy()
+
+    def prompt(self, length, seed=1):
+        return np.random.default_rng(seed).integers(0, self.program.vocab_size, length).tolist()
+
+
+def step_of(*chunks, **options):
+    """Rows of (tokens, first position) per sequence, with tables of 24 blocks each."""
+    return rows(list(chunks), blocks_per_sequence=24, **options)

@@ -1,0 +1,350 @@
+"""The CPU device's memory, disk and lanes, beyond what every device must keep (test_contract.py).
+
+Knows nothing about what programs compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gc
+import os
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from tests.device.random_expert import SPEC, RandomExpert, step_of
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError, DeviceError, TransferError, UnsupportedError
+from coterie.device import Event, Sampling
+from coterie.devices import cpu_memory
+from coterie.devices.cpu import CpuDevice
+from coterie.kernels import cpu as kernels
+
+
+@pytest.fixture
+def make():
+    devices = []
+
+    def make_device(**options):
+        devices.append(CpuDevice(SPEC, threads=2, **options))
+        return devices[-1]
+
+    yield make_device
+    for device in devices:
+        device.close()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A file of 5 blocks and a bit, in the current folder's file system."""
+    path = tmp_path / "data"
+    content = np.random.default_rng(0).integers(0, 256, 5 * BLOCK_BYTES + 123, dtype=np.uint8)
+    path.write_bytes(content.tobytes())
+    return path, content
+
+
+def range_of(path, offset=0, size=6 * BLOCK_BYTES):
+    stat = path.stat()
+    return FileRange(str(path), offset, size, stat.st_size, stat.st_mtime_ns)
+
+
+def finish(device, event):
+    while not device.done(event):
+        device.wait_any([event])
+    return device.failure(event)
+
+
+def test_slabs_are_aligned_and_zero(make):
+    device = make()
+    for size in (1, BLOCK_BYTES, 3 * 2**20 + 5):
+        buffer = device.reserve("dram", size)
+        memory = device.memory(buffer)
+        assert kernels.address(memory) % cpu_memory.HUGE_PAGE_BYTES == 0
+        assert memory.size == buffer.size_bytes == size
+        assert not memory.any()
+
+
+def test_the_file_tier_is_not_reserved_and_unknown_tiers_are_named(make):
+    with pytest.raises(ValueError, match="disk"):
+        make().reserve("disk", 10)
+    with pytest.raises(KeyError, match="sram"):
+        make().reserve("sram", 10)
+
+
+def test_capacity_counts_what_is_reserved(make):
+    device = make()
+    capacity = SPEC.tier("dram").capacity_bytes
+    device.reserve("dram", 2**20)
+    with pytest.raises(CapacityError) as caught:
+        device.reserve("dram", capacity - 2**20 + 1)
+    assert caught.value.bound_bytes == capacity - 2**20
+
+
+@pytest.mark.parametrize("chunk_bytes", [BLOCK_BYTES, 2 * BLOCK_BYTES, 2**23])
+@pytest.mark.parametrize(("first", "blocks"), [(0, 6), (1, 2), (2, 4), (5, 1)])
+def test_fetch_reads_the_range_and_nothing_else(make, data, monkeypatch, first, blocks, chunk_bytes):
+    monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", chunk_bytes)
+    path, content = data
+    device = make()
+    buffer = device.reserve("dram", 8 * BLOCK_BYTES)
+    device.memory(buffer)[:] = 7
+    source = range_of(path, first * BLOCK_BYTES, blocks * BLOCK_BYTES)
+    assert finish(device, device.fetch(buffer.view(BLOCK_BYTES, source.size_bytes), source)) is None
+    expected = content[source.offset : source.offset + source.size_bytes]
+    memory = device.memory(buffer)
+    np.testing.assert_array_equal(memory[BLOCK_BYTES : BLOCK_BYTES + len(expected)], expected)
+    assert (memory[:BLOCK_BYTES] == 7).all()
+    assert (memory[BLOCK_BYTES + source.size_bytes :] == 7).all()
+
+
+def test_an_unaligned_slab_is_read_the_ordinary_way(make, data):
+    path, content = data
+    device = make()
+    buffer = device.reserve("dram", 8 * BLOCK_BYTES)
+    assert finish(device, device.fetch(buffer.view(3, 6 * BLOCK_BYTES), range_of(path))) is None
+    np.testing.assert_array_equal(device.memory(buffer)[3 : 3 + len(content)], content)
+
+
+def flaky(failures):
+    """A read that fails with these error numbers, one call each (None: it works), before it works for good."""
+    queue = list(failures)
+
+    def read(file, buffers, offset):
+        number = queue.pop(0) if queue else None
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return os.preadv(file, buffers, offset)
+
+    return read
+
+
+def test_a_file_system_that_refuses_direct_reads_is_read_the_ordinary_way(make, data):
+    path, content = data
+    device = make(read=flaky([errno.EINVAL]))
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    assert finish(device, device.fetch(buffer, range_of(path))) is None
+    np.testing.assert_array_equal(device.memory(buffer)[: len(content)], content)
+
+
+def test_an_open_that_refuses_direct_reads_is_followed_by_an_ordinary_one(make, data, monkeypatch):
+    path, content = data
+    real_open = os.open
+
+    def refuse(name, flags, *rest):
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no direct I/O here")
+        return real_open(name, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    device = make()
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    assert finish(device, device.fetch(buffer, range_of(path))) is None
+    np.testing.assert_array_equal(device.memory(buffer)[: len(content)], content)
+
+
+def test_a_read_error_in_the_middle_fails_the_fetch_and_the_next_one_works(make, data, monkeypatch):
+    monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", BLOCK_BYTES)
+    path, content = data
+    device = make(read=flaky([None, None, errno.EIO]))
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    failure = finish(device, device.fetch(buffer, range_of(path)))
+    assert isinstance(failure, TransferError)
+    assert str(path) in str(failure)
+    assert os.strerror(errno.EIO) in str(failure)
+    assert finish(device, device.fetch(buffer, range_of(path))) is None
+    np.testing.assert_array_equal(device.memory(buffer)[: len(content)], content)
+
+
+def test_reads_that_come_short_are_continued(make, data):
+    path, content = data
+    lengths = iter([100, BLOCK_BYTES, 1, 5000])
+
+    def read(file, buffers, offset):
+        return os.preadv(file, [buffers[0][: next(lengths, None)]], offset)
+
+    device = make(read=read)
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    # the first short read breaks direct I/O's alignment
+    assert finish(device, device.fetch(buffer, range_of(path))) is None
+    np.testing.assert_array_equal(device.memory(buffer)[: len(content)], content)
+
+
+def test_a_file_that_ends_early_is_named(make, data):
+    path, _ = data
+    device = make(read=lambda file, buffers, offset: 0)
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    failure = finish(device, device.fetch(buffer, range_of(path)))
+    assert isinstance(failure, TransferError)
+    assert "ended after 0 of" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"mtime_ns": 1}, "modification time"), ({"file_size_bytes": 4096}, "size"), ({"path": ""}, "no file")],
+)
+def test_a_changed_or_missing_file_is_named(make, data, change, word):
+    device = make()
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    failure = finish(device, device.fetch(buffer, dataclasses.replace(range_of(data[0]), **change)))
+    assert isinstance(failure, TransferError)
+    assert word in str(failure)
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device"])
+def test_a_run_waits_for_a_gate_and_fails_with_it(make, data, orchestration):
+    path, _ = data
+    opened = threading.Event()
+
+    def read(file, buffers, offset):
+        opened.wait(10)
+        return os.preadv(file, buffers, offset)
+
+    device = make(orchestration=orchestration, read=read)
+    expert = RandomExpert(device, "odd")
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    step = step_of(([1, 2, 3], 0))
+    free = expert.run(step)
+    good = device.fetch(buffer, range_of(path))
+    bad = device.fetch(buffer, dataclasses.replace(range_of(path), path="/nonexistent"))
+    gated = device.run(expert.exe, expert.binding(step), gates={"layers.1": good})
+    doomed = device.run(expert.exe, expert.binding(step), gates={"layers.0": good, "layers.1": bad})
+    device.wait_any([gated], until=device.now() + 0.05)
+    assert not device.done(gated)
+    opened.set()
+    assert finish(device, gated) is None
+    np.testing.assert_array_equal(device.tokens(gated), free)
+    assert finish(device, doomed) is device.failure(bad)
+    np.testing.assert_array_equal(expert.run(step, gates={"layers.1": good}), free)
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device"])
+def test_closing_fails_what_waits_and_frees_who_waits(data, orchestration):
+    opened = threading.Event()
+
+    def read(file, buffers, offset):
+        opened.wait(10)
+        return os.preadv(file, buffers, offset)
+
+    device = CpuDevice(SPEC, threads=2, orchestration=orchestration, read=read)
+    expert = RandomExpert(device, "odd")
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    slow, queued = (device.fetch(buffer, range_of(data[0])) for _ in range(2))
+    gated = device.run(expert.exe, expert.binding(step_of(([1], 0))), gates={"layers.1": queued})
+    after = device.fetch(buffer, range_of(data[0]), after=[gated])
+    threading.Timer(0.05, opened.set).start()
+    device.close()
+    assert device.failure(slow) is None
+    for event in (queued, gated, after):
+        assert isinstance(device.failure(event), DeviceError)
+    with pytest.raises(DeviceError, match="closed"):
+        device.fetch(buffer, range_of(data[0]))
+
+
+def test_events_are_kept_by_their_owners_only(make, data):
+    device = make()
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    event = device.fetch(buffer, dataclasses.replace(range_of(data[0]), path="/nonexistent"))
+    failure = weakref.ref(finish(device, event))
+    assert failure() is not None
+    finish(device, device.fetch(buffer, range_of(data[0]), after=[event]))
+    del event
+    finish(device, device.fetch(buffer, range_of(data[0])))
+    gc.collect()
+    assert failure() is None
+
+
+def test_events_of_another_device_are_refused(make):
+    device = make()
+    stranger = Event(0, "compute", "elsewhere")
+    with pytest.raises(ValueError, match="another device"):
+        device.done(stranger)
+    with pytest.raises(ValueError, match="another device"):
+        device.wait_any([stranger])
+
+
+def test_an_unfinished_event_has_no_span_yet(make, data):
+    opened = threading.Event()
+    device = make(read=lambda file, buffers, offset: opened.wait(10) and os.preadv(file, buffers, offset))
+    event = device.fetch(device.reserve("dram", 6 * BLOCK_BYTES), range_of(data[0]))
+    for question in (device.span, device.failure, device.tokens):
+        with pytest.raises(ValueError, match="not finished"):
+            question(event)
+    opened.set()
+    finish(device, event)
+    with pytest.raises(ValueError, match="not a run"):
+        device.tokens(event)
+
+
+def test_load_is_cached_by_architecture_and_rule_set(make):
+    device = make()
+    first = RandomExpert(device, "odd")
+    assert RandomExpert(device, "odd", seed=4).exe is first.exe
+    assert RandomExpert(device, "odd", rule_set="none").exe is not first.exe
+    assert RandomExpert(device, "mqa").exe is not first.exe
+
+
+def test_a_region_without_a_kernel_is_named(make):
+    device = make()
+    program = RandomExpert(device, "odd").program
+    region = dataclasses.replace(program.regions[0], kernel="warp")
+    with pytest.raises(UnsupportedError, match="warp"):
+        device.load(dataclasses.replace(program, rule_set="other", regions=(region, *program.regions[1:])))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"tokens_T": np.array([1, 67], dtype=np.int32)}, "tokens"),
+        ({"tokens_T": np.array([-1, 5], dtype=np.int32)}, "tokens"),
+        ({"positions_T": np.array([0, 24 * 5], dtype=np.int32)}, "positions"),
+        ({"positions_T": np.array([0], dtype=np.int32)}, "positions"),
+        ({"sequence_T": np.array([0, 1], dtype=np.int32)}, "sequence"),
+        ({"block_tables_BM": np.full((1, 24), 96, dtype=np.int32)}, "block_tables"),
+        ({"rows_R": np.array([2], dtype=np.int32)}, "rows"),
+        ({"sampling": ()}, "sampling"),
+        ({"end_ids": ((1,), (2,))}, "end_ids"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(make, change, word):
+    expert = RandomExpert(make(), "odd")
+    step = dataclasses.replace(step_of(([1, 2], 0)), **change)
+    with pytest.raises(ValueError, match=word):
+        expert.run(step)
+
+
+def test_bindings_that_do_not_fit_are_refused(make):
+    expert = RandomExpert(make(), "odd")
+    good = expert.binding(step_of(([1, 2], 0)))
+    high = (good.weights.size_bytes, *good.offsets[1:])
+    for change, word in (
+        ({"offsets": good.offsets[1:]}, "offsets"),
+        ({"offsets": high}, "extent"),
+        ({"offsets": (-1, *good.offsets[1:])}, "offset is -1"),
+        ({"block_bytes": 3}, "holds no token"),
+        ({"kv": good.kv.view(0, 2 * good.block_bytes)}, "block_tables"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            expert.device.run(expert.exe, dataclasses.replace(good, **change))
+
+
+def test_many_steps_grow_only_by_their_tokens(make):
+    expert = RandomExpert(make(), "odd")
+    expert.run(step_of(([1, 2, 3], 0)))
+    drawn = expert.run(step_of(([4], 3), sampling=[Sampling(temperature=1.0, seed=1)]), steps=100)
+    assert drawn.shape == (100, 1)
+    with pytest.raises(ValueError, match="positions"):
+        expert.run(step_of(([4], 3)), steps=118)
+
+
+def test_the_default_device_is_this_machine():
+    device = CpuDevice()
+    try:
+        assert device.spec.run_tier == "dram"
+        assert 1 <= device.threads <= (os.cpu_count() or 1)
+        assert device.isa == kernels.ISAS[-1]
+        assert not device.synthetic()
+    finally:
+        device.close()

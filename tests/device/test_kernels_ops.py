@@ -1,0 +1,168 @@
+"""Every op's kernel against NumPy: each instruction set, each type, odd shapes, odd addresses.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device import native
+from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, optional, random, weight
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.kernels import cpu as kernels
+
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def team(request):
+    return kernels.Team(2, request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "V", "D"), [(0, 3, 5), (1, 1, 1), (5, 7, 33), (40, 300, 64)])
+def test_embed(team, rng, dtype, T, V, D):
+    table = weight(rng, (V, D), dtype)
+    tokens, y = ints(rng.integers(0, V, T)), empty(T, D)
+    call(team, "embed", tokens=tokens, **table.operand("table"), y=y, T=T, D=D)
+    np.testing.assert_array_equal(y, table.values[tokens])
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+def test_every_half_is_widened_exactly(team, dtype):
+    if dtype is DType.F32:
+        pytest.skip("float32 is not widened")
+    bits = np.arange(2**16, dtype=np.uint16)
+    table, y = bits.view(dtype.numpy).reshape(1024, 64), empty(1024, 64)
+    operands = {"table": table, "table_dtype": kernels.dtype_number(dtype), "y": y, "T": 1024, "D": 64}
+    call(team, "embed", tokens=ints(np.arange(1024)), **operands)
+    expected = to_f32(table, dtype)
+    np.testing.assert_array_equal(y, expected)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(y.view(np.uint32)[finite], expected.view(np.uint32)[finite])
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "H", "C"), [(0, 1, 8), (1, 1, 1), (3, 1, 33), (17, 4, 20), (2, 3, 64)])
+def test_rms_norm(team, rng, dtype, T, H, C):
+    x, w, y = random(rng, T, H, C), weight(rng, (C,), dtype, center=1.0, scale=0.2), empty(T, H, C)
+    call(team, "rms_norm", x=x, **w.operand("weight"), y=y, T=T, per_token=H, C=C, eps=1e-5)
+    np.testing.assert_allclose(y, native.rms_norm(x, w.values, 1e-5), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("bias", [None, DType.F32, DType.F16, DType.BF16])
+@pytest.mark.parametrize(
+    ("T", "N", "K"),
+    [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 33), (19, 37, 129), (33, 5, 16)],
+)
+def test_linear(team, rng, dtype, bias, T, N, K):
+    x, w, y = random(rng, T, K), weight(rng, (N, K), dtype), empty(T, N)
+    b = weight(rng, (N,), bias, scale=1.0) if bias else None
+    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, N=N, K=K)
+    expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0)
+    np.testing.assert_allclose(y, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("H", "C"), [(1, 2), (3, 20), (2, 80), (4, 64)])
+@pytest.mark.parametrize("scale", [1.0, 1.3])
+def test_rope(team, rng, H, C, scale):
+    positions = ints([0, 1, 2, 31, 1000, 4095, 131071, 7])
+    x, y = random(rng, len(positions), H, C), empty(len(positions), H, C)
+    inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+    call(team, "rope", x=x, positions=positions, inv_freq=inv_freq, y=y, T=len(positions), H=H, C=C, scale=scale)
+    np.testing.assert_allclose(y, native.rope(x, positions, inv_freq, scale), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("K", "C", "Z"), [(1, 1, 1), (2, 7, 3), (3, 64, 16)])
+def test_kv_append(team, rng, dtype, K, C, Z):
+    pages = Pages.make(rng, 2, 40, K=K, C=C, Z=Z, dtype=dtype)
+    positions, sequence = ints([*range(40), *range(5, 25)]), ints([0] * 40 + [1] * 20)
+    k, v = random(rng, 60, K, C), random(rng, 60, K, C)
+    call(team, "kv_append", k=k, v=v, **pages.operands(positions, sequence, 1), T=60, K=K, C=C)
+    for s, tokens in ((0, slice(0, 40)), (1, slice(40, 60))):
+        stored_k, stored_v = pages.read(1, s, 40 if s == 0 else 25)
+        first = 0 if s == 0 else 5
+        np.testing.assert_array_equal(stored_k[first:], to_f32(from_f32(k[tokens], dtype), dtype))
+        np.testing.assert_array_equal(stored_v[first:], to_f32(from_f32(v[tokens], dtype), dtype))
+        assert not pages.read(0, s, 25)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+def test_kv_append_rounds_to_nearest_even(team, dtype):
+    edges = [0.0, -0.0, 1e-8, 6e-8, 3e-5, 6.1e-5, 0.1, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-9]
+    edges += [65504.0, 65519.9, 65520.0, 1e30, 3.4e38, np.inf, -np.inf, np.nan]
+    values = np.array([*edges, *(-np.array(edges))], dtype=np.float32).reshape(-1, 1, 1)
+    T = len(values)
+    rng = np.random.default_rng(0)
+    pages = Pages.make(rng, 1, T, K=1, C=1, Z=5, dtype=dtype)
+    operands = pages.operands(ints(range(T)), ints([0] * T), 0)
+    call(team, "kv_append", k=values, v=values, **operands, T=T, K=1, C=1)
+    with np.errstate(over="ignore"):
+        expected = to_f32(from_f32(values[:, 0, 0], dtype), dtype)
+    np.testing.assert_array_equal(pages.read(0, 0, T)[0][:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(
+    ("H", "K", "C", "Z"), [(1, 1, 1, 1), (4, 1, 7, 3), (6, 3, 20, 16), (2, 2, 80, 5), (8, 2, 64, 4)]
+)
+@pytest.mark.parametrize("window", [0, 1, 9, 40])
+def test_attention(team, rng, dtype, H, K, C, Z, window):
+    pages = Pages.make(rng, 3, 100, K=K, C=C, Z=Z, dtype=dtype)
+    chunks = [(0, 0, 37), (1, 70, 100), (2, 50, 51)]
+    for s, _, end in chunks:
+        for p in range(end):
+            pages.write(1, s, p, random(rng, K, C), random(rng, K, C))
+    positions = ints([p for _, first, end in chunks for p in range(first, end)])
+    sequence = ints([s for s, first, end in chunks for _ in range(first, end)])
+    T = len(positions)
+    q, y = random(rng, T, H, C), empty(T, H, C)
+    operands = pages.operands(positions, sequence, 1)
+    call(team, "attention", q=q, **operands, y=y, T=T, B=3, H=H, K=K, C=C, scale=C**-0.5, window=window)
+    expected = native.attention(q, pages, positions, sequence, 1, C**-0.5, window)
+    np.testing.assert_allclose(y, expected, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33), (20, 1000)])
+def test_elementwise(team, rng, shape):
+    a, b = 4 * random(rng, *shape), random(rng, *shape)
+    sizes = {"T": shape[0], "N": shape[1]}
+    total, product, gated = empty(*shape), empty(*shape), empty(*shape)
+    call(team, "add", a=a, b=b, y=total, **sizes)
+    call(team, "mul", a=a, b=b, y=product, **sizes)
+    call(team, "silu", x=a, y=gated, **sizes)
+    np.testing.assert_array_equal(total, a + b)
+    np.testing.assert_array_equal(product, a * b)
+    np.testing.assert_allclose(gated, native.silu(a), rtol=5e-7, atol=1e-30)
+
+
+def test_silu_of_extremes(team):
+    x = np.array([[-1e30, -200.0, -88.0, -1e-30, 0.0, 1e-30, 88.0, 200.0, 1e30]], dtype=np.float32)
+    y = empty(*x.shape)
+    call(team, "silu", x=x, y=y, T=1, N=x.size)
+    np.testing.assert_allclose(y[:, 3:], native.silu(x)[:, 3:], rtol=5e-7)
+    assert np.all(np.abs(y[:, :3]) < 1e-7 * np.abs(x[:, :3]))
+
+
+def test_exp_is_accurate(team):
+    x = np.linspace(-30, 30, 200_001, dtype=np.float32).reshape(1, -1)
+    y = empty(*x.shape)
+    call(team, "silu", x=x, y=y, T=1, N=x.size)
+    expected = native.silu(x)
+    nonzero = x != 0
+    assert np.max(np.abs(y[nonzero] / expected[nonzero] - 1)) < 4e-7
+
+
+def test_take_rows(team, rng):
+    x, rows, y = random(rng, 9, 33), ints([8, 0, 3, 3]), empty(4, 33)
+    call(team, "take_rows", x=x, rows=rows, y=y, R=4, D=33)
+    np.testing.assert_array_equal(y, x[rows])

@@ -1,0 +1,88 @@
+"""The native sampler draws what the reference draws, and depends on nothing but logits, settings, seed and position.
+
+Knows nothing about programs.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from tests.device.native import call, ints
+
+from coterie.device import Sampling
+from coterie.devices.cpu_step import encode_sampling
+from coterie.graph.sampling import draw, uniform
+from coterie.kernels import cpu as kernels
+
+SETTINGS = [
+    Sampling(temperature=t, top_k=k, top_p=p, min_p=m, seed=s)
+    for t, k, p, m, s in product((0.3, 1.0, 4.0), (0, 1, 7, 10_000), (1.0, 0.9, 0.2), (0.0, 0.05), (1, 2**64 - 1))
+]
+
+
+@pytest.fixture(scope="module")
+def team():
+    return kernels.Team(2)
+
+
+def native(team, logits_RV, settings, positions):
+    tokens = np.full(len(settings), -1, dtype=np.int32)
+    rows = ints(range(len(settings)))[::-1].copy()  # positions are those of the rows, not of the tokens' order
+    by_token = ints(positions)[::-1].copy()
+    operands = {"logits": logits_RV, "settings": encode_sampling(settings), "positions": by_token, "rows": rows}
+    call(team, "sample", **operands, tokens=tokens, R=len(settings), V=logits_RV.shape[1])
+    return tokens.tolist()
+
+
+@pytest.mark.parametrize("V", [1, 2, 50, 1003])
+def test_draws_are_those_of_the_reference(team, V):
+    rng = np.random.default_rng(V)
+    logits = (3 * rng.standard_normal((len(SETTINGS), V))).astype(np.float32)
+    for first in range(0, 4000, 400):
+        positions = [first + i for i in range(len(SETTINGS))]
+        expected = [draw(row, s, p) for row, s, p in zip(logits, SETTINGS, positions, strict=True)]
+        assert native(team, logits, SETTINGS, positions) == expected
+
+
+@pytest.mark.parametrize("V", [5, 300])
+def test_ties_go_to_the_lowest_index(team, V):
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 3, (len(SETTINGS), V)).astype(np.float32)
+    for positions in ([i] * len(SETTINGS) for i in range(20)):
+        expected = [draw(row, s, p) for row, s, p in zip(logits, SETTINGS, positions, strict=True)]
+        assert native(team, logits, SETTINGS, positions) == expected
+    greedy = [Sampling()] * len(logits)
+    assert native(team, logits, greedy, [0] * len(logits)) == np.argmax(logits, axis=1).tolist()
+
+
+def test_greedy_of_negative_and_infinite_logits(team):
+    logits = np.array([[-5, -2, -2, -9], [-np.inf, -np.inf, 1, -np.inf], [-1, np.inf, 3, np.inf]], dtype=np.float32)
+    assert native(team, logits, [Sampling()] * 3, [0, 0, 0]) == [1, 2, 1]
+
+
+def test_masked_tokens_are_never_drawn(team):
+    logits = np.full((200, 40), -np.inf, dtype=np.float32)
+    logits[:, [3, 17]] = [0.0, 1.0]
+    drawn = native(team, logits, [Sampling(temperature=1.0, seed=5)] * 200, range(200))
+    assert set(drawn) == {3, 17}
+
+
+def test_frequencies_are_the_softmax(team):
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = np.tile(np.log(p).astype(np.float32), (20_000, 1))
+    drawn = native(team, logits, [Sampling(temperature=1.0, seed=11)] * len(logits), range(len(logits)))
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(shares, p, atol=0.012)  # three standard deviations of a share of one half
+
+
+def test_a_large_vocabulary_with_flat_logits(team):
+    logits = np.zeros((3, 150_000), dtype=np.float32)
+    settings = [Sampling(temperature=1.0, seed=s) for s in (1, 2, 3)]
+    expected = [min(int(uniform(s, 7) * 150_000), 149_999) for s in (1, 2, 3)]
+    np.testing.assert_allclose(native(team, logits, settings, [7, 7, 7]), expected, atol=1)
+
+
+def test_no_rows(team):
+    assert native(team, np.zeros((0, 5), dtype=np.float32), [], []) == []
