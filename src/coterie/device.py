@@ -5,6 +5,8 @@ Nobody above this file asks which kind of device it has. Only a device knows the
     reserve -> Buffer        a slab, once, at start
     fetch, copy -> Event     on a link's lane          load -> Executable
     run -> Event             on the compute lane       wait_any, done, failure, span: ask about events
+
+Knows nothing about models, experts or requests.
 """
 
 from __future__ import annotations

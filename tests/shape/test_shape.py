@@ -1,4 +1,4 @@
-"""The project keeps its own rules: file and function lengths, docstrings, words, public names.
+"""The project keeps its own rules: file and function lengths, docstrings, imports, what is tracked.
 
 Knows nothing about what the code does.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "src" / "coterie"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted((ROOT / "src" / "coterie").rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "csrc").rglob("*.[ch]*")), *sorted((ROOT / "demo").rglob("*.py"))]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 70
 
@@ -21,54 +21,55 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 70
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-def _id(path: Path) -> str:
+
+def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_module_says_its_job_and_what_it_does_not_know(path: Path) -> None:
-    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert doc, f"{_id(path)} has no docstring"
-    assert "nows nothing" in doc, f"{_id(path)} does not say what it knows nothing about"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_files_stay_readable(path: Path) -> None:
-    lines = path.read_text().count("\n")
-    assert lines <= MAX_FILE_LINES or _id(path) in LONG_FILES, f"{lines} lines"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_functions_stay_readable(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            where = f"{_id(path)}:{node.name}"
-            assert lines <= MAX_FUNCTION_LINES or where in LONG_FUNCTIONS, f"{where} has {lines} lines"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_public_functions_have_docstrings(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    holders = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
-    for holder in holders:
-        for node in holder.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
-                "_"
-            ):
-                assert ast.get_docstring(node), f"{_id(path)}: {node.name} has no docstring"
-
-
-def test_policy_has_no_imports_inside_functions() -> None:
-    """Function-local imports hide arrows; only optional extras in devices/ and kernels/ may use them."""
+def functions() -> Iterator[tuple[Path, Function]]:
     for path in MODULES:
-        if path.parent.name in ("devices", "kernels"):
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                inner = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
-                assert not inner, f"{_id(path)}:{node.name} imports inside"
+            if isinstance(node, Function):
+                yield path, node
+
+
+def test_modules_say_their_job_and_what_they_do_not_know() -> None:
+    docs = {name_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in MODULES}
+    assert not [name for name, doc in docs.items() if "nows nothing" not in doc]
+
+
+def test_files_stay_readable() -> None:
+    lines = {name_of(path): path.read_text().count("\n") for path in SOURCES}
+    assert not {name: n for name, n in lines.items() if n > MAX_FILE_LINES and name not in LONG_FILES}
+
+
+def test_functions_stay_readable() -> None:
+    lengths = {f"{name_of(p)}:{f.name}": (f.end_lineno or f.lineno) - f.lineno + 1 for p, f in functions()}
+    assert not {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES and name not in LONG_FUNCTIONS}
+
+
+def test_public_names_have_docstrings() -> None:
+    missing = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        holders = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
+        for node in (n for holder in holders for n in holder.body if isinstance(n, Function | ast.ClassDef)):
+            if not node.name.startswith("_") and not ast.get_docstring(node):
+                missing.append(f"{name_of(path)}: {node.name}")
+    assert not missing
+
+
+def test_no_imports_hide_in_functions() -> None:
+    """Function-local imports hide arrows; only optional extras in devices/ and kernels/ may use them."""
+    hidden = [
+        f"{name_of(path)}:{function.name}"
+        for path, function in functions()
+        if path.parent.name not in ("devices", "kernels")
+        and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(function))
+    ]
+    assert not hidden
 
 
 def test_only_bindings_include_nanobind() -> None:
@@ -76,12 +77,11 @@ def test_only_bindings_include_nanobind() -> None:
     assert users == ["bindings.cpp"]
 
 
-def test_no_large_or_generated_files_are_tracked() -> None:
+def test_nothing_large_is_tracked() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.decode()
     if not listed:
         pytest.skip("not a git checkout")
-    tracked = [ROOT / name for name in listed.split("\0") if name]
-    large = [str(p) for p in tracked if p.exists() and p.stat().st_size > 3 * 2**20]
-    assert not large
-    weights = sum(p.stat().st_size for p in tracked if p.suffix in (".safetensors", ".npz") and p.exists())
-    assert weights <= 24 * 2**20, "the demo's weights ship in at most 24 MB"
+    tracked = [path for name in listed.split("\0") if name and (path := ROOT / name).exists()]
+    assert not [str(p) for p in tracked if p.stat().st_size > 3 * 2**20]
+    weights = sum(p.stat().st_size for p in tracked if p.suffix in (".safetensors", ".npz"))
+    assert weights <= 24_000_000, "the demo's weights ship in at most 24 MB"

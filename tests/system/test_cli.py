@@ -182,7 +182,8 @@ COMPOSITION_MISTAKES = [
     ('name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "a"),
     ('name = "x"\n[router]\nkind = "psychic"\nfallback = "a"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "psychic"),
     (
-        'name = "x"\n[router]\nkind = "rules"\nfallback = "bo"\n[[router.rule]]\nexpert = "a"\nkeywords = ["x"]\n[[expert]]\nname = "a"\ncheckpoint = "E"\n',
+        'name = "x"\n[router]\nkind = "rules"\nfallback = "bo"\n[[router.rule]]\nexpert = "a"\nkeywords = ["x"]\n'
+        '[[expert]]\nname = "a"\ncheckpoint = "E"\n',
         "bo",
     ),
     ("name = ", "TOML"),

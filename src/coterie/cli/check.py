@@ -43,9 +43,8 @@ def check(
         table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))
     out.print(table)
     shared = Counter(model.key for model in models.values())
-    out.print(
-        f"{len(models)} experts, {format_bytes(made.total_bytes)} in all; architectures (one program each): {len(shared)}"
-    )
+    total = format_bytes(made.total_bytes)
+    out.print(f"{len(models)} experts, {total} in all; architectures (one program each): {len(shared)}")
     out.print(plan_line(made))
 
 

@@ -43,7 +43,7 @@ def evaluate(
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
 ) -> None:
-    """Score experts, router, composition and the single fallback model on held-out questions (exact match, last line)."""
+    """Score experts, router, composition and the single fallback model on held-out questions (exact last lines)."""
     with Coterie.open(composition, options(device, near, None, threads)) as coterie:
         spec = coterie.composition.router
         if spec is None:
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _limited(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
-    """The first `limit` questions of each expert, half of them with unseen phrasings where there are such."""
+    """The first `limit` questions of each expert, half of them in unseen phrasings."""
     if limit is None:
         return list(questions)
     taken: dict[tuple[str | None, bool], int] = {}

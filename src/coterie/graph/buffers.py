@@ -49,7 +49,7 @@ class BufferPlan:
 
 
 def plan_buffers(lifetimes: Sequence[Lifetime], share: bool = True) -> BufferPlan:
-    """Give each value the first slot that is free over its lifetime; with `share=False`, one of its own (coterie diff)."""
+    """Give each value the first slot that is free over its lifetime; with `share=False`, its own (coterie diff)."""
     slot_of: dict[str, int] = {}
     slots: list[list[tuple[Shape, int]]] = []
     free_after: list[int] = []

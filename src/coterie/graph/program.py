@@ -53,7 +53,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A graph, cut into regions by a rule set. A Binding gives the offsets of `weights` in their order (of first use)."""
+    """A graph, cut into regions by a rule set. A Binding gives the offsets of `weights` in this order, of first use."""
 
     graph: Graph
     rule_set: str

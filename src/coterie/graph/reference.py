@@ -71,7 +71,7 @@ class Reference:
 
 def run_op(step: Step, op: Op) -> None:
     """Run one op on the step's values."""
-    result = OPS[op.kind](step, op, [step.values[name] if name in step.values else None for name in op.inputs])
+    result = OPS[op.kind](step, op, [step.values.get(name) for name in op.inputs])
     if result is not None:
         step.values[op.outputs[0]] = result
 
