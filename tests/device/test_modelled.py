@@ -1,6 +1,6 @@
-"""The modelled device: what work costs there, worked out by hand; sharing, overlap, replay and synthetic tokens.
+"""The modelled device: what work costs there, worked out by hand; sharing, overlap and synthetic tokens.
 
-Knows nothing about real devices, except where one computes behind it.
+Knows nothing about real devices.
 """
 
 from __future__ import annotations
@@ -9,41 +9,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from coterie.graph.cost import region_cost
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.device.programs import Desk, rows
+from tests.device.made_up import MIB, NEAR, PREFILL, desk_on, machine, play, spans, took
+from tests.device.programs import rows
 
 from coterie.checkpoint.layout import FileRange
-from coterie.core.errors import DeviceError, UnsupportedError, UsageError
+from coterie.core.errors import UnsupportedError, UsageError
 from coterie.device import Sampling
 from coterie.devices.modelled import ModelledDevice
 from coterie.devices.modelled_price import route
+from coterie.graph.cost import region_cost
 from coterie.spec.load import load_machine
-from coterie.spec.machine import Link, MachineSpec, Tier
 from coterie.spec.this_machine import this_machine
-
-NEAR = 1e-9
-MIB = 2**20
-
-
-def machine(flops_per_s=1e30, hbm=1e8, ddr=1e12, disk_link=1e6, link=1e12, host_s=0.0, device_s=0.0):
-    """Three tiers; by default only hbm's 100 MB/s and the disk's 1 MB/s can be felt."""
-    tiers = (
-        Tier("hbm", 64 * MIB, hbm, "made up"),
-        Tier("ddr", 256 * MIB, ddr, "made up"),
-        Tier("disk", 2**40, 0.0, "made up"),
-    )
-    links = (
-        Link("ddr", "hbm", link, 0.0, "made up"),
-        Link("hbm", "ddr", link, 0.0, "made up"),
-        Link("disk", "ddr", disk_link, 0.0, "made up"),
-    )
-    return MachineSpec("made-up", flops_per_s, "made up", tiers, links, host_s, device_s, "made up", "cache")
-
-
-def desk_on(spec, layout, **options):
-    return Desk(ModelledDevice(spec, **options), layout)
 
 
 def costs(desk, step):
@@ -53,15 +31,6 @@ def costs(desk, step):
 
 def moved_bytes(cost):
     return cost.weight_bytes + cost.input_bytes + cost.output_bytes + cost.kv_read_bytes + cost.kv_write_bytes
-
-
-def took(desk, event):
-    desk.wait(event)
-    span = desk.device.span(event)
-    return span.end_s - span.start_s
-
-
-PREFILL = rows([([3, 1, 4, 1, 5], 0)])
 
 
 def test_a_run_without_contention_takes_the_larger_of_flops_and_bytes_in_every_region(layout):
@@ -171,7 +140,7 @@ def test_gates_overlap_a_transfer_with_the_work(layout):
 speeds = st.floats(1e4, 1e9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(flops=speeds, hbm=speeds, ddr=speeds, disk_link=speeds, link=speeds)
 def test_a_cold_start_takes_between_the_longer_part_and_the_sum(layout, flops, hbm, ddr, disk_link, link):
     total, fetch, run = cold(machine(flops, hbm, ddr, disk_link, link), layout)
@@ -181,30 +150,13 @@ def test_a_cold_start_takes_between_the_longer_part_and_the_sum(layout, flops, h
 NAMES = ("flops_per_s", "hbm", "ddr", "disk_link", "link")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(values=st.tuples(*[speeds] * len(NAMES)), name=st.sampled_from(NAMES), factor=st.floats(1.0, 1000.0))
 def test_a_faster_machine_is_never_slower_to_start(layout, values, name, factor):
     numbers = dict(zip(NAMES, values, strict=True))
     slow = cold(machine(**numbers), layout)[0]
     fast = cold(machine(**(numbers | {name: numbers[name] * factor})), layout)[0]
     assert fast <= slow * (1 + NEAR)
-
-
-def play(desk):
-    """A small workload: cold start, decode, a copy beside it, another fetch. Returns events in order of issue."""
-    gates = desk.fetch()
-    first = desk.run(PREFILL, gates=gates)
-    far = desk.device.reserve("ddr", MIB)
-    copy = desk.device.copy(far, desk.device.reserve("hbm", MIB))
-    decode = desk.run(rows([([9], 5)]), steps=4, after=[copy])
-    again = list(desk.fetch(after=[decode]).values())
-    events = [*gates.values(), first, copy, decode, *again]
-    desk.wait(*events)
-    return events
-
-
-def spans(desk, events):
-    return [desk.device.span(event) for event in events]
 
 
 def test_the_same_work_takes_the_same_time(layout):
@@ -220,26 +172,6 @@ def test_usage_is_within_what_the_machine_can_give(layout):
     usage = desk.device.usage()
     assert usage["tier hbm"].drawn / 1e8 <= usage["tier hbm"].busy_s * (1 + NEAR) <= desk.device.now() * (1 + NEAR)
     assert usage["link disk->ddr"].drawn == pytest.approx(2 * layout.size_bytes, rel=NEAR)
-
-
-def test_recorded_durations_are_replayed_by_lane(layout):
-    recorded = desk_on(machine(), layout)
-    events = play(recorded)
-    durations = {}
-    for event, span in zip(events, spans(recorded, events), strict=True):
-        durations.setdefault(event.lane, []).append(span.end_s - span.start_s)
-    replayed = desk_on(dataclasses.replace(machine(), flops_per_s=0.0), layout, durations=durations)
-    for a, b in zip(spans(recorded, events), spans(replayed, play(replayed)), strict=True):
-        assert (b.start_s, b.end_s) == (pytest.approx(a.start_s, rel=1e-6), pytest.approx(a.end_s, rel=1e-6))
-    with pytest.raises(DeviceError, match="2 recorded durations"):
-        replayed.run(PREFILL)
-
-
-def test_a_replayed_run_still_awaits_its_gates(layout):
-    desk = desk_on(machine(), layout, durations={"disk->hbm": [2.0] * len(layout.ranges), "compute": [1.0]})
-    run = desk.run(PREFILL, gates=desk.fetch())
-    desk.wait(run)
-    assert desk.device.span(run).end_s == pytest.approx(2.0 * len(layout.ranges))
 
 
 def test_asking_moves_no_time(layout):

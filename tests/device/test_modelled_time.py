@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coterie.devices.modelled_time import Flow, FluidClock, Phase, fair_rates
@@ -88,6 +88,8 @@ def test_work_without_amounts_is_done_when_it_is_issued():
     assert clock.issue("x", [], []).finished
 
 
+# No deadline and no complaint about speed: other work shares the machine. The same examples on every run.
+steady = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 CAPACITY = {"hbm": 100.0, "ddr": 40.0, "link": 30.0, "flops": 70.0}
 LANES = ("compute", "up", "down")
 amounts = st.one_of(st.just(0.0), st.floats(0.01, 1000.0))
@@ -117,6 +119,7 @@ def play(plan, capacity=CAPACITY):
     return clock, works
 
 
+@steady
 @given(plans())
 def test_random_work_is_conserved_ordered_and_ends(plan):
     clock, works = play(plan)
@@ -140,6 +143,7 @@ def test_random_work_is_conserved_ordered_and_ends(plan):
             assert usage.drawn == pytest.approx(asked[resource], rel=NEAR, abs=NEAR)
 
 
+@steady
 @given(plans(), st.lists(st.floats(0.001, 5.0), max_size=5))
 def test_looking_often_changes_nothing_but_rounding(plan, looks):
     _, once = play(plan)
@@ -152,6 +156,7 @@ def test_looking_often_changes_nothing_but_rounding(plan, looks):
         assert b.end_s == pytest.approx(a.end_s, rel=1e-6, abs=1e-6)
 
 
+@steady
 @given(plans())
 def test_the_same_work_takes_the_same_time(plan):
     first, second = play(plan), play(plan)
@@ -159,6 +164,7 @@ def test_the_same_work_takes_the_same_time(plan):
     assert first[0].usage == second[0].usage
 
 
+@steady
 @given(st.lists(phases, min_size=1, max_size=6), st.sampled_from(sorted(CAPACITY)), st.floats(1.0, 100.0))
 def test_more_of_a_resource_is_never_slower_alone(steps, resource, factor):
     slow = play([("compute", [], steps, False)])[0].now
@@ -166,6 +172,7 @@ def test_more_of_a_resource_is_never_slower_alone(steps, resource, factor):
     assert fast <= slow * (1 + NEAR)
 
 
+@steady
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(sorted(CAPACITY)), st.sampled_from([0.5, 1.0, 2.0]), min_size=1), max_size=6
@@ -182,6 +189,7 @@ def test_shares_are_fair_and_waste_nothing(uses):
         assert any(rate >= max(sharers[name]) * (1 - NEAR) for name in full), "a flow has less than its fair share"
 
 
+@steady
 @given(
     st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.0, 10.0), st.sampled_from([0.0, 0.5])), max_size=6), plans()
 )
