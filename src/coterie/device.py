@@ -28,7 +28,7 @@ I32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A piece of a slab: `slab_id` is given by the device that reserved it, `offset` and `size_bytes` are inside that slab."""
+    """A piece of a slab: `slab_id` is the reserving device's name for it; `offset` and `size_bytes` are inside it."""
 
     slab_id: int
     tier: str
@@ -70,8 +70,8 @@ class Rows:
     """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
 
     tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
-    block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context length after this step.
-    rows_R: indices into T whose logits are sampled. sampling: R settings. end_ids: for each of the R rows, tokens that end it.
+    block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
+    rows_R: indices into T whose logits are sampled. sampling: R settings. end_ids: for each of the R rows, what ends it.
     """
 
     tokens_T: I32
@@ -143,7 +143,10 @@ class Device(Protocol):
         """Copy between tiers on that link's lane. Sizes must be equal (ValueError)."""
 
     def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
-        """Read a file range into a slab on the disk lane. The event fails with TransferError if the file changed or the read did."""
+        """Read a file range into a slab on the disk lane.
+
+        The event fails with TransferError if the file is not as the range describes it or the read fails.
+        """
 
     def load(self, program: Program) -> Executable:
         """Bind kernels or price regions. Raises UnsupportedError naming the op that this device has no kernel for."""
@@ -158,8 +161,8 @@ class Device(Protocol):
     ) -> Event:
         """Run up to `steps` steps. A gate makes every region of that stage wait for an event.
 
-        With steps > 1 (only when T == B == R, all decoding) each next step feeds the sampled tokens back; it stops early
-        after a step in which any row drew one of its end_ids.
+        With steps > 1 (only when T == B == R, all decoding) each next step feeds the sampled tokens back; it stops
+        early after a step in which any row drew one of its end_ids.
         """
 
     def tokens(self, event: Event) -> I32:
@@ -188,7 +191,7 @@ class Device(Protocol):
         """When a finished event's work began and ended."""
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Return when one of the events is finished or the clock reaches `until`. Real: block. Modelled: move the clock."""
+        """Return when an event is finished or the clock reaches `until`. Real: block. Modelled: move the clock."""
 
     def close(self) -> None:
         """Stop lanes and give memory back."""

@@ -55,9 +55,9 @@ def test_public_names_have_docstrings() -> None:
     for path in MODULES:
         tree = ast.parse(path.read_text())
         holders = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
-        for node in (n for holder in holders for n in holder.body if isinstance(n, Function | ast.ClassDef)):
-            if not node.name.startswith("_") and not ast.get_docstring(node):
-                missing.append(f"{name_of(path)}: {node.name}")
+        nodes = [n for holder in holders for n in holder.body if isinstance(n, Function | ast.ClassDef)]
+        bare = [n.name for n in nodes if not n.name.startswith("_") and not ast.get_docstring(n)]
+        missing += [f"{name_of(path)}: {name}" for name in bare]
     assert not missing
 
 

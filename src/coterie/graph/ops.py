@@ -2,7 +2,9 @@
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
 Activations are float32; weights are as in the file. `?` marks an optional operand.
-Knows nothing about how ops are computed or fused. Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
+Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
+
+Knows nothing about how ops are computed or fused.
 """
 
 from __future__ import annotations
