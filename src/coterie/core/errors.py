@@ -24,7 +24,7 @@ from coterie.core.units import format_bytes
 class CoterieError(Exception):
     """One sentence: `[where] fact; remedy`.
 
-    `where` names the file, key, expert or option; `fact` says what is wrong, with numbers; `remedy` says what to change.
+    `where` names the file, key, expert or option; `fact` says what is wrong, with numbers; `remedy` what to change.
     """
 
     def __init__(self, where: str, fact: str, remedy: str = "") -> None:

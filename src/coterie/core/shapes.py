@@ -1,7 +1,7 @@
 """Shape letters, symbolic sizes, and the one shape check used at boundaries.
 
-Letters: B sequences, T tokens this step (ragged, flat), R rows that are sampled, S context tokens, D hidden, F intermediate,
-V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages, Z page size (tokens), X experts.
+Letters: B sequences, T tokens this step (ragged, flat), R rows that are sampled, S context tokens, D hidden,
+F intermediate, V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages, Z page size (tokens), X experts.
 
 Knows nothing about ops.
 """
@@ -32,8 +32,8 @@ Shape: TypeAlias = tuple[Dim, ...]
 class Sizes:
     """The numbers that a step puts in the place of symbols.
 
-    T tokens, B sequences, R sampled rows; `context_tokens` is the sum over sequences of their length after this step (what
-    attention reads), `pairs` the sum over tokens of the positions that each sees (what attention computes).
+    T tokens, B sequences, R sampled rows; `context_tokens` is the sum over sequences of their length after this step
+    (what attention reads), `pairs` the sum over tokens of the positions that each sees (what attention computes).
     """
 
     T: int
