@@ -93,7 +93,7 @@ class Layer(nn.Module):
         self.down_proj = nn.Parameter(torch.zeros(d, f))
 
     def forward(self, x_ND: Tensor, b: int, cos: Tensor, sin: Tensor, rows_M: Tensor | None = None) -> Tensor:
-        """The layer's output for rows x [B*T, D], or for the wanted rows only; attention is causal over each row of B."""
+        """The layer's output for x [B*T, D], or for its wanted rows only; attention is causal over each row of B."""
         n, d = x_ND.shape
         h = F.rms_norm(x_ND, (d,), self.input_layernorm, self.eps)
         qkv = linear(h, torch.cat(list(self.qkv_proj)))
@@ -152,7 +152,7 @@ class TinyLlama(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V]."""
-        return F.linear(self.hidden(tokens_BT), self.embed_tokens).unflatten(0, tokens_BT.shape)
+        return F.linear(self.hidden(tokens_BT), self.embed_tokens).view(*tokens_BT.shape, -1)
 
     def caches(self, rows: int, positions: int) -> list[Cache]:
         """Empty caches of all layers."""
