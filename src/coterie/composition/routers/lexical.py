@@ -57,16 +57,22 @@ class LexicalWeights:
     def confidences(self, text: str) -> npt.NDArray[np.float64]:
         """Confidence per class [X]; they sum to one."""
         buckets = bucket_list(text, self.hashing)
-        scores = self.weights_XF[:, buckets].sum(axis=1, dtype=np.float64) / np.sqrt(max(len(buckets), 1))
+        scores = self._sums(buckets) / np.sqrt(max(len(buckets), 1))
         return softmax(scores + self.bias_X, self.temperature)
 
+    def _sums(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        # by buckets first: read_weights keeps the classes of one bucket next to each other
+        return np.asarray(self.weights_XF.T[buckets].sum(axis=0, dtype=np.float64), dtype=np.float64)
+
     def telling_words(self, text: str, chosen: int) -> tuple[str, ...]:
-        """The words that spoke most for the chosen class over the mean of all classes, strongest first."""
-        lead_F = self.weights_XF[chosen] - self.weights_XF.mean(axis=0)
-        spoke = {word: float(lead_F[buckets].sum()) for word, buckets in word_buckets(text, self.hashing).items()}
+        """The words that spoke most for the chosen class over the mean of all classes, strongest first, in quotes."""
+        spoke: dict[str, float] = {}
+        for word, buckets in word_buckets(text, self.hashing).items():
+            lead_X = self._sums(buckets)
+            spoke[word] = float(lead_X[chosen] - lead_X.mean())
         best = sorted(spoke, key=lambda word: -spoke[word])[:NUM_REASONS]
         clear = [word for word in best if spoke[word] > max(0.0, CLEAR_SHARE * spoke[best[0]])]
-        return tuple(dict.fromkeys(word.strip(_MARKS) or word for word in clear))
+        return tuple(dict.fromkeys(map(_quoted, clear)))
 
 
 def softmax(scores: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
@@ -74,6 +80,11 @@ def softmax(scores: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[
     scaled = scores / temperature
     shares = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def _quoted(word: str) -> str:
+    bare = word.strip(_MARKS) or word
+    return "a number" if set(bare) == {"0"} else repr(bare)
 
 
 class LexicalRouter:
@@ -103,7 +114,7 @@ class LexicalRouter:
         if share < self.threshold and name != self.fallback:
             reason = f"the best expert, {name}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
             return self._fall_back(confidences, reason)
-        telling = ", ".join(repr(word) for word in self.weights.telling_words(prompt.text, best))
+        telling = ", ".join(self.weights.telling_words(prompt.text, best))
         return Route(name, confidences[name], ranked(confidences, name), f"because: {telling or 'its wording'}")
 
     def _fall_back(self, confidences: Mapping[str, float], reason: str) -> Route:
@@ -143,7 +154,7 @@ def read_weights(path: Path) -> LexicalWeights:
     temperature, threshold = map(float, stored["calibration"])
     return LexicalWeights(
         classes=tuple(map(str, stored["classes"])),
-        weights_XF=stored["weights"].astype(np.float32),
+        weights_XF=np.asfortranarray(stored["weights"], dtype=np.float32),
         bias_X=stored["bias"].astype(np.float32),
         temperature=temperature,
         threshold=threshold,
