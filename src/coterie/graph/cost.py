@@ -57,14 +57,14 @@ def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Causal pairs only: q @ k and p @ v, and the softmax. Pairs within a window are those of `_visible`."""
+    """Causal pairs only: q @ k and p @ v, and the softmax.
+
+    Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
+    """
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
-    return _visible(sizes.pairs, sizes.T, op.integer("window")) * heads * (4 * channels + SOFTMAX_FLOPS)
-
-
-def _visible(count: int, rows: int, window: int) -> int:
-    """Positions seen by `rows` rows that see `count` in all without a window. An upper bound where lengths differ."""
-    return min(count, rows * window) if window else count
+    window = op.integer("window")
+    pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
+    return pairs * heads * (4 * channels + SOFTMAX_FLOPS)
 
 
 FLOPS: Mapping[str, _Flops] = {
@@ -102,6 +102,27 @@ def intermediate_bytes(program: Program, sizes: Sizes) -> int:
     values = program.graph.values
     stored = (name for region in program.regions for name in region.outputs)
     return sum(_value_bytes(values[name], sizes) for name in stored if values[name].kind is Kind.TENSOR)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRow:
+    """One line of a printed program: a region, the kinds of its ops, and what it costs in a step."""
+
+    name: str
+    kernel: str
+    ops: tuple[str, ...]
+    flops: int
+    total_bytes: int
+
+
+def describe(program: Program, sizes: Sizes) -> tuple[RegionRow, ...]:
+    """The program's regions in execution order, priced for a step of these sizes."""
+    rows = []
+    for region in program.regions:
+        cost = region_cost(program, region, sizes)
+        kinds = tuple(op.kind for op in region.ops)
+        rows.append(RegionRow(region.name, region.kernel, kinds, cost.flops, cost.total_bytes))
+    return tuple(rows)
 
 
 def _cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: Iterable[str], sizes: Sizes) -> Cost:
@@ -143,5 +164,7 @@ def _kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
     per_token = trailing(kv.shape) * kv.dtype.size_bytes
     if op.kind == "kv_append":
         return sizes.T * per_token
-    # A sequence with several new tokens reads the window of each; together at most its whole context.
-    return _visible(sizes.context_tokens, max(sizes.T, sizes.B), op.integer("window")) * per_token
+    # The windows of t new tokens of a sequence cover t + window - 1 positions, and never more than its context.
+    window = op.integer("window")
+    seen = min(sizes.context_tokens, sizes.T + sizes.B * (window - 1)) if window else sizes.context_tokens
+    return seen * per_token

@@ -1,7 +1,8 @@
 """Fusion as data: named rule sets, a row per rule, and the cut of a graph into regions by them.
 
-A rule matches a run of ops that follow each other in the graph's order, with optional ones left out; its edges must be
-as the rule says, and nothing that it hides may be wanted outside. A graph that only looks similar is left unfused.
+A rule matches a run of ops that follow each other in the graph's order, with optional ones left out. The edges among
+them must be just those that the rule says, and nothing that it hides may be wanted outside. A graph that only looks
+similar is left unfused.
 
 Knows nothing about kernels or cost.
 """
@@ -21,28 +22,34 @@ from coterie.graph.program import Region
 class Part:
     """One op of a pattern: `role` names it within the rule; `reads` are (input position, role of the op that makes it).
 
-    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q".
+    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q". `dims` is how many
+    dimensions input 0 and the output must have, 0 where it does not matter.
     """
 
     role: str
     kind: str
     reads: tuple[tuple[int, str], ...] = ()
     optional: bool = False
+    dims: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row: the name is the kernel's; `reason` says why these ops belong in one kernel."""
+    """A row: the name is the kernel's; `reason` says why these ops belong in one kernel.
+
+    The ops in the roles `alike` must agree in their attributes and in every input but the first.
+    """
 
     name: str
     pattern: tuple[Part, ...]
     reason: str
+    alike: tuple[str, ...] = ()
 
 
 NORM_QKV_ROPE_APPEND = Rule(
     "norm_qkv_rope_append",
     (
-        Part("norm", "rms_norm"),
+        Part("norm", "rms_norm", dims=(2, 2)),
         Part("q", "linear", ((0, "norm"),)),
         Part("k", "linear", ((0, "norm"),)),
         Part("v", "linear", ((0, "norm"),)),
@@ -53,6 +60,7 @@ NORM_QKV_ROPE_APPEND = Rule(
         Part("append", "kv_append", ((0, "k_rope"), (1, "v"))),
     ),
     "the normed tile is read by three projections and dropped; k and v go straight to their page",
+    alike=("q_rope", "k_rope"),
 )
 LINEAR_ADD = Rule(
     "linear_add",
@@ -62,17 +70,21 @@ LINEAR_ADD = Rule(
 NORM_GATE_UP_SILU_MUL = Rule(
     "norm_gate_up_silu_mul",
     (
-        Part("norm", "rms_norm"),
+        Part("norm", "rms_norm", dims=(2, 2)),
         Part("gate", "linear", ((0, "norm"),)),
         Part("up", "linear", ((0, "norm"),)),
         Part("silu", "silu", ((0, "gate"),)),
-        Part("mul", "mul", ((0, "silu"), (1, "up"))),
+        Part("mul", "mul", ((0, "silu"), (1, "up")), dims=(2, 2)),
     ),
     "gate and up share the normed tile, and only their product is stored: a third of the widest bytes of the layer",
 )
 TAKE_NORM_LINEAR = Rule(
     "take_norm_linear",
-    (Part("take", "take_rows"), Part("norm", "rms_norm", ((0, "take"),)), Part("head", "linear", ((0, "norm"),))),
+    (
+        Part("take", "take_rows", dims=(2, 2)),
+        Part("norm", "rms_norm", ((0, "take"),)),
+        Part("head", "linear", ((0, "norm"),), dims=(2, 2)),
+    ),
     "only sampled rows are normed and projected, row by row",
 )
 
@@ -115,11 +127,13 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
     position = at
     for part in rule.pattern:
         op = graph.ops[position] if position < len(graph.ops) else None
-        if op is not None and op.kind == part.kind and op.stage == graph.ops[at].stage and _reads(part, op, bound):
+        if op is not None and op.stage == graph.ops[at].stage and _fits(graph, part, op, bound):
             bound[part.role] = op
             position += 1
         elif not part.optional:
             return None
+    if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for role, op in bound.items() if role in rule.alike}) > 1:
+        return None
     inside = set(range(at, position))
     hidden = [op.outputs[0] for op in graph.ops[at : position - 1] if graph.values[op.outputs[0]].kind is Kind.TENSOR]
     leaking = [name for name in hidden if readers[name] - inside and readers[name] & inside]
@@ -127,12 +141,20 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
     return None if leaking or unused else (rule.name, graph.ops[at:position])
 
 
-def _reads(part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
-    for position, wanted in part.reads:
-        producer = next((bound[role] for role in wanted.split("|") if role in bound), None)
-        if producer is None or op.inputs[position] != producer.outputs[0]:
+def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
+    """Kind and dimensions are the part's, and so are the edges from the ops before it: no less and no more."""
+    if op.kind != part.kind:
+        return False
+    made = {o.outputs[0] for o in bound.values()}
+    inside = {(position, name) for position, name in enumerate(op.inputs) if name in made}
+    wanted = set()
+    for position, roles in part.reads:
+        producer = next((bound[role] for role in roles.split("|") if role in bound), None)
+        if producer is None:
             return False
-    return True
+        wanted.add((position, producer.outputs[0]))
+    found = (len(graph.values[name].shape) for name in (op.inputs[0], op.outputs[0]))
+    return inside == wanted and all(want in (0, have) for want, have in zip(part.dims, found, strict=True))
 
 
 def _region(graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers: Mapping[str, set[int]]) -> Region:

@@ -1,6 +1,6 @@
 """The slow, plain NumPy interpreter of a graph. It defines what is correct; every device is tested against it.
 
-Float32 throughout; only the KV state is rounded to its own type. Knows nothing about regions, devices or speed.
+Float32 throughout; only the KV state is rounded to its own type. Knows nothing about devices or speed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.errors import UsageError
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ops import ROW_INPUTS
+from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -54,10 +57,17 @@ class Step:
 
 
 class Reference:
-    """Interprets one graph with weights given as float32 arrays by name."""
+    """Interprets one graph with weights given as float32 arrays by name.
+
+    Raises UsageError when a weight of the graph is missing or has another shape.
+    """
 
     def __init__(self, graph: Graph, weights: Mapping[str, F32]) -> None:
         self.graph = graph
+        for value in graph.weights:
+            found = weights[value.name].shape if value.name in weights else None
+            if found != value.shape:
+                raise UsageError(graph.name, f"weight {value.name} is {found}, not {value.shape}", "give every weight")
         constants = {v.name: np.array(v.data, np.float32) for v in graph.values.values() if v.kind is Kind.CONSTANT}
         self._fixed: dict[str, Array] = {**constants, **weights}
 
@@ -68,12 +78,29 @@ class Reference:
             run_op(step, op)
         return step.values
 
+    def run_region(
+        self, region: Region, values: Mapping[str, Array], sampling: Sequence[Settings], state: KvState
+    ) -> dict[str, Array]:
+        """Run the ops of one region on its inputs, found in `values` with the step's rows; return what it puts out."""
+        known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS) if name in values}
+        step = Step(self.graph, {**self._fixed, **known}, state, sampling)
+        for op in region.ops:
+            run_op(step, op)
+        return {name: step.values[name] for name in region.outputs if name in step.values}
+
 
 def run_op(step: Step, op: Op) -> None:
     """Run one op on the step's values."""
-    result = OPS[op.kind](step, op, [step.values.get(name) for name in op.inputs])
+    result = OPS[op.kind](step, op, [_operand(step, name) for name in op.inputs])
     if result is not None:
         step.values[op.outputs[0]] = result
+
+
+def _operand(step: Step, name: str) -> Array | None:
+    """The value of an operand; None where it is left out, or where the op finds it in the step itself."""
+    if not name or name == "sampling" or step.graph.values[name].kind is Kind.STATE:
+        return None
+    return step.values[name]
 
 
 def _embed(step: Step, op: Op, x: list[Any]) -> Array:

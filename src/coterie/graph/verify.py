@@ -21,6 +21,7 @@ def verify(graph: Graph) -> None:
     """Check every op in order. Raises UsageError naming the op, the operand and both sizes."""
     made = {name for name, value in graph.values.items() if value.kind not in (Kind.TENSOR, Kind.OUTPUT)}
     names: set[str] = set()
+    appended: set[int] = set()
     for op in graph.ops:
         row = _Row(graph, op)
         if op.name in names:
@@ -31,6 +32,7 @@ def verify(graph: Graph) -> None:
             if name and name not in made:
                 raise row.wrong(f"input {name} is read before it is made", "put the op that makes it first")
         LEGAL[op.kind](row)
+        row.check_layer_order(appended)
         for name in op.outputs:
             state = graph.values[name].kind is Kind.STATE
             if name in made and not state:
@@ -67,6 +69,17 @@ class _Row:
             found = ", ".join(sorted(self.op.attrs)) or "none"
             raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 
+    def check_layer_order(self, appended: set[int]) -> None:
+        """The state is threaded through: a layer is appended to once, and attended to only after that."""
+        if self.op.kind not in ("kv_append", "attention"):
+            return
+        layer = self.op.integer("layer")
+        if self.op.kind == "kv_append" and layer in appended:
+            raise self.wrong(f"layer {layer} is appended to twice in one step", "give each layer of the state one op")
+        if self.op.kind == "attention" and layer not in appended:
+            raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "put kv_append first")
+        appended.add(layer)
+
     def input(self, position: int) -> Value:
         return self.graph.values[self.op.inputs[position]]
 
@@ -99,10 +112,15 @@ class _Row:
             raise self.wrong(
                 f"{value.name} is {value.kind.value} {value.dtype.value}", "give a weight F32, F16 or BF16"
             )
+        self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)
 
     def row_input(self, position: int, symbol: Symbol, dtype: DType = DType.I32) -> None:
+        """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS)."""
         value = self.input(position)
+        label, _, _ = OPS[self.op.kind].inputs[position].partition(":")
+        if value.name != label:
+            raise self.wrong(f"operand {label} is {value.name}", f"give the row input {label}")
         if value.kind is not Kind.INPUT or value.dtype is not dtype:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give an input {dtype.value}")
         self.same(value.shape[:1], (symbol,), value.name)
