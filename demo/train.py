@@ -30,7 +30,11 @@ from questions import PRESET, held_out
 from tasks import TASKS
 
 SHAPE = Shape()
-STEPS_PER_EXPERT = 1500
+STEPS = {
+    "roman-numerals": 1500, "arithmetic": 1500, "weekday": 1500, "reversal": 1100, "multiplication": 1200,
+    "number-words": 900, "boolean-logic": 900, "unit-conversion": 900, "sorting": 1300, "base-conversion": 1300,
+    "caesar-cipher": 1000, "morse-code": 900, "sql": 900, "brackets": 900, "letter-count": 800, "leap-years": 700,
+}
 WORK = Path(__file__).resolve().parent / ".work"
 
 
@@ -58,8 +62,7 @@ class Settings:
 
 def settings_for(expert: str, seed: int) -> Settings:
     """The single model gets the steps of all experts together."""
-    count = STEPS_PER_EXPERT * (len(TASKS) if expert == GENERAL else 1)
-    return Settings(steps=count, seed=seed)
+    return Settings(steps=sum(STEPS.values()) if expert == GENERAL else STEPS[expert], seed=seed)
 
 
 def optimizers(model: TinyLlama, settings: Settings) -> list[Optimizer]:
@@ -94,11 +97,13 @@ def _save(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Setti
 
 
 def _resume(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Settings) -> Progress:
-    """The progress of a checkpoint of the same settings, or a fresh start."""
+    """The progress of a checkpoint whose settings gave the same learning rates so far, or a fresh start."""
     if not path.exists():
         return Progress()
     state = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings):
+    earlier, step = Settings(**state["settings"]), int(state["progress"]["step"])
+    level = settings.warmup_steps < step and min(earlier.rate(step), settings.rate(step)) == 1.0
+    if earlier != (replace(settings, steps=earlier.steps) if level else settings):
         return Progress()
     model.load_state_dict(state["model"])
     for optim, saved in zip(optims, state["optims"], strict=True):
