@@ -14,12 +14,16 @@ PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
 
 @dataclass(frozen=True)
 class Theirs:
-    """`truth` [T, V] in float32 arithmetic, `own_error` of the type itself relative to it, `greedy` token ids."""
+    """`truth` [T, V] in float32 arithmetic, `own_error` of the type itself relative to it.
+
+    `greedy`: token ids in float32 arithmetic; `own_greedy`: those of the type itself.
+    """
 
     prompt: list[int]
     truth: np.ndarray
     own_error: float
     greedy: list[int]
+    own_greedy: list[int]
 
 
 def prompt_of(vocab_size, seed=0):
@@ -32,12 +36,6 @@ def relative_error(found, truth):
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
-def logits(folder, prompt, dtype):
-    """Logits [T, V] of transformers running in a type."""
-    with torch.no_grad():
-        return tiny.load(folder, dtype)(torch.tensor([prompt])).logits[0].float().numpy()
-
-
 def ask(folder, dtype):
     """Everything that a comparison needs, for a folder saved in `dtype`."""
     model = tiny.load(folder, "fp32")
@@ -45,8 +43,18 @@ def ask(folder, dtype):
     with torch.no_grad():
         truth = model(torch.tensor([prompt])).logits[0].numpy()
         greedy = _greedy(model, prompt[:GREEDY_FROM])
-    own_error = 0.0 if dtype == "fp32" else relative_error(logits(folder, prompt, dtype), truth)
-    return Theirs(prompt, truth, own_error, greedy)
+    if dtype == "fp32":
+        return Theirs(prompt, truth, 0.0, greedy, greedy)
+    own = tiny.load(folder, dtype)
+    with torch.no_grad():
+        own_error = relative_error(own(torch.tensor([prompt])).logits[0].float().numpy(), truth)
+        return Theirs(prompt, truth, own_error, greedy, _greedy(own, prompt[:GREEDY_FROM]))
+
+
+def agreeing(found, wanted):
+    """How many tokens agree from the start."""
+    same = [ours == others for ours, others in zip(found, wanted, strict=True)]
+    return same.index(False) if False in same else len(same)
 
 
 def _greedy(model, prompt):

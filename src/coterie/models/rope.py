@@ -87,20 +87,28 @@ def _default(settings: _Settings) -> Rope:
     return _rope("default", _plain(settings), settings.max_positions)
 
 
+def _factor(rope: Fields, default: float | None = None) -> float:
+    """How much longer the context becomes."""
+    factor = rope.number("factor", default)
+    if factor < 1:
+        raise rope.wrong("factor", f"is {factor:g}", "at least 1")
+    return factor
+
+
 def _linear(settings: _Settings) -> Rope:
-    factor = settings.rope.number("factor")
+    factor = _factor(settings.rope)
     return _rope("linear", _plain(settings) / np.float32(factor), int(settings.max_positions * factor))
 
 
 def _dynamic(settings: _Settings) -> Rope:
     """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain."""
-    settings.rope.number("factor")
+    _factor(settings.rope)
     return _rope("dynamic", _plain(settings), min(settings.max_positions, settings.original_positions))
 
 
 def _llama3(settings: _Settings) -> Rope:
     rope, original = settings.rope, settings.original_positions
-    factor, low, high = rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    factor, low, high = _factor(rope), rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if high <= low:
         raise rope.wrong("high_freq_factor", f"is {high:g}", f"above low_freq_factor, {low:g}")
     plain = _plain(settings)
@@ -114,7 +122,7 @@ def _llama3(settings: _Settings) -> Rope:
 
 def _yarn(settings: _Settings) -> Rope:
     rope, original, dim = settings.rope, settings.original_positions, settings.head_dim
-    factor = rope.number("factor", settings.max_positions / original)
+    factor = _factor(rope, max(1.0, settings.max_positions / original))
     low, high = _yarn_border(settings)
     if low == high:
         high += 0.001  # a ramp of no width would divide by zero
