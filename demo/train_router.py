@@ -1,6 +1,6 @@
-"""Trains the demo's router and writes router.npz beside the demo's composition.toml; about three minutes on one core.
+"""Trains the demo's router and writes router.npz beside the demo's composition.toml; about a minute on one core.
 
-    python demo/train_router.py [--out FILE] [--per-skill 4000] [--seed 0]
+    python demo/train_router.py [--out FILE] [--per-skill 2500] [--seed 0]
 
 Knows nothing about the experts' weights: only how questions for them are worded. One seed, one result.
 """
@@ -23,8 +23,8 @@ from tasks.phrasing import SEEN, phrase
 
 PRESET = Path(__file__).resolve().parents[1] / "src" / "coterie" / "composition" / "presets" / "demo"
 FALLBACK = "general"
-OUT_OF_SCOPE_COPIES = 10  # real questions for no expert are few, so each counts for several
-NUM_BORROWED, NUM_BARE = 13000, 1500
+OUT_OF_SCOPE_COPIES = 6  # real questions for no expert are few, so each counts for several
+NUM_BORROWED, NUM_BARE = 8000, 1000
 HELD_OUT_PER_SKILL = 300
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=PRESET / "router.npz")
-    parser.add_argument("--per-skill", type=int, default=4000)
+    parser.add_argument("--per-skill", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     notes = {

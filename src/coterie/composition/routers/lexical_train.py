@@ -45,9 +45,9 @@ class FitSettings:
     """`inverse_penalty` is scikit-learn's C. `max_loss`: share of in-scope questions that the threshold may cost."""
 
     hashing: HashSettings = field(default_factory=HashSettings)
-    inverse_penalty: float = 300.0
+    inverse_penalty: float = 100.0
     max_iterations: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = 3e-4
     num_folds: int = 3
     max_loss: float = 0.01
 
