@@ -56,9 +56,10 @@ def to_f32(bits: npt.NDArray[np.generic], dtype: DType) -> npt.NDArray[np.float3
 
 
 def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.generic]:
-    """Round float32 to `dtype` (to nearest, ties to even) and return the stored bits."""
+    """Round float32 to `dtype` (to nearest, ties to even; too large becomes infinite) and return the stored bits."""
     if dtype is DType.BF16:
         u = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-    return values.astype(dtype.numpy)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype.numpy)

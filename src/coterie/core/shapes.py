@@ -1,8 +1,8 @@
 """Shape letters, symbolic sizes, and the one shape check used at boundaries.
 
 Letters: B sequences, T tokens this step (ragged, flat), R rows that are sampled, S context tokens, D hidden,
-F intermediate, V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages, Z page size (tokens),
-X experts.
+F intermediate, V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages,
+Z page size (tokens), X experts.
 
 Knows nothing about ops.
 """

@@ -6,6 +6,7 @@ Knows nothing about what is measured.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _BINARY = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -18,14 +19,14 @@ def parse_bytes(text: str) -> int:
     scale = {**_BINARY, **_DECIMAL}.get(match[2].lower()) if match else None
     if match is None or scale is None:
         raise ValueError(f"{text!r} is not a size; write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")
-    return int(float(match[1]) * scale)
+    return int(Fraction(match[1]) * scale)  # as written: 2.01 KB is 2010 bytes, and in floats one less
 
 
 def format_bytes(size_bytes: float) -> str:
     """Print a capacity in binary units, for example `1.50 MiB`."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
+        if round(abs(size), 2) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
         size /= 1024
     return f"{size:.2f} TiB"
@@ -35,15 +36,17 @@ def format_rate(bytes_per_s: float) -> str:
     """Print a bandwidth in decimal units, for example `25.1 GB/s`."""
     rate = float(bytes_per_s)
     for unit in ("B/s", "kB/s", "MB/s", "GB/s"):
-        if abs(rate) < 1000:
+        if round(abs(rate), 1) < 1000:
             return f"{rate:.1f} {unit}"
         rate /= 1000
     return f"{rate:.2f} TB/s"
 
 
 def format_seconds(seconds: float) -> str:
-    """Print a duration with three significant digits, for example `1.24 ms`."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if abs(seconds) >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+    """Print a duration with three significant digits, for example `1.24 ms`; from 1000 s on, whole seconds."""
+    value = float(seconds) * 1e9
+    for unit in ("ns", "us", "ms"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} s" if abs(value) < 999.5 else f"{value:.0f} s"

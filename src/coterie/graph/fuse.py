@@ -135,8 +135,11 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
     if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for role, op in bound.items() if role in rule.alike}) > 1:
         return None
     inside = set(range(at, position))
-    hidden = [op.outputs[0] for op in graph.ops[at : position - 1] if graph.values[op.outputs[0]].kind is Kind.TENSOR]
-    leaking = [name for name in hidden if readers[name] - inside and readers[name] & inside]
+    hidden = [
+        op.outputs[0] for op in graph.ops[at : position - 1] if graph.values[op.outputs[0]].kind is not Kind.STATE
+    ]
+    wanted = [name for name in hidden if readers[name] - inside or graph.values[name].kind is Kind.OUTPUT]
+    leaking = [name for name in wanted if readers[name] & inside]
     unused = [name for name in hidden if not readers[name]]
     return None if leaking or unused else (rule.name, graph.ops[at:position])
 

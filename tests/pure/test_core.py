@@ -1,0 +1,210 @@
+"""Units, element types, shapes and errors: what every part counts, rounds and prints with."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coterie.core import errors
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.shapes import Sizes, Symbol, check, trailing
+from coterie.core.units import format_bytes, format_rate, format_seconds, parse_bytes
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@given(st.integers(0, 2**70), st.sampled_from([*UNITS, ""]))
+def test_whole_sizes_parse_exactly(number, unit):
+    assert parse_bytes(f" {number} {unit.swapcase()}") == number * UNITS.get(unit, 1)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(list(UNITS)))
+def test_decimal_sizes_are_as_written(whole, thousandths, unit):
+    exact = (whole + Fraction(thousandths, 1000)) * UNITS[unit]
+    assert parse_bytes(f"{whole}.{thousandths:03}{unit}") == int(exact)
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1 2", "1e9", "3 XB", "0x10", "1.2.3", "inf", "nan", "1 K"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match=r"is not a size; write a number and B, KiB"):
+        parse_bytes(text)
+
+
+@given(st.integers(0, 2**50))
+def test_printed_capacities_parse_back(size_bytes):
+    """Two decimals: an error of at most half a hundredth of the printed unit."""
+    text = format_bytes(size_bytes)
+    number, unit = text.split()
+    assert float(number) < 1024 or unit == "TiB"
+    assert abs(parse_bytes(text) - size_bytes) <= UNITS[unit] * 0.005 + 1
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (2**20 - 1, "1.00 MiB"), (3 * 2**39, "1.50 TiB")],
+)
+def test_capacities_are_binary(size_bytes, text):
+    assert format_bytes(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0, "0.0 B/s"), (999.96, "1.0 kB/s"), (25.06e9, "25.1 GB/s"), (2e12, "2.00 TB/s"), (3e15, "3000.00 TB/s")],
+)
+def test_rates_are_decimal(rate, text):
+    assert format_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ns"),
+        (2.5e-9, "2.5 ns"),
+        (0.00124, "1.24 ms"),
+        (0.9996, "1 s"),
+        (999.7e-9, "1 us"),
+        (59.94, "59.9 s"),
+        (1234.4, "1234 s"),
+        (-0.002, "-2 ms"),
+    ],
+)
+def test_durations_have_three_digits(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(1e-9, 1e6))
+def test_durations_are_never_in_exponents_and_never_far_off(seconds):
+    number, unit = format_seconds(seconds).split()
+    assert "e" not in number
+    printed = float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[unit]
+    assert printed == pytest.approx(seconds, rel=0.0051)
+
+
+def nearest_bf16(value: np.float32) -> float:
+    """Rounding by definition: the nearer of the two neighbours with eight significant bits, or else the even one."""
+    exact = Fraction(float(value))
+    if exact == 0:
+        return float(value)
+    exponent = max(int(np.floor(np.log2(abs(float(value))))), -126)
+    step = Fraction(2) ** (exponent - 7)
+    rounded = float(round(exact / step) * step)  # a Fraction rounds half to even
+    return rounded if abs(rounded) < 2.0**128 else np.copysign(np.inf, rounded)
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_bf16_rounds_to_nearest_even(value):
+    bits = from_f32(np.array([value], np.float32), DType.BF16)
+    assert bits.dtype == np.uint16
+    got = to_f32(bits, DType.BF16)[0]
+    assert got == nearest_bf16(np.float32(value))
+    assert np.signbit(got) == np.signbit(np.float32(value))
+
+
+@given(st.integers(0, 0x7F7F), st.sampled_from([0x7FFF, 0x8000, 0x8001]))
+def test_bf16_ties_go_to_even(high, low):
+    value = np.array([(high << 16) | low], np.uint32).view(np.float32)
+    up = low == 0x8001 or (low == 0x8000 and high % 2)
+    assert from_f32(value, DType.BF16)[0] == high + up
+
+
+def test_every_bf16_comes_back():
+    bits = np.arange(2**16, dtype=np.uint16)
+    numbers = to_f32(bits, DType.BF16)
+    back = from_f32(numbers, DType.BF16)
+    nan = np.isnan(numbers)
+    np.testing.assert_array_equal(back[~nan], bits[~nan])
+    assert np.isnan(to_f32(back[nan], DType.BF16)).all()
+
+
+def test_bf16_of_nan_with_low_bits_only_stays_nan():
+    """Cut off or rounded up, these bits would be infinite or zero."""
+    nans = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(to_f32(from_f32(nans, DType.BF16), DType.BF16)).all()
+
+
+def test_too_large_becomes_infinite_without_a_warning():
+    values = np.array([65519.9, 65520, -1e30, np.inf], np.float32)
+    np.testing.assert_array_equal(to_f32(from_f32(values, DType.F16), DType.F16), [65504, np.inf, -np.inf, np.inf])
+    largest = np.array([3.4028235e38], np.float32)
+    assert to_f32(from_f32(largest, DType.BF16), DType.BF16)[0] == np.inf
+
+
+def test_f16_rounds_to_nearest_even_down_to_subnormals():
+    tie = 1 + 2.0**-11
+    values = np.array([tie, tie + 2.0**-10, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, -0.0, np.nan], np.float32)
+    got = to_f32(from_f32(values, DType.F16), DType.F16)
+    np.testing.assert_array_equal(got, [1, 1 + 2.0**-9, 2.0**-24, 0, 2.0**-23, -0.0, np.nan])
+    assert np.signbit(got[5])
+
+
+def test_strided_values_round_like_their_copy():
+    values = np.random.default_rng(0).standard_normal((6, 5), dtype=np.float32)
+    for dtype in (DType.BF16, DType.F16, DType.F32):
+        got = from_f32(values.T[::2], dtype)
+        np.testing.assert_array_equal(got, from_f32(values.T[::2].copy(), dtype))
+        np.testing.assert_array_equal(to_f32(got[:, ::2], dtype), to_f32(got, dtype)[:, ::2])
+
+
+@pytest.mark.parametrize("dtype", DType)
+def test_sizes_of_elements_are_those_of_their_numpy_type(dtype):
+    assert dtype.size_bytes == dtype.numpy.itemsize
+    assert dtype.is_float == (dtype.value in ("F32", "F16", "BF16"))
+
+
+def test_check_binds_letters():
+    assert check("T D, D, T", ("x", (3, 4)), ("w", (4,)), ("y", (3,))) == {"T": 3, "D": 4}
+
+
+@pytest.mark.parametrize(
+    ("letters", "shapes", "words"),
+    [
+        ("T D, D", [("x", (3, 4)), ("w", (5,))], ["D is 4 in x but 5 in w", "(5,)"]),
+        ("T D", [("x", (3,))], ["x has 1 dimensions (3,)", "'T D' wants 2"]),
+        ("T, T", [("x", (3,))], ["2 shapes", "1 tensors"]),
+        ("T T", [("x", (3, 4))], ["T is 3 in x but 4 in x"]),
+    ],
+)
+def test_check_names_both_tensors_and_both_sizes(letters, shapes, words):
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+        check(letters, *shapes)
+
+
+def test_sizes_put_numbers_in_the_place_of_symbols():
+    sizes = Sizes(T=5, B=2, R=3, context_tokens=9, pairs=12)
+    assert [sizes.of(dim) for dim in (Symbol.T, Symbol.B, Symbol.R, 7)] == [5, 2, 3, 7]
+    assert sizes.count((Symbol.T, 4, 2)) == 40
+    assert sizes.count(()) == 1
+    assert trailing((Symbol.T, 4, 2)) == 8
+    with pytest.raises(ValueError, match="only the first may be"):
+        trailing((4, Symbol.T))
+
+
+def test_errors_print_as_one_sentence():
+    plain = errors.UsageError("--kv", "12 is too small", "give 16 or more")
+    assert str(plain) == "[--kv] 12 is too small; give 16 or more"
+    assert (plain.where, plain.fact, plain.remedy) == ("--kv", "12 is too small", "give 16 or more")
+    assert str(errors.NotFoundError("expert", "ada is unknown")) == "[expert] ada is unknown"
+
+
+def test_capacity_errors_say_demand_bound_and_levers():
+    error = errors.CapacityError("dram", "expert ada", 3 * 2**30, 2**30, ["raise --dram", "drop an expert"])
+    assert str(error) == "[dram] expert ada needs 3.00 GiB but 1.00 GiB can be had; raise --dram or drop an expert"
+    assert (error.demand_bytes, error.bound_bytes) == (3 * 2**30, 2**30)
+
+
+def test_the_error_tree_is_the_one_that_is_drawn():
+    """Each name in the docstring's tree stands under the class that it inherits from."""
+    above: list[str] = []
+    drawn = [line for line in (errors.__doc__ or "").splitlines() if "Error " in line and line.startswith((" ", "Cot"))]
+    for line in drawn:
+        name = next(word for word in line.split() if word.endswith("Error"))
+        depth = (line.index(name) - 4) // 4
+        above[depth:] = [name]
+        parent = above[depth - 1] if depth else "Exception"
+        assert getattr(errors, name).__base__.__name__ == parent
+    assert len(drawn) == sum(isinstance(item, type) and issubclass(item, Exception) for item in vars(errors).values())
