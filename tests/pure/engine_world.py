@@ -40,6 +40,7 @@ class TellingDevice(FakeDevice):
         self.runs = []
         self.broken = set()  # what fails: names of experts (their fetches), or "run"
         self.stalled = set()  # experts whose fetches do not get on
+        self.is_slow_to_fail = False  # fetches behind a failed one fail only when one of them is waited for
         self.unfinished_gates = []
 
     def run(self, exe, binding, gates=None, steps=1, after=()):
@@ -61,6 +62,18 @@ class TellingDevice(FakeDevice):
             if ran == event:
                 self.work[event.event_id].tokens = self._compute(exe, binding, steps)
         super().finish(event)
+
+    def wait_any(self, events, until=None):
+        if self.is_slow_to_fail and events[0].lane != "compute":
+            self.is_slow_to_fail = False
+            self._spread_failures()
+        super().wait_any(events, until)
+
+    def _spread_failures(self):
+        later = [work for work in self.open if self.is_slow_to_fail and work.event.lane != "compute"]
+        self.open = [work for work in self.open if work not in later]
+        super()._spread_failures()
+        self.open = later + self.open
 
     def _compute(self, exe, binding, steps):
         content = self.content(binding.weights)

@@ -227,6 +227,18 @@ def test_a_failed_fetch_fails_those_who_wait_for_it_and_nobody_else(overlap):
     assert w.engine.metrics.failed_fetches == 1
 
 
+def test_the_failure_of_a_fetch_is_not_charged_to_who_asks_next():
+    w = world({"a": 3}, near_blocks=3, overlap=False)
+    w.device.broken, w.device.is_slow_to_fail = {"a"}, True
+    w.engine.submit(ask("bad", "a"))
+    (output,) = w.engine.step()
+    assert isinstance(output.error, TransferError)
+    w.device.broken = set()
+    again = ask("again", "a")
+    w.engine.submit(again)
+    assert run_all(w)["again"].tokens == alone(again)
+
+
 def test_a_failed_run_fails_its_batch_and_the_engine_goes_on():
     w = world({"a": 3, "b": 3}, near_blocks=6)
     w.engine.submit(ask("bad", "a"))

@@ -3,8 +3,8 @@
     real time    |-- run --|..host works..|          a fetch ends while the host works: the decision made
                            ^ as of here   ^ asked    here does not know it yet, however slow the host is
 
-With it a log depends on when work ended, not on how fast Python is; so the durations of a real run, replayed on a modelled
-device, give the same log. `durations` has them in the form that the modelled device takes. Knows nothing about schedules.
+With it a log depends on when work ended, not on how fast Python is; so the durations of a real run, replayed on a
+modelled device, give the same log. Knows nothing about schedules.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Timeline:
     def durations(self) -> dict[str, list[float]]:
         """Seconds of each finished work by lane, in order of issue: from when it could start to its end.
 
-        It could start when it was decided on, its lane was free and what it waits for was done; so the time that the host
-        took to issue it counts as its own.
+        It could start when it was decided on, its lane was free and what it waits for was done; so the time that the
+        host took to issue it counts as its own. A modelled device takes this form.
         """
         lanes: dict[str, list[float]] = {}
         free_s: dict[str, float] = {}

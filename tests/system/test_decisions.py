@@ -1,0 +1,172 @@
+"""Real and modelled devices, one policy: the same decisions for the same workload, and a real run replayed exactly.
+
+(a) Lengths fixed, no overlap, no prefetch: no decision depends on how long anything takes, so the logs are equal.
+(b) Everything on: the durations of a real run, given to the modelled device, lead to the log of that run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.system.tiny import write_expert
+
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.devices.cpu import CpuDevice
+from coterie.devices.modelled import ModelledDevice
+from coterie.engine.engine import Engine
+from coterie.engine.kv import KVPool
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request, SamplingParams
+from coterie.engine.served import ServedExpert
+from coterie.engine.timeline import Timeline
+from coterie.graph.compile import compile_graph
+from coterie.memory.cache import ExpertCache
+from coterie.models.model import open_model
+from coterie.spec.load import load_machine
+from coterie.spec.this_machine import this_machine
+
+SHAPES = {
+    "small": {"num_hidden_layers": 2},
+    "deep": {"num_hidden_layers": 5},
+    "wide": {"hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 1},
+}
+PINNED = "small-1"  # the smallest shape, so that the largest fits on one side of it wherever it is
+KV_BLOCK_BYTES = 4096
+KV_BLOCKS = 60
+
+STEADY = Policy(age_bound=3, max_batch=4, max_step_tokens=9, turn_steps=8, quantum_steps=2, overlap=False, prefetch=0)
+EVERYTHING = replace(STEADY, overlap=True, prefetch=1)
+
+
+@dataclass(frozen=True)
+class Move:
+    """What happens before a step: a request, a pin or an unpin."""
+
+    step: int
+    what: str
+    expert: str
+    number: int
+    prompt: tuple[int, ...] = ()
+    max_tokens: int = 0
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two random experts of each shape."""
+    root = tmp_path_factory.mktemp("experts")
+    names = [f"{shape}-{i}" for shape in SHAPES for i in range(2)]
+    folders = [write_expert(root / name, seed, **SHAPES[name[:-2]]) for seed, name in enumerate(names)]
+    return {folder.name: open_model(folder) for folder in folders}
+
+
+def workload(models, seed):
+    """Requests in bursts, most for a few experts, with one expert pinned for a while."""
+    rng = np.random.default_rng(seed)
+    names = sorted(models)
+    moves, step = [], 0
+    for number in range(40):
+        step += int(rng.choice([0, 0, 0, 1, 6]))
+        expert = names[min(int(rng.exponential(3)), len(names) - 1)]
+        prompt = tuple(int(token) for token in rng.integers(0, 256, rng.integers(1, 30)))
+        moves.append(Move(step, "ask", expert, number, prompt, int(rng.integers(1, 14))))
+    return [*moves, Move(0, "pin", PINNED, 0), Move(step - 2, "unpin", PINNED, 0)]
+
+
+def serve(device, models, policy, moves):
+    """Run a workload to its end; return the engine, the cache and each request's tokens."""
+    near_blocks = int(2.2 * max(model.layout.size_bytes for model in models.values())) // BLOCK_BYTES
+    cache = ExpertCache(device, {device.spec.run_tier: near_blocks * BLOCK_BYTES})
+    pool = KVPool(device.reserve(device.spec.run_tier, KV_BLOCKS * KV_BLOCK_BYTES), KV_BLOCK_BYTES)
+    programs = {model.key: compile_graph(model.graph, device.spec.rule_set) for model in models.values()}
+    executables = {key: device.load(program) for key, program in programs.items()}
+    experts = {
+        name: ServedExpert(name, model.layout, executables[model.key], model.kv, model.max_context, 256)
+        for name, model in models.items()
+    }
+    engine = Engine(device, cache, pool, experts, policy)
+    tokens, step, left = {}, 0, sorted(moves, key=lambda move: (move.step, move.number))
+    while left or not engine.idle:
+        while left and (left[0].step <= step or engine.idle):
+            act(engine, cache, left.pop(0))
+        for output in engine.step():
+            assert output.error is None
+            tokens[output.request_id] = tokens.get(output.request_id, ()) + output.token_ids
+        engine.check_integrity()
+        step += 1
+    cache.check_integrity()
+    return SimpleNamespace(engine=engine, cache=cache, tokens=tokens, log=list(engine.decisions))
+
+
+def act(engine, cache, move):
+    if move.what == "pin":
+        cache.pin(move.expert)
+    elif move.what == "unpin":
+        cache.unpin(move.expert)
+    else:
+        sampling = SamplingParams(temperature=0.8 * (move.number % 2), seed=move.number)
+        request = Request(f"r{move.number}", move.expert, move.prompt, move.max_tokens, sampling, ignore_end=True)
+        engine.submit(request)
+
+
+def entries(log, kind):
+    return [entry for entry in log if entry[0] == kind]
+
+
+@pytest.mark.parametrize("schedule", ["grouped", "fcfs"])
+@pytest.mark.parametrize("seed", [3, 6])
+def test_decisions_are_the_same_on_every_device(models, schedule, seed):
+    moves = workload(models, seed)
+    policy = replace(STEADY, schedule=schedule)
+    devices = {
+        "cpu": CpuDevice(threads=1),
+        "modelled": ModelledDevice(load_machine("toy")),
+        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
+    }
+    served = {}
+    for name, device in devices.items():
+        served[name] = serve(device, models, policy, moves)
+        device.close()
+    real = served["cpu"]
+    assert served["modelled"].log == real.log
+    assert served["modelled with numerics"].log == real.log
+    assert served["modelled with numerics"].tokens == real.tokens
+    lengths = {f"r{move.number}": move.max_tokens for move in moves if move.what == "ask"}
+    assert {name: len(tokens) for name, tokens in real.tokens.items()} == lengths
+    assert len(entries(real.log, "fetch")) > len(models)
+    assert len(entries(real.log, "evict")) > 3
+    assert any(rows == 0 for (_, _, _, rows) in entries(real.log, "run"))
+
+
+def test_a_pin_changes_what_is_evicted(models):
+    moves = workload(models, 6)
+    logs = []
+    for kept in (moves, [move for move in moves if move.what == "ask"]):
+        device = ModelledDevice(load_machine("toy"))
+        logs.append(serve(device, models, STEADY, kept).log)
+    assert entries(logs[0], "evict") != entries(logs[1], "evict")
+
+
+@pytest.mark.parametrize("seed", [3, 6])
+@pytest.mark.parametrize("max_steps", [1, 4])
+def test_a_real_run_replayed_gives_its_own_log(models, seed, max_steps):
+    moves = workload(models, seed)
+    policy = replace(EVERYTHING, max_steps=max_steps)
+    device = Timeline(CpuDevice(threads=1))
+    real = serve(device, models, policy, moves)
+    durations = device.durations()
+    device.close()
+    again = serve(ModelledDevice(this_machine(), durations=durations), models, policy, moves)
+    assert again.log == real.log
+    assert len(entries(real.log, "fetch")) > len(models)
+
+
+def test_with_everything_on_durations_matter(models):
+    moves = workload(models, 0)
+    logs = []
+    for fetch_s in (1e-5, 1e-2):
+        durations = {"disk->dram": [fetch_s] * 1000, "compute": [1e-4] * 1000}
+        logs.append(serve(ModelledDevice(this_machine(), durations=durations), models, EVERYTHING, moves).log)
+    assert logs[0] != logs[1]
