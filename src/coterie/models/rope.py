@@ -54,7 +54,7 @@ def rope_from_config(config: Fields, head_dim: int, max_positions: int) -> Rope:
         fact = f"partial_rotary_factor {partial:g} is not run"
         raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         fact = f"rope type {kind!r} is not run"
         raise UnsupportedError(rope.where, fact, f"Coterie runs {', '.join(KINDS)}")
     original = rope.count("original_max_position_embeddings", max_positions)
