@@ -33,7 +33,7 @@ def test_the_second_request_for_an_expert_is_a_hit():
     timings = run_all(w)["s"].last.timings
     assert (timings.hit, timings.switch_s) == (True, 0.0)
     assert (w.engine.metrics.hits, w.engine.metrics.misses, w.engine.metrics.switches) == (1, 1, 1)
-    assert "1 switches" in str(w.engine.metrics)
+    assert "1 hits, 1 misses, 1 switches (3 s mean of 1), 0 failed" in str(w.engine.metrics)
 
 
 def test_a_run_starts_while_its_last_layers_are_on_their_way():
@@ -69,7 +69,7 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(requests, policies, st.integers(5, 12), st.integers(8, 30), st.integers(1, 4))
 def test_everyone_is_served_as_if_alone_and_nobody_is_overtaken_too_often(items, policy, near, kv_blocks, arrivals):
     w = world({"a": 2, "b": 3, "c": 4, "d": 5}, near, kv_blocks, policy)
@@ -280,7 +280,7 @@ def test_a_wait_ends_at_the_time_given():
 stops = st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 49), min_size=1, max_size=8), stops)
 def test_text_ends_before_the_first_stop_string(prompt, stop):
     w = world({"a": 3}, near_blocks=3)

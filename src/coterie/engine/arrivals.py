@@ -43,6 +43,7 @@ class Arrivals:
         self._started: set[str] = set()
         self._resident: frozenset[str] = frozenset(cache.resident())
         self._residencies: dict[str, Residency] = {}
+        self._durations_s: list[float] = []
         self.latest: dict[str, Load] = {}
 
     def poll(self) -> dict[str, CoterieError]:
@@ -92,6 +93,11 @@ class Arrivals:
             return Residence.STARTED if expert_id in self._started else Residence.ARRIVING
         return Residence.READY if expert_id in self._resident else Residence.ABSENT
 
+    def take_durations(self) -> list[float]:
+        """Seconds from want to ready of the loads that ended since this was asked last."""
+        taken, self._durations_s = self._durations_s, []
+        return taken
+
     def wait_out(self, expert_id: str) -> None:
         """Wait for the end of an expert's load, if there is one: after a failed gate the rest of it fails at once."""
         load = self._under_way.get(expert_id)
@@ -124,7 +130,8 @@ class Arrivals:
         self._residencies.pop(expert_id, None)
         failure = self._device.failure(load.ready)
         if failure is None:
-            load.ended(self._device)
+            ready_s = load.ended(self._device)
+            self._durations_s += [] if ready_s is None else [ready_s - load.want_s]
             return None
         del self.latest[expert_id]
         return as_error(expert_id, failure)

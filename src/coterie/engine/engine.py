@@ -22,7 +22,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import Fetch, Group, Run, View, Wait, Waiting, schedule_named
+from coterie.engine.scheduler import Fetch, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import ExpertCache
@@ -110,6 +110,8 @@ class Engine:
             self.metrics.failed_fetches += 1
             self.log.add("fail", expert_id)
             self._fail(self._queue.of(expert_id), error)
+        for seconds in self._arrivals.take_durations():
+            self.metrics.switch.add(seconds)
         cancelled, self._cancelled = self._cancelled, []
         for request_id in cancelled:
             sequence = self._live.get(request_id)
@@ -136,10 +138,13 @@ class Engine:
         waiting = self._queue.waiting.get(expert_id, {})
         running = self._queue.running.get(expert_id, {})
         first = next(iter(waiting), None)
+        residence = self._arrivals.residence(expert_id)
+        # Of an absent expert only the first request matters; with hundreds of experts the rest would cost every step.
+        shown = 1 if residence is Residence.ABSENT else self.policy.max_batch
         return Group(
             expert_id=expert_id,
-            residence=self._arrivals.residence(expert_id),
-            waiting=tuple(Waiting(s.number, s.blocks) for s in islice(waiting.values(), self.policy.max_batch)),
+            residence=residence,
+            waiting=tuple(Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)),
             running=len(running),
             overtaken=0 if first is None else self._queue.overtaken(first),
             oldest=min(number for number in (first, *islice(running, 1)) if number is not None),
