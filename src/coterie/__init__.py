@@ -3,4 +3,22 @@
 Knows nothing about how: it only names the public face.
 """
 
+from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
+from coterie.composition.composition import load_composition
+from coterie.core.errors import CoterieError
+from coterie.engine.policy import Policy
+from coterie.engine.request import SamplingParams
+
 __version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Chunk",
+    "Coterie",
+    "CoterieError",
+    "Message",
+    "Options",
+    "Policy",
+    "Query",
+    "SamplingParams",
+    "load_composition",
+]

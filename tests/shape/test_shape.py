@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import coterie
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "src" / "coterie").rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "csrc").rglob("*.[ch]*")), *sorted((ROOT / "demo").rglob("*.py"))]
@@ -70,6 +72,11 @@ def test_no_imports_hide_in_functions() -> None:
         and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(function))
     ]
     assert not hidden
+
+
+def test_the_public_face_is_small_and_real() -> None:
+    assert len(coterie.__all__) <= 12
+    assert all(hasattr(coterie, name) for name in coterie.__all__)
 
 
 def test_only_bindings_include_nanobind() -> None:

@@ -24,7 +24,7 @@ from coterie.cli.options import (
     print_json,
     sentences,
 )
-from coterie.composition.evaluate import Question, Score, read_questions, score
+from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
 from coterie.core.errors import CompositionError
 
 QUESTIONS = "questions.jsonl"
@@ -95,10 +95,7 @@ def _experts(question: Question, routed: str, fallback: str) -> list[str]:
 
 
 def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -> bool:
-    if question.expert is None:
-        return False
-    lines = texts[question.text, routed].strip().splitlines()
-    return not lines or lines[-1].strip() != question.answer
+    return question.answer is not None and not is_exact(texts[question.text, routed], question.answer)
 
 
 def _print(name: str, result: Score) -> None:

@@ -1,0 +1,95 @@
+"""Every command in the README is run, and its Python too. What cannot run inside a test is checked to exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    joined = "\n".join(blocks("console")).replace("\\\n", " ")
+    return [line[2:].split("  #")[0].strip() for line in joined.splitlines() if line.startswith("$ ")]
+
+
+QUICK = [c for c in commands() if c.startswith("coterie ") and not c.startswith("coterie serve")]
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    kinds = {command.split()[0] for command in commands()}
+    assert kinds == {"make", "coterie", "curl"}
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_commands_run(command: str) -> None:
+    got = subprocess.run(command, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.strip()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str) -> None:
+    got = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert got.returncode == 0, got.stderr
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """`coterie serve demo` as `make serve` starts it, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = int(probe.getsockname()[1])
+    command = ["coterie", "serve", "demo", "--port", str(free)]
+    server = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, "the server stopped"
+            try:
+                if httpx.get(f"http://127.0.0.1:{free}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield free
+    finally:
+        server.terminate()
+        assert server.stdout is not None
+        said = server.stdout.read()
+        server.wait(30)
+    assert f"http://127.0.0.1:{free}" in said
+    assert "curl" in said
+
+
+def test_curl_commands_answer(port: int) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    for command in commands():
+        if command.startswith("curl "):
+            here = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            got = subprocess.run(here, shell=True, capture_output=True, text=True, check=False)
+            assert got.returncode == 0, got.stderr
+            assert '"object"' in got.stdout, got.stdout
