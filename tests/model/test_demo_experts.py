@@ -1,6 +1,5 @@
 """The demo's experts, as shipped: they open, share one program, and give the numbers and texts of transformers."""
 
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ from tests.model.runner import Stepper
 from tests.model.theirs import relative_error
 from transformers import AutoTokenizer
 
+import coterie
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.models.model import open_model
 
-DEMO = Path(str(files("coterie"))) / "composition/presets/demo/experts"
+DEMO = Path(coterie.__file__).parent / "composition/presets/demo/experts"
 EXPERTS = sorted(path.parent for path in DEMO.glob("*/config.json"))
 MESSAGES = [{"role": "user", "content": "What is 47 plus 85? \u00d7\u2013"}]
 
