@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 COTERIE := $(BIN)/coterie
+# Python changes need no install: it is editable. These do.
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.*)
 
 .PHONY: serve demo check test test-long bench setup setup-dev clean
 
@@ -18,11 +20,11 @@ setup-dev: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: $(BIN)/python pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+$(VENV)/.base: $(BIN)/python $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+$(VENV)/.dev: $(BIN)/python $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.base
 
