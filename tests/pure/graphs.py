@@ -1,0 +1,186 @@
+"""Random small decoders, and the reference interpreter playing them step by step over a paged KV state.
+
+Knows nothing about devices or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.shapes import Sizes
+from coterie.graph.ir import Graph, Op
+from coterie.graph.reference import KvState, Reference
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.models.rope import Rope
+
+# The same examples every time: a test that fails, fails for everyone.
+STEADY = settings(deadline=None, derandomize=True, database=None)
+FLOATS = (DType.F32, DType.F16, DType.BF16)
+
+
+def decoder(dtypes=(DType.F32,), **changes) -> Graph:
+    """A decoder of two small layers; `changes` are fields of ModelConfig."""
+    config = ModelConfig(
+        family="llama",
+        vocab_size=37,
+        hidden_size=12,
+        intermediate_size=20,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        norm_eps=1e-5,
+        rope=Rope("default", (), 1.0, 512),
+        windows=(0, 0),
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        tied_embeddings=False,
+    )
+    config = replace(config, **changes)
+    inv_freq = tuple(float(f) for f in np.float32(100.0) ** -np.linspace(0, 1, config.head_dim // 2, endpoint=False))
+    config = replace(config, rope=replace(config.rope, inv_freq=inv_freq))
+    names = weight_shapes(config)
+    return decoder_graph(config, {name: dtypes[i % len(dtypes)] for i, name in enumerate(names)})
+
+
+@st.composite
+def decoders(draw) -> Graph:
+    """Decoders of any flags and sizes, with a type per weight."""
+    kv_heads, layers = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    flags = {name: draw(st.booleans()) for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "tied_embeddings")}
+    return decoder(
+        dtypes=tuple(draw(st.lists(st.sampled_from(FLOATS), min_size=1, max_size=3))),
+        vocab_size=draw(st.integers(1, 70)),
+        hidden_size=draw(st.integers(1, 40)),
+        intermediate_size=draw(st.integers(1, 60)),
+        num_layers=layers,
+        num_heads=kv_heads * draw(st.integers(1, 3)),
+        num_kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 5)),
+        windows=tuple(draw(st.lists(st.sampled_from((0, 1, 7)), min_size=layers, max_size=layers))),
+        **flags,
+    )
+
+
+@st.composite
+def step_sizes(draw) -> Sizes:
+    """Sizes of a step that can be: each sequence has new tokens behind cached ones; empty steps too."""
+    sequences = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 30)), max_size=4))
+    return sizes_of(*sequences)
+
+
+def sizes_of(*sequences) -> Sizes:
+    """Sizes of a step, from (new tokens, cached tokens) per sequence; one row of each is sampled."""
+    pairs = sum(cached + i + 1 for new, cached in sequences for i in range(new))
+    context = sum(new + cached for new, cached in sequences)
+    return Sizes(sum(new for new, _ in sequences), len(sequences), len(sequences), context, pairs)
+
+
+def change_op(graph: Graph, name: str, /, **changes) -> Graph:
+    """The graph with the op of this full name changed; `attrs` replaces all of them."""
+    (found,) = [op for op in graph.ops if op.name == name]
+    if "attrs" in changes:
+        changes["attrs"] = MappingProxyType(dict(changes["attrs"]))
+    return with_ops(graph, (replace(op, **changes) if op is found else op for op in graph.ops))
+
+
+def with_ops(graph: Graph, ops) -> Graph:
+    """The graph with other ops."""
+    return replace(graph, ops=tuple(ops))
+
+
+def change_value(graph: Graph, name: str, /, **changes) -> Graph:
+    """The graph with one value changed."""
+    return with_values(graph, replace(graph.values[name], **changes))
+
+
+def with_values(graph: Graph, *values) -> Graph:
+    """The graph with more values, or others of the same names."""
+    return replace(graph, values=MappingProxyType({**graph.values, **{value.name: value for value in values}}))
+
+
+def the_op(graph: Graph, name: str) -> Op:
+    """The op of this full name."""
+    return next(op for op in graph.ops if op.name == name)
+
+
+def random_weights(graph: Graph, seed=0):
+    """Float32 arrays that hold only what each weight's type can hold."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for value in graph.weights:
+        numbers = rng.standard_normal(value.shape) / value.shape[-1] ** 0.5
+        if len(value.shape) == 1:
+            numbers = 1 + 0.1 * rng.standard_normal(value.shape)
+        weights[value.name] = to_f32(from_f32(numbers.astype(np.float32), value.dtype), value.dtype)
+    return weights
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings of a sampled row; greedy unless told otherwise."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Player:
+    """Plays a graph: sequences own pages drawn from a shuffled pile, and remember how long they are."""
+
+    graph: Graph
+    tokens_per_block: int = 4
+    num_blocks: int = 64
+    seed: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
+    tables: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.reference = Reference(self.graph, random_weights(self.graph))
+        self.state = KvState(self.graph, self.num_blocks, self.tokens_per_block)
+        self.pile = np.random.default_rng(self.seed).permutation(self.num_blocks).tolist()
+        self.logits = next(op.inputs[0] for op in self.graph.ops if op.kind == "sample")
+
+    def rows(self, *chunks):
+        """Rows of a step that feeds (sequence id, tokens) pairs; every token is sampled."""
+        tokens, positions, sequence, tables = [], [], [], []
+        for row, (name, chunk) in enumerate(chunks):
+            start = self.lengths.get(name, 0)
+            self.lengths[name] = start + len(chunk)
+            table = self.tables.setdefault(name, [])
+            while len(table) * self.tokens_per_block < self.lengths[name]:
+                table.append(self.pile.pop())
+            tokens += list(chunk)
+            positions += range(start, start + len(chunk))
+            sequence += [row] * len(chunk)
+            tables.append(table)
+        width = max((len(table) for table in tables), default=0)
+        named = {
+            "tokens": tokens,
+            "positions": positions,
+            "sequence": sequence,
+            "block_tables": [table + [0] * (width - len(table)) for table in tables] or np.zeros((0, 0)),
+            "rows": range(len(tokens)),
+        }
+        return {name: np.array(values, dtype=np.int32) for name, values in named.items()}
+
+    def play(self, *chunks, settings=None):
+        """Every value of a step."""
+        rows = self.rows(*chunks)
+        return self.reference.run(rows, settings or [Choice()] * len(rows["rows"]), self.state)
+
+    def feed(self, *chunks):
+        """The logits of every token fed."""
+        return self.play(*chunks)[self.logits]

@@ -1,0 +1,160 @@
+"""What `sample` means: limits, edges, ties, frequencies, and a random number that depends on (seed, position) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.pure.graphs import STEADY, Choice
+
+from coterie.graph.sampling import draw, uniform
+
+LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(lambda x: np.array(x, np.float32))
+SEEDS = st.integers(0, 2**64 - 1)
+POSITIONS = st.integers(0, 2**31 - 1)
+OFTEN = settings(STEADY, max_examples=100)
+
+
+def drawn(logits, count=400, **choice):
+    """The set of tokens that come in many draws."""
+    return {draw(np.asarray(logits, np.float32), Choice(**{"temperature": 1.0} | choice), p) for p in range(count)}
+
+
+def softmax(logits):
+    p = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return p / p.sum()
+
+
+def test_uniform_is_splitmix64():
+    """The first outputs of splitmix64 from state 0 are published; position p of seed 0 is output p."""
+    published = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)
+    for position, bits in enumerate(published):
+        assert uniform(0, position) == (bits >> 11) * 2.0**-53
+
+
+@OFTEN
+@given(SEEDS, POSITIONS)
+def test_uniform_is_in_the_unit_interval(seed, position):
+    assert 0 <= uniform(seed, position) < 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**64 - 1])
+def test_uniform_is_flat_and_unlike_its_neighbours(seed):
+    numbers = np.array([uniform(seed, p) for p in range(4096)])
+    assert abs(numbers.mean() - 0.5) < 4 * (1 / 12 / 4096) ** 0.5
+    counts = np.histogram(numbers, bins=16, range=(0, 1))[0]
+    assert ((counts - 256) ** 2 / 256).sum() < 37.7  # chi-squared of 15 degrees of freedom, one in a thousand
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4 / 64
+    other = np.array([uniform((seed + 1) % 2**64, p) for p in range(4096)])
+    assert abs(np.corrcoef(numbers, other)[0, 1]) < 4 / 64
+
+
+@OFTEN
+@given(LOGITS, SEEDS, POSITIONS, st.floats(0.1, 5), st.integers(0, 50), st.floats(0.01, 1), st.floats(0, 1))
+def test_what_is_drawn_is_within_every_limit(logits, seed, position, temperature, top_k, top_p, min_p):
+    token = draw(logits, Choice(temperature, top_k, top_p, min_p, seed), position)
+    z = logits / np.float32(temperature)
+    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+    rank = order.index(token)
+    kept = order[: top_k or len(order)]
+    p = softmax(z[kept])
+    assert token in kept
+    assert rank == 0 or p[rank] >= min_p * p[0] * (1 - 1e-12)
+    assert rank == 0 or p[:rank].sum() < top_p + 1e-12
+
+
+@OFTEN
+@given(LOGITS, SEEDS, POSITIONS)
+def test_limits_of_one_are_greedy(logits, seed, position):
+    greedy = int(np.argmax(logits))
+    assert draw(logits, Choice(), position) == greedy
+    assert draw(logits, Choice(1.0, top_k=1, seed=seed), position) == greedy
+    assert draw(logits, Choice(1.0, top_p=1e-9, seed=seed), position) == greedy
+    assert logits[draw(logits, Choice(1.0, min_p=1.0, seed=seed), position)] == logits[greedy]
+
+
+@OFTEN
+@given(LOGITS, SEEDS, POSITIONS, st.floats(0.1, 5))
+def test_no_limits_are_no_limits(logits, seed, position, temperature):
+    plain = draw(logits, Choice(temperature, seed=seed), position)
+    wide = Choice(temperature, top_k=len(logits), top_p=1.0, min_p=0.0, seed=seed)
+    assert draw(logits, wide, position) == plain == draw(logits, Choice(temperature, seed=seed), position)
+
+
+def test_ties_go_to_the_lowest_index():
+    assert draw(np.array([1, 3, 3, 2], np.float32), Choice(), 0) == 1
+    assert drawn([1, 3, 3, 3], top_k=2) == {1, 2}
+    assert drawn([2, 2, 2, 2], top_p=0.5) == {0, 1}
+
+
+def test_top_k_keeps_the_likeliest():
+    assert drawn([0.1, 0.4, 0.2, 0.3], top_k=2) == {1, 3}
+    assert drawn([0.1, 0.4, 0.2, 0.3], top_k=9) == {0, 1, 2, 3}
+
+
+def test_top_p_keeps_the_shortest_prefix_that_reaches_it():
+    logits = np.log([0.5, 0.25, 0.125, 0.125])  # exact in binary, so the border is a border
+    assert drawn(logits, top_p=0.4) == {0}
+    assert drawn(logits, top_p=0.51) == {0, 1}
+    assert drawn(logits, top_p=0.74) == {0, 1}
+    assert drawn(logits, top_p=0.9) == {0, 1, 2, 3}
+    assert drawn(logits, top_p=0.86) == {0, 1, 2}
+    assert drawn(np.zeros(4), top_p=0.5) == {0, 1}
+    assert drawn(np.zeros(4), top_p=0.5 + 1e-9) == {0, 1, 2}
+
+
+def test_top_p_is_of_the_softmax_after_top_k():
+    """0.4 and 0.3 of all are 0.57 and 0.43 of the two that are kept."""
+    logits = np.log([0.4, 0.3, 0.2, 0.1])
+    assert drawn(logits, top_k=2, top_p=0.55) == {0}
+    assert drawn(logits, top_p=0.55) == {0, 1}
+
+
+def test_min_p_is_a_share_of_the_likeliest():
+    logits = np.log([0.5, 0.3, 0.15, 0.05])
+    assert drawn(logits, min_p=0.59) == {0, 1}
+    assert drawn(logits, min_p=0.61) == {0}
+    assert drawn(logits, min_p=0.29) == {0, 1, 2}
+    assert drawn(np.zeros(3), min_p=1.0) == {0, 1, 2}
+
+
+def test_min_p_and_top_p_both_hold():
+    logits = np.log([0.5, 0.3, 0.15, 0.05])
+    assert drawn(logits, min_p=0.29, top_p=0.6) == {0, 1}
+    assert drawn(logits, min_p=0.59, top_p=0.99) == {0, 1}
+
+
+def test_a_low_temperature_sharpens():
+    assert drawn([1.0, 1.5, 1.4], temperature=0.002) == {1}
+    assert drawn([1.0, 1.5, 1.4], temperature=50.0) == {0, 1, 2}
+
+
+def test_masked_tokens_are_never_drawn():
+    assert drawn([-np.inf, 0.0, -np.inf, 1.0]) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    "choice", [Choice(1.0), Choice(0.7, seed=3), Choice(1.0, top_k=3, seed=2), Choice(1.3, top_p=0.8)]
+)
+def test_frequencies_are_the_renormalised_softmax(choice):
+    logits, count = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32)), 6000
+    counts = np.bincount([draw(logits, choice, p) for p in range(count)], minlength=5)
+    p = softmax(logits / np.float32(choice.temperature))
+    order = np.argsort(-p)[: choice.top_k or 5]
+    kept = p[order] / p[order].sum()
+    order = order[: int(np.searchsorted(np.cumsum(kept), choice.top_p)) + 1] if choice.top_p < 1 else order
+    wanted = np.zeros(5)
+    wanted[order] = p[order] / p[order].sum()
+    assert not counts[wanted == 0].any()
+    deviation = np.sqrt(count * wanted * (1 - wanted))
+    assert (np.abs(counts - count * wanted) <= 4 * deviation).all()
+
+
+def test_other_seeds_and_positions_are_other_draws():
+    logits = np.zeros(1000, np.float32)
+    by_position = [draw(logits, Choice(1.0, seed=5), p) for p in range(50)]
+    by_seed = [draw(logits, Choice(1.0, seed=s), 5) for s in range(50)]
+    assert len(set(by_position)) > 40
+    assert len(set(by_seed)) > 40
+    assert by_position == [draw(logits, Choice(1.0, seed=5), p) for p in range(50)]
