@@ -152,6 +152,7 @@ def test_requests_are_checked(fields, words):
     ("field", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 1e-38),
         ("temperature", float("nan")),
         ("top_k", -1),
         ("top_p", 0.0),

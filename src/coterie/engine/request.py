@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
+MIN_TEMPERATURE = 1e-6  # logits divided by much less overflow float32, and their softmax is no number
 MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
 
 
@@ -38,7 +39,8 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0 <= self.temperature <= MAX_TEMPERATURE, f"0 to {MAX_TEMPERATURE:g}")
+        warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        _within("temperature", self.temperature, warm, f"0 (greedy) or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
         _within("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (no limit) or a positive number")
         _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _within("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
