@@ -1,0 +1,101 @@
+"""Faults while serving: a request fails with a sentence, the engine goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from coterie.api import Coterie, Message, Options, Query
+from coterie.api import assemble as assembly
+from coterie.core.errors import TransferError
+from coterie.server.app import make_app
+
+ONE_EXPERT = 100 * 1024
+
+
+def query(expert: str, text: str = "hello") -> Query:
+    return Query((Message("user", text),), expert, max_tokens=5)
+
+
+@pytest.fixture
+def mine(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "mine"))
+
+
+@pytest.fixture
+def small(mine: Path) -> Iterator[Coterie]:
+    """A budget of one expert, so that every change of expert reads the disk."""
+    with Coterie.open(str(mine), Options(near_bytes=ONE_EXPERT)) as coterie:
+        yield coterie
+
+
+def test_a_file_that_changes_between_two_loads(small: Coterie, mine: Path) -> None:
+    before = small.ask(query("ada")).token_ids
+    small.ask(query("bob"))
+    path = mine / "ada" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2])
+    with pytest.raises(TransferError, match=r"ada.*model\.safetensors"):
+        small.ask(query("ada"))
+    assert small.ask(query("bob")).token_ids
+    path.write_bytes(data)
+    times = path.stat()
+    os.utime(path, ns=(times.st_atime_ns, small.models["ada"].checkpoint.tensors["lm_head.weight"].shard.mtime_ns))
+    assert small.ask(query("ada")).token_ids == before
+
+
+def test_a_file_that_disappears_between_two_loads(small: Coterie, mine: Path) -> None:
+    small.ask(query("ada"))
+    small.ask(query("bob"))
+    (mine / "ada" / "model.safetensors").unlink()
+    with pytest.raises(TransferError, match=r"model\.safetensors"):
+        small.ask(query("ada"))
+    assert small.idle
+    assert small.ask(query("cyd")).token_ids
+
+
+class FlakyDisk:
+    """Reads fail while `broken` is set."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def __call__(self, *args):
+        if self.broken:
+            raise OSError(5, "Input/output error")
+        return os.preadv(*args)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FlakyDisk:
+    found = FlakyDisk()
+    monkeypatch.setattr(assembly, "CpuDevice", functools.partial(assembly.CpuDevice, read=found))
+    return found
+
+
+def test_a_read_error_fails_one_request_and_the_server_goes_on(mine: Path, disk: FlakyDisk) -> None:
+    coterie = Coterie.open(str(mine), Options(near_bytes=ONE_EXPERT))
+    with TestClient(make_app(coterie)) as client:
+
+        def post(expert: str, **more: object) -> httpx.Response:
+            body = {"model": expert, "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}], **more}
+            return client.post("/v1/chat/completions", json=body)
+
+        assert post("ada").status_code == 200
+        disk.broken = True
+        failed = post("bob")
+        assert failed.status_code == 500
+        assert "Input/output error" in failed.json()["error"]["message"]
+        assert "Input/output error" in post("bob", stream=True).text
+        disk.broken = False
+        assert post("bob").status_code == 200
+        assert post("ada").status_code == 200
+        coterie.parts.engine.check_integrity()
+        coterie.parts.cache.check_integrity()
