@@ -87,6 +87,8 @@ def test_several_steps_only_when_nothing_can_happen_in_between():
     assert common_steps(cut([a, b], 8), 8) == 2
     assert common_steps(cut([a], 8), 3) == 3
     assert common_steps(cut([a, prompt], 8), 8) == 1
+    text = sequence(3, [1], computed=1, drawn=[2], max_tokens=5, stop=("x",), detokenizer=object())
+    assert common_steps(cut([a, text], 8), 8) == 1
 
 
 def pool(blocks=6, block_bytes=32):

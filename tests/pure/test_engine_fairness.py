@@ -67,6 +67,18 @@ def test_a_long_sequence_gives_its_place_up_when_its_turn_is_over_and_is_resumed
     assert len(results["long"].tokens) == 30
 
 
+def test_an_idle_expert_goes_before_one_at_work_even_if_it_was_used_later():
+    w = world({"busy": 3, "idle": 3, "new": 3}, near_blocks=6, turn_steps=1)
+    w.engine.submit(ask("long", "busy", max_tokens=30))
+    w.engine.step()
+    w.engine.submit(ask("short", "idle", max_tokens=1))
+    while not kinds(w, "finish"):
+        w.engine.step()
+    w.engine.submit(ask("next", "new"))
+    run_all(w)
+    assert kinds(w, "evict") == [("idle", "dram")]
+
+
 def test_resident_experts_share_the_steps():
     w = world({"a": 4, "b": 4}, near_blocks=8, quantum_steps=2)
     w.engine.submit(ask("r", "a", max_tokens=8))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from tests.system.tiny import write_expert
 
-from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.engine import Engine
@@ -33,7 +32,7 @@ SHAPES = {
     "deep": {"num_hidden_layers": 5},
     "wide": {"hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 1},
 }
-PINNED = "small-1"  # the smallest shape, so that the largest fits on one side of it wherever it is
+PINNED = "small-1"
 KV_BLOCK_BYTES = 4096
 KV_BLOCKS = 60
 
@@ -77,8 +76,10 @@ def workload(models, seed):
 
 def serve(device, models, policy, moves):
     """Run a workload to its end; return the engine, the cache and each request's tokens."""
-    near_blocks = int(2.2 * max(model.layout.size_bytes for model in models.values())) // BLOCK_BYTES
-    cache = ExpertCache(device, {device.spec.run_tier: near_blocks * BLOCK_BYTES})
+    # Just enough that the largest fits on one side of the pinned one, wherever that is.
+    largest = max(model.layout.size_bytes for model in models.values())
+    near_bytes = 2 * largest + models[PINNED].layout.size_bytes
+    cache = ExpertCache(device, {device.spec.run_tier: near_bytes})
     pool = KVPool(device.reserve(device.spec.run_tier, KV_BLOCKS * KV_BLOCK_BYTES), KV_BLOCK_BYTES)
     programs = {model.key: compile_graph(model.graph, device.spec.rule_set) for model in models.values()}
     executables = {key: device.load(program) for key, program in programs.items()}
