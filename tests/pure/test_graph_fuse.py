@@ -131,6 +131,13 @@ def test_the_head_hides_nothing_that_is_wanted(name):
     assert "take_norm_linear" not in kernels_of(graph)
 
 
+@pytest.mark.parametrize(("kernel", "name"), [(kernel, name) for kernel, names in HIDDEN.items() for name in names])
+def test_an_output_of_the_step_is_not_hidden(kernel, name):
+    graph = change_value(decoder(qk_norm=True), f"layers.0/{name}", kind=Kind.OUTPUT)
+    verify(graph)
+    assert kernels_of(graph, stage="layers.0").count(kernel) == LAYER.count(kernel) - 1
+
+
 @pytest.mark.parametrize("name", ["q_rope", "attention_out", "mul", "out"])
 def test_what_a_region_puts_out_may_be_read_anywhere(name):
     graph = spy(decoder(), f"layers.0/{name}")
