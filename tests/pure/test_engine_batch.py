@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from engine_world import ask
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core.dtypes import DType
@@ -59,6 +59,7 @@ def test_block_tables_reach_as_far_as_the_steps():
     assert rows.block_tables_BM.tolist() == [[5, 6, 7]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20), st.booleans()), min_size=1, max_size=9), st.data())
 def test_rows_cover_every_token_once(shapes, data):
     made = []
@@ -133,6 +134,7 @@ def test_a_pool_notices_a_block_in_two_places():
         kv.check_integrity()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["admit", "drop", "add"]), st.integers(0, 30)), max_size=60))
 def test_overtaking_is_counted_as_by_hand(moves):
     queue, waiting, admitted = Queue(), {}, []
@@ -170,6 +172,7 @@ def test_text_stops(stop, pieces, shown):
     assert [text.push(piece) for piece in pieces] == shown
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab", max_size=5), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
 def test_how_text_is_cut_does_not_matter(pieces, stop):
     whole = "".join(pieces)
