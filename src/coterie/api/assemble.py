@@ -148,13 +148,14 @@ def assemble(models: Mapping[str, Model], made: Plan, options: Options) -> Parts
     """
     device = make_device(made.spec, options)
     try:
-        return _wire(models, made, options, device)
+        return wire(models, made, options, device)
     except BaseException:
         device.close()
         raise
 
 
-def _wire(models: Mapping[str, Model], made: Plan, options: Options, device: Device) -> Parts:
+def wire(models: Mapping[str, Model], made: Plan, options: Options, device: Device) -> Parts:
+    """Compile and wire on a device that is given. Raises CapacityError, UnsupportedError."""
     spec = device.spec
     # Tiers between the run tier and the files keep every expert that fits there; the CPU has none.
     between = (

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from coterie import __version__
+from coterie.cli.bench import app as bench
 from coterie.cli.check import check
 from coterie.cli.diff import diff
 from coterie.cli.eval import evaluate
@@ -31,6 +32,7 @@ app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("diff")(diff)
 app.command("info")(info)
+app.add_typer(bench, name="bench")
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,106 @@
+"""Random experts as ordinary checkpoint folders in a temporary place: written in pieces, gone afterwards.
+
+Knows nothing about what is measured with them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import floor, log2, prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.folder import CONFIG, SINGLE
+from coterie.core.errors import CapacityError
+from coterie.models.config import ModelConfig
+from coterie.models.model import Model, open_model
+from coterie.models.registry import weight_shapes
+
+PIECE_ELEMENTS = 1 << 22  # what is in memory at once while a file is written
+BF16_BYTES = 2
+_BIAS, _SIGN_AND_MANTISSA, _MANTISSA = 127, 0x807F, 0x7F
+
+
+@contextmanager
+def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Model, ...]]:
+    """`count` experts of one shape with random bf16 weights, removed at the end, however it comes.
+
+    Raises CapacityError when the temporary folder has no room, and what ModelConfig.from_hf raises.
+    """
+    shapes = weight_shapes(ModelConfig.from_hf(config, "--shape"))
+    need = count * BF16_BYTES * sum(prod(shape) for shape in shapes.values())
+    root = Path(tempfile.gettempdir())
+    _check_room(root, count, need)
+    with tempfile.TemporaryDirectory(prefix="coterie-bench-", dir=root) as folder:
+        try:
+            for seed in range(count):
+                write_expert(Path(folder) / f"random-{seed}", config, shapes, seed)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _no_room(root, count, need) from error
+            raise
+        yield tuple(open_model(Path(folder) / f"random-{seed}") for seed in range(count))
+
+
+def _check_room(root: Path, count: int, need_bytes: int) -> None:
+    if need_bytes > shutil.disk_usage(root).free:
+        raise _no_room(root, count, need_bytes)
+
+
+def _no_room(root: Path, count: int, need_bytes: int) -> CapacityError:
+    levers = ("set TMPDIR to a folder with more room", "choose a smaller --shape")
+    what = f"{count} random expert{'s' if count > 1 else ''}"
+    return CapacityError(f"temporary folder {root}", what, need_bytes, shutil.disk_usage(root).free, levers)
+
+
+def write_expert(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Write config.json and one safetensors file, and see them onto the disk."""
+    folder.mkdir()
+    stored = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (folder / CONFIG).write_text(json.dumps(stored | {"torch_dtype": "bfloat16"}), encoding="utf-8")
+    rng = np.random.default_rng(seed)
+    with (folder / SINGLE).open("wb") as file:
+        file.write(_header(shapes))
+        for name, shape in shapes.items():
+            _write_tensor(file, rng, name, shape)
+        file.flush()
+        os.fsync(file.fileno())  # pages that wait to be written cannot be dropped from the page cache
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    entries, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + prod(shape) * BF16_BYTES
+        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_tensor(file: BinaryIO, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> None:
+    count, is_norm = prod(shape), len(shape) == 1 and "norm" in name
+    for start in range(0, count, PIECE_ELEMENTS):
+        size = min(PIECE_ELEMENTS, count - start)
+        bits = rng.integers(0, 1 << 16, size, dtype=np.uint16)
+        file.write(_near_one(bits) if is_norm else _scaled(bits, shape[-1]))
+
+
+def _near_one(bits: npt.NDArray[np.uint16]) -> bytes:
+    """Random bits as bf16 from 1 to 2."""
+    return (bits & _MANTISSA | _BIAS << 7).astype("<u2").tobytes()
+
+
+def _scaled(bits: npt.NDArray[np.uint16], fan_in: int) -> bytes:
+    """Random bits as bf16 of either sign, about fan_in ** -0.5 large: sign and mantissa stay, the exponent is set."""
+    exponent = _BIAS + floor(log2(fan_in**-0.5))
+    return (bits & _SIGN_AND_MANTISSA | exponent << 7).astype("<u2").tobytes()

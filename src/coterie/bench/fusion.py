@@ -1,0 +1,143 @@
+"""The paper's grid on this machine: fusion and orchestration measured apart, for prefill and decode.
+
+    unfused/host -> fused/host      what fusion gives: fewer launches, fewer bytes stored between kernels
+    fused/host   -> fused/device    what orchestration gives: one call for the whole step
+
+Source of the grid: arXiv 2405.07518, section VI. Knows nothing about experts of a composition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.experts import random_experts
+from coterie.bench.report import Effort, Report, interleave, paired_ratio
+from coterie.bench.shapes import shape_config
+from coterie.bench.step import Loaded, Step
+from coterie.core.units import format_bytes, format_seconds
+from coterie.devices.cpu import Orchestration
+from coterie.graph.cost import intermediate_bytes
+from coterie.models.model import Model
+
+# Way -> rule set and who starts the kernels. The first is what the others are compared with.
+WAYS: Mapping[str, tuple[str, Orchestration]] = {
+    "unfused/host": ("none", "host"),
+    "fused/host": ("cache", "host"),
+    "fused/device": ("cache", "device"),
+}
+BASELINE = "unfused/host"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of one phase. `counted_bytes` is the kernels' own counter, `intermediate_bytes` what the cost says.
+
+    `speedup` over unfused/host is the median of ratios within rounds; `launches` are calls by the host.
+    """
+
+    phase: str
+    way: str
+    tokens: int
+    seconds_per_step: float
+    speedup: float
+    launches: int
+    regions: int
+    intermediate_bytes: int
+    counted_bytes: int
+    rounds: int
+
+
+def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) -> Report:
+    """Measure the grid. Raises UsageError, CapacityError."""
+    config = shape_config(shape)
+    with random_experts(config, 1) as (model,), ExitStack() as stack:
+        prompt = min(prompt_tokens, model.max_context - 1)
+        loaded: dict[Orchestration, Loaded] = {}
+        for how in dict.fromkeys(how for _, how in WAYS.values()):
+            loaded[how] = Loaded(model, how, threads, prompt + 1)
+            stack.callback(loaded[how].close)
+        team = next(iter(loaded.values())).device.threads
+        cells = [
+            *_phase("prefill", loaded, (0, prompt), effort),
+            *_phase("decode", loaded, (prompt, 1), effort),
+        ]
+    workload = _workload(shape, model, prompt, team)
+    return Report("fusion", workload, _results(cells), (_table(cells),), _notes(cells))
+
+
+def _phase(phase: str, loaded: Mapping[Orchestration, Loaded], span: tuple[int, int], effort: Effort) -> list[Cell]:
+    steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in WAYS.items()}
+    counted = {way: step.counted() for way, step in steps.items()}
+    samples = interleave({way: step.seconds for way, step in steps.items()}, effort)
+    return [
+        Cell(
+            phase=phase,
+            way=way,
+            tokens=span[1],
+            seconds_per_step=median(samples[way]),
+            speedup=paired_ratio(samples[BASELINE], samples[way]),
+            launches=counted[way].calls,
+            regions=counted[way].instructions,
+            intermediate_bytes=_priced(step),
+            counted_bytes=step.intermediate_bytes(counted[way]),
+            rounds=len(samples[way]),
+        )
+        for way, step in steps.items()
+    ]
+
+
+def _priced(step: Step) -> int:
+    return intermediate_bytes(step.exe.program, step.binding.rows.sizes)
+
+
+def _workload(shape: str, model: Model, prompt: int, threads: int) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "weights": f"{format_bytes(model.layout.size_bytes)} of random bf16",
+        "prefill_tokens": prompt,
+        "decode_batch": 1,
+        "decode_context": prompt + 1,
+        "threads": threads,
+    }
+
+
+def _agree(cells: list[Cell]) -> bool:
+    return all(cell.intermediate_bytes == cell.counted_bytes for cell in cells)
+
+
+def _results(cells: list[Cell]) -> dict[str, Any]:
+    return {"grid": [asdict(cell) for cell in cells], "byte_counters_agree": _agree(cells)}
+
+
+def _table(cells: list[Cell]) -> Table:
+    table = Table("phase", "way", "per step", "speed-up", "launches", "stored intermediates")
+    for cell in cells:
+        table.add_row(
+            f"{cell.phase} ({cell.tokens})",
+            cell.way,
+            format_seconds(cell.seconds_per_step),
+            f"{cell.speedup:.2f} x",
+            str(cell.launches),
+            format_bytes(cell.counted_bytes),
+        )
+    return table
+
+
+def _notes(cells: list[Cell]) -> tuple[str, ...]:
+    rounds = " and ".join(str(n) for n in dict.fromkeys(cell.rounds for cell in cells))
+    agree = (
+        "the kernels' own byte counter agrees with the graph's cost in every row"
+        if _agree(cells)
+        else "WRONG: the kernels' own byte counter disagrees with the graph's cost; see grid in the JSON"
+    )
+    return (
+        agree,
+        f"medians of {rounds} rounds, ways interleaved; speed-up: median of ratios to {BASELINE} within rounds",
+        "a step is timed from the call to its token in Python",
+    )

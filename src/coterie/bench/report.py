@@ -1,0 +1,152 @@
+"""The frame of every bench: machine, commit, workload; how samples are taken and compared; a table, then one JSON line.
+
+    round 1:  A B C     every way once a round, so that a slow minute of the machine slows all of them;
+    round 2:  A B C     what is compared is the median of the ratios within rounds, not a ratio of medians
+
+Knows nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coterie import __version__
+from coterie.core.units import format_bytes
+from coterie.kernels import cpu as kernels
+from coterie.spec.this_machine import allowed_cpus, allowed_memory
+
+MAX_ROUNDS = 200  # a step of microseconds is not sampled for ever
+_HERE = Path(__file__).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to sample: at least `rounds` rounds, and more until `seconds` have passed."""
+
+    rounds: int = 5
+    seconds: float = 1.0
+
+
+def interleave(ways: Mapping[str, Callable[[], float]], effort: Effort) -> dict[str, list[float]]:
+    """A B A B: what each way returns, once a round. A first round warms up and is not kept."""
+    for way in ways.values():
+        way()
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    start = perf_counter()
+    for done in range(1, MAX_ROUNDS + 1):
+        for name, way in ways.items():
+            samples[name].append(way())
+        if done >= effort.rounds and perf_counter() - start >= effort.seconds:
+            break
+    return samples
+
+
+def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of over[i] / under[i]. Raises ValueError when they were not sampled in the same rounds."""
+    return median(a / b for a, b in zip(over, under, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One bench's outcome. `results` are plain values; `tables` and `notes` say the same to people."""
+
+    bench: str
+    workload: Mapping[str, Any]
+    results: Mapping[str, Any]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Machine, commit, workload and results, for JSON."""
+        frame = {"bench": self.bench, "machine": machine(), "commit": commit(), "workload": dict(self.workload)}
+        return frame | dict(self.results) | {"notes": list(self.notes)}
+
+    def show(self, console: Console) -> None:
+        """Print the tables and the notes."""
+        workload = ", ".join(f"{key} {value}" for key, value in self.workload.items())
+        console.print(f"{self.bench}: {workload}", markup=False)
+        for table in self.tables:
+            console.print(table)
+        for note in self.notes:
+            console.print(f"  {note}", markup=False)
+
+
+def show_frame(console: Console) -> None:
+    """Print which machine and which commit."""
+    here = machine()
+    memory = format_bytes(here["memory_bytes"])
+    line = f"{here['cpu_model']}, {here['cpus']} CPUs, {memory} free for us, {here['isa']}; {commit()}"
+    console.print(f"{escape(line)}; load {here['load_1m']:.1f}, {busy(here['load_1m'], here['cpus'])}")
+
+
+def busy(load_1m: float, cpus: int) -> str:
+    """What the load of other processes means for the numbers. Load is 1-minute, in runnable processes."""
+    if load_1m < 0.5:
+        return "the machine is quiet"
+    share = "more processes want to run than there are CPUs" if load_1m > cpus else "others are running"
+    return f"{share}: expect noise, and trust ratios more than times"
+
+
+def machine() -> dict[str, Any]:
+    """What this process may use: CPU model, CPUs, memory in bytes, instruction set, and how busy the machine is."""
+    cpus, cpus_source = allowed_cpus()
+    memory_bytes, memory_source = allowed_memory()
+    return {
+        "cpu_model": _cpu_model(),
+        "cpus": cpus,
+        "cpus_source": cpus_source,
+        "memory_bytes": memory_bytes,
+        "memory_source": memory_source,
+        "isa": kernels.ISAS[-1],
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "load_1m": round(os.getloadavg()[0], 2),
+    }
+
+
+def last_level_cache_bytes() -> int | None:
+    """Bytes of the largest cache, None where the system does not say."""
+    sizes = [os.sysconf(name) for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE") if name in os.sysconf_names]
+    return max(sizes, default=0) or None
+
+
+def commit() -> str:
+    """The git commit of this source tree, `-dirty` where it was changed; the package's version where there is none."""
+    try:
+        # An installed package can lie inside somebody else's repository: only one that tracks this file is ours.
+        _git("ls-files", "--error-unmatch", _HERE.name)
+        return "commit " + _git("describe", "--always", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.CalledProcessError):
+        return f"coterie {__version__}"
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(_HERE.parent), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux: the architecture's name must do
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,51 @@
+"""Shapes to measure: a name or a path, to the config.json of a model.
+
+Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import CONFIG
+from coterie.composition.composition import PRESETS
+from coterie.core.errors import UsageError
+
+# Source: config.json of HuggingFaceTB/SmolLM-135M.
+_135M = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+
+
+def _demo() -> dict[str, Any]:
+    """A demo expert's own config; all of them have one shape."""
+    first = min((PRESETS / "demo" / "experts").glob(f"*/{CONFIG}"))
+    return read_object(first)
+
+
+SHAPES: Mapping[str, Callable[[], dict[str, Any]]] = {"demo": _demo, "135m": lambda: dict(_135M)}
+
+
+def shape_config(shape: str) -> dict[str, Any]:
+    """The config of a named shape or of a config.json file. Raises UsageError listing the shapes."""
+    if shape in SHAPES:
+        return SHAPES[shape]()
+    if not Path(shape).is_file():
+        fact = f"{shape!r} is neither a shape nor a config.json file"
+        raise UsageError("--shape", fact, f"use one of {', '.join(SHAPES)}, or the path of a config.json")
+    return read_object(Path(shape))

@@ -1,0 +1,307 @@
+"""Switching between experts: cold, from disk to the first token; and resident, from one step to another expert's step.
+
+    cold      near budget of one expert; page cache dropped; want -> fetch ... -> first token
+    resident  near budget of all; turns of two steps each:   A A B B A A ...     gap(A,B) less gap(A,A)
+
+Knows nothing about routers or text: prompts are token ids.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
+from coterie.bench.experts import random_experts
+from coterie.bench.report import Effort, Report, paired_ratio
+from coterie.bench.shapes import shape_config
+from coterie.checkpoint.folder import SINGLE
+from coterie.core.errors import UsageError
+from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.device import Binding, Buffer, Event, Executable
+from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu_memory import CHUNK_BYTES, Bytes, Slab
+from coterie.engine.policy import Policy
+from coterie.engine.request import Output, Request, Timings
+from coterie.models.model import Model
+from coterie.spec.this_machine import this_machine
+
+TURN_STEPS = 2  # the first step of a turn follows another expert's, the second its own
+MAX_GAPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run on the compute lane: whose weights it read, and of how many tokens it was."""
+
+    event: Event
+    weights: Buffer
+    tokens: int
+
+
+class RecordingDevice(CpuDevice):
+    """The CPU device, which remembers its runs so that the gaps between them can be measured afterwards."""
+
+    def __init__(self, threads: int | None) -> None:
+        super().__init__(threads=threads)
+        self.runs: list[_Run] = []
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Any = (),
+    ) -> Event:
+        """As the CPU device's."""
+        event = super().run(exe, binding, gates, steps, after)
+        self.runs.append(_Run(event, binding.weights, len(binding.rows.tokens_T)))
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class ColdRound:
+    """One cold switch and what it is compared with, in seconds and bytes per second of the same round.
+
+    `ttft_s`: want to first token. `fetch_s`: want to the last byte. `warm_ttft_s`: the same prompt once resident.
+    `disk_bytes_per_s`: the same file read from end to end, one 8 MiB read after the other, by O_DIRECT where allowed.
+    """
+
+    ttft_s: float
+    fetch_s: float
+    fetch_bytes_per_s: float
+    warm_ttft_s: float
+    disk_bytes_per_s: float
+
+    @property
+    def floor_s(self) -> float:
+        """The longer of fetch and prefill: what perfect overlap of whole phases would take."""
+        return max(self.fetch_s, self.warm_ttft_s)
+
+
+def switch(shape: str, prompt_tokens: int, experts: int, threads: int | None, effort: Effort) -> Report:
+    """Measure both kinds of switch. Raises UsageError, CapacityError."""
+    if experts < 2:
+        raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
+    with random_experts(shape_config(shape), experts) as models:
+        prompt = min(prompt_tokens, models[0].max_context - 1)
+        cold, direct = _cold(models, prompt, threads, effort)
+        same, changed = _resident(models[:2], threads, effort)
+        size = models[0].layout.size_bytes
+    workload = {
+        "shape": shape,
+        "experts": experts,
+        "expert_bytes": size,
+        "prompt_tokens": prompt,
+        "threads": threads or this_machine().units,
+    }
+    results = _results(cold, direct, same, changed)
+    return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt))
+
+
+# ---- cold
+
+
+def _cold(models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort) -> tuple[list[ColdRound], bool]:
+    """Cold switches round robin, each beside a read of the same file; whether that read was direct."""
+    parts = _serve(models, 1, prompt + 1, threads)
+    slab = Slab(CHUNK_BYTES)
+    rounds: list[ColdRound] = []
+    try:
+        start = perf_counter()
+        for number, model in enumerate(cycle(models)):
+            file = model.checkpoint.path / SINGLE
+            drop_page_cache(file)
+            cold = _ask(parts, model, f"cold-{number}", prompt)
+            warm = _ask(parts, model, f"warm-{number}", prompt)
+            drop_page_cache(file)
+            rate, direct = sequential_read(file, slab.bytes)
+            size = model.layout.size_bytes
+            if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
+                rounds.append(ColdRound(_ttft(cold), cold.switch_s, size / cold.switch_s, _ttft(warm), rate))
+            if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
+                return rounds, direct
+        raise RuntimeError("no models were given")
+    finally:
+        parts.device.close()
+
+
+def _serve(models: tuple[Model, ...], residents: int, tokens: int, threads: int | None) -> Parts:
+    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
+    block = page_bytes(models[0].kv)
+    pages = -(-tokens // models[0].kv.tokens_per_block(block))
+    options = Options(
+        near_bytes=residents * models[0].layout.size_bytes,
+        kv_bytes=2 * pages * block,
+        threads=threads,
+        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
+    )
+    named = {model.name: model for model in models}
+    device = RecordingDevice(threads)
+    try:
+        return wire(named, plan(named, device.spec, options), options, device)
+    except BaseException:
+        device.close()
+        raise
+
+
+def _request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
+    ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
+    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
+
+
+def _ask(parts: Parts, model: Model, request_id: str, prompt: int) -> Timings:
+    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it."""
+    parts.engine.submit(_request(model, request_id, prompt, 1))
+    while True:
+        for output in parts.engine.step():
+            _raise(output)
+            if output.timings is not None:
+                return output.timings
+
+
+def _raise(output: Output) -> None:
+    if output.error is not None:
+        raise output.error
+
+
+def _ttft(timings: Timings) -> float:
+    if timings.ttft_s is None:
+        raise RuntimeError("a request that ended well has no first token")
+    return timings.ttft_s
+
+
+def drop_page_cache(file: Path) -> None:
+    """Ask the system to forget a file's pages; all of them must be on the disk already."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def sequential_read(file: Path, into: Bytes) -> tuple[float, bool]:
+    """Read a file from end to end, one read of `into`'s size after the other: bytes per second, and if it was direct.
+
+    `into` must be aligned to 4096 bytes. Where the file system refuses O_DIRECT the read is an ordinary one.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    direct = getattr(os, "O_DIRECT", 0)
+    if direct:
+        try:
+            return _read_all(os.open(file, flags | direct), into), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return _read_all(os.open(file, flags), into), False
+
+
+def _read_all(descriptor: int, into: Bytes) -> float:
+    try:
+        start, done = perf_counter(), 0
+        while count := os.preadv(descriptor, [into.data], done):
+            done += count
+            if count < len(into):
+                break  # the end of the file; a direct read may not start at an odd place
+        return done / (perf_counter() - start)
+    finally:
+        os.close(descriptor)
+
+
+# ---- resident
+
+
+def _resident(models: tuple[Model, ...], threads: int | None, effort: Effort) -> tuple[list[float], list[float]]:
+    """Gaps between decode steps in seconds: before a step of the same expert, and before one of the other."""
+    context = models[0].max_context
+    steps = min(MAX_GAPS, context - 1)
+    parts = _serve(models, len(models), 1 + steps, threads)
+    device = parts.device
+    if not isinstance(device, RecordingDevice):
+        raise RuntimeError("the engine was wired to another device")
+    try:
+        for model in models:
+            _ask(parts, model, f"bring-{model.name}", 1)
+        device.runs.clear()
+        for model in models:
+            parts.engine.submit(_request(model, f"turns-{model.name}", 1, steps))
+        start = perf_counter()
+        while not parts.engine.idle:
+            for output in parts.engine.step():
+                _raise(output)
+            enough = len(device.runs) >= 2 * TURN_STEPS * effort.rounds + len(models)
+            if enough and perf_counter() - start >= effort.seconds:
+                break
+        return _gaps(device)
+    finally:
+        device.close()
+
+
+def _gaps(device: RecordingDevice) -> tuple[list[float], list[float]]:
+    same: list[float] = []
+    changed: list[float] = []
+    for left, right in pairwise(device.runs):
+        if left.tokens == right.tokens:
+            gap = device.span(right.event).start_s - device.span(left.event).end_s
+            (same if left.weights == right.weights else changed).append(gap)
+    count = min(len(same), len(changed))
+    if count == 0:
+        raise RuntimeError("the engine did not take turns between two resident experts")
+    return same[:count], changed[:count]
+
+
+# ---- what it comes to
+
+
+def _results(cold: list[ColdRound], direct: bool, same: list[float], changed: list[float]) -> dict[str, Any]:
+    rates, disk = [c.fetch_bytes_per_s for c in cold], [c.disk_bytes_per_s for c in cold]
+    return {
+        "cold_ttft_s": median(c.ttft_s for c in cold),
+        "fetch_s": median(c.fetch_s for c in cold),
+        "fetch_bytes_per_s": median(rates),
+        "warm_ttft_s": median(c.warm_ttft_s for c in cold),
+        "disk_bytes_per_s": median(disk),
+        "disk_read_is_direct": direct,
+        "share_of_disk": paired_ratio(rates, disk),
+        "cold_ttft_over_floor": paired_ratio([c.ttft_s for c in cold], [c.floor_s for c in cold]),
+        "cold_rounds": len(cold),
+        "resident_switch_s": median(b - a for a, b in zip(same, changed, strict=True)),
+        "gap_same_expert_s": median(same),
+        "gap_other_expert_s": median(changed),
+        "gap_pairs": len(same),
+    }
+
+
+def _table(results: Mapping[str, Any]) -> Table:
+    seconds, rate = format_seconds, format_rate
+    table = Table("what", "measured", "beside it", "ratio")
+    disk = f"sequential read: {rate(results['disk_bytes_per_s'])}"
+    table.add_row("fetch of an expert", rate(results["fetch_bytes_per_s"]), disk, f"{results['share_of_disk']:.2f}")
+    floor = f"fetch alone {seconds(results['fetch_s'])}, prefill alone {seconds(results['warm_ttft_s'])}"
+    ratio = f"{results['cold_ttft_over_floor']:.2f} of the longer"
+    table.add_row("cold switch to first token", seconds(results["cold_ttft_s"]), floor, ratio)
+    gaps = f"gap A,B {seconds(results['gap_other_expert_s'])}, gap A,A {seconds(results['gap_same_expert_s'])}"
+    table.add_row("resident switch", seconds(results["resident_switch_s"]), gaps, "")
+    return table
+
+
+def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[str, ...]:
+    how = "O_DIRECT" if results["disk_read_is_direct"] else "an ordinary read, as this file system refuses O_DIRECT"
+    return (
+        f"cold: near budget of one expert of {format_bytes(expert_bytes)}, prompt of {prompt} tokens, page cache "
+        f"dropped; {results['cold_rounds']} rounds, each beside the same file read again",
+        f"the stick: {how}, one reader, {format_bytes(CHUNK_BYTES)} at a time: not the best that a disk can do",
+        f"resident: from the end of a step to the start of the next, Python included, {results['gap_pairs']} pairs; "
+        "the difference is the switch",
+    )

@@ -1,0 +1,102 @@
+"""`coterie bench`: measure this machine; a table for people, then one JSON line.
+
+Knows nothing about how it is measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from coterie.bench.decode import decode
+from coterie.bench.fusion import fusion
+from coterie.bench.report import Effort, Report, commit, json_line, machine, show_frame
+from coterie.bench.switch import switch
+from coterie.cli.options import JsonOpt, ThreadsOpt, out, sentences
+
+app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
+
+ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, or the path of a config.json.")]
+PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
+RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
+SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
+
+SHAPE, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", 128, 64, 3
+EFFORT = Effort()
+
+
+@app.callback()
+@sentences
+def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt = None) -> None:
+    """Measure fusion, decode and switch on random experts of the demo's shape."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if not json_:
+        show_frame(out)
+    reports = [
+        fusion(SHAPE, PROMPT_TOKENS, threads, EFFORT),
+        decode(SHAPE, CONTEXT_TOKENS, threads, EFFORT),
+        switch(SHAPE, PROMPT_TOKENS, EXPERTS, threads, EFFORT),
+    ]
+    if not json_:
+        for report in reports:
+            report.show(out)
+        out.print("larger: coterie bench fusion|decode|switch --shape 135m")
+    _line({"bench": "all", "machine": machine(), "commit": commit(), "runs": [r.to_dict() for r in reports]})
+
+
+@app.command("fusion")
+@sentences
+def bench_fusion(
+    shape: ShapeOpt = SHAPE,
+    prompt: PromptOpt = PROMPT_TOKENS,
+    rounds: RoundsOpt = EFFORT.rounds,
+    seconds: SecondsOpt = EFFORT.seconds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Unfused, fused, and fused with device orchestration: time, launches, bytes stored between kernels."""
+    _print(fusion(shape, prompt, threads, Effort(rounds, seconds)), json_)
+
+
+@app.command("decode")
+@sentences
+def bench_decode(
+    shape: ShapeOpt = SHAPE,
+    context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
+    rounds: RoundsOpt = EFFORT.rounds,
+    seconds: SecondsOpt = EFFORT.seconds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Tokens per second at batch 1, beside a simple read of the same bytes."""
+    _print(decode(shape, context, threads, Effort(rounds, seconds)), json_)
+
+
+@app.command("switch")
+@sentences
+def bench_switch(
+    shape: ShapeOpt = SHAPE,
+    prompt: PromptOpt = PROMPT_TOKENS,
+    experts: Annotated[int, typer.Option(min=2, help="How many experts take turns.")] = EXPERTS,
+    rounds: RoundsOpt = EFFORT.rounds,
+    seconds: SecondsOpt = EFFORT.seconds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """A cold switch from disk to the first token, and a switch between resident experts."""
+    _print(switch(shape, prompt, experts, threads, Effort(rounds, seconds)), json_)
+
+
+def _print(report: Report, json_: bool) -> None:
+    if not json_:
+        show_frame(out)
+        report.show(out)
+    _line(report.to_dict())
+
+
+def _line(value: dict[str, object]) -> None:
+    sys.stdout.write(json_line(value) + "\n")
+    sys.stdout.flush()
