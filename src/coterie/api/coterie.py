@@ -100,9 +100,10 @@ class Coterie:
         self._pending[request.request_id] = _Pending(route, len(ids))
         return request.request_id
 
-    def step(self) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query."""
-        return [self._chunk(output) for output in self._parts.engine.step()]
+    def step(self, within_s: float | None = None) -> list[Chunk]:
+        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` (device clock)."""
+        until = None if within_s is None else self._parts.device.now() + within_s
+        return [self._chunk(output) for output in self._parts.engine.step(until)]
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says `cancelled`."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from coterie.api import Chunk, Coterie, Query
 from coterie.core.errors import CoterieError, DeviceError
 
+WAIT_S = 0.005  # a step that waits for bytes looks for new requests this often
 _Job = Callable[[], None]
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class Worker:
         try:
             while self._take_jobs():
                 if not self._coterie.idle:
-                    for chunk in self._coterie.step():
+                    for chunk in self._coterie.step(WAIT_S):
                         self._deliver(chunk)
         except BaseException as error:
             self._broken = error
