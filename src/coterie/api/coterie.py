@@ -101,7 +101,7 @@ class Coterie:
         return request.request_id
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` (device clock)."""
+        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
         until = None if within_s is None else self._parts.device.now() + within_s
         return [self._chunk(output) for output in self._parts.engine.step(until)]
 
