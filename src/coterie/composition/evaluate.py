@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Score:
             "num_questions": self.num_questions,
             "out_of_scope": {"questions": self.num_out_of_scope, "to_fallback": self.out_of_scope_to_fallback},
             "experts": {row.expert: row.alone for row in self.experts},
+            "rows": [asdict(row) for row in self.experts],
             "confusions": [{"right": a, "chosen": b, "count": n} for a, b, n in self.confusions],
         }
 
