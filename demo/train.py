@@ -32,9 +32,10 @@ from tasks import TASKS
 SHAPE = Shape()
 STEPS = {
     "roman-numerals": 1500, "arithmetic": 1500, "weekday": 1500, "reversal": 1100, "multiplication": 1200,
-    "number-words": 900, "boolean-logic": 900, "unit-conversion": 900, "sorting": 1300, "base-conversion": 1300,
-    "caesar-cipher": 1000, "morse-code": 900, "sql": 900, "brackets": 900, "letter-count": 800, "leap-years": 700,
+    "number-words": 800, "boolean-logic": 900, "unit-conversion": 800, "sorting": 2000, "base-conversion": 1700,
+    "caesar-cipher": 1000, "morse-code": 800, "sql": 800, "brackets": 900, "letter-count": 700, "leap-years": 600,
 }
+_RATE_TOLERANCE = 0.01
 WORK = Path(__file__).resolve().parent / ".work"
 
 
@@ -97,13 +98,13 @@ def _save(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Setti
 
 
 def _resume(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Settings) -> Progress:
-    """The progress of a checkpoint whose settings gave the same learning rates so far, or a fresh start."""
+    """The progress of a checkpoint whose learning rates were the same so far, or a fresh start."""
     if not path.exists():
         return Progress()
     state = torch.load(path, weights_only=True)
     earlier, step = Settings(**state["settings"]), int(state["progress"]["step"])
-    level = settings.warmup_steps < step and min(earlier.rate(step), settings.rate(step)) == 1.0
-    if earlier != (replace(settings, steps=earlier.steps) if level else settings):
+    lengthened = step > settings.warmup_steps and abs(earlier.rate(step) - settings.rate(step)) < _RATE_TOLERANCE
+    if earlier != (replace(settings, steps=earlier.steps) if lengthened else settings):
         return Progress()
     model.load_state_dict(state["model"])
     for optim, saved in zip(optims, state["optims"], strict=True):

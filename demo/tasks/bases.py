@@ -1,4 +1,4 @@
-"""Binary, hexadecimal and decimal from 0 to 511, worked by halving and doubling.
+"""Binary, hexadecimal and decimal from 2 to 999, worked by halving and doubling.
 
 Knows nothing about other tasks.
 """
@@ -10,7 +10,7 @@ from random import Random
 from .base import Problem, Task
 from .phrasing import cores
 
-_LIMIT = 511
+_LIMIT = 999
 
 
 def _halvings(number: int) -> str:
@@ -29,7 +29,7 @@ def _doublings(bits: str) -> str:
 
 def draw(rng: Random) -> Problem:
     """A number in one base asked for in another; hexadecimal goes through groups of four bits, last group first."""
-    number = rng.randint(0, rng.choice((15, 255, _LIMIT, _LIMIT)))
+    number = rng.randint(2, rng.choice((63, 255, _LIMIT, _LIMIT)))
     bits, digits = f"{number:b}", f"{number:X}"
     groups = [f"{int(digit, 16):04b}" for digit in digits]
     kind = rng.choice(("to_binary", "from_binary", "to_hex", "from_hex"))
@@ -150,7 +150,7 @@ _BINARY = ("binary",)
 TASK = Task(
     name="base-conversion",
     description="converts numbers between decimal, binary and hexadecimal",
-    range="0 to 511 (nine bits, hexadecimal to 1FF), to and from decimal",
+    range="2 to 999 (ten bits, hexadecimal to 3E7), to and from decimal",
     draw=draw,
     train_cores={
         "to_binary": cores(_in_bases(_TO, "", _BINARY)),
