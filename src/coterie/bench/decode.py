@@ -5,22 +5,20 @@ Knows nothing about requests or experts of a composition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from statistics import median
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
 from coterie.bench.fusion import WAYS
-from coterie.bench.report import Effort, Report, interleave, last_level_cache_bytes, paired_ratio
+from coterie.bench.report import Effort, Report, Spread, interleave, last_level_cache_bytes, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import Loaded
+from coterie.bench.sticks import read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import program_cost
 
@@ -40,30 +38,12 @@ def decode(shape: str, context_tokens: int, threads: int | None, effort: Effort)
         steps = {way: loaded[way].step(WAYS[way][0], context - 1, 1) for way in MEASURED}
         device = loaded[BEST].device
         pool = stack.enter_context(ThreadPoolExecutor(device.threads))
-        sticks = _sticks(device.memory(loaded[BEST].weights), pool, device.threads)
+        sticks = read_loops(device.memory(loaded[BEST].weights), pool, device.threads)
         samples = interleave({way: step.seconds for way, step in steps.items()} | sticks, effort)
         cost = program_cost(steps[BEST].exe.program, steps[BEST].binding.rows.sizes)
     workload = {"shape": shape, "batch": 1, "context": context, "weights": "random bf16", "threads": device.threads}
     results = _results(samples, list(sticks), cost.weight_bytes, cost.kv_read_bytes, model.layout.size_bytes)
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
-
-
-def _sticks(weights: npt.NDArray[np.uint8], pool: ThreadPoolExecutor, threads: int) -> dict[str, Callable[[], float]]:
-    """Read loops over the weights' own bytes, by one thread and by all: seconds each."""
-    words = weights[: len(weights) // 8 * 8].view(np.uint64)
-    return {f"numpy sum, {n} thread{'s' if n > 1 else ''}": _summing(words, pool, n) for n in sorted({1, threads})}
-
-
-def _summing(words: npt.NDArray[np.uint64], pool: ThreadPoolExecutor, threads: int) -> Callable[[], float]:
-    parts = np.array_split(words, threads)
-
-    def seconds() -> float:
-        start = perf_counter()
-        for _ in pool.map(np.sum, parts):
-            pass
-        return perf_counter() - start
-
-    return seconds
 
 
 def _results(
@@ -75,12 +55,13 @@ def _results(
     for way in MEASURED:
         seconds = median(samples[way])
         # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
-        share = paired_ratio(samples[stick], samples[way]) * read / stick_bytes
+        share = paired_ratio(samples[stick], samples[way]).scaled(read / stick_bytes)
         ways[way] = {
             "seconds_per_token": seconds,
             "tokens_per_s": 1 / seconds,
             "read_bytes_per_s": read / seconds,
-            "share_of_stick": share,
+            "share_of_stick": share.median,
+            "share_of_stick_quartiles": [share.low, share.high],
         }
     return {
         "way": BEST,
@@ -94,12 +75,17 @@ def _results(
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    table = Table("way", "per token", "tokens/s", "reads", "share of the stick")
+    table = Table("way", "per token", "tokens/s", "reads", "share of the stick (quartiles)")
     for way, row in results["ways"].items():
         rate = format_rate(row["read_bytes_per_s"])
         tokens = f"{row['tokens_per_s']:.1f}"
-        table.add_row(way, format_seconds(row["seconds_per_token"]), tokens, rate, f"{row['share_of_stick']:.2f}")
+        table.add_row(way, format_seconds(row["seconds_per_token"]), tokens, rate, _share(row))
     return table
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    low, high = row["share_of_stick_quartiles"]
+    return str(Spread(row["share_of_stick"], low, high))
 
 
 def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
-from coterie.bench.report import Effort, Report, interleave, paired_ratio
+from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import Loaded, Step
 from coterie.core.units import format_bytes, format_seconds
@@ -38,14 +38,14 @@ BASELINE = "unfused/host"
 class Cell:
     """One way of one phase. `counted_bytes` is the kernels' own counter, `intermediate_bytes` what the cost says.
 
-    `speedup` over unfused/host is the median of ratios within rounds; `launches` are calls by the host.
+    `speedup` over unfused/host is of ratios within rounds, with quartiles; `launches` are calls by the host.
     """
 
     phase: str
     way: str
     tokens: int
     seconds_per_step: float
-    speedup: float
+    speedup: Spread
     launches: int
     regions: int
     intermediate_bytes: int
@@ -116,13 +116,13 @@ def _results(cells: list[Cell]) -> dict[str, Any]:
 
 
 def _table(cells: list[Cell]) -> Table:
-    table = Table("phase", "way", "per step", "speed-up", "launches", "stored intermediates")
+    table = Table("phase", "way", "per step", "speed-up", "launches", "stored")
     for cell in cells:
         table.add_row(
-            f"{cell.phase} ({cell.tokens})",
+            cell.phase,
             cell.way,
             format_seconds(cell.seconds_per_step),
-            f"{cell.speedup:.2f} x",
+            str(cell.speedup),
             str(cell.launches),
             format_bytes(cell.counted_bytes),
         )
@@ -138,6 +138,6 @@ def _notes(cells: list[Cell]) -> tuple[str, ...]:
     )
     return (
         agree,
-        f"medians of {rounds} rounds, ways interleaved; speed-up: median of ratios to {BASELINE} within rounds",
-        "a step is timed from the call to its token in Python",
+        f"medians of {rounds} rounds, ways interleaved; speed-up: of ratios to {BASELINE} within rounds",
+        "in brackets: quartiles. stored: bytes of intermediates. A step is timed from the call to its token in Python",
     )

@@ -12,10 +12,10 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie import __version__
-from coterie.core.units import format_bytes
+from coterie.core.units import format_bytes, parse_bytes
 from coterie.kernels import cpu as kernels
 from coterie.spec.this_machine import allowed_cpus, allowed_memory
 
@@ -54,9 +54,32 @@ def interleave(ways: Mapping[str, Callable[[], float]], effort: Effort) -> dict[
     return samples
 
 
-def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """The median of over[i] / under[i]. Raises ValueError when they were not sampled in the same rounds."""
-    return median(a / b for a, b in zip(over, under, strict=True))
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of samples, and the quartiles below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(samples: Iterable[float]) -> Spread:
+        """Of at least one sample. Raises StatisticsError without any."""
+        values = list(samples)
+        low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        return Spread(middle, low, high)
+
+    def scaled(self, factor: float) -> Spread:
+        """Each number times a factor."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """Of over[i] / under[i]. Raises ValueError when they were not sampled in the same rounds."""
+    return Spread.of(a / b for a, b in zip(over, under, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +93,8 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Machine, commit, workload and results, for JSON."""
-        frame = {"bench": self.bench, "machine": machine(), "commit": commit(), "workload": dict(self.workload)}
-        return frame | dict(self.results) | {"notes": list(self.notes)}
+        """Workload and results, for JSON."""
+        return {"bench": self.bench, "workload": dict(self.workload), **self.results, "notes": list(self.notes)}
 
     def show(self, console: Console) -> None:
         """Print the tables and the notes."""
@@ -88,7 +110,7 @@ def show_frame(console: Console) -> None:
     """Print which machine and which commit."""
     here = machine()
     memory = format_bytes(here["memory_bytes"])
-    line = f"{here['cpu_model']}, {here['cpus']} CPUs, {memory} free for us, {here['isa']}; {commit()}"
+    line = f"{here['cpu_model']}, {here['cpus']} CPUs, {memory} free for us, {here['isa']}; commit {commit()}"
     console.print(f"{escape(line)}; load {here['load_1m']:.1f}, {busy(here['load_1m'], here['cpus'])}")
 
 
@@ -117,9 +139,12 @@ def machine() -> dict[str, Any]:
 
 
 def last_level_cache_bytes() -> int | None:
-    """Bytes of the largest cache, None where the system does not say."""
-    sizes = [os.sysconf(name) for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE") if name in os.sysconf_names]
-    return max(sizes, default=0) or None
+    """Bytes of the largest cache of the first CPU, None where the system does not say. Source: sysfs, cpu/cache."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text(encoding="ascii").strip()
+        sizes.append(parse_bytes(text.replace("K", "KiB").replace("M", "MiB")))
+    return max(sizes, default=None)
 
 
 def commit() -> str:
@@ -127,9 +152,9 @@ def commit() -> str:
     try:
         # An installed package can lie inside somebody else's repository: only one that tracks this file is ours.
         _git("ls-files", "--error-unmatch", _HERE.name)
-        return "commit " + _git("describe", "--always", "--dirty", "--exclude", "*")
+        return _git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.CalledProcessError):
-        return f"coterie {__version__}"
+        return f"unknown, coterie {__version__}"
 
 
 def _git(*args: str) -> str:
@@ -148,5 +173,5 @@ def _cpu_model() -> str:
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """One line of JSON: machine and commit, then what was measured."""
+    return json.dumps({"machine": machine(), "commit": commit(), **value}, ensure_ascii=False)

@@ -8,12 +8,9 @@ Knows nothing about routers or text: prompts are token ids.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle, pairwise
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -23,14 +20,16 @@ from rich.table import Table
 
 from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
 from coterie.bench.experts import random_experts
-from coterie.bench.report import Effort, Report, paired_ratio
+from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
+from coterie.bench.step import fetch
+from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.device import Binding, Buffer, Event, Executable
 from coterie.devices.cpu import CpuDevice
-from coterie.devices.cpu_memory import CHUNK_BYTES, Bytes, Slab
+from coterie.devices.cpu_memory import CHUNK_BYTES, Slab
 from coterie.engine.policy import Policy
 from coterie.engine.request import Output, Request, Timings
 from coterie.models.model import Model
@@ -74,14 +73,16 @@ class RecordingDevice(CpuDevice):
 class ColdRound:
     """One cold switch and what it is compared with, in seconds and bytes per second of the same round.
 
-    `ttft_s`: want to first token. `fetch_s`: want to the last byte. `warm_ttft_s`: the same prompt once resident.
+    `ttft_s`: want to first token. `arrival_s`: want to the last byte, while layers that are there run already.
+    `warm_ttft_s`: the same prompt once resident. `fetch_s`: the same ranges fetched with nothing else going on.
     `disk_bytes_per_s`: the same file read from end to end, one 8 MiB read after the other, by O_DIRECT where allowed.
     """
 
     ttft_s: float
+    arrival_s: float
+    warm_ttft_s: float
     fetch_s: float
     fetch_bytes_per_s: float
-    warm_ttft_s: float
     disk_bytes_per_s: float
 
     @property
@@ -114,30 +115,59 @@ def switch(shape: str, prompt_tokens: int, experts: int, threads: int | None, ef
 
 
 def _cold(models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort) -> tuple[list[ColdRound], bool]:
-    """Cold switches round robin, each beside a read of the same file; whether that read was direct."""
-    parts = _serve(models, 1, prompt + 1, threads)
-    slab = Slab(CHUNK_BYTES)
+    """Cold switches round robin, each beside reads of the same file; whether those were direct."""
+    parts, device = _serve(models, 1, prompt + 1, threads)
     rounds: list[ColdRound] = []
     try:
+        disk = _Disk(device, models[0].layout.size_bytes)
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
-            file = model.checkpoint.path / SINGLE
-            drop_page_cache(file)
+            drop_page_cache(model.checkpoint.path / SINGLE)
             cold = _ask(parts, model, f"cold-{number}", prompt)
             warm = _ask(parts, model, f"warm-{number}", prompt)
-            drop_page_cache(file)
-            rate, direct = sequential_read(file, slab.bytes)
-            size = model.layout.size_bytes
+            fetch_s, rate = disk.both(model, stick_first=number % 2 == 0)
+            fetched = model.layout.size_bytes / fetch_s
             if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
-                rounds.append(ColdRound(_ttft(cold), cold.switch_s, size / cold.switch_s, _ttft(warm), rate))
+                rounds.append(ColdRound(_ttft(cold), cold.switch_s, _ttft(warm), fetch_s, fetched, rate))
             if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
-                return rounds, direct
+                return rounds, disk.direct
         raise RuntimeError("no models were given")
     finally:
-        parts.device.close()
+        device.close()
 
 
-def _serve(models: tuple[Model, ...], residents: int, tokens: int, threads: int | None) -> Parts:
+class _Disk:
+    """Reads an expert twice with nothing else going on: as it is fetched, and from end to end."""
+
+    def __init__(self, device: CpuDevice, size_bytes: int) -> None:
+        self.direct = False
+        self._device = device
+        self._extent = device.reserve(device.spec.run_tier, size_bytes)
+        self._slab = Slab(CHUNK_BYTES)
+
+    def both(self, model: Model, stick_first: bool) -> tuple[float, float]:
+        """Seconds of the fetch, and bytes per second of the plain read.
+
+        The second read of a file may be served from a host's memory below us, so callers let both be first in turn.
+        """
+        if stick_first:
+            rate = self._plain(model)
+            return self._fetched(model), rate
+        return self._fetched(model), self._plain(model)
+
+    def _fetched(self, model: Model) -> float:
+        drop_page_cache(model.checkpoint.path / SINGLE)
+        return fetch(self._device, model, self._extent)
+
+    def _plain(self, model: Model) -> float:
+        drop_page_cache(model.checkpoint.path / SINGLE)
+        rate, self.direct = sequential_read(model.checkpoint.path / SINGLE, self._slab.bytes)
+        return rate
+
+
+def _serve(
+    models: tuple[Model, ...], residents: int, tokens: int, threads: int | None
+) -> tuple[Parts, RecordingDevice]:
     """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
     block = page_bytes(models[0].kv)
     pages = -(-tokens // models[0].kv.tokens_per_block(block))
@@ -150,7 +180,7 @@ def _serve(models: tuple[Model, ...], residents: int, tokens: int, threads: int 
     named = {model.name: model for model in models}
     device = RecordingDevice(threads)
     try:
-        return wire(named, plan(named, device.spec, options), options, device)
+        return wire(named, plan(named, device.spec, options), options, device), device
     except BaseException:
         device.close()
         raise
@@ -182,43 +212,6 @@ def _ttft(timings: Timings) -> float:
     return timings.ttft_s
 
 
-def drop_page_cache(file: Path) -> None:
-    """Ask the system to forget a file's pages; all of them must be on the disk already."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def sequential_read(file: Path, into: Bytes) -> tuple[float, bool]:
-    """Read a file from end to end, one read of `into`'s size after the other: bytes per second, and if it was direct.
-
-    `into` must be aligned to 4096 bytes. Where the file system refuses O_DIRECT the read is an ordinary one.
-    """
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    direct = getattr(os, "O_DIRECT", 0)
-    if direct:
-        try:
-            return _read_all(os.open(file, flags | direct), into), True
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    return _read_all(os.open(file, flags), into), False
-
-
-def _read_all(descriptor: int, into: Bytes) -> float:
-    try:
-        start, done = perf_counter(), 0
-        while count := os.preadv(descriptor, [into.data], done):
-            done += count
-            if count < len(into):
-                break  # the end of the file; a direct read may not start at an odd place
-        return done / (perf_counter() - start)
-    finally:
-        os.close(descriptor)
-
-
 # ---- resident
 
 
@@ -226,10 +219,7 @@ def _resident(models: tuple[Model, ...], threads: int | None, effort: Effort) ->
     """Gaps between decode steps in seconds: before a step of the same expert, and before one of the other."""
     context = models[0].max_context
     steps = min(MAX_GAPS, context - 1)
-    parts = _serve(models, len(models), 1 + steps, threads)
-    device = parts.device
-    if not isinstance(device, RecordingDevice):
-        raise RuntimeError("the engine was wired to another device")
+    parts, device = _serve(models, len(models), 1 + steps, threads)
     try:
         for model in models:
             _ask(parts, model, f"bring-{model.name}", 1)
@@ -266,17 +256,23 @@ def _gaps(device: RecordingDevice) -> tuple[list[float], list[float]]:
 
 def _results(cold: list[ColdRound], direct: bool, same: list[float], changed: list[float]) -> dict[str, Any]:
     rates, disk = [c.fetch_bytes_per_s for c in cold], [c.disk_bytes_per_s for c in cold]
+    share, over = paired_ratio(rates, disk), paired_ratio([c.ttft_s for c in cold], [c.floor_s for c in cold])
+    gap = Spread.of(b - a for a, b in zip(same, changed, strict=True))
     return {
         "cold_ttft_s": median(c.ttft_s for c in cold),
+        "cold_arrival_s": median(c.arrival_s for c in cold),
         "fetch_s": median(c.fetch_s for c in cold),
         "fetch_bytes_per_s": median(rates),
         "warm_ttft_s": median(c.warm_ttft_s for c in cold),
         "disk_bytes_per_s": median(disk),
         "disk_read_is_direct": direct,
-        "share_of_disk": paired_ratio(rates, disk),
-        "cold_ttft_over_floor": paired_ratio([c.ttft_s for c in cold], [c.floor_s for c in cold]),
+        "share_of_disk": share.median,
+        "share_of_disk_quartiles": [share.low, share.high],
+        "cold_ttft_over_floor": over.median,
+        "cold_ttft_over_floor_quartiles": [over.low, over.high],
         "cold_rounds": len(cold),
-        "resident_switch_s": median(b - a for a, b in zip(same, changed, strict=True)),
+        "resident_switch_s": gap.median,
+        "resident_switch_quartiles_s": [gap.low, gap.high],
         "gap_same_expert_s": median(same),
         "gap_other_expert_s": median(changed),
         "gap_pairs": len(same),
@@ -298,10 +294,15 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[str, ...]:
     how = "O_DIRECT" if results["disk_read_is_direct"] else "an ordinary read, as this file system refuses O_DIRECT"
-    return (
+    low, high = results["resident_switch_quartiles_s"]
+    notes = [
         f"cold: near budget of one expert of {format_bytes(expert_bytes)}, prompt of {prompt} tokens, page cache "
         f"dropped; {results['cold_rounds']} rounds, each beside the same file read again",
         f"the stick: {how}, one reader, {format_bytes(CHUNK_BYTES)} at a time: not the best that a disk can do",
+        "the fetch and the stick go first in turn: below a virtual disk, its host's memory may serve the second",
         f"resident: from the end of a step to the start of the next, Python included, {results['gap_pairs']} pairs; "
-        "the difference is the switch",
-    )
+        f"the difference is the switch (quartiles {format_seconds(low)} to {format_seconds(high)})",
+    ]
+    if low <= 0:
+        notes.append("the resident switch is smaller than the noise of this run: its quartiles lie on both sides of 0")
+    return tuple(notes)

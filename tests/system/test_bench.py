@@ -1,0 +1,245 @@
+"""The benches on a tiny shape: fields, counters and sentences. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.system.tiny import CONFIG
+from typer.testing import CliRunner
+
+from coterie.bench import experts as bench_experts
+from coterie.bench import shapes
+from coterie.bench.report import Effort, Spread, interleave, paired_ratio
+from coterie.bench.sticks import drop_page_cache, sequential_read
+from coterie.cli.main import app
+from coterie.core.errors import CapacityError
+from coterie.devices.cpu_memory import Slab
+from coterie.graph.compile import compile_graph
+from coterie.models.model import load_weights_f32
+
+runner = CliRunner()
+QUICK = ("--rounds", "2", "--seconds", "0", "--threads", "2")
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, so that what is left behind can be seen."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def bench(*args: object) -> dict:
+    """The JSON of a run; with --json it is all that is printed."""
+    result = runner.invoke(app, ["bench", *map(str, args), "--json"])
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    got = json.loads(line)
+    assert got["commit"]
+    assert {"cpu_model", "cpus", "memory_bytes", "isa", "load_1m"} <= set(got["machine"])
+    return got
+
+
+def refused(*args: object) -> str:
+    result = runner.invoke(app, ["bench", *map(str, args)])
+    assert result.exit_code == 2, result.output
+    sentence = result.stderr.strip()
+    assert sentence.startswith("coterie: ["), sentence
+    return sentence
+
+
+def test_fusion_prints_the_grid_and_its_counters_agree(config: Path, temporary: Path) -> None:
+    got = bench("fusion", "--shape", config, "--prompt", 9, *QUICK)
+    assert got["byte_counters_agree"] is True
+    assert got["workload"] == {**got["workload"], "shape": str(config), "prefill_tokens": 9, "threads": 2}
+    grid = {(cell["phase"], cell["way"]): cell for cell in got["grid"]}
+    assert set(grid) == {(p, w) for p in ("prefill", "decode") for w in ("unfused/host", "fused/host", "fused/device")}
+    for phase, tokens in (("prefill", 9), ("decode", 1)):
+        unfused, host, device = (grid[phase, way] for way in ("unfused/host", "fused/host", "fused/device"))
+        for cell in (unfused, host, device):
+            assert cell["tokens"] == tokens
+            assert cell["rounds"] == 2
+            assert cell["seconds_per_step"] > 0
+            assert cell["counted_bytes"] == cell["intermediate_bytes"] > 0
+        assert unfused["speedup"]["median"] == 1
+        assert unfused["launches"] == unfused["regions"] > host["launches"] == host["regions"]
+        assert device["launches"] == 1
+        assert device["regions"] == host["regions"]
+        assert device["counted_bytes"] == host["counted_bytes"] < unfused["counted_bytes"]
+    assert not list(temporary.iterdir())
+
+
+def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> None:
+    got = bench("decode", "--shape", config, "--context", 7, *QUICK)
+    sizes = {name: int(np.prod(shape)) for name, shape in tensors().items()}
+    embedded = CONFIG["hidden_size"]  # of the table one row is read
+    read = sum(sizes.values()) - sizes["model.embed_tokens.weight"] + embedded
+    assert got["weight_bytes_per_token"] == 2 * read
+    head = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
+    assert got["kv_bytes_per_token"] == 7 * 2 * 2 * CONFIG["num_key_value_heads"] * head * 2
+    assert got["stick"]["bytes_per_s"] > 0
+    assert "numpy sum" in got["stick"]["name"]
+    assert set(got["ways"]) == {"fused/host", "fused/device"}
+    for row in got["ways"].values():
+        assert row["tokens_per_s"] == pytest.approx(1 / row["seconds_per_token"])
+        rate = (got["weight_bytes_per_token"] + got["kv_bytes_per_token"]) / row["seconds_per_token"]
+        assert row["read_bytes_per_s"] == pytest.approx(rate)
+        assert row["share_of_stick"] > 0
+    assert not list(temporary.iterdir())
+
+
+def tensors() -> dict[str, tuple[int, ...]]:
+    with bench_experts.random_experts(CONFIG, 1) as (model,):
+        return {name: info.shape for name, info in model.checkpoint.tensors.items()}
+
+
+def test_switch_prints_what_it_measured(config: Path, temporary: Path) -> None:
+    got = bench("switch", "--shape", config, "--prompt", 5, "--experts", 2, *QUICK)
+    for field in (
+        "cold_ttft_s",
+        "cold_arrival_s",
+        "fetch_s",
+        "fetch_bytes_per_s",
+        "warm_ttft_s",
+        "disk_bytes_per_s",
+        "share_of_disk",
+    ):
+        assert got[field] > 0, field
+    assert got["cold_rounds"] == 2
+    assert got["gap_pairs"] >= 2
+    low, high = got["resident_switch_quartiles_s"]
+    assert low <= got["resident_switch_s"] <= high
+    assert any("both sides of 0" in note for note in got["notes"]) == (low <= 0)
+    assert isinstance(got["disk_read_is_direct"], bool)
+    assert not list(temporary.iterdir())
+
+
+def test_everything_ends_in_one_json_line() -> None:
+    result = runner.invoke(app, ["bench"])
+    assert result.exit_code == 0, result.output
+    *shown, last = result.stdout.splitlines()
+    got = json.loads(last)
+    assert [run["bench"] for run in got["runs"]] == ["fusion", "decode", "switch"]
+    assert got["runs"][0]["byte_counters_agree"] is True
+    for word in ("speed-up", "share of the stick", "resident switch", "agrees with the graph's cost"):
+        assert any(word in line for line in shown), word
+
+
+def test_an_unknown_shape_lists_the_shapes() -> None:
+    sentence = refused("fusion", "--shape", "137m")
+    for word in ("137m", *shapes.SHAPES, "config.json"):
+        assert word in sentence
+
+
+def test_a_shape_that_is_not_run_is_refused_before_anything_is_written(config: Path, temporary: Path) -> None:
+    config.write_text(json.dumps({**CONFIG, "architectures": ["NoSuchModel"], "model_type": "nosuch"}))
+    assert "nosuch" in refused("decode", "--shape", config).lower()
+    assert not list(temporary.iterdir())
+
+
+def test_no_room_is_a_sentence_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tempfile.gettempdir())
+    monkeypatch.setattr(bench_experts.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    sentence = refused("switch", "--shape", "135m", "--experts", 2)
+    for word in ("temporary folder", "2 random experts", "1.00 MiB", "TMPDIR"):
+        assert word in sentence
+
+
+def test_a_disk_that_fills_up_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(bench_experts, "_write_tensor", full)
+    with pytest.raises(CapacityError, match="TMPDIR"), bench_experts.random_experts(CONFIG, 1):
+        pass
+    assert not list(temporary.iterdir())
+
+
+def test_experts_go_when_the_user_interrupts(temporary: Path) -> None:
+    def interrupted() -> None:
+        with bench_experts.random_experts(CONFIG, 2) as models:
+            assert len(list(temporary.glob("*/*/model.safetensors"))) == len(models) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(temporary.iterdir())
+
+
+def test_random_weights_are_of_an_ordinary_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_experts, "PIECE_ELEMENTS", 1000)  # smaller than a tensor, and no divisor of one
+    with bench_experts.random_experts(CONFIG, 2) as (first, second):
+        weights, others = load_weights_f32(first), load_weights_f32(second)
+        assert first.key == second.key
+        assert compile_graph(first.graph, "cache").vocab_size == CONFIG["vocab_size"]
+        for name, values in weights.items():
+            assert np.isfinite(values).all()
+            assert not np.array_equal(values, others[name])
+            if "norm" in name:
+                assert ((values >= 1) & (values < 2)).all()
+            else:
+                scale = np.sqrt(np.mean(values**2)) * values.shape[-1] ** 0.5
+                assert 0.5 < scale < 2
+                assert abs(np.mean(values > 0) - 0.5) < 0.1
+
+
+def test_the_shipped_shapes_open() -> None:
+    sizes = {name: sum(np.prod(s) for s in bench_shapes(name).values()) for name in shapes.SHAPES}
+    assert 134e6 < sizes["135m"] < 135e6
+    assert sizes["demo"] < 1e6
+
+
+def bench_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    config = bench_experts.ModelConfig.from_hf(shapes.shape_config(name), name)
+    return bench_experts.weight_shapes(config)
+
+
+def test_interleaving_takes_turns_and_pairs_within_rounds() -> None:
+    order = []
+
+    def way(name: str, seconds: float):
+        def run() -> float:
+            order.append(name)
+            return seconds * len(order)  # every sample is slower than the one before
+
+        return run
+
+    samples = interleave({"a": way("a", 1.0), "b": way("b", 2.0)}, Effort(rounds=3, seconds=0))
+    assert order == ["a", "b"] * 4
+    assert samples == {"a": [3.0, 5.0, 7.0], "b": [8.0, 12.0, 16.0]}
+    ratio = paired_ratio(samples["b"], samples["a"])
+    assert ratio == Spread(12 / 5, (16 / 7 + 12 / 5) / 2, (12 / 5 + 8 / 3) / 2)
+    with pytest.raises(ValueError, match="zip"):
+        paired_ratio([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("size", [1, 4096, 10_000, 12_288])
+def test_a_file_is_read_to_its_end(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    reads = []
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        reads.append(preadv(descriptor, buffers, offset))
+        return reads[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    drop_page_cache(path)
+    rate, _ = sequential_read(path, Slab(4096).bytes)
+    assert rate > 0
+    assert sum(reads) == size
