@@ -12,20 +12,28 @@ from .phrasing import cores
 from .words import draw_word, quoted
 
 _LARGEST_SHIFT = 13
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 def _shift(word: str, by: int) -> str:
-    return "".join(chr((ord(letter) - 97 + by) % 26 + 97) for letter in word)
+    return word.translate(str.maketrans(_ALPHABET, _ALPHABET[by:] + _ALPHABET[:by]))
 
 
 def draw(rng: Random) -> Problem:
-    """A word and a shift; the working pairs each letter with its image: "+3 cf ad tw"."""
+    """A word and a shift; the working writes the alphabet's images, aDbEcF..., then the word's letters with theirs.
+
+    Shifting a letter at once is addition modulo 26, which a model this small does not learn; going on in the alphabet
+    and looking a letter up in what it wrote, it does.
+    """
     word, by = draw_word(rng, 3, 9), rng.randint(1, _LARGEST_SHIFT)
     kind = rng.choice(("encode", "decode"))
     plain, secret = word, _shift(word, by)
     given, answer, sign = (plain, secret, "+") if kind == "encode" else (secret, plain, "-")
-    pairs = " ".join(a + b for a, b in zip(given, answer, strict=True))
-    return Problem(kind, f"{by} {word}", {"w": quoted(given, rng), "k": str(by)}, f"{sign}{by} {pairs}", answer)
+    images = _shift(_ALPHABET, by if sign == "+" else -by).upper()
+    table = "".join(a + b for a, b in zip(_ALPHABET, images, strict=True))
+    pairs = " ".join(a + b.upper() for a, b in zip(given, answer, strict=True))
+    working = f"{sign}{by} {table}\n{pairs}"
+    return Problem(kind, f"{by} {word}", {"w": quoted(given, rng), "k": str(by)}, working, answer)
 
 
 _BLOCK = """
