@@ -123,7 +123,8 @@ def test_switch_prints_what_it_measured(config: Path, temporary: Path) -> None:
     assert got["gap_pairs"] >= 2
     low, high = got["resident_switch_quartiles_s"]
     assert low <= got["resident_switch_s"] <= high
-    assert any("both sides of 0" in note for note in got["notes"]) == (low <= 0)
+    assert any("told from the noise" in note for note in got["notes"]) == (low <= 0)
+    assert any("before the longer" in note for note in got["notes"]) == (got["cold_ttft_over_floor"] < 1)
     assert isinstance(got["disk_read_is_direct"], bool)
     assert not list(temporary.iterdir())
 

@@ -304,5 +304,7 @@ def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[
         f"the difference is the switch (quartiles {format_seconds(low)} to {format_seconds(high)})",
     ]
     if low <= 0:
-        notes.append("the resident switch is smaller than the noise of this run: its quartiles lie on both sides of 0")
+        notes.append("the resident switch cannot be told from the noise of this run: its lower quartile is not above 0")
+    if results["cold_ttft_over_floor"] < 1:
+        notes.append("a cold first token before the longer of fetch and prefill is a measuring error: a noisy machine")
     return tuple(notes)

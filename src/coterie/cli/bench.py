@@ -12,7 +12,7 @@ import typer
 
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
-from coterie.bench.report import Effort, Report, commit, json_line, machine, show_frame
+from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.switch import switch
 from coterie.cli.options import JsonOpt, ThreadsOpt, out, sentences
 
@@ -43,8 +43,8 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
     if not json_:
         for report in reports:
             report.show(out)
-        out.print("larger: coterie bench fusion|decode|switch --shape 135m")
-    _line({"bench": "all", "machine": machine(), "commit": commit(), "runs": [r.to_dict() for r in reports]})
+        out.print("larger: coterie bench fusion --shape 135m, and so with decode and switch")
+    _line({"bench": "all", "runs": [report.to_dict() for report in reports]})
 
 
 @app.command("fusion")
