@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from hypothesis import given, settings
 from tests.pure.graphs import (
@@ -49,22 +51,29 @@ def bytes_of(program, name, sizes):
     return sizes.count(value.shape) * value.dtype.size_bytes
 
 
+def assert_live_values_are_apart(program, sizes, share):
+    offsets, total = program.buffers.offsets(sizes)
+    lives = lifetimes(program)
+    assert set(offsets) == set(lives)
+    places = {name: (offsets[name], offsets[name] + bytes_of(program, name, sizes)) for name in offsets}
+    assert all(0 <= start <= end <= total and start % ALIGN_BYTES == 0 for start, end in places.values())
+    for a, b in combinations(places, 2):
+        if not share or (lives[a][0] <= lives[b][1] and lives[b][0] <= lives[a][1]):
+            assert places[a][1] <= places[b][0] or places[b][1] <= places[a][0], (a, b)
+
+
 @settings(STEADY, max_examples=30)
 @given(decoders(), step_sizes())
 def test_no_two_live_values_overlap(graph, sizes):
     for rule_set in ("none", "cache"):
         for share in (True, False):
-            program = compile_graph(graph, rule_set, share_buffers=share)
-            offsets, total = program.buffers.offsets(sizes)
-            lives = lifetimes(program)
-            assert set(offsets) == set(lives)
-            places = {name: (offsets[name], offsets[name] + bytes_of(program, name, sizes)) for name in offsets}
-            assert all(0 <= start <= end <= total and start % ALIGN_BYTES == 0 for start, end in places.values())
-            for a in places:
-                for b in places:
-                    together = not share or (lives[a][0] <= lives[b][1] and lives[b][0] <= lives[a][1])
-                    if a < b and together:
-                        assert places[a][1] <= places[b][0] or places[b][1] <= places[a][0], (a, b)
+            assert_live_values_are_apart(compile_graph(graph, rule_set, share), sizes, share)
+
+
+@pytest.mark.parametrize("rule_set", ["none", "cache"])
+def test_an_output_made_early_stays_to_the_end(rule_set):
+    graph = change_value(decoder(), "layers.0/mul", kind=Kind.OUTPUT)
+    assert_live_values_are_apart(compile_graph(graph, rule_set), sizes_of((3, 5), (1, 9)), share=True)
 
 
 @settings(STEADY, max_examples=30)

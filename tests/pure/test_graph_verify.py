@@ -182,6 +182,16 @@ def test_odd_heads_are_not_rotated():
         verify(graph)
 
 
+def test_a_weight_has_no_symbols():
+    """A norm over the tokens themselves would want a weight as long as the step."""
+    graph = with_ops(decoder(), [the_op(decoder(), "head/norm")])
+    for name in ("head/rows", "head/norm", "model.norm.weight"):
+        graph = change_value(graph, name, shape=(R,))
+    graph = change_value(graph, "head/rows", kind=Kind.INPUT)
+    with pytest.raises(UsageError, match=r"head/norm.*model\.norm\.weight has shape \(R,\)"):
+        verify(graph)
+
+
 def test_a_state_may_be_any_float():
     for dtype in (DType.F32, DType.F16, DType.BF16):
         verify(change_value(decoder(), "kv", dtype=dtype))
