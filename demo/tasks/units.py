@@ -34,11 +34,12 @@ _UNITS: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
 
 
 def _worked(number: int, factor: int) -> str:
-    """Digit by digit from the last, with the carry: "7*12+0=084 4*12+8=056 0*12+5=005"."""
+    """Digit by digit from the last, with the carry: "7*12=084+00=084 4*12=048+08=056 0*12=000+05=005"."""
     steps, carry = [], 0
     for digit in reversed(f"{number:03d}"):
-        total = int(digit) * factor + carry
-        steps.append(f"{digit}*{factor}+{carry}={total:03d}")
+        product = int(digit) * factor
+        total = product + carry
+        steps.append(f"{digit}*{factor}={product:03d}+{carry:02d}={total:03d}")
         carry = total // 10
     return " ".join(steps)
 
