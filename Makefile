@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 COTERIE := $(BIN)/coterie
+PORT ?= 8000
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.*)
 
 .PHONY: serve demo check test test-long bench setup setup-dev clean
 
 serve: setup
-	$(COTERIE) serve demo
+	$(COTERIE) serve demo --port $(PORT)
 
 demo: setup
 	$(COTERIE) run demo "What is 47 plus 85?" "What day of the week was 4 July 1976?" "Write 149 in Roman numerals"

@@ -7,11 +7,11 @@ The one place that resolves every "auto" and knows concrete devices. Knows nothi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coterie.checkpoint.files import read_object
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
@@ -99,7 +99,7 @@ def _open(expert: Expert, synthetic: bool, where: str) -> Model:
     path = Path(expert.config or "")
     if not path.is_file():
         raise CompositionError(where, f"config {expert.config!r} of {expert.name} is not a file", "give a config.json")
-    return synthetic_model(json.loads(path.read_text(encoding="utf-8")), expert.name)
+    return synthetic_model(read_object(path), expert.name)
 
 
 def make_spec(options: Options) -> MachineSpec:
@@ -112,9 +112,9 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, options: Options) -> Pl
     """Split the run tier. Raises CapacityError when the largest expert or one full context does not fit."""
     capacity = spec.tier(spec.run_tier).capacity_bytes
     sizes = {name: model.layout.size_bytes for name, model in models.items()}
-    near = plan_budget(options.near_bytes or _default_near(sizes, capacity), sizes)
+    near = plan_budget(_default_near(sizes, capacity) if options.near_bytes is None else options.near_bytes, sizes)
     block = max(page_bytes(model.kv) for model in models.values())
-    kv = options.kv_bytes or _default_kv(models, block, capacity)
+    kv = _default_kv(models, block, capacity) if options.kv_bytes is None else options.kv_bytes
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
     if near + kv > capacity:

@@ -5,6 +5,7 @@ Knows nothing about how the result is printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ FIRST_VALUES = 3
 class Row:
     """One buffer: its first values on the device and in the reference.
 
-    `max_error` is the largest difference, relative to the largest value of the reference.
+    `max_error` is the largest difference, relative to the reference's largest value; infinite for a NaN.
     """
 
     rule_set: str
@@ -48,7 +49,7 @@ class Row:
             "shape": list(self.shape),
             "first": list(self.first),
             "reference_first": list(self.reference_first),
-            "max_error": self.max_error,
+            "max_error": self.max_error if math.isfinite(self.max_error) else None,
         }
 
 
@@ -132,5 +133,6 @@ def _row(rule_set: str, name: str, values: npt.NDArray[np.float32], expected: np
     ours, theirs = values.astype(np.float64).reshape(-1), expected.astype(np.float64).reshape(-1)
     largest = max(float(np.abs(theirs).max(initial=0.0)), float(np.finfo(np.float32).tiny))
     error = float(np.abs(ours - theirs).max(initial=0.0)) / largest
+    error = math.inf if math.isnan(error) else error
     first, wanted = (tuple(float(v) for v in side[:FIRST_VALUES]) for side in (ours, theirs))
     return Row(rule_set, name, tuple(expected.shape), first, wanted, error)

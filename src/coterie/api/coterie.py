@@ -8,17 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 from coterie.api.assemble import Options, Parts, Plan, assemble, make_spec, open_models, plan
+from coterie.api.texts import check_unicode, open_texts
 from coterie.api.types import Answer, Chunk, Query
-from coterie.checkpoint.chat import ChatTemplate
-from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
-from coterie.core.errors import CheckpointError, RequestError
+from coterie.core.errors import RequestError
 from coterie.engine.request import Output, Request
 from coterie.models.model import Model
 
@@ -31,6 +29,7 @@ class _Pending:
 
     route: Route
     prompt_tokens: int
+    seed: int
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
 
@@ -45,9 +44,10 @@ class Coterie:
         self.routing = Routing(composition)
         self.models: dict[str, Model] = open_models(composition, options.device)
         made = plan(self.models, make_spec(options), options)
+        self._texts = open_texts(self.models)
         self._parts: Parts = assemble(self.models, made, options)
-        self._texts: dict[str, tuple[Tokenizer, ChatTemplate | None]] = {}
         self._pending: dict[str, _Pending] = {}
+        self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
 
     @classmethod
@@ -77,12 +77,8 @@ class Coterie:
     def submit(self, query: Query) -> str:
         """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued."""
         route, prompt = self._route(query)
-        tokenizer, template = self._text(route.expert)
-        text = self._render(query, prompt, template, route.expert)
-        ids = tuple(tokenizer.encode(text, add_special_tokens=query.raw or template is None))
-        if not ids:
-            raise RequestError("prompt", "has no tokens", "write a question")
-        model = self.models[route.expert]
+        text, model = self._texts[route.expert], self.models[route.expert]
+        ids = text.encode(query, prompt)
         # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
         room = max(1, model.max_context - len(ids))
         request = Request(
@@ -94,16 +90,16 @@ class Coterie:
             stop=query.stop,
             end_ids=model.end_ids,
             ignore_end=query.ignore_end,
-            detokenizer=tokenizer.detokenizer(),
+            detokenizer=text.detokenizer(),
         )
         self._parts.engine.submit(request)
-        self._pending[request.request_id] = _Pending(route, len(ids))
+        self._pending[request.request_id] = _Pending(route, len(ids), query.sampling.seed)
         return request.request_id
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
-        until = None if within_s is None else self._parts.device.now() + within_s
-        return [self._chunk(output) for output in self._parts.engine.step(until)]
+        unseen, self._unseen = self._unseen, []
+        return unseen + self._advance(within_s)
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says `cancelled`."""
@@ -111,25 +107,36 @@ class Coterie:
             self._parts.engine.cancel(request_id)
 
     def stream(self, query: Query) -> Iterator[Chunk]:
-        """Submit one query and yield its chunks. Other queries in flight go on, but their chunks are not seen here."""
+        """Submit one query and yield its chunks; leaving early cancels it. Others go on, their chunks are kept."""
         request_id = self.submit(query)
-        while request_id in self._pending:
-            yield from (chunk for chunk in self.step() if chunk.request_id == request_id)
+        try:
+            while request_id in self._pending:
+                yield from self._advance_for({request_id})
+        finally:
+            self._abandon([request_id])
 
     def ask(self, query: Query | str) -> Answer:
         """Answer one query. Raises the CoterieError that ended it."""
         return self.ask_all([Query.text(query) if isinstance(query, str) else query])[0]
 
     def ask_all(self, queries: list[Query]) -> list[Answer]:
-        """Answer many queries, batched by the engine, in their order. Raises the first CoterieError."""
-        order = [self.submit(query) for query in queries]
+        """Answer many queries, batched by the engine, in their order.
+
+        Raises the first CoterieError; then the others are cancelled.
+        """
+        order: list[str] = []
         answers: dict[str, Answer] = {}
-        while len(answers) < len(order):
-            for chunk in self.step():
-                if chunk.error is not None:
-                    raise chunk.error
-                if chunk.answer is not None:
-                    answers[chunk.request_id] = chunk.answer
+        try:
+            for query in queries:
+                order.append(self.submit(query))  # noqa: PERF401 - a refusal must find those before it here
+            while len(answers) < len(order):
+                for chunk in self._advance_for(set(order)):
+                    if chunk.error is not None:
+                        raise chunk.error
+                    if chunk.answer is not None:
+                        answers[chunk.request_id] = chunk.answer
+        finally:
+            self._abandon(order)
         return [answers[request_id] for request_id in order]
 
     def resident(self) -> tuple[str, ...]:
@@ -156,22 +163,26 @@ class Coterie:
         if not query.messages:
             raise RequestError("messages", "there is no message", "give at least one")
         prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
+        check_unicode(prompt)
+        if not query.raw and not prompt.text.strip():
+            raise RequestError("prompt", "the last user message has no text", "write a question")
         return self.routing.route(prompt, query.model or None, query.previous_expert or None)
 
-    def _render(self, query: Query, prompt: Prompt, template: ChatTemplate | None, expert: str) -> str:
-        if query.raw:
-            return prompt.messages[-1]["content"]
-        if template is not None:
-            return template.render(prompt.messages)
-        if len(prompt.messages) > 1:
-            raise CheckpointError(expert, "has no chat template but the query has several messages", "send one message")
-        return prompt.text
+    def _advance(self, within_s: float | None = None) -> list[Chunk]:
+        until = None if within_s is None else self._parts.device.now() + within_s
+        # What an abandoned query still says is for nobody.
+        return [self._chunk(o) for o in self._parts.engine.step(until) if o.request_id in self._pending]
 
-    def _text(self, expert: str) -> tuple[Tokenizer, ChatTemplate | None]:
-        if expert not in self._texts:
-            path = self.models[expert].path or Path()
-            self._texts[expert] = (Tokenizer.from_folder(path), ChatTemplate.from_folder(path))
-        return self._texts[expert]
+    def _advance_for(self, wanted: set[str]) -> list[Chunk]:
+        """One step's chunks of these queries; those of others wait for the next `step`."""
+        chunks = self._advance()
+        self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
+        return [chunk for chunk in chunks if chunk.request_id in wanted]
+
+    def _abandon(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            if self._pending.pop(request_id, None) is not None:
+                self._parts.engine.cancel(request_id)
 
     def _chunk(self, output: Output) -> Chunk:
         pending = self._pending[output.request_id]
@@ -198,6 +209,7 @@ class Coterie:
             expert=output.expert_id,
             route=pending.route,
             finish_reason=output.finish_reason,
+            seed=pending.seed,
             prompt_tokens=pending.prompt_tokens,
             hit=timings.hit,
             switch_s=timings.switch_s,

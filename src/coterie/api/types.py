@@ -63,6 +63,7 @@ class Answer:
     expert: str
     route: Route
     finish_reason: str
+    seed: int
     prompt_tokens: int
     hit: bool
     switch_s: float
@@ -87,6 +88,7 @@ class Answer:
             "is_fallback": self.route.is_fallback,
             "reason": self.route.reason,
             "finish_reason": self.finish_reason,
+            "seed": self.seed,
             "prompt_tokens": self.prompt_tokens,
             "hit": self.hit,
             "switch_s": self.switch_s,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from coterie.api import Coterie
 from coterie.api.assemble import Plan, make_spec, open_models, plan
+from coterie.api.texts import open_texts
 from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, KvOpt, NearOpt, options, out, print_json, sentences
 from coterie.composition.composition import load_composition
 from coterie.composition.routing import make_router
@@ -33,6 +34,7 @@ def check(
     found = load_composition(composition)
     make_router(found)
     models = open_models(found, device)
+    open_texts(models)
     made = plan(models, make_spec(chosen), chosen)
     if json_:
         print_json(_report(found.name, models, made))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from coterie.api.assemble import Options
 from coterie.api.compare import TOLERANCE, Row, compare, open_one
-from coterie.cli.options import JsonOpt, ThreadsOpt, out, print_json, sentences
+from coterie.cli.options import DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
 from coterie.core.errors import DeviceError
 from coterie.graph.fuse import RULE_SETS
 
@@ -27,11 +27,12 @@ def diff(
         list[str] | None, typer.Option(help=f"One of {', '.join(RULE_SETS)}; the default is all.")
     ] = None,
     json_: JsonOpt = False,
+    device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
 ) -> None:
-    """Compare the CPU device with the reference: first values and largest error of every stored buffer."""
+    """Compare a device with the reference: first values and largest error of every stored buffer."""
     opened, ids = open_one(model, expert, prompt)
-    rows = compare(opened, ids, tuple(rule_set or RULE_SETS), Options(threads=threads))
+    rows = compare(opened, ids, tuple(rule_set or RULE_SETS), Options(device=device, threads=threads))
     worst = max(rows, key=lambda row: row.max_error)
     if json_:
         print_json({"model": opened.name, "tolerance": TOLERANCE, "rows": [row.to_dict() for row in rows]})

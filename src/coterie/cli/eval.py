@@ -49,7 +49,10 @@ def evaluate(
         if spec is None:
             fact = "has no router, so there is nothing to compare"
             raise CompositionError(coterie.composition.name, fact, "give it a [router] with a fallback")
-        asked = _limited(read_questions(questions or coterie.composition.root / QUESTIONS), limit)
+        path = questions or coterie.composition.root / QUESTIONS
+        asked = _limited(read_questions(path), limit)
+        if all(q.expert is None for q in asked):
+            raise CompositionError(str(path), "no question belongs to an expert", "add some with expert and answer")
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))

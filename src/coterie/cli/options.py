@@ -43,7 +43,9 @@ NearOpt = Annotated[
 KvOpt = Annotated[
     int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
 ]
-DeviceOpt = Annotated[str, typer.Option(help="cpu, or modelled:MACHINE (real tokens, modelled time).")]
+DeviceOpt = Annotated[
+    str, typer.Option(help="cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers).")
+]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
 

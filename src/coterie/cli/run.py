@@ -5,6 +5,7 @@ Knows nothing about HTTP.
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -29,6 +30,8 @@ from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
 
+SEED_BITS = 53  # every such number survives JSON readers that have only doubles
+
 
 @sentences
 def run(
@@ -40,7 +43,7 @@ def run(
     top_k: Annotated[int, typer.Option(help="0 is no limit.")] = 0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     min_p: Annotated[float, typer.Option()] = 0.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int | None, typer.Option(help="Random numbers; without it each run draws its own.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
     json_: JsonOpt = False,
@@ -50,26 +53,30 @@ def run(
     threads: ThreadsOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
-    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    drawn = secrets.randbits(SEED_BITS) if seed is None else seed
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
     with Coterie.open(composition, options(device, near, kv, threads)) as coterie:
 
-        def query(text: str) -> Query:
-            return Query((Message("user", text),), expert, sampling, max_tokens, tuple(stop or ()), raw)
+        def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
+            messages = (*before, Message("user", text))
+            return Query(messages, expert, sampling, max_tokens, tuple(stop or ()), raw, previous)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:
             _chat(coterie, query)
             return
-        answers = []
-        for text in prompt or _lines():
-            answer = coterie.ask(query(text))
-            answers.append(answer)
-            if not json_:
-                show(text, answer)
+        answers: list[Answer] = []
+        try:
+            for text in prompt or _lines():
+                answers.append(coterie.ask(query(text)))
+                if not json_:
+                    show(text, answers[-1])
+        finally:
+            # A later question that is refused takes nothing away from those that were answered.
+            if json_ and answers:
+                print_json(answers[0].to_dict() if len(answers) == 1 else [a.to_dict() for a in answers])
         if not answers:
             raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
-        if json_:
-            print_json(answers[0].to_dict() if len(answers) == 1 else [a.to_dict() for a in answers])
 
 
 def _lines() -> Iterator[str]:
@@ -93,7 +100,9 @@ def _detail(answer: Answer) -> str:
     return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{made_up}"
 
 
-def _chat(coterie: Coterie, query: Callable[[str], Query]) -> None:
+def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:
+    said: tuple[Message, ...] = ()
+    previous = ""
     out.print(
         f"[dim]{escape(coterie.composition.name)}: {len(coterie.composition.experts)} experts. Ctrl-D ends.[/dim]"
     )
@@ -106,9 +115,13 @@ def _chat(coterie: Coterie, query: Callable[[str], Query]) -> None:
         if not text.strip():
             continue
         try:
-            answer = coterie.ask(query(text))
+            answer = coterie.ask(query(text, said, previous))
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
+            if said:
+                out.print("[dim]the conversation begins anew[/dim]")
+            said, previous = (), ""
             continue
+        said, previous = (*said, Message("user", text), Message("assistant", answer.text)), answer.expert
         out.print(escape(answer.text))
         out.print(f"[dim]{escape(_detail(answer))}[/dim]")

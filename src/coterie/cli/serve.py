@@ -20,6 +20,7 @@ from coterie.cli.options import CompositionArg, DeviceOpt, KvOpt, NearOpt, Threa
 from coterie.core.errors import UsageError
 from coterie.server.app import make_app
 
+GRACE_S = 5  # answers in flight may finish for so long after Ctrl-C
 EXAMPLE = "What is 47 plus 85?"
 
 
@@ -35,16 +36,19 @@ def serve(
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
     with _listen(host, port) as listener, Coterie.open(composition, options(device, near, kv, threads)) as coterie:
-        url = f"http://{host}:{listener.getsockname()[1]}"
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
         body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
         curl = (
             f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
         )
         name, count = escape(coterie.composition.name), len(coterie.composition.experts)
-        out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {url}")
+        out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
-        server = uvicorn.Server(uvicorn.Config(make_app(coterie), log_level="warning"))
+        server = uvicorn.Server(
+            uvicorn.Config(make_app(coterie), log_level="warning", timeout_graceful_shutdown=GRACE_S)
+        )
         server.run(sockets=[listener])
 
 

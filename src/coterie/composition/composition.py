@@ -85,6 +85,14 @@ def load_composition(ref: str) -> Composition:
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change), UnsupportedError
     (a router kind that comes later).
     """
+    try:
+        return _load(ref)
+    except (OSError, RuntimeError) as error:
+        # A prompt given in the place of the composition, ~nobody, a folder that may not be read: all end here.
+        raise NotFoundError(ref[:60], f"it cannot be opened: {error}", "give a .toml file, a folder or demo") from error
+
+
+def _load(ref: str) -> Composition:
     path = PRESETS / ref / COMPOSITION_FILE
     if not (is_expert_name(ref) and path.is_file()):
         path = Path(ref).expanduser()
@@ -105,12 +113,18 @@ def _from_folder(folder: Path) -> Composition:
     if not found:
         fact = "no expert: neither this folder nor a folder in it has a config.json"
         raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
-    for path in (root, *found):
+    for path in found:
         if not is_expert_name(path.name):
             raise CompositionError(
                 str(folder), f"folder name {path.name!r} cannot be a name", "rename it: " + _NAME_RULE
             )
-    return Composition(root.name, tuple(Expert(path.name, checkpoint=path) for path in found), None, root)
+    names = [path.name for path in found]
+    # The folder's own name is only a label: made safe, and not an expert's, which clients ask for by the same field.
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-._") or "folder"
+    while not single and label in names:
+        label += "-experts"
+    experts = tuple(Expert(path.name, checkpoint=path) for path in found)
+    return Composition(names[0] if single else label, experts, None, root)
 
 
 _NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
@@ -132,6 +146,9 @@ def _from_file(path: Path) -> Composition:
     root = path.resolve().parent
     experts = _experts(values["expert"], root, file)
     names = [expert.name for expert in experts]
+    if values["name"] in names:
+        fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
+        raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
     router = _router(values["router"], names, root, file) if "router" in values else None
     return Composition(values["name"], tuple(experts), router, root, values.get("description", ""))
 

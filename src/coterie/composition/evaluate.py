@@ -85,7 +85,11 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     if not path.is_file():
         raise NotFoundError(str(path), "there is no such file of questions", "give a questions.jsonl")
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompositionError(str(path), f"it cannot be read: {error}", "save the file as UTF-8 text") from error
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             questions.append(_question(line, f"{path}:{number}"))
     if not questions:

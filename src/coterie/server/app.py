@@ -5,15 +5,16 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -41,24 +42,22 @@ def make_app(coterie: Coterie) -> Starlette:
         body = parse_chat(await _json(request))
         created = int(time.time())
         chunks = worker.stream(body.query)
-        first = await anext(chunks)  # a refused request must get its status before any byte of a stream is sent
-        if first.error is not None:
-            raise first.error
+        # A refused request must get its status before any byte of a stream is sent, so its first chunk is awaited.
+        chunk = await _unless_gone(request, _take(chunks, to_the_end=not body.stream), chunks)
+        if chunk.error is not None:
+            raise chunk.error
         if body.stream:
-            return StreamingResponse(_events(body, created, first, chunks), media_type="text/event-stream")
-        last = first
-        async for chunk in chunks:
-            last = chunk
-        if last.error is not None:
-            raise last.error
-        if last.answer is None:
+            return StreamingResponse(_events(body, created, chunk, chunks), media_type="text/event-stream")
+        if chunk.answer is None:
             raise RuntimeError("a stream ended without its last chunk")
-        return JSONResponse(completion(f"chatcmpl-{last.request_id}", created, last.answer))
+        return JSONResponse(completion(f"chatcmpl-{chunk.request_id}", created, chunk.answer))
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": await worker.call(_model_list)})
 
     async def health(_: Request) -> Response:
+        if worker.broken is not None:
+            raise worker.broken
         return JSONResponse({"status": "ok", "composition": coterie.composition.name})
 
     return Starlette(
@@ -67,7 +66,12 @@ def make_app(coterie: Coterie) -> Starlette:
             Route("/v1/models", models, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
         ],
-        exception_handlers={CoterieError: _on_error, HTTPException: _on_http_error},
+        exception_handlers={
+            CoterieError: _on_error,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_gone,
+            Exception: _on_bug,
+        },
         lifespan=lifespan,
     )
 
@@ -77,11 +81,42 @@ async def _json(request: Request) -> Any:
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY_BYTES:
-            raise RequestError("body", f"is larger than {MAX_BODY_BYTES} bytes", "send a shorter prompt")
+            raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError("body", f"is not JSON: {error}", "send an object with model and messages") from error
+
+
+async def _take(chunks: AsyncIterator[Chunk], to_the_end: bool) -> Chunk:
+    """The first chunk, or the last one."""
+    chunk = await anext(chunks)
+    while to_the_end and not chunk.last:
+        chunk = await anext(chunks)
+    return chunk
+
+
+async def _unless_gone(
+    request: Request, wanted: Coroutine[Any, Any, Chunk], chunks: AsyncGenerator[Chunk, None]
+) -> Chunk:
+    """Await a chunk, but stop the query when its caller leaves. Raises ClientDisconnect."""
+    work, gone = asyncio.ensure_future(wanted), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work})
+            await chunks.aclose()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(body: ChatBody, created: int, first: Chunk, rest: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
@@ -111,6 +146,8 @@ def _model_list(coterie: Coterie) -> list[dict[str, Any]]:
     head = {"id": coterie.composition.name, "object": "model", "created": 0, "owned_by": "coterie"}
     rows = [{**head, "coterie": {"kind": "composition", "experts": len(coterie.composition.experts)}}]
     for expert in coterie.composition.experts:
+        if expert.name == coterie.composition.name:
+            continue  # a folder that is itself a checkpoint: one name for both
         detail = {
             "kind": "expert",
             "description": expert.description,
@@ -126,6 +163,15 @@ async def _on_error(_: Request, error: Exception) -> Response:
         raise error
     status, body = error_body(error)
     return JSONResponse(body, status)
+
+
+async def _on_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the access log's usual sign for a caller who left
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    detail = {"message": f"[server] failed: {error!r}; report it", "type": "server_error", "param": None, "code": None}
+    return JSONResponse({"error": detail}, 500)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 from __future__ import annotations
 
 import difflib
+import secrets
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +49,7 @@ SUPPORTED = (
     "stop",
 )
 MAX_STOP = 16
+SEED_BITS = 53  # every such number survives JSON readers that have only doubles
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -65,8 +68,10 @@ def parse_chat(body: object) -> ChatBody:
         raise RequestError("body", f"is a JSON {type(body).__name__}", "send an object with model and messages")
     _check_names(body)
     options = _get(body, "stream_options", dict, "an object") or {}
-    stop = body.get("stop") or ()
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = body.get("stop")
+    stops = (
+        () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ("",)
+    )
     if len(stops) > MAX_STOP or not all(isinstance(s, str) and s for s in stops):
         raise RequestError("stop", f"is {stop!r}", f"give a string or a list of at most {MAX_STOP} non-empty strings")
     limits = (_integer(body, "max_completion_tokens"), _integer(body, "max_tokens"))
@@ -78,7 +83,7 @@ def parse_chat(body: object) -> ChatBody:
         top_p=_number(body, "top_p", defaults.top_p),
         top_k=defaults.top_k if top_k is None else top_k,
         min_p=_number(body, "min_p", defaults.min_p),
-        seed=defaults.seed if seed is None else seed,
+        seed=secrets.randbits(SEED_BITS) if seed is None else seed,
     )
     model = _get(body, "model", str, "a string")
     if not model:
@@ -141,8 +146,8 @@ def _number(body: Mapping[str, object], name: str, default: float) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(name, f"is {value!r}", "give a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        raise RequestError(name, f"is {str(value)[:40]}", "give a number")
     return float(value)
 
 

@@ -10,15 +10,32 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
-from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.errors import DeviceError
 
 WAIT_S = 0.005  # a step that waits for bytes looks for new requests this often
-_Job = Callable[[], None]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something to do between two steps; `fail` tells whoever waits for it that it will not be done."""
+
+    run: Callable[[], None]
+    fail: Callable[[Exception], None]
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """Where the chunks of one query go; the id is known once the engine's thread has submitted it."""
+
+    loop: asyncio.AbstractEventLoop
+    sink: asyncio.Queue[Chunk] = field(default_factory=asyncio.Queue)
+    request_id: str = ""
 
 
 class Worker:
@@ -27,9 +44,9 @@ class Worker:
     def __init__(self, coterie: Coterie) -> None:
         self._coterie = coterie
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
-        self._sinks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Chunk]]] = {}
+        self._tickets: dict[str, _Ticket] = {}
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
-        self._broken: BaseException | None = None
+        self.broken: DeviceError | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -41,50 +58,56 @@ class Worker:
         self._thread.join()
         self._coterie.close()
 
-    async def stream(self, query: Query) -> AsyncIterator[Chunk]:
-        """Submit and yield chunks until the last; leaving early cancels the request. Raises CoterieError at once."""
-        loop = asyncio.get_running_loop()
-        sink: asyncio.Queue[Chunk] = asyncio.Queue()
-        request_id = await self._call(lambda: self._submit(query, loop, sink))
+    async def stream(self, query: Query) -> AsyncGenerator[Chunk, None]:
+        """Submit and yield chunks until the last; leaving early cancels the query. Raises CoterieError at once."""
+        ticket = _Ticket(asyncio.get_running_loop())
         finished = False
         try:
+            await self.call(lambda coterie: self._submit(query, ticket))
             while not finished:
-                chunk = await sink.get()
+                chunk = await ticket.sink.get()
                 finished = chunk.last
                 yield chunk
         finally:
             if not finished:
-                self._inbox.put(lambda: self._cancel(request_id))
+                # Jobs run in order, so by then the query was submitted or refused.
+                self._put(_Job(lambda: self._cancel(ticket), _ignore))
 
     async def call(self, function: Callable[[Coterie], T]) -> T:
-        """Run a function on the engine's thread, between two steps, and return its result."""
-        return await self._call(lambda: function(self._coterie))
-
-    async def _call(self, function: Callable[[], T]) -> T:
+        """Run a function on the engine's thread, between two steps, and return its result or raise its error."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
-        def job() -> None:
+        def fail(error: Exception) -> None:
+            loop.call_soon_threadsafe(_fail, result, error)
+
+        def run() -> None:
             try:
-                value = function()
-            except CoterieError as error:
-                loop.call_soon_threadsafe(_fail, result, error)
+                value = function(self._coterie)
+            except Exception as error:
+                # Whatever one caller's request does wrong is that caller's error; the engine serves the others.
+                fail(error)
             else:
                 loop.call_soon_threadsafe(_resolve, result, value)
 
-        if self._broken is not None:
-            raise DeviceError("engine", f"has stopped after {self._broken!r}", "restart the server")
-        self._inbox.put(job)
+        self._put(_Job(run, fail))
         return await result
 
-    def _submit(self, query: Query, loop: asyncio.AbstractEventLoop, sink: asyncio.Queue[Chunk]) -> str:
-        request_id = self._coterie.submit(query)
-        self._sinks[request_id] = (loop, sink)
-        return request_id
+    def _put(self, job: _Job) -> None:
+        if self.broken is not None:
+            job.fail(self.broken)
+        else:
+            self._inbox.put(job)
+            if self.broken is not None:
+                self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    def _cancel(self, request_id: str) -> None:
-        self._sinks.pop(request_id, None)
-        self._coterie.cancel(request_id)
+    def _submit(self, query: Query, ticket: _Ticket) -> None:
+        ticket.request_id = self._coterie.submit(query)
+        self._tickets[ticket.request_id] = ticket
+
+    def _cancel(self, ticket: _Ticket) -> None:
+        if self._tickets.pop(ticket.request_id, None) is not None:
+            self._coterie.cancel(ticket.request_id)
 
     def _serve(self) -> None:
         try:
@@ -93,8 +116,11 @@ class Worker:
                     for chunk in self._coterie.step(WAIT_S):
                         self._deliver(chunk)
         except BaseException as error:
-            self._broken = error
-            self._fail_all(error)
+            self.broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
+            for request_id, ticket in self._tickets.items():
+                _give(ticket, Chunk(request_id, "", error=self.broken))
+            self._tickets.clear()
+            self._drain(self.broken)
             raise
 
     def _take_jobs(self) -> bool:
@@ -107,23 +133,26 @@ class Worker:
                 return True
             if job is None:
                 return False
-            job()
+            job.run()
             block = False
 
-    def _deliver(self, chunk: Chunk) -> None:
-        found = self._sinks.get(chunk.request_id)
-        if found is None:
-            return
-        loop, sink = found
-        if chunk.last:
-            del self._sinks[chunk.request_id]
-        loop.call_soon_threadsafe(sink.put_nowait, chunk)
+    def _drain(self, error: DeviceError) -> None:
+        while True:
+            try:
+                job = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None:
+                job.fail(error)
 
-    def _fail_all(self, error: BaseException) -> None:
-        fault = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
-        for request_id, (loop, sink) in self._sinks.items():
-            loop.call_soon_threadsafe(sink.put_nowait, Chunk(request_id, "", error=fault))
-        self._sinks.clear()
+    def _deliver(self, chunk: Chunk) -> None:
+        ticket = self._tickets.pop(chunk.request_id, None) if chunk.last else self._tickets.get(chunk.request_id)
+        if ticket is not None:
+            _give(ticket, chunk)
+
+
+def _give(ticket: _Ticket, chunk: Chunk) -> None:
+    ticket.loop.call_soon_threadsafe(ticket.sink.put_nowait, chunk)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
@@ -134,3 +163,7 @@ def _resolve(future: asyncio.Future[T], value: T) -> None:
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _ignore(error: Exception) -> None:
+    """For jobs that nobody waits for."""
