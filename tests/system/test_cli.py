@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -149,7 +148,7 @@ def test_header_longer_than_the_file(copy: Path) -> None:
         ("hidden_act", "gelu", "gelu"),
         ("num_hidden_layers", 3, "layers.2"),
         ("intermediate_size", 50, "50"),
-        ("vocab_size", 200, "200"),
+        ("vocab_size", 200, "embed_tokens"),
         ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}, "longrope"),
     ],
 )
@@ -218,8 +217,90 @@ def test_prompt_longer_than_the_context(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "   "])
-def test_empty_prompt(composition: Path, prompt: str) -> None:
-    refused(run("run", composition, prompt), "prompt")
+@pytest.mark.parametrize("expert", [(), ("--expert", "ada"), ("--expert", "ada", "--raw")])
+def test_empty_prompt(composition: Path, prompt: str, expert: tuple[str, ...]) -> None:
+    if prompt and "--raw" in expert:
+        assert run("run", composition, prompt, *expert, "--max-tokens", "1").exit_code == 0  # white space is text too
+    else:
+        refused(run("run", composition, prompt, *expert), "prompt")
+
+
+def test_a_prompt_that_is_not_unicode(composition: Path) -> None:
+    refused(run("run", composition, "--expert", "ada", "a\ud800"), "prompt", "U+D800")
+
+
+def test_answers_before_a_refused_question_are_kept(composition: Path) -> None:
+    result = run("run", composition, "--json", "--max-tokens", "2", "for ada", "x" * 500)
+    refused(result, "128")
+    assert json.loads(result.stdout)["expert"] == "ada"
+
+
+@pytest.mark.parametrize("option", ["--near", "--kv"])
+def test_a_budget_of_nothing(composition: Path, option: str) -> None:
+    refused(run("run", composition, option, "0", "hi"), option)
+
+
+@pytest.mark.parametrize("ref", ["x" * 300, "~nosuchuser/x", "What is 47 plus 85?"])
+def test_a_prompt_where_the_composition_should_be(ref: str) -> None:
+    refused(run("run", ref, "hi"))
+
+
+def test_an_expert_named_like_the_composition(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "ada"\n[[expert]]\nname = "ada"\ncheckpoint = "{folder / "ada"}"\n')
+    refused(run("run", path, "hi"), "ada")
+
+
+def test_a_folder_whose_name_is_no_name(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "my models"
+    shutil.copytree(folder / "ada", root / "ada")
+    assert run("run", root, "--expert", "ada", "--max-tokens", "1", "hi").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("check",), ("run",)])
+def test_missing_tokenizer(copy: Path, command: tuple[str, ...]) -> None:
+    (copy / "tokenizer.json").unlink()
+    refused(run(*command, copy, *(["hi"] if command == ("run",) else [])), "tokenizer.json")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 259, "content": "<|extra|>"})
+    path.write_text(json.dumps(tokenizer))
+    refused(run("run", copy, "hi"), "259")
+
+
+def test_a_damaged_chat_template(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "{% for m in messages %}"}))
+    refused(run("check", copy), "template")
+
+
+def test_sampling_without_a_seed_draws_one_and_says_which(folder: Path) -> None:
+    args = ("run", folder, "--expert", "ada", "--json", "--temperature", "5", "--max-tokens", "16", "hello")
+    first, second = json.loads(run(*args).stdout), json.loads(run(*args).stdout)
+    assert first["seed"] != second["seed"]
+    again = json.loads(run(*args, "--seed", first["seed"]).stdout)
+    assert again["token_ids"] == first["token_ids"] != second["token_ids"]
+
+
+def test_eval_needs_questions_of_the_experts(composition: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"prompt": "x", "expert": null, "answer": null}\n')
+    refused(run("eval", composition, "--questions", path), "q.jsonl")
+    path.write_bytes(b'{"prompt": "\xff"}')
+    refused(run("eval", composition, "--questions", path), "q.jsonl")
+
+
+def test_diff_sees_values_that_are_no_numbers(tmp_path: Path) -> None:
+    folder = write_expert(tmp_path / "x", 0)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + b"\xc0\x7f")  # a NaN in the last row of the head
+    result = run("diff", folder)
+    assert result.exit_code == 1, result.output
+    assert "logits" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -251,4 +332,11 @@ def test_a_config_without_weights_needs_a_machine_without_numbers(folder: Path, 
     refused(run("check", path), "e-0")
     got = json.loads(run("check", path, "--device", "synthetic:sn40l-node", "--json").stdout)
     assert len(got["experts"]) == 3
-    assert os.fspath(path)
+    args = ("run", path, "--device", "synthetic:sn40l-node", "--expert", "e-1", "--max-tokens", "3", "--json", "hello")
+    answer = json.loads(run(*args).stdout)
+    assert answer["synthetic"]
+    assert (answer["prompt_tokens"], answer["text"]) == (5, "")
+    config = tmp_path / "config.json"
+    config.write_text("{")
+    path.write_text(f'name = "x"\n[[expert]]\nname = "e"\nconfig = "{config}"\n')
+    refused(run("check", path, "--device", "synthetic:sn40l-node"), "config.json")

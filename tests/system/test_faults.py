@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.api import assemble as assembly
-from coterie.core.errors import TransferError
+from coterie.core.errors import NotFoundError, TransferError
 from coterie.server.app import make_app
 
 ONE_EXPERT = 100 * 1024
@@ -51,6 +51,30 @@ def test_a_file_that_changes_between_two_loads(small: Coterie, mine: Path) -> No
     assert small.ask(query("ada")).token_ids == before
 
 
+def test_a_file_of_the_same_size_that_was_written_again(small: Coterie, mine: Path) -> None:
+    small.ask(query("ada"))
+    small.ask(query("bob"))
+    path = mine / "ada" / "model.safetensors"
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(TransferError, match=r"model\.safetensors"):
+        small.ask(query("ada"))
+
+
+def test_python_callers_may_leave_or_fail_without_harm(small: Coterie) -> None:
+    stream = small.stream(query("ada"))
+    next(stream)
+    stream.close()
+    with pytest.raises(NotFoundError):
+        small.ask_all([query("ada"), query("nobody")])
+    other = small.submit(query("bob"))
+    assert small.ask(query("cyd")).expert == "cyd"
+    chunks = []
+    while not any(chunk.last for chunk in chunks):
+        chunks += small.step()
+    assert {chunk.request_id for chunk in chunks} == {other}
+    small.parts.engine.check_integrity()
+
+
 def test_a_file_that_disappears_between_two_loads(small: Coterie, mine: Path) -> None:
     small.ask(query("ada"))
     small.ask(query("bob"))
@@ -66,9 +90,12 @@ class FlakyDisk:
 
     def __init__(self) -> None:
         self.broken = False
+        self._reads = 0
 
     def __call__(self, *args):
-        if self.broken:
+        self._reads += 1
+        # Every other read, so that a fetch fails in its middle: some of its bytes have arrived.
+        if self.broken and self._reads % 2 == 0:
             raise OSError(5, "Input/output error")
         return os.preadv(*args)
 

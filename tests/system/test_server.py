@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
+import os
 import socket
 import threading
 import time
@@ -16,13 +19,13 @@ import pytest
 import uvicorn
 
 from coterie.api import Coterie, Options
+from coterie.api import assemble as assembly
 from coterie.server.app import make_app
 
 
-@pytest.fixture(scope="module")
-def url(composition: Path) -> Iterator[str]:
-    # A budget of two of the four experts, so that requests at once must switch.
-    coterie = Coterie.open(str(composition), Options(near_bytes=200 * 1024))
+@contextlib.contextmanager
+def served(coterie: Coterie) -> Iterator[str]:
+    """The server on a free port, in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(make_app(coterie), log_level="warning"))
@@ -32,9 +35,18 @@ def url(composition: Path) -> Iterator[str]:
         while not server.started:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def url(composition: Path) -> Iterator[str]:
+    # A budget of two of the four experts, so that requests at once must switch.
+    with served(Coterie.open(str(composition), Options(near_bytes=200 * 1024))) as found:
+        yield found
 
 
 @pytest.fixture
@@ -92,11 +104,50 @@ def test_many_at_once_answer_as_each_alone(url: str, client: openai.OpenAI) -> N
     assert asyncio.run(gather()) == alone
 
 
-def test_a_caller_who_leaves_harms_nobody(url: str, client: openai.OpenAI) -> None:
-    stream = ask(client, "for ada", max_tokens=100, stream=True)
-    next(iter(stream))
-    stream.close()
-    assert ask(client, "for ada").model == "ada"
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_caller_who_leaves_is_cancelled(composition: Path, stream: bool) -> None:
+    """The slow disk keeps the query waiting, so that the caller leaves in the middle."""
+    held = threading.Event()
+
+    def slow(*args):
+        held.wait(20)
+        return os.preadv(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "CpuDevice", functools.partial(assembly.CpuDevice, read=slow))
+        coterie = Coterie.open(str(composition))
+    with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.APITimeoutError):
+            ask(client, "for ada", stream=stream, timeout=0.5)
+        deadline = time.monotonic() + 20
+        while not coterie.idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        held.set()
+        assert coterie.idle
+        assert coterie.parts.engine.metrics.finished["cancelled"] == 1
+        assert ask(client, "for ada").model == "ada"
+
+
+def test_a_request_that_breaks_our_code_gets_500_and_the_rest_go_on(composition: Path) -> None:
+    coterie = Coterie.open(str(composition))
+    submit = coterie.submit
+    with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        coterie.submit = lambda query: 1 // 0
+        with pytest.raises(openai.InternalServerError, match="division"):
+            ask(client, "for ada")
+        coterie.submit = submit
+        assert ask(client, "for ada").model == "ada"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
+    coterie = Coterie.open(str(composition))
+    with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        coterie.step = lambda within_s: 1 // 0
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="restart"):
+                ask(client, "for ada")
+        assert httpx.get(f"{url}/health").status_code == 500
 
 
 @pytest.mark.parametrize(
@@ -130,6 +181,12 @@ def test_bad_values_get_their_status_and_a_sentence(
         b'{"model": "four"}',
         b'{"model": "four", "messages": []}',
         b'{"model": "four", "messages": [{"role": "user", "content": ""}]}',
+        b'{"model": "ada", "messages": [{"role": "user", "content": " "}]}',
+        b'{"model": "ada", "messages": [{"role": "user", "content": "a\\ud800"}]}',
+        b'{"model": "four", "stop": 5, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"model": "four", "stop": {"a": 1}, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"model": "four", "temperature": 1' + b"0" * 400 + b', "messages": [{"role": "user", "content": "x"}]}',
+        b"[" * 100000,
         b'{"model": "four", "messages": [{"role": "assistant", "content": "x"}]}',
         b'{"model": "four", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
         b'{"model": "four", "messages": [{"role": "user", "content": "' + b"x" * 300 + b'"}]}',

@@ -8,6 +8,7 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
-from coterie.core.errors import DeviceError
+from coterie.core.errors import CoterieError, DeviceError
 
 WAIT_S = 0.005  # a step that waits for bytes looks for new requests this often
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,12 @@ class Worker:
         def run() -> None:
             try:
                 value = function(self._coterie)
-            except Exception as error:
-                # Whatever one caller's request does wrong is that caller's error; the engine serves the others.
+            except CoterieError as error:
                 fail(error)
+            except Exception as error:
+                # A bug of ours, with its traceback in the log; it ends this caller's request and nobody else's.
+                _LOG.exception("a request failed")
+                fail(DeviceError("server", f"failed: {error!r}", "report it"))
             else:
                 loop.call_soon_threadsafe(_resolve, result, value)
 
