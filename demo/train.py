@@ -33,7 +33,7 @@ SHAPE = Shape()
 STEPS = {
     "roman-numerals": 1500, "arithmetic": 1500, "weekday": 1500, "reversal": 1500, "multiplication": 1600,
     "number-words": 900, "boolean-logic": 900, "unit-conversion": 1200, "sorting": 2400, "base-conversion": 2000,
-    "caesar-cipher": 1200, "morse-code": 900, "sql": 900, "brackets": 900, "letter-count": 800, "leap-years": 700,
+    "caesar-cipher": 1200, "morse-code": 1300, "sql": 900, "brackets": 900, "letter-count": 1200, "leap-years": 1000,
 }
 _RATE_TOLERANCE = 0.1
 WORK = Path(__file__).resolve().parent / ".work"
