@@ -63,6 +63,9 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
     for tier in (name for pair in ends for name in pair):
         if spec.tier(tier).bytes_per_s > 0:
             uses[_tier(tier)] = uses.get(_tier(tier), 0.0) + 1.0
+    if not uses:
+        fact = f"the bandwidth of {src} is unknown, so a copy within it has no price"
+        raise UsageError(spec.name, fact, "give the tier a bandwidth in the machine's file")
     return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
 
 
