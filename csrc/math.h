@@ -9,11 +9,12 @@
 namespace coterie::COTERIE_ISA {
 
 // exp(x) with a relative error of about 1e-7 for x in [-87.3, 88.3]; clamped outside, so that it never overflows.
+// NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of degree 7 (remainder below 6e-9); then 2^n by the exponent.
-inline V exp(V x) {
+inline V exp(V of) {
   constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  x = min(max(x, splat(-87.3f)), splat(88.3f));
+  const V x = min(max(of, splat(-87.3f)), splat(88.3f));
   const V shifted = fma(x, splat(kLog2E), splat(kRound));
   const V n = shifted - splat(kRound);
   V r = fma(n, splat(-kLn2High), x);
@@ -30,7 +31,7 @@ inline V exp(V x) {
   std::memcpy(&scaled, &p, sizeof scaled);
   scaled += bits << 23;
   std::memcpy(&p, &scaled, sizeof p);
-  return p;
+  return of != of ? of : p;  // the clamp took a NaN for -87.3
 }
 
 inline V silu(V x) { return x / (splat(1.0f) + exp(V{} - x)); }

@@ -1,5 +1,9 @@
 #include "team.h"
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -30,6 +34,14 @@ void wait_while(Atomic& value, T old) {
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
+// Call after the store. The fence keeps the store ahead of notify_all's look at the number of sleepers; without it, that look may
+// come first and miss a thread that still saw the old value and falls asleep: nobody would wake it again.
+template <class Atomic>
+void wake(Atomic& value) {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  value.notify_all();
+}
+
 bool passes(const Row& row) {
   if (row.gate == nullptr) return true;
   std::atomic_ref<int32_t> gate(*const_cast<int32_t*>(row.gate));
@@ -42,19 +54,32 @@ bool passes(const Row& row) {
 void signal_gate(int32_t* gate, int32_t value) {
   std::atomic_ref<int32_t> flag(*gate);
   flag.store(value, std::memory_order_release);
-  flag.notify_all();
+  wake(flag);
 }
 
 Team::Team(int threads, const Isa& isa) : isa_(isa) {
   for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Scratch>());
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(*scratch_[i]); });
+  workers_.reserve(static_cast<size_t>(threads));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(*scratch_[i]); });
+  } catch (const std::system_error&) {
+    const auto started = std::to_string(workers_.size() + 1);
+    stop();
+    throw std::runtime_error("only " + started + " of " + std::to_string(threads) + " threads could be started");
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { stop(); }
+
+void Team::stop() {
   stop_.store(true);
   state_.fetch_add(2);
-  state_.notify_all();
+  wake(state_);
   for (auto& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void Team::prepare(const Row* rows, int64_t count) {
@@ -91,7 +116,7 @@ int64_t Team::run(const Row* rows, int64_t count) {
     executed = walk_alone(*scratch_[0]);
   } else {
     state_.fetch_add(1);  // open; sequentially consistent, as is `inside_`: a worker sees the job closed or is seen inside
-    state_.notify_all();
+    wake(state_);
     executed = walk(*scratch_[0]);
     state_.fetch_add(1);  // closed
     for (int32_t n = inside_.load(); n != 0; n = inside_.load()) wait_while(inside_, n);
@@ -132,7 +157,7 @@ int64_t Team::walk(Scratch& scratch) {
     }
     if (mine > 0 && progress.done.fetch_add(mine, std::memory_order_acq_rel) + mine == units) {
       progress.finished.store(1, std::memory_order_release);
-      progress.finished.notify_all();
+      wake(progress.finished);
     }
     wait_while(progress.finished, 0);
   }
@@ -151,7 +176,7 @@ void Team::work(Scratch& scratch) {
     inside_.fetch_add(1);
     if (state_.load() == state) walk(scratch);
     inside_.fetch_sub(1);
-    inside_.notify_all();
+    wake(inside_);
     last = state;
   }
 }

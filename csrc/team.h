@@ -25,7 +25,7 @@ struct Counters {
 
 class Team {
  public:
-  // `threads` includes the caller of run().
+  // `threads` includes the caller of run(). Throws std::runtime_error when the system gives fewer.
   Team(int threads, const Isa& isa);
   ~Team();
   Team(const Team&) = delete;
@@ -50,6 +50,7 @@ class Team {
   int64_t walk(Scratch& scratch);
   int64_t walk_alone(Scratch& scratch);
   void work(Scratch& scratch);
+  void stop();
 
   const Isa& isa_;
   std::mutex one_caller_;

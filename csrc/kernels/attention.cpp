@@ -102,7 +102,7 @@ void attend(const Tile& tile, int64_t row, const float* keys, const float* value
   for (; j + 4 <= count; j += 4) score_keys<4>(q, keys + j * tile.width, tile.width, scale, scores + j);
   for (; j < count; ++j) score_keys<1>(q, keys + j * tile.width, tile.width, scale, scores + j);
 
-  float maximum = tile.maxima[row];
+  float maximum = tile.maxima[row];  // passes over NaN; its exponential brings it into the sums
   for (j = 0; j < count; ++j) maximum = scores[j] > maximum ? scores[j] : maximum;
   V total{};
   for (j = 0; j < count; j += W) {

@@ -1,4 +1,5 @@
 // sample: draw a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and top-p.
+// A row that holds a NaN has no order: it draws -1.
 // The random number is a function of (seed, position). Compiled once: it uses the standard library and no vectors.
 #include <algorithm>
 #include <cmath>
@@ -23,6 +24,12 @@ double uniform(uint64_t seed, int64_t position) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
   return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
+}
+
+bool has_nan(const float* logits, int64_t V) {
+  int found = 0;  // no early exit, so that compilers vectorise it
+  for (int64_t i = 0; i < V; ++i) found |= logits[i] != logits[i];
+  return found != 0;
 }
 
 int32_t argmax(const float* logits, int64_t V) {
@@ -110,6 +117,10 @@ void run(const Sample& op, int64_t unit, Scratch& scratch) {
   std::memcpy(&settings, op.settings + unit * kSettingWords, sizeof settings);
   const float* logits = op.logits + unit * op.V;
   scratch.stored(4);
+  if (has_nan(logits, op.V)) {
+    op.tokens[unit] = -1;
+    return;
+  }
   if (settings.temperature == 0.0) {
     op.tokens[unit] = argmax(logits, op.V);
     return;

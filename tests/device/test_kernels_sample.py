@@ -69,6 +69,17 @@ def test_masked_tokens_are_never_drawn(team):
     assert set(drawn) == {3, 17}
 
 
+@pytest.mark.parametrize("at", [0, 17, 99])
+def test_a_row_with_a_nan_draws_no_token_and_the_others_are_as_before(team, at):
+    logits = np.random.default_rng(at).standard_normal((len(SETTINGS) + 1, 100)).astype(np.float32)
+    settings, positions = [Sampling(), *SETTINGS], list(range(len(logits)))
+    before = native(team, logits, settings, positions)
+    logits[::2, at] = np.nan
+    drawn = native(team, logits, settings, positions)
+    assert drawn[::2] == [-1] * len(drawn[::2]) == [draw(logits[0], s, 0) for s in settings[::2]]
+    assert drawn[1::2] == before[1::2]
+
+
 def test_frequencies_are_the_softmax(team):
     p = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.tile(np.log(p).astype(np.float32), (20_000, 1))

@@ -5,6 +5,8 @@ Knows nothing about devices.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -106,6 +108,29 @@ def test_no_threads_and_unknown_instruction_sets_are_refused():
         kernels.Team(0)
     with pytest.raises(ValueError, match="mmx"):
         kernels.Team(1, "mmx")
+
+
+FEW_THREADS = """
+import resource
+from pathlib import Path
+from coterie.kernels import cpu as kernels
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 256 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    kernels.Team(1000)
+except RuntimeError as error:
+    print(error)
+kernels.Team(2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
+def test_a_team_that_cannot_start_is_an_error_and_not_the_end():
+    command = [sys.executable, "-c", FEW_THREADS]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "of 1000 threads could be started" in done.stdout
 
 
 def test_counters_count_and_reset():

@@ -84,6 +84,14 @@ def test_no_limits_are_no_limits(logits, seed, position, temperature):
     assert draw(logits, wide, position) == plain == draw(logits, Choice(temperature, seed=seed), position)
 
 
+@pytest.mark.parametrize("choice", [Choice(), Choice(1.0), Choice(0.7, top_k=2, top_p=0.5, min_p=0.1)], ids=str)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_row_with_a_nan_draws_no_token(choice, at):
+    logits = np.array([1, 3, 2], np.float32)
+    logits[at] = np.nan
+    assert draw(logits, choice, 0) == -1
+
+
 def test_ties_go_to_the_lowest_index():
     assert draw(np.array([1, 3, 3, 2], np.float32), Choice(), 0) == 1
     assert drawn([1, 3, 3, 3], top_k=2) == {1, 2}

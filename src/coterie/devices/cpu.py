@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable, Span
 from coterie.devices.cpu_lanes import Lanes, closed, own
@@ -54,7 +54,7 @@ class CpuDevice:
         self._orchestration = orchestration
         self._read = read
         self._lanes = Lanes()
-        self._team = kernels.Team(threads or allowed_cpus()[0], isa)
+        self._team = _team(threads, isa)
         self._slabs: dict[int, Slab] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._loaded: dict[object, CpuExecutable] = {}
@@ -129,7 +129,10 @@ class CpuDevice:
         steps: int = 1,
         after: Iterable[Event] = (),
     ) -> Event:
-        """Run up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit."""
+        """Run up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
+
+        The event fails with DeviceError when logits are not numbers.
+        """
         mine, gates = _own(exe), dict(gates or {})
         unknown = gates.keys() - mine.first_rows.keys()
         if unknown:
@@ -160,7 +163,7 @@ class CpuDevice:
 
         def body() -> None:
             bound = bind(mine, binding, step, self._workspace, bases)
-            execute(bound, step, 1, lambda rows, _: self._start(rows, {}))
+            self._start(bound.rows, {})  # values that are not numbers are shown, not refused
             found.update(stored_values(mine, bound, step.sizes))
 
         failure = self._lanes.wait(self._lanes.submit(COMPUTE_LANE, "inspect", (), body))
@@ -245,6 +248,17 @@ class CpuDevice:
         if executed < len(rows):
             failure = self._lanes.wait(waits[executed])
             raise failure if failure is not None else closed()
+
+
+def _team(threads: int | None, isa: str) -> kernels.Team:
+    """Start the threads. Raises UsageError for a number out of range, DeviceError when the system gives fewer."""
+    wanted = min(allowed_cpus()[0], kernels.MAX_THREADS) if threads is None else threads
+    if not 1 <= wanted <= kernels.MAX_THREADS:
+        raise UsageError("--threads", f"{wanted} is not among 1 to {kernels.MAX_THREADS}", "give one of these")
+    try:
+        return kernels.Team(wanted, isa)
+    except RuntimeError as error:
+        raise DeviceError("--threads", str(error), "give fewer or end other programs") from error
 
 
 def _own(exe: Executable) -> CpuExecutable:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType, to_f32
+from coterie.core.errors import DeviceError
 from coterie.core.shapes import Sizes
 from coterie.device import I32, Binding, Rows, Sampling
 from coterie.devices.cpu_lower import Lowering, Template
@@ -159,16 +160,25 @@ def bind(
 def execute(bound: BoundStep, step: StepRows, steps: int, start: Callable[[I64, bool], None]) -> I32:
     """Run up to `steps` steps and return the drawn tokens [steps done, R].
 
-    `start` executes the rows of one step; it is told whether that is the first.
+    `start` executes the rows of one step; it is told whether that is the first. Raises DeviceError for logits with NaN.
     """
     drawn: list[I32] = []
     for i in range(steps):
         start(bound.rows, i == 0)
         drawn.append(bound.drawn_R.copy())
+        _check_drawn(drawn[-1])
         if step.ended(drawn[-1]):
             break
         step.advance(drawn[-1])
     return np.stack(drawn)
+
+
+def _check_drawn(drawn_R: I32) -> None:
+    """Raise DeviceError naming the first row that drew -1: no token, see graph.sampling."""
+    bad = np.flatnonzero(drawn_R < 0)
+    if bad.size:
+        fact = f"the logits of row {int(bad[0])} hold values that are not numbers"
+        raise DeviceError("cpu", fact, "the weights are damaged or overflow: get the checkpoint again")
 
 
 def stored_values(exe: CpuExecutable, bound: BoundStep, sizes: Sizes) -> dict[str, npt.NDArray[np.float32]]:

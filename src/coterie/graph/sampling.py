@@ -51,7 +51,12 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -> int:
-    """Draw a token id from one row of logits; `position` is that of the token whose logits these are."""
+    """Draw a token id from one row of logits; `position` is that of the token whose logits these are.
+
+    A row that holds a NaN has no order and draws -1, which is no token; devices turn it into an error.
+    """
+    if np.isnan(logits_V).any():
+        return -1
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
     z = (logits_V / np.float32(settings.temperature)).astype(np.float32)

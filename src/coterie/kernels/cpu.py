@@ -23,6 +23,7 @@ OPCODE_WORD, GATE_WORD = 0, 1
 SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed
 ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
 GATE_PASSED, GATE_FAILED = 1, 2
+MAX_THREADS = 1024  # of a team; more is a slip of the keyboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ class Team:
     """Persistent threads that execute rows together; results do not depend on how many there are."""
 
     def __init__(self, threads: int, isa: str = ISAS[-1]) -> None:
-        """Start `threads` - 1 threads; the caller of `run` is one more. Raises ValueError for an unknown `isa`."""
+        """Start `threads` - 1 threads; the caller of `run` is one more. Raises ValueError for an unknown `isa`,
+        RuntimeError when the system gives fewer threads.
+        """
         self._native = _cpu.Team(threads, isa)
 
     @property
