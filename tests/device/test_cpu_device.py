@@ -17,7 +17,7 @@ import pytest
 from tests.device.random_expert import SPEC, RandomExpert, step_of
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError, DeviceError, TransferError, UnsupportedError
+from coterie.core.errors import CapacityError, DeviceError, TransferError, UnsupportedError, UsageError
 from coterie.device import Event, Sampling
 from coterie.devices import cpu_memory
 from coterie.devices.cpu import CpuDevice
@@ -254,6 +254,61 @@ def test_events_are_kept_by_their_owners_only(make, data):
     finish(device, device.fetch(buffer, range_of(data[0])))
     gc.collect()
     assert failure() is None
+
+
+@pytest.mark.parametrize(("offset", "blocks"), [(0, 8), (5 * BLOCK_BYTES, 2), (6 * BLOCK_BYTES, 1), (0, 0)])
+def test_a_range_that_the_file_does_not_hold_is_refused(make, data, offset, blocks):
+    device = make()
+    buffer = device.reserve("dram", 8 * BLOCK_BYTES)
+    failure = finish(device, device.fetch(buffer, range_of(data[0], offset, blocks * BLOCK_BYTES)))
+    assert isinstance(failure, TransferError)
+    assert "in the file" in str(failure)
+
+
+def test_a_lane_whose_thread_did_not_start_can_be_started_later(make, data, monkeypatch):
+    device = make()
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(DeviceError, match="disk->dram"):
+            device.fetch(buffer, range_of(data[0]))
+    assert finish(device, device.fetch(buffer, range_of(data[0]))) is None
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 1025])
+def test_a_number_of_threads_out_of_range_is_refused(threads):
+    with pytest.raises(UsageError, match="1 to 1024"):
+        CpuDevice(SPEC, threads=threads)
+
+
+def test_threads_that_cannot_be_started_are_named(monkeypatch):
+    def refuse(threads, isa):
+        raise RuntimeError("only 3 of 8 threads could be started")
+
+    monkeypatch.setattr(kernels, "Team", refuse)
+    with pytest.raises(DeviceError, match=r"--threads.*only 3 of 8"):
+        CpuDevice(SPEC, threads=8)
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_weights_that_are_not_numbers_fail_the_run(make, isa, layer):
+    """One element of a key projection: only the exponential of attention sees it first."""
+    expert = RandomExpert(make(isa=isa), "odd")
+    good = step_of(([1, 2, 3], 0), ([4], 0))
+    assert (expert.run(good) >= 0).all()
+    (name,) = [n for n in expert.program.weights if f"layers.{layer}." in n and "k_proj" in n and "weight" in n]
+    at = expert.offsets[expert.program.weights.index(name)]
+    expert.device.memory(expert.extent)[at : at + 2] = [0xC0, 0x7F]  # a NaN of bfloat16
+    for step in (good, step_of(([1, 2, 3], 0), sampling=[Sampling(temperature=1.0, seed=1)])):
+        with pytest.raises(DeviceError, match="row 0 hold values that are not numbers"):
+            expert.run(step)
+    values = expert.inspect(good)
+    assert np.isnan(values[next(n for n in values if "logits" in n or n.startswith("head"))]).any()
 
 
 def test_events_of_another_device_are_refused(make):

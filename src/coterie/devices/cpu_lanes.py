@@ -69,10 +69,7 @@ class Lanes:
             self._check_open()
             event = CpuEvent(next(self._ids), lane, label, _State())
             if lane not in self._queues:
-                self._queues[lane] = deque()
-                thread = threading.Thread(target=self._serve, args=(lane,), name=f"coterie {lane}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._queues[lane] = self._start(lane)
             self._queues[lane].append(_Work(event, awaited, body))
             self._changed.notify_all()
         return event
@@ -131,8 +128,18 @@ class Lanes:
         if self._closed:
             raise closed()
 
-    def _serve(self, lane: str) -> None:
-        queue = self._queues[lane]
+    def _start(self, lane: str) -> deque[_Work]:
+        """Start a lane's thread and return its queue; the lane exists only if that worked."""
+        queue: deque[_Work] = deque()
+        thread = threading.Thread(target=self._serve, args=(queue,), name=f"coterie {lane}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise DeviceError("cpu", f"the thread of lane {lane} could not be started", "end other programs") from error
+        self._threads.append(thread)
+        return queue
+
+    def _serve(self, queue: deque[_Work]) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: queue or self._closed)

@@ -72,6 +72,9 @@ def _read_with(flag: int, dst: Bytes, source: FileRange, read: Read) -> bool:
     try:
         _check_unchanged(os.fstat(file), source)
         want = min(source.size_bytes, source.file_size_bytes - source.offset)
+        if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
+            fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
+            raise TransferError(source.path, fact, "load the expert again")
         view, got = dst.data, 0
         while got < want:
             if flag and got % BLOCK_BYTES:
