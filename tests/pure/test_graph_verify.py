@@ -16,6 +16,7 @@ from coterie.graph.ir import Kind, Value
 from coterie.graph.ops import OPS, ROW_INPUTS
 from coterie.graph.reference import OPS as RUN
 from coterie.graph.verify import LEGAL, verify
+from coterie.models.blocks import EMBED_WEIGHT
 
 T, R = Symbol.T, Symbol.R
 
@@ -140,6 +141,10 @@ WRONG = {
     "negative window": (
         lambda g: change_op(g, "layers.0/attention", attrs={"layer": 0, "scale": 1.0, "window": -4}),
         ["layers.0/attention", "-4"],
+    ),
+    "a small table": (
+        lambda g: change_value(g, EMBED_WEIGHT, shape=(2, *g.values[EMBED_WEIGHT].shape[1:])),
+        ["head/sample", "tokens", "2 rows"],
     ),
     "sampled type": (
         lambda g: change_value(g, "next_tokens", dtype=DType.F32),

@@ -248,6 +248,11 @@ def _sample(row: _Row) -> None:
     row.same(row.output.shape, (R,), row.output.name)
     if len(logits.shape) != 2 or row.output.kind is not Kind.OUTPUT or row.output.dtype is not DType.I32:
         raise row.wrong(f"it draws {row.output.dtype.value} from {logits.shape}", "give [R, V] and an I32 output [R]")
+    tables = [row.graph.values[op.inputs[1]] for op in row.graph.ops if op.kind == "embed"]
+    for table in tables:  # a drawn token is the next one to embed
+        rows, vocab = trailing((T, table.shape[0])), trailing(logits.shape)
+        if rows < vocab:
+            raise row.wrong(f"{vocab} tokens may be drawn but {table.name} has {rows} rows", "give each token a row")
 
 
 LEGAL: Mapping[str, Callable[[_Row], None]] = {
