@@ -48,10 +48,13 @@ class Arrivals:
 
     def poll(self) -> dict[str, CoterieError]:
         """Learn what has finished since the last poll; return the experts whose load failed, and why."""
+        # Asked before the cache asks: a load that ends in between is over for the cache and, for us, at the next poll.
+        # The other way round it would look like a load that somebody else began.
+        ended = {expert_id for expert_id, load in self._under_way.items() if self._device.done(load.ready)}
         self._cache.poll()
         failed: dict[str, CoterieError] = {}
         for expert_id, load in list(self._under_way.items()):
-            if self._device.done(load.ready):
+            if expert_id in ended:
                 failure = self._finish(expert_id, load)
                 if failure is not None:
                     failed[expert_id] = failure

@@ -73,7 +73,8 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step; one that has ended already is left as it is."""
-        self._cancelled.append(request_id)
+        if request_id in self._live:
+            self._cancelled.append(request_id)
 
     @property
     def idle(self) -> bool:
