@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.pure.engine_world import ask, run_all, world
 
 
