@@ -50,6 +50,15 @@ def test_some_questions_of_every_skill() -> None:
     assert got["out_of_scope"]["to_fallback"] == got["out_of_scope"]["questions"]
 
 
+def test_the_single_model_took_as_many_steps_as_base_and_experts_together() -> None:
+    reports = {
+        e.name: json.loads((e.checkpoint / "training.json").read_text()) for e in load_composition("demo").experts
+    }
+    single = reports.pop("general")
+    assert {report["base_steps"] for report in reports.values()} == {single["base_steps"]}
+    assert single["settings"]["steps"] == sum(report["settings"]["steps"] for report in reports.values())
+
+
 @pytest.mark.long
 def test_the_stored_result_is_what_eval_prints() -> None:
     stored, got = json.loads(RESULT.read_text()), evaluate()
