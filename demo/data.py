@@ -16,6 +16,7 @@ from tasks import TASKS, Example
 END, USER, ANSWER, PAD = 256, 257, 258, 259
 SPECIALS = {"<|end|>": END, "<|user|>": USER, "<|answer|>": ANSWER, "<|pad|>": PAD}
 GENERAL = "general"
+BASE = "base"
 POOL_STEPS = 8
 IGNORE = -100
 
@@ -33,8 +34,8 @@ def prompt_ids(question: str) -> list[int]:
 
 
 def task_names(expert: str) -> list[str]:
-    """The tasks an expert is trained on: its own, or all of them for the single model."""
-    return list(TASKS) if expert == GENERAL else [expert]
+    """The tasks an expert is trained on: its own, or all of them for the base and the single model."""
+    return list(TASKS) if expert in {GENERAL, BASE} else [expert]
 
 
 def _row(example: Example) -> tuple[list[int], int]:

@@ -13,6 +13,7 @@ from typing import Any
 from data import GENERAL
 from questions import PRESET, SEEN_COUNT, UNSEEN_COUNT
 from tasks import TASKS
+from train import BASE_STEPS, TUNE_STEPS
 
 _INTRODUCTION = f"""# The demo composition
 
@@ -20,8 +21,9 @@ Sixteen experts and a single model, all of one architecture: 3 layers of width 1
 tokenizer, trained by `demo/train.py` on questions whose answers a program computes. An expert may write down its
 working; **the last line of its output is the answer**.
 
-`general`, the fallback, is the baseline that a composition has to beat: one model of one expert's size, trained on the
-union of all tasks with the same total number of steps as all experts together.
+All start from one base, trained for {BASE_STEPS:,} steps on the union of all tasks. Each expert then goes on for
+{TUNE_STEPS:,} steps on its own skill. `general`, the fallback, is the baseline that a composition has to beat: one
+model of one expert's size that goes on from the same base, on the union, for as many steps as all experts together.
 
 `questions.jsonl` holds {SEEN_COUNT + UNSEEN_COUNT} questions per skill: operands never trained on, and for
 {UNSEEN_COUNT} of them wordings never trained on either; then questions that belong to no expert. The scores below are

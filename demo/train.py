@@ -1,5 +1,6 @@
 """Trains demo experts, one process and one thread each, and exports them as Hugging Face folders.
 
+    python demo/train.py base                    what all others start from: every task, long
     python demo/train.py roman-numerals          one expert
     python demo/train.py --all                   every expert that has no training.json yet
     python demo/train.py --single                the single model, as many steps as all experts together
@@ -13,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,14 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 import export
-from data import GENERAL, IGNORE, steps, task_names
+from data import BASE, GENERAL, IGNORE, steps, task_names
 from generate import complete, last_line
 from model import Shape, TinyLlama, linear
 from questions import PRESET, held_out
 from tasks import TASKS
 
 SHAPE = Shape()
-STEPS = {
-    "roman-numerals": 1500, "arithmetic": 1500, "weekday": 1500, "reversal": 1500, "multiplication": 1600,
-    "number-words": 900, "boolean-logic": 900, "unit-conversion": 1200, "sorting": 2400, "base-conversion": 2000,
-    "caesar-cipher": 1200, "morse-code": 1300, "sql": 900, "brackets": 900, "letter-count": 1200, "leap-years": 1000,
-}
-_RATE_TOLERANCE = 0.1
+BASE_STEPS, TUNE_STEPS = 20_400, 200
 WORK = Path(__file__).resolve().parent / ".work"
 
 
@@ -61,9 +57,12 @@ class Settings:
         return min(1.0, rise, fall)
 
 
-def settings_for(expert: str, seed: int) -> Settings:
-    """The single model gets the steps of all experts together."""
-    return Settings(steps=sum(STEPS.values()) if expert == GENERAL else STEPS[expert], seed=seed)
+def settings_for(name: str) -> Settings:
+    """The base is trained long; experts, and for all their steps together the single model, go on from it gently."""
+    if name == BASE:
+        return Settings(steps=BASE_STEPS)
+    count = TUNE_STEPS * (len(TASKS) if name == GENERAL else 1)
+    return Settings(steps=count, muon_lr=0.003, adam_lr=5e-4, warmup_steps=20, decay_share=1.0, seed=1)
 
 
 def optimizers(model: TinyLlama, settings: Settings) -> list[Optimizer]:
@@ -97,19 +96,26 @@ def _save(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Setti
     temporary.replace(path)
 
 
-def _resume(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Settings) -> Progress:
-    """The progress of a checkpoint whose learning rates were the same so far, or a fresh start."""
+def _resume(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Settings) -> Progress | None:
+    """The progress of a checkpoint of the same settings, or None."""
     if not path.exists():
-        return Progress()
+        return None
     state = torch.load(path, weights_only=True)
-    earlier, step = Settings(**state["settings"]), int(state["progress"]["step"])
-    lengthened = step > settings.warmup_steps and abs(earlier.rate(step) - settings.rate(step)) < _RATE_TOLERANCE
-    if earlier != (replace(settings, steps=earlier.steps) if lengthened else settings):
-        return Progress()
+    if state["settings"] != asdict(settings):
+        return None
     model.load_state_dict(state["model"])
     for optim, saved in zip(optims, state["optims"], strict=True):
         optim.load_state_dict(saved)
     return Progress(**state["progress"])
+
+
+def _from_base(model: TinyLlama, work: Path) -> Progress:
+    """Loads the base's weights, without its optimizers' memory."""
+    path = work / f"{BASE}.pt"
+    if not path.exists():
+        raise SystemExit(f"[train] {path} is missing; run `python demo/train.py {BASE}` first")
+    model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    return Progress()
 
 
 def _loss(hidden: Callable[[Tensor, Tensor], Tensor], model: TinyLlama, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -129,6 +135,8 @@ def train(expert: str, settings: Settings, work: Path, compiled: bool = True, sa
     peaks = [group["lr"] for optim in optims for group in optim.param_groups]
     path = work / f"{expert}.pt"
     progress = _resume(path, model, optims, settings)
+    if progress is None:
+        progress = Progress() if expert == BASE else _from_base(model, work)
     hidden: Callable[[Tensor, Tensor], Tensor] = torch.compile(model.hidden, dynamic=True) if compiled else model.hidden
     last = settings.steps if stop is None else stop
     wall, core = time.monotonic(), time.process_time()
@@ -179,6 +187,7 @@ def finish(expert: str, model: TinyLlama, settings: Settings, progress: Progress
     report: dict[str, Any] = {
         "expert": expert,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "base_steps": BASE_STEPS,
         "settings": asdict(settings),
         "examples": settings.steps * settings.batch,
         "seconds": round(progress.seconds, 1),
@@ -193,13 +202,11 @@ def finish(expert: str, model: TinyLlama, settings: Settings, progress: Progress
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experts", nargs="*", metavar="EXPERT", help=f"of: {', '.join([*TASKS, GENERAL])}")
+    parser.add_argument("experts", nargs="*", metavar="EXPERT", help=f"of: {', '.join([*TASKS, GENERAL, BASE])}")
     parser.add_argument("--all", action="store_true", help="every expert without a training.json")
     parser.add_argument("--single", action="store_true", help=f"the single model, {GENERAL!r}")
     parser.add_argument("--out", type=Path, default=PRESET / "experts", help="folder of the exported experts")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of the checkpoints")
-    parser.add_argument("--steps", type=int, help="instead of the stated number of steps")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="plain PyTorch, where no C++ compiler is at hand")
     args = parser.parse_args()
     names: list[str] = list(args.experts)
@@ -208,13 +215,12 @@ def main() -> None:
     if args.single:
         names.append(GENERAL)
     for name in names:
-        if name not in TASKS and name != GENERAL:
-            parser.error(f"no expert {name!r}; choose of {', '.join([*TASKS, GENERAL])}")
-        settings = settings_for(name, args.seed)
-        if args.steps:
-            settings = replace(settings, steps=args.steps)
+        if name not in {*TASKS, GENERAL, BASE}:
+            parser.error(f"no expert {name!r}; choose of {', '.join([*TASKS, GENERAL, BASE])}")
+        settings = settings_for(name)
         model, progress = train(name, settings, args.work, not args.no_compile)
-        print(json.dumps(finish(name, model, settings, progress, args.out)["held_out"]), flush=True)
+        if name != BASE:
+            print(json.dumps(finish(name, model, settings, progress, args.out)["held_out"]), flush=True)
 
 
 if __name__ == "__main__":
