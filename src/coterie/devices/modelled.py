@@ -10,7 +10,7 @@ Knows nothing about how time is shared (modelled_time.py) or what work costs (mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,8 +20,9 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Rows, Span
+from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
+from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable
 from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
 from coterie.graph.program import Program
@@ -32,19 +33,6 @@ MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memo
 
 Orchestration = Literal["host", "device"]
 Fail = Callable[[str], Exception | None]
-
-
-@dataclass(slots=True)
-class ModelledExecutable:
-    """A program with the prices found so far, and the numerics device's own executable where there is one.
-
-    `same` gives each region the first one that costs the same; prices are by sizes and the tiers of weights and KV.
-    """
-
-    program: Program
-    numerics: Executable | None
-    same: tuple[int, ...]
-    prices: dict[tuple[Sizes, str, str], tuple[Phase, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +135,14 @@ class ModelledDevice:
     ) -> Event:
         """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
         gates, after = dict(gates or {}), list(after)
-        mine = self._check_run(exe, binding, gates, steps)
+        self._check_buffers(binding.weights, binding.kv)
+        mine = own_executable(exe, binding, gates, steps)
         awaited = {stage: gate.event_id for stage, gate in gates.items()}
         label = f"run {mine.program.graph.name}"
         drawn: list[I32] = []
 
         def compute(numerics: Device) -> Exception | None:
-            event = numerics.run(_numerics(mine), self._bind_behind(binding), steps=steps)
+            event = numerics.run(numerics_of(mine), self._bind_behind(binding), steps=steps)
             failure = _wait(numerics, event)
             if failure is None:
                 drawn.append(numerics.tokens(event))
@@ -177,10 +166,11 @@ class ModelledDevice:
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
-        mine = self._check_run(exe, binding, {}, 1)
+        self._check_buffers(binding.weights, binding.kv)
+        mine = own_executable(exe, binding, {}, 1)
         if self._numerics is None:
             raise UnsupportedError(self._spec.name, "a modelled device computes no numbers", "give it a real device")
-        return self._numerics.inspect(_numerics(mine), self._bind_behind(binding))
+        return self._numerics.inspect(numerics_of(mine), self._bind_behind(binding))
 
     def synthetic(self) -> bool:
         """True without a numerics device: tokens are made up."""
@@ -322,34 +312,6 @@ class ModelledDevice:
             if slab is None or slab.buffer.tier != buffer.tier:
                 raise ValueError(f"{buffer} is not of this device")
             slab.buffer.view(buffer.offset, buffer.size_bytes)
-
-    def _check_run(
-        self, exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int
-    ) -> ModelledExecutable:
-        self._check_buffers(binding.weights, binding.kv)
-        if not isinstance(exe, ModelledExecutable):
-            raise ValueError(f"{type(exe).__name__} was not loaded by this device")
-        _check_steps(binding.rows, steps)
-        unknown = sorted(set(gates) - {region.stage for region in exe.program.regions})
-        if unknown:
-            raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
-        if len(binding.offsets) != len(exe.program.weights):
-            raise ValueError(f"{len(binding.offsets)} offsets for {len(exe.program.weights)} weights")
-        return exe
-
-
-def _check_steps(rows: Rows, steps: int) -> None:
-    sizes = rows.sizes
-    if steps < 1:
-        raise ValueError(f"{steps} steps; at least 1 is needed")
-    if steps > 1 and not sizes.T == sizes.B == sizes.R:
-        raise ValueError(f"{steps} steps with T={sizes.T}, B={sizes.B}, R={sizes.R}; only decoding repeats")
-
-
-def _numerics(exe: ModelledExecutable) -> Executable:
-    if exe.numerics is None:
-        raise RuntimeError(f"{exe.program.graph.name} was loaded without numerics")
-    return exe.numerics
 
 
 def _wait(numerics: Device, event: Event) -> Exception | None:

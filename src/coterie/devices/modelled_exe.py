@@ -1,0 +1,55 @@
+"""A program loaded by a modelled device, and what a run of it must fit.
+
+Knows nothing about time or prices, except that prices found are kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coterie.core.shapes import Sizes
+from coterie.device import Binding, Event, Executable, Rows
+from coterie.devices.modelled_time import Phase
+from coterie.graph.program import Program
+
+
+@dataclass(slots=True)
+class ModelledExecutable:
+    """A program with the prices found so far, and the numerics device's own executable where there is one.
+
+    `same` gives each region the first one that costs the same; prices are by sizes and the tiers of weights and KV.
+    """
+
+    program: Program
+    numerics: Executable | None
+    same: tuple[int, ...]
+    prices: dict[tuple[Sizes, str, str], tuple[Phase, ...]] = field(default_factory=dict)
+
+
+def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int) -> ModelledExecutable:
+    """The executable as one of ours. Raises ValueError for another device's, or a run that does not fit it."""
+    if not isinstance(exe, ModelledExecutable):
+        raise ValueError(f"{type(exe).__name__} was not loaded by this device")
+    _check_steps(binding.rows, steps)
+    unknown = sorted(set(gates) - {region.stage for region in exe.program.regions})
+    if unknown:
+        raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
+    if len(binding.offsets) != len(exe.program.weights):
+        raise ValueError(f"{len(binding.offsets)} offsets for {len(exe.program.weights)} weights")
+    return exe
+
+
+def numerics_of(exe: ModelledExecutable) -> Executable:
+    """What the device behind loaded. Raises RuntimeError where there is none."""
+    if exe.numerics is None:
+        raise RuntimeError(f"{exe.program.graph.name} was loaded without numerics")
+    return exe.numerics
+
+
+def _check_steps(rows: Rows, steps: int) -> None:
+    sizes = rows.sizes
+    if steps < 1:
+        raise ValueError(f"{steps} steps; at least 1 is needed")
+    if steps > 1 and not sizes.T == sizes.B == sizes.R:
+        raise ValueError(f"{steps} steps with T={sizes.T}, B={sizes.B}, R={sizes.R}; only decoding repeats")
