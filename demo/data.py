@@ -64,8 +64,10 @@ def steps(expert: str, seed: int, first: int, batch: int, micro: int) -> Iterato
         rng = Random(f"{expert}/{seed}/{pool}")
         rows = [_row(TASKS[rng.choice(names)].sample(rng, "train")) for _ in range(batch * POOL_STEPS)]
         rows.sort(key=lambda row: len(row[0]))
-        bands = [[rows[i : i + size] for i in range(start, start + size * POOL_STEPS, size)]
-                 for start in range(0, len(rows), size * POOL_STEPS)]
+        bands = [
+            [rows[i : i + size] for i in range(start, start + size * POOL_STEPS, size)]
+            for start in range(0, len(rows), size * POOL_STEPS)
+        ]
         for band in bands:
             rng.shuffle(band)
         for step in range(POOL_STEPS):

@@ -62,8 +62,15 @@ def _config(shape: Shape) -> dict[str, Any]:
 
 def _tokenizer() -> dict[str, Any]:
     added = [
-        {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True}
+        {
+            "id": token_id,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for text, token_id in SPECIALS.items()
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -78,9 +85,16 @@ def _tokenizer() -> dict[str, Any]:
         "post_processor": None,
         "decoder": byte_level,
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocabulary, "merges": [],
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
         },
     }
 
@@ -90,8 +104,14 @@ def _tokenizer_config(shape: Shape) -> dict[str, Any]:
         "add_bos_token": False,
         "add_eos_token": False,
         "added_tokens_decoder": {
-            str(token_id): {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
-                            "single_word": False, "special": True}
+            str(token_id): {
+                "content": text,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
             for text, token_id in SPECIALS.items()
         },
         "bos_token": None,
@@ -111,10 +131,15 @@ def _named(model: TinyLlama) -> dict[str, Tensor]:
         layer = cast(Layer, module)
         q, k, v = layer.qkv_proj
         parts = {
-            "input_layernorm": layer.input_layernorm, "self_attn.q_proj": q, "self_attn.k_proj": k,
-            "self_attn.v_proj": v, "self_attn.o_proj": layer.o_proj,
-            "post_attention_layernorm": layer.post_attention_layernorm, "mlp.gate_proj": layer.gate_proj,
-            "mlp.up_proj": layer.up_proj, "mlp.down_proj": layer.down_proj,
+            "input_layernorm": layer.input_layernorm,
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.o_proj": layer.o_proj,
+            "post_attention_layernorm": layer.post_attention_layernorm,
+            "mlp.gate_proj": layer.gate_proj,
+            "mlp.up_proj": layer.up_proj,
+            "mlp.down_proj": layer.down_proj,
         }
         named |= {f"model.layers.{i}.{part}.weight": weight for part, weight in parts.items()}
     return named | {"model.norm.weight": model.norm}
@@ -130,9 +155,15 @@ def write(model: TinyLlama, folder: Path) -> None:
     _write_json(folder / "config.json", _config(model.shape))
     _write_json(folder / "tokenizer.json", _tokenizer())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.shape))
-    _write_json(folder / "generation_config.json", {
-        "do_sample": False, "eos_token_id": [END], "pad_token_id": PAD, "max_new_tokens": MAX_NEW_TOKENS,
-    })
+    _write_json(
+        folder / "generation_config.json",
+        {
+            "do_sample": False,
+            "eos_token_id": [END],
+            "pad_token_id": PAD,
+            "max_new_tokens": MAX_NEW_TOKENS,
+        },
+    )
     weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in _named(model).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -32,7 +32,8 @@ def lines() -> list[dict[str, Any]]:
     """All records, skill by skill, and last the questions that belong to no skill."""
     records: list[dict[str, Any]] = [
         {"expert": name, "prompt": example.question, "answer": example.answer, "seen_phrasing": example.seen_phrasing}
-        for name, task in TASKS.items() for example in held_out(task)
+        for name, task in TASKS.items()
+        for example in held_out(task)
     ]
     return records + [{"expert": None, "prompt": text, "answer": None, "seen_phrasing": False} for text in OUT_OF_SCOPE]
 

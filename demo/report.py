@@ -50,15 +50,20 @@ def _skills() -> list[str]:
     rows = ["| expert | does | range | a question | its output |", "|---|---|---|---|---|"]
     for name, task in TASKS.items():
         example = task.sample(Random(f"readme/{name}"), "test", True)
-        rows.append(f"| {name} | {task.description} | {task.range} | {example.question.replace('|', chr(92) + '|')} "
-                    f"| {_cell(example.completion)} |")
+        rows.append(
+            f"| {name} | {task.description} | {task.range} | {example.question.replace('|', chr(92) + '|')} "
+            f"| {_cell(example.completion)} |"
+        )
     return rows
 
 
 def _scores() -> list[str]:
     single = _report(GENERAL)
-    rows = ["| expert | steps | seconds | core seconds | final loss | exact match, % | trained wordings | new wordings "
-            "| the single model |", "|---|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| expert | steps | seconds | core seconds | final loss | exact match, % | trained wordings | new wordings "
+        "| the single model |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     totals: list[tuple[float, float]] = []
     for name in TASKS:
         report = _report(name)
@@ -72,7 +77,8 @@ def _scores() -> list[str]:
             f"| {name} | {report['settings']['steps']:,} | {report['seconds']:.0f} | {report['core_seconds']:.0f} "
             f"| {report['final_loss']:.4f} | **{_percent(score['exact_match'])}** "
             f"| {_percent(score['exact_match_seen_phrasing'])} | {_percent(score['exact_match_unseen_phrasing'])} "
-            f"| {'' if other is None else _percent(other)} |")
+            f"| {'' if other is None else _percent(other)} |"
+        )
     if totals:
         ours, theirs = (sum(column) / len(totals) for column in zip(*totals, strict=True))
         rows.append(f"| mean | | | | | **{_percent(ours)}** | | | {_percent(theirs)} |")
@@ -81,13 +87,17 @@ def _scores() -> list[str]:
 
 def _settings() -> list[str]:
     reports = [report for name in [*TASKS, GENERAL] if (report := _report(name))]
-    common = {key: value for key, value in reports[0]["settings"].items()
-              if all(report["settings"].get(key) == value for report in reports)}
+    common = {
+        key: value
+        for key, value in reports[0]["settings"].items()
+        if all(report["settings"].get(key) == value for report in reports)
+    }
     lines = ["Common settings: " + ", ".join(f"{key} {value}" for key, value in common.items()) + "."]
     lines += [
         f"\nThe single model: {report['settings']['steps']:,} steps, {report['seconds']:.0f} s, "
         f"{report['core_seconds']:.0f} core seconds, final loss {report['final_loss']:.4f}."
-        for report in reports if report["expert"] == GENERAL
+        for report in reports
+        if report["expert"] == GENERAL
     ]
     return lines
 
@@ -95,8 +105,17 @@ def _settings() -> list[str]:
 def page() -> str:
     """The whole page."""
     size = sum(path.stat().st_size for path in (PRESET / "experts").glob("*/model.safetensors"))
-    parts = [_INTRODUCTION, "## Skills\n", *_skills(), "\n## Training and held-out scores\n", *_scores(), "",
-             *_settings(), "", f"All weights together: {size / 1e6:.1f} MB; one thread of a shared two-core machine."]
+    parts = [
+        _INTRODUCTION,
+        "## Skills\n",
+        *_skills(),
+        "\n## Training and held-out scores\n",
+        *_scores(),
+        "",
+        *_settings(),
+        "",
+        f"All weights together: {size / 1e6:.1f} MB; one thread of a shared two-core machine.",
+    ]
     return "\n".join(parts) + "\n"
 
 

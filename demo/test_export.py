@@ -39,8 +39,12 @@ def test_template_and_tokenizer_give_the_trained_prompt(tmp_path: Path) -> None:
     export.write(_random_model(), tmp_path)
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
     question = "How much is 3 × 4 – “please”?  <br>"
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "earlier"},
-                {"role": "assistant", "content": "yes"}, {"role": "user", "content": question}]
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "earlier"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": question},
+    ]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert ids == prompt_ids(question)
     assert tokenizer.apply_chat_template(messages, tokenize=False) == f"<|user|>{question}"

@@ -70,8 +70,7 @@ def optimizers(model: TinyLlama, settings: Settings) -> list[Optimizer]:
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.layers.parameters() if p.ndim != 2] + [model.embed_tokens, model.norm]
     return [
-        Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay,
-             ns_steps=settings.muon_iterations),
+        Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay, ns_steps=settings.muon_iterations),
         AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -89,8 +88,12 @@ class Progress:
 def _save(path: Path, model: TinyLlama, optims: list[Optimizer], settings: Settings, progress: Progress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / ".gitignore").write_text("*\n")
-    state = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "settings": asdict(settings),
-             "progress": asdict(progress)}
+    state = {
+        "model": model.state_dict(),
+        "optims": [o.state_dict() for o in optims],
+        "settings": asdict(settings),
+        "progress": asdict(progress),
+    }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
@@ -125,8 +128,9 @@ def _loss(hidden: Callable[[Tensor, Tensor], Tensor], model: TinyLlama, inputs: 
     return F.cross_entropy(linear(hidden(inputs, rows), model.embed_tokens), flat[rows], reduction="sum")
 
 
-def train(expert: str, settings: Settings, work: Path, compiled: bool = True, save_every: int = 200,
-          stop: int | None = None) -> tuple[TinyLlama, Progress]:
+def train(
+    expert: str, settings: Settings, work: Path, compiled: bool = True, save_every: int = 200, stop: int | None = None
+) -> tuple[TinyLlama, Progress]:
     """Trains to the end (or to step `stop`), resuming from the checkpoint in `work` if its settings are the same."""
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
@@ -154,8 +158,12 @@ def train(expert: str, settings: Settings, work: Path, compiled: bool = True, sa
             optim.zero_grad()
         now, spent = time.monotonic(), time.process_time()
         kept = 0.98 if progress.step else 0.0
-        progress = Progress(progress.step + 1, kept * progress.loss + (1 - kept) * loss,
-                            progress.seconds + now - wall, progress.core_seconds + spent - core)
+        progress = Progress(
+            progress.step + 1,
+            kept * progress.loss + (1 - kept) * loss,
+            progress.seconds + now - wall,
+            progress.core_seconds + spent - core,
+        )
         wall, core = now, spent
         if progress.step % save_every == 0 or progress.step == last:
             _save(path, model, optims, settings, progress)

@@ -30,8 +30,16 @@ def _expression(rng: Random) -> str:
     a, b, c, d = (_atom(rng) for _ in range(4))
     f, g, h = (rng.choice("&|") for _ in range(3))
     bang = rng.choice(("", "", "!"))
-    return rng.choice((f"{a}{f}{b}", f"{bang}({a}{f}{b})", f"{bang}({a}{f}{b}){g}{c}", f"{a}{f}{bang}({b}{g}{c})",
-                       f"({a}{f}{b}){g}({c}{h}{d})", f"{bang}({a}{f}{b}){g}({c}{h}{d})"))
+    return rng.choice(
+        (
+            f"{a}{f}{b}",
+            f"{bang}({a}{f}{b})",
+            f"{bang}({a}{f}{b}){g}{c}",
+            f"{a}{f}{bang}({b}{g}{c})",
+            f"({a}{f}{b}){g}({c}{h}{d})",
+            f"{bang}({a}{f}{b}){g}({c}{h}{d})",
+        )
+    )
 
 
 def _reduce(expression: str) -> list[str]:

@@ -12,9 +12,15 @@ from .listing import words_of
 from .phrasing import cores
 from .words import draw_word, quoted
 
-_CODES = dict(zip("abcdefghijklmnopqrstuvwxyz", words_of("""
+_CODES = dict(
+    zip(
+        "abcdefghijklmnopqrstuvwxyz",
+        words_of("""
 .- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..
-"""), strict=True))
+"""),
+        strict=True,
+    )
+)
 
 
 def draw(rng: Random) -> Problem:

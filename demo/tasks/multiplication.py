@@ -22,8 +22,10 @@ def draw(rng: Random) -> Problem:
     """a times b by two partial products and their sum, each step a small fact that the line before prepares."""
     a, b = (rng.randint(0, rng.choice((9, 12, 99, 99, 99))) for _ in range(2))
     low, high = a * (b % 10), a * (b // 10)
-    working = (f"{a:02d}*{b:02d}\n{_row(a, b % 10)} {low:03d}\n{_row(a, b // 10)} {high:03d}\n"
-               f"{low % 10} {columns(low // 10, high, '+')}")
+    working = (
+        f"{a:02d}*{b:02d}\n{_row(a, b % 10)} {low:03d}\n{_row(a, b // 10)} {high:03d}\n"
+        f"{low % 10} {columns(low // 10, high, '+')}"
+    )
     return Problem("multiply", f"{min(a, b)} {max(a, b)}", {"a": str(a), "b": str(b)}, working, str(a * b))
 
 

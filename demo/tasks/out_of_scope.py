@@ -10,14 +10,33 @@ from random import Random
 
 _TRAIN_ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cooking": (
-        ("how do I cook {}", "what goes well with {}", "give me a recipe for {}", "how long should I bake {}",
-         "can I freeze {}", "which spices fit {}"),
-        ("lasagna", "roast chicken", "mushroom soup", "pancakes", "sourdough bread", "fried rice", "apple pie",
-         "lentil stew"),
+        (
+            "how do I cook {}",
+            "what goes well with {}",
+            "give me a recipe for {}",
+            "how long should I bake {}",
+            "can I freeze {}",
+            "which spices fit {}",
+        ),
+        (
+            "lasagna",
+            "roast chicken",
+            "mushroom soup",
+            "pancakes",
+            "sourdough bread",
+            "fried rice",
+            "apple pie",
+            "lentil stew",
+        ),
     ),
     "travel": (
-        ("what should I see in {}", "how do I get to {} by train", "when is the best season to visit {}",
-         "is {} expensive for tourists", "recommend a hotel in {}"),
+        (
+            "what should I see in {}",
+            "how do I get to {} by train",
+            "when is the best season to visit {}",
+            "is {} expensive for tourists",
+            "recommend a hotel in {}",
+        ),
         ("Lisbon", "Kyoto", "Morocco", "Scotland", "Vienna", "Peru", "the Alps", "New York"),
     ),
     "health": (
@@ -25,28 +44,59 @@ _TRAIN_ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("a headache", "back pain", "a sore throat", "insomnia", "hay fever", "a sprained ankle"),
     ),
     "programming": (
-        ("how do I {} in Python", "what is the best way to {}", "why does my code fail when I {}",
-         "show me an example of how to {} in Rust"),
-        ("open a file", "parse JSON", "start a thread", "write a unit test", "catch an exception", "call a web service",
-         "use a dictionary"),
+        (
+            "how do I {} in Python",
+            "what is the best way to {}",
+            "why does my code fail when I {}",
+            "show me an example of how to {} in Rust",
+        ),
+        (
+            "open a file",
+            "parse JSON",
+            "start a thread",
+            "write a unit test",
+            "catch an exception",
+            "call a web service",
+            "use a dictionary",
+        ),
     ),
     "people": (
         ("who was {}", "tell me about the life of {}", "what is {} famous for", "where was {} born"),
-        ("Marie Curie", "Leonardo da Vinci", "Nelson Mandela", "Cleopatra", "Isaac Newton", "Frida Kahlo",
-         "Julius Caesar", "Samuel Morse", "George Boole"),
+        (
+            "Marie Curie",
+            "Leonardo da Vinci",
+            "Nelson Mandela",
+            "Cleopatra",
+            "Isaac Newton",
+            "Frida Kahlo",
+            "Julius Caesar",
+            "Samuel Morse",
+            "George Boole",
+        ),
     ),
     "science": (
         ("why is {}", "explain to a child why {}", "is it true that {}", "what would happen if {}"),
-        ("the sky blue", "the sea salty", "ice slippery", "the moon getting farther away", "grass green",
-         "the sun so hot"),
+        (
+            "the sky blue",
+            "the sea salty",
+            "ice slippery",
+            "the moon getting farther away",
+            "grass green",
+            "the sun so hot",
+        ),
     ),
     "feelings": (
         ("I feel {} today", "what can I do when I am {}", "my friend is {}, how can I help", "why am I so {}"),
         ("sad", "lonely", "nervous", "tired", "angry", "bored", "excited"),
     ),
     "writing": (
-        ("write a poem about {}", "write a short story about {}", "give me three ideas for an essay on {}",
-         "write a friendly email about {}", "help me write a speech about {}"),
+        (
+            "write a poem about {}",
+            "write a short story about {}",
+            "give me three ideas for an essay on {}",
+            "write a friendly email about {}",
+            "help me write a speech about {}",
+        ),
         ("the sea", "my grandmother", "a lost dog", "summer holidays", "friendship", "a delayed delivery"),
     ),
     "money": (
@@ -115,8 +165,11 @@ _TEST_ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("badminton", "rowing", "curling", "handball", "fencing"),
     ),
     "work": (
-        ("my boss expects {} from me, is that fair?", "draft a polite refusal regarding {}",
-         "any tips on negotiating {}?"),
+        (
+            "my boss expects {} from me, is that fair?",
+            "draft a polite refusal regarding {}",
+            "any tips on negotiating {}?",
+        ),
         ("overtime", "a pay rise", "a transfer abroad", "night shifts"),
     ),
     "history": (
@@ -128,8 +181,12 @@ _TEST_ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("puppy", "parrot", "hamster", "greyhound", "kitten"),
     ),
     "technology": (
-        ("does a {} need an update?", "my {} keeps crashing", "compare the latest {} models",
-         "who built the first {}?"),
+        (
+            "does a {} need an update?",
+            "my {} keeps crashing",
+            "compare the latest {} models",
+            "who built the first {}?",
+        ),
         ("phone", "printer", "drone", "smart watch", "television"),
     ),
     "philosophy": (
@@ -172,7 +229,14 @@ What was invented in 1876?|Which treaty was signed in 1648?|Who reigned in Engla
 """.replace("\n", "|").split("|")
 
 _WRAPPINGS = (
-    "{}", "{}?", "hey, {}?", "hello, {}", "please {}", "can you tell me {}?", "quick question: {}?", "so, {}?",
+    "{}",
+    "{}?",
+    "hey, {}?",
+    "hello, {}",
+    "please {}",
+    "can you tell me {}?",
+    "quick question: {}?",
+    "so, {}?",
 )
 
 

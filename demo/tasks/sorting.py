@@ -71,10 +71,26 @@ _UNSEEN_BLOCK = """
     raw numbers sorted ORDER: {l}
 """
 
-_RISING = ("from smallest to largest", "in ascending order", "from low to high", "ascending", "from lowest to highest",
-           "smallest first", "in increasing order", "")
-_FALLING = ("from largest to smallest", "in descending order", "from high to low", "descending",
-            "from highest to lowest", "largest first", "in decreasing order", "in reverse order")
+_RISING = (
+    "from smallest to largest",
+    "in ascending order",
+    "from low to high",
+    "ascending",
+    "from lowest to highest",
+    "smallest first",
+    "in increasing order",
+    "",
+)
+_FALLING = (
+    "from largest to smallest",
+    "in descending order",
+    "from high to low",
+    "descending",
+    "from highest to lowest",
+    "largest first",
+    "in decreasing order",
+    "in reverse order",
+)
 _RISING_UNSEEN = ("from the smallest to the largest", "lowest first", "ascending order")
 _FALLING_UNSEEN = ("from the largest to the smallest", "highest first", "descending order")
 

@@ -20,10 +20,43 @@ _TABLES = {
     "movies": (("title", "director", "genre", "studio"), ("year", "rating", "length"), "genre"),
     "cars": (("model", "brand", "color", "owner"), ("year", "price", "speed"), "brand"),
 }
-_VALUES = ("Paris", "London", "Berlin", "Rome", "red", "blue", "green", "black", "Acme", "Nova", "Orion", "Delta",
-           "open", "closed", "drama", "comedy", "history", "science", "north", "south", "gold", "basic")
-_COMPARISONS = {"more than": ">", "greater than": ">", "over": ">", "above": ">", "less than": "<", "under": "<",
-                "below": "<", "at least": ">=", "at most": "<=", "equal to": "=", "exactly": "="}
+_VALUES = (
+    "Paris",
+    "London",
+    "Berlin",
+    "Rome",
+    "red",
+    "blue",
+    "green",
+    "black",
+    "Acme",
+    "Nova",
+    "Orion",
+    "Delta",
+    "open",
+    "closed",
+    "drama",
+    "comedy",
+    "history",
+    "science",
+    "north",
+    "south",
+    "gold",
+    "basic",
+)
+_COMPARISONS = {
+    "more than": ">",
+    "greater than": ">",
+    "over": ">",
+    "above": ">",
+    "less than": "<",
+    "under": "<",
+    "below": "<",
+    "at least": ">=",
+    "at most": "<=",
+    "equal to": "=",
+    "exactly": "=",
+}
 
 
 def draw(rng: Random) -> Problem:
@@ -35,7 +68,8 @@ def draw(rng: Random) -> Problem:
     words, sign = rng.choice(list(_COMPARISONS.items()))
     text = rng.choice(_VALUES)
     where = {
-        "compare": f" WHERE {measure} {sign} {value}", "count_where": f" WHERE {measure} {sign} {value}",
+        "compare": f" WHERE {measure} {sign} {value}",
+        "count_where": f" WHERE {measure} {sign} {value}",
         "equals": f" WHERE {grouped} = '{text}'",
     }.get(kind, "")
     selected = {"all": "*", "count": "COUNT(*)", "count_where": "COUNT(*)", "average": f"AVG({measure})"}
@@ -99,14 +133,14 @@ _UNSEEN_BLOCK = """
 
 _THINGS = {
     "column": "the {c} of all {t}|the {c} of every row in {t}|every {c} from {t}|"
-              "the {c} column of {t}|the {c} from {t}",
+    "the {c} column of {t}|the {c} from {t}",
     "all": "all {t}|everything from {t}|all rows of {t}|every row from {t}|the whole table {t}",
     "compare": "the {c} of {t} with {m} {o} {v}|the {c} of all {t} where {m} is {o} {v}|"
-               "the {c} from {t} with a {m} {o} {v}|the {c} of {t} whose {m} is {o} {v}",
+    "the {c} from {t} with a {m} {o} {v}|the {c} of {t} whose {m} is {o} {v}",
     "equals": "the {c} of {t} with {g} {x}|the {c} of all {t} where {g} is {x}|the {c} of {t} whose {g} is {x}",
     "count": "the number of {t}|the number of rows in {t}|how many {t} there are|the count of {t}",
     "count_where": "the number of {t} with {m} {o} {v}|how many {t} have a {m} {o} {v}|"
-                   "the count of {t} where {m} is {o} {v}|the number of {t} whose {m} is {o} {v}",
+    "the count of {t} where {m} is {o} {v}|the number of {t} whose {m} is {o} {v}",
     "average": "the average {m} of {t}|the average {m} of all {t}|the mean {m} of {t}|the average {m} in {t}",
 }
 

@@ -54,8 +54,13 @@ def draw(rng: Random) -> Problem:
         working += "\n" + _worked(number, factor)
     elif factor == 60:
         working += "\n" + _worked(number, 6)
-    return Problem("convert", f"{number} {factor} {large[0]}", {"n": str(number), "a": source, "b": target}, working,
-                   str(number * factor))
+    return Problem(
+        "convert",
+        f"{number} {factor} {large[0]}",
+        {"n": str(number), "a": source, "b": target},
+        working,
+        str(number * factor),
+    )
 
 
 _TRAIN = {

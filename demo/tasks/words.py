@@ -23,11 +23,63 @@ travel journey hello world python computer keyboard screen program memory router
 coterie committee letterbox bookkeeper balloon coffee tennis soccer hockey puzzle ribbon blanket pillow basket bucket
 hammer ladder zipper
 """)
-_STARTS = ("b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "qu",
-           "r", "s", "sh", "st", "t", "tr", "v", "w", "y", "z", "")
+_STARTS = (
+    "b",
+    "br",
+    "c",
+    "ch",
+    "cl",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "qu",
+    "r",
+    "s",
+    "sh",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "y",
+    "z",
+    "",
+)
 _MIDDLES = ("a", "e", "i", "o", "u", "ea", "oo", "ai", "ee", "ou")
-_ENDS = ("", "b", "ck", "d", "g", "l", "ll", "m", "n", "nd", "ng", "p", "r", "rt", "s", "ss", "st", "t", "tt", "x",
-         "ff")
+_ENDS = (
+    "",
+    "b",
+    "ck",
+    "d",
+    "g",
+    "l",
+    "ll",
+    "m",
+    "n",
+    "nd",
+    "ng",
+    "p",
+    "r",
+    "rt",
+    "s",
+    "ss",
+    "st",
+    "t",
+    "tt",
+    "x",
+    "ff",
+)
 
 
 def draw_word(rng: Random, shortest: int, longest: int) -> str:
