@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from coterie.graph.compile import compile_graph
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange, PlacedTensor
 from coterie.core.dtypes import DType, from_f32
 from coterie.core.shapes import Symbol
 from coterie.device import Binding, Buffer, Event, Executable, Rows, Sampling
+from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Graph, GraphBuilder, Kind
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R

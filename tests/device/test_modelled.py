@@ -243,6 +243,23 @@ def test_weights_in_a_tier_of_unknown_bandwidth_are_refused(layout):
         desk.device.run(desk.exe, desk.binding(PREFILL, far))
 
 
+def within(device, tier):
+    buffer = device.reserve(tier, 8192)
+    return device.copy(buffer.view(0, 4096), buffer.view(4096, 4096))
+
+
+def test_a_copy_within_a_tier_of_unknown_bandwidth_is_refused_unless_its_time_was_recorded():
+    device = ModelledDevice(machine(ddr=0.0))
+    with pytest.raises(UsageError, match=r"bandwidth of ddr is unknown.*; give the tier a bandwidth"):
+        within(device, "ddr")
+    with pytest.raises(UsageError, match="bandwidth of disk"):
+        device.fetch(device.reserve("disk", 4096), FileRange("", 0, 4096, 4096, 0))
+    replay = ModelledDevice(machine(ddr=0.0), durations={"ddr->ddr": [2.0]})
+    event = within(replay, "ddr")
+    replay.wait_any([event])
+    assert replay.span(event).end_s == 2.0
+
+
 def test_buffers_of_another_device_are_refused(layout):
     desk = desk_on(machine(), layout)
     with pytest.raises(ValueError, match="not of this device"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+from math import inf
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coterie.devices.modelled_time import Flow, FluidClock, Phase, fair_rates
+from coterie.devices.modelled_time import Flow, FluidClock, Phase, Work, fair_rates
 
 NEAR = 1e-9  # relative: what sums of floats may lose
 
@@ -30,6 +34,30 @@ def test_a_flow_held_back_elsewhere_leaves_its_share_to_others():
 
 def test_a_flow_that_uses_a_resource_twice_drains_at_half_its_rate():
     assert fair_rates([{"a": 2.0}], {"a": 10.0}) == [5.0]
+
+
+def test_a_flow_that_uses_nothing_takes_no_time():
+    assert fair_rates([{}, {"a": 1.0}], {"a": 10.0}) == [inf, 10.0]
+    clock = FluidClock({"a": 10.0})
+    free = clock.issue("x", [], [Phase(0.5, (flow(7), flow(10, "a")))])
+    beside = clock.issue("y", [], [Phase(flows=(flow(7),))])
+    drain(clock)
+    assert free.end_s == pytest.approx(1.5, rel=NEAR)
+    assert beside.end_s == 0.0
+    assert clock.usage["a"].drawn == pytest.approx(10.0, rel=NEAR)
+
+
+def test_the_clock_keeps_no_finished_work():
+    gc.collect()
+    before = sum(isinstance(item, Work) for item in gc.get_objects())
+    clock = FluidClock({"a": 10.0, "b": 10.0})
+    for _ in range(2500):
+        first = clock.issue("x", [], [Phase(flows=(flow(1, "a"),))])
+        last = clock.issue("y", [first], [Phase(flows=(flow(1, "b"),)), Phase(gate=first)])
+        drain(clock)
+    assert (first.number, last.number) == (4998, 4999)
+    assert last.end_s == pytest.approx(500.0, rel=1e-6)
+    assert sum(isinstance(item, Work) for item in gc.get_objects()) - before == 2
 
 
 def test_work_that_shares_is_retimed_when_the_other_ends():
@@ -62,7 +90,7 @@ def test_flows_of_a_phase_drain_together_and_the_slowest_ends_it():
 def test_a_gate_stalls_its_lane_and_the_lane_goes_on():
     clock = FluidClock({"a": 1.0, "b": 1.0})
     copy = clock.issue("link", [], [Phase(flows=(flow(5, "b"),))])
-    run = clock.issue("compute", [], [Phase(flows=(flow(2, "a"),)), Phase(flows=(flow(2, "a"),), gate=copy.number)])
+    run = clock.issue("compute", [], [Phase(flows=(flow(2, "a"),)), Phase(flows=(flow(2, "a"),), gate=copy)])
     behind = clock.issue("compute", [], [Phase(flows=(flow(1, "a"),))])
     drain(clock)
     assert (run.start_s, run.end_s) == (0.0, pytest.approx(7.0, rel=NEAR))
@@ -73,8 +101,8 @@ def test_failures_pass_on_and_end_at_their_gate():
     clock = FluidClock({"a": 1.0, "b": 1.0})
     error = OSError("lost")
     bad = clock.issue("link", [], [Phase(flows=(flow(5, "b"),))], failure=error)
-    gated = clock.issue("compute", [], [Phase(flows=(flow(2, "a"),)), Phase(flows=(flow(9, "a"),), gate=bad.number)])
-    after = clock.issue("other", [gated.number], [Phase(flows=(flow(1, "a"),))])
+    gated = clock.issue("compute", [], [Phase(flows=(flow(2, "a"),)), Phase(flows=(flow(9, "a"),), gate=bad)])
+    after = clock.issue("other", [gated], [Phase(flows=(flow(1, "a"),))])
     assert not bad.finished
     drain(clock)
     assert (bad.failure, gated.failure, after.failure) == (error, error, error)
@@ -101,20 +129,28 @@ phases = st.builds(Phase, st.sampled_from([0.0, 0.25]), st.lists(flows, max_size
 
 @st.composite
 def plans(draw):
-    """Works in order of issue: (lane, numbers awaited, phases, fails)."""
+    """Works in order of issue: (lane, numbers awaited, [(phase, number of its gate)], fails)."""
     plan = []
     for number in range(draw(st.integers(1, 10))):
         earlier = st.lists(st.integers(0, number - 1), max_size=2) if number else st.just([])
         steps = draw(st.lists(phases, max_size=3))
         gates = draw(earlier)
-        gated = [Phase(p.delay_s, p.flows, gates[i] if i < len(gates) else None) for i, p in enumerate(steps)]
+        gated = [(step, gates[i] if i < len(gates) else None) for i, step in enumerate(steps)]
         plan.append((draw(st.sampled_from(LANES)), draw(earlier), gated, draw(st.integers(0, 7)) == 0))
     return plan
 
 
+def issue(clock, plan):
+    works = []
+    for lane, after, steps, fails in plan:
+        gated = [step if gate is None else replace(step, gate=works[gate]) for step, gate in steps]
+        works.append(clock.issue(lane, [works[number] for number in after], gated, OSError(lane) if fails else None))
+    return works
+
+
 def play(plan, capacity=CAPACITY):
     clock = FluidClock(capacity)
-    works = [clock.issue(lane, after, steps, OSError(lane) if fails else None) for lane, after, steps, fails in plan]
+    works = issue(clock, plan)
     drain(clock)
     return clock, works
 
@@ -130,7 +166,7 @@ def test_random_work_is_conserved_ordered_and_ends(plan):
         assert all(works[number].end_s <= work.start_s for number in after)
         before = [other for other, entry in zip(works[: work.number], plan, strict=False) if entry[0] == lane]
         assert all(other.end_s <= work.start_s for other in before)
-        for step in steps:
+        for step, _ in steps:
             for item in step.flows:
                 for resource, share in item.uses.items():
                     asked[resource] += share * item.amount
@@ -148,7 +184,7 @@ def test_random_work_is_conserved_ordered_and_ends(plan):
 def test_looking_often_changes_nothing_but_rounding(plan, looks):
     _, once = play(plan)
     clock = FluidClock(CAPACITY)
-    works = [clock.issue(lane, after, steps, OSError(lane) if fails else None) for lane, after, steps, fails in plan]
+    works = issue(clock, plan)
     for look in looks:
         clock.advance(until=clock.now + look)
     drain(clock)
@@ -167,8 +203,9 @@ def test_the_same_work_takes_the_same_time(plan):
 @steady
 @given(st.lists(phases, min_size=1, max_size=6), st.sampled_from(sorted(CAPACITY)), st.floats(1.0, 100.0))
 def test_more_of_a_resource_is_never_slower_alone(steps, resource, factor):
-    slow = play([("compute", [], steps, False)])[0].now
-    fast = play([("compute", [], steps, False)], {**CAPACITY, resource: CAPACITY[resource] * factor})[0].now
+    plan = [("compute", [], [(step, None) for step in steps], False)]
+    slow = play(plan)[0].now
+    fast = play(plan, {**CAPACITY, resource: CAPACITY[resource] * factor})[0].now
     assert fast <= slow * (1 + NEAR)
 
 
@@ -198,8 +235,9 @@ def test_knowing_times_alone_changes_nothing_but_rounding(parts, plan):
     known, unknown = [], []
     for flops, size, delay_s in parts:
         both = (flow(flops, "flops"), flow(size, "hbm"))
-        known.append(Phase(delay_s, both, alone_s=max(flops / CAPACITY["flops"], size / CAPACITY["hbm"])))
-        unknown.append(Phase(delay_s, both))
+        alone_s = max(flops / CAPACITY["flops"], size / CAPACITY["hbm"])
+        known.append((Phase(delay_s, both, alone_s=alone_s), None))
+        unknown.append((Phase(delay_s, both), None))
     outcomes = [play([*plan, ("compute", [], part, False), *plan[:1]]) for part in (known, unknown)]
     for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True):
         assert (a.start_s, a.end_s) == (pytest.approx(b.start_s, rel=1e-6), pytest.approx(b.end_s, rel=1e-6))

@@ -22,6 +22,7 @@ from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
+from coterie.devices.modelled_event import ModelledEvent, finished, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable
 from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
@@ -68,8 +69,6 @@ class ModelledDevice:
         self._slabs: dict[int, _Slab] = {}
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
-        self._doomed: dict[int, Exception] = {}
-        self._tokens: dict[int, I32] = {}
         self._closed = False
 
     @property
@@ -93,17 +92,17 @@ class ModelledDevice:
         return buffer
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
-        """Copy between tiers. Raises ValueError when sizes differ, KeyError when no links lead from `src` to `dst`."""
+        """Copy between tiers. Raises ValueError when sizes differ, KeyError without links from `src` to `dst`."""
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         label = f"copy {format_bytes(src.size_bytes)}"
-        phase = price.transfer(self._spec, src.tier, dst.tier, src.size_bytes)
+        phases = self._transfer(src.tier, dst.tier, src.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
             return _wait(numerics, numerics.copy(self._behind(dst), self._behind(src)))
 
-        return self._issue(f"{src.tier}->{dst.tier}", label, after, [phase], compute)
+        return self._issue(f"{src.tier}->{dst.tier}", label, after, phases, compute)
 
     def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
         """Read a file range. Without numerics no file is looked at, so that it cannot have changed."""
@@ -112,12 +111,12 @@ class ModelledDevice:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         disk = self._spec.home_tier
         label = f"fetch {source.path}@{source.offset}"
-        phase = price.transfer(self._spec, disk, dst.tier, source.size_bytes)
+        phases = self._transfer(disk, dst.tier, source.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
             return _wait(numerics, numerics.fetch(self._behind(dst), source))
 
-        return self._issue(f"{disk}->{dst.tier}", label, after, [phase], compute)
+        return self._issue(f"{disk}->{dst.tier}", label, after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
         """Make a program ready; regions are priced when sizes are known."""
@@ -137,7 +136,7 @@ class ModelledDevice:
         gates, after = dict(gates or {}), list(after)
         self._check_buffers(binding.weights, binding.kv)
         mine = own_executable(exe, binding, gates, steps)
-        awaited = {stage: gate.event_id for stage, gate in gates.items()}
+        awaited = {stage: own(gate).work for stage, gate in gates.items()}
         label = f"run {mine.program.graph.name}"
         drawn: list[I32] = []
 
@@ -152,17 +151,16 @@ class ModelledDevice:
         if self._numerics is None:
             drawn.append(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
         phases = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
-        event = self._append(COMPUTE_LANE, label, after, phases, failure)
-        if drawn:
-            self._tokens[event.event_id] = drawn[0]
-        return event
+        return self._append(COMPUTE_LANE, label, after, phases, failure, drawn[0] if drawn else None)
 
     def tokens(self, event: Event) -> I32:
-        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
-        failure = self.failure(event)
-        if failure is not None:
-            raise failure
-        return self._tokens[event.event_id]
+        """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
+        mine = finished(event)
+        if mine.work.failure is not None:
+            raise mine.work.failure
+        if mine.tokens is None:
+            raise ValueError(f"{event.label} draws no tokens")
+        return mine.tokens
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
@@ -182,15 +180,15 @@ class ModelledDevice:
 
     def done(self, event: Event) -> bool:
         """True when the event is done or failed; asking moves no time."""
-        return self._clock.work(event.event_id).finished
+        return own(event).work.finished
 
     def failure(self, event: Event) -> Exception | None:
         """Why a finished event failed, or None. Raises ValueError if it is not finished."""
-        return self._finished(event).failure
+        return finished(event).work.failure
 
     def span(self, event: Event) -> Span:
         """When a finished event's work began and ended. Raises ValueError if it is not finished."""
-        work = self._finished(event)
+        work = finished(event).work
         if work.start_s is None or work.end_s is None:
             raise RuntimeError(f"{event.label} is finished but has no times")
         return Span(work.start_s, work.end_s)
@@ -199,7 +197,7 @@ class ModelledDevice:
         """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
-        works = [self._clock.work(event.event_id) for event in events]
+        works = [own(event).work for event in events]
         while not any(work.finished for work in works) and (until is None or self._clock.now < until):
             if not self._clock.advance(until):
                 if until is None:
@@ -216,6 +214,12 @@ class ModelledDevice:
             self._numerics.close()
         self._closed = True
         self._slabs.clear()
+
+    def _transfer(self, src: str, dst: str, size_bytes: int) -> list[Phase]:
+        if self._durations is not None:
+            price.route(self._spec, src, dst)
+            return []
+        return [price.transfer(self._spec, src, dst, size_bytes)]
 
     def _issue(
         self,
@@ -236,20 +240,25 @@ class ModelledDevice:
         injected = self._fail(label) if self._fail else None
         if injected is not None:
             return injected
-        inherited = next((self._doomed[e.event_id] for e in causes if e.event_id in self._doomed), None)
+        failures = [own(event).work.failure for event in causes]
+        inherited = next((failure for failure in failures if failure is not None), None)
         if inherited is not None or self._numerics is None:
             return inherited
         return compute(self._numerics)
 
     def _append(
-        self, lane: str, label: str, after: Iterable[Event], phases: list[Phase], failure: Exception | None
+        self,
+        lane: str,
+        label: str,
+        after: Iterable[Event],
+        phases: list[Phase],
+        failure: Exception | None,
+        tokens: I32 | None = None,
     ) -> Event:
         if self._durations is not None:
             phases = [self._recorded(lane), *(Phase(gate=phase.gate) for phase in phases if phase.gate is not None)]
-        work = self._clock.issue(lane, [event.event_id for event in after], phases, failure)
-        if failure is not None:
-            self._doomed[work.number] = failure
-        return Event(work.number, lane, label)
+        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure)
+        return ModelledEvent(work.number, lane, label, work, tokens)
 
     def _recorded(self, lane: str) -> Phase:
         index = self._issued.get(lane, 0)
@@ -263,7 +272,7 @@ class ModelledDevice:
         self._issued[lane] = index + 1
         return Phase(recorded[index])
 
-    def _phases(self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, int]) -> list[Phase]:
+    def _phases(self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, Work]) -> list[Phase]:
         waits = price.gated(exe.program, gates)
         if self._durations is not None:
             return [Phase(gate=gate) for gate in waits if gate is not None]
@@ -294,12 +303,6 @@ class ModelledDevice:
 
     def _bind_behind(self, binding: Binding) -> Binding:
         return replace(binding, weights=self._behind(binding.weights), kv=self._behind(binding.kv))
-
-    def _finished(self, event: Event) -> Work:
-        work = self._clock.work(event.event_id)
-        if not work.finished:
-            raise ValueError(f"{event.label} is not finished")
-        return work
 
     def _check_open(self) -> None:
         if self._closed:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_time import Flow, Phase
+from coterie.devices.modelled_time import Flow, Phase, Work
 from coterie.graph.cost import region_cost
 from coterie.graph.ir import Value
 from coterie.graph.program import Program
@@ -54,7 +54,10 @@ def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
 
 
 def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
-    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same."""
+    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same.
+
+    Raises UsageError within a tier of unknown bandwidth, KeyError when no links lead from `src` to `dst`.
+    """
     links = route(spec, src, dst)
     uses: dict[str, float] = {}
     for link in links:
@@ -124,7 +127,7 @@ def launch_s(spec: MachineSpec, orchestration: str, first: bool) -> float:
     return spec.launch_device_s + (spec.launch_host_s if first else 0.0)
 
 
-def gated(program: Program, gates: Mapping[str, int]) -> list[int | None]:
+def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
     """For each region of the first step, the work it must await: a stage's gate stands before its first region."""
     waiting = dict(gates)
     return [waiting.pop(region.stage, None) for region in program.regions]

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from math import inf
 
 ROUNDING = 1e-12  # relative: what would end within this share of a step ends with it; the difference is rounding
 
@@ -27,7 +29,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A step of a work: await `gate` (a work's number) where there is one, then the delay, then drain every flow.
+    """A step of a work: await `gate` where there is one, then the delay, then drain every flow.
 
     `alone_s` only saves work: how long draining takes when nothing else is active. Give it where each flow uses one
     resource and no two the same.
@@ -35,17 +37,20 @@ class Phase:
 
     delay_s: float = 0.0
     flows: tuple[Flow, ...] = ()
-    gate: int | None = None
+    gate: Work | None = None
     alone_s: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
-    """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished."""
+    """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished.
+
+    Once finished it holds no other work, and the clock does not hold it.
+    """
 
     number: int
-    after: tuple[int, ...]
-    phases: tuple[Phase, ...]
+    after: tuple[Work, ...] = field(repr=False)
+    phases: tuple[Phase, ...] = field(repr=False)
     failure: Exception | None
     start_s: float | None = None
     end_s: float | None = None
@@ -70,10 +75,13 @@ class Usage:
 
 
 def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, float]) -> list[float]:
-    """Max-min fair rates of flows, each given by what it uses, under capacities per second (progressive filling)."""
-    rates = [0.0] * len(flows)
+    """Max-min fair rates of flows, each given by what it uses, under capacities per second (progressive filling).
+
+    What uses nothing is bounded by nothing: its rate is infinite.
+    """
+    rates = [0.0 if uses else inf for uses in flows]
     left = dict(capacity)
-    open_flows = list(range(len(flows)))
+    open_flows = [i for i, uses in enumerate(flows) if uses]
     level = 0.0
     while open_flows:
         demand: dict[str, float] = {}
@@ -103,19 +111,16 @@ class FluidClock:
         self.usage = {resource: Usage() for resource in capacity}
         self._capacity = dict(capacity)
         self._lanes: dict[str, deque[Work]] = {}
-        self._works: list[Work] = []
+        self._numbers = count()
 
-    def issue(self, lane: str, after: Iterable[int], phases: Iterable[Phase], failure: Exception | None = None) -> Work:
-        """Append a work to a lane. `after` and gates are numbers of works issued before."""
-        work = Work(len(self._works), tuple(after), tuple(phases), failure)
-        self._works.append(work)
+    def issue(
+        self, lane: str, after: Iterable[Work], phases: Iterable[Phase], failure: Exception | None = None
+    ) -> Work:
+        """Append a work to a lane. `after` and gates are works issued before."""
+        work = Work(next(self._numbers), tuple(after), tuple(phases), failure)
         self._lanes.setdefault(lane, deque()).append(work)
         self._settle()
         return work
-
-    def work(self, number: int) -> Work:
-        """The work of that number."""
-        return self._works[number]
 
     def advance(self, until: float | None = None) -> bool:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
@@ -222,22 +227,21 @@ class FluidClock:
         return True
 
     def _start(self, work: Work) -> bool:
-        causes = [self._works[number] for number in work.after]
-        if not all(cause.finished for cause in causes):
+        if not all(cause.finished for cause in work.after):
             return False
         work.start_s = self.now
-        failure = next((cause.failure for cause in causes if cause.failure is not None), None)
+        failure = next((cause.failure for cause in work.after if cause.failure is not None), None)
+        work.after = ()
         if failure is not None:
             self._finish(work, failure)
         return True
 
     def _enter(self, work: Work, phase: Phase) -> bool:
         if phase.gate is not None:
-            gate = self._works[phase.gate]
-            if not gate.finished:
+            if not phase.gate.finished:
                 return False
-            if gate.failure is not None:
-                self._finish(work, gate.failure)
+            if phase.gate.failure is not None:
+                self._finish(work, phase.gate.failure)
                 return True
         work._entered = work._fresh = True
         work._delay_s = phase.delay_s
