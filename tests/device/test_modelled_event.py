@@ -58,7 +58,7 @@ def test_who_holds_an_event_holds_what_it_left_and_nobody_else_does(layout, monk
     gc.collect()
     assert sum(ref() is not None for ref in drawn) <= 2 * len(held) + 2
     assert sum(ref() is not None for ref in failures) == len(held) == 20
-    assert sum(isinstance(item, Work) for item in gc.get_objects()) <= 5 * len(held) + 20
+    assert sum(type(item) is Work for item in gc.get_objects()) <= 5 * len(held) + 20
     for fetched, copied, bad, run, unrun, span in held:
         assert all(device.done(event) for event in (fetched, copied, bad, run, unrun))
         assert device.failure(run) is None

@@ -77,9 +77,7 @@ def port() -> Iterator[int]:
         yield free
     finally:
         server.terminate()
-        assert server.stdout is not None
-        said = server.stdout.read()
-        server.wait(30)
+        said, _ = server.communicate(timeout=30)
     assert f"http://127.0.0.1:{free}" in said
     assert "curl" in said
 
