@@ -5,12 +5,21 @@ Knows nothing about engines or devices.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+from coterie.composition.evaluate import last_line
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError
 from coterie.engine.request import SamplingParams
+
+SEED_BITS = 53  # every such number survives JSON readers that have only doubles
+
+
+def draw_seed() -> int:
+    """A seed for a request whose caller gave none; the answer reports it."""
+    return secrets.randbits(SEED_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,7 @@ class Answer:
     @property
     def last_line(self) -> str:
         """The last line that is not blank: where experts that show their working put the answer."""
-        lines = [line for line in self.text.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+        return last_line(self.text)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

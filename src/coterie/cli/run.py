@@ -5,7 +5,6 @@ Knows nothing about HTTP.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -14,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from coterie.api import Answer, Coterie, Message, Query
+from coterie.api.types import draw_seed
 from coterie.cli.options import (
     CompositionArg,
     DeviceOpt,
@@ -29,8 +29,6 @@ from coterie.cli.options import (
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
-
-SEED_BITS = 53  # every such number survives JSON readers that have only doubles
 
 
 @sentences
@@ -53,7 +51,7 @@ def run(
     threads: ThreadsOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
-    drawn = secrets.randbits(SEED_BITS) if seed is None else seed
+    drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
     with Coterie.open(composition, options(device, near, kv, threads)) as coterie:
 

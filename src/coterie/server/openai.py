@@ -6,13 +6,13 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 from __future__ import annotations
 
 import difflib
-import secrets
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coterie.api import Answer, Message, Query
+from coterie.api.types import draw_seed
 from coterie.core.errors import CapacityError, CoterieError, NotFoundError, RequestError, UsageError
 from coterie.engine.request import SamplingParams
 
@@ -49,7 +49,6 @@ SUPPORTED = (
     "stop",
 )
 MAX_STOP = 16
-SEED_BITS = 53  # every such number survives JSON readers that have only doubles
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -83,7 +82,7 @@ def parse_chat(body: object) -> ChatBody:
         top_p=_number(body, "top_p", defaults.top_p),
         top_k=defaults.top_k if top_k is None else top_k,
         min_p=_number(body, "min_p", defaults.min_p),
-        seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+        seed=draw_seed() if seed is None else seed,
     )
     model = _get(body, "model", str, "a string")
     if not model:
