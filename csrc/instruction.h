@@ -17,6 +17,9 @@ enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2 };
 
 constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
 
+// Bytes of one row of a weight with K columns; the only place that knows how rows follow one another.
+constexpr int64_t row_bytes(int64_t dtype, int64_t K) { return K * size_of(dtype); }
+
 constexpr int kRowWords = 48;
 constexpr int kHeaderWords = 2;
 constexpr int kOperandWords = kRowWords - kHeaderWords;
@@ -33,6 +36,8 @@ using i32 = int32_t;
 using bytes = const uint8_t;  // weights: unaligned, of the type named by the operand that follows
 using integer = int64_t;
 using real = double;
+
+constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row) { return weight + row * row_bytes(dtype, K); }
 
 // One line per operand: FIELD(type, name). `bytes*` operands are followed by their dtype.
 #define COTERIE_EMBED(FIELD) \

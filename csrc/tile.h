@@ -33,7 +33,8 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N) {
 // out[m * out_stride + n] = dot(x row m, w row n), M tokens by N rows at once.
 template <DType D, int M, int N>
 inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* out, int64_t out_stride) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  constexpr int64_t size = size_of(static_cast<int64_t>(D));
+  const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
   V acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -43,7 +44,7 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
   for (; k + W <= K; k += W) {
     V wv[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) wv[n] = load_weights<D>(w + (n * K + k) * size);
+    for (int n = 0; n < N; ++n) wv[n] = load_weights<D>(w + n * stride + k * size);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const V xv = load(x + m * x_stride + k);
@@ -53,7 +54,7 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
   }
   if (k < K) {
     for (int n = 0; n < N; ++n) {
-      const V wv = load_weights_part<D>(w + (n * K + k) * size, K - k);
+      const V wv = load_weights_part<D>(w + n * stride + k * size, K - k);
       for (int m = 0; m < M; ++m) acc[m][n] = fma(load_part(x + m * x_stride + k, K - k), wv, acc[m][n]);
     }
   }
@@ -66,26 +67,26 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
 // M tokens against all N rows, as many rows at once as registers allow.
 template <DType D, int M>
 inline void dots_rows(const float* x, int64_t x_stride, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
   constexpr int kRows = W == 16 ? (M == 1 ? 8 : 4) : W == 8 ? (M == 1 ? 8 : M == 4 ? 2 : 4) : 2;
   int64_t n = 0;
-  for (; n + kRows <= N; n += kRows) dots<D, M, kRows>(x, x_stride, w + n * K * size, K, out + n, out_stride);
+  for (; n + kRows <= N; n += kRows) dots<D, M, kRows>(x, x_stride, w + n * stride, K, out + n, out_stride);
   if constexpr (kRows > 4) {
-    for (; n + 4 <= N; n += 4) dots<D, M, 4>(x, x_stride, w + n * K * size, K, out + n, out_stride);
+    for (; n + 4 <= N; n += 4) dots<D, M, 4>(x, x_stride, w + n * stride, K, out + n, out_stride);
   }
-  for (; n < N; ++n) dots<D, M, 1>(x, x_stride, w + n * K * size, K, out + n, out_stride);
+  for (; n < N; ++n) dots<D, M, 1>(x, x_stride, w + n * stride, K, out + n, out_stride);
 }
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
+// The one place where kernels meet the type of a weight.
 inline void dot_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
                      float* out, int64_t out_stride) {
   with_dtype(dtype, [&]<DType D>() {
-    constexpr int64_t size = D == DType::f32 ? 4 : 2;
     constexpr int64_t kGroup = 4;  // rows kept in the first-level cache while the tile's tokens pass
     if (tokens == 1) return dots_rows<D, 1>(x, x_stride, w, N, K, out, out_stride);
     for (int64_t n = 0; n < N; n += kGroup) {
       const int64_t rows = smaller(kGroup, N - n);
-      bytes* group = w + n * K * size;
+      bytes* group = weight_row(w, dtype, K, n);
       int64_t t = 0;
       for (; t + 4 <= tokens; t += 4)
         dots_rows<D, 4>(x + t * x_stride, x_stride, group, rows, K, out + t * out_stride + n, out_stride);

@@ -10,7 +10,7 @@ int64_t flops(const Linear& op) { return 2 * op.T * op.N * op.K; }
 void run(const Linear& op, int64_t unit, Scratch& scratch) {
   const Block block = block_of(unit, op.T, op.N);
   float* y = op.y + block.token * op.N + block.row;
-  bytes* w = op.weight + block.row * op.K * size_of(op.weight_dtype);
+  bytes* w = weight_row(op.weight, op.weight_dtype, op.K, block.row);
   dot_tile(op.x + block.token * op.K, op.K, block.tokens, w, op.weight_dtype, block.rows, op.K, y, op.N);
   add_bias(y, op.N, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
   scratch.stored(block.tokens * block.rows * 4);

@@ -17,8 +17,8 @@ void run(const NormGateUpSiluMul& op, int64_t unit, Scratch& scratch) {
     for (int64_t t = 0; t < block.tokens; ++t)
       norm_row(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * op.D);
   }
-  bytes* gate_rows = op.gate + block.row * op.D * size_of(op.gate_dtype);
-  bytes* up_rows = op.up + block.row * op.D * size_of(op.up_dtype);
+  bytes* gate_rows = weight_row(op.gate, op.gate_dtype, op.D, block.row);
+  bytes* up_rows = weight_row(op.up, op.up_dtype, op.D, block.row);
   dot_tile(x, op.D, block.tokens, gate_rows, op.gate_dtype, block.rows, op.D, gate, kTileRows);
   dot_tile(x, op.D, block.tokens, up_rows, op.up_dtype, block.rows, op.D, up, kTileRows);
   add_bias(gate, kTileRows, block.tokens, op.gate_bias, op.gate_bias_dtype, block.row, block.rows);

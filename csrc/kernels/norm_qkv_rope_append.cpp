@@ -58,7 +58,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
   for (int64_t head = head_first; head < head_last; ++head) {
     const Projection p = projection_of(op, head);
     const bool is_q = head < op.H, is_v = head >= op.H + op.K;
-    bytes* w = p.weight + p.head * op.C * op.D * size_of(p.dtype);
+    bytes* w = weight_row(p.weight, p.dtype, op.D, p.head * op.C);
     dot_tile(x, op.D, tokens, w, p.dtype, op.C, op.D, out, op.C);
     add_bias(out, op.C, tokens, p.bias, p.bias_dtype, p.head * op.C, op.C);
     for (int64_t t = 0; t < tokens; ++t) {

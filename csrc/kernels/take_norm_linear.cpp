@@ -15,7 +15,7 @@ void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
       norm_row(op.x + op.rows[block.token + r] * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + r * op.D);
   }
   float* y = op.y + block.token * op.N + block.row;
-  bytes* w = op.weight + block.row * op.D * size_of(op.weight_dtype);
+  bytes* w = weight_row(op.weight, op.weight_dtype, op.D, block.row);
   dot_tile(x, op.D, block.tokens, w, op.weight_dtype, block.rows, op.D, y, op.N);
   add_bias(y, op.N, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
   scratch.stored(block.tokens * block.rows * 4);
