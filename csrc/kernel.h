@@ -10,6 +10,7 @@ namespace coterie {
 struct Kernel {
   int64_t (*units)(const Row&);
   int64_t (*scratch_bytes)(const Row&);
+  int64_t (*shared_bytes)(const Row&);
   int64_t (*flops)(const Row&);  // rough; decides only whether waking other threads is worth it
   void (*run)(const Row&, int64_t unit, Scratch&);
 };
@@ -20,6 +21,12 @@ struct Isa {
   const Kernel& (*kernel)(int64_t opcode);
 };
 
+// Most kernels share nothing but their operands; one that does defines its own.
+template <class Op>
+int64_t shared_bytes(const Op&) {
+  return 0;
+}
+
 }  // namespace coterie
 
 // Each kernel file defines units, scratch_bytes, flops and run for its struct of operands; this wraps them for Row.
@@ -28,5 +35,6 @@ struct Isa {
   const Kernel op##_kernel = {                                                                    \
       [](const Row& row) { return units(operands_of<Struct>(row)); },                             \
       [](const Row& row) { return scratch_bytes(operands_of<Struct>(row)); },                     \
+      [](const Row& row) { return shared_bytes(operands_of<Struct>(row)); },                      \
       [](const Row& row) { return flops(operands_of<Struct>(row)); },                             \
       [](const Row& row, int64_t unit, Scratch& s) { run(operands_of<Struct>(row), unit, s); }};

@@ -1,5 +1,5 @@
-// One thread's private memory for tiles, and its count of the bytes that it stored anywhere else.
-// Knows nothing about kernels.
+// One thread's private memory for tiles, and its count of the bytes that it stored anywhere else; and the memory that the threads of
+// a team share while they work on one instruction. Knows nothing about kernels.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,31 @@ namespace coterie {
 constexpr size_t kLine = 64;
 
 constexpr size_t padded(size_t size_bytes) { return (size_bytes + kLine - 1) / kLine * kLine; }
+
+// Zero when it is made; a kernel that counts in it leaves its counts at zero. It grows before a list starts, never while kernels run.
+class Shared {
+ public:
+  Shared() = default;
+  Shared(const Shared&) = delete;
+  Shared& operator=(const Shared&) = delete;
+  ~Shared() { std::free(memory_); }
+
+  // A large piece comes from the system as it is, zero and untouched: only what kernels write becomes real memory.
+  void grow(size_t size_bytes) {
+    if (size_bytes <= size_) return;
+    std::free(memory_);
+    size_ = 0;
+    memory_ = std::calloc(size_bytes + kLine, 1);
+    if (memory_ == nullptr) throw std::bad_alloc();
+    size_ = size_bytes;
+  }
+
+  uint8_t* base() const { return reinterpret_cast<uint8_t*>(padded(reinterpret_cast<uintptr_t>(memory_))); }
+
+ private:
+  void* memory_ = nullptr;
+  size_t size_ = 0;
+};
 
 class Scratch {
  public:
@@ -52,6 +77,9 @@ class Scratch {
 
   void forget() { tile_ = -1; }
 
+  void share(uint8_t* memory) { shared_ = memory; }
+  uint8_t* shared() const { return shared_; }
+
   void stored(int64_t size_bytes) { stored_bytes_ += size_bytes; }
 
   int64_t stored_bytes() const { return stored_bytes_; }
@@ -65,6 +93,7 @@ class Scratch {
   size_t high_water_ = 0;
   int64_t stored_bytes_ = 0;
   int64_t tile_ = -1;
+  uint8_t* shared_ = nullptr;
 };
 
 }  // namespace coterie

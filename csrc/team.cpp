@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -83,12 +84,17 @@ void Team::stop() {
 }
 
 void Team::prepare(const Row* rows, int64_t count) {
-  int64_t scratch_bytes = 0;
+  int64_t scratch_bytes = 0, shared_bytes = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t need = isa_.kernel(rows[i].opcode).scratch_bytes(rows[i]);
-    if (need > scratch_bytes) scratch_bytes = need;
+    const Kernel& kernel = isa_.kernel(rows[i].opcode);
+    scratch_bytes = std::max(scratch_bytes, kernel.scratch_bytes(rows[i]));
+    shared_bytes = std::max(shared_bytes, kernel.shared_bytes(rows[i]));
   }
-  for (auto& scratch : scratch_) scratch->grow(static_cast<size_t>(scratch_bytes));
+  shared_.grow(static_cast<size_t>(shared_bytes));
+  for (auto& scratch : scratch_) {
+    scratch->grow(static_cast<size_t>(scratch_bytes));
+    scratch->share(shared_.base());
+  }
   if (count > capacity_) {
     progress_ = std::make_unique<Progress[]>(static_cast<size_t>(count));
     capacity_ = count;

@@ -55,6 +55,7 @@ class Team {
   const Isa& isa_;
   std::mutex one_caller_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // one per thread, the caller's first
+  Shared shared_;
   std::vector<std::thread> workers_;
 
   // The job. Written only while it is closed and nobody is inside.
