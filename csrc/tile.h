@@ -30,18 +30,27 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N) {
   return {token, smaller(kTileTokens, T - token), row, smaller(kTileRows, N - row)};
 }
 
-// out[m * out_stride + n] = dot(x row m, w row n), M tokens by N rows at once.
+// Weights are read in order of address, a line ahead for every line used: the rows of a group are many streams, which hardware
+// prefetchers follow badly, but their lines fetched early into the second-level cache are one. No result depends on it.
+constexpr int64_t kAheadBytes = 8192;
+
+inline void fetch_ahead(bytes* at) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at, 0, 2);
+#endif
+}
+
+// out[m * out_stride + n] = dot(x row m, w row n), M tokens by N rows at once. `ahead`: weights to fetch meanwhile, or null.
 template <DType D, int M, int N>
-inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* out, int64_t out_stride) {
-  constexpr int64_t size = size_of(static_cast<int64_t>(D));
+inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* out, int64_t out_stride, bytes* ahead) {
+  constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
   const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
   V acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) acc[m][n] = V{};
-  int64_t k = 0;
-  for (; k + W <= K; k += W) {
+  const auto add = [&](int64_t k) {
     V wv[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) wv[n] = load_weights<D>(w + n * stride + k * size);
@@ -51,7 +60,17 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
     }
+  };
+  int64_t k = 0;
+  if (ahead != nullptr) {
+    for (; k + line <= K; k += line, ahead += N * kLine) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * static_cast<int64_t>(kLine));
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < line; i += W) add(k + i);
+    }
   }
+  for (; k + W <= K; k += W) add(k);
   if (k < K) {
     for (int n = 0; n < N; ++n) {
       const V wv = load_weights_part<D>(w + n * stride + k * size, K - k);
@@ -64,17 +83,21 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
     for (int n = 0; n < N; ++n) out[m * out_stride + n] = sum(acc[m][n]);
 }
 
-// M tokens against all N rows, as many rows at once as registers allow.
-template <DType D, int M>
-inline void dots_rows(const float* x, int64_t x_stride, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
-  constexpr int kRows = W == 16 ? (M == 1 ? 8 : 4) : W == 8 ? (M == 1 ? 8 : M == 4 ? 2 : 4) : 2;
-  int64_t n = 0;
-  for (; n + kRows <= N; n += kRows) dots<D, M, kRows>(x, x_stride, w + n * stride, K, out + n, out_stride);
-  if constexpr (kRows > 4) {
-    for (; n + 4 <= N; n += 4) dots<D, M, 4>(x, x_stride, w + n * stride, K, out + n, out_stride);
+// All tokens of a tile against N rows, which stay in the first-level cache meanwhile.
+template <DType D, int N>
+inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t K, float* out, int64_t out_stride) {
+  constexpr int kTokens = W >= 16 ? 4 : 2;  // what registers allow
+  bytes* ahead = w + N * row_bytes(static_cast<int64_t>(D), K) + kAheadBytes;
+  int64_t t = 0;
+  for (; t + kTokens <= tokens; t += kTokens, ahead = nullptr)
+    dots<D, kTokens, N>(x + t * x_stride, x_stride, w, K, out + t * out_stride, out_stride, ahead);
+  const float* rest = x + t * x_stride;
+  float* rest_out = out + t * out_stride;
+  if constexpr (kTokens == 4) {
+    if (tokens - t == 3) dots<D, 3, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
+    if (tokens - t == 2) dots<D, 2, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
   }
-  for (; n < N; ++n) dots<D, M, 1>(x, x_stride, w + n * stride, K, out + n, out_stride);
+  if (tokens - t == 1) dots<D, 1, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
 }
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
@@ -82,23 +105,13 @@ inline void dots_rows(const float* x, int64_t x_stride, bytes* w, int64_t N, int
 inline void dot_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
                      float* out, int64_t out_stride) {
   with_dtype(dtype, [&]<DType D>() {
-    constexpr int64_t kGroup = 4;  // rows kept in the first-level cache while the tile's tokens pass
-    if (tokens == 1) return dots_rows<D, 1>(x, x_stride, w, N, K, out, out_stride);
-    for (int64_t n = 0; n < N; n += kGroup) {
-      const int64_t rows = smaller(kGroup, N - n);
-      bytes* group = weight_row(w, dtype, K, n);
-      int64_t t = 0;
-      for (; t + 4 <= tokens; t += 4)
-        dots_rows<D, 4>(x + t * x_stride, x_stride, group, rows, K, out + t * out_stride + n, out_stride);
-      const float* rest = x + t * x_stride;
-      float* rest_out = out + t * out_stride + n;
-      switch (tokens - t) {
-        case 3: dots_rows<D, 3>(rest, x_stride, group, rows, K, rest_out, out_stride); break;
-        case 2: dots_rows<D, 2>(rest, x_stride, group, rows, K, rest_out, out_stride); break;
-        case 1: dots_rows<D, 1>(rest, x_stride, group, rows, K, rest_out, out_stride); break;
-        default: break;
-      }
+    int64_t n = 0;
+    if (tokens > 1) {
+      for (; n + 4 <= N; n += 4) dots_group<D, 4>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
+    } else {
+      for (; n + 2 <= N; n += 2) dots_group<D, 2>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
     }
+    for (; n < N; ++n) dots_group<D, 1>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
   });
 }
 
