@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.engine.policy import Policy
-from coterie.engine.scheduler import Fetch, Group, Residence, Run, View, Wait, Waiting, grouped
+from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, grouped
 
 
 def interleaved(w, count=12):
@@ -149,37 +149,56 @@ def test_a_large_expert_gets_its_room_among_many_small_ones():
 
 def group(name, residence, *numbers, running=0, **fields):
     waiting = tuple(Waiting(number, 1) for number in numbers)
-    fields.setdefault("overtaken", 0)
-    return Group(name, residence, waiting, running, oldest=min(numbers, default=0), **fields)
+    fields.setdefault("num_waiting", len(numbers))
+    fields.setdefault("oldest", min(numbers, default=0))
+    return Group(name, residence, waiting, running=running, **fields)
+
+
+def view(*groups, free_blocks=9, overtaken=0, **fields):
+    """A view of these groups; `overtaken` is of the oldest waiting request."""
+    waiting = sorted((g.waiting[0].number, g.expert_id) for g in groups if g.waiting)
+    firsts = tuple(First(name, number, 0 if i else overtaken) for i, (number, name) in enumerate(waiting[:2]))
+    fields.setdefault("arrived", 10)
+    return View(groups, free_blocks, firsts, **fields)
 
 
 A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARRIVING
 
 
 @pytest.mark.parametrize(
-    ("view", "decision"),
+    ("given", "decision"),
     [
-        (View((), 9), Wait()),
-        (View((group("a", A, 0),), 9), Fetch("a")),
-        (View((group("a", A, 0, refused=True),), 9), Wait()),
-        (View((group("a", T, 0),), 9, under_way=1), Wait()),
-        (View((group("a", S, 0),), 9, under_way=1), Run("a", (0,))),
-        (View((group("a", S, 0), group("b", R, 1)), 9, under_way=1), Run("b", (1,))),
-        (View((group("a", R, 0, 1, 2),), 2), Run("a", (0, 1))),
-        (View((group("a", R, 0, 1, 2, running=31),), 9), Run("a", (0,))),
-        (View((group("a", R, running=1), group("b", A, 5)), 9), Fetch("b", frozenset("a"), frozenset("a"))),
-        (
-            View((group("a", R, running=1, turn_steps=999), group("b", A, 5)), 9),
-            Fetch("b", frozenset(), frozenset("a")),
-        ),
-        (View((group("a", R, 3, 6, 7), group("b", R, 5, overtaken=31, last_run=2)), 9), Run("a", (3, 6))),
-        (View((group("a", R, 6, 7), group("b", R, 5, overtaken=32, last_run=2)), 9), Run("b", (5,))),
-        (View((group("a", R, 0, last_run=1), group("b", R, 1)), 9, current="a", streak=1), Run("a", (0,))),
-        (View((group("a", R, 0, last_run=1), group("b", R, 1)), 9, current="a", streak=4), Run("b", (1,))),
+        (view(), Wait()),
+        (view(group("a", A, 0)), Fetch("a")),
+        (view(group("a", A, 0), refused=frozenset("a")), Wait()),
+        (view(group("a", T, 0), under_way=1), Wait()),
+        (view(group("a", S, 0), under_way=1), Run("a", (0,))),
+        (view(group("a", S, 0), group("b", R, 1), under_way=1), Run("b", (1,))),
+        (view(group("a", R, 0, 1, 2), free_blocks=2), Run("a", (0, 1))),
+        (view(group("a", R, 0, 1, 2, running=31)), Run("a", (0,))),
+        (view(group("a", R, running=1), group("b", A, 5)), Fetch("b", frozenset("a"), frozenset("a"))),
+        (view(group("a", R, running=1, turn_steps=999), group("b", A, 5)), Fetch("b", frozenset(), frozenset("a"))),
+        # The age bound, of 32 here: one more may go before b's request, then none.
+        (view(group("a", R, 3, 6, 7), group("b", R, 5), overtaken=0), Run("a", (3, 6, 7))),
+        (view(group("a", R, 6, 7, 8, num_waiting=9), group("b", R, 5), overtaken=31), Run("a", (6,))),
+        (view(group("a", R, 6, 7, 8, num_waiting=9), group("b", R, 5), overtaken=32), Run("b", (5,))),
+        # In turn, by quanta of 4; an expert that has not begun goes before, while fewer than 8 share the steps.
+        (view(group("a", R, running=1, last_run=9), group("b", R, running=1), current="a", streak=1), Run("a", ())),
+        (view(group("a", R, running=1, last_run=9), group("b", R, running=1), current="a", streak=4), Run("b", ())),
+        (view(group("a", R, running=1), group("b", R, 1), current="a", streak=4), Run("b", (1,))),
+        (view(*(group(c, R, running=1) for c in "abcdefgh"), group("i", R, 1)), Run("a", ())),
+        # Weight: requests times the square of the oldest one's age; of those that weigh the same the older.
+        (view(group("a", A, 6), group("b", A, 7, 8, 9)), Fetch("b")),
+        (view(group("a", A, 2), group("b", A, 7, 8, 9)), Fetch("a")),
+        (view(group("a", A, 2, num_waiting=9), group("b", A, 1)), Fetch("a")),
+        (view(group("a", A, 6, num_waiting=4), group("b", A, 2)), Fetch("b")),
+        # Nothing more is fetched while what is there, with work that weighs no less, has not begun.
+        (view(group("a", R, 2), group("b", A, 3)), Run("a", (2,))),
+        (view(group("a", R, 3), group("b", A, 2)), Fetch("b", frozenset("a"), frozenset("a"))),
     ],
 )
-def test_decisions_one_by_one(view, decision):
-    assert grouped(view, Policy(prefetch=0)) == decision
+def test_decisions_one_by_one(given, decision):
+    assert grouped(given, Policy(prefetch=0, age_bound=32)) == decision
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,10 +207,13 @@ def test_decisions_one_by_one(view, decision):
     st.integers(0, 5),
     st.sampled_from([4, 6, 9]),
     st.integers(4, 12),
+    st.integers(1, 3),
+    st.integers(0, 2),
 )
-def test_small_memories_never_stop_the_engine(experts, bound, near, kv_blocks):
+def test_small_memories_never_stop_the_engine(experts, bound, near, kv_blocks, turns, prefetch):
     sizes = {name: 1 + index % 4 for index, name in enumerate("abcdef")}
-    w = world(sizes, near, kv_blocks, Policy(age_bound=bound, max_batch=4, max_step_tokens=7, turn_steps=3))
+    policy = Policy(age_bound=bound, max_batch=4, max_step_tokens=7, turn_steps=3, turns=turns, prefetch=prefetch)
+    w = world(sizes, near, kv_blocks, policy)
     for number, expert in enumerate(experts):
         w.engine.submit(ask(f"r{number}", expert, prompt=range(1 + number % 9), max_tokens=1 + number % 7))
     results = run_all(w)

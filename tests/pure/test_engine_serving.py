@@ -54,18 +54,17 @@ requests = st.lists(
     max_size=24,
 )
 policies = st.builds(
-    lambda schedule, batch, extra, bound, turn, quantum, overlap, prefetch, steps: Policy(
-        schedule, bound, batch, batch + extra, turn, quantum, overlap, prefetch, steps
-    ),
-    st.sampled_from(["grouped", "fcfs"]),
-    st.integers(1, 8),
-    st.integers(1, 9),
-    st.integers(0, 6),
-    st.integers(1, 20),
-    st.integers(1, 5),
-    st.booleans(),
-    st.integers(0, 2),
-    st.integers(1, 4),
+    lambda batch, extra, **settings: Policy(max_batch=batch, max_step_tokens=batch + extra, **settings),
+    schedule=st.sampled_from(["grouped", "fcfs"]),
+    batch=st.integers(1, 8),
+    extra=st.integers(1, 9),
+    age_bound=st.integers(0, 6),
+    turn_steps=st.integers(1, 20),
+    quantum_steps=st.integers(1, 5),
+    turns=st.integers(1, 4),
+    overlap=st.booleans(),
+    prefetch=st.integers(0, 2),
+    max_steps=st.integers(1, 4),
 )
 
 

@@ -94,10 +94,10 @@ def test_a_repeated_link_is_refused():
 
 
 def test_the_machines_that_ship():
-    assert machine_names() == ("dgx-a100", "dgx-h100", "sn40l-node", "toy", "toy-tiers")
+    assert machine_names() == ("dgx-a100", "dgx-h100", "epyc-2core", "sn40l-node", "toy", "toy-tiers")
 
 
-@pytest.mark.parametrize("name", ["dgx-a100", "dgx-h100", "sn40l-node", "toy", "toy-tiers"])
+@pytest.mark.parametrize("name", ["dgx-a100", "dgx-h100", "epyc-2core", "sn40l-node", "toy", "toy-tiers"])
 def test_a_machine_that_ships_is_whole(name):
     spec = load_machine(name)
     assert spec.name == name

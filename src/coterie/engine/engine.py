@@ -22,7 +22,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import Fetch, Group, Residence, Run, View, Wait, Waiting, schedule_named
+from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import ExpertCache
@@ -50,6 +50,7 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
+        self._groups: dict[str, Group] = {}
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -68,6 +69,7 @@ class Engine:
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, expert.kv, request.request_id)
         self._live[request.request_id] = sequence
         self._queue.add(sequence)
+        self._groups.pop(request.expert_id, None)
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
@@ -123,36 +125,48 @@ class Engine:
     # ---- decide
 
     def _decide(self) -> Run | Wait:
-        refused: set[str] = set()
+        refused: frozenset[str] = frozenset()
         while True:
             decision = self._schedule(self._view(refused), self.policy)
             if not isinstance(decision, Fetch):
                 return decision
             if not self._bring(decision):
-                refused.add(decision.expert_id)
+                refused |= {decision.expert_id}
 
-    def _view(self, refused: set[str]) -> View:
-        groups = tuple(self._group(expert_id, expert_id in refused) for expert_id in self._queue.experts)
-        return View(groups, self._kv.free_blocks, self._current, self._streak, self._arrivals.under_way)
+    def _view(self, refused: frozenset[str]) -> View:
+        firsts = self._queue.firsts(2)
+        return View(
+            groups=tuple(self._group(expert_id) for expert_id in self._queue.experts),
+            free_blocks=self._kv.free_blocks,
+            firsts=tuple(First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts),
+            arrived=self._queue.arrived,
+            current=self._current,
+            streak=self._streak,
+            under_way=self._arrivals.under_way,
+            refused=refused,
+        )
 
-    def _group(self, expert_id: str, refused: bool) -> Group:
+    def _group(self, expert_id: str) -> Group:
+        """The group of an expert, made anew only when something about it has changed: most are as they were."""
+        residence = self._arrivals.residence(expert_id)
+        known = self._groups.get(expert_id)
+        if known is not None and known.residence is residence:
+            return known
         waiting = self._queue.waiting.get(expert_id, {})
         running = self._queue.running.get(expert_id, {})
-        first = next(iter(waiting), None)
-        residence = self._arrivals.residence(expert_id)
-        # Of an absent expert only the first request matters; with hundreds of experts the rest would cost every step.
+        # Of an absent expert only the first request and their number matter.
         shown = 1 if residence is Residence.ABSENT else self.policy.max_batch
-        return Group(
+        group = self._groups[expert_id] = Group(
             expert_id=expert_id,
             residence=residence,
             waiting=tuple(Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)),
+            num_waiting=len(waiting),
             running=len(running),
-            overtaken=0 if first is None else self._queue.overtaken(first),
-            oldest=min(number for number in (first, *islice(running, 1)) if number is not None),
+            oldest=min(next(iter(side)) for side in (waiting, running) if side),
             last_run=self._last_run.get(expert_id, -1),
             turn_steps=self._turn_steps.get(expert_id, 0),
-            refused=refused,
         )
+        return group
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
@@ -167,6 +181,7 @@ class Engine:
             self.metrics.switches += 1
             self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
             self._turn_steps.pop(fetch.expert_id, None)
+            self._groups.pop(fetch.expert_id, None)
         return started
 
     # ---- run
@@ -187,6 +202,7 @@ class Engine:
     def _admit(self, sequence: Sequence) -> None:
         self._kv.allocate(sequence.number, sequence.blocks)
         self._queue.admit(sequence)
+        self._groups.pop(sequence.request.expert_id, None)
         sequence.scheduled_s = self._device.now()
         sequence.load = self._arrivals.latest.get(sequence.request.expert_id)
         self.metrics.admitted += 1
@@ -226,6 +242,7 @@ class Engine:
         self._current = expert_id
         self._last_run[expert_id] = self.metrics.steps
         self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
+        self._groups.pop(expert_id, None)
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
@@ -257,6 +274,7 @@ class Engine:
         if sequence.scheduled_s is not None:
             self._kv.free(sequence.number)
         self._queue.drop(sequence)
+        self._groups.pop(request.expert_id, None)
         del self._live[request.request_id]
         if request.expert_id not in self._queue.experts:
             self._turn_steps.pop(request.expert_id, None)

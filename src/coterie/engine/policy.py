@@ -10,7 +10,13 @@ from dataclasses import dataclass, fields
 from coterie.core.errors import UsageError
 
 # Each number at dial 0 (latency) and at dial 1 (throughput); between them it grows geometrically.
-_DIAL = {"age_bound": (4, 256), "max_batch": (8, 64), "turn_steps": (16, 1024), "quantum_steps": (1, 16)}
+_DIAL = {
+    "age_bound": (32, 2048),
+    "max_batch": (8, 64),
+    "turn_steps": (16, 1024),
+    "quantum_steps": (1, 16),
+    "turns": (16, 2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +30,18 @@ class Policy:
     quantum_steps: steps in a row that one resident expert runs before another resident one with work.
     overlap: run other experts while one is being fetched, and start it when its first stage is there. Without it each
         wanted expert is waited for at once, and no decision depends on how long a fetch takes.
-    prefetch: how many more experts may be under way than the one that is wanted next.
+    turns: experts that share the steps; the work of others is not begun before one of them has none left.
+    prefetch: how many experts may be under way, or there with work that is not begun, beside the one wanted next.
     max_steps: steps that a device may take without coming back, when nothing waits.
     """
 
     schedule: str = "grouped"
-    age_bound: int = 32
+    age_bound: int = 512
     max_batch: int = 32
     max_step_tokens: int = 512
     turn_steps: int = 128
     quantum_steps: int = 4
+    turns: int = 8
     overlap: bool = True
     prefetch: int = 1
     max_steps: int = 1

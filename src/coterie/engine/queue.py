@@ -53,6 +53,19 @@ class Queue:
             self._leave(self.running, sequence)
 
     @property
+    def arrived(self) -> int:
+        """How many sequences there have been."""
+        return self._next_number
+
+    def firsts(self, count: int) -> tuple[Sequence, ...]:
+        """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
+        found: dict[str, Sequence] = {}
+        for sequence in self._order.values():
+            if found.setdefault(sequence.request.expert_id, sequence) is sequence and len(found) == count:
+                break
+        return tuple(found.values())
+
+    @property
     def oldest(self) -> Sequence | None:
         """The waiting sequence that came first."""
         return next(iter(self._order.values()), None)

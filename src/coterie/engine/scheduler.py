@@ -9,7 +9,6 @@ Knows nothing about time, devices, bytes or tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -38,37 +37,48 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An expert and its work. `waiting` are its first few waiting requests, `running` counts its admitted ones.
-
-    `overtaken`: how many later requests were admitted before its first waiting one. `oldest`: the least number among
-    waiting and running. `last_run`: the step in which it ran last (-1: never). `turn_steps`: the steps that it ran
-    since it was brought in. `refused`: it could not be brought in, because all that would have to go is in use.
+    """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
+    ones. `oldest`: the least number among waiting and running. `last_run`: the step in which it ran last (-1: never).
+    `turn_steps`: the steps that it ran since it was brought in.
     """
 
     expert_id: str
     residence: Residence
     waiting: tuple[Waiting, ...]
+    num_waiting: int
     running: int
-    overtaken: int
     oldest: int
     last_run: int = -1
     turn_steps: int = 0
-    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first waiting request of an expert, and how many later ones were admitted before it."""
+
+    expert_id: str
+    number: int
+    overtaken: int
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What a decision may depend on.
 
-    `current` is the expert of the last step and `streak` the steps that it ran in a row; `under_way` counts the fetches
-    that are not finished.
+    `firsts`: of the experts that wait, the two whose first request is oldest, that one first. `arrived` counts all
+    requests so far. `current` is the expert of the last step and `streak` the steps that it ran in a row; `under_way`
+    counts the fetches that are not finished. `refused`: experts that could not be brought in just now, because all that
+    would have to go is in use.
     """
 
     groups: tuple[Group, ...]
     free_blocks: int
+    firsts: tuple[First, ...] = ()
+    arrived: int = 0
     current: str | None = None
     streak: int = 0
     under_way: int = 0
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +107,18 @@ Decision: TypeAlias = Fetch | Run | Wait
 
 
 def grouped(view: View, policy: Policy) -> Decision:
-    """Run what is resident, in quanta and in turn; bring the next expert in as soon as that costs nobody his turn.
+    """Run what is resident, a few experts in turn; bring the expert in whose work weighs most.
 
     Admission is first come first served within an expert. Across experts a later request may go first, but no request
-    is overtaken more than `age_bound` times. An absent expert with work comes in, least recently run first, in the
-    place of experts without work or whose turn is over; so every expert gets its turn.
+    is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
+    oldest: so requests of one expert gather and share its switch, and still every expert gets its turn.
     """
-    admissible = {group.expert_id: _admissible(group, view, policy) for group in view.groups}
-    working = [group for group in view.groups if group.running or admissible[group.expert_id]]
+    working = [group for group in view.groups if group.running or _may_start(group, view, policy)]
     fetch = _next_fetch(working, view, policy)
     if fetch is not None:
         return fetch
     group = _next_group(working, view, policy)
-    return Wait() if group is None else Run(group.expert_id, admissible[group.expert_id])
+    return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy))
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
@@ -117,13 +126,14 @@ def fcfs(view: View, policy: Policy) -> Decision:
 
     Another expert is brought in only when the one before has finished all its sequences.
     """
-    group = next((g for g in view.groups if g.running), None) or min(view.groups, key=_first_waiting, default=None)
-    if group is None or group.refused:
+    first = view.firsts[0].expert_id if view.firsts else None
+    group = next((g for g in view.groups if g.running), None) or _named(view, first)
+    if group is None or group.expert_id in view.refused:
         return Wait()
     if group.residence is Residence.ABSENT:
         return Fetch(group.expert_id)
-    rival = min((_first_waiting(g) for g in view.groups if g is not group), default=math.inf)
-    in_line = tuple(w for w in group.waiting if w.number < rival)
+    rival = _rival(group, view)
+    in_line = group.waiting if rival is None else tuple(w for w in group.waiting if w.number < rival.number)
     admit = _that_fit(in_line, view.free_blocks, policy.max_batch - group.running)
     runnable = group.residence is not Residence.ARRIVING or not policy.overlap
     return Run(group.expert_id, admit) if runnable and (admit or group.running) else Wait()
@@ -140,17 +150,32 @@ def schedule_named(name: str) -> Schedule:
     return SCHEDULES[name]
 
 
-def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
-    """The waiting requests of a group that may be admitted now, first come first.
+def _rival(group: Group, view: View) -> First | None:
+    """The oldest waiting request of another expert.
 
-    Only the oldest request of the other experts can reach the bound first: who overtakes a later one overtakes it too.
+    It alone can reach the age bound first: who overtakes a later one overtakes it too.
     """
-    rival = min((g for g in view.groups if g is not group), key=_first_waiting, default=None)
-    passing = 0 if rival is None else max(0, policy.age_bound - rival.overtaken)
-    before = math.inf if rival is None else _first_waiting(rival)
-    free = [w for w in group.waiting if w.number < before]
-    later = [w for w in group.waiting if w.number >= before]
-    return _that_fit((*free, *later[:passing]), view.free_blocks, policy.max_batch - group.running)
+    return next((first for first in view.firsts if first.expert_id != group.expert_id), None)
+
+
+def _passing(rival: First | None, policy: Policy) -> int:
+    return 0 if rival is None else max(0, policy.age_bound - rival.overtaken)
+
+
+def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
+    """The waiting requests of a group that may be admitted now, first come first."""
+    rival = _rival(group, view)
+    free = sum(rival is None or w.number < rival.number for w in group.waiting)
+    may = group.waiting[: free + _passing(rival, policy)]
+    return _that_fit(may, view.free_blocks, policy.max_batch - group.running)
+
+
+def _may_start(group: Group, view: View, policy: Policy) -> bool:
+    """True when at least one waiting request of the group may be admitted, once it is resident."""
+    if not group.waiting or group.running >= policy.max_batch or group.waiting[0].blocks > view.free_blocks:
+        return False
+    rival = _rival(group, view)
+    return rival is None or group.waiting[0].number < rival.number or rival.overtaken < policy.age_bound
 
 
 def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tuple[int, ...]:
@@ -169,18 +194,33 @@ def _next_fetch(working: list[Group], view: View, policy: Policy) -> Fetch | Non
 
     When it is refused no other is tried: a large expert gets its hole because nobody smaller takes the room before it.
     """
-    if view.under_way > (policy.prefetch if policy.overlap else 0):
+    ahead = policy.prefetch if policy.overlap else 0
+    if view.under_way > ahead:
         return None
-    wanted = _first_absent(working)
+    wanted = _heaviest((g for g in working if g.residence is Residence.ABSENT), view)
     if wanted is not None:
+        if wanted.expert_id in view.refused or _there_before(wanted, working, view) > ahead:
+            return None
         stay = [g for g in working if g.residence is not Residence.READY or g.turn_steps < policy.turn_steps]
-        return None if wanted.refused else Fetch(wanted.expert_id, _resident(stay), _resident(working))
-    known = _first_absent(view.groups) if policy.overlap and policy.prefetch else None
-    return None if known is None or known.refused else Fetch(known.expert_id, _resident(view.groups))
+        return Fetch(wanted.expert_id, _resident(stay), _resident(working))
+    if not ahead:
+        return None
+    known = _heaviest((g for g in view.groups if g.residence is Residence.ABSENT), view)
+    return None if known is None or known.expert_id in view.refused else Fetch(known.expert_id, _resident(view.groups))
+
+
+def _there_before(wanted: Group, working: list[Group], view: View) -> int:
+    """How many experts are there, or under way, with work that is not begun and weighs no less."""
+    least = _weight(wanted, view)
+    there = (g for g in working if g.residence is not Residence.ABSENT and not g.running)
+    return sum(_weight(group, view) >= least for group in there)
 
 
 def _next_group(working: list[Group], view: View, policy: Policy) -> Group | None:
-    """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire."""
+    """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire.
+
+    `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do.
+    """
     ready = [g for g in working if g.residence is Residence.READY]
     started = [g for g in working if g.residence is Residence.STARTED]
     if not policy.overlap:
@@ -188,22 +228,32 @@ def _next_group(working: list[Group], view: View, policy: Policy) -> Group | Non
         ready, started = started, ready
     candidates = ready or started
     current = next((g for g in candidates if g.expert_id == view.current), None)
-    if current is not None and view.streak < policy.quantum_steps:
+    if current is not None and current.running and view.streak < policy.quantum_steps:
         return current
-    return min(candidates, key=_turn, default=None)
+    begun = [g for g in candidates if g.running]
+    if len(begun) < policy.turns:
+        new = _heaviest((g for g in candidates if not g.running), view)
+        if new is not None:
+            return new
+    return min(begun, key=lambda g: (g.last_run, g.oldest), default=None)
 
 
-def _first_absent(groups: Iterable[Group]) -> Group | None:
-    return min((g for g in groups if g.residence is Residence.ABSENT), key=_turn, default=None)
+def _heaviest(groups: Iterable[Group], view: View) -> Group | None:
+    return max(groups, key=lambda group: (_weight(group, view), -group.oldest), default=None)
+
+
+def _weight(group: Group, view: View) -> int:
+    """Requests times the square of the oldest one's age, in arrivals: what a switch to this expert is worth.
+
+    Requests alone save the most switches and let single ones wait for the age bound; age alone is first come first
+    served. Squared, age keeps the longest waits near those of first come first served at half its switches.
+    """
+    return (group.num_waiting + group.running) * (view.arrived - group.oldest) ** 2
+
+
+def _named(view: View, expert_id: str | None) -> Group | None:
+    return next((g for g in view.groups if g.expert_id == expert_id), None)
 
 
 def _resident(groups: Iterable[Group]) -> frozenset[str]:
     return frozenset(g.expert_id for g in groups if g.residence is not Residence.ABSENT)
-
-
-def _turn(group: Group) -> tuple[int, int]:
-    return group.last_run, group.oldest
-
-
-def _first_waiting(group: Group) -> float:
-    return group.waiting[0].number if group.waiting else math.inf
