@@ -1,0 +1,123 @@
+"""Attention on odd shapes: spans and pages cut anywhere, many query heads or one, mixed batches; and the same bits however it is cut.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device import native
+from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, random
+
+from coterie.core.dtypes import DType, from_f32
+from coterie.kernels import cpu as kernels
+
+EDGES = (1, 31, 32, 33, 255, 256, 257, 513, 1500)  # contexts around the ends of chunks, spans and pages
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def isa(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def filled(rng, lengths, *, K, C, Z, dtype=DType.BF16):
+    """Pages of sequences of these lengths; what lies beyond them is NaN, so that reading it shows."""
+    pages = Pages.make(rng, len(lengths), max(lengths), K=K, C=C, Z=Z, dtype=dtype, num_layers=1)
+    nan = from_f32(np.full(1, np.nan, np.float32), dtype)[0]
+    for s, length in enumerate(lengths):
+        for i, block in enumerate(pages.block_tables[s]):
+            part = from_f32(random(rng, 2, K, Z, C), dtype)
+            part[:, :, max(0, length - i * Z) :] = nan
+            pages.view(block)[0] = part
+    return pages
+
+
+def attend(team, pages, q_THC, positions, sequence, window=0):
+    T, H, C = q_THC.shape
+    y = empty(T, H, C)
+    sizes = {"T": T, "B": len(pages.block_tables), "H": H, "K": pages.K, "C": C}
+    operands = pages.operands(ints(positions), ints(sequence), 0)
+    call(team, "attention", q=q_THC, **operands, y=y, **sizes, scale=C**-0.5, window=window)
+    return y
+
+
+def last_tokens(lengths):
+    return [n - 1 for n in lengths], list(range(len(lengths)))
+
+
+@pytest.mark.parametrize(("Z", "window"), [(1, 0), (7, 0), (16, 0), (33, 0), (16, 1), (7, 250), (16, 256), (33, 300)])
+def test_decode_at_the_edges_of_spans_and_pages(isa, rng, Z, window):
+    pages = filled(rng, EDGES, K=2, C=32, Z=Z)
+    positions, sequence = last_tokens(EDGES)
+    q = random(rng, len(EDGES), 6, 32)
+    expected = native.attention(q, pages, positions, sequence, 0, 32**-0.5, window)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, window), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("C", [1, 7, 32, 48, 64, 80, 96, 100, 128, 256])
+@pytest.mark.parametrize(("H", "K"), [(1, 1), (2, 1), (9, 3), (4, 1), (5, 1), (12, 2), (7, 1), (8, 1), (11, 1)])
+def test_heads_and_channels(isa, rng, H, K, C):
+    pages = filled(rng, (300, 40, 270), K=K, C=C, Z=16)
+    positions, sequence = [299, *range(30, 40), *range(240, 270)], [0] + [1] * 10 + [2] * 30
+    q = random(rng, len(positions), H, C)
+    expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, 0)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("window", [0, 100])
+def test_types_of_pages(isa, rng, dtype, window):
+    pages = filled(rng, (700, 50), K=1, C=64, Z=20, dtype=dtype)
+    positions, sequence = [*range(560, 700), 49], [0] * 140 + [1]
+    q = random(rng, len(positions), 3, 64)
+    expected = native.attention(q, pages, positions, sequence, 0, 64**-0.5, window)
+    np.testing.assert_allclose(attend(kernels.Team(3, isa), pages, q, positions, sequence, window), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("window", [0, 3, 290])
+@pytest.mark.parametrize(("H", "K", "C"), [(3, 1, 64), (8, 2, 20), (1, 1, 128)])
+def test_bits_do_not_depend_on_threads_batch_or_chunks(isa, rng, H, K, C, window):
+    lengths = (1500, 600, 10, 257)
+    pages = filled(rng, lengths, K=K, C=C, Z=16)
+    positions = [1499, *range(420, 600), 9, *range(250, 257)]
+    sequence = [0] + [1] * 180 + [2] + [3] * 7
+    q = random(rng, len(positions), H, C)
+    whole = attend(kernels.Team(1, isa), pages, q, positions, sequence, window)
+    assert np.isfinite(whole).all()
+    for threads in range(2, 9):
+        again = attend(kernels.Team(threads, isa), pages, q, positions, sequence, window)
+        np.testing.assert_array_equal(again, whole)
+    team = kernels.Team(2, isa)
+    for size in (1, 2, 5, 64):
+        for first in range(0, len(positions), size):
+            part = slice(first, first + size)
+            alone = attend(team, pages, q[part].copy(), positions[part], sequence[part], window)
+            np.testing.assert_array_equal(alone, whole[part])
+
+
+def test_no_tokens(isa, rng):
+    pages = filled(rng, (5,), K=1, C=32, Z=16)
+    assert attend(kernels.Team(2, isa), pages, empty(0, 2, 32), [], []).shape == (0, 2, 32)
+
+
+def test_a_value_that_is_no_number_reaches_the_tokens_that_see_it_and_no_other(isa, rng):
+    pages = filled(rng, (400,), K=1, C=64, Z=16)
+    pages.write(0, 0, 350, np.full((1, 64), np.nan, np.float32), np.full((1, 64), np.nan, np.float32))
+    positions = list(range(300, 400))
+    y = attend(kernels.Team(2, isa), pages, random(rng, 100, 3, 64), positions, [0] * 100)
+    assert np.isfinite(y[:50]).all()
+    assert np.isnan(y[50:]).all()
+
+
+def test_large_scores_do_not_overflow(isa, rng):
+    pages = filled(rng, (600,), K=1, C=32, Z=16)
+    q = 1000 * random(rng, 1, 2, 32)
+    expected = native.attention(q, pages, [599], [0], 0, 32**-0.5, 0)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, [599], [0]), expected, rtol=1e-3, atol=1e-3)
