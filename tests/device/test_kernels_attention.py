@@ -1,4 +1,4 @@
-"""Attention on odd shapes: spans and pages cut anywhere, many query heads or one, mixed batches; and the same bits however it is cut.
+"""Attention on odd shapes: spans and pages cut anywhere, one query head or many, mixed batches; the bits never change.
 
 Knows nothing about devices.
 """
