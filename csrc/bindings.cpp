@@ -14,6 +14,8 @@ using namespace coterie;
 namespace {
 
 using Rows = nb::ndarray<const int64_t, nb::shape<-1, kRowWords>, nb::c_contig, nb::device::cpu>;
+using FeedWords = nb::ndarray<const int64_t, nb::shape<kFeedWords>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
 // "p" an address, "i" an integer, "d" a double (its bits are stored).
 template <class T>
@@ -21,10 +23,11 @@ constexpr const char* kind_of() {
   return std::is_pointer_v<T> ? "p" : std::is_same_v<T, double> ? "d" : "i";
 }
 
+#define COTERIE_FIELD(type, field) operands.append(nb::make_tuple(#field, kind_of<type>()));
+
 nb::dict opcodes() {
   nb::dict all;
   int64_t number = 0;
-#define COTERIE_FIELD(type, field) operands.append(nb::make_tuple(#field, kind_of<type>()));
 #define COTERIE_OPCODE(op, Struct, FIELDS)                      \
   {                                                             \
     nb::list operands;                                          \
@@ -33,9 +36,15 @@ nb::dict opcodes() {
   }
   COTERIE_OPS(COTERIE_OPCODE)
 #undef COTERIE_OPCODE
-#undef COTERIE_FIELD
   return all;
 }
+
+nb::tuple feed_words() {
+  nb::list operands;
+  COTERIE_FEED(COTERIE_FIELD)
+  return nb::tuple(operands);
+}
+#undef COTERIE_FIELD
 
 nb::list supported_isas() {
   nb::list names;
@@ -50,13 +59,33 @@ const Isa& find_isa(const std::string& name) {
   throw nb::value_error(("instruction set '" + name + "' is not supported by this machine or build").c_str());
 }
 
-int64_t run_rows(Team& team, const Rows& rows) {
+void check_rows(const Rows& rows) {
   const auto* first = reinterpret_cast<const Row*>(rows.data());
-  const auto count = static_cast<int64_t>(rows.shape(0));
-  for (int64_t i = 0; i < count; ++i)
+  for (size_t i = 0; i < rows.shape(0); ++i)
     if (first[i].opcode < 0 || first[i].opcode >= kOpcodes) throw nb::value_error("a row has an unknown opcode");
+}
+
+int64_t run_rows(Team& team, const Rows& rows) {
+  check_rows(rows);
   const nb::gil_scoped_release unlocked;
-  return team.run(first, count);
+  return team.run(reinterpret_cast<const Row*>(rows.data()), static_cast<int64_t>(rows.shape(0))).rows;
+}
+
+nb::tuple run_steps(Team& team, const Rows& rows, const FeedWords& words) {
+  check_rows(rows);
+  Walked walked{};
+  {
+    const nb::gil_scoped_release unlocked;
+    const auto* feed = reinterpret_cast<const Feed*>(words.data());
+    walked = team.run(reinterpret_cast<const Row*>(rows.data()), static_cast<int64_t>(rows.shape(0)), feed);
+  }
+  return nb::make_tuple(walked.steps, walked.rows);
+}
+
+bool within(const Ints& values, int64_t bound) {
+  for (size_t i = 0; i < values.size(); ++i)
+    if (values.data()[i] < 0 || values.data()[i] >= bound) return false;
+  return true;
 }
 
 nb::dict counters(const Team& team) {
@@ -76,6 +105,7 @@ NB_MODULE(_cpu, m) {
   m.attr("HEADER_WORDS") = kHeaderWords;
   m.attr("SETTING_WORDS") = kSettingWords;
   m.attr("OPCODES") = opcodes();
+  m.attr("FEED_WORDS") = feed_words();
   m.attr("ISAS") = nb::tuple(supported_isas());
   nb::dict dtypes;
   dtypes["F32"] = static_cast<int64_t>(DType::f32);
@@ -90,10 +120,14 @@ NB_MODULE(_cpu, m) {
            },
            nb::arg("threads"), nb::arg("isa"))
       .def("run", &run_rows, nb::arg("rows").noconvert())
+      .def("run_steps", &run_steps, nb::arg("rows").noconvert(), nb::arg("feed").noconvert())
+      .def("interrupt", &Team::interrupt)
       .def("counters", &counters)
       .def("reset_counters", &Team::reset_counters)
       .def_prop_ro("threads", &Team::threads)
+      .def_prop_ro("memory_bytes", &Team::memory_bytes)
       .def_prop_ro("isa", &Team::isa);
+  m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
   m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
         nb::arg("gate"), nb::arg("value"));
 }

@@ -31,6 +31,7 @@ class Shared {
     size_ = size_bytes;
   }
 
+  size_t size_bytes() const { return size_; }
   uint8_t* base() const { return reinterpret_cast<uint8_t*>(padded(reinterpret_cast<uintptr_t>(memory_))); }
 
  private:
@@ -82,6 +83,7 @@ class Scratch {
 
   void stored(int64_t size_bytes) { stored_bytes_ += size_bytes; }
 
+  size_t size_bytes() const { return size_; }
   int64_t stored_bytes() const { return stored_bytes_; }
   size_t high_water_bytes() const { return high_water_; }
   void reset_counters() { stored_bytes_ = 0, high_water_ = 0; }

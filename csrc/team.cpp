@@ -5,57 +5,32 @@
 #include <string>
 #include <system_error>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace coterie {
 
 namespace {
 
-constexpr int kSpins = 2000;               // some tens of microseconds; longer waits sleep, so that a busy neighbour may run
-constexpr int64_t kWakeFlops = 400'000;    // below this, one thread is done before another would be awake
-constexpr int32_t kPending = 0, kFailed = 2;
+constexpr int64_t kAloneFlops = 40'000;  // about a microsecond or two; less than that is done before another thread has seen it
+constexpr uint32_t kPending = 0, kFailed = 2;
 
-void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
+constexpr uint32_t number_of(uint64_t turn) { return static_cast<uint32_t>(turn >> 32); }
+constexpr int64_t left_of(uint64_t turn) { return static_cast<int64_t>(turn & UINT32_MAX); }
 
-// Returns when `value` is no longer `old`.
-template <class Atomic, class T>
-void wait_while(Atomic& value, T old) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    relax();
-  }
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
-}
-
-// Call after the store. The fence keeps the store ahead of notify_all's look at the number of sleepers; without it, that look may
-// come first and miss a thread that still saw the old value and falls asleep: nobody would wake it again.
-template <class Atomic>
-void wake(Atomic& value) {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  value.notify_all();
-}
-
+// Waits until a row's gate is open; false when it failed. Whoever opens it wakes by the gate's own address: this is rare.
 bool passes(const Row& row) {
   if (row.gate == nullptr) return true;
-  std::atomic_ref<int32_t> gate(*const_cast<int32_t*>(row.gate));
-  wait_while(gate, kPending);
+  auto& word = *reinterpret_cast<uint32_t*>(const_cast<int32_t*>(row.gate));
+  const std::atomic_ref gate(word);
+  for (int i = 0; i < kSpins && gate.load(std::memory_order_acquire) == kPending; ++i) relax();
+  while (gate.load(std::memory_order_acquire) == kPending) sleep_on(word, kPending);
   return gate.load(std::memory_order_acquire) != kFailed;
 }
 
 }  // namespace
 
 void signal_gate(int32_t* gate, int32_t value) {
-  std::atomic_ref<int32_t> flag(*gate);
-  flag.store(value, std::memory_order_release);
-  wake(flag);
+  auto& word = *reinterpret_cast<uint32_t*>(gate);
+  std::atomic_ref(word).store(static_cast<uint32_t>(value), std::memory_order_release);
+  wake_all(word);
 }
 
 Team::Team(int threads, const Isa& isa) : isa_(isa) {
@@ -76,9 +51,8 @@ Team::Team(int threads, const Isa& isa) : isa_(isa) {
 Team::~Team() { stop(); }
 
 void Team::stop() {
-  stop_.store(true);
-  state_.fetch_add(2);
-  wake(state_);
+  stop_.store(true, std::memory_order_relaxed);
+  publish(0);
   for (auto& worker : workers_) worker.join();
   workers_.clear();
 }
@@ -95,96 +69,121 @@ void Team::prepare(const Row* rows, int64_t count) {
     scratch->grow(static_cast<size_t>(scratch_bytes));
     scratch->share(shared_.base());
   }
-  if (count > capacity_) {
-    progress_ = std::make_unique<Progress[]>(static_cast<size_t>(count));
-    capacity_ = count;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    progress_[i].next.store(0, std::memory_order_relaxed);
-    progress_[i].done.store(0, std::memory_order_relaxed);
-    progress_[i].finished.store(0, std::memory_order_relaxed);
-  }
-  rows_ = rows;
-  count_ = count;
 }
 
-bool Team::worth_waking(const Row* rows, int64_t count) const {
-  int64_t flops = 0;
-  for (int64_t i = 0; i < count; ++i) flops += isa_.kernel(rows[i].opcode).flops(rows[i]);
-  return !workers_.empty() && flops >= kWakeFlops;
-}
-
-int64_t Team::run(const Row* rows, int64_t count) {
-  const std::lock_guard lock(one_caller_);
-  prepare(rows, count);
-  int64_t executed = 0;
-  if (!worth_waking(rows, count)) {
-    executed = walk_alone(*scratch_[0]);
-  } else {
-    state_.fetch_add(1);  // open; sequentially consistent, as is `inside_`: a worker sees the job closed or is seen inside
-    wake(state_);
-    executed = walk(*scratch_[0]);
-    state_.fetch_add(1);  // closed
-    for (int32_t n = inside_.load(); n != 0; n = inside_.load()) wait_while(inside_, n);
+Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
+  if (inside_.exchange(true)) throw std::logic_error("a team runs one list at a time");
+  try {
+    prepare(rows, count);
+  } catch (...) {
+    inside_.store(false);
+    throw;
+  }
+  job_ = Job{.rows = rows, .count = count, .feed = feed};
+  Scratch& scratch = *scratch_[0];
+  open_.store(true, std::memory_order_relaxed);
+  open_next(scratch);
+  for (uint64_t turn = turn_.load(std::memory_order_acquire); open_.load(std::memory_order_acquire);) {
+    help(turn, scratch);
+    if (!open_.load(std::memory_order_acquire)) break;
+    turn = wait_past(turn);
   }
   calls_ += 1;
-  instructions_ += executed;
-  return executed;
+  instructions_ += job_.instructions;
+  const Walked walked{job_.step, job_.next};
+  inside_.store(false);
+  return walked;
 }
 
-int64_t Team::walk_alone(Scratch& scratch) {
-  for (int64_t i = 0; i < count_; ++i) {
-    const Row& row = rows_[i];
-    if (!passes(row)) return i;
+// Called by one thread at a time: the caller of run() first, then whoever finished the open instruction's last unit.
+void Team::open_next(Scratch& scratch) {
+  while (job_.next < job_.count || open_step()) {
+    if (job_.next == job_.count) continue;  // a list of nothing
+    const Row& row = job_.rows[job_.next];
+    if (!passes(row)) break;
     const Kernel& kernel = isa_.kernel(row.opcode);
     const int64_t units = kernel.units(row);
-    scratch.forget();
-    for (int64_t unit = 0; unit < units; ++unit) {
-      scratch.rewind();
-      kernel.run(row, unit, scratch);
+    job_.next += 1;
+    job_.instructions += 1;
+    if (units <= 1 || workers_.empty() || kernel.flops(row) < kAloneFlops) {
+      run_alone(row, kernel, units, scratch);
+      continue;
     }
+    job_.row = &row, job_.kernel = &kernel, job_.units = units;
+    done_.store(0, std::memory_order_relaxed);
+    publish(units);
+    return;
   }
-  return count_;
+  open_.store(false, std::memory_order_release);
+  if (&scratch != scratch_[0].get()) publish(0);  // the caller waits for it
 }
 
-int64_t Team::walk(Scratch& scratch) {
-  for (int64_t i = 0; i < count_; ++i) {
-    const Row& row = rows_[i];
-    if (!passes(row)) return i;
-    const Kernel& kernel = isa_.kernel(row.opcode);
-    const int64_t units = kernel.units(row);
-    if (units == 0) continue;
-    Progress& progress = progress_[i];
-    int64_t mine = 0;
-    scratch.forget();
-    for (int64_t unit; (unit = progress.next.fetch_add(1, std::memory_order_relaxed)) < units; ++mine) {
-      scratch.rewind();
-      kernel.run(row, unit, scratch);
-    }
-    if (mine > 0 && progress.done.fetch_add(mine, std::memory_order_acq_rel) + mine == units) {
-      progress.finished.store(1, std::memory_order_release);
-      wake(progress.finished);
-    }
-    wait_while(progress.finished, 0);
+// A step is over: begin another one, or say that the run is.
+bool Team::open_step() {
+  job_.step += 1;
+  if (job_.feed == nullptr) return false;
+  const bool ended = keep(*job_.feed, job_.step - 1);
+  if (ended || job_.step >= job_.feed->steps || interrupted_.load(std::memory_order_relaxed)) {
+    interrupted_.store(false, std::memory_order_relaxed);
+    return false;
   }
-  return count_;
+  feed_back(*job_.feed);
+  job_.next = 0;
+  return true;
+}
+
+void Team::run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratch& scratch) {
+  scratch.forget();
+  for (int64_t unit = 0; unit < units; ++unit) {
+    scratch.rewind();
+    kernel.run(row, unit, scratch);
+  }
+}
+
+// Works on the instruction of `turn` until no unit of it is left. What the opener wrote into job_ may be read once a unit was taken:
+// then nobody opens another instruction before that unit is counted as done.
+void Team::help(uint64_t turn, Scratch& scratch) {
+  const uint32_t number = number_of(turn);
+  int64_t mine = 0, units = 0;
+  while (number_of(turn) == number && left_of(turn) > 0) {
+    if (!turn_.compare_exchange_weak(turn, turn - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    if (mine++ == 0) {
+      units = job_.units;
+      scratch.forget();
+    }
+    scratch.rewind();
+    job_.kernel->run(*job_.row, units - left_of(turn), scratch);
+    turn = turn_.load(std::memory_order_acquire);
+  }
+  if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) open_next(scratch);
+}
+
+// Returns the first turn seen whose number is another.
+uint64_t Team::wait_past(uint64_t turn) {
+  uint64_t now;
+  const auto changed = [&] { return number_of(now = turn_.load()) != number_of(turn); };
+  for (int i = 0; i < kSpins; ++i) {
+    if (changed()) return now;
+    relax();
+  }
+  bell_.sleep_until(changed);
+  return now;
+}
+
+void Team::publish(int64_t units) {
+  const uint64_t number = number_of(turn_.load(std::memory_order_relaxed)) + 1;
+  turn_.store(number << 32 | static_cast<uint64_t>(units));
+  bell_.ring();
 }
 
 void Team::work(Scratch& scratch) {
-  uint32_t last = 0;
-  while (true) {
-    const uint32_t state = state_.load();
-    if (stop_.load()) return;
-    if ((state & 1) == 0 || state == last) {
-      wait_while(state_, state);
-      continue;
-    }
-    inside_.fetch_add(1);
-    if (state_.load() == state) walk(scratch);
-    inside_.fetch_sub(1);
-    wake(inside_);
-    last = state;
-  }
+  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn)) help(turn, scratch);
+}
+
+int64_t Team::memory_bytes() const {
+  int64_t sum = static_cast<int64_t>(shared_.size_bytes());
+  for (const auto& scratch : scratch_) sum += static_cast<int64_t>(scratch->size_bytes());
+  return sum;
 }
 
 Counters Team::counters() const {

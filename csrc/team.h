@@ -1,18 +1,22 @@
-// A persistent team of threads that walks an instruction list together.
+// A persistent team of threads that walks an instruction list together, once or for several steps.
 // Knows nothing about what the instructions do, nor about Python.
 //
-//   list   i: units 0 1 2 3 4 5        each thread takes the next unit of instruction i from a shared counter; who finds none
-//             A B A A B A               left waits until all are finished, spinning briefly and then asleep, and goes on to i + 1.
-//          i + 1: ...                   A thread that wakes late finds no units and catches up; nobody waits for a sleeper.
+//   turn   | number of the instruction | units left |      one word: whoever lowers `left` has a unit of that instruction;
+//                                                          with none left, threads wait for another number
+//   list   i: units 0 1 2 3 4 5        who finishes an instruction's last unit opens the next one: small instructions it runs
+//             A B A A B A              at once, a gate it waits for, and after the last row it feeds the drawn tokens back
+//          i + 1: ...                  and opens the first row again. A thread that wakes late goes on with what is open then:
+//                                      it has nothing to catch up with, and nobody waits for a thread that holds no unit.
 #pragma once
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
+#include "feed.h"
 #include "isa.h"
+#include "wait.h"
 
 namespace coterie {
 
@@ -23,6 +27,11 @@ struct Counters {
   int64_t instructions = 0;       // rows walked
 };
 
+// Steps that were finished, and rows that were executed of the last one begun: fewer than the list has when a row's gate failed.
+struct Walked {
+  int64_t steps, rows;
+};
+
 class Team {
  public:
   // `threads` includes the caller of run(). Throws std::runtime_error when the system gives fewer.
@@ -31,41 +40,52 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  // Executes rows in order; returns how many were executed. Fewer than `count` means that the gate of the next one failed.
-  int64_t run(const Row* rows, int64_t count);
+  // Executes rows in order. With a feed, up to feed->steps times, until a row ends or interrupt() was called.
+  // Throws std::logic_error when another thread is inside.
+  Walked run(const Row* rows, int64_t count, const Feed* feed = nullptr);
+
+  // Ends the run under way, or else the next one, after the step that it is in. Any thread may call it.
+  void interrupt() { interrupted_.store(true, std::memory_order_relaxed); }
 
   int threads() const { return static_cast<int>(scratch_.size()); }
   const char* isa() const { return isa_.name; }
+  int64_t memory_bytes() const;  // scratch of all threads, and what they share
   Counters counters() const;
   void reset_counters();
 
  private:
-  struct alignas(kLine) Progress {
-    std::atomic<int64_t> next, done;
-    std::atomic<int32_t> finished;
+  // What runs now. Only the thread that opens instructions writes it, when no unit is left and none is being worked on.
+  struct Job {
+    const Row* rows = nullptr;
+    int64_t count = 0, next = 0, step = 0;
+    const Feed* feed = nullptr;
+    const Kernel* kernel = nullptr;
+    const Row* row = nullptr;
+    int64_t units = 0;
+    int64_t instructions = 0;
   };
 
   void prepare(const Row* rows, int64_t count);
-  bool worth_waking(const Row* rows, int64_t count) const;
-  int64_t walk(Scratch& scratch);
-  int64_t walk_alone(Scratch& scratch);
+  void open_next(Scratch& scratch);
+  bool open_step();
+  void run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratch& scratch);
+  void help(uint64_t turn, Scratch& scratch);
+  uint64_t wait_past(uint64_t turn);
+  void publish(int64_t units);
   void work(Scratch& scratch);
   void stop();
 
   const Isa& isa_;
-  std::mutex one_caller_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // one per thread, the caller's first
   Shared shared_;
   std::vector<std::thread> workers_;
+  Job job_;
 
-  // The job. Written only while it is closed and nobody is inside.
-  const Row* rows_ = nullptr;
-  int64_t count_ = 0;
-  std::unique_ptr<Progress[]> progress_;
-  int64_t capacity_ = 0;
-  alignas(kLine) std::atomic<uint32_t> state_{0};  // odd: a job is open; each job has a new number
-  alignas(kLine) std::atomic<int32_t> inside_{0};  // workers that may touch the job
-  std::atomic<bool> stop_{false};
+  alignas(kLine) std::atomic<uint64_t> turn_{0};
+  alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction, added by a thread when it finds no more
+  alignas(kLine) Bell bell_;
+  std::atomic<bool> open_{false};  // a job is under way
+  std::atomic<bool> inside_{false}, stop_{false}, interrupted_{false};
 
   int64_t calls_ = 0, instructions_ = 0;
 };

@@ -11,7 +11,8 @@ from tests.device.random_expert import SPEC, RandomExpert, step_of
 
 from coterie.core.dtypes import DType
 from coterie.devices.cpu import CpuDevice
-from coterie.devices.cpu_step import StepRows, Workspace, bind
+from coterie.devices.cpu_bound import Bound, Workspace
+from coterie.devices.cpu_step import StepRows
 from coterie.kernels import cpu as kernels
 
 PATTERNS = (0xA5, 0x5A)
@@ -30,10 +31,11 @@ def changes(expert, step, team, pattern):
     binding = expert.binding(step)
     weights, kv = expert.device.memory(binding.weights), expert.device.memory(binding.kv)
     rows, bases = StepRows.copy(expert.program, binding, 1), (kernels.address(weights), kernels.address(kv))
-    bound = bind(expert.exe, binding, rows, Workspace(), bases)
-    workspace = bound.workspace.bytes
+    bound, space = Bound(expert.exe, rows.sizes), Workspace()
+    bound.put(binding, rows, bases, space)
+    workspace = space.at_least(0).bytes
     workspace[:] = kv[:] = pattern
-    fixed = [weights, *rows.inputs.values(), rows.settings]
+    fixed = [weights, *bound.inputs.values(), bound.settings]
     untouched = [array.copy() for array in fixed]
     for i, region in enumerate(expert.program.regions):
         before = workspace.copy(), kv.copy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -20,9 +21,10 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable, Span
+from coterie.devices.cpu_bound import Binder, Bound, check_drawn, run_stepwise
 from coterie.devices.cpu_lanes import Lanes, closed, own
 from coterie.devices.cpu_memory import Bytes, Read, Slab, read_range
-from coterie.devices.cpu_step import CpuExecutable, StepRows, Workspace, bind, execute, stored_values
+from coterie.devices.cpu_step import CpuExecutable, StepRows
 from coterie.graph.program import Program, architecture_key
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -38,7 +40,7 @@ class CpuDevice:
     """This machine's memory, disk and processors.
 
     `spec`: by default what this process may use. `threads`: by default the CPUs that it may use.
-    `orchestration`: `host` starts each region by a call, `device` hands the whole program to the threads at once.
+    `orchestration`: `device` hands the threads all steps of a run at once, `host` starts each region by a call.
     `isa`: the instruction set, by default the fastest. `read`: preads into buffers; tests inject failures by it.
     """
 
@@ -46,7 +48,7 @@ class CpuDevice:
         self,
         spec: MachineSpec | None = None,
         threads: int | None = None,
-        orchestration: Orchestration = "host",
+        orchestration: Orchestration = "device",
         isa: str = kernels.ISAS[-1],
         read: Read = os.preadv,
     ) -> None:
@@ -58,7 +60,8 @@ class CpuDevice:
         self._slabs: dict[int, Slab] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._loaded: dict[object, CpuExecutable] = {}
-        self._workspace = Workspace()
+        self._binder = Binder()
+        self._interrupted = False
         self._closed = False
 
     @property
@@ -75,6 +78,11 @@ class CpuDevice:
     def isa(self) -> str:
         """The instruction set of the kernels in use."""
         return self._team.isa
+
+    @property
+    def working_bytes(self) -> int:
+        """Memory that runs have needed so far beside slabs: stored values, and the threads' tiles."""
+        return self._binder.workspace_bytes + self._team.memory_bytes
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """Take memory of the run tier: touched, aligned to 2 MiB.
@@ -141,10 +149,22 @@ class CpuDevice:
         step, bases = self._prepare(mine, binding, steps)
 
         def body() -> I32:
-            bound = bind(mine, binding, step, self._workspace, bases)
-            return execute(bound, step, steps, lambda rows, first: self._start(rows, waits if first else {}))
+            bound = self._binder.bind(mine, binding, step, bases)
+            kept = bound.keep(steps)
+            if self._orchestration == "device":
+                done = self._run_at_once(bound, waits)
+            else:
+                start = partial(self._start, waits)
+                done = run_stepwise(bound, step, kept, start, self._take_interrupt)
+            check_drawn(kept[done - 1])
+            return kept[:done]
 
         return self._lanes.submit(COMPUTE_LANE, f"run {mine.program.graph.name}", after, body)
+
+    def interrupt(self) -> None:
+        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        self._interrupted = True
+        self._team.interrupt()
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
@@ -162,9 +182,9 @@ class CpuDevice:
         found: dict[str, npt.NDArray[np.float32]] = {}
 
         def body() -> None:
-            bound = bind(mine, binding, step, self._workspace, bases)
-            self._start(bound.rows, {})  # values that are not numbers are shown, not refused
-            found.update(stored_values(mine, bound, step.sizes))
+            bound = self._binder.bind(mine, binding, step, bases)
+            self._team.run(bound.rows)  # values that are not numbers are shown, not refused
+            found.update(bound.stored_values())
 
         failure = self._lanes.wait(self._lanes.submit(COMPUTE_LANE, "inspect", (), body))
         if failure is not None:
@@ -203,6 +223,7 @@ class CpuDevice:
         self._closed = True
         self._slabs.clear()
         self._loaded.clear()
+        self._binder.close()
 
     def memory(self, buffer: Buffer) -> Bytes:
         """The bytes of a buffer, to read and write; for tests and tools. Raises KeyError for another device's."""
@@ -227,27 +248,31 @@ class CpuDevice:
         bases = kernels.address(self.memory(binding.weights)), kernels.address(self.memory(binding.kv))
         return StepRows.copy(exe.program, binding, steps), bases
 
-    def _start(self, rows: I64, waits: Mapping[int, Event]) -> None:
-        """Execute the rows of one step; `waits` are events that must be done before a row starts."""
-        if self._orchestration == "device":
-            self._start_at_once(rows, waits)
-            return
+    def _take_interrupt(self) -> bool:
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
+
+    def _start(self, waits: Mapping[int, Event], rows: I64, first: bool) -> None:
+        """Execute the rows of one step, a call each; the first awaits `waits`, events by row."""
         for i in range(len(rows)):
-            failure = self._lanes.wait(waits[i]) if i in waits else None
+            failure = self._lanes.wait(waits[i]) if first and i in waits else None
             if failure is not None:
                 raise failure
             self._team.run(rows[i : i + 1])
 
-    def _start_at_once(self, rows: I64, waits: Mapping[int, Event]) -> None:
-        """One call for everything: the threads wait for native flags, which lanes set when events are finished."""
-        rows, flags = rows.copy(), np.zeros(len(waits), dtype=np.int32)
+    def _run_at_once(self, bound: Bound, waits: Mapping[int, Event]) -> int:
+        """One call for all steps: the threads wait for native flags, which lanes set when events are finished."""
+        flags = np.zeros(len(waits), dtype=np.int32)
         for flag, (i, event) in enumerate(waits.items()):
-            rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
+            bound.rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
             self._lanes.pass_on(event, flags, flag)
-        executed = self._team.run(rows)
-        if executed < len(rows):
+        steps, executed = self._team.run_steps(bound.rows, bound.feed)
+        for i in waits:
+            bound.rows[i, kernels.GATE_WORD] = 0
+        if executed < len(bound.rows):
             failure = self._lanes.wait(waits[executed])
             raise failure if failure is not None else closed()
+        return steps
 
 
 def _team(threads: int | None, isa: str) -> kernels.Team:

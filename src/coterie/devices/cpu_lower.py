@@ -1,7 +1,7 @@
 """Regions to instructions: which operand of a native kernel is which value, constant or size of a program.
 
     region -> {operand: number | Weight | Stored | Named}          once, at load
-    template.bind(...) -> rows                                     each run: three assignments, whatever the depth
+    template.put_...(rows, addresses)                              when they change: one assignment, whatever the depth
 
 Knows nothing about threads, lanes or memory.
 """
@@ -276,13 +276,26 @@ class Template:
         self._stored = _places([(at, self.stored.index(name)) for at, name in stored])
         self._named = _places([(at, self.named.index(name)) for at, name in named])
 
-    def bind(self, weights: I64, stored: I64, named: I64) -> I64:
-        """Rows with addresses in the program's order of weights, and in the order of `stored` and of `named`."""
-        rows = self._rows.copy()
-        flat = rows.reshape(-1)
-        for (at, index), values in ((self._weights, weights), (self._stored, stored), (self._named, named)):
-            flat[at] = values[index]
-        return rows
+    def rows(self) -> I64:
+        """New rows, to be completed by the methods below."""
+        return self._rows.copy()
+
+    def put_weights(self, rows: I64, addresses: I64) -> None:
+        """Write the addresses of weights, given in the program's order."""
+        _put(rows, self._weights, addresses)
+
+    def put_stored(self, rows: I64, addresses: I64) -> None:
+        """Write the addresses of stored values, given in the order of `stored`."""
+        _put(rows, self._stored, addresses)
+
+    def put_named(self, rows: I64, numbers: I64) -> None:
+        """Write what each run gives, in the order of `named`."""
+        _put(rows, self._named, numbers)
+
+
+def _put(rows: I64, places: tuple[I64, I64], values: I64) -> None:
+    at, index = places
+    rows.reshape(-1)[at] = values[index]
 
 
 def _places(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:

@@ -23,6 +23,7 @@ OPCODE_WORD, GATE_WORD = 0, 1
 SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed
 ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
 GATE_PASSED, GATE_FAILED = 1, 2
+FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h
 MAX_THREADS = 1024  # of a team; more is a slip of the keyboard
 
 
@@ -83,6 +84,11 @@ def address(array: npt.NDArray[np.generic]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def within(values: npt.NDArray[np.int32], bound: int) -> bool:
+    """True when every value of a C-contiguous array is in [0, bound)."""
+    return bool(_cpu.within(values, bound))
+
+
 def signal(gate: int, passed: bool) -> None:
     """Set the int32 gate at this address and wake the threads that wait for it."""
     _cpu.signal_gate(gate, GATE_PASSED if passed else GATE_FAILED)
@@ -113,6 +119,24 @@ class Team:
         Fewer than n means that the gate of the next row failed. Addresses in the rows must be valid until this returns.
         """
         return int(self._native.run(rows))
+
+    def run_steps(self, rows: I64, feed: I64) -> tuple[int, int]:
+        """Execute rows for several steps, feeding drawn tokens back by `feed` (one word per name of FEED).
+
+        Returns the steps finished, and how many rows of the last step begun were executed: fewer than there are when a
+        gate failed. It ends early after a step in which a row drew one of its ends or -1, or when it is interrupted.
+        """
+        steps, executed = self._native.run_steps(rows, feed)
+        return int(steps), int(executed)
+
+    def interrupt(self) -> None:
+        """End the `run_steps` under way, or else the next one, after the step that it is in. Any thread may ask."""
+        self._native.interrupt()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Scratch of all threads, and what they share, as far as runs have needed it."""
+        return int(self._native.memory_bytes)
 
     def counters(self) -> Counters:
         """Bytes stored, scratch used, calls and instructions so far."""
