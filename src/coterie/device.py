@@ -162,7 +162,13 @@ class Device(Protocol):
         """Run up to `steps` steps. A gate makes every region of that stage wait for an event.
 
         With steps > 1 (only when T == B == R, all decoding) each next step feeds the sampled tokens back; it stops
-        early after a step in which any row drew one of its end_ids.
+        early after a step in which any row drew one of its end_ids, or when it is interrupted.
+        """
+
+    def interrupt(self) -> None:
+        """End the run under way, or else the next one, after the step that it is in: something new is to be decided.
+
+        The only method that any thread may call at any time. Modelled: that step is the one which modelled time is in.
         """
 
     def tokens(self, event: Event) -> I32:

@@ -242,6 +242,33 @@ def test_steps_stop_after_an_end_token(desk):
     assert [token for (token,) in ended] == free[:stop]
 
 
+def test_an_interrupt_ends_one_run_after_a_step(desk):
+    loaded(desk)
+    first = desk.tokens(desk.run(prompt_rows()))[0]
+    decode = rows([(first, len(PROMPT))])
+    free = desk.tokens(desk.run(decode, steps=6))
+    assert len(free) == 6
+    desk.device.interrupt()
+    assert desk.tokens(desk.run(decode, steps=6)) == free[:1]
+    assert desk.tokens(desk.run(decode, steps=6)) == free
+
+
+def test_an_interrupt_at_any_time_leaves_a_prefix(desk):
+    loaded(desk)
+    first = desk.tokens(desk.run(prompt_rows()))[0]
+    decode = rows([(first, len(PROMPT))])
+    free = desk.tokens(desk.run(decode, steps=8))
+    for delay_s in (0.0, 1e-5, 1e-4):
+        run = desk.run(decode, steps=8, gates=desk.fetch())
+        desk.device.wait_any([run], until=desk.device.now() + delay_s)
+        desk.device.interrupt()
+        desk.device.interrupt()
+        drawn = desk.tokens(run)
+        assert 1 <= len(drawn) <= 8
+        assert drawn == free[: len(drawn)]
+        desk.tokens(desk.run(decode))
+
+
 def test_many_steps_of_a_prefill_are_refused(desk):
     loaded(desk)
     with pytest.raises(ValueError, match="steps"):

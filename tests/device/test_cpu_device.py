@@ -221,6 +221,27 @@ def test_a_run_waits_for_a_gate_and_fails_with_it(make, data, orchestration):
 
 
 @pytest.mark.parametrize("orchestration", ["host", "device"])
+def test_an_interrupt_while_a_gate_is_closed_leaves_one_step(make, data, orchestration):
+    opened = threading.Event()
+
+    def read(file, buffers, offset):
+        opened.wait(10)
+        return os.preadv(file, buffers, offset)
+
+    device = make(orchestration=orchestration, read=read)
+    expert = RandomExpert(device, "odd")
+    expert.run(step_of(([1, 2, 3], 0)))
+    free = expert.run(step_of(([4], 3)), steps=9)
+    gate = device.fetch(device.reserve("dram", 6 * BLOCK_BYTES), range_of(data[0]))
+    gated = device.run(expert.exe, expert.binding(step_of(([4], 3))), gates={"layers.1": gate}, steps=9)
+    device.interrupt()
+    opened.set()
+    assert finish(device, gated) is None
+    np.testing.assert_array_equal(device.tokens(gated), free[:1])
+    np.testing.assert_array_equal(expert.run(step_of(([4], 3)), steps=9), free)
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device"])
 def test_closing_fails_what_waits_and_frees_who_waits(data, orchestration):
     opened = threading.Event()
 

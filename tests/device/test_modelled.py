@@ -282,3 +282,23 @@ def test_a_closed_device_works_no_more(layout):
         desk.device.reserve("hbm", 4096)
     with pytest.raises(RuntimeError, match="closed"):
         desk.run(PREFILL)
+
+
+def test_an_interrupt_ends_a_run_after_the_step_that_time_is_in(layout):
+    desk = desk_on(machine(host_s=0.0), layout)
+    desk.wait(*desk.fetch().values())
+    decode = rows([([7], 5)])
+    spans = []
+    for steps in (1, 2, 6):
+        run = desk.run(decode, steps=steps)
+        desk.wait(run)
+        span = desk.device.span(run)
+        spans.append(span.end_s - span.start_s)
+    one, two, six = spans
+    free = desk.tokens(desk.run(decode, steps=6))
+    run = desk.run(decode, steps=6)
+    desk.device.wait_any([run], until=desk.device.now() + (one + two) / 2)
+    desk.device.interrupt()
+    assert took(desk, run) == pytest.approx(two, rel=NEAR)
+    assert desk.device.tokens(run).tolist() == free[:2]
+    assert took(desk, desk.run(decode, steps=6)) == pytest.approx(six, rel=NEAR)

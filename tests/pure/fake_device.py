@@ -198,6 +198,9 @@ class FakeDevice:
                 work.span, work.error = Span(self.clock, self.clock), errors[0]
                 self.open.remove(work)
 
+    def interrupt(self) -> None:
+        """Its runs are one piece."""
+
     def tokens(self, event: Event):
         work = self.work[event.event_id]
         if work.error is not None:

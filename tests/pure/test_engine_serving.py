@@ -37,7 +37,7 @@ def test_the_second_request_for_an_expert_is_a_hit():
 
 
 def test_a_run_starts_while_its_last_layers_are_on_their_way():
-    w = world({"a": 9}, near_blocks=9)
+    w = world({"a": 9}, near_blocks=9, max_steps=1)
     w.engine.submit(ask("r", "a"))
     run_all(w)
     assert w.device.unfinished_gates == [2, 0, 0, 0]

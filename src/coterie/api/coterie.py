@@ -35,7 +35,7 @@ class _Pending:
 
 
 class Coterie:
-    """Owns the device and everything on it. Not thread-safe: one thread submits and steps (see server/worker.py)."""
+    """Owns the device and everything on it. One thread submits and steps (see server/worker.py); any may interrupt."""
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory. Raises CoterieError."""
@@ -100,6 +100,10 @@ class Coterie:
         """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
         unseen, self._unseen = self._unseen, []
         return unseen + self._advance(within_s)
+
+    def interrupt(self) -> None:
+        """Let a `step` that takes several decode steps end after the one it is in. Any thread may call it."""
+        self._parts.device.interrupt()
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says `cancelled`."""

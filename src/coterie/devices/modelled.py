@@ -69,6 +69,7 @@ class ModelledDevice:
         self._slabs: dict[int, _Slab] = {}
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
+        self._interrupted = False
         self._closed = False
 
     @property
@@ -136,6 +137,7 @@ class ModelledDevice:
         gates, after = dict(gates or {}), list(after)
         self._check_buffers(binding.weights, binding.kv)
         mine = own_executable(exe, binding, gates, steps)
+        steps, self._interrupted = 1 if self._interrupted else steps, False
         awaited = {stage: own(gate).work for stage, gate in gates.items()}
         label = f"run {mine.program.graph.name}"
         drawn: list[I32] = []
@@ -153,6 +155,16 @@ class ModelledDevice:
         phases = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
         return self._append(COMPUTE_LANE, label, after, phases, failure, drawn[0] if drawn else None)
 
+    def interrupt(self) -> None:
+        """End the run under way after the step that modelled time is in, or else let the next run take one step.
+
+        A run whose duration was recorded is one piece: what interrupted it is part of the record.
+        """
+        run = self._clock.head(COMPUTE_LANE)
+        self._interrupted = run is None
+        if run is not None:
+            run.cut_short()
+
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
         mine = finished(event)
@@ -160,7 +172,7 @@ class ModelledDevice:
             raise mine.work.failure
         if mine.tokens is None:
             raise ValueError(f"{event.label} draws no tokens")
-        return mine.tokens
+        return mine.tokens[: mine.work.groups]
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
@@ -257,7 +269,8 @@ class ModelledDevice:
     ) -> Event:
         if self._durations is not None:
             phases = [self._recorded(lane), *(Phase(gate=phase.gate) for phase in phases if phase.gate is not None)]
-        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure)
+        group = 0 if tokens is None or self._durations is not None else len(phases) // len(tokens)
+        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure, group)
         return ModelledEvent(work.number, lane, label, work, tokens)
 
     def _recorded(self, lane: str) -> Phase:

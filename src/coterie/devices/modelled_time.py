@@ -45,6 +45,7 @@ class Phase:
 class Work:
     """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished.
 
+    Each `group` phases are a piece after which it can be cut short (0: it cannot); `groups` is to how many it was.
     Once finished it holds no other work, and the clock does not hold it.
     """
 
@@ -52,6 +53,8 @@ class Work:
     after: tuple[Work, ...] = field(repr=False)
     phases: tuple[Phase, ...] = field(repr=False)
     failure: Exception | None
+    group: int = 0
+    groups: int | None = None
     start_s: float | None = None
     end_s: float | None = None
     _entered: bool = False
@@ -64,6 +67,12 @@ class Work:
     def finished(self) -> bool:
         """True when it is done or failed."""
         return self.end_s is not None
+
+    def cut_short(self) -> None:
+        """End after the group of phases that it is in; after the first if it has not begun."""
+        if self.group and not self.finished:
+            self.groups = self._index // self.group + 1
+            self.phases = self.phases[: self.groups * self.group]
 
 
 @dataclass(slots=True)
@@ -114,10 +123,15 @@ class FluidClock:
         self._numbers = count()
 
     def issue(
-        self, lane: str, after: Iterable[Work], phases: Iterable[Phase], failure: Exception | None = None
+        self,
+        lane: str,
+        after: Iterable[Work],
+        phases: Iterable[Phase],
+        failure: Exception | None = None,
+        group: int = 0,
     ) -> Work:
         """Append a work to a lane. `after` and gates are works issued before."""
-        work = Work(next(self._numbers), tuple(after), tuple(phases), failure)
+        work = Work(next(self._numbers), tuple(after), tuple(phases), failure, group)
         self._lanes.setdefault(lane, deque()).append(work)
         self._settle()
         return work
@@ -148,6 +162,11 @@ class FluidClock:
         self.now = end
         self._settle()
         return True
+
+    def head(self, lane: str) -> Work | None:
+        """The work that a lane is at, None when it has none."""
+        works = self._lanes.get(lane)
+        return works[0] if works else None
 
     def idle_until(self, moment: float) -> None:
         """Let time pass to `moment` while nothing is active; earlier moments change nothing."""

@@ -195,7 +195,7 @@ class Engine:
             self._arrivals.touch(run.expert_id)
         parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
         alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
-        steps = common_steps(parts, self.policy.max_steps) if alone else 1
+        steps = common_steps(parts, self.policy.steps_of(expert.layout.size_bytes)) if alone else 1
         tables = {part.sequence.number: self._kv.blocks(part.sequence.number) for part in parts}
         return build(parts, tables, expert.kv.tokens_per_block(self._kv.block_bytes), steps)
 

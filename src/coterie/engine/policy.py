@@ -32,7 +32,8 @@ class Policy:
         wanted expert is waited for at once, and no decision depends on how long a fetch takes.
     turns: experts that share the steps; the work of others is not begun before one of them has none left.
     prefetch: how many experts may be under way, or there with work that is not begun, beside the one wanted next.
-    max_steps: steps that a device may take without coming back, when nothing waits.
+    max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
+        many bytes of weights, so that a large expert's tokens are not shown in bursts.
     """
 
     schedule: str = "grouped"
@@ -44,7 +45,12 @@ class Policy:
     turns: int = 8
     overlap: bool = True
     prefetch: int = 1
-    max_steps: int = 1
+    max_steps: int = 8
+    max_run_bytes: int = 2**30
+
+    def steps_of(self, expert_bytes: int) -> int:
+        """How many steps of an expert of this size may be one run."""
+        return min(self.max_steps, max(1, self.max_run_bytes // max(expert_bytes, 1)))
 
     def __post_init__(self) -> None:
         lowest = {"age_bound": 0, "prefetch": 0}

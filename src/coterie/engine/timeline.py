@@ -90,6 +90,10 @@ class Timeline:
         after = tuple(after)
         return self._note(self._device.run(exe, binding, gates, steps, after), after)
 
+    def interrupt(self) -> None:
+        """As the device's."""
+        self._device.interrupt()
+
     @property
     def spec(self) -> MachineSpec:
         """As the device's."""

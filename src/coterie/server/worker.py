@@ -57,6 +57,7 @@ class Worker:
     def stop(self) -> None:
         """Finish the step in flight, then stop and close the device."""
         self._inbox.put(None)
+        self._coterie.interrupt()
         self._thread.join()
         self._coterie.close()
 
@@ -103,6 +104,7 @@ class Worker:
             job.fail(self.broken)
         else:
             self._inbox.put(job)
+            self._coterie.interrupt()  # after the put: whoever ends a run early finds the job
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
