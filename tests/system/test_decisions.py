@@ -6,23 +6,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.system.tiny import write_expert
 
+from coterie.api.assemble import Options, Plan, wire
+from coterie.core.errors import UsageError
+from coterie.core.trace import read_trace, write_trace
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
-from coterie.engine.engine import Engine
-from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams
-from coterie.engine.served import ServedExpert
-from coterie.engine.timeline import Timeline
-from coterie.graph.compile import compile_graph
-from coterie.memory.cache import ExpertCache
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine
@@ -74,20 +73,15 @@ def workload(models, seed):
     return [*moves, Move(0, "pin", PINNED, 0), Move(step - 2, "unpin", PINNED, 0)]
 
 
-def serve(device, models, policy, moves):
-    """Run a workload to its end; return the engine, the cache and each request's tokens."""
+def serve(device, models, policy, moves, record=0):
+    """Run a workload to its end as it is served; return the parts and each request's tokens."""
     # Just enough that the largest fits on one side of the pinned one, wherever that is.
     largest = max(model.layout.size_bytes for model in models.values())
     near_bytes = 2 * largest + models[PINNED].layout.size_bytes
-    cache = ExpertCache(device, {device.spec.run_tier: near_bytes})
-    pool = KVPool(device.reserve(device.spec.run_tier, KV_BLOCKS * KV_BLOCK_BYTES), KV_BLOCK_BYTES)
-    programs = {model.key: compile_graph(model.graph, device.spec.rule_set) for model in models.values()}
-    executables = {key: device.load(program) for key, program in programs.items()}
-    experts = {
-        name: ServedExpert(name, model.layout, executables[model.key], model.kv, model.max_context, 256)
-        for name, model in models.items()
-    }
-    engine = Engine(device, cache, pool, experts, policy)
+    options = Options(policy=policy, record=record)
+    made = Plan(device.spec, {}, near_bytes, KV_BLOCKS * KV_BLOCK_BYTES, KV_BLOCK_BYTES)
+    parts = wire(models, made, options, device)
+    engine, cache = parts.engine, parts.cache
     tokens, step, left = {}, 0, sorted(moves, key=lambda move: (move.step, move.number))
     while left or not engine.idle:
         while left and (left[0].step <= step or engine.idle):
@@ -98,7 +92,7 @@ def serve(device, models, policy, moves):
         engine.check_integrity()
         step += 1
     cache.check_integrity()
-    return SimpleNamespace(engine=engine, cache=cache, tokens=tokens, log=list(engine.decisions))
+    return SimpleNamespace(parts=parts, engine=engine, cache=cache, tokens=tokens, log=list(engine.decisions))
 
 
 def act(engine, cache, move):
@@ -155,13 +149,74 @@ def test_a_pin_changes_what_is_evicted(models):
 def test_a_real_run_replayed_gives_its_own_log(models, seed, max_steps):
     moves = workload(models, seed)
     policy = replace(EVERYTHING, max_steps=max_steps)
-    device = Timeline(CpuDevice(threads=1))
-    real = serve(device, models, policy, moves)
-    durations = device.durations()
+    device = CpuDevice(threads=1)
+    real = serve(device, models, policy, moves, record=1 << 16)
+    recording = real.parts.recorded()
+    durations = recording.durations()
     device.close()
     again = serve(ModelledDevice(this_machine(), durations=durations), models, policy, moves)
     assert again.log == real.log
     assert len(entries(real.log, "fetch")) > len(models)
+    assert any(work.args.get("steps", 1) > 1 for work in recording.works) == (max_steps > 1)
+    # Equal logs prove something only if the durations matter: with slow fetches it is another one, of other work.
+    slow = {lane: [s + (lane != "compute") for s in [*seconds, *seconds]] for lane, seconds in durations.items()}
+    other = serve(ModelledDevice(this_machine(), durations=slow), models, policy, moves)
+    assert other.log != real.log
+
+
+def test_now_is_right_after_idling_and_what_was_not_asked_for_is_not_kept(models):
+    device = ModelledDevice(load_machine("toy"))
+    served = serve(device, models, EVERYTHING, workload(models, 3))
+    device.wait_any([], until=device.now() + 100)
+    assert served.parts.device.now() == device.now() > 100
+    act(served.engine, served.cache, Move(0, "ask", PINNED, 999, (1, 2, 3), 2))
+    timings = [o.timings for _ in range(20) for o in served.engine.step() if o.timings]
+    assert timings[0].arrival_s > 100
+    assert timings[0].ttft_s < 1
+    assert served.parts.recording is None
+    with pytest.raises(UsageError, match="nothing was recorded"):
+        served.parts.recorded()
+
+
+def test_a_record_is_bounded_and_says_what_it_dropped(models):
+    served = serve(ModelledDevice(load_machine("toy")), models, EVERYTHING, workload(models, 3), record=20)
+    recording = served.parts.recorded()
+    assert len(recording.works) == 20
+    total = sum(use.works for use in recording.use.values())
+    assert recording.dropped == total - 20 + 40 - 20
+    assert served.parts.trace().notes["dropped"] == recording.dropped
+    with pytest.raises(UsageError, match=f"{total} works were issued but 20"):
+        recording.durations()
+
+
+def test_a_trace_shows_lanes_and_a_fetch_under_another_experts_step(models, tmp_path):
+    served = serve(ModelledDevice(load_machine("toy")), models, EVERYTHING, workload(models, 3), record=1 << 16)
+    path = tmp_path / "trace.json"
+    write_trace(path, served.parts.trace())
+    events = json.loads(path.read_text())["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X", "b", "e"}
+    assert all(
+        {"name", "cat", "ts", "dur", "pid", "tid", "args"} <= event.keys() for event in events if event["ph"] == "X"
+    )
+    got = read_trace(path)
+    assert set(got.lanes) == {"compute", "disk->dram"}
+    by_lane = {lane: sorted((s for s in got.slices if s.lane == lane), key=lambda s: s.start_s) for lane in got.lanes}
+    for slices in by_lane.values():
+        assert all(a.end_s <= b.start_s + 1e-8 for a, b in pairwise(slices))
+    steps, fetches = by_lane["compute"], by_lane["disk->dram"]
+    assert sum(s.args["tokens"] for s in steps) == sum(n for (_, _, n, _) in entries(served.log, "run"))
+    stages = {f"{name} {r.stage}" for name, model in models.items() for r in model.layout.ranges}
+    assert {f.name for f in fetches} <= stages
+    assert sum(f.args["bytes"] for f in fetches) == served.parts.recorded().use["disk->dram"].moved_bytes
+    overlapping = [
+        (fetch, step)
+        for fetch in fetches
+        for step in steps
+        if fetch.start_s < step.end_s and step.start_s < fetch.end_s and fetch.name.split()[0] != step.name.split()[0]
+    ]
+    assert overlapping, "no fetch of one expert ran under a step of another"
+    assert sum(a.kind == "request" for a in got.asyncs) == 40
+    assert sum(a.kind == "switch" for a in got.asyncs) == len(entries(served.log, "fetch"))
 
 
 def test_with_everything_on_durations_matter(models):

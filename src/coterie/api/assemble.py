@@ -16,13 +16,16 @@ from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CapacityError, CompositionError, UsageError
+from coterie.core.trace import Trace
 from coterie.device import Device, Executable
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
+from coterie.engine.recording import Recording
 from coterie.engine.served import ServedExpert
+from coterie.engine.timeline import Timeline
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import KvShape
 from coterie.memory.budget import plan_budget
@@ -43,6 +46,7 @@ class Options:
     """How to serve. None means: chosen by `plan`, which says what it chose.
 
     `device`: cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers at all).
+    `record`: how much work to remember for a trace or a replay (pieces of work, the last ones); 0 keeps no record.
     """
 
     device: str = "cpu"
@@ -52,6 +56,7 @@ class Options:
     rule_set: str | None = None
     evict: str = "lru"
     policy: Policy = field(default_factory=Policy)
+    record: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +77,26 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A running assembly."""
+    """A running assembly. `device` decides as of one instant (engine/timeline.py)."""
 
     device: Device
     engine: Engine
     cache: ExpertCache
     kv: KVPool
     plan: Plan
+    recording: Recording | None = None
+
+    def recorded(self) -> Recording:
+        """The record of all work that has ended. Raises UsageError without Options.record."""
+        if self.recording is None:
+            raise UsageError("record", "nothing was recorded", "give Options(record=...), or --trace")
+        self.recording.settle(self.device)
+        return self.recording
+
+    def trace(self) -> Trace:
+        """What is remembered of the work that has ended. Raises UsageError without Options.record."""
+        notes = {"device": self.device.spec.name, "synthetic_tokens": int(self.device.synthetic())}
+        return self.recorded().trace(**notes)
 
 
 def open_models(composition: Composition, device: str) -> dict[str, Model]:
@@ -156,6 +174,8 @@ def assemble(models: Mapping[str, Model], made: Plan, options: Options) -> Parts
 
 def wire(models: Mapping[str, Model], made: Plan, options: Options, device: Device) -> Parts:
     """Compile and wire on a device that is given. Raises CapacityError, UnsupportedError."""
+    recording = Recording(options.record) if options.record else None
+    device = Timeline(device, recording)
     spec = device.spec
     # Tiers between the run tier and the files keep every expert that fits there; the CPU has none.
     between = (
@@ -172,7 +192,8 @@ def wire(models: Mapping[str, Model], made: Plan, options: Options, device: Devi
             programs[model.key] = device.load(compile_graph(model.graph, rule_set))
         exe = programs[model.key]
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
-    return Parts(device, Engine(device, cache, kv, served, options.policy), cache, kv, made)
+    engine = Engine(device, cache, kv, served, options.policy, recording)
+    return Parts(device, engine, cache, kv, made, recording)
 
 
 def make_device(spec: MachineSpec, options: Options) -> Device:

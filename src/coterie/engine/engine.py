@@ -20,6 +20,7 @@ from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
+from coterie.engine.recording import Recording
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.runner import Runner
 from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
@@ -38,11 +39,12 @@ class Engine:
         kv_pool: KVPool,
         experts: Mapping[str, ServedExpert],
         policy: Policy | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.metrics = Metrics()
         self.log = DecisionLog(cache)
-        self._device, self._kv, self._experts = device, kv_pool, experts
+        self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
         self._schedule = schedule_named(self.policy.schedule)
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
@@ -170,6 +172,8 @@ class Engine:
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
+        if self._recording is not None:
+            self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         try:
             started = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare)
         except CoterieError as error:
@@ -211,6 +215,9 @@ class Engine:
         self.log.add("admit", sequence.request.request_id)
 
     def _start(self, expert_id: str, batch: Batch) -> Event:
+        if self._recording is not None:
+            sizes = batch.rows.sizes
+            self._recording.about(expert_id, _step_name(batch), tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
 
     def _finish(self, event: Event) -> None:
@@ -282,6 +289,8 @@ class Engine:
         self.metrics.count_end(reason, timings, len(sequence.tokens) - len(request.prompt_ids))
         self._outputs.append(Output(request.request_id, request.expert_id, tokens, text, reason, error, timings))
         self.log.add("finish", request.request_id, reason)
+        if self._recording is not None:
+            self._recording.request(request.request_id, request.expert_id, timings)
 
     def _timings(self, sequence: Sequence) -> Timings:
         load = sequence.load
@@ -297,3 +306,9 @@ class Engine:
             queue_admissions=sequence.queue_admissions,
             overtaken=sequence.overtaken,
         )
+
+
+def _step_name(batch: Batch) -> str:
+    decoding = sum(part.sequence.decoding for part in batch.parts)
+    counts = {"prefill": len(batch.parts) - decoding, "decode": decoding}
+    return ", ".join(f"{what} {count}" for what, count in counts.items() if count)

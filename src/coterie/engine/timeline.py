@@ -4,52 +4,33 @@
                            ^ as of here   ^ asked    here does not know it yet, however slow the host is
 
 With it a log depends on when work ended, not on how fast Python is; so the durations of a real run, replayed on a
-modelled device, give the same log. Knows nothing about schedules.
+modelled device, give the same log. `now` is the device's own: reports are of real moments, and nothing is decided by
+them. Knows nothing about schedules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import FileRange
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
+from coterie.engine.recording import Recording
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 
-@dataclass(frozen=True, slots=True)
-class _Issued:
-    event: Event
-    after: tuple[Event, ...]
-    issued_s: float
-
-
 class Timeline:
-    """Wraps a device; everything but time passes through. The cache and the engine must be given the same one."""
+    """Wraps a device; everything but time passes through. The cache and the engine must be given the same one.
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    `recording`, where there is one, is told of all work; without one nothing is kept.
+    """
+
+    def __init__(self, device: Device, recording: Recording | None = None) -> None:
+        self._device, self._recording = device, recording
         self._as_of = device.now()
-        self._issued: list[_Issued] = []
-
-    def durations(self) -> dict[str, list[float]]:
-        """Seconds of each finished work by lane, in order of issue: from when it could start to its end.
-
-        It could start when it was decided on, its lane was free and what it waits for was done; so the time that the
-        host took to issue it counts as its own. A modelled device takes this form.
-        """
-        lanes: dict[str, list[float]] = {}
-        free_s: dict[str, float] = {}
-        for item in self._issued:
-            lane, end_s = item.event.lane, self._end(item.event)
-            start_s = max([item.issued_s, free_s.get(lane, item.issued_s), *(self._end(e) for e in item.after)])
-            lanes.setdefault(lane, []).append(max(0.0, end_s - start_s))
-            free_s[lane] = end_s
-        return lanes
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
@@ -61,8 +42,8 @@ class Timeline:
         self._as_of = max(self._as_of, moment)
 
     def now(self) -> float:
-        """The time of the last wait's end, on the device's clock."""
-        return self._as_of
+        """As the device's."""
+        return self._device.now()
 
     def done(self, event: Event) -> bool:
         """True when the event had ended by the end of the last wait."""
@@ -71,12 +52,18 @@ class Timeline:
     def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
         """As the device's."""
         after = tuple(after)
-        return self._note(self._device.fetch(dst, source, after), after)
+        event = self._device.fetch(dst, source, after)
+        if self._recording is not None:
+            self._recording.issued(self._device, event, after, self._as_of, source, source.size_bytes)
+        return event
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """As the device's."""
         after = tuple(after)
-        return self._note(self._device.copy(dst, src, after), after)
+        event = self._device.copy(dst, src, after)
+        if self._recording is not None:
+            self._recording.issued(self._device, event, after, self._as_of, size_bytes=src.size_bytes)
+        return event
 
     def run(
         self,
@@ -88,7 +75,10 @@ class Timeline:
     ) -> Event:
         """As the device's."""
         after = tuple(after)
-        return self._note(self._device.run(exe, binding, gates, steps, after), after)
+        event = self._device.run(exe, binding, gates, steps, after)
+        if self._recording is not None:
+            self._recording.issued(self._device, event, after, self._as_of)
+        return event
 
     def interrupt(self) -> None:
         """As the device's."""
@@ -130,10 +120,6 @@ class Timeline:
     def close(self) -> None:
         """As the device's."""
         self._device.close()
-
-    def _note(self, event: Event, after: tuple[Event, ...]) -> Event:
-        self._issued.append(_Issued(event, after, self._as_of))
-        return event
 
     def _end(self, event: Event) -> float:
         return self._device.span(event).end_s
