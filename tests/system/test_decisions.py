@@ -190,7 +190,8 @@ def test_a_record_is_bounded_and_says_what_it_dropped(models):
 
 
 def test_a_trace_shows_lanes_and_a_fetch_under_another_experts_step(models, tmp_path):
-    served = serve(ModelledDevice(load_machine("toy")), models, EVERYTHING, workload(models, 3), record=1 << 16)
+    policy = replace(EVERYTHING, max_steps=1)
+    served = serve(ModelledDevice(load_machine("toy")), models, policy, workload(models, 3), record=1 << 16)
     path = tmp_path / "trace.json"
     write_trace(path, served.parts.trace())
     events = json.loads(path.read_text())["traceEvents"]

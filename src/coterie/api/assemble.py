@@ -95,8 +95,8 @@ class Parts:
 
     def trace(self) -> Trace:
         """What is remembered of the work that has ended. Raises UsageError without Options.record."""
-        notes = {"device": self.device.spec.name, "synthetic_tokens": int(self.device.synthetic())}
-        return self.recorded().trace(**notes)
+        name, made_up = self.device.spec.name, int(self.device.synthetic())
+        return self.recorded().trace(device=name, synthetic_tokens=made_up)
 
 
 def open_models(composition: Composition, device: str) -> dict[str, Model]:

@@ -17,6 +17,7 @@ from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
 from coterie.core.errors import RequestError
+from coterie.core.trace import Trace
 from coterie.engine.request import Output, Request
 from coterie.models.model import Model
 
@@ -150,6 +151,10 @@ class Coterie:
     def size_bytes(self, expert: str) -> int:
         """Bytes of an expert in the run tier."""
         return self.models[expert].layout.size_bytes
+
+    def trace(self) -> Trace:
+        """What ran when, as far as it is remembered. Raises UsageError without Options.record."""
+        return self._parts.trace()
 
     def close(self) -> None:
         """Stop the device and give its memory back."""

@@ -18,6 +18,7 @@ from coterie.cli.info import info
 from coterie.cli.route import route
 from coterie.cli.run import run
 from coterie.cli.serve import serve
+from coterie.cli.trace import trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,7 @@ app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("diff")(diff)
 app.command("info")(info)
+app.command("trace")(trace)
 app.add_typer(bench, name="bench")
 
 

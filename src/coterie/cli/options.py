@@ -9,6 +9,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -16,7 +17,9 @@ from rich.console import Console
 
 from coterie.api import Options
 from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
+from coterie.engine.recording import MAX_WORKS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,12 +49,25 @@ KvOpt = Annotated[
 DeviceOpt = Annotated[
     str, typer.Option(help="cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers).")
 ]
+TraceOpt = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing, Perfetto or coterie trace."),
+]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
 
-def options(device: str, near: int | None, kv: int | None, threads: int | None) -> Options:
+def options(device: str, near: int | None, kv: int | None, threads: int | None, trace: Path | None = None) -> Options:
     """Gather the shared options."""
-    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads)
+    record = MAX_WORKS if trace is not None else 0
+    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads, record=record)
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Write a trace and say so on stderr, with what it had no room for. Raises UsageError."""
+    write_trace(path, trace)
+    dropped = trace.notes.get("dropped", 0)
+    lost = f"; the {dropped} oldest events were dropped" if dropped else ""
+    err.print(f"trace: {len(trace.slices)} pieces of work in {path}{lost}", markup=False)
 
 
 def sentences(command: Callable[P, T]) -> Callable[P, T]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,9 +22,11 @@ from coterie.cli.options import (
     KvOpt,
     NearOpt,
     ThreadsOpt,
+    TraceOpt,
     options,
     out,
     print_json,
+    save_trace,
     sentences,
 )
 from coterie.core.errors import CoterieError, RequestError
@@ -49,11 +52,12 @@ def run(
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    trace: TraceOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
-    with Coterie.open(composition, options(device, near, kv, threads)) as coterie:
+    with Coterie.open(composition, options(device, near, kv, threads, trace)) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
@@ -62,6 +66,7 @@ def run(
         interactive = not prompt and sys.stdin.isatty()
         if interactive:
             _chat(coterie, query)
+            _save(trace, coterie)
             return
         answers: list[Answer] = []
         try:
@@ -73,8 +78,14 @@ def run(
             # A later question that is refused takes nothing away from those that were answered.
             if json_ and answers:
                 print_json(answers[0].to_dict() if len(answers) == 1 else [a.to_dict() for a in answers])
+        _save(trace, coterie)
         if not answers:
             raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
+
+
+def _save(trace: Path | None, coterie: Coterie) -> None:
+    if trace is not None:
+        save_trace(trace, coterie.trace())
 
 
 def _lines() -> Iterator[str]:

@@ -16,7 +16,18 @@ from rich.markup import escape
 
 from coterie.api import Coterie
 from coterie.cli.check import budget_line
-from coterie.cli.options import CompositionArg, DeviceOpt, KvOpt, NearOpt, ThreadsOpt, options, out, sentences
+from coterie.cli.options import (
+    CompositionArg,
+    DeviceOpt,
+    KvOpt,
+    NearOpt,
+    ThreadsOpt,
+    TraceOpt,
+    options,
+    out,
+    save_trace,
+    sentences,
+)
 from coterie.core.errors import UsageError
 from coterie.server.app import make_app
 
@@ -33,9 +44,11 @@ def serve(
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    trace: TraceOpt = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
-    with _listen(host, port) as listener, Coterie.open(composition, options(device, near, kv, threads)) as coterie:
+    made = options(device, near, kv, threads, trace)
+    with _listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
@@ -50,6 +63,8 @@ def serve(
             uvicorn.Config(make_app(coterie), log_level="warning", timeout_graceful_shutdown=GRACE_S)
         )
         server.run(sockets=[listener])
+        if trace is not None:
+            save_trace(trace, coterie.trace())
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -63,7 +63,7 @@ class Trace:
 
 def write_trace(path: Path, trace: Trace) -> None:
     """Write a trace, its first moment being zero. Raises UsageError when the file cannot be written."""
-    zero = min((item.start_s for item in (*trace.slices, *trace.asyncs)), default=0.0)
+    zero = min([*(item.start_s for item in trace.slices), *(item.start_s for item in trace.asyncs)], default=0.0)
     threads = {lane: number for number, lane in enumerate(trace.lanes, start=1)}
     events: list[dict[str, Any]] = [_meta("process_name", 0, "coterie")]
     for lane, thread in threads.items():
