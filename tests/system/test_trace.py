@@ -56,7 +56,6 @@ def test_a_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_mistakes_are_sentences(tmp_path: Path, composition: Path) -> None:
     (tmp_path / "no.json").write_text('{"traceEvents": [{"ph": "X"}]}')
-    ask = ("run", composition, "for ada", "--max-tokens", "1", "--trace")
     for args, words in (
         (("trace", tmp_path / "no.json"), "is no trace of ours"),
         (("trace", tmp_path / "absent.json"), "cannot be read"),
