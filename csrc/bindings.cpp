@@ -59,6 +59,22 @@ const Isa& find_isa(const std::string& name) {
   throw nb::value_error(("instruction set '" + name + "' is not supported by this machine or build").c_str());
 }
 
+double read_seconds_of(int64_t from, int64_t size, int threads, int64_t ahead, const std::string& isa) {
+  const Isa& found = find_isa(isa);
+  const nb::gil_scoped_release unlocked;
+  uint64_t sink = 0;
+  const double seconds = read_seconds(found.sticks, reinterpret_cast<const uint8_t*>(from), size, threads, ahead, &sink);
+  return seconds + (sink == 1 ? 1e-300 : 0);  // the sum is used, so the reads cannot be left out
+}
+
+double multiply_add_rate_of(int64_t rounds, int threads, const std::string& isa) {
+  const Isa& found = find_isa(isa);
+  const nb::gil_scoped_release unlocked;
+  float sink = 0;
+  const double rate = multiply_add_rate(found.sticks, rounds, threads, &sink);
+  return rate + (sink == 1 ? 1e-300 : 0);
+}
+
 void check_rows(const Rows& rows) {
   const auto* first = reinterpret_cast<const Row*>(rows.data());
   for (size_t i = 0; i < rows.shape(0); ++i)
@@ -127,7 +143,13 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("threads", &Team::threads)
       .def_prop_ro("memory_bytes", &Team::memory_bytes)
       .def_prop_ro("isa", &Team::isa);
+<<<<<<< HEAD
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
+=======
+  m.def("read_seconds", &read_seconds_of, nb::arg("address"), nb::arg("size_bytes"), nb::arg("threads"), nb::arg("ahead_bytes"),
+        nb::arg("isa"));
+  m.def("multiply_add_rate", &multiply_add_rate_of, nb::arg("rounds"), nb::arg("threads"), nb::arg("isa"));
+>>>>>>> aed52be (Bench: native measuring sticks, prefill, batches, and peers side by side (llama.cpp, transformers))
   m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
         nb::arg("gate"), nb::arg("value"));
 }

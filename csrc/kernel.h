@@ -4,6 +4,7 @@
 
 #include "instruction.h"
 #include "scratch.h"
+#include "sticks.h"
 
 namespace coterie {
 
@@ -19,6 +20,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   const Kernel& (*kernel)(int64_t opcode);
+  const Sticks& sticks;
 };
 
 // Most kernels share nothing but their operands; one that does defines its own.

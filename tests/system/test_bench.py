@@ -92,13 +92,34 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     head = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
     assert got["kv_bytes_per_token"] == 7 * 2 * 2 * CONFIG["num_key_value_heads"] * head * 2
     assert got["stick"]["bytes_per_s"] > 0
-    assert "numpy sum" in got["stick"]["name"]
-    assert set(got["ways"]) == {"fused/host", "fused/device"}
-    for row in got["ways"].values():
-        assert row["tokens_per_s"] == pytest.approx(1 / row["seconds_per_token"])
-        rate = (got["weight_bytes_per_token"] + got["kv_bytes_per_token"]) / row["seconds_per_token"]
-        assert row["read_bytes_per_s"] == pytest.approx(rate)
-        assert row["share_of_stick"] > 0
+    assert "read loop" in got["stick"]["name"]
+    assert got["tokens_per_s"] == pytest.approx(1 / got["seconds_per_token"])
+    assert got["read_bytes_per_s"] == pytest.approx(
+        (got["weight_bytes_per_token"] + got["kv_bytes_per_token"]) / got["seconds_per_token"]
+    )
+    low, high = got["mbu_quartiles"]
+    assert 0 < low <= got["mbu"] <= high
+    assert got["batch"]["size"] == 8
+    assert got["batch"]["tokens_per_s"] == pytest.approx(8 / got["batch"]["seconds_per_step"])
+    rates = got["multiply_add_flops_per_s"], got["stick"]["bytes_per_s"]
+    assert got["batch"]["gain_aim"] == pytest.approx(0.7 * min(8, rates[0] / rates[1]))
+    assert got["peers"] == {}
+    assert not list(temporary.iterdir())
+
+
+def test_prefill_counts_the_flops_of_a_prompt(config: Path, temporary: Path) -> None:
+    tokens = 9
+    got = bench("prefill", "--shape", config, "--prompt", tokens, *QUICK)
+    assert got["workload"]["prompt_tokens"] == tokens
+    heads, hidden = CONFIG["num_attention_heads"], CONFIG["hidden_size"]
+    layers = CONFIG["num_hidden_layers"]
+    matrices = {name: shape for name, shape in tensors().items() if len(shape) == 2 and "embed" not in name}
+    per_token = {name: 1 if name == "lm_head.weight" else tokens for name in matrices}
+    linear = sum(2 * int(np.prod(shape)) * per_token[name] for name, shape in matrices.items())
+    attention = layers * 2 * 2 * heads * (hidden // heads) * (tokens * (tokens + 1) // 2)  # causal: q k and p v
+    assert linear + attention <= got["flops"] <= 1.25 * (linear + attention)  # the rest: norms, rope, softmax
+    assert got["tokens_per_s"] == pytest.approx(tokens / got["seconds"])
+    assert got["share_of_peak"] > 0
     assert not list(temporary.iterdir())
 
 
@@ -134,9 +155,9 @@ def test_everything_ends_in_one_json_line() -> None:
     assert result.exit_code == 0, result.output
     *shown, last = result.stdout.splitlines()
     got = json.loads(last)
-    assert [run["bench"] for run in got["runs"]] == ["fusion", "decode", "switch"]
+    assert [run["bench"] for run in got["runs"]] == ["fusion", "decode", "prefill", "switch"]
     assert got["runs"][0]["byte_counters_agree"] is True
-    for word in ("speed-up", "share of the stick", "resident switch", "agrees with the graph's cost"):
+    for word in ("speed-up", "of the read loop", "resident switch", "agrees with the graph's cost"):
         assert any(word in line for line in shown), word
 
 

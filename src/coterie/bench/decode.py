@@ -1,104 +1,183 @@
-"""Decode at batch 1: tokens per second, the bytes that a token must read, and the rate beside a simple measured read.
+"""Decode: tokens per second and the share of the memory's read rate, at batch 1 and at a larger batch, beside peers.
+
+    round:  coterie | batch of coterie | read loops ... | multiply-adds | peer | peer      every way once a round
 
 Knows nothing about requests or experts of a composition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
-from coterie.bench.fusion import WAYS
-from coterie.bench.report import Effort, Report, Spread, interleave, last_level_cache_bytes, paired_ratio
-from coterie.bench.shapes import shape_config
+from coterie.bench.peers.best import Chosen, choose, peers_named, prepared_peer, seconds_of
+from coterie.bench.peers.peer import Peer, Session
+from coterie.bench.report import (
+    MEASURING_ERROR,
+    Effort,
+    Report,
+    Spread,
+    interleave,
+    last_level_cache_bytes,
+    paired_ratio,
+)
+from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded
-from coterie.bench.sticks import read_loops
+from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.graph.cost import program_cost
+from coterie.graph.cost import Cost
+from coterie.models.model import Model
 
-MEASURED = ("fused/host", "fused/device")
-BEST = "fused/device"
-MEASURING_ERROR = 1.02  # a share above this says that the stick is short, not that the machine was exceeded
+STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
+OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
 
 
-def decode(shape: str, context_tokens: int, threads: int | None, effort: Effort) -> Report:
-    """Measure decode steps and the stick in the same rounds. Raises UsageError, CapacityError."""
-    config = shape_config(shape)
+def decode(
+    shape: str,
+    context_tokens: int,
+    threads: int | None,
+    effort: Effort,
+    batch: int = 8,
+    peers: Sequence[str] = (),
+) -> Report:
+    """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
+    engines = peers_named(peers)
+    config = with_context(shape_config(shape), context_tokens + STEPS)
     with random_experts(config, 1) as (model,), ExitStack() as stack:
-        context = min(context_tokens, model.max_context)
-        loaded = {way: Loaded(model, WAYS[way][1], threads, context) for way in MEASURED}
-        for one in loaded.values():
-            stack.callback(one.close)
-        steps = {way: loaded[way].step(WAYS[way][0], context - 1, 1) for way in MEASURED}
-        device = loaded[BEST].device
-        pool = stack.enter_context(ThreadPoolExecutor(device.threads))
-        sticks = read_loops(device.memory(loaded[BEST].weights), pool, device.threads)
-        samples = interleave({way: step.seconds for way, step in steps.items()} | sticks, effort)
-        cost = program_cost(steps[BEST].exe.program, steps[BEST].binding.rows.sizes)
-    workload = {"shape": shape, "batch": 1, "context": context, "weights": "random bf16", "threads": device.threads}
-    results = _results(samples, list(sticks), cost.weight_bytes, cost.kv_read_bytes, model.layout.size_bytes)
+        loaded = Loaded(model, "device", threads, context_tokens + STEPS, batch)
+        stack.callback(loaded.close)
+        one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
+        many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
+        cpus = loaded.device.threads
+        sticks = read_loops(loaded.device.memory(loaded.weights), cpus)
+        chosen = {peer.name: _open(stack, peer, model, context_tokens, cpus) for peer in engines}
+        ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
+        ways |= {PEAK: partial(multiply_adds, cpus)}
+        ways |= {name: partial(_peer_seconds, session) for name, (_, session) in chosen.items()}
+        samples = interleave(ways, effort)
+    stick = min(sticks, key=lambda name: median(samples[name]))
+    results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
+    results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"])
+    results["peers"] = {name: _peer(samples, name, choice) for name, (choice, _) in chosen.items()}
+    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": "random bf16", "threads": cpus}
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 
-def _results(
-    samples: Mapping[str, list[float]], sticks: list[str], weight_bytes: int, kv_bytes: int, stick_bytes: int
-) -> dict[str, Any]:
-    stick = min(sticks, key=lambda name: median(samples[name]))
-    read = weight_bytes + kv_bytes
-    ways = {}
-    for way in MEASURED:
-        seconds = median(samples[way])
-        # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
-        share = paired_ratio(samples[stick], samples[way]).scaled(read / stick_bytes)
-        ways[way] = {
-            "seconds_per_token": seconds,
-            "tokens_per_s": 1 / seconds,
-            "read_bytes_per_s": read / seconds,
-            "share_of_stick": share.median,
-            "share_of_stick_quartiles": [share.low, share.high],
-        }
+def _open(stack: ExitStack, peer: Peer, model: Model, context: int, cpus: int) -> tuple[Chosen, Session]:
+    """The peer at its best for decode steps at this context, open and with its cache filled."""
+    prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, "bf16"))
+    prompt = prompt_ids(model, context - 1)
+    room = context + 1000  # decoding goes on from round to round; the cache grows a little while it is measured
+
+    def work(session: Session) -> object:
+        return session.prefill(prompt[:1]), session.decode(STEPS)
+
+    choice = choose(peer, prepared, cpus, room, work)
+    if choice is None:
+        raise AssertionError(f"{peer.name} has no bf16 precision")
+    session = peer.open(choice.prepared, choice.settings, room)
+    stack.callback(session.close)
+    session.prefill(prompt)
+    return choice, session
+
+
+def _peer_seconds(session: Session) -> float:
+    return seconds_of(lambda: session.decode(STEPS)) / STEPS
+
+
+def prompt_ids(model: Model, count: int) -> list[int]:
+    """A made-up prompt, the same for everybody."""
+    ids = np.random.default_rng(count).integers(0, model.config.vocab_size, max(count, 1))
+    return [int(i) for i in ids]
+
+
+def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:
+    seconds, read = median(samples[OURS]), cost.weight_bytes + cost.kv_read_bytes
+    # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
+    mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
     return {
-        "way": BEST,
-        **ways[BEST],
-        "weight_bytes_per_token": weight_bytes,
-        "kv_bytes_per_token": kv_bytes,
+        "mbu": mbu.median,
+        "mbu_quartiles": [mbu.low, mbu.high],
+        "read_bytes_per_s": read / seconds,
+        "tokens_per_s": 1 / seconds,
+        "seconds_per_token": seconds,
+        "weight_bytes_per_token": cost.weight_bytes,
+        "kv_bytes_per_token": cost.kv_read_bytes,
         "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
-        "rounds": len(samples[BEST]),
-        "ways": ways,
+        "multiply_add_flops_per_s": median(samples[PEAK]),
+        "rounds": len(samples[OURS]),
+    }
+
+
+def _batch(samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate: float) -> dict[str, Any]:
+    """What a batch gains, beside 0.7 of what either limit allows: the cores' arithmetic, or all tokens for one read."""
+    gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
+    allowed = min(batch, median(samples[PEAK]) / read_rate)
+    return {
+        "size": batch,
+        "seconds_per_step": median(samples[BATCH]),
+        "tokens_per_s": batch / median(samples[BATCH]),
+        "gain": gain.median,
+        "gain_quartiles": [gain.low, gain.high],
+        "gain_aim": 0.7 * allowed,
+        "flops_per_s": cost.flops / median(samples[BATCH]),
+    }
+
+
+def _peer(samples: Mapping[str, list[float]], name: str, choice: Chosen) -> dict[str, Any]:
+    ratio = paired_ratio(samples[name], samples[OURS])
+    return {
+        "tokens_per_s": 1 / median(samples[name]),
+        "ratio": ratio.median,
+        "ratio_quartiles": [ratio.low, ratio.high],
+        "precision": choice.precision,
+        "settings": str(choice.settings),
     }
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    table = Table("way", "per token", "tokens/s", "reads", "share of the stick (quartiles)")
-    for way, row in results["ways"].items():
-        rate = format_rate(row["read_bytes_per_s"])
-        tokens = f"{row['tokens_per_s']:.1f}"
-        table.add_row(way, format_seconds(row["seconds_per_token"]), tokens, rate, _share(row))
+    table = Table("way", "per token", "tokens/s", "reads", "share of the read loop, or ratio (quartiles)")
+    share = Spread(results["mbu"], *results["mbu_quartiles"])
+    seconds, rate = format_seconds(results["seconds_per_token"]), format_rate(results["read_bytes_per_s"])
+    table.add_row("coterie, batch 1", seconds, f"{results['tokens_per_s']:.1f}", rate, f"{share} of the read loop")
+    batch = results["batch"]
+    gain = Spread(batch["gain"], *batch["gain_quartiles"])
+    per_token = format_seconds(1 / batch["tokens_per_s"])
+    said = f"{gain} x batch 1; 0.7 of the limit is {batch['gain_aim']:.2f}"
+    table.add_row(f"coterie, batch {batch['size']}", per_token, f"{batch['tokens_per_s']:.1f}", "", said)
+    for name, row in results["peers"].items():
+        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])} x its time is ours"
+        said = ratio if row["ratio"] >= 1 else f"{ratio}: {name} wins"
+        table.add_row(
+            f"{name}, {row['precision']}",
+            format_seconds(1 / row["tokens_per_s"]),
+            f"{row['tokens_per_s']:.1f}",
+            "",
+            said,
+        )
     return table
-
-
-def _share(row: Mapping[str, Any]) -> str:
-    low, high = row["share_of_stick_quartiles"]
-    return str(Spread(row["share_of_stick"], low, high))
 
 
 def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     weight, kv = (format_bytes(results[key]) for key in ("weight_bytes_per_token", "kv_bytes_per_token"))
     stick = results["stick"]
     notes = [
-        f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved",
-        f"the stick: {stick['name']}, over the weights' own bytes: {format_rate(stick['bytes_per_s'])}."
-        " A plain loop, not the best that this machine can do",
+        f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "
+        f"{STEPS} steps a call",
+        f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
+        f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
+        *(f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in results["peers"].items()),
     ]
     cache = last_level_cache_bytes()
     if cache is not None and expert_bytes <= cache:
         notes.append(f"these weights fit the {format_bytes(cache)} of cache, so this is no measure of the memory")
-    if any(way["share_of_stick"] > MEASURING_ERROR for way in results["ways"].values()):
+    if results["mbu"] > MEASURING_ERROR:
         notes.append("a share above 1 is a measuring error: here the stick is too short to measure the kernels by")
     return tuple(notes)

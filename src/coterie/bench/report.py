@@ -28,6 +28,7 @@ from coterie.core.units import format_bytes, parse_bytes
 from coterie.kernels import cpu as kernels
 from coterie.spec.this_machine import allowed_cpus, allowed_memory
 
+MEASURING_ERROR = 1.02  # a share above this says that the stick is short, not that the machine was exceeded
 MAX_ROUNDS = 200  # a step of microseconds is not sampled for ever
 _HERE = Path(__file__).resolve()
 

@@ -32,13 +32,35 @@ _135M = {
 }
 
 
+# Source: config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0.
+_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+
 def _demo() -> dict[str, Any]:
     """A demo expert's own config; all of them have one shape."""
     first = min((PRESETS / "demo" / "experts").glob(f"*/{CONFIG}"))
     return read_object(first)
 
 
-SHAPES: Mapping[str, Callable[[], dict[str, Any]]] = {"demo": _demo, "135m": lambda: dict(_135M)}
+SHAPES: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "demo": _demo,
+    "135m": lambda: dict(_135M),
+    "1b": lambda: dict(_1B),
+}
 
 
 def shape_config(shape: str) -> dict[str, Any]:
@@ -49,3 +71,8 @@ def shape_config(shape: str) -> dict[str, Any]:
         fact = f"{shape!r} is neither a shape nor a config.json file"
         raise UsageError("--shape", fact, f"use one of {', '.join(SHAPES)}, or the path of a config.json")
     return read_object(Path(shape))
+
+
+def with_context(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """The config with room for so many positions; random weights do not mind that no one was trained for them."""
+    return {**config, "max_position_embeddings": max(tokens, int(config.get("max_position_embeddings", 0)))}

@@ -15,7 +15,7 @@ from coterie.device import Binding, Buffer, Event, Rows, Sampling
 from coterie.devices.cpu import CpuDevice, Orchestration
 from coterie.devices.cpu_step import CpuExecutable
 from coterie.graph.compile import compile_graph
-from coterie.graph.cost import program_cost
+from coterie.graph.cost import Cost, program_cost
 from coterie.kernels.cpu import Counters
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import Model
@@ -25,66 +25,74 @@ TOKEN_BYTES = 4  # a drawn token, int32
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that is repeated: the same rows at the same positions, so each run does the same work."""
+    """Steps that are repeated: the same rows at the same positions, so each run does the same work."""
 
     device: CpuDevice
     exe: CpuExecutable
     binding: Binding
+    steps: int = 1
 
     def seconds(self) -> float:
-        """Run it once; from the call to its tokens in Python."""
+        """Run once; seconds per step, from the call to the tokens in Python."""
         start = perf_counter()
-        event = self.device.run(self.exe, self.binding)
+        event = self.device.run(self.exe, self.binding, steps=self.steps)
         wait(self.device, event)
         self.device.tokens(event)
-        return perf_counter() - start
+        return (perf_counter() - start) / self.steps
 
     def counted(self) -> Counters:
-        """Run it once; what the kernels counted."""
+        """Run once; what the kernels counted."""
         self.device.reset_counters()
         self.seconds()
         return self.device.counters()
 
+    def cost(self) -> Cost:
+        """Flops and bytes of the first of the steps."""
+        return program_cost(self.exe.program, self.binding.rows.sizes)
+
     def intermediate_bytes(self, counted: Counters) -> int:
         """Of the bytes that kernels stored, what is left without KV pages and drawn tokens: the intermediates."""
-        sizes = self.binding.rows.sizes
-        pages = program_cost(self.exe.program, sizes).kv_write_bytes
-        return counted.stored_bytes - pages - TOKEN_BYTES * sizes.R
+        return counted.stored_bytes - self.cost().kv_write_bytes - TOKEN_BYTES * self.binding.rows.sizes.R
 
 
 class Loaded:
-    """A model's weights and KV pages for one sequence in a device's memory. Raises CapacityError, TransferError."""
+    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in a device's memory.
 
-    def __init__(self, model: Model, orchestration: Orchestration, threads: int | None, max_tokens: int) -> None:
+    Raises CapacityError, TransferError.
+    """
+
+    def __init__(
+        self, model: Model, orchestration: Orchestration, threads: int | None, max_tokens: int, batch: int = 1
+    ) -> None:
         self.device = CpuDevice(threads=threads, orchestration=orchestration)
         try:
             tier = self.device.spec.run_tier
             self.weights: Buffer = self.device.reserve(tier, model.layout.size_bytes)
             self._block_bytes = page_bytes(model.kv)
             self._pages = -(-max_tokens // model.kv.tokens_per_block(self._block_bytes))
-            self._kv = self.device.reserve(tier, self._pages * self._block_bytes)
+            self._kv = self.device.reserve(tier, batch * self._pages * self._block_bytes)
             self._model = model
             fetch(self.device, model, self.weights)
         except BaseException:
             self.close()
             raise
 
-    def step(self, rule_set: str, first: int, count: int) -> Step:
-        """A step of `count` tokens from position `first` on, of which the last is sampled."""
+    def step(self, rule_set: str, first: int, count: int, batch: int = 1, steps: int = 1) -> Step:
+        """`steps` steps of `batch` sequences of `count` tokens each from position `first` on; the last is sampled."""
         exe = self.device.load(compile_graph(self._model.graph, rule_set))
-        positions = np.arange(first, first + count, dtype=np.int32)
         rng = np.random.default_rng(first)
         rows = Rows(
-            tokens_T=rng.integers(0, self._model.config.vocab_size, count, dtype=np.int32),
-            positions_T=positions,
-            sequence_T=np.zeros(count, np.int32),
-            block_tables_BM=np.arange(self._pages, dtype=np.int32)[None],
-            lengths_B=np.array([first + count], np.int32),
-            rows_R=np.array([count - 1], np.int32),
-            sampling=(Sampling(),),
+            tokens_T=rng.integers(0, self._model.config.vocab_size, batch * count, dtype=np.int32),
+            positions_T=np.tile(np.arange(first, first + count, dtype=np.int32), batch),
+            sequence_T=np.repeat(np.arange(batch, dtype=np.int32), count),
+            block_tables_BM=np.arange(batch * self._pages, dtype=np.int32).reshape(batch, self._pages),
+            lengths_B=np.full(batch, first + count, np.int32),
+            rows_R=np.arange(1, batch + 1, dtype=np.int32) * count - 1,
+            sampling=(Sampling(),) * batch,
         )
         offsets = self._model.layout.offsets(exe.program.weights)
-        return Step(self.device, exe, Binding(self.weights, offsets, self._kv, self._block_bytes, rows))
+        binding = Binding(self.weights, offsets, self._kv, self._block_bytes, rows)
+        return Step(self.device, exe, binding, steps)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,4 +1,4 @@
-"""Measuring sticks: simple reads of memory and disk, to hold measurements against. Not the best that a machine can do.
+"""Measuring sticks: loops that only read memory, only multiply and add, or only read a file.
 
 Knows nothing about what is held against them.
 """
@@ -8,32 +8,35 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
-
 from coterie.devices.cpu_memory import Bytes
+from coterie.kernels import cpu as kernels
+
+AHEAD_BYTES = (0, 2048)  # of prefetch in the read loops; which is faster differs between machines
+MULTIPLY_ADD_ROUNDS = 200_000  # some 25 ms
 
 
-def read_loops(memory: Bytes, pool: ThreadPoolExecutor, threads: int) -> dict[str, Callable[[], float]]:
-    """Read loops over `memory`, by one thread and by all: name -> runs once and returns seconds."""
-    words = memory[: len(memory) // 8 * 8].view(np.uint64)
-    return {f"numpy sum, {n} thread{'s' if n > 1 else ''}": _summing(words, pool, n) for n in sorted({1, threads})}
+def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
+    """Native read loops over `memory`, with and without prefetch, by one thread to `threads`.
+
+    Name -> runs once and returns seconds. The fastest of them is the stick.
+    """
+    counts = sorted({1, -(-threads // 2), threads})
+    return {
+        f"read loop, {count} thread{'s' if count > 1 else ''}{f', {ahead} B ahead' if ahead else ''}": partial(
+            kernels.read_seconds, memory, count, ahead
+        )
+        for count in counts
+        for ahead in AHEAD_BYTES
+    }
 
 
-def _summing(words: npt.NDArray[np.uint64], pool: ThreadPoolExecutor, threads: int) -> Callable[[], float]:
-    parts = np.array_split(words, threads)
-
-    def seconds() -> float:
-        start = perf_counter()
-        for _ in pool.map(np.sum, parts):
-            pass
-        return perf_counter() - start
-
-    return seconds
+def multiply_adds(threads: int) -> float:
+    """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads."""
+    return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads)
 
 
 def drop_page_cache(file: Path) -> None:

@@ -12,25 +12,31 @@ import typer
 
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
+from coterie.bench.prefill import prefill
 from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.switch import switch
 from coterie.cli.options import JsonOpt, ThreadsOpt, out, sentences
 
 app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
 
-ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, or the path of a config.json.")]
+ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, or the path of a config.json.")]
+PeersOpt = Annotated[
+    list[str] | None,
+    typer.Option("--peer", metavar="NAME", help="llama.cpp or transformers, side by side; repeatable."),
+]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
 
 SHAPE, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", 128, 64, 3
+PREFILL_TOKENS, BATCH = 512, 8
 EFFORT = Effort()
 
 
 @app.callback()
 @sentences
 def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt = None) -> None:
-    """Measure fusion, decode and switch on random experts of the demo's shape."""
+    """Measure fusion, decode, prefill and switch on random experts of the demo's shape."""
     if ctx.invoked_subcommand is not None:
         return
     if not json_:
@@ -38,6 +44,7 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
     reports = [
         fusion(SHAPE, PROMPT_TOKENS, threads, EFFORT),
         decode(SHAPE, CONTEXT_TOKENS, threads, EFFORT),
+        prefill(SHAPE, PREFILL_TOKENS, threads, EFFORT),
         switch(SHAPE, PROMPT_TOKENS, EXPERTS, threads, EFFORT),
     ]
     if not json_:
@@ -65,14 +72,31 @@ def bench_fusion(
 @sentences
 def bench_decode(
     shape: ShapeOpt = SHAPE,
-    context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
+    context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
+    peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Tokens per second at batch 1, beside a simple read of the same bytes."""
-    _print(decode(shape, context, threads, Effort(rounds, seconds)), json_)
+    """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
+    _print(decode(shape, context, threads, Effort(rounds, seconds), batch, peer or ()), json_)
+
+
+@app.command("prefill")
+@sentences
+def bench_prefill(
+    shape: ShapeOpt = SHAPE,
+    prompt: PromptOpt = PREFILL_TOKENS,
+    peer: PeersOpt = None,
+    rounds: RoundsOpt = EFFORT.rounds,
+    seconds: SecondsOpt = EFFORT.seconds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
+    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), peer or ()), json_)
 
 
 @app.command("switch")

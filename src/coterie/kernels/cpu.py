@@ -145,3 +145,13 @@ class Team:
     def reset_counters(self) -> None:
         """Start counting from zero."""
         self._native.reset_counters()
+
+
+def read_seconds(memory: npt.NDArray[np.uint8], threads: int, ahead_bytes: int, isa: str = ISAS[-1]) -> float:
+    """Seconds in which `threads` threads read all of `memory`, prefetching `ahead_bytes` ahead (0: not at all)."""
+    return float(_cpu.read_seconds(address(memory), memory.nbytes, threads, ahead_bytes, isa))
+
+
+def multiply_add_rate(rounds: int, threads: int, isa: str = ISAS[-1]) -> float:
+    """Flops per second of multiply-adds in registers, `threads` threads with `rounds` rounds each (some 400 cycles)."""
+    return float(_cpu.multiply_add_rate(rounds, threads, isa))

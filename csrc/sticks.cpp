@@ -1,0 +1,63 @@
+// Runs the loops of the measuring sticks on several threads and takes the time.
+#include "sticks.h"
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+namespace coterie {
+
+namespace {
+
+constexpr int64_t kBlockBytes = 1 << 18;  // a slow thread holds the others up by this much at most
+
+// Seconds from when all threads stand ready until the last is done; the time to start them is not part of it.
+template <class Body>
+double timed(int threads, Body body) {
+  using Clock = std::chrono::steady_clock;
+  std::atomic<int> ready{0};
+  std::atomic<bool> go{false};
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) {
+    others.emplace_back([&, i] {
+      ready.fetch_add(1);
+      while (!go.load()) std::this_thread::yield();
+      body(i);
+    });
+  }
+  while (ready.load() < threads - 1) std::this_thread::yield();
+  const auto start = Clock::now();
+  go.store(true);
+  body(0);
+  for (auto& other : others) other.join();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, uint64_t* sink) {
+  std::atomic<int64_t> next{0};
+  std::vector<uint64_t> totals(static_cast<size_t>(threads));
+  const double seconds = timed(threads, [&](int i) {
+    for (int64_t at; (at = next.fetch_add(kBlockBytes)) < size;)
+      totals[static_cast<size_t>(i)] ^= sticks.read(from + at, at + kBlockBytes < size ? kBlockBytes : size - at, ahead);
+  });
+  for (const uint64_t total : totals) *sink ^= total;
+  return seconds;
+}
+
+double multiply_add_rate(const Sticks& sticks, int64_t rounds, int threads, float* sink) {
+  std::vector<float> sinks(static_cast<size_t>(threads));
+  std::vector<int64_t> flops(static_cast<size_t>(threads));
+  const double seconds = timed(threads, [&](int i) {
+    const auto at = static_cast<size_t>(i);
+    flops[at] = sticks.multiply_add(rounds, &sinks[at]);
+  });
+  int64_t total = 0;
+  for (const int64_t count : flops) total += count;
+  for (const float value : sinks) *sink += value;
+  return static_cast<double>(total) / seconds;
+}
+
+}  // namespace coterie

@@ -1,0 +1,22 @@
+// Measuring sticks: loops that do nothing but read memory, and loops that do nothing but multiply and add.
+// Knows nothing about kernels, weights or teams.
+#pragma once
+
+#include <cstdint>
+
+namespace coterie {
+
+struct Sticks {
+  // Reads every byte of [from, from + size) and returns a value that depends on them; `ahead` bytes are prefetched, 0 for none.
+  uint64_t (*read)(const uint8_t* from, int64_t size, int64_t ahead);
+  // Runs `rounds` rounds of independent multiply-adds and returns how many flops those were; `sink` takes the result.
+  int64_t (*multiply_add)(int64_t rounds, float* sink);
+};
+
+// Seconds in which `threads` threads read all of it, in blocks of a shared counter. `sink` takes what was read.
+double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, uint64_t* sink);
+
+// Flops per second of `threads` threads that each run `rounds` rounds.
+double multiply_add_rate(const Sticks& sticks, int64_t rounds, int threads, float* sink);
+
+}  // namespace coterie

@@ -1,0 +1,61 @@
+// The loops of the measuring sticks. Compiled once per instruction set.
+#include "sticks.h"
+
+#include "vec.h"
+
+namespace coterie::COTERIE_ISA {
+
+namespace {
+
+constexpr int kStreams = 8;                  // vectors in flight; more than a core needs to hide the latency of an addition
+constexpr int64_t kBytes = W * 4;            // of a vector
+constexpr int64_t kStep = kStreams * kBytes;
+constexpr int64_t kLineBytes = 64;
+constexpr int kChains = W == 16 ? 16 : 12;      // independent sums: enough for the latency on two units, and they fit the registers
+constexpr int kUnroll = 16;
+
+template <bool kPrefetch>
+uint64_t read_loop(const uint8_t* from, int64_t size, int64_t ahead) {
+  VI sums[kStreams] = {};
+  int64_t at = 0;
+  for (; at + kStep <= size; at += kStep) {
+    if constexpr (kPrefetch)
+      for (int64_t line = 0; line < kStep; line += kLineBytes) __builtin_prefetch(from + at + ahead + line);
+#pragma GCC unroll 8
+    for (int i = 0; i < kStreams; ++i) {
+      VI v;
+      std::memcpy(&v, from + at + i * kBytes, sizeof v);
+      sums[i] ^= v;
+    }
+  }
+  uint64_t total = 0;
+  for (int i = 0; i < kStreams; ++i)
+    for (int lane = 0; lane < W; ++lane) total ^= static_cast<uint32_t>(sums[i][lane]);
+  for (; at < size; ++at) total ^= from[at];
+  return total;
+}
+
+uint64_t read(const uint8_t* from, int64_t size, int64_t ahead) {
+  return ahead > 0 ? read_loop<true>(from, size, ahead) : read_loop<false>(from, size, 0);
+}
+
+int64_t multiply_add(int64_t rounds, float* sink) {
+  V sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = splat(static_cast<float>(i));
+  const V factor = splat(0.999f), term = splat(0.001f);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnroll; ++u)
+#pragma GCC unroll 16
+      for (int i = 0; i < kChains; ++i) sums[i] = fma(sums[i], factor, term);
+  }
+  for (int i = 0; i < kChains; ++i) *sink += sum(sums[i]);
+  return rounds * kUnroll * kChains * W * 2;
+}
+
+}  // namespace
+
+extern const Sticks sticks;
+const Sticks sticks = {read, multiply_add};
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,86 @@
+"""Finds each peer's best setting by a short trial on the workload itself, so that it is compared at its best.
+
+Knows nothing about any engine in particular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+from coterie.bench.peers.llama_cpp import LlamaCpp
+from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.peers.transformers import Transformers
+from coterie.core.errors import UsageError
+
+PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
+TRIALS = 3  # of each setting; the fastest counts
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A peer with the precision and settings that won its trial, and what it opened."""
+
+    peer: Peer
+    precision: str
+    settings: Settings
+    prepared: Path
+
+    @property
+    def described(self) -> str:
+        """Precision and settings, for people."""
+        return f"{self.precision}, {self.settings}"
+
+
+def peers_named(names: Sequence[str]) -> tuple[Peer, ...]:
+    """The engines of those names, each once. Raises UsageError for an unknown name or a missing extra."""
+    for name in names:
+        if name not in PEERS:
+            raise UsageError("--peer", f"{name!r} is not a peer", f"use one of {', '.join(PEERS)}")
+    return tuple(PEERS[name]() for name in dict.fromkeys(names))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long it took."""
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+@contextmanager
+def prepared_peer(peer: Peer, folder: Path, weights: str) -> Iterator[dict[str, Path]]:
+    """The checkpoint in each of the peer's formats for `weights`: precision -> what to open. Removed at the end."""
+    with TemporaryDirectory(prefix="coterie-peer-") as temporary:
+        yield {name: peer.prepare(folder, Path(temporary) / name, name) for name in peer.precisions(weights)}
+
+
+def choose(
+    peer: Peer, prepared: dict[str, Path], cpus: int, max_tokens: int, work: Callable[[Session], object]
+) -> Chosen | None:
+    """The fastest precision, and of that the fastest setting, for `work` on an open session; None without a precision.
+
+    The precision is chosen under the engine's first candidate, so that a large model is not opened for every pair.
+    """
+    first, *others = peer.candidates(cpus)
+    trials = [(_trial(peer, path, first, max_tokens, work), name, first) for name, path in prepared.items()]
+    if not trials:
+        return None
+    best = min(trials, key=lambda trial: trial[0])
+    for settings in others:
+        took = _trial(peer, prepared[best[1]], settings, max_tokens, work)
+        best = min(best, (took, best[1], settings), key=lambda trial: trial[0])
+    _, precision, settings = best
+    return Chosen(peer, precision, settings, prepared[precision])
+
+
+def _trial(peer: Peer, path: Path, settings: Settings, max_tokens: int, work: Callable[[Session], object]) -> float:
+    session = peer.open(path, settings, max_tokens)
+    try:
+        work(session)
+        return min(seconds_of(lambda: work(session)) for _ in range(TRIALS))
+    finally:
+        session.close()

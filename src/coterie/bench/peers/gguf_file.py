@@ -1,0 +1,110 @@
+"""A Hugging Face checkpoint as a GGUF file, for llama.cpp, without a tokenizer.
+
+Knows nothing about running it. Sources: the GGUF specification (ggml, docs/gguf.md); llama.cpp rotates neighbouring
+pairs of channels where Hugging Face rotates halves, so rows of q and k change places within each head.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.bench.peers.peer import missing_extra
+from coterie.core.dtypes import to_f32
+from coterie.core.errors import UnsupportedError
+from coterie.models.config import ModelConfig
+from coterie.models.model import Model
+from coterie.models.tensors import map_bytes
+
+_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+PRECISIONS = ("BF16", "F16", "F32", "Q8_0", "Q4_0")
+
+
+def import_gguf() -> Any:
+    """The gguf package. Raises UsageError when it is not installed."""
+    try:
+        return importlib.import_module("gguf")
+    except ImportError:
+        raise missing_extra("llama.cpp", "gguf") from None
+
+
+def write_gguf(model: Model, path: Path, precision: str) -> None:
+    """Write a GGUF file, matrices in `precision`, norms in F32. Raises UnsupportedError, UsageError."""
+    gguf = import_gguf()
+    config = model.config
+    _refuse(config, model.name)
+    writer = gguf.GGUFWriter(path, "llama")
+    _metadata(writer, config, float(model.checkpoint.config.get("rope_theta", 10000.0)))
+    quantization = gguf.GGMLQuantizationType[precision]
+    for value in model.graph.weights:
+        stored = (
+            quantization if len(value.shape) == 2 else gguf.GGMLQuantizationType.F32
+        )  # llama.cpp wants norms in F32
+        tensor = gguf.quants.quantize(_values(model, value.name), stored)
+        writer.add_tensor(gguf_name(value.name), tensor, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name: str) -> str:
+    """The name that GGUF gives a tensor of a Llama checkpoint. Raises KeyError for one that it has no name for."""
+    if name in _OUTER:
+        return _OUTER[name]
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    part, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_BLOCK[part]}.{kind}"
+
+
+def _refuse(config: ModelConfig, name: str) -> None:
+    if config.family != "llama" or config.rope.kind != "default" or config.qkv_bias or config.mlp_bias or config.o_bias:
+        fact = f"a {config.family} model with rope {config.rope.kind} is not converted to GGUF here"
+        raise UnsupportedError(name, fact, "compare on a Llama shape without biases")
+
+
+def _metadata(writer: Any, config: ModelConfig, rope_theta: float) -> None:
+    writer.add_context_length(config.max_context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _values(model: Model, name: str) -> npt.NDArray[np.float32]:
+    info = model.checkpoint.tensors[name]
+    values = to_f32(np.asarray(map_bytes(info).view(info.dtype.numpy)), info.dtype).reshape(info.shape)
+    heads: Mapping[str, int] = {"q_proj": model.config.num_heads, "k_proj": model.config.num_kv_heads}
+    for part, count in heads.items():
+        if f".{part}.weight" in name:
+            halves = values.reshape(count, 2, model.config.head_dim // 2, -1)
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(info.shape)
+    return values

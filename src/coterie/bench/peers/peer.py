@@ -1,0 +1,70 @@
+"""What a bench may ask of another engine: convert a checkpoint, open it, prefill, decode, close.
+
+    prepare (not timed) -> prepared checkpoint -> open (a load) -> Session: prefill, decode ... -> close
+
+Knows nothing about any engine in particular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from coterie.core.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an engine is run. `load` and `attention` are names of the engine's own."""
+
+    threads: int
+    load: str
+    attention: str
+
+    def __str__(self) -> str:
+        plural = "s" if self.threads > 1 else ""
+        return f"{self.threads} thread{plural}, {self.load}, {self.attention}"
+
+
+class Session(Protocol):
+    """One open model with a cache for one sequence, greedy."""
+
+    def prefill(self, prompt_ids: Sequence[int]) -> int:
+        """Forget what was before, run the prompt and return the token drawn after it."""
+
+    def decode(self, count: int) -> list[int]:
+        """Draw `count` more tokens, one step each, after the last one drawn."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Peer(Protocol):
+    """An engine."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    def precisions(self, weights: str) -> tuple[str, ...]:
+        """The engine's own names of formats that store `weights` (bf16, int8 or int4) as precisely; tried in turn."""
+
+    def candidates(self, cpus: int) -> tuple[Settings, ...]:
+        """Settings worth a trial on a machine of so many CPUs."""
+
+    def prepare(self, folder: Path, out: Path, precision: str) -> Path:
+        """Convert a Hugging Face folder into what `open` takes, under `out`. Raises UnsupportedError."""
+
+    def files(self, prepared: Path) -> tuple[Path, ...]:
+        """The files that an open reads, so that the page cache can be told to forget them."""
+
+    def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
+        """Load the model with room for `max_tokens` of one sequence. Raises DeviceError when the engine refuses."""
+
+
+def missing_extra(name: str, package: str) -> UsageError:
+    """What is said when an engine's package is not installed."""
+    fact = f"{name} needs the package {package}, which is not installed"
+    return UsageError("--peer", fact, "install the extra: pip install 'coterie[peers]'")

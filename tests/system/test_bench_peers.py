@@ -1,0 +1,125 @@
+"""Peers of the benches: that they compute what we compute, at every precision, and what is said without them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.system.test_bench import bench, refused
+from tests.system.tiny import CONFIG
+
+from coterie.bench.decode import prompt_ids
+from coterie.bench.experts import random_experts
+from coterie.bench.peers.best import PEERS, choose, peers_named, prepared_peer
+from coterie.bench.peers.gguf_file import gguf_name, write_gguf
+from coterie.bench.peers.peer import Peer, Settings
+from coterie.bench.step import Loaded, wait
+from coterie.core.errors import UnsupportedError, UsageError
+from coterie.models.model import Model
+from coterie.models.registry import weight_shapes
+
+# Float32 files, so that only the order of sums and the cache's type differ; the widths suit 32-wide quantised blocks.
+SHAPE = {**CONFIG, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+PROMPT_TOKENS, DRAWN = 9, 4
+PACKAGES = {"llama.cpp": "llama_cpp", "transformers": "transformers"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with random_experts(SHAPE, 1) as (model,):
+        yield model
+
+
+@pytest.fixture(params=list(PEERS))
+def peer(request: pytest.FixtureRequest) -> Peer:
+    if importlib.util.find_spec(PACKAGES[request.param]) is None:
+        pytest.skip(f"{request.param} is not installed: pip install 'coterie[peers]'")
+    return PEERS[request.param]()
+
+
+def our_tokens(model: Model) -> list[int]:
+    """Greedy tokens after the prompt, by whole prefills of a growing prompt."""
+    ids = prompt_ids(model, PROMPT_TOKENS)
+    loaded = Loaded(model, "device", 1, PROMPT_TOKENS + DRAWN)
+    try:
+        for _ in range(DRAWN):
+            step = loaded.step("cache", 0, len(ids))
+            step.binding.rows.tokens_T[:] = ids
+            event = loaded.device.run(step.exe, step.binding)
+            wait(loaded.device, event)
+            ids.append(int(loaded.device.tokens(event)[0, 0]))
+    finally:
+        loaded.close()
+    return ids[PROMPT_TOKENS:]
+
+
+def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, model: Model) -> None:
+    ours, prompt = our_tokens(model), prompt_ids(model, PROMPT_TOKENS)
+    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+        exact = next(name for name in prepared if name in ("F32", "float32"))
+        session = peer.open(prepared[exact], peer.candidates(1)[0], 64)
+        try:
+            for _ in range(2):
+                assert [session.prefill(prompt), *session.decode(DRAWN - 1)] == ours
+        finally:
+            session.close()
+        assert all(file.is_file() for name in prepared for file in peer.files(prepared[name]))
+
+
+def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, model: Model) -> None:
+    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+        chosen = choose(peer, prepared, 2, 64, lambda session: session.prefill([1, 2, 3]))
+    assert chosen is not None
+    assert chosen.precision in peer.precisions("bf16")
+    assert chosen.settings in peer.candidates(2)
+    assert choose(peer, {}, 2, 64, lambda session: None) is None
+
+
+def test_every_tensor_of_a_llama_has_a_gguf_name(model: Model) -> None:
+    names = [gguf_name(name) for name in weight_shapes(model.config)]
+    assert len(set(names)) == len(names)
+    assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
+
+
+def test_a_model_that_gguf_has_no_form_for_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[peers]'")
+    qwen = {**SHAPE, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    with random_experts(qwen, 1) as (other,), pytest.raises(UnsupportedError, match="qwen2"):
+        write_gguf(other, tmp_path / "x.gguf", "F32")
+
+
+def test_decode_and_prefill_print_a_peer(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(SHAPE))
+    for name, more in (("decode", ("--context", 5)), ("prefill", ("--prompt", 5))):
+        got = bench(name, "--shape", config, *more, "--peer", "transformers", "--rounds", 2, "--seconds", 0)
+        row = got["peers"]["transformers"]
+        assert row["tokens_per_s"] > 0
+        assert row["ratio"] > 0
+        assert row["precision"] in ("bfloat16", "float32")
+
+
+def test_an_unknown_peer_lists_the_peers() -> None:
+    sentence = refused("decode", "--peer", "vllm")
+    for word in ("vllm", *PEERS):
+        assert word in sentence
+
+
+def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    for name, package in (("llama.cpp", "llama-cpp-python"), ("transformers", "transformers")):
+        with pytest.raises(UsageError, match=package) as caught:
+            peers_named([name])
+        assert "coterie[peers]" in str(caught.value)
+
+
+def test_settings_read_as_a_phrase() -> None:
+    assert str(Settings(1, "mmap", "flash")) == "1 thread, mmap, flash"
+    assert str(Settings(2, "read", "plain")) == "2 threads, read, plain"
