@@ -243,9 +243,10 @@ def test_an_interrupt_while_a_gate_is_closed_leaves_one_step(make, data, orchest
 
 @pytest.mark.parametrize("orchestration", ["host", "device"])
 def test_closing_fails_what_waits_and_frees_who_waits(data, orchestration):
-    opened = threading.Event()
+    reading, opened = threading.Event(), threading.Event()
 
     def read(file, buffers, offset):
+        reading.set()
         opened.wait(10)
         return os.preadv(file, buffers, offset)
 
@@ -255,6 +256,7 @@ def test_closing_fails_what_waits_and_frees_who_waits(data, orchestration):
     slow, queued = (device.fetch(buffer, range_of(data[0])) for _ in range(2))
     gated = device.run(expert.exe, expert.binding(step_of(([1], 0))), gates={"layers.1": queued})
     after = device.fetch(buffer, range_of(data[0]), after=[gated])
+    assert reading.wait(10)
     threading.Timer(0.05, opened.set).start()
     device.close()
     assert device.failure(slow) is None
@@ -262,6 +264,22 @@ def test_closing_fails_what_waits_and_frees_who_waits(data, orchestration):
         assert isinstance(device.failure(event), DeviceError)
     with pytest.raises(DeviceError, match="closed"):
         device.fetch(buffer, range_of(data[0]))
+
+
+def test_who_waits_for_brief_work_does_it_and_others_go_on(make, data):
+    device = make()
+    expert = RandomExpert(device, "odd")
+    seen = []
+    native = device._team.run_steps
+    device._team.run_steps = lambda *args: (seen.append(threading.current_thread()), native(*args))[1]
+    free = expert.run(step_of(([1, 2, 3], 0)))
+    gate = device.fetch(device.reserve("dram", 6 * BLOCK_BYTES), range_of(data[0]))
+    gated = device.run(expert.exe, expert.binding(step_of(([1, 2, 3], 0))), gates={"layers.1": gate})
+    queued = device.run(expert.exe, expert.binding(step_of(([1, 2, 3], 0))))
+    assert finish(device, queued) is None
+    for event in (gated, queued):
+        np.testing.assert_array_equal(device.tokens(event), free)
+    assert seen[1] is not threading.main_thread()  # a run with gates is never done by who waits: it may last
 
 
 def test_events_are_kept_by_their_owners_only(make, data):

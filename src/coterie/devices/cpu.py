@@ -159,7 +159,7 @@ class CpuDevice:
             check_drawn(kept[done - 1])
             return kept[:done]
 
-        return self._lanes.submit(COMPUTE_LANE, f"run {mine.program.graph.name}", after, body)
+        return self._lanes.submit(COMPUTE_LANE, f"run {mine.program.graph.name}", after, body, brief=not waits)
 
     def interrupt(self) -> None:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""

@@ -50,28 +50,43 @@ class _Work:
     event: CpuEvent
     after: tuple[CpuEvent, ...]
     body: Callable[[], object]
+    brief: bool
+
+
+@dataclass(slots=True)
+class _Lane:
+    ready: threading.Condition
+    queue: deque[_Work] = field(default_factory=deque)
+    busy: bool = False  # somebody does this lane's work
 
 
 class Lanes:
-    """Worker threads by lane name, started when first used. One condition guards every event."""
+    """Worker threads by lane name, started when first used. One lock guards every event and every queue.
+
+    `brief` work, which waits for nothing but `after`, may also be done by a thread that waits for it alone: a hand-over
+    from thread to thread takes a good part of a small expert's decode step.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._queues: dict[str, deque[_Work]] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # an event is finished
+        self._lanes: dict[str, _Lane] = {}
         self._threads: list[threading.Thread] = []
         self._ids = count()
         self._closed = False
 
-    def submit(self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object]) -> CpuEvent:
+    def submit(
+        self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object], brief: bool = False
+    ) -> CpuEvent:
         """Queue work; `body` runs on the lane's thread when `after` is done, and its result belongs to the event."""
         awaited = tuple(own(event) for event in after)
-        with self._changed:
+        with self._lock:
             self._check_open()
             event = CpuEvent(next(self._ids), lane, label, _State())
-            if lane not in self._queues:
-                self._queues[lane] = self._start(lane)
-            self._queues[lane].append(_Work(event, awaited, body))
-            self._changed.notify_all()
+            if lane not in self._lanes:
+                self._lanes[lane] = self._start(lane)
+            self._lanes[lane].queue.append(_Work(event, awaited, body, brief))
+            self._lanes[lane].ready.notify()
         return event
 
     def wait(self, event: Event) -> Exception | None:
@@ -86,6 +101,8 @@ class Lanes:
     def wait_any(self, events: Sequence[Event], until: float | None) -> None:
         """Block until one of the events is finished or the clock is at `until`."""
         states = [own(event).state for event in events]
+        if len(events) == 1 and until is None and self._help(own(events[0])):
+            return
         with self._changed:
             while not any(state.finished for state in states):
                 left = None if until is None else until - perf_counter()
@@ -120,6 +137,9 @@ class Lanes:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            for lane in self._lanes.values():
+                lane.ready.notify()
+            self._changed.wait_for(lambda: not any(lane.busy for lane in self._lanes.values()))
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -128,40 +148,65 @@ class Lanes:
         if self._closed:
             raise closed()
 
-    def _start(self, lane: str) -> deque[_Work]:
-        """Start a lane's thread and return its queue; the lane exists only if that worked."""
-        queue: deque[_Work] = deque()
-        thread = threading.Thread(target=self._serve, args=(queue,), name=f"coterie {lane}", daemon=True)
+    def _start(self, name: str) -> _Lane:
+        """Start a lane's thread and return the lane; it exists only if that worked."""
+        lane = _Lane(threading.Condition(self._lock))
+        thread = threading.Thread(target=self._serve, args=(lane,), name=f"coterie {name}", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            raise DeviceError("cpu", f"the thread of lane {lane} could not be started", "end other programs") from error
+            raise DeviceError("cpu", f"the thread of lane {name} could not be started", "end other programs") from error
         self._threads.append(thread)
-        return queue
+        return lane
 
-    def _serve(self, queue: deque[_Work]) -> None:
+    def _serve(self, lane: _Lane) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: queue or self._closed)
-                if not queue:
+            with self._lock:
+                lane.ready.wait_for(lambda: not lane.busy and (lane.queue or self._closed))
+                if not lane.queue:
                     return
-                work = queue.popleft()
-            self._do(work)
+                work = lane.queue.popleft()
+                lane.busy = True
+            self._do(lane, work)
 
-    def _do(self, work: _Work) -> None:
+    def _help(self, event: CpuEvent) -> bool:
+        """Do the work of an event here, if it is brief, can begin now and nobody has begun it."""
+        with self._lock:
+            lane = self._lanes[event.lane]
+            if lane.busy or not lane.queue or lane.queue[0].event is not event:
+                return False
+            work = lane.queue[0]
+            if not work.brief or not all(cause.state.finished for cause in work.after):
+                return False
+            lane.queue.popleft()
+            lane.busy = True
+        self._do(lane, work)
+        return True
+
+    def _do(self, lane: _Lane, work: _Work) -> None:
         state = work.event.state
         failure = self._await(work.after)
         state.start_s = perf_counter()
-        if failure is None:
-            try:
+        try:
+            if failure is None:
                 state.result = work.body()
-            except Exception as error:  # whatever it is, it belongs to who holds the event
-                failure = error
-        with self._changed:
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = error
+        except BaseException as error:  # whoever helps may be stopped from outside
+            failure = DeviceError("cpu", f"{work.event.label} was stopped: {error!r}", "run it again")
+            raise
+        finally:
+            self._finish(lane, state, failure)
+
+    def _finish(self, lane: _Lane, state: _State, failure: Exception | None) -> None:
+        with self._lock:
             state.end_s = perf_counter()
             state.failure, state.finished = failure, True
             gates, state.gates = state.gates, []
+            lane.busy = False
             self._changed.notify_all()
+            if lane.queue or self._closed:
+                lane.ready.notify()
         for gate in gates:
             gate.set(failure is None)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def build(
         block_tables[row, : len(used)] = used
     counts = [part.count for part in parts]
     sampled = [row for row, part in enumerate(parts) if part.sampled]
-    ends = np.cumsum(counts, dtype=np.int32)
+    ends = list(accumulate(counts))
     rows = Rows(
         tokens_T=_i32([t for part in parts for t in part.sequence.tokens[part.start : part.start + part.count]]),
         positions_T=_i32([p for part in parts for p in range(part.start, part.start + part.count)]),
