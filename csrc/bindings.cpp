@@ -143,13 +143,10 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("threads", &Team::threads)
       .def_prop_ro("memory_bytes", &Team::memory_bytes)
       .def_prop_ro("isa", &Team::isa);
-<<<<<<< HEAD
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
-=======
   m.def("read_seconds", &read_seconds_of, nb::arg("address"), nb::arg("size_bytes"), nb::arg("threads"), nb::arg("ahead_bytes"),
         nb::arg("isa"));
   m.def("multiply_add_rate", &multiply_add_rate_of, nb::arg("rounds"), nb::arg("threads"), nb::arg("isa"));
->>>>>>> aed52be (Bench: native measuring sticks, prefill, batches, and peers side by side (llama.cpp, transformers))
   m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
         nb::arg("gate"), nb::arg("value"));
 }
