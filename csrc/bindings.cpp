@@ -127,6 +127,8 @@ NB_MODULE(_cpu, m) {
   dtypes["F32"] = static_cast<int64_t>(DType::f32);
   dtypes["F16"] = static_cast<int64_t>(DType::f16);
   dtypes["BF16"] = static_cast<int64_t>(DType::bf16);
+  dtypes["Q8"] = static_cast<int64_t>(DType::q8);
+  dtypes["Q4"] = static_cast<int64_t>(DType::q4);
   m.attr("DTYPES") = dtypes;
   nb::class_<Team>(m, "Team")
       .def("__init__",

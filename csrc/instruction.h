@@ -13,12 +13,22 @@
 
 namespace coterie {
 
-enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2 };
+// q8 and q4 are weights packed in groups that share a scale; rows of them are laid out as quant.h says.
+enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4 };
 
+// Of a type whose elements stand alone.
 constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
 
 // Bytes of one row of a weight with K columns; the only place that knows how rows follow one another.
-constexpr int64_t row_bytes(int64_t dtype, int64_t K) { return K * size_of(dtype); }
+constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
+constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32;
+constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8); }
+constexpr int64_t row_bytes(int64_t dtype, int64_t K) {
+  if (!is_packed(dtype)) return K * size_of(dtype);
+  const int64_t blocks = (K + kBlockWeights - 1) / kBlockWeights;
+  if (dtype == static_cast<int64_t>(DType::q8)) return blocks * kBlockWeights + (K + kGroupQ8 - 1) / kGroupQ8 * 2;
+  return blocks * (kBlockWeights / 2) + (K + kGroupQ4 - 1) / kGroupQ4 * 2;
+}
 
 constexpr int kRowWords = 48;
 constexpr int kHeaderWords = 2;

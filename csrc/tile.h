@@ -5,6 +5,7 @@
 // a token's result has the same bits alone, in a batch and in a chunk.
 #pragma once
 
+#include "quant.h"
 #include "scratch.h"
 #include "vec.h"
 
@@ -104,6 +105,7 @@ inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* 
 // The one place where kernels meet the type of a weight.
 inline void dot_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
                      float* out, int64_t out_stride) {
+  if (is_packed(dtype)) return quant_tile(x, x_stride, tokens, w, dtype, N, K, out, out_stride);
   with_dtype(dtype, [&]<DType D>() {
     int64_t n = 0;
     if (tokens > 1) {

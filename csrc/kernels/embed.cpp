@@ -9,6 +9,10 @@ int64_t flops(const Embed& op) { return op.T * op.D; }
 
 void run(const Embed& op, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
+  if (is_packed(op.table_dtype)) {
+    for (int64_t t = first; t < last; ++t)
+      widen_row(weight_row(op.table, op.table_dtype, op.D, op.tokens[t]), op.table_dtype, op.D, op.y + t * op.D);
+  }
   with_dtype(op.table_dtype, [&]<DType D>() {
     constexpr int64_t size = D == DType::f32 ? 4 : 2;
     for (int64_t t = first; t < last; ++t) {

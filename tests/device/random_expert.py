@@ -12,6 +12,7 @@ import numpy as np
 from tests.device.programs import rows
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.packed import pack, unpack
 from coterie.core.units import parse_bytes
 from coterie.device import Binding
 from coterie.devices.cpu import CpuDevice
@@ -81,6 +82,7 @@ class RandomExpert:
         names = weight_shapes(config)
         # 7 is no multiple of 3: the same projection has different types in different layers
         types = dict(zip(names, cycle(self.dtypes), strict=False))
+        types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) == 1}
         self.graph = decoder_graph(config, types)
         self.program = compile_graph(self.graph, self.rule_set, share_buffers=False)
         self.exe = self.device.load(self.program)
@@ -88,8 +90,9 @@ class RandomExpert:
         self.weights, pieces, offsets, end = {}, [], {}, 1
         for name, shape in names.items():
             center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, shape[-1] ** -0.5)
-            bits = from_f32((center + scale * rng.standard_normal(shape)).astype(np.float32), types[name])
-            self.weights[name] = to_f32(bits, types[name])
+            values, dtype = (center + scale * rng.standard_normal(shape)).astype(np.float32), types[name]
+            bits = pack(values, dtype) if dtype.is_packed else from_f32(values, dtype)
+            self.weights[name] = unpack(bits, dtype, shape[1]) if dtype.is_packed else to_f32(bits, dtype)
             offsets[name], end = end, end + bits.nbytes
             pieces.append(bits.tobytes())
         self.offsets = tuple(offsets[name] for name in self.program.weights)

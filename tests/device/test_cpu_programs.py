@@ -16,6 +16,8 @@ from coterie.graph.cost import intermediate_bytes, program_cost
 from coterie.kernels import cpu as kernels
 
 ALL_DTYPES = (DType.BF16, DType.F32, DType.F16)
+PACKED = (DType.Q8, DType.Q4)
+MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4)
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
 
 
@@ -62,6 +64,17 @@ def test_every_stored_value_is_that_of_the_reference(make, shape, isa, rule_set)
         assert error < (3e-3 if expert.program.kv.dtype is DType.BF16 else 1e-5), name
 
 
+@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in PACKED] + [MIXED], ids=str)
+@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_weights_agree_with_the_reference(make, shape, isa, dtypes):
+    expert = make(shape, dtypes, isa=isa)
+    for step in steps(expert):
+        error, name = largest_error(expert.inspect(step), expert.expect(step))
+        # as above; a half has three bits more than a bfloat16
+        assert error < {DType.BF16: 3e-3, DType.F16: 4e-4, DType.F32: 1e-5}[expert.program.kv.dtype], name
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float32_agrees_closely(make, shape):
     expert = make(shape, (DType.F32,))
@@ -71,7 +84,7 @@ def test_float32_agrees_closely(make, shape):
         np.testing.assert_array_equal(got["next_tokens"], expected["next_tokens"])
 
 
-@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES] + [ALL_DTYPES], ids=str)
+@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES + PACKED] + [ALL_DTYPES, MIXED], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_is_unfused_to_the_bit(make, shape, isa, dtypes):
@@ -84,12 +97,13 @@ def test_fused_is_unfused_to_the_bit(make, shape, isa, dtypes):
     np.testing.assert_array_equal(fused.kv_bytes(), unfused.kv_bytes())
 
 
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, MIXED], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", ["wide", "window"])
-def test_results_do_not_depend_on_threads_or_orchestration(make, shape, isa):
-    first = make(shape, ALL_DTYPES, threads=1, isa=isa)
+def test_results_do_not_depend_on_threads_or_orchestration(make, shape, isa, dtypes):
+    first = make(shape, dtypes, threads=1, isa=isa)
     others = [
-        make(shape, ALL_DTYPES, threads=threads, orchestration=how, isa=isa)
+        make(shape, dtypes, threads=threads, orchestration=how, isa=isa)
         for threads, how in ((1, "device"), (2, "host"), (2, "device"), (3, "device"))
     ]
     for step in steps(first):
@@ -101,10 +115,11 @@ def test_results_do_not_depend_on_threads_or_orchestration(make, shape, isa):
         np.testing.assert_array_equal(other.kv_bytes(), first.kv_bytes())
 
 
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", ["odd", "mqa", "qk-norm", "window", "wide"])
-def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, isa):
-    expert = make(shape, ALL_DTYPES, isa=isa)
+def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, isa, dtypes):
+    expert = make(shape, dtypes, isa=isa)
     prompt = expert.prompt(45)
     logits = next(op for op in expert.graph.ops if op.kind == "sample").inputs[0]
     whole = expert.inspect(step_of((prompt, 0)))[logits]
@@ -120,10 +135,11 @@ def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, 
     np.testing.assert_array_equal(batched[:1], whole)
 
 
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED], ids=str)
 @pytest.mark.parametrize("rule_set", ["none", "cache"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_byte_counter_agrees_with_the_cost(make, shape, rule_set):
-    expert = make(shape, ALL_DTYPES, rule_set)
+def test_the_byte_counter_agrees_with_the_cost(make, shape, rule_set, dtypes):
+    expert = make(shape, dtypes, rule_set)
     for step in steps(expert):
         expert.device.reset_counters()
         expert.run(step)

@@ -340,3 +340,29 @@ def test_a_config_without_weights_needs_a_machine_without_numbers(folder: Path, 
     config.write_text("{")
     path.write_text(f'name = "x"\n[[expert]]\nname = "e"\nconfig = "{config}"\n')
     refused(run("check", path, "--device", "synthetic:sn40l-node"), "config.json")
+
+
+def test_quantize_writes_an_expert_that_every_command_takes(folder: Path, tmp_path: Path) -> None:
+    printed = run("quantize", folder / "ada", tmp_path / "ada8")
+    assert printed.exit_code == 0, printed.output
+    for word in ("mlp.down_proj", "embed_tokens", "8.50", "rms error", "->"):
+        assert word in printed.stdout
+    report = json.loads(run("quantize", folder / "ada", tmp_path / "ada4", "--bits", "4", "--json").stdout)
+    assert report["after_bytes"] < report["before_bytes"]
+    assert {row["type"] for row in report["kinds"]} == {"Q8", "Q4"}
+    for name in ("ada8", "ada4"):
+        assert run("check", tmp_path / name).exit_code == 0
+        assert run("diff", tmp_path / name, "--prompt", "Hello").exit_code == 0
+        args = ("--raw", "--temperature", "0", "--max-tokens", "5", "--json", "Hello")
+        answer = json.loads(run("run", tmp_path / name, *args).stdout)
+        assert answer["prompt_tokens"] == len("Hello")
+        assert len(answer["token_ids"]) >= 1
+
+
+def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
+    refused(run("quantize", folder / "ada", tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "8 or 4")
+    refused(run("quantize", folder / "ada", tmp_path / "out", "--embedding-bits", "2"), "--embedding-bits", "16")
+    refused(run("quantize", tmp_path / "none", tmp_path / "out"), "does not exist", "check the path")
+    refused(run("quantize", folder / "ada", folder / "bob"), "bob", "exists already")
+    assert run("quantize", folder / "ada", tmp_path / "once").exit_code == 0
+    refused(run("quantize", tmp_path / "once", tmp_path / "twice"), "once", "already", "unquantised")

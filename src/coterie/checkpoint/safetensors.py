@@ -107,7 +107,7 @@ def _is_counts(values: Any) -> bool:
 
 
 def _dtype(name: Any, where: str) -> DType:
-    if isinstance(name, str) and name in DType.__members__:
+    if isinstance(name, str) and name in DType.__members__ and not DType[name].is_packed:
         return DType[name]
     if name in (*_FOREIGN, *_FOREIGN_INTEGERS):
         raise UnsupportedError(where, f"element type {name} is not run", "use weights in F32, F16 or BF16")

@@ -5,14 +5,19 @@ Knows nothing about files or kernels, except that the member names are those of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 
 class DType(Enum):
-    """An element type; the value is its safetensors name."""
+    """An element type; the value is its safetensors name.
+
+    Q8 and Q4 are weights packed in groups that share a scale (core.packed); a file holds their rows as U8.
+    """
 
     F32 = "F32"
     F16 = "F16"
@@ -20,22 +25,46 @@ class DType(Enum):
     I32 = "I32"
     I64 = "I64"
     U8 = "U8"
+    Q8 = "Q8"
+    Q4 = "Q4"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of one element."""
+        """Bytes of one element. Raises KeyError for a packed type, whose rows alone have a size."""
         return _SIZES[self]
 
     @property
     def is_float(self) -> bool:
-        """True for the types that weights may have."""
+        """True for the types that every weight may have."""
         return self in (DType.F32, DType.F16, DType.BF16)
+
+    @property
+    def is_packed(self) -> bool:
+        """True for the types that only matrices may have: rows of packed groups."""
+        return self in PACKED
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row of a matrix."""
+        if self not in PACKED:
+            return columns * self.size_bytes
+        bits, group = PACKED[self]
+        values = -(-columns // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
+        return values + SCALE_BYTES * -(-columns // group)
+
+    def tensor_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a tensor; a packed one has two dimensions."""
+        return prod(shape[:-1]) * self.row_bytes(shape[-1]) if shape else self.size_bytes
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy type that holds the bits; bfloat16 is held as uint16."""
         return _NUMPY[self]
 
+
+# Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales are bfloat16.
+PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32)}
+BLOCK_WEIGHTS = 32
+SCALE_BYTES = 2
 
 _SIZES = {DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I32: 4, DType.I64: 8, DType.U8: 1}
 _NUMPY: dict[DType, np.dtype[np.generic]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.core.shapes import Sizes
+from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
 from coterie.devices.cpu_lower import Lowering, Template
 from coterie.graph.buffers import ALIGN_BYTES
@@ -36,8 +36,8 @@ class CpuExecutable:
             self.first_rows.setdefault(region.stage, i)
         values = program.graph.values
         (self.drawn,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
-        shapes = [(values[name].shape, values[name].dtype.size_bytes) for name in program.weights]
-        self._weight_bytes = np.array([_count(shape) * size for shape, size in shapes], dtype=np.int64)
+        sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
+        self._weight_bytes = np.array(sizes, dtype=np.int64)
         self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}
         self._offsets: dict[tuple[int, ...], tuple[I64, int]] = {}
 
@@ -99,13 +99,11 @@ class StepRows:
         return step
 
 
-def _count(shape: Sequence[object]) -> int:
-    n = 1
-    for dim in shape:
-        if not isinstance(dim, int):
-            raise ValueError(f"dimension {dim!r} is not a number")
-        n *= dim
-    return n
+def _fixed(shape: Shape) -> tuple[int, ...]:
+    numbers = tuple(dim for dim in shape if isinstance(dim, int))
+    if numbers != shape:
+        raise ValueError(f"a weight's shape is {shape}, not numbers alone")
+    return numbers
 
 
 def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> None:

@@ -149,13 +149,13 @@ def _input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
     uses = [op for op in ops if value.name in op.inputs]
     gathered = {"embed": (1, Symbol.T), "take_rows": (0, Symbol.R)}
     if all(op.kind in gathered and op.inputs[gathered[op.kind][0]] == value.name for op in uses):
-        row = trailing(value.shape) * value.dtype.size_bytes
+        row = value.dtype.row_bytes(trailing(value.shape))
         return min(whole, sum(sizes.of(gathered[op.kind][1]) * row for op in uses))
     return whole
 
 
 def _value_bytes(value: Value, sizes: Sizes) -> int:
-    return sizes.count(value.shape) * value.dtype.size_bytes
+    return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
 
 
 def _kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:

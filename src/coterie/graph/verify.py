@@ -105,13 +105,13 @@ class _Row:
         if not all(isinstance(dim, int) and dim > 0 for dim in dims):
             raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
 
-    def weight(self, position: int, shape: Shape) -> None:
-        """A weight of exactly this shape, of a type that kernels read."""
+    def weight(self, position: int, shape: Shape, matrix: bool = False) -> None:
+        """A weight of exactly this shape, of a type that kernels read; only a matrix may be packed."""
         value = self.input(position)
-        if value.kind is not Kind.WEIGHT or not value.dtype.is_float:
-            raise self.wrong(
-                f"{value.name} is {value.kind.value} {value.dtype.value}", "give a weight F32, F16 or BF16"
-            )
+        fits = value.dtype.is_float or (matrix and value.dtype.is_packed)
+        if value.kind is not Kind.WEIGHT or not fits:
+            types = "F32, F16, BF16, Q8 or Q4" if matrix else "F32, F16 or BF16"
+            raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
         self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)
 
@@ -148,7 +148,7 @@ def _embed(row: _Row) -> None:
     row.fixed(table.shape, table)
     if len(table.shape) != 2:
         raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
-    row.weight(1, (table.shape[0], *row.output.shape[1:]))
+    row.weight(1, (table.shape[0], *row.output.shape[1:]), matrix=True)
     row.float32(row.output)
 
 
@@ -167,7 +167,7 @@ def _linear(row: _Row) -> None:
     row.rows(x, y)
     row.float32(x, y)
     row.same(y.shape[:1], x.shape[:1], y.name)
-    row.weight(1, (trailing(y.shape), trailing(x.shape)))
+    row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True)
     if row.op.inputs[2]:
         row.weight(2, (trailing(y.shape),))
 

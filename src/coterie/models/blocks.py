@@ -42,7 +42,8 @@ class Decoder:
         b.value("rows", (R,), DType.I32, Kind.INPUT)
         b.value("sampling", (R,), DType.F32, Kind.INPUT)
         b.value("inv_freq", (c.head_dim // 2,), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
-        kv_dtype = self.dtypes["model.layers.0.self_attn.k_proj.weight"]
+        k_dtype = self.dtypes["model.layers.0.self_attn.k_proj.weight"]
+        kv_dtype = self.dtypes["model.norm.weight"] if k_dtype.is_packed else k_dtype
         b.value("kv", (c.num_layers, 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
 
     def _embed(self) -> str:

@@ -5,10 +5,8 @@ Knows nothing about devices, prompts or which experts there are.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,12 @@ from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError
+from coterie.core.packed import unpack
+from coterie.core.shapes import trailing
 from coterie.graph.ir import Graph
 from coterie.graph.program import KvShape, architecture_key
 from coterie.models.config import ModelConfig
+from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.tensors import check_tensors, map_bytes
 
@@ -58,7 +59,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
     """
     checkpoint = Checkpoint.open(path)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
-    dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config))
+    packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
+    dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config), packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
     _check_vocabulary(checkpoint.path, config.vocab_size, ends)
     return _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
@@ -73,15 +75,19 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic") -> Model:
     declared = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     if declared not in _DTYPES:
         raise CheckpointError(name, f"dtype is {declared!r}", f"it must be one of {', '.join(_DTYPES)}")
-    dtype = _DTYPES[declared]
-    shapes = weight_shapes(config)
-    shard = Shard("", sum(prod(shape) for shape in shapes.values()) * dtype.size_bytes, 0)
-    tensors, offset = {}, 0
+    packing, shapes = packing_of(raw, name), weight_shapes(config)
+    dtypes: dict[str, DType] = {}
+    stored: dict[str, tuple[DType, tuple[int, ...]]] = {}
     for weight, shape in shapes.items():
+        packed = packing.dtype_of(weight, shape) if packing else None
+        dtypes[weight] = packed or _DTYPES[declared]
+        stored[weight] = (DType.U8, (shape[0], packed.row_bytes(shape[1]))) if packed else (dtypes[weight], shape)
+    shard = Shard("", sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values()), 0)
+    tensors, offset = {}, 0
+    for weight, (dtype, shape) in stored.items():
         tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
         offset += tensors[weight].size_bytes
-    checkpoint = Checkpoint(Path(), raw, tensors)
-    return _model(name, checkpoint, config, defaultdict(lambda: dtype), ())
+    return _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, ())
 
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
@@ -89,8 +95,11 @@ def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
     weights = {}
     for value in model.graph.weights:
         info = model.checkpoint.tensors[value.name]
-        bits = map_bytes(info).view(info.dtype.numpy)
-        weights[value.name] = to_f32(np.asarray(bits), info.dtype).reshape(info.shape)
+        bits = np.asarray(map_bytes(info))
+        if value.dtype.is_packed:
+            weights[value.name] = unpack(bits.reshape(info.shape), value.dtype, trailing(value.shape))
+        else:
+            weights[value.name] = to_f32(bits.view(info.dtype.numpy), info.dtype).reshape(info.shape)
     return weights
 
 

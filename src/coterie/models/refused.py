@@ -24,7 +24,6 @@ class Refused:
 
 
 REFUSED: tuple[Refused, ...] = (
-    Refused("quantization_config", "quantised weights"),
     Refused("compression_config", "compressed weights"),
     Refused("num_experts", "mixture of experts inside a model"),
     Refused("num_local_experts", "mixture of experts inside a model"),

@@ -17,6 +17,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.packing import Packing
 
 # Buffers that older versions of transformers stored; the frequencies come from config.json.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -24,25 +25,35 @@ _COMPARE_BYTES = 1 << 24
 
 
 def check_tensors(
-    where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]
+    where: Path,
+    tensors: Mapping[str, TensorInfo],
+    wanted: Mapping[str, tuple[int, ...]],
+    packing: Packing | None = None,
 ) -> dict[str, DType]:
     """Element type of every wanted tensor. Raises CheckpointError naming tensor, found and wanted."""
-    for name, shape in wanted.items():
+    dtypes: dict[str, DType] = {}
+    for name, logical in wanted.items():
         info = tensors.get(name)
         if info is None:
             near = get_close_matches(name, tensors, n=1)
             hint = f" (the nearest name is {near[0]})" if near else ""
             missing = sum(other not in tensors for other in wanted)
-            fact = f"tensor {name} {list(shape)} is missing{hint}; {missing} of {len(wanted)} tensors are"
+            fact = f"tensor {name} {list(logical)} is missing{hint}; {missing} of {len(wanted)} tensors are"
             raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+        packed = packing.dtype_of(name, logical) if packing else None
+        shape = (logical[0], packed.row_bytes(logical[1])) if packed else logical
         if info.shape != shape:
             fact = f"tensor {name} has shape {list(info.shape)} but config.json wants {list(shape)}"
             raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
-        if not info.dtype.is_float:
+        if packed and info.dtype is not DType.U8:
+            fact = f"tensor {name} has element type {info.dtype.value} but config.json wants it packed, as U8"
+            raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+        if not packed and not info.dtype.is_float:
             fact = f"tensor {name} has element type {info.dtype.value} but F32, F16 or BF16 is wanted"
             raise CheckpointError(str(where), fact, "save the weights unquantised")
+        dtypes[name] = packed or info.dtype
     _refuse_leftovers(where, tensors, wanted)
-    return {name: tensors[name].dtype for name in wanted}
+    return dtypes
 
 
 def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,0 +1,137 @@
+// Weights packed in groups: rows of whole numbers, then a bfloat16 scale per group; a weight is their product.
+// Knows nothing about ops or how work is shared out.
+//
+//   q8   | q: int8, padded to 32 | scale per 128 weights |
+//   q4   | 16 bytes per 32 weights: byte i holds weight i in its low half, weight 16 + i in its high half, both plus 8 | scale per 32 |
+//
+// A product q * scale needs at most 16 bits, so float32 holds it exactly and every way to widen a weight gives the same bits.
+// Sums run as tile.h says: k = 0, W, 2W, ... lane by lane, one accumulator. So a packed row gives the very bits that the same
+// weights stored as float32 would give.
+#pragma once
+
+#include "quant_widen.h"
+
+namespace coterie::COTERIE_ISA {
+
+// One token against N rows. `x` is read in whole blocks: the caller pads it.
+template <class Q, int N>
+inline void quant_dots(const float* x, bytes* w, int64_t K, float* out) {
+  const int64_t stride = Q::row_bytes(K);
+  V acc[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) acc[n] = V{};
+  for (int64_t first = 0; first < K; first += Q::kGroup) {
+    typename Q::Scale scale[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) scale[n] = Q::scale(w + n * stride, K, first);
+    const int64_t end = first + Q::kGroup < K ? first + Q::kGroup : K;
+    for (int64_t k = first; k < end; k += kBlockWeights) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        V wide[kBlockWeights / W];
+        Q::widen(w + n * stride, k, scale[n], wide);
+#pragma GCC unroll 8
+        for (int i = 0; i < kBlockWeights / W; ++i) acc[n] = fma(load(x + k + i * W), wide[i], acc[n]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) out[n] = sum(acc[n]);
+}
+
+constexpr int64_t kPanelRows = 4, kPanelWeights = 512;  // 8 KiB, in the first-level cache while the tile's tokens pass
+constexpr int64_t kPanelTokens = 16;                    // of a tile
+
+// acc[m][n] += x row m * panel row n over `count` weights, M tokens at once.
+template <int M>
+inline void panel_dots(const float* x, int64_t x_stride, const float* panel, int64_t count, V (*acc)[kPanelRows]) {
+  V sums[M][kPanelRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < kPanelRows; ++n) sums[m][n] = acc[m][n];
+  const auto add = [&](const auto& load_x, int64_t k) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const V xv = load_x(x + m * x_stride + k);
+#pragma GCC unroll 8
+      for (int n = 0; n < kPanelRows; ++n) sums[m][n] = fma(xv, load(panel + n * kPanelWeights + k), sums[m][n]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + W <= count; k += W) add([](const float* at) { return load(at); }, k);
+  if (k < count) add([&](const float* at) { return load_part(at, count - k); }, k);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < kPanelRows; ++n) acc[m][n] = sums[m][n];
+}
+
+// Several tokens against up to kPanelRows rows: each weight is widened once.
+template <class Q>
+inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t rows, int64_t K, float* out,
+                        int64_t out_stride) {
+  alignas(64) float panel[kPanelRows * kPanelWeights];
+  V acc[kPanelTokens][kPanelRows] = {};
+  for (int64_t first = 0; first < K; first += kPanelWeights) {
+    const int64_t count = K - first < kPanelWeights ? K - first : kPanelWeights;
+    for (int64_t n = 0; n < kPanelRows; ++n) {
+      bytes* row = w + (n < rows ? n : 0) * Q::row_bytes(K);  // a missing row is computed and dropped
+      for (int64_t k = 0; k < count; k += kBlockWeights) {
+        V wide[kBlockWeights / W];
+        Q::widen(row, first + k, Q::scale(row, K, first + k), wide);
+        for (int i = 0; i < kBlockWeights / W; ++i) store(panel + n * kPanelWeights + k + i * W, wide[i]);
+      }
+    }
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4) panel_dots<4>(x + t * x_stride + first, x_stride, panel, count, acc + t);
+    for (; t < tokens; ++t) panel_dots<1>(x + t * x_stride + first, x_stride, panel, count, acc + t);
+  }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t n = 0; n < rows; ++n) out[t * out_stride + n] = sum(acc[t][n]);
+}
+
+template <class Q>
+inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
+                       int64_t out_stride) {
+  int64_t n = 0;
+  if (tokens == 1 && K % kBlockWeights == 0)
+    for (; n + 4 <= N; n += 4) quant_dots<Q, 4>(x, w + n * Q::row_bytes(K), K, out + n);
+  for (; n < N; n += kPanelRows) {
+    const int64_t rows = N - n < kPanelRows ? N - n : kPanelRows;
+    quant_panel<Q>(x, x_stride, tokens, w + n * Q::row_bytes(K), rows, K, out + n, out_stride);
+  }
+}
+
+// Calls `body` with the packed type.
+template <class Body>
+inline void with_packed(int64_t dtype, Body body) {
+  if (dtype == static_cast<int64_t>(DType::q8)) return body.template operator()<Q8>();
+  body.template operator()<Q4>();
+}
+
+// out[t * out_stride + n] = dot(x row t, w row n) for packed rows; at most kPanelTokens tokens.
+inline void quant_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
+                       float* out, int64_t out_stride) {
+  with_packed(dtype, [&]<class Q>() { quant_rows<Q>(x, x_stride, tokens, w, N, K, out, out_stride); });
+}
+
+// One row as float32.
+inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
+  with_packed(dtype, [&]<class Q>() {
+    for (int64_t k = 0; k < K; k += kBlockWeights) {
+      V wide[kBlockWeights / W];
+      Q::widen(row, k, Q::scale(row, K, k), wide);
+      for (int64_t i = 0; i < kBlockWeights / W; ++i) {
+        const int64_t left = K - k - i * W;
+        if (left >= W) {
+          store(out + k + i * W, wide[i]);
+        } else if (left > 0) {
+          store_part(out + k + i * W, wide[i], left);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,119 @@
+"""Weights packed in groups: a scale per group, whole numbers of 8 or 4 bits, and back to float32.
+
+    row of Q8   | q q q ... one byte each, two's complement, padded to 32 | s s ... one bfloat16 per 128 weights |
+    row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
+                  byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
+
+A weight is q * s, which float32 holds exactly: nothing that computes with it depends on how it was unpacked.
+Padding is zero. Knows nothing about files or which tensors are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType, from_f32, to_f32
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+MAX_Q8 = 127  # -128 is left out, so that a product of magnitudes fits 15 bits
+LOW_Q4, HIGH_Q4 = -8, 7
+# The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
+_TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
+_PIECE_WEIGHTS = 1 << 20  # temporary arrays stay near the cache
+
+
+def pack(values_NK: F32, dtype: DType) -> U8:
+    """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite."""
+    N, K = values_NK.shape
+    packed = np.empty((N, dtype.row_bytes(K)), np.uint8)
+    for rows in _pieces(N, K):
+        packed[rows] = _pack(values_NK[rows], dtype)
+    return packed
+
+
+def unpack(packed: U8, dtype: DType, columns: int) -> F32:
+    """The weights of packed rows [N, row bytes] as float32 [N, columns], exactly."""
+    N = len(packed)
+    out = np.empty((N, columns), np.float32)
+    for rows in _pieces(N, columns):
+        out[rows] = _unpack(packed[rows], dtype, columns)
+    return out
+
+
+def _pieces(N: int, K: int) -> Iterator[slice]:
+    step = max(1, _PIECE_WEIGHTS // K)
+    return (slice(first, min(N, first + step)) for first in range(0, N, step))
+
+
+def _pack(values_NK: F32, dtype: DType) -> U8:
+    if not np.isfinite(values_NK).all():
+        raise ValueError("a weight is infinite or not a number")
+    N, K = values_NK.shape
+    bits, group = PACKED[dtype]
+    G = -(-K // group)
+    grouped = np.zeros((N, G * group), np.float32)
+    grouped[:, :K] = values_NK
+    grouped = grouped.reshape(N, G, group)
+    scales = _scales_q8(grouped) if bits == 8 else _scales_q4(grouped)
+    q = _whole(grouped, scales, bits).reshape(N, G * group)
+    stored = from_f32(scales, DType.BF16).astype("<u2").view(np.uint8).reshape(N, G * SCALE_BYTES)
+    blocks = q[:, : -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS]
+    if bits == 8:
+        return np.concatenate([blocks.astype(np.int8).view(np.uint8), stored], axis=1)
+    low_high = (blocks - LOW_Q4).astype(np.uint8).reshape(N, -1, 2, BLOCK_WEIGHTS // 2)
+    nibbles = low_high[:, :, 0] | low_high[:, :, 1] << 4
+    return np.concatenate([nibbles.reshape(N, -1), stored], axis=1)
+
+
+def _unpack(packed: U8, dtype: DType, K: int) -> F32:
+    N = len(packed)
+    bits, group = PACKED[dtype]
+    G = -(-K // group)
+    stored = np.ascontiguousarray(packed[:, packed.shape[1] - G * SCALE_BYTES :])
+    scales = to_f32(stored.view("<u2").astype(np.uint16), DType.BF16)
+    blocks = np.ascontiguousarray(packed[:, : packed.shape[1] - G * SCALE_BYTES])
+    if bits == 8:
+        q = blocks.view(np.int8).astype(np.float32)
+    else:
+        halves = blocks.reshape(N, -1, 1, BLOCK_WEIGHTS // 2)
+        q = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1).astype(np.float32) + LOW_Q4
+    return q[:, :K] * np.repeat(scales, group, axis=1)[:, :K]
+
+
+def _rounded(scales: F32) -> F32:
+    """As stored: bfloat16."""
+    return to_f32(from_f32(scales, DType.BF16), DType.BF16)
+
+
+def _whole(grouped: F32, scales: F32, bits: int) -> F32:
+    """The nearest whole numbers within range; 0 where a group's scale is 0."""
+    low, high = (-MAX_Q8, MAX_Q8) if bits == 8 else (LOW_Q4, HIGH_Q4)
+    with np.errstate(over="ignore"):  # of a scale near the smallest number
+        inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+        q = np.rint(grouped * np.where(np.isfinite(inverse), inverse, 0)[..., None])
+    return np.clip(q, low, high, out=q)
+
+
+def _scales_q8(grouped: F32) -> F32:
+    return _rounded(np.abs(grouped).max(axis=-1) / np.float32(MAX_Q8))
+
+
+def _scales_q4(grouped: F32) -> F32:
+    """The scale of least squared error among a few: the range is -8 to 7, so the largest weight's sign matters."""
+    at = np.abs(grouped).argmax(axis=-1)[..., None]
+    extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
+    best, least = _rounded(extreme / np.float32(LOW_Q4)), np.full_like(extreme, np.inf)
+    for steps in _TRIES_Q4:
+        scales = _rounded(extreme / np.float32(-steps))
+        error = _whole(grouped, scales, 4)
+        error *= scales[..., None]
+        error -= grouped
+        lost = np.einsum("...i,...i", error, error)
+        better = lost < least
+        best, least = np.where(better, scales, best), np.where(better, lost, least)
+    return best

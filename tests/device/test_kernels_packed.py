@@ -1,0 +1,108 @@
+"""Kernels on packed weights: they give the very bits that the same weights give as float32, on each instruction set.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device.native import Weight, call, empty, ints, optional, random, weight
+
+from coterie.core.dtypes import DType
+from coterie.core.packed import pack, unpack
+from coterie.kernels import cpu as kernels
+
+PACKED = (DType.Q8, DType.Q4)
+SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (16, 6, 576), (19, 37, 129),
+         (1, 9, 1024), (4, 5, 1100), (33, 5, 16)]  # fmt: skip
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def team(request):
+    return kernels.Team(2, request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def placed(bits: np.ndarray, dtype: DType, values: np.ndarray) -> Weight:
+    """At an odd address, the last byte the last one that may be read."""
+    memory = np.zeros(bits.nbytes + 1, dtype=np.uint8)
+    memory[1:] = bits.view(np.uint8).reshape(-1)
+    return Weight(values, dtype, memory[1:])
+
+
+def both(rng, shape, dtype):
+    """The same random matrix packed, and as float32."""
+    bits = pack((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32), dtype)
+    values = unpack(bits, dtype, shape[1])
+    return placed(bits, dtype, values), placed(values, DType.F32, values)
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize(("T", "N", "K"), SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear_gives_the_bits_of_float32(team, rng, dtype, T, N, K, biased):
+    x = random(rng, T, K)
+    b = weight(rng, (N,), DType.BF16, scale=1.0) if biased else None
+    results = []
+    for w in both(rng, (N, K), dtype):
+        y = empty(T, N)
+        call(team, "linear", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, N=N, K=K)
+        results.append(y)
+        expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0)
+        np.testing.assert_allclose(y, expected, rtol=2e-6, atol=4e-6)
+    np.testing.assert_array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize(("N", "K"), [(7, 64), (40, 33), (37, 576)])
+def test_a_token_has_the_same_bits_alone_and_among_others(team, rng, dtype, N, K):
+    x, (w, _) = random(rng, 41, K), both(rng, (N, K), dtype)
+    together = empty(41, N)
+    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", None), y=together, T=41, N=N, K=K)
+    for t in range(41):
+        alone = empty(1, N)
+        row = np.ascontiguousarray(x[t : t + 1])
+        call(team, "linear", x=row, **w.operand("weight"), **optional("bias", None), y=alone, T=1, N=N, K=K)
+        np.testing.assert_array_equal(alone[0], together[t])
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize(("T", "V", "D"), [(0, 3, 5), (1, 1, 1), (5, 7, 33), (40, 300, 64), (3, 9, 200)])
+def test_embed_widens_exactly(team, rng, dtype, T, V, D):
+    w, _ = both(rng, (V, D), dtype)
+    tokens, y = ints(rng.integers(0, V, T)), empty(T, D)
+    call(team, "embed", tokens=tokens, **w.operand("table"), y=y, T=T, D=D)
+    np.testing.assert_array_equal(y, w.values[tokens])
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+def test_every_value_is_widened_exactly(team, dtype):
+    """All whole numbers of the type times scales of all sizes, from the smallest normal one."""
+    K = 256
+    q = np.arange(K) - 128 if dtype is DType.Q8 else np.arange(K) % 16 - 8
+    scales = np.array([2.0**e * m for e in range(-120, 120, 8) for m in (1.0, -1.9921875)], np.float32)
+    table = unpack(np.zeros((len(scales), dtype.row_bytes(K)), np.uint8), dtype, K)
+    bits = _row_bits(dtype, q, scales)
+    values = unpack(bits, dtype, K)
+    np.testing.assert_array_equal(values, q * scales[:, None])
+    w, y = placed(bits, dtype, values), empty(*table.shape)
+    tokens = ints(np.arange(len(scales)))
+    call(team, "embed", tokens=tokens, **w.operand("table"), y=y, T=len(scales), D=K)
+    np.testing.assert_array_equal(y, values)
+
+
+def _row_bits(dtype: DType, q: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Rows of the same whole numbers, one scale a row, put together by hand."""
+    halves = (scales.view(np.uint32) >> 16).astype("<u2")
+    if dtype is DType.Q8:
+        values, groups = q.astype(np.int8).view(np.uint8), 2
+    else:
+        pairs = (q + 8).astype(np.uint8).reshape(-1, 2, 16)
+        values, groups = (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1), 8
+    stored = np.repeat(halves[:, None], groups, axis=1).view(np.uint8)
+    return np.concatenate([np.repeat(values[None], len(scales), axis=0), stored], axis=1)
