@@ -9,31 +9,53 @@
 // weights stored as float32 would give.
 #pragma once
 
+#include "scratch.h"
 #include "quant_widen.h"
 
 namespace coterie::COTERIE_ISA {
 
-// One token against N rows. `x` is read in whole blocks: the caller pads it.
+// Weights of a row between two fetches ahead; a multiple of both groups.
+constexpr int64_t kPackedAheadBytes = 8192;
+constexpr int64_t kStrideWeights = 128;
+
+// acc[n] += x * row n over the block of weights from k on.
 template <class Q, int N>
-inline void quant_dots(const float* x, bytes* w, int64_t K, float* out) {
+inline void block_dots(const float* x, bytes* w, int64_t stride, int64_t k, const typename Q::Scale* scale, V* acc) {
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    V wide[kBlockWeights / W];
+    Q::widen(w + n * stride, k, scale[n], wide);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockWeights / W; ++i) acc[n] = fma(load(x + k + i * W), wide[i], acc[n]);
+  }
+}
+
+// One token against N rows of whole blocks. `ahead`: weights to fetch meanwhile.
+template <class Q, int N>
+inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* ahead) {
   const int64_t stride = Q::row_bytes(K);
+  constexpr int64_t kStrideBytes = N * Q::row_bytes(kStrideWeights);
   V acc[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) acc[n] = V{};
-  for (int64_t first = 0; first < K; first += Q::kGroup) {
-    typename Q::Scale scale[N];
+  typename Q::Scale scale[N];
+  const auto scales = [&](int64_t k) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) scale[n] = Q::scale(w + n * stride, K, first);
-    const int64_t end = first + Q::kGroup < K ? first + Q::kGroup : K;
-    for (int64_t k = first; k < end; k += kBlockWeights) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        V wide[kBlockWeights / W];
-        Q::widen(w + n * stride, k, scale[n], wide);
-#pragma GCC unroll 8
-        for (int i = 0; i < kBlockWeights / W; ++i) acc[n] = fma(load(x + k + i * W), wide[i], acc[n]);
-      }
+    for (int n = 0; n < N; ++n) scale[n] = Q::scale(w + n * stride, K, k);
+  };
+  int64_t k = 0;
+  for (; k + kStrideWeights <= K; k += kStrideWeights, ahead += kStrideBytes) {
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < kStrideBytes; line += kLine) __builtin_prefetch(ahead + line, 0, 2);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights) {
+      if (i % Q::kGroup == 0) scales(k + i);
+      block_dots<Q, N>(x, w, stride, k + i, scale, acc);
     }
+  }
+  for (; k < K; k += kBlockWeights) {
+    scales(k);
+    block_dots<Q, N>(x, w, stride, k, scale, acc);
   }
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) out[n] = sum(acc[n]);
@@ -94,9 +116,13 @@ inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes*
 template <class Q>
 inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
                        int64_t out_stride) {
+  constexpr int kRows = 4;
   int64_t n = 0;
   if (tokens == 1 && K % kBlockWeights == 0)
-    for (; n + 4 <= N; n += 4) quant_dots<Q, 4>(x, w + n * Q::row_bytes(K), K, out + n);
+    for (; n + kRows <= N; n += kRows) {
+      bytes* rows = w + n * Q::row_bytes(K);
+      quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
+    }
   for (; n < N; n += kPanelRows) {
     const int64_t rows = N - n < kPanelRows ? N - n : kPanelRows;
     quant_panel<Q>(x, x_stride, tokens, w + n * Q::row_bytes(K), rows, K, out + n, out_stride);

@@ -8,10 +8,13 @@ namespace coterie::COTERIE_ISA {
 
 // The scale at `index` of the scales of a row, which follow its values. Read as the upper half of a word: the two bytes before
 // a scale are always the row's own.
-inline float scale_at(bytes* scales, int64_t index) {
-  uint32_t word;
+inline V scale_at(bytes* scales, int64_t index) {
+  int32_t word;
   std::memcpy(&word, scales + 2 * index - 2, sizeof word);
-  return from_bits(word & 0xFFFF0000u);
+  const VI masked = (VI{} + word) & static_cast<int32_t>(0xFFFF0000u);
+  V scale;
+  std::memcpy(&scale, &masked, sizeof scale);
+  return scale;
 }
 
 constexpr int64_t padded_weights(int64_t K) { return (K + kBlockWeights - 1) / kBlockWeights * kBlockWeights; }
@@ -20,10 +23,10 @@ struct Q8 {
   static constexpr int64_t kGroup = kGroupQ8;
   using Scale = V;
 
-  static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(DType::q8), K); }
+  static constexpr int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(DType::q8), K); }
 
   // Of the group that holds weight k.
-  static Scale scale(bytes* row, int64_t K, int64_t k) { return splat(scale_at(row + padded_weights(K), k / kGroup)); }
+  static Scale scale(bytes* row, int64_t K, int64_t k) { return scale_at(row + padded_weights(K), k / kGroup); }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
     for (int i = 0; i < kBlockWeights / W; ++i) {
@@ -45,7 +48,7 @@ struct Q8 {
 struct Q4 {
   static constexpr int64_t kGroup = kGroupQ4;
 
-  static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(DType::q4), K); }
+  static constexpr int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(DType::q4), K); }
 
   static bytes* scales(bytes* row, int64_t K) { return row + padded_weights(K) / 2; }
 
@@ -54,7 +57,7 @@ struct Q4 {
 
   static Scale scale(bytes* row, int64_t K, int64_t k) {
     const V steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return steps * splat(scale_at(scales(row, K), k / kGroup));
+    return steps * scale_at(scales(row, K), k / kGroup);
   }
 
   static void widen(bytes* row, int64_t k, Scale table, V* out) {
@@ -68,8 +71,8 @@ struct Q4 {
   };
 
   static Scale scale(bytes* row, int64_t K, int64_t k) {
-    const float step = scale_at(scales(row, K), k / kGroup);
-    return {splat(step), splat(-8.0f * step)};
+    const V step = scale_at(scales(row, K), k / kGroup);
+    return {step, step * splat(-8.0f)};
   }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
