@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import floor, log2, prod
 from pathlib import Path
@@ -49,6 +49,17 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
                 raise _no_room(root, count, need) from error
             raise
         yield tuple(open_model(Path(folder) / f"random-{seed}") for seed in range(count))
+
+
+def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
+    """The bytes of so many experts of each config. Raises CapacityError when the temporary folder has no room."""
+    sizes = [weight_shapes(ModelConfig.from_hf(config, "--shape")).values() for config, _ in kinds]
+    need = sum(
+        count * BF16_BYTES * sum(prod(shape) for shape in shapes)
+        for shapes, (_, count) in zip(sizes, kinds, strict=True)
+    )
+    _check_room(Path(tempfile.gettempdir()), sum(count for _, count in kinds), need)
+    return need
 
 
 def _check_room(root: Path, count: int, need_bytes: int) -> None:

@@ -1,0 +1,250 @@
+"""A hundred and fifty experts on one box: mixes of requests under several policies, in one memory budget.
+
+    fcfs      first come first served, least recently used goes, no overlap: the paper's runtime
+    coterie   requests of one expert gather, the next expert is fetched meanwhile, the queue's experts stay
+    belady    the fewest switches for the turns that `coterie` took, by Belady's rule; counted, not run
+
+Knows nothing about how one run is served (coe_run.py) or how a mix is drawn (coe_mix.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.table import Table
+
+from coterie.api.assemble import Options, make_device, make_spec
+from coterie.bench.coe_mix import draw
+from coterie.bench.coe_run import Outcome, Setup, Workload, fewest_switches, serve
+from coterie.bench.experts import check_room, random_experts
+from coterie.bench.report import Report
+from coterie.bench.sticks import drop_page_cache, sequential_read
+from coterie.checkpoint.folder import SINGLE
+from coterie.core.errors import UsageError
+from coterie.core.trace import Trace
+from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.cpu_memory import CHUNK_BYTES, Slab
+from coterie.engine.policy import Policy
+from coterie.models.model import Model, synthetic_model
+from coterie.spec.this_machine import this_machine
+
+FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
+OURS = Setup("coterie", Policy(), "lfu")
+BELADY = "belady"
+SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
+POLICIES = (*SETUPS, BELADY)
+STICK_FILES = 5
+SEED = 7
+
+_COMMON = {
+    "vocab_size": 16384,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+
+def _shape(family: str, model_type: str, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    more = {"num_key_value_heads": kv_heads, "head_dim": 64, "intermediate_size": hidden * 11 // 4 // 64 * 64}
+    return {"architectures": [family], "model_type": model_type, **_COMMON, **sizes, **more}
+
+
+# Three architectures of about 50, 75 and 100 MB in bf16, in turn.
+SHAPES = (
+    _shape("LlamaForCausalLM", "llama", 512, 6, 8, 2),
+    _shape("Qwen2ForCausalLM", "qwen2", 576, 8, 9, 3),
+    _shape("Qwen3ForCausalLM", "qwen3", 640, 9, 10, 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What to run: every mix with every number in flight under every policy."""
+
+    experts: int
+    requests: int
+    mixes: tuple[str, ...]
+    in_flight: tuple[int, ...]
+    policies: tuple[str, ...]
+    near_bytes: int
+    prompt_tokens: int
+    new_tokens: int
+    device: str = "cpu"
+    threads: int | None = None
+    shapes: tuple[Mapping[str, Any], ...] = SHAPES
+
+
+def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
+    """Run the grid; `say` hears how far it is and how long it will take. The trace is of the last run of `coterie`.
+
+    Raises UsageError, and CapacityError where the temporary folder or memory has no room.
+    """
+    _check(grid)
+    begun = perf_counter()
+    with _experts(grid, say) as models:
+        rate = _link_rate(grid, models)
+        runs, trace = _runs(grid, models, rate, say)
+    results = {
+        "runs": runs,
+        "switches_over_fcfs": _ratios(runs, "switches"),
+        "tokens_per_s_over_fcfs": _ratios(runs, "tokens_per_s"),
+        "age_bound": OURS.policy.age_bound,
+        "link_bytes_per_s": rate,
+        "wall_s": perf_counter() - begun,
+    }
+    return Report("coe", _workload(grid, models), results, (_table(runs),), _notes(grid, models, results)), trace
+
+
+def _check(grid: Grid) -> None:
+    unknown = [name for name in grid.policies if name not in POLICIES]
+    if unknown:
+        raise UsageError("--policy", f"{unknown[0]!r} is not a policy", f"use one of {', '.join(POLICIES)}")
+    if BELADY in grid.policies and OURS.name not in grid.policies:
+        raise UsageError("--policy", f"{BELADY} needs the turns that {OURS.name} took", f"add --policy {OURS.name}")
+    for mix in grid.mixes:
+        draw(mix, grid.experts, 1, SEED)
+
+
+@contextmanager
+def _experts(grid: Grid, say: Callable[[str], None]) -> Iterator[dict[str, Model]]:
+    """Random experts of every shape in turn, named by number; gone afterwards. Without bytes on a synthetic device."""
+    counts = [len(range(first, grid.experts, len(grid.shapes))) for first in range(len(grid.shapes))]
+    kinds = [(shape, count) for shape, count in zip(grid.shapes, counts, strict=True) if count]
+    with ExitStack() as stack:
+        if grid.device.startswith("synthetic"):
+            made = [[synthetic_model(shape)] * count for shape, count in kinds]
+        else:
+            need = check_room(kinds)
+            say(f"writing {grid.experts} random experts, {format_bytes(need)}")
+            made = [list(stack.enter_context(random_experts(shape, count))) for shape, count in kinds]
+        turns = [made[number % len(made)][number // len(made)] for number in range(grid.experts)]
+        yield {
+            f"expert-{number:03d}": replace(model, name=f"expert-{number:03d}") for number, model in enumerate(turns)
+        }
+
+
+def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
+    """Bytes per second of the disk: files read from end to end, the page cache dropped. Modelled: as its spec says."""
+    spec = make_spec(Options(device=grid.device))
+    if grid.device != "cpu":
+        return spec.link(spec.home_tier, spec.run_tier).bytes_per_s
+    into = Slab(CHUNK_BYTES).bytes
+    rates = []
+    for model in list(models.values())[:: max(1, len(models) // STICK_FILES)]:
+        file = model.checkpoint.path / SINGLE
+        drop_page_cache(file)
+        rates.append(sequential_read(file, into)[0])
+    return median(rates)
+
+
+def _runs(
+    grid: Grid, models: Mapping[str, Model], rate: float, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], Trace | None]:
+    rows: list[dict[str, Any]] = []
+    trace = None
+    cells = list(product(grid.mixes, grid.in_flight))
+    timed = [name for name in grid.policies if name in SETUPS]
+    total, begun = len(cells) * len(timed), perf_counter()
+    names = list(models)
+    for mix, in_flight in cells:
+        asked = [names[number] for number in draw(mix, grid.experts, grid.requests, SEED)]
+        load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
+        for name in timed:
+            options = Options(device=grid.device, threads=grid.threads)
+            device = make_device(make_spec(options), options)
+            outcome = serve(models, SETUPS[name], load, grid.near_bytes, device, rate)
+            rows.append(outcome.row)
+            done = sum(row["policy"] in SETUPS for row in rows)
+            left = (perf_counter() - begun) / done * (total - done)
+            say(f"run {done} of {total}: {_line(outcome.row)}; about {format_seconds(left)} left")
+            if name == OURS.name:
+                trace = outcome.trace
+                if BELADY in grid.policies:
+                    rows.append(_belady(outcome, models, grid.near_bytes))
+    return rows, trace
+
+
+def _belady(ours: Outcome, models: Mapping[str, Model], near_bytes: int) -> dict[str, Any]:
+    """Only what needs no time is known of it."""
+    sizes = {name: model.layout.size_bytes for name, model in models.items()}
+    switches, moved = fewest_switches(sizes, ours.order, near_bytes)
+    known = {key: ours.row[key] for key in ("mix", "in_flight", "requests")}
+    counted = {"switches": switches, "hit_rate": 1 - switches / ours.row["requests"], "moved_bytes": moved}
+    return {**dict.fromkeys(ours.row), **known, "policy": BELADY, **counted}
+
+
+def _ratios(runs: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
+    """Ours over first come first served, for each mix and number in flight."""
+    found = {(row["mix"], row["in_flight"], row["policy"]): row[field] for row in runs}
+    return {
+        f"{mix}/{in_flight}": value / found[mix, in_flight, FCFS.name]
+        for (mix, in_flight, policy), value in found.items()
+        if policy == OURS.name and found.get((mix, in_flight, FCFS.name))
+    }
+
+
+def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
+    sizes = [model.layout.size_bytes for model in models.values()]
+    return {
+        "experts": grid.experts,
+        "architectures": len({model.key for model in models.values()}),
+        "expert_bytes": [min(sizes), max(sizes)],
+        "near_bytes": grid.near_bytes,
+        "requests": grid.requests,
+        "prompt_tokens": grid.prompt_tokens,
+        "new_tokens": grid.new_tokens,
+        "device": grid.device,
+        "threads": grid.threads or this_machine().units,
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    took = format_seconds(row["elapsed_s"])
+    return f"{row['mix']}, {row['in_flight']} in flight, {row['policy']}: {row['switches']} switches, {took}"
+
+
+def _table(runs: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("mix, in flight", "policy", "tokens/s", "TTFT p50, p95, p99", "switches", "hits", "moved")
+    table.add_column("link busy, of rate")
+    table.add_column("longest wait, overtaken")
+    for row in runs:
+        head = (f"{row['mix']}, {row['in_flight']}", row["policy"])
+        counts = (str(row["switches"]), f"{row['hit_rate']:.2f}", format_bytes(row["moved_bytes"]))
+        if row["tokens_per_s"] is None:
+            table.add_row(*head, "-", "-", *counts, "-", "-")
+            continue
+        times = ", ".join(format_seconds(row[f"ttft_{p}_s"]) for p in ("p50", "p95", "p99"))
+        shares = f"{row['link_busy_share']:.2f}, {row['link_rate_share']:.2f}"
+        waits = f"{row['longest_wait_admissions']}, {row['longest_overtaken']}"
+        table.add_row(*head, f"{row['tokens_per_s']:.0f}", times, *counts, shares, waits)
+    return table
+
+
+def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = {model.layout.size_bytes for model in models.values()}
+    notes = [
+        "hits: share of requests that cost no switch; longest wait: admissions while a request waited; overtaken: "
+        f"those of them that came later, of which the policy allows {results['age_bound']}",
+        f"the link, read alone from end to end: {format_rate(results['link_bytes_per_s'])}",
+    ]
+    if grid.device != "cpu":
+        notes.append(f"{grid.device}: modelled time; it measures policies, not this machine")
+    if BELADY in grid.policies:
+        equal = "sizes are equal, so it is a bound" if len(sizes) == 1 else "sizes differ, so it is no strict bound"
+        notes.append(f"belady: fewest switches for the turns that coterie took, which it could not know; {equal}")
+    faster = results["tokens_per_s_over_fcfs"]
+    notes += [
+        f"{key} in flight: {ratio:.2f} x the switches of fcfs, {faster[key]:.2f} x its tokens/s"
+        for key, ratio in results["switches_over_fcfs"].items()
+    ]
+    return (*notes, f"all of it took {format_seconds(results['wall_s'])}")

@@ -1,0 +1,171 @@
+"""One run of a composition of many experts: a closed loop of requests through the engine as it serves, and its numbers.
+
+    in_flight requests at once; whoever ends is followed by the next one of the mix
+
+Knows nothing about which policies are compared, or how the numbers are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
+from coterie.core.trace import Trace
+from coterie.device import Device
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request, Timings
+from coterie.models.model import Model
+
+RECORD = 1 << 14  # of the last work, for a trace; the totals of a lane do not need it
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How to serve: a schedule and an eviction policy."""
+
+    name: str
+    policy: Policy
+    evict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests for experts by name, in their order; so many of them at once."""
+
+    mix: str
+    in_flight: int
+    asked: Sequence[str]
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run's row, the order in which experts took turns, and what ran when (the end of it)."""
+
+    row: dict[str, Any]
+    order: tuple[str, ...]
+    trace: Trace
+
+
+def serve(
+    models: Mapping[str, Model], setup: Setup, load: Workload, near_bytes: int, device: Device, link_bytes_per_s: float
+) -> Outcome:
+    """Serve the workload to its end and close the device. Raises the CoterieError that ended a request."""
+    options = Options(
+        near_bytes=near_bytes,
+        kv_bytes=_kv_bytes(models, load),
+        policy=setup.policy,
+        evict=setup.evict,
+        record=RECORD,
+    )
+    try:
+        parts = wire(models, plan(models, device.spec, options), options, device)
+        start_s = device.now()
+        timings = _closed_loop(parts, models, load)
+        row = _row(parts, setup, load, timings, device.now() - start_s, link_bytes_per_s)
+        order = tuple(name for name, _ in groupby(str(e[1]) for e in parts.engine.decisions if e[0] == "run"))
+        return Outcome(row, order, parts.trace())
+    finally:
+        device.close()
+
+
+def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:
+    """Room for the KV state of everything in flight, so that no policy is held up by it."""
+    block = max(page_bytes(model.kv) for model in models.values())
+    tokens = load.prompt_tokens + load.new_tokens
+    pages = max(ceil(tokens / model.kv.tokens_per_block(block)) for model in models.values())
+    return load.in_flight * pages * block
+
+
+def _closed_loop(parts: Parts, models: Mapping[str, Model], load: Workload) -> list[Timings]:
+    requests = iter(_requests(models, load))
+    timings: list[Timings] = []
+    for request in islice(requests, load.in_flight):
+        parts.engine.submit(request)
+    while not parts.engine.idle:
+        for output in parts.engine.step():
+            if output.error is not None:
+                raise output.error
+            if output.timings is not None:
+                timings.append(output.timings)
+                for request in islice(requests, 1):
+                    parts.engine.submit(request)
+    return timings
+
+
+def _requests(models: Mapping[str, Model], load: Workload) -> list[Request]:
+    rng = np.random.default_rng(len(load.asked))
+    words = min(model.config.vocab_size for model in models.values())
+    prompts = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    return [
+        Request(f"r{number}", name, tuple(prompt), load.new_tokens, ignore_end=True)
+        for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True))
+    ]
+
+
+def _row(
+    parts: Parts, setup: Setup, load: Workload, timings: Sequence[Timings], elapsed_s: float, link_bytes_per_s: float
+) -> dict[str, Any]:
+    metrics = parts.engine.metrics
+    if setup.policy.schedule == "grouped" and metrics.max_overtaken > setup.policy.age_bound:
+        raise RuntimeError(
+            f"a request was overtaken {metrics.max_overtaken} times; {setup.policy.age_bound} is the bound"
+        )
+    lane = f"{parts.device.spec.home_tier}->{parts.device.spec.run_tier}"
+    use = parts.recorded().use[lane]
+    ttfts = sorted(t.ttft_s for t in timings if t.ttft_s is not None)
+    return {
+        "mix": load.mix,
+        "in_flight": load.in_flight,
+        "policy": setup.name,
+        "requests": len(timings),
+        "switches": metrics.switches,
+        "hit_rate": 1 - metrics.switches / len(timings),
+        "resident_at_arrival": metrics.hits / len(timings),
+        "tokens_per_s": metrics.drawn_tokens / elapsed_s,
+        "ttft_p50_s": percentile(ttfts, 0.50),
+        "ttft_p95_s": percentile(ttfts, 0.95),
+        "ttft_p99_s": percentile(ttfts, 0.99),
+        "moved_bytes": use.moved_bytes,
+        "link_busy_share": use.busy_s / elapsed_s,
+        "link_rate_share": use.moved_bytes / elapsed_s / link_bytes_per_s,
+        "longest_wait_admissions": max(t.queue_admissions for t in timings),
+        "longest_overtaken": metrics.max_overtaken,
+        "tokens_per_step": metrics.drawn_tokens / metrics.steps,
+        "elapsed_s": elapsed_s,
+    }
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values do not exceed (nearest rank)."""
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]
+
+
+def fewest_switches(sizes: Mapping[str, int], order: Sequence[str], near_bytes: int) -> tuple[int, int]:
+    """Switches, and bytes moved, by Belady's rule on a known order of turns: who is needed last goes.
+
+    Holes are not looked at. The fewest switches possible where sizes are equal; with different sizes a rule of thumb.
+    Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
+    """
+    later = [len(order)] * len(order)
+    seen: dict[str, int] = {}
+    for turn in reversed(range(len(order))):
+        later[turn], seen[order[turn]] = seen.get(order[turn], len(order)), turn
+    needed: dict[str, int] = {}
+    switches = moved = used = 0
+    for turn, name in enumerate(order):
+        if name not in needed:
+            while used + sizes[name] > near_bytes:
+                last = max(needed, key=lambda other: needed[other])
+                used -= sizes[last]
+                del needed[last]
+            switches, moved, used = switches + 1, moved + sizes[name], used + sizes[name]
+        needed[name] = later[turn]
+    return switches, moved

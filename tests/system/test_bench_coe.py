@@ -1,0 +1,130 @@
+"""The bench of many experts: its fields, its policies on modelled time, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.system.tiny import CONFIG
+from typer.testing import CliRunner
+
+from coterie.bench.coe_mix import MIXES, draw
+from coterie.bench.coe_run import fewest_switches, percentile
+from coterie.cli.main import app
+from coterie.core.trace import read_trace
+
+runner = CliRunner()
+FIELDS = {"mix", "in_flight", "policy", "switches", "hit_rate", "tokens_per_s", "ttft_p50_s", "ttft_p99_s"}
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def bench(*args: object) -> dict:
+    result = runner.invoke(app, ["bench", "coe", *map(str, args), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_real_experts_are_served_and_gone_afterwards(config: Path, temporary: Path, tmp_path: Path) -> None:
+    small = ("--shape", config, "--experts", 6, "--near", "150KB", "--requests", 30, "--prompt", 5, "--tokens", 3)
+    got = bench(*small, "--mix", "zipf", "--in-flight", 4, "--threads", 1, "--trace", tmp_path / "trace.json")
+    rows = {row["policy"]: row for row in got["runs"]}
+    assert set(rows) == {"fcfs", "coterie", "belady"}
+    size = got["workload"]["expert_bytes"][0]
+    for row in rows.values():
+        assert set(row) >= FIELDS
+        assert row["requests"] == 30
+        assert row["hit_rate"] == pytest.approx(1 - row["switches"] / 30)
+        assert 2 <= row["switches"] <= 30
+        assert row["moved_bytes"] == pytest.approx(row["switches"] * size, rel=0.1)
+    for name in ("fcfs", "coterie"):
+        assert rows[name]["tokens_per_s"] == pytest.approx(30 * 3 / rows[name]["elapsed_s"])
+        assert 0 < rows[name]["ttft_p50_s"] <= rows[name]["ttft_p95_s"] <= rows[name]["ttft_p99_s"]
+        assert 0 < rows[name]["link_busy_share"] < 1
+    assert rows["fcfs"]["longest_overtaken"] == 0
+    assert rows["belady"]["switches"] <= rows["coterie"]["switches"]  # sizes are equal: a bound
+    assert rows["belady"]["tokens_per_s"] is None
+    assert got["switches_over_fcfs"]["zipf/4"] == rows["coterie"]["switches"] / rows["fcfs"]["switches"]
+    assert set(read_trace(tmp_path / "trace.json").lanes) == {"compute", "disk->dram"}
+    assert not list(temporary.iterdir())
+
+
+def test_the_policy_halves_the_switches_under_load_and_is_not_worse_without() -> None:
+    """On modelled time, so every number is the same each time: a fifth of the full size, as crowded."""
+    got = bench("--device", "synthetic:epyc-2core", "--experts", 30, "--near", "410MB", "--requests", 400,
+                "--tokens", 2, "--prompt", 4, "--in-flight", 4, "--in-flight", 26)  # fmt: skip
+    rows = {(row["mix"], row["in_flight"], row["policy"]): row for row in got["runs"]}
+    for mix, in_flight in product(MIXES, (4, 26)):
+        fcfs, ours, bound = (rows[mix, in_flight, policy] for policy in ("fcfs", "coterie", "belady"))
+        most = fcfs["switches"] / 2 if in_flight == 26 else fcfs["switches"]
+        assert ours["switches"] <= most, (mix, in_flight, ours["switches"], fcfs["switches"])
+        assert ours["tokens_per_s"] > fcfs["tokens_per_s"]
+        assert bound["switches"] <= ours["switches"] * 1.05
+        assert ours["longest_overtaken"] <= got["age_bound"]
+
+
+def test_mistakes_are_sentences(config: Path) -> None:
+    for args, words in (
+        (("--mix", "lumpy"), "uniform, zipf, bursty"),
+        (("--policy", "magic"), "fcfs, coterie, belady"),
+        (("--policy", "belady"), "add --policy coterie"),
+    ):
+        result = runner.invoke(app, ["bench", "coe", "--shape", str(config), "--experts", "2", *args])
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_mixes_are_drawn_from_a_seed(mix: str) -> None:
+    asked = draw(mix, 50, 3000, 1)
+    assert asked == draw(mix, 50, 3000, 1) != draw(mix, 50, 3000, 2)
+    counts = Counter(asked)
+    assert set(counts) <= set(range(50))
+    top = counts.most_common(1)[0][1] / 3000
+    lowest, highest = {"uniform": (0.02, 0.04), "zipf": (0.19, 0.26), "bursty": (0.02, 0.08)}[mix]
+    assert lowest < top < highest
+    window = len(set(asked[:100]))
+    assert (window > 38) == (mix == "uniform")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from("abcde"), max_size=30), st.integers(1, 4))
+def test_nobody_needs_fewer_switches_than_beladys_rule(order: list[str], slots: int) -> None:
+    """Against every choice of victims, by brute force over the sets that can be resident."""
+    best = {frozenset(): 0}
+    for name in order:
+        after: dict[frozenset, int] = {}
+        for resident, cost in best.items():
+            if name in resident:
+                ways = [(resident, cost)]
+            else:
+                kept = [resident] if len(resident) < slots else [resident - {gone} for gone in resident]
+                ways = [(left | {name}, cost + 1) for left in kept]
+            for state, total in ways:
+                after[state] = min(total, after.get(state, total))
+        best = after
+    sizes = dict.fromkeys("abcde", 10)
+    assert fewest_switches(sizes, order, slots * 10 + 5) == (min(best.values()), 10 * min(best.values()))
+
+
+def test_percentiles_are_nearest_rank() -> None:
+    assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.25, 0.5, 0.51, 0.99)] == [1, 2, 3, 4]
