@@ -3,7 +3,8 @@
 // A tile is a few tokens and the query heads of one kv head. Tiles walk their contexts span after span; where no sequence has many
 // tokens in a tile (decode), spans are units of their own: each leaves its partials in shared memory, and whoever finishes a tile's
 // last span joins them in the order of positions. The arithmetic is attend.h's in both cases, so the bits are the same.
-#include "../attend.h"
+#include "../attend_copied.h"
+#include "../attend_stored.h"
 #include "../op.h"
 
 #include <atomic>
@@ -14,7 +15,9 @@ namespace {
 
 constexpr int64_t kTileQueries = 128;         // queries of a tile, or one token's
 constexpr int64_t kManyUnits = 32;            // tiles are smaller where there would be fewer
-constexpr int64_t kStoredQueries = 8;         // of one sequence in a tile: up to so many read keys and values as they lie
+constexpr int64_t kStoredQueries = 8;         // of one sequence and kv head in a tile: up to so many read keys and values as they lie
+constexpr int64_t kStoredRows = 64;           // queries of several kv heads that read them together
+constexpr int64_t kHeadsChannels = 512;       // channels of such heads: the values of a span stay in the second-level cache
 constexpr int64_t kCounters = 1024;
 constexpr int64_t kSharedBytes = 16 << 20;    // address space; what decode writes of it is about G / 256 of the bytes that it reads
 
@@ -55,40 +58,67 @@ Run run_of(const Attention& op, int64_t first, int64_t end) {
   return run;
 }
 
-// What a unit works on and with.
+// Reading all heads of a position together follows the pages, whose pieces of one head are short.
+int64_t heads_together(const Attention& op) {
+  const int64_t rows = larger(kStoredQueries, heads_per_kv(op));
+  return larger(smaller(op.K, smaller(kHeadsChannels / op.C, kStoredRows / rows)), 1);
+}
+
+bool reads_stored(const Attention& op, int64_t tokens) {
+  return tokens * heads_per_kv(op) <= larger(kStoredQueries, heads_per_kv(op));
+}
+
+// What a unit works on: tokens [first, last) and `heads` kv heads. Spans [low, high) are seen by some token; a split tile has each of
+// them as a unit.
 struct Tile {
-  int64_t first, last, kv_head, G, width;
-  int64_t low, high;  // spans that some token sees
+  int64_t first, last, kv_head, heads, low, high;
   bool split;
-  float *queries, *states, *partials, *scores, *keys, *values;
 };
 
-Tile take_tile(const Attention& op, int64_t unit, Scratch& scratch) {
-  Tile tile{};
+Tile tile_of(const Attention& op, int64_t unit) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
+  Tile tile{};
   tile.kv_head = unit % op.K;
   tile.first = (count - 1 - unit / op.K % count) * tokens;  // the last tokens of a chunk see most: they come first
   tile.last = smaller(op.T, tile.first + tokens);
-  tile.G = heads_per_kv(op);
-  tile.width = padded_channels(op.C);
+  tile.heads = 1;
   tile.low = spans_of_table(op);
-  int64_t most = 0;
+  bool stored = true;
   for (int64_t token = tile.first; token < tile.last;) {
     const Run run = run_of(op, token, tile.last);
     tile.low = smaller(tile.low, run.low / kSpan);
     tile.high = larger(tile.high, tiles(run.high, kSpan));
-    most = larger(most, run.last - run.first);
+    stored = stored && reads_stored(op, run.last - run.first);
     token = run.last;
   }
-  tile.split = may_split(op) && tile.high - tile.low > 1 && most * tile.G <= larger(kStoredQueries, tile.G);
-  const int64_t rows = larger(kTileQueries, tile.G);
-  tile.queries = scratch.floats(rows * tile.width);
-  tile.states = scratch.floats(rows * partial_floats(op));
-  tile.partials = scratch.floats(kBlockQueries * partial_floats(op));
-  tile.scores = scratch.floats(kBlockQueries * kSpan);
-  tile.keys = scratch.floats(kSpan * tile.width);
-  tile.values = scratch.floats(kSpan * tile.width);
+  tile.split = may_split(op) && stored && tile.high - tile.low > 1;
+  if (stored && tile.high - tile.low > 1) {  // the first unit of such heads works for all of them
+    const int64_t together = heads_together(op);
+    tile.heads = tile.kv_head % together == 0 ? smaller(together, op.K - tile.kv_head) : 0;
+  }
   return tile;
+}
+
+int64_t most_rows(const Attention& op) { return larger(kTileQueries, heads_per_kv(op)); }
+
+// A unit's private memory.
+struct Room {
+  float *q, *states, *partials, *scores;
+  Query* queries;
+  Copy copy;
+};
+
+constexpr int64_t kQueryFloats = sizeof(Query) / sizeof(float);
+
+void take_room(const Attention& op, Scratch& scratch, Room& room) {
+  const int64_t width = padded_channels(op.C), rows = most_rows(op);
+  room.q = scratch.floats(rows * width);
+  room.states = scratch.floats(rows * partial_floats(op));
+  room.partials = scratch.floats(rows * partial_floats(op));
+  room.scores = scratch.floats(rows * kSpan);
+  room.queries = reinterpret_cast<Query*>(scratch.floats(rows * kQueryFloats));
+  room.copy.keys = scratch.floats(kSpan * width);
+  room.copy.values = scratch.floats(kSpan * width);
 }
 
 // Where the partials of split tiles are: counters of finished spans, then a partial per (token, head, span).
@@ -101,86 +131,146 @@ float* shared_partial(const Attention& op, const Scratch& scratch, int64_t token
   return all + ((token * op.H + head) * spans_of_table(op) + span) * partial_floats(op);
 }
 
-// Point at the keys and values of positions [first, last) of a span, page by page.
+// Point at positions [first, last) of a span, page by page.
 void find_span(const Attention& op, int64_t sequence, int64_t kv_head, int64_t base, int64_t first, int64_t last, Span& span) {
-  const int64_t row_bytes = op.C * size_of(op.kv_dtype), to_value = op.K * op.Z * row_bytes;
+  const int64_t row_bytes = op.C * size_of(op.kv_dtype);
   for (int64_t j = first; j < last;) {
     bytes* key = page_address(op, sequence, base + j, kKey, kv_head);
-    for (const int64_t end = smaller(last, j + op.Z - (base + j) % op.Z); j < end; ++j, key += row_bytes) {
-      span.keys[j] = key;
-      span.values[j] = key + to_value;
-    }
+    for (const int64_t end = smaller(last, j + op.Z - (base + j) % op.Z); j < end; ++j, key += row_bytes) span.keys[j] = key;
   }
   for (int64_t j = first / W * W; j < first; ++j) span.keys[j] = span.keys[first];
   for (int64_t j = last; j % W != 0; ++j) span.keys[j] = span.keys[last - 1];
+  span.to_head = op.Z * row_bytes;
+  span.to_value = op.K * op.Z * row_bytes;
+  span.dtype = op.kv_dtype;
+  span.C = op.C;
+  span.width = padded_channels(op.C);
 }
 
-void load_queries(const Attention& op, const Tile& tile) {
-  for (int64_t row = 0; row < (tile.last - tile.first) * tile.G; ++row) {
-    const int64_t token = tile.first + row / tile.G, head = tile.kv_head * tile.G + row % tile.G;
-    const float* q = op.q + (token * op.H + head) * op.C;
-    float* padded = tile.queries + row * tile.width;
-    std::memcpy(padded, q, static_cast<size_t>(op.C) * sizeof(float));
-    for (int64_t c = op.C; c < tile.width; ++c) padded[c] = 0.0f;
+// The queries of a run, numbered by kv head, then token, then query head of the group.
+struct Rows {
+  int64_t tokens, G, first_token, first_head;
+  int64_t token(int64_t row) const { return first_token + row / G % tokens; }
+  int64_t head(int64_t row) const { return first_head + row / (G * tokens) * G + row % G; }
+};
+
+Rows rows_of(const Attention& op, const Tile& tile, const Run& run) {
+  return {run.last - run.first, heads_per_kv(op), run.first, tile.kv_head * heads_per_kv(op)};
+}
+
+void load_queries(const Attention& op, const Rows& rows, int64_t count, float* queries) {
+  const int64_t width = padded_channels(op.C);
+  for (int64_t row = 0; row < count; ++row) {
+    const float* q = op.q + (rows.token(row) * op.H + rows.head(row)) * op.C;
+    std::memcpy(queries + row * width, q, static_cast<size_t>(op.C) * sizeof(float));
+    for (int64_t c = op.C; c < width; ++c) queries[row * width + c] = 0.0f;
   }
 }
 
-// One span of the tokens of one sequence.
-void attend_span(const Attention& op, const Tile& tile, const Run& run, int64_t number, Scratch& scratch) {
-  const int64_t base = number * kSpan, G = tile.G;
-  const int64_t low = larger(run.low - base, 0), high = smaller(run.high - base, kSpan);
-  if (low >= high) return;
-  Span span{};
-  find_span(op, op.sequence[run.first], tile.kv_head, base, low, high, span);
-  Source from{&span, nullptr, op.kv_dtype, op.kv_dtype, op.C, tile.width};
-  if ((run.last - run.first) * G > larger(kStoredQueries, G)) {
-    copy_span(span, op.kv_dtype, low, high, op.C, tile.width, tile.keys, tile.values);
-    from.copy = tile.keys;
-    from.values_dtype = static_cast<int64_t>(DType::f32);
-  }
-  Query block[kBlockQueries];
-  float* states[kBlockQueries];  // to join the partial with, or null
-  int64_t count = 0;
-  const auto finish = [&] {
-    attend(from, block, count, static_cast<float>(op.scale), tile.scores);
-    for (int64_t i = 0; i < count; ++i)
-      if (states[i] != nullptr) join(states[i], block[i].partial, tile.width);
-    count = 0;
-  };
-  for (int64_t row = (run.first - tile.first) * G; row < (run.last - tile.first) * G; ++row) {
-    const int64_t token = tile.first + row / G, head = tile.kv_head * G + row % G, seen = first_seen(op, token);
-    const int64_t first = larger(seen - base, 0), last = smaller(op.positions[token] + 1 - base, kSpan);
-    if (first >= last) {  // queries of a block follow one another
-      if (count > 0) finish();
-      continue;
+// One span of the tokens of one sequence, whose queries are in place.
+class SpanOfRun {
+ public:
+  SpanOfRun(const Attention& op, const Tile& tile, const Run& run, int64_t number, const Room& room, const Scratch& scratch)
+      : op_(op), tile_(tile), run_(run), rows_(rows_of(op, tile, run)), number_(number), room_(room), scratch_(scratch) {}
+
+  void attend(Span& span, Copy& copy) {
+    const int64_t base = number_ * kSpan, low = larger(run_.low - base, 0), high = smaller(run_.high - base, kSpan);
+    if (low >= high) return;
+    find_span(op_, op_.sequence[run_.first], tile_.kv_head, base, low, high, span);
+    stored_ = reads_stored(op_, rows_.tokens);
+    if (!stored_) copy_span(span, low, high, copy);
+    for (int64_t first = 0; first < rows_.tokens;) {  // tokens that follow one another and see something of the span
+      int64_t last = first;
+      while (last < rows_.tokens && seen(last).first < seen(last).last) ++last;
+      if (last > first) stored_ ? attend_heads(span, first, last) : attend_blocks(copy, first, last);
+      first = last + 1;
     }
-    float* state = tile.states + row * partial_floats(op);
-    const bool begins = seen / kSpan == number;
-    float* partial = tile.split ? shared_partial(op, scratch, token, head, number)
-                     : begins   ? state
-                                : tile.partials + count * partial_floats(op);
-    states[count] = tile.split || begins ? nullptr : state;
-    block[count++] = {tile.queries + row * tile.width, first, last, partial};
-    if (count == kBlockQueries) finish();
   }
-  if (count > 0) finish();
-}
 
-void put_out(const Attention& op, const Tile& tile, int64_t row, const float* state) {
-  const int64_t token = tile.first + row / tile.G, head = tile.kv_head * tile.G + row % tile.G;
+ private:
+  Range seen(int64_t token) const {
+    const int64_t at = run_.first + token, base = number_ * kSpan;
+    return {larger(first_seen(op_, at) - base, 0), smaller(op_.positions[at] + 1 - base, kSpan)};
+  }
+
+  void put(int64_t slot, int64_t row) {
+    const int64_t token = rows_.token(row), size = partial_floats(op_);
+    const Range range = seen(token - run_.first);
+    Query& query = room_.queries[slot];
+    query = {room_.q + row * padded_channels(op_.C), range.first, range.last, nullptr, nullptr};
+    if (tile_.split) {
+      query.partial = shared_partial(op_, scratch_, token, rows_.head(row), number_);
+    } else if (first_seen(op_, token) / kSpan == number_) {
+      query.partial = room_.states + row * size;
+    } else {
+      query.partial = room_.partials + slot * size;
+      query.state = room_.states + row * size;
+    }
+  }
+
+  void join_states(int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      if (room_.queries[i].state != nullptr)
+        join(room_.queries[i].state, room_.queries[i].partial, padded_channels(op_.C));
+  }
+
+  void attend_heads(const Span& span, int64_t first, int64_t last) {
+    const int64_t per_head = (last - first) * rows_.G;
+    for (int64_t head = 0; head < tile_.heads; ++head)
+      for (int64_t i = 0; i < per_head; ++i)
+        put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
+    attend_stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores);
+    join_states(tile_.heads * per_head);
+  }
+
+  void attend_blocks(const Copy& copy, int64_t first, int64_t last) {
+    for (int64_t row = first * rows_.G; row < last * rows_.G; row += kBlockQueries) {
+      const int64_t count = smaller(kBlockQueries, last * rows_.G - row);
+      for (int64_t i = 0; i < count; ++i) put(i, row + i);
+      attend_copied(copy, padded_channels(op_.C), room_.queries, count, static_cast<float>(op_.scale), room_.scores);
+      join_states(count);
+    }
+  }
+
+  const Attention& op_;
+  const Tile& tile_;
+  const Run& run_;
+  const Rows rows_;
+  const int64_t number_;
+  const Room& room_;
+  const Scratch& scratch_;
+  bool stored_ = false;
+};
+
+void put_out(const Attention& op, int64_t token, int64_t head, const float* state) {
   float* y = op.y + (token * op.H + head) * op.C;
-  const float total = state[tile.width + 1];
+  const float total = state[padded_channels(op.C) + 1];
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 
-void join_spans(const Attention& op, const Tile& tile, Scratch& scratch) {
-  for (int64_t row = 0; row < (tile.last - tile.first) * tile.G; ++row) {
-    const int64_t token = tile.first + row / tile.G, head = tile.kv_head * tile.G + row % tile.G;
+// Spans [first, last) of the tokens of one sequence.
+void attend_run(const Attention& op, const Tile& tile, const Run& run, int64_t first, int64_t last, Scratch& scratch, Room& room) {
+  const Rows rows = rows_of(op, tile, run);
+  const int64_t count = tile.heads * rows.tokens * rows.G;
+  load_queries(op, rows, count, room.q);
+  Span span;
+  for (int64_t number = first; number < last; ++number)
+    SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy);
+  if (tile.split) return;
+  for (int64_t row = 0; row < count; ++row)
+    put_out(op, rows.token(row), rows.head(row), room.states + row * partial_floats(op));
+}
+
+void join_spans(const Attention& op, const Tile& tile, const Scratch& scratch) {
+  const int64_t G = heads_per_kv(op);
+  for (int64_t token = tile.first; token < tile.last; ++token) {
     const int64_t first = first_seen(op, token) / kSpan, last = op.positions[token] / kSpan;
-    float* state = shared_partial(op, scratch, token, head, first);
-    for (int64_t span = first + 1; span <= last; ++span)
-      join(state, shared_partial(op, scratch, token, head, span), tile.width);
-    put_out(op, tile, row, state);
+    for (int64_t head = tile.kv_head * G; head < (tile.kv_head + tile.heads) * G; ++head) {
+      float* state = shared_partial(op, scratch, token, head, first);
+      for (int64_t span = first + 1; span <= last; ++span)
+        join(state, shared_partial(op, scratch, token, head, span), padded_channels(op.C));
+      put_out(op, token, head, state);
+    }
   }
 }
 
@@ -191,8 +281,8 @@ int64_t units(const Attention& op) {
 }
 
 int64_t scratch_bytes(const Attention& op) {
-  const int64_t rows = larger(kTileQueries, heads_per_kv(op)), width = padded_channels(op.C), more = partial_floats(op);
-  return 4 * (rows * (width + more) + kBlockQueries * (more + kSpan) + 2 * kSpan * width) + 6 * static_cast<int64_t>(kLine);
+  const int64_t width = padded_channels(op.C), row = width + 2 * partial_floats(op) + kSpan + kQueryFloats;
+  return 4 * (most_rows(op) * row + 2 * kSpan * width) + 7 * static_cast<int64_t>(kLine);
 }
 
 int64_t shared_bytes(const Attention& op) { return may_split(op) && spans_of_table(op) > 1 ? kSharedBytes : 0; }
@@ -205,13 +295,14 @@ int64_t flops(const Attention& op) {
 
 void run(const Attention& op, int64_t unit, Scratch& scratch) {
   const int64_t number = unit / (tiles(op.T, tile_tokens(op)) * op.K);
-  const Tile tile = take_tile(op, unit, scratch);
-  if (tile.split ? number < tile.low || number >= tile.high : number > 0) return;
-  load_queries(op, tile);
+  const Tile tile = tile_of(op, unit);
+  if (tile.heads == 0 || (tile.split ? number < tile.low || number >= tile.high : number > 0)) return;
+  Room room;
+  take_room(op, scratch, room);
   for (int64_t token = tile.first; token < tile.last;) {
     const Run run = run_of(op, token, tile.last);
     const int64_t first = tile.split ? number : run.low / kSpan, last = tile.split ? number + 1 : tiles(run.high, kSpan);
-    for (int64_t span = first; span < last; ++span) attend_span(op, tile, run, span, scratch);
+    attend_run(op, tile, run, first, last, scratch, room);
     token = run.last;
   }
   if (tile.split) {
@@ -219,11 +310,8 @@ void run(const Attention& op, int64_t unit, Scratch& scratch) {
     if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < tile.high - tile.low) return;
     finished.store(0, std::memory_order_relaxed);
     join_spans(op, tile, scratch);
-  } else {
-    for (int64_t row = 0; row < (tile.last - tile.first) * tile.G; ++row)
-      put_out(op, tile, row, tile.states + row * partial_floats(op));
   }
-  scratch.stored((tile.last - tile.first) * tile.G * op.C * 4);
+  scratch.stored((tile.last - tile.first) * tile.heads * heads_per_kv(op) * op.C * 4);
 }
 
 COTERIE_KERNEL(attention, Attention)

@@ -3,6 +3,7 @@
 // The random number is a function of (seed, position). Compiled once: it uses the standard library and no vectors.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "../kernel.h"
 
@@ -26,17 +27,35 @@ double uniform(uint64_t seed, int64_t position) {
   return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
 }
 
-bool has_nan(const float* logits, int64_t V) {
-  int found = 0;  // no early exit, so that compilers vectorise it
-  for (int64_t i = 0; i < V; ++i) found |= logits[i] != logits[i];
-  return found != 0;
-}
-
-int32_t argmax(const float* logits, int64_t V) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < V; ++i)
-    if (logits[i] > logits[best]) best = i;
-  return static_cast<int32_t>(best);
+// The greatest logit, several at a time; nothing when one of them is a NaN.
+std::optional<float> highest_of(const float* logits, int64_t V) {
+  constexpr int64_t kLanes = 16;
+  typedef float Lanes __attribute__((vector_size(kLanes * 4)));
+  typedef int32_t Mask __attribute__((vector_size(kLanes * 4)));
+  float highest = logits[0];
+  int32_t is_nan = 0;
+  int64_t i = 0;
+  if (V >= kLanes) {
+    Lanes best;
+    Mask nan{};
+    std::memcpy(&best, logits, sizeof best);
+    for (; i + kLanes <= V; i += kLanes) {
+      Lanes x;
+      std::memcpy(&x, logits + i, sizeof x);
+      best = x > best ? x : best;
+      nan |= x != x;
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      highest = best[lane] > highest ? best[lane] : highest;
+      is_nan |= nan[lane];
+    }
+  }
+  for (; i < V; ++i) {
+    highest = logits[i] > highest ? logits[i] : highest;
+    is_nan |= logits[i] != logits[i];
+  }
+  if (is_nan != 0) return std::nullopt;
+  return highest;
 }
 
 // z descending, then index ascending; reversed for a heap, whose top is its greatest.
@@ -117,12 +136,13 @@ void run(const Sample& op, int64_t unit, Scratch& scratch) {
   std::memcpy(&settings, op.settings + unit * kSettingWords, sizeof settings);
   const float* logits = op.logits + unit * op.V;
   scratch.stored(4);
-  if (has_nan(logits, op.V)) {
+  const std::optional<float> highest = highest_of(logits, op.V);
+  if (!highest.has_value()) {
     op.tokens[unit] = -1;
     return;
   }
   if (settings.temperature == 0.0) {
-    op.tokens[unit] = argmax(logits, op.V);
+    op.tokens[unit] = static_cast<int32_t>(std::find(logits, logits + op.V, *highest) - logits);
     return;
   }
   const double u = uniform(settings.seed, op.positions[op.rows[unit]]);

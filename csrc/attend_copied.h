@@ -1,0 +1,120 @@
+// Many queries against a span: keys and values are widened once, keys with positions in the lanes, and serve all of them.
+// Knows nothing about units or pages.
+#pragma once
+
+#include "attend.h"
+
+namespace coterie::COTERIE_ISA {
+
+// out[m] = for W positions at once, the sum over channels of lanes L, L + Step .. of a vector, as the tree of sum().
+template <int L, int Step, int M>
+inline void lane_sums(const float* q, int64_t width, const float* keys, V* out) {
+  if constexpr (Step == W) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) out[m] = V{};
+    for (int64_t c = L; c < width; c += W) {
+      const V k = load(keys + c * W);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) out[m] = fma(splat(q[m * width + c]), k, out[m]);
+    }
+  } else {
+    V other[M];
+    lane_sums<L, 2 * Step, M>(q, width, keys, out);
+    lane_sums<L + Step, 2 * Step, M>(q, width, keys, other);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) out[m] = out[m] + other[m];
+  }
+}
+
+// The same scores from a copy [position / W][channel][W].
+template <int M>
+inline void score_copied(const float* q, int64_t width, const float* copy, int64_t j, V scale, float* scores) {
+  V out[M];
+  lane_sums<0, 1, M>(q, width, copy + j * width, out);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) store(scores + m * kSpan + j, out[m] * scale);
+}
+
+// A widened copy of one kv head of a span.
+struct Copy {
+  float* keys;    // [position / W][channel][W]
+  float* values;  // [position][width]
+  bytes* rows[kSpan];
+};
+
+// The partials of up to kBlockQueries queries; a vector of keys serves all of them while it is in the first-level cache.
+inline void attend_copied(const Copy& copy, int64_t width, const Query* queries, int64_t count, float scale, float* scores) {
+  const Range range = seen_by(queries, count);
+  for (int64_t j = range.first / W * W; j < range.last; j += W)
+    for (int64_t m = 0; m < count; m += kGroup) {
+      const int64_t group = smaller(kGroup, count - m);
+      const Range seen = seen_by(queries + m, group);
+      if (j + W <= seen.first || j >= seen.last) continue;
+      with_count(group, [&]<int M>() {
+        score_copied<M>(queries[m].q, width, copy.keys, j, splat(scale), scores + m * kSpan);
+      });
+    }
+  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores);
+}
+
+// a and b with their lanes alternating: the first W, the last W.
+inline V zip_low(V a, V b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+#else
+  return V{a[0], b[0], a[1], b[1]};
+#endif
+}
+
+inline V zip_high(V a, V b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+#else
+  return V{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Rows become columns: after log2(W) rounds of zipping vector i with vector i + W / 2.
+inline void transpose(V* rows) {
+  for (int round = 1; round < W; round *= 2) {
+    V next[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i) {
+      next[2 * i] = zip_low(rows[i], rows[i + W / 2]);
+      next[2 * i + 1] = zip_high(rows[i], rows[i + W / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = next[i];
+  }
+}
+
+// Widen the positions [first, last) of the span's first head.
+inline void copy_span(const Span& span, int64_t first, int64_t last, Copy& copy) {
+  with_dtype(span.dtype, [&]<DType D>() {
+    constexpr int64_t size = D == DType::f32 ? 4 : 2;
+    const int64_t C = span.C, width = span.width;
+    const auto part = [C](bytes* row, int64_t c) {
+      return c + W <= C ? load_weights<D>(row + c * size) : load_weights_part<D>(row + c * size, C - c);
+    };
+    for (int64_t j = first / W * W; j < last; j += W)
+      for (int64_t c = 0; c < width; c += W) {
+        V rows[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) rows[i] = part(span.keys[j + i], c);
+        transpose(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(copy.keys + j * width + (c + i) * W, rows[i]);
+      }
+    for (int64_t j = first; j < last; ++j) {
+      float* row = copy.values + j * width;
+      for (int64_t c = 0; c < width; c += W) store(row + c, part(span.keys[j] + span.to_value, c));
+      copy.rows[j] = reinterpret_cast<bytes*>(row);
+    }
+  });
+}
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,107 @@
+// Few queries against a span: keys and values are read once, as they lie in pages, and widened in registers.
+// Knows nothing about units or pages.
+#pragma once
+
+#include "attend.h"
+
+namespace coterie::COTERIE_ISA {
+
+// Sums of lanes of 4 * kFold vectors at once. First the stages that leave 4 lanes, for kFold vectors: [a a a a b b b b ..].
+constexpr int kFold = W / 4;
+
+inline V fold_to_quads(const V* a) {
+#if defined(__AVX512F__)
+  const V x = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xEE));
+  const V y = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xEE));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xDD));
+#elif defined(__AVX2__)
+  return _mm256_add_ps(_mm256_permute2f128_ps(a[0], a[1], 0x20), _mm256_permute2f128_ps(a[0], a[1], 0x31));
+#else
+  return a[0];
+#endif
+}
+
+// Then the stages within 4 lanes: result lane 4 * i + g is the sum of vector i of group g. The same tree as sum() in vec.h.
+inline V fold_quads(V a, V b, V c, V d) {
+#if defined(__AVX512F__)
+  const V x = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+  const V y = _mm512_add_ps(_mm512_shuffle_ps(c, d, 0x44), _mm512_shuffle_ps(c, d, 0xEE));
+  return _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x88), _mm512_shuffle_ps(x, y, 0xDD));
+#elif defined(__AVX2__)
+  const V x = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xEE));
+  const V y = _mm256_add_ps(_mm256_shuffle_ps(c, d, 0x44), _mm256_shuffle_ps(c, d, 0xEE));
+  return _mm256_add_ps(_mm256_shuffle_ps(x, y, 0x88), _mm256_shuffle_ps(x, y, 0xDD));
+#else
+  const V x = V{a[0], a[1], b[0], b[1]} + V{a[2], a[3], b[2], b[3]};
+  const V y = V{c[0], c[1], d[0], d[1]} + V{c[2], c[3], d[2], d[3]};
+  return V{x[0], x[2], y[0], y[2]} + V{x[1], x[3], y[1], y[3]};
+#endif
+}
+
+// Scores of M queries (rows of `width`) with W keys from `j` on, read as they lie, `offset` bytes after the span's.
+template <DType D, int M>
+inline void score_stored(const float* q, const Span& span, int64_t offset, int64_t j, V scale, float* scores) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  const int64_t C = span.C, width = span.width;
+  V quads[M][4];
+  for (int g = 0; g < 4; ++g) {
+    V acc[M][kFold];
+    bytes* key[kFold];
+#pragma GCC unroll 4
+    for (int n = 0; n < kFold; ++n) {
+      key[n] = span.keys[j + g + 4 * n] + offset;
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) acc[m][n] = V{};
+    }
+    int64_t c = 0;
+    for (; c + W <= C; c += W) {
+      V k[kFold];
+#pragma GCC unroll 4
+      for (int n = 0; n < kFold; ++n) k[n] = load_weights<D>(key[n] + c * size);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        const V x = load(q + m * width + c);
+#pragma GCC unroll 4
+        for (int n = 0; n < kFold; ++n) acc[m][n] = fma(x, k[n], acc[m][n]);
+      }
+    }
+    if (c < C) {
+      for (int n = 0; n < kFold; ++n) {
+        const V k = load_weights_part<D>(key[n] + c * size, C - c);
+        for (int m = 0; m < M; ++m) acc[m][n] = fma(load(q + m * width + c), k, acc[m][n]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) quads[m][g] = fold_to_quads(acc[m]);
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+    store(scores + m * kSpan + j, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
+}
+
+// The partials of the queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another;
+// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory: their values are asked for while
+// their keys are used.
+inline void attend_stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores) {
+  with_dtype(span.dtype, [&]<DType D>() {
+    constexpr int64_t size = D == DType::f32 ? 4 : 2;
+    const Range range = seen_by(queries, per_head);
+    for (int64_t j = range.first / W * W; j < range.last; j += W)
+      for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t m = 0; m < per_head; m += kGroup) {
+          const int64_t row = head * per_head + m;
+          with_count(smaller(kGroup, per_head - m), [&]<int M>() {
+            score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan);
+          });
+        }
+        for (int64_t i = j; i < j + W; ++i)
+          for (int64_t at = 0; at < span.C * size; at += static_cast<int64_t>(kLine))
+            __builtin_prefetch(span.keys[i] + head * span.to_head + span.to_value + at, 0, 2);
+      }
+    for (int64_t head = 0; head < heads; ++head)
+      finish<D>(queries + head * per_head, per_head, {span.keys, span.to_value + head * span.to_head}, span.C, span.width,
+                scores + head * per_head * kSpan);
+  });
+}
+
+}  // namespace coterie::COTERIE_ISA
