@@ -28,6 +28,10 @@ struct Span {
   int64_t dtype, C, width;
 };
 
+struct Range {
+  int64_t first, last;
+};
+
 // The part [first, last) of a span that a query sees, and where its partial goes: `width` sums, the maximum, the total.
 // `state`: the partial of all positions before, which this one is then joined to, or null.
 struct Query {
@@ -69,6 +73,31 @@ struct Values {
   bytes* operator[](int64_t j) const { return rows[j] + offset; }
 };
 
+// Asks for a span that comes next while another is in use, so that memory never rests: a few rows (a head's key or value of a position)
+// at a time, in the order in which pages hold them.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const Span& span, int64_t heads, Range seen) : span_(&span), heads_(heads), first_(seen.first), last_(seen.last) {}
+
+  void ask(int64_t rows) {
+    if (first_ >= last_) return;
+    const int64_t row_bytes = span_->C * size_of(span_->dtype);
+    for (; rows > 0 && first_ < last_; rows -= kPiece) {
+      const int64_t offset = part_ / heads_ * span_->to_value + part_ % heads_ * span_->to_head;
+      for (int64_t j = first_; j < smaller(first_ + kPiece, last_); ++j)
+        for (int64_t b = 0; b < row_bytes; b += static_cast<int64_t>(kLine)) __builtin_prefetch(span_->keys[j] + offset + b, 0, 2);
+      if (++part_ == 2 * heads_) part_ = 0, first_ += kPiece;
+    }
+  }
+
+  static constexpr int64_t kPiece = 16;
+
+ private:
+  const Span* span_ = nullptr;
+  int64_t heads_ = 1, first_ = 0, last_ = 0, part_ = 0;
+};
+
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
 template <DType D, int M, int N>
 inline void add_values(const float* weights, Values values, int64_t first, int64_t last, int64_t c, const Query* queries) {
@@ -97,11 +126,13 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 
 // All channels, a few positions at a time, so that values come from memory once and in order.
 template <DType D, int M>
-inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 64;
+inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries,
+                           Ahead& ahead) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 16;
   constexpr int kWide = W == 4 ? 2 : 4;
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
+    ahead.ask(kStep);
     int64_t c = 0;
     for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries);
     for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries);
@@ -117,7 +148,7 @@ inline void add_all_values(const float* weights, Values values, int64_t first, i
 
 // M queries' partials: what all of them see together, what only some see one by one, in the order of positions.
 template <DType D, int M>
-inline void weigh(const float* weights, Values values, int64_t C, int64_t width, const Query* queries) {
+inline void weigh(const float* weights, Values values, int64_t C, int64_t width, const Query* queries, Ahead& ahead) {
   int64_t first = queries[0].first, last = queries[0].last;
   for (int m = 0; m < M; ++m) {
     first = larger(first, queries[m].first);
@@ -127,12 +158,12 @@ inline void weigh(const float* weights, Values values, int64_t C, int64_t width,
   if (first >= last) first = last = kSpan;
   for (int m = 0; m < M; ++m) {
     const Query& one = queries[m];
-    add_all_values<D, 1>(weights + m * kSpan, values, one.first, smaller(first, one.last), C, &one);
+    add_all_values<D, 1>(weights + m * kSpan, values, one.first, smaller(first, one.last), C, &one, ahead);
   }
-  add_all_values<D, M>(weights, values, first, last, C, queries);
+  add_all_values<D, M>(weights, values, first, last, C, queries, ahead);
   for (int m = 0; m < M; ++m) {
     const Query& one = queries[m];
-    add_all_values<D, 1>(weights + m * kSpan, values, larger(last, one.first), one.last, C, &one);
+    add_all_values<D, 1>(weights + m * kSpan, values, larger(last, one.first), one.last, C, &one, ahead);
   }
 }
 
@@ -149,17 +180,14 @@ inline void with_count(int64_t count, Body body) {
 
 // From the scores of `count` queries to their partials.
 template <DType D>
-inline void finish(const Query* queries, int64_t count, Values values, int64_t C, int64_t width, float* scores) {
+inline void finish(const Query* queries, int64_t count, Values values, int64_t C, int64_t width, float* scores,
+                   Ahead& ahead) {
   for (int64_t i = 0; i < count; ++i)
     soften(scores + i * kSpan, queries[i].first, queries[i].last, queries[i].partial + width);
   for (int64_t m = 0; m < count; m += kGroup)
     with_count(smaller(kGroup, count - m),
-               [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });
+               [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m, ahead); });
 }
-
-struct Range {
-  int64_t first, last;
-};
 
 // What `count` queries see between them.
 inline Range seen_by(const Query* queries, int64_t count) {

@@ -54,7 +54,8 @@ inline void attend_copied(const Copy& copy, int64_t width, const Query* queries,
         score_copied<M>(queries[m].q, width, copy.keys, j, splat(scale), scores + m * kSpan);
       });
     }
-  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores);
+  Ahead nothing;
+  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores, nothing);
 }
 
 // a and b with their lanes alternating: the first W, the last W.

@@ -66,8 +66,10 @@ inline void score_stored(const float* q, const Span& span, int64_t offset, int64
       }
     }
     if (c < C) {
+#pragma GCC unroll 4
       for (int n = 0; n < kFold; ++n) {
         const V k = load_weights_part<D>(key[n] + c * size, C - c);
+#pragma GCC unroll 4
         for (int m = 0; m < M; ++m) acc[m][n] = fma(load(q + m * width + c), k, acc[m][n]);
       }
     }
@@ -80,11 +82,10 @@ inline void score_stored(const float* q, const Span& span, int64_t offset, int64
 }
 
 // The partials of the queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another;
-// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory: their values are asked for while
-// their keys are used.
-inline void attend_stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores) {
+// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory.
+inline void attend_stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores,
+                          Ahead ahead) {
   with_dtype(span.dtype, [&]<DType D>() {
-    constexpr int64_t size = D == DType::f32 ? 4 : 2;
     const Range range = seen_by(queries, per_head);
     for (int64_t j = range.first / W * W; j < range.last; j += W)
       for (int64_t head = 0; head < heads; ++head) {
@@ -94,13 +95,11 @@ inline void attend_stored(const Span& span, const Query* queries, int64_t heads,
             score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan);
           });
         }
-        for (int64_t i = j; i < j + W; ++i)
-          for (int64_t at = 0; at < span.C * size; at += static_cast<int64_t>(kLine))
-            __builtin_prefetch(span.keys[i] + head * span.to_head + span.to_value + at, 0, 2);
+        ahead.ask(W);
       }
     for (int64_t head = 0; head < heads; ++head)
       finish<D>(queries + head * per_head, per_head, {span.keys, span.to_value + head * span.to_head}, span.C, span.width,
-                scores + head * per_head * kSpan);
+                scores + head * per_head * kSpan, ahead);
   });
 }
 

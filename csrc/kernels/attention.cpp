@@ -173,7 +173,7 @@ class SpanOfRun {
   SpanOfRun(const Attention& op, const Tile& tile, const Run& run, int64_t number, const Room& room, const Scratch& scratch)
       : op_(op), tile_(tile), run_(run), rows_(rows_of(op, tile, run)), number_(number), room_(room), scratch_(scratch) {}
 
-  void attend(Span& span, Copy& copy) {
+  void attend(Span& span, Copy& copy, Ahead ahead) {
     const int64_t base = number_ * kSpan, low = larger(run_.low - base, 0), high = smaller(run_.high - base, kSpan);
     if (low >= high) return;
     find_span(op_, op_.sequence[run_.first], tile_.kv_head, base, low, high, span);
@@ -182,7 +182,7 @@ class SpanOfRun {
     for (int64_t first = 0; first < rows_.tokens;) {  // tokens that follow one another and see something of the span
       int64_t last = first;
       while (last < rows_.tokens && seen(last).first < seen(last).last) ++last;
-      if (last > first) stored_ ? attend_heads(span, first, last) : attend_blocks(copy, first, last);
+      if (last > first) stored_ ? attend_heads(span, first, last, ahead) : attend_blocks(copy, first, last);
       first = last + 1;
     }
   }
@@ -214,12 +214,12 @@ class SpanOfRun {
         join(room_.queries[i].state, room_.queries[i].partial, padded_channels(op_.C));
   }
 
-  void attend_heads(const Span& span, int64_t first, int64_t last) {
+  void attend_heads(const Span& span, int64_t first, int64_t last, Ahead ahead) {
     const int64_t per_head = (last - first) * rows_.G;
     for (int64_t head = 0; head < tile_.heads; ++head)
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
-    attend_stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores);
+    attend_stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores, ahead);
     join_states(tile_.heads * per_head);
   }
 
@@ -248,14 +248,30 @@ void put_out(const Attention& op, int64_t token, int64_t head, const float* stat
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 
+// The likely next unit of this thread, when each thread of the team takes every so many-th: its span, so that it can be asked for.
+Ahead next_of(const Attention& op, const Tile& tile, int64_t number, int64_t threads, Span& span) {
+  const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens), together = heads_together(op), groups = tiles(op.K, together);
+  const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + threads;
+  const int64_t next = order / groups / count;
+  if (next >= spans_of_table(op)) return {};
+  const Tile later = tile_of(op, order / groups * op.K + order % groups * together);
+  if (!later.split || next < later.low || next >= later.high) return {};
+  const Run run = run_of(op, later.first, later.last);
+  const Range seen{larger(run.low - next * kSpan, 0), smaller(run.high - next * kSpan, kSpan)};
+  if (seen.first >= seen.last) return {};
+  find_span(op, op.sequence[run.first], later.kv_head, next * kSpan, seen.first, seen.last, span);
+  return {span, later.heads, seen};
+}
+
 // Spans [first, last) of the tokens of one sequence.
 void attend_run(const Attention& op, const Tile& tile, const Run& run, int64_t first, int64_t last, Scratch& scratch, Room& room) {
   const Rows rows = rows_of(op, tile, run);
   const int64_t count = tile.heads * rows.tokens * rows.G;
   load_queries(op, rows, count, room.q);
-  Span span;
+  Span span, next;
+  const Ahead ahead = tile.split && run.last == tile.last ? next_of(op, tile, first, scratch.threads(), next) : Ahead();
   for (int64_t number = first; number < last; ++number)
-    SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy);
+    SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy, ahead);
   if (tile.split) return;
   for (int64_t row = 0; row < count; ++row)
     put_out(op, rows.token(row), rows.head(row), room.states + row * partial_floats(op));

@@ -29,32 +29,33 @@ double uniform(uint64_t seed, int64_t position) {
 
 // The greatest logit, several at a time; nothing when one of them is a NaN.
 std::optional<float> highest_of(const float* logits, int64_t V) {
-  constexpr int64_t kLanes = 16;
-  typedef float Lanes __attribute__((vector_size(kLanes * 4)));
-  typedef int32_t Mask __attribute__((vector_size(kLanes * 4)));
-  float highest = logits[0];
-  int32_t is_nan = 0;
+  typedef float Lanes __attribute__((vector_size(16)));  // what every machine has
+  typedef int32_t Mask __attribute__((vector_size(16)));
+  constexpr int64_t kChains = 4, kStep = 4 * kChains;
+  Lanes best[kChains];
+  Mask is_nan[kChains];
+  for (int k = 0; k < kChains; ++k) best[k] = Lanes{} + logits[0], is_nan[k] = Mask(best[k] != best[k]);
   int64_t i = 0;
-  if (V >= kLanes) {
-    Lanes best;
-    Mask nan{};
-    std::memcpy(&best, logits, sizeof best);
-    for (; i + kLanes <= V; i += kLanes) {
+  for (; i + kStep <= V; i += kStep)
+    for (int k = 0; k < kChains; ++k) {
       Lanes x;
-      std::memcpy(&x, logits + i, sizeof x);
-      best = x > best ? x : best;
-      nan |= x != x;
+      std::memcpy(&x, logits + i + 4 * k, sizeof x);
+      const Mask higher = x > best[k];
+      best[k] = Lanes((Mask(x) & higher) | (Mask(best[k]) & ~higher));
+      is_nan[k] |= Mask(x != x);
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      highest = best[lane] > highest ? best[lane] : highest;
-      is_nan |= nan[lane];
+  float highest = logits[0];
+  bool found_nan = false;
+  for (int k = 0; k < kChains; ++k)
+    for (int lane = 0; lane < 4; ++lane) {
+      highest = best[k][lane] > highest ? best[k][lane] : highest;
+      found_nan = found_nan || is_nan[k][lane] != 0;
     }
-  }
   for (; i < V; ++i) {
     highest = logits[i] > highest ? logits[i] : highest;
-    is_nan |= logits[i] != logits[i];
+    found_nan = found_nan || logits[i] != logits[i];
   }
-  if (is_nan != 0) return std::nullopt;
+  if (found_nan) return std::nullopt;
   return highest;
 }
 
