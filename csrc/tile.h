@@ -5,41 +5,89 @@
 // a token's result has the same bits alone, in a batch and in a chunk.
 #pragma once
 
+#include "panel.h"
 #include "quant.h"
 #include "scratch.h"
 #include "vec.h"
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kTileTokens = 16;
-constexpr int64_t kTileRows = 32;  // rows of a weight per unit
+constexpr int64_t kTileTokens = 16;    // of the kernels without weights
+constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
+constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
+constexpr int64_t kTileRows = 32;      // rows of a weight per unit
 
-constexpr int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+// Tokens of a tile of a [T, N] result: even parts of T.
+constexpr int64_t token_tile(int64_t T) {
+  if (T <= kFewTokens) return kFewTokens;
+  return tiles(tiles(T, tiles(T, kManyTokens)), kGroupTokens) * kGroupTokens;
+}
 
-// Bytes of a scratch tile of kTileTokens rows of `width` floats.
-constexpr int64_t tile_bytes(int64_t width) { return static_cast<int64_t>(padded(static_cast<size_t>(kTileTokens * width) * 4)); }
-
-// The part of a [T, N] result that a unit computes. Units that share rows of the weight follow one another.
+// The part of a [T, N] result that a unit computes. Units that share tokens follow one another.
 struct Block {
   int64_t token, tokens, row, rows;
 };
 
-inline Block block_of(int64_t unit, int64_t T, int64_t N) {
-  const int64_t token_tiles = tiles(T, kTileTokens);
-  const int64_t token = unit % token_tiles * kTileTokens, row = unit / token_tiles * kTileRows;
-  return {token, smaller(kTileTokens, T - token), row, smaller(kTileRows, N - row)};
+inline int64_t block_units(int64_t T, int64_t N, int64_t rows) { return tiles(T, token_tile(T)) * tiles(N, rows); }
+inline int64_t block_units(int64_t T, int64_t N) { return block_units(T, N, kTileRows); }
+
+inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
+  const int64_t row_tiles = tiles(N, rows), tile = token_tile(T);
+  const int64_t token = unit / row_tiles * tile, row = unit % row_tiles * rows;
+  return {token, smaller(tile, T - token), row, smaller(rows, N - row)};
+}
+inline Block block_of(int64_t unit, int64_t T, int64_t N) { return block_of(unit, T, N, kTileRows); }
+
+// Floats between tokens in a scratch tile: an odd number of lines for many tokens, so that few of them share a place in the caches.
+constexpr int64_t tile_stride(int64_t T, int64_t width) { return T <= kFewTokens ? width : (tiles(width, 16) | 1) * 16; }
+
+constexpr int64_t bytes_of(int64_t floats) { return static_cast<int64_t>(padded(static_cast<size_t>(floats) * 4)); }
+
+// Bytes of a scratch tile of a token tile's rows of `width` floats.
+constexpr int64_t tile_bytes(int64_t T, int64_t width) { return bytes_of(token_tile(T) * tile_stride(T, width)); }
+
+inline float* take_tile(Scratch& scratch, int64_t T, int64_t width) { return scratch.floats(token_tile(T) * tile_stride(T, width)); }
+
+// Zeros behind a row of `width` floats in a scratch tile.
+inline void pad_row(float* row, int64_t T, int64_t width) {
+  for (int64_t c = width; c < tile_stride(T, width); ++c) row[c] = 0.0f;
+}
+
+constexpr int64_t work_bytes(int64_t T, int64_t K) {
+  return T <= kFewTokens ? 0 : bytes_of(panel_floats(K)) + bytes_of(sums_floats(token_tile(T), K));
+}
+
+inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
+  if (T <= kFewTokens) return {nullptr, nullptr};
+  float* panel = scratch.floats(panel_floats(K));
+  return {panel, K > kPanelColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
+}
+
+// Tokens of a unit as dot_tile reads them.
+struct Input {
+  const float* x;
+  int64_t stride;
+};
+
+constexpr int64_t input_bytes(int64_t T, int64_t K) { return T <= kFewTokens ? 0 : tile_bytes(T, K); }
+
+// Few tokens where they are; many in a scratch tile, which a thread keeps for its next units.
+inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K) {
+  if (T <= kFewTokens) return {x + block.token * K, K};
+  const int64_t stride = tile_stride(T, K);
+  float* tile = take_tile(scratch, T, K);
+  if (!scratch.holds(block.token)) {
+    for (int64_t t = 0; t < block.tokens; ++t) {
+      std::memcpy(tile + t * stride, x + (block.token + t) * K, static_cast<size_t>(K) * sizeof(float));
+      pad_row(tile + t * stride, T, K);
+    }
+  }
+  return {tile, stride};
 }
 
 // Weights are read in order of address, a line ahead for every line used: the rows of a group are many streams, which hardware
 // prefetchers follow badly, but their lines fetched early into the second-level cache are one. No result depends on it.
 constexpr int64_t kAheadBytes = 8192;
-
-inline void fetch_ahead(bytes* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at, 0, 2);
-#endif
-}
 
 // out[m * out_stride + n] = dot(x row m, w row n), M tokens by N rows at once. `ahead`: weights to fetch meanwhile, or null.
 template <DType D, int M, int N>
@@ -79,9 +127,14 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
     }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
+  for (int m = 0; m < M; ++m) {
+    if constexpr (N == 4) {
+      sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], out + m * out_stride);
+    } else {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) out[m * out_stride + n] = sum(acc[m][n]);
+      for (int n = 0; n < N; ++n) out[m * out_stride + n] = sum(acc[m][n]);
+    }
+  }
 }
 
 // All tokens of a tile against N rows, which stay in the first-level cache meanwhile.
@@ -102,18 +155,19 @@ inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* 
 }
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
-// The one place where kernels meet the type of a weight.
-inline void dot_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
-                     float* out, int64_t out_stride) {
-  if (is_packed(dtype)) return quant_tile(x, x_stride, tokens, w, dtype, N, K, out, out_stride);
+// The one place where kernels meet the type of a weight, with widen_columns().
+inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                     const Work& work) {
+  if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
+  if (is_packed(dtype)) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
   with_dtype(dtype, [&]<DType D>() {
     int64_t n = 0;
     if (tokens > 1) {
-      for (; n + 4 <= N; n += 4) dots_group<D, 4>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
+      for (; n + 4 <= N; n += 4) dots_group<D, 4>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
     } else {
-      for (; n + 2 <= N; n += 2) dots_group<D, 2>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
+      for (; n + 2 <= N; n += 2) dots_group<D, 2>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
     }
-    for (; n < N; ++n) dots_group<D, 1>(x, x_stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
+    for (; n < N; ++n) dots_group<D, 1>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
   });
 }
 

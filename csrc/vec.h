@@ -167,6 +167,27 @@ inline float sum(V v) {
 #endif
 }
 
+// The sums of four vectors, each with the bits that sum() gives.
+inline void sum4(V a, V b, V c, V d, float* out) {
+#if defined(__AVX512F__)
+  const auto halves = [](V p, V q) { return _mm512_mask_blend_ps(0xFF00, p, q) + _mm512_shuffle_f32x4(p, q, 0x4E); };
+  const V ab = halves(a, b), cd = halves(c, d);
+  V v = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xDD);
+  v = v + _mm512_permute_ps(v, 0x4E);
+  v = v + _mm512_permute_ps(v, 0xB1);
+  const V first = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), v);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(first));
+#elif defined(__AVX2__)
+  const auto halves = [](V p, V q) { return _mm256_blend_ps(p, q, 0xF0) + _mm256_permute2f128_ps(p, q, 0x21); };
+  const V ab = halves(a, b), cd = halves(c, d);
+  V v = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xEE);
+  v = v + _mm256_movehdup_ps(v);
+  _mm_storeu_ps(out, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 2, 6, 0, 0, 0, 0))));
+#else
+  out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
+#endif
+}
+
 inline V max(V a, V b) { return a > b ? a : b; }
 inline V min(V a, V b) { return a < b ? a : b; }
 

@@ -33,33 +33,37 @@ Projection projection_of(const NormQkvRopeAppend& op, int64_t head) {
 }  // namespace
 
 int64_t units(const NormQkvRopeAppend& op) {
-  return tiles(op.H + 2 * op.K, heads_per_unit(op)) * tiles(op.T, kTileTokens);
+  return block_units(op.T, op.H + 2 * op.K, heads_per_unit(op));
 }
 
-int64_t scratch_bytes(const NormQkvRopeAppend& op) { return tile_bytes(op.D) + 2 * tile_bytes(op.C / 2) + tile_bytes(op.C); }
+int64_t scratch_bytes(const NormQkvRopeAppend& op) {
+  const int64_t tile = token_tile(op.T);
+  return tile_bytes(op.T, op.D) + work_bytes(op.T, op.D) + 2 * bytes_of(tile * (op.C / 2)) + bytes_of(tile * op.C);
+}
 
 int64_t flops(const NormQkvRopeAppend& op) { return 2 * op.T * op.D * (op.H + 2 * op.K) * op.C; }
 
 void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
-  const int64_t token_tiles = tiles(op.T, kTileTokens), half = op.C / 2;
-  const int64_t first = unit % token_tiles * kTileTokens, tokens = smaller(kTileTokens, op.T - first);
-  float* x = scratch.floats(kTileTokens * op.D);
-  float* cosines = scratch.floats(kTileTokens * half);
-  float* sines = scratch.floats(kTileTokens * half);
-  float* out = scratch.floats(kTileTokens * op.C);
+  const Block block = block_of(unit, op.T, op.H + 2 * op.K, heads_per_unit(op));
+  const int64_t first = block.token, tokens = block.tokens, half = op.C / 2;
+  const int64_t tile = token_tile(op.T), stride = tile_stride(op.T, op.D);
+  float* x = take_tile(scratch, op.T, op.D);
+  float* cosines = scratch.floats(tile * half);
+  float* sines = scratch.floats(tile * half);
+  const Work work = take_work(scratch, op.T, op.D);
+  float* out = scratch.floats(tile * op.C);
   if (!scratch.holds(first)) {
     for (int64_t t = 0; t < tokens; ++t) {
-      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * op.D);
+      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
+      pad_row(x + t * stride, op.T, op.D);
       rope_angles(op.positions[first + t], op.inv_freq, half, op.scale, cosines + t * half, sines + t * half);
     }
   }
-  const int64_t head_first = unit / token_tiles * heads_per_unit(op);
-  const int64_t head_last = smaller(op.H + 2 * op.K, head_first + heads_per_unit(op));
-  for (int64_t head = head_first; head < head_last; ++head) {
+  for (int64_t head = block.row; head < block.row + block.rows; ++head) {
     const Projection p = projection_of(op, head);
     const bool is_q = head < op.H, is_v = head >= op.H + op.K;
     bytes* w = weight_row(p.weight, p.dtype, op.D, p.head * op.C);
-    dot_tile(x, op.D, tokens, w, p.dtype, op.C, op.D, out, op.C);
+    dot_tile({x, stride}, tokens, w, p.dtype, op.C, op.D, out, op.C, work);
     add_bias(out, op.C, tokens, p.bias, p.bias_dtype, p.head * op.C, op.C);
     for (int64_t t = 0; t < tokens; ++t) {
       float* row = out + t * op.C;

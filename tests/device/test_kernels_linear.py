@@ -1,0 +1,120 @@
+"""Kernels with weights where they change their way: few and many tokens, one and several blocks of columns.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device import native
+from tests.device.native import WEIGHT_DTYPES, call, empty, ints, optional, random, weight
+
+from coterie.core.dtypes import DType
+from coterie.kernels import cpu as kernels
+
+FEW = (2, 3, 4, 5, 6, 7, 8, 15, 16)
+MANY = (17, 18, 19, 22, 23, 131, 133, 270)  # tiles of each number of tokens left over, and several tiles
+COLUMNS = (1, 7, 33, 575, 576, 577, 1200)  # one block of columns and several, whole vectors and not
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def team(request):
+    return kernels.Team(2, request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def linear(team, x, w, bias=None):
+    (T, K), N = x.shape, w.values.shape[0]
+    y = empty(T, N)
+    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", bias), y=y, T=T, N=N, K=K)
+    return y
+
+
+def rms_norm(team, x, w):
+    y = empty(*x.shape)
+    call(team, "rms_norm", x=x, **w.operand("weight"), y=y, T=len(x), per_token=1, C=x.shape[1], eps=1e-5)
+    return y
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("K", COLUMNS)
+@pytest.mark.parametrize("N", [1, 2, 3, 5, 32, 39, 67])
+def test_many_tokens_are_right_and_have_the_bits_of_each_alone(team, rng, dtype, N, K):
+    x, w, b = random(rng, 23, K), weight(rng, (N, K), dtype), weight(rng, (N,), DType.F32)
+    y = linear(team, x, w, b)
+    np.testing.assert_allclose(y, x.astype(np.float64) @ w.values.T + b.values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(y, np.concatenate([linear(team, row[None], w, b) for row in x]))
+
+
+@pytest.mark.parametrize("T", FEW + MANY)
+@pytest.mark.parametrize("K", [33, 1200])
+def test_a_token_has_the_same_bits_among_any_number(team, rng, T, K):
+    x, w = random(rng, max(MANY), K), weight(rng, (39, K), DType.BF16)
+    part = x[:T].copy()
+    np.testing.assert_array_equal(linear(team, part, w), linear(team, x, w)[:T])
+
+
+@pytest.mark.parametrize("T", [1, 7, 19, 140])
+@pytest.mark.parametrize(("N", "K"), [(39, 577), (5, 33)])
+def test_linear_add_is_linear_and_add(team, rng, T, N, K):
+    x, w, b, residual = (
+        random(rng, T, K),
+        weight(rng, (N, K), DType.BF16),
+        weight(rng, (N,), DType.F16),
+        random(rng, T, N),
+    )
+    y = empty(T, N)
+    operands = {**w.operand("weight"), **b.operand("bias"), "residual": residual}
+    call(team, "linear_add", x=x, y=y, T=T, N=N, K=K, **operands)
+    np.testing.assert_array_equal(y, residual + linear(team, x, w, b))
+
+
+@pytest.mark.parametrize("T", [1, 7, 19, 140])
+@pytest.mark.parametrize(("F", "D"), [(39, 577), (45, 33)])
+def test_norm_gate_up_silu_mul_is_its_parts(team, rng, T, F, D):
+    x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=1.0)
+    gate, up = weight(rng, (F, D), DType.BF16), weight(rng, (F, D), DType.F16)
+    y, gated = empty(T, F), empty(T, F)
+    biases = optional("gate_bias", None) | optional("up_bias", None)
+    operands = {**norm.operand("norm"), **gate.operand("gate"), **up.operand("up"), **biases}
+    call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **operands)
+    n = rms_norm(team, x, norm)
+    g, u = linear(team, n, gate), linear(team, n, up)
+    call(team, "silu", x=g, y=gated, T=T, N=F)
+    np.testing.assert_array_equal(y, gated * u)
+    expected = native.silu(n @ gate.values.T) * (n @ up.values.T)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("R", [1, 7, 19, 140])
+@pytest.mark.parametrize(("N", "D"), [(39, 577), (67, 33)])
+def test_take_norm_linear_is_its_parts(team, rng, R, N, D):
+    x, rows = random(rng, 150, D), ints(rng.permutation(150)[:R])
+    norm, w, y = weight(rng, (D,), DType.BF16, center=1.0), weight(rng, (N, D), DType.BF16), empty(R, N)
+    operands = {**norm.operand("norm"), **w.operand("weight"), **optional("bias", None)}
+    call(team, "take_norm_linear", x=x, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N, **operands)
+    np.testing.assert_array_equal(y, linear(team, np.ascontiguousarray(rms_norm(team, x, norm)[rows]), w))
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("T", [1, 8, 140])
+def test_results_do_not_depend_on_the_number_of_threads(rng, isa, T):
+    x, w = random(rng, T, 650), weight(rng, (300, 650), DType.BF16)
+    first, *others = (linear(kernels.Team(threads, isa), x, w) for threads in (1, 2, 3, 5, 8))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_values_that_are_not_numbers_stay_in_their_rows(team, rng, T):
+    """Padding is multiplied with zeros, never with what lies behind a row."""
+    x, w = random(rng, T, 33), weight(rng, (7, 33), DType.F32)
+    w.memory.view(np.uint8)[: 33 * 4] = np.frombuffer(np.full(33, np.nan, np.float32).tobytes(), np.uint8)
+    y = linear(team, x, w)
+    assert np.isnan(y[:, 0]).all()
+    assert np.isfinite(y[:, 1:]).all()
