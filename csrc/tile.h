@@ -60,7 +60,7 @@ constexpr int64_t work_bytes(int64_t T, int64_t K) {
 inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   if (T <= kFewTokens) return {nullptr, nullptr};
   float* panel = scratch.floats(panel_floats(K));
-  return {panel, K > kPanelColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
+  return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
 }
 
 // Tokens of a unit as dot_tile reads them.

@@ -15,7 +15,7 @@ from coterie.kernels import cpu as kernels
 
 PACKED = (DType.Q8, DType.Q4)
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (16, 6, 576), (19, 37, 129),
-         (1, 9, 1024), (4, 5, 1100), (33, 5, 16)]  # fmt: skip
+         (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300)]  # fmt: skip
 
 
 @pytest.fixture(params=kernels.ISAS, scope="module")
@@ -59,7 +59,7 @@ def test_linear_gives_the_bits_of_float32(team, rng, dtype, T, N, K, biased):
 
 
 @pytest.mark.parametrize("dtype", PACKED)
-@pytest.mark.parametrize(("N", "K"), [(7, 64), (40, 33), (37, 576)])
+@pytest.mark.parametrize(("N", "K"), [(7, 64), (40, 33), (37, 576), (37, 1200)])
 def test_a_token_has_the_same_bits_alone_and_among_others(team, rng, dtype, N, K):
     x, (w, _) = random(rng, 41, K), both(rng, (N, K), dtype)
     together = empty(41, N)
