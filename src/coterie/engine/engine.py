@@ -53,6 +53,7 @@ class Engine:
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
         self._groups: dict[str, Group] = {}
+        self._moved = True
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -137,8 +138,11 @@ class Engine:
 
     def _view(self, refused: frozenset[str]) -> View:
         firsts = self._queue.firsts(2)
+        # Where experts are changes by fetches and the evictions that they begin with; a step without any asks nobody.
+        moving = self._arrivals.under_way > 0
+        look, self._moved = moving or self._moved, moving
         return View(
-            groups=tuple(self._group(expert_id) for expert_id in self._queue.experts),
+            groups=tuple(self._group(expert_id, look) for expert_id in self._queue.experts),
             free_blocks=self._kv.free_blocks,
             firsts=tuple(First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts),
             arrived=self._queue.arrived,
@@ -148,10 +152,15 @@ class Engine:
             refused=refused,
         )
 
-    def _group(self, expert_id: str) -> Group:
-        """The group of an expert, made anew only when something about it has changed: most are as they were."""
-        residence = self._arrivals.residence(expert_id)
+    def _group(self, expert_id: str, look: bool) -> Group:
+        """The group of an expert, made anew only when something about it has changed: most are as they were.
+
+        `look`: whether it may have come or gone since.
+        """
         known = self._groups.get(expert_id)
+        if known is not None and not look:
+            return known
+        residence = self._arrivals.residence(expert_id)
         if known is not None and known.residence is residence:
             return known
         waiting = self._queue.waiting.get(expert_id, {})
@@ -180,6 +189,7 @@ class Engine:
             self.log.add("refuse", fetch.expert_id)
             self._fail(self._queue.of(fetch.expert_id), error)
             return True
+        self._moved = True
         if started:
             self.log.add_fetch(fetch.expert_id)
             self.metrics.switches += 1

@@ -113,7 +113,7 @@ def grouped(view: View, policy: Policy) -> Decision:
     is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
     oldest: so requests of one expert gather and share its switch, and still every expert gets its turn.
     """
-    working = [group for group in view.groups if group.running or _may_start(group, view, policy)]
+    working = _working(view, policy)
     fetch = _next_fetch(working, view, policy)
     if fetch is not None:
         return fetch
@@ -170,12 +170,18 @@ def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
     return _that_fit(may, view.free_blocks, policy.max_batch - group.running)
 
 
-def _may_start(group: Group, view: View, policy: Policy) -> bool:
-    """True when at least one waiting request of the group may be admitted, once it is resident."""
-    if not group.waiting or group.running >= policy.max_batch or group.waiting[0].blocks > view.free_blocks:
-        return False
-    rival = _rival(group, view)
-    return rival is None or group.waiting[0].number < rival.number or rival.overtaken < policy.age_bound
+def _working(view: View, policy: Policy) -> list[Group]:
+    """The groups with running requests, and those of which one more may be admitted, once they are resident."""
+    # The oldest request of all may always go; any other one overtakes it.
+    oldest = view.firsts[0] if view.firsts else None
+    open_to_all = oldest is None or oldest.overtaken < policy.age_bound
+    free = view.free_blocks
+    return [
+        g
+        for g in view.groups
+        if g.running
+        or (g.waiting[0].blocks <= free and (open_to_all or (oldest is not None and g.expert_id == oldest.expert_id)))
+    ]
 
 
 def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tuple[int, ...]:
