@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange, PlacedTensor
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange, Layout, PlacedRange, PlacedTensor
 from coterie.core.dtypes import DType, from_f32
 from coterie.core.shapes import Symbol
 from coterie.device import Binding, Buffer, Event, Executable, Rows, Sampling
@@ -100,7 +100,7 @@ def write_weights(path: Path, graph: Graph, seed: int = 0) -> Layout:
     for stage, end in ends.items():
         stop = -(-end // BLOCK_BYTES) * BLOCK_BYTES
         if stop > start:
-            source = FileRange(str(path), BLOCK_BYTES + start, stop - start, stat.st_size, stat.st_mtime_ns)
+            source = FileRange(str(path), BLOCK_BYTES + start, stop - start, FileIdentity.of(stat))
             ranges.append(PlacedRange(source, start, stage))
         start = max(start, stop)
     return Layout(start, tuple(ranges), tensors)

@@ -14,7 +14,7 @@ import pytest
 from tests.device.devices import BROKEN
 from tests.device.programs import V, rows, tiny_graph, write_weights
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError
 from coterie.device import Sampling
 
@@ -190,7 +190,9 @@ def test_a_fetch_into_too_small_a_buffer_is_refused(desk):
 def test_a_missing_file_fails_the_fetch(desk):
     needs_bytes(desk.device)
     view = desk.weights.view(0, BLOCK_BYTES)
-    event = desk.device.fetch(view, FileRange("/nonexistent/weights", BLOCK_BYTES, BLOCK_BYTES, 2 * BLOCK_BYTES, 0))
+    event = desk.device.fetch(
+        view, FileRange("/nonexistent/weights", BLOCK_BYTES, BLOCK_BYTES, FileIdentity(2 * BLOCK_BYTES))
+    )
     desk.wait(event)
     assert isinstance(desk.device.failure(event), TransferError)
     assert "/nonexistent/weights" in str(desk.device.failure(event))

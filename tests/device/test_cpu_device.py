@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.device.random_expert import SPEC, RandomExpert, step_of
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, DeviceError, TransferError, UnsupportedError, UsageError
 from coterie.device import Event, Sampling
 from coterie.devices import cpu_memory
@@ -48,7 +48,7 @@ def data(tmp_path):
 
 def range_of(path, offset=0, size=6 * BLOCK_BYTES):
     stat = path.stat()
-    return FileRange(str(path), offset, size, stat.st_size, stat.st_mtime_ns)
+    return FileRange(str(path), offset, size, FileIdentity.of(stat))
 
 
 def finish(device, event):
@@ -183,14 +183,29 @@ def test_a_file_that_ends_early_is_named(make, data):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"mtime_ns": 1}, "modification time"), ({"file_size_bytes": 4096}, "size"), ({"path": ""}, "no file")],
+    [
+        ({"mtime_ns": 1}, "modification time"),
+        ({"ctime_ns": 1}, "status time"),
+        ({"inode": 1}, "inode"),
+        ({"size_bytes": 4096}, "size"),
+    ],
 )
-def test_a_changed_or_missing_file_is_named(make, data, change, word):
+def test_a_changed_file_is_named(make, data, change, word):
     device = make()
     buffer = device.reserve("dram", 6 * BLOCK_BYTES)
-    failure = finish(device, device.fetch(buffer, dataclasses.replace(range_of(data[0]), **change)))
+    source = range_of(data[0])
+    source = dataclasses.replace(source, identity=dataclasses.replace(source.identity, **change))
+    failure = finish(device, device.fetch(buffer, source))
     assert isinstance(failure, TransferError)
     assert word in str(failure)
+
+
+def test_an_expert_without_a_file_is_named(make, data):
+    device = make()
+    buffer = device.reserve("dram", 6 * BLOCK_BYTES)
+    failure = finish(device, device.fetch(buffer, dataclasses.replace(range_of(data[0]), path="")))
+    assert isinstance(failure, TransferError)
+    assert "no file" in str(failure)
 
 
 @pytest.mark.parametrize("orchestration", ["host", "device"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.device.made_up import MIB, NEAR, PREFILL, desk_on, machine, play, spans, took
 from tests.device.programs import rows
 
-from coterie.checkpoint.layout import FileRange
+from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.device import Sampling
 from coterie.devices.modelled import ModelledDevice
@@ -80,7 +80,7 @@ def test_a_copy_and_a_kernel_on_one_tier_take_as_long_as_the_sum_of_their_bytes(
 def test_a_copy_on_another_tier_does_not_disturb(layout):
     quiet, busy = desk_on(machine(), layout), desk_on(machine(), layout)
     far = busy.device.reserve("ddr", MIB)
-    fetch = busy.device.fetch(far, FileRange("", 0, MIB, MIB, 0))
+    fetch = busy.device.fetch(far, FileRange("", 0, MIB, FileIdentity(MIB)))
     run = busy.run(PREFILL)
     assert took(busy, run) == pytest.approx(took(quiet, quiet.run(PREFILL)), rel=NEAR)
     assert not busy.device.done(fetch)
@@ -103,7 +103,7 @@ def test_a_copy_within_a_tier_reads_and_writes_it(layout):
 
 def test_a_fetch_costs_latency_and_size_over_bandwidth():
     device = ModelledDevice(load_machine("toy"))
-    event = device.fetch(device.reserve("dram", MIB), FileRange("", 0, MIB, MIB, 0))
+    event = device.fetch(device.reserve("dram", MIB), FileRange("", 0, MIB, FileIdentity(MIB)))
     device.wait_any([event])
     assert device.now() == pytest.approx(100e-6 + MIB / 1e7, rel=NEAR)
 
@@ -115,7 +115,7 @@ def test_a_fetch_past_a_tier_goes_through_it():
     with pytest.raises(KeyError, match="ddr -> disk"):
         route(spec, "hbm", "disk")
     device = ModelledDevice(spec)
-    event = device.fetch(device.reserve("hbm", MIB), FileRange("", 0, MIB, MIB, 0))
+    event = device.fetch(device.reserve("hbm", MIB), FileRange("", 0, MIB, FileIdentity(MIB)))
     device.wait_any([event])
     assert device.now() == pytest.approx(MIB / 0.75e6, rel=NEAR), "ddr is written and read: 1.5 MB/s make 0.75"
 
@@ -253,7 +253,7 @@ def test_a_copy_within_a_tier_of_unknown_bandwidth_is_refused_unless_its_time_wa
     with pytest.raises(UsageError, match=r"bandwidth of ddr is unknown.*; give the tier a bandwidth"):
         within(device, "ddr")
     with pytest.raises(UsageError, match="bandwidth of disk"):
-        device.fetch(device.reserve("disk", 4096), FileRange("", 0, 4096, 4096, 0))
+        device.fetch(device.reserve("disk", 4096), FileRange("", 0, 4096, FileIdentity(4096)))
     replay = ModelledDevice(machine(ddr=0.0), durations={"ddr->ddr": [2.0]})
     event = within(replay, "ddr")
     replay.wait_any([event])

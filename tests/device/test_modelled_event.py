@@ -12,7 +12,7 @@ import pytest
 from tests.device.made_up import PREFILL, desk_on, machine
 from tests.device.programs import rows
 
-from coterie.checkpoint.layout import FileRange
+from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.devices import modelled
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled_time import Work
@@ -43,7 +43,7 @@ def test_who_holds_an_event_holds_what_it_left_and_nobody_else_does(layout, monk
     monkeypatch.setattr(modelled, "synthetic_tokens", draw)
     desk = desk_on(machine(), layout, fail=fail)
     device, near, far = desk.device, desk.weights.view(0, 4096), desk.device.reserve("ddr", 4096)
-    good, lost = FileRange("good", 0, 4096, 4096, 0), FileRange("lost", 0, 4096, 4096, 0)
+    good, lost = FileRange("good", 0, 4096, FileIdentity(4096)), FileRange("lost", 0, 4096, FileIdentity(4096))
     step, held, last = rows([([7], 5)]), [], []
     for number in range(1000):
         fetched = device.fetch(far, good, after=last)

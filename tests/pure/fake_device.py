@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange, Layout, PlacedRange
 from coterie.core.errors import TransferError
 from coterie.device import Binding, Buffer, Event, Executable, Span
 from coterie.graph.program import Program
@@ -46,7 +46,7 @@ def fake_layout(path: str, num_blocks: int, num_stages: int = 1) -> Layout:
     cuts = [num_blocks * i // num_stages * BLOCK_BYTES for i in range(num_stages + 1)]
     file_size = num_blocks * BLOCK_BYTES
     ranges = [
-        PlacedRange(FileRange(path, start, end - start, file_size, 0), start, f"layers.{i}")
+        PlacedRange(FileRange(path, start, end - start, FileIdentity(file_size)), start, f"layers.{i}")
         for i, (start, end) in enumerate(pairwise(cuts))
     ]
     return Layout(file_size, tuple(ranges), {})

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coterie.checkpoint.folder import Checkpoint
+from coterie.checkpoint.layout import FileIdentity
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
@@ -49,7 +50,8 @@ def test_a_good_header_gives_absolute_offsets(good):
     assert tensors["b"].dtype is DType.BF16
     assert tensors["a"].shape == (3, 5)
     status = good.stat()
-    assert (tensors["a"].shard.size_bytes, tensors["a"].shard.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert tensors["a"].shard.identity == FileIdentity.of(status)
+    assert tensors["a"].shard.identity.ctime_ns == status.st_ctime_ns
 
 
 def entry(**changes):

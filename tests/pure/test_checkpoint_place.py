@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.core.dtypes import DType
@@ -23,7 +23,7 @@ def folders(draw):
         start = draw(st.integers(8, 9000))
         gaps = draw(st.lists(st.sampled_from([0, 0, 0, 1, 5000]), min_size=len(sizes), max_size=len(sizes)))
         size = start + sum(sizes) + sum(gaps)
-        shard = Shard(f"shard-{number}", size, 7)
+        shard = Shard(f"shard-{number}", FileIdentity(size, 7))
         files[shard.path] = draw(st.randoms(use_true_random=False)).randbytes(size)
         at = start
         for i, (length, gap) in enumerate(zip(sizes, gaps, strict=True)):
@@ -56,7 +56,7 @@ def test_reading_the_ranges_in_order(case):
             placed = layout.ranges[at]
             source = placed.source
             assert source.offset % BLOCK_BYTES == source.size_bytes % BLOCK_BYTES == placed.offset % BLOCK_BYTES == 0
-            assert source.file_size_bytes == len(files[source.path])
+            assert source.identity.size_bytes == len(files[source.path])
             new = {(source.path, b) for b in range(source.offset // BLOCK_BYTES, _end(source) // BLOCK_BYTES)}
             room = set(range(placed.offset // BLOCK_BYTES, (placed.offset + source.size_bytes) // BLOCK_BYTES))
             assert not new & blocks, "a block is read twice"
@@ -94,7 +94,7 @@ def _needed_blocks(checkpoint, stage_of):
 
 
 def test_neighbours_of_one_stage_are_one_range():
-    shard = Shard("file", 10 * BLOCK_BYTES, 0)
+    shard = Shard("file", FileIdentity(10 * BLOCK_BYTES))
     names = [f"t{i}" for i in range(8)]
     tensors = {
         name: TensorInfo(name, DType.U8, (BLOCK_BYTES,), shard, 100 + i * BLOCK_BYTES) for i, name in enumerate(names)

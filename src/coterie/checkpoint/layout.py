@@ -9,12 +9,28 @@ Knows nothing about tiers, devices or eviction.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 
 BLOCK_BYTES = 4096  # direct I/O works in blocks of the device; 4096 suits every common file system
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What a file was when its header was read. A copy over it can restore all of this but the status time."""
+
+    size_bytes: int
+    mtime_ns: int = 0
+    inode: int = 0
+    ctime_ns: int = 0
+
+    @staticmethod
+    def of(status: os.stat_result) -> FileIdentity:
+        """From the answer of stat."""
+        return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +44,7 @@ class FileRange:
     path: str
     offset: int
     size_bytes: int
-    file_size_bytes: int
-    mtime_ns: int
+    identity: FileIdentity
 
 
 @dataclass(frozen=True, slots=True)

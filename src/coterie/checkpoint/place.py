@@ -75,7 +75,7 @@ def _extent_starts(runs: Sequence[_Run], base: int) -> list[int]:
 def _placed(shard: Shard, run: _Run, start: int, stages: Sequence[str]) -> PlacedRange:
     first, end, rank = run
     size = (end - first) * BLOCK_BYTES
-    source = FileRange(shard.path, first * BLOCK_BYTES, size, shard.size_bytes, shard.mtime_ns)
+    source = FileRange(shard.path, first * BLOCK_BYTES, size, shard.identity)
     return PlacedRange(source, start, stages[rank])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint.files import parse_object
+from coterie.checkpoint.layout import FileIdentity
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 
@@ -31,8 +32,7 @@ class Shard:
     """A safetensors file as it was when its header was read. An empty path stands for a file without bytes."""
 
     path: str
-    size_bytes: int
-    mtime_ns: int
+    identity: FileIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(where, "the file does not exist", "add it or point to another folder") from None
     except OSError as error:
         raise CheckpointError(where, f"cannot be read: {error.strerror}", "check the file") from None
-    shard = Shard(where, status.st_size, status.st_mtime_ns)
+    shard = Shard(where, FileIdentity.of(status))
     header = parse_object(text, where)
     start = LENGTH_BYTES + length
     tensors = {name: _tensor(name, entry, shard, start) for name, entry in header.items() if name != "__metadata__"}
@@ -92,7 +92,7 @@ def _tensor(name: str, entry: Any, shard: Shard, start: int) -> TensorInfo:
     if not (_is_counts(shape) and _is_counts(offsets) and len(offsets) == 2):
         raise CheckpointError(where, f"shape {shape} or data_offsets {offsets} is not a list of whole numbers", _AGAIN)
     info = TensorInfo(name, _dtype(entry["dtype"], where), tuple(shape), shard, start + offsets[0])
-    size, data_bytes = offsets[1] - offsets[0], shard.size_bytes - start
+    size, data_bytes = offsets[1] - offsets[0], shard.identity.size_bytes - start
     if size != info.size_bytes:
         fact = f"data_offsets {offsets} span {size} bytes but {info.dtype.value} {shape} needs {info.size_bytes}"
         raise CheckpointError(where, fact, _AGAIN)

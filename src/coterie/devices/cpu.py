@@ -22,8 +22,9 @@ from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable, Span
 from coterie.devices.cpu_bound import Binder, Bound, check_drawn, run_stepwise
+from coterie.devices.cpu_fetch import FetchLane
 from coterie.devices.cpu_lanes import Lanes, closed, own
-from coterie.devices.cpu_memory import Bytes, Read, Slab, read_range
+from coterie.devices.cpu_memory import Bytes, Read, Slab
 from coterie.devices.cpu_step import CpuExecutable, StepRows
 from coterie.graph.program import Program, architecture_key
 from coterie.kernels import cpu as kernels
@@ -54,8 +55,8 @@ class CpuDevice:
     ) -> None:
         self._spec = spec or this_machine()
         self._orchestration = orchestration
-        self._read = read
         self._lanes = Lanes()
+        self._disk = FetchLane(self._lanes, read)
         self._team = _team(threads, isa)
         self._slabs: dict[int, Slab] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
@@ -112,13 +113,13 @@ class CpuDevice:
         return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: np.copyto(target, source))
 
     def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
-        """Read a file range into a slab on the disk lane; see read_range for how it fails."""
+        """Read a file range into a slab on the disk lane; see read_piece for how it fails."""
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         target = self.memory(dst)[: source.size_bytes]
         label = f"fetch {source.path}@{source.offset}"
         lane = f"{self._spec.home_tier}->{dst.tier}"
-        return self._lanes.submit(lane, label, after, lambda: read_range(target, source, self._read))
+        return self._disk.submit(lane, label, after, target, source)
 
     def load(self, program: Program) -> CpuExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
@@ -219,7 +220,9 @@ class CpuDevice:
 
     def close(self) -> None:
         """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        self._disk.cancel()
         self._lanes.close()
+        self._disk.join()
         self._closed = True
         self._slabs.clear()
         self._loaded.clear()

@@ -17,17 +17,6 @@ from coterie.device import I32, Event, Span
 from coterie.kernels import cpu as kernels
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
-    """A native flag, element `index` of an array that this keeps alive."""
-
-    flags: I32
-    index: int
-
-    def set(self, passed: bool) -> None:
-        kernels.signal(kernels.address(self.flags) + self.index * self.flags.itemsize, passed)
-
-
 @dataclass(slots=True)
 class _State:
     finished: bool = False
@@ -35,7 +24,7 @@ class _State:
     start_s: float = 0.0
     end_s: float = 0.0
     result: object = None
-    gates: list[_Gate] = field(default_factory=list)
+    watchers: list[Callable[[bool], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +101,39 @@ class Lanes:
 
     def pass_on(self, event: Event, flags: I32, index: int) -> None:
         """Set the native flag `flags[index]` when the event is finished: passed, or failed."""
-        gate = _Gate(flags, index)
+        self.when_ended(event, lambda passed: kernels.signal(kernels.address(flags) + index * flags.itemsize, passed))
+
+    def when_ended(self, event: Event, call: Callable[[bool], None]) -> None:
+        """Call when the event is finished, with True if it passed: at once, or from the thread that ends it."""
         state = own(event).state
         with self._changed:
             if not state.finished:
-                state.gates.append(gate)
+                state.watchers.append(call)
                 return
-        gate.set(state.failure is None)
+        call(state.failure is None)
+
+    def new_event(self, lane: str, label: str) -> CpuEvent:
+        """An event of work that is done elsewhere, which must `end` it. Raises DeviceError when closed."""
+        with self._changed:
+            self._check_open()
+            return CpuEvent(next(self._ids), lane, label, _State())
+
+    def end(
+        self, event: CpuEvent, failure: Exception | None, start_s: float, end_s: float, lane: _Lane | None = None
+    ) -> None:
+        """Say that work is done, or has failed, and when it began and ended; `lane`: the one that it kept busy."""
+        state = event.state
+        with self._lock:
+            state.start_s, state.end_s = start_s, end_s
+            state.failure, state.finished = failure, True
+            watchers, state.watchers = state.watchers, []
+            self._changed.notify_all()
+            if lane is not None:
+                lane.busy = False
+                if lane.queue or self._closed:
+                    lane.ready.notify()
+        for call in watchers:
+            call(failure is None)
 
     def finished(self, event: Event) -> CpuEvent:
         """The same event, with its state. Raises ValueError if it is not finished."""
@@ -172,8 +187,8 @@ class Lanes:
     def _help(self, event: CpuEvent) -> bool:
         """Do the work of an event here, if it is brief, can begin now and nobody has begun it."""
         with self._lock:
-            lane = self._lanes[event.lane]
-            if lane.busy or not lane.queue or lane.queue[0].event is not event:
+            lane = self._lanes.get(event.lane)
+            if lane is None or lane.busy or not lane.queue or lane.queue[0].event is not event:
                 return False
             work = lane.queue[0]
             if not work.brief or not all(cause.state.finished for cause in work.after):
@@ -196,19 +211,7 @@ class Lanes:
             failure = DeviceError("cpu", f"{work.event.label} was stopped: {error!r}", "run it again")
             raise
         finally:
-            self._finish(lane, state, failure)
-
-    def _finish(self, lane: _Lane, state: _State, failure: Exception | None) -> None:
-        with self._lock:
-            state.end_s = perf_counter()
-            state.failure, state.finished = failure, True
-            gates, state.gates = state.gates, []
-            lane.busy = False
-            self._changed.notify_all()
-            if lane.queue or self._closed:
-                lane.ready.notify()
-        for gate in gates:
-            gate.set(failure is None)
+            self.end(work.event, failure, state.start_s, perf_counter(), lane)
 
     def _await(self, events: tuple[CpuEvent, ...]) -> Exception | None:
         """The first failure among events, once those before it are done; an error when the device is closed."""

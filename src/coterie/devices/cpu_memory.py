@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import TransferError
 from coterie.core.units import format_bytes
 from coterie.kernels import cpu as kernels
@@ -23,7 +24,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Read: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 
 HUGE_PAGE_BYTES = 2 * 2**20
-CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enough for a failure to show early
+CHUNK_BYTES = 4 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
 
 
 class Slab:
@@ -44,61 +45,101 @@ class Slab:
         self.address = kernels.address(whole) + start
 
 
-def read_range(dst: Bytes, source: FileRange, read: Read = os.preadv) -> None:
-    """Read a file range into `dst` (source.size_bytes long) with direct I/O where the file system allows it.
+class SourceFile:
+    """A file to read pieces of, opened when first needed: for direct I/O, unless the file system refuses it."""
 
-    Raises TransferError when the file is missing, is not what its header's reader saw, or cannot be read to the end.
+    def __init__(self, path: str) -> None:
+        self.users = 0
+        self._path = path
+        self._lock = threading.Lock()
+        self._descriptors: dict[int, int] = {}
+        self._direct = getattr(os, "O_DIRECT", 0)
+
+    def descriptor(self, direct: bool) -> tuple[int, bool]:
+        """A descriptor, and whether its reads are direct, which they never are unless asked for. Raises OSError."""
+        with self._lock:
+            if direct and self._direct:
+                try:
+                    return self._opened(self._direct), True
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self._direct = 0
+            return self._opened(0), False
+
+    def refuse_direct(self) -> None:
+        """Read the ordinary way from now on."""
+        with self._lock:
+            self._direct = 0
+
+    def close(self) -> None:
+        """Close what was opened."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def _opened(self, flag: int) -> int:
+        if flag not in self._descriptors:
+            self._descriptors[flag] = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | flag)
+        return self._descriptors[flag]
+
+
+def read_piece(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read = os.preadv) -> None:
+    """Read bytes [start, stop) of a file range into the same bytes of `dst`, with direct I/O where that is possible.
+
+    `dst` is source.size_bytes long, and `start` a multiple of BLOCK_BYTES. Raises TransferError when the file is
+    missing, is not what its header's reader saw, or cannot be read to the end.
     """
     where = source.path or "expert without bytes"
     if not source.path:
         raise TransferError(where, "there is no file to read", "give it a checkpoint or run it on a modelled device")
-    direct = getattr(os, "O_DIRECT", 0) if kernels.address(dst) % BLOCK_BYTES == 0 else 0
     try:
-        if not (direct and _read_with(direct, dst, source, read)):
-            _read_with(0, dst, source, read)
+        _read(dst, source, start, stop, file, read)
     except OSError as error:
         fact = f"reading {format_bytes(source.size_bytes)} at {source.offset} failed: {error.strerror or error}"
         raise TransferError(where, fact, "check the file and its disk") from error
 
 
-def _read_with(flag: int, dst: Bytes, source: FileRange, read: Read) -> bool:
-    """Read everything; False when the file system refuses direct I/O, before anything was read."""
-    try:
-        file = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | flag)
-    except OSError as error:
-        if flag and error.errno == errno.EINVAL:
-            return False
-        raise
-    try:
-        _check_unchanged(os.fstat(file), source)
-        want = min(source.size_bytes, source.file_size_bytes - source.offset)
-        if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
-            fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
-            raise TransferError(source.path, fact, "load the expert again")
-        view, got = dst.data, 0
-        while got < want:
-            if flag and got % BLOCK_BYTES:
-                return False  # a short read broke the alignment; the ordinary way reads it again
-            try:
-                count = read(file, [view[got : min(got + CHUNK_BYTES, source.size_bytes)]], source.offset + got)
-            except OSError as error:
-                if flag and got == 0 and error.errno == errno.EINVAL:
-                    return False
+def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read) -> None:
+    """Read one piece; a read that comes short is continued, the ordinary way once its alignment is lost."""
+    aligned = kernels.address(dst) % BLOCK_BYTES == 0
+    descriptor, direct = file.descriptor(aligned)
+    _check_unchanged(os.fstat(descriptor), source)
+    want = min(source.size_bytes, source.identity.size_bytes - source.offset)
+    if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
+        fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
+        raise TransferError(source.path, fact, "load the expert again")
+    view, got = dst.data, start
+    while got < min(stop, want):
+        if direct and got % BLOCK_BYTES:
+            descriptor, direct = file.descriptor(False)
+        try:
+            count = read(descriptor, [view[got:stop]], source.offset + got)
+        except OSError as error:
+            if not (direct and error.errno == errno.EINVAL):
                 raise
-            if count == 0:
-                fact = f"the file ended after {got} of {want} bytes at {source.offset}"
-                raise TransferError(source.path, fact, "restore the file")
-            got += count
-        _check_unchanged(os.fstat(file), source)
-    finally:
-        os.close(file)
-    return True
+            file.refuse_direct()
+            descriptor, direct = file.descriptor(False)
+            continue
+        if count == 0:
+            fact = f"the file ended after {got} of {want} bytes at {source.offset}"
+            raise TransferError(source.path, fact, "restore the file")
+        got += count
+    _check_unchanged(os.fstat(descriptor), source)
 
 
 def _check_unchanged(stat: os.stat_result, source: FileRange) -> None:
-    if stat.st_size != source.file_size_bytes:
-        fact = f"size changed from {source.file_size_bytes} to {stat.st_size} bytes since its header was read"
-        raise TransferError(source.path, fact, "load the expert again")
-    if stat.st_mtime_ns != source.mtime_ns:
-        fact = f"modification time changed from {source.mtime_ns} to {stat.st_mtime_ns} ns since its header was read"
-        raise TransferError(source.path, fact, "load the expert again")
+    """Compare the file with what its header's reader saw. Times can be set back; the status time and inode cannot."""
+    now = FileIdentity.of(stat)
+    if now == source.identity:
+        return
+    for name, before, after, unit in (
+        ("size", source.identity.size_bytes, now.size_bytes, " bytes"),
+        ("modification time", source.identity.mtime_ns, now.mtime_ns, " ns"),
+        ("inode", source.identity.inode, now.inode, ""),
+        ("status time", source.identity.ctime_ns, now.ctime_ns, " ns"),
+    ):
+        if before != after:
+            fact = f"{name} changed from {before} to {after}{unit} since its header was read"
+            raise TransferError(source.path, fact, "load the expert again")

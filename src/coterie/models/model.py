@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.checkpoint.generation import end_ids
-from coterie.checkpoint.layout import Layout
+from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
@@ -82,7 +82,7 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic") -> Model:
         packed = packing.dtype_of(weight, shape) if packing else None
         dtypes[weight] = packed or _DTYPES[declared]
         stored[weight] = (DType.U8, (shape[0], packed.row_bytes(shape[1]))) if packed else (dtypes[weight], shape)
-    shard = Shard("", sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values()), 0)
+    shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
     tensors, offset = {}, 0
     for weight, (dtype, shape) in stored.items():
         tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)

@@ -1,0 +1,198 @@
+"""The disk lane of the CPU device: several readers, so that the disk always has reads waiting; ranges end in order.
+
+        queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are handed out in order, on through the ranges
+        readers       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
+        ends      r0, then r1, then r2                       each when its own pieces are there, after the one before
+
+A range waits to begin for what it must follow on other lanes, and for a range before it that writes the same bytes.
+Knows nothing about what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+
+from coterie.checkpoint.layout import FileRange
+from coterie.core.errors import DeviceError
+from coterie.device import Event
+from coterie.devices import cpu_memory
+from coterie.devices.cpu_lanes import CpuEvent, Lanes, closed, own
+from coterie.devices.cpu_memory import Bytes, Read, SourceFile, read_piece
+from coterie.kernels import cpu as kernels
+
+READERS = 4  # reads that the disk has at once; measured: with fewer it idles between them, more gain nothing
+
+
+@dataclass(slots=True, eq=False)
+class _Fetch:
+    """A range on its way: bytes [0, at) are read or being read, by `reading` readers."""
+
+    event: CpuEvent
+    after: tuple[CpuEvent, ...]
+    target: Bytes
+    source: FileRange
+    file: SourceFile
+    at: int = 0
+    reading: int = 0
+    start_s: float | None = None
+    failure: Exception | None = None
+
+    @property
+    def is_issued(self) -> bool:
+        """True when no more of it will be read."""
+        return self.failure is not None or (self.start_s is not None and self.at >= self.source.size_bytes)
+
+
+class FetchLane:
+    """Reads file ranges into memory. Failures belong to their range and to those that were told to come after it."""
+
+    def __init__(self, lanes: Lanes, read: Read) -> None:
+        self._lanes, self._read = lanes, read
+        self._changed = threading.Condition()
+        self._queue: deque[_Fetch] = deque()
+        self._files: dict[str, SourceFile] = {}
+        self._threads: list[threading.Thread] = []
+        self._free_s = 0.0
+        self._closed = False
+
+    def submit(self, lane: str, label: str, after: Iterable[Event], target: Bytes, source: FileRange) -> CpuEvent:
+        """Queue a range; its event, on the lane of that name, ends after those of all ranges queued before."""
+        awaited = tuple(own(event) for event in after)
+        with self._changed:
+            if self._closed:
+                raise closed()
+            if not self._threads:
+                self._start(lane)
+            event = self._lanes.new_event(lane, label)
+            file = self._files.setdefault(source.path, SourceFile(source.path))
+            file.users += 1
+            here = {fetch.event.event_id for fetch in self._queue}
+            fetch = _Fetch(event, awaited, target, source, file)
+            self._queue.append(fetch)
+        for other in awaited:
+            if other.event_id not in here:
+                self._lanes.when_ended(other, self._look)
+        self._look(True)
+        return event
+
+    def cancel(self) -> None:
+        """Fail what is not wholly being read yet. The readers end when their reads do."""
+        with self._changed:
+            self._closed = True
+            for fetch in self._queue:
+                if not fetch.is_issued:
+                    fetch.failure = closed()
+            self._settle()
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Wait for the readers, after cancel."""
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _start(self, lane: str) -> None:
+        """Start the readers; the system may give fewer, but none is an error."""
+        for number in range(READERS):
+            thread = threading.Thread(target=self._serve, name=f"coterie {lane} {number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if self._threads:
+                    return
+                fact = f"the thread of lane {lane} could not be started"
+                raise DeviceError("cpu", fact, "end other programs") from error
+            self._threads.append(thread)
+
+    def _look(self, _passed: bool) -> None:
+        """Something was queued, or something awaited has ended."""
+        with self._changed:
+            self._settle()
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        while self._read_one():
+            pass
+
+    def _read_one(self) -> bool:
+        """Read the next piece, waiting for one; False when the lane is closed. Keeps nothing of what was read."""
+        taken = self._take()
+        if taken is None:
+            return False
+        fetch, start, stop = taken
+        failure = None
+        try:
+            read_piece(fetch.target, fetch.source, start, stop, fetch.file, self._read)
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = error
+        with self._changed:
+            fetch.reading -= 1
+            fetch.failure = fetch.failure or failure
+            self._settle()
+        return True
+
+    def _take(self) -> tuple[_Fetch, int, int] | None:
+        with self._changed:
+            while not self._closed:
+                fetch = self._next()
+                if fetch is not None:
+                    start = fetch.at
+                    fetch.at = min(start + cpu_memory.CHUNK_BYTES, fetch.source.size_bytes)
+                    fetch.reading += 1
+                    fetch.start_s = perf_counter() if fetch.start_s is None else fetch.start_s
+                    return fetch, start, fetch.at
+                self._changed.wait()
+            return None
+
+    def _next(self) -> _Fetch | None:
+        """The first range with pieces left, if it may begin; the lane is in order, so none behind it may otherwise."""
+        for index, fetch in enumerate(self._queue):
+            if not fetch.is_issued:
+                begun = fetch.start_s is not None
+                return fetch if begun or self._may_begin(fetch, list(islice(self._queue, index))) else None
+        return None
+
+    def _may_begin(self, fetch: _Fetch, before: list[_Fetch]) -> bool:
+        here = {other.event.event_id for other in before}
+        if any(not event.state.finished and event.event_id not in here for event in fetch.after):
+            return False
+        return not any(_overlap(fetch.target, other.target) for other in before)
+
+    def _settle(self) -> None:
+        """End what has arrived or failed, from the front on; called with the lock held."""
+        self._inherit()
+        ended = False
+        while self._queue and self._queue[0].is_issued and not self._queue[0].reading:
+            fetch = self._queue.popleft()
+            end_s = perf_counter()
+            start_s = end_s if fetch.start_s is None else max(fetch.start_s, self._free_s)
+            self._free_s = end_s
+            self._forget(fetch)
+            self._lanes.end(fetch.event, fetch.failure, start_s, end_s)
+            self._inherit()
+            ended = True
+        if ended:
+            self._changed.notify_all()
+
+    def _inherit(self) -> None:
+        """What comes after a failure fails with it."""
+        for fetch in self._queue:
+            if fetch.failure is None:
+                failures = (event.state.failure for event in fetch.after if event.state.finished)
+                fetch.failure = next((failure for failure in failures if failure is not None), None)
+
+    def _forget(self, fetch: _Fetch) -> None:
+        fetch.file.users -= 1
+        if fetch.file.users == 0:
+            del self._files[fetch.source.path]
+            fetch.file.close()
+
+
+def _overlap(left: Bytes, right: Bytes) -> bool:
+    first, second = kernels.address(left), kernels.address(right)
+    return first < second + len(right) and second < first + len(left)
