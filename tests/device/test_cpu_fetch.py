@@ -115,28 +115,25 @@ def test_a_failure_is_its_ranges_own_and_that_of_what_follows_it(device, gated, 
     np.testing.assert_array_equal(device.memory(slab)[8 * BLOCK_BYTES :][: 2 * BLOCK_BYTES], piece(path, 8, 2))
 
 
-def test_a_failed_range_does_not_end_while_it_is_still_written(device, gated, path):
-    slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
-    held = threading.Event()
-    through = gated.__call__
+def test_a_failed_range_does_not_end_while_it_is_still_written(path):
+    begun, held = threading.Event(), threading.Event()
 
     def read(file, buffers, offset):
-        if offset == BLOCK_BYTES:
-            held.wait(WAIT_S)
-        return through(file, buffers, offset)
+        if offset == 0:
+            begun.wait(WAIT_S)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        begun.set()
+        held.wait(WAIT_S)
+        return os.preadv(file, buffers, offset)
 
-    device.close()
-    gated.broken = {0}
-    gated.opened.set()
-    mine = CpuDevice(this_machine(), threads=1, read=read)
-    slab = mine.reserve("dram", BLOCKS * BLOCK_BYTES)
-    event = fetch(mine, path, slab, 0, 2)
-    gated.wait_for(1)
-    mine.wait_any([event], until=mine.now() + 0.05)
-    assert not mine.done(event)
+    device = CpuDevice(this_machine(), threads=1, read=read)
+    event = fetch(device, path, device.reserve("dram", BLOCKS * BLOCK_BYTES), 0, 2)
+    device.wait_any([event], until=device.now() + 0.05)
+    assert begun.is_set()
+    assert not device.done(event)
     held.set()
-    assert isinstance(finish(mine, event), TransferError)
-    mine.close()
+    assert isinstance(finish(device, event), TransferError)
+    device.close()
 
 
 def test_a_range_waits_for_another_lane_and_fails_with_it(device, gated, path):
