@@ -114,9 +114,8 @@ class Arrivals:
 
     def awaited(self) -> list[Event]:
         """What to wait for when nothing can run: the next event of each load, and what keeps the cache busy."""
-        nexts = [
-            load.ready if expert_id in self._started else load.first for expert_id, load in self._under_way.items()
-        ]
+        # A first stage that failed is done, but not what follows it: who waited for it again would wait for nothing.
+        nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
         return [*nexts, *self._cache.pending()]
 
     def _join(self, expert_id: str) -> None:
