@@ -14,7 +14,7 @@ from tests.system.tiny import CONFIG
 
 from coterie.bench.decode import prompt_ids
 from coterie.bench.experts import random_experts
-from coterie.bench.peers.best import PEERS, choose, peers_named, prepared_peer
+from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
 from coterie.bench.peers.peer import Peer, Settings
 from coterie.bench.step import Loaded, wait
@@ -65,6 +65,13 @@ def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, mo
         try:
             for _ in range(2):
                 assert [session.prefill(prompt), *session.decode(DRAWN - 1)] == ours
+            session.prefill(prompt)
+            session.rewind(PROMPT_TOKENS - 2)
+            drawn = session.decode(2)  # the cache holds the prompt less two: positions go on from there
+            session.rewind(PROMPT_TOKENS - 2)
+            session.prefill(prompt)
+            session.rewind(PROMPT_TOKENS - 2)
+            assert session.decode(2) == drawn
         finally:
             session.close()
         assert all(file.is_file() for name in prepared for file in peer.files(prepared[name]))
@@ -72,11 +79,11 @@ def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, mo
 
 def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, model: Model) -> None:
     with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
-        chosen = choose(peer, prepared, 2, 64, lambda session: session.prefill([1, 2, 3]))
+        chosen = choose(peer, prepared, 2, 64, Work(lambda session: session.prefill([1, 2, 3])))
     assert chosen is not None
     assert chosen.precision in peer.precisions("bf16")
     assert chosen.settings in peer.candidates(2)
-    assert choose(peer, {}, 2, 64, lambda session: None) is None
+    assert choose(peer, {}, 2, 64, Work(lambda session: None)) is None
 
 
 def test_every_tensor_of_a_llama_has_a_gguf_name(model: Model) -> None:

@@ -17,10 +17,11 @@ import numpy as np
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
-from coterie.bench.peers.best import Chosen, choose, peers_named, prepared_peer, seconds_of
+from coterie.bench.peers.best import Chosen, Work, choose, peers_named, prepared_peer, seconds_of
 from coterie.bench.peers.peer import Peer, Session
 from coterie.bench.report import (
     MEASURING_ERROR,
+    SHORT_STICK,
     Effort,
     Report,
     Spread,
@@ -60,7 +61,7 @@ def decode(
         chosen = {peer.name: _open(stack, peer, model, context_tokens, cpus) for peer in engines}
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
         ways |= {PEAK: partial(multiply_adds, cpus)}
-        ways |= {name: partial(_peer_seconds, session) for name, (_, session) in chosen.items()}
+        ways |= {name: partial(_peer_seconds, session, context_tokens) for name, (_, session) in chosen.items()}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
     results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
@@ -73,12 +74,8 @@ def decode(
 def _open(stack: ExitStack, peer: Peer, model: Model, context: int, cpus: int) -> tuple[Chosen, Session]:
     """The peer at its best for decode steps at this context, open and with its cache filled."""
     prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, "bf16"))
-    prompt = prompt_ids(model, context - 1)
-    room = context + 1000  # decoding goes on from round to round; the cache grows a little while it is measured
-
-    def work(session: Session) -> object:
-        return session.prefill(prompt[:1]), session.decode(STEPS)
-
+    prompt, room = prompt_ids(model, context - 1), context + STEPS
+    work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
     choice = choose(peer, prepared, cpus, room, work)
     if choice is None:
         raise AssertionError(f"{peer.name} has no bf16 precision")
@@ -88,7 +85,9 @@ def _open(stack: ExitStack, peer: Peer, model: Model, context: int, cpus: int) -
     return choice, session
 
 
-def _peer_seconds(session: Session) -> float:
+def _peer_seconds(session: Session, context: int) -> float:
+    """Seconds per step, from the same positions in every round."""
+    session.rewind(context - 1)
     return seconds_of(lambda: session.decode(STEPS)) / STEPS
 
 
@@ -143,34 +142,31 @@ def _peer(samples: Mapping[str, list[float]], name: str, choice: Chosen) -> dict
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    table = Table("way", "per token", "tokens/s", "reads", "share of the read loop, or ratio (quartiles)")
+    table = Table("way", "per token", "tokens/s", "share", "ratio")
     share = Spread(results["mbu"], *results["mbu_quartiles"])
-    seconds, rate = format_seconds(results["seconds_per_token"]), format_rate(results["read_bytes_per_s"])
-    table.add_row("coterie, batch 1", seconds, f"{results['tokens_per_s']:.1f}", rate, f"{share} of the read loop")
+    table.add_row(
+        "batch 1", format_seconds(results["seconds_per_token"]), f"{results['tokens_per_s']:.1f}", str(share), ""
+    )
     batch = results["batch"]
-    gain = Spread(batch["gain"], *batch["gain_quartiles"])
-    per_token = format_seconds(1 / batch["tokens_per_s"])
-    said = f"{gain} x batch 1; 0.7 of the limit is {batch['gain_aim']:.2f}"
-    table.add_row(f"coterie, batch {batch['size']}", per_token, f"{batch['tokens_per_s']:.1f}", "", said)
+    gain = str(Spread(batch["gain"], *batch["gain_quartiles"]))
+    name, each = f"batch {batch['size']}", format_seconds(1 / batch["tokens_per_s"])
+    table.add_row(name, each, f"{batch['tokens_per_s']:.1f}", "", gain)
     for name, row in results["peers"].items():
-        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])} x its time is ours"
-        said = ratio if row["ratio"] >= 1 else f"{ratio}: {name} wins"
-        table.add_row(
-            f"{name}, {row['precision']}",
-            format_seconds(1 / row["tokens_per_s"]),
-            f"{row['tokens_per_s']:.1f}",
-            "",
-            said,
-        )
+        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])}{'' if row['ratio'] >= 1 else ': it wins'}"
+        each, rate = format_seconds(1 / row["tokens_per_s"]), f"{row['tokens_per_s']:.1f}"
+        table.add_row(f"{name} {row['precision']}", each, rate, "", ratio)
     return table
 
 
 def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     weight, kv = (format_bytes(results[key]) for key in ("weight_bytes_per_token", "kv_bytes_per_token"))
     stick = results["stick"]
+    batch = results["batch"]
     notes = [
         f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "
         f"{STEPS} steps a call",
+        f"share: of the fastest read loop; batch 1 reads at {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
+        f"ratio: a batch's tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}), a peer's time over ours",
         f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
         f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
         *(f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in results["peers"].items()),
@@ -179,5 +175,5 @@ def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     if cache is not None and expert_bytes <= cache:
         notes.append(f"these weights fit the {format_bytes(cache)} of cache, so this is no measure of the memory")
     if results["mbu"] > MEASURING_ERROR:
-        notes.append("a share above 1 is a measuring error: here the stick is too short to measure the kernels by")
+        notes.append(SHORT_STICK)
     return tuple(notes)

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from coterie.bench.decode import prompt_ids
 from coterie.bench.experts import random_experts
-from coterie.bench.peers.best import Chosen, choose, peers_named, prepared_peer, seconds_of
+from coterie.bench.peers.best import Chosen, Work, choose, peers_named, prepared_peer, seconds_of
 from coterie.bench.peers.peer import Peer, Session
-from coterie.bench.report import MEASURING_ERROR, Effort, Report, Spread, interleave, paired_ratio
+from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded
 from coterie.bench.sticks import multiply_adds
@@ -62,7 +62,7 @@ def _open(stack: ExitStack, peer: Peer, model: Model, prompt_tokens: int, cpus: 
     """The peer at its best for this prompt, open."""
     prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, "bf16"))
     prompt = prompt_ids(model, prompt_tokens)
-    choice = choose(peer, prepared, cpus, prompt_tokens + 1, lambda session: session.prefill(prompt))
+    choice = choose(peer, prepared, cpus, prompt_tokens + 1, Work(lambda session: session.prefill(prompt)))
     if choice is None:
         raise AssertionError(f"{peer.name} has no bf16 precision")
     session = peer.open(choice.prepared, choice.settings, prompt_tokens + 1)
@@ -86,17 +86,14 @@ def _peer(samples: Mapping[str, list[float]], name: str, choice: Chosen, tokens:
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    table = Table("way", "prompt", "tokens/s", "share of the multiply-add rate, or ratio (quartiles)")
-    share = Spread(results["share_of_peak"], *results["share_of_peak_quartiles"])
-    table.add_row(
-        "coterie", format_seconds(results["seconds"]), f"{results['tokens_per_s']:.0f}", f"{share} of the rate"
-    )
+    table = Table("way", "prompt", "tokens/s", "share", "ratio")
+    share = str(Spread(results["share_of_peak"], *results["share_of_peak_quartiles"]))
+    table.add_row("coterie", format_seconds(results["seconds"]), f"{results['tokens_per_s']:.0f}", share, "")
     tokens = results["tokens_per_s"] * results["seconds"]
     for name, row in results["peers"].items():
-        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])} x its time is ours"
-        said = ratio if row["ratio"] >= 1 else f"{ratio}: {name} wins"
+        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])}{'' if row['ratio'] >= 1 else ': it wins'}"
         seconds = format_seconds(tokens / row["tokens_per_s"])
-        table.add_row(f"{name}, {row['precision']}", seconds, f"{row['tokens_per_s']:.0f}", said)
+        table.add_row(f"{name} {row['precision']}", seconds, f"{row['tokens_per_s']:.0f}", "", ratio)
     return table
 
 
@@ -104,9 +101,10 @@ def _notes(results: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [
         f"{results['flops'] / 1e9:.1f} GFLOP: causal attention, the head for the last token only; medians of "
         f"{results['rounds']} rounds, interleaved",
+        "share: of the multiply-add rate; ratio: a peer's time over ours; in brackets: quartiles",
         f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s in float32",
         *(f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in results["peers"].items()),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:
-        notes.append("a share above 1 is a measuring error: here the stick is too short to measure the kernels by")
+        notes.append(SHORT_STICK)
     return tuple(notes)

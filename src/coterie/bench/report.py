@@ -29,6 +29,7 @@ from coterie.kernels import cpu as kernels
 from coterie.spec.this_machine import allowed_cpus, allowed_memory
 
 MEASURING_ERROR = 1.02  # a share above this says that the stick is short, not that the machine was exceeded
+SHORT_STICK = f"a share above {MEASURING_ERROR} is a measuring error: the stick is too short to measure the kernels by"
 MAX_ROUNDS = 200  # a step of microseconds is not sampled for ever
 _HERE = Path(__file__).resolve()
 

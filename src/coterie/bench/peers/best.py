@@ -5,7 +5,7 @@ Knows nothing about any engine in particular.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,29 +58,45 @@ def prepared_peer(peer: Peer, folder: Path, weights: str) -> Iterator[dict[str, 
         yield {name: peer.prepare(folder, Path(temporary) / name, name) for name in peer.precisions(weights)}
 
 
-def choose(
-    peer: Peer, prepared: dict[str, Path], cpus: int, max_tokens: int, work: Callable[[Session], object]
-) -> Chosen | None:
-    """The fastest precision, and of that the fastest setting, for `work` on an open session; None without a precision.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a peer is chosen for: `ready` brings an open session to the point from which `timed` is measured."""
 
-    The precision is chosen under the engine's first candidate, so that a large model is not opened for every pair.
+    timed: Callable[[Session], object]
+    ready: Callable[[Session], object] = lambda session: None
+
+
+def choose(peer: Peer, prepared: Mapping[str, Path], cpus: int, max_tokens: int, work: Work) -> Chosen | None:
+    """The fastest precision and setting for `work`; None without a precision.
+
+    Each precision is tried with each number of threads, and the best pair with the other settings: a large model is not
+    opened for every combination.
     """
-    first, *others = peer.candidates(cpus)
-    trials = [(_trial(peer, path, first, max_tokens, work), name, first) for name, path in prepared.items()]
+    first, candidates = peer.candidates(cpus)[0], peer.candidates(cpus)
+    counts = [s for s in candidates if (s.load, s.attention) == (first.load, first.attention)]
+    trials = [
+        (_trial(peer, path, settings, max_tokens, work), name, settings)
+        for name, path in prepared.items()
+        for settings in counts
+    ]
     if not trials:
         return None
     best = min(trials, key=lambda trial: trial[0])
-    for settings in others:
+    for settings in (s for s in candidates if s.threads == best[2].threads and s not in counts):
         took = _trial(peer, prepared[best[1]], settings, max_tokens, work)
         best = min(best, (took, best[1], settings), key=lambda trial: trial[0])
     _, precision, settings = best
     return Chosen(peer, precision, settings, prepared[precision])
 
 
-def _trial(peer: Peer, path: Path, settings: Settings, max_tokens: int, work: Callable[[Session], object]) -> float:
+def _trial(peer: Peer, path: Path, settings: Settings, max_tokens: int, work: Work) -> float:
     session = peer.open(path, settings, max_tokens)
     try:
-        work(session)
-        return min(seconds_of(lambda: work(session)) for _ in range(TRIALS))
+        return min(_timed(session, work) for _ in range(TRIALS))
     finally:
         session.close()
+
+
+def _timed(session: Session, work: Work) -> float:
+    work.ready(session)
+    return seconds_of(lambda: work.timed(session))

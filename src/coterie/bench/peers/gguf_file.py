@@ -54,7 +54,7 @@ def write_gguf(model: Model, path: Path, precision: str) -> None:
     config = model.config
     _refuse(config, model.name)
     writer = gguf.GGUFWriter(path, "llama")
-    _metadata(writer, config, float(model.checkpoint.config.get("rope_theta", 10000.0)))
+    _metadata(writer, config)
     quantization = gguf.GGMLQuantizationType[precision]
     for value in model.graph.weights:
         stored = (
@@ -83,7 +83,7 @@ def _refuse(config: ModelConfig, name: str) -> None:
         raise UnsupportedError(name, fact, "compare on a Llama shape without biases")
 
 
-def _metadata(writer: Any, config: ModelConfig, rope_theta: float) -> None:
+def _metadata(writer: Any, config: ModelConfig) -> None:
     writer.add_context_length(config.max_context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
@@ -93,10 +93,16 @@ def _metadata(writer: Any, config: ModelConfig, rope_theta: float) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(rope_theta)
+    writer.add_rope_freq_base(_theta(config))
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
+
+
+def _theta(config: ModelConfig) -> float:
+    """The base of the frequencies: the second of them is theta ** (-2 / head_dim)."""
+    frequencies = config.rope.inv_freq
+    return float(frequencies[1] ** (-config.head_dim / 2)) if len(frequencies) > 1 else 10000.0
 
 
 def _values(model: Model, name: str) -> npt.NDArray[np.float32]:

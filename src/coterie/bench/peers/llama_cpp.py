@@ -76,7 +76,7 @@ class LlamaSession:
             raise DeviceError("llama.cpp", f"{path} could not be loaded", "compare without this peer")
         options = api.llama_context_default_params()
         options.n_ctx = max_tokens
-        options.n_batch = options.n_ubatch = max(max_tokens, 32)
+        options.n_batch = max(max_tokens, 32)  # a prompt in one call, which llama.cpp cuts by its own n_ubatch
         options.n_threads = options.n_threads_batch = settings.threads
         options.flash_attn_type = getattr(api, _ATTENTION[settings.attention])
         options.no_perf = True
@@ -100,6 +100,10 @@ class LlamaSession:
             self._last = self._step((self._last,))
             drawn.append(self._last)
         return drawn
+
+    def rewind(self, tokens: int) -> None:
+        """Remove the positions from `tokens` on."""
+        self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), 0, tokens, -1)
 
     def close(self) -> None:
         """Free context and model."""

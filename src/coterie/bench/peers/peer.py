@@ -37,6 +37,9 @@ class Session(Protocol):
     def decode(self, count: int) -> list[int]:
         """Draw `count` more tokens, one step each, after the last one drawn."""
 
+    def rewind(self, tokens: int) -> None:
+        """Keep only the first `tokens` of the cache, so that the next decode steps see the same context again."""
+
     def close(self) -> None:
         """Give everything back."""
 

@@ -75,6 +75,12 @@ class TransformersSession:
         """One forward pass a token."""
         return [self._step((self._last,)) for _ in range(count)]
 
+    def rewind(self, tokens: int) -> None:
+        """Cut the cache."""
+        surplus = self._cache.get_seq_length() - tokens
+        if surplus > 0:
+            self._cache.crop(-surplus)
+
     def close(self) -> None:
         """Drop the model."""
         self._model = self._cache = None
