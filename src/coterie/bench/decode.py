@@ -165,8 +165,8 @@ def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     notes = [
         f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "
         f"{STEPS} steps a call",
-        f"share: of the fastest read loop; batch 1 reads at {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
-        f"ratio: a batch's tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}), a peer's time over ours",
+        f"share: of the fastest read loop; batch 1 reads {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
+        f"ratio: tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}); of a peer, its time over ours",
         f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
         f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
         *(f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in results["peers"].items()),
