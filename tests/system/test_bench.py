@@ -107,6 +107,20 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     assert not list(temporary.iterdir())
 
 
+def test_packed_weights_are_fewer_bytes_to_read(config: Path, temporary: Path) -> None:
+    read = {
+        weights: bench("decode", "--shape", config, "--context", 7, "--weights", weights, *QUICK)[
+            "weight_bytes_per_token"
+        ]
+        for weights in ("bf16", "int8", "int4")
+    }
+    assert read["int4"] < read["int8"] < read["bf16"]
+    got = bench("prefill", "--shape", config, "--prompt", 5, "--weights", "int4", *QUICK)
+    assert got["workload"]["weights"] == "random int4"
+    assert "int5" in refused("decode", "--shape", config, "--weights", "int5")
+    assert not list(temporary.iterdir())
+
+
 def test_prefill_counts_the_flops_of_a_prompt(config: Path, temporary: Path) -> None:
     tokens = 9
     got = bench("prefill", "--shape", config, "--prompt", tokens, *QUICK)

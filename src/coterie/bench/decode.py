@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from coterie.bench.experts import random_experts
-from coterie.bench.peers.best import Chosen, Work, choose, peers_named, prepared_peer, seconds_of
-from coterie.bench.peers.peer import Peer, Session
+from coterie.bench.experts import packed_expert, random_experts
+from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
+from coterie.bench.peers.best import Work, peers_named, seconds_of
+from coterie.bench.peers.peer import Session
 from coterie.bench.report import (
     MEASURING_ERROR,
     SHORT_STICK,
@@ -45,44 +46,35 @@ def decode(
     context_tokens: int,
     threads: int | None,
     effort: Effort,
+    weights: str = "bf16",
     batch: int = 8,
     peers: Sequence[str] = (),
 ) -> Report:
     """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
-    engines = peers_named(peers)
-    config = with_context(shape_config(shape), context_tokens + STEPS)
-    with random_experts(config, 1) as (model,), ExitStack() as stack:
-        loaded = Loaded(model, "device", threads, context_tokens + STEPS, batch)
+    engines, room = peers_named(peers), context_tokens + STEPS
+    config = with_context(shape_config(shape), room)
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+        loaded = Loaded(model, "device", threads, room, batch)
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
         cpus = loaded.device.threads
         sticks = read_loops(loaded.device.memory(loaded.weights), cpus)
-        chosen = {peer.name: _open(stack, peer, model, context_tokens, cpus) for peer in engines}
+        prompt = prompt_ids(model, context_tokens - 1)
+        work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
+        beside = open_beside(stack, engines, plain, weights, cpus, room, work)
+        for other in beside:
+            other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
         ways |= {PEAK: partial(multiply_adds, cpus)}
-        ways |= {name: partial(_peer_seconds, session, context_tokens) for name, (_, session) in chosen.items()}
+        ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
     results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
     results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"])
-    results["peers"] = {name: _peer(samples, name, choice) for name, (choice, _) in chosen.items()}
-    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": "random bf16", "threads": cpus}
+    results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
+    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
-
-
-def _open(stack: ExitStack, peer: Peer, model: Model, context: int, cpus: int) -> tuple[Chosen, Session]:
-    """The peer at its best for decode steps at this context, open and with its cache filled."""
-    prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, "bf16"))
-    prompt, room = prompt_ids(model, context - 1), context + STEPS
-    work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
-    choice = choose(peer, prepared, cpus, room, work)
-    if choice is None:
-        raise AssertionError(f"{peer.name} has no bf16 precision")
-    session = peer.open(choice.prepared, choice.settings, room)
-    stack.callback(session.close)
-    session.prefill(prompt)
-    return choice, session
 
 
 def _peer_seconds(session: Session, context: int) -> float:
@@ -130,17 +122,6 @@ def _batch(samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate
     }
 
 
-def _peer(samples: Mapping[str, list[float]], name: str, choice: Chosen) -> dict[str, Any]:
-    ratio = paired_ratio(samples[name], samples[OURS])
-    return {
-        "tokens_per_s": 1 / median(samples[name]),
-        "ratio": ratio.median,
-        "ratio_quartiles": [ratio.low, ratio.high],
-        "precision": choice.precision,
-        "settings": str(choice.settings),
-    }
-
-
 def _table(results: Mapping[str, Any]) -> Table:
     table = Table("way", "per token", "tokens/s", "share", "ratio")
     share = Spread(results["mbu"], *results["mbu_quartiles"])
@@ -151,10 +132,7 @@ def _table(results: Mapping[str, Any]) -> Table:
     gain = str(Spread(batch["gain"], *batch["gain_quartiles"]))
     name, each = f"batch {batch['size']}", format_seconds(1 / batch["tokens_per_s"])
     table.add_row(name, each, f"{batch['tokens_per_s']:.1f}", "", gain)
-    for name, row in results["peers"].items():
-        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])}{'' if row['ratio'] >= 1 else ': it wins'}"
-        each, rate = format_seconds(1 / row["tokens_per_s"]), f"{row['tokens_per_s']:.1f}"
-        table.add_row(f"{name} {row['precision']}", each, rate, "", ratio)
+    add_peer_rows(table, results["peers"])
     return table
 
 
@@ -165,11 +143,11 @@ def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     notes = [
         f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "
         f"{STEPS} steps a call",
-        f"share: of the fastest read loop; batch 1 reads {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
+        f"share: of the fastest read loop; batch 1: {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
         f"ratio: tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}); of a peer, its time over ours",
         f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
         f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
-        *(f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in results["peers"].items()),
+        *peer_notes(results["peers"]),
     ]
     cache = last_level_cache_bytes()
     if cache is not None and expert_bytes <= cache:

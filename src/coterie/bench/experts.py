@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, SINGLE
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, UsageError
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
 
 PIECE_ELEMENTS = 1 << 22  # what is in memory at once while a file is written
@@ -60,6 +62,25 @@ def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
     )
     _check_room(Path(tempfile.gettempdir()), sum(count for _, count in kinds), need)
     return need
+
+
+WEIGHTS: Mapping[str, Packing | None] = {"bf16": None, "int8": Packing(8, 8), "int4": Packing(4, 8)}
+
+
+@contextmanager
+def packed_expert(model: Model, weights: str) -> Iterator[Model]:
+    """The model with its weights stored as `weights` says, packed beside it where that is not as it is.
+
+    Raises UsageError for an unknown word, CapacityError without room.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError("--weights", f"{weights!r} is not a way to store weights", f"use one of {', '.join(WEIGHTS)}")
+    packing = WEIGHTS[weights]
+    if packing is None:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
+        yield open_model(quantize_folder(model.checkpoint.path, Path(folder) / weights, packing).folder)
 
 
 def _check_room(root: Path, count: int, need_bytes: int) -> None:

@@ -28,6 +28,7 @@ PeersOpt = Annotated[
     typer.Option("--peer", metavar="NAME", help="llama.cpp or transformers, side by side; repeatable."),
 ]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
+WeightsOpt = Annotated[str, typer.Option(help="bf16, int8 or int4: how the random expert is stored.")]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
 
@@ -78,6 +79,7 @@ def bench_decode(
     shape: ShapeOpt = SHAPE,
     context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
+    weights: WeightsOpt = "bf16",
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -85,7 +87,7 @@ def bench_decode(
     json_: JsonOpt = False,
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
-    _print(decode(shape, context, threads, Effort(rounds, seconds), batch, peer or ()), json_)
+    _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or ()), json_)
 
 
 @app.command("prefill")
@@ -93,6 +95,7 @@ def bench_decode(
 def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
+    weights: WeightsOpt = "bf16",
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -100,7 +103,7 @@ def bench_prefill(
     json_: JsonOpt = False,
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
-    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), peer or ()), json_)
+    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or ()), json_)
 
 
 @app.command("switch")

@@ -1,0 +1,78 @@
+"""Peers that are measured beside us: each opened at its best for the work, at our precision and at coarser ones.
+
+Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.peers.best import Chosen, Work, choose, prepared_peer
+from coterie.bench.peers.peer import Peer, Session
+from coterie.bench.report import Spread, paired_ratio
+from coterie.core.units import format_seconds
+from coterie.models.model import Model
+
+# What is shown beside weights of a type: the same precision first, then coarser ones, which the row's name says.
+BESIDE: Mapping[str, tuple[str, ...]] = {"bf16": ("bf16", "int8", "int4"), "int8": ("int8",), "int4": ("int4",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """An open session of a peer, and how it was chosen. `same` is False for a coarser precision than ours."""
+
+    name: str
+    chosen: Chosen
+    session: Session
+    same: bool
+
+
+def open_beside(
+    stack: ExitStack, peers: Sequence[Peer], model: Model, weights: str, cpus: int, max_tokens: int, work: Work
+) -> tuple[Beside, ...]:
+    """Each peer, open until the stack closes; `model` is the unquantised checkpoint that all of them convert."""
+    opened = []
+    for peer in peers:
+        for precision in BESIDE[weights]:
+            prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, precision))
+            chosen = choose(peer, prepared, cpus, max_tokens, work)
+            if chosen is None:
+                continue  # the engine has no such precision
+            session = peer.open(chosen.prepared, chosen.settings, max_tokens)
+            stack.callback(session.close)
+            same = precision == weights
+            opened.append(Beside(peer.name if same else f"{peer.name} {chosen.precision}", chosen, session, same))
+    return tuple(opened)
+
+
+def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, tokens: int = 1) -> dict[str, Any]:
+    """What a peer's samples, in seconds for `tokens` tokens, come to; `ratio` is its time over ours within rounds."""
+    ratio = paired_ratio(samples[beside.name], samples[ours])
+    return {
+        "tokens_per_s": tokens / median(samples[beside.name]),
+        "ratio": ratio.median,
+        "ratio_quartiles": [ratio.low, ratio.high],
+        "precision": beside.chosen.precision,
+        "same_precision": beside.same,
+        "settings": str(beside.chosen.settings),
+    }
+
+
+def add_peer_rows(table: Table, rows: Mapping[str, Mapping[str, Any]], tokens: float = 1) -> None:
+    """Rows of way, time of `tokens` tokens, tokens/s, nothing, ratio; a peer that wins is said to."""
+    for name, row in rows.items():
+        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])}{'' if row['ratio'] >= 1 else ': it wins'}"
+        label = f"{name} {row['precision']}" if row["same_precision"] else f"{name} (coarser)"
+        rate = row["tokens_per_s"]
+        table.add_row(label, format_seconds(tokens / rate), f"{rate:.1f}", "", ratio)
+
+
+def peer_notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The setting that each peer was measured with."""
+    return [f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in rows.items()]
