@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,10 @@ from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
 from coterie.bench.coe_mix import MIXES, draw
-from coterie.bench.coe_run import fewest_switches, percentile
+from coterie.bench.coe_peer import serve_peer
+from coterie.bench.coe_run import Workload, fewest_switches, percentile
+from coterie.bench.experts import random_experts
+from coterie.bench.peers.peer import Settings
 from coterie.cli.main import app
 from coterie.core.trace import read_trace
 
@@ -91,6 +95,49 @@ def test_mistakes_are_sentences(config: Path) -> None:
         result = runner.invoke(app, ["bench", "coe", "--shape", str(config), "--experts", "2", *args])
         assert result.exit_code == 2, result.output
         assert words in result.stderr
+
+
+class Echo:
+    """A peer that only keeps count."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    def precisions(self, weights):
+        return ("BF16", "F32")
+
+    def candidates(self, cpus):
+        return (Settings(cpus, "read", "plain"),)
+
+    def prepare(self, folder, out, precision):
+        assert precision == "BF16"
+        out.mkdir(parents=True)
+        (out / "model").write_bytes(b"x" * 100)
+        return out / "model"
+
+    def files(self, prepared):
+        return (prepared,)
+
+    def open(self, prepared, settings, max_tokens):
+        name, closed = prepared.parent.name, self.closed
+        return SimpleNamespace(
+            prefill=lambda ids: 1, decode=lambda count: [1] * count, close=lambda: closed.append(name)
+        )
+
+
+def test_a_peer_serves_the_same_mix_within_the_same_bytes(config: Path) -> None:
+    peer = Echo()
+    with random_experts(json.loads(config.read_text()), 1) as (model,):
+        models = dict.fromkeys("abc", model)
+        load = Workload("zipf", 2, list("aabacab"), 4, 3)
+        row, settings = serve_peer(peer, models, load, 250, 2)
+    assert settings == "BF16, 2 threads, read, plain"
+    # Two fit: a, b; c drives out the older of both, b; then b drives out c.
+    assert peer.closed[2:] == ["b", "c", "a", "b"]
+    assert (row["switches"], row["moved_bytes"], row["requests"]) == (4, 400, 7)
+    assert row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["elapsed_s"]
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -21,8 +21,11 @@ from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec
 from coterie.bench.coe_mix import draw
+from coterie.bench.coe_peer import serve_peer
 from coterie.bench.coe_run import Outcome, Setup, Workload, fewest_switches, serve
 from coterie.bench.experts import check_room, random_experts
+from coterie.bench.peers.best import peers_named
+from coterie.bench.peers.peer import Peer
 from coterie.bench.report import Report
 from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.checkpoint.folder import SINGLE
@@ -60,11 +63,10 @@ def _shape(family: str, model_type: str, hidden: int, layers: int, heads: int, k
 
 
 # Three architectures of about 50, 75 and 100 MB in bf16, in turn.
-SHAPES = (
-    _shape("LlamaForCausalLM", "llama", 512, 6, 8, 2),
-    _shape("Qwen2ForCausalLM", "qwen2", 576, 8, 9, 3),
-    _shape("Qwen3ForCausalLM", "qwen3", 640, 9, 10, 2),
-)
+_SIZES = ((512, 6, 8, 2), (576, 8, 9, 3), (640, 9, 10, 2))
+_FAMILIES = (("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "qwen3"))
+SHAPES = tuple(_shape(*family, *sizes) for family, sizes in zip(_FAMILIES, _SIZES, strict=True))
+PEER_SHAPES = tuple(_shape(*_FAMILIES[0], *sizes) for sizes in _SIZES)  # what peers are converted from
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Grid:
     device: str = "cpu"
     threads: int | None = None
     shapes: tuple[Mapping[str, Any], ...] = SHAPES
+    peers: tuple[str, ...] = ()
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -90,14 +93,18 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
     Raises UsageError, and CapacityError where the temporary folder or memory has no room.
     """
     _check(grid)
+    peers = peers_named(grid.peers)
     begun = perf_counter()
     with _experts(grid, say) as models:
         rate = _link_rate(grid, models)
         runs, trace = _runs(grid, models, rate, say)
+        peer_settings = _peer_runs(grid, models, peers, runs, say)
     results = {
         "runs": runs,
         "switches_over_fcfs": _ratios(runs, "switches"),
         "tokens_per_s_over_fcfs": _ratios(runs, "tokens_per_s"),
+        "tokens_per_s_over_peer": {peer.name: _ratios(runs, "tokens_per_s", peer.name) for peer in peers},
+        "peer_settings": peer_settings,
         "age_bound": OURS.policy.age_bound,
         "link_bytes_per_s": rate,
         "wall_s": perf_counter() - begun,
@@ -109,6 +116,8 @@ def _check(grid: Grid) -> None:
     unknown = [name for name in grid.policies if name not in POLICIES]
     if unknown:
         raise UsageError("--policy", f"{unknown[0]!r} is not a policy", f"use one of {', '.join(POLICIES)}")
+    if grid.peers and grid.device != "cpu":
+        raise UsageError("--peer", f"a peer cannot run on {grid.device}", "compare on --device cpu")
     if BELADY in grid.policies and OURS.name not in grid.policies:
         raise UsageError("--policy", f"{BELADY} needs the turns that {OURS.name} took", f"add --policy {OURS.name}")
     for mix in grid.mixes:
@@ -124,7 +133,7 @@ def _experts(grid: Grid, say: Callable[[str], None]) -> Iterator[dict[str, Model
         if grid.device.startswith("synthetic"):
             made = [[synthetic_model(shape)] * count for shape, count in kinds]
         else:
-            need = check_room(kinds)
+            need = check_room([(shape, count * (1 + len(grid.peers))) for shape, count in kinds])
             say(f"writing {grid.experts} random experts, {format_bytes(need)}")
             made = [list(stack.enter_context(random_experts(shape, count))) for shape, count in kinds]
         turns = [made[number % len(made)][number // len(made)] for number in range(grid.experts)]
@@ -183,13 +192,31 @@ def _belady(ours: Outcome, models: Mapping[str, Model], near_bytes: int) -> dict
     return {**dict.fromkeys(ours.row), **known, "policy": BELADY, **counted}
 
 
-def _ratios(runs: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
-    """Ours over first come first served, for each mix and number in flight."""
+def _peer_runs(
+    grid: Grid,
+    models: Mapping[str, Model],
+    peers: Sequence[Peer],
+    runs: list[dict[str, Any]],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Append the peers' rows, for every mix and number in flight; the settings that each ran with."""
+    settings: dict[str, str] = {}
+    for peer, mix, in_flight in product(peers, grid.mixes, grid.in_flight):
+        asked = [list(models)[number] for number in draw(mix, grid.experts, grid.requests, SEED)]
+        load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
+        row, settings[peer.name] = serve_peer(peer, models, load, grid.near_bytes, grid.threads or this_machine().units)
+        runs.append({**dict.fromkeys(runs[0] if runs else row), **row})
+        say(_line(row))
+    return settings
+
+
+def _ratios(runs: Sequence[Mapping[str, Any]], field: str, under: str = FCFS.name) -> dict[str, float]:
+    """Ours over another, for each mix and number in flight."""
     found = {(row["mix"], row["in_flight"], row["policy"]): row[field] for row in runs}
     return {
-        f"{mix}/{in_flight}": value / found[mix, in_flight, FCFS.name]
+        f"{mix}/{in_flight}": value / found[mix, in_flight, under]
         for (mix, in_flight, policy), value in found.items()
-        if policy == OURS.name and found.get((mix, in_flight, FCFS.name))
+        if policy == OURS.name and found.get((mix, in_flight, under))
     }
 
 
@@ -224,8 +251,9 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(*head, "-", "-", *counts, "-", "-")
             continue
         times = ", ".join(format_seconds(row[f"ttft_{p}_s"]) for p in ("p50", "p95", "p99"))
-        shares = f"{row['link_busy_share']:.2f}, {row['link_rate_share']:.2f}"
-        waits = f"{row['longest_wait_admissions']}, {row['longest_overtaken']}"
+        known = row["link_busy_share"] is not None
+        shares = f"{row['link_busy_share']:.2f}, {row['link_rate_share']:.2f}" if known else "-"
+        waits = f"{row['longest_wait_admissions']}, {row['longest_overtaken']}" if known else "-"
         table.add_row(*head, f"{row['tokens_per_s']:.0f}", times, *counts, shares, waits)
     return table
 
@@ -247,4 +275,7 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
         f"{key} in flight: {ratio:.2f} x the switches of fcfs, {faster[key]:.2f} x its tokens/s"
         for key, ratio in results["switches_over_fcfs"].items()
     ]
+    for peer, ratios in results["tokens_per_s_over_peer"].items():
+        notes.append(f"{peer}: first come first served, {results['peer_settings'][peer]}, models open in as many bytes")
+        notes += [f"{key} in flight: {ratio:.2f} x the tokens/s of {peer}" for key, ratio in ratios.items()]
     return (*notes, f"all of it took {format_seconds(results['wall_s'])}")

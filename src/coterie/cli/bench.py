@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.bench.coe import POLICIES, SHAPES, Grid, coe
+from coterie.bench.coe import PEER_SHAPES, POLICIES, SHAPES, Grid, coe
 from coterie.bench.coe_mix import MIXES
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
@@ -135,12 +135,13 @@ def bench_coe(
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    peer: PeersOpt = None,
     trace: TraceOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Many experts in little memory, by policy. All of it is 18 runs, an hour on two cores: --requests 200 is a tenth.
 
-    On --device synthetic:MACHINE the same engine serves in modelled time, without weights.
+    On --device synthetic:MACHINE the same engine serves in modelled time, without weights. With --peer all are Llamas.
     """
     grid = Grid(
         experts=experts,
@@ -153,7 +154,8 @@ def bench_coe(
         new_tokens=tokens,
         device=device,
         threads=threads,
-        shapes=(shape_config(shape),) if shape else SHAPES,
+        shapes=(shape_config(shape),) if shape else PEER_SHAPES if peer else SHAPES,
+        peers=tuple(peer or ()),
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

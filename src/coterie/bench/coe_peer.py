@@ -1,0 +1,153 @@
+"""The same mix on another engine: first come first served, open models in the same bytes, least recently used closed.
+
+    request -> open? no: close the least recently used until it fits, open -> prefill -> decode, one sequence at a time
+
+What is closed leaves the page cache too, or its bytes would not be in the budget. Conversion and the choice of settings
+are not timed. Knows nothing about our own engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from coterie.bench.coe_run import Workload, percentile
+from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.sticks import drop_page_cache
+from coterie.core.errors import CapacityError
+from coterie.models.model import Model
+
+SAME_BYTES = ("BF16", "F16")  # the formats of a peer that store bf16 weights in as many bytes as we do
+TRIALS = 2
+
+
+class OpenModels:
+    """Sessions within a budget in bytes, as files count them; the least recently used is closed first."""
+
+    def __init__(
+        self, peer: Peer, settings: Settings, files: Mapping[str, Path], budget_bytes: int, tokens: int
+    ) -> None:
+        self._peer, self._settings, self._files, self._tokens = peer, settings, files, tokens
+        self._budget_bytes, self._used_bytes = budget_bytes, 0
+        self._open: dict[str, Session] = {}
+        self.opened = self.moved_bytes = 0
+
+    def get(self, name: str) -> Session:
+        """The session of an expert, opened if need be. Raises CapacityError when it alone is above the budget."""
+        session = self._open.pop(name, None)
+        if session is None:
+            size = self._size(name)
+            if size > self._budget_bytes:
+                raise CapacityError("--near", f"{name} in the peer's form", size, self._budget_bytes, ["raise --near"])
+            while self._used_bytes + size > self._budget_bytes:
+                self._close(next(iter(self._open)))
+            session = self._peer.open(self._files[name], self._settings, self._tokens)
+            self._used_bytes += size
+            self.opened += 1
+            self.moved_bytes += size
+        self._open[name] = session  # the last is the one used most recently
+        return session
+
+    def close(self) -> None:
+        """Close everything."""
+        for name in list(self._open):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        self._open.pop(name).close()
+        self._used_bytes -= self._size(name)
+        for file in self._peer.files(self._files[name]):
+            drop_page_cache(file)
+
+    def _size(self, name: str) -> int:
+        return sum(file.stat().st_size for file in self._peer.files(self._files[name]))
+
+
+def serve_peer(
+    peer: Peer, models: Mapping[str, Model], load: Workload, near_bytes: int, cpus: int
+) -> tuple[dict[str, Any], str]:
+    """A row as our policies have, with None for what the engine does not tell; and the settings that won its trial."""
+    tokens = load.prompt_tokens + load.new_tokens
+    rng = np.random.default_rng(len(load.asked))
+    words = min(model.config.vocab_size for model in models.values())
+    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    with TemporaryDirectory(prefix="coterie-peer-") as folder:
+        precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", prompts[0], load, cpus)
+        files = {
+            name: _prepare(peer, models[name], Path(folder) / name, precision) for name in dict.fromkeys(load.asked)
+        }
+        held = OpenModels(peer, settings, files, near_bytes, tokens)
+        try:
+            ends, ttfts = _serve(held, load, prompts)
+        finally:
+            held.close()
+    ordered = sorted(ttfts)
+    row = {
+        "mix": load.mix,
+        "in_flight": load.in_flight,
+        "policy": peer.name,
+        "requests": len(ends),
+        "switches": held.opened,
+        "hit_rate": 1 - held.opened / len(ends),
+        "tokens_per_s": len(ends) * load.new_tokens / ends[-1],
+        "ttft_p50_s": percentile(ordered, 0.50),
+        "ttft_p95_s": percentile(ordered, 0.95),
+        "ttft_p99_s": percentile(ordered, 0.99),
+        "moved_bytes": held.moved_bytes,
+        "elapsed_s": ends[-1],
+    }
+    return row, f"{precision}, {settings}"
+
+
+def _serve(held: OpenModels, load: Workload, prompts: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
+    """When each request ended, and its time to first token since there was a place for it in flight."""
+    begun = perf_counter()
+    ends: list[float] = []
+    ttfts: list[float] = []
+    for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True)):
+        arrived_s = ends[number - load.in_flight] if number >= load.in_flight else 0.0
+        session = held.get(name)
+        session.prefill(prompt)
+        ttfts.append(perf_counter() - begun - arrived_s)
+        session.decode(load.new_tokens - 1)
+        ends.append(perf_counter() - begun)
+    return ends, ttfts
+
+
+def _best(
+    peer: Peer, model: Model, folder: Path, prompt: Sequence[int], load: Workload, cpus: int
+) -> tuple[str, Settings]:
+    """What serves one request of a closed model fastest: open, prefill, decode, close."""
+    found: list[tuple[float, str, Settings]] = []
+    for precision in (name for name in peer.precisions("bf16") if name in SAME_BYTES):
+        file = _prepare(peer, model, folder / precision, precision)
+        for settings in peer.candidates(cpus):
+            found += [(_fastest(peer, file, settings, prompt, load), precision, settings)]
+    _, precision, settings = min(found, key=lambda trial: trial[0])
+    return precision, settings
+
+
+def _fastest(peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload) -> float:
+    return min(_once(peer, file, settings, prompt, load) for _ in range(TRIALS))
+
+
+def _once(peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload) -> float:
+    for part in peer.files(file):
+        drop_page_cache(part)
+    start = perf_counter()
+    session = peer.open(file, settings, load.prompt_tokens + load.new_tokens)
+    try:
+        session.prefill(prompt)
+        session.decode(load.new_tokens - 1)
+    finally:
+        session.close()
+    return perf_counter() - start
+
+
+def _prepare(peer: Peer, model: Model, out: Path, precision: str) -> Path:
+    return peer.prepare(model.checkpoint.path, out, precision)
