@@ -96,7 +96,15 @@ inline V fma(V a, V b, V c) { return a * b + c; }
 #endif
 typedef int32_t VI __attribute__((vector_size(W * 4)));
 
-inline V splat(float value) { return V{} + value; }
+inline V splat(float value) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(value);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(value);
+#else
+  return V{value, value, value, value};
+#endif
+}
 
 inline V load(const float* at) {
   V v;
