@@ -83,19 +83,23 @@ class Ahead {
   void ask(int64_t rows) {
     if (first_ >= last_) return;
     const int64_t row_bytes = span_->C * size_of(span_->dtype);
-    for (; rows > 0 && first_ < last_; rows -= kPiece) {
+    while (rows > 0 && first_ < last_) {
       const int64_t offset = part_ / heads_ * span_->to_value + part_ % heads_ * span_->to_head;
-      for (int64_t j = first_; j < smaller(first_ + kPiece, last_); ++j)
+      const int64_t begin = first_ + done_, end = smaller(smaller(begin + rows, first_ + kPiece), last_);
+      for (int64_t j = begin; j < end; ++j)
         for (int64_t b = 0; b < row_bytes; b += static_cast<int64_t>(kLine)) __builtin_prefetch(span_->keys[j] + offset + b, 0, 2);
+      rows -= end - begin;
+      done_ = end - first_;
+      if (end < smaller(first_ + kPiece, last_)) return;
+      done_ = 0;
       if (++part_ == 2 * heads_) part_ = 0, first_ += kPiece;
     }
   }
 
-  static constexpr int64_t kPiece = 16;
-
  private:
   const Span* span_ = nullptr;
-  int64_t heads_ = 1, first_ = 0, last_ = 0, part_ = 0;
+  static constexpr int64_t kPiece = 16;
+  int64_t heads_ = 1, first_ = 0, last_ = 0, part_ = 0, done_ = 0;
 };
 
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
@@ -128,7 +132,7 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 template <DType D, int M>
 inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries,
                            Ahead& ahead) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 16;
+  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 8;
   constexpr int kWide = W == 4 ? 2 : 4;
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);

@@ -40,11 +40,12 @@ inline V fold_quads(V a, V b, V c, V d) {
 
 // Scores of M queries (rows of `width`) with W keys from `j` on, read as they lie, `offset` bytes after the span's.
 template <DType D, int M>
-inline void score_stored(const float* q, const Span& span, int64_t offset, int64_t j, V scale, float* scores) {
+inline void score_stored(const float* q, const Span& span, int64_t offset, int64_t j, V scale, float* scores, Ahead& ahead) {
   constexpr int64_t size = D == DType::f32 ? 4 : 2;
   const int64_t C = span.C, width = span.width;
   V quads[M][4];
   for (int g = 0; g < 4; ++g) {
+    ahead.ask(kFold);
     V acc[M][kFold];
     bytes* key[kFold];
 #pragma GCC unroll 4
@@ -92,10 +93,9 @@ inline void attend_stored(const Span& span, const Query* queries, int64_t heads,
         for (int64_t m = 0; m < per_head; m += kGroup) {
           const int64_t row = head * per_head + m;
           with_count(smaller(kGroup, per_head - m), [&]<int M>() {
-            score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan);
+            score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan, ahead);
           });
         }
-        ahead.ask(W);
       }
     for (int64_t head = 0; head < heads; ++head)
       finish<D>(queries + head * per_head, per_head, {span.keys, span.to_value + head * span.to_head}, span.C, span.width,

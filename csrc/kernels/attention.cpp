@@ -17,7 +17,7 @@ constexpr int64_t kTileQueries = 128;         // queries of a tile, or one token
 constexpr int64_t kManyUnits = 32;            // tiles are smaller where there would be fewer
 constexpr int64_t kStoredQueries = 8;         // of one sequence and kv head in a tile: up to so many read keys and values as they lie
 constexpr int64_t kStoredRows = 64;           // queries of several kv heads that read them together
-constexpr int64_t kHeadsChannels = 512;       // channels of such heads: the values of a span stay in the second-level cache
+constexpr int64_t kHeadsChannels = 256;       // channels of such heads: the values of a span stay in the second-level cache
 constexpr int64_t kCounters = 1024;
 constexpr int64_t kSharedBytes = 16 << 20;    // address space; what decode writes of it is about G / 256 of the bytes that it reads
 
