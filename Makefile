@@ -7,7 +7,7 @@ PORT ?= 8000
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.*)
 
-.PHONY: serve demo check test test-long bench setup setup-dev clean
+.PHONY: serve demo check test test-long sanitize bench setup setup-dev clean
 
 serve: setup
 	$(COTERIE) serve demo --port $(PORT)
@@ -40,6 +40,15 @@ test: setup-dev
 
 test-long: setup-dev
 	$(BIN)/python -m pytest
+
+# The native tests under ThreadSanitizer, then under AddressSanitizer and UBSan.
+sanitize:
+	cmake -S . -B build/tsan -DCOTERIE_PYTHON=OFF -DCOTERIE_TESTS=ON -DCOTERIE_SANITIZE=thread
+	cmake --build build/tsan --target native_tests --parallel
+	build/tsan/native_tests
+	cmake -S . -B build/asan -DCOTERIE_PYTHON=OFF -DCOTERIE_TESTS=ON -DCOTERIE_SANITIZE=address,undefined
+	cmake --build build/asan --target native_tests --parallel
+	build/asan/native_tests
 
 bench: setup
 	$(COTERIE) bench

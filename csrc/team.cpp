@@ -9,7 +9,6 @@ namespace coterie {
 
 namespace {
 
-constexpr int64_t kAloneFlops = 40'000;  // about a microsecond or two; less than that is done before another thread has seen it
 constexpr uint32_t kPending = 0, kFailed = 2;
 
 constexpr uint32_t number_of(uint64_t turn) { return static_cast<uint32_t>(turn >> 32); }
@@ -33,7 +32,7 @@ void signal_gate(int32_t* gate, int32_t value) {
   wake_all(word);
 }
 
-Team::Team(int threads, const Isa& isa) : isa_(isa) {
+Team::Team(int threads, const Isa& isa, int64_t alone_flops) : isa_(isa), alone_flops_(alone_flops) {
   for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Scratch>());
   workers_.reserve(static_cast<size_t>(threads));
   try {
@@ -105,7 +104,7 @@ void Team::open_next(Scratch& scratch) {
     const int64_t units = kernel.units(row);
     job_.next += 1;
     job_.instructions += 1;
-    if (units <= 1 || workers_.empty() || kernel.flops(row) < kAloneFlops) {
+    if (units <= 1 || workers_.empty() || kernel.flops(row) < alone_flops_) {
       run_alone(row, kernel, units, scratch);
       continue;
     }

@@ -32,10 +32,13 @@ struct Walked {
   int64_t steps, rows;
 };
 
+constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two; less than that is done before another thread has seen it
+
 class Team {
  public:
-  // `threads` includes the caller of run(). Throws std::runtime_error when the system gives fewer.
-  Team(int threads, const Isa& isa);
+  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` is one thread's, who need not wake others.
+  // Throws std::runtime_error when the system gives fewer threads.
+  Team(int threads, const Isa& isa, int64_t alone_flops = kAloneFlops);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -76,6 +79,7 @@ class Team {
   void stop();
 
   const Isa& isa_;
+  const int64_t alone_flops_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // one per thread, the caller's first
   Shared shared_;
   std::vector<std::thread> workers_;

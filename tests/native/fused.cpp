@@ -1,0 +1,98 @@
+// Every fused region, on odd shapes, against plain loops.
+#include "plain.h"
+
+namespace testing {
+
+namespace {
+
+struct Shape {
+  int64_t T, D, H, K, C, F;
+};
+
+std::vector<i32> counted(int64_t count, i32 first) {
+  std::vector<i32> values;
+  for (int64_t i = 0; i < count; ++i) values.push_back(first + static_cast<i32>(i));
+  return values;
+}
+
+void test_qkv(const Shape& s, DType dtype, bool extras) {
+  const auto [T, D, H, K, C, F] = s;
+  const std::vector<float> x = random_floats(T * D), inv_freq = frequencies(C / 2);
+  const Tensor scale = norm_weight(D, dtype), wq = weight(H * C, D, dtype), wk = weight(K * C, D, dtype), wv = weight(K * C, D, dtype);
+  const Tensor none{}, bq = extras ? weight(H * C, 1, dtype) : Tensor{}, bk = extras ? weight(K * C, 1, dtype) : Tensor{};
+  const Tensor q_norm = extras ? norm_weight(C, dtype) : Tensor{}, k_norm = extras ? norm_weight(C, dtype) : Tensor{};
+  const std::vector<i32> positions = counted(T, 2), sequence(static_cast<size_t>(T), 0);
+  Pages pages(1, T + 2, 4, K, C, 1);
+  std::vector<float> q(T * H * C);
+  NormQkvRopeAppend op{};
+  pages.operands(op, positions, sequence, 0);
+  op.x = x.data(), op.norm = scale.at(), op.norm_dtype = scale.type(), op.eps = 1e-5;
+  op.wq = wq.at(), op.wq_dtype = wq.type(), op.wk = wk.at(), op.wk_dtype = wk.type(), op.wv = wv.at(), op.wv_dtype = wv.type();
+  op.bq = bq.at(), op.bq_dtype = bq.type(), op.bk = bk.at(), op.bk_dtype = bk.type();
+  op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_eps = op.k_eps = 1e-6;
+  op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.inv_freq = inv_freq.data(), op.scale = 1.0;
+  op.q = q.data(), op.T = T, op.D = D, op.H = H;
+  everywhere("norm_qkv_rope_append", {row_of(Opcode::norm_qkv_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
+    const Doubles n = norm(widened(x), scale, D, 1e-5);
+    Doubles wanted_q = linear(n, wq, bq, T, H * C, D), wanted_k = linear(n, wk, bk, T, K * C, D);
+    if (extras) wanted_q = norm(wanted_q, q_norm, C, 1e-6), wanted_k = norm(wanted_k, k_norm, C, 1e-6);
+    std::vector<float> keys, values;
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t head = 0; head < K; ++head)
+        for (int64_t c = 0; c < C; ++c) {
+          keys.push_back(pages.at(0, positions[t], 0, head, 0)[c]);
+          values.push_back(pages.at(0, positions[t], 1, head, 0)[c]);
+        }
+    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.0), 3e-5) &&
+           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.0), 3e-5) &&
+           close(values, linear(n, wv, none, T, K * C, D), 3e-5);
+  });
+}
+
+void test_gate_up(const Shape& s, DType dtype, bool has_bias) {
+  const auto [T, D, H, K, C, F] = s;
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor scale = norm_weight(D, dtype), gate = weight(F, D, dtype), up = weight(F, D, dtype);
+  const Tensor gate_bias = has_bias ? weight(F, 1, dtype) : Tensor{}, up_bias = has_bias ? weight(F, 1, dtype) : Tensor{};
+  std::vector<float> y(T * F);
+  const NormGateUpSiluMul op{x.data(),    scale.at(),       scale.type(), 1e-5,         gate.at(), gate.type(), gate_bias.at(), gate_bias.type(),
+                             up.at(),     up.type(),        up_bias.at(), up_bias.type(), y.data(),  T,           D,              F};
+  everywhere("norm_gate_up_silu_mul", {row_of(Opcode::norm_gate_up_silu_mul, op)}, {output(y)}, [&] {
+    const Doubles n = norm(widened(x), scale, D, 1e-5), gates = linear(n, gate, gate_bias, T, F, D);
+    Doubles wanted = linear(n, up, up_bias, T, F, D);
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] *= silu(gates[i]);
+    return close(y, wanted, 3e-5);
+  });
+}
+
+void test_head(const Shape& s, DType dtype) {
+  const auto [T, D, H, K, C, F] = s;
+  const int64_t R = (T + 1) / 2;
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor scale = norm_weight(D, dtype), w = weight(F, D, dtype), none{};
+  std::vector<i32> picked;
+  for (int64_t r = 0; r < R; ++r) picked.push_back(static_cast<i32>(T - 1 - 2 * r));
+  std::vector<float> y(R * F);
+  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F};
+  everywhere("take_norm_linear", {row_of(Opcode::take_norm_linear, op)}, {output(y)}, [&] {
+    Doubles taken;
+    for (const i32 row : picked)
+      for (int64_t d = 0; d < D; ++d) taken.push_back(x[row * D + d]);
+    return close(y, linear(norm(taken, scale, D, 1e-5), w, none, R, F, D), 3e-5);
+  });
+}
+
+}  // namespace
+
+void test_fused() {
+  const Shape shapes[] = {{1, 1, 1, 1, 2, 1}, {1, 33, 4, 2, 20, 45}, {3, 52, 6, 1, 80, 70}, {19, 40, 2, 2, 32, 33}, {34, 64, 2, 1, 256, 96}};
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (const Shape& shape : shapes)
+      for (const bool extras : {false, true}) {
+        test_qkv(shape, dtype, extras);
+        test_gate_up(shape, dtype, extras);
+        if (!extras) test_head(shape, dtype);
+      }
+}
+
+}  // namespace testing

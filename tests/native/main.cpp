@@ -1,0 +1,13 @@
+// Tests of kernels and teams without Python, for sanitizers: every opcode on odd shapes, every instruction set, 1 to 8 threads.
+#include "testing.h"
+
+int main() {
+  testing::test_ops();
+  testing::test_fused();
+  testing::test_teams();
+  testing::crews().clear();
+  for (size_t opcode = 0; opcode < testing::seen.size(); ++opcode)
+    testing::check(testing::seen[opcode], "opcode " + std::to_string(opcode) + " has a test here");
+  std::printf("%d checks, %d failures\n", testing::checks, testing::failures);
+  return testing::failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,155 @@
+// Every op that is no fusion, on odd shapes, against plain loops.
+#include "plain.h"
+
+namespace testing {
+
+namespace {
+
+constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+void test_rows(int64_t T, int64_t D, DType dtype) {
+  const int64_t V = 7;
+  const Tensor table = weight(V, D, dtype), scale = norm_weight(D, dtype);
+  const std::vector<float> x = random_floats(T * D);
+  std::vector<i32> tokens, picked;
+  for (int64_t t = 0; t < T; ++t) tokens.push_back(static_cast<i32>(t * 5 % V)), picked.push_back(static_cast<i32>(T - 1 - t));
+  std::vector<float> embedded(T * D), normed(T * D), taken(T * D);
+  const std::vector<Row> rows = {
+      row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), embedded.data(), T, D}),
+      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5}),
+      row_of(Opcode::take_rows, TakeRows{x.data(), picked.data(), taken.data(), T, D}),
+  };
+  everywhere("rows", rows, {output(embedded), output(normed), output(taken)}, [&] {
+    Doubles gathered, chosen;
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t d = 0; d < D; ++d) gathered.push_back(table[tokens[t] * D + d]), chosen.push_back(x[picked[t] * D + d]);
+    return close(embedded, gathered, 0) && close(taken, chosen, 0) && close(normed, norm(widened(x), scale, D, 1e-5), 1e-5);
+  });
+}
+
+void test_elementwise(int64_t T, int64_t N) {
+  const std::vector<float> a = random_floats(T * N), b = random_floats(T * N);
+  std::vector<float> sum(T * N), product(T * N), gated(T * N);
+  const std::vector<Row> rows = {
+      row_of(Opcode::add, Add{a.data(), b.data(), sum.data(), T, N}),
+      row_of(Opcode::mul, Mul{a.data(), b.data(), product.data(), T, N}),
+      row_of(Opcode::silu, Silu{a.data(), gated.data(), T, N}),
+  };
+  everywhere("elementwise", rows, {output(sum), output(product), output(gated)}, [&] {
+    Doubles sums, products, silus;
+    for (int64_t i = 0; i < T * N; ++i)
+      sums.push_back(static_cast<double>(a[i]) + b[i]), products.push_back(static_cast<double>(a[i]) * b[i]), silus.push_back(silu(a[i]));
+    return close(sum, sums, 1e-6) && close(product, products, 1e-6) && close(gated, silus, 1e-6);
+  });
+}
+
+void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool has_bias) {
+  const Tensor w = weight(N, K, dtype), bias = has_bias ? weight(N, 1, dtype) : Tensor{};
+  const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
+  std::vector<float> y(T * N), added(T * N);
+  const Linear op{x.data(), w.at(), w.type(), bias.at(), bias.type(), y.data(), T, N, K};
+  const LinearAdd add{x.data(), w.at(), w.type(), bias.at(), bias.type(), added.data(), T, N, K, residual.data()};
+  everywhere("linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
+    const Doubles wanted = linear(widened(x), w, bias, T, N, K);
+    Doubles with_residual = wanted;
+    for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
+    return close(y, wanted, 1e-5) && close(added, with_residual, 1e-5);
+  });
+}
+
+void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, const std::vector<int64_t>& contexts, int64_t last) {
+  const int64_t B = static_cast<int64_t>(contexts.size()), layer = 1;
+  std::vector<i32> positions, sequence;
+  int64_t longest = 0;
+  for (int64_t b = 0; b < B; ++b) {
+    longest = std::max(longest, contexts[b]);
+    for (int64_t p = std::max<int64_t>(0, contexts[b] - last); p < contexts[b]; ++p)
+      positions.push_back(static_cast<i32>(p)), sequence.push_back(static_cast<i32>(b));
+  }
+  const int64_t T = static_cast<int64_t>(positions.size());
+  Pages pages(B, longest, Z, K, C, 2);
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t p = 0; p < contexts[b]; ++p)
+      for (int64_t part = 0; part < 2; ++part)
+        for (int64_t head = 0; head < K; ++head) {
+          const std::vector<float> values = random_floats(C);
+          std::memcpy(pages.at(b, p, part, head, layer), values.data(), static_cast<size_t>(C) * 4);
+        }
+  const std::vector<float> q = random_floats(T * H * C);
+  std::vector<float> y(T * H * C);
+  Attention op{};
+  pages.operands(op, positions, sequence, layer);
+  op.q = q.data(), op.y = y.data(), op.T = T, op.B = B, op.H = H, op.scale = 1 / std::sqrt(static_cast<double>(C)), op.window = window;
+  everywhere("attention", {row_of(Opcode::attention, op)}, {output(y)},
+             [&] { return close(y, attention(q, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
+}
+
+void test_append_and_rope(int64_t T, int64_t K, int64_t C) {
+  Pages pages(1, T, 3, K, C, 2);
+  std::vector<i32> positions, sequence(static_cast<size_t>(T), 0);
+  for (int64_t t = 0; t < T; ++t) positions.push_back(static_cast<i32>(t));
+  const std::vector<float> k = random_floats(T * K * C), v = random_floats(T * K * C), inv_freq = frequencies(C / 2);
+  std::vector<float> rotated(T * K * C);
+  KvAppend append{};
+  pages.operands(append, positions, sequence, 1);
+  append.k = k.data(), append.v = v.data(), append.T = T;
+  const Rope turn{k.data(), positions.data(), inv_freq.data(), rotated.data(), T, K, C, 1.25};
+  const std::vector<Row> rows = {row_of(Opcode::kv_append, append), row_of(Opcode::rope, turn)};
+  everywhere("kv_append and rope", rows, {output(pages.memory), output(rotated)}, [&] {
+    bool same = true;
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t head = 0; head < K; ++head)
+        same = same && std::memcmp(pages.at(0, t, 0, head, 1), &k[(t * K + head) * C], static_cast<size_t>(C) * 4) == 0 &&
+               std::memcmp(pages.at(0, t, 1, head, 1), &v[(t * K + head) * C], static_cast<size_t>(C) * 4) == 0;
+    return same && close(rotated, rope(widened(k), positions, inv_freq, K, C, 1.25), 1e-5);
+  });
+}
+
+void test_sample() {
+  const int64_t R = 9, V = 131;
+  std::vector<float> logits = random_floats(R * V);
+  logits[4 * V + 17] = NAN;
+  std::vector<int64_t> settings(R * kSettingWords);
+  std::vector<i32> positions, picked, tokens(R);
+  for (int64_t r = 0; r < R; ++r) {
+    const double temperature = r % 3 == 0 ? 0.0 : 0.8, top_p = r % 3 == 1 ? 1.0 : 0.9, min_p = r % 2 == 0 ? 0.0 : 0.01;
+    const int64_t top_k = r % 4 == 3 ? 5 : 0;
+    int64_t* s = &settings[r * kSettingWords];
+    std::memcpy(s, &temperature, 8), s[1] = top_k, std::memcpy(s + 2, &top_p, 8), std::memcpy(s + 3, &min_p, 8), s[4] = r;
+    positions.push_back(static_cast<i32>(r * 3)), picked.push_back(static_cast<i32>(r));
+  }
+  const Sample op{logits.data(), settings.data(), positions.data(), picked.data(), tokens.data(), R, V};
+  everywhere("sample", {row_of(Opcode::sample, op)}, {output(tokens)}, [&] {
+    bool right = tokens[4] == -1;
+    for (int64_t r = 0; r < R; ++r) {
+      if (r == 4) continue;
+      const float* row = &logits[r * V];
+      int64_t higher = 0;  // than the token drawn
+      for (int64_t i = 0; i < V; ++i) higher += tokens[r] >= 0 && tokens[r] < V && row[i] > row[tokens[r]];
+      right = right && tokens[r] >= 0 && tokens[r] < V && higher < (r % 3 == 0 ? 1 : r % 4 == 3 ? 5 : V);
+    }
+    return right;
+  });
+}
+
+}  // namespace
+
+void test_ops() {
+  for (const DType dtype : kTypes)
+    for (const auto& [T, D] : {std::pair<int64_t, int64_t>{0, 3}, {1, 1}, {5, 33}, {40, 20}}) test_rows(T, D, dtype);
+  for (const auto& [T, N] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {3, 33}, {20, 301}}) test_elementwise(T, N);
+  for (const DType dtype : kTypes)
+    for (const int64_t T : {1, 2, 7, 17, 37})
+      for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 31}, {130, 64}}) test_linear(T, N, K, dtype, T % 2 == 0);
+  for (const int64_t window : {0, 9}) {
+    test_attention(1, 1, 2, 1, window, {1}, 1);
+    test_attention(6, 1, 20, 4, window, {3, 41, 12}, 1);
+    test_attention(4, 2, 33, 5, window, {19, 40}, 13);
+    test_attention(4, 4, 64, 16, window, {300, 1, 70}, 1);
+    test_attention(2, 1, 256, 16, window, {40}, 40);
+  }
+  for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}}) test_append_and_rope(23, K, C);
+  test_sample();
+}
+
+}  // namespace testing
