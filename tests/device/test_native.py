@@ -1,0 +1,31 @@
+"""The native tests (tests/native), built against the library of this installation; sanitizers run them by `make sanitize`.
+
+Knows nothing about what they test.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TAG = f"cp{sysconfig.get_python_version().replace('.', '')}"
+
+
+def test_native_tests_pass(tmp_path):
+    """A checkout that was installed in place has the library of its last build."""
+    compiler = shutil.which("c++")
+    libraries = sorted((ROOT / "build").glob(f"{TAG}*/libcoterie_native.a"))
+    if compiler is None or not libraries:
+        pytest.skip("no compiler, or no build folder in this checkout")
+    program = tmp_path / "native_tests"
+    sources = sorted(str(path) for path in (ROOT / "tests" / "native").glob("*.cpp"))
+    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-pthread", "-o", str(program)]
+    subprocess.run([compiler, *flags, *sources, str(libraries[-1])], check=True, timeout=300)
+    done = subprocess.run([program], check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "0 failures" in done.stdout
