@@ -1,4 +1,4 @@
-"""The native tests (tests/native), built against the library of this installation; sanitizers run them by `make sanitize`.
+"""The native tests (tests/native), built against the library of this checkout; `make sanitize` runs them too.
 
 Knows nothing about what they test.
 """
