@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
 from coterie.bench import experts as bench_experts
+from coterie.bench import neighbour as bench_neighbour
 from coterie.bench import shapes
 from coterie.bench.report import Effort, Spread, interleave, paired_ratio
 from coterie.bench.sticks import drop_page_cache, sequential_read
@@ -162,6 +165,25 @@ def test_switch_prints_what_it_measured(config: Path, temporary: Path) -> None:
     assert any("before the longer" in note for note in got["notes"]) == (got["cold_ttft_over_floor"] < 1)
     assert isinstance(got["disk_read_is_direct"], bool)
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
+def test_neighbour_compares_and_leaves_nobody_behind(
+    config: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_neighbour, "STRETCH_S", 0.01)
+    started, popen = [], subprocess.Popen
+
+    def start(args, **options):
+        process = popen(args, **options)
+        started.extend([process] if args[0] == sys.executable else [])
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    got = bench("neighbour", "--shape", config, "--rounds", 2)
+    assert got["slowdown_quartiles"][0] <= got["slowdown"] <= got["slowdown_quartiles"][1]
+    assert got["rounds"] == len(started) == 2
+    assert all(process.poll() is not None for process in started)
 
 
 def test_everything_ends_in_one_json_line() -> None:

@@ -14,6 +14,7 @@ from coterie.bench.coe import PEER_SHAPES, POLICIES, SHAPES, Grid, coe
 from coterie.bench.coe_mix import MIXES
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
+from coterie.bench.neighbour import neighbour
 from coterie.bench.prefill import prefill
 from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.shapes import shape_config
@@ -119,6 +120,18 @@ def bench_switch(
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
     _print(switch(shape, prompt, experts, threads, Effort(rounds, seconds)), json_)
+
+
+@app.command("neighbour")
+@sentences
+def bench_neighbour(
+    shape: ShapeOpt = "135m",
+    rounds: RoundsOpt = EFFORT.rounds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Decode alone, and beside a process that keeps one of our CPUs busy."""
+    _print(neighbour(shape, CONTEXT_TOKENS, threads, Effort(rounds, 0.0)), json_)
 
 
 @app.command("coe")
