@@ -56,15 +56,21 @@ class Step:
 
 
 class Loaded:
-    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in a device's memory.
+    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of a device of kind `make`.
 
     Raises CapacityError, TransferError.
     """
 
     def __init__(
-        self, model: Model, orchestration: Orchestration, threads: int | None, max_tokens: int, batch: int = 1
+        self,
+        model: Model,
+        orchestration: Orchestration,
+        threads: int | None,
+        max_tokens: int,
+        batch: int = 1,
+        make: type[CpuDevice] = CpuDevice,
     ) -> None:
-        self.device = CpuDevice(threads=threads, orchestration=orchestration)
+        self.device = make(threads=threads, orchestration=orchestration)
         try:
             tier = self.device.spec.run_tier
             self.weights: Buffer = self.device.reserve(tier, model.layout.size_bytes)
