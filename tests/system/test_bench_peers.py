@@ -12,12 +12,11 @@ import pytest
 from tests.system.test_bench import bench, refused
 from tests.system.tiny import CONFIG
 
-from coterie.bench.decode import prompt_ids
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
 from coterie.bench.peers.peer import Peer, Settings
-from coterie.bench.step import Loaded, wait
+from coterie.bench.step import Loaded, prompt_ids, wait
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.models.model import Model
 from coterie.models.registry import weight_shapes
@@ -108,6 +107,16 @@ def test_decode_and_prefill_print_a_peer(tmp_path: Path) -> None:
         assert row["tokens_per_s"] > 0
         assert row["ratio"] > 0
         assert row["precision"] in ("bfloat16", "float32")
+
+
+def test_switch_prints_a_peer(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(SHAPE))
+    sizes = ("--prompt", 5, "--experts", 2, "--rounds", 2, "--seconds", 0)
+    row = bench("switch", "--shape", config, *sizes, "--peer", "transformers")["peers"]["transformers"]
+    for field in ("ours_cold_ttft_s", "ours_warm_ttft_s", "cold_ttft_s", "reload_s", "both_open_s"):
+        assert row[field] > 0, field
+    assert {"ratio", "warm_ratio", "both_open_ratio", "settings"} <= set(row)
 
 
 def test_an_unknown_peer_lists_the_peers() -> None:

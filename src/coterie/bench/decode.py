@@ -13,7 +13,6 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from coterie.bench.experts import packed_expert, random_experts
@@ -31,11 +30,10 @@ from coterie.bench.report import (
     paired_ratio,
 )
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded
+from coterie.bench.step import Loaded, prompt_ids
 from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.models.model import Model
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -81,12 +79,6 @@ def _peer_seconds(session: Session, context: int) -> float:
     """Seconds per step, from the same positions in every round."""
     session.rewind(context - 1)
     return seconds_of(lambda: session.decode(STEPS)) / STEPS
-
-
-def prompt_ids(model: Model, count: int) -> list[int]:
-    """A made-up prompt, the same for everybody."""
-    ids = np.random.default_rng(count).integers(0, model.config.vocab_size, max(count, 1))
-    return [int(i) for i in ids]
 
 
 def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.decode import prompt_ids
 from coterie.bench.experts import packed_expert, random_experts
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded
+from coterie.bench.step import Loaded, prompt_ids
 from coterie.bench.sticks import multiply_adds
 from coterie.core.units import format_seconds
 

@@ -121,3 +121,9 @@ def wait(device: CpuDevice, event: Event) -> None:
     """Block until an event is finished."""
     while not device.done(event):
         device.wait_any([event])
+
+
+def prompt_ids(model: Model, count: int) -> list[int]:
+    """A made-up prompt, the same for everybody."""
+    ids = np.random.default_rng(count).integers(0, model.config.vocab_size, max(count, 1))
+    return [int(i) for i in ids]

@@ -8,66 +8,33 @@ Knows nothing about routers or text: prompts are token ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
 from coterie.bench.disk import DiskStick
 from coterie.bench.experts import random_experts
+from coterie.bench.peers.best import peers_named
 from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
 from coterie.bench.sticks import drop_page_cache
+from coterie.bench.switch_peers import switch_peers
+from coterie.bench.switch_serve import TURN_STEPS, RecordingDevice, ask, raise_failure, request, serve_models, ttft
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds, stage_shares
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.device import Binding, Buffer, Event, Executable
 from coterie.devices.cpu import CpuDevice
-from coterie.engine.policy import Policy
-from coterie.engine.request import Output, Request, Timings
 from coterie.models.model import Model
 from coterie.spec.this_machine import this_machine
 
-TURN_STEPS = 2  # the first step of a turn follows another expert's, the second its own
 MAX_GAPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run on the compute lane: whose weights it read, and of how many tokens it was."""
-
-    event: Event
-    weights: Buffer
-    tokens: int
-
-
-class RecordingDevice(CpuDevice):
-    """The CPU device, which remembers its runs so that the gaps between them can be measured afterwards."""
-
-    def __init__(self, threads: int | None) -> None:
-        super().__init__(threads=threads)
-        self.runs: list[_Run] = []
-
-    def run(
-        self,
-        exe: Executable,
-        binding: Binding,
-        gates: Mapping[str, Event] | None = None,
-        steps: int = 1,
-        after: Any = (),
-    ) -> Event:
-        """As the CPU device's."""
-        event = super().run(exe, binding, gates, steps, after)
-        self.runs.append(_Run(event, binding.weights, len(binding.rows.tokens_T)))
-        return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +61,18 @@ class ColdRound:
         return max(self.fetch_s, self.warm_ttft_s)
 
 
-def switch(shape: str, prompt_tokens: int, experts: int, threads: int | None, effort: Effort) -> Report:
-    """Measure both kinds of switch. Raises UsageError, CapacityError."""
+def switch(
+    shape: str, prompt_tokens: int, experts: int, threads: int | None, effort: Effort, peers: Sequence[str] = ()
+) -> Report:
+    """Measure both kinds of switch, and those of peers. Raises UsageError, CapacityError."""
+    engines = peers_named(peers)
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     with random_experts(shape_config(shape), experts) as models:
         prompt = min(prompt_tokens, models[0].max_context - 1)
         cold, stick = _cold(models, prompt, threads, effort)
         same, changed = _resident(models[:2], threads, effort)
+        beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
     workload = {
         "shape": shape,
@@ -110,7 +81,7 @@ def switch(shape: str, prompt_tokens: int, experts: int, threads: int | None, ef
         "prompt_tokens": prompt,
         "threads": threads or this_machine().units,
     }
-    results = _results(cold, stick, same, changed)
+    results = _results(cold, stick, same, changed) | {"peers": beside}
     return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt))
 
 
@@ -122,21 +93,21 @@ def _cold(
 ) -> tuple[list[ColdRound], DiskStick]:
     """Cold switches round robin, each beside reads of the same file, and the way of those reads."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
-    parts, device = _serve(models, 1, prompt + 1, threads)
+    parts, device = serve_models(models, 1, prompt + 1, threads)
     rounds: list[ColdRound] = []
     try:
         disk = _Disk(device, models[0])
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
             drop_page_cache(model.checkpoint.path / SINGLE)
-            cold = _ask(parts, model, f"cold-{number}", prompt)
-            warm = _ask(parts, model, f"warm-{number}", prompt)
+            cold = ask(parts, model, f"cold-{number}", prompt)
+            warm = ask(parts, model, f"warm-{number}", prompt)
             ran = device.span(device.runs[-1].event)
             fetch_s, rate = disk.both(model, stick_first=number % 2 == 0)
             fetched = model.layout.size_bytes / fetch_s
             if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
-                rounds.append(ColdRound(_ttft(cold), cold.switch_s, _ttft(warm), fetch_s, fetched, rate, ideal_s))
+                rounds.append(ColdRound(ttft(cold), cold.switch_s, ttft(warm), fetch_s, fetched, rate, ideal_s))
             if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
                 return rounds, disk.stick
         raise RuntimeError("no models were given")
@@ -171,53 +142,6 @@ class _Disk:
         return self.stick.read(model.checkpoint.path / SINGLE)
 
 
-def _serve(
-    models: tuple[Model, ...], residents: int, tokens: int, threads: int | None
-) -> tuple[Parts, RecordingDevice]:
-    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
-    block = page_bytes(models[0].kv)
-    pages = -(-tokens // models[0].kv.tokens_per_block(block))
-    options = Options(
-        near_bytes=residents * models[0].layout.size_bytes,
-        kv_bytes=2 * pages * block,
-        threads=threads,
-        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
-    )
-    named = {model.name: model for model in models}
-    device = RecordingDevice(threads)
-    try:
-        return wire(named, plan(named, device.spec, options), options, device), device
-    except BaseException:
-        device.close()
-        raise
-
-
-def _request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
-    ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
-    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
-
-
-def _ask(parts: Parts, model: Model, request_id: str, prompt: int) -> Timings:
-    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it."""
-    parts.engine.submit(_request(model, request_id, prompt, 1))
-    while True:
-        for output in parts.engine.step():
-            _raise(output)
-            if output.timings is not None:
-                return output.timings
-
-
-def _raise(output: Output) -> None:
-    if output.error is not None:
-        raise output.error
-
-
-def _ttft(timings: Timings) -> float:
-    if timings.ttft_s is None:
-        raise RuntimeError("a request that ended well has no first token")
-    return timings.ttft_s
-
-
 # ---- resident
 
 
@@ -225,17 +149,17 @@ def _resident(models: tuple[Model, ...], threads: int | None, effort: Effort) ->
     """Gaps between decode steps in seconds: before a step of the same expert, and before one of the other."""
     context = models[0].max_context
     steps = min(MAX_GAPS, context - 1)
-    parts, device = _serve(models, len(models), 1 + steps, threads)
+    parts, device = serve_models(models, len(models), 1 + steps, threads)
     try:
         for model in models:
-            _ask(parts, model, f"bring-{model.name}", 1)
+            ask(parts, model, f"bring-{model.name}", 1)
         device.runs.clear()
         for model in models:
-            parts.engine.submit(_request(model, f"turns-{model.name}", 1, steps))
+            parts.engine.submit(request(model, f"turns-{model.name}", 1, steps))
         start = perf_counter()
         while not parts.engine.idle:
             for output in parts.engine.step():
-                _raise(output)
+                raise_failure(output)
             enough = len(device.runs) >= 2 * TURN_STEPS * effort.rounds + len(models)
             if enough and perf_counter() - start >= effort.seconds:
                 break
@@ -303,6 +227,11 @@ def _table(results: Mapping[str, Any]) -> Table:
     table.add_row("", "", ideal, f"{results['cold_ttft_over_ideal']:.2f}")
     gaps = f"gap A,B {seconds(results['gap_other_expert_s'])}, gap A,A {seconds(results['gap_same_expert_s'])}"
     table.add_row("resident switch", seconds(results["resident_switch_s"]), gaps, "")
+    for name, row in results["peers"].items():
+        cold, warm = f"ours {seconds(row['ours_cold_ttft_s'])}", f"ours {seconds(row['ours_warm_ttft_s'])}"
+        table.add_row(f"{name}, cold", seconds(row["cold_ttft_s"]), cold, f"{row['ratio']:.2f}")
+        table.add_row(f"{name}, reload", seconds(row["reload_s"]), warm, f"{row['warm_ratio']:.2f}")
+        table.add_row(f"{name}, both open", seconds(row["both_open_s"]), warm, f"{row['both_open_ratio']:.2f}")
     return table
 
 
@@ -320,6 +249,11 @@ def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[
         f"resident: from the end of a step to the start of the next, Python included, {results['gap_pairs']} pairs; "
         f"the difference is the switch (quartiles {format_seconds(low)} to {format_seconds(high)})",
     ]
+    for name, row in results["peers"].items():
+        notes.append(
+            f"{name} at its best: {row['settings']}; cold: open, prefill, first token, page cache dropped; reload: the "
+            "same from the page cache with one token; both open: nothing to load. Ratios: its time over ours"
+        )
     if low <= 0:
         notes.append("the resident switch cannot be told from the noise of this run: its lower quartile is not above 0")
     if results["cold_ttft_over_floor"] < 1:

@@ -113,13 +113,14 @@ def bench_switch(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PROMPT_TOKENS,
     experts: Annotated[int, typer.Option(min=2, help="How many experts take turns.")] = EXPERTS,
+    peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
-    _print(switch(shape, prompt, experts, threads, Effort(rounds, seconds)), json_)
+    _print(switch(shape, prompt, experts, threads, Effort(rounds, seconds), peer or ()), json_)
 
 
 @app.command("neighbour")

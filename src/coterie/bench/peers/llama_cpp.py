@@ -45,9 +45,7 @@ class LlamaCpp:
     def candidates(self, cpus: int) -> tuple[Settings, ...]:
         """All threads and one, memory-mapped or read, with and without flash attention."""
         threads = sorted({1, cpus}, reverse=True)
-        return tuple(
-            Settings(n, load, attention) for n in threads for load in ("mmap", "read") for attention in _ATTENTION
-        )
+        return tuple(Settings(n, load, attention) for n in threads for load in _LOADS for attention in _ATTENTION)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """Write the GGUF file. Raises UnsupportedError for a model that has no such form."""

@@ -1,0 +1,158 @@
+"""Switching beside other engines: cold from disk to a first token, and warm between two models that were used before.
+
+    cold    page cache dropped; ours: want -> first token         theirs: open -> prefill -> first token
+    warm    ours: both resident, the other one's first token      theirs: open from the page cache; or both held open
+
+Knows nothing about any engine in particular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from coterie.bench.peers.best import TRIALS, Chosen, Work, choose, prepared_peer, seconds_of
+from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.report import Effort, interleave, paired_ratio
+from coterie.bench.step import prompt_ids
+from coterie.bench.sticks import drop_page_cache
+from coterie.bench.switch_serve import ask, serve_models, ttft
+from coterie.checkpoint.folder import SINGLE
+from coterie.models.model import Model
+
+WARM_PROMPT = 1  # a switch between models in memory is not to be hidden by a long prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Reload:
+    """A peer with two models: what to open, in which setting, and both held open."""
+
+    peer: Peer
+    settings: Settings
+    prepared: tuple[Path, ...]
+    held: tuple[Session, ...]
+    prompt: list[int]
+
+    def cold(self, turn: int) -> float:
+        """Seconds from open to the first token with nothing in the page cache; closing is not counted."""
+        path = self.prepared[turn % len(self.prepared)]
+        for file in self.peer.files(path):
+            drop_page_cache(file)
+        return self._open_and_prefill(path, self.prompt)
+
+    def reload(self, turn: int) -> float:
+        """The same from the page cache, with a prompt of one token."""
+        return self._open_and_prefill(self.prepared[turn % len(self.prepared)], self.prompt[:WARM_PROMPT])
+
+    def both_open(self, turn: int) -> float:
+        """A prompt of one token on the model that was not used last; both stay open."""
+        session = self.held[turn % len(self.held)]
+        return seconds_of(lambda: session.prefill(self.prompt[:WARM_PROMPT]))
+
+    def _open_and_prefill(self, path: Path, prompt: Sequence[int]) -> float:
+        opened: list[Session] = []
+
+        def work() -> None:
+            opened.append(self.peer.open(path, self.settings, len(self.prompt) + 1))
+            opened[0].prefill(prompt)
+
+        try:
+            return seconds_of(work)
+        finally:
+            for session in opened:
+                session.close()
+
+
+def switch_peers(
+    models: tuple[Model, Model], prompt_tokens: int, threads: int | None, effort: Effort, peers: Sequence[Peer]
+) -> dict[str, Any]:
+    """Ours and each peer's cold and warm switches in the same rounds; a row per peer. Empty without peers."""
+    if not peers:
+        return {}
+    with ExitStack() as stack:
+        near = _Ours(stack, models, 1, prompt_tokens, threads)
+        wide = _Ours(stack, models, len(models), prompt_tokens, threads)
+        cpus = near.threads
+        prompt = prompt_ids(models[0], prompt_tokens)
+        others = {peer.name: _best_reload(stack, peer, models, prompt, cpus) for peer in peers}
+        ways: dict[str, Callable[[], float]] = {"cold": _turns(near.cold), "warm": _turns(wide.warm)}
+        for name, other in others.items():
+            ways |= {f"{name} cold": _turns(other.cold), f"{name} reload": _turns(other.reload)}
+            ways[f"{name} both open"] = _turns(other.both_open)
+        samples = interleave(ways, effort)
+    return {name: _row(samples, name, other) for name, other in others.items()}
+
+
+class _Ours:
+    """Our engine with room for so many residents, asked for the two models in turn."""
+
+    def __init__(
+        self, stack: ExitStack, models: tuple[Model, ...], residents: int, prompt_tokens: int, threads: int | None
+    ) -> None:
+        self._parts, device = serve_models(models, residents, prompt_tokens + 1, threads)
+        stack.callback(device.close)
+        self.threads = device.threads
+        self._models, self._prompt_tokens, self._ids = models, prompt_tokens, count()
+
+    def cold(self, turn: int) -> float:
+        """Seconds from the request to its first token, the expert's file dropped from the page cache."""
+        model = self._models[turn % len(self._models)]
+        drop_page_cache(model.checkpoint.path / SINGLE)
+        return ttft(ask(self._parts, model, f"{next(self._ids)}", self._prompt_tokens))
+
+    def warm(self, turn: int) -> float:
+        """The same with a prompt of one token and both experts resident."""
+        return ttft(ask(self._parts, self._models[turn % len(self._models)], f"{next(self._ids)}", WARM_PROMPT))
+
+
+def _turns(way: Callable[[int], float]) -> Callable[[], float]:
+    """Calls `way` with 0, 1, 2, ... so that each call switches to the other model."""
+    numbers = count()
+    return lambda: way(next(numbers))
+
+
+def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt: list[int], cpus: int) -> _Reload:
+    """The peer in the precision that prefills fastest and the load mode that is fastest from a cold disk."""
+    room = len(prompt) + 1
+    prepared = stack.enter_context(prepared_peer(peer, models[0].checkpoint.path, "bf16"))
+    chosen = choose(peer, prepared, cpus, room, Work(lambda session: session.prefill(prompt)))
+    if chosen is None:
+        raise AssertionError(f"{peer.name} has no bf16 precision")
+    out = Path(stack.enter_context(TemporaryDirectory(prefix="coterie-peer-")))
+    second = peer.prepare(models[1].checkpoint.path, out / chosen.precision, chosen.precision)
+    paths = (chosen.prepared, second)
+    settings = _best_load(peer, chosen, paths, prompt, cpus)
+    held = tuple(peer.open(path, settings, room) for path in paths)
+    for session in held:
+        stack.callback(session.close)
+    return _Reload(peer, settings, paths, held, prompt)
+
+
+def _best_load(peer: Peer, chosen: Chosen, paths: tuple[Path, ...], prompt: list[int], cpus: int) -> Settings:
+    loads = dict.fromkeys(settings.load for settings in peer.candidates(cpus))
+    trials = [_Reload(peer, replace(chosen.settings, load=load), paths, (), prompt) for load in loads]
+    return min(trials, key=lambda trial: min(trial.cold(turn) for turn in range(TRIALS))).settings
+
+
+def _row(samples: Mapping[str, list[float]], name: str, other: _Reload) -> dict[str, Any]:
+    cold = paired_ratio(samples[f"{name} cold"], samples["cold"])
+    warm = paired_ratio(samples[f"{name} reload"], samples["warm"])
+    return {
+        "ours_cold_ttft_s": median(samples["cold"]),
+        "ours_warm_ttft_s": median(samples["warm"]),
+        "cold_ttft_s": median(samples[f"{name} cold"]),
+        "reload_s": median(samples[f"{name} reload"]),
+        "both_open_s": median(samples[f"{name} both open"]),
+        "ratio": cold.median,
+        "ratio_quartiles": [cold.low, cold.high],
+        "warm_ratio": warm.median,
+        "warm_ratio_quartiles": [warm.low, warm.high],
+        "both_open_ratio": paired_ratio(samples[f"{name} both open"], samples["warm"]).median,
+        "settings": str(other.settings),
+    }

@@ -1,0 +1,98 @@
+"""The engine as it serves, on a device that remembers its runs, and requests of made-up tokens to it.
+
+Knows nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
+from coterie.device import Binding, Buffer, Event, Executable
+from coterie.devices.cpu import CpuDevice
+from coterie.engine.policy import Policy
+from coterie.engine.request import Output, Request, Timings
+from coterie.models.model import Model
+
+TURN_STEPS = 2  # the first step of a turn follows another expert's, the second its own
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run on the compute lane: whose weights it read, and of how many tokens it was."""
+
+    event: Event
+    weights: Buffer
+    tokens: int
+
+
+class RecordingDevice(CpuDevice):
+    """The CPU device, which remembers its runs so that the gaps between them can be measured afterwards."""
+
+    def __init__(self, threads: int | None) -> None:
+        super().__init__(threads=threads)
+        self.runs: list[_Run] = []
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Any = (),
+    ) -> Event:
+        """As the CPU device's."""
+        event = super().run(exe, binding, gates, steps, after)
+        self.runs.append(_Run(event, binding.weights, len(binding.rows.tokens_T)))
+        return event
+
+
+def serve_models(
+    models: tuple[Model, ...], residents: int, tokens: int, threads: int | None
+) -> tuple[Parts, RecordingDevice]:
+    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
+    block = page_bytes(models[0].kv)
+    pages = -(-tokens // models[0].kv.tokens_per_block(block))
+    options = Options(
+        near_bytes=residents * models[0].layout.size_bytes,
+        kv_bytes=2 * pages * block,
+        threads=threads,
+        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
+    )
+    named = {model.name: model for model in models}
+    device = RecordingDevice(threads)
+    try:
+        return wire(named, plan(named, device.spec, options), options, device), device
+    except BaseException:
+        device.close()
+        raise
+
+
+def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
+    ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
+    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
+
+
+def ask(parts: Parts, model: Model, request_id: str, prompt: int) -> Timings:
+    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it."""
+    parts.engine.submit(request(model, request_id, prompt, 1))
+    while True:
+        for output in parts.engine.step():
+            raise_failure(output)
+            if output.timings is not None:
+                return output.timings
+
+
+def raise_failure(output: Output) -> None:
+    if output.error is not None:
+        raise output.error
+
+
+def ttft(timings: Timings) -> float:
+    if timings.ttft_s is None:
+        raise RuntimeError("a request that ended well has no first token")
+    return timings.ttft_s
