@@ -9,12 +9,18 @@ namespace coterie::COTERIE_ISA {
 // The scale at `index` of the scales of a row, which follow its values. Read as the upper half of a word: the two bytes before
 // a scale are always the row's own.
 inline V scale_at(bytes* scales, int64_t index) {
+#if defined(__AVX512F__)
+  int16_t half;  // into the upper half of every lane at once
+  std::memcpy(&half, scales + 2 * index, sizeof half);
+  return _mm512_castsi512_ps(_mm512_maskz_set1_epi16(0xAAAAAAAA, half));
+#else
   int32_t word;
   std::memcpy(&word, scales + 2 * index - 2, sizeof word);
   const VI masked = (VI{} + word) & static_cast<int32_t>(0xFFFF0000u);
   V scale;
   std::memcpy(&scale, &masked, sizeof scale);
   return scale;
+#endif
 }
 
 constexpr int64_t padded_weights(int64_t K) { return (K + kBlockWeights - 1) / kBlockWeights * kBlockWeights; }
