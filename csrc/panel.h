@@ -46,7 +46,7 @@ inline void widen_columns(bytes* row, int64_t dtype, int64_t K, int64_t first, i
     with_packed(dtype, [&]<class Q>() {
       for (int64_t k = 0; k < count; k += kBlockWeights) {
         V wide[kBlockWeights / W];
-        Q::widen(row, first + k, Q::scale(row, K, first + k), wide);
+        Q::widen(row, first + k, scale_of<Q>(row, K, first + k), wide);
         for (int i = 0; i < kBlockWeights / W && k + i * W < count; ++i, out += next) store(out, wide[i]);
       }
     });

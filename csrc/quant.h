@@ -14,9 +14,16 @@
 
 namespace coterie::COTERIE_ISA {
 
-// Weights of a row between two fetches ahead; a multiple of both groups.
-constexpr int64_t kPackedAheadBytes = 8192;
-constexpr int64_t kStrideWeights = 128;
+constexpr int64_t kPackedAheadBytes = 4096;
+constexpr int64_t kStrideWeights = 128;  // of a row between two fetches ahead; a multiple of both groups
+constexpr int64_t kScales = 64;          // of a row, widened together
+
+inline void fetch_packed(bytes* at, int64_t size_bytes) {
+#if defined(__GNUC__)
+#pragma GCC unroll 16
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 2);
+#endif
+}
 
 // acc[n] += x * row n over the block of weights from k on.
 template <class Q, int N>
@@ -30,7 +37,7 @@ inline void block_dots(const float* x, bytes* w, int64_t stride, int64_t k, cons
   }
 }
 
-// One token against N rows of whole blocks. `ahead`: weights to fetch meanwhile.
+// One token against N rows of whole blocks. Weights from `ahead` on are fetched meanwhile.
 template <class Q, int N>
 inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* ahead) {
   const int64_t stride = Q::row_bytes(K);
@@ -38,27 +45,33 @@ inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* a
   V acc[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) acc[n] = V{};
+  float memory[N][W + kScales];
   typename Q::Scale scale[N];
-  const auto scales = [&](int64_t k) {
+  for (int64_t first = 0; first < K; first += kScales * Q::kGroup) {
+    const int64_t end = K - first < kScales * Q::kGroup ? K : first + kScales * Q::kGroup;
+    for (int n = 0; n < N; ++n)
+      widen_scales<Q>(w + n * stride, K, first, (end - first + Q::kGroup - 1) / Q::kGroup, memory[n] + W);
+    const auto prepare = [&](int64_t k) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) scale[n] = Q::scale(w + n * stride, K, k);
-  };
-  int64_t k = 0;
-  for (; k + kStrideWeights <= K; k += kStrideWeights, ahead += kStrideBytes) {
-#pragma GCC unroll 16
-    for (int64_t line = 0; line < kStrideBytes; line += kLine) __builtin_prefetch(ahead + line, 0, 2);
+      for (int n = 0; n < N; ++n) scale[n] = Q::prepare(memory[n] + W + (k - first) / Q::kGroup);
+    };
+    int64_t k = first;
+    for (; k + kStrideWeights <= end; k += kStrideWeights, ahead += kStrideBytes) {
+      fetch_packed(ahead, kStrideBytes);
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights) {
-      if (i % Q::kGroup == 0) scales(k + i);
-      block_dots<Q, N>(x, w, stride, k + i, scale, acc);
+      for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights) {
+        if (i % Q::kGroup == 0) prepare(k + i);
+        block_dots<Q, N>(x, w, stride, k + i, scale, acc);
+      }
+    }
+    for (; k < end; k += kBlockWeights, ahead += kStrideBytes / 4) {
+      fetch_packed(ahead, kStrideBytes / 4);
+      prepare(k);
+      block_dots<Q, N>(x, w, stride, k, scale, acc);
     }
   }
-  for (; k < K; k += kBlockWeights) {
-    scales(k);
-    block_dots<Q, N>(x, w, stride, k, scale, acc);
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) out[n] = sum(acc[n]);
+  static_assert(N == 4);
+  sum4(acc[0], acc[1], acc[2], acc[3], out);
 }
 
 constexpr int64_t kPanelRows = 4, kPanelWeights = 512;  // 8 KiB, in the first-level cache while the tile's tokens pass
@@ -101,7 +114,7 @@ inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes*
       bytes* row = w + (n < rows ? n : 0) * Q::row_bytes(K);  // a missing row is computed and dropped
       for (int64_t k = 0; k < count; k += kBlockWeights) {
         V wide[kBlockWeights / W];
-        Q::widen(row, first + k, Q::scale(row, K, first + k), wide);
+        Q::widen(row, first + k, scale_of<Q>(row, K, first + k), wide);
         for (int i = 0; i < kBlockWeights / W; ++i) store(panel + n * kPanelWeights + k + i * W, wide[i]);
       }
     }
@@ -118,7 +131,7 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
                        int64_t out_stride) {
   constexpr int kRows = 4;
   int64_t n = 0;
-  if (tokens == 1 && K % kBlockWeights == 0)
+  if (tokens == 1 && K % kBlockWeights == 0 && Q::row_bytes(K) >= 2 * W)
     for (; n + kRows <= N; n += kRows) {
       bytes* rows = w + n * Q::row_bytes(K);
       quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
@@ -147,7 +160,7 @@ inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
   with_packed(dtype, [&]<class Q>() {
     for (int64_t k = 0; k < K; k += kBlockWeights) {
       V wide[kBlockWeights / W];
-      Q::widen(row, k, Q::scale(row, K, k), wide);
+      Q::widen(row, k, scale_of<Q>(row, K, k), wide);
       for (int64_t i = 0; i < kBlockWeights / W; ++i) {
         const int64_t left = K - k - i * W;
         if (left >= W) {

@@ -6,20 +6,13 @@
 
 namespace coterie::COTERIE_ISA {
 
-// The scale at `index` of the scales of a row, which follow its values. Read as the upper half of a word: the two bytes before
-// a scale are always the row's own.
-inline V scale_at(bytes* scales, int64_t index) {
+inline V broadcast(const float* at) {
 #if defined(__AVX512F__)
-  int16_t half;  // into the upper half of every lane at once
-  std::memcpy(&half, scales + 2 * index, sizeof half);
-  return _mm512_castsi512_ps(_mm512_maskz_set1_epi16(0xAAAAAAAA, half));
+  return _mm512_set1_ps(*at);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(*at);
 #else
-  int32_t word;
-  std::memcpy(&word, scales + 2 * index - 2, sizeof word);
-  const VI masked = (VI{} + word) & static_cast<int32_t>(0xFFFF0000u);
-  V scale;
-  std::memcpy(&scale, &masked, sizeof scale);
-  return scale;
+  return V{*at, *at, *at, *at};
 #endif
 }
 
@@ -31,8 +24,9 @@ struct Q8 {
 
   static constexpr int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(DType::q8), K); }
 
-  // Of the group that holds weight k.
-  static Scale scale(bytes* row, int64_t K, int64_t k) { return scale_at(row + padded_weights(K), k / kGroup); }
+  static bytes* scales(bytes* row, int64_t K) { return row + padded_weights(K); }
+
+  static Scale prepare(const float* scale) { return broadcast(scale); }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
     for (int i = 0; i < kBlockWeights / W; ++i) {
@@ -61,9 +55,9 @@ struct Q4 {
 #if defined(__AVX512F__)
   using Scale = V;  // the 16 weights that a group can have
 
-  static Scale scale(bytes* row, int64_t K, int64_t k) {
+  static Scale prepare(const float* scale) {
     const V steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return steps * scale_at(scales(row, K), k / kGroup);
+    return steps * broadcast(scale);
   }
 
   static void widen(bytes* row, int64_t k, Scale table, V* out) {
@@ -76,10 +70,7 @@ struct Q4 {
     V step, zero;  // scale, -8 * scale
   };
 
-  static Scale scale(bytes* row, int64_t K, int64_t k) {
-    const V step = scale_at(scales(row, K), k / kGroup);
-    return {step, step * splat(-8.0f)};
-  }
+  static Scale prepare(const float* scale) { return {broadcast(scale), broadcast(scale) * splat(-8.0f)}; }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
 #if defined(__AVX2__)
@@ -100,5 +91,21 @@ struct Q4 {
   }
 #endif
 };
+
+// Of the group that holds weight k of a row.
+template <class Q>
+inline typename Q::Scale scale_of(bytes* row, int64_t K, int64_t k) {
+  const float scale = widen<DType::bf16>(Q::scales(row, K) + k / Q::kGroup * 2);
+  return Q::prepare(&scale);
+}
+
+// `count` scales of a row of at least 2 W bytes, from that of weight k on; up to W floats before `out` are overwritten.
+template <class Q>
+inline void widen_scales(bytes* row, int64_t K, int64_t k, int64_t count, float* out) {
+  bytes* at = Q::scales(row, K) + k / Q::kGroup * 2;
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(out + i, load_weights<DType::bf16>(at + 2 * i));
+  if (i < count) store(out + count - W, load_weights<DType::bf16>(at + 2 * (count - W)));
+}
 
 }  // namespace coterie::COTERIE_ISA
