@@ -32,11 +32,12 @@ void signal_gate(int32_t* gate, int32_t value) {
   wake_all(word);
 }
 
-Team::Team(int threads, const Isa& isa, int64_t alone_flops) : isa_(isa), alone_flops_(alone_flops) {
+Team::Team(int threads, const Isa& isa, int64_t alone_flops)
+    : isa_(isa), alone_flops_(alone_flops), shares_(std::make_unique<Share[]>(static_cast<size_t>(threads))) {
   for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Scratch>());
   workers_.reserve(static_cast<size_t>(threads));
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(*scratch_[i]); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (const std::system_error&) {
     const auto started = std::to_string(workers_.size() + 1);
     stop();
@@ -83,7 +84,7 @@ Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
   open_.store(true, std::memory_order_relaxed);
   open_next(scratch);
   for (uint64_t turn = turn_.load(std::memory_order_acquire); open_.load(std::memory_order_acquire);) {
-    help(turn, scratch);
+    help(turn, 0);
     if (!open_.load(std::memory_order_acquire)) break;
     turn = wait_past(turn);
   }
@@ -141,18 +142,24 @@ void Team::run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratc
 
 // Works on the instruction of `turn` until no unit of it is left. What the opener wrote into job_ may be read once a unit was taken:
 // then nobody opens another instruction before that unit is counted as done.
-void Team::help(uint64_t turn, Scratch& scratch) {
+void Team::help(uint64_t turn, int me) {
   const uint32_t number = number_of(turn);
+  Scratch& scratch = *scratch_[me];
   int64_t mine = 0, units = 0;
-  while (number_of(turn) == number && left_of(turn) > 0) {
-    if (!turn_.compare_exchange_weak(turn, turn - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    if (mine++ == 0) {
-      units = job_.units;
-      scratch.forget();
+  for (int i = 0; i < threads(); ++i) {  // the own share, then those of others
+    const int of = (me + i) % threads();
+    std::atomic<uint64_t>& share = shares_[of].left;
+    uint64_t seen = share.load(std::memory_order_acquire);
+    while (number_of(seen) == number && left_of(seen) > 0) {
+      if (!share.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (mine++ == 0) {
+        units = job_.units;
+        scratch.forget();
+      }
+      scratch.rewind();
+      job_.kernel->run(*job_.row, share_begin(units, of + 1) - left_of(seen), scratch);
+      seen = share.load(std::memory_order_acquire);
     }
-    scratch.rewind();
-    job_.kernel->run(*job_.row, units - left_of(turn), scratch);
-    turn = turn_.load(std::memory_order_acquire);
   }
   if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) open_next(scratch);
 }
@@ -171,12 +178,16 @@ uint64_t Team::wait_past(uint64_t turn) {
 
 void Team::publish(int64_t units) {
   const uint64_t number = number_of(turn_.load(std::memory_order_relaxed)) + 1;
+  for (int i = 0; i < threads(); ++i) {
+    const auto left = static_cast<uint64_t>(share_begin(units, i + 1) - share_begin(units, i));
+    shares_[i].left.store(number << 32 | left, std::memory_order_release);
+  }
   turn_.store(number << 32 | static_cast<uint64_t>(units));
   bell_.ring();
 }
 
-void Team::work(Scratch& scratch) {
-  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn)) help(turn, scratch);
+void Team::work(int me) {
+  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn)) help(turn, me);
 }
 
 int64_t Team::memory_bytes() const {

@@ -1,10 +1,12 @@
 // A persistent team of threads that walks an instruction list together, once or for several steps.
 // Knows nothing about what the instructions do, nor about Python.
 //
-//   turn   | number of the instruction | units left |      one word: whoever lowers `left` has a unit of that instruction;
-//                                                          with none left, threads wait for another number
+//   turn   | number of the instruction | units |           another number tells threads to go on
+//   share  | number of the instruction | units left |      a word per thread: whoever lowers `left` has a unit of that instruction.
+//                                                          A thread takes its own share first, neighbouring units in order, so
+//                                                          that the weights it reads are one stream; then what others left
 //   list   i: units 0 1 2 3 4 5        who finishes an instruction's last unit opens the next one: small instructions it runs
-//             A B A A B A              at once, a gate it waits for, and after the last row it feeds the drawn tokens back
+//             A A A B B B              at once, a gate it waits for, and after the last row it feeds the drawn tokens back
 //          i + 1: ...                  and opens the first row again. A thread that wakes late goes on with what is open then:
 //                                      it has nothing to catch up with, and nobody waits for a thread that holds no unit.
 #pragma once
@@ -68,18 +70,24 @@ class Team {
     int64_t instructions = 0;
   };
 
+  struct alignas(kLine) Share {
+    std::atomic<uint64_t> left{0};
+  };
+
   void prepare(const Row* rows, int64_t count);
   void open_next(Scratch& scratch);
   bool open_step();
   void run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratch& scratch);
-  void help(uint64_t turn, Scratch& scratch);
+  int64_t share_begin(int64_t units, int thread) const { return units * thread / threads(); }
+  void help(uint64_t turn, int me);
   uint64_t wait_past(uint64_t turn);
   void publish(int64_t units);
-  void work(Scratch& scratch);
+  void work(int me);
   void stop();
 
   const Isa& isa_;
   const int64_t alone_flops_;
+  std::unique_ptr<Share[]> shares_;                // one per thread
   std::vector<std::unique_ptr<Scratch>> scratch_;  // one per thread, the caller's first
   Shared shared_;
   std::vector<std::thread> workers_;
