@@ -301,3 +301,17 @@ def test_a_file_is_read_to_its_end(tmp_path: Path, size: int, monkeypatch: pytes
     rate, _ = sequential_read(path, Slab(4096).bytes)
     assert rate > 0
     assert sum(reads) == size
+
+
+def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> None:
+    result = runner.invoke(app, ["bench", "quality", "--questions", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    line = json.loads(result.stdout.splitlines()[-1])
+    for rows in (line["demo"], line["random"]):
+        plain = rows.pop("unquantised")
+        assert (plain["top1_agreement"], plain["greedy_answers_equal"], plain["kl_divergence"]) == (1.0, 1.0, 0.0)
+        int8, int4 = rows["int8"], rows["int4"]
+        assert 0 < int8["kl_divergence"] < int4["kl_divergence"] < 1
+        assert int8["top1_agreement"] > 0.9
+        assert {row["tokens"] for row in rows.values()} == {plain["tokens"]}
+    assert line["workload"]["demo_experts"] >= 10

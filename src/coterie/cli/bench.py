@@ -16,6 +16,7 @@ from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
 from coterie.bench.neighbour import neighbour
 from coterie.bench.prefill import prefill
+from coterie.bench.quality import quality
 from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.switch import switch
@@ -133,6 +134,17 @@ def bench_neighbour(
 ) -> None:
     """Decode alone, and beside a process that keeps one of our CPUs busy."""
     _print(neighbour(shape, CONTEXT_TOKENS, threads, Effort(rounds, 0.0)), json_)
+
+
+@app.command("quality")
+@sentences
+def bench_quality(
+    questions: Annotated[int, typer.Option(min=1, help="Questions of each demo expert.")] = 10,
+    shape: ShapeOpt = SHAPE,
+    json_: JsonOpt = False,
+) -> None:
+    """What int8 and int4 weights do to answers: perplexity and agreement, on the demo and on a random model."""
+    _print(quality(questions, shape), json_)
 
 
 @app.command("coe")
