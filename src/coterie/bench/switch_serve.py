@@ -73,6 +73,7 @@ def serve_models(
 
 
 def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
+    """A request of `prompt` made-up tokens, the same for every model of a vocabulary size."""
     ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
     return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
 
@@ -88,11 +89,13 @@ def ask(parts: Parts, model: Model, request_id: str, prompt: int) -> Timings:
 
 
 def raise_failure(output: Output) -> None:
+    """Raise the CoterieError that ended a request, if one did."""
     if output.error is not None:
         raise output.error
 
 
 def ttft(timings: Timings) -> float:
+    """Seconds from arrival to first token."""
     if timings.ttft_s is None:
         raise RuntimeError("a request that ended well has no first token")
     return timings.ttft_s
