@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks.table import stored, tables
 
 import coterie
 
@@ -92,3 +93,10 @@ def test_nothing_large_is_tracked() -> None:
     assert not [str(p) for p in tracked if p.stat().st_size > 3 * 2**20]
     weights = sum(p.stat().st_size for p in tracked if p.suffix in (".safetensors", ".npz"))
     assert weights <= 24_000_000, "the demo's weights ship in at most 24 MB"
+
+
+def test_the_readme_shows_the_stored_speeds() -> None:
+    results = stored()
+    assert [name for name in results if name.startswith(("decode-", "prefill-", "switch-", "fusion-"))]
+    table = tables(results)
+    assert table in (ROOT / "README.md").read_text(), f"the README's tables of speed should be:\n{table}"

@@ -1,0 +1,120 @@
+"""The README's tables of speed, made from the stored results of `coterie bench ... --json`; run it to print them.
+
+Knows nothing about how anything is measured; a result that is not stored has no row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PEERS = ("llama.cpp", "transformers")
+Result = Mapping[str, Any]
+
+
+def stored(folder: Path = RESULTS) -> dict[str, Result]:
+    """Every result by the name of its file."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def tables(results: Mapping[str, Result]) -> str:
+    """All tables as Markdown."""
+    decode = [r for name, r in results.items() if name.startswith("decode-")]
+    prefill = [r for name, r in results.items() if name.startswith("prefill-")]
+    switch = [r for name, r in results.items() if name.startswith("switch-")]
+    fusion = [r for name, r in results.items() if name.startswith("fusion-")]
+    parts = [_decode(decode), _prefill(prefill), _switch(switch), _fusion(fusion)]
+    return "\n\n".join(part for part in [*parts, _machines([*decode, *prefill, *switch, *fusion])] if part)
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]) if rows else ""
+
+
+def _ratio(result: Result, name: str) -> str:
+    row = result["peers"].get(name)
+    return "" if row is None else f"{row['ratio']:.2f} x ({row['precision']})"
+
+
+def _decode(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        work, batch = r["workload"], r["batch"]
+        cells = [
+            f"{work['shape']}, {work['weights'].removeprefix('random ')}, context {work['context']}",
+            f"{r['tokens_per_s']:.1f}",
+            f"{r['mbu']:.2f}",
+            f"{batch['gain']:.2f} ({batch['gain_aim']:.2f})",
+            *(_ratio(r, name) for name in PEERS),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = "| decode, batch 1 | tokens/s | share of the read rate | batch 8 gains (aim) | llama.cpp | transformers |"
+    return _table(head, rows)
+
+
+def _prefill(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        work = r["workload"]
+        cells = [
+            f"{work['shape']}, {work['weights'].removeprefix('random ')}, {work['prompt_tokens']} tokens",
+            f"{r['tokens_per_s']:.0f}",
+            f"{r['share_of_peak']:.2f}",
+            *(_ratio(r, name) for name in PEERS),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return _table("| prefill | tokens/s | share of the multiply-add rate | llama.cpp | transformers |", rows)
+
+
+def _switch(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        work = r["workload"]
+        cells = [
+            f"{work['shape']}, {work['prompt_tokens']} tokens",
+            f"{r['share_of_disk']:.2f}",
+            f"{r['cold_ttft_s'] * 1e3:.0f} ms",
+            f"{r['cold_ttft_over_ideal']:.2f}",
+            *(_switch_ratios(r, name) for name in PEERS),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = "| switch | share of the disk's rate | cold first token | over the ideal | llama.cpp | transformers |"
+    return _table(head, rows)
+
+
+def _switch_ratios(result: Result, name: str) -> str:
+    row = result["peers"].get(name)
+    if row is None:
+        return ""
+    return f"cold {row['ratio']:.2f} x, reload {row['warm_ratio']:.1f} x, both open {row['both_open_ratio']:.1f} x"
+
+
+def _fusion(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        for cell in r["grid"]:
+            cells = [
+                f"{r['workload']['shape']}, {cell['phase']} of {cell['tokens']}",
+                cell["way"],
+                str(cell["launches"]),
+                f"{cell['counted_bytes'] / 2**20:.1f} MiB",
+                f"{cell['seconds_per_step'] * 1e3:.1f} ms",
+                f"{cell['speedup']['median']:.2f} x",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return _table("| fusion | way | launches | stored between kernels | step | speed-up |", rows)
+
+
+def _machines(results: list[Result]) -> str:
+    machines = dict.fromkeys(
+        f"{r['machine']['cpu_model']}, {r['machine']['cpus']} CPUs, {r['machine']['isa']}" for r in results
+    )
+    commits = dict.fromkeys(r["commit"] for r in results)
+    return f"Machine: {'; '.join(machines)}. Commits: {', '.join(commits)}." if results else ""
+
+
+if __name__ == "__main__":
+    print(tables(stored()))
