@@ -119,7 +119,8 @@ inline void everywhere(const std::string& what, const std::vector<Row>& rows, co
   const Isa* isa = nullptr;
   for (const Row& row : rows) seen[static_cast<size_t>(row.opcode)] = true;
   for (const Crew& crew : crews()) {
-    for (const Output& out : outputs) std::memset(out.data, 0x5A, out.size_bytes);
+    for (const Output& out : outputs)
+      if (out.size_bytes > 0) std::memset(out.data, 0x5A, out.size_bytes);  // nothing may be at no address
     const Walked walked = crew.team->run(rows.data(), static_cast<int64_t>(rows.size()));
     check(walked.steps == 1 && walked.rows == static_cast<int64_t>(rows.size()), where(what + " walks all rows", crew));
     if (crew.isa != isa) {
@@ -132,7 +133,7 @@ inline void everywhere(const std::string& what, const std::vector<Row>& rows, co
       check(right(), where(what + " is right", crew));
     }
     for (size_t i = 0; i < outputs.size(); ++i)
-      check(std::memcmp(first[i].data(), outputs[i].data, outputs[i].size_bytes) == 0, where(what + " has the same bits", crew));
+      check(first[i].empty() || std::memcmp(first[i].data(), outputs[i].data, first[i].size()) == 0, where(what + " has the same bits", crew));
   }
 }
 
