@@ -47,7 +47,9 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", QUICK)
 def test_commands_run(command: str, checkout: Path) -> None:
-    got = subprocess.run(command, shell=True, cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    got = subprocess.run(
+        command, shell=True, cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert got.returncode == 0, got.stderr
     assert got.stdout.strip()
 
