@@ -46,7 +46,7 @@ def _decode(results: list[Result]) -> str:
         cells = [
             f"{work['shape']}, {work['weights'].removeprefix('random ')}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
-            f"{r['mbu']:.2f}",
+            f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({batch['gain_aim']:.2f})",
             *(_ratio(r, name) for name in PEERS),
         ]
