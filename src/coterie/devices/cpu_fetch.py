@@ -169,11 +169,9 @@ class FetchLane:
         ended = False
         while self._queue and self._queue[0].is_issued and not self._queue[0].reading:
             fetch = self._queue.popleft()
-            end_s = perf_counter()
-            start_s = end_s if fetch.start_s is None else max(fetch.start_s, self._free_s)
-            self._free_s = end_s
+            start_s = None if fetch.start_s is None else max(fetch.start_s, self._free_s)
             self._forget(fetch)
-            self._lanes.end(fetch.event, fetch.failure, start_s, end_s)
+            self._free_s = self._lanes.end(fetch.event, fetch.failure, start_s)
             self._inherit()
             ended = True
         if ended:

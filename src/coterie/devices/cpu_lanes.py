@@ -119,12 +119,16 @@ class Lanes:
             return CpuEvent(next(self._ids), lane, label, _State())
 
     def end(
-        self, event: CpuEvent, failure: Exception | None, start_s: float, end_s: float, lane: _Lane | None = None
-    ) -> None:
-        """Say that work is done, or has failed, and when it began and ended; `lane`: the one that it kept busy."""
+        self, event: CpuEvent, failure: Exception | None, start_s: float | None, lane: _Lane | None = None
+    ) -> float:
+        """Say that work is done or has failed; return when. `start_s`: None if it never began; `lane`: it was busy.
+
+        The time is taken under the lock of all lanes: who sees an event finished sees those that ended before it too.
+        """
         state = event.state
         with self._lock:
-            state.start_s, state.end_s = start_s, end_s
+            end_s = perf_counter()
+            state.start_s, state.end_s = end_s if start_s is None else start_s, end_s
             state.failure, state.finished = failure, True
             watchers, state.watchers = state.watchers, []
             self._changed.notify_all()
@@ -134,6 +138,7 @@ class Lanes:
                     lane.ready.notify()
         for call in watchers:
             call(failure is None)
+        return end_s
 
     def finished(self, event: Event) -> CpuEvent:
         """The same event, with its state. Raises ValueError if it is not finished."""
@@ -211,7 +216,7 @@ class Lanes:
             failure = DeviceError("cpu", f"{work.event.label} was stopped: {error!r}", "run it again")
             raise
         finally:
-            self.end(work.event, failure, state.start_s, perf_counter(), lane)
+            self.end(work.event, failure, state.start_s, lane)
 
     def _await(self, events: tuple[CpuEvent, ...]) -> Exception | None:
         """The first failure among events, once those before it are done; an error when the device is closed."""
