@@ -142,8 +142,10 @@ class Device(Protocol):
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """Copy between tiers on that link's lane. Sizes must be equal (ValueError)."""
 
-    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
-        """Read a file range into a slab on the disk lane.
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Read a file range into a slab on the disk lane; of `parts`, offsets and sizes in whole blocks, only those.
 
         The event fails with TransferError if the file is not as the range describes it or the read fails.
         """

@@ -66,6 +66,7 @@ class Work:
     reads: Buffer | None = None
     writes: Buffer | None = None
     source: FileRange | None = None
+    parts: tuple[Buffer, tuple[tuple[int, int], ...]] | None = None
     tokens: np.ndarray | None = None
     span: Span | None = None
     error: Exception | None = None
@@ -105,9 +106,11 @@ class FakeDevice:
 
     # ---- work
 
-    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts=()) -> Event:
         self._may_refuse()
         assert dst.size_bytes == source.size_bytes
+        if parts:  # what comes later may write the same blocks: they hold the same bytes
+            return self._issue(f"disk->{dst.tier}", source.path, after, source=source, parts=(dst, tuple(parts)))
         return self._issue(f"disk->{dst.tier}", source.path, after, writes=dst, source=source)
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
@@ -178,6 +181,12 @@ class FakeDevice:
                 self._store(work.writes, [(work.source.path, block) for block in blocks])
             else:
                 self._store(work.writes, self.content(work.reads))
+        if work.parts is not None:
+            dst, parts = work.parts
+            for offset, size_bytes in parts:
+                first = (work.source.offset + offset) // BLOCK_BYTES
+                blocks = range(first, first + size_bytes // BLOCK_BYTES)
+                self._store(dst.view(offset, size_bytes), [(work.source.path, block) for block in blocks])
         self._end(work, None)
 
     def fail(self, event: Event, error: Exception | None = None) -> None:

@@ -92,7 +92,8 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
             at + "mlp.up_proj.weight": (f, d),
             at + "mlp.down_proj.weight": (d, f),
         }
-    return found | {"model.norm.weight": (d,), "lm_head.weight": (v, d)}
+    head = {} if config["tie_word_embeddings"] else {"lm_head.weight": (v, d)}
+    return found | {"model.norm.weight": (d,)} | head
 
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:

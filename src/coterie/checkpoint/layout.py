@@ -66,6 +66,20 @@ class PlacedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """An embedding whose first reader needs some rows only: row i is at `offset` + i * `row_bytes` in the extent.
+
+    All of it is in the range of index `range_index`; the stages in `again` read it once more, and whole.
+    """
+
+    range_index: int
+    offset: int
+    row_bytes: int
+    num_rows: int
+    again: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """An expert's ranges in execution order and its tensors. `size_bytes` is its extent, a multiple of BLOCK_BYTES.
 
@@ -76,6 +90,7 @@ class Layout:
     size_bytes: int
     ranges: tuple[PlacedRange, ...]
     tensors: Mapping[str, PlacedTensor]
+    table: Table | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -14,15 +14,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange, PlacedTensor
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange, PlacedTensor, Table
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 
 _Run = tuple[int, int, int]  # first block, block after the last, rank of the stage
 
 
-def place(checkpoint: Checkpoint, stage_of: Mapping[str, str], stages: Sequence[str]) -> Layout:
+def place(
+    checkpoint: Checkpoint,
+    stage_of: Mapping[str, str],
+    stages: Sequence[str],
+    table: str | None = None,
+    again: tuple[str, ...] = (),
+) -> Layout:
     """Lay out the tensors named by `stage_of` (tensor -> the first stage that needs it); `stages` is their order.
 
+    `table` names the tensor of which that stage needs some rows only, `again` the stages that read it whole later.
     Every block that holds a needed byte is in exactly one range. Raises KeyError for a tensor that does not exist.
     """
     rank = {stage: i for i, stage in enumerate(stages)}
@@ -39,7 +46,17 @@ def place(checkpoint: Checkpoint, stage_of: Mapping[str, str], stages: Sequence[
         tensors |= _placed_tensors(by_shard[shard], runs, starts)
         base += sum(end - first for first, end, _ in runs) * BLOCK_BYTES
     ranges.sort(key=lambda r: rank[r.stage])
-    return Layout(base, tuple(ranges), tensors)
+    found = None if table is None else _table(checkpoint.tensors[table], tensors[table].offset, ranges, again)
+    return Layout(base, tuple(ranges), tensors, found)
+
+
+def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], again: tuple[str, ...]) -> Table | None:
+    """The table, if one range holds it: a tensor of an earlier stage may share one of its blocks."""
+    for index, placed in enumerate(ranges):
+        inside = placed.offset <= offset and offset + info.size_bytes <= placed.offset + placed.source.size_bytes
+        if inside and info.size_bytes:
+            return Table(index, offset, info.size_bytes // info.shape[0], info.shape[0], again)
+    return None
 
 
 def _runs(ranked: Iterable[tuple[TensorInfo, int]]) -> list[_Run]:

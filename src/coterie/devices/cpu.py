@@ -112,14 +112,16 @@ class CpuDevice:
         label = f"copy {format_bytes(src.size_bytes)}"
         return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: np.copyto(target, source))
 
-    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         """Read a file range into a slab on the disk lane; see read_piece for how it fails."""
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         target = self.memory(dst)[: source.size_bytes]
         label = f"fetch {source.path}@{source.offset}"
         lane = f"{self._spec.home_tier}->{dst.tier}"
-        return self._disk.submit(lane, label, after, target, source)
+        return self._disk.submit(lane, label, after, target, source, parts)
 
     def load(self, program: Program) -> CpuExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""

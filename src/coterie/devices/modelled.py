@@ -105,17 +105,19 @@ class ModelledDevice:
 
         return self._issue(f"{src.tier}->{dst.tier}", label, after, phases, compute)
 
-    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         """Read a file range. Without numerics no file is looked at, so that it cannot have changed."""
         self._check_buffers(dst)
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         disk = self._spec.home_tier
         label = f"fetch {source.path}@{source.offset}"
-        phases = self._transfer(disk, dst.tier, source.size_bytes)
+        phases = self._transfer(disk, dst.tier, sum(size for _, size in parts) if parts else source.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
-            return _wait(numerics, numerics.fetch(self._behind(dst), source))
+            return _wait(numerics, numerics.fetch(self._behind(dst), source, (), parts))
 
         return self._issue(f"{disk}->{dst.tier}", label, after, phases, compute)
 

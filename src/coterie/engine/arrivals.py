@@ -7,14 +7,15 @@ Knows nothing about requests or schedules; who is evicted is the cache's affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.device import Device, Event
 from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import Busy, ExpertCache, Residency
+from coterie.memory.cache import Busy, ExpertCache
+from coterie.memory.residency import Residency
 
 
 @dataclass(slots=True)
@@ -63,17 +64,17 @@ class Arrivals:
         self._refresh()
         return failed
 
-    def bring(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
+    def bring(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> bool:
         """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. False: no room now.
 
-        Raises CapacityError when there will never be room.
+        `rows` of its embedding are needed first. Raises CapacityError when there will never be room.
         """
         layout = self._experts[expert_id].layout
-        started = any(self._cache.prefetch(expert_id, layout, stay) for stay in (keep | spare, keep) if stay)
+        started = any(self._cache.prefetch(expert_id, layout, stay, rows) for stay in (keep | spare, keep) if stay)
         if not started and keep:
             return False
         try:
-            self._join(expert_id)
+            self._join(expert_id, rows)
         except Busy:
             return False
         finally:
@@ -118,12 +119,12 @@ class Arrivals:
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
         return [*nexts, *self._cache.pending()]
 
-    def _join(self, expert_id: str) -> None:
-        residency = self._cache.want(expert_id, self._experts[expert_id].layout)
+    def _join(self, expert_id: str, rows: Collection[int] = ()) -> None:
+        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows)
         self._residencies[expert_id] = residency
-        if residency.ready is not None and expert_id not in self._under_way:
-            first = next(iter(residency.gates.values()))
-            load = Load(residency, self._device.now(), first, residency.ready)
+        first, ready = residency.first, residency.ready
+        if first is not None and ready is not None and expert_id not in self._under_way:
+            load = Load(residency, self._device.now(), first, ready)
             self._under_way[expert_id] = self.latest[expert_id] = load
 
     def _finish(self, expert_id: str, load: Load) -> CoterieError | None:

@@ -28,6 +28,8 @@ from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import ExpertCache
 
+MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
+
 
 class Engine:
     """Serves requests for many experts on one device. `decisions` is the log of what was decided, without times."""
@@ -183,8 +185,10 @@ class Engine:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
+        # Without overlap nothing runs before all of it is there, so no row is needed first.
+        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if self.policy.overlap else ()
         try:
-            started = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare)
+            started = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self._fail(self._queue.of(fetch.expert_id), error)

@@ -84,6 +84,16 @@ class Queue:
         running, waiting = self.running.get(expert_id, {}), self.waiting.get(expert_id, {})
         return (*running.values(), *waiting.values())
 
+    def next_tokens(self, expert_id: str, max_sequences: int, max_tokens: int) -> frozenset[int]:
+        """The tokens that its first sequences have not computed, of whole sequences and at most so many different."""
+        found: frozenset[int] = frozenset()
+        for sequence in self.of(expert_id)[:max_sequences]:
+            more = found.union(sequence.tokens[sequence.computed :])
+            if len(more) > max_tokens:
+                break
+            found = more
+        return found
+
     def all(self) -> tuple[Sequence, ...]:
         """Every sequence."""
         return tuple(sequence for expert_id in self.experts for sequence in self.of(expert_id))

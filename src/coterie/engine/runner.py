@@ -9,7 +9,8 @@ from coterie.device import Binding, Device, Event
 from coterie.engine.batch import Batch
 from coterie.engine.kv import KVPool
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import ExpertCache, Residency
+from coterie.memory.cache import ExpertCache
+from coterie.memory.residency import Residency
 
 
 class Runner:
@@ -25,7 +26,8 @@ class Runner:
             self._offsets[expert.expert_id] = expert.offsets
         offsets = self._offsets[expert.expert_id]
         binding = Binding(residency.weights, offsets, self._kv.buffer, self._kv.block_bytes, batch.rows)
-        event = self._device.run(expert.exe, binding, gates=residency.gates, steps=batch.steps)
+        gates = residency.gates_of(batch.rows.tokens_T.tolist(), batch.steps)
+        event = self._device.run(expert.exe, binding, gates=gates, steps=batch.steps)
         self._cache.hold(expert.expert_id, event)
         for part in batch.parts:
             self._kv.use(part.sequence.number, event)

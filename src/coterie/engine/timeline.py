@@ -49,12 +49,15 @@ class Timeline:
         """True when the event had ended by the end of the last wait."""
         return self._device.done(event) and self._end(event) <= self._as_of
 
-    def fetch(self, dst: Buffer, source: FileRange, after: Iterable[Event] = ()) -> Event:
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         """As the device's."""
         after = tuple(after)
-        event = self._device.fetch(dst, source, after)
+        event = self._device.fetch(dst, source, after, parts)
         if self._recording is not None:
-            self._recording.issued(self._device, event, after, self._as_of, source, source.size_bytes)
+            size_bytes = sum(size for _, size in parts) if parts else source.size_bytes
+            self._recording.issued(self._device, event, after, self._as_of, source, size_bytes)
         return event
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:

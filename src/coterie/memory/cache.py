@@ -12,25 +12,25 @@ Knows nothing about models, requests or the clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TypeAlias
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes
-from coterie.device import Buffer, Device, Event
+from coterie.device import Device, Event
 from coterie.memory.evict import EVICTION, Entry, HoleError, Policy, Window
+from coterie.memory.residency import NO_GATES, Residency
 from coterie.memory.route import fill_links, link_weights, managed_tiers
+from coterie.memory.rows import early_rows
 from coterie.memory.slab import round_up
 from coterie.memory.tiers import Copy, TierLedger
-from coterie.memory.transfer import copy_layout, fetch_layout, stage_gates
+from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
 
 Decision: TypeAlias = tuple[str, str, str]
 """(what, expert_id, where): hit, miss, prefetch, evict, fetch, copy, drop. No times: a join is written as a hit."""
 
-NO_GATES: Mapping[str, Event] = MappingProxyType({})
 NOBODY: frozenset[str] = frozenset()
 
 
@@ -42,26 +42,6 @@ class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when
         super().__init__(
             f"{expert_id} needs {format_bytes(need_bytes)} of {tier}, which {len(events)} pending events keep busy"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Residency:
-    """An expert in the run tier. `gates`: stage -> event; `ready`: the last, None once a poll has seen the load finish.
-
-    `hit` is False only for the want that started the load; one that joins a load in flight has hit and is_loading.
-    It is good until the next want, prefetch or forget, and longer only if `hold` was called for the work that reads it.
-    """
-
-    expert_id: str
-    weights: Buffer
-    gates: Mapping[str, Event]
-    ready: Event | None
-    hit: bool
-
-    @property
-    def is_loading(self) -> bool:
-        """True while ranges are still arriving, as far as the last poll knows."""
-        return self.ready is not None
 
 
 @dataclass(slots=True)
@@ -107,12 +87,13 @@ class ExpertCache:
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
 
-    def want(self, expert_id: str, layout: Layout) -> Residency:
+    def want(self, expert_id: str, layout: Layout, rows: Collection[int] = ()) -> Residency:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
+        `rows` of its embedding come first when it comes straight from files.
         Raises Busy when room opens only after work in flight, CapacityError when it never will; neither evicts anybody.
         """
-        hit = not self._load(expert_id, layout, "miss", NOBODY)
+        hit = not self._load(expert_id, layout, "miss", NOBODY, rows)
         copy = self._near.copies[expert_id]
         if hit:
             self.decisions.append(("hit", expert_id, self._near.tier))
@@ -125,13 +106,15 @@ class ExpertCache:
         self._wants += 1
         return _residency(expert_id, copy, hit)
 
-    def prefetch(self, expert_id: str, layout: Layout, protected: Set[str] = NOBODY) -> bool:
+    def prefetch(
+        self, expert_id: str, layout: Layout, protected: Set[str] = NOBODY, rows: Collection[int] = ()
+    ) -> bool:
         """Start a load ahead of its want without evicting any of `protected`; False when there is no room for it.
 
         True also when the expert is resident or loading already. A prefetched expert counts as used now.
         """
         try:
-            if self._load(expert_id, layout, "prefetch", protected):
+            if self._load(expert_id, layout, "prefetch", protected, rows):
                 self._uses[expert_id].last_used = self._wants
                 self.stats.prefetches += 1
         except (Busy, CapacityError):
@@ -207,7 +190,7 @@ class ExpertCache:
         self.decisions.append(("drop", expert_id, ledger.tier))
         return False
 
-    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str]) -> bool:
+    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str], rows: Collection[int]) -> bool:
         """Evict, take an extent in every tier above the nearest copy, and issue the transfers; False if it is here."""
         victims = self._choose(expert_id, layout, protected)
         depth = len(victims)
@@ -222,6 +205,8 @@ class ExpertCache:
         self._uses.setdefault(expert_id, _Use())
         new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
+        if below is None and depth == 1:
+            new[0].early = early_rows(layout, rows)
         try:
             for level in reversed(range(depth)):
                 self._fill(level, expert_id, new[level], below)
@@ -238,7 +223,7 @@ class ExpertCache:
         layout, link = copy.layout, self._links[level]
         try:
             if below is None:
-                fetch_layout(self._device, layout, copy.weights, copy.arrivals)
+                fetch_layout(self._device, layout, copy.weights, copy.arrivals, copy.early)
             else:
                 copy_layout(self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals)
         finally:
@@ -246,6 +231,7 @@ class ExpertCache:
             if below is not None:
                 below.readers.extend(copy.arrivals)
         moved = sum(placed.source.size_bytes for placed in layout.ranges)
+        moved += copy.early.size_bytes if copy.early is not None else 0
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
         self.decisions.append(("fetch" if below is None else "copy", expert_id, link))
 
@@ -316,8 +302,11 @@ class ExpertCache:
 
 
 def _residency(expert_id: str, copy: Copy, hit: bool) -> Residency:
-    gates = stage_gates(copy.layout, copy.arrivals) if copy.arrivals else NO_GATES
-    return Residency(expert_id, copy.weights, gates, copy.arrivals[-1] if copy.arrivals else None, hit)
+    layout, events = copy.layout, copy.arrivals
+    if not events:
+        return Residency(expert_id, copy.weights, NO_GATES, None, hit)
+    gates, early = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
+    return Residency(expert_id, copy.weights, gates, events[-1], hit, early)
 
 
 def _policy(evict: str | Policy) -> Policy:

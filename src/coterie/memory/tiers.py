@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from coterie.checkpoint.layout import Layout
 from coterie.device import Buffer, Device, Event
+from coterie.memory.rows import EarlyRows
 from coterie.memory.slab import Extent, Slab
 
 
@@ -20,13 +21,15 @@ from coterie.memory.slab import Extent, Slab
 class Copy:
     """An expert's bytes in one tier.
 
-    `arrivals`: one event per range, until a poll has seen all of them finish; `writers`: those not finished as of the
-    last poll; `readers`: unfinished events that read it (programs, and copies into the tier above).
+    `arrivals`: one event per range (with `early` rows in the order of fetch_layout), until a poll has seen all of them
+    finish; `writers`: those not finished as of the last poll; `readers`: unfinished events that read it (programs, and
+    copies into the tier above).
     """
 
     layout: Layout
     extent: Extent
     weights: Buffer
+    early: EarlyRows | None = None
     arrivals: list[Event] = field(default_factory=list)
     writers: list[Event] = field(default_factory=list)
     readers: list[Event] = field(default_factory=list)

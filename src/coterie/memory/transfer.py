@@ -3,6 +3,7 @@ r"""A layout as device calls: fetches and copies in execution order, and the gat
         disk lane     r0 -> r1 -> r2 -> ...         each range waits for its predecessor, so the event of a range stands
                        \     \     \                for all before it, and a failure stops what would come after it
         copy lane       r0 -> r1 -> r2 -> ...       with several tiers the copy of a range waits for its arrival below
+        early rows      rows -> r1 -> r2 ... -> r0  where r0 has the embedding, of which some rows do for a first batch
 
 Knows nothing about who owns the extents or why they are filled.
 """
@@ -12,16 +13,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from coterie.checkpoint.layout import Layout
+from coterie.checkpoint.layout import Layout, PlacedRange, Table
 from coterie.device import Buffer, Device, Event
+from coterie.memory.residency import Early
+from coterie.memory.rows import EarlyRows
 
 
-def fetch_layout(device: Device, layout: Layout, dst: Buffer, issued: list[Event]) -> None:
-    """Read every range of `layout` from its file into `dst`.
+def fetch_layout(
+    device: Device, layout: Layout, dst: Buffer, issued: list[Event], early: EarlyRows | None = None
+) -> None:
+    """Read every range of `layout` from its file into `dst`; with `early` rows those first, and their table last.
 
-    Appends one event per range to `issued` as it goes: the caller knows what is in flight even if the device raises.
+    Appends one event for the rows and one per range to `issued` as it goes: the caller knows what is in flight even if
+    the device raises.
     """
-    for placed in layout.ranges:
+    table, ranges = _split(layout, early)
+    if table is not None and early is not None:
+        placed = layout.ranges[table.range_index]
+        issued.append(device.fetch(dst.view(placed.offset, placed.source.size_bytes), placed.source, (), early.parts))
+    for placed in ranges:
         view = dst.view(placed.offset, placed.source.size_bytes)
         issued.append(device.fetch(view, placed.source, after=issued[-1:]))
 
@@ -40,6 +50,33 @@ def copy_layout(
         issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), after=after))
 
 
-def stage_gates(layout: Layout, events: Sequence[Event]) -> Mapping[str, Event]:
-    """Stage -> the event after which all ranges up to and including that stage are there; one of `events` per range."""
-    return MappingProxyType({placed.stage: event for placed, event in zip(layout.ranges, events, strict=True)})
+def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> Mapping[str, Event]:
+    """Stage -> the event after which all that the stage reads is there; `events` as fetch_layout or copy_layout issued.
+
+    With `early` rows this is for any batch: the stage of their table, and those that read it again, await all of it.
+    """
+    table, ranges = _split(layout, early)
+    gates = dict.fromkeys(layout.stages, events[-1])
+    gates |= {placed.stage: event for placed, event in zip(ranges, events[table is not None :], strict=True)}
+    if table is not None:
+        gates |= dict.fromkeys((layout.ranges[table.range_index].stage, *table.again), events[-1])
+    return MappingProxyType(gates)
+
+
+def early_gate(layout: Layout, events: Sequence[Event], early: EarlyRows | None) -> Early | None:
+    """The gate of the table's stage for a batch whose tokens are all among the early rows."""
+    table, ranges = _split(layout, early)
+    if table is None or early is None:
+        return None
+    stage = layout.ranges[table.range_index].stage
+    beside = [event for placed, event in zip(ranges[:-1], events[1:-1], strict=True) if placed.stage == stage]
+    return Early(stage, early.rows, beside[-1] if beside else events[0])
+
+
+def _split(layout: Layout, early: EarlyRows | None) -> tuple[Table | None, tuple[PlacedRange, ...]]:
+    """The table whose rows come first, if any do, and the ranges in the order in which they are fetched."""
+    table = layout.table
+    if early is None or table is None:
+        return None, layout.ranges
+    at = table.range_index
+    return table, (*layout.ranges[:at], *layout.ranges[at + 1 :], layout.ranges[at])

@@ -25,6 +25,7 @@ from coterie.core.packed import unpack
 from coterie.core.shapes import trailing
 from coterie.graph.ir import Graph
 from coterie.graph.program import KvShape, architecture_key
+from coterie.models.blocks import EMBED_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -108,7 +109,8 @@ def _model(
 ) -> Model:
     graph = decoder_graph(config, dtypes)
     kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype)
-    layout = place(checkpoint, graph.weight_stage(), graph.stages)
+    again = tuple(dict.fromkeys(op.stage for op in graph.ops if EMBED_WEIGHT in op.inputs and op.kind != "embed"))
+    layout = place(checkpoint, graph.weight_stage(), graph.stages, EMBED_WEIGHT, again)
     path = checkpoint.path if checkpoint.path != Path() else None
     key = architecture_key(graph)
     return Model(name, path, config, graph, key, kv, layout, ends, config.max_context, checkpoint)
