@@ -1,9 +1,16 @@
-"""What ends between two looks of one step, and what is cancelled after it has ended."""
+"""What ends between two looks of one step, what other callers load, and what is cancelled after it has ended."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from tests.pure.engine_world import ask, run_all, world
+from tests.pure.engine_world import ask, kinds, run_all, world
+
+from coterie.checkpoint.layout import Layout
+from coterie.device import Event
+from coterie.memory.cache import Residency
+from coterie.memory.tiers import Ended
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -13,14 +20,15 @@ def test_a_load_that_ends_between_two_looks_is_counted_once(broken: bool) -> Non
     engine.submit(ask("r0", "a"))
     ended = False
 
-    def poll_and_then_the_disk_finishes() -> None:
+    def poll_and_then_the_disk_finishes() -> tuple[Ended, ...]:
         nonlocal ended
-        poll()
+        seen = poll()
         if not ended and w.cache.loading():
             ended = True
             device.broken |= {"a"} if broken else set()
             while reads := [event for event in device.runnable() if event.lane != "compute"]:
                 device.finish(reads[0])
+        return seen
 
     w.cache.poll = poll_and_then_the_disk_finishes
     outputs = []
@@ -33,6 +41,96 @@ def test_a_load_that_ends_between_two_looks_is_counted_once(broken: bool) -> Non
     assert last == ({"r0": "error", "r1": "length"} if broken else {"r0": "length"})
     assert engine.metrics.failed_fetches == int(broken)
     assert engine.metrics.switch.total == 1
+
+
+@pytest.mark.parametrize("looks", range(1, 4))
+def test_a_later_range_that_fails_after_any_look_fails_one_fetch(looks: int) -> None:
+    w = world({"a": 6}, 8)
+    device, done, wait_any = w.device, w.device.done, w.device.wait_any
+    seen, waits = 0, False
+
+    def wait_any_uncounted(*args: object) -> None:
+        nonlocal waits
+        waits = True
+        wait_any(*args)
+        waits = False
+
+    def done_and_then_the_disk_fails(event: Event) -> bool:
+        nonlocal seen
+        answer = done(event)
+        if event == ready and not answer and not waits:
+            seen += 1
+            if seen == looks:
+                while (reads := device.runnable())[0] == first:
+                    device.finish(first)
+                device.fail(reads[0])
+        return answer
+
+    w.engine.submit(ask("r0", "a"))
+    w.engine.step(until=0.0)
+    first, *_, ready = (work.event for work in device.open)
+    device.wait_any = wait_any_uncounted
+    device.done = done_and_then_the_disk_fails
+    results = run_all(w)
+    assert seen == looks
+    assert results["r0"].last.finish_reason == "error"
+    w.engine.submit(ask("r1", "a"))
+    assert run_all(w)["r1"].last.finish_reason == "length"
+    assert w.engine.metrics.failed_fetches == 1
+    assert w.engine.metrics.switches == w.cache.stats.misses == len(kinds(w, "fetch")) == 2
+
+
+def test_a_switch_lasts_from_before_its_transfers_are_issued() -> None:
+    w = world({"a": 6}, 8)
+    fetch = w.device.fetch
+
+    def fetch_that_takes_a_second_to_issue(*args: object, **kwargs: object) -> Event:
+        w.device.clock += 1.0
+        return fetch(*args, **kwargs)
+
+    w.device.fetch = fetch_that_takes_a_second_to_issue
+    w.engine.submit(ask("r", "a"))
+    run_all(w)
+    assert w.engine.metrics.switch.sum_s == 3 + 3
+
+
+def preloading(first: str, after: str) -> SimpleNamespace:
+    """A full world, x and y in it, that is asked for a. Just before, and just after, another caller loads others."""
+    w = world(dict.fromkeys("abxy", 6), 12)
+    want = w.cache.want
+    for name in "xy":
+        want(name, w.experts[name].layout)
+    while w.device.open:
+        w.device.finish(w.device.runnable()[0])
+    w.cache.poll()
+    others = {"before": first, "after": after}
+
+    def want_among_others(expert_id: str, layout: Layout, *args: object) -> Residency:
+        for name in others.pop("before", ""):
+            want(name, w.experts[name].layout)
+        got = want(expert_id, layout, *args)
+        for name in others.pop("after", ""):
+            want(name, w.experts[name].layout)
+        return got
+
+    w.cache.want = want_among_others
+    w.engine.submit(ask("r", "a"))
+    assert run_all(w)["r"].last.finish_reason == "length"
+    return w
+
+
+def test_evictions_for_another_caller_are_not_the_fetchs() -> None:
+    w = preloading(first="", after="b")
+    assert (kinds(w, "fetch"), kinds(w, "evict")) == ([("a",)], [("x", "dram")])
+    assert w.cache.stats.evictions == {"dram": 2}
+    assert (w.engine.metrics.switches, w.engine.metrics.fetched_bytes) == (1, w.experts["a"].layout.size_bytes)
+
+
+def test_a_load_that_another_caller_began_is_no_switch_of_the_engine() -> None:
+    w = preloading(first="ab", after="")
+    assert (kinds(w, "fetch"), kinds(w, "evict")) == ([], [])
+    assert w.cache.stats.evictions == {"dram": 2}
+    assert (w.engine.metrics.switches, w.engine.metrics.fetched_bytes) == (0, 0)
 
 
 def test_cancelling_what_has_ended_harms_no_later_request_of_that_name() -> None:

@@ -179,20 +179,49 @@ def test_a_device_that_refuses_halfway_leaves_no_extent_behind():
     assert device.content(load(device, cache, "a", A).weights) == expected(A)
 
 
-def test_prefetch_never_evicts_the_protected():
+def test_a_want_never_evicts_the_protected_and_says_whom_it_evicted():
     device, cache = make(4)
     load(device, cache, "a", A)
     load(device, cache, "b", B)
-    assert not cache.prefetch("c", C, protected={"a", "b"})
+    with pytest.raises(CapacityError):
+        cache.want("c", C, protected={"a", "b"})
     assert cache.resident() == ("a", "b")
-    assert cache.prefetch("c", C, protected={"a"})
-    assert not cache.prefetch("b", B, protected={"a"})
+    got = cache.want("c", C, protected={"a"})
+    assert (got.hit, got.evicted) == (False, (("b", "dram"),))
+    with pytest.raises(Busy):
+        cache.want("b", B, protected={"a"})
     assert cache.loading() == ("c",)
     settle(device, cache)
-    assert cache.want("c", C).hit
-    assert cache.prefetch("a", A)
-    assert not cache.prefetch("big", fake_layout("big", 9))
-    assert (cache.stats.prefetches, cache.stats.misses) == (1, 2)
+    again = cache.want("c", C)
+    assert (again.hit, again.evicted) == (True, ())
+    assert cache.want("a", A, protected={"a", "c"}).hit
+    assert load(device, cache, "big", fake_layout("big", 4)).evicted == (("a", "dram"), ("c", "dram"))
+
+
+def test_each_end_of_a_load_is_told_once():
+    device, cache = make(4)
+    a, b = cache.want("a", A), cache.want("b", B)
+    assert cache.poll() == ()
+    device.finish(a.gates["layers.0"])
+    assert cache.poll() == ()
+    device.finish(a.ready)
+    device.fail(b.gates["layers.0"])
+    assert cache.poll() == (("a", None), ("b", device.failure(b.ready)))
+    assert cache.poll() == ()
+
+
+def test_the_end_of_a_forgotten_load_is_told_and_that_of_a_refused_one_is_not():
+    device, cache = make(4)
+    ready = cache.want("a", A).ready
+    cache.forget("a")
+    device.refuse_after = 1
+    with pytest.raises(TransferError):
+        cache.want("b", B)
+    while device.open:
+        device.finish(device.runnable()[0])
+    assert device.failure(ready) is None
+    assert cache.poll() == (("a", None),)
+    assert cache.ledgers[0].used_bytes == 0
 
 
 def test_forget_waits_for_the_reader():
@@ -244,7 +273,7 @@ class TestTwoTiers:
     def test_a_copy_left_below_saves_the_fetch(self):
         device, cache = make(2, 8)
         load(device, cache, "a", A)
-        load(device, cache, "b", B)
+        assert load(device, cache, "b", B).evicted == (("a", "hbm"),)
         assert cache.resident() == ("b",)
         device.log.clear()
         got = load(device, cache, "a", A)
@@ -298,12 +327,13 @@ class TestTwoTiers:
         second_fetch = next(event for event in device.runnable() if event.lane == "disk->ddr")
         device.fail(second_fetch)
         assert device.done(got.ready)
-        cache.poll()
+        assert cache.poll() == (("a", device.failure(got.ready)),)
+        assert cache.poll() == ()
         with pytest.raises(Busy) as busy:
             cache.want("b", B)
         assert busy.value.events == (got.gates["layers.0"],)
         device.finish(got.gates["layers.0"])
-        cache.poll()
+        assert cache.poll() == ()
         assert [ledger.used_bytes for ledger in cache.ledgers] == [0, 0]
 
     def test_a_cheaper_return_makes_a_better_victim(self):

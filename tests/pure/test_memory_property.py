@@ -1,7 +1,7 @@
 """Random operations on an ExpertCache over a fake device, checked against what must be true whatever happens.
 
 The fake device holds the contents of every block and refuses to overwrite memory that is in use; the machine adds an
-oracle for what each want and prefetch must answer.
+oracle for what each want and each poll must answer.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.layouts = [fake_layout(f"e{i}.0", size, stages) for i, size in enumerate(sizes)]
         self.versions = 0
         self.reads = {}
+        self.loads = {}
 
     # ---- what must come out of a want
 
@@ -86,23 +87,29 @@ class CacheMachine(RuleBasedStateMachine):
                 answer = "load" if largest_gap(ledger, is_there) >= layout.size_bytes else "busy"
         return answer
 
-    def attempt(self, index):
+    def attempt(self, index, protected=frozenset()):
         """want, compared with the forecast; the residency, or None when it was refused."""
-        forecast, before, moves = self.forecast(index), self.kept(), len(self.device.log)
+        forecast, before, moves = self.forecast(index, protected), self.kept(protected), len(self.device.log)
         decided = len(self.cache.decisions)
         try:
-            got = self.cache.want(f"e{index}", self.layouts[index])
+            got = self.cache.want(f"e{index}", self.layouts[index], protected=protected)
         except Busy as busy:
             got, refused = None, "busy" if busy.events else "busy with nothing to wait for"
         except CapacityError as refusal:
             got, refused = None, "never" if refusal.demand_bytes > refusal.bound_bytes else "never, without a reason"
-        self.check_evicted(decided, before)
+        evicted = self.evicted(decided)
+        assert not set(evicted) & before
         if got is None:
+            assert evicted == []
             assert forecast == refused
             return None
         assert forecast == ("hit" if got.hit else "load")
         assert got.hit == (len(self.device.log) == moves), "single flight: a hit moves nothing, a miss moves"
         assert got.weights.size_bytes == self.layouts[index].size_bytes
+        assert got.evicted == tuple(evicted)
+        if not got.hit:
+            assert f"e{index}" not in self.loads, "two loads of one expert"
+            self.loads[f"e{index}"] = got.ready
         return got
 
     def kept(self, protected=frozenset()):
@@ -115,9 +122,9 @@ class CacheMachine(RuleBasedStateMachine):
                     kept.add((name, ledger.tier))
         return kept
 
-    def check_evicted(self, decided, kept):
-        evicted = {(who, tier) for what, who, tier in list(self.cache.decisions)[decided:] if what == "evict"}
-        assert not evicted & kept
+    def evicted(self, decided):
+        """Who was evicted since the log had `decided` entries."""
+        return [(who, tier) for what, who, tier in list(self.cache.decisions)[decided:] if what == "evict"]
 
     # ---- operations
 
@@ -134,12 +141,8 @@ class CacheMachine(RuleBasedStateMachine):
             self.reads[reading] = (got.weights, contents(self.layouts[index]))
 
     @rule(index=EXPERTS, protected=st.frozensets(EXPERTS, max_size=4))
-    def prefetch(self, index, protected):
-        names = frozenset(f"e{i}" for i in protected)
-        forecast, decided = self.forecast(index, names), len(self.cache.decisions)
-        kept = self.kept(names)
-        assert self.cache.prefetch(f"e{index}", self.layouts[index], names) == (forecast in ("hit", "load"))
-        self.check_evicted(decided, kept)
+    def want_beside(self, index, protected):
+        self.attempt(index, frozenset(f"e{i}" for i in protected))
 
     @precondition(lambda self: self.device.open)
     @rule(pick=PICK, count=st.integers(1, 4))
@@ -163,7 +166,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def poll(self):
-        self.cache.poll()
+        over = {name: ready for name, ready in self.loads.items() if self.device.done(ready)}
+        ended = self.cache.poll()
+        assert sorted(name for name, _ in ended) == sorted(over), "each end is told once, by the poll that sees it"
+        for name, failure in ended:
+            assert failure is self.device.failure(self.loads.pop(name))
 
     @rule(index=EXPERTS)
     def pin(self, index):
@@ -196,7 +203,7 @@ class CacheMachine(RuleBasedStateMachine):
         """With nothing in flight nobody waits; with no pins either, whatever is not larger than a tier comes in."""
         while self.device.open:
             self.end(self.device.runnable()[0])
-        self.cache.poll()
+        self.poll()
         assert self.cache.pending() == ()
         if unpin:
             for name in self.cache.pinned:

@@ -119,7 +119,7 @@ def test_a_failed_row_fails_the_load_once():
 
 def test_a_prefetch_takes_rows_and_a_tier_between_takes_none():
     _, cache = make()
-    assert cache.prefetch("a", layout(), rows={3})
+    assert not cache.want("a", layout(), rows={3}).hit
     assert cache.want("a", layout()).early.rows == {3}
     assert cache.stats.moved_bytes["disk->dram"] > layout().size_bytes
     _, cache = make("hbm", "ddr")

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
-from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.device import Device, Event
 from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import Busy, ExpertCache
+from coterie.memory.cache import NOBODY, Busy, ExpertCache
 from coterie.memory.residency import Residency
 
 
@@ -49,37 +49,36 @@ class Arrivals:
 
     def poll(self) -> dict[str, CoterieError]:
         """Learn what has finished since the last poll; return the experts whose load failed, and why."""
-        # Asked before the cache asks: a load that ends in between is over for the cache and, for us, at the next poll.
-        # The other way round it would look like a load that somebody else began.
-        ended = {expert_id for expert_id, load in self._under_way.items() if self._device.done(load.ready)}
-        self._cache.poll()
+        # The cache alone looks for ends: a load that it holds to be over and we do not would be begun a second time.
         failed: dict[str, CoterieError] = {}
-        for expert_id, load in list(self._under_way.items()):
-            if expert_id in ended:
-                failure = self._finish(expert_id, load)
+        for expert_id, failure in self._cache.poll():
+            if expert_id in self._under_way:
+                self._finish(expert_id, failure)
                 if failure is not None:
-                    failed[expert_id] = failure
-            elif self._device.done(load.first) and self._device.failure(load.first) is None:
+                    failed[expert_id] = as_error(expert_id, failure)
+        for expert_id, load in self._under_way.items():
+            if self._device.done(load.first) and self._device.failure(load.first) is None:
                 self._started.add(expert_id)
         self._refresh()
         return failed
 
-    def bring(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> bool:
-        """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. False: no room now.
+    def bring(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> Residency | None:
+        """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. None: no room now.
 
         `rows` of its embedding are needed first. Raises CapacityError when there will never be room.
         """
-        layout = self._experts[expert_id].layout
-        started = any(self._cache.prefetch(expert_id, layout, stay, rows) for stay in (keep | spare, keep) if stay)
-        if not started and keep:
-            return False
         try:
-            self._join(expert_id, rows)
-        except Busy:
-            return False
+            for stay in (keep | spare, keep):
+                try:
+                    return self._join(expert_id, stay, rows)
+                except Busy:
+                    continue
+                except CapacityError:
+                    if not stay:
+                        raise
+            return None
         finally:
             self._refresh()
-        return True
 
     def residency(self, expert_id: str) -> Residency:
         """Where a resident expert is, and the gates that its run must await."""
@@ -119,25 +118,25 @@ class Arrivals:
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
         return [*nexts, *self._cache.pending()]
 
-    def _join(self, expert_id: str, rows: Collection[int] = ()) -> None:
-        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows)
+    def _join(self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = ()) -> Residency:
+        want_s = self._device.now()  # before the transfers are issued: that is a part of the wait
+        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected)
         self._residencies[expert_id] = residency
         first, ready = residency.first, residency.ready
         if first is not None and ready is not None and expert_id not in self._under_way:
-            load = Load(residency, self._device.now(), first, ready)
+            load = Load(residency, want_s, first, ready)
             self._under_way[expert_id] = self.latest[expert_id] = load
+        return residency
 
-    def _finish(self, expert_id: str, load: Load) -> CoterieError | None:
-        del self._under_way[expert_id]
+    def _finish(self, expert_id: str, failure: Exception | None) -> None:
+        load = self._under_way.pop(expert_id)
         self._started.discard(expert_id)
         self._residencies.pop(expert_id, None)
-        failure = self._device.failure(load.ready)
-        if failure is None:
-            ready_s = load.ended(self._device)
-            self._durations_s += [] if ready_s is None else [ready_s - load.want_s]
-            return None
-        del self.latest[expert_id]
-        return as_error(expert_id, failure)
+        if failure is not None:
+            del self.latest[expert_id]
+            return
+        ready_s = load.ended(self._device)
+        self._durations_s += [] if ready_s is None else [ready_s - load.want_s]
 
     def _refresh(self) -> None:
         """Notice evictions, and loads that others began (a preload, say)."""

@@ -45,7 +45,7 @@ class Engine:
     ) -> None:
         self.policy = policy or Policy()
         self.metrics = Metrics()
-        self.log = DecisionLog(cache)
+        self.log = DecisionLog()
         self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
         self._schedule = schedule_named(self.policy.schedule)
         self._arrivals = Arrivals(device, cache, experts)
@@ -188,19 +188,21 @@ class Engine:
         # Without overlap nothing runs before all of it is there, so no row is needed first.
         rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if self.policy.overlap else ()
         try:
-            started = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
+            residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self._fail(self._queue.of(fetch.expert_id), error)
             return True
         self._moved = True
-        if started:
-            self.log.add_fetch(fetch.expert_id)
+        if residency is None:
+            return False
+        if not residency.hit:  # a hit: another caller began the load
+            self.log.add_fetch(fetch.expert_id, residency.evicted)
             self.metrics.switches += 1
             self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
-            self._turn_steps.pop(fetch.expert_id, None)
-            self._groups.pop(fetch.expert_id, None)
-        return started
+        self._turn_steps.pop(fetch.expert_id, None)
+        self._groups.pop(fetch.expert_id, None)
+        return True
 
     # ---- run
 

@@ -21,15 +21,15 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import Device, Event
 from coterie.memory.evict import EVICTION, Entry, HoleError, Policy, Window
-from coterie.memory.residency import NO_GATES, Residency
+from coterie.memory.residency import NO_GATES, Evicted, Residency
 from coterie.memory.route import fill_links, link_weights, managed_tiers
 from coterie.memory.rows import early_rows
 from coterie.memory.slab import round_up
-from coterie.memory.tiers import Copy, TierLedger
+from coterie.memory.tiers import Copy, Ended, TierLedger
 from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
 
 Decision: TypeAlias = tuple[str, str, str]
-"""(what, expert_id, where): hit, miss, prefetch, evict, fetch, copy, drop. No times: a join is written as a hit."""
+"""(what, expert_id, where): hit, miss, evict, fetch, copy, drop. No times: a join is written as a hit."""
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -51,7 +51,6 @@ class Stats:
     hits: int = 0
     joins: int = 0
     misses: int = 0
-    prefetches: int = 0
     failures: int = 0
     evictions: dict[str, int] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
@@ -87,15 +86,18 @@ class ExpertCache:
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
 
-    def want(self, expert_id: str, layout: Layout, rows: Collection[int] = ()) -> Residency:
+    def want(
+        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY
+    ) -> Residency:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
-        `rows` of its embedding come first when it comes straight from files.
-        Raises Busy when room opens only after work in flight, CapacityError when it never will; neither evicts anybody.
+        Evicts none of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy
+        when room opens only after work in flight, CapacityError when it never will (as long as they are protected);
+        neither evicts anybody.
         """
-        hit = not self._load(expert_id, layout, "miss", NOBODY, rows)
+        evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
-        if hit:
+        if evicted is None:
             self.decisions.append(("hit", expert_id, self._near.tier))
             self.stats.hits += 1
             self.stats.joins += copy.is_loading
@@ -104,22 +106,7 @@ class ExpertCache:
         use = self._uses[expert_id]
         use.last_used, use.uses = self._wants, use.uses + 1
         self._wants += 1
-        return _residency(expert_id, copy, hit)
-
-    def prefetch(
-        self, expert_id: str, layout: Layout, protected: Set[str] = NOBODY, rows: Collection[int] = ()
-    ) -> bool:
-        """Start a load ahead of its want without evicting any of `protected`; False when there is no room for it.
-
-        True also when the expert is resident or loading already. A prefetched expert counts as used now.
-        """
-        try:
-            if self._load(expert_id, layout, "prefetch", protected, rows):
-                self._uses[expert_id].last_used = self._wants
-                self.stats.prefetches += 1
-        except (Busy, CapacityError):
-            return False
-        return True
+        return _residency(expert_id, copy, evicted)
 
     def hold(self, expert_id: str, event: Event) -> None:
         """Keep a resident expert where it is until `event`, which reads its weights, is finished. Raises KeyError."""
@@ -143,10 +130,13 @@ class ExpertCache:
                     ledger.drop(expert_id)
                     self.decisions.append(("drop", expert_id, ledger.tier))
 
-    def poll(self) -> None:
-        """Retire finished events, and drop experts whose load failed."""
-        for ledger in self._ledgers:
-            ledger.poll(self._device, self._dropped)
+    def poll(self) -> tuple[Ended, ...]:
+        """Retire finished events and drop experts whose load failed; return the loads into the run tier that ended.
+
+        Each load is told of by one poll only, so whoever follows loads must be the one who polls.
+        """
+        ended, *_ = [ledger.poll(self._device, self._dropped) for ledger in self._ledgers]
+        return ended
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, also those still loading, least recently used first."""
@@ -190,16 +180,18 @@ class ExpertCache:
         self.decisions.append(("drop", expert_id, ledger.tier))
         return False
 
-    def _load(self, expert_id: str, layout: Layout, why: str, protected: Set[str], rows: Collection[int]) -> bool:
-        """Evict, take an extent in every tier above the nearest copy, and issue the transfers; False if it is here."""
+    def _load(self, expert_id: str, layout: Layout, protected: Set[str], rows: Collection[int]) -> Evicted | None:
+        """Evict, take an extent in every tier above the nearest copy, and issue the transfers; None if it is here."""
         victims = self._choose(expert_id, layout, protected)
         depth = len(victims)
         if depth == 0:
-            return False
-        self.decisions.append((why, expert_id, self._near.tier))
+            return None
+        evicted: list[tuple[str, str]] = []
+        self.decisions.append(("miss", expert_id, self._near.tier))
         for ledger, window in zip(self._ledgers, victims, strict=False):
             for entry in window:
                 ledger.drop(entry.expert_id)
+                evicted.append((entry.expert_id, ledger.tier))
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self.decisions.append(("evict", entry.expert_id, ledger.tier))
         self._uses.setdefault(expert_id, _Use())
@@ -213,10 +205,11 @@ class ExpertCache:
                 below = new[level]
         except Exception:
             # The device refused halfway: what is in flight keeps its extents until it has finished, then they go.
+            # Without arrivals: nobody is told of the end of a load that never was whole.
             for copy in new:
-                copy.is_doomed = True
+                copy.is_doomed, copy.arrivals = True, []
             raise
-        return True
+        return tuple(evicted)
 
     def _fill(self, level: int, expert_id: str, copy: Copy, below: Copy | None) -> None:
         """Issue the transfers of one copy: from the copy below, or from the files when there is none."""
@@ -301,12 +294,13 @@ class ExpertCache:
         self.decisions.append(("drop", expert_id, tier))
 
 
-def _residency(expert_id: str, copy: Copy, hit: bool) -> Residency:
-    layout, events = copy.layout, copy.arrivals
+def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency:
+    """Where a copy is; `evicted` is what its load answered, None for a hit."""
+    layout, events, hit = copy.layout, copy.arrivals, evicted is None
     if not events:
         return Residency(expert_id, copy.weights, NO_GATES, None, hit)
     gates, early = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
-    return Residency(expert_id, copy.weights, gates, events[-1], hit, early)
+    return Residency(expert_id, copy.weights, gates, events[-1], hit, early, evicted or ())
 
 
 def _policy(evict: str | Policy) -> Policy:

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeAlias
 
 from coterie.device import Buffer, Event
+
+Evicted: TypeAlias = tuple[tuple[str, str], ...]
+"""(expert_id, tier) of each copy that a load made room by evicting, in the order in which they went."""
 
 NO_GATES: Mapping[str, Event] = MappingProxyType({})
 
@@ -28,7 +32,8 @@ class Residency:
     """An expert in the run tier. `gates`: stage -> event; `ready`: the last, None once a poll has seen the load finish.
 
     `hit` is False only for the want that started the load; one that joins a load in flight has hit and is_loading.
-    It is good until the next want, prefetch or forget, and longer only if `hold` was called for the work that reads it.
+    `evicted`: who had to go for that load; nobody for a hit.
+    It is good until the next want or forget, and longer only if `hold` was called for the work that reads it.
     """
 
     expert_id: str
@@ -37,6 +42,7 @@ class Residency:
     ready: Event | None
     hit: bool
     early: Early | None = None
+    evicted: Evicted = ()
 
     @property
     def is_loading(self) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
 
-# What a disk reads in the time that one small read takes (about 25 us with several at once, of 3 GB/s; measured).
+# What a disk reads in the time that one small read takes (an estimate: about 25 us with several at once, of 3 GB/s).
 READ_COST_BYTES = 1 << 16
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from coterie.checkpoint.layout import Layout
 from coterie.device import Buffer, Device, Event
 from coterie.memory.rows import EarlyRows
 from coterie.memory.slab import Extent, Slab
+
+Ended: TypeAlias = tuple[str, Exception | None]
+"""(expert_id, failure) of a load that is over; None: every range arrived, though the copy may have been told to go."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,15 +100,22 @@ class TierLedger:
         del self.copies[expert_id]
         self._slab.free(copy.extent)
 
-    def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> None:
-        """Retire finished events; tell `on_drop(expert_id, tier, load failed)` of each doomed copy that went."""
+    def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> tuple[Ended, ...]:
+        """Retire finished events; return the loads that this look saw end, each once.
+
+        Tells `on_drop(expert_id, tier, load failed)` of each doomed copy that went.
+        """
+        ended: list[Ended] = []
         for expert_id, copy in list(self.copies.items()):
             if copy.is_loading:
-                _retire_arrivals(device, copy)
+                ready = _retire_arrivals(device, copy)
+                if ready is not None:
+                    ended.append((expert_id, device.failure(ready)))
             copy.readers = [event for event in copy.readers if not device.done(event)]
             if copy.is_doomed and not copy.is_busy:
                 self.drop(expert_id)
                 on_drop(expert_id, self.tier, copy.has_failed)
+        return tuple(ended)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless free + used == total and every copy has exactly its own extent."""
@@ -114,15 +125,21 @@ class TierLedger:
             raise RuntimeError(f"copies in {self.tier} own {owned} bytes but {self._slab.used_bytes} are taken")
 
 
-def _retire_arrivals(device: Device, copy: Copy) -> None:
-    """Forget arrivals that are finished, and doom the copy as soon as one is known to have failed."""
+def _retire_arrivals(device: Device, copy: Copy) -> Event | None:
+    """Forget arrivals that are finished, and doom the copy as soon as one is known to have failed.
+
+    Returns the last arrival when it is this look that found it finished: then the load is over.
+    """
     # Asking the last one first keeps a poll cheap. It may fail, because a range below did, while an earlier one still
     # writes; so then ask them all.
-    if not device.done(copy.writers[-1]):
-        return
+    last = copy.writers[-1]
+    if not device.done(last):
+        return None
+    ready = last if copy.arrivals[-1:] == [last] else None
     copy.writers = [event for event in copy.writers if not device.done(event)]
     finished = [event for event in copy.arrivals if event not in copy.writers]
     if any(device.failure(event) is not None for event in finished):
         copy.has_failed = copy.is_doomed = True
     if not copy.writers:
         copy.arrivals = []
+    return ready
