@@ -208,3 +208,28 @@ def test_the_error_tree_is_the_one_that_is_drawn():
         parent = above[depth - 1] if depth else "Exception"
         assert getattr(errors, name).__base__.__name__ == parent
     assert len(drawn) == sum(isinstance(item, type) and issubclass(item, Exception) for item in vars(errors).values())
+
+
+@given(st.integers(1, 9), st.integers(1, 40))
+def test_a_prefill_is_what_its_sequences_add_up_to(batch, tokens):
+    sizes = Sizes.prefill(batch, tokens)
+    assert (sizes.T, sizes.B, sizes.R, sizes.context_tokens) == (batch * tokens, batch, batch, batch * tokens)
+    assert sizes.pairs == batch * sum(position + 1 for position in range(tokens))
+
+
+@given(st.integers(1, 9), st.integers(1, 40))
+def test_prefilling_token_by_token_computes_the_pairs_of_one_prefill(batch, tokens):
+    steps = [Sizes.decode(batch, context) for context in range(1, tokens + 1)]
+    whole = Sizes.prefill(batch, tokens)
+    assert sum(step.pairs for step in steps) == whole.pairs
+    assert sum(step.T for step in steps) == whole.T
+    assert steps[-1].context_tokens == whole.context_tokens
+    assert all(step.T == step.B == step.R == batch for step in steps)
+
+
+@pytest.mark.parametrize("made", [Sizes.prefill, Sizes.decode])
+def test_a_step_of_nothing_is_named(made):
+    with pytest.raises(ValueError, match="batch is 0"):
+        made(0, 5)
+    with pytest.raises(ValueError, match="is -3, but a step has at least 1"):
+        made(2, -3)

@@ -43,6 +43,19 @@ class Sizes:
     context_tokens: int
     pairs: int
 
+    @classmethod
+    def prefill(cls, batch: int, tokens: int) -> Sizes:
+        """A step that reads `batch` fresh prompts of `tokens` each and samples after the last of each."""
+        _at_least_one(batch=batch, tokens=tokens)
+        total = batch * tokens
+        return cls(total, batch, batch, total, batch * tokens * (tokens + 1) // 2)
+
+    @classmethod
+    def decode(cls, batch: int, context: int) -> Sizes:
+        """A step of one token for each of `batch` sequences, which are `context` long after it."""
+        _at_least_one(batch=batch, context=context)
+        return cls(batch, batch, batch, batch * context, batch * context)
+
     def of(self, dim: Dim) -> int:
         """The number that `dim` stands for in this step."""
         if isinstance(dim, int):
@@ -55,6 +68,13 @@ class Sizes:
         for dim in shape:
             n *= self.of(dim)
         return n
+
+
+def _at_least_one(**named: int) -> None:
+    """Raises ValueError naming the number that is below one."""
+    for name, number in named.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}, but a step has at least 1")
 
 
 def trailing(shape: Shape) -> int:
