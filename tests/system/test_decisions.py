@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from tests.system.tiny import write_expert
 
-from coterie.api.assemble import Options, Plan, wire
+from coterie.api.assemble import Options
 from coterie.core.errors import UsageError
 from coterie.core.trace import read_trace, write_trace
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
+from coterie.engine.assembly import Plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams
 from coterie.models.model import open_model

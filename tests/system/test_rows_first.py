@@ -9,10 +9,11 @@ import threading
 import pytest
 from tests.system.tiny import write_expert
 
-from coterie.api.assemble import Options, Plan, wire
+from coterie.api.assemble import Options
 from coterie.core.errors import TransferError
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
+from coterie.engine.assembly import Plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request
 from coterie.models.model import open_model

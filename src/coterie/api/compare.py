@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.api.assemble import Options, make_device, make_spec, page_bytes
+from coterie.api.assemble import Options, make_device, make_spec
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import load_composition
 from coterie.core.errors import RequestError, UsageError
 from coterie.device import Binding, Buffer, Device, Rows, Sampling
+from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.reference import KvState, Reference
 from coterie.models.model import Model, load_weights_f32, open_model

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from coterie.api.assemble import Options, Parts, Plan, assemble, make_spec, open_models, plan
+from coterie.api.assemble import Options, assemble, make_spec, open_models
 from coterie.api.texts import check_unicode, open_texts
 from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
@@ -18,6 +18,7 @@ from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
 from coterie.core.errors import RequestError
 from coterie.core.trace import Trace
+from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
 from coterie.models.model import Model
 

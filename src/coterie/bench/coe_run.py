@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
 from coterie.core.trace import Trace
 from coterie.device import Device
+from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, Timings
 from coterie.models.model import Model
@@ -58,7 +58,7 @@ def serve(
     models: Mapping[str, Model], setup: Setup, load: Workload, near_bytes: int, device: Device, link_bytes_per_s: float
 ) -> Outcome:
     """Serve the workload to its end and close the device. Raises the CoterieError that ended a request."""
-    options = Options(
+    settings = Settings(
         near_bytes=near_bytes,
         kv_bytes=_kv_bytes(models, load),
         policy=setup.policy,
@@ -66,7 +66,7 @@ def serve(
         record=RECORD,
     )
     try:
-        parts = wire(models, plan(models, device.spec, options), options, device)
+        parts = wire(models, plan(models, device.spec, settings), settings, device)
         start_s = device.now()
         timings = _closed_loop(parts, models, load)
         row = _row(parts, setup, load, timings, device.now() - start_s, link_bytes_per_s)

@@ -10,10 +10,10 @@ from time import perf_counter
 
 import numpy as np
 
-from coterie.api.assemble import page_bytes
 from coterie.device import Binding, Buffer, Event, Rows, Sampling
 from coterie.devices.cpu import CpuDevice, Orchestration
 from coterie.devices.cpu_step import CpuExecutable
+from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, program_cost
 from coterie.kernels.cpu import Counters

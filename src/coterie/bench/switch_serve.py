@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from coterie.api.assemble import Options, Parts, page_bytes, plan, wire
 from coterie.device import Binding, Buffer, Event, Executable
 from coterie.devices.cpu import CpuDevice
+from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Output, Request, Timings
 from coterie.models.model import Model
@@ -57,16 +57,15 @@ def serve_models(
     """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
     block = page_bytes(models[0].kv)
     pages = -(-tokens // models[0].kv.tokens_per_block(block))
-    options = Options(
+    settings = Settings(
         near_bytes=residents * models[0].layout.size_bytes,
         kv_bytes=2 * pages * block,
-        threads=threads,
         policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
     )
     named = {model.name: model for model in models}
     device = RecordingDevice(threads)
     try:
-        return wire(named, plan(named, device.spec, options), options, device), device
+        return wire(named, plan(named, device.spec, settings), settings, device), device
     except BaseException:
         device.close()
         raise

@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.api import Coterie
-from coterie.api.assemble import Plan, make_spec, open_models, plan
+from coterie.api.assemble import make_spec, open_models
 from coterie.api.texts import open_texts
 from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, KvOpt, NearOpt, options, out, print_json, sentences
 from coterie.composition.composition import load_composition
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes
+from coterie.engine.assembly import Plan, plan
 from coterie.models.model import Model
 
 

@@ -1,0 +1,145 @@
+"""From models to an engine on a device that is given: what memory each part gets, one program per architecture, wiring.
+
+    models -> Plan (who needs what, does it fit) -> wire on a device -> Parts (cache, KV pool, engine)
+
+Knows nothing about concrete devices or prompts: serving and simulating wire the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.trace import Trace
+from coterie.device import Device, Executable
+from coterie.engine.engine import Engine
+from coterie.engine.kv import KVPool
+from coterie.engine.policy import Policy
+from coterie.engine.recording import Recording
+from coterie.engine.served import ServedExpert
+from coterie.engine.timeline import Timeline
+from coterie.graph.compile import compile_graph
+from coterie.graph.program import KvShape
+from coterie.memory.budget import plan_budget
+from coterie.memory.cache import ExpertCache
+from coterie.models.model import Model
+from coterie.spec.machine import MachineSpec
+
+PAGE_TOKENS = 16  # tokens of the largest architecture in one KV block; smaller ones get more
+KV_SEQUENCES = 16  # the default KV budget holds this many sequences of the longest default context
+KV_CONTEXT = 4096  # contexts above this are possible, but the default budget is not sized for many of them
+EXPERTS_SHARE, KV_SHARE = 0.5, 0.2  # of the run tier, at most, by default; the rest is left to the system
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to serve, whatever the device. None means: chosen by `plan`, which says what it chose.
+
+    `record`: how much work to remember for a trace or a replay (pieces of work, the last ones); 0 keeps no record.
+    """
+
+    near_bytes: int | None = None
+    kv_bytes: int | None = None
+    rule_set: str | None = None
+    evict: str = "lru"
+    policy: Policy = field(default_factory=Policy)
+    record: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`."""
+
+    spec: MachineSpec
+    expert_bytes: Mapping[str, int]
+    near_bytes: int
+    kv_bytes: int
+    block_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All experts together."""
+        return sum(self.expert_bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A running assembly. `device` decides as of one instant (engine/timeline.py)."""
+
+    device: Device
+    engine: Engine
+    cache: ExpertCache
+    kv: KVPool
+    plan: Plan
+    recording: Recording | None = None
+
+    def recorded(self) -> Recording:
+        """The record of all work that has ended. Raises UsageError without Options.record."""
+        if self.recording is None:
+            raise UsageError("record", "nothing was recorded", "give Options(record=...), or --trace")
+        self.recording.settle(self.device)
+        return self.recording
+
+    def trace(self) -> Trace:
+        """What is remembered of the work that has ended. Raises UsageError without Options.record."""
+        name, made_up = self.device.spec.name, int(self.device.synthetic())
+        return self.recorded().trace(device=name, synthetic_tokens=made_up)
+
+
+def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> Plan:
+    """Split the run tier. Raises CapacityError when the largest expert or one full context does not fit."""
+    capacity = spec.tier(spec.run_tier).capacity_bytes
+    sizes = {name: model.layout.size_bytes for name, model in models.items()}
+    near = plan_budget(_default_near(sizes, capacity) if settings.near_bytes is None else settings.near_bytes, sizes)
+    block = max(page_bytes(model.kv) for model in models.values())
+    kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
+    if kv < block:
+        raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
+    if near + kv > capacity:
+        levers = ["lower --near", "lower --kv"]
+        raise CapacityError(spec.run_tier, "experts and KV cache together", near + kv, capacity, levers)
+    return Plan(spec, sizes, near, kv // block * block, block)
+
+
+def _default_near(sizes: Mapping[str, int], capacity: int) -> int:
+    return max(min(sum(sizes.values()), int(capacity * EXPERTS_SHARE)), *sizes.values())
+
+
+def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
+    blocks = max(_blocks(model, block, min(model.max_context, KV_CONTEXT)) for model in models.values())
+    return max(min(blocks * KV_SEQUENCES * block, int(capacity * KV_SHARE)), block)
+
+
+def page_bytes(kv: KvShape) -> int:
+    """The size of a KV block that suits this architecture: PAGE_TOKENS tokens or a little more, in whole 4096s."""
+    return -(-kv.bytes_per_token * PAGE_TOKENS // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _blocks(model: Model, block: int, tokens: int) -> int:
+    return -(-tokens // model.kv.tokens_per_block(block))
+
+
+def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: Device) -> Parts:
+    """Compile and wire on a device that is given. Raises CapacityError, UnsupportedError."""
+    recording = Recording(settings.record) if settings.record else None
+    device = Timeline(device, recording)
+    spec = device.spec
+    # Tiers between the run tier and the files keep every expert that fits there; the CPU has none.
+    between = (
+        spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
+    )
+    lower = {name: min(made.total_bytes, spec.tier(name).capacity_bytes) for name in between}
+    cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, settings.evict)
+    kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes)
+    rule_set = settings.rule_set or spec.rule_set
+    programs: dict[str, Executable] = {}
+    served: dict[str, ServedExpert] = {}
+    for name, model in models.items():
+        if model.key not in programs:
+            programs[model.key] = device.load(compile_graph(model.graph, rule_set))
+        exe = programs[model.key]
+        served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
+    engine = Engine(device, cache, kv, served, settings.policy, recording)
+    return Parts(device, engine, cache, kv, made, recording)

@@ -1,0 +1,39 @@
+"""Opens a composition's experts as models: from their folders, or from a config alone where no bytes are needed.
+
+Knows nothing about devices or memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from coterie.checkpoint.files import read_object
+from coterie.composition.composition import Composition
+from coterie.composition.expert import Expert
+from coterie.core.errors import CompositionError
+from coterie.models.model import Model, open_model, synthetic_model
+
+
+def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
+    """Open every expert: headers and configs, no weights. `synthetic`: one without bytes will do.
+
+    Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where they are needed.
+    """
+    shapes: dict[str, Model] = {}
+    return {expert.name: _open(expert, synthetic, composition.name, shapes) for expert in composition.experts}
+
+
+def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model]) -> Model:
+    """`shapes`: models of the configs so far; experts of one config differ by name alone."""
+    if expert.checkpoint is not None:
+        return open_model(expert.checkpoint, expert.name)
+    if not synthetic:
+        fact = f"expert {expert.name} has a config but no weights"
+        raise CompositionError(where, fact, "give it a checkpoint, or use --device synthetic:MACHINE")
+    config = expert.config or ""
+    if config not in shapes:
+        if not Path(config).is_file():
+            raise CompositionError(where, f"config {config!r} of {expert.name} is not a file", "give a config.json")
+        shapes[config] = synthetic_model(read_object(Path(config)), expert.name)
+    return replace(shapes[config], name=expert.name)
