@@ -15,6 +15,7 @@ from coterie.cli.check import check
 from coterie.cli.diff import diff
 from coterie.cli.eval import evaluate
 from coterie.cli.info import info
+from coterie.cli.paper import paper
 from coterie.cli.quantize import quantize
 from coterie.cli.route import route
 from coterie.cli.run import run
@@ -36,6 +37,7 @@ app.command("diff")(diff)
 app.command("quantize")(quantize)
 app.command("info")(info)
 app.command("trace")(trace)
+app.command("paper")(paper)
 app.add_typer(bench, name="bench")
 
 

@@ -1,0 +1,115 @@
+"""`coterie paper`: the paper's tables and figures, published beside ours; a table, JSON or an HTML page.
+
+Knows nothing about how values are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.cli.options import JsonOpt, err, out, print_json, sentences
+from coterie.core.errors import UsageError
+from coterie.plan.paper.exhibits import EXHIBITS, exhibits
+from coterie.plan.paper.html import page
+from coterie.plan.paper.plots import check_plots
+from coterie.plan.paper.row import Exhibit, Fitted, Kind, summaries
+from coterie.plan.paper.text import error_text, number
+
+
+@sentences
+def paper(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[EXHIBIT]...", help=f"{', '.join(EXHIBITS)}; none shows all.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with tables and plots.")] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Compare the paper's tables and figures with its own arithmetic and with our models of its machines."""
+    if html is not None:
+        check_plots("--html")
+    found = exhibits(names or ())
+    if html is not None:
+        try:
+            html.write_text(page(found), encoding="utf-8")
+        except OSError as error:
+            raise UsageError("--html", f"{html} cannot be written: {error.strerror}", "choose another file") from error
+        err.print(f"report: {len(found)} exhibits in {html}", markup=False)
+    if json_:
+        print_json([row.to_dict() for exhibit in found for row in exhibit.rows])
+        return
+    for exhibit in found:
+        _print(exhibit)
+    _print_summary(found)
+    _print_fitted(found)
+
+
+def _print(exhibit: Exhibit) -> None:
+    table = Table(title=f"{exhibit.title}: {exhibit.about}", title_justify="left", title_style="bold")
+    table.add_column("row")
+    for column in ("published", "ours", "unit", "error"):
+        table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
+    for column in ("kind", "method"):
+        table.add_column(column, no_wrap=True)
+    for row in exhibit.rows:
+        style = "" if row.kind is Kind.PREDICTED else "dim"
+        values = (number(row.published), number(row.ours), row.unit, error_text(row.error))
+        table.add_row(escape(row.row), *values, row.kind.value, row.method.value, style=style)
+    out.print(table)
+    out.print(f"  published: {escape('; '.join(dict.fromkeys(row.source for row in exhibit.rows)))}")
+    for text, rows in _notes(exhibit):
+        out.print(f"  {escape(_few(rows))}: {escape(text)}")
+    for note in exhibit.notes:
+        out.print(f"  {escape(note)}")
+    out.print()
+
+
+def _notes(exhibit: Exhibit) -> Iterable[tuple[str, list[str]]]:
+    """Each note once, with the rows that it is about."""
+    found: dict[str, list[str]] = {}
+    for row in exhibit.rows:
+        if row.note:
+            found.setdefault(row.note, []).append(row.row)
+    return found.items()
+
+
+def _few(rows: Sequence[str]) -> str:
+    names = list(dict.fromkeys(rows))
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def _print_summary(found: Sequence[Exhibit]) -> None:
+    table = Table(title="How far off; only predicted rows are the model", title_justify="left", title_style="bold")
+    for column in ("exhibit", "method", "kind"):
+        table.add_column(column)
+    for column in ("rows", "not modelled", "median error", "worst"):
+        table.add_column(column, justify="right")
+    table.add_column("worst row")
+    for line in summaries(found):
+        worst = (error_text(line.worst.error), escape(line.worst.row)) if line.worst else ("-", "")
+        counts = (str(line.num_rows), str(line.num_not_modelled or ""))
+        middle = error_text(line.median_error, signed=False)
+        table.add_row(line.exhibit, line.method.value, line.kind.value, *counts, middle, *worst)
+    out.print(table)
+    out.print()
+
+
+def _print_fitted(found: Sequence[Exhibit]) -> None:
+    table = Table(title="Fitted constants, and rules chosen with the answers in view", title_justify="left")
+    table.add_column("constant")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("left-one-out error", justify="right")
+    table.add_column("fitted to, or why it was chosen")
+    constants: dict[Fitted, None] = {constant: None for exhibit in found for constant in exhibit.fitted}
+    for constant in constants:
+        left_out = error_text(constant.left_out_error, signed=False)
+        table.add_row(
+            escape(constant.name), number(constant.value), constant.unit, left_out, escape(constant.fitted_to)
+        )
+    out.print(table)

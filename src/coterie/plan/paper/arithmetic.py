@@ -1,0 +1,175 @@
+"""The paper's own arithmetic for Samba-CoE: latency = router + prompts x (expert + switch), each one after the other.
+
+    T(BS) = t_router + BS * t_expert(tokens) (+ BS * W / link  if experts do not fit in HBM)
+
+The router costs one expert of 20 tokens at batch 1, also for a batch of 8 and where experts answer with 200 tokens; an
+expert runs its prompts one by one. The paper states the pipeline (section V, Fig. 9) but not these two rules: they were
+chosen because the figures then agree. DGX latencies at 20 tokens are NVIDIA's; the SN40L's, and all at 200 tokens, are
+read back from the paper's results by least squares, so rows that use them agree by construction.
+
+Knows nothing about graphs or machine files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from coterie.plan.paper.fit import least_squares, left_out_error
+from coterie.plan.paper.published import data, published
+from coterie.plan.paper.row import Fitted, Kind
+
+DGX = ("A100", "H100")
+NODES = (*DGX, "SN40L")
+SHORT, LONG = 20, 200  # output tokens: chat and translation
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine as the arithmetic sees it; times in ms by output tokens, `kind` that of its times at 20 tokens."""
+
+    name: str
+    hbm_gb: float
+    far_gb: float
+    expert_ms: dict[int, float]
+    switch_ms: float
+    kind: Kind
+
+    @property
+    def router_ms(self) -> float:
+        """What the router costs: an expert of 20 tokens."""
+        return self.expert_ms[SHORT]
+
+    def latency_ms(self, batch: int, tokens: int, miss: bool) -> float:
+        """A batch from the prompts to the last answer; `miss` if each prompt switches."""
+        return self.router_ms + batch * (self.expert_ms[tokens] + (self.switch_ms if miss else 0.0))
+
+    def fits_hbm(self, experts: int, batch: int) -> bool:
+        """Whether all experts, and a KV cache for each prompt, fit in HBM."""
+        return constant("expert_gb") * experts + constant("kv_gb") * batch <= self.hbm_gb
+
+    def fits(self, experts: int) -> bool:
+        """Whether the node can hold all experts at all."""
+        near = 0.0 if self.name == "SN40L" else self.hbm_gb  # the node keeps a block of DDR for every expert
+        return constant("expert_gb") * experts <= near + self.far_gb
+
+
+def constant(name: str) -> float:
+    """An input that belongs to no node."""
+    return float(data("samba-coe")[name]["value"])
+
+
+@cache
+def nodes() -> dict[str, Node]:
+    """The three machines, their fitted times filled in."""
+    t20, switch = _sn40l_fit()
+    raw = data("samba-coe")
+    times = {name: float(raw[name]["expert_20_ms"]["value"]) for name in DGX} | {"SN40L": t20}
+    copies = {n: 1000 * constant("expert_gb") / float(raw[n]["link_gb_per_s"]["value"]) for n in DGX}
+    copies["SN40L"] = switch
+    long = dict(zip(NODES, _long_fit(times, copies), strict=True))
+    return {
+        name: Node(
+            name,
+            float(raw[name]["hbm_gb"]["value"]),
+            float(raw[name]["far_gb"]["value"]),
+            {SHORT: times[name], LONG: long[name]},
+            copies[name],
+            Kind.FITTED if name == "SN40L" else Kind.GIVEN,
+        )
+        for name in NODES
+    }
+
+
+def dgx_nodes(experts: int) -> int:
+    """DGX nodes that hold these experts and a router in HBM (Fig. 13)."""
+    held = experts + int(constant("dgx_resident_experts"))
+    return math.ceil(held * constant("expert_gb") / nodes()["A100"].hbm_gb)
+
+
+def sn40l_nodes(experts: int) -> int:
+    """SN40L nodes that hold these experts in DDR (Fig. 13)."""
+    return math.ceil(experts * constant("expert_gb") / nodes()["SN40L"].far_gb)
+
+
+def fitted_latencies() -> tuple[Fitted, ...]:
+    """The fitted times, each with what it was fitted to."""
+    node = nodes()
+    to = "the SN40L plateaus of Fig. 12 (three values, two constants)"
+    short = left_out_error(*_sn40l_equations())
+    times = {name: node[name].expert_ms[SHORT] for name in NODES}
+    copies = {name: node[name].switch_ms for name in NODES}
+    long = left_out_error(*_long_equations(times, copies))
+    return (
+        Fitted("SN40L, one expert of 20 tokens", node["SN40L"].expert_ms[SHORT], "ms", to, short),
+        Fitted("SN40L, one switch", node["SN40L"].switch_ms, "ms", to, short),
+        *(
+            Fitted(
+                f"{name}, one expert of 200 tokens",
+                node[name].expert_ms[LONG],
+                "ms",
+                "the 200-token ratios of Table V (six values, three constants)",
+                long,
+            )
+            for name in NODES
+        ),
+    )
+
+
+def fitted_rules(*names: str) -> tuple[Fitted, ...]:
+    """Rules and sizes that were chosen with the answers in view; `name` or `machine.name` as in the data file."""
+    found = []
+    for name in names:
+        raw: Any = data("samba-coe")
+        for part in name.split("."):
+            raw = raw[part]
+        found.append(Fitted(raw["name"], float(raw["value"]), raw["unit"], raw["source"]))
+    return tuple(found)
+
+
+_Equations = tuple[list[list[float]], list[float], list[float]]
+
+
+def _sn40l_equations() -> _Equations:
+    values = published("figure-12")
+    rows = {
+        "BS=1, experts in HBM": [2, 0],
+        "BS=1, every prompt a switch": [2, 1],
+        "BS=8, every prompt a switch": [9, 8],
+    }
+    target = [values[f"SN40L, {row}"].value for row in rows]
+    return [[float(x) for x in row] for row in rows.values()], target, target
+
+
+def _sn40l_fit() -> tuple[float, float]:
+    t20, switch = least_squares(*_sn40l_equations())
+    return t20, switch
+
+
+def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equations:
+    """ratio = T_dgx / T_sn, linear in the unknown times once multiplied out; scaled so that errors are relative."""
+    values = published("table-5")
+    matrix, target, scale = [], [], []
+    for column, name in enumerate(DGX):
+        for batch in (8, 1):
+            ratio = values[f"overall, BS={batch}, 200 tokens, vs {name}"].value
+            row = [0.0, 0.0, -ratio * batch]
+            row[column] = float(batch)
+            matrix.append(row)
+            ours = times["SN40L"] + batch * copies["SN40L"]
+            theirs = times[name] + batch * copies[name]
+            target.append(ratio * ours - theirs)
+            scale.append(ratio * (ours + batch * 5 * times["SN40L"]))
+        ratio = values[f"expert only, BS=1, 200 tokens, vs {name}"].value
+        row = [0.0, 0.0, -ratio]
+        row[column] = 1.0
+        matrix.append(row)
+        target.append(0.0)
+        scale.append(ratio * 5 * times["SN40L"])
+    return matrix, target, scale
+
+
+def _long_fit(times: dict[str, float], copies: dict[str, float]) -> list[float]:
+    return least_squares(*_long_equations(times, copies))

@@ -1,0 +1,140 @@
+"""Figures 1 and 12 and Table V: Samba-CoE on three nodes, from any account of what an expert and a switch cost.
+
+An account is a `Node` for each machine: the paper's arithmetic gives one, a modelled machine another.
+
+Knows nothing about where the costs come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from coterie.plan.paper.arithmetic import DGX, LONG, NODES, SHORT, Node, constant, fitted_latencies, fitted_rules, nodes
+from coterie.plan.paper.published import beside, data, published
+from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series, bars
+
+FIGURE_1, FIGURE_12, TABLE_5 = "Figure 1", "Figure 12", "Table V"
+BATCHES = (8, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the three nodes cost by one method; `worst` is the kind of a row that takes all of them in."""
+
+    method: Method
+    nodes: Mapping[str, Node]
+
+    def worst(self, *names: str, batch: int = 1) -> Kind:
+        """The weakest kind among these nodes and, for a batch, the rule for its router, which we chose."""
+        kinds = {self.nodes[name].kind for name in names}
+        if batch > 1 and self.method is Method.CLOSED_FORM:
+            kinds.add(Kind.FITTED)
+        return next(kind for kind in (Kind.FITTED, Kind.PREDICTED, Kind.GIVEN) if kind in kinds)
+
+
+def accounts() -> tuple[Account, ...]:
+    """Every account that we have, the paper's first."""
+    return (Account(Method.CLOSED_FORM, nodes()),)
+
+
+def figure_1() -> Exhibit:
+    """Time of a batch, and of its switches, with 150 experts."""
+    rows = []
+    for account in accounts():
+        for value in published("figure-1").values():
+            name, batch, what = value.row.split(", ")
+            node, size = account.nodes[name], int(batch.removeprefix("BS="))
+            if what == "switching":
+                ours, kind = size * node.switch_ms, account.worst(name)
+            else:
+                ours, kind = node.latency_ms(size, SHORT, miss=True), account.worst(name, batch=size)
+            rows.append(beside(FIGURE_1, value, ours, kind, account.method))
+    chart = bars("One batch of Samba-CoE, 150 experts, 20 tokens", "ms", rows, log_y=True)
+    fitted = (*fitted_latencies()[:2], *fitted_rules("router_batch"))
+    about = "Switching and total time of a batch of 8 prompts and of 1, 150 experts, 20 output tokens"
+    return Exhibit("figure-1", FIGURE_1, about, tuple(rows), fitted, (chart,))
+
+
+def figure_12() -> Exhibit:
+    """Latency against the number of experts: the plateaus, and where experts leave HBM."""
+    rows = []
+    for account in accounts():
+        for value in published("figure-12").values():
+            name, batch, what = value.row.split(", ")
+            node, size = account.nodes[name], int(batch.removeprefix("BS="))
+            rows.append(_figure_12_row(account, node, size, what, value.row))
+    about = "Latency of a batch against the number of experts, 20 output tokens: plateaus, and where they begin"
+    charts = tuple(_latency_chart(batch) for batch in BATCHES)
+    fitted = (*fitted_latencies()[:2], *fitted_rules("router_batch", "kv_gb"))
+    return Exhibit("figure-12", FIGURE_12, about, tuple(rows), fitted, charts)
+
+
+def _figure_12_row(account: Account, node: Node, batch: int, what: str, name: str) -> Row:
+    value = published("figure-12")[name]
+    if what.startswith("first count"):
+        out = first_count(lambda experts: not node.fits_hbm(experts, batch))
+        # Where experts leave HBM hangs on the KV cache that is set aside, which we chose.
+        kind = Kind.FITTED if account.method is Method.CLOSED_FORM else account.worst(node.name)
+        return beside(FIGURE_12, value, out, kind, account.method)
+    ours = node.latency_ms(batch, SHORT, miss=what == "every prompt a switch")
+    return beside(FIGURE_12, value, ours, account.worst(node.name, batch=batch), account.method)
+
+
+def table_5() -> Exhibit:
+    """The SN40L node's speedups."""
+    rows = []
+    for account in accounts():
+        for value in published("table-5").values():
+            ours = _speedup(account.nodes, value.row)
+            rows.append(beside(TABLE_5, value, ours, account.worst(*NODES), account.method))
+    fitted = (*fitted_latencies(), *fitted_rules("router_batch", "A100.far_gb", "H100.far_gb"))
+    ratios = [row for row in rows if row.unit == "x"]
+    about = "Speedup of the SN40L node over DGX A100 and DGX H100 on Samba-CoE with 150 experts"
+    return Exhibit("table-5", TABLE_5, about, tuple(rows), fitted, (bars("SN40L node over DGX", "x", ratios),))
+
+
+def _speedup(nodes: Mapping[str, Node], row: str) -> float | None:
+    name = next(name for name in DGX if row.endswith(name))
+    theirs, ours = nodes[name], nodes["SN40L"]
+    if row.startswith("first count"):
+        return first_count(lambda experts: not theirs.fits(experts))
+    if row.startswith("model switching"):
+        return theirs.switch_ms / ours.switch_ms
+    tokens = LONG if f"{LONG} tokens" in row else SHORT
+    if row.startswith("expert only"):
+        return theirs.expert_ms[tokens] / ours.expert_ms[tokens]
+    batch = next(size for size in BATCHES if f"BS={size}," in row)
+    return theirs.latency_ms(batch, tokens, miss=True) / ours.latency_ms(batch, tokens, miss=True)
+
+
+def first_count(holds: Callable[[int], bool]) -> float | None:
+    """The first of Fig. 12's sampled counts of experts at which something holds."""
+    return next((float(experts) for experts in data("figure-12")["experts"] if holds(experts)), None)
+
+
+def _latency_chart(batch: int) -> Chart:
+    counts = tuple(float(experts) for experts in data("figure-12")["experts"])
+    series = []
+    for name in NODES:
+        series.append(Series(f"{name}, published", counts, _published_curve(name, batch, counts), dashed=True))
+        for account in accounts():
+            node = account.nodes[name]
+            drawn = tuple(
+                node.latency_ms(batch, SHORT, miss=not node.fits_hbm(int(e), batch)) if node.fits(int(e)) else None
+                for e in counts
+            )
+            series.append(Series(f"{name}, {account.method.value}", counts, drawn))
+    return Chart(f"Latency of a batch of {batch}, 20 tokens", "steps", "experts", "ms", tuple(series), log_y=True)
+
+
+def _published_curve(name: str, batch: int, counts: tuple[float, ...]) -> tuple[float | None, ...]:
+    def value(what: str) -> float | None:
+        found = published("figure-12").get(f"{name}, BS={batch}, {what}")
+        return found.value if found else None
+
+    near, far, border = value("experts in HBM"), value("every prompt a switch"), value("first count out of HBM")
+    last = counts[-1] if name == "SN40L" else constant("experts")
+    return tuple(
+        None if e > last else (near if near is not None and border is not None and e < border else far) for e in counts
+    )

@@ -1,0 +1,74 @@
+"""Figure 13: how many nodes keep all experts where they can run without host copies.
+
+Knows nothing about time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coterie.plan.paper.arithmetic import dgx_nodes, fitted_rules, sn40l_nodes
+from coterie.plan.paper.published import beside, data, published
+from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series
+
+NAME, TITLE = "figure-13", "Figure 13"
+MOST_EXPERTS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Nodes by count of experts, on each machine, by one method."""
+
+    method: Method
+    nodes: dict[str, Callable[[int], int]]
+    kinds: dict[str, Kind]
+
+
+def footprints() -> tuple[Footprint, ...]:
+    """Every account that we have, the paper's first."""
+    paper = Footprint(
+        Method.CLOSED_FORM,
+        {"DGX": dgx_nodes, "SN40L": sn40l_nodes},
+        {"DGX": Kind.FITTED, "SN40L": Kind.GIVEN},
+    )
+    return (paper,)
+
+
+def figure_13() -> Exhibit:
+    """The steps of both curves, and the count in the text."""
+    found = footprints()
+    rows = tuple(_row(footprint, name) for footprint in found for name in published(NAME))
+    about = "Nodes that keep every expert where it can run without host copies, against the number of experts"
+    return Exhibit(NAME, TITLE, about, rows, fitted_rules("dgx_resident_experts"), (_chart(found),))
+
+
+def _row(footprint: Footprint, name: str) -> Row:
+    value = published(NAME)[name]
+    machine = name.replace(",", "").split(" ")[0]
+    count = footprint.nodes[machine]
+    if value.unit == "nodes":
+        ours = float(count(int(name.split(" ")[-2])))
+    else:
+        nodes, every = int(name.split(" ")[-2]), int(data(NAME)["sampled_every"])
+        ours = float(next(experts for experts in range(every, 10**6, every) if count(experts) >= nodes))
+    return beside(TITLE, value, ours, footprint.kinds[machine], footprint.method)
+
+
+def _chart(found: tuple[Footprint, ...]) -> Chart:
+    every = int(data(NAME)["sampled_every"])
+    counts = tuple(float(e) for e in range(every, MOST_EXPERTS, every))
+    series = [
+        Series(f"{machine}, published", counts, _published_curve(machine, counts), dashed=True)
+        for machine in ("DGX", "SN40L")
+    ]
+    for footprint in found:
+        for machine, nodes in footprint.nodes.items():
+            drawn = tuple(float(nodes(int(e))) for e in counts)
+            series.append(Series(f"{machine}, {footprint.method.value}", counts, drawn))
+    return Chart("Nodes for so many experts", "steps", "experts", "nodes", tuple(series))
+
+
+def _published_curve(machine: str, counts: tuple[float, ...]) -> tuple[float | None, ...]:
+    steps = [v.value for v in published(NAME).values() if v.row.startswith(f"{machine}, first")]
+    return tuple(1.0 + sum(e >= step for step in steps) for e in counts)

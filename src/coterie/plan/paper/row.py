@@ -1,0 +1,160 @@
+"""What every exhibit is made of: rows (published beside ours), fitted constants, charts.
+
+Knows nothing about any exhibit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+
+
+class Kind(Enum):
+    """How much of the answer went into `ours`; a row has the weakest kind among its inputs."""
+
+    GIVEN = "given"  # computed from published inputs alone, never from the row's own published value
+    FITTED = "fitted"  # an input, or a rule, was chosen so that published results agree
+    PREDICTED = "predicted"  # from a machine's specification and a mapped graph
+
+
+class Method(Enum):
+    """Who computed `ours`. Only machine rows count as the model."""
+
+    CLOSED_FORM = "closed form"  # the paper's own arithmetic
+    MACHINE = "machine"  # a graph from a config, priced or simulated on a machine from its file
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One value: `published` is None where the paper gives none, `ours` where we model none (`note` says why)."""
+
+    exhibit: str
+    row: str
+    published: float | None
+    ours: float | None
+    kind: Kind
+    method: Method
+    unit: str
+    source: str
+    note: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Relative error of ours against published; None where one of them is missing."""
+        if self.ours is None or self.published is None:
+            return None
+        return self.ours / self.published - 1
+
+    def to_dict(self) -> dict[str, object]:
+        """The row as JSON has it."""
+        return {
+            "exhibit": self.exhibit,
+            "row": self.row,
+            "published": self.published,
+            "ours": self.ours,
+            "error": self.error,
+            "kind": self.kind.value,
+            "method": self.method.value,
+            "unit": self.unit,
+            "source": self.source,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A constant that was chosen to agree with published results.
+
+    `left_out_error` is the median relative error on published values when each in turn is kept out of the fit; None
+    where leaving one out leaves nothing to fit to, or where a rule was chosen rather than a number.
+    """
+
+    name: str
+    value: float
+    unit: str
+    fitted_to: str
+    left_out_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of a chart. `dashed` marks what was published."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture: `shape` is bars (x are positions of `names`), lines or steps."""
+
+    title: str
+    shape: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    names: tuple[str, ...] = ()
+    log_y: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """One table or figure of the paper, or one question that it leaves open."""
+
+    name: str
+    title: str
+    about: str
+    rows: tuple[Row, ...]
+    fitted: tuple[Fitted, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How far the rows of one exhibit, method and kind are off."""
+
+    exhibit: str
+    method: Method
+    kind: Kind
+    num_rows: int
+    num_not_modelled: int
+    median_error: float | None
+    worst: Row | None
+
+
+def summaries(exhibits: Iterable[Exhibit]) -> tuple[Summary, ...]:
+    """Median and worst absolute error of each exhibit's rows, by method and kind; rows without an error are counted."""
+    found = []
+    for exhibit in exhibits:
+        for method in Method:
+            for kind in Kind:
+                rows = [row for row in exhibit.rows if row.method is method and row.kind is kind]
+                if not rows:
+                    continue
+                errors = {row.row: (abs(row.error), row) for row in rows if row.error is not None}
+                middle = median(e for e, _ in errors.values()) if errors else None
+                worst = max(errors.values(), key=lambda pair: pair[0])[1] if errors else None
+                missing = sum(row.ours is None for row in rows)
+                found.append(Summary(exhibit.title, method, kind, len(rows), missing, middle, worst))
+    return tuple(found)
+
+
+def bars(title: str, unit: str, rows: Iterable[Row], log_y: bool = False) -> Chart:
+    """Published, closed form and machine side by side, a group of bars for each row name."""
+    rows = tuple(rows)
+    names = tuple(dict.fromkeys(row.row for row in rows))
+    x = tuple(float(i) for i in range(len(names)))
+    published = {row.row: row.published for row in rows}
+    series = [Series("published", x, tuple(published[name] for name in names), dashed=True)]
+    for method in Method:
+        for kind in Kind:
+            ours = {row.row: row.ours for row in rows if row.method is method and row.kind is kind}
+            if ours:
+                label = method.value if method is Method.CLOSED_FORM else f"machine, {kind.value}"
+                series.append(Series(label, x, tuple(ours.get(name) for name in names)))
+    return Chart(title, "bars", "", unit, tuple(series), names, log_y)

@@ -1,0 +1,42 @@
+"""Table I: operations per byte of the example of Fig. 3, for three depths of fusion.
+
+Closed form: BF16, one unit u = 128 x 1024 elements; square tensors are 8 u. The table agrees only if Scale's 8 u are
+not counted, and if the fused graph is charged one operand of 1 u more than Fig. 3 shows.
+
+Knows nothing about machines: intensity is a property of the fused graph.
+"""
+
+from __future__ import annotations
+
+from coterie.plan.paper.published import beside, published
+from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, bars
+
+NAME, TITLE = "table-1", "Table I"
+N, K, BYTES = 1024, 128, 2  # square tensors are N x N, the others N x K
+UNIT_BYTES = N * K * BYTES
+FLOPS = 2 * (2 * N * K * N) + N * N  # two GEMMs and one multiply an element
+UNITS = {
+    "no fusion": (1 + 1 + 8) + (8 + 8) + (8 + 8) + (8 + 1 + 1),
+    "Gemm0+Mul+Transpose fused": (1 + 1 + 8) + (8 + 1 + 1),
+    "all fused": (1 + 1 + 1 + 1) + 1,
+}
+WHY = {
+    "no fusion": "Scale's traffic is not counted",
+    "Gemm0+Mul+Transpose fused": "Scale's traffic is not counted",
+    "all fused": "Scale's traffic is not counted, and one operand of 128 x 1024 is charged that Fig. 3 does not show",
+}
+
+
+def table_1() -> Exhibit:
+    """The three intensities."""
+    rows = tuple(
+        beside(TITLE, value, FLOPS / (UNITS[name] * UNIT_BYTES), Kind.FITTED, Method.CLOSED_FORM, WHY[name])
+        for name, value in published(NAME).items()
+    )
+    fitted = (
+        Fitted("Scale's bytes that count", 0, "B", "Table I: counted, its rows would be 34.2, 73.3 and 171.0"),
+        Fitted("operands of the fused graph", 5, "x 256 KiB", "Table I, last row: four operands would give 513"),
+    )
+    charts = (bars("Operation intensity", "FLOP/byte", rows),)
+    about = "Operations per byte of Gemm0, Mul, Transpose, Gemm1 (Fig. 3)"
+    return Exhibit(NAME, TITLE, about, rows, fitted, charts)
