@@ -74,6 +74,12 @@ def test_numbers_come_out_in_base_units():
         ('dst = "hbm"', "", "link[0].dst", "is missing"),
         ('rule_set = "cache"', "rule_set = 3", "rule_set", "is 3"),
         ("[[tier]]", "[[teir]]", "teir", "unknown key"),
+        ("value = 1.5", 'value = 1.5, achieved = 1.2, achieved_source = "x"', "tier.hbm.bandwidth.achieved", "1.2"),
+        ("value = 1.5", "value = 1.5, achieved = 0.8", "tier.hbm.bandwidth.achieved_source", "is missing"),
+        ("value = 1.5", "low = 2, high = 3, value = 1.5", "tier.hbm.bandwidth", "low 2"),
+        ("value = 1.5", "low = 1, value = 1.5", "tier.hbm.bandwidth.high", "is missing"),
+        ("units = 4", "units = 4\nhost_links = 5", "host_links", "is 5"),
+        ("units = 4", "units = 4\n[grid]\ntiles = 3\n[rest]", "rest", "unknown key"),
         ("flops = {", "flops = 3\nother = {", "other", "unknown key"),
         ('name = "small"', "name = ", "", "is not TOML"),
     ],
@@ -94,10 +100,12 @@ def test_a_repeated_link_is_refused():
 
 
 def test_the_machines_that_ship():
-    assert machine_names() == ("dgx-a100", "dgx-h100", "epyc-2core", "sn40l-node", "toy", "toy-tiers")
+    gpus = {f"{prefix}{gpu}" for prefix in ("", "dgx-") for gpu in ("a100", "h100", "h200")}
+    rdus = {f"sn40l-{size}{variant}" for size in ("socket", "node", "rack") for variant in ("", "-hc")}
+    assert machine_names() == tuple(sorted({"epyc-2core", "toy", "toy-tiers"} | gpus | rdus))
 
 
-@pytest.mark.parametrize("name", ["dgx-a100", "dgx-h100", "epyc-2core", "sn40l-node", "toy", "toy-tiers"])
+@pytest.mark.parametrize("name", machine_names())
 def test_a_machine_that_ships_is_whole(name):
     spec = load_machine(name)
     assert spec.name == name
@@ -113,7 +121,7 @@ def test_a_machine_that_ships_is_whole(name):
     ("name", "flops_per_s", "near_bytes", "near_bytes_per_s", "src", "switch_s"),
     [
         ("sn40l-node", 5.104e15, 512e9, 14.4e12, "ddr", 14.1e-3),
-        ("dgx-a100", 2.496e15, 640e9, 16.0e12, "dram", 437.5e-3),
+        ("dgx-a100", 2.496e15, 640e9, 16.312e12, "dram", 437.5e-3),
         ("dgx-h100", 7.912e15, 640e9, 26.8e12, "dram", 218.75e-3),
     ],
 )
@@ -125,7 +133,67 @@ def test_the_papers_machines(name, flops_per_s, near_bytes, near_bytes_per_s, sr
     assert spec.tier("hbm").capacity_bytes == near_bytes
     assert spec.tier("hbm").bytes_per_s == pytest.approx(near_bytes_per_s)
     link = spec.link(src, "hbm")
-    assert 14e9 / link.bytes_per_s + link.latency_s == pytest.approx(switch_s, rel=1e-3)
+    assert 14e9 / link.achieved_bytes_per_s + link.latency_s == pytest.approx(switch_s, rel=1e-3)
+
+
+def test_physical_and_achieved_rates_are_apart():
+    spec = load_machine("sn40l-node")
+    assert spec.tier("hbm").achieved_bytes_per_s == pytest.approx(0.85 * 8 * 1.8e12)
+    assert spec.achieved_flops_per_s == pytest.approx(0.9 * 8 * 638e12)
+    assert spec.link("ddr", "hbm").bytes_per_s == pytest.approx(8 * 200e9)
+    assert spec.link("ddr", "hbm").achieved_bytes_per_s == pytest.approx(0.993e12, rel=1e-3)
+    assert "VI-C" in spec.tier("hbm").share_source
+    assert spec.unit_bytes_per_s("hbm") == pytest.approx(1.8e12)
+    assert load_machine("dgx-h100").unit_bytes_per_s("dram") == load_machine("dgx-h100").tier("dram").bytes_per_s
+
+
+def test_a_grid_adds_up_to_the_published_peak():
+    spec = load_machine("sn40l-socket")
+    assert spec.grid is not None
+    assert spec.grid.pcus * spec.grid.pcu_flops_per_s == pytest.approx(638e12, rel=2e-3)
+    assert spec.grid.sram_bytes == spec.tier("sram").capacity_bytes == 520 * 2**20
+
+
+def test_a_launch_grows_with_what_it_configures():
+    spec = load_machine("sn40l-node")
+    assert spec.launch_s("device") == spec.launch_device_s < spec.launch_s("device", 0.5) < spec.launch_s("device", 1.0)
+    assert spec.launch_s("host", 1.0) == pytest.approx(spec.launch_host_s + spec.program_host_s)
+
+
+def test_settings_choose_host_links_units_and_ends_of_ranges():
+    one, eight = load_machine("dgx-h100"), load_machine("dgx-h100:host_links=8")
+    assert eight.link("dram", "hbm").bytes_per_s == 8 * one.link("dram", "hbm").bytes_per_s
+    assert eight.host_links == 8
+    two = load_machine("dgx-h100:units=2")
+    assert two.flops_per_s == pytest.approx(one.flops_per_s / 4)
+    assert two.tier("dram").capacity_bytes == one.tier("dram").capacity_bytes
+    low, high = (load_machine(f"sn40l-node:peers.bandwidth={end}").peers for end in ("low", "high"))
+    assert (low.bytes_per_s, high.bytes_per_s) == (64e9, 450e9)
+    item = next(item for item in load_machine("sn40l-node").unpublished if item.key == "peers.bandwidth")
+    assert (item.low, item.value, item.high) == (64e9, 200e9, 450e9)
+
+
+@pytest.mark.parametrize(
+    ("ref", "where", "fact"),
+    [
+        ("dgx-h100:host_links=9", "dgx-h100.toml: host_links", "is 9"),
+        ("dgx-h100:host_links=0", "dgx-h100.toml: host_links", "is 0"),
+        ("dgx-h100:host_links=-1", "dgx-h100.toml: host_links", "'-1'"),
+        ("dgx-h100:host_links=two", "dgx-h100.toml: host_links", "'two'"),
+        ("sn40l-node:host_links=2", "sn40l-node.toml: host_links", "no such number"),
+        ("dgx-h100:units=16", "dgx-h100.toml: units", "is 16"),
+        ("dgx-h100:flops=high", "dgx-h100.toml: flops", "no range"),
+        ("sn40l-node:launch_device=middle", "sn40l-node.toml: launch_device", "middle"),
+        ("dgx-h100:host_links", "dgx-h100:host_links", "not a setting"),
+        ("dgx-h100:units=2,units=4", "dgx-h100:units=2,units=4", "not a setting"),
+    ],
+)
+def test_a_wrong_setting_is_refused(ref, where, fact):
+    with pytest.raises(UsageError) as caught:
+        load_machine(ref)
+    assert caught.value.where == where
+    assert fact in caught.value.fact
+    assert caught.value.remedy
 
 
 def test_an_unknown_machine_names_those_that_exist(tmp_path):

@@ -146,7 +146,7 @@ def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
     """Bytes per second of the disk: files read from end to end, the page cache dropped. Modelled: as its spec says."""
     spec = make_spec(Options(device=grid.device))
     if grid.device != "cpu":
-        return spec.link(spec.home_tier, spec.run_tier).bytes_per_s
+        return spec.link(spec.home_tier, spec.run_tier).achieved_bytes_per_s
     into = Slab(CHUNK_BYTES).bytes
     rates = []
     for model in list(models.values())[:: max(1, len(models) // STICK_FILES)]:

@@ -3,18 +3,21 @@
     region    launch, then flops of `compute` and bytes of tiers at once: max(flops / peak, bytes / bandwidth)
     transfer  latency, then bytes of the link and of both its tiers at the slowest of their rates
 
+All rates are achieved ones: the physical number times the share that software was seen to reach.
+
 Knows nothing about lanes, events or what is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_time import Flow, Phase, Work
-from coterie.graph.cost import region_cost
+from coterie.graph.cost import Cost, region_cost
 from coterie.graph.ir import Value
 from coterie.graph.program import Program
 from coterie.spec.machine import Link, MachineSpec
@@ -33,12 +36,12 @@ def resources(spec: MachineSpec) -> dict[str, float]:
         raise UsageError(where, "its peak FLOP/s is unknown", remedy)
     if spec.tier(spec.run_tier).bytes_per_s <= 0:
         raise UsageError(where, f"the bandwidth of {spec.run_tier} is unknown", remedy)
-    found = {COMPUTE: spec.flops_per_s}
-    found.update({_tier(tier.name): tier.bytes_per_s for tier in spec.tiers if tier.bytes_per_s > 0})
+    found = {COMPUTE: spec.achieved_flops_per_s}
+    found.update({_tier(tier.name): tier.achieved_bytes_per_s for tier in spec.tiers if tier.bytes_per_s > 0})
     for link in spec.links:
         if link.bytes_per_s <= 0:
             raise UsageError(where, f"the bandwidth of the link {link.src} -> {link.dst} is unknown", remedy)
-        found[_link(link)] = link.bytes_per_s
+        found[_link(link)] = link.achieved_bytes_per_s
     return found
 
 
@@ -89,10 +92,116 @@ def alike(program: Program) -> tuple[int, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class RegionTime:
+    """One region of a step: launch, then the longest of compute and each tier's bytes, then what collectives expose.
+
+    `bound` names what takes longest; `provenance` says where its speed is from: measured, interpolated, transferred
+    or analytic (the machine file's own numbers).
+    """
+
+    region: str
+    kernel: str
+    stage: str
+    launch_s: float
+    compute_s: float
+    memory_s: Mapping[str, float]
+    collective_s: float
+    provenance: str
+
+    @property
+    def work_s(self) -> float:
+        """Compute and memory at once."""
+        return max(self.compute_s, *self.memory_s.values())
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.launch_s + self.work_s + self.collective_s
+
+    @property
+    def bound(self) -> str:
+        """`launch`, `compute`, `collective` or the name of a tier."""
+        parts = {"compute": self.compute_s, **self.memory_s, "launch": self.launch_s, "collective": self.collective_s}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """A step: its regions in order, and what software does between two steps."""
+
+    rows: tuple[RegionTime, ...]
+    host_s: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.host_s + sum(row.seconds for row in self.rows)
+
+
+def step_time(
+    spec: MachineSpec,
+    program: Program,
+    sizes: Sizes,
+    *,
+    orchestration: str = "device",
+    tiers: tuple[str, str] | None = None,
+    starts_run: bool = True,
+) -> StepTime:
+    """What a step with nothing beside it takes on a machine, region by region.
+
+    `tiers`: where weights and KV lie (the run tier); `starts_run`: software starts the first region even where the
+    device starts the others. Raises UsageError when a needed number of the machine is unknown.
+    """
+    resources(spec)
+    where = tiers or (spec.run_tier, spec.run_tier)
+    priced = {index: region_time(spec, program, index, sizes, where) for index in dict.fromkeys(alike(program))}
+    rows = []
+    for region, index in zip(program.regions, alike(program), strict=True):
+        start_s = launch_s(spec, orchestration, first=starts_run and region.index == 0)
+        rows.append(replace(priced[index], region=region.name, stage=region.stage, launch_s=start_s))
+    return StepTime(tuple(rows), spec.step_host_s)
+
+
+def region_time(spec: MachineSpec, program: Program, index: int, sizes: Sizes, tiers: tuple[str, str]) -> RegionTime:
+    """A region without its launch; weights and KV are charged to `tiers`, the rest to the run tier."""
+    region = program.regions[index]
+    cost = region_cost(program, region, sizes)
+    moved = moved_bytes(spec, cost, tiers)
+    memory_s = {
+        tier: amount / spec.tier(tier).achieved_bytes_per_s if amount else 0.0 for tier, amount in moved.items()
+    }
+    compute_s = cost.flops / spec.achieved_flops_per_s
+    return RegionTime(region.name, region.kernel, region.stage, 0.0, compute_s, memory_s, 0.0, "analytic")
+
+
+def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes, tiers: tuple[str, str] | None = None) -> float:
+    """A lower bound of a step: per region the larger of flops and bytes over physical peaks, nothing else."""
+    total = 0.0
+    for region in program.regions:
+        cost = region_cost(program, region, sizes)
+        moved = moved_bytes(spec, cost, tiers or (spec.run_tier, spec.run_tier))
+        seconds = [amount / spec.tier(tier).bytes_per_s for tier, amount in moved.items() if amount]
+        total += max([cost.flops / spec.flops_per_s, *seconds])
+    return total
+
+
+def moved_bytes(spec: MachineSpec, cost: Cost, tiers: tuple[str, str]) -> dict[str, float]:
+    """Bytes that a kernel moves, by tier."""
+    moved: dict[str, float] = {}
+    for tier, size_bytes in (
+        (tiers[0], cost.weight_bytes),
+        (tiers[1], cost.kv_read_bytes + cost.kv_write_bytes),
+        (spec.run_tier, cost.input_bytes + cost.output_bytes),
+    ):
+        moved[tier] = moved.get(tier, 0.0) + size_bytes
+    return moved
+
+
 def step_phases(
     spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], delay_s: float
 ) -> tuple[Phase, ...]:
-    """Each region of a step, started after `delay_s`; weights and KV are charged to `tiers`, the rest to the run tier.
+    """Each region of a step as a phase, started after `delay_s`: `step_time` as flows that others can slow down.
 
     Raises ValueError when one of these tiers has no known bandwidth.
     """
@@ -101,19 +210,12 @@ def step_phases(
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
     priced: dict[int, Phase] = {}
     for index in dict.fromkeys(same):
-        cost = region_cost(program, program.regions[index], sizes)
-        moved: dict[str, float] = {}
-        for tier, size_bytes in (
-            (tiers[0], cost.weight_bytes),
-            (tiers[1], cost.kv_read_bytes + cost.kv_write_bytes),
-            (spec.run_tier, cost.input_bytes + cost.output_bytes),
-        ):
-            moved[tier] = moved.get(tier, 0.0) + size_bytes
-        flows = [Flow(float(cost.flops), {COMPUTE: 1.0})]
-        flows += [Flow(amount, {_tier(tier): 1.0}) for tier, amount in moved.items()]
-        seconds = [cost.flops / spec.flops_per_s]
-        seconds += [amount / spec.tier(tier).bytes_per_s for tier, amount in moved.items() if amount > 0]
-        priced[index] = Phase(delay_s, tuple(flows), alone_s=max(seconds))
+        row = region_time(spec, program, index, sizes, tiers)
+        flows = [Flow(row.compute_s * spec.achieved_flops_per_s, {COMPUTE: 1.0})]
+        flows += [
+            Flow(s * spec.tier(tier).achieved_bytes_per_s, {_tier(tier): 1.0}) for tier, s in row.memory_s.items()
+        ]
+        priced[index] = Phase(delay_s + row.collective_s, tuple(flows), alone_s=row.work_s)
     return tuple(priced[index] for index in same)
 
 
@@ -123,8 +225,8 @@ def launch_s(spec: MachineSpec, orchestration: str, first: bool) -> float:
     `host`: software starts every region. `device`: software starts a run, then the device starts each region.
     """
     if orchestration == "host":
-        return spec.launch_host_s
-    return spec.launch_device_s + (spec.launch_host_s if first else 0.0)
+        return spec.launch_s("host")
+    return spec.launch_s("device") + (spec.launch_s("host") if first else 0.0)
 
 
 def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:

@@ -1,15 +1,16 @@
-"""Machines from TOML files: each number carries its unit and its source, or the file is refused.
+"""Machines from TOML files, by name or path, with settings behind a colon.
 
-    bandwidth = { value = 1.8, unit = "TB/s", source = "arXiv 2405.07518, Table II", per_unit = true }
-    bandwidth = { unknown = true, source = "not published" }
+    sn40l-node                                     one that ships with Coterie
+    mine.toml                                      a file
+    dgx-h100:host_links=8,stack=trtllm-2024        with more host links and another software stack
+    sn40l-node:peers.bandwidth=low                 at the low end of an unpublished number's range
+    dgx-a100:units=2                               two of its units
 
-`per_unit` multiplies by the machine's `units` (sockets); `assumed` marks a guess, which the machine's notes then list.
-Knows nothing about devices or about the machine it runs on.
+What a number must carry: quantity.py. Knows nothing about devices or about the machine it runs on.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
-from coterie.spec.machine import Link, MachineSpec, Tier
+from coterie.spec import quantity as q
+from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
 
-_CAPACITY = {
-    "B": 1.0,
-    **{f"{prefix}iB": 1024.0 ** (i + 1) for i, prefix in enumerate("KMGT")},
-    **{f"{prefix}B": 1000.0 ** (i + 1) for i, prefix in enumerate("kMGT")},
-}
-_RATE = {"B/s": 1.0, **{f"{prefix}B/s": 1000.0 ** (i + 1) for i, prefix in enumerate("kMGT")}}
-_FLOPS = {"FLOP/s": 1.0, **{f"{prefix}FLOP/s": 1000.0 ** (i + 1) for i, prefix in enumerate("kMGTP")}}
-_TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-
-_MACHINE_KEYS = {"name", "rule_set", "units", "notes", "flops", "launch_host", "launch_device", "tier", "link"}
-_QUANTITY_KEYS = {"value", "unit", "source", "per_unit", "assumed", "unknown"}
+_NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
+_KNOWN = _NEEDED | {
+    "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
+}  # fmt: skip
+_GRID = {
+    "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
+    "stages": q.COUNT, "clock": q.CLOCK, "pmu_bandwidth": q.PER_CYCLE, "d2d_bandwidth": q.RATE,
+    "pcu_share": q.SHARE, "pmu_share": q.SHARE,
+}  # fmt: skip
 
 
 def machine_names() -> tuple[str, ...]:
@@ -43,70 +43,125 @@ def load_machine(ref: str) -> MachineSpec:
 
     Raises NotFoundError for an unknown name or file, UsageError naming file, key and what to change.
     """
-    if ref.endswith(".toml"):
-        path = Path(ref)
+    name, settings = split_ref(ref)
+    if name.endswith(".toml"):
+        path = Path(name)
         if not path.is_file():
-            raise NotFoundError(ref, "there is no such file", "give the path of a machine's .toml file")
-        return parse_machine(path.read_text(encoding="utf-8"), path.name)
-    if ref not in machine_names():
+            raise NotFoundError(name, "there is no such file", "give the path of a machine's .toml file")
+        return parse_machine(path.read_text(encoding="utf-8"), path.name, settings)
+    if name not in machine_names():
         raise NotFoundError(
-            ref, "there is no such machine", f"use one of {', '.join(machine_names())}, or a .toml file"
+            name, "there is no such machine", f"use one of {', '.join(machine_names())}, or a .toml file"
         )
-    text = (files("coterie.spec") / "machines" / f"{ref}.toml").read_text(encoding="utf-8")
-    return parse_machine(text, f"{ref}.toml")
+    text = (files("coterie.spec") / "machines" / f"{name}.toml").read_text(encoding="utf-8")
+    return parse_machine(text, f"{name}.toml", settings)
 
 
-def parse_machine(text: str, where: str) -> MachineSpec:
+def split_ref(ref: str) -> tuple[str, dict[str, str]]:
+    """A reference as name and settings. Raises UsageError for a setting without a value, or one given twice."""
+    name, _, rest = ref.partition(":")
+    settings: dict[str, str] = {}
+    for setting in filter(None, rest.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals or not key or not value or key in settings:
+            raise UsageError(ref, f"{setting!r} is not a setting", "write NAME:key=value,key=value, each key once")
+        settings[key] = value
+    return name, settings
+
+
+def parse_machine(text: str, where: str, settings: Mapping[str, str] | None = None) -> MachineSpec:
     """Turn the text of a machine file into a spec; `where` names the file in errors. Raises UsageError."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(where, f"is not TOML: {error}", "mend the file") from error
-    return _Reader(where, raw).machine()
+    return _Machine(where, raw, settings or {}).machine()
 
 
-class _Reader:
-    """Walks one file; `where` of every error is the file and the key."""
+class _Machine(q.Reader):
+    """Walks one file."""
 
-    def __init__(self, where: str, raw: Mapping[str, Any]) -> None:
-        self.where, self.raw = where, raw
-        self.units = 1
-        self.assumed: list[str] = []
+    def __init__(self, where: str, raw: dict[str, Any], settings: Mapping[str, str]) -> None:
+        counts = {key: settings[key] for key in ("units", "host_links") if key in settings}
+        super().__init__(where, {key: value for key, value in settings.items() if key not in counts})
+        self.raw, self.counts = raw, counts
 
     def machine(self) -> MachineSpec:
-        self.keys(self.raw, "", _MACHINE_KEYS, _MACHINE_KEYS - {"units", "notes"})
-        self.units = self.typed(self.raw.get("units", 1), "units", int, "a whole number")
-        if self.units < 1:
-            raise self.wrong("units", f"is {self.units}", "give 1 or more")
-        name = self.typed(self.raw["name"], "name", str, "a string")
-        flops, flops_source = self.quantity(self.raw["flops"], "flops", _FLOPS)
-        host_s, host_source = self.quantity(self.raw["launch_host"], "launch_host", _TIME)
-        device_s, device_source = self.quantity(self.raw["launch_device"], "launch_device", _TIME)
+        self.keys(self.raw, "", _KNOWN, _NEEDED)
+        self.units = self.count("units")
+        self.host_links = self.count("host_links", most=self.units)
+        flops = self.quantity(self.raw["flops"], "flops", q.FLOPS)
+        host = self.quantity(self.raw["launch_host"], "launch_host", q.TIME)
+        device = self.quantity(self.raw["launch_device"], "launch_device", q.TIME)
         tiers = tuple(self.tier(raw, i) for i, raw in enumerate(self.tables("tier")))
         links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("tier", [tier.name for tier in tiers])
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
+        peers = self.peers()
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
-        return MachineSpec(
-            name=name,
-            flops_per_s=flops,
-            flops_source=flops_source,
+        spec = MachineSpec(
+            name=self.string("name"),
+            flops_per_s=flops.value,
+            flops_source=flops.source,
             tiers=tiers,
             links=links,
-            launch_host_s=host_s,
-            launch_device_s=device_s,
-            launch_source=f"host: {host_source}; device: {device_source}",
-            rule_set=self.typed(self.raw["rule_set"], "rule_set", str, "a string"),
+            launch_host_s=host.value,
+            launch_device_s=device.value,
+            launch_source=f"host: {host.source}; device: {device.source}",
+            rule_set=self.string("rule_set"),
             units=self.units,
+            flops_share=flops.share,
+            flops_share_source=flops.share_source,
+            program_host_s=self.time("program_host"),
+            program_device_s=self.time("program_device"),
+            step_host_s=self.time("step_host"),
+            peers=peers,
+            grid=self.grid(peers),
+            host_links=self.host_links,
+            kernels=self.string("kernels", ""),
             notes=(*(str(note) for note in notes), *(f"assumed: {item}" for item in self.assumed)),
+            unpublished=tuple(self.unpublished),
         )
+        self.check_ends(spec)
+        return spec
+
+    def count(self, key: str, most: int = 0) -> int:
+        """`units` or `host_links`, from the settings or the file."""
+        value = self.typed(self.raw.get(key, 1), key, int, "a whole number")
+        if key in self.counts:
+            text = self.counts[key]
+            if key not in self.raw:
+                raise self.wrong(key, f"is set to {text} but the machine has no such number", "leave it out")
+            if not text.isdigit():
+                raise self.wrong(key, f"is {text!r}", "give a whole number")
+            most = max(most, value) if key == "units" else most
+            value = int(text)
+        if value < 1 or (most and value > most):
+            raise self.wrong(key, f"is {value}", f"give 1 to {most}" if most else "give 1 or more")
+        return int(value)
+
+    def check_ends(self, spec: MachineSpec) -> None:
+        """Every other setting must be the `low` or `high` end of a range."""
+        ranges = [item.key for item in spec.unpublished]
+        for key, end in self.at.items():
+            if key not in ranges:
+                raise self.wrong(key, f"is set to {end} but is no range", f"set one of {', '.join(ranges) or 'none'}")
+            if end not in ("low", "high"):
+                raise self.wrong(key, f"is set to {end}", "set it to low or high")
+
+    def string(self, key: str, default: str | None = None) -> str:
+        return str(self.typed(self.raw[key] if default is None else self.raw.get(key, default), key, str, "a string"))
+
+    def time(self, key: str) -> float:
+        return self.quantity(self.raw[key], key, q.TIME).value if key in self.raw else 0.0
 
     def tier(self, raw: Mapping[str, Any], index: int) -> Tier:
         self.keys(raw, f"tier[{index}]", {"name", "capacity", "bandwidth"}, {"name", "capacity", "bandwidth"})
         name = self.typed(raw["name"], f"tier[{index}].name", str, "a string")
-        capacity, capacity_source = self.quantity(raw["capacity"], f"tier.{name}.capacity", _CAPACITY)
-        rate, rate_source = self.quantity(raw["bandwidth"], f"tier.{name}.bandwidth", _RATE)
-        return Tier(name, int(capacity), rate, f"capacity: {capacity_source}; bandwidth: {rate_source}")
+        capacity = self.quantity(raw["capacity"], f"tier.{name}.capacity", q.CAPACITY)
+        rate = self.quantity(raw["bandwidth"], f"tier.{name}.bandwidth", q.RATE)
+        source = f"capacity: {capacity.source}; bandwidth: {rate.source}"
+        return Tier(name, int(capacity.value), rate.value, source, rate.share, rate.share_source, rate.per_unit)
 
     def link(self, raw: Mapping[str, Any], index: int, tiers: tuple[Tier, ...]) -> Link:
         keys = {"src", "dst", "bandwidth", "latency"}
@@ -116,36 +171,46 @@ class _Reader:
         for end in (src, dst):
             if end not in names:
                 raise self.wrong(f"link[{index}]", f"names the tier {end!r}", f"use one of {', '.join(names)}")
-        rate, rate_source = self.quantity(raw["bandwidth"], f"link.{src}->{dst}.bandwidth", _RATE)
-        latency, latency_source = self.quantity(raw["latency"], f"link.{src}->{dst}.latency", _TIME)
-        return Link(src, dst, rate, latency, f"bandwidth: {rate_source}; latency: {latency_source}")
+        rate = self.quantity(raw["bandwidth"], f"link.{src}->{dst}.bandwidth", q.RATE)
+        latency = self.quantity(raw["latency"], f"link.{src}->{dst}.latency", q.TIME)
+        source = f"bandwidth: {rate.source}; latency: {latency.source}"
+        return Link(src, dst, rate.value, latency.value, source, rate.share, rate.share_source)
 
-    def quantity(self, raw: Any, key: str, units: Mapping[str, float]) -> tuple[float, str]:
-        """A number in base units and its source; 0 where unknown. Only times may be zero."""
-        self.typed(raw, key, dict, "a table { value, unit, source }")
-        self.keys(raw, key, _QUANTITY_KEYS, {"source"})
-        source = self.typed(raw["source"], f"{key}.source", str, "a string").strip()
-        if not source:
-            raise self.wrong(f"{key}.source", "is empty", "say where the number is from")
-        if self.flag(raw, key, "unknown"):
-            self.keys(raw, key, {"unknown", "source"}, set())
-            return 0.0, f"unknown ({source})"
-        self.keys(raw, key, _QUANTITY_KEYS, {"value", "unit"})
-        unit = raw["unit"]
-        if unit not in units:
-            raise self.wrong(f"{key}.unit", f"is {unit!r}", f"use one of {', '.join(units)}")
-        value = raw["value"]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(f"{key}.value", f"is {value!r}", "give a finite number")
-        if value < 0 or (value == 0 and units is not _TIME):
-            raise self.wrong(f"{key}.value", f"is {value}", "give a number above 0, or unknown = true in its place")
-        total = value * units[unit] * (self.units if self.flag(raw, key, "per_unit") else 1)
-        if self.flag(raw, key, "assumed"):
-            self.assumed.append(f"{key} = {value} {unit} ({source})")
-        return total, source
+    def peers(self) -> Peers | None:
+        if "peers" not in self.raw:
+            return None
+        raw = self.typed(self.raw["peers"], "peers", dict, "a table [peers]")
+        self.keys(raw, "peers", {"bandwidth", "latency", "library"}, {"bandwidth", "latency"})
+        rate = self.quantity(raw["bandwidth"], "peers.bandwidth", q.RATE)
+        if rate.per_unit:
+            raise self.wrong("peers.bandwidth.per_unit", "is true", "leave it out: it is one unit's already")
+        latency = self.quantity(raw["latency"], "peers.latency", q.TIME)
+        library = self.typed(raw.get("library", ""), "peers.library", str, "a string")
+        source = f"bandwidth: {rate.source}; latency: {latency.source}"
+        return Peers(rate.value, latency.value, source, rate.share, rate.share_source, library)
 
-    def flag(self, raw: Mapping[str, Any], key: str, name: str) -> bool:
-        return bool(self.typed(raw.get(name, False), f"{key}.{name}", bool, "true or false"))
+    def grid(self, peers: Peers | None) -> SpatialUnits | None:
+        if "grid" not in self.raw:
+            return None
+        raw = self.typed(self.raw["grid"], "grid", dict, "a table [grid]")
+        self.keys(raw, "grid", set(_GRID), set(_GRID))
+        found = {key: self.quantity(raw[key], f"grid.{key}", units) for key, units in _GRID.items()}
+        value = {key: item.value for key, item in found.items()}
+        return SpatialUnits(
+            tiles=int(value["tiles"]),
+            pcus=int(value["pcus"]),
+            pmus=int(value["pmus"]),
+            pmu_bytes=int(value["pmu_capacity"]),
+            lanes=int(value["lanes"]),
+            stages=int(value["stages"]),
+            clock_hz=value["clock"],
+            pmu_bytes_per_cycle=value["pmu_bandwidth"],
+            d2d_bytes_per_s=value["d2d_bandwidth"],
+            p2p_bytes_per_s=peers.achieved_bytes_per_s if peers else 0.0,
+            pcu_share=value["pcu_share"],
+            pmu_share=value["pmu_share"],
+            source="; ".join(f"{key}: {item.source}" for key, item in found.items()),
+        )
 
     def tables(self, key: str) -> list[dict[str, Any]]:
         found = self.typed(self.raw[key], key, list, f"tables [[{key}]]")
@@ -153,22 +218,7 @@ class _Reader:
             raise self.wrong(key, "is empty", f"add a [[{key}]]")
         return [self.typed(item, key, dict, f"tables [[{key}]]") for item in found]
 
-    def keys(self, raw: Mapping[str, Any], key: str, known: set[str], needed: set[str]) -> None:
-        prefix = f"{key}." if key else ""
-        for extra in sorted(set(raw) - known):
-            raise self.wrong(f"{prefix}{extra}", "is an unknown key", f"use {', '.join(sorted(known))}")
-        for missing in sorted(needed - set(raw)):
-            raise self.wrong(f"{prefix}{missing}", "is missing", f"add {missing} = ...")
-
-    def typed(self, value: Any, key: str, kind: type, meaning: str) -> Any:
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.wrong(key, f"is {value!r}", f"give {meaning}")
-        return value
-
     def unique(self, key: str, names: list[str]) -> None:
         for name in names:
             if names.count(name) > 1:
                 raise self.wrong(key, f"names {name} {names.count(name)} times", "give each once")
-
-    def wrong(self, key: str, fact: str, remedy: str) -> UsageError:
-        return UsageError(f"{self.where}: {key}", fact, remedy)

@@ -1,5 +1,9 @@
 """MachineSpec: the description of a device that policies may read. Tiers are listed nearest first.
 
+    total, physical     what the fields hold: all units together, as published
+    achieved            times the share that software was seen to reach (`share`, with its own source)
+    per unit            divided by `units` (sockets, GPUs), where the number is the units' own
+
 Knows nothing about where the numbers come from (machines/*.toml and this_machine.py say that).
 """
 
@@ -10,12 +14,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A memory. `bytes_per_s` is its read bandwidth, 0 where unknown."""
+    """A memory. `bytes_per_s` is its physical read bandwidth, 0 where unknown; `share` of it can be achieved.
+
+    `per_unit`: each unit has its own part (HBM); otherwise all units see one (the host's DRAM).
+    """
 
     name: str
     capacity_bytes: int
     bytes_per_s: float
     source: str
+    share: float = 1.0
+    share_source: str = ""
+    per_unit: bool = False
+
+    @property
+    def achieved_bytes_per_s(self) -> float:
+        """What streaming kernels get."""
+        return self.bytes_per_s * self.share
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,79 @@ class Link:
     bytes_per_s: float
     latency_s: float
     source: str
+    share: float = 1.0
+    share_source: str = ""
+
+    @property
+    def achieved_bytes_per_s(self) -> float:
+        """What a copy gets."""
+        return self.bytes_per_s * self.share
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """How units reach each other: each sends `bytes_per_s` while it receives as much; a message costs `latency_s` more.
+
+    `library` names the collectives whose measured times apply (spec/calibration), empty where none were measured.
+    """
+
+    bytes_per_s: float
+    latency_s: float
+    source: str
+    share: float = 1.0
+    share_source: str = ""
+    library: str = ""
+
+    @property
+    def achieved_bytes_per_s(self) -> float:
+        """What one unit sends to its neighbour."""
+        return self.bytes_per_s * self.share
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialUnits:
+    """The grid of one unit of a dataflow machine. `*_share`: how much of it mapped programs were seen to use.
+
+    A PMU reads `pmu_bytes_per_cycle` and writes as much in each cycle. Source of the form: the paper, section IV.
+    """
+
+    tiles: int
+    pcus: int
+    pmus: int
+    pmu_bytes: int
+    lanes: int
+    stages: int
+    clock_hz: float
+    pmu_bytes_per_cycle: float
+    d2d_bytes_per_s: float
+    p2p_bytes_per_s: float
+    pcu_share: float
+    pmu_share: float
+    source: str
+
+    @property
+    def pcu_flops_per_s(self) -> float:
+        """Peak of one PCU: a multiply and an add per lane, stage and cycle."""
+        return 2.0 * self.lanes * self.stages * self.clock_hz
+
+    @property
+    def sram_bytes(self) -> int:
+        """On-chip memory of one unit."""
+        return self.pmus * self.pmu_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """A number that nobody published, as it stands in the machine's file: a value and the range it is in.
+
+    `key` names it (`launch_device`, `peers.bandwidth`); numbers are in base units, of all units together.
+    """
+
+    key: str
+    low: float
+    value: float
+    high: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +123,9 @@ class MachineSpec:
 
     `run_tier`: where programs read weights; `home_tier`: the lowest, where every expert has its bytes.
     Source of the three-tier form: the paper, section IV; launch kinds: section IV-D.
+
+    launch = program load + argument load + execute. `launch_*_s` are the last two; `program_*_s` loads a configuration
+    of all units' grids, a smaller one in proportion. `step_host_s`: software's work between two steps.
     """
 
     name: str
@@ -48,6 +139,41 @@ class MachineSpec:
     rule_set: str
     units: int = 1
     notes: tuple[str, ...] = field(default=())
+    flops_share: float = 1.0
+    flops_share_source: str = ""
+    program_host_s: float = 0.0
+    program_device_s: float = 0.0
+    step_host_s: float = 0.0
+    peers: Peers | None = None
+    grid: SpatialUnits | None = None
+    host_links: int = 1
+    kernels: str = ""
+    stack: str = ""
+    unpublished: tuple[Unpublished, ...] = field(default=())
+
+    @property
+    def achieved_flops_per_s(self) -> float:
+        """What kernels get."""
+        return self.flops_per_s * self.flops_share
+
+    @property
+    def unit_flops_per_s(self) -> float:
+        """Physical peak of one unit."""
+        return self.flops_per_s / self.units
+
+    def unit_bytes_per_s(self, tier: str) -> float:
+        """Physical bandwidth of one unit's part of a tier; all of it where units share the tier."""
+        found = self.tier(tier)
+        return found.bytes_per_s / (self.units if found.per_unit else 1)
+
+    def launch_s(self, orchestration: str, configured: float = 0.0) -> float:
+        """Program load, argument load and execute of one kernel, in seconds.
+
+        `configured` is the share of the grid that its program sets up, 0 to 1; 0 when it is loaded already.
+        """
+        if orchestration == "host":
+            return self.launch_host_s + configured * self.program_host_s
+        return self.launch_device_s + configured * self.program_device_s
 
     def tier(self, name: str) -> Tier:
         """The tier of that name. Raises KeyError."""
