@@ -47,7 +47,7 @@ def check(
     out.print(table)
     shared = Counter(model.key for model in models.values())
     total = format_bytes(made.total_bytes)
-    out.print(f"{len(models)} experts, {total} in all; architectures (one program each): {len(shared)}")
+    out.print(f"{len(found.experts)} experts, {total} in all; architectures (one program each): {len(shared)}")
     out.print(plan_line(made))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from coterie.composition.expert import Expert, is_expert_name
 from coterie.composition.hub import find_checkpoint
+from coterie.composition.routers import llm
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
@@ -29,7 +30,8 @@ class RouterSpec:
     """What the file says about the router. `threshold` None means the router's own default.
 
     `margin`: by how much confidence another expert must lead before a conversation moves to it.
-    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical".
+    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `model`, whom to ask,
+    `question` and `max_tokens` to kind "llm".
     """
 
     kind: str
@@ -39,6 +41,9 @@ class RouterSpec:
     match: Match = "first"
     rules: tuple[Rule, ...] = ()
     weights: Path | None = None
+    model: Expert | None = None
+    question: str = llm.QUESTION
+    max_tokens: int = llm.MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,16 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
         match=table.get("match", "first"),
         rules=tuple(rules),
         weights=weights,
+        model=_router_model(table, root, f"{file}: router") if table["kind"] == "llm" else None,
+        question=table.get("question", llm.QUESTION),
+        max_tokens=table.get("max_tokens", llm.MAX_TOKENS),
     )
+
+
+def _router_model(table: Mapping[str, Any], root: Path, where: str) -> Expert:
+    if "{prompt}" not in table.get("question", llm.QUESTION):
+        raise CompositionError(f"{where}.question", "{prompt} is not in it", "write {prompt} where the prompt goes")
+    return _one_expert({"name": llm.ROUTER, **table}, root, where)
 
 
 def _expect_expert(name: str, names: Sequence[str], where: str, key: str) -> None:

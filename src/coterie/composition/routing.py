@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from coterie.composition.composition import Composition, RouterSpec, name_hint
 from coterie.composition.router import Ask, Prompt, Route, Router, ranked
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
+from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routers.rules import RulesRouter
 from coterie.composition.validate import nearest
-from coterie.core.errors import CompositionError, NotFoundError, RequestError, UsageError
+from coterie.core.errors import CompositionError, NotFoundError, RequestError, UnsupportedError, UsageError
 
 _ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._-]*)([:,]?)(?=\s|$)\s*")
 _LIKE_A_NAME = 0.75  # similarity from which an unknown @name counts as a misspelt expert, not as part of the prompt
@@ -49,7 +50,16 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
     return LexicalRouter(weights, spec.fallback, spec.threshold)
 
 
-ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {"rules": _make_rules, "lexical": _make_lexical}
+def _make_llm(spec: RouterSpec, composition: Composition) -> Router:
+    experts = {expert.name: expert.description for expert in composition.experts}
+    return LlmRouter(experts, spec.fallback, spec.question, spec.max_tokens)
+
+
+ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
+    "rules": _make_rules,
+    "lexical": _make_lexical,
+    "llm": _make_llm,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +122,14 @@ class Routing:
         return stay(self.router.decide(pending.prompt, results), pending.previous, spec.fallback, spec.margin)
 
     def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
-        """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert."""
+        """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert.
+
+        Raises UnsupportedError where a model must be asked first.
+        """
         pending = self.begin(prompt, model, previous)
+        if pending.asks:
+            fact = "its router asks a model, whose answers nobody gives here"
+            raise UnsupportedError(self.composition.name, fact, "name the expert, or use coterie simulate")
         return self.finish(pending), pending.prompt
 
     def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from coterie.composition.expert import NAME_PATTERN
@@ -51,6 +51,10 @@ class Table:
     needs: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, Table] = field(default_factory=dict)
 
+    def with_variant(self, more: Table) -> Table:
+        """This table with the keys and the conditions of one of its variants."""
+        return replace(more, keys=self.keys + more.keys)
+
 
 _COUNTED_NAME = r"(?:[A-Za-z0-9]|\{i\})(?:[A-Za-z0-9._-]|\{i\}){0,63}"
 _NAME_MEANING = "letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
@@ -84,6 +88,18 @@ RULES = Table(
 
 LEXICAL = Table(keys=(Key("weights", "string", "the trained classifier, an .npz file; router.npz if left out"),))
 
+LLM = Table(
+    keys=(
+        Key("checkpoint", "string", "the router's own model: a folder, or a Hugging Face id in the local cache"),
+        Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
+        Key("config", "string", "a config.json or a known shape: a model without bytes, for modelled devices only"),
+        Key("question", "string", "what the model is asked, with {prompt}, and {experts} for their names"),
+        Key("max_tokens", "integer", "tokens of its answer", minimum=1, maximum=4096),
+    ),
+    exactly_one=("checkpoint", "config"),
+    needs={"revision": "checkpoint"},
+)
+
 ROUTER = Table(
     keys=(
         Key("kind", "string", "how prompts are routed", required=True),
@@ -92,7 +108,7 @@ ROUTER = Table(
         Key("margin", "number", "by how much confidence another expert must lead before a conversation moves to it",
             minimum=0, maximum=1),
     ),
-    variants={"rules": RULES, "lexical": LEXICAL},
+    variants={"rules": RULES, "lexical": LEXICAL, "llm": LLM},
 )  # fmt: skip
 
 EXPERT = Table(
@@ -149,7 +165,7 @@ def _table_schema(table: Table) -> dict[str, Any]:
 
 
 def _variant_schema(table: Table, kind: str, more: Table) -> dict[str, Any]:
-    schema = _table_schema(Table(keys=table.keys + more.keys))
+    schema = _table_schema(table.with_variant(more))
     schema["properties"]["kind"] = {"const": kind, "description": schema["properties"]["kind"]["description"]}
     return schema
 

@@ -14,7 +14,7 @@ from typing import Any
 from coterie.composition.schema import Key, Table
 from coterie.core.errors import CompositionError, UnsupportedError
 
-LATER_KINDS = ("knn", "llm")
+LATER_KINDS = ("knn",)
 
 _TYPE_WORDS = {
     "string": "text in quotes",
@@ -61,7 +61,7 @@ def _with_variant(values: Mapping[str, Any], table: Table, file: str, at: str) -
         )
     if not isinstance(kind, str) or kind not in table.variants:
         raise CompositionError(where, f"kind = {_show(kind)} is not a router", f"use one of {kinds}")
-    return Table(keys=table.keys + table.variants[kind].keys)
+    return table.with_variant(table.variants[kind])
 
 
 def _check_presence(values: Mapping[str, Any], table: Table, file: str, at: str) -> None:

@@ -14,8 +14,9 @@ from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.device import Device, Event
 from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import NOBODY, Busy, ExpertCache
+from coterie.memory.cache import NOBODY, Busy
 from coterie.memory.residency import Residency
+from coterie.memory.split import Cache
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Load:
 class Arrivals:
     """Asks the cache for experts and follows their loads. What is finished is learnt in `poll` alone."""
 
-    def __init__(self, device: Device, cache: ExpertCache, experts: Mapping[str, ServedExpert]) -> None:
+    def __init__(self, device: Device, cache: Cache, experts: Mapping[str, ServedExpert]) -> None:
         self._device, self._cache, self._experts = device, cache, experts
         self._under_way: dict[str, Load] = {}
         self._started: set[str] = set()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.trace import Trace
 from coterie.device import Device, Executable
@@ -24,6 +25,8 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.program import KvShape
 from coterie.memory.budget import plan_budget
 from coterie.memory.cache import ExpertCache
+from coterie.memory.slab import round_up
+from coterie.memory.split import Cache, SplitCache
 from coterie.models.model import Model
 from coterie.spec.machine import MachineSpec
 
@@ -50,13 +53,17 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`."""
+    """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
+
+    `router_bytes` of the run tier are the router's own model's, 0 where it has none.
+    """
 
     spec: MachineSpec
     expert_bytes: Mapping[str, int]
     near_bytes: int
     kv_bytes: int
     block_bytes: int
+    router_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -66,7 +73,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A running assembly. `device` decides as of one instant (engine/timeline.py)."""
+    """A running assembly. `device` decides as of one instant (engine/timeline.py). `cache` holds the experts alone."""
 
     device: Device
     engine: Engine
@@ -91,16 +98,18 @@ class Parts:
 def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> Plan:
     """Split the run tier. Raises CapacityError when the largest expert or one full context does not fit."""
     capacity = spec.tier(spec.run_tier).capacity_bytes
-    sizes = {name: model.layout.size_bytes for name, model in models.items()}
+    router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
+    sizes = {name: model.layout.size_bytes for name, model in models.items() if name != ROUTER}
     near = plan_budget(_default_near(sizes, capacity) if settings.near_bytes is None else settings.near_bytes, sizes)
     block = max(page_bytes(model.kv) for model in models.values())
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
-    if near + kv > capacity:
+    if near + kv + router > capacity:
         levers = ["lower --near", "lower --kv"]
-        raise CapacityError(spec.run_tier, "experts and KV cache together", near + kv, capacity, levers)
-    return Plan(spec, sizes, near, kv // block * block, block)
+        what = "experts, router and KV cache together" if router else "experts and KV cache together"
+        raise CapacityError(spec.run_tier, what, near + kv + router, capacity, levers)
+    return Plan(spec, sizes, near, kv // block * block, block, router)
 
 
 def _default_near(sizes: Mapping[str, int], capacity: int) -> int:
@@ -130,8 +139,12 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     between = (
         spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
     )
-    lower = {name: min(made.total_bytes, spec.tier(name).capacity_bytes) for name in between}
+    lower = {name: min(made.total_bytes, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
     cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, settings.evict)
+    both: Cache = cache
+    if made.router_bytes:
+        own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
+        both = SplitCache(cache, own, {ROUTER})
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes)
     rule_set = settings.rule_set or spec.rule_set
     programs: dict[str, Executable] = {}
@@ -141,5 +154,5 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
             programs[model.key] = device.load(compile_graph(model.graph, rule_set))
         exe = programs[model.key]
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
-    engine = Engine(device, cache, kv, served, settings.policy, recording)
+    engine = Engine(device, both, kv, served, settings.policy, recording)
     return Parts(device, engine, cache, kv, made, recording)

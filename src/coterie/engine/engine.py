@@ -26,7 +26,7 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import ExpertCache
+from coterie.memory.split import Cache
 
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 
@@ -37,7 +37,7 @@ class Engine:
     def __init__(
         self,
         device: Device,
-        cache: ExpertCache,
+        cache: Cache,
         kv_pool: KVPool,
         experts: Mapping[str, ServedExpert],
         policy: Policy | None = None,

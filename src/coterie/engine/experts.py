@@ -16,12 +16,16 @@ from coterie.models.model import Model, open_model, synthetic_model
 
 
 def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
-    """Open every expert: headers and configs, no weights. `synthetic`: one without bytes will do.
+    """Open every expert, and the router's own model as ROUTER where it has one: headers and configs, no weights.
+
+    `synthetic`: one without bytes will do.
 
     Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where they are needed.
     """
     shapes: dict[str, Model] = {}
-    return {expert.name: _open(expert, synthetic, composition.name, shapes) for expert in composition.experts}
+    asked = composition.router.model if composition.router is not None else None
+    experts = composition.experts if asked is None else (*composition.experts, asked)
+    return {expert.name: _open(expert, synthetic, composition.name, shapes) for expert in experts}
 
 
 def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model]) -> Model:

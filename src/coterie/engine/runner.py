@@ -9,14 +9,14 @@ from coterie.device import Binding, Device, Event
 from coterie.engine.batch import Batch
 from coterie.engine.kv import KVPool
 from coterie.engine.served import ServedExpert
-from coterie.memory.cache import ExpertCache
 from coterie.memory.residency import Residency
+from coterie.memory.split import Cache
 
 
 class Runner:
     """Turns a batch of an expert into work on the compute lane."""
 
-    def __init__(self, device: Device, cache: ExpertCache, kv: KVPool) -> None:
+    def __init__(self, device: Device, cache: Cache, kv: KVPool) -> None:
         self._device, self._cache, self._kv = device, cache, kv
         self._offsets: dict[str, tuple[int, ...]] = {}
 

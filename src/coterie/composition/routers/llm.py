@@ -1,0 +1,63 @@
+"""The llm router: a model is asked which expert should answer, and the expert that its answer names is the route.
+
+    ask     the question, with the experts and the prompt filled in       one request to the router's own model
+    decide  the answer names an expert: that one; none, or two: the fallback
+
+Knows nothing about engines or tokenizers: the caller runs what is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from coterie.composition.router import Ask, Prompt, Route
+
+ROUTER = "(router)"  # the router's own model, by a name that no expert can have
+MAX_TOKENS = 20
+QUESTION = (
+    "Which of these experts should answer the prompt?\n{experts}\n\nPrompt: {prompt}\n\n"
+    "Answer with the name of one expert."
+)
+
+
+class LlmRouter:
+    """Asks a model. `experts` are names and what each is good at, `question` a text with {experts} and {prompt}."""
+
+    def __init__(
+        self, experts: Mapping[str, str], fallback: str, question: str = QUESTION, max_tokens: int = MAX_TOKENS
+    ) -> None:
+        self.fallback, self.max_tokens = fallback, max_tokens
+        self._question = question.replace("{experts}", "\n".join(map(_line, experts, experts.values())))
+        # Longer names first: "law" is not what "law-chat" means.
+        names = "|".join(re.escape(name) for name in sorted(experts, key=len, reverse=True))
+        self._names = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])", re.IGNORECASE)
+        self._by_folded = {name.casefold(): name for name in experts}
+
+    @property
+    def instructions(self) -> str:
+        """What the model reads besides the prompt."""
+        return self._question.replace("{prompt}", "")
+
+    def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
+        """The question to the router's own model."""
+        return (Ask(ROUTER, self._question.replace("{prompt}", prompt.text), self.max_tokens),)
+
+    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+        """The expert that the answer names. Names say nothing of how sure the model was: confidence is 1 or 0."""
+        answer = " ".join(results)
+        named = dict.fromkeys(self._by_folded[match.casefold()] for match in self._names.findall(answer))
+        if len(named) == 1:
+            (name,) = named
+            return Route(name, 1.0, (), f"the router's model answered {_short(answer)}")
+        fact = f"names {' and '.join(named)}" if named else "names no expert"
+        return Route(self.fallback, 0.0, (), f"the answer of the router's model, {_short(answer)}, {fact}",
+                     is_fallback=True)  # fmt: skip
+
+
+def _line(name: str, description: str) -> str:
+    return f"{name}: {description}" if description else name
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
