@@ -67,6 +67,11 @@ class Lowering:
         if rule is None:
             fact = f"region {region.name} wants kernel {region.kernel}, which the CPU does not have"
             raise UnsupportedError(self.program.graph.name, fact, f"use one of {', '.join(_LOWER)}")
+        stored = (self.value(name) for name in region.outputs)
+        narrow = next((v for v in stored if v.kind is Kind.TENSOR and v.dtype is not DType.F32), None)
+        if narrow is not None:
+            fact = f"region {region.name} stores {narrow.name} as {narrow.dtype.value}, but the CPU computes in F32"
+            raise UnsupportedError(self.program.graph.name, fact, "build the graph with F32 activations")
         return rule(self, region.ops)
 
     def value(self, name: str) -> Value:

@@ -13,6 +13,7 @@ from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CompositionError
 from coterie.models.model import Model, open_model, synthetic_model
+from coterie.models.zoo import zoo_model, zoo_names
 
 
 def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
@@ -37,7 +38,14 @@ def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model])
         raise CompositionError(where, fact, "give it a checkpoint, or use --device synthetic:MACHINE")
     config = expert.config or ""
     if config not in shapes:
-        if not Path(config).is_file():
-            raise CompositionError(where, f"config {config!r} of {expert.name} is not a file", "give a config.json")
-        shapes[config] = synthetic_model(read_object(Path(config)), expert.name)
+        shapes[config] = _shape(config, expert.name, where)
     return replace(shapes[config], name=expert.name)
+
+
+def _shape(config: str, name: str, where: str) -> Model:
+    if config in zoo_names():
+        return zoo_model(config, name)
+    if not Path(config).is_file():
+        fact = f"config {config!r} of {name} is neither a file nor a model of the zoo"
+        raise CompositionError(where, fact, f"give a config.json, or one of {', '.join(zoo_names())}")
+    return synthetic_model(read_object(Path(config)), name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from coterie.core.errors import UsageError
 from coterie.graph.ir import Graph, Kind, Op
@@ -89,9 +90,12 @@ TAKE_NORM_LINEAR = Rule(
 )
 
 # "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
+# "section" is for dataflow machines: a whole stage (embedding, a decoder layer, head) is one region, mapped in space.
+SECTION = "section"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+    SECTION: (),
 }
 
 
@@ -103,6 +107,10 @@ def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
     if rule_set not in RULE_SETS:
         raise UsageError("rule set", f"{rule_set!r} is unknown", f"use one of {', '.join(RULE_SETS)}")
     readers = _readers(graph)
+    if rule_set == SECTION:
+        stages = groupby(graph.ops, key=lambda op: op.stage)
+        runs = (tuple(run) for _, run in stages)
+        return tuple(_region(graph, index, SECTION, ops, readers) for index, ops in enumerate(runs))
     regions: list[Region] = []
     at = 0
     while at < len(graph.ops):

@@ -1,7 +1,8 @@
 """The closed table of ops: half a line of meaning, the operands and the attributes of each.
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
-Activations are float32; weights are as in the file. `?` marks an optional operand.
+The activations of an op are of one type, float32 on every real device; weights are as in the file.
+`?` marks an optional operand.
 Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.

@@ -87,11 +87,13 @@ class _Row:
     def output(self) -> Value:
         return self.graph.values[self.op.outputs[0]]
 
-    def float32(self, *values: Value) -> None:
-        """Activations are float32."""
+    def activations(self, *values: Value) -> None:
+        """Activations are of one float type."""
+        first = values[0]
         for value in values:
-            if value.dtype is not DType.F32:
-                raise self.wrong(f"{value.name} is {value.dtype.value}, but activations are F32", "declare it F32")
+            if value.dtype is not first.dtype or not value.dtype.is_float:
+                fact = f"{value.name} is {value.dtype.value} and {first.name} {first.dtype.value}"
+                raise self.wrong(fact, "give the activations of an op one type, F32, F16 or BF16")
 
     def rows(self, *values: Value, first: tuple[Symbol, ...] = (T, R)) -> None:
         """The first dimension is a symbol, the rest are numbers above zero."""
@@ -149,13 +151,13 @@ def _embed(row: _Row) -> None:
     if len(table.shape) != 2:
         raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
     row.weight(1, (table.shape[0], *row.output.shape[1:]), matrix=True)
-    row.float32(row.output)
+    row.activations(row.output)
 
 
 def _rms_norm(row: _Row) -> None:
     x = row.input(0)
     row.rows(x, row.output)
-    row.float32(x, row.output)
+    row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
     row.weight(1, x.shape[-1:])
     if row.op.number("eps") < 0:
@@ -165,7 +167,7 @@ def _rms_norm(row: _Row) -> None:
 def _linear(row: _Row) -> None:
     x, y = row.input(0), row.output
     row.rows(x, y)
-    row.float32(x, y)
+    row.activations(x, y)
     row.same(y.shape[:1], x.shape[:1], y.name)
     row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True)
     if row.op.inputs[2]:
@@ -175,7 +177,7 @@ def _linear(row: _Row) -> None:
 def _rope(row: _Row) -> None:
     x, frequencies = row.input(0), row.input(2)
     row.rows(x, row.output, first=(T,))
-    row.float32(x, row.output)
+    row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
     row.row_input(1, T)
     channels = x.shape[-1]
@@ -188,7 +190,7 @@ def _rope(row: _Row) -> None:
 def _kv_append(row: _Row) -> None:
     k, v = row.input(0), row.input(1)
     _, heads, channels = row.state(5)
-    row.float32(k, v)
+    row.activations(k, v)
     for value in (k, v):
         row.same(value.shape, (T, heads, channels), value.name)
     _pages(row, 2)
@@ -200,7 +202,7 @@ def _attention(row: _Row) -> None:
     q = row.input(0)
     _, heads, channels = row.state(4)
     row.rows(q, row.output, first=(T,))
-    row.float32(q, row.output)
+    row.activations(q, row.output)
     row.same(row.output.shape, q.shape, row.output.name)
     row.same(q.shape[2:], (channels,), q.name)
     queries = q.shape[1]
@@ -219,7 +221,7 @@ def _pages(row: _Row, first: int) -> None:
 def _binary(row: _Row) -> None:
     a, b = row.input(0), row.input(1)
     row.rows(a, b, row.output)
-    row.float32(a, b, row.output)
+    row.activations(a, b, row.output)
     row.same(b.shape, a.shape, b.name)
     row.same(row.output.shape, a.shape, row.output.name)
 
@@ -227,7 +229,7 @@ def _binary(row: _Row) -> None:
 def _unary(row: _Row) -> None:
     x = row.input(0)
     row.rows(x, row.output)
-    row.float32(x, row.output)
+    row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
 
 
@@ -235,7 +237,7 @@ def _take_rows(row: _Row) -> None:
     x = row.input(0)
     row.rows(x, first=(T,))
     row.rows(row.output, first=(R,))
-    row.float32(x, row.output)
+    row.activations(x, row.output)
     row.row_input(1, R)
     row.same(row.output.shape[1:], x.shape[1:], row.output.name)
 
@@ -243,7 +245,7 @@ def _take_rows(row: _Row) -> None:
 def _sample(row: _Row) -> None:
     logits = row.input(0)
     row.rows(logits, first=(R,))
-    row.float32(logits)
+    row.activations(logits)
     row.row_input(1, R, DType.F32)
     row.same(row.output.shape, (R,), row.output.name)
     if len(logits.shape) != 2 or row.output.kind is not Kind.OUTPUT or row.output.dtype is not DType.I32:

@@ -19,11 +19,15 @@ EMBED_WEIGHT, HEAD_WEIGHT = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Builds one graph: `config` says what, `dtypes` the element type of each weight in the file."""
+    """Builds one graph: `config` says what, `dtypes` the element type of each weight in the file.
+
+    `activations` is the type in which a machine stores intermediates; real devices run F32.
+    """
 
     config: ModelConfig
     dtypes: Mapping[str, DType]
     builder: GraphBuilder
+    activations: DType = DType.F32
 
     def build(self) -> Graph:
         """The whole step, from tokens to sampled tokens."""
@@ -102,9 +106,9 @@ class Decoder:
         self.builder.op("sample", "sample", (logits, "sampling"), ("next_tokens",))
 
     def _op(self, kind: str, name: str, inputs: tuple[str, ...], shape: Shape | None = None, **attrs: Attr) -> str:
-        """Append an op with one float32 output of `shape` (by default [T, hidden]) and return the output's name."""
+        """Append an op with one output of `shape` (by default [T, hidden]) and return the output's name."""
         b = self.builder
-        y = b.value(f"{b.stage}/{name}", shape or (T, self.config.hidden_size), DType.F32, Kind.TENSOR)
+        y = b.value(f"{b.stage}/{name}", shape or (T, self.config.hidden_size), self.activations, Kind.TENSOR)
         b.op(kind, name, inputs, (y,), **attrs)
         return y
 

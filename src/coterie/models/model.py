@@ -67,28 +67,35 @@ def open_model(path: str | Path, name: str = "") -> Model:
     return _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
 
 
-def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic") -> Model:
+def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations: DType = DType.F32) -> Model:
     """A model with the shapes of a config (as in config.json) and no bytes, which only a modelled device accepts.
 
+    `activations` is the type in which that device stores intermediates.
     Raises CheckpointError and UnsupportedError as `open_model` does.
     """
     config = ModelConfig.from_hf(raw, name)
-    declared = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    if declared not in _DTYPES:
-        raise CheckpointError(name, f"dtype is {declared!r}", f"it must be one of {', '.join(_DTYPES)}")
+    declared = declared_dtype(raw, name)
     packing, shapes = packing_of(raw, name), weight_shapes(config)
     dtypes: dict[str, DType] = {}
     stored: dict[str, tuple[DType, tuple[int, ...]]] = {}
     for weight, shape in shapes.items():
         packed = packing.dtype_of(weight, shape) if packing else None
-        dtypes[weight] = packed or _DTYPES[declared]
+        dtypes[weight] = packed or declared
         stored[weight] = (DType.U8, (shape[0], packed.row_bytes(shape[1]))) if packed else (dtypes[weight], shape)
     shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
     tensors, offset = {}, 0
     for weight, (dtype, shape) in stored.items():
         tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
         offset += tensors[weight].size_bytes
-    return _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, ())
+    return _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, (), activations)
+
+
+def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
+    """The element type that a config declares for its weights, bfloat16 without one. Raises CheckpointError."""
+    declared = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    if declared not in _DTYPES:
+        raise CheckpointError(where, f"dtype is {declared!r}", f"it must be one of {', '.join(_DTYPES)}")
+    return _DTYPES[declared]
 
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
@@ -105,9 +112,14 @@ def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _model(
-    name: str, checkpoint: Checkpoint, config: ModelConfig, dtypes: Mapping[str, DType], ends: tuple[int, ...]
+    name: str,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtypes: Mapping[str, DType],
+    ends: tuple[int, ...],
+    activations: DType = DType.F32,
 ) -> Model:
-    graph = decoder_graph(config, dtypes)
+    graph = decoder_graph(config, dtypes, activations)
     kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype)
     again = tuple(dict.fromkeys(op.stage for op in graph.ops if EMBED_WEIGHT in op.inputs and op.kind != "embed"))
     layout = place(checkpoint, graph.weight_stage(), graph.stages, EMBED_WEIGHT, again)

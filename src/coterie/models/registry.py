@@ -16,9 +16,12 @@ from coterie.models.config import ModelConfig
 __all__ = ["decoder_graph", "weight_shapes"]
 
 
-def decoder_graph(config: ModelConfig, dtypes: Mapping[str, DType]) -> Graph:
-    """The graph of one step. `dtypes` has the element type of every weight, by its name in the file."""
-    return Decoder(config, dtypes, GraphBuilder(config.family)).build()
+def decoder_graph(config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32) -> Graph:
+    """The graph of one step. `dtypes` has the element type of every weight, by its name in the file.
+
+    `activations` other than F32 are for modelled machines, which only count their bytes.
+    """
+    return Decoder(config, dtypes, GraphBuilder(config.family), activations).build()
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

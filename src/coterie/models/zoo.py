@@ -1,0 +1,60 @@
+"""The zoo: the published shapes of well-known models, by name, and their graphs. No weights, no files of theirs.
+
+Knows nothing about machines. A composition may name a model of the zoo where it takes a config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from importlib.resources import files
+from typing import Any
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import NotFoundError
+from coterie.graph.ir import Graph
+from coterie.models.config import ModelConfig
+from coterie.models.model import Model, declared_dtype, synthetic_model
+from coterie.models.registry import decoder_graph
+
+SOURCE = "_source"  # the one key of a zoo file that is not Hugging Face's: where its numbers are from
+
+
+def zoo_names() -> tuple[str, ...]:
+    """Names of the models whose shapes ship with Coterie, sorted."""
+    folder = files("coterie.models") / "configs"
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def zoo_config(name: str) -> dict[str, Any]:
+    """The config.json of a model, without the keys that change no shape. Raises NotFoundError."""
+    raw = _read(name)
+    del raw[SOURCE]
+    return raw
+
+
+def zoo_source(name: str) -> str:
+    """Where the numbers of a model are from. Raises NotFoundError."""
+    return str(_read(name)[SOURCE])
+
+
+def zoo_graph(name: str) -> Graph:
+    """The graph of one step, weights and activations of the type that the config declares. Raises NotFoundError."""
+    raw = zoo_config(name)
+    dtype = declared_dtype(raw, name)
+    weights: defaultdict[str, DType] = defaultdict(lambda: dtype)
+    return decoder_graph(ModelConfig.from_hf(raw, name), weights, dtype)
+
+
+def zoo_model(name: str, expert: str = "") -> Model:
+    """A model of the zoo as an expert without bytes, named `expert`. Raises NotFoundError."""
+    raw = zoo_config(name)
+    return synthetic_model(raw, expert or name, declared_dtype(raw, name))
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name not in zoo_names():
+        raise NotFoundError(name, "there is no such model", f"use one of {', '.join(zoo_names())}, or a config.json")
+    text = (files("coterie.models") / "configs" / f"{name}.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
