@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coterie.devices.modelled_time import Flow, FluidClock, Phase, Work, fair_rates
+from coterie.devices.modelled_time import Flow, FluidClock, Phase, Work, fair_rates, merged
 
 NEAR = 1e-9  # relative: what sums of floats may lose
 
@@ -231,16 +231,41 @@ def test_shares_are_fair_and_waste_nothing(uses):
     st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.0, 10.0), st.sampled_from([0.0, 0.5])), max_size=6), plans()
 )
 def test_knowing_times_alone_changes_nothing_but_rounding(parts, plan):
-    """Phases that say how long they take alone end when they would without saying so, whatever else goes on."""
+    """Phases that say how long they take alone end when they would without saying so, whatever else goes on.
+
+    So do phases that were merged.
+    """
     known, unknown = [], []
     for flops, size, delay_s in parts:
         both = (flow(flops, "flops"), flow(size, "hbm"))
         alone_s = max(flops / CAPACITY["flops"], size / CAPACITY["hbm"])
         known.append((Phase(delay_s, both, alone_s=alone_s), None))
         unknown.append((Phase(delay_s, both), None))
-    outcomes = [play([*plan, ("compute", [], part, False), *plan[:1]]) for part in (known, unknown)]
-    for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True):
-        assert (a.start_s, a.end_s) == (pytest.approx(b.start_s, rel=1e-6), pytest.approx(b.end_s, rel=1e-6))
-    for name in CAPACITY:
-        a, b = outcomes[0][0].usage[name], outcomes[1][0].usage[name]
-        assert (a.drawn, a.busy_s) == (pytest.approx(b.drawn, abs=1e-6), pytest.approx(b.busy_s, abs=1e-6))
+    whole = [(merged([phase for phase, _ in known]), None)] if known else []
+    outcomes = [play([*plan, ("compute", [], part, False), *plan[:1]]) for part in (unknown, known, whole)]
+    for other in outcomes[1:]:
+        for a, b in zip(other[1], outcomes[0][1], strict=True):
+            assert (a.start_s, a.end_s) == (pytest.approx(b.start_s, rel=1e-6), pytest.approx(b.end_s, rel=1e-6))
+        for name in CAPACITY:
+            a, b = other[0].usage[name], outcomes[0][0].usage[name]
+            assert (a.drawn, a.busy_s) == (pytest.approx(b.drawn, abs=1e-6), pytest.approx(b.busy_s, abs=1e-6))
+
+
+def test_only_plain_phases_that_know_their_time_are_merged():
+    one = Phase(flows=(flow(1, "a"),), alone_s=0.1)
+    for wrong in (Phase(flows=(flow(1, "a"),)), merged([one])):
+        with pytest.raises(ValueError, match="merged"):
+            merged([one, wrong])
+
+
+def test_a_merged_phase_stops_where_one_looks():
+    clock = FluidClock({"a": 10.0})
+    parts = [Phase(1.0, (flow(10, "a"),), alone_s=1.0)] * 3
+    work = clock.issue("x", [], [merged(parts)], cuts=(1,))
+    while clock.now < 2.5:
+        clock.advance(until=2.5)
+    assert clock.usage["a"].drawn == pytest.approx(10.0)
+    late = clock.issue("y", [], [Phase(flows=(flow(10, "a"),))])
+    drain(clock)
+    assert late.end_s == pytest.approx(4.0), "0.5 s alone, then each has half"
+    assert work.end_s == pytest.approx(6.5)

@@ -23,7 +23,7 @@ from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
 from coterie.devices.modelled_event import ModelledEvent, finished, own
-from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable
+from coterie.devices.modelled_exe import ModelledExecutable, StepPhases, numerics_of, own_executable
 from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
 from coterie.graph.program import Program
@@ -154,8 +154,8 @@ class ModelledDevice:
         failure = self._compute(label, [*after, *gates.values()], compute)
         if self._numerics is None:
             drawn.append(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
-        phases = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
-        return self._append(COMPUTE_LANE, label, after, phases, failure, drawn[0] if drawn else None)
+        phases, cuts = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
+        return self._append(COMPUTE_LANE, label, after, phases, failure, drawn[0] if drawn else None, cuts)
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.
@@ -174,7 +174,7 @@ class ModelledDevice:
             raise mine.work.failure
         if mine.tokens is None:
             raise ValueError(f"{event.label} draws no tokens")
-        return mine.tokens[: mine.work.groups]
+        return mine.tokens[: mine.work.pieces]
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
@@ -268,11 +268,11 @@ class ModelledDevice:
         phases: list[Phase],
         failure: Exception | None,
         tokens: I32 | None = None,
+        cuts: tuple[int, ...] = (),
     ) -> Event:
         if self._durations is not None:
             phases = [self._recorded(lane), *(Phase(gate=phase.gate) for phase in phases if phase.gate is not None)]
-        group = 0 if tokens is None or self._durations is not None else len(phases) // len(tokens)
-        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure, group)
+        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure, cuts)
         return ModelledEvent(work.number, lane, label, work, tokens)
 
     def _recorded(self, lane: str) -> Phase:
@@ -287,28 +287,35 @@ class ModelledDevice:
         self._issued[lane] = index + 1
         return Phase(recorded[index])
 
-    def _phases(self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, Work]) -> list[Phase]:
-        waits = price.gated(exe.program, gates)
+    def _phases(
+        self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, Work]
+    ) -> tuple[list[Phase], tuple[int, ...]]:
+        """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
-            return [Phase(gate=gate) for gate in waits if gate is not None]
+            return [Phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
         sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
-        phases: list[Phase] = []
-        for step in range(steps):
+        # A gate that is open already would only cost time to look at; one that failed must still fail the run.
+        awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
+        phases = self._priced(exe, sizes, tiers).first(price.gated(exe.program, awaited))
+        cuts = [len(phases)]
+        for step in range(1, steps):
             context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
-            phases += self._priced(exe, replace(sizes, context_tokens=context_tokens, pairs=pairs), tiers)
-        for i, gate in enumerate(waits):
-            launch_s = price.launch_s(self._spec, self._orchestration, first=i == 0)
-            phases[i] = replace(phases[i], delay_s=launch_s, gate=gate)
-        return phases
+            later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
+            phases.append(self._priced(exe, later, tiers).later)
+            cuts.append(len(phases))
+        return phases, tuple(cuts)
 
-    def _priced(self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> tuple[Phase, ...]:
+    def _priced(self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
         key = (sizes, *tiers)
-        if key not in exe.prices:
+        found = exe.prices.get(key)
+        if found is None:
             if len(exe.prices) >= MAX_PRICED_STEPS:
                 exe.prices.clear()
-            delay_s = price.launch_s(self._spec, self._orchestration, first=False)
-            exe.prices[key] = price.step_phases(self._spec, exe.program, exe.same, sizes, tiers, delay_s)
-        return exe.prices[key]
+            regions = price.step_phases(self._spec, exe.program, exe.same, sizes, tiers, self._orchestration)
+            begins_s = price.launch_s(self._spec, self._orchestration, first=True)
+            begins_s -= price.launch_s(self._spec, self._orchestration, first=False)
+            found = exe.prices[key] = StepPhases(regions, begins_s)
+        return found
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics

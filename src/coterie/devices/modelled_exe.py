@@ -5,13 +5,38 @@ Knows nothing about time or prices, except that prices found are kept here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Executable, Rows
-from coterie.devices.modelled_time import Phase
+from coterie.devices.modelled_time import Phase, Work, merged
 from coterie.graph.program import Program
+
+
+class StepPhases:
+    """The phases of a step of given sizes: as one piece, and cut where gates are awaited.
+
+    `begins_s` is what the first region costs more in the first step of a run.
+    """
+
+    def __init__(self, regions: tuple[Phase, ...], begins_s: float) -> None:
+        self.later = merged(regions)
+        head = replace(regions[0], delay_s=regions[0].delay_s + begins_s)
+        self._regions = (head, *regions[1:])
+        self._cut: dict[tuple[int, ...], tuple[Phase, ...]] = {}
+
+    def first(self, waits: Sequence[Work | None]) -> list[Phase]:
+        """The first step of a run; `waits` gives each region the work that it must await."""
+        starts = tuple(i for i, gate in enumerate(waits) if gate is not None or i == 0)
+        if starts not in self._cut:
+            ends = (*starts[1:], len(self._regions))
+            self._cut[starts] = tuple(merged(self._regions[a:b]) for a, b in zip(starts, ends, strict=True))
+        pieces = self._cut[starts]
+        return [
+            piece if waits[i] is None else replace(piece, gate=waits[i])
+            for i, piece in zip(starts, pieces, strict=True)
+        ]
 
 
 @dataclass(slots=True)
@@ -24,7 +49,7 @@ class ModelledExecutable:
     program: Program
     numerics: Executable | None
     same: tuple[int, ...]
-    prices: dict[tuple[Sizes, str, str], tuple[Phase, ...]] = field(default_factory=dict)
+    prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
 
 
 def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int) -> ModelledExecutable:

@@ -199,9 +199,9 @@ def moved_bytes(spec: MachineSpec, cost: Cost, tiers: tuple[str, str]) -> dict[s
 
 
 def step_phases(
-    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], delay_s: float
+    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], orchestration: str
 ) -> tuple[Phase, ...]:
-    """Each region of a step as a phase, started after `delay_s`: `step_time` as flows that others can slow down.
+    """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
 
     Raises ValueError when one of these tiers has no known bandwidth.
     """
@@ -209,6 +209,7 @@ def step_phases(
         if spec.tier(name).bytes_per_s <= 0:
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
     priced: dict[int, Phase] = {}
+    delay_s = launch_s(spec, orchestration, first=False)
     for index in dict.fromkeys(same):
         row = region_time(spec, program, index, sizes, tiers)
         flows = [Flow(row.compute_s * spec.achieved_flops_per_s, {COMPUTE: 1.0})]
@@ -216,7 +217,8 @@ def step_phases(
             Flow(s * spec.tier(tier).achieved_bytes_per_s, {_tier(tier): 1.0}) for tier, s in row.memory_s.items()
         ]
         priced[index] = Phase(delay_s + row.collective_s, tuple(flows), alone_s=row.work_s)
-    return tuple(priced[index] for index in same)
+    head = replace(priced[same[0]], delay_s=priced[same[0]].delay_s + spec.step_host_s)
+    return (head, *(priced[index] for index in same[1:]))
 
 
 def launch_s(spec: MachineSpec, orchestration: str, first: bool) -> float:

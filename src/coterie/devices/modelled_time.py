@@ -3,6 +3,8 @@
     lane    compute  [ phase | phase | gate... phase ]      a phase: a delay, then flows that drain at the same time
             a->b     [ phase ]                              a flow: an amount, drained at one rate from all it uses
 
+    merged phases   are taken in one piece while nothing else is active, one by one otherwise: the same to rounding
+
     rate of a flow = its max-min fair share: all rates rise together until a resource is full; its flows stop there
 
 Knows nothing about programs, bytes or tiers: resources are names with a capacity per second.
@@ -32,20 +34,36 @@ class Phase:
     """A step of a work: await `gate` where there is one, then the delay, then drain every flow.
 
     `alone_s` only saves work: how long draining takes when nothing else is active. Give it where each flow uses one
-    resource and no two the same.
+    resource and no two the same. `parts` are what a merged phase is made of; it has no delay and no flows of its own.
     """
 
     delay_s: float = 0.0
     flows: tuple[Flow, ...] = ()
     gate: Work | None = None
     alone_s: float | None = None
+    parts: tuple[Phase, ...] = ()
+    drawn: tuple[tuple[str, float], ...] = ()
+
+
+def merged(parts: Sequence[Phase], gate: Work | None = None) -> Phase:
+    """Phases as one, that awaits `gate` first. Parts have no gates and each knows `alone_s`; ValueError otherwise."""
+    total_s = 0.0
+    drawn: dict[str, float] = {}
+    for part in parts:
+        if part.gate is not None or part.alone_s is None or part.parts:
+            raise ValueError("only plain phases without gates, which know how long they take alone, can be merged")
+        total_s += part.delay_s + part.alone_s
+        for flow in part.flows:
+            for resource, share in flow.uses.items():
+                drawn[resource] = drawn.get(resource, 0.0) + share * flow.amount
+    return Phase(gate=gate, alone_s=total_s, parts=tuple(parts), drawn=tuple(drawn.items()))
 
 
 @dataclass(slots=True, eq=False)
 class Work:
     """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished.
 
-    Each `group` phases are a piece after which it can be cut short (0: it cannot); `groups` is to how many it was.
+    `cuts` are the numbers of phases after which it can be cut short; `pieces` is to how many of these pieces it was.
     Once finished it holds no other work, and the clock does not hold it.
     """
 
@@ -53,13 +71,14 @@ class Work:
     after: tuple[Work, ...] = field(repr=False)
     phases: tuple[Phase, ...] = field(repr=False)
     failure: Exception | None
-    group: int = 0
-    groups: int | None = None
+    cuts: tuple[int, ...] = ()
+    pieces: int | None = None
     start_s: float | None = None
     end_s: float | None = None
     _entered: bool = False
     _fresh: bool = False
     _index: int = 0
+    _part: int = 0
     _delay_s: float = 0.0
     _left: list[float] = field(default_factory=list)
 
@@ -69,10 +88,24 @@ class Work:
         return self.end_s is not None
 
     def cut_short(self) -> None:
-        """End after the group of phases that it is in; after the first if it has not begun."""
-        if self.group and not self.finished:
-            self.groups = self._index // self.group + 1
-            self.phases = self.phases[: self.groups * self.group]
+        """End after the piece that it is in; after the first if it has not begun."""
+        if self.cuts and not self.finished:
+            self.pieces = next(i for i, end in enumerate(self.cuts, 1) if self._index < end or i == len(self.cuts))
+            self.phases = self.phases[: self.cuts[self.pieces - 1]]
+
+    def _leaf(self) -> Phase:
+        """The plain phase that it is at."""
+        phase = self.phases[self._index]
+        return phase.parts[self._part] if phase.parts else phase
+
+    def _leave(self) -> None:
+        """Go on to the next plain phase, not yet entered."""
+        if self._part + 1 < len(self.phases[self._index].parts):
+            self._part += 1
+        else:
+            self._index += 1
+            self._part = 0
+        self._entered = False
 
 
 @dataclass(slots=True)
@@ -128,10 +161,10 @@ class FluidClock:
         after: Iterable[Work],
         phases: Iterable[Phase],
         failure: Exception | None = None,
-        group: int = 0,
+        cuts: tuple[int, ...] = (),
     ) -> Work:
         """Append a work to a lane. `after` and gates are works issued before."""
-        work = Work(next(self._numbers), tuple(after), tuple(phases), failure, group)
+        work = Work(next(self._numbers), tuple(after), tuple(phases), failure, cuts)
         self._lanes.setdefault(lane, deque()).append(work)
         self._settle()
         return work
@@ -176,26 +209,45 @@ class FluidClock:
         """Take whole phases of the only active work; others wait for it, so nothing else can change meanwhile."""
         moved = False
         while work._entered and work._fresh:
-            phase = work.phases[work._index]
+            whole = work.phases[work._index]
+            phase = whole if whole.parts and work._part == 0 else work._leaf()
             if phase.alone_s is None:
                 break
             end = self.now + phase.delay_s + phase.alone_s
             if until is not None and end > until:
-                break
-            for flow in phase.flows:
-                for resource, share in flow.uses.items():
-                    usage = self.usage[resource]
-                    usage.drawn += share * flow.amount
-                    usage.busy_s += share * flow.amount / self._capacity[resource]
+                if not phase.parts:
+                    break
+                phase = work._leaf()
+                end = self.now + phase.delay_s + (phase.alone_s or 0.0)
+                if end > until:
+                    break
+            self._draw(phase)
             self.now = end
             moved = True
-            work._index += 1
-            work._entered = False
-            if work._index < len(work.phases) and work.phases[work._index].gate is None:
-                self._enter(work, work.phases[work._index])
+            if phase.parts:
+                work._part = len(phase.parts) - 1
+            work._leave()
+            if work._index < len(work.phases):
+                gate = work.phases[work._index].gate if work._part == 0 else None
+                if gate is None:
+                    self._enter(work)
         if moved:
             self._settle()
         return moved
+
+    def _draw(self, phase: Phase) -> None:
+        """Account for a phase that was alone."""
+        if phase.parts:
+            for resource, amount in phase.drawn:
+                usage = self.usage[resource]
+                usage.drawn += amount
+                usage.busy_s += amount / self._capacity[resource]
+            return
+        for flow in phase.flows:
+            for resource, share in flow.uses.items():
+                usage = self.usage[resource]
+                usage.drawn += share * flow.amount
+                usage.busy_s += share * flow.amount / self._capacity[resource]
 
     def _active(self, works: Sequence[Work]) -> tuple[list[Work], list[tuple[Work, int]], list[Mapping[str, float]]]:
         delayed: list[Work] = []
@@ -205,7 +257,7 @@ class FluidClock:
             if work._delay_s > 0:
                 delayed.append(work)
                 continue
-            for k, flow in enumerate(work.phases[work._index].flows):
+            for k, flow in enumerate(work._leaf().flows):
                 if work._left[k] > 0:
                     draining.append((work, k))
                     uses.append(flow.uses)
@@ -236,13 +288,11 @@ class FluidClock:
         if work._index == len(work.phases):
             self._finish(work, work.failure)
             return True
-        phase = work.phases[work._index]
         if not work._entered:
-            return self._enter(work, phase)
+            return self._enter(work)
         if work._delay_s > 0 or any(left > 0 for left in work._left):
             return False
-        work._index += 1
-        work._entered = False
+        work._leave()
         return True
 
     def _start(self, work: Work) -> bool:
@@ -255,13 +305,15 @@ class FluidClock:
             self._finish(work, failure)
         return True
 
-    def _enter(self, work: Work, phase: Phase) -> bool:
-        if phase.gate is not None:
-            if not phase.gate.finished:
+    def _enter(self, work: Work) -> bool:
+        gate = work.phases[work._index].gate
+        if gate is not None and work._part == 0:
+            if not gate.finished:
                 return False
-            if phase.gate.failure is not None:
-                self._finish(work, phase.gate.failure)
+            if gate.failure is not None:
+                self._finish(work, gate.failure)
                 return True
+        phase = work._leaf()
         work._entered = work._fresh = True
         work._delay_s = phase.delay_s
         work._left = [flow.amount for flow in phase.flows]
