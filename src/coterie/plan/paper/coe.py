@@ -117,7 +117,7 @@ def _latency_chart(batch: int) -> Chart:
     counts = tuple(float(experts) for experts in data("figure-12")["experts"])
     series = []
     for name in NODES:
-        series.append(Series(f"{name}, published", counts, _published_curve(name, batch, counts), dashed=True))
+        series.append(Series(f"{name}, published", counts, _published_curve(name, batch, counts), is_published=True))
         for account in accounts():
             node = account.nodes[name]
             drawn = tuple(

@@ -59,7 +59,7 @@ def _chart(found: tuple[Footprint, ...]) -> Chart:
     every = int(data(NAME)["sampled_every"])
     counts = tuple(float(e) for e in range(every, MOST_EXPERTS, every))
     series = [
-        Series(f"{machine}, published", counts, _published_curve(machine, counts), dashed=True)
+        Series(f"{machine}, published", counts, _published_curve(machine, counts), is_published=True)
         for machine in ("DGX", "SN40L")
     ]
     for footprint in found:

@@ -15,6 +15,7 @@ from coterie.plan.paper.row import Chart, Series
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#76b7b2", "#edc948")
 PUBLISHED = "#555555"
 STYLE = {"svg.hashsalt": "coterie", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STROKES = (":", "-", "--", "-.")
 WIDTH_IN, HEIGHT_IN, NAME_IN = 7.6, 3.6, 0.42
 
 
@@ -39,7 +40,11 @@ def draw(chart: Chart, form: str = "svg") -> bytes:
         axes.set_title(chart.title, loc="left", fontsize=10)
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
-        axes.set_yscale("log" if chart.log_y else "linear")
+        if chart.log_y:
+            tickers: Any = importlib.import_module("matplotlib.ticker")
+            axes.set_yscale("log")
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which(tickers.FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "125" else ""))
         axes.grid(axis="y", alpha=0.25)
         axes.legend(frameon=False, fontsize=8, ncols=1 + len(chart.series) // 4)
         out = io.BytesIO()
@@ -56,21 +61,27 @@ def _bars(axes: Any, chart: Chart) -> None:
 
 
 def _lines(axes: Any, chart: Chart) -> None:
-    machines = list(dict.fromkeys(series.label.split(",")[0] for series in chart.series))
-    kinds = list(dict.fromkeys(series.label for series in chart.series))
+    """A colour for the first word of a label, a stroke for the rest: pale and wide is what was published."""
+    machines = list(dict.fromkeys(_machine(series) for series in chart.series))
+    methods = list(dict.fromkeys(series.label for series in chart.series if not series.is_published))
+    methods = list(dict.fromkeys(label.partition(", ")[2] for label in methods))
     for series in chart.series:
         points = _known(series)
-        color = COLORS[machines.index(series.label.split(",")[0]) % len(COLORS)]
-        style = "--" if series.dashed else ("-" if "closed" not in kinds[kinds.index(series.label)] else ":")
+        stroke = "-" if series.is_published else STROKES[methods.index(series.label.partition(", ")[2]) % len(STROKES)]
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            style,
-            color=color,
+            stroke,
+            color=COLORS[machines.index(_machine(series)) % len(COLORS)],
             label=series.label,
-            linewidth=1.5,
+            linewidth=5.0 if series.is_published else 1.4,
+            alpha=0.3 if series.is_published else 1.0,
             drawstyle="steps-post" if chart.shape == "steps" else "default",
         )
+
+
+def _machine(series: Series) -> str:
+    return series.label.partition(",")[0]
 
 
 def _known(series: Series) -> list[tuple[float, float]]:
@@ -78,5 +89,5 @@ def _known(series: Series) -> list[tuple[float, float]]:
 
 
 def _color(chart: Chart, index: int) -> str:
-    drawn = [i for i, series in enumerate(chart.series) if not series.dashed]
+    drawn = [i for i, series in enumerate(chart.series) if not series.is_published]
     return PUBLISHED if index not in drawn else COLORS[drawn.index(index) % len(COLORS)]

@@ -80,12 +80,12 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of a chart. `dashed` marks what was published."""
+    """Points of a chart. `label`: machine, then method; `is_published` marks what was published."""
 
     label: str
     x: tuple[float, ...]
     y: tuple[float | None, ...]
-    dashed: bool = False
+    is_published: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +150,16 @@ def bars(title: str, unit: str, rows: Iterable[Row], log_y: bool = False) -> Cha
     names = tuple(dict.fromkeys(row.row for row in rows))
     x = tuple(float(i) for i in range(len(names)))
     published = {row.row: row.published for row in rows}
-    series = [Series("published", x, tuple(published[name] for name in names), dashed=True)]
-    for method in Method:
-        for kind in Kind:
-            ours = {row.row: row.ours for row in rows if row.method is method and row.kind is kind}
-            if ours:
-                label = method.value if method is Method.CLOSED_FORM else f"machine, {kind.value}"
-                series.append(Series(label, x, tuple(ours.get(name) for name in names)))
+    series = [Series("published", x, tuple(published[name] for name in names), is_published=True)]
+    for label, chosen in (
+        ("closed form", [row for row in rows if row.method is Method.CLOSED_FORM]),
+        ("machine, predicted", [row for row in rows if _is_machine(row, Kind.PREDICTED)]),
+        ("machine, fitted", [row for row in rows if _is_machine(row, Kind.FITTED)]),
+    ):
+        if ours := {row.row: row.ours for row in chosen}:
+            series.append(Series(label, x, tuple(ours.get(name) for name in names)))
     return Chart(title, "bars", "", unit, tuple(series), names, log_y)
+
+
+def _is_machine(row: Row, kind: Kind) -> bool:
+    return row.method is Method.MACHINE and row.kind is kind
