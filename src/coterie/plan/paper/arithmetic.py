@@ -13,6 +13,7 @@ Knows nothing about graphs or machine files.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,36 +25,39 @@ from coterie.plan.paper.row import Fitted, Kind
 DGX = ("A100", "H100")
 NODES = (*DGX, "SN40L")
 SHORT, LONG = 20, 200  # output tokens: chat and translation
+BATCHES = (8, 1)  # prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine as the arithmetic sees it; times in ms by output tokens, `kind` that of its times at 20 tokens."""
+    """One machine, as a user of experts sees it. Times in ms: of an expert by output tokens, of the router by prompts.
+
+    `far_gb` holds every expert on the SN40L, those that HBM does not hold on a DGX; `kind` is that of its times.
+    """
 
     name: str
     hbm_gb: float
     far_gb: float
-    expert_ms: dict[int, float]
+    expert_gb: float
+    kv_gb: float
+    resident_gb: float
+    expert_ms: Mapping[int, float]
+    router_ms: Mapping[int, float]
     switch_ms: float
     kind: Kind
 
-    @property
-    def router_ms(self) -> float:
-        """What the router costs: an expert of 20 tokens."""
-        return self.expert_ms[SHORT]
-
     def latency_ms(self, batch: int, tokens: int, miss: bool) -> float:
         """A batch from the prompts to the last answer; `miss` if each prompt switches."""
-        return self.router_ms + batch * (self.expert_ms[tokens] + (self.switch_ms if miss else 0.0))
+        return self.router_ms[batch] + batch * (self.expert_ms[tokens] + (self.switch_ms if miss else 0.0))
 
     def fits_hbm(self, experts: int, batch: int) -> bool:
-        """Whether all experts, and a KV cache for each prompt, fit in HBM."""
-        return constant("expert_gb") * experts + constant("kv_gb") * batch <= self.hbm_gb
+        """Whether all experts, and a KV cache for each prompt, fit in HBM beside what is always there."""
+        return self.resident_gb + self.expert_gb * experts + self.kv_gb * batch <= self.hbm_gb
 
     def fits(self, experts: int) -> bool:
         """Whether the node can hold all experts at all."""
-        near = 0.0 if self.name == "SN40L" else self.hbm_gb  # the node keeps a block of DDR for every expert
-        return constant("expert_gb") * experts <= near + self.far_gb
+        near = 0.0 if self.name == "SN40L" else self.hbm_gb - self.resident_gb
+        return self.expert_gb * experts <= near + self.far_gb
 
 
 def constant(name: str) -> float:
@@ -72,12 +76,16 @@ def nodes() -> dict[str, Node]:
     long = dict(zip(NODES, _long_fit(times, copies), strict=True))
     return {
         name: Node(
-            name,
-            float(raw[name]["hbm_gb"]["value"]),
-            float(raw[name]["far_gb"]["value"]),
-            {SHORT: times[name], LONG: long[name]},
-            copies[name],
-            Kind.FITTED if name == "SN40L" else Kind.GIVEN,
+            name=name,
+            hbm_gb=float(raw[name]["hbm_gb"]["value"]),
+            far_gb=float(raw[name]["far_gb"]["value"]),
+            expert_gb=constant("expert_gb"),
+            kv_gb=constant("kv_gb"),
+            resident_gb=0.0,
+            expert_ms={SHORT: times[name], LONG: long[name]},
+            router_ms=dict.fromkeys(BATCHES, times[name]),
+            switch_ms=copies[name],
+            kind=Kind.FITTED if name == "SN40L" else Kind.GIVEN,
         )
         for name in NODES
     }

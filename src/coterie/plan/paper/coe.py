@@ -10,12 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coterie.plan.paper.arithmetic import DGX, LONG, NODES, SHORT, Node, constant, fitted_latencies, fitted_rules, nodes
+from coterie.plan.paper.arithmetic import (
+    BATCHES,
+    DGX,
+    LONG,
+    NODES,
+    SHORT,
+    Node,
+    constant,
+    fitted_latencies,
+    fitted_rules,
+    nodes,
+)
 from coterie.plan.paper.published import beside, data, published
 from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series, bars
+from coterie.plan.paper.samba import modelled_nodes
 
 FIGURE_1, FIGURE_12, TABLE_5 = "Figure 1", "Figure 12", "Table V"
-BATCHES = (8, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,7 @@ class Account:
 
 def accounts() -> tuple[Account, ...]:
     """Every account that we have, the paper's first."""
-    return (Account(Method.CLOSED_FORM, nodes()),)
+    return (Account(Method.CLOSED_FORM, nodes()), Account(Method.MACHINE, modelled_nodes()))
 
 
 def figure_1() -> Exhibit:

@@ -6,18 +6,21 @@ Knows nothing about how they are shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from coterie.core.errors import NotFoundError
 from coterie.plan.paper.coe import figure_1, figure_12, table_5
 from coterie.plan.paper.figure13 import figure_13
 from coterie.plan.paper.row import Exhibit
 from coterie.plan.paper.table1 import table_1
+from coterie.plan.paper.table4 import table_4
 
 EXHIBITS: Mapping[str, Callable[[], Exhibit]] = {
     "table-1": table_1,
     "figure-1": figure_1,
     "figure-12": figure_12,
     "figure-13": figure_13,
+    "table-4": table_4,
     "table-5": table_5,
 }
 
@@ -27,4 +30,9 @@ def exhibits(names: Sequence[str] = ()) -> tuple[Exhibit, ...]:
     for name in names:
         if name not in EXHIBITS:
             raise NotFoundError(name, "there is no such exhibit", f"use one of {', '.join(EXHIBITS)}")
-    return tuple(make() for name, make in EXHIBITS.items() if not names or name in names)
+    return tuple(_made(name) for name in EXHIBITS if not names or name in names)
+
+
+@cache
+def _made(name: str) -> Exhibit:
+    return EXHIBITS[name]()

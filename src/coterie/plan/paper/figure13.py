@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coterie.plan.paper.arithmetic import dgx_nodes, fitted_rules, sn40l_nodes
 from coterie.plan.paper.published import beside, data, published
 from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series
+from coterie.plan.paper.samba import modelled_nodes
 
 NAME, TITLE = "figure-13", "Figure 13"
 MOST_EXPERTS = 900
@@ -32,7 +33,16 @@ def footprints() -> tuple[Footprint, ...]:
         {"DGX": dgx_nodes, "SN40L": sn40l_nodes},
         {"DGX": Kind.FITTED, "SN40L": Kind.GIVEN},
     )
-    return (paper,)
+    counts = {"DGX": _counter("A100"), "SN40L": _counter("SN40L")}
+    return (paper, Footprint(Method.MACHINE, counts, dict.fromkeys(counts, Kind.PREDICTED)))
+
+
+def _counter(name: str) -> Callable[[int], int]:
+    """Nodes of one kind, each with a router and the KV cache of one prompt of the longest context."""
+    node = modelled_nodes()[name]
+    room_gb = node.far_gb if node.name == "SN40L" else node.hbm_gb - node.resident_gb - node.kv_gb
+    per_node = int(room_gb // node.expert_gb)
+    return lambda experts: -(-experts // per_node)
 
 
 def figure_13() -> Exhibit:

@@ -1,0 +1,92 @@
+"""The paper's machines from their files, and models from their configs mapped on them, priced step by step.
+
+Knows nothing about published results: what it says is predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from coterie.core.shapes import Sizes
+from coterie.devices.modelled import ModelledDevice, Orchestration
+from coterie.devices.modelled_price import StepTime, step_time
+from coterie.graph.compile import compile_graph
+from coterie.graph.program import Program
+from coterie.models.zoo import zoo_graph, zoo_model
+from coterie.spec.load import load_machine
+from coterie.spec.machine import MachineSpec
+
+FILES = {"SN40L": "sn40l-node", "A100": "dgx-a100", "H100": "dgx-h100"}
+SECTION, CACHE = "section", "cache"
+
+
+@cache
+def spec(name: str) -> MachineSpec:
+    """A machine by its file, or by the name that the paper's figures give it."""
+    return load_machine(FILES.get(name, name))
+
+
+@cache
+def program(model: str, rule_set: str) -> Program:
+    """A model of the zoo, fused by a rule set."""
+    return compile_graph(zoo_graph(model), rule_set)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A model on a machine, alone: fused as the machine fuses, started as it starts kernels."""
+
+    spec: MachineSpec
+    model: str
+    rule_set: str
+    orchestration: Orchestration
+
+    def step(self, sizes: Sizes) -> StepTime:
+        """One step."""
+        return _step(self, sizes)
+
+    def answer_s(self, prompt: int, tokens: int, batch: int = 1) -> float:
+        """A prompt read and `tokens` drawn: a prefill gives the first, a decode step each other."""
+        first = self.step(Sizes.prefill(batch, prompt)).seconds
+        if tokens == 1:
+            return first
+        # A decode step is linear in its context, but where the bound of a kernel changes: the mean stands for all.
+        middle = self.step(Sizes.decode(batch, prompt + tokens // 2)).seconds
+        return first + (tokens - 1) * middle
+
+
+@cache
+def _step(expert: Expert, sizes: Sizes) -> StepTime:
+    made = program(expert.model, expert.rule_set)
+    return step_time(expert.spec, made, sizes, orchestration=expert.orchestration)
+
+
+@cache
+def weight_bytes(model: str) -> int:
+    """All weights of a model, in the types that its config declares."""
+    return zoo_model(model).layout.size_bytes
+
+
+def switch_s(machine: MachineSpec, size_bytes: int) -> float:
+    """A copy from the tier below to the run tier, with nothing beside it."""
+    device = ModelledDevice(machine)
+    below, run = machine.weight_tiers[1], machine.run_tier
+    copied = device.copy(device.reserve(run, size_bytes), device.reserve(below, size_bytes))
+    while not device.done(copied):
+        device.wait_any([copied])
+    return device.now()
+
+
+def with_link_share(machine: MachineSpec, share: float, source: str) -> MachineSpec:
+    """The machine with another share of the bandwidth between the tiers of whole experts, with its own source."""
+    ends = set(machine.weight_tiers[:2])
+    links = tuple(
+        replace(link, share=share, share_source=source) if {link.src, link.dst} == ends else link
+        for link in machine.links
+    )
+    tiers = tuple(
+        replace(tier, share=share, share_source=source) if tier.name == machine.weight_tiers[1] else tier
+        for tier in machine.tiers
+    )
+    return replace(machine, links=links, tiers=tiers)
