@@ -1,4 +1,4 @@
-"""A graph on a spatial machine: sections, mapping, placement, tile streams.
+"""A graph on a spatial machine: sections, mapping, tile streams, their functional truth, memory planning.
 
-Knows nothing about experts or requests.
+Knows nothing about devices, models or requests.
 """

@@ -1,0 +1,96 @@
+"""Deadlocks found before anything runs, and the depths that prevent them: from the order of tokens alone.
+
+A FIFO network deadlocks or not whatever the speeds of its actors are. The rule looks at every two ways from a fork to a
+join: while one way swallows n firings of the fork before its first token comes out (a reduction over R tiles takes R),
+the other way must hold what those n firings put into it. And where an actor has several inputs or outputs, each must
+hold what one firing moves, since the actor moves all of that before it looks at the next.
+
+Knows nothing about ops or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from coterie.dataflow.stream import Actor, Fifo, Network, simulate
+
+
+@dataclass(frozen=True, slots=True)
+class Shallow:
+    """A FIFO that is too shallow: it must hold what fork puts in before the join takes from it."""
+
+    fifo: str
+    fork: str
+    join: str
+    depth: int
+    needed: int
+
+    def __str__(self) -> str:
+        return (
+            f"fifo {self.fifo} holds {self.depth} tokens, but {self.join} takes none of them before {self.fork} has "
+            f"put {self.needed}; make it {self.needed} deep"
+        )
+
+
+def shallow(network: Network) -> tuple[Shallow, ...]:
+    """FIFOs that the rule finds too shallow. Empty: the network cannot deadlock. Found: it may."""
+    found: dict[str, Shallow] = {}
+
+    def ask(fifo: Fifo, fork: int, join: int, tokens: int) -> None:
+        known = found.get(fifo.name)
+        if fifo.depth < tokens and (known is None or known.needed < tokens):
+            ends = network.actors[fork].name, network.actors[join].name
+            found[fifo.name] = Shallow(fifo.name, *ends, fifo.depth, tokens)
+
+    for fork in range(len(network.actors)):
+        outs, ins = network.outs(fork), network.ins(fork)
+        for fifo in (network.fifos[e] for e in outs if len(outs) > 1):
+            ask(fifo, fork, fifo.dst, fifo.produce)
+        for fifo in (network.fifos[e] for e in ins if len(ins) > 1):
+            ask(fifo, fifo.src, fork, fifo.consume)
+        reached = {e: _firings_needed(network, e) for e in outs if len(outs) > 1}
+        for join in range(fork + 1, len(network.actors)):
+            need = {e: ways[join] for e, ways in reached.items() if join in ways}
+            most = max(need.values(), default=0)
+            for e in (e for e in need if len(need) > 1 and need[e] < most):
+                ask(network.fifos[e], fork, join, most * network.fifos[e].produce)
+    return tuple(found.values())
+
+
+def deepened(network: Network) -> Network:
+    """The network with every FIFO as deep as the rule asks."""
+    needed: Mapping[str, int] = {item.fifo: item.needed for item in shallow(network)}
+    fifos = tuple(replace(f, depth=max(f.depth, needed.get(f.name, 0))) for f in network.fifos)
+    return Network(network.actors, fifos)
+
+
+def deadlocks(network: Network) -> tuple[str, ...]:
+    """The exact answer, by playing the tokens without time: who waits for what; empty if all come to their end."""
+    actors = tuple(Actor(actor.name, actor.firings, (0.0,)) for actor in network.actors)
+    return simulate(Network(actors, network.fifos)).stuck
+
+
+def _firings_needed(network: Network, first: int) -> dict[int, int]:
+    """For each actor behind FIFO `first`: firings of the FIFO's source before it can fire once.
+
+    Over several ways the slowest counts, since an actor waits for all of its inputs.
+    """
+    start = network.fifos[first]
+    ways: dict[int, tuple[Fifo, ...]] = {start.dst: (start,)}
+    needed = {start.dst: _source_firings(ways[start.dst])}
+    for n in range(start.dst, len(network.actors)):
+        for e in network.outs(n) if n in ways else ():
+            longer = (*ways[n], network.fifos[e])
+            firings = _source_firings(longer)
+            if needed.get(longer[-1].dst, 0) < firings:
+                needed[longer[-1].dst], ways[longer[-1].dst] = firings, longer
+    return needed
+
+
+def _source_firings(way: tuple[Fifo, ...]) -> int:
+    """Firings of the first actor of a way before the last one can fire once."""
+    firings = 1
+    for fifo in reversed(way):
+        firings = -(-firings * fifo.consume // fifo.produce)
+    return firings
