@@ -84,12 +84,12 @@ FLOPS: Mapping[str, _Flops] = {
 
 def op_cost(graph: Graph, op: Op, sizes: Sizes) -> Cost:
     """The cost of one op run as a kernel of its own."""
-    return _cost(graph, (op,), op.inputs, op.outputs, sizes)
+    return ops_cost(graph, (op,), op.inputs, op.outputs, sizes)
 
 
 def region_cost(program: Program, region: Region, sizes: Sizes) -> Cost:
     """The cost of a region run as one kernel: values that stay inside cost nothing to move."""
-    return _cost(program.graph, region.ops, region.inputs, region.outputs, sizes)
+    return ops_cost(program.graph, region.ops, region.inputs, region.outputs, sizes)
 
 
 def program_cost(program: Program, sizes: Sizes) -> Cost:
@@ -101,7 +101,7 @@ def intermediate_bytes(program: Program, sizes: Sizes) -> int:
     """Bytes of intermediates that regions store beyond a tile; the kernels' own counter must agree with this."""
     values = program.graph.values
     stored = (name for region in program.regions for name in region.outputs)
-    return sum(_value_bytes(values[name], sizes) for name in stored if values[name].kind is Kind.TENSOR)
+    return sum(value_bytes(values[name], sizes) for name in stored if values[name].kind is Kind.TENSOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +125,28 @@ def describe(program: Program, sizes: Sizes) -> tuple[RegionRow, ...]:
     return tuple(rows)
 
 
-def _cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: Iterable[str], sizes: Sizes) -> Cost:
+def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: Iterable[str], sizes: Sizes) -> Cost:
+    """The cost of ops run as one kernel with these values crossing its border."""
     flops = sum(FLOPS[op.kind](graph, op, sizes) for op in ops)
     weights = moved_in = 0
     for name in dict.fromkeys(inputs):
         value = graph.values.get(name)
         if value is None or value.kind is Kind.STATE:
             continue
-        size = _input_bytes(ops, value, sizes)
+        size = input_bytes(ops, value, sizes)
         if value.kind is Kind.WEIGHT:
             weights += size
         else:
             moved_in += size
-    moved_out = sum(_value_bytes(graph.values[n], sizes) for n in outputs if graph.values[n].kind is not Kind.STATE)
-    read = sum(_kv_bytes(graph, op, sizes) for op in ops if op.kind == "attention")
-    written = sum(_kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
+    moved_out = sum(value_bytes(graph.values[n], sizes) for n in outputs if graph.values[n].kind is not Kind.STATE)
+    read = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "attention")
+    written = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
     return Cost(flops, weights, moved_in, moved_out, read, written)
 
 
-def _input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
+def input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
     """A gather reads the rows that it takes, at most the whole table; everything else is read once."""
-    whole = _value_bytes(value, sizes)
+    whole = value_bytes(value, sizes)
     uses = [op for op in ops if value.name in op.inputs]
     gathered = {"embed": (1, Symbol.T), "take_rows": (0, Symbol.R)}
     if all(op.kind in gathered and op.inputs[gathered[op.kind][0]] == value.name for op in uses):
@@ -154,11 +155,12 @@ def _input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
     return whole
 
 
-def _value_bytes(value: Value, sizes: Sizes) -> int:
+def value_bytes(value: Value, sizes: Sizes) -> int:
+    """Bytes of a whole value in this step."""
     return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
 
 
-def _kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
+def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that attention reads."""
     kv = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
     per_token = trailing(kv.shape) * kv.dtype.size_bytes

@@ -1,0 +1,178 @@
+"""Which edges can stream: the loop that a section walks tile by tile, followed from op to op through their accesses.
+
+    stream    the reader walks the same dimension, in the same order: a FIFO of tiles
+    full      the reader needs all of it before it starts (a reduction over the walked dimension): a whole buffer
+    barrier   the reader is addressed by numbers that the section itself computes: they cannot be in one section
+
+Knows nothing about capacity or cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.nest import GATHER, Access, Nest, Tag, nest
+from coterie.graph.ir import Graph, Kind, Op
+
+
+class Way(Enum):
+    """How a value gets from its producer to a reader inside a section."""
+
+    STREAM = "stream"
+    FULL = "full"
+    BARRIER = "barrier"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A value between two ops (positions in the section). `transposed`: the tile is read along another dimension."""
+
+    value: str
+    src: int
+    dst: int
+    way: Way
+    reason: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """A section's tile walk. Per op: its walked loop ("" if it has none) and the phase in which it runs.
+
+    A phase starts where a full edge ends: all of the phases before have then seen every tile.
+    """
+
+    nests: tuple[Nest, ...]
+    loops: tuple[str, ...]
+    phases: tuple[int, ...]
+    edges: tuple[Edge, ...]
+
+    @property
+    def barriers(self) -> tuple[Edge, ...]:
+        """Edges that keep their ends from being in one section."""
+        return tuple(edge for edge in self.edges if edge.way is Way.BARRIER)
+
+    def tiles_of(self, op: int) -> int:
+        """Iterations of the walked loop of an op."""
+        return self.nests[op].loop(self.loops[op]).size if self.loops[op] else 1
+
+
+def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
+    """The walk of a section that needs the fewest whole buffers; its first op's loops are the candidates.
+
+    Raises UnsupportedError for an op without a normal form.
+    """
+    nests = tuple(nest(graph, op, sizes) for op in ops)
+    first = nests[0]
+    outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION and loop.size > 1]
+    seeds = outer or [first.loops[0].name]
+    walks = [_follow(graph, nests, seed) for seed in seeds]
+    return min(walks, key=lambda w: (len(w.barriers), max(w.phases), sum(e.way is Way.FULL for e in w.edges)))
+
+
+def _follow(graph: Graph, nests: tuple[Nest, ...], seed: str) -> Walk:
+    made: dict[str, tuple[int, Access]] = {}
+    loops: list[str] = []
+    phases: list[int] = []
+    edges: list[Edge] = []
+    for at, reader in enumerate(nests):
+        loop, phase, found = _enter(graph, nests, reader, at, made, loops, phases)
+        if loop is None:
+            loop = seed if at == 0 else _outermost(reader)
+        loops.append(loop)
+        phases.append(phase)
+        edges += found
+        for access in reader.writes:
+            made[access.value] = (at, access)
+    return Walk(nests, tuple(loops), tuple(phases), tuple(edges))
+
+
+def _enter(
+    graph: Graph,
+    nests: tuple[Nest, ...],
+    reader: Nest,
+    at: int,
+    made: Mapping[str, tuple[int, Access]],
+    loops: Sequence[str],
+    phases: Sequence[int],
+) -> tuple[str | None, int, list[Edge]]:
+    """The loop that the reader's producers make it walk, the phase it is in, and its edges."""
+    inside = [access for access in reader.reads if access.value in made]
+    streamed: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for i, access in enumerate(inside):
+        src, written = made[access.value]
+        if access.by and (access.by in made or graph.values[access.by].kind is Kind.TENSOR):
+            reasons[i] = f"{reader.op.kind} is addressed by {access.by}, which is computed"
+            continue
+        along, reasons[i] = _loop_of(nests[src], written, loops[src], reader, access)
+        if along:
+            streamed[i] = along
+    # Inputs of the latest phase decide: what earlier phases made is there already.
+    latest = max((phases[made[access.value][0]] for access in inside), default=0)
+    leaders = [streamed[i] for i in streamed if phases[made[inside[i].value][0]] == latest]
+    loop = max(leaders, key=leaders.count) if leaders else None
+    edges, phase = [], latest if loop is not None or not inside else latest + 1
+    for i, access in enumerate(inside):
+        src, written = made[access.value]
+        computed = bool(access.by) and i not in streamed and "which is computed" in reasons[i]
+        way = Way.BARRIER if computed else Way.STREAM
+        if not computed and (streamed.get(i) != loop or loop is None or phases[src] != latest):
+            way = Way.FULL
+        if way is Way.FULL and phases[src] == phase:
+            phase += 1
+        turned = way is Way.STREAM and _place(written, loops[src]) != _place(access, loop or "")
+        edges.append(Edge(access.value, src, at, way, reasons[i], turned))
+    return loop, phase, edges
+
+
+def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Access) -> tuple[str, str]:
+    """The loop of the reader that goes along with the producer's walked loop, if it may; and the reason either way."""
+    place = _place(written, walked)
+    if place is None:
+        return "", f"{src.op.kind} reduces over the walked loop: its result is complete after the last tile"
+    index = access.index[place] if place < len(access.index) else ()
+    if index == GATHER:
+        return "", f"{reader.op.kind} takes its rows by number, in any order"
+    if not index:
+        return "", f"{reader.op.kind} reads all of it for each tile"
+    loop = reader.loop(index[0])
+    if loop.tag is Tag.REDUCTION and not loop.online:
+        return "", f"{reader.op.kind} needs all of loop {loop.name} for its first result"
+    how = "running reduction" if loop.tag is Tag.REDUCTION else "same order"
+    return loop.name, how
+
+
+def _place(access: Access, loop: str) -> int | None:
+    """The dimension that a loop walks, as its outermost index."""
+    return next((i for i, index in enumerate(access.index) if index[:1] == (loop,)), None) if loop else None
+
+
+def _outermost(reader: Nest) -> str:
+    loops = [loop.name for loop in reader.loops if loop.tag is not Tag.REDUCTION]
+    return loops[0] if loops else ""
+
+
+def convex(pairs: Iterable[tuple[int, int]], count: int, groups: Sequence[int]) -> bool:
+    """True if the groups (a number per op) can run one after another: the contracted graph has no cycle."""
+    after: dict[int, set[int]] = {group: set() for group in groups}
+    for a, b in pairs:
+        if groups[a] != groups[b]:
+            after[groups[a]].add(groups[b])
+    waiting = dict.fromkeys(after, 0)
+    for targets in after.values():
+        for target in targets:
+            waiting[target] += 1
+    ready = [group for group, n in waiting.items() if n == 0]
+    seen = 0
+    while ready:
+        group = ready.pop()
+        seen += 1
+        for target in after[group]:
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+    return seen == len(after) and len(groups) == count

@@ -1,0 +1,206 @@
+"""The normal form of an op: its loops, each tagged, and for each operand which loops index which of its dimensions.
+
+    linear   t parallel, n parallel, k reduction      x[t, k]  weight[n, k]  y[t, n]
+
+A view or a transpose is no loop of its own: it is the way in which its reader indexes what its producer wrote.
+Adding an op: one row in NESTS.
+
+Knows nothing about machines or tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from coterie.core.errors import UnsupportedError
+from coterie.core.shapes import Sizes
+from coterie.graph.ir import Graph, Kind, Op
+
+
+class Tag(Enum):
+    """What an output element needs of a loop: its own iteration, all of them, or those before its own."""
+
+    PARALLEL = "parallel"
+    REDUCTION = "reduction"
+    SEQUENTIAL = "sequential"
+
+
+# Loops that index one dimension, outermost first. A gathered dimension is indexed by numbers, not by loops.
+Index: TypeAlias = tuple[str, ...]
+GATHER: Index = ("gather",)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One loop of a nest. An `online` reduction has a running form: its state is small and its order is free."""
+
+    name: str
+    size: int
+    tag: Tag
+    online: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How an op indexes a value: an Index per dimension. `by` names the value that a gather takes its numbers from."""
+
+    value: str
+    index: tuple[Index, ...]
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """The loops of an op, and its accesses."""
+
+    op: Op
+    loops: tuple[Loop, ...]
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+
+    def loop(self, name: str) -> Loop:
+        """The loop of that name. Raises KeyError."""
+        for loop in self.loops:
+            if loop.name == name:
+                return loop
+        raise KeyError(f"{self.op.name} has no loop {name}")
+
+    @property
+    def is_view(self) -> bool:
+        """Reads and writes each element once and computes nothing: an access pattern, at no cost on a PMU."""
+        return self.op.kind in VIEWS
+
+
+VIEWS = ("transpose", "reshape", "permute", "view", "identity", "split", "concat")
+_Row: TypeAlias = Callable[[Graph, Op, Sizes], Nest]
+
+
+def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """The normal form of an op for a step of these sizes. Raises UnsupportedError for an op that has no row."""
+    row = NESTS.get(op.kind)
+    if row is None:
+        fact = f"op {op.kind} has no normal form, so it cannot be mapped in space"
+        raise UnsupportedError(f"{graph.name}: {op.name}", fact, "add a row to dataflow/nest.py, or use another model")
+    return row(graph, op, sizes)
+
+
+def _dims(graph: Graph, name: str, sizes: Sizes) -> tuple[int, ...]:
+    return tuple(sizes.of(dim) for dim in graph.values[name].shape)
+
+
+def _axes(prefix: str, count: int) -> tuple[Index, ...]:
+    return tuple((f"{prefix}{i}",) for i in range(count))
+
+
+def _elementwise(reduced: int = 0, ordered: bool = False) -> _Row:
+    """Output and operands of the same rank share all loops; the last `reduced` are needed whole by each output."""
+
+    def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+        out = op.outputs[0] if graph.values[op.outputs[0]].kind is not Kind.STATE else op.inputs[0]
+        shape = _dims(graph, out, sizes)
+        index = _axes("d", len(shape))
+        first = Tag.SEQUENTIAL if ordered else Tag.PARALLEL
+        tags = [first if i == 0 else Tag.PARALLEL for i in range(len(shape) - reduced)] + [Tag.REDUCTION] * reduced
+        loops = tuple(Loop(f"d{i}", size, tags[i]) for i, size in enumerate(shape))
+        reads = []
+        for name in filter(None, op.inputs):
+            rank = len(graph.values[name].shape)
+            whole = graph.values[name].kind in (Kind.INPUT, Kind.TENSOR) and rank == len(shape)
+            if whole:
+                reads.append(Access(name, index))
+            elif graph.values[name].kind in (Kind.WEIGHT, Kind.CONSTANT):
+                reads.append(Access(name, index[len(shape) - rank :]))
+            else:
+                reads.append(Access(name, index[:1] + ((),) * (rank - 1)))
+        return Nest(op, loops, tuple(reads), (Access(op.outputs[0], index),))
+
+    return row
+
+
+def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    x, y = op.inputs[0], op.outputs[0]
+    k, n = _dims(graph, x, sizes)[1:], _dims(graph, y, sizes)[1:]
+    k_index, n_index = _axes("k", len(k)), _axes("n", len(n))
+    loops = (
+        Loop("t", _dims(graph, y, sizes)[0], Tag.PARALLEL),
+        *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
+        *(Loop(f"k{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(k)),
+    )
+    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
+    reads = [Access(x, (("t",), *k_index)), Access(op.inputs[1], (flat_n, flat_k))]
+    reads += [Access(name, (flat_n,)) for name in op.inputs[2:] if name]
+    return Nest(op, loops, tuple(reads), (Access(y, (("t",), *n_index)),))
+
+
+def _embed(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    t, d = _dims(graph, op.outputs[0], sizes)
+    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
+    tokens, table = op.inputs[0], op.inputs[1]
+    reads = (Access(tokens, (("t",),)), Access(table, (GATHER, ("d",)), by=tokens))
+    return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
+
+
+def _take_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    shape = _dims(graph, op.outputs[0], sizes)
+    index = _axes("d", len(shape))
+    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
+    reads = (Access(op.inputs[0], (GATHER, *index[1:]), by=op.inputs[1]), Access(op.inputs[1], index[:1]))
+    return Nest(op, loops, reads, (Access(op.outputs[0], index),))
+
+
+def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Keys are a reduction with a running form (maximum, sum, weighted sum), so they may stream too.
+
+    The state is read along with the queries: a token sees only tokens before it, which were appended before it.
+    """
+    t, heads, channels = _dims(graph, op.inputs[0], sizes)
+    context = max(1, sizes.context_tokens // max(1, sizes.B))
+    loops = (
+        Loop("t", t, Tag.PARALLEL),
+        Loop("h", heads, Tag.PARALLEL),
+        Loop("s", context, Tag.REDUCTION, online=True),
+        Loop("c", channels, Tag.REDUCTION),
+        Loop("e", channels, Tag.PARALLEL),
+    )
+    reads = [Access(op.inputs[0], (("t",), ("h",), ("c",)))]
+    for name in filter(None, op.inputs[1:]):
+        value = graph.values[name]
+        by_token = value.kind is Kind.STATE or value.shape[:1] == graph.values[op.inputs[0]].shape[:1]
+        reads.append(Access(name, (("t",) if by_token else (), *((),) * (len(value.shape) - 1))))
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (("t",), ("h",), ("e",))),))
+
+
+def _transpose(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Any permutation of dimensions: attribute `order`, or the last two swapped."""
+    shape = _dims(graph, op.inputs[0], sizes)
+    given = str(op.attrs.get("order", ""))
+    order = [int(i) for i in given.replace(",", " ").split()] if given else None
+    if order is None:
+        order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+    index = _axes("d", len(shape))
+    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
+    reads = (Access(op.inputs[0], index),)
+    return Nest(op, loops, reads, (Access(op.outputs[0], tuple(index[i] for i in order)),))
+
+
+NESTS: Mapping[str, _Row] = {
+    "embed": _embed,
+    "rms_norm": _elementwise(reduced=1),
+    "layer_norm": _elementwise(reduced=1),
+    "linear": _linear,
+    "rope": _elementwise(reduced=1),
+    "kv_append": _elementwise(ordered=True),
+    "attention": _attention,
+    "add": _elementwise(),
+    "silu": _elementwise(),
+    "gelu": _elementwise(),
+    "mul": _elementwise(),
+    "take_rows": _take_rows,
+    "sample": _elementwise(),
+    "transpose": _transpose,
+    "all_reduce": _elementwise(),
+    "all_gather": _elementwise(),
+}
