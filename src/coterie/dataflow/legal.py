@@ -15,7 +15,7 @@ from enum import Enum
 
 from coterie.core.shapes import Sizes
 from coterie.dataflow.nest import GATHER, Access, Nest, Tag, nest
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Op
 
 
 class Way(Enum):
@@ -69,17 +69,17 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
     first = nests[0]
     outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION and loop.size > 1]
     seeds = outer or [first.loops[0].name]
-    walks = [_follow(graph, nests, seed) for seed in seeds]
+    walks = [_follow(nests, seed) for seed in seeds]
     return min(walks, key=lambda w: (len(w.barriers), max(w.phases), sum(e.way is Way.FULL for e in w.edges)))
 
 
-def _follow(graph: Graph, nests: tuple[Nest, ...], seed: str) -> Walk:
+def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
     made: dict[str, tuple[int, Access]] = {}
     loops: list[str] = []
     phases: list[int] = []
     edges: list[Edge] = []
     for at, reader in enumerate(nests):
-        loop, phase, found = _enter(graph, nests, reader, at, made, loops, phases)
+        loop, phase, found = _enter(nests, reader, at, made, loops, phases)
         if loop is None:
             loop = seed if at == 0 else _outermost(reader)
         loops.append(loop)
@@ -91,7 +91,6 @@ def _follow(graph: Graph, nests: tuple[Nest, ...], seed: str) -> Walk:
 
 
 def _enter(
-    graph: Graph,
     nests: tuple[Nest, ...],
     reader: Nest,
     at: int,
@@ -101,32 +100,36 @@ def _enter(
 ) -> tuple[str | None, int, list[Edge]]:
     """The loop that the reader's producers make it walk, the phase it is in, and its edges."""
     inside = [access for access in reader.reads if access.value in made]
-    streamed: dict[int, str] = {}
-    reasons: dict[int, str] = {}
+    numbers = {access.by for access in reader.reads}
+    along: dict[int, str] = {}
+    reasons: list[str] = []
     for i, access in enumerate(inside):
         src, written = made[access.value]
-        if access.by and (access.by in made or graph.values[access.by].kind is Kind.TENSOR):
-            reasons[i] = f"{reader.op.kind} is addressed by {access.by}, which is computed"
-            continue
-        along, reasons[i] = _loop_of(nests[src], written, loops[src], reader, access)
-        if along:
-            streamed[i] = along
-    # Inputs of the latest phase decide: what earlier phases made is there already.
+        loop, reason = _loop_of(nests[src], written, loops[src], reader, access)
+        computed = access.value in numbers
+        reasons.append(f"{reader.op.kind} is addressed by {access.value}, which is computed" if computed else reason)
+        if loop:
+            along[i] = loop
     latest = max((phases[made[access.value][0]] for access in inside), default=0)
-    leaders = [streamed[i] for i in streamed if phases[made[inside[i].value][0]] == latest]
-    loop = max(leaders, key=leaders.count) if leaders else None
-    edges, phase = [], latest if loop is not None or not inside else latest + 1
+    # What earlier phases made is there already: inputs of the latest phase decide which loop is walked.
+    current = [i for i, access in enumerate(inside) if phases[made[access.value][0]] == latest]
+    leaders = [along[i] for i in current if i in along]
+    chosen = max(leaders, key=leaders.count) if leaders else None
+    # One input that must be complete makes the others wait for it in full, and the reader start a phase of its own.
+    streams = chosen is not None and all(along.get(i) == chosen for i in current)
+    edges = []
     for i, access in enumerate(inside):
         src, written = made[access.value]
-        computed = bool(access.by) and i not in streamed and "which is computed" in reasons[i]
-        way = Way.BARRIER if computed else Way.STREAM
-        if not computed and (streamed.get(i) != loop or loop is None or phases[src] != latest):
-            way = Way.FULL
-        if way is Way.FULL and phases[src] == phase:
-            phase += 1
-        turned = way is Way.STREAM and _place(written, loops[src]) != _place(access, loop or "")
-        edges.append(Edge(access.value, src, at, way, reasons[i], turned))
-    return loop, phase, edges
+        way = Way.STREAM if streams and i in current else Way.FULL
+        way = Way.BARRIER if access.value in numbers else way
+        turned = way is Way.STREAM and _place(written, loops[src]) != _place(access, chosen or "")
+        reason = (
+            reasons[i]
+            if i not in along or along[i] != chosen or way is not Way.FULL
+            else "another input must be complete"
+        )
+        edges.append(Edge(access.value, src, at, way, reason, turned))
+    return chosen, latest if streams or not inside else latest + 1, edges
 
 
 def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Access) -> tuple[str, str]:

@@ -194,20 +194,20 @@ def recurrence(network: Network) -> float:
 
 
 def steady_s(network: Network) -> float:
-    """A lower bound of the makespan of a network whose actors fire equally often, met by constant services in a chain.
+    """A lower bound of the makespan, met by constant services in a chain: fill, the slowest actor, drain.
 
-    For each actor: the way of the first tile to it, all its own firings, the way of the last tile from it.
+    For each actor: the way of the first tokens to it, all its own firings, the way of the last tokens from it.
     """
     actors, fifos = network.actors, network.fifos
     head, tail = [0.0] * len(actors), [0.0] * len(actors)
-    for n in range(len(actors)):
-        for fifo in fifos:
-            if fifo.dst == n:
-                head[n] = max(head[n], head[fifo.src] + actors[fifo.src].service(0))
-    for n in reversed(range(len(actors))):
-        for fifo in fifos:
-            if fifo.src == n:
-                tail[n] = max(tail[n], tail[fifo.dst] + actors[fifo.dst].service(actors[fifo.dst].firings - 1))
+    for fifo in sorted(fifos, key=lambda f: f.dst):
+        firings = -(-fifo.consume // fifo.produce)
+        before = sum(actors[fifo.src].service(k) for k in range(firings))
+        head[fifo.dst] = max(head[fifo.dst], head[fifo.src] + before)
+    for fifo in sorted(fifos, key=lambda f: -f.src):
+        after, firings = actors[fifo.dst], -(-fifo.produce // fifo.consume)
+        behind = sum(after.service(after.firings - 1 - k) for k in range(firings))
+        tail[fifo.src] = max(tail[fifo.src], tail[fifo.dst] + behind)
     return max((head[n] + actor.total_s + tail[n] for n, actor in enumerate(actors)), default=0.0)
 
 

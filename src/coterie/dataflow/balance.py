@@ -1,0 +1,99 @@
+"""PCUs given to stages so that the slowest stage is as fast as can be: exact bisection over cycles per tile.
+
+A stage of b row blocks by c column blocks takes ceil(b / p) * ceil(c / q) * k cycles on p x q PCUs, so only some counts
+of PCUs make it faster: what that costs against a division without rounding is reported as `quantisation`.
+
+Knows nothing about memory or placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coterie.dataflow.stage import Split, Stage, Unit, blocks, cycles, work_cycles
+from coterie.spec.machine import SpatialUnits
+
+MAX_REDUCTION = 16  # a reduction divided further would spend its time in the tree of partial sums
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Splits per stage, cycles of the slowest, and what rounding cost: 1 - (cycles without rounding / cycles)."""
+
+    splits: tuple[Split, ...]
+    slowest_cycles: int
+    pcus: int
+    quantisation: float
+
+
+def fewest(tile: Stage, grid: SpatialUnits, limit: int) -> Split | None:
+    """The division into the fewest PCUs that takes at most `limit` cycles a tile; None if there is none."""
+    if tile.unit not in (Unit.SYSTOLIC, Unit.SIMD):
+        return Split(1, 0, 0)
+    rows, columns, each = blocks(tile, grid)
+    parts = 1
+    while parts <= (MAX_REDUCTION if tile.unit is Unit.SYSTOLIC else 1):
+        room = limit - (cycles(tile, Split(rows, columns, parts), grid) - -(-each // parts))
+        per_block = -(-each // parts)
+        if room >= per_block:
+            return _divide(rows, columns, room // per_block, parts)
+        parts *= 2
+    return None
+
+
+def _divide(rows: int, columns: int, fit: int, parts: int) -> Split | None:
+    """The fewest PCUs such that each does at most `fit` blocks."""
+    best: Split | None = None
+    for p in _useful(rows):
+        mine = -(-rows // p)
+        if mine > fit:
+            continue
+        split = Split(p, -(-columns // (fit // mine)), parts)
+        if best is None or split.pcus < best.pcus:
+            best = split
+    return best
+
+
+def _useful(count: int) -> list[int]:
+    """Numbers of parts that make the largest part smaller: for each size of it, the fewest."""
+    found, size = [], count
+    while size > 1:
+        found.append(-(-count // size))
+        size = min(size - 1, -(-count // (found[-1] + 1)))
+    return [*dict.fromkeys([*found, count])]
+
+
+def balance(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, floor_cycles: int = 1) -> Balance | None:
+    """The exact optimum within `pcus`; None if not even one PCU per stage fits.
+
+    `floor_cycles`: below this nothing is gained (memory is slower), so PCUs are not handed out for it.
+    """
+    busy = [tile for tile in tiles if tile.unit in (Unit.SYSTOLIC, Unit.SIMD)]
+    if not busy:
+        return Balance(tuple(Split(1, 0, 0) for _ in tiles), floor_cycles, 0, 0.0)
+    high = max(cycles(tile, Split(), grid) for tile in busy)
+    if len(busy) > pcus:
+        return None
+    low = min(high, max(1, floor_cycles, int(sum(work_cycles(tile, grid) for tile in busy) // pcus)))
+    while low < high:
+        middle = (low + high) // 2
+        if _fits(busy, grid, pcus, middle):
+            high = middle
+        else:
+            low = middle + 1
+    splits = tuple(fewest(tile, grid, high) or Split() for tile in tiles)
+    used = sum(split.pcus for split in splits)
+    smooth = sum(work_cycles(tile, grid) for tile in busy) / max(1, used)
+    slowest = max(cycles(tile, split, grid) for tile, split in zip(tiles, splits, strict=True))
+    return Balance(splits, slowest, used, max(0.0, 1.0 - smooth / max(1, slowest)))
+
+
+def _fits(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, limit: int) -> bool:
+    left = pcus
+    for tile in tiles:
+        split = fewest(tile, grid, limit)
+        if split is None or split.pcus > left:
+            return False
+        left -= split.pcus
+    return True

@@ -1,0 +1,71 @@
+"""One socket of a dataflow machine, as mapping sees it: its grid, and how fast bytes come from outside.
+
+Knows nothing about what is mapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.core.errors import UsageError
+from coterie.spec.machine import MachineSpec, SpatialUnits
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """Rates of one socket; `peak_` are physical, the others what software was seen to reach."""
+
+    name: str
+    grid: SpatialUnits
+    sockets: int
+    peak_flops_per_s: float
+    peak_memory_bytes_per_s: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    link_latency_s: float
+    launch_s: float
+    launch_full_s: float
+
+    def seconds(self, cycles: float) -> float:
+        """Time of clock cycles."""
+        return cycles / self.grid.clock_hz
+
+    def start_s(self, share_of_units: float) -> float:
+        """Start of a kernel whose program configures this share of the units."""
+        return self.launch_s + (self.launch_full_s - self.launch_s) * share_of_units
+
+    def collective_s(self, size_bytes: float, ranks: int) -> float:
+        """An all-reduce over sockets: by a ring, or by a tree where the message is small. Raises UsageError."""
+        if ranks < 2:
+            return 0.0
+        if self.link_bytes_per_s <= 0:
+            raise UsageError(
+                f"machine {self.name}", "it has no links between sockets", "give it [peers], or one socket"
+            )
+        ring = 2 * (ranks - 1) * (self.link_latency_s + size_bytes / ranks / self.link_bytes_per_s)
+        tree = 2 * (ranks - 1).bit_length() * (self.link_latency_s + size_bytes / self.link_bytes_per_s)
+        return min(ring, tree)
+
+
+def chip_of(spec: MachineSpec, orchestration: str = "device") -> Chip:
+    """The socket of a machine. Raises UsageError for a machine without a grid of units, or with an unknown rate."""
+    grid = spec.grid
+    if grid is None:
+        fact = "this machine has no grid of compute and memory units, so nothing can be laid out on it"
+        raise UsageError(f"machine {spec.name}", fact, "use one with a [grid] table, as sn40l-node")
+    tier = spec.tier(spec.run_tier)
+    if tier.bytes_per_s <= 0:
+        raise UsageError(f"machine {spec.name}", f"the bandwidth of {tier.name} is unknown", "give it in its file")
+    peak = spec.unit_bytes_per_s(tier.name)
+    return Chip(
+        spec.name,
+        grid,
+        spec.units,
+        max(spec.unit_flops_per_s, grid.pcus * grid.pcu_flops_per_s),
+        peak,
+        peak * tier.share,
+        spec.peers.achieved_bytes_per_s if spec.peers else grid.p2p_bytes_per_s,
+        spec.peers.latency_s if spec.peers else 0.0,
+        spec.launch_s(orchestration),
+        spec.launch_s(orchestration, 1.0),
+    )

@@ -1,0 +1,271 @@
+"""A section mapped on one socket: tiles, PCUs per stage, PMUs per buffer, and its time by rising fidelity.
+
+    L0   flops / peak, bytes / peak bandwidth: a true lower bound
+    L1   start + max(way of the first tile + slowest stage x tiles, bytes / achieved bandwidth, collectives)
+    L2   start + the tile streams themselves, with bounded FIFOs and shared bandwidth (network.py)
+
+The tile is chosen by trying divisors of the walked rows: small tiles fill the pipeline soon and need little SRAM, large
+ones waste less of an array. Knows nothing about which ops belong into a section (sections.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.balance import Balance, balance
+from coterie.dataflow.chip import Chip
+from coterie.dataflow.legal import Walk, walk
+from coterie.dataflow.memory import Buffer, depths, flow_buffers, held_buffers
+from coterie.dataflow.network import network
+from coterie.dataflow.share import simulate_shared
+from coterie.dataflow.stage import Split, Stage, Unit, cycles, stages_of
+from coterie.dataflow.stream import Network, steady_s
+from coterie.dataflow.traffic import Flow, Stream, flows_of, section_cost, streams_of
+from coterie.graph.cost import Cost
+from coterie.graph.ir import Graph, Op
+
+MAX_TILES = 512
+CHAIN_SHARE = 0.05  # of the memory's time: a stage that is faster than this gains nothing from more PCUs
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """One section, laid out. `tiles` per pass; `streamed` values are read again for every tile."""
+
+    name: str
+    ops: tuple[Op, ...]
+    walk: Walk
+    stages: tuple[Stage, ...]
+    flows: tuple[Flow, ...]
+    streams: tuple[Stream, ...]
+    tiles: int
+    splits: tuple[Split, ...]
+    balance: Balance
+    buffers: tuple[Buffer, ...]
+    streamed: frozenset[str]
+    service_s: tuple[tuple[float, ...], ...]
+    cost: Cost
+    chip: Chip
+    ranks: int = 1
+
+    @property
+    def pcus(self) -> int:
+        """PCUs in use."""
+        return self.balance.pcus
+
+    @property
+    def pmus(self) -> int:
+        """PMUs in use."""
+        return sum(buffer.pmus for buffer in self.buffers)
+
+    @property
+    def sram_bytes(self) -> int:
+        """Bytes held on chip."""
+        return sum(buffer.size_bytes for buffer in self.buffers)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Off-chip bytes of a pass: the section's cost, and streamed weights as often as there are tiles."""
+        again = sum(s.size_bytes for s in self.streams if s.value in self.streamed and s.kind == "weight")
+        return self.cost.total_bytes + again * (self.tiles - 1)
+
+    @property
+    def memory_s(self) -> float:
+        """Time of the off-chip bytes at achieved bandwidth."""
+        return self.memory_bytes / self.chip.memory_bytes_per_s
+
+    @property
+    def link_s(self) -> float:
+        """Time of the collectives."""
+        return sum(sum(s) for s, stage in zip(self.service_s, self.stages, strict=True) if stage.unit is Unit.LINK)
+
+    @property
+    def pipe_s(self) -> float:
+        """The stages alone: fill, the slowest stage, drain."""
+        return steady_s(self.pipeline)
+
+    @property
+    def start_s(self) -> float:
+        """Start of the section's kernel: more for a larger configuration."""
+        return self.chip.start_s(self.pcus / self.chip.grid.pcus)
+
+    @property
+    def work_s(self) -> float:
+        """L1 without the start."""
+        return max(self.pipe_s, self.memory_s, self.link_s)
+
+    @property
+    def l0_s(self) -> float:
+        """Roofline: nothing can be faster."""
+        compute = self.cost.flops / self.chip.peak_flops_per_s
+        return max(compute, self.cost.total_bytes / self.chip.peak_memory_bytes_per_s)
+
+    @property
+    def l1_s(self) -> float:
+        """Start and work."""
+        return self.start_s + self.work_s
+
+    @property
+    def interval_s(self) -> float:
+        """Time between passes of a looped section, whose fill and drain overlap the passes before and after it."""
+        slowest = max((sum(s) for s in self.service_s), default=0.0)
+        return max(slowest, self.memory_s, self.link_s)
+
+    @property
+    def bound(self) -> str:
+        """What takes longest: the slowest stage's name, `memory`, `links` or `fill`."""
+        times = {"memory": self.memory_s, "links": self.link_s}
+        if self.stages:
+            busiest = sum(self.service_s[self.slowest])
+            times |= {self.stages[self.slowest].name: busiest, "fill": self.pipe_s - busiest}
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def slowest(self) -> int:
+        """The stage with the most work per PCU."""
+        return max(range(len(self.stages)), key=lambda i: sum(self.service_s[i]))
+
+    @property
+    def pipeline(self) -> Network:
+        """Stages and the FIFOs among them, none of which throttles; nothing comes from outside."""
+        return network(self.stages, self.flows, self.service_s)
+
+    @property
+    def machine(self) -> Network:
+        """Stages, FIFOs as deep as their buffers, and every transfer."""
+        deep = depths(self.flows, len(self.stages))
+        rate = self.chip.memory_bytes_per_s
+        return network(self.stages, self.flows, self.service_s, deep, self.streams, self.streamed, rate)
+
+    def l2_s(self) -> float:
+        """Start, and the tile streams with shared bandwidth."""
+        run, _ = simulate_shared(self.machine)
+        return self.start_s + run.makespan_s
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why a section fits nowhere: what it lacks in its smallest form."""
+
+    name: str
+    pcus: int
+    bound_pcus: int
+    pmus: int
+    bound_pmus: int
+    largest: str
+
+    def __str__(self) -> str:
+        if self.pcus > self.bound_pcus:
+            return f"{self.pcus} stages need a PCU each, {self.pcus - self.bound_pcus} more than there are"
+        return (
+            f"its buffers need {self.pmus} PMUs, {self.pmus - self.bound_pmus} more than there are "
+            f"(the largest is {self.largest})"
+        )
+
+
+def map_section(
+    graph: Graph, ops: Sequence[Op], sizes: Sizes, chip: Chip, *, ranks: int = 1, tiles: int | None = None
+) -> Mapped | Misfit:
+    """Lay out ops as one section of one socket; the fastest tile count, or the given one.
+
+    Raises UnsupportedError for an op without a normal form. A section that does not fit comes back as a Misfit.
+    """
+    steps = walk(graph, ops, sizes)
+    stages = stages_of(graph, steps, sizes)
+    streams = streams_of(graph, steps, stages, sizes) if stages else ()
+    flows = flows_of(graph, steps, stages, sizes) if stages else ()
+    cost = section_cost(graph, ops, sizes)
+    name = ops[0].stage if len({op.stage for op in ops}) == 1 else f"{ops[0].stage}..{ops[-1].stage}"
+    base = Mapped(
+        name, tuple(ops), steps, stages, flows, streams, 1, (), Balance((), 0, 0, 0.0), (), frozenset(), (), cost, chip
+    )
+    base = replace(base, ranks=ranks)
+    rows = max((stage.rows for stage in stages), default=1)
+    tried = [_with_tiles(base, count) for count in ([tiles] if tiles else tile_counts(rows))]
+    fitting = [found for found in tried if isinstance(found, Mapped)]
+    if fitting:
+        return min(fitting, key=lambda found: (found.work_s, found.pmus))
+    return min((found for found in tried if isinstance(found, Misfit)), key=lambda found: (found.pcus, found.pmus))
+
+
+def tile_counts(rows: int) -> list[int]:
+    """Divisors of the walked rows to try: about one per doubling."""
+    divisors = [n for n in range(1, min(rows, MAX_TILES) + 1) if rows % n == 0]
+    chosen, last = [], 0
+    for n in divisors:
+        if n >= 2 * last or n == divisors[-1]:
+            chosen.append(n)
+            last = n
+    return chosen
+
+
+def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
+    chip, stages = base.chip, base.stages
+    worst = [stage.tile(*bounds(stage, count_of(stage, tiles) - 1, tiles)) for stage in stages]
+    memory_cycles = base.cost.total_bytes / chip.memory_bytes_per_s * chip.grid.clock_hz
+    floor = memory_cycles / tiles * (CHAIN_SHARE if tiles < len(stages) else 1.0)
+    given = balance(worst, chip.grid, chip.grid.pcus, max(1, int(floor)))
+    if given is None:
+        need = sum(stage.unit in (Unit.SYSTOLIC, Unit.SIMD) for stage in stages)
+        return Misfit(base.name, need, chip.grid.pcus, 0, chip.grid.pmus, "")
+    rates = [
+        float(cycles(tile, split, chip.grid)) if split.pcus else 0.0
+        for tile, split in zip(worst, given.splits, strict=True)
+    ]
+    rates = [rate or float(given.slowest_cycles) for rate in rates]
+    tile_buffers = flow_buffers(stages, base.flows, tiles, given.splits, rates, chip.grid)
+    streamed: frozenset[str] = frozenset()
+    heavy = sorted((s for s in base.streams if s.kind in ("weight", "kv_read")), key=lambda s: s.size_bytes)
+    while True:
+        buffers = (*tile_buffers, *held_buffers(stages, base.streams, streamed, tiles, chip.grid))
+        if sum(buffer.pmus for buffer in buffers) <= chip.grid.pmus:
+            break
+        if not heavy:
+            largest = max(buffers, key=lambda buffer: buffer.pmus)
+            total = sum(buffer.pmus for buffer in buffers)
+            return Misfit(base.name, given.pcus, chip.grid.pcus, total, chip.grid.pmus, largest.name)
+        streamed = streamed | {heavy.pop().value}
+    service = tuple(_service(base, i, tiles, given.splits[i], rates, buffers) for i in range(len(stages)))
+    return replace(
+        base,
+        tiles=tiles,
+        splits=given.splits,
+        balance=given,
+        buffers=buffers,
+        streamed=streamed,
+        service_s=service,
+    )
+
+
+def count_of(stage: Stage, tiles: int) -> int:
+    """Tiles of one stage: a phase that walks fewer rows has fewer."""
+    return max(1, min(tiles, stage.rows))
+
+
+def bounds(stage: Stage, tile: int, tiles: int) -> tuple[int, int]:
+    """First row, and one past the last, of a tile."""
+    count = count_of(stage, tiles)
+    return stage.rows * tile // count, stage.rows * (tile + 1) // count
+
+
+def _service(
+    base: Mapped, at: int, tiles: int, split: Split, rates: Sequence[float], buffers: Sequence[Buffer]
+) -> tuple[float, ...]:
+    """Seconds of each tile in a stage."""
+    stage, chip = base.stages[at], base.chip
+    count = count_of(stage, tiles)
+    if stage.unit is Unit.LINK:
+        moved = max((flow.size_bytes for flow in base.flows if flow.dst == at), default=0)
+        moved = moved or sum(s.size_bytes for s in base.streams if s.stage == at and s.kind == "input")
+        return (chip.collective_s(moved / count, base.ranks),) * count
+    if stage.unit is Unit.MEMORY:
+        pmus = sum(buffer.pmus for buffer in buffers if buffer.stage == at) or 1
+        moved = sum(flow.size_bytes for flow in base.flows if flow.dst == at)
+        moved += sum(s.size_bytes for s in base.streams if s.stage == at)
+        return (chip.seconds(moved / count / pmus / chip.grid.pmu_bytes_per_cycle),) * count
+    if stage.seen is None:
+        one = chip.seconds(cycles(stage.tile(*bounds(stage, 0, tiles)), split, chip.grid))
+        return (one,) * count
+    return tuple(chip.seconds(cycles(stage.tile(*bounds(stage, k, tiles)), split, chip.grid)) for k in range(count))

@@ -1,0 +1,112 @@
+"""Buffers of a mapped section in PMUs: what is held on chip, how deep, in how many PMUs, and for whom.
+
+    tile      a FIFO of tiles between two stages: depth x tile bytes, deeper beside a longer way
+    whole     a value that its reader needs in full
+    weight    resident (read once a pass) or streamed (read again for every tile, through two chunks)
+    kv        keys and values of the contexts, while they are read
+
+A buffer has as many PMUs as its bytes need, and as many as its readers' bytes per cycle need (banks side by side).
+
+Knows nothing about where the PMUs are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coterie.dataflow.legal import Way
+from coterie.dataflow.stage import Split, Stage, Unit, blocks
+from coterie.dataflow.stream import hop_depths
+from coterie.dataflow.traffic import Flow, Stream
+from coterie.spec.machine import SpatialUnits
+
+KEY_BLOCK = 256  # keys whose scores are on chip at once; the running softmax goes from block to block
+CHUNKS = 2  # a streamed value is read into one chunk (a PMU) while another is in use
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Bytes on chip that stage `stage` reads. `depth` counts tiles (or chunks)."""
+
+    name: str
+    kind: str
+    stage: int
+    size_bytes: int
+    depth: int
+    pmus: int
+
+
+def depths(flows: Sequence[Flow], stages: int) -> list[int]:
+    """Tiles that each flow's FIFO holds: two (a double buffer), or as many as a longer way beside it has hops."""
+    return hop_depths([(flow.src, flow.dst) for flow in flows], stages)
+
+
+def flow_buffers(
+    stages: Sequence[Stage],
+    flows: Sequence[Flow],
+    tiles: int,
+    splits: Sequence[Split],
+    rates: Sequence[float],
+    grid: SpatialUnits,
+) -> list[Buffer]:
+    """A buffer per edge. `rates`: cycles per tile of each stage's reader side."""
+    found = []
+    for flow, deep in zip(flows, depths(flows, len(stages)), strict=True):
+        reader = stages[flow.dst]
+        if reader.unit is Unit.LINK or flow.size_bytes == 0:
+            size, depth = _scores_bytes(stages[flow.src], tiles, grid), 2
+        elif flow.way is Way.FULL:
+            size, depth = flow.size_bytes, 1
+        else:
+            size, depth = deep * -(-flow.size_bytes // tiles), deep
+        again = _passes(reader, tiles, splits[flow.dst], grid)
+        per_cycle = again * flow.size_bytes / tiles / max(1.0, rates[flow.dst])
+        kind = "whole" if flow.way is Way.FULL else "tile"
+        found.append(_buffer(flow.value, kind, flow.dst, (size, depth), per_cycle, grid))
+    return found
+
+
+def held_buffers(
+    stages: Sequence[Stage], streams: Sequence[Stream], streamed: frozenset[str], tiles: int, grid: SpatialUnits
+) -> list[Buffer]:
+    """Buffers of what comes from and goes off chip: weights and KV whole unless in `streamed`, the rest by tile."""
+    found = []
+    for stream in streams:
+        if stream.size_bytes == 0:
+            continue
+        whole = stream.kind in ("weight", "kv_read")
+        if whole and stream.value not in streamed:
+            size, depth = stream.size_bytes, 1
+        elif whole:
+            size, depth = CHUNKS * min(grid.pmu_bytes, stream.size_bytes), CHUNKS
+        else:
+            size, depth = 2 * -(-stream.size_bytes // tiles), 2
+        kind = {"weight": "weight", "kv_read": "kv"}.get(stream.kind, "tile")
+        found.append(_buffer(stream.value, kind, stream.stage, (size, depth), 0.0, grid))
+    return found
+
+
+def _buffer(
+    name: str, kind: str, stage: int, held: tuple[int, int], bytes_per_cycle: float, grid: SpatialUnits
+) -> Buffer:
+    size, depth = held
+    banks = -(-int(bytes_per_cycle) // max(1, int(grid.pmu_bytes_per_cycle)))
+    return Buffer(name, kind, stage, size, depth, max(1, -(-size // grid.pmu_bytes), banks))
+
+
+def _scores_bytes(stage: Stage, tiles: int, grid: SpatialUnits) -> int:
+    """Two blocks of scores (or of shares) of a tile, in 2 bytes each; what a collective sends is held likewise."""
+    if stage.seen is None:
+        return 2 * 2 * -(-stage.m * stage.n // tiles)
+    rows = stage.m * (stage.batch if stage.kind == "scores" else 1)
+    return 2 * 2 * -(-rows // tiles) * min(KEY_BLOCK, max(1, stage.n))
+
+
+def _passes(reader: Stage, tiles: int, split: Split, grid: SpatialUnits) -> int:
+    """How often a systolic reader goes over its tile: once for each group of columns that its PCUs do at a time."""
+    if reader.unit is not Unit.SYSTOLIC or not split.pcus:
+        return 1
+    step = max(1, reader.rows // tiles)
+    _, columns, _ = blocks(reader.tile(0, step), grid)
+    return -(-columns // split.columns)

@@ -1,0 +1,105 @@
+"""A mapped section as a network of actors: its stages, the joins of whole buffers, and the transfers of its bytes.
+
+    load W1 -> load W2 -> ...      weights arrive one after another, in the order of use
+       |          |
+    stage a -> stage b -> [join: all tiles] -> stage c -> store
+
+Knows nothing about how the section was mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coterie.dataflow.legal import Way
+from coterie.dataflow.stage import Stage, Unit
+from coterie.dataflow.stream import Actor, Fifo, Network
+from coterie.dataflow.traffic import Flow, Stream
+
+MEMORY, LINKS = "memory", "links"
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Actors by name in topological order, and FIFOs by the names of their ends."""
+
+    actors: list[Actor] = field(default_factory=list)
+    fifos: list[tuple[str, str, str, int, int, int]] = field(default_factory=list)
+
+    def actor(self, name: str, service_s: tuple[float, ...], resource: str = "") -> None:
+        self.actors.append(Actor(name, len(service_s), service_s, resource))
+
+    def fifo(self, name: str, src: str, dst: str, depth: int, produce: int = 1, consume: int = 1) -> None:
+        self.fifos.append((name, src, dst, depth, produce, consume))
+
+    def build(self) -> Network:
+        at = {actor.name: n for n, actor in enumerate(self.actors)}
+        fifos = (Fifo(name, at[src], at[dst], depth, p, c) for name, src, dst, depth, p, c in self.fifos)
+        return Network(tuple(self.actors), tuple(fifos))
+
+
+def network(
+    stages: Sequence[Stage],
+    flows: Sequence[Flow],
+    service_s: Sequence[tuple[float, ...]],
+    depths: Sequence[int] = (),
+    streams: Sequence[Stream] = (),
+    streamed: frozenset[str] = frozenset(),
+    bytes_per_s: float = 0.0,
+) -> Network:
+    """The stages and their FIFOs; without `depths` no FIFO throttles, without `streams` no byte comes from outside."""
+    build = _Builder()
+    weights: list[str] = []
+    for at, stage in enumerate(stages):
+        _joins(build, at, stages, flows, service_s)
+        mine = [s for s in streams if s.stage == at and s.size_bytes]
+        for n, stream in enumerate(s for s in mine if s.kind in ("weight", "input", "kv_read")):
+            _load(
+                build, f"load {stream.value} {n}", stage, stream, (streamed, len(service_s[at]), bytes_per_s), weights
+            )
+        build.actor(stage.name, service_s[at], LINKS if stage.unit is Unit.LINK else "")
+        for n, stream in enumerate(s for s in mine if s.kind in ("output", "kv_write")):
+            count = len(service_s[at])
+            build.actor(f"store {stream.value} {n}", (stream.size_bytes / count / bytes_per_s,) * count, MEMORY)
+            build.fifo(stream.value, stage.name, f"store {stream.value} {n}", 2)
+    for n, flow in enumerate(flows):
+        src, dst = stages[flow.src].name, stages[flow.dst].name
+        have, want = len(service_s[flow.src]), len(service_s[flow.dst])
+        if flow.way is Way.FULL or have != want:
+            build.fifo(flow.value, src, _join(flow), have, 1, have)
+            build.fifo(f"{flow.value} whole", _join(flow), dst, want, want, 1)
+        else:
+            build.fifo(flow.value, src, dst, depths[n] if depths else have)
+    return build.build()
+
+
+def _joins(
+    build: _Builder, at: int, stages: Sequence[Stage], flows: Sequence[Flow], service_s: Sequence[tuple[float, ...]]
+) -> None:
+    for flow in flows:
+        if flow.dst == at and (flow.way is Way.FULL or len(service_s[flow.src]) != len(service_s[at])):
+            build.actor(_join(flow), (0.0,))
+
+
+def _join(flow: Flow) -> str:
+    return f"all of {flow.value} for {flow.dst}"
+
+
+def _load(
+    build: _Builder, name: str, stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float], order: list[str]
+) -> None:
+    """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
+    streamed, tiles, bytes_per_s = how
+    whole_s = stream.size_bytes / bytes_per_s
+    if stream.kind != "input" and stream.value not in streamed:
+        build.actor(name, (whole_s,), MEMORY)
+        build.fifo(stream.value, name, stage.name, tiles, tiles, 1)
+        if stream.kind == "weight":
+            if order:
+                build.fifo(f"{order[-1]} first", order[-1], name, 1)
+            order.append(name)
+        return
+    part_s = whole_s if stream.kind == "weight" else whole_s / tiles
+    build.actor(name, (part_s,) * tiles, MEMORY)
+    build.fifo(stream.value, name, stage.name, 2)

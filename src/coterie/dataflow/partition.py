@@ -1,0 +1,76 @@
+"""The best cut of a graph into sections: dynamic programming over down-sets, exact for any cost that adds up.
+
+    f(D) = min over down-sets E inside D of  f(E) + cost(D - E)      D, E: ops with all that comes before them
+
+What lies between two nested down-sets is convex, and sections in that order run one after another, so no cycle can
+arise. Where a graph has too many down-sets (wide graphs), only intervals of the given order are tried.
+
+Knows nothing about what a section costs or why one is impossible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+# Seconds of a section, given as a bit mask of its ops; None if it is impossible.
+Cost: TypeAlias = Callable[[int], float | None]
+MAX_DOWN_SETS = 400
+
+
+def best_cut(count: int, pairs: Sequence[tuple[int, int]], cost: Cost) -> tuple[int, ...] | None:
+    """Masks of the cheapest sections in execution order; None if no cut is possible. `pairs` are edges (src, dst)."""
+    sets = down_sets(count, pairs, MAX_DOWN_SETS)
+    return _cheapest(sets if sets is not None else [(1 << n) - 1 for n in range(count + 1)], cost)
+
+
+def down_sets(count: int, pairs: Sequence[tuple[int, int]], most: int) -> list[int] | None:
+    """All down-sets by size, as masks; None if there are more than `most`."""
+    needs = [0] * count
+    for src, dst in pairs:
+        needs[dst] |= 1 << src
+    found, level = [0], {0}
+    while level:
+        grown = {
+            done | 1 << op for done in level for op in range(count) if not done >> op & 1 and needs[op] & ~done == 0
+        }
+        found += sorted(grown)
+        if len(found) > most:
+            return None
+        level = grown
+    return found
+
+
+def _cheapest(sets: Sequence[int], cost: Cost) -> tuple[int, ...] | None:
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for at, whole in enumerate(sets[1:], start=1):
+        for done in sets[:at]:
+            if done & ~whole or done not in best:
+                continue
+            before, cuts = best[done]
+            if whole in best and before >= best[whole][0]:
+                continue
+            price = cost(whole & ~done)
+            if price is not None and (whole not in best or before + price < best[whole][0]):
+                best[whole] = (before + price, (*cuts, whole & ~done))
+    full = sets[-1]
+    return best[full][1] if full in best else None
+
+
+def members(mask: int) -> list[int]:
+    """Positions in a mask, ascending."""
+    return [at for at in range(mask.bit_length()) if mask >> at & 1]
+
+
+def partitions(count: int) -> Iterator[tuple[int, ...]]:
+    """Every partition of `count` ops as masks: the plain reference of `best_cut`, for small graphs."""
+
+    def grow(op: int, parts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if op == count:
+            yield parts
+            return
+        for at, part in enumerate(parts):
+            yield from grow(op + 1, (*parts[:at], part | 1 << op, *parts[at + 1 :]))
+        yield from grow(op + 1, (*parts, 1 << op))
+
+    yield from grow(0, ())

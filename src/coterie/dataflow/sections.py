@@ -1,0 +1,200 @@
+"""A graph cut into sections, each mapped once however often it repeats; every boundary with its reason.
+
+    unfused   every op a section: the baseline
+    rules     the regions of a rule set of graph/fuse.py
+    stage     every stage of the graph (embedding, a decoder layer, head) a section
+    best      within each stage, the cut of least time that fits (partition.py)
+
+Knows nothing about devices or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.shapes import Sizes
+from coterie.dataflow.chip import Chip
+from coterie.dataflow.estimate import Estimate
+from coterie.dataflow.legal import walk
+from coterie.dataflow.mapping import Mapped, Misfit, map_section
+from coterie.dataflow.partition import best_cut, members
+from coterie.graph.fuse import RULE_SETS, fuse
+from coterie.graph.ir import Graph, Op, Value
+
+HOW = ("best", "stage", "unfused", *RULE_SETS)
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Why section `after` is not part of section `before`: layer, data-dependent, capacity, cost or rule."""
+
+    before: str
+    after: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """Sections in execution order. `index[i]` is which of `mapped` the i-th section is an instance of."""
+
+    graph: str
+    how: str
+    mapped: tuple[Mapped, ...]
+    index: tuple[int, ...]
+    names: tuple[str, ...]
+    boundaries: tuple[Boundary, ...]
+
+    @property
+    def calls(self) -> tuple[tuple[int, int], ...]:
+        """Runs of equal sections: (which, how many). With kernel looping each is one call."""
+        return tuple((which, len(list(run))) for which, run in groupby(self.index))
+
+    def seconds(self, looping: bool = False) -> float:
+        """A step. Looping pays the start, the fill and the drain of a run of equal sections once."""
+        if not looping:
+            return sum(self.mapped[which].l1_s for which in self.index)
+        return sum(self.mapped[which].l1_s + (n - 1) * self.mapped[which].interval_s for which, n in self.calls)
+
+    @property
+    def launches(self) -> int:
+        """Sections started in a step without looping."""
+        return len(self.index)
+
+
+def sections_of(
+    graph: Graph, sizes: Sizes, chip: Chip, how: str = "best", ranks: int = 1, share_equal: bool = True
+) -> Sections:
+    """Cut a graph and map its sections. Equal sections are mapped once, unless `share_equal` is off (for tests).
+
+    Raises UsageError for an unknown way, UnsupportedError for an op that has no normal form, CapacityError for an op
+    that does not fit even alone.
+    """
+    if how not in HOW:
+        raise UsageError("sections", f"there is no way {how!r} to cut a graph", f"use one of {', '.join(HOW)}")
+    cuts: dict[object, _Cut] = {}
+    first: dict[object, int] = {}
+    mapped: list[Mapped] = []
+    index: list[int] = []
+    names: list[str] = []
+    boundaries: list[Boundary] = []
+    for stage, ops in _stages(graph):
+        key: object = structure(graph, ops) if share_equal else stage
+        if names:
+            reason = "one program serves every equal layer, which one across layers could not"
+            boundaries.append(Boundary(names[-1], stage, "layer", reason))
+        if key not in cuts:
+            cuts[key], first[key] = _cut(graph, ops, sizes, chip, how, ranks), len(mapped)
+            mapped += cuts[key].mapped
+            boundaries += cuts[key].inner
+        count = len(cuts[key].mapped)
+        index += range(first[key], first[key] + count)
+        names += [stage] if count == 1 else [f"{stage}.{n}" for n in range(count)]
+    return Sections(graph.name, how, tuple(mapped), tuple(index), tuple(names), tuple(boundaries))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """The sections of one stage, and the boundaries among them."""
+
+    mapped: tuple[Mapped, ...]
+    inner: tuple[Boundary, ...] = ()
+
+
+def _stages(graph: Graph) -> list[tuple[str, tuple[Op, ...]]]:
+    return [(stage, tuple(ops)) for stage, ops in groupby(graph.ops, key=lambda op: op.stage)]
+
+
+def _cut(graph: Graph, ops: tuple[Op, ...], sizes: Sizes, chip: Chip, how: str, ranks: int) -> _Cut:
+    stage = ops[0].stage
+    if how == "best":
+        return _best(graph, ops, sizes, chip, ranks)
+    if how == "unfused":
+        parts, reason = [[op] for op in ops], "every op is a section of its own"
+    elif how == "stage":
+        parts, reason = [list(ops)], ""
+    else:
+        parts = [list(region.ops) for region in fuse(graph, how) if region.stage == stage]
+        reason = f"rule set {how}"
+    names = [f"{stage}.{n}" for n in range(len(parts))]
+    inner = tuple(Boundary(a, b, "rule", reason) for a, b in pairwise(names))
+    for part in parts:
+        if barriers := walk(graph, part, sizes).barriers:
+            fact = f"it cannot be one section: {barriers[0].reason}"
+            raise UsageError(f"{graph.name}: {stage}", fact, "cut before that op, or let coterie choose the sections")
+    return _Cut(tuple(_fitting(map_section(graph, part, sizes, chip, ranks=ranks), chip) for part in parts), inner)
+
+
+def _best(graph: Graph, ops: tuple[Op, ...], sizes: Sizes, chip: Chip, ranks: int) -> _Cut:
+    estimate = Estimate(graph, ops, sizes, chip)
+    known: dict[int, Mapped | Misfit] = {}
+
+    def laid_out(mask: int) -> Mapped | Misfit:
+        if mask not in known:
+            known[mask] = map_section(graph, [ops[at] for at in members(mask)], sizes, chip, ranks=ranks)
+        return known[mask]
+
+    def price(mask: int) -> float | None:
+        return None if isinstance(known.get(mask), Misfit) else estimate(mask)
+
+    pairs = [(edge.src, edge.dst) for edge in walk(graph, ops, sizes).edges]
+    while (cut := best_cut(len(ops), pairs, price)) is not None:
+        if not any(isinstance(laid_out(mask), Misfit) for mask in cut):
+            found = [_why(graph, ops, (a, b), sizes, laid_out) for a, b in pairwise(cut)]
+            stage = ops[0].stage
+            named = (replace(why, before=f"{stage}.{n}", after=f"{stage}.{n + 1}") for n, why in enumerate(found))
+            return _Cut(tuple(_fitting(laid_out(mask), chip) for mask in cut), tuple(named))
+    worst = next(at for at in range(len(ops)) if isinstance(laid_out(1 << at), Misfit) or estimate(1 << at) is None)
+    _fitting(laid_out(1 << worst), chip)
+    raise AssertionError("an op that fits alone was refused alone")
+
+
+def _why(
+    graph: Graph, ops: tuple[Op, ...], ends: tuple[int, int], sizes: Sizes, laid_out: Callable[[int], Mapped | Misfit]
+) -> Boundary:
+    """Why two sections that follow each other are not one."""
+    barriers = walk(graph, [ops[at] for at in members(ends[0] | ends[1])], sizes).barriers
+    if barriers:
+        return Boundary("", "", "data-dependent", barriers[0].reason)
+    whole = laid_out(ends[0] | ends[1])
+    if isinstance(whole, Misfit):
+        return Boundary("", "", "capacity", str(whole))
+    seconds = sum(part.l1_s for mask in ends if isinstance(part := laid_out(mask), Mapped))
+    again = f", with {len(whole.streamed)} values read again for each of {whole.tiles} tiles" if whole.streamed else ""
+    reason = f"together {whole.l1_s * 1e6:.1f} us{again}; apart {seconds * 1e6:.1f} us"
+    return Boundary("", "", "capacity" if whole.streamed else "cost", reason)
+
+
+def _fitting(found: Mapped | Misfit, chip: Chip) -> Mapped:
+    if isinstance(found, Mapped):
+        return found
+    if found.pcus > found.bound_pcus:
+        raise UsageError(found.name, f"it fits nowhere: {found}", "cut it, or use a machine with more units")
+    demand, bound = found.pmus * chip.grid.pmu_bytes, found.bound_pmus * chip.grid.pmu_bytes
+    levers = ("shard the model over more sockets", "use a smaller batch", "cut it into more sections")
+    raise CapacityError(
+        f"section {found.name}", f"what it holds on chip (the largest: {found.largest})", demand, bound, levers
+    )
+
+
+def structure(graph: Graph, ops: Sequence[Op]) -> object:
+    """A key that is equal for ops that differ only in names and in the layer that they belong to."""
+    numbers: dict[str, int] = {}
+    key: list[object] = []
+    inside = {op.name for op in ops}
+    read_outside = {n for op in graph.ops if op.name not in inside for n in op.inputs}
+    for op in ops:
+        attrs: Mapping[str, object] = {k: v for k, v in op.attrs.items() if k != "layer"}
+        key.append((op.kind, tuple(sorted(attrs.items()))))
+        for name in (*op.inputs, "->", *op.outputs):
+            fresh = name not in numbers
+            number = numbers.setdefault(name, len(numbers))
+            key.append((number, _type(graph.values.get(name)), name in read_outside) if fresh else number)
+    return tuple(key)
+
+
+def _type(value: Value | None) -> object:
+    return None if value is None else (value.shape, value.dtype, value.kind)

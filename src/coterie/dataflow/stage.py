@@ -1,0 +1,282 @@
+"""Ops as stages of a section: what each does per tile, on which kind of unit, and how that work can be divided.
+
+    systolic   blocks of lanes x stages outputs, k cycles each      linear, the two products of attention
+    simd       vectors of `lanes` numbers, `passes` cycles each     norms, activations, the softmax between the products
+    memory     no arithmetic: addresses of a PMU                    gathers, appends to the KV state
+    link       a collective, over the links between sockets         all_reduce
+
+Attention is three stages (scores, softmax, weigh): its running form over blocks of keys needs no row of scores.
+Knows nothing about how many units there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypeAlias
+
+from coterie.core.shapes import Sizes, trailing
+from coterie.dataflow.legal import Walk
+from coterie.dataflow.nest import Tag
+from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS
+from coterie.graph.ir import Graph, Kind, Op
+from coterie.spec.machine import SpatialUnits
+
+
+class Unit(Enum):
+    """What a stage runs on."""
+
+    SYSTOLIC = "systolic"
+    SIMD = "simd"
+    MEMORY = "memory"
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many keys the tokens of a step see: equal sequences of `new` tokens behind `past`; causal, within a window.
+
+    `scale` makes the sum over tokens equal the pairs that the step counts.
+    """
+
+    past: float
+    new: int
+    window: int
+    scale: float
+
+    def pairs(self, first: int, last: int) -> float:
+        """Token-key pairs of tokens first .. last - 1 of the step."""
+        return self.scale * (self._until(last) - self._until(first))
+
+    def _until(self, token: int) -> float:
+        whole, rest = divmod(token, self.new)
+        return whole * self._of_sequence(self.new) + self._of_sequence(rest)
+
+    def _of_sequence(self, tokens: int) -> float:
+        """Pairs of the first tokens of one sequence."""
+        if not self.window:
+            return tokens * self.past + tokens * (tokens + 1) / 2
+        free = min(tokens, max(0, math.floor(self.window - self.past)))
+        return free * self.past + free * (free + 1) / 2 + (tokens - free) * self.window
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. Sizes are those of the whole step; `rows` is what the section walks, `walks` which size that is.
+
+    Systolic: `batch` products of m x k by k x n. SIMD: m rows of n numbers. `seen` replaces n or k by the keys seen.
+    """
+
+    name: str
+    kind: str
+    op: int
+    unit: Unit
+    rows: int
+    phase: int
+    flops: int
+    batch: int = 1
+    m: int = 1
+    n: int = 1
+    k: int = 1
+    walks: str = "m"
+    passes: int = 1
+    reduces: bool = False
+    seen: Seen | None = None
+
+    def tile(self, first: int, last: int) -> Stage:
+        """The stage with the sizes of rows first .. last - 1."""
+        share = last - first
+        if self.seen is not None:
+            return self._tile_seen(self.seen, first, last)
+        size = {"m": self.m, "n": self.n, "k": self.k, "batch": self.batch}[self.walks] if self.walks else 0
+        if not size:
+            return self
+        changed = max(1, -(-size * share // self.rows))
+        return _resized(self, self.walks, changed)
+
+    def _tile_seen(self, seen: Seen, first: int, last: int) -> Stage:
+        tokens = last - first
+        together = min(tokens, seen.new)
+        keys = max(1, math.ceil(seen.pairs(first, last) / tokens))
+        m = max(1, self.m * together // self.rows)
+        batch = self.batch * max(1, tokens // together)
+        if self.kind == "softmax":
+            return replace(self, m=max(1, self.m * tokens // self.rows), n=keys, seen=None)
+        if self.kind == "scores":
+            return replace(self, m=m, batch=batch, n=keys, seen=None)
+        return replace(self, m=m, batch=batch, k=keys, seen=None)
+
+
+def _resized(stage: Stage, walks: str, size: int) -> Stage:
+    if walks == "m":
+        return replace(stage, m=size)
+    if walks == "n":
+        return replace(stage, n=size)
+    return replace(stage, k=size) if walks == "k" else replace(stage, batch=size)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a stage is divided over PCUs: its rows, its columns (and batch), its reduction."""
+
+    rows: int = 1
+    columns: int = 1
+    reduction: int = 1
+
+    @property
+    def pcus(self) -> int:
+        """PCUs in use."""
+        return self.rows * self.columns * self.reduction
+
+
+def blocks(tile: Stage, grid: SpatialUnits) -> tuple[int, int, int]:
+    """Row blocks, column blocks and cycles of each: the better way round of the array, or vectors on SIMD."""
+    if tile.unit is Unit.SYSTOLIC:
+        ways = [(-(-tile.m // a), tile.batch * -(-tile.n // b)) for a, b in _ways(grid)]
+        return (*min(ways, key=lambda way: way[0] * way[1]), tile.k)
+    if tile.unit is Unit.SIMD:
+        return tile.m * tile.batch, -(-tile.n // grid.lanes), tile.passes
+    return 0, 0, 0
+
+
+def _ways(grid: SpatialUnits) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (grid.lanes, grid.stages), (grid.stages, grid.lanes)
+
+
+def cycles(tile: Stage, split: Split, grid: SpatialUnits) -> int:
+    """Cycles of one tile: its blocks one after another, once through the array, and the tree of a divided reduction."""
+    rows, columns, each = blocks(tile, grid)
+    if not rows:
+        return 0
+    fill = grid.lanes + grid.stages if tile.unit is Unit.SYSTOLIC else grid.stages
+    joins = (split.reduction - 1).bit_length() + ((columns - 1).bit_length() if tile.reduces else 0)
+    work = -(-rows // split.rows) * -(-columns // split.columns) * -(-each // split.reduction)
+    return work + fill + joins * grid.stages
+
+
+def work_cycles(tile: Stage, grid: SpatialUnits) -> float:
+    """Cycles of one tile on one PCU."""
+    rows, columns, each = blocks(tile, grid)
+    return float(rows * columns * each)
+
+
+_Rows: TypeAlias = Callable[[Graph, Op, Sizes, "_Where"], Sequence[Stage]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where an op stands in its section: its position, the rows it walks, in which phase, along which loop."""
+
+    op: int
+    rows: int
+    phase: int
+    walks: str
+
+
+def stages_of(graph: Graph, walk: Walk, sizes: Sizes) -> tuple[Stage, ...]:
+    """The stages of a section's ops, in order. Views have none: their readers index what their producers wrote."""
+    found: list[Stage] = []
+    for at, nest in enumerate(walk.nests):
+        if nest.is_view:
+            continue
+        where = _Where(at, walk.tiles_of(at), walk.phases[at], _walked_size(walk, at))
+        found += WORK.get(nest.op.kind, _simd)(graph, nest.op, sizes, where)
+    return tuple(found)
+
+
+def _walked_size(walk: Walk, at: int) -> str:
+    """Which size of the stage the walked loop is part of."""
+    name = walk.loops[at]
+    if not name:
+        return ""
+    if walk.nests[at].op.kind == "linear":
+        return {"t": "m", "n": "n", "k": "k"}[name[0]]
+    return "m" if walk.nests[at].loop(name).tag is not Tag.REDUCTION or name == "s" else "n"
+
+
+def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
+    t = sizes.of(graph.values[op.outputs[0]].shape[0])
+    flops = FLOPS[op.kind](graph, op, sizes)
+    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
+    return (replace(stage, m=t, n=rows, k=columns, walks=where.walks),)
+
+
+def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    q = graph.values[op.inputs[0]]
+    heads, channels = (sizes.of(dim) for dim in q.shape[1:])
+    kv_heads = kv_heads_of(graph, op)
+    flops = FLOPS[op.kind](graph, op, sizes)
+    pairs = flops / (heads * (4 * channels + SOFTMAX_FLOPS))
+    seen = seen_by(op, sizes, pairs)
+    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, 0, seen=seen)
+    product = round(pairs * heads * 2 * channels)
+    m, context = sizes.of(q.shape[0]) * heads // kv_heads, max(1, round(sizes.context_tokens / max(1, sizes.B)))
+    scores = replace(base, name=f"{op.name}.scores", kind="scores", flops=product, batch=kv_heads, m=m, n=context)
+    softmax = replace(base, name=f"{op.name}.softmax", kind="softmax", unit=Unit.SIMD, m=m * kv_heads, n=context)
+    weigh = replace(base, name=f"{op.name}.weigh", kind="weigh", flops=product, batch=kv_heads, m=m, n=channels)
+    return (
+        replace(scores, k=channels),
+        replace(softmax, flops=flops - 2 * product, reduces=True),
+        replace(weigh, k=context),
+    )
+
+
+def kv_heads_of(graph: Graph, op: Op) -> int:
+    """Key/value heads of an attention op: of its state, or of its key tensor."""
+    for name in filter(None, op.inputs[1:]):
+        value = graph.values[name]
+        if value.kind is Kind.STATE:
+            return int(str(value.shape[2]))
+        if len(value.shape) == 3:
+            return int(str(value.shape[1]))
+    return int(str(graph.values[op.inputs[0]].shape[1]))
+
+
+def seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
+    """The keys that each token sees, for equal sequences."""
+    new = max(1, sizes.T // max(1, sizes.B))
+    past = max(0.0, sizes.context_tokens / max(1, sizes.B) - new)
+    guess = Seen(past, new, int(op.attrs.get("window", 0)), 1.0)
+    counted = guess.pairs(0, max(1, sizes.T))
+    return replace(guess, scale=pairs / counted if counted else 1.0)
+
+
+def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
+    unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
+    shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
+    count = max(sizes.count(shape) for shape in shapes)
+    m = max(1, where.rows)
+    flops = FLOPS[op.kind](graph, op, sizes)
+    stage = Stage(op.name, op.kind, where.op, unit, where.rows, where.phase, flops, 1, m, max(1, count // m))
+    return (replace(stage, walks="m", passes=passes, reduces=reduces),)
+
+
+def row_bytes(graph: Graph, name: str) -> int:
+    """Bytes of one row (the first dimension) of a value."""
+    value = graph.values[name]
+    return value.dtype.tensor_bytes([1, trailing(value.shape)]) if len(value.shape) > 1 else value.dtype.size_bytes
+
+
+STATE = Kind.STATE
+# Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
+# norm needs its row twice, once for the sum and once to scale.
+SIMD: Mapping[str, tuple[Unit, int, bool]] = {
+    "rms_norm": (Unit.SIMD, 2, True),
+    "layer_norm": (Unit.SIMD, 2, True),
+    "rope": (Unit.SIMD, 1, False),
+    "add": (Unit.SIMD, 1, False),
+    "mul": (Unit.SIMD, 1, False),
+    "silu": (Unit.SIMD, 1, False),
+    "gelu": (Unit.SIMD, 1, False),
+    "sample": (Unit.SIMD, 2, True),
+    "embed": (Unit.MEMORY, 1, False),
+    "take_rows": (Unit.MEMORY, 1, False),
+    "kv_append": (Unit.MEMORY, 1, False),
+    "all_reduce": (Unit.LINK, 1, False),
+    "all_gather": (Unit.LINK, 1, False),
+}
+WORK: Mapping[str, _Rows] = {"linear": _linear, "attention": _attention}

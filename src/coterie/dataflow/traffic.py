@@ -1,0 +1,139 @@
+"""What crosses a section's border and what moves inside it: streams of off-chip bytes, edges between stages.
+
+Knows nothing about units or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.legal import Walk, Way
+from coterie.dataflow.stage import Stage
+from coterie.graph.cost import Cost, input_bytes, kv_bytes, ops_cost, value_bytes
+from coterie.graph.ir import Graph, Kind, Op
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write."""
+
+    value: str
+    kind: str
+    stage: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A value from stage to stage: bytes in the whole step, and whether they stream tile by tile."""
+
+    value: str
+    src: int
+    dst: int
+    size_bytes: int
+    way: Way
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Values that cross a set of ops, inwards and outwards."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def border(graph: Graph, ops: Sequence[Op]) -> Border:
+    """Inputs in order of first use; outputs that others read, that nobody reads, or that leave the step."""
+    names = {op.name for op in ops}
+    made = {n for op in ops for n in op.outputs if graph.values[n].kind is not Kind.STATE}
+    inputs = tuple(dict.fromkeys(n for op in ops for n in op.inputs if n and n not in made))
+    read_inside = {n for op in ops for n in op.inputs}
+    read_outside = {n for op in graph.ops if op.name not in names for n in op.inputs}
+    outputs = tuple(
+        n
+        for n in dict.fromkeys(n for op in ops for n in op.outputs)
+        if n in read_outside or n not in read_inside or graph.values[n].kind is not Kind.TENSOR
+    )
+    return Border(inputs, outputs)
+
+
+def section_cost(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Cost:
+    """Flops and bytes of ops run as one section: what graph/cost says of a region of them."""
+    edge = border(graph, ops)
+    return ops_cost(graph, tuple(ops), edge.inputs, edge.outputs, sizes)
+
+
+def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) -> tuple[Stream, ...]:
+    """Off-chip bytes by value and stage; they add up to `section_cost`'s."""
+    ops = tuple(nest.op for nest in walk.nests)
+    first, last = _stage_ends(walk, stages)
+    edge = border(graph, ops)
+    found = []
+    for name in edge.inputs:
+        value = graph.values[name]
+        reader = next(at for at, op in enumerate(ops) if name in op.inputs)
+        if value.kind is not Kind.STATE:
+            kind = "weight" if value.kind is Kind.WEIGHT else "input"
+            found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes)))
+    for name in edge.outputs:
+        if graph.values[name].kind is not Kind.STATE:
+            writer = next(at for at, op in enumerate(ops) if name in op.outputs)
+            found.append(Stream(name, "output", last[writer], value_bytes(graph.values[name], sizes)))
+    for at, op in enumerate(ops):
+        if op.kind in ("attention", "kv_append") and any(graph.values[n].kind is Kind.STATE for n in op.inputs if n):
+            kind = "kv_read" if op.kind == "attention" else "kv_write"
+            found.append(Stream(f"{op.name}.kv", kind, first[at], kv_bytes(graph, op, sizes)))
+    return tuple(found)
+
+
+def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) -> tuple[Flow, ...]:
+    """Edges between stages. A view hands its producer's stage on to its own readers."""
+    first, last = _stage_ends(walk, stages)
+    through: dict[int, tuple[int, bool, Way]] = {}
+    found: list[Flow] = []
+    for edge in walk.edges:
+        src, turned, way = through.get(edge.src, (last.get(edge.src, -1), False, Way.STREAM))
+        turned, way = turned or edge.transposed, edge.way if edge.way is not Way.STREAM else way
+        if walk.nests[edge.dst].is_view:
+            through[edge.dst] = (src, True, way)
+            continue
+        if src < 0:
+            continue
+        size = _moved_bytes(graph, walk, edge.src, edge.value, sizes)
+        entries = _entries(stages, edge.dst, first[edge.dst], edge.value, graph)
+        found += [Flow(edge.value, src, dst, size, way, turned) for dst in entries]
+    together = [at for at, stage in enumerate(stages[:-1]) if stages[at + 1].op == stage.op]
+    found += [Flow(f"{stages[at].name}>", at, at + 1, 0, Way.STREAM) for at in together]
+    return tuple(sorted(dict.fromkeys(found), key=lambda flow: (flow.src, flow.dst)))
+
+
+def _moved_bytes(graph: Graph, walk: Walk, src: int, value: str, sizes: Sizes) -> int:
+    if graph.values[value].kind is not Kind.STATE:
+        return value_bytes(graph.values[value], sizes)
+    return kv_bytes(graph, walk.nests[src].op, sizes)
+
+
+def _entries(stages: Sequence[Stage], op: int, first: int, value: str, graph: Graph) -> list[int]:
+    """The stages of an op that read a value: the state's keys go to the scores, its values to the last product."""
+    parts = [at for at, stage in enumerate(stages) if stage.op == op]
+    return [parts[0], parts[-1]] if len(parts) > 1 and graph.values[value].kind is Kind.STATE else [first]
+
+
+def _stage_ends(walk: Walk, stages: Sequence[Stage]) -> tuple[dict[int, int], dict[int, int]]:
+    """Per op its first and its last stage; a view passes on those of its neighbours (its reader, its producer)."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for at, stage in enumerate(stages):
+        first.setdefault(stage.op, at)
+        last[stage.op] = at
+    for at in range(len(walk.nests)):
+        if at not in last and (made := [e.src for e in walk.edges if e.dst == at and e.src in last]):
+            last[at] = last[made[0]]
+    for at in reversed(range(len(walk.nests))):
+        if at not in first:
+            readers = [e.dst for e in walk.edges if e.src == at and e.dst in first]
+            first[at] = first[readers[0]] if readers else last.get(at, 0)
+    return first, last
