@@ -13,18 +13,20 @@ import pytest
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import DeviceError, TransferError
-from coterie.devices import cpu_memory
+from coterie.devices import cpu_fetch, cpu_memory
 from coterie.devices.cpu import CpuDevice
-from coterie.devices.cpu_fetch import READERS
+from coterie.devices.cpu_fetch import PARTS_AT_ONCE, READERS
 from coterie.spec.this_machine import this_machine
 
 BLOCKS = 24
 WAIT_S = 10
+MOMENT_S = 0.05  # long enough for a read that should not begin to begin
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(cpu_fetch, "FIRST_READERS", READERS)
 
 
 @pytest.fixture
@@ -94,6 +96,37 @@ def test_the_next_range_is_read_before_the_last_one_ends_and_ends_after_it(devic
     spans = [device.span(event) for event in events]
     assert all(left.end_s <= right.start_s <= right.end_s for left, right in pairwise(spans))
     np.testing.assert_array_equal(device.memory(slab), np.fromfile(path, np.uint8))
+
+
+def test_after_idleness_the_reads_under_way_grow_one_by_one(device, gated, path, monkeypatch):
+    monkeypatch.setattr(cpu_fetch, "FIRST_READERS", 2)
+    monkeypatch.setattr(cpu_fetch, "MORE_EVERY", 3)
+    slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
+    for _ in range(2):
+        gated.opened.clear()
+        gated.asked.clear()
+        event = fetch(device, path, slab, 0, BLOCKS)
+        gated.wait_for(2)  # a third would need a third begun
+        device.wait_any([event], until=device.now() + MOMENT_S)
+        assert sorted(gated.asked) == [0, 1]
+        gated.opened.set()
+        assert finish(device, event) is None
+        assert sorted(gated.asked) == list(range(BLOCKS))
+
+
+def test_scattered_parts_are_read_before_any_long_read_begins(device, gated, path):
+    slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
+    source = FileRange(str(path), 0, 8 * BLOCK_BYTES, FileIdentity.of(path.stat()))
+    parts = [(block * BLOCK_BYTES, BLOCK_BYTES) for block in (0, 2, 5, 7)]
+    rows = device.fetch(slab.view(0, 8 * BLOCK_BYTES), source, (), parts)
+    rest = fetch(device, path, slab, 8, BLOCKS - 8, after=[rows])
+    gated.wait_for(-(-len(parts) // PARTS_AT_ONCE))
+    device.wait_any([rest], until=device.now() + MOMENT_S)
+    assert set(gated.asked) <= {0, 2, 5, 7}
+    gated.opened.set()
+    assert [finish(device, rows), finish(device, rest)] == [None, None]
+    assert gated.asked[:4] == [0, 2, 5, 7]
+    assert sorted(gated.asked[4:]) == list(range(8, BLOCKS))
 
 
 def test_a_failure_is_its_ranges_own_and_that_of_what_follows_it(device, gated, path):

@@ -22,6 +22,7 @@ from coterie.bench.report import Effort, Spread, interleave, paired_ratio
 from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError
+from coterie.core.trace import read_trace
 from coterie.devices.cpu_memory import Slab
 from coterie.graph.compile import compile_graph
 from coterie.models.model import load_weights_f32
@@ -145,8 +146,14 @@ def tensors() -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in model.checkpoint.tensors.items()}
 
 
-def test_switch_prints_what_it_measured(config: Path, temporary: Path) -> None:
-    got = bench("switch", "--shape", config, "--prompt", 5, "--experts", 2, *QUICK)
+def test_switch_prints_what_it_measured(config: Path, temporary: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    got = bench("switch", "--shape", config, "--prompt", 5, "--experts", 2, "--trace", file, *QUICK)
+    trace = read_trace(file)
+    assert set(trace.lanes) == {"compute", "disk->dram"}
+    assert {s.name for s in trace.slices} >= {f"random-{i} {what}" for i in (0, 1) for what in ("head", "prefill 1")}
+    cold = [a for a in trace.asyncs if a.kind == "request" and a.key.startswith("cold")]
+    assert len(cold) == got["cold_rounds"] + 1  # the first is not counted
     for field in (
         "cold_ttft_s",
         "cold_arrival_s",

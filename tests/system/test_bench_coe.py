@@ -50,9 +50,12 @@ def bench(*args: object) -> dict:
 
 def test_real_experts_are_served_and_gone_afterwards(config: Path, temporary: Path, tmp_path: Path) -> None:
     small = ("--shape", config, "--experts", 6, "--near", "150KB", "--requests", 30, "--prompt", 5, "--tokens", 3)
-    got = bench(*small, "--mix", "zipf", "--in-flight", 4, "--threads", 1, "--trace", tmp_path / "trace.json")
+    got = bench(
+        *small, "--mix", "zipf", "--in-flight", 4, "--threads", 1, "--seed", 3, "--trace", tmp_path / "trace.json"
+    )
     rows = {row["policy"]: row for row in got["runs"]}
     assert set(rows) == {"fcfs", "coterie", "belady"}
+    assert got["workload"]["seed"] == 3
     size = got["workload"]["expert_bytes"][0]
     for row in rows.values():
         assert set(row) >= FIELDS

@@ -43,7 +43,7 @@ BELADY = "belady"
 SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
 POLICIES = (*SETUPS, BELADY)
 STICK_FILES = 5
-SEED = 7
+SEED = 7  # the one that the settings of `coterie` were chosen on
 
 _COMMON = {
     "vocab_size": 16384,
@@ -85,6 +85,7 @@ class Grid:
     threads: int | None = None
     shapes: tuple[Mapping[str, Any], ...] = SHAPES
     peers: tuple[str, ...] = ()
+    seed: int = SEED
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -121,7 +122,7 @@ def _check(grid: Grid) -> None:
     if BELADY in grid.policies and OURS.name not in grid.policies:
         raise UsageError("--policy", f"{BELADY} needs the turns that {OURS.name} took", f"add --policy {OURS.name}")
     for mix in grid.mixes:
-        draw(mix, grid.experts, 1, SEED)
+        draw(mix, grid.experts, 1, grid.seed)
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def _runs(
     total, begun = len(cells) * len(timed), perf_counter()
     names = list(models)
     for mix, in_flight in cells:
-        asked = [names[number] for number in draw(mix, grid.experts, grid.requests, SEED)]
+        asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
         load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
         for name in timed:
             options = Options(device=grid.device, threads=grid.threads)
@@ -202,7 +203,7 @@ def _peer_runs(
     """Append the peers' rows, for every mix and number in flight; the settings that each ran with."""
     settings: dict[str, str] = {}
     for peer, mix, in_flight in product(peers, grid.mixes, grid.in_flight):
-        asked = [list(models)[number] for number in draw(mix, grid.experts, grid.requests, SEED)]
+        asked = [list(models)[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
         load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
         row, settings[peer.name] = serve_peer(peer, models, load, grid.near_bytes, grid.threads or this_machine().units)
         runs.append({**dict.fromkeys(runs[0] if runs else row), **row})
@@ -228,6 +229,7 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
         "expert_bytes": [min(sizes), max(sizes)],
         "near_bytes": grid.near_bytes,
         "requests": grid.requests,
+        "seed": grid.seed,
         "prompt_tokens": grid.prompt_tokens,
         "new_tokens": grid.new_tokens,
         "device": grid.device,

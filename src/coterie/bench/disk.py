@@ -1,5 +1,6 @@
 """The disk's measuring stick: a file read from end to end with direct I/O, best over block size and reads at once.
 
+It reads into as much memory as the file has, as a fetch does: one small buffer, filled again, could stay in a cache.
 Knows nothing about what is held against it.
 """
 
@@ -31,7 +32,7 @@ class DiskStick:
     block_bytes: int = 0
     depth: int = 0
     direct: bool = True
-    _buffer: Slab = field(default_factory=lambda: Slab(max(BLOCK_SIZES) * max(DEPTHS)))
+    _buffer: Slab = field(default_factory=lambda: Slab(0))
 
     def search(self, file: Path) -> None:
         """Choose block size and depth by the median rate of a few rounds, every way once a round."""
@@ -48,6 +49,8 @@ class DiskStick:
     def _read(self, file: Path, block_bytes: int, depth: int, limit_bytes: int) -> float:
         drop_page_cache(file)
         size = min(limit_bytes, file.stat().st_size)
+        if len(self._buffer.bytes) < size:
+            self._buffer = Slab(-(-size // max(BLOCK_SIZES)) * max(BLOCK_SIZES))
         descriptor = self._open(file)
         try:
             offsets, lock, done = iter(range(0, size, block_bytes)), Lock(), [0] * depth
@@ -67,12 +70,12 @@ class DiskStick:
     def _reads(
         self, descriptor: int, offsets: Iterator[int], lock: Lock, block_bytes: int, index: int, done: list[int]
     ) -> None:
-        into = self._buffer.bytes[index * block_bytes : (index + 1) * block_bytes].data
         while True:
             with lock:
                 offset = next(offsets, None)
             if offset is None:
                 return
+            into = self._buffer.bytes[offset : offset + block_bytes].data
             done[index] += os.preadv(descriptor, [into], offset)
 
     def _open(self, file: Path) -> int:

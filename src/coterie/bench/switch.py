@@ -29,12 +29,14 @@ from coterie.bench.switch_serve import TURN_STEPS, RecordingDevice, ask, raise_f
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds, stage_shares
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
+from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cpu import CpuDevice
 from coterie.models.model import Model
 from coterie.spec.this_machine import this_machine
 
 MAX_GAPS = 200
+RECORD = 1 << 12  # pieces of work in a trace: the last switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,24 @@ class ColdRound:
 
 
 def switch(
-    shape: str, prompt_tokens: int, experts: int, threads: int | None, effort: Effort, peers: Sequence[str] = ()
-) -> Report:
-    """Measure both kinds of switch, and those of peers. Raises UsageError, CapacityError."""
+    shape: str,
+    prompt_tokens: int,
+    experts: int,
+    threads: int | None,
+    effort: Effort,
+    peers: Sequence[str] = (),
+    record: bool = False,
+) -> tuple[Report, Trace | None]:
+    """Measure both kinds of switch, and those of peers; with `record`, a trace of the last cold ones comes with it.
+
+    Raises UsageError, CapacityError.
+    """
     engines = peers_named(peers)
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     with random_experts(shape_config(shape), experts) as models:
         prompt = min(prompt_tokens, models[0].max_context - 1)
-        cold, stick = _cold(models, prompt, threads, effort)
+        cold, stick, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
         beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
@@ -82,18 +93,18 @@ def switch(
         "threads": threads or this_machine().units,
     }
     results = _results(cold, stick, same, changed) | {"peers": beside}
-    return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt))
+    return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt)), trace
 
 
 # ---- cold
 
 
 def _cold(
-    models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort
-) -> tuple[list[ColdRound], DiskStick]:
-    """Cold switches round robin, each beside reads of the same file, and the way of those reads."""
+    models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort, record: int
+) -> tuple[list[ColdRound], DiskStick, Trace | None]:
+    """Cold switches round robin, each beside reads of the same file; the way of those reads; what ran when."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
-    parts, device = serve_models(models, 1, prompt + 1, threads)
+    parts, device = serve_models(models, 1, prompt + 1, threads, record)
     rounds: list[ColdRound] = []
     try:
         disk = _Disk(device, models[0])
@@ -109,7 +120,7 @@ def _cold(
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
                 rounds.append(ColdRound(ttft(cold), cold.switch_s, ttft(warm), fetch_s, fetched, rate, ideal_s))
             if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
-                return rounds, disk.stick
+                return rounds, disk.stick, parts.trace() if record else None
         raise RuntimeError("no models were given")
     finally:
         device.close()

@@ -52,15 +52,19 @@ class RecordingDevice(CpuDevice):
 
 
 def serve_models(
-    models: tuple[Model, ...], residents: int, tokens: int, threads: int | None
+    models: tuple[Model, ...], residents: int, tokens: int, threads: int | None, record: int = 0
 ) -> tuple[Parts, RecordingDevice]:
-    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`."""
+    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`.
+
+    `record`: how many pieces of work to remember for a trace.
+    """
     block = page_bytes(models[0].kv)
     pages = -(-tokens // models[0].kv.tokens_per_block(block))
     settings = Settings(
         near_bytes=residents * models[0].layout.size_bytes,
         kv_bytes=2 * pages * block,
         policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
+        record=record,
     )
     named = {model.name: model for model in models}
     device = RecordingDevice(threads)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.bench.coe import PEER_SHAPES, POLICIES, SHAPES, Grid, coe
+from coterie.bench.coe import PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
 from coterie.bench.coe_mix import MIXES
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
@@ -52,7 +52,7 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
         fusion(SHAPE, PROMPT_TOKENS, threads, EFFORT),
         decode(SHAPE, CONTEXT_TOKENS, threads, EFFORT),
         prefill(SHAPE, PREFILL_TOKENS, threads, EFFORT),
-        switch(SHAPE, PROMPT_TOKENS, EXPERTS, threads, EFFORT),
+        switch(SHAPE, PROMPT_TOKENS, EXPERTS, threads, EFFORT)[0],
     ]
     if not json_:
         for report in reports:
@@ -118,10 +118,15 @@ def bench_switch(
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     threads: ThreadsOpt = None,
+    trace: TraceOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
-    _print(switch(shape, prompt, experts, threads, Effort(rounds, seconds), peer or ()), json_)
+    effort = Effort(rounds, seconds)
+    report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
+    if trace is not None and recorded is not None:
+        save_trace(trace, recorded)
+    _print(report, json_)
 
 
 @app.command("neighbour")
@@ -158,6 +163,7 @@ def bench_coe(
     near: NearOpt = None,
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens of a prompt.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="What the mixes are drawn from.")] = SEED,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
@@ -182,6 +188,7 @@ def bench_coe(
         threads=threads,
         shapes=(shape_config(shape),) if shape else PEER_SHAPES if peer else SHAPES,
         peers=tuple(peer or ()),
+        seed=seed,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

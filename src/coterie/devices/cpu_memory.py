@@ -24,7 +24,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Read: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 
 HUGE_PAGE_BYTES = 2 * 2**20
-CHUNK_BYTES = 4 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
+CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
 
 
 class Slab:
