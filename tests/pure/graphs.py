@@ -176,10 +176,14 @@ class Player:
         }
         return {name: np.array(values, dtype=np.int32) for name, values in named.items()}
 
+    def greedy(self, rows):
+        """Settings that draw the likeliest token for each row."""
+        return [Choice()] * len(rows["rows"])
+
     def play(self, *chunks, settings=None):
         """Every value of a step."""
         rows = self.rows(*chunks)
-        return self.reference.run(rows, settings or [Choice()] * len(rows["rows"]), self.state)
+        return self.reference.run(rows, settings or self.greedy(rows), self.state)
 
     def feed(self, *chunks):
         """The logits of every token fed."""

@@ -55,7 +55,10 @@ def unlike_kv(graph):
 
 
 WRONG = {
-    "unknown op": (lambda g: change_op(g, "layers.0/silu", kind="gelu"), ["layers.0/silu", "gelu", "not in the table"]),
+    "unknown op": (
+        lambda g: change_op(g, "layers.0/silu", kind="swoosh"),
+        ["layers.0/silu", "swoosh", "not in the table"],
+    ),
     "too few inputs": (lambda g: change_op(g, "layers.0/out", inputs=("embed/x",)), ["layers.0/out", "1", "2"]),
     "no output": (lambda g: change_op(g, "embed/x", outputs=()), ["embed/x", "0 outputs", "1"]),
     "missing operand": (lambda g: inputs_of(g, "layers.0/q", 1, ""), ["layers.0/q", "weight", "missing"]),

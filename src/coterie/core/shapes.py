@@ -20,12 +20,24 @@ class Symbol(Enum):
     T = "T"
     B = "B"
     R = "R"
+    S = "S"  # positions of all contexts, after this step
+    TS = "TS"  # a score per token and position of its context, seen or not: what is computed where nothing is skipped
 
     def __repr__(self) -> str:
         return self.value
 
 
-Dim: TypeAlias = int | Symbol
+@dataclass(frozen=True, slots=True)
+class Times:
+    """A number of rows for each sequence of the step: the patches of its image, say."""
+
+    rows: int
+
+    def __repr__(self) -> str:
+        return f"{self.rows}B"
+
+
+Dim: TypeAlias = int | Symbol | Times
 Shape: TypeAlias = tuple[Dim, ...]
 
 
@@ -60,7 +72,12 @@ class Sizes:
         """The number that `dim` stands for in this step."""
         if isinstance(dim, int):
             return dim
-        return {Symbol.T: self.T, Symbol.B: self.B, Symbol.R: self.R}[dim]
+        if isinstance(dim, Times):
+            return dim.rows * self.B
+        if dim is Symbol.TS:
+            # A batch is padded to one length; for sequences of one length this is exact.
+            return self.T * -(-self.context_tokens // self.B) if self.B else 0
+        return {Symbol.T: self.T, Symbol.B: self.B, Symbol.R: self.R, Symbol.S: self.context_tokens}[dim]
 
     def count(self, shape: Shape) -> int:
         """Elements of a tensor of this shape in this step."""

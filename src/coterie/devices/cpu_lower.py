@@ -16,7 +16,7 @@ import numpy as np
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
-from coterie.core.shapes import Dim, trailing
+from coterie.core.shapes import Dim, Times, trailing
 from coterie.graph.ir import Kind, Op, Value
 from coterie.graph.program import Program, Region
 from coterie.kernels import cpu as kernels
@@ -94,6 +94,8 @@ class Lowering:
 
     def size(self, dim: Dim) -> Operand:
         """A dimension: a number, or what the run gives for its symbol."""
+        if isinstance(dim, Times):
+            raise UnsupportedError(self.program.graph.name, f"rows of {dim} are not run by the CPU", "use a text model")
         return dim if isinstance(dim, int) else Named(dim.value)
 
     def weight(self, operand: str, name: str) -> Operands:

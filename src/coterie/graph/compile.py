@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.graph.buffers import Lifetime, plan_buffers
 from coterie.graph.fuse import fuse
-from coterie.graph.ir import Graph, Kind
+from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import KvShape, Program, Region
 from coterie.graph.verify import verify
 
@@ -25,8 +26,13 @@ def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Pr
 
 
 def kv_shape(graph: Graph) -> KvShape:
-    """The KV state that the graph declares. Raises UsageError unless there is exactly one."""
+    """The KV state that the graph declares; an empty one for a plain computation, which also samples nothing.
+
+    Raises UsageError unless there is exactly one.
+    """
     states = [value for value in graph.values.values() if value.kind is Kind.STATE]
+    if not states and not _samples(graph):
+        return KvShape(0, 0, 0, DType.F32)
     if len(states) != 1:
         raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
     layers, _, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
@@ -50,8 +56,14 @@ def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:
                 yield Lifetime(name, value.shape, value.dtype.size_bytes, region.index, len(regions))
 
 
+def _samples(graph: Graph) -> list[Op]:
+    return [op for op in graph.ops if op.kind == "sample"]
+
+
 def _vocab_size(graph: Graph) -> int:
-    sampled = [op for op in graph.ops if op.kind == "sample"]
+    sampled = _samples(graph)
+    if not sampled and all(value.kind is not Kind.STATE for value in graph.values.values()):
+        return 0
     if len(sampled) != 1:
         raise UsageError(graph.name, f"the graph samples {len(sampled)} times", "end it with one sample op")
     vocab = graph.values[sampled[0].inputs[0]].shape[-1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, trailing
 from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program, Region
 
 
@@ -42,6 +43,7 @@ class Cost:
 
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTMAX_FLOPS = 5
+KV_READERS = ("attention", "alibi_attention", "kv_cat")
 _Flops = Callable[[Graph, Op, Sizes], int]
 
 
@@ -56,13 +58,45 @@ def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return sizes.of(y.shape[0]) * (2 * rows * columns + bias)
 
 
+def _softmax_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Of a score that is scaled already: max, exp, sum, divide."""
+    return (SOFTMAX_FLOPS - 1) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
+    return rows * op.integer("group") * heads * (4 * channels + SOFTMAX_FLOPS)
+
+
+def _scores_flops(per_score: int, channels_of: int) -> _Flops:
+    """Products of queries and keys, or of probabilities and values: two flops a channel, and `per_score` more."""
+
+    def flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+        scores = sizes.of(Symbol.TS)
+        _, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[channels_of]].shape)
+        return scores * heads * (2 * channels + per_score)
+
+    return flops
+
+
+def _group_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
+    return rows * op.integer("group") * heads * 2 * channels
+
+
+def _all_reduce_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """One rank's share of the sums: each rank adds up its part of the ring."""
+    ranks = op.integer("ranks")
+    return sizes.count(graph.values[op.outputs[0]].shape) * (ranks - 1) // ranks
+
+
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Causal pairs only: q @ k and p @ v, and the softmax.
 
     Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
     """
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
-    window = op.integer("window")
+    window = int(op.attrs.get("window", 0))
     pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
     return pairs * heads * (4 * channels + SOFTMAX_FLOPS)
 
@@ -79,7 +113,53 @@ FLOPS: Mapping[str, _Flops] = {
     "mul": _elementwise(1),
     "take_rows": _elementwise(0),
     "sample": lambda graph, op, sizes: SOFTMAX_FLOPS * sizes.count(graph.values[op.inputs[0]].shape),
+    "layer_norm": _elementwise(6),
+    "gelu": _elementwise(8),
+    "alibi_attention": lambda graph, op, sizes: (
+        _attention_flops(graph, op, sizes) + 2 * sizes.pairs * sizes.of(graph.values[op.inputs[0]].shape[1])
+    ),
+    "group_attention": _group_attention_flops,
+    "add_bias": _elementwise(1),
+    "add_table": _elementwise(1),
+    "mul_table": _elementwise(1),
+    "sub": _elementwise(1),
+    "embed_part": _elementwise(0),
+    "all_reduce": _all_reduce_flops,
+    **dict.fromkeys(("take_heads", "first_row", "drop_first", "merge_rows", "swap", "all_gather"), _elementwise(0)),
+    # The kernels of PyTorch. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
+    **dict.fromkeys(("cast", "copy", "cat", "slice", "heads_first", "to_float", "kv_cat"), _elementwise(0)),
+    **dict.fromkeys(("repeat_heads", "mask"), _elementwise(0)),
+    **dict.fromkeys(("square", "rsqrt", "neg", "cos", "sin", "scale", "shift", "mul_last"), _elementwise(1)),
+    **dict.fromkeys(("mul_weight", "mul_heads", "angles", "add_mask", "alibi"), _elementwise(1)),
+    **dict.fromkeys(("sigmoid", "tanh"), _elementwise(3)),
+    "mean": lambda graph, op, sizes: sizes.count(graph.values[op.inputs[0]].shape),
+    "softmax": _softmax_flops,
+    "context_softmax": _softmax_flops,
+    "scores": _scores_flops(0, 0),
+    "alibi_scores": _scores_flops(2, 0),
+    "mix": _scores_flops(0, 1),
+    "group_scores": _group_flops,
+    "group_mix": _group_flops,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """An exchange among ranks: `bytes` are those of the whole result, which every rank holds in the end."""
+
+    kind: str
+    bytes: int
+    ranks: int
+
+
+def collectives(program: Program, region: Region, sizes: Sizes) -> tuple[Collective, ...]:
+    """The exchanges of a region, in order."""
+    values = program.graph.values
+    return tuple(
+        Collective(op.kind, value_bytes(values[op.outputs[0]], sizes), op.integer("ranks"))
+        for op in region.ops
+        if op.kind in COLLECTIVES
+    )
 
 
 def op_cost(graph: Graph, op: Op, sizes: Sizes) -> Cost:
@@ -139,20 +219,30 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
         else:
             moved_in += size
     moved_out = sum(value_bytes(graph.values[n], sizes) for n in outputs if graph.values[n].kind is not Kind.STATE)
-    read = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "attention")
+    read = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind in KV_READERS)
     written = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
     return Cost(flops, weights, moved_in, moved_out, read, written)
 
 
 def input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
-    """A gather reads the rows that it takes, at most the whole table; everything else is read once."""
+    """A gather reads the rows that it takes and a view what it shows, at most the whole; all else is read once."""
     whole = value_bytes(value, sizes)
-    uses = [op for op in ops if value.name in op.inputs]
-    gathered = {"embed": (1, Symbol.T), "take_rows": (0, Symbol.R)}
-    if all(op.kind in gathered and op.inputs[gathered[op.kind][0]] == value.name for op in uses):
-        row = value.dtype.row_bytes(trailing(value.shape))
-        return min(whole, sum(sizes.of(gathered[op.kind][1]) * row for op in uses))
-    return whole
+    taken = [_taken_bytes(op, value, sizes) for op in ops if value.name in op.inputs]
+    return whole if None in taken else min(whole, sum(filter(None, taken)))
+
+
+def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
+    """Bytes of a value that an op reads, None for all of them."""
+    gathered = {"embed": (1, Symbol.T), "embed_part": (1, Symbol.T), "take_rows": (0, Symbol.R)}
+    if op.kind in gathered and op.inputs[gathered[op.kind][0]] == value.name:
+        return sizes.of(gathered[op.kind][1]) * value.dtype.row_bytes(trailing(value.shape))
+    if op.kind == "take_heads":
+        return value_bytes(value, sizes) // op.integer("of") * op.integer("count")
+    if op.kind == "slice":
+        return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
+    if op.kind == "drop_first":
+        return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
+    return None
 
 
 def value_bytes(value: Value, sizes: Sizes) -> int:
@@ -161,12 +251,17 @@ def value_bytes(value: Value, sizes: Sizes) -> int:
 
 
 def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that attention reads."""
+    """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that are read.
+
+    A cat reads the context before this step, of K or V; what it writes, the whole context anew, is its output.
+    """
     kv = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
     per_token = trailing(kv.shape) * kv.dtype.size_bytes
     if op.kind == "kv_append":
         return sizes.T * per_token
+    if op.kind == "kv_cat":
+        return (sizes.context_tokens - sizes.T) * per_token // 2
     # The windows of t new tokens of a sequence cover t + window - 1 positions, and never more than its context.
-    window = op.integer("window")
+    window = int(op.attrs.get("window", 0))
     seen = min(sizes.context_tokens, sizes.T + sizes.B * (window - 1)) if window else sizes.context_tokens
     return seen * per_token

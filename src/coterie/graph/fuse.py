@@ -16,6 +16,7 @@ from itertools import groupby
 
 from coterie.core.errors import UsageError
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ops import OPS
 from coterie.graph.program import Region
 
 
@@ -91,11 +92,13 @@ TAKE_NORM_LINEAR = Rule(
 
 # "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
 # "section" is for dataflow machines: a whole stage (embedding, a decoder layer, head) is one region, mapped in space.
-SECTION = "section"
+# A view joins the op behind it, which reads through it; "o0" is the exception: every op is a kernel, views copy.
+SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
     SECTION: (),
+    O0: (),
 }
 
 
@@ -114,11 +117,23 @@ def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
     regions: list[Region] = []
     at = 0
     while at < len(graph.ops):
+        views = () if rule_set == O0 else _views(graph, at)
+        at += len(views)
         found = next((m for rule in RULE_SETS[rule_set] if (m := _match(graph, rule, at, readers))), None)
         kernel, ops = found if found is not None else (graph.ops[at].kind, (graph.ops[at],))
-        regions.append(_region(graph, len(regions), kernel, ops, readers))
+        regions.append(_region(graph, len(regions), kernel, (*views, *ops), readers, len(views)))
         at += len(ops)
     return tuple(regions)
+
+
+def _views(graph: Graph, at: int) -> tuple[Op, ...]:
+    """The views from `at` on, as far as an op of their stage stands behind them."""
+    end = at
+    while (
+        end + 1 < len(graph.ops) and OPS[graph.ops[end].kind].view and graph.ops[end + 1].stage == graph.ops[at].stage
+    ):
+        end += 1
+    return graph.ops[at:end]
 
 
 def _readers(graph: Graph) -> dict[str, set[int]]:
@@ -168,7 +183,10 @@ def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
     return inside == wanted and all(want in (0, have) for want, have in zip(part.dims, found, strict=True))
 
 
-def _region(graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers: Mapping[str, set[int]]) -> Region:
+def _region(
+    graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers: Mapping[str, set[int]], num_views: int = 0
+) -> Region:
+    """`num_views` ops at the front are views that the others read through; the region is named after the others."""
     made = {name for op in ops for name in op.outputs if graph.values[name].kind is not Kind.STATE}
     inputs = tuple(dict.fromkeys(name for op in ops for name in op.inputs if name and name not in made))
     names = {op.name for op in ops}
@@ -177,6 +195,6 @@ def _region(graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers:
         outside = any(graph.ops[p].name not in names for p in readers[name])
         if outside or graph.values[name].kind is not Kind.TENSOR or not readers[name]:
             outputs.append(name)
-    stage, first = ops[0].stage, ops[0].name
-    name = first if len(ops) == 1 else f"{stage}/{kernel}({first.removeprefix(stage + '/')})"
+    stage, first = ops[0].stage, ops[num_views].name
+    name = first if len(ops) - num_views == 1 else f"{stage}/{kernel}({first.removeprefix(stage + '/')})"
     return Region(index, name, kernel, stage, ops, inputs, tuple(outputs))

@@ -10,18 +10,10 @@ Knows nothing about how ops are computed or fused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from coterie.graph.eager_ops import EAGER_OPS
+from coterie.graph.opspec import OpSpec
 
-
-@dataclass(frozen=True, slots=True)
-class OpSpec:
-    """What one row of the table says."""
-
-    meaning: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: tuple[str, ...] = ()
-
+__all__ = ["COLLECTIVES", "OPS", "ROW_INPUTS", "OpSpec"]
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = table[tokens]", ("tokens:T", "table:VD"), ("y:TD",)),
@@ -54,7 +46,62 @@ OPS: dict[str, OpSpec] = {
         ("logits:RV", "sampling:R*"),
         ("tokens:R",),
     ),
+    "layer_norm": OpSpec(
+        "y = (x - mean) / std * weight + bias, over the last axis",
+        ("x:T*C", "weight:C", "bias?:C"),
+        ("y:T*C",),
+        ("eps",),
+    ),
+    "gelu": OpSpec("y = x * Phi(x), Phi by erf, or nearly so by tanh or sigmoid", ("x:T*",), ("y:T*",), ("form",)),
+    "alibi_attention": OpSpec(
+        "attention over the whole context with slope * position of the key added to each score",
+        ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "slopes:H", "kv:state"),
+        ("y:THC",),
+        ("layer", "scale"),
+    ),
+    "group_attention": OpSpec(
+        "softmax(scale * q @ k.T) @ v among each `group` rows, all of them seen",
+        ("q:*HC", "k:*HC", "v:*HC"),
+        ("y:*HC",),
+        ("group", "scale"),
+    ),
+    "take_heads": OpSpec(
+        "of each `of` heads, `count` from `first` on", ("x:THC",), ("y:THC",), ("of", "first", "count"), view=True
+    ),
+    "add_bias": OpSpec("y = x + bias", ("x:T*", "bias:*"), ("y:T*",)),
+    "add_table": OpSpec("y = x + table[row modulo the table's rows]", ("x:*D", "table:ND"), ("y:*D",)),
+    "mul_table": OpSpec("y = x * table[row modulo the table's rows]", ("x:*D", "table:ND"), ("y:*D",)),
+    "first_row": OpSpec("a learned row before each `group` rows", ("x:*D", "row:D"), ("y:*D",), ("group",)),
+    "drop_first": OpSpec("each `group` rows without the first of them", ("x:*D",), ("y:*D",), ("group",), view=True),
+    "merge_rows": OpSpec(
+        "y = x, but for tokens equal to `token` the next of `rows`",
+        ("x:TD", "tokens:T", "rows:*D"),
+        ("y:TD",),
+        ("token",),
+    ),
+    "swap": OpSpec(
+        "rows seen as [*, outer, middle, inner] become [*, inner, middle, outer]",
+        ("x:*D",),
+        ("y:*D",),
+        ("outer", "middle", "inner"),
+        view=True,
+    ),
+    "sub": OpSpec("y = a - b", ("a:T*", "b:T*"), ("y:T*",)),
+    "embed_part": OpSpec(
+        "y = table[tokens - first_row], 0 for tokens of other ranks",
+        ("tokens:T", "table:VD"),
+        ("y:TD",),
+        ("first_row",),
+    ),
+    "all_reduce": OpSpec("y = the sum of x over the ranks", ("x:T*",), ("y:T*",), ("ranks",)),
+    "all_gather": OpSpec(
+        "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
+    ),
+    **EAGER_OPS,
 }
+
+# Ops that move bytes between ranks; all else is done by each rank alone.
+COLLECTIVES = ("all_reduce", "all_gather")
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

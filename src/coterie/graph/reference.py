@@ -5,55 +5,21 @@ Float32 throughout; only the KV state is rounded to its own type. Knows nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import UsageError
+from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import ROW_INPUTS
+from coterie.graph.ops import COLLECTIVES, ROW_INPUTS
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
+from coterie.graph.step import F32, Array, KvState, Step
 
-Array: TypeAlias = npt.NDArray[Any]
-F32: TypeAlias = npt.NDArray[np.float32]
-
-
-class KvState:
-    """KV pages of a graph: [blocks, L, 2, K, Z, C], in float32 but holding only numbers that the KV type can hold."""
-
-    def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int) -> None:
-        state = next(value for value in graph.values.values() if value.kind is Kind.STATE)
-        layers, two, heads, channels = (int(dim) for dim in state.shape if isinstance(dim, int))
-        self.dtype: DType = state.dtype
-        self.tokens_per_block = tokens_per_block
-        self.pages = np.zeros((num_blocks, layers, two, heads, tokens_per_block, channels), np.float32)
-
-    def append(self, layer: int, which: int, position: int, block: int, heads_KC: F32) -> None:
-        """Store one token's K (which 0) or V (1), rounded to nearest even."""
-        rounded = to_f32(from_f32(heads_KC, self.dtype), self.dtype)
-        self.pages[block, layer, which, :, position % self.tokens_per_block] = rounded
-
-    def context(self, layer: int, which: int, blocks: Array, length: int) -> F32:
-        """K or V of the first `length` tokens of a sequence: [length, K, C]."""
-        used = blocks[: -(-length // self.tokens_per_block)]
-        pages = self.pages[used, layer, which]
-        flat: F32 = pages.transpose(0, 2, 1, 3).reshape(-1, pages.shape[1], pages.shape[3])[:length]
-        return flat
-
-
-@dataclass(slots=True)
-class Step:
-    """Everything an op may read: values by name, the KV state, and the sampling settings of each row."""
-
-    graph: Graph
-    values: dict[str, Array]
-    state: KvState
-    sampling: Sequence[Settings] = field(default_factory=tuple)
+__all__ = ["KvState", "Reference", "Step", "run_op", "run_ranks"]
 
 
 class Reference:
@@ -69,11 +35,11 @@ class Reference:
             if found != value.shape:
                 raise UsageError(graph.name, f"weight {value.name} is {found}, not {value.shape}", "give every weight")
         constants = {v.name: np.array(v.data, np.float32) for v in graph.values.values() if v.kind is Kind.CONSTANT}
-        self._fixed: dict[str, Array] = {**constants, **weights}
+        self.fixed: dict[str, Array] = {**constants, **weights}
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
         """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows."""
-        step = Step(self.graph, {**self._fixed, **rows}, state, sampling)
+        step = Step(self.graph, {**self.fixed, **rows}, state, sampling)
         for op in self.graph.ops:
             run_op(step, op)
         return step.values
@@ -83,10 +49,35 @@ class Reference:
     ) -> dict[str, Array]:
         """Run the ops of one region on its inputs, found in `values` with the step's rows; return what it puts out."""
         known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS) if name in values}
-        step = Step(self.graph, {**self._fixed, **known}, state, sampling)
+        step = Step(self.graph, {**self.fixed, **known}, state, sampling)
         for op in region.ops:
             run_op(step, op)
         return {name: step.values[name] for name in region.outputs if name in step.values}
+
+
+def run_ranks(
+    ranks: Sequence[Reference],
+    rows: Mapping[str, Array],
+    sampling: Sequence[Settings],
+    states: Sequence[KvState],
+) -> list[dict[str, Array]]:
+    """Run a step of a sharded graph on all its ranks, op by op: every value of each rank by name.
+
+    Each rank has its own graph (shard.py), weights and KV state, and the same rows.
+    """
+    steps = [
+        Step(rank.graph, {**rank.fixed, **rows}, state, sampling) for rank, state in zip(ranks, states, strict=True)
+    ]
+    for ops in zip(*(rank.graph.ops for rank in ranks), strict=True):
+        if ops[0].kind not in COLLECTIVES:
+            for step, op in zip(steps, ops, strict=True):
+                run_op(step, op)
+            continue
+        parts = [step.values[op.inputs[0]] for step, op in zip(steps, ops, strict=True)]
+        joined = np.concatenate(parts, axis=1) if ops[0].kind == "all_gather" else np.sum(parts, axis=0)
+        for step, op in zip(steps, ops, strict=True):
+            step.values[op.outputs[0]] = np.asarray(joined, np.float32)
+    return [step.values for step in steps]
 
 
 def run_op(step: Step, op: Op) -> None:
@@ -137,15 +128,20 @@ def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
 
 
 def _attention(step: Step, op: Op, x: list[Any]) -> Array:
+    return _attend(step, op, x, op.integer("window"), np.zeros(x[0].shape[1], np.float32))
+
+
+def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Array:
     q, positions, sequence, tables = x[:4]
     y = np.empty_like(q)
     for t, position in enumerate(positions):
-        length, window = int(position) + 1, op.integer("window")
+        length = int(position) + 1
         first = max(0, length - window) if window else 0
         k, v = (step.state.context(op.integer("layer"), i, tables[sequence[t]], length)[first:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
+        scores = scores + slopes[:, None] * np.arange(first, length, dtype=np.float32)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y[t] = np.einsum("hs,shc->hc", p / p.sum(axis=-1, keepdims=True), v)
     return np.asarray(y, np.float32)
@@ -163,6 +159,75 @@ def _sample(step: Step, op: Op, x: list[Any]) -> Array:
     return np.array(drawn, np.int32)
 
 
+def _layer_norm(step: Step, op: Op, x: list[Any]) -> Array:
+    centred = x[0] - np.mean(x[0], axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True, dtype=np.float32)
+    y = centred / np.sqrt(variance + np.float32(op.number("eps"))) * x[1]
+    return np.asarray(y if x[2] is None else y + x[2], np.float32)
+
+
+def _gelu(step: Step, op: Op, x: list[Any]) -> Array:
+    wide = x[0].astype(np.float64)
+    if op.attrs["form"] == "erf":
+        phi = 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
+    elif op.attrs["form"] == "tanh":
+        phi = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    else:
+        phi = 0.5 * (1 + np.tanh(0.5 * 1.702 * wide))
+    return np.asarray(wide * phi, np.float32)
+
+
+def _group_attention(step: Step, op: Op, x: list[Any]) -> Array:
+    q, k, v = (part.reshape(-1, op.integer("group"), *part.shape[1:]) for part in x)
+    scores = np.einsum("gthc,gshc->gths", q, k) * np.float32(op.number("scale"))
+    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    y = np.einsum("gths,gshc->gthc", p / p.sum(axis=-1, keepdims=True), v)
+    return np.asarray(y.reshape(x[0].shape), np.float32)
+
+
+def _take_heads(step: Step, op: Op, x: list[Any]) -> Array:
+    first, rows = op.integer("first"), len(x[0])
+    groups = x[0].reshape(rows, -1, op.integer("of"), x[0].shape[-1])[:, :, first : first + op.integer("count")]
+    return np.asarray(groups.reshape(rows, groups.shape[1] * groups.shape[2], groups.shape[3]))
+
+
+def _table(x: list[Any]) -> Array:
+    """The table once for each group of rows."""
+    return np.tile(x[1], (len(x[0]) // len(x[1]), 1))
+
+
+def _first_row(step: Step, op: Op, x: list[Any]) -> Array:
+    groups = x[0].reshape(-1, op.integer("group"), x[0].shape[1])
+    rows = np.broadcast_to(x[1], (len(groups), 1, x[0].shape[1]))
+    return np.asarray(np.concatenate([rows, groups], axis=1).reshape(-1, x[0].shape[1]), np.float32)
+
+
+def _drop_first(step: Step, op: Op, x: list[Any]) -> Array:
+    return np.asarray(x[0].reshape(-1, op.integer("group"), x[0].shape[1])[:, 1:].reshape(-1, x[0].shape[1]))
+
+
+def _merge_rows(step: Step, op: Op, x: list[Any]) -> Array:
+    y, taken = x[0].copy(), x[1] == op.integer("token")
+    y[taken] = x[2][: int(taken.sum())]
+    return np.asarray(y)
+
+
+def _swap(step: Step, op: Op, x: list[Any]) -> Array:
+    seen = x[0].reshape(-1, op.integer("outer"), op.integer("middle"), op.integer("inner"))
+    return np.asarray(seen.transpose(0, 3, 2, 1).reshape(-1, op.integer("outer")))
+
+
+def _embed_part(step: Step, op: Op, x: list[Any]) -> Array:
+    local = x[0] - op.integer("first_row")
+    own = (local >= 0) & (local < len(x[1]))
+    return np.where(own[:, None], x[1][np.where(own, local, 0)], np.float32(0))
+
+
+def _collective(step: Step, op: Op, x: list[Any]) -> Array:
+    fact = f"{op.kind} needs the values of all {op.integer('ranks')} ranks"
+    raise UsageError(f"{step.graph.name}: {op.name}", fact, "interpret all ranks together with run_ranks")
+
+
 _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 OPS: Mapping[str, _Run] = {
     "embed": _embed,
@@ -176,4 +241,21 @@ OPS: Mapping[str, _Run] = {
     "mul": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
     "take_rows": lambda step, op, x: np.asarray(x[0][x[1]]),
     "sample": _sample,
+    "layer_norm": _layer_norm,
+    "gelu": _gelu,
+    "alibi_attention": lambda step, op, x: _attend(step, op, x, 0, x[4]),
+    "group_attention": _group_attention,
+    "take_heads": _take_heads,
+    "add_bias": lambda step, op, x: np.asarray(x[0] + x[1].reshape(x[0].shape[1:]), np.float32),
+    "add_table": lambda step, op, x: np.asarray(x[0] + _table(x), np.float32),
+    "mul_table": lambda step, op, x: np.asarray(x[0] * _table(x), np.float32),
+    "first_row": _first_row,
+    "drop_first": _drop_first,
+    "merge_rows": _merge_rows,
+    "swap": _swap,
+    "sub": lambda step, op, x: np.asarray(x[0] - x[1], np.float32),
+    "embed_part": _embed_part,
+    "all_reduce": _collective,
+    "all_gather": _collective,
+    **EAGER_RUN,
 }

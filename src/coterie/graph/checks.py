@@ -1,0 +1,152 @@
+"""Row: one op under examination, the checks that many ops share, and the sentence for what is wrong.
+
+Knows nothing about which op needs which checks (legal.py, eager_legal.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Dim, Shape, Symbol, Times
+from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ops import OPS
+
+T, B, R = Symbol.T, Symbol.B, Symbol.R
+ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
+
+
+def int_dims(shape: Shape) -> tuple[int, int]:
+    """The second and third dimension, which are numbers."""
+    first, second = (dim if isinstance(dim, int) else 0 for dim in shape[1:3])
+    return first, second
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One op under examination: operands by position, and the sentence for what is wrong."""
+
+    graph: Graph
+    op: Op
+
+    def wrong(self, fact: str, remedy: str) -> UsageError:
+        return UsageError(f"{self.graph.name}: {self.op.name}", f"{self.op.kind}: {fact}", remedy)
+
+    def check_signature(self) -> None:
+        """The op is in the table, with as many operands and just the attributes that the table says."""
+        spec = OPS.get(self.op.kind)
+        if spec is None:
+            raise self.wrong("this op is not in the table", f"use one of {', '.join(OPS)}")
+        sides = (("inputs", spec.inputs, self.op.inputs), ("outputs", spec.outputs, self.op.outputs))
+        for what, wanted, given in sides:
+            if len(wanted) != len(given):
+                raise self.wrong(f"it has {len(given)} {what} but takes {len(wanted)}", f"give {', '.join(wanted)}")
+        for operand, name in zip((*spec.inputs, *spec.outputs), (*self.op.inputs, *self.op.outputs), strict=True):
+            label, _, _ = operand.partition(":")
+            if not name and not label.endswith("?"):
+                raise self.wrong(f"operand {label} is missing", "only operands marked ? may be left out")
+            if name and name not in self.graph.values:
+                raise self.wrong(f"operand {label} names {name}, which is not declared", "declare the value")
+        if set(spec.attrs) != set(self.op.attrs):
+            found = ", ".join(sorted(self.op.attrs)) or "none"
+            raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
+
+    def check_layer_order(self, appended: set[tuple[int, int]]) -> None:
+        """The state is threaded through: a layer's k and v are appended once, and attended to only after that."""
+        if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention"):
+            return
+        layer = self.op.integer("layer")
+        parts = {(layer, self.op.integer("which"))} if self.op.kind == "kv_cat" else {(layer, 0), (layer, 1)}
+        if self.op.kind in ("kv_append", "kv_cat"):
+            if parts & appended:
+                raise self.wrong(
+                    f"layer {layer} is appended to twice in one step", "give each layer of the state one op"
+                )
+            appended |= parts
+        elif not parts <= appended:
+            raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "put kv_append first")
+
+    def input(self, position: int) -> Value:
+        return self.graph.values[self.op.inputs[position]]
+
+    @property
+    def output(self) -> Value:
+        return self.graph.values[self.op.outputs[0]]
+
+    def activations(self, *values: Value) -> None:
+        """Activations are of one float type."""
+        first = values[0]
+        for value in values:
+            if value.dtype is not first.dtype or not value.dtype.is_float:
+                fact = f"{value.name} is {value.dtype.value} and {first.name} {first.dtype.value}"
+                raise self.wrong(fact, "give the activations of an op one type, F32, F16 or BF16")
+
+    def rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
+        """The first dimension is a symbol (or, where it is free, rows for each sequence), the rest are numbers."""
+        for value in values:
+            free = first is ROWS and value.shape and isinstance(value.shape[0], Times)
+            if not value.shape or not (free or value.shape[0] in first):
+                letters = " or ".join(map(repr, first))
+                raise self.wrong(f"{value.name} has shape {value.shape}", f"its first dimension must be {letters}")
+            self.fixed(value.shape[1:], value)
+
+    def grouped(self, value: Value, group: int) -> int:
+        """The rows of `value` come in groups of `group`, a whole number of them for each sequence: how many."""
+        rows = value.shape[0].rows if isinstance(value.shape[0], Times) else 0
+        if group < 1 or not rows or rows % group:
+            fact = f"{value.name} has shape {value.shape}, which is not in groups of {group} rows"
+            raise self.wrong(fact, "give each sequence a multiple of them")
+        return rows // group
+
+    def heads(self, *values: Value) -> tuple[int, int]:
+        """Values [rows, heads, channels]: the heads and channels of the last of them."""
+        for value in values:
+            if len(value.shape) != 3:
+                raise self.wrong(f"{value.name} has shape {value.shape}", "give rows, heads and channels")
+        return int_dims(values[-1].shape)
+
+    def fixed(self, dims: Shape, value: Value) -> None:
+        if not all(isinstance(dim, int) and dim > 0 for dim in dims):
+            raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
+
+    def weight(self, position: int, shape: Shape, matrix: bool = False) -> None:
+        """A weight of exactly this shape, of a type that kernels read; only a matrix may be packed."""
+        value = self.input(position)
+        fits = value.dtype.is_float or (matrix and value.dtype.is_packed)
+        if value.kind is not Kind.WEIGHT or not fits:
+            types = "F32, F16, BF16, Q8 or Q4" if matrix else "F32, F16 or BF16"
+            raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
+        self.fixed(value.shape, value)
+        self.same(value.shape, shape, value.name)
+
+    def row_input(self, position: int, symbol: Symbol, dtype: DType = DType.I32) -> None:
+        """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS)."""
+        value = self.input(position)
+        label, _, _ = OPS[self.op.kind].inputs[position].partition(":")
+        if value.name != label:
+            raise self.wrong(f"operand {label} is {value.name}", f"give the row input {label}")
+        if value.kind is not Kind.INPUT or value.dtype is not dtype:
+            raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give an input {dtype.value}")
+        self.same(value.shape[:1], (symbol,), value.name)
+
+    def same(self, found: tuple[Dim, ...], wanted: tuple[Dim, ...], name: str) -> None:
+        if found != wanted:
+            raise self.wrong(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
+
+    def constant(self, position: int, count: int) -> None:
+        """A constant of that many numbers."""
+        value = self.input(position)
+        if value.kind is not Kind.CONSTANT or len(value.data) != count:
+            raise self.wrong(f"{value.name} has {len(value.data)} numbers", f"give a constant of {count}")
+
+    def state(self, position: int) -> tuple[int, int, int]:
+        """The KV state [L, 2, K, C]: its layers, heads and channels; the op's layer is one of them."""
+        value = self.input(position)
+        if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_float:
+            raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
+        self.fixed(value.shape, value)
+        layers, _, heads, channels = (int(dim) for dim in value.shape if isinstance(dim, int))
+        if not 0 <= self.op.integer("layer") < layers:
+            raise self.wrong(f"layer {self.op.integer('layer')} is not among the {layers} of {value.name}", "mend it")
+        return layers, heads, channels

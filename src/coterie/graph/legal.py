@@ -1,0 +1,282 @@
+"""What is legal for each op of a model: a row per op. The kernels of PyTorch are in eager_legal.py.
+
+Knows nothing about fusion or devices. The meaning of each op is in ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Symbol, Times, trailing
+from coterie.graph.checks import Row
+from coterie.graph.ir import Kind
+
+T, B, R = Symbol.T, Symbol.B, Symbol.R
+GELU_FORMS = ("erf", "tanh", "sigmoid")
+
+
+def _embed(row: Row) -> None:
+    row.row_input(0, T)
+    row.rows(row.output, first=(T,))
+    table = row.input(1)
+    row.fixed(table.shape, table)
+    if len(table.shape) != 2:
+        raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
+    row.weight(1, (table.shape[0], *row.output.shape[1:]), matrix=True)
+    row.activations(row.output)
+
+
+def _rms_norm(row: Row) -> None:
+    x = row.input(0)
+    row.rows(x, row.output)
+    row.activations(x, row.output)
+    row.same(row.output.shape, x.shape, row.output.name)
+    row.weight(1, x.shape[-1:])
+    if row.op.number("eps") < 0:
+        raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
+
+
+def _linear(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y)
+    row.activations(x, y)
+    row.same(y.shape[:1], x.shape[:1], y.name)
+    row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True)
+    if row.op.inputs[2]:
+        row.weight(2, (trailing(y.shape),))
+
+
+def _rope(row: Row) -> None:
+    x, frequencies = row.input(0), row.input(2)
+    row.rows(x, row.output, first=(T,))
+    row.activations(x, row.output)
+    row.same(row.output.shape, x.shape, row.output.name)
+    row.row_input(1, T)
+    channels = x.shape[-1]
+    if len(x.shape) != 3 or not isinstance(channels, int) or channels % 2:
+        raise row.wrong(f"{x.name} has shape {x.shape}", "give [T, heads, channels] with an even number of channels")
+    if frequencies.kind is not Kind.CONSTANT or len(frequencies.data) != channels // 2:
+        raise row.wrong(f"{frequencies.name} has {len(frequencies.data)} numbers for {channels} channels", "give half")
+
+
+def _kv_append(row: Row) -> None:
+    k, v = row.input(0), row.input(1)
+    _, heads, channels = row.state(5)
+    row.activations(k, v)
+    for value in (k, v):
+        row.same(value.shape, (T, heads, channels), value.name)
+    pages(row, 2)
+    if row.op.outputs[0] != row.op.inputs[5]:
+        raise row.wrong(f"it puts out {row.op.outputs[0]} but appends to {row.op.inputs[5]}", "thread it through")
+
+
+def _attention(row: Row) -> None:
+    q = row.input(0)
+    _, heads, channels = row.state(4)
+    row.rows(q, row.output, first=(T,))
+    row.activations(q, row.output)
+    row.same(row.output.shape, q.shape, row.output.name)
+    row.same(q.shape[2:], (channels,), q.name)
+    queries = q.shape[1]
+    if not isinstance(queries, int) or queries % heads:
+        raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
+    pages(row, 1)
+    if row.op.integer("window") < 0:
+        raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
+
+
+def pages(row: Row, first: int) -> None:
+    for position, symbol in ((first, T), (first + 1, T), (first + 2, B)):
+        row.row_input(position, symbol)
+
+
+def binary(row: Row) -> None:
+    a, b = row.input(0), row.input(1)
+    row.rows(a, b, row.output)
+    row.activations(a, b, row.output)
+    row.same(b.shape, a.shape, b.name)
+    row.same(row.output.shape, a.shape, row.output.name)
+
+
+def unary(row: Row) -> None:
+    x = row.input(0)
+    row.rows(x, row.output)
+    row.activations(x, row.output)
+    row.same(row.output.shape, x.shape, row.output.name)
+
+
+def _take_rows(row: Row) -> None:
+    x = row.input(0)
+    row.rows(x, first=(T,))
+    row.rows(row.output, first=(R,))
+    row.activations(x, row.output)
+    row.row_input(1, R)
+    row.same(row.output.shape[1:], x.shape[1:], row.output.name)
+
+
+def _sample(row: Row) -> None:
+    logits = row.input(0)
+    row.rows(logits, first=(R,))
+    row.activations(logits)
+    row.row_input(1, R, DType.F32)
+    row.same(row.output.shape, (R,), row.output.name)
+    if len(logits.shape) != 2 or row.output.kind is not Kind.OUTPUT or row.output.dtype is not DType.I32:
+        raise row.wrong(f"it draws {row.output.dtype.value} from {logits.shape}", "give [R, V] and an I32 output [R]")
+    tables = [row.graph.values[op.inputs[1]] for op in row.graph.ops if op.kind == "embed"]
+    for table in tables:  # a drawn token is the next one to embed
+        rows, vocab = trailing((T, table.shape[0])), trailing(logits.shape)
+        if rows < vocab:
+            raise row.wrong(f"{vocab} tokens may be drawn but {table.name} has {rows} rows", "give each token a row")
+
+
+def _layer_norm(row: Row) -> None:
+    _rms_norm(row)
+    if row.op.inputs[2]:
+        row.weight(2, row.input(0).shape[-1:])
+
+
+def _gelu(row: Row) -> None:
+    unary(row)
+    if row.op.attrs["form"] not in GELU_FORMS:
+        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+
+
+def _alibi_attention(row: Row) -> None:
+    q = row.input(0)
+    queries, _ = row.heads(q)
+    _, heads, channels = row.state(5)
+    row.rows(q, row.output, first=(T,))
+    row.activations(q, row.output)
+    row.same(row.output.shape, q.shape, row.output.name)
+    row.same(q.shape[2:], (channels,), q.name)
+    if queries % heads:
+        raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
+    row.constant(4, queries)
+    pages(row, 1)
+
+
+def _group_attention(row: Row) -> None:
+    q, k, v = (row.input(i) for i in range(3))
+    row.rows(q)
+    row.heads(q, k, v)
+    row.activations(q, k, v, row.output)
+    for value in (k, v, row.output):
+        row.same(value.shape, q.shape, value.name)
+    row.grouped(q, row.op.integer("group"))
+
+
+def _take_heads(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y)
+    row.activations(x, y)
+    heads, channels = row.heads(y, x)
+    of, first, count = (row.op.integer(key) for key in ("of", "first", "count"))
+    if of < 1 or heads % of or not 0 <= first < first + count <= of:
+        raise row.wrong(f"{count} from {first} on of each {of} of {heads} heads", "stay within the heads")
+    row.same(y.shape, (x.shape[0], heads // of * count, channels), y.name)
+
+
+def _add_bias(row: Row) -> None:
+    unary(row)
+    row.weight(1, (trailing(row.output.shape),))
+
+
+def _table(row: Row) -> None:
+    unary(row)
+    table = row.input(1)
+    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    row.grouped(row.input(0), rows)
+    row.weight(1, (rows, *row.output.shape[1:]))
+
+
+def _first_row(row: Row) -> None:
+    x, y, group = row.input(0), row.output, row.op.integer("group")
+    row.rows(x, y)
+    row.activations(x, y)
+    row.same(y.shape, (Times(row.grouped(x, group) * (group + 1)), *x.shape[1:]), y.name)
+    row.weight(1, x.shape[1:])
+
+
+def _drop_first(row: Row) -> None:
+    x, y, group = row.input(0), row.output, row.op.integer("group")
+    row.rows(x, y)
+    row.activations(x, y)
+    row.same(y.shape, (Times(row.grouped(x, group) * (group - 1)), *x.shape[1:]), y.name)
+
+
+def _merge_rows(row: Row) -> None:
+    x, rows, y = row.input(0), row.input(2), row.output
+    row.rows(x, y, first=(T,))
+    row.rows(rows)
+    row.activations(x, rows, y)
+    row.same(y.shape, x.shape, y.name)
+    row.same(rows.shape[1:], x.shape[1:], rows.name)
+    row.row_input(1, T)
+
+
+def _swap(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y)
+    row.activations(x, y)
+    outer, middle, inner = (row.op.integer(key) for key in ("outer", "middle", "inner"))
+    row.same(x.shape[1:], (inner,), x.name)
+    groups = row.grouped(x, outer * middle)
+    row.same(y.shape, (Times(groups * inner * middle), outer), y.name)
+
+
+def _embed_part(row: Row) -> None:
+    _embed(row)
+    if row.op.integer("first_row") < 0:
+        raise row.wrong(f"first_row is {row.op.integer('first_row')}", "give the first token of this rank")
+
+
+def _ranks(row: Row) -> int:
+    ranks = row.op.integer("ranks")
+    if ranks < 2:
+        raise row.wrong(f"{ranks} ranks exchange nothing", "give two or more")
+    return ranks
+
+
+def _all_reduce(row: Row) -> None:
+    unary(row)
+    _ranks(row)
+
+
+def _all_gather(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y)
+    row.activations(x, y)
+    second = x.shape[1] if isinstance(x.shape[1], int) else 0
+    row.same(y.shape, (x.shape[0], second * _ranks(row), *x.shape[2:]), y.name)
+
+
+LEGAL: Mapping[str, Callable[[Row], None]] = {
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "rope": _rope,
+    "kv_append": _kv_append,
+    "attention": _attention,
+    "add": binary,
+    "silu": unary,
+    "mul": binary,
+    "take_rows": _take_rows,
+    "sample": _sample,
+    "layer_norm": _layer_norm,
+    "gelu": _gelu,
+    "alibi_attention": _alibi_attention,
+    "group_attention": _group_attention,
+    "take_heads": _take_heads,
+    "add_bias": _add_bias,
+    "add_table": _table,
+    "mul_table": _table,
+    "first_row": _first_row,
+    "drop_first": _drop_first,
+    "merge_rows": _merge_rows,
+    "swap": _swap,
+    "sub": binary,
+    "embed_part": _embed_part,
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+}

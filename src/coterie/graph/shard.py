@@ -1,0 +1,225 @@
+"""Tensor parallelism: one rank's graph, with the exchanges among ranks as ops. Megatron-LM's scheme (arXiv 1909.08053).
+
+    q, k, v, gate, up    split by heads or rows: each rank computes its part from the whole hidden state
+    o, down              split by columns: each rank's sum is partial, all_reduce completes it, then the bias is added
+    embedding            split by vocabulary: a rank's row is 0 for tokens of others, all_reduce completes it
+    head                 split by vocabulary: all_gather joins the logits, which every rank samples alike
+    KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
+
+All else (norms, residuals, a vision tower's patches) is done by every rank alike. A linear is split only where what
+follows it, up to the next linear, works per head or per column.
+Knows nothing about machines, nor about how an exchange is carried out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Shape
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+
+# Ops that work on each head, or each column, by itself: their output is split as their input is.
+_PER_COLUMN = ("silu", "gelu", "mul", "rope", "take_heads", "group_attention")
+_ATTENTION = ("attention", "alibi_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A weight is cut into `parts` along `axis`; rank r of n holds part r * parts // n."""
+
+    axis: int
+    parts: int
+
+    def of_rank(self, shape: Shape, rank: int, ranks: int) -> tuple[slice, ...]:
+        """The part of a tensor of this whole shape that a rank holds."""
+        size = shape[self.axis]
+        step = (size if isinstance(size, int) else 0) // self.parts
+        part = rank * self.parts // ranks
+        return (*(slice(None),) * self.axis, slice(part * step, (part + 1) * step))
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """One rank's graph, and how each weight that is not whole is split."""
+
+    graph: Graph
+    splits: Mapping[str, Split]
+
+
+def shard(graph: Graph, degree: int, rank: int = 0) -> Graph:
+    """The graph of one rank of `degree`; at degree 1, the graph itself.
+
+    Ranks differ in numbers only (their part of each weight), not in shapes.
+    Raises UsageError for a degree that heads, columns or vocabulary cannot be split by.
+    """
+    return split_graph(graph, degree, rank).graph
+
+
+def split_graph(graph: Graph, degree: int, rank: int = 0) -> Sharded:
+    """As `shard`, with the splits of the weights."""
+    if degree < 1 or not 0 <= rank < degree:
+        raise UsageError(graph.name, f"rank {rank} of {degree} ranks does not exist", "give a degree of at least 1")
+    if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
+        raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
+    return _Sharding(graph, degree, rank).run() if degree > 1 else Sharded(graph, {})
+
+
+@dataclass(slots=True)
+class _Sharding:
+    graph: Graph
+    degree: int
+    rank: int
+    splits: dict[str, Split] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    split: dict[str, int] = field(default_factory=dict)  # activations of which a rank holds one of so many parts
+    readers: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
+    known: dict[str, bool] = field(default_factory=dict)
+
+    def run(self) -> Sharded:
+        self.values.update(self.graph.values)
+        for op in self.graph.ops:
+            for name in op.inputs:
+                self.readers[name].append(op)
+        for value in self.graph.values.values():
+            if value.kind is Kind.STATE:
+                self._narrow(value.name, 2, self._kv_parts(value))
+        for op in self.graph.ops:
+            self._op(op)
+        graph = Graph(self.graph.name, MappingProxyType(self.values), tuple(self.ops))
+        return Sharded(graph, MappingProxyType(self.splits))
+
+    def _op(self, op: Op) -> None:
+        if op.kind == "embed":
+            self._embed(op)
+        elif op.kind == "linear":
+            self._linear(op)
+        elif op.kind == "sample" and op.inputs[0] in self.split:
+            whole = self._exchange("all_gather", op, op.inputs[0], self.graph.values[op.inputs[0]].shape)
+            self.ops.append(replace(op, inputs=(whole, *op.inputs[1:])))
+        elif any(name in self.split for name in op.inputs):
+            self._per_column(op)
+        else:
+            self.ops.append(op)
+
+    def _per_column(self, op: Op) -> None:
+        """Heads and columns of its own are all that this op needs."""
+        self.ops.append(op)
+        if op.kind == "kv_append":
+            return
+        whole = [n for n in op.inputs if n not in self.split and n and self.graph.values[n].kind is Kind.TENSOR]
+        if whole or op.outputs[0] in self.split:
+            fact = f"{op.name} takes {whole} whole and the rest in parts"
+            raise UsageError(self.graph.name, fact, "a graph of this form cannot be sharded")
+        self._narrow(op.outputs[0], 1, self.split[op.inputs[0]])
+        self.split[op.outputs[0]] = self.split[op.inputs[0]]
+        if op.kind == "alibi_attention":
+            self._slopes(op)
+
+    def _slopes(self, op: Op) -> None:
+        """Each rank has the slopes of its own heads."""
+        slopes = self.graph.values[op.inputs[4]]
+        count = len(slopes.data) // self.degree
+        own = slopes.data[self.rank * count : (self.rank + 1) * count]
+        self.values[slopes.name] = replace(slopes, shape=(count,), data=own)
+
+    def _embed(self, op: Op) -> None:
+        y, table = op.outputs[0], op.inputs[1]
+        rows = self._rows_of(self.graph.values[table].shape[0], f"{table} has", "rows")
+        self._narrow(table, 0, self.degree)
+        self.splits[table] = Split(0, self.degree)
+        partial = self._value(f"{y}/partial", y)
+        self._add("embed_part", op, op.inputs, partial, {"first_row": self.rank * rows})
+        self._exchange("all_reduce", op, partial, self.graph.values[y].shape, y)
+
+    def _linear(self, op: Op) -> None:
+        x, weight, bias = op.inputs
+        y = op.outputs[0]
+        if x in self.split:
+            self._row_parallel(op)
+        elif self._splittable(y):
+            parts = self._parts(y)
+            self._narrow(y, 1, parts)
+            for name in filter(None, (weight, bias)):
+                self._narrow(name, 0, parts)
+                self.splits[name] = Split(0, parts)
+            self.split[y] = parts
+            self.ops.append(op)
+        else:
+            self.ops.append(op)
+
+    def _row_parallel(self, op: Op) -> None:
+        x, weight, bias = op.inputs
+        y = op.outputs[0]
+        self._narrow(weight, 1, self.degree)
+        self.splits[weight] = Split(1, self.degree)
+        partial = self._value(f"{y}/partial", y)
+        self.ops.append(replace(op, inputs=(x, weight, ""), outputs=(partial,)))
+        whole = self._exchange("all_reduce", op, partial, self.graph.values[y].shape, "" if bias else y)
+        if bias:
+            self._add("add_bias", op, (whole, bias), y, {})
+
+    def _exchange(self, kind: str, op: Op, x: str, shape: Shape, y: str = "") -> str:
+        """Append an exchange of `x` among the ranks; the name of its result."""
+        made = y or f"{x}/whole"
+        self.values.setdefault(made, replace(self.values[x], name=made, shape=shape))
+        self._add(kind, op, (x,), made, {"ranks": self.degree})
+        return made
+
+    def _add(self, kind: str, near: Op, inputs: tuple[str, ...], y: str, attrs: dict[str, Attr]) -> None:
+        taken = near.name if kind == "embed_part" else f"{near.name}/{kind}"
+        self.ops.append(Op(kind, taken, near.stage, inputs, (y,), MappingProxyType(attrs)))
+
+    def _value(self, name: str, like: str) -> str:
+        self.values[name] = replace(self.graph.values[like], name=name, kind=Kind.TENSOR)
+        return name
+
+    def _narrow(self, name: str, axis: int, parts: int) -> None:
+        """The rank's part of a value in place of the whole."""
+        whole = self.graph.values[name]
+        size = whole.shape[axis]
+        own = (size if isinstance(size, int) else 0) // parts
+        self.values[name] = replace(whole, shape=(*whole.shape[:axis], own, *whole.shape[axis + 1 :]))
+
+    def _splittable(self, name: str) -> bool:
+        """Whether everything that reads the value, up to the next linear, works per head or per column."""
+        if name not in self.known:
+            self.known[name] = bool(self.readers[name]) and all(self._takes_part(op, name) for op in self.readers[name])
+        return self.known[name]
+
+    def _takes_part(self, op: Op, name: str) -> bool:
+        if op.kind in ("linear", "sample", "kv_append"):
+            return op.inputs[0] == name or op.kind == "kv_append"
+        head_norm = op.kind == "rms_norm" and len(self.graph.values[name].shape) == 3
+        return (op.kind in (*_PER_COLUMN, *_ATTENTION) or head_norm) and self._splittable(op.outputs[0])
+
+    def _parts(self, y: str) -> int:
+        """How many parts the second axis of a linear's output is cut into; decided by what reads it."""
+        op, size = self.readers[y][0], self.graph.values[y].shape[1]
+        while op.kind in ("rope", "rms_norm"):
+            op = self.readers[op.outputs[0]][0]
+        if op.kind == "kv_append":
+            return self._kv_parts(next(v for v in self.graph.values.values() if v.kind is Kind.STATE))
+        if op.kind == "take_heads":
+            groups = (size if isinstance(size, int) else 0) // op.integer("of")
+            self._rows_of(groups, f"{y} has", "groups of heads")
+        self._rows_of(size, f"{y} has", "heads" if len(self.graph.values[y].shape) == 3 else "columns")
+        return self.degree
+
+    def _kv_parts(self, state: Value) -> int:
+        heads = state.shape[2] if isinstance(state.shape[2], int) else 0
+        if heads % self.degree and self.degree % heads:
+            fact = f"{heads} key/value heads can neither be split nor repeated evenly over {self.degree} ranks"
+            raise UsageError(self.graph.name, fact, f"use a degree that divides {heads} or is a multiple of it")
+        return min(heads, self.degree)
+
+    def _rows_of(self, size: object, has: str, what: str) -> int:
+        whole = size if isinstance(size, int) else 0
+        if whole % self.degree or not whole:
+            fact = f"{has} {whole} {what}, which do not split over {self.degree} ranks"
+            raise UsageError(self.graph.name, fact, f"use a degree that divides {whole}")
+        return whole // self.degree
