@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
-from coterie.bench.coe_mix import MIXES, draw
 from coterie.bench.coe_peer import serve_peer
 from coterie.bench.coe_run import Workload, fewest_switches, percentile
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.peer import Settings
 from coterie.cli.main import app
 from coterie.core.trace import read_trace
+from coterie.plan.mix import MIXES, draw
 
 runner = CliRunner()
 FIELDS = {"mix", "in_flight", "policy", "switches", "hit_rate", "tokens_per_s", "ttft_p50_s", "ttft_p99_s"}

@@ -4,7 +4,7 @@
     coterie   requests of one expert gather, the next expert is fetched meanwhile, the queue's experts stay
     belady    the fewest switches for the turns that `coterie` took, by Belady's rule; counted, not run
 
-Knows nothing about how one run is served (coe_run.py) or how a mix is drawn (coe_mix.py).
+Knows nothing about how one run is served (coe_run.py) or how a mix is drawn (plan/mix.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec
-from coterie.bench.coe_mix import draw
 from coterie.bench.coe_peer import serve_peer
 from coterie.bench.coe_run import Outcome, Setup, Workload, fewest_switches, serve
 from coterie.bench.experts import check_room, random_experts
@@ -35,6 +34,7 @@ from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cpu_memory import CHUNK_BYTES, Slab
 from coterie.engine.policy import Policy
 from coterie.models.model import Model, synthetic_model
+from coterie.plan.mix import draw
 from coterie.spec.this_machine import this_machine
 
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from coterie.bench.coe import PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
-from coterie.bench.coe_mix import MIXES
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
 from coterie.bench.neighbour import neighbour
@@ -21,6 +20,7 @@ from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.switch import switch
 from coterie.cli.options import DeviceOpt, JsonOpt, NearOpt, ThreadsOpt, TraceOpt, err, out, save_trace, sentences
+from coterie.plan.mix import MIXES
 
 app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
 

@@ -20,6 +20,7 @@ from coterie.cli.quantize import quantize
 from coterie.cli.route import route
 from coterie.cli.run import run
 from coterie.cli.serve import serve
+from coterie.cli.simulate import simulation
 from coterie.cli.trace import trace
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command("eval")(evaluate)
 app.command("diff")(diff)
 app.command("quantize")(quantize)
 app.command("info")(info)
+app.command("simulate")(simulation)
 app.command("trace")(trace)
 app.command("paper")(paper)
 app.add_typer(bench, name="bench")

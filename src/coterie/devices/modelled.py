@@ -222,6 +222,10 @@ class ModelledDevice:
         """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
         return dict(self._clock.usage)
 
+    def lane_busy_s(self) -> Mapping[str, float]:
+        """Seconds for which each lane was occupied by works that have ended, waits at gates included."""
+        return dict(self._clock.lane_busy_s)
+
     def close(self) -> None:
         """Give memory back, and close the numerics device. Closing again does nothing."""
         if not self._closed and self._numerics is not None:

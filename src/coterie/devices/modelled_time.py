@@ -87,6 +87,11 @@ class Work:
         """True when it is done or failed."""
         return self.end_s is not None
 
+    @property
+    def took_s(self) -> float:
+        """From its start to its end; 0 before."""
+        return 0.0 if self.start_s is None or self.end_s is None else self.end_s - self.start_s
+
     def cut_short(self) -> None:
         """End after the piece that it is in; after the first if it has not begun."""
         if self.cuts and not self.finished:
@@ -151,6 +156,7 @@ class FluidClock:
         """`capacity` gives each resource's units per second, all above zero."""
         self.now = 0.0
         self.usage = {resource: Usage() for resource in capacity}
+        self.lane_busy_s: dict[str, float] = {}
         self._capacity = dict(capacity)
         self._lanes: dict[str, deque[Work]] = {}
         self._numbers = count()
@@ -275,11 +281,12 @@ class FluidClock:
         changed = True
         while changed:
             changed = False
-            for lane in self._lanes.values():
+            for name, lane in self._lanes.items():
                 while lane and self._step(lane[0]):
                     changed = True
                     if lane[0].finished:
-                        lane.popleft()
+                        work = lane.popleft()
+                        self.lane_busy_s[name] = self.lane_busy_s.get(name, 0.0) + work.took_s
 
     def _step(self, work: Work) -> bool:
         """Take one transition of a lane's head; False if it must wait."""

@@ -7,7 +7,7 @@ Knows nothing about concrete devices or prompts: serving and simulating wire the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from coterie.checkpoint.layout import BLOCK_BYTES
@@ -73,10 +73,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A running assembly. `device` decides as of one instant (engine/timeline.py). `cache` holds the experts alone."""
+    """A running assembly. `device` decides as of one instant (engine/timeline.py).
+
+    `cache` holds the experts, `both` the router's own model too.
+    """
 
     device: Device
     engine: Engine
+    both: Cache
     cache: ExpertCache
     kv: KVPool
     plan: Plan
@@ -155,4 +159,20 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         exe = programs[model.key]
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
     engine = Engine(device, both, kv, served, settings.policy, recording)
-    return Parts(device, engine, cache, kv, made, recording)
+    return Parts(device, engine, both, cache, kv, made, recording)
+
+
+def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> float:
+    """Bring experts up one after the other, as at registration: then each tier holds what fits. Returns the seconds.
+
+    Raises CapacityError for one that will never fit, and the failure of a load.
+    """
+    device, start_s = parts.device, parts.device.now()
+    for name in order:
+        ready = parts.both.want(name, models[name].layout).ready
+        while ready is not None and not device.done(ready):
+            device.wait_any([ready])
+        failed = [failure for _, failure in parts.both.poll() if failure is not None]
+        if failed:
+            raise failed[0]
+    return device.now() - start_s

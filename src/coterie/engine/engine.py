@@ -93,14 +93,17 @@ class Engine:
         """What was decided, in order, without times: submit, fetch, evict, admit, run, finish."""
         return self.log.entries
 
-    def step(self, until: float | None = None) -> list[Output]:
-        """Settle, decide, run one step and account for it; or wait for bytes, at most `until` (device clock)."""
+    def step(self, until: float | None = None, arrival_s: float | None = None) -> list[Output]:
+        """Settle, decide, run one step and account for it; or wait for bytes, at most `until` (device clock).
+
+        `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
+        """
         self._settle()
         decision = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision)
             event = self._start(decision.expert_id, batch)
-            self._finish(event)
+            self._finish(event, arrival_s if batch.steps > 1 else None)
             self._account(decision.expert_id, batch, event)
         elif self._live and not self._outputs:
             self._device.wait_any(self._arrivals.awaited(), until)
@@ -236,9 +239,12 @@ class Engine:
             self._recording.about(expert_id, _step_name(batch), tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
 
-    def _finish(self, event: Event) -> None:
+    def _finish(self, event: Event, arrival_s: float | None) -> None:
         while not self._device.done(event):
-            self._device.wait_any([event])
+            self._device.wait_any([event], arrival_s)
+            if arrival_s is not None and not self._device.done(event):
+                self._device.interrupt()
+                arrival_s = None
 
     # ---- account
 

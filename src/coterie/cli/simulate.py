@@ -1,0 +1,184 @@
+"""`coterie simulate`: what a composition would do on machines that need not be there, under a load.
+
+Knows nothing about how it is simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
+from coterie.composition.composition import Composition, load_composition
+from coterie.core.errors import UsageError
+from coterie.core.units import format_bytes, format_seconds
+from coterie.engine.experts import open_experts
+from coterie.engine.recording import MAX_WORKS
+from coterie.models.model import Model
+from coterie.plan.mix import MIXES, mix_named
+from coterie.plan.outcome import SYNTHETIC, outcome
+from coterie.plan.paper.plots import check_plots
+from coterie.plan.setups import OURS, SETUPS, setup_named
+from coterie.plan.simulate import Case, simulate
+from coterie.plan.simulate_page import page
+from coterie.plan.slo import parse_slo
+from coterie.plan.workload import ARRIVALS, Load, Workload, lengths_named, make_workload
+from coterie.plan.workload_file import read_workload
+from coterie.spec.load import load_machine
+
+MachinesOpt = Annotated[
+    list[str],
+    typer.Option("--machine", metavar="MACHINE", help="A machine's name, as in dgx-h100:host_links=8; repeatable."),
+]
+RequestsOpt = Annotated[int | None, typer.Option(help="Requests; of a file, the first so many.")]
+RateOpt = Annotated[float | None, typer.Option(metavar="PER_S", help="Requests per second: an open loop.")]
+InFlightOpt = Annotated[int | None, typer.Option(help="Requests at once: a closed loop.")]
+ArrivalsOpt = Annotated[str, typer.Option(help=", ".join(ARRIVALS))]
+MixOpt = Annotated[str, typer.Option(help=f"{', '.join(MIXES)}, zipf:1.2, or a .csv or .json of measured counts.")]
+PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:100:0.8.")]
+TokensOpt = Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="Of an answer: 20, geometric:20 and so on.")]
+SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
+SeedOpt = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+
+
+@sentences
+def simulation(
+    composition: CompositionArg,
+    machine: MachinesOpt,
+    policy: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SETUPS)}; repeatable.")] = None,
+    requests: RequestsOpt = None,
+    rate: RateOpt = None,
+    in_flight: InFlightOpt = None,
+    arrivals: ArrivalsOpt = "poisson",
+    mix: MixOpt = "uniform",
+    prompt: PromptOpt = "128",
+    tokens: TokensOpt = "20",
+    workload: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, as public LLM traces are.")
+    ] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Cut requests that are longer than the context.")] = False,
+    seed: SeedOpt = 7,
+    slo: SloOpt = "",
+    near: NearOpt = None,
+    kv: KvOpt = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What ran when, for Perfetto; a file a run.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with distributions.")] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Serve a workload in modelled time with the engine that serves for real; several machines side by side."""
+    if html is not None:
+        check_plots("--html")
+    promised = parse_slo(slo) if slo else None
+    found = load_composition(composition)
+    chosen = mix_named(mix, found.names)
+    if workload is not None:
+        if rate is not None or in_flight is not None:
+            raise UsageError("--workload", "a file has its own arrivals", "leave --rate and --in-flight out")
+        load = read_workload(workload, found.names, chosen, seed, requests)
+    else:
+        lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
+        drawn = Load(1000 if requests is None else requests, chosen, *lengths, rate, in_flight, arrivals, seed)
+        load = make_workload(drawn, found.names)
+    models = open_experts(found, synthetic=True)
+    load = load.within(min(model.max_context for model in models.values()), clip)
+    cases = [
+        (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0))
+        for name, how in product(machine, policy or [OURS.name])
+    ]
+    rows, curves = [], {}
+    for name, case in cases:
+        begun = perf_counter()
+        served = simulate(case, load)
+        rows.append(outcome(name, case.setup.name, load, served, promised, perf_counter() - begun))
+        curves[f"{name}, {case.setup.name}"] = (served.first_s, served.last_s)
+        if trace is not None and served.trace is not None:
+            save_trace(_of_run(trace, name, case, len(cases)), served.trace)
+    if html is not None:
+        _write(html, page(f"{found.name}: {_workload_line(load)}", rows, curves))
+    if json_:
+        print_json({"composition": found.name, "workload": dict(load.facts or {}), "rows": rows, "note": SYNTHETIC})
+        return
+    _print(found, models, load, rows, [case for _, case in cases])
+
+
+def _of_run(path: Path, name: str, case: Case, runs: int) -> Path:
+    safe = name.replace(":", "-").replace("/", "-")
+    return path if runs == 1 else path.with_name(f"{path.stem}-{safe}-{case.setup.name}{path.suffix}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError("--html", f"{path} cannot be written: {error.strerror}", "choose another file") from error
+    err.print(f"report: {path}", markup=False)
+
+
+def _workload_line(load: Workload) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (load.facts or {}).items())
+
+
+def _print(
+    found: Composition,
+    models: Mapping[str, Model],
+    load: Workload,
+    rows: Sequence[Mapping[str, Any]],
+    cases: Sequence[Case],
+) -> None:
+    total = sum(model.layout.size_bytes for name, model in models.items() if name in found.names)
+    out.print(f"{escape(found.name)}: {len(found.experts)} experts, {format_bytes(total)}; {_workload_line(load)}")
+    table = Table("", *(f"{row['machine']}\n{row['policy']}" for row in rows))
+    for label, show in _LINES.items():
+        table.add_row(label, *(escape(show(row)) for row in rows))
+    if "slo" in rows[0]:
+        table.add_row("SLO kept", *(f"{row['slo_kept']:.1%}{'' if row['slo_met'] else ' (not met)'}" for row in rows))
+    out.print(table)
+    for row in rows:
+        out.print(f"  {row['machine']}, {row['policy']}: bound by {row['bound']}", markup=False)
+    for note in dict.fromkeys(note for case in cases for note in case.spec.notes):
+        out.print(f"  {note}", markup=False, style="dim")
+    if "slo" in rows[0]:
+        out.print(f"  SLO: {rows[0]['slo']}", markup=False)
+    out.print(f"  modelled time; {SYNTHETIC}", markup=False)
+
+
+def _times(name: str) -> Any:
+    return lambda row: ", ".join(format_seconds(row[f"{name}_p{p}_s"]) for p in (50, 95, 99))
+
+
+def _shares(row: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name} {share:.1%}" for name, share in row["utilisation"].items() if share >= 0.0005)
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    made = row["footprint"]
+    parts = [f"{format_bytes(made['near_bytes'])} experts ({made['near_share']:.0%} of all)"]
+    parts += [f"{format_bytes(made['kv_bytes'])} KV"]
+    parts += [f"{format_bytes(made['router_bytes'])} router"] if made["router_bytes"] else []
+    return "\n".join([f"{made['run_tier']} of {format_bytes(made['run_tier_bytes'])}:", *parts])
+
+
+_LINES: Mapping[str, Any] = {
+    "time to first token p50, p95, p99": _times("ttft"),
+    "of it, routed after p50, p95, p99": _times("routed"),
+    "time per output token p50, p95, p99": _times("tpot"),
+    "to the last token p50, p95, p99": _times("e2e"),
+    "requests/s": lambda row: f"{row['requests_per_s']:.4g}",
+    "tokens/s": lambda row: f"{row['tokens_per_s']:.4g}",
+    "switches, per request": lambda row: f"{row['switches']}, {row['switches_per_request']:.3f}",
+    "switch, mean": lambda row: format_seconds(row["switch_mean_s"]),
+    "resident when asked": lambda row: f"{row['hit_rate']:.1%}",
+    "used": _shares,
+    "memory": _memory,
+    "loading all experts before": lambda row: format_seconds(row["warm_up_s"]),
+    "simulated in": lambda row: f"{format_seconds(row['wall_s'])}, {row['requests'] / row['wall_s']:.0f} requests/s",
+}

@@ -1,0 +1,34 @@
+"""Setups: named pairs of a schedule and an eviction policy that are compared with each other.
+
+Knows nothing about how they are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coterie.core.errors import UsageError
+from coterie.engine.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How to serve: a schedule and an eviction policy."""
+
+    name: str
+    policy: Policy
+    evict: str
+
+
+# The paper's runtime: no prefetch, no reordering, the whole expert is copied before it runs (section V-B).
+FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
+OURS = Setup("coterie", Policy(), "lfu")
+SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
+
+
+def setup_named(name: str) -> Setup:
+    """The setup of that name. Raises UsageError."""
+    if name not in SETUPS:
+        raise UsageError("--policy", f"{name!r} is not a policy", f"use one of {', '.join(SETUPS)}")
+    return SETUPS[name]

@@ -1,0 +1,217 @@
+"""Simulate: one machine serves a workload in modelled time, with the router, cache, scheduler and engine that serve.
+
+    warm up   every expert comes up once, so that each tier holds what fits; what it takes is told apart
+    arrive -> RoutingJob -> the router's own request -> the route, which is given -> the expert's request -> Served
+
+Routes are given and tokens synthetic. Knows nothing about how the numbers are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.composition.composition import Composition
+from coterie.composition.router import Prompt
+from coterie.composition.routers.given import GivenRouter
+from coterie.composition.routers.llm import ROUTER, LlmRouter
+from coterie.composition.routing import make_router
+from coterie.core.errors import CapacityError
+from coterie.core.trace import Trace
+from coterie.devices.modelled import ModelledDevice
+from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire
+from coterie.engine.metrics import Metrics
+from coterie.engine.request import Output, Request
+from coterie.engine.routing import RoutingJob
+from coterie.memory.slab import round_up
+from coterie.models.model import Model
+from coterie.plan.mix import F64
+from coterie.plan.setups import Setup
+from coterie.plan.use import Use, used
+from coterie.plan.workload import Workload
+from coterie.spec.machine import MachineSpec
+
+BYTES_PER_TOKEN = 4  # of a router's instructions, in English text about; only their length matters here
+KV_SHARE = 0.2  # of the run tier, at most, by default; the rest is for experts
+POOL_TOKENS = 1 << 14  # prompts are pieces of one row of random tokens
+NO_TEXT = Prompt("")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is simulated: experts, and the router's own model, on a machine, and how it decides."""
+
+    composition: Composition
+    models: Mapping[str, Model]
+    spec: MachineSpec
+    setup: Setup
+    near_bytes: int | None = None
+    kv_bytes: int | None = None
+    record: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """What became of a workload. Per request, seconds from its arrival: to its route, its first and its last token.
+
+    `hit`: its expert was resident when the request came to it. `elapsed_s`: from the first arrival to the last token;
+    `warm_up_s`: what came before. `metrics` count the router's own requests too; `use` is without the warm-up.
+    """
+
+    routed_s: F64
+    first_s: F64
+    last_s: F64
+    hit: npt.NDArray[np.bool_]
+    elapsed_s: float
+    warm_up_s: float
+    metrics: Metrics
+    use: Use
+    made: Plan
+    trace: Trace | None = None
+
+
+def simulate(case: Case, workload: Workload) -> Served:
+    """Serve a workload to its end. Raises CapacityError where something does not fit, UsageError for a bad workload."""
+    settings = settings_of(case, workload)
+    device = ModelledDevice(case.spec)
+    try:
+        made = plan(case.models, case.spec, settings)
+        _check_home(made)
+        parts = wire(case.models, made, settings, device)
+        warm_up_s = warm_up(parts, case.models, _least_asked_first(case.models, workload))
+        before, run = used(device), _Run(parts, case, workload)
+        run.to_the_end()
+        return Served(
+            routed_s=run.routed_s,
+            first_s=run.first_s,
+            last_s=run.last_s,
+            hit=run.hit,
+            elapsed_s=device.now() - run.start_s,
+            warm_up_s=warm_up_s,
+            metrics=parts.engine.metrics,
+            use=used(device).since(before),
+            made=made,
+            trace=parts.trace() if case.record else None,
+        )
+    finally:
+        device.close()
+
+
+def settings_of(case: Case, workload: Workload) -> Settings:
+    """The near tier of a machine that does nothing else: KV for all that the policy runs at once, then experts."""
+    spec, models = case.spec, case.models
+    capacity = spec.tier(spec.run_tier).capacity_bytes
+    router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
+    block = max(page_bytes(model.kv) for model in models.values())
+    per_sequence = max(-(-workload.longest // model.kv.tokens_per_block(block)) for model in models.values()) * block
+    policy, kv = case.setup.policy, case.kv_bytes
+    if kv is None:
+        kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
+    near = capacity - router - kv if case.near_bytes is None else case.near_bytes
+    return Settings(near, kv, evict=case.setup.evict, policy=policy, record=case.record)
+
+
+def _check_home(made: Plan) -> None:
+    home = made.spec.tier(made.spec.home_tier)
+    demand = made.total_bytes + made.router_bytes
+    if demand > home.capacity_bytes:
+        levers = ("fewer experts", "more machines", f"a machine with more {home.name}")
+        raise CapacityError(f"{made.spec.name}: {home.name}", "all experts", demand, home.capacity_bytes, levers)
+
+
+def _least_asked_first(models: Mapping[str, Model], workload: Workload) -> list[str]:
+    """The router, then the experts: who is asked for most comes last, and so is resident when the first request comes.
+
+    Only those that the workload asks for: others would stay where they are.
+    """
+    counts = np.bincount(workload.asked, minlength=len(workload.names))
+    ranked = sorted((int(count), name) for name, count in zip(workload.names, counts, strict=True) if count)
+    return [*([ROUTER] if ROUTER in models else []), *(name for _, name in ranked)]
+
+
+class _Run:
+    """Lets requests arrive as modelled time goes on, and takes down what becomes of them."""
+
+    def __init__(self, parts: Parts, case: Case, workload: Workload) -> None:
+        self._parts, self._workload = parts, workload
+        self.start_s = parts.device.now()
+        count = len(workload)
+        self.routed_s, self.first_s, self.last_s = (np.zeros(count) for _ in range(3))
+        self.hit = np.zeros(count, dtype=bool)
+        router = make_router(case.composition) if ROUTER in case.models else None
+        self._router = router if isinstance(router, LlmRouter) else None
+        instructions = self._router.instructions if self._router is not None else ""
+        self._instruction_tokens = -(-len(instructions.encode()) // BYTES_PER_TOKEN)
+        self._given = [GivenRouter(self._router, name) for name in workload.names]
+        rng = np.random.default_rng([0 if workload.facts is None else int(workload.facts.get("seed", 0)), 4])
+        words = min(model.config.vocab_size for model in case.models.values())
+        self._longest = min(model.max_context for model in case.models.values()) - 1
+        self._pool = tuple(rng.integers(0, words, POOL_TOKENS + self._longest).tolist())
+        self._starts = rng.integers(0, POOL_TOKENS, count).tolist()
+        # Plain lists: every element is looked at once, by Python.
+        self._at_s = (workload.at_s + self.start_s).tolist()
+        self._asked, self._prompts = workload.asked.tolist(), workload.prompt_tokens.tolist()
+        self._new = workload.new_tokens.tolist()
+        self._next = self._open = 0
+        self._jobs: dict[str, tuple[int, RoutingJob]] = {}
+        self._numbers: dict[str, int] = {}
+
+    def to_the_end(self) -> None:
+        """Serve until everybody has been answered. Raises the error that ended a request."""
+        engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
+        while self._next < count or not engine.idle:
+            self._arrive()
+            until = self._at_s[self._next] if self._next < count and not self._workload.in_flight else None
+            if engine.idle:
+                device.wait_any([], until)
+                continue
+            for output in engine.step(until, until):
+                if output.finish_reason is not None:
+                    self._take(output)
+
+    def _arrive(self) -> None:
+        """Let in who has come by now; with a closed loop, who has a place."""
+        now, count = self._parts.device.now(), len(self._asked)
+        in_flight = self._workload.in_flight
+        while self._next < count and (self._open < in_flight if in_flight else self._at_s[self._next] <= now):
+            number, self._next, self._open = self._next, self._next + 1, self._open + 1
+            if in_flight:
+                self._at_s[number] = now
+            job = RoutingJob(f"r{number}", self._given[self._asked[number]], NO_TEXT)
+            for ask_id, ask in job.asks.items():
+                self._jobs[ask_id] = (number, job)
+                self._submit(ask_id, ask.expert, self._prompts[number] + self._instruction_tokens, ask.max_tokens, 0)
+            if job.done:
+                self._route(number, job)
+
+    def _route(self, number: int, job: RoutingJob) -> None:
+        self.routed_s[number] = self._parts.device.now() - self._at_s[number]
+        request_id = f"r{number}"
+        self._numbers[request_id] = number
+        tokens, start = self._prompts[number], self._starts[number]
+        self._submit(request_id, job.route().expert, tokens, self._new[number], start)
+
+    def _submit(self, request_id: str, expert: str, tokens: int, new_tokens: int, start: int) -> None:
+        prompt = self._pool[start : start + min(tokens, self._longest)]
+        self._parts.engine.submit(Request(request_id, expert, prompt, new_tokens, ignore_end=True))
+
+    def _take(self, output: Output) -> None:
+        if output.error is not None:
+            raise output.error
+        found = self._jobs.pop(output.request_id, None)
+        if found is not None:
+            number, job = found
+            job.take(output)
+            if job.done:
+                self._route(number, job)
+            return
+        number, timings = self._numbers.pop(output.request_id), output.timings
+        if timings is None or timings.first_token_s is None:
+            raise RuntimeError(f"request {output.request_id} ended without a token")
+        self.first_s[number] = timings.first_token_s - self._at_s[number]
+        self.last_s[number] = timings.end_s - self._at_s[number]
+        self.hit[number] = timings.hit
+        self._open -= 1

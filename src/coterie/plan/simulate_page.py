@@ -1,0 +1,80 @@
+"""The rows of a simulation as one HTML page that needs nothing else: distributions, shares, a table.
+
+Knows nothing about how they were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from coterie.plan.mix import F64
+from coterie.plan.outcome import SYNTHETIC
+from coterie.plan.paper.html import STYLE
+from coterie.plan.paper.plots import draw
+from coterie.plan.paper.row import Chart, Series
+
+POINTS = 200  # of a curve
+
+Curves = Mapping[str, tuple[F64, F64]]
+"""By label: each request's seconds to its first and to its last token."""
+
+
+def page(title: str, rows: Sequence[Mapping[str, Any]], curves: Curves) -> str:
+    """The whole page."""
+    charts = (_distribution("Time to the first token", 0, curves), _distribution("Time to the last token", 1, curves))
+    pictures = [_svg(draw(chart)) for chart in (*charts, _shares(rows))]
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p>Modelled time; {SYNTHETIC}.</p>",
+        *pictures,
+        '<div class="wide">',
+        _table(rows),
+        "</div></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _distribution(title: str, which: int, curves: Curves) -> Chart:
+    """The share of requests that took so long at most."""
+    shares = np.linspace(0.0, 1.0, POINTS)
+    series = [
+        Series(label, tuple(np.quantile(times[which], shares).tolist()), tuple(shares.tolist()))
+        for label, times in curves.items()
+    ]
+    return Chart(title, "lines", "seconds from arrival", "share of requests", tuple(series))
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """How busy each resource was."""
+    names = list(dict.fromkeys(name for row in rows for name in row["utilisation"]))
+    series = [
+        Series(
+            f"{row['machine']}, {row['policy']}",
+            tuple(float(at) for at in range(len(names))),
+            tuple(row["utilisation"].get(name) for name in names),
+        )
+        for row in rows
+    ]
+    return Chart("What was used", "bars", "", "share of what it can give", tuple(series), tuple(names))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = [name for name, value in rows[0].items() if not isinstance(value, Mapping)]
+    lines = ["<table><tr><th></th>" + "".join(f'<th class="n">{escape(row["machine"])}</th>' for row in rows) + "</tr>"]
+    for name in names[1:]:
+        cells = "".join(f'<td class="n">{escape(_show(row[name]))}</td>' for row in rows)
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _show(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _svg(document: bytes) -> str:
+    text = document.decode()
+    return text[text.index("<svg") :]

@@ -1,0 +1,75 @@
+"""SLO: what each request is promised, and how large a share of them must get it.
+
+    ttft=1s,tpot=50ms,e2e=10s,share=0.99
+
+Knows nothing about how requests are served.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.errors import UsageError
+from coterie.core.units import format_seconds
+from coterie.plan.mix import F64
+
+SHARE = 0.95  # of the requests, where nothing else is said
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Limits in seconds: to the first token, per later token, to the last one. They hold for `share` of requests."""
+
+    ttft_s: float = math.inf
+    tpot_s: float = math.inf
+    e2e_s: float = math.inf
+    share: float = SHARE
+
+    def kept(self, ttft_s: F64, tpot_s: F64, e2e_s: F64) -> npt.NDArray[np.bool_]:
+        """Which requests got all that was promised."""
+        return (ttft_s <= self.ttft_s) & (tpot_s <= self.tpot_s) & (e2e_s <= self.e2e_s)
+
+    def __str__(self) -> str:
+        limits = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}
+        kept = ", ".join(f"{name} {format_seconds(limit)}" for name, limit in limits.items() if limit < math.inf)
+        return f"{kept or 'no limit'} for {self.share:.4g} of the requests"
+
+
+def parse_slo(text: str) -> Slo:
+    """Read an option. Raises UsageError naming the part that is wrong."""
+    values: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in ("ttft", "tpot", "e2e", "share") or name in values:
+            known = "ttft, tpot, e2e and share, each once"
+            raise UsageError("--slo", f"{part!r} is not known here", f"give {known}: ttft=1s,tpot=50ms")
+        values[name] = _share(part, value) if name == "share" else _seconds(part, value)
+    if not set(values) - {"share"}:
+        raise UsageError("--slo", f"{text!r} promises nothing", "write ttft=1s,tpot=50ms, say")
+    share = values.pop("share", SHARE)
+    return Slo(**{f"{name}_s": value for name, value in values.items()}, share=share)
+
+
+def _seconds(part: str, value: str) -> float:
+    match = _TIME.fullmatch(value)
+    seconds = float(match[1]) * _TIMES[match[2]] if match and match[2] in _TIMES else 0.0
+    if seconds <= 0:
+        raise UsageError("--slo", f"{part!r} is not a time above 0", f"write a number and {', '.join(_TIMES)}")
+    return seconds
+
+
+def _share(part: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError("--slo", f"{part!r} is not a share", "write a number above 0 and up to 1")
+    return share

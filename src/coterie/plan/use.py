@@ -1,0 +1,71 @@
+"""Use: what a modelled device gave of each resource and how long each lane was occupied, and what bounds a run.
+
+Knows nothing about experts or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coterie.devices.modelled import COMPUTE_LANE, ModelledDevice
+from coterie.devices.modelled_price import resources
+
+SATURATED = 0.9  # of the time: a lane that is occupied for longer bounds the run
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Seconds by `elapsed_s`: `drawn_s`, how long each resource alone would have taken for what was drawn from it;
+    `lanes_s`, how long each lane was occupied (a program that waits for weights occupies its lane).
+    """
+
+    elapsed_s: float
+    drawn_s: Mapping[str, float]
+    lanes_s: Mapping[str, float]
+
+    def since(self, before: Use) -> Use:
+        """What was used after an earlier moment."""
+        return Use(
+            self.elapsed_s - before.elapsed_s,
+            {name: seconds - before.drawn_s.get(name, 0.0) for name, seconds in self.drawn_s.items()},
+            {name: seconds - before.lanes_s.get(name, 0.0) for name, seconds in self.lanes_s.items()},
+        )
+
+    def share(self, seconds: float) -> float:
+        """Of the time."""
+        return seconds / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Share of each resource that was used: compute, tiers, links."""
+        return {name: self.share(seconds) for name, seconds in self.drawn_s.items()}
+
+    @property
+    def occupied(self) -> dict[str, float]:
+        """Share of the time in which each lane had work under way."""
+        return {name: self.share(seconds) for name, seconds in self.lanes_s.items()}
+
+    @property
+    def bound(self) -> str:
+        """What bounds the run, in words: a link without rest, steps without rest, or the load itself."""
+        busy = self.occupied
+        links = {name: share for name, share in busy.items() if name != COMPUTE_LANE}
+        link = max(links, key=lambda name: links[name], default="")
+        if link and links[link] >= SATURATED:
+            return f"switches: the link {link} is busy {links[link]:.0%} of the time"
+        steps = busy.get(COMPUTE_LANE, 0.0)
+        if steps < SATURATED:
+            beside = f", {link} {links[link]:.0%}" if link else ""
+            return f"the load: steps run {steps:.0%} of the time{beside}"
+        shares = {name: share for name, share in self.utilisation.items() if not name.startswith("link")}
+        most = max(shares, key=lambda name: shares[name])
+        rest = "" if shares[most] > 0.5 else "; the rest is launches and waits for weights"
+        return f"steps: they run {steps:.0%} of the time, and use {shares[most]:.0%} of {most}{rest}"
+
+
+def used(device: ModelledDevice) -> Use:
+    """What was used up to now."""
+    capacity = resources(device.spec)
+    drawn = {name: usage.drawn / capacity[name] for name, usage in device.usage().items()}
+    return Use(device.now(), drawn, dict(device.lane_busy_s()))

@@ -1,0 +1,184 @@
+"""Workloads: who asks for which expert, when, with how many tokens; made from a seed, so that equal options are equal.
+
+    open loop     poisson, bursty or steady arrivals at a rate, whatever becomes of them
+    closed loop   so many requests in flight: whoever ends is followed by the next
+
+Knows nothing about engines or machines. Files of requests are read by workload_file.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from coterie.core.errors import UsageError
+from coterie.plan.mix import F64, I64, Mix
+
+BURST_CV = 3.0  # of bursty gaps: their standard deviation over their mean (poisson: 1, steady: 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """N requests, in order of arrival. `asked` numbers the expert in `names`; `at_s` is from the start.
+
+    `in_flight`: above 0 the loop is closed, and `at_s` has no meaning. `facts` say how it was made.
+    """
+
+    names: tuple[str, ...]
+    asked: I64
+    at_s: F64
+    prompt_tokens: I64
+    new_tokens: I64
+    in_flight: int = 0
+    facts: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, prompt and answer."""
+        return int((self.prompt_tokens + self.new_tokens).max(initial=0))
+
+    def only(self, chosen: I64) -> Workload:
+        """The requests at these places, for one of several machines; a closed loop is shared out with them."""
+        in_flight = self.in_flight and max(1, round(self.in_flight * len(chosen) / max(len(self), 1)))
+        return replace(
+            self,
+            asked=self.asked[chosen],
+            at_s=self.at_s[chosen],
+            prompt_tokens=self.prompt_tokens[chosen],
+            new_tokens=self.new_tokens[chosen],
+            in_flight=in_flight,
+        )
+
+    def within(self, max_context: int, clip: bool) -> Workload:
+        """The same, checked against a context: too long requests are cut with `clip`, else a CapacityError."""
+        total = self.prompt_tokens + self.new_tokens
+        if self.longest <= max_context:
+            return self
+        if not clip:
+            number = int(total.argmax())
+            fact = f"request {number + 1} has {self.prompt_tokens[number]} + {self.new_tokens[number]} tokens"
+            raise UsageError("workload", f"{fact} but the context holds {max_context}", "use --clip, or fewer tokens")
+        new = np.minimum(self.new_tokens, max_context - 1)
+        return replace(self, prompt_tokens=np.minimum(self.prompt_tokens, max_context - new), new_tokens=new)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How many tokens: a number, or a distribution with its parameters."""
+
+    text: str
+    kind: str
+    values: tuple[float, ...]
+
+    def draw(self, rng: np.random.Generator, count: int) -> I64:
+        """So many lengths, 1 token at least."""
+        return np.maximum(1, np.rint(_LENGTHS[self.kind][1](rng, self.values, count))).astype(np.int64)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the distribution before it is rounded."""
+        return _LENGTHS[self.kind][2](self.values)
+
+
+_Draw = Callable[[np.random.Generator, Sequence[float], int], F64]
+_LENGTHS: Mapping[str, tuple[int, _Draw, Callable[[Sequence[float]], float]]] = {
+    "fixed": (1, lambda rng, v, n: np.full(n, v[0]), lambda v: v[0]),
+    "uniform": (2, lambda rng, v, n: rng.integers(int(v[0]), int(v[1]) + 1, n).astype(float), lambda v: sum(v) / 2),
+    "geometric": (1, lambda rng, v, n: rng.geometric(1 / v[0], n).astype(float), lambda v: v[0]),
+    "lognormal": (
+        2,
+        lambda rng, v, n: v[0] * np.exp(v[1] * rng.standard_normal(n)),
+        lambda v: v[0] * math.exp(v[1] ** 2 / 2),
+    ),
+}
+
+
+def lengths_named(text: str, option: str) -> Lengths:
+    """Read 128, uniform:64:256, geometric:20 (its mean) or lognormal:100:0.8 (median, sigma). Raises UsageError."""
+    kind, *numbers = text.split(":")
+    if not numbers:
+        kind, numbers = "fixed", [kind]
+    remedy = "write 128, uniform:64:256, geometric:20 or lognormal:100:0.8"
+    if kind not in _LENGTHS or len(numbers) != _LENGTHS[kind][0]:
+        raise UsageError(option, f"{text!r} is no number of tokens", remedy)
+    try:
+        values = tuple(float(number) for number in numbers)
+    except ValueError as error:
+        raise UsageError(option, f"{text!r} is no number of tokens", remedy) from error
+    scale = values if kind != "lognormal" else values[:1]
+    if not all(math.isfinite(v) and v >= 0 for v in values) or min(scale) < 1:
+        raise UsageError(option, f"{text!r} is not 1 token or more", remedy)
+    if kind == "uniform" and values[0] > values[1]:
+        raise UsageError(option, f"{text!r} ends before it begins", remedy)
+    return Lengths(text, kind, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to make a workload of. Give either `rate`, in requests per second, or `in_flight`."""
+
+    requests: int
+    mix: Mix
+    prompt: Lengths
+    new: Lengths
+    rate: float | None = None
+    in_flight: int | None = None
+    arrivals: str = "poisson"
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise UsageError("--requests", f"is {self.requests}", "give 1 or more")
+        if (self.rate is None) == (self.in_flight is None):
+            given = "both are given" if self.rate is not None else "neither is given"
+            raise UsageError("--rate and --in-flight", given, "give one: an open loop or a closed one")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError("--rate", f"is {self.rate:g} requests/s", "give a number above 0")
+        if self.in_flight is not None and self.in_flight < 1:
+            raise UsageError("--in-flight", f"is {self.in_flight}", "give 1 or more")
+        if self.arrivals not in ARRIVALS:
+            raise UsageError("--arrivals", f"{self.arrivals!r} is not known", f"use one of {', '.join(ARRIVALS)}")
+
+
+def make_workload(load: Load, names: Sequence[str]) -> Workload:
+    """Draw a workload for the named experts."""
+    count, facts = load.requests, _facts(load)
+    at_s = np.zeros(count)
+    if load.rate is not None:
+        gaps = ARRIVALS[load.arrivals](np.random.default_rng([load.seed, 1]), count)
+        at_s = np.cumsum(gaps / load.rate)
+    return Workload(
+        names=tuple(names),
+        asked=load.mix.draw(len(names), count, load.seed),
+        at_s=at_s,
+        prompt_tokens=load.prompt.draw(np.random.default_rng([load.seed, 2]), count),
+        new_tokens=load.new.draw(np.random.default_rng([load.seed, 3]), count),
+        in_flight=load.in_flight or 0,
+        facts=facts,
+    )
+
+
+def _facts(load: Load) -> Mapping[str, Any]:
+    closed = {"in_flight": load.in_flight} if load.in_flight else {}
+    opened = {"rate_per_s": load.rate, "arrivals": load.arrivals} if load.rate else {}
+    more = {"mix": load.mix.text, "prompt_tokens": load.prompt.text, "new_tokens": load.new.text, "seed": load.seed}
+    return {"requests": load.requests, **closed, **opened, **more}
+
+
+def _gamma(rng: np.random.Generator, count: int) -> F64:
+    shape = 1 / BURST_CV**2
+    return rng.gamma(shape, 1 / shape, count)
+
+
+ARRIVALS: Mapping[str, Callable[[np.random.Generator, int], F64]] = {
+    "poisson": lambda rng, count: rng.exponential(1.0, count),
+    "bursty": _gamma,
+    "steady": lambda rng, count: np.ones(count),
+}

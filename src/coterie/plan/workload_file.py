@@ -1,0 +1,147 @@
+"""Reads workloads from files of requests: CSV with a header, or JSON lines, a request a line.
+
+    TIMESTAMP,ContextTokens,GeneratedTokens[,Expert]       the columns of the public Azure LLM inference traces
+
+Other public traces' names for the same columns are known too. Without experts in the file the mix says who is asked.
+Knows nothing about engines or machines.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.composition.composition import name_hint
+from coterie.core.errors import NotFoundError, UsageError
+from coterie.plan.mix import Mix
+from coterie.plan.workload import Workload
+
+# What a column is called, in lower case: Azure's traces; BurstGPT's; the simulator Vidur's.
+_NAMES = {
+    "at": ("timestamp", "arrived_at", "arrival_s"),
+    "prompt": ("contexttokens", "request tokens", "num_prefill_tokens", "prompt_tokens"),
+    "new": ("generatedtokens", "response tokens", "num_decode_tokens", "new_tokens"),
+}
+_EXPERT = "expert"
+_FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure gives 100 ns, datetime takes microseconds
+
+
+def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: int | None = None) -> Workload:
+    """The requests of a file, at most `limit` of them, the first one at time 0.
+
+    Raises UsageError naming the line: a missing column, a value that is none, times that run backwards, or a file that
+    was cut off in the middle; NotFoundError for an expert that does not exist.
+    """
+    rows: list[tuple[float, int, int, str | None]] = []
+    for line, row in _rows(path):
+        if limit is not None and len(rows) == limit:
+            break
+        rows.append(_request(row, f"{path}:{line}", names))
+        if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
+            fact = f"it arrives {rows[-2][0] - rows[-1][0]:g} s before the request above it"
+            raise UsageError(f"{path}:{line}", fact, "sort the file by time")
+    if not rows:
+        raise UsageError(str(path), "there is no request in it", "give a file with one request a line")
+    at, prompt, new, experts = zip(*rows, strict=True)
+    places = {name: number for number, name in enumerate(names)}
+    named = experts[0] is not None
+    asked = [places[name] for name in experts] if named else mix.draw(len(names), len(rows), seed)
+    facts = {"requests": len(rows), "file": str(path), "mix": "of the file" if named else mix.text, "seed": seed}
+    return Workload(
+        names=tuple(names),
+        asked=np.asarray(asked, dtype=np.int64),
+        at_s=np.asarray(at) - at[0],
+        prompt_tokens=np.asarray(prompt, dtype=np.int64),
+        new_tokens=np.asarray(new, dtype=np.int64),
+        facts=facts,
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line numbers and rows, with column names in lower case."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(str(path), f"it cannot be read: {error}", "give a .csv or .jsonl of requests") from error
+    lines = text.splitlines()
+    if lines and not text.endswith(("\n", "\r")):
+        fact = f"line {len(lines)} has no end, so that the file may be cut off in the middle of it"
+        raise UsageError(str(path), fact, "get the whole file, or end its last line if it is whole")
+    yield from _json_rows(path, lines) if path.suffix == ".jsonl" else _csv_rows(path, lines)
+
+
+def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = "the file is cut off in the middle of it" if number == len(lines) else f"it is not JSON: {error}"
+            raise UsageError(f"{path}:{number}", cut, "write one JSON object a line") from error
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}:{number}", "it is not a JSON object", "write one JSON object a line")
+        yield number, {str(key).lower(): item for key, item in value.items()}
+
+
+def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(lines)
+    header = [name.strip().lower() for name in next(reader, [])]
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(header):
+            last = reader.line_num == len(lines) and len(row) < len(header)
+            cut = ": the file is cut off in the middle of it" if last else ""
+            fact = f"it has {len(row)} of {len(header)} columns{cut}"
+            raise UsageError(f"{path}:{reader.line_num}", fact, "get the whole file, or take the line out")
+        yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _request(row: Mapping[str, Any], where: str, names: Sequence[str]) -> tuple[float, int, int, str | None]:
+    at, prompt, new = (_column(row, what, where) for what in ("at", "prompt", "new"))
+    expert = row.get(_EXPERT)
+    if expert is not None and expert not in names:
+        fact = f"there is no expert {expert!r} among {len(names)}"
+        raise NotFoundError(where, fact, name_hint(str(expert), names))
+    return _seconds(at, where), _count(prompt, where), _count(new, where), expert
+
+
+def _column(row: Mapping[str, Any], what: str, where: str) -> Any:
+    found = next((name for name in _NAMES[what] if name in row), None)
+    if found is None:
+        raise UsageError(where, f"it has no column {_NAMES[what][0]}", f"columns are {', '.join(row)}")
+    return row[found]
+
+
+def _seconds(value: Any, where: str) -> float:
+    """Seconds, or a date and a time of day."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            moment = datetime.fromisoformat(_FRACTION.sub(r"\1", str(value)))
+        except ValueError as error:
+            raise UsageError(where, f"{value!r} is no time", "write seconds, or 2023-11-16 18:17:03.97") from error
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(seconds):
+        raise UsageError(where, f"{value!r} is no time", "write seconds")
+    return seconds
+
+
+def _count(value: Any, where: str) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(where, f"{value!r} is no number of tokens", "write a whole number") from error
+    if count < 1:
+        raise UsageError(where, f"it has {count} tokens", "give 1 or more")
+    return count

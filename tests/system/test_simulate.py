@@ -1,0 +1,217 @@
+"""Simulations on small made-up machines: what must hold of any run, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.system.tiny import CONFIG
+from typer.testing import CliRunner
+
+from coterie.cli.main import app
+from coterie.composition.composition import load_composition
+from coterie.composition.routers.llm import ROUTER
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.shapes import Sizes
+from coterie.core.trace import read_trace
+from coterie.devices.modelled_price import step_time
+from coterie.engine.experts import open_experts
+from coterie.engine.policy import Policy
+from coterie.graph.compile import compile_graph
+from coterie.plan.mix import mix_named
+from coterie.plan.setups import FCFS, OURS
+from coterie.plan.simulate import Case, simulate
+from coterie.plan.workload import Load, lengths_named, make_workload
+from coterie.spec.load import load_machine
+
+runner = CliRunner()
+FILE = """
+name = "many"
+[router]
+kind = "llm"
+config = "./config.json"
+question = "{prompt}"
+max_tokens = 3
+fallback = "e-0"
+[[expert]]
+name = "e-{i}"
+config = "./config.json"
+count = 12
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Twelve experts and a router of one shape, without bytes."""
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    (folder / "c.toml").write_text(FILE)
+    return folder / "c.toml"
+
+
+def case(many, room=4, setup=OURS, machine="toy-tiers", **changes):
+    """Room for so many experts in the run tier."""
+    composition = load_composition(str(many))
+    models = open_experts(composition, synthetic=True)
+    near = room * models["e-0"].layout.size_bytes
+    return replace(Case(composition, models, load_machine(machine), setup, near), **changes)
+
+
+def workload(many, requests=60, mix="zipf", prompt="9", new="5", **loop):
+    fixed = {"rate": 40.0} if "in_flight" not in loop else {}
+    load = Load(requests, mix_named(mix), lengths_named(prompt, "x"), lengths_named(new, "x"), **{**fixed, **loop})
+    return make_workload(load, load_composition(str(many)).names)
+
+
+def test_one_request_takes_the_routers_steps_and_then_the_experts(many):
+    made = case(many, setup=replace(OURS, policy=Policy(max_steps=1)))
+    served = simulate(made, workload(many, 1))
+    program = compile_graph(made.models[ROUTER].graph, made.spec.rule_set)
+    prefill = step_time(made.spec, program, Sizes.prefill(1, 9)).seconds
+    decode = [step_time(made.spec, program, Sizes.decode(1, 10 + step), starts_run=True).seconds for step in range(4)]
+    assert served.routed_s[0] == pytest.approx(prefill + sum(decode[:2]), rel=1e-6)
+    assert served.first_s[0] - served.routed_s[0] == pytest.approx(prefill, rel=1e-6)
+    assert served.last_s[0] - served.first_s[0] == pytest.approx(sum(decode), rel=1e-6)
+    assert served.hit.all()
+    assert served.metrics.switches == 0
+
+
+@pytest.mark.parametrize("setup", [OURS, FCFS])
+@pytest.mark.parametrize("loop", [{"rate": 300.0}, {"rate": 5.0, "arrivals": "bursty"}, {"in_flight": 7}])
+def test_what_holds_of_every_run(many, setup, loop):
+    load = workload(many, **loop, new="uniform:1:6")
+    served = simulate(case(many, setup=setup), load)
+    assert (served.routed_s > 0).all()
+    assert (served.first_s > served.routed_s).all()
+    assert (served.last_s >= served.first_s).all()
+    assert ((served.last_s > served.first_s) == (load.new_tokens > 1)).all()
+    metrics = served.metrics
+    assert metrics.admitted == sum(metrics.finished.values()) == 2 * len(load)
+    assert metrics.drawn_tokens == load.new_tokens.sum() + 3 * len(load)
+    assert metrics.failed_fetches == 0
+    assert metrics.hits + metrics.misses == 2 * len(load)
+    assert served.hit.sum() + metrics.misses == len(load)
+    assert 0 < max(served.use.occupied.values()) <= 1 + 1e-9
+    assert all(0 <= share <= 1 + 1e-9 for share in served.use.utilisation.values())
+    if "rate" in loop:
+        assert served.elapsed_s == pytest.approx((load.at_s + served.last_s).max(), rel=1e-9)
+
+
+def test_the_router_stays_and_is_never_evicted(many):
+    served = simulate(case(many, room=1, record=1 << 16), workload(many))
+    moved = [piece.name for piece in served.trace.slices if piece.lane == "ddr->hbm"]
+    # The warm-up brings it in once; every later move is an expert's.
+    assert sum(name.startswith(ROUTER) for name in moved) == 0
+    assert served.metrics.switches >= 12
+    assert served.made.router_bytes > 0
+
+
+def test_the_same_workload_gives_the_same_times(many):
+    first, second = (simulate(case(many), workload(many)) for _ in range(2))
+    assert np.array_equal(first.last_s, second.last_s)
+
+
+def test_grouping_saves_switches_under_load(many):
+    load = workload(many, 100, in_flight=40)
+    ours, paper = (simulate(case(many, setup=setup), load) for setup in (OURS, FCFS))
+    assert ours.metrics.switches < paper.metrics.switches / 2
+    assert ours.elapsed_s < paper.elapsed_s
+
+
+def test_more_room_saves_switches(many):
+    switches = [
+        simulate(case(many, room=room), workload(many, 40, in_flight=12)).metrics.switches for room in (1, 4, 12)
+    ]
+    assert switches == sorted(switches, reverse=True)
+    assert switches[-1] == 0 < switches[0]
+
+
+def test_several_steps_at_once_end_when_somebody_arrives(many):
+    load = workload(many, 40, new="30", rate=30.0, mix="uniform")
+    # Where software costs nothing to begin a run, how many steps a run has makes no difference.
+    spec, served = replace(load_machine("toy-tiers"), launch_host_s=0.0), {}
+    for steps in (1, 8):
+        setup = replace(OURS, policy=Policy(max_steps=steps))
+        served[steps] = simulate(case(many, setup=setup, spec=spec), load)
+    assert served[8].last_s == pytest.approx(served[1].last_s, rel=1e-6)
+    assert served[8].first_s == pytest.approx(served[1].first_s, rel=1e-6)
+
+
+def test_a_model_that_cannot_fit_says_by_how_much(many):
+    with pytest.raises(CapacityError, match=r"the largest expert, e-0, needs .* but 8.00 KiB can be had"):
+        simulate(case(many, near_bytes=8192), workload(many))
+    big = load_machine("toy-tiers")
+    disk = replace(big.tiers[-1], capacity_bytes=100_000)
+    with pytest.raises(CapacityError, match=r"toy-tiers: disk\] all experts needs"):
+        simulate(case(many, spec=replace(big, tiers=(*big.tiers[:-1], disk))), workload(many))
+
+
+def test_a_context_that_is_too_short(many):
+    with pytest.raises(UsageError, match="the context holds 256; use --clip"):
+        workload(many, prompt="300").within(256, clip=False)
+
+
+def run(many, *args):
+    return runner.invoke(app, ["simulate", str(many), *map(str, args)])
+
+
+def test_the_command_compares_machines_and_policies(many, tmp_path):
+    machines = ("--machine", "toy-tiers", "--machine", "toy")
+    args = ("--requests", 12, "--rate", 20, "--slo", "ttft=10s,share=0.5", "--near", "200KiB")
+    result = run(many, *machines, "--policy", "coterie", "--policy", "fcfs", *args, "--json", "--html", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["machine"], row["policy"]) for row in rows] == [
+        ("toy-tiers", "coterie"), ("toy-tiers", "fcfs"), ("toy", "coterie"), ("toy", "fcfs")
+    ]  # fmt: skip
+    for row in rows:
+        assert row["note"] == "routes given, tokens synthetic"
+        assert row["ttft_p50_s"] <= row["ttft_p95_s"] <= row["ttft_p99_s"] <= row["e2e_p99_s"]
+        assert row["requests_per_s"] == pytest.approx(12 / row["elapsed_s"])
+        assert row["router_requests"] == 12
+        assert row["slo_met"] == (row["slo_kept"] >= 0.5)
+        assert row["bound"]
+    text = (tmp_path / "p").read_text()
+    assert text.count("<svg") == 3
+    assert "routes given, tokens synthetic" in text
+
+
+def test_the_command_prints_a_table_and_writes_a_trace(many, tmp_path):
+    result = run(many, "--machine", "toy-tiers", "--in-flight", 3, "--requests", 10, "--trace", tmp_path / "t.json")
+    assert result.exit_code == 0, result.output
+    assert "routes given, tokens synthetic" in result.stdout
+    assert "bound by" in result.stdout
+    trace = read_trace(tmp_path / "t.json")
+    assert {item.kind for item in trace.asyncs} >= {"request"}
+    assert trace.notes["synthetic_tokens"] == 1
+
+
+def test_a_file_of_requests(many, tmp_path):
+    (tmp_path / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens,Expert\n0,9,2,e-3\n0.5,300,4,e-1\n")
+    args = ("--machine", "toy-tiers", "--workload", tmp_path / "t.csv", "--json")
+    result = run(many, *args)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "request 2 has 300 + 4 tokens but the context holds 256; use --clip" in result.stderr
+    result = run(many, *args, "--clip")
+    assert json.loads(result.stdout)["rows"][0]["requests"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--rate", "-1"), "[--rate] is -1 requests/s"),
+        (("--machine", "abacus", "--rate", "1"), "there is no such machine"),
+        (("--rate", "1", "--policy", "magic"), "[--policy] 'magic' is not a policy"),
+        (("--rate", "1", "--in-flight", "2"), "both are given"),
+        (("--rate", "1", "--workload", "x.csv"), "a file has its own arrivals"),
+        (("--rate", "1", "--slo", "fast"), "[--slo] 'fast'"),
+        (("--rate", "1", "--kv", "1KiB"), "[--kv] one KV block needs"),
+    ],
+)
+def test_mistakes_are_sentences(many, args, sentence):
+    result = run(many, *(("--machine", "toy") if "--machine" not in args else ()), *args)
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
+    assert "Traceback" not in result.output
