@@ -41,7 +41,7 @@ EAGER_OPS: dict[str, OpSpec] = {
         ("y:SKC", "kv:state"),
         ("layer", "which"),
     ),
-    "repeat_heads": OpSpec("each head `times` times in a row", ("x:*KC",), ("y:*HC",), ("times",)),
+    "repeat_heads": OpSpec("each head `times` times in a row", ("x:*KC",), ("y:*HC",), ("times",), view=True),
     "mask": OpSpec(
         "0 where a token sees a position of its context (within window if window > 0), else -infinity",
         ("positions:T", "sequence:T"),

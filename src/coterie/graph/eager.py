@@ -1,0 +1,269 @@
+"""A graph in the kernels that PyTorch eager launches for it, as Hugging Face's modelling code spells the ops out.
+
+    rms_norm     cast, square, mean, + eps, rsqrt, x * r, cast, * weight
+    rope         x * cos + cat(-right half, left half) * sin; the tables of cos and sin once per step
+    attention    cat k and v to the cache, repeat their heads, q @ k.T, * scale, + mask, cast, softmax, cast, @ v, copy
+
+Every score of the padded rectangle is computed, then masked. What PyTorch runs as one kernel stays one op (linear,
+silu, layer_norm, exact gelu). Under the rule set "none" a region is a kernel of PyTorch; under "o0" views are kernels.
+The mask, some ten kernels on a token's positions, is one op here; the last norm works on sampled rows only.
+Knows nothing about machines, nor how many kernels a model launches: the op table says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Shape, Symbol
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+
+T, S, TS = Symbol.T, Symbol.S, Symbol.TS
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Habits of a family's modelling file.
+
+    `wide_softmax`: scores are cast to float32 for the softmax. `repeats_first`: heads of k and v are repeated for the
+    query heads that share them before they are cached, not after.
+    """
+
+    wide_softmax: bool = True
+    repeats_first: bool = False
+
+
+DIALECTS: Mapping[str, Dialect] = {"falcon": Dialect(wide_softmax=False, repeats_first=True)}
+
+
+def expand(graph: Graph) -> Graph:
+    """The same computation, kernel by kernel; the values of the graph keep their names."""
+    return _Expansion(graph, DIALECTS.get(graph.name, Dialect())).run()
+
+
+@dataclass(slots=True)
+class _Expansion:
+    graph: Graph
+    dialect: Dialect
+    values: dict[str, Value] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    contexts: dict[int, tuple[str, str]] = field(default_factory=dict)  # keys and values of a layer's whole contexts
+    stage: str = ""
+
+    def run(self) -> Graph:
+        self.values.update(self.graph.values)
+        embedding = next((op.stage for op in self.graph.ops if op.kind in ("embed", "embed_part")), "")
+        for op in self.graph.ops:
+            if self.stage == embedding and op.stage != embedding:
+                self._once_per_step()
+            self.stage = op.stage
+            rule = RULES.get(op.kind)
+            if rule is None:
+                self.ops.append(op)
+            else:
+                rule(self, op)
+        return Graph(self.graph.name, MappingProxyType(self.values), tuple(self.ops))
+
+    def emit(
+        self, kind: str, name: str, inputs: tuple[str, ...], like: str, shape: Shape | None = None, **attrs: Attr
+    ) -> str:
+        """Append a kernel whose result is of the type of `like`, and of its shape unless one is given.
+
+        A name that the graph has already is the value that the kernel makes, else it is that of a new one.
+        """
+        made = replace(self.values[like], name=name, shape=shape or self.values[like].shape)
+        kind_of = self.graph.values[name].kind if name in self.graph.values else Kind.TENSOR
+        self.values[name] = replace(made, kind=kind_of)
+        self.ops.append(Op(kind, name, self.stage, inputs, (name,), MappingProxyType(dict(attrs))))
+        return name
+
+    def cast(self, name: str, x: str, dtype: DType) -> str:
+        """`x` in another type; `x` itself where it is of that type."""
+        if self.values[x].dtype is dtype:
+            return x
+        self.emit("cast", name, (x,), x)
+        self.values[name] = replace(self.values[name], dtype=dtype)
+        return name
+
+    def shape(self, name: str) -> Shape:
+        return self.values[name].shape
+
+    def size(self, name: str, axis: int) -> int:
+        dim = self.shape(name)[axis]
+        return dim if isinstance(dim, int) else 0
+
+    def _once_per_step(self) -> None:
+        """What all layers share: tables of cos and sin, masks, biases of positions."""
+        x = next(op.outputs[0] for op in self.graph.ops if op.stage == self.stage)
+        for op in self.graph.ops:
+            if op.kind == "rope" and _table(op, "cos") not in self.values:
+                self._tables(op, x)
+            if op.kind in ("attention", "alibi_attention") and _mask(op) not in self.values:
+                window = int(op.attrs.get("window", 0))
+                self.emit("mask", _mask(op), ("positions", "sequence"), x, (TS, 1), window=window)
+            if op.kind == "alibi_attention" and f"{op.inputs[4]}/bias" not in self.values:
+                heads = len(self.graph.values[op.inputs[4]].data)
+                self.emit("alibi", f"{op.inputs[4]}/bias", ("positions", "sequence", op.inputs[4]), x, (S, heads))
+
+    def _tables(self, op: Op, x: str) -> None:
+        frequencies, dtype = self.graph.values[op.inputs[2]], self.values[x].dtype
+        half = len(frequencies.data)
+        at = _table(op, "")
+        self.emit("to_float", f"{at}p", ("positions",), x, (T, 1))
+        self.values[f"{at}p"] = replace(self.values[f"{at}p"], dtype=DType.F32)
+        angles = self.emit("angles", f"{at}angles", (f"{at}p", frequencies.name), f"{at}p", (T, half))
+        both = self.emit("cat", f"{at}both", (angles, angles), angles, (T, 2 * half))
+        for wave in ("cos", "sin"):
+            raw = self.emit(wave, f"{at}{wave}_raw", (both,), both)
+            last = self.values[x].dtype is DType.F32
+            name = _table(op, wave) if last else f"{at}{wave}_wide"
+            scaled = self.emit("scale", name, (raw,), raw, factor=op.number("scale"))
+            self.cast(_table(op, wave), scaled, dtype)
+
+
+def _table(op: Op, wave: str) -> str:
+    return f"{op.inputs[2]}*{op.number('scale'):g}/{wave}"
+
+
+def _mask(op: Op) -> str:
+    return f"mask/{int(op.attrs.get('window', 0))}"
+
+
+def _rms_norm(e: _Expansion, op: Op) -> None:
+    x, weight = op.inputs
+    y = op.outputs[0]
+    wide = e.cast(f"{y}/wide", x, DType.F32)
+    square = e.emit("square", f"{y}/square", (wide,), wide)
+    mean = e.emit("mean", f"{y}/mean", (square,), square, (*e.shape(x)[:-1], 1))
+    shifted = e.emit("shift", f"{y}/shifted", (mean,), mean, number=op.number("eps"))
+    r = e.emit("rsqrt", f"{y}/rsqrt", (shifted,), shifted)
+    normed = e.emit("mul_last", f"{y}/normed", (wide, r), wide)
+    narrow = e.cast(f"{y}/narrow", normed, e.values[x].dtype)
+    e.emit("mul_weight", y, (narrow, weight), x)
+
+
+def _rope(e: _Expansion, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    half: Shape = (*e.shape(x)[:-1], e.size(x, -1) // 2)
+    count = e.size(x, -1) // 2
+    straight = e.emit("mul_heads", f"{y}/straight", (x, _table(op, "cos")), x)
+    right = e.emit("slice", f"{y}/right", (x,), x, half, first=count, count=count)
+    turned = e.emit("neg", f"{y}/neg", (right,), right)
+    left = e.emit("slice", f"{y}/left", (x,), x, half, first=0, count=count)
+    halves = e.emit("cat", f"{y}/cat", (turned, left), x)
+    across = e.emit("mul_heads", f"{y}/across", (halves, _table(op, "sin")), x)
+    e.emit("add", y, (straight, across), x)
+
+
+def _kv_append(e: _Expansion, op: Op) -> None:
+    layer = op.integer("layer")
+    state = e.values[op.inputs[5]]
+    names = []
+    for which, part in enumerate(("keys", "values")):
+        x = op.inputs[which]
+        heads, channels = e.size(x, 1), e.size(x, 2)
+        e.values[state.name] = replace(state, shape=(*state.shape[:2], heads, channels))
+        name = f"{op.name}/{part}"
+        seen = e.emit("heads_first", f"{name}/new", (x,), x)
+        e.values[name] = replace(e.values[x], name=name, shape=(S, heads, channels))
+        attrs = MappingProxyType({"layer": layer, "which": which})
+        e.ops.append(Op("kv_cat", name, e.stage, (seen, *op.inputs[2:]), (name, state.name), attrs))
+        names.append(name)
+    e.contexts[layer] = (names[0], names[1])
+
+
+def _attention(e: _Expansion, op: Op) -> None:
+    q, y = op.inputs[0], op.outputs[0]
+    heads = e.size(q, 1)
+    keys, values = (_repeated(e, f"{y}/{context}", context, heads) for context in e.contexts[op.integer("layer")])
+    rows = ("positions", "sequence")
+    seen = (e.emit("heads_first", f"{y}/q", (q,), q), e.emit("heads_first", f"{y}/k", (keys,), keys))
+    if op.kind == "alibi_attention":
+        bias, scale = f"{op.inputs[4]}/bias", op.number("scale")
+        scaled = e.emit("alibi_scores", f"{y}/scores", (*seen, bias, *rows), q, (TS, heads), scale=scale)
+    else:
+        scores = e.emit("scores", f"{y}/scores", (*seen, *rows), q, (TS, heads))
+        scaled = e.emit("scale", f"{y}/scaled", (scores,), scores, factor=op.number("scale"))
+    masked = e.emit("add_mask", f"{y}/masked", (scaled, _mask(op)), scaled)
+    p = _softmax(e, op, masked, rows)
+    mixed = e.emit("mix", f"{y}/mixed", (p, values, *rows), q)
+    e.emit("copy", y, (mixed,), q)
+
+
+def _softmax(e: _Expansion, op: Op, x: str, rows: tuple[str, ...] = ()) -> str:
+    """Over the contexts of tokens (`rows`), else over the last axis; in float32 where the dialect casts."""
+    y, kind = op.outputs[0], "context_softmax" if rows else "softmax"
+    wide = e.cast(f"{y}/wide", x, DType.F32) if e.dialect.wide_softmax else x
+    p = e.emit(kind, f"{y}/p", (wide, *rows), wide)
+    return e.cast(f"{y}/narrow", p, e.values[x].dtype)
+
+
+def _repeated(e: _Expansion, name: str, x: str, heads: int) -> str:
+    """A view that shows each head several times, then a copy of what it shows."""
+    own, channels = e.size(x, 1), e.size(x, 2)
+    if own == heads:
+        return x
+    shape: Shape = (e.shape(x)[0], heads, channels)
+    shown = e.emit("repeat_heads", f"{name}/shown", (x,), x, shape, times=heads // own)
+    return e.emit("copy", name, (shown,), shown)
+
+
+def _take_heads(e: _Expansion, op: Op) -> None:
+    """A view; where heads are repeated before they are cached, copies: q made contiguous, k and v gathered first."""
+    x, y = op.inputs[0], op.outputs[0]
+    if not e.dialect.repeats_first:
+        e.ops.append(op)
+        return
+    of, count = op.integer("of"), op.integer("count")
+    taken = e.emit("take_heads", f"{y}/taken", (x,), x, e.graph.values[y].shape, **dict(op.attrs))
+    if count > 1 or of == 3:
+        e.emit("copy", y, (taken,), taken)
+        return
+    gathered = e.emit("copy", f"{y}/gathered", (taken,), taken)
+    _repeated(e, y, gathered, e.size(taken, 1) * (of - 2))
+
+
+def _group_attention(e: _Expansion, op: Op) -> None:
+    q, k, v = op.inputs
+    y, group = op.outputs[0], op.integer("group")
+    seen = tuple(e.emit("heads_first", f"{y}/{name}", (x,), x) for name, x in (("q", q), ("k", k)))
+    scores = e.emit("group_scores", f"{y}/scores", seen, q, (*e.shape(q)[:2], group), group=group)
+    scaled = e.emit("scale", f"{y}/scaled", (scores,), scores, factor=op.number("scale"))
+    p = _softmax(e, op, scaled)
+    seen_v = e.emit("heads_first", f"{y}/v", (v,), v)
+    mixed = e.emit("group_mix", f"{y}/mixed", (p, seen_v), q, group=group)
+    e.emit("copy", y, (mixed,), q)
+
+
+def _gelu(e: _Expansion, op: Op) -> None:
+    x, y, form = op.inputs[0], op.outputs[0], op.attrs["form"]
+    if form == "erf":
+        e.ops.append(op)
+    elif form == "sigmoid":
+        scaled = e.emit("scale", f"{y}/scaled", (x,), x, factor=1.702)
+        sigmoid = e.emit("sigmoid", f"{y}/sigmoid", (scaled,), x)
+        e.emit("mul", y, (x, sigmoid), x)
+    else:
+        half = e.emit("scale", f"{y}/half", (x,), x, factor=0.5)
+        linear = e.emit("scale", f"{y}/linear", (x,), x, factor=0.79788456)
+        cubic = e.emit("scale", f"{y}/cubic", (x,), x, factor=0.044715)
+        square = e.emit("mul", f"{y}/square", (cubic, x), x)
+        shifted = e.emit("shift", f"{y}/shifted", (square,), x, number=1.0)
+        inner = e.emit("mul", f"{y}/inner", (linear, shifted), x)
+        tanh = e.emit("tanh", f"{y}/tanh", (inner,), x)
+        outer = e.emit("shift", f"{y}/outer", (tanh,), x, number=1.0)
+        e.emit("mul", y, (half, outer), x)
+
+
+RULES: Mapping[str, Callable[[_Expansion, Op], None]] = {
+    "rms_norm": _rms_norm,
+    "rope": _rope,
+    "kv_append": _kv_append,
+    "attention": _attention,
+    "alibi_attention": _attention,
+    "group_attention": _group_attention,
+    "take_heads": _take_heads,
+    "gelu": _gelu,
+}
