@@ -40,6 +40,11 @@ TINY = {
     "llama": {"model_type": "llama", **LLAMA, "num_key_value_heads": 4},
     "grouped": {"model_type": "llama", **LLAMA, "num_key_value_heads": 2},
     "mistral": {"model_type": "mistral", **LLAMA, "num_key_value_heads": 2, "sliding_window": 16},
+    "bloom": {"model_type": "bloom", "vocab_size": 64, "hidden_size": 32, "n_head": 4},
+    "falcon": {
+        **{"model_type": "falcon", "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 2},
+        **{"new_decoder_architecture": True, "parallel_attn": True, "bias": False, "alibi": False},
+    },
     "qwen3": {"model_type": "qwen3", **LLAMA, "num_key_value_heads": 2, "head_dim": 8},
 }
 

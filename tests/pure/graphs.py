@@ -17,6 +17,7 @@ from coterie.core.shapes import Sizes
 from coterie.graph.ir import Graph, Op
 from coterie.graph.reference import KvState, Reference
 from coterie.models.config import ModelConfig
+from coterie.models.families import FAMILIES
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.rope import Rope
 
@@ -50,6 +51,14 @@ def decoder(dtypes=(DType.F32,), **changes) -> Graph:
     config = replace(config, rope=replace(config.rope, inv_freq=inv_freq))
     names = weight_shapes(config)
     return decoder_graph(config, {name: dtypes[i % len(dtypes)] for i, name in enumerate(names)})
+
+
+def of_family(name, **changes):
+    """What makes a decoder one of this family, as changes of ModelConfig; its biases are on."""
+    family = FAMILIES[name]
+    flags = {key: getattr(family, key) for key in ("norm", "feed_forward", "alibi", "parallel_norms", "names")}
+    biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), True)
+    return {"family": name, **flags, **biases, **changes}
 
 
 @st.composite

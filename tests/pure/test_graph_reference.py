@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, Choice, Player, change_value, decoder, decoders, random_weights, the_op
+from tests.pure.graphs import STEADY, Choice, Player, change_value, decoder, decoders, of_family, random_weights, the_op
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -16,6 +16,8 @@ from coterie.graph.reference import KvState, Reference, Step, run_op
 
 CLOSE = 2e-5  # float32, relative to the largest logit: matrix products add in another order for other row counts
 SHAPES = {
+    "bloom": of_family("bloom", num_kv_heads=4),
+    "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "gqa": {},
     "mqa": {"num_heads": 3, "num_kv_heads": 1},
     "mha": {"num_kv_heads": 4},

@@ -50,6 +50,7 @@ class _Expansion:
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     contexts: dict[int, tuple[str, str]] = field(default_factory=dict)  # keys and values of a layer's whole contexts
+    pending: dict[str, Op] = field(default_factory=dict)  # views that nothing has read yet, by what they show
     stage: str = ""
 
     def run(self) -> Graph:
@@ -59,11 +60,8 @@ class _Expansion:
             if self.stage == embedding and op.stage != embedding:
                 self._once_per_step()
             self.stage = op.stage
-            rule = RULES.get(op.kind)
-            if rule is None:
-                self.ops.append(op)
-            else:
-                rule(self, op)
+            rule = RULES.get(op.kind, _kept)
+            rule(self, op)
         return Graph(self.graph.name, MappingProxyType(self.values), tuple(self.ops))
 
     def emit(
@@ -76,8 +74,13 @@ class _Expansion:
         made = replace(self.values[like], name=name, shape=shape or self.values[like].shape)
         kind_of = self.graph.values[name].kind if name in self.graph.values else Kind.TENSOR
         self.values[name] = replace(made, kind=kind_of)
-        self.ops.append(Op(kind, name, self.stage, inputs, (name,), MappingProxyType(dict(attrs))))
+        self.append(Op(kind, name, self.stage, inputs, (name,), MappingProxyType(dict(attrs))))
         return name
+
+    def append(self, op: Op) -> None:
+        """Append an op, behind the views that it is the first to read."""
+        self.ops += [self.pending.pop(name) for name in op.inputs if name in self.pending]
+        self.ops.append(op)
 
     def cast(self, name: str, x: str, dtype: DType) -> str:
         """`x` in another type; `x` itself where it is of that type."""
@@ -131,6 +134,10 @@ def _mask(op: Op) -> str:
     return f"mask/{int(op.attrs.get('window', 0))}"
 
 
+def _kept(e: _Expansion, op: Op) -> None:
+    e.append(op)
+
+
 def _rms_norm(e: _Expansion, op: Op) -> None:
     x, weight = op.inputs
     y = op.outputs[0]
@@ -169,7 +176,7 @@ def _kv_append(e: _Expansion, op: Op) -> None:
         seen = e.emit("heads_first", f"{name}/new", (x,), x)
         e.values[name] = replace(e.values[x], name=name, shape=(S, heads, channels))
         attrs = MappingProxyType({"layer": layer, "which": which})
-        e.ops.append(Op("kv_cat", name, e.stage, (seen, *op.inputs[2:]), (name, state.name), attrs))
+        e.append(Op("kv_cat", name, e.stage, (seen, *op.inputs[2:]), (name, state.name), attrs))
         names.append(name)
     e.contexts[layer] = (names[0], names[1])
 
@@ -214,11 +221,11 @@ def _take_heads(e: _Expansion, op: Op) -> None:
     """A view; where heads are repeated before they are cached, copies: q made contiguous, k and v gathered first."""
     x, y = op.inputs[0], op.outputs[0]
     if not e.dialect.repeats_first:
-        e.ops.append(op)
+        e.pending[y] = op
         return
-    of, count = op.integer("of"), op.integer("count")
+    of = op.integer("of")
     taken = e.emit("take_heads", f"{y}/taken", (x,), x, e.graph.values[y].shape, **dict(op.attrs))
-    if count > 1 or of == 3:
+    if op.integer("first") == 0:
         e.emit("copy", y, (taken,), taken)
         return
     gathered = e.emit("copy", f"{y}/gathered", (taken,), taken)
@@ -240,7 +247,7 @@ def _group_attention(e: _Expansion, op: Op) -> None:
 def _gelu(e: _Expansion, op: Op) -> None:
     x, y, form = op.inputs[0], op.outputs[0], op.attrs["form"]
     if form == "erf":
-        e.ops.append(op)
+        e.append(op)
     elif form == "sigmoid":
         scaled = e.emit("scale", f"{y}/scaled", (x,), x, factor=1.702)
         sigmoid = e.emit("sigmoid", f"{y}/sigmoid", (scaled,), x)

@@ -186,9 +186,9 @@ def _group_attention(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _take_heads(step: Step, op: Op, x: list[Any]) -> Array:
-    first, rows = op.integer("first"), len(x[0])
-    groups = x[0].reshape(rows, -1, op.integer("of"), x[0].shape[-1])[:, :, first : first + op.integer("count")]
-    return np.asarray(groups.reshape(rows, groups.shape[1] * groups.shape[2], groups.shape[3]))
+    first, of, (rows, heads, channels) = op.integer("first"), op.integer("of"), x[0].shape
+    groups = x[0].reshape(rows, heads // of, of, channels)[:, :, first : first + op.integer("count")]
+    return np.asarray(groups.reshape(rows, groups.shape[1] * groups.shape[2], channels))
 
 
 def _table(x: list[Any]) -> Array:

@@ -5,16 +5,18 @@ Knows nothing about config files, checkpoints or devices. The order of ops is wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
+from coterie.models.alibi import alibi_slopes
 from coterie.models.config import ModelConfig
+from coterie.models.family import NAMES, FeedForward, Norm
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
-EMBED_WEIGHT, HEAD_WEIGHT = "model.embed_tokens.weight", "lm_head.weight"
+EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,67 +41,108 @@ class Decoder:
         return self.builder.build()
 
     def _declare(self) -> None:
-        c, b = self.config, self.builder
+        c, b, names = self.config, self.builder, self.config.names
         for name in ("tokens", "positions", "sequence"):
             b.value(name, (T,), DType.I32, Kind.INPUT)
         b.value("block_tables", (B,), DType.I32, Kind.INPUT)
         b.value("rows", (R,), DType.I32, Kind.INPUT)
         b.value("sampling", (R,), DType.F32, Kind.INPUT)
-        b.value("inv_freq", (c.head_dim // 2,), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
-        k_dtype = self.dtypes["model.layers.0.self_attn.k_proj.weight"]
-        kv_dtype = self.dtypes["model.norm.weight"] if k_dtype.is_packed else k_dtype
+        if c.alibi:
+            b.value("slopes", (c.num_heads,), DType.F32, Kind.CONSTANT, alibi_slopes(c.num_heads))
+        else:
+            b.value("inv_freq", (c.head_dim // 2,), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
+        k_dtype = self.dtypes[f"{names.layer.format(0)}{names.qkv or names.k}.weight"]
+        kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
         b.value("kv", (c.num_layers, 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
 
     def _embed(self) -> str:
         c = self.config
         self.builder.stage = "embed"
-        return self._op("embed", "x", ("tokens", self._weight(EMBED_WEIGHT, (c.vocab_size, c.hidden_size))))
+        x = self._op("embed", "x", ("tokens", self._weight(c.names.embed, (c.vocab_size, c.hidden_size))))
+        return self._norm("norm", x, c.names.embed_norm) if c.names.embed_norm else x
 
     def _layer(self, x: str, layer: int) -> str:
         self.builder.stage = f"layers.{layer}"
-        prefix = f"model.layers.{layer}."
-        x = self._attention(x, layer, prefix)
-        return self._feed_forward(x, prefix)
+        names, prefix = self.config.names, self.config.names.layer.format(layer)
+        first = names.shared_norm if self.config.parallel_norms == 1 else names.attention_norm
+        h = self._norm("input_norm", x, prefix + first)
+        if self.config.parallel_norms:
+            two = self.config.parallel_norms == 2
+            beside = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h
+            o = self._attention(h, layer, prefix)
+            both = self._op("add", "both", (self._feed_forward(beside, prefix), o))
+            return self._op("add", "out", (x, both))
+        x = self._op("add", "attention_out", (x, self._attention(h, layer, prefix)))
+        h = self._norm("post_norm", x, prefix + names.feed_forward_norm)
+        return self._op("add", "out", (x, self._feed_forward(h, prefix)))
 
-    def _attention(self, x: str, layer: int, prefix: str) -> str:
+    def _attention(self, h: str, layer: int, prefix: str) -> str:
+        """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
         c = self.config
-        attn = prefix + "self_attn."
-        q_shape: Shape = (T, c.num_heads, c.head_dim)
+        rows = ("positions", "sequence", "block_tables")
+        part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
+        q = "" if c.alibi else self._rope("q", part("q"))
+        k = part("k") if c.alibi else self._rope("k", part("k"))
+        self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
+        attrs: dict[str, Attr] = {"layer": layer, "scale": c.head_dim**-0.5}
+        shape: Shape = (T, c.num_heads, c.head_dim)
+        if c.alibi:
+            y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
+        else:
+            y = self._op("attention", "attention", (q, *rows, "kv"), shape, **attrs, window=c.windows[layer])
+        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias)
+
+    def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
+        """A projection each; the function that gives a part by its name."""
+        c = self.config
         kv_shape: Shape = (T, c.num_kv_heads, c.head_dim)
-        h = self._norm("input_norm", x, prefix + "input_layernorm.weight")
-        q = self._linear("q", h, attn + "q_proj", q_shape, c.qkv_bias)
-        k = self._linear("k", h, attn + "k_proj", kv_shape, c.qkv_bias)
-        v = self._linear("v", h, attn + "v_proj", kv_shape, c.qkv_bias)
+        parts = {
+            "q": self._linear("q", h, prefix + c.names.q, (T, c.num_heads, c.head_dim), c.qkv_bias),
+            "k": self._linear("k", h, prefix + c.names.k, kv_shape, c.qkv_bias),
+            "v": self._linear("v", h, prefix + c.names.v, kv_shape, c.qkv_bias),
+        }
         if c.qk_norm:
-            q = self._norm("q_norm", q, attn + "q_norm.weight")
-            k = self._norm("k_norm", k, attn + "k_norm.weight")
-        q = self._op("rope", "q_rope", (q, "positions", "inv_freq"), self._shape(q), scale=c.rope.scale)
-        k = self._op("rope", "k_rope", (k, "positions", "inv_freq"), self._shape(k), scale=c.rope.scale)
-        rows = ("positions", "sequence", "block_tables", "kv")
-        self.builder.op("kv_append", "kv_append", (k, v, *rows), ("kv",), layer=layer)
-        attrs: dict[str, Attr] = {"layer": layer, "scale": c.head_dim**-0.5, "window": c.windows[layer]}
-        y = self._op("attention", "attention", (q, *rows), q_shape, **attrs)
-        o = self._linear("o", y, attn + "o_proj", (T, c.hidden_size), c.o_bias)
-        return self._op("add", "attention_out", (x, o))
+            parts["q"] = self._norm("q_norm", parts["q"], prefix + "self_attn.q_norm")
+            parts["k"] = self._norm("k_norm", parts["k"], prefix + "self_attn.k_norm")
+        return parts.__getitem__
 
-    def _feed_forward(self, x: str, prefix: str) -> str:
+    def _fused_qkv(self, h: str, prefix: str) -> Callable[[str], str]:
+        """One projection; its heads come in groups: queries that share a key head, that head, its value."""
         c = self.config
-        mlp = prefix + "mlp."
+        share = c.num_heads // c.num_kv_heads
+        shape: Shape = (T, c.num_kv_heads * (share + 2), c.head_dim)
+        qkv = self._linear("qkv", h, prefix + c.names.qkv, shape, c.qkv_bias)
+
+        def take(name: str) -> str:
+            first, count = {"q": (0, share), "k": (share, 1), "v": (share + 1, 1)}[name]
+            taken: Shape = (T, c.num_kv_heads * count, c.head_dim)
+            return self._op("take_heads", name, (qkv,), taken, of=share + 2, first=first, count=count)
+
+        return take
+
+    def _rope(self, name: str, x: str) -> str:
+        inputs = (x, "positions", "inv_freq")
+        return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=self.config.rope.scale)
+
+    def _feed_forward(self, h: str, prefix: str) -> str:
+        c = self.config
         inner: Shape = (T, c.intermediate_size)
-        h = self._norm("post_norm", x, prefix + "post_attention_layernorm.weight")
-        gate = self._linear("gate", h, mlp + "gate_proj", inner, c.mlp_bias)
-        up = self._linear("up", h, mlp + "up_proj", inner, c.mlp_bias)
-        silu = self._op("silu", "silu", (gate,), inner)
-        mul = self._op("mul", "mul", (silu, up), inner)
-        down = self._linear("down", mul, mlp + "down_proj", (T, c.hidden_size), c.mlp_bias)
-        return self._op("add", "out", (x, down))
+        if c.feed_forward is FeedForward.GATED_SILU:
+            gate = self._linear("gate", h, prefix + c.names.gate, inner, c.mlp_bias)
+            up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
+            silu = self._op("silu", "silu", (gate,), inner)
+            wide = self._op("mul", "mul", (silu, up), inner)
+        else:
+            up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
+            wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.value)
+        return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias)
 
     def _head(self, x: str) -> None:
         c = self.config
         self.builder.stage = "head"
         taken = self._op("take_rows", "rows", (x, "rows"), (R, c.hidden_size))
-        h = self._norm("norm", taken, "model.norm.weight")
-        head = EMBED_WEIGHT if c.tied_embeddings else HEAD_WEIGHT
+        h = self._norm("norm", taken, c.names.norm)
+        head = c.names.embed if c.tied_embeddings else c.names.head
         table = self._weight(head, (c.vocab_size, c.hidden_size))
         logits = self._op("linear", "logits", (h, table, ""), (R, c.vocab_size))
         self.builder.value("next_tokens", (R,), DType.I32, Kind.OUTPUT)
@@ -112,9 +155,12 @@ class Decoder:
         b.op(kind, name, inputs, (y,), **attrs)
         return y
 
-    def _norm(self, name: str, x: str, weight: str) -> str:
-        shape = self._shape(x)
-        return self._op("rms_norm", name, (x, self._weight(weight, shape[-1:])), shape, eps=self.config.norm_eps)
+    def _norm(self, name: str, x: str, prefix: str) -> str:
+        kind, shape = self.config.norm, self._shape(x)
+        inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", shape[-1:]))
+        if kind is Norm.LAYER:
+            inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
+        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps)
 
     def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool) -> str:
         rows, columns = trailing(shape), trailing(self._shape(x))

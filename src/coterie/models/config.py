@@ -11,7 +11,7 @@ from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.families import family_of
-from coterie.models.family import Bias, Family, Window
+from coterie.models.family import NAMES, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
@@ -40,6 +40,11 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     tied_embeddings: bool
+    norm: Norm = Norm.RMS
+    feed_forward: FeedForward = FeedForward.GATED_SILU
+    alibi: bool = False
+    parallel_norms: int = 0
+    names: Names = NAMES
 
     @property
     def max_context(self) -> int:
@@ -52,8 +57,8 @@ class ModelConfig:
 
         Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming what Coterie does not run.
         """
-        config = Fields(raw, where)
-        family = family_of(config)
+        family = family_of(Fields(raw, where))
+        config = _usual_keys(raw, where, family)
         refuse_features(config)
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
@@ -64,20 +69,44 @@ class ModelConfig:
             family=family.model_type,
             vocab_size=config.count("vocab_size"),
             hidden_size=hidden_size,
-            intermediate_size=config.count("intermediate_size"),
+            intermediate_size=_intermediate_size(config, family, hidden_size),
             num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=_num_kv_heads(config, family, num_heads),
             head_dim=head_dim,
-            norm_eps=config.number("rms_norm_eps", 1e-6),
+            norm_eps=config.number("rms_norm_eps", family.norm_eps),
             rope=rope_from_config(config, head_dim, config.count("max_position_embeddings", family.max_positions)),
             windows=_windows(config, family, num_layers),
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
             qk_norm=family.qk_norm,
-            tied_embeddings=config.flag("tie_word_embeddings"),
+            tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
+            norm=family.norm,
+            feed_forward=family.feed_forward,
+            alibi=family.alibi,
+            parallel_norms=config.count("num_ln_in_parallel_attn", family.parallel_norms)
+            if family.parallel_norms
+            else 0,
+            names=family.names,
         )
+
+
+def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
+    """The config under the keys that most families use. Raises UnsupportedError for a flag that must be otherwise."""
+    usual = {usual: raw[own] for usual, own in family.keys.items() if own in raw and usual not in raw}
+    config = Fields({**raw, **usual}, where)
+    for key, wanted in family.required.items():
+        if config.flag(key, wanted) is not wanted:
+            fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"
+            raise UnsupportedError(where, fact, f"use a model where it is {wanted}")
+    return config
+
+
+def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
+    """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
+    plain = family.feed_forward is not FeedForward.GATED_SILU
+    return config.count("intermediate_size", 4 * hidden_size if plain else None)
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:

@@ -6,6 +6,8 @@ Knows nothing about numbers or graphs.
 from __future__ import annotations
 
 from coterie.core.errors import UnsupportedError
+from coterie.models.bloom import BLOOM
+from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
 from coterie.models.llama import LLAMA
@@ -13,7 +15,7 @@ from coterie.models.mistral import MISTRAL
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, BLOOM, FALCON)}
 
 
 def family_of(config: Fields) -> Family:

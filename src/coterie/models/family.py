@@ -5,7 +5,8 @@ Knows nothing about any particular family.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -23,6 +24,46 @@ class Bias(Enum):
     NEVER = "never"
     ALWAYS = "always"
     BY_CONFIG = "by config"  # `attention_bias`, `mlp_bias`
+
+
+class Norm(Enum):
+    """Which norm stands before each block; the value is its op."""
+
+    RMS = "rms_norm"
+    LAYER = "layer_norm"
+
+
+class FeedForward(Enum):
+    """What lies between the projections of the feed-forward block."""
+
+    GATED_SILU = "silu(gate) * up"
+    GELU = "erf"  # one projection up, then gelu in this form
+    GELU_TANH = "tanh"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Tensors by their names in the file: a layer's behind `layer`; projections and norms without `.weight`."""
+
+    embed: str = "model.embed_tokens.weight"
+    embed_norm: str = ""
+    layer: str = "model.layers.{}."
+    attention_norm: str = "input_layernorm"
+    feed_forward_norm: str = "post_attention_layernorm"
+    shared_norm: str = ""  # where one norm stands before both blocks
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    qkv: str = ""  # one projection, its heads in groups: the query heads that share a key head, that head, its value
+    o: str = "self_attn.o_proj"
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    norm: str = "model.norm"
+    head: str = "lm_head.weight"
+
+
+NAMES = Names()  # of Llama and whatever is built like it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +84,13 @@ class Family:
     qk_norm: bool = False
     window: Window = Window.NEVER
     window_tokens: int = 4096
+    norm: Norm = Norm.RMS
+    norm_eps: float = 1e-6
+    feed_forward: FeedForward = FeedForward.GATED_SILU
+    alibi: bool = False
+    parallel_norms: int = 0  # attention and feed-forward side by side behind one norm or two; 0: one after the other
+    tied_embeddings: bool = False
+    modelled_only: bool = False  # real devices lack kernels for some of its ops
+    names: Names = NAMES
+    keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's
+    required: Mapping[str, bool] = field(default_factory=dict)  # flags of the config that have one value only

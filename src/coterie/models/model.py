@@ -20,13 +20,13 @@ from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType, to_f32
-from coterie.core.errors import CheckpointError
+from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import unpack
 from coterie.core.shapes import trailing
 from coterie.graph.ir import Graph
 from coterie.graph.program import KvShape, architecture_key
-from coterie.models.blocks import EMBED_WEIGHT
 from coterie.models.config import ModelConfig
+from coterie.models.families import FAMILIES
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.tensors import check_tensors, map_bytes
@@ -60,6 +60,10 @@ def open_model(path: str | Path, name: str = "") -> Model:
     """
     checkpoint = Checkpoint.open(path)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
+    if FAMILIES[config.family].modelled_only:
+        fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"
+        remedy = "name its config.json as config, without weights, and use --device synthetic:MACHINE"
+        raise UnsupportedError(str(checkpoint.path / CONFIG), fact, remedy)
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config), packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
@@ -121,8 +125,9 @@ def _model(
 ) -> Model:
     graph = decoder_graph(config, dtypes, activations)
     kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype)
-    again = tuple(dict.fromkeys(op.stage for op in graph.ops if EMBED_WEIGHT in op.inputs and op.kind != "embed"))
-    layout = place(checkpoint, graph.weight_stage(), graph.stages, EMBED_WEIGHT, again)
+    embed = config.names.embed
+    again = tuple(dict.fromkeys(op.stage for op in graph.ops if embed in op.inputs and op.kind != "embed"))
+    layout = place(checkpoint, graph.weight_stage(), graph.stages, embed, again)
     path = checkpoint.path if checkpoint.path != Path() else None
     key = architecture_key(graph)
     return Model(name, path, config, graph, key, kv, layout, ends, config.max_context, checkpoint)
