@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
-from coterie.bench.coe_peer import serve_peer
+from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload, fewest_switches, percentile
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.peer import Settings
@@ -135,10 +135,14 @@ def test_a_peer_serves_the_same_mix_within_the_same_bytes(config: Path) -> None:
     with random_experts(json.loads(config.read_text()), 1) as (model,):
         models = dict.fromkeys("abc", model)
         load = Workload("zipf", 2, list("aabacab"), 4, 3)
-        row, settings = serve_peer(peer, models, load, 250, 2)
-    assert settings == "BF16, 2 threads, read, plain"
+        with converted(peer, models, load, 2) as made:
+            row = serve_peer(made, models, load, 250)
+            again = serve_peer(made, models, load, 250)
+    assert str(made) == "BF16, 2 threads, read, plain"
+    assert not any(file.exists() for file in made.files.values())
+    assert (again["switches"], again["moved_bytes"]) == (4, 400)
     # Two fit: a, b; c drives out the older of both, b; then b drives out c.
-    assert peer.closed[2:] == ["b", "c", "a", "b"]
+    assert peer.closed[2:6] == ["b", "c", "a", "b"]
     assert (row["switches"], row["moved_bytes"], row["requests"]) == (4, 400, 7)
     assert row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["elapsed_s"]
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec
-from coterie.bench.coe_peer import serve_peer
+from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Setup, Workload, fewest_switches, serve
 from coterie.bench.experts import check_room, random_experts
 from coterie.bench.peers.best import peers_named
@@ -165,10 +165,8 @@ def _runs(
     cells = list(product(grid.mixes, grid.in_flight))
     timed = [name for name in grid.policies if name in SETUPS]
     total, begun = len(cells) * len(timed), perf_counter()
-    names = list(models)
     for mix, in_flight in cells:
-        asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
-        load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
+        load = _load(grid, list(models), mix, in_flight)
         for name in timed:
             options = Options(device=grid.device, threads=grid.threads)
             device = make_device(make_spec(options), options)
@@ -202,13 +200,22 @@ def _peer_runs(
 ) -> dict[str, str]:
     """Append the peers' rows, for every mix and number in flight; the settings that each ran with."""
     settings: dict[str, str] = {}
-    for peer, mix, in_flight in product(peers, grid.mixes, grid.in_flight):
-        asked = [list(models)[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
-        load = Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
-        row, settings[peer.name] = serve_peer(peer, models, load, grid.near_bytes, grid.threads or this_machine().units)
-        runs.append({**dict.fromkeys(runs[0] if runs else row), **row})
-        say(_line(row))
+    cpus = grid.threads or this_machine().units
+    loads = [_load(grid, list(models), mix, in_flight) for mix, in_flight in product(grid.mixes, grid.in_flight)]
+    for peer in peers:
+        say(f"converting {len(models)} experts for {peer.name}")
+        with converted(peer, models, loads[0], cpus) as made:
+            settings[peer.name] = str(made)
+            for load in loads:
+                row = serve_peer(made, models, load, grid.near_bytes)
+                runs.append({**dict.fromkeys(runs[0] if runs else row), **row})
+                say(_line(row))
     return settings
+
+
+def _load(grid: Grid, names: Sequence[str], mix: str, in_flight: int) -> Workload:
+    asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
+    return Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
 
 
 def _ratios(runs: Sequence[Mapping[str, Any]], field: str, under: str = FCFS.name) -> dict[str, float]:

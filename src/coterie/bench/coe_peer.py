@@ -8,7 +8,10 @@ are not timed. Knows nothing about our own engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -68,29 +71,46 @@ class OpenModels:
         return sum(file.stat().st_size for file in self._peer.files(self._files[name]))
 
 
-def serve_peer(
-    peer: Peer, models: Mapping[str, Model], load: Workload, near_bytes: int, cpus: int
-) -> tuple[dict[str, Any], str]:
-    """A row as our policies have, with None for what the engine does not tell; and the settings that won its trial."""
-    tokens = load.prompt_tokens + load.new_tokens
-    rng = np.random.default_rng(len(load.asked))
-    words = min(model.config.vocab_size for model in models.values())
-    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A peer's form of every expert, and the settings that won its trial."""
+
+    peer: Peer
+    files: Mapping[str, Path]
+    precision: str
+    settings: Settings
+
+    def __str__(self) -> str:
+        return f"{self.precision}, {self.settings}"
+
+
+@contextmanager
+def converted(peer: Peer, models: Mapping[str, Model], load: Workload, cpus: int) -> Iterator[Converted]:
+    """Every expert as the peer reads it, in a temporary folder, once for all workloads like `load`."""
     with TemporaryDirectory(prefix="coterie-peer-") as folder:
-        precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", prompts[0], load, cpus)
-        files = {
-            name: _prepare(peer, models[name], Path(folder) / name, precision) for name in dict.fromkeys(load.asked)
-        }
-        held = OpenModels(peer, settings, files, near_bytes, tokens)
-        try:
-            ends, ttfts = _serve(held, load, prompts)
-        finally:
-            held.close()
+        prompt = _prompts(models, load)[0]
+        first = models[load.asked[0]]
+        precision, settings = _best(peer, first, Path(folder) / "trial", prompt, load, cpus)
+        files = {name: _prepare(peer, model, Path(folder) / name, precision) for name, model in models.items()}
+        os.sync()  # pages that wait to be written cannot be dropped from the page cache
+        for file in files.values():
+            for part in peer.files(file):
+                drop_page_cache(part)
+        yield Converted(peer, files, precision, settings)
+
+
+def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int) -> dict[str, Any]:
+    """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
+    held = OpenModels(made.peer, made.settings, made.files, near_bytes, load.prompt_tokens + load.new_tokens)
+    try:
+        ends, ttfts = _serve(held, load, _prompts(models, load))
+    finally:
+        held.close()
     ordered = sorted(ttfts)
-    row = {
+    return {
         "mix": load.mix,
         "in_flight": load.in_flight,
-        "policy": peer.name,
+        "policy": made.peer.name,
         "requests": len(ends),
         "switches": held.opened,
         "hit_rate": 1 - held.opened / len(ends),
@@ -101,7 +121,13 @@ def serve_peer(
         "moved_bytes": held.moved_bytes,
         "elapsed_s": ends[-1],
     }
-    return row, f"{precision}, {settings}"
+
+
+def _prompts(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
+    rng = np.random.default_rng(len(load.asked))
+    words = min(model.config.vocab_size for model in models.values())
+    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    return prompts
 
 
 def _serve(held: OpenModels, load: Workload, prompts: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
