@@ -58,6 +58,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
         "near_bytes": made.near_bytes,
         "kv_bytes": made.kv_bytes,
         "kv_block_bytes": made.block_bytes,
+        "work_bytes": made.work_bytes,
         "total_bytes": made.total_bytes,
         "experts": {
             name: {
@@ -78,8 +79,8 @@ def plan_line(made: Plan) -> str:
     share = min(1.0, made.near_bytes / made.total_bytes) if made.total_bytes else 1.0
     held = "all experts fit" if share == 1 else f"{share:.0%} of the experts' bytes fit"
     capacity = format_bytes(made.spec.tier(tier).capacity_bytes)
-    near, kv = format_bytes(made.near_bytes), format_bytes(made.kv_bytes)
-    return f"{tier}: {near} for experts ({held}), {kv} for KV, of {capacity}"
+    near, kv, work = (format_bytes(size) for size in (made.near_bytes, made.kv_bytes, made.work_bytes))
+    return f"{tier}: {near} for experts ({held}), {kv} for KV, {work} for the values of a step, of {capacity}"
 
 
 def budget_line(coterie: Coterie) -> str:

@@ -85,6 +85,11 @@ class CpuDevice:
         """Memory that runs have needed so far beside slabs: stored values, and the threads' tiles."""
         return self._binder.workspace_bytes + self._team.memory_bytes
 
+    @property
+    def workspace_bytes(self) -> int:
+        """The part of `working_bytes` that holds stored values."""
+        return self._binder.workspace_bytes
+
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """Take memory of the run tier: touched, aligned to 2 MiB.
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
+from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
-from coterie.device import Device, Executable
+from coterie.device import Device
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
@@ -22,7 +23,7 @@ from coterie.engine.recording import Recording
 from coterie.engine.served import ServedExpert
 from coterie.engine.timeline import Timeline
 from coterie.graph.compile import compile_graph
-from coterie.graph.program import KvShape
+from coterie.graph.program import KvShape, Program
 from coterie.memory.budget import plan_budget
 from coterie.memory.cache import ExpertCache
 from coterie.memory.slab import round_up
@@ -55,7 +56,8 @@ class Settings:
 class Plan:
     """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
 
-    `router_bytes` of the run tier are the router's own model's, 0 where it has none.
+    `router_bytes` of the run tier are the router's own model's, 0 where it has none; `work_bytes` hold what the largest
+    step stores. `programs`: what was compiled to know that, by architecture key.
     """
 
     spec: MachineSpec
@@ -64,6 +66,8 @@ class Plan:
     kv_bytes: int
     block_bytes: int
     router_bytes: int = 0
+    work_bytes: int = 0
+    programs: Mapping[str, Program] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def total_bytes(self) -> int:
@@ -109,11 +113,26 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
-    if near + kv + router > capacity:
+    programs = _programs(models, settings.rule_set or spec.rule_set)
+    work = max(_work_bytes(program, settings.policy) for program in programs.values())
+    if near + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
-        what = "experts, router and KV cache together" if router else "experts and KV cache together"
-        raise CapacityError(spec.run_tier, what, near + kv + router, capacity, levers)
-    return Plan(spec, sizes, near, kv // block * block, block, router)
+        what = f"experts, {'router, ' if router else ''}KV cache and the values of a step together"
+        raise CapacityError(spec.run_tier, what, near + kv + router + work, capacity, levers)
+    return Plan(spec, sizes, near, kv // block * block, block, router, work, programs)
+
+
+def _programs(models: Mapping[str, Model], rule_set: str) -> dict[str, Program]:
+    """One program for each architecture key."""
+    graphs = {model.key: model.graph for model in models.values()}
+    return {key: compile_graph(graph, rule_set) for key, graph in graphs.items()}
+
+
+def _work_bytes(program: Program, policy: Policy) -> int:
+    """What the stored values of the largest step take on a device that grows their place by doubling it."""
+    sequences = policy.max_batch
+    largest = Sizes(T=policy.max_step_tokens, B=sequences, R=sequences, context_tokens=0, pairs=0)
+    return 1 << max(program.buffers.offsets(largest)[1] - 1, 0).bit_length()
 
 
 def _default_near(sizes: Mapping[str, int], capacity: int) -> int:
@@ -150,13 +169,11 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
         both = SplitCache(cache, own, {ROUTER})
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes)
-    rule_set = settings.rule_set or spec.rule_set
-    programs: dict[str, Executable] = {}
+    programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
+    loaded = {key: device.load(program) for key, program in programs.items()}
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
-        if model.key not in programs:
-            programs[model.key] = device.load(compile_graph(model.graph, rule_set))
-        exe = programs[model.key]
+        exe = loaded[model.key]
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
     engine = Engine(device, both, kv, served, settings.policy, recording)
     return Parts(device, engine, both, cache, kv, made, recording)
