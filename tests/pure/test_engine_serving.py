@@ -171,6 +171,7 @@ def test_sampling_settings_are_checked(field, value):
     ("make", "words"),
     [
         (lambda: Policy(max_batch=0), "max_batch is 0; give 1 or more"),
+        (lambda: Policy(patience=-0.5), "patience is -0.5; give 0 or more"),
         (lambda: Policy(max_batch=8, max_step_tokens=8), "no prompt could start"),
         (lambda: world({"a": 2}, 2, schedule="nice"), "nice.*grouped, fcfs"),
         (lambda: Policy.dial(1.5), "dial is 1.5"),

@@ -24,6 +24,7 @@ class Policy:
     """The settings of the scheduler.
 
     schedule: a name in scheduler.SCHEDULES.
+    patience: times the requests that are here, in arrivals, that one waits before age alone decides between experts.
     age_bound: no waiting request is overtaken by more than this many that came later.
     max_batch, max_step_tokens: sequences and tokens of one step.
     turn_steps: steps for which an expert that has work keeps its memory, once it was brought in.
@@ -37,6 +38,7 @@ class Policy:
     """
 
     schedule: str = "grouped"
+    patience: float = 1.25
     age_bound: int = 512
     max_batch: int = 32
     max_step_tokens: int = 512
@@ -53,18 +55,18 @@ class Policy:
         return min(self.max_steps, max(1, self.max_run_bytes // max(expert_bytes, 1)))
 
     def __post_init__(self) -> None:
-        lowest = {"age_bound": 0, "prefetch": 0}
+        lowest = {"patience": 0, "age_bound": 0, "prefetch": 0}
         for field in fields(self):
             value = getattr(self, field.name)
             low = lowest.get(field.name, 1)
-            if isinstance(value, int) and not isinstance(value, bool) and value < low:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value >= low:
                 raise UsageError("policy", f"{field.name} is {value}", f"give {low} or more")
         if self.max_step_tokens <= self.max_batch:
             fact = f"max_step_tokens is {self.max_step_tokens}, not more than max_batch, {self.max_batch}"
             raise UsageError("policy", fact, "raise it, or no prompt could start beside a full batch")
 
     @classmethod
-    def dial(cls, throughput: float, **settings: int | bool | str) -> Policy:
+    def dial(cls, throughput: float, **settings: float | bool | str) -> Policy:
         """The policy at a point between latency (0) and throughput (1); `settings` override single numbers."""
         if not 0 <= throughput <= 1:
             raise UsageError("policy", f"the dial is {throughput:g}", "give 0 (latency) to 1 (throughput)")

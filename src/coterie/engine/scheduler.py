@@ -113,11 +113,11 @@ def grouped(view: View, policy: Policy) -> Decision:
     is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
     oldest: so requests of one expert gather and share its switch, and still every expert gets its turn.
     """
-    working = _working(view, policy)
-    fetch = _next_fetch(working, view, policy)
+    working, weight = _working(view, policy), _weigher(view, policy)
+    fetch = _next_fetch(working, view, policy, weight)
     if fetch is not None:
         return fetch
-    group = _next_group(working, view, policy)
+    group = _next_group(working, view, policy, weight)
     return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy))
 
 
@@ -195,7 +195,7 @@ def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tu
     return tuple(admitted)
 
 
-def _next_fetch(working: list[Group], view: View, policy: Policy) -> Fetch | None:
+def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weigher) -> Fetch | None:
     """The absent expert that should come in now, and those that must stay for it.
 
     When it is refused no other is tried: a large expert gets its hole because nobody smaller takes the room before it.
@@ -203,26 +203,26 @@ def _next_fetch(working: list[Group], view: View, policy: Policy) -> Fetch | Non
     ahead = policy.prefetch if policy.overlap else 0
     if view.under_way > ahead:
         return None
-    wanted = _heaviest((g for g in working if g.residence is Residence.ABSENT), view)
+    wanted = _heaviest((g for g in working if g.residence is Residence.ABSENT), weight)
     if wanted is not None:
-        if wanted.expert_id in view.refused or _there_before(wanted, working, view) > ahead:
+        if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:
             return None
         stay = [g for g in working if g.residence is not Residence.READY or g.turn_steps < policy.turn_steps]
         return Fetch(wanted.expert_id, _resident(stay), _resident(working))
     if not ahead:
         return None
-    known = _heaviest((g for g in view.groups if g.residence is Residence.ABSENT), view)
+    known = _heaviest((g for g in view.groups if g.residence is Residence.ABSENT), weight)
     return None if known is None or known.expert_id in view.refused else Fetch(known.expert_id, _resident(view.groups))
 
 
-def _there_before(wanted: Group, working: list[Group], view: View) -> int:
+def _there_before(wanted: Group, working: list[Group], weight: Weigher) -> int:
     """How many experts are there, or under way, with work that is not begun and weighs no less."""
-    least = _weight(wanted, view)
+    least = weight(wanted)
     there = (g for g in working if g.residence is not Residence.ABSENT and not g.running)
-    return sum(_weight(group, view) >= least for group in there)
+    return sum(weight(group) >= least for group in there)
 
 
-def _next_group(working: list[Group], view: View, policy: Policy) -> Group | None:
+def _next_group(working: list[Group], view: View, policy: Policy, weight: Weigher) -> Group | None:
     """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire.
 
     `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do.
@@ -238,23 +238,33 @@ def _next_group(working: list[Group], view: View, policy: Policy) -> Group | Non
         return current
     begun = [g for g in candidates if g.running]
     if len(begun) < policy.turns:
-        new = _heaviest((g for g in candidates if not g.running), view)
+        new = _heaviest((g for g in candidates if not g.running), weight)
         if new is not None:
             return new
     return min(begun, key=lambda g: (g.last_run, g.oldest), default=None)
 
 
-def _heaviest(groups: Iterable[Group], view: View) -> Group | None:
-    return max(groups, key=lambda group: (_weight(group, view), -group.oldest), default=None)
+Weigher: TypeAlias = Callable[[Group], tuple[bool, int]]
 
 
-def _weight(group: Group, view: View) -> int:
-    """Requests times the square of the oldest one's age, in arrivals: what a switch to this expert is worth.
+def _heaviest(groups: Iterable[Group], weight: Weigher) -> Group | None:
+    return max(groups, key=lambda group: (weight(group), -group.oldest), default=None)
+
+
+def _weigher(view: View, policy: Policy) -> Weigher:
+    """What a switch to an expert is worth: requests times the square of the oldest one's age, in arrivals.
 
     Requests alone save the most switches and let single ones wait for the age bound; age alone is first come first
-    served. Squared, age keeps the longest waits near those of first come first served at half its switches.
+    served. Who has waited for more arrivals than `patience` times the requests that are here (with first come first
+    served it would be once) goes before all others, the oldest first: so the longest waits stay near theirs.
     """
-    return (group.num_waiting + group.running) * (view.arrived - group.oldest) ** 2
+    limit = policy.patience * sum(group.num_waiting + group.running for group in view.groups)
+
+    def weight(group: Group) -> tuple[bool, int]:
+        age = view.arrived - group.oldest
+        return (True, age) if age > limit else (False, (group.num_waiting + group.running) * age**2)
+
+    return weight
 
 
 def _named(view: View, expert_id: str | None) -> Group | None:
