@@ -15,7 +15,7 @@ from coterie.api.assemble import Options
 from coterie.api.compare import TOLERANCE, Row, compare, open_one
 from coterie.cli.options import DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
 from coterie.core.errors import DeviceError
-from coterie.graph.fuse import RULE_SETS
+from coterie.graph.fuse import KERNEL_SETS
 
 
 @sentences
@@ -24,7 +24,7 @@ def diff(
     expert: Annotated[str, typer.Option(help="Which expert of a composition.")] = "",
     prompt: Annotated[str, typer.Option(help="The prompt, as it is.")] = "What is 47 plus 85?",
     rule_set: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(RULE_SETS)}; the default is all.")
+        list[str] | None, typer.Option(help=f"One of {', '.join(KERNEL_SETS)}; the default is all.")
     ] = None,
     json_: JsonOpt = False,
     device: DeviceOpt = "cpu",
@@ -32,7 +32,7 @@ def diff(
 ) -> None:
     """Compare a device with the reference: first values and largest error of every stored buffer."""
     opened, ids = open_one(model, expert, prompt)
-    rows = compare(opened, ids, tuple(rule_set or RULE_SETS), Options(device=device, threads=threads))
+    rows = compare(opened, ids, tuple(rule_set or KERNEL_SETS), Options(device=device, threads=threads))
     worst = max(rows, key=lambda row: row.max_error)
     if json_:
         print_json({"model": opened.name, "tolerance": TOLERANCE, "rows": [row.to_dict() for row in rows]})

@@ -100,6 +100,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     SECTION: (),
     O0: (),
 }
+KERNEL_SETS = ("none", "cache")  # those whose regions real devices have kernels for
 
 
 def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
