@@ -31,10 +31,12 @@ class Decoder:
     builder: GraphBuilder
     activations: DType = DType.F32
 
-    def build(self) -> Graph:
-        """The whole step, from tokens to sampled tokens."""
+    def build(self, images: str = "", image_token: int = 0) -> Graph:
+        """The whole step, from tokens to sampled tokens; rows of `images`, if any, stand for the image tokens."""
         self._declare()
         x = self._embed()
+        if images:
+            x = self._op("merge_rows", "merged", (x, "tokens", images), token=image_token)
         for layer in range(self.config.num_layers):
             x = self._layer(x, layer)
         self._head(x)

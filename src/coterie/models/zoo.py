@@ -11,12 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import NotFoundError
+from coterie.core.errors import NotFoundError, UsageError
 from coterie.graph.ir import Graph
 from coterie.models.config import ModelConfig
+from coterie.models.llava import MODEL_TYPE, llava_graph, llava_text_graph
 from coterie.models.model import Model, declared_dtype, synthetic_model
 from coterie.models.registry import decoder_graph
 
+PREFILL, DECODE = "prefill", "decode"
 SOURCE = "_source"  # the one key of a zoo file that is not Hugging Face's: where its numbers are from
 
 
@@ -38,11 +40,19 @@ def zoo_source(name: str) -> str:
     return str(_read(name)[SOURCE])
 
 
-def zoo_graph(name: str) -> Graph:
-    """The graph of one step, weights and activations of the type that the config declares. Raises NotFoundError."""
+def zoo_graph(name: str, phase: str = PREFILL) -> Graph:
+    """The graph of one step, weights and activations of the type that the config declares.
+
+    The phase matters where a prompt brings an image: only its prefill runs the vision tower.
+    Raises NotFoundError for the name, UsageError for the phase.
+    """
+    if phase not in (PREFILL, DECODE):
+        raise UsageError(name, f"phase {phase!r} is unknown", f"use {PREFILL} or {DECODE}")
     raw = zoo_config(name)
     dtype = declared_dtype(raw, name)
     weights: defaultdict[str, DType] = defaultdict(lambda: dtype)
+    if raw["model_type"] == MODEL_TYPE:
+        return (llava_graph if phase == PREFILL else llava_text_graph)(raw, name, weights, dtype)
     return decoder_graph(ModelConfig.from_hf(raw, name), weights, dtype)
 
 
