@@ -13,11 +13,16 @@ Knows nothing about programs, bytes or tiers: resources are names with a capacit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
+import numpy as np
+
+from coterie.devices.modelled_parts import Table
+
+MAX_TABLES = 1024  # of merged phases, to be kept; a bound on memory, not on use
 ROUNDING = 1e-12  # relative: what would end within this share of a step ends with it; the difference is rounding
 
 
@@ -149,6 +154,39 @@ def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, floa
     return rates
 
 
+def _left_over(
+    capacity: Mapping[str, float], names: Sequence[str], uses: Sequence[Mapping[str, float]], rates: Sequence[float]
+) -> dict[str, float] | None:
+    """What these flows leave of each resource to one flow more; None if that one's fair share would slow them."""
+    taken: dict[str, float] = {}
+    fastest: dict[str, float] = {}
+    for used, rate in zip(uses, rates, strict=True):
+        for name, share in used.items():
+            taken[name] = taken.get(name, 0.0) + share * rate
+            fastest[name] = max(fastest.get(name, 0.0), rate)
+    free = {name: capacity[name] - taken.get(name, 0.0) for name in names}
+    slowed = any(free[name] < fastest.get(name, 0.0) or free[name] <= 0 for name in names)
+    return None if slowed else free
+
+
+def _only(flow: Flow) -> str:
+    (name,) = flow.uses
+    return name
+
+
+def _drain(work: Work, seconds: float, free: Mapping[str, float], drawn: dict[str, float]) -> None:
+    """Let a work's phase go on for less than it needs."""
+    waited = min(work._delay_s, seconds)
+    work._delay_s -= waited
+    work._fresh = False
+    for k, flow in enumerate(work._leaf().flows):
+        name = _only(flow)
+        amount = min(work._left[k], free[name] * (seconds - waited))
+        left = work._left[k] - amount
+        work._left[k] = left if left > ROUNDING * flow.amount else 0.0
+        drawn[name] += amount
+
+
 class FluidClock:
     """Lanes of work over shared resources, and the time. Issuing never moves time; `advance` does."""
 
@@ -160,6 +198,7 @@ class FluidClock:
         self._capacity = dict(capacity)
         self._lanes: dict[str, deque[Work]] = {}
         self._numbers = count()
+        self._tables: dict[int, Table] = {}
 
     def issue(
         self,
@@ -179,6 +218,9 @@ class FluidClock:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
         active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]
         if len(active) == 1 and self._advance_alone(active[0], until):
+            return True
+        merged = next((work for work in active if work.phases[work._index].parts), None)
+        if merged is not None and self._advance_beside(merged, [w for w in active if w is not merged], until):
             return True
         delayed, draining, uses = self._active(active)
         if not delayed and not draining:
@@ -240,6 +282,80 @@ class FluidClock:
         if moved:
             self._settle()
         return moved
+
+    def _advance_beside(self, work: Work, others: Sequence[Work], until: float | None) -> bool:
+        """Take parts of a merged phase up to the next change among others; False where they would slow each other.
+
+        As long as every flow of the others gets what it would get alone, each part has the rest of what it uses: then
+        how long each takes is known at once.
+        """
+        delayed, draining, uses = self._active(others)
+        rates = fair_rates(uses, self.capacity)
+        table = self._table(work.phases[work._index].parts)
+        free = _left_over(self.capacity, table.resources, uses, rates)
+        if free is None:
+            return False
+        limit = min(
+            [other._delay_s for other in delayed]
+            + [other._left[k] / rate for (other, k), rate in zip(draining, rates, strict=True)]
+            + [inf if until is None else max(0.0, until - self.now)]
+        )
+        step = self._take_parts(work, table, free, limit, {name for used in uses for name in used})
+        ended_s = step * (1 + ROUNDING)
+        for other in delayed:
+            other._delay_s = 0.0 if other._delay_s <= ended_s else other._delay_s - step
+        for (other, k), rate in zip(draining, rates, strict=True):
+            left = other._left[k]
+            other._left[k] = 0.0 if left <= rate * ended_s else left - rate * step
+        for other in others:
+            other._fresh = False
+        self._account(uses, rates, step)
+        self.now = self.now + step if until is None else min(self.now + step, max(until, self.now))
+        self._settle()
+        return True
+
+    def _take_parts(self, work: Work, table: Table, free: Mapping[str, float], limit: float, shared: Set[str]) -> float:
+        """Let parts pass for at most `limit` seconds, account for them, and return how long it was."""
+        leaf, at = work._leaf(), work._part
+        drawn = dict.fromkeys(table.resources, 0.0)
+        rest_s = max((left / free[_only(flow)] for flow, left in zip(leaf.flows, work._left, strict=True)), default=0.0)
+        step = work._delay_s + rest_s
+        if step <= limit:
+            for flow, left in zip(leaf.flows, work._left, strict=True):
+                drawn[_only(flow)] += left
+            count, left_s = len(table.parts), limit - step
+            if at + 1 < count:
+                ends = table.ends_s(at + 1, np.array([free[name] for name in table.resources]))
+                passed = int(np.searchsorted(ends, left_s, side="right"))
+                for name, amount in zip(
+                    table.resources, table.amounts[at + 1 : at + 1 + passed].sum(axis=0), strict=True
+                ):
+                    drawn[name] += float(amount)
+                before = float(ends[passed - 1]) if passed else 0.0
+                at, step, left_s = at + passed, step + before, left_s - before
+            work._part = at
+            work._leave()
+            if work._index < len(work.phases) and (work._part or work.phases[work._index].gate is None):
+                self._enter(work)
+            if at + 1 < count:
+                step = limit
+                _drain(work, left_s, free, drawn)
+        else:
+            step = limit
+            _drain(work, limit, free, drawn)
+        for name, amount in drawn.items():
+            usage = self.usage[name]
+            usage.drawn += amount
+            usage.busy_s += 0.0 if name in shared else amount / self.capacity[name]
+        return step
+
+    def _table(self, parts: tuple[Phase, ...]) -> Table:
+        found = self._tables.get(id(parts))
+        if found is None:
+            if len(self._tables) >= MAX_TABLES:
+                self._tables.clear()
+            found = self._tables[id(parts)] = Table.of(parts)
+        return found
 
     def _draw(self, phase: Phase) -> None:
         """Account for a phase that was alone."""
