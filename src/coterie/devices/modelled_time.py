@@ -290,9 +290,9 @@ class FluidClock:
         how long each takes is known at once.
         """
         delayed, draining, uses = self._active(others)
-        rates = fair_rates(uses, self.capacity)
+        rates = fair_rates(uses, self._capacity)
         table = self._table(work.phases[work._index].parts)
-        free = _left_over(self.capacity, table.resources, uses, rates)
+        free = _left_over(self._capacity, table.resources, uses, rates)
         if free is None:
             return False
         limit = min(
@@ -346,7 +346,7 @@ class FluidClock:
         for name, amount in drawn.items():
             usage = self.usage[name]
             usage.drawn += amount
-            usage.busy_s += 0.0 if name in shared else amount / self.capacity[name]
+            usage.busy_s += 0.0 if name in shared else amount / self._capacity[name]
         return step
 
     def _table(self, parts: tuple[Phase, ...]) -> Table:

@@ -44,6 +44,7 @@ class Arrivals:
         self._under_way: dict[str, Load] = {}
         self._started: set[str] = set()
         self._resident: frozenset[str] = frozenset(cache.resident())
+        self._changes = -1
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
         self.latest: dict[str, Load] = {}
@@ -141,6 +142,9 @@ class Arrivals:
 
     def _refresh(self) -> None:
         """Notice evictions, and loads that others began (a preload, say)."""
+        if self._cache.changes == self._changes:
+            return
+        self._changes = self._cache.changes
         self._resident = frozenset(self._cache.resident())
         for gone in [name for name in self._residencies if name not in self._resident]:
             del self._residencies[gone]

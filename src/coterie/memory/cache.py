@@ -111,6 +111,7 @@ class ExpertCache:
     def hold(self, expert_id: str, event: Event) -> None:
         """Keep a resident expert where it is until `event`, which reads its weights, is finished. Raises KeyError."""
         self._near.copies[expert_id].readers.append(event)
+        self._near.watch(expert_id)
 
     def pin(self, expert_id: str) -> None:
         """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin."""
@@ -123,9 +124,8 @@ class ExpertCache:
     def forget(self, expert_id: str) -> None:
         """Drop every copy of an expert, pinned or not; one that is busy goes at the poll that finds it idle."""
         for ledger in self._ledgers:
-            copy = ledger.copies.get(expert_id)
-            if copy is not None:
-                copy.is_doomed = True
+            if expert_id in ledger.copies:
+                copy = ledger.doom(expert_id)
                 if not copy.is_busy:
                     ledger.drop(expert_id)
                     self.decisions.append(("drop", expert_id, ledger.tier))
@@ -146,6 +146,11 @@ class ExpertCache:
     def loading(self) -> tuple[str, ...]:
         """Experts on their way into the run tier, in the order in which their loads began."""
         return tuple(name for name, copy in self._near.copies.items() if copy.is_loading and not copy.is_doomed)
+
+    @property
+    def changes(self) -> int:
+        """As long as this number stays, `resident` and `loading` answer the same but for the order of use."""
+        return self._near.changes
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
@@ -173,7 +178,7 @@ class ExpertCache:
             return False
         if not copy.is_doomed and (copy.layout is layout or copy.layout == layout):
             return True
-        copy.is_doomed = True
+        ledger.doom(expert_id)
         if copy.is_busy:
             raise Busy(expert_id, layout.size_bytes, ledger.tier, copy.pending)
         ledger.drop(expert_id)
@@ -206,8 +211,8 @@ class ExpertCache:
         except Exception:
             # The device refused halfway: what is in flight keeps its extents until it has finished, then they go.
             # Without arrivals: nobody is told of the end of a load that never was whole.
-            for copy in new:
-                copy.is_doomed, copy.arrivals = True, []
+            for ledger in self._ledgers[:depth]:
+                ledger.doom(expert_id).arrivals = []
             raise
         return tuple(evicted)
 
@@ -221,8 +226,10 @@ class ExpertCache:
                 copy_layout(self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals)
         finally:
             copy.writers = list(copy.arrivals)
+            self._ledgers[level].watch(expert_id)
             if below is not None:
                 below.readers.extend(copy.arrivals)
+                self._ledgers[level + 1].watch(expert_id)
         moved = sum(placed.source.size_bytes for placed in layout.ranges)
         moved += copy.early.size_bytes if copy.early is not None else 0
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved

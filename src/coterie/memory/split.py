@@ -51,6 +51,11 @@ class SplitCache:
         """As ExpertCache.loading."""
         return (*self.experts.loading(), *self.routers.loading())
 
+    @property
+    def changes(self) -> int:
+        """As ExpertCache.changes."""
+        return self.experts.changes + self.routers.changes
+
     def pending(self) -> tuple[Event, ...]:
         """As ExpertCache.pending."""
         return (*self.experts.pending(), *self.routers.pending())

@@ -39,6 +39,7 @@ class Copy:
     readers: list[Event] = field(default_factory=list)
     is_doomed: bool = False
     has_failed: bool = False
+    number: int = 0
 
     @property
     def is_loading(self) -> bool:
@@ -57,11 +58,17 @@ class Copy:
 
 
 class TierLedger:
-    """Owns a tier's slab and says who is in it. Its state changes by admit, drop and poll only."""
+    """Owns a tier's slab and says who is in it. Its state changes by admit, drop, doom and poll only.
+
+    `changes` counts what changed who is there or under way, so that who asks for it every step need not look.
+    """
 
     def __init__(self, buffer: Buffer) -> None:
         self.tier = buffer.tier
         self.copies: dict[str, Copy] = {}
+        self.changes = 0
+        self._watched: set[str] = set()
+        self._admitted = 0
         self._buffer = buffer
         self._slab = Slab(buffer.size_bytes)
 
@@ -90,6 +97,21 @@ class TierLedger:
         extent = self._slab.alloc(layout.size_bytes)
         copy = Copy(layout, extent, self._buffer.view(extent.offset, layout.size_bytes))
         self.copies[expert_id] = copy
+        self._admitted += 1
+        copy.number = self._admitted
+        self.changes += 1
+        return copy
+
+    def watch(self, expert_id: str) -> None:
+        """Say that a copy's events must be looked at: something reads or writes it."""
+        self._watched.add(expert_id)
+
+    def doom(self, expert_id: str) -> Copy:
+        """Tell a copy to go: at the poll that finds it idle, unless it is dropped before."""
+        copy = self.copies[expert_id]
+        copy.is_doomed = True
+        self.changes += 1
+        self._watched.add(expert_id)
         return copy
 
     def drop(self, expert_id: str) -> None:
@@ -98,6 +120,8 @@ class TierLedger:
         if copy.is_busy:
             raise RuntimeError(f"{expert_id} in {self.tier} is dropped while {copy.pending} are pending")
         del self.copies[expert_id]
+        self._watched.discard(expert_id)
+        self.changes += 1
         self._slab.free(copy.extent)
 
     def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> tuple[Ended, ...]:
@@ -105,21 +129,30 @@ class TierLedger:
 
         Tells `on_drop(expert_id, tier, load failed)` of each doomed copy that went.
         """
+        if not self._watched:
+            return ()
         ended: list[Ended] = []
-        for expert_id, copy in list(self.copies.items()):
+        for expert_id in sorted(self._watched, key=lambda name: self.copies[name].number):
+            copy = self.copies[expert_id]
             if copy.is_loading:
                 ready = _retire_arrivals(device, copy)
+                self.changes += not copy.is_loading or copy.is_doomed
                 if ready is not None:
                     ended.append((expert_id, device.failure(ready)))
             copy.readers = [event for event in copy.readers if not device.done(event)]
-            if copy.is_doomed and not copy.is_busy:
-                self.drop(expert_id)
-                on_drop(expert_id, self.tier, copy.has_failed)
+            if not copy.is_busy:
+                self._watched.discard(expert_id)
+                if copy.is_doomed:
+                    self.drop(expert_id)
+                    on_drop(expert_id, self.tier, copy.has_failed)
         return tuple(ended)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless free + used == total and every copy has exactly its own extent."""
         self._slab.check_integrity()
+        unwatched = [name for name, copy in self.copies.items() if copy.is_busy and name not in self._watched]
+        if unwatched or not self._watched <= self.copies.keys():
+            raise RuntimeError(f"{self.tier} does not watch {unwatched}, or watches who is gone: {self._watched}")
         owned = sum(copy.extent.size_bytes for copy in self.copies.values())
         if owned != self._slab.used_bytes or len({c.extent for c in self.copies.values()}) != len(self.copies):
             raise RuntimeError(f"copies in {self.tier} own {owned} bytes but {self._slab.used_bytes} are taken")
