@@ -300,7 +300,7 @@ class ModelledDevice:
         sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
         # A gate that is open already would only cost time to look at; one that failed must still fail the run.
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
-        phases = self._priced(exe, sizes, tiers).first(price.gated(exe.program, awaited))
+        phases = self._priced(exe, sizes, tiers).first(price.gated(exe.program, awaited) if awaited else ())
         cuts = [len(phases)]
         for step in range(1, steps):
             context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T

@@ -24,10 +24,15 @@ class StepPhases:
         self.later = merged(regions)
         head = replace(regions[0], delay_s=regions[0].delay_s + begins_s)
         self._regions = (head, *regions[1:])
+        self._whole: Phase | None = None
         self._cut: dict[tuple[int, ...], tuple[Phase, ...]] = {}
 
     def first(self, waits: Sequence[Work | None]) -> list[Phase]:
-        """The first step of a run; `waits` gives each region the work that it must await."""
+        """The first step of a run; `waits` gives each region the work that it must await, or is empty."""
+        if not waits:
+            if self._whole is None:
+                self._whole = merged(self._regions)
+            return [self._whole]
         starts = tuple(i for i, gate in enumerate(waits) if gate is not None or i == 0)
         if starts not in self._cut:
             ends = (*starts[1:], len(self._regions))
@@ -50,6 +55,10 @@ class ModelledExecutable:
     numerics: Executable | None
     same: tuple[int, ...]
     prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
+    stages: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.stages = frozenset(region.stage for region in self.program.regions)
 
 
 def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int) -> ModelledExecutable:
@@ -57,7 +66,7 @@ def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event]
     if not isinstance(exe, ModelledExecutable):
         raise ValueError(f"{type(exe).__name__} was not loaded by this device")
     _check_steps(binding.rows, steps)
-    unknown = sorted(set(gates) - {region.stage for region in exe.program.regions})
+    unknown = sorted(set(gates) - exe.stages) if gates else ()
     if unknown:
         raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
     if len(binding.offsets) != len(exe.program.weights):

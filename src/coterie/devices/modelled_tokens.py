@@ -13,6 +13,9 @@ from coterie.device import I32, Rows
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN_1, _MIX_1_1, _MIX_2_1 = int(_GOLDEN), int(_MIX_1), int(_MIX_2)
+_MASK = 2**64 - 1
+FEW = 16  # tokens
 
 
 def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
@@ -20,6 +23,8 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
 
     Stops after a step in which any row drew one of its end_ids, like a real run.
     """
+    if len(rows.rows_R) * steps <= FEW:
+        return _few_tokens(rows, vocab_size, steps)
     seeds_R = np.array([row.seed % 2**64 for row in rows.sampling], dtype=np.uint64)
     positions_R = rows.positions_T[rows.rows_R].astype(np.uint64)
     tokens_R: I32 = rows.tokens_T[rows.rows_R].astype(np.int32)
@@ -33,6 +38,30 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
         if any(int(token) in ends for token, ends in zip(tokens_R, rows.end_ids, strict=False)):
             break
     return np.stack(drawn)
+
+
+def _few_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
+    """The same for a few tokens, in Python's own numbers: arrays cost more than they save."""
+    sampled = rows.rows_R.tolist()
+    seeds = [row.seed for row in rows.sampling]
+    positions = rows.positions_T[rows.rows_R].tolist()
+    tokens = rows.tokens_T[rows.rows_R].tolist()
+    drawn = np.empty((steps, len(sampled)), dtype=np.int32)
+    for step in range(steps):
+        keys = [_mixed_one(seed + _GOLDEN_1 * (at + step + 1)) for seed, at in zip(seeds, positions, strict=True)]
+        keys = [_mixed_one(key + _GOLDEN_1 * (token + 1)) for key, token in zip(keys, tokens, strict=True)]
+        tokens = [int((key >> 11) * 2.0**-53 * vocab_size) for key in keys]
+        drawn[step] = tokens
+        if any(token in ends for token, ends in zip(tokens, rows.end_ids, strict=False)):
+            return drawn[: step + 1]
+    return drawn
+
+
+def _mixed_one(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
+    return x ^ (x >> 31)
 
 
 def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
