@@ -58,11 +58,6 @@ def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return sizes.of(y.shape[0]) * (2 * rows * columns + bias)
 
 
-def _softmax_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Of a score that is scaled already: max, exp, sum, divide."""
-    return (SOFTMAX_FLOPS - 1) * sizes.count(graph.values[op.outputs[0]].shape)
-
-
 def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
     return rows * op.integer("group") * heads * (4 * channels + SOFTMAX_FLOPS)
@@ -101,40 +96,31 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return pairs * heads * (4 * channels + SOFTMAX_FLOPS)
 
 
+# Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
+PER_ELEMENT: Mapping[str, int] = {
+    **dict.fromkeys(("embed", "embed_part", "take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
+    **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
+    **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
+    **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
+    **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
+    **dict.fromkeys(("add_mask", "alibi"), 1),
+    **dict.fromkeys(("rope", "sigmoid", "tanh"), 3),
+    **dict.fromkeys(("rms_norm", "silu"), 4),
+    **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
+    "layer_norm": 6,
+    "gelu": 8,
+}
 FLOPS: Mapping[str, _Flops] = {
-    "embed": _elementwise(0),
-    "rms_norm": _elementwise(4),
+    **{kind: _elementwise(flops) for kind, flops in PER_ELEMENT.items()},
     "linear": _linear_flops,
-    "rope": _elementwise(3),
-    "kv_append": lambda graph, op, sizes: 0,
     "attention": _attention_flops,
-    "add": _elementwise(1),
-    "silu": _elementwise(4),
-    "mul": _elementwise(1),
-    "take_rows": _elementwise(0),
-    "sample": lambda graph, op, sizes: SOFTMAX_FLOPS * sizes.count(graph.values[op.inputs[0]].shape),
-    "layer_norm": _elementwise(6),
-    "gelu": _elementwise(8),
     "alibi_attention": lambda graph, op, sizes: (
         _attention_flops(graph, op, sizes) + 2 * sizes.pairs * sizes.of(graph.values[op.inputs[0]].shape[1])
     ),
     "group_attention": _group_attention_flops,
-    "add_bias": _elementwise(1),
-    "add_table": _elementwise(1),
-    "mul_table": _elementwise(1),
-    "sub": _elementwise(1),
-    "embed_part": _elementwise(0),
+    "sample": lambda graph, op, sizes: SOFTMAX_FLOPS * sizes.count(graph.values[op.inputs[0]].shape),
     "all_reduce": _all_reduce_flops,
-    **dict.fromkeys(("take_heads", "first_row", "drop_first", "merge_rows", "swap", "all_gather"), _elementwise(0)),
-    # The kernels of PyTorch. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
-    **dict.fromkeys(("cast", "copy", "cat", "slice", "heads_first", "to_float", "kv_cat"), _elementwise(0)),
-    **dict.fromkeys(("repeat_heads", "mask"), _elementwise(0)),
-    **dict.fromkeys(("square", "rsqrt", "neg", "cos", "sin", "scale", "shift", "mul_last"), _elementwise(1)),
-    **dict.fromkeys(("mul_weight", "mul_heads", "angles", "add_mask", "alibi"), _elementwise(1)),
-    **dict.fromkeys(("sigmoid", "tanh"), _elementwise(3)),
     "mean": lambda graph, op, sizes: sizes.count(graph.values[op.inputs[0]].shape),
-    "softmax": _softmax_flops,
-    "context_softmax": _softmax_flops,
     "scores": _scores_flops(0, 0),
     "alibi_scores": _scores_flops(2, 0),
     "mix": _scores_flops(0, 1),

@@ -1,0 +1,161 @@
+"""Two ways to a model's cost, its config and what PyTorch exports, agree to the flop and the byte; gaps are named."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+
+import pytest
+import torch
+from tests.model.test_eager_kernels import ATEN, TINY
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes
+from coterie.graph.compile import compile_graph
+from coterie.graph.cost import region_cost
+from coterie.graph.eager import expand
+from coterie.graph.ir import Kind
+from coterie.models.config import ModelConfig
+from coterie.models.exported import import_program
+from coterie.models.registry import decoder_graph
+from coterie.models.zoo import zoo_config
+
+TOKENS = 8
+# Kinds that are counted under another name when they come from ATen.
+SAME = {**ATEN, "angles": "mul", "scores": "matmul", "mix": "matmul", "to_float": "cast", "context_softmax": "softmax"}
+SAME |= {"group_scores": "matmul", "copy": "copy", "linear": "linear", "sub": "sub", "square": "square"}
+# The mask is made otherwise; ours takes rows and samples them. Nothing else may differ.
+OURS_ALONE = ("mask", "take_rows", "sample")
+
+
+class Logits(torch.nn.Module):
+    """A model that gives its logits alone, with a cache that starts empty."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(ids, use_cache=True).logits
+
+
+def export(raw, attention="eager"):
+    """Export a model on the meta device, which holds no bytes of it."""
+    raw = {key: value for key, value in raw.items() if key not in ("architectures", "torch_dtype")}
+    config = AutoConfig.for_model(raw.pop("model_type"), **raw)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
+        ids = torch.zeros(1, TOKENS, dtype=torch.long)
+    return lowered(Logits(model.eval()), ids)
+
+
+def lowered(module, *inputs, **options):
+    """The exported program, ATen ops as PyTorch launches them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, inputs, **options).run_decompositions({})
+
+
+def theirs(imported):
+    return {kind: (c.flops, c.weight_bytes, c.input_bytes, c.output_bytes) for kind, c in imported.by_kind().items()}
+
+
+def ours(raw):
+    """Flops and bytes of floating-point operands by kind, of a prefill that wants every logit."""
+    graph = expand(decoder_graph(ModelConfig.from_hf(raw, "tiny"), defaultdict(lambda: DType.BF16), DType.BF16))
+    program = compile_graph(graph, "none")
+    sizes = Sizes(TOKENS, 1, TOKENS, TOKENS, TOKENS * (TOKENS + 1) // 2)
+    found: dict[str, tuple[int, ...]] = {}
+    for region in program.regions:
+        if region.kernel in OURS_ALONE:
+            continue
+        cost = region_cost(program, region, sizes)
+        rows = (graph.values[name] for name in region.inputs if name)
+        whole = sum(4 * sizes.count(v.shape) for v in rows if v.kind is Kind.INPUT and v.dtype is DType.I32)
+        kind = SAME.get(region.kernel, region.kernel)
+        each = (cost.flops, cost.weight_bytes, cost.input_bytes - whole, cost.output_bytes)
+        found[kind] = tuple(a + b for a, b in zip(found.get(kind, (0, 0, 0, 0)), each, strict=True))
+    return found
+
+
+def merged(counts):
+    """PyTorch has one cat, one add, one mul; so has the comparison."""
+    found: dict[str, tuple[int, ...]] = {}
+    for kind, each in counts.items():
+        name = {"scale": "mul", "shift": "add", "kv_cat": "cat"}.get(kind, kind)
+        name = "matmul" if name == "bmm" else name
+        found[name] = tuple(a + b for a, b in zip(found.get(name, (0, 0, 0, 0)), each, strict=True))
+    return found
+
+
+def two_layers(raw):
+    layers = "n_layer" if raw["model_type"] == "bloom" else "num_hidden_layers"
+    return {**raw, layers: 2}
+
+
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("llama", "mistral", "qwen3")]
+
+
+@pytest.mark.parametrize("name", ["grouped", *LONG])
+def test_export_and_config_agree(name):
+    raw = two_layers(TINY[name])
+    imported = import_program(export(raw))
+    assert not imported.unsupported
+    wanted = merged(ours(raw))
+    found = merged(theirs(imported))
+    found.pop("mask")
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", pytest.param("llama-2-7b", marks=pytest.mark.long)])
+def test_export_and_config_agree_at_full_width(name):
+    """One layer of the published shape: its weights are never made."""
+    raw = {**zoo_config(name), "num_hidden_layers": 1}
+    found = merged(theirs(import_program(export(raw))))
+    found.pop("mask")
+    assert found == merged(ours(raw))
+
+
+@pytest.mark.parametrize("name", ["falcon", pytest.param("bloom", marks=pytest.mark.long)])
+def test_export_and_config_agree_on_what_matters_for_other_families(name):
+    """Tables of slopes and angles are made in another way; matrices, norms, scores and copies are the same."""
+    raw = two_layers(TINY[name])
+    imported = import_program(export(raw))
+    assert not imported.unsupported
+    wanted, found = merged(ours(raw)), merged(theirs(imported))
+    same = {"linear", "matmul", "softmax", "layer_norm", "embed", "neg", "gelu", "tanh", "alibi_scores"} & set(wanted)
+    assert {"linear", "matmul", "softmax", "layer_norm"} <= same
+    assert {kind: found[kind] for kind in same} == {kind: wanted[kind] for kind in same}
+
+
+@pytest.mark.long
+def test_fused_attention_is_one_op_of_the_same_flops():
+    raw = two_layers(TINY["llama"])
+    fused, plain = import_program(export(raw, "sdpa")), import_program(export(raw))
+    assert sum(op.kind == "attention" for op in fused.ops) == 2
+    assert fused.weight_bytes == plain.weight_bytes
+    assert fused.cost.weight_bytes == plain.cost.weight_bytes
+    assert fused.cost.output_bytes < plain.cost.output_bytes
+
+
+def test_what_the_table_lacks_is_counted_and_named():
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return torch.cumsum(torch.sort(x)[0], 0) + torch.cumsum(x, 0)
+
+    imported = import_program(lowered(Odd(), torch.zeros(4)))
+    assert imported.unsupported == {"aten.sort.default": 1, "aten.cumsum.default": 2}
+    assert [op.kind for op in imported.ops] == ["add"]
+
+
+def test_a_symbolic_dimension_is_named():
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return x + x
+
+    shapes = {"x": {0: torch.export.Dim("rows", min=2, max=9)}}
+    exported = lowered(Twice(), torch.zeros(4, 3), dynamic_shapes=shapes)
+    with pytest.raises(UsageError, match=r"dimension s\d+ of add is symbolic; export with inputs of fixed shapes"):
+        import_program(exported)
