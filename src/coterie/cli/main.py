@@ -16,6 +16,7 @@ from coterie.cli.diff import diff
 from coterie.cli.eval import evaluate
 from coterie.cli.info import info
 from coterie.cli.paper import paper
+from coterie.cli.plan import planning
 from coterie.cli.quantize import quantize
 from coterie.cli.route import route
 from coterie.cli.run import run
@@ -38,6 +39,7 @@ app.command("diff")(diff)
 app.command("quantize")(quantize)
 app.command("info")(info)
 app.command("simulate")(simulation)
+app.command("plan")(planning)
 app.command("trace")(trace)
 app.command("paper")(paper)
 app.add_typer(bench, name="bench")

@@ -103,7 +103,7 @@ def simulation(
         if trace is not None and served.trace is not None:
             save_trace(_of_run(trace, name, case, len(cases)), served.trace)
     if html is not None:
-        _write(html, page(f"{found.name}: {_workload_line(load)}", rows, curves))
+        write_page(html, page(f"{found.name}: {_workload_line(load)}", rows, curves))
     if json_:
         print_json({"composition": found.name, "workload": dict(load.facts or {}), "rows": rows, "note": SYNTHETIC})
         return
@@ -115,7 +115,8 @@ def _of_run(path: Path, name: str, case: Case, runs: int) -> Path:
     return path if runs == 1 else path.with_name(f"{path.stem}-{safe}-{case.setup.name}{path.suffix}")
 
 
-def _write(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
+    """Write a page and say so on stderr. Raises UsageError."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

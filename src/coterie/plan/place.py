@@ -1,0 +1,176 @@
+"""Placement: which experts each of several equal machines holds, and which part of an expert's load goes where.
+
+    milp     least load of the busiest machine, then the fewest copies; scipy's solver, within a time limit
+    greedy   the heaviest expert first, to the machines with the least load; where the solver has no answer in time
+
+Knows nothing about machines beyond the bytes that one can hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from coterie.core.errors import CapacityError
+from coterie.plan.mix import F64, I64
+from coterie.plan.workload import Workload
+
+SOLVER_S = 0.7
+MAX_BINARIES = 1200  # above, the solver has no good answer in the time that it gets
+COPY_COST = 1e-3  # of a copy, in shares of the mean load: copies only where they even out the load
+SAME = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """`share` [experts, machines]: which part of an expert's requests a machine serves; it holds those above 0.
+
+    `method` is milp or greedy; `why` says why the solver was not used or not followed, empty where it was.
+    """
+
+    share: F64
+    method: str
+    why: str = ""
+
+    @property
+    def machines(self) -> int:
+        """How many."""
+        return int(self.share.shape[1])
+
+    @property
+    def held(self) -> tuple[tuple[int, ...], ...]:
+        """The experts of each machine, by number."""
+        return tuple(tuple(np.flatnonzero(self.share[:, m] > SAME).tolist()) for m in range(self.machines))
+
+    @property
+    def replicated(self) -> tuple[int, ...]:
+        """Experts that several machines hold."""
+        return tuple(np.flatnonzero((self.share > SAME).sum(axis=1) > 1).tolist())
+
+    def loads(self, load: F64) -> F64:
+        """Each machine's part of the load."""
+        parts: F64 = load @ self.share
+        return parts
+
+    def split(self, workload: Workload) -> tuple[I64, ...]:
+        """The requests of each machine: an expert's requests go to its machines in turn, in proportion."""
+        at = np.zeros(len(workload), dtype=np.int64)
+        for expert in range(len(self.share)):
+            mine = np.flatnonzero(workload.asked == expert)
+            ends = np.cumsum(self.share[expert])
+            # Places on [0, 1) that are even at any length: multiples of the golden ratio's fraction.
+            even = (0.5 + np.arange(len(mine)) * 0.6180339887498949) % 1.0 * ends[-1]
+            at[mine] = np.minimum(np.searchsorted(ends, even, side="right"), self.machines - 1)
+        return tuple(np.flatnonzero(at == m) for m in range(self.machines))
+
+
+def place(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solver: bool = True) -> Placement:
+    """Place experts of these sizes and loads. Raises CapacityError, with what lacks, where it cannot be done."""
+    _check_room(sizes, machines, room_bytes)
+    if machines == 1:
+        return Placement(np.ones((len(sizes), 1)), "milp")
+    greedy = _greedy(sizes, load, machines, room_bytes)
+    if not solver:
+        return greedy
+    if len(sizes) * machines > MAX_BINARIES:
+        fact = f"{len(sizes)} experts on {machines} machines are more than the solver manages in {SOLVER_S:g} s"
+        return Placement(greedy.share, "greedy", fact)
+    solved = _milp(np.asarray(sizes, dtype=float), load, machines, room_bytes)
+    if solved is None:
+        return Placement(greedy.share, "greedy", f"the solver found nothing in {SOLVER_S:g} s")
+    if solved.loads(load).max() > greedy.loads(load).max() * (1 + SAME):
+        return Placement(greedy.share, "greedy", f"it is better than what the solver found in {SOLVER_S:g} s")
+    return solved
+
+
+def _check_room(sizes: Sequence[int], machines: int, room_bytes: int) -> None:
+    where = f"placement on {machines} machine{'s' if machines > 1 else ''}"
+    largest, total = max(sizes), sum(sizes)
+    if largest > room_bytes:
+        levers = ("smaller experts", "a machine with more memory")
+        raise CapacityError(where, "the largest expert", largest, max(room_bytes, 0), levers)
+    # Whole experts: so many of the largest fit on each machine at least.
+    if total > room_bytes * machines:
+        levers = (f"{ceil(total / room_bytes)} machines", "fewer experts")
+        raise CapacityError(where, "one copy of every expert", total, room_bytes * machines, levers)
+
+
+def _greedy(sizes: Sequence[int], load: F64, machines: int, room_bytes: int) -> Placement:
+    """Heaviest first; an expert with more than a machine's part of the load gets several machines."""
+    share = np.zeros((len(sizes), machines))
+    free = np.full(machines, float(room_bytes))
+    busy = np.zeros(machines)
+    mean = load.sum() / machines
+    order = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e], e))
+    still = sum(sizes)
+    for expert in order:
+        size = sizes[expert]
+        still -= size
+        copies = max(1, min(machines, ceil(load[expert] / mean - SAME))) if mean > 0 else 1
+        fitting = [m for m in np.lexsort((-free, busy)).tolist() if free[m] >= size]
+        # A copy more must leave room for everybody's first.
+        while copies > 1 and (len(fitting) < copies or free.sum() - copies * size < still):
+            copies -= 1
+        if not fitting:
+            levers = ("one more machine", "experts of equal sizes")
+            raise CapacityError(f"placement on {machines} machines", "an expert", size, int(free.max()), levers)
+        chosen = fitting[:copies]
+        parts = _level(busy[chosen], float(load[expert]))
+        share[expert, chosen] = parts
+        free[chosen] -= size
+        busy[chosen] += parts * load[expert]
+    return Placement(share, "greedy")
+
+
+def _level(busy: F64, amount: float) -> F64:
+    """Shares of an amount that bring several machines as near to one level as it goes."""
+    if amount <= 0 or len(busy) == 1:
+        return np.full(len(busy), 1 / len(busy))
+    low, high = float(busy.min()), float(busy.max()) + amount
+    for _ in range(60):
+        level = (low + high) / 2
+        low, high = (level, high) if np.maximum(level - busy, 0).sum() < amount else (low, level)
+    parts = np.maximum(high - busy, 0)
+    # Every chosen machine serves a little, or its copy would be for nothing.
+    parts = np.maximum(parts, amount * 1e-3)
+    shares: F64 = parts / parts.sum()
+    return shares
+
+
+def _milp(sizes: F64, load: F64, machines: int, room_bytes: int) -> Placement | None:
+    """Variables: parts x [E, M], copies y [E, M], the busiest machine's load t. None without scipy or an answer."""
+    try:
+        optimize: Any = importlib.import_module("scipy.optimize")
+        sparse: Any = importlib.import_module("scipy.sparse")
+    except ImportError:
+        return None
+    experts, cells = len(sizes), len(sizes) * machines
+    mean = max(float(load.sum()) / machines, 1e-30)
+    weight = load / mean
+    each, rows = sparse.identity(cells), np.repeat(np.arange(experts), machines)
+    columns = np.tile(np.arange(machines), experts)
+    by_expert = sparse.csr_matrix((np.ones(cells), (rows, np.arange(cells))), shape=(experts, cells))
+    by_machine = sparse.csr_matrix((weight[rows], (columns, np.arange(cells))), shape=(machines, cells))
+    bytes_of = sparse.csr_matrix((sizes[rows] / room_bytes, (columns, np.arange(cells))), shape=(machines, cells))
+    none, zero = sparse.csr_matrix((machines, cells)), sparse.csr_matrix((cells, 1))
+    constraints = [
+        optimize.LinearConstraint(sparse.hstack([by_expert, sparse.csr_matrix((experts, cells + 1))]), 1, 1),
+        optimize.LinearConstraint(sparse.hstack([each, -each, zero]), -np.inf, 0),
+        optimize.LinearConstraint(sparse.hstack([by_machine, none, -np.ones((machines, 1))]), -np.inf, 0),
+        optimize.LinearConstraint(sparse.hstack([none, bytes_of, sparse.csr_matrix((machines, 1))]), -np.inf, 1),
+    ]
+    cost = np.concatenate([np.zeros(cells), np.full(cells, COPY_COST), [1.0]])
+    whole = np.concatenate([np.zeros(cells), np.ones(cells), [0]])
+    bounds = optimize.Bounds(np.zeros(2 * cells + 1), np.concatenate([np.ones(2 * cells), [np.inf]]))
+    options = {"time_limit": SOLVER_S, "mip_rel_gap": 0.01}
+    found = optimize.milp(cost, constraints=constraints, integrality=whole, bounds=bounds, options=options)
+    if found.x is None:
+        return None
+    share = found.x[:cells].reshape(experts, machines)
+    share[share < SAME] = 0.0
+    return Placement(share / share.sum(axis=1, keepdims=True), "milp")

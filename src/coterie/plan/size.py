@@ -1,0 +1,225 @@
+"""Size: the smallest number of equal machines for experts, a load and a promise; what bounds it; what would help.
+
+    place on n -> the state of the machines that have most to do -> is the promise kept?      the least n, by halving
+
+Knows nothing about events: capacity.py's formulas answer, and `check` lets the simulation judge them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coterie.composition.composition import Composition
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.units import format_bytes, format_seconds
+from coterie.models.model import Model
+from coterie.plan.capacity import Demand, Machine, Pricer, State, state
+from coterie.plan.mix import F64
+from coterie.plan.place import Placement, place
+from coterie.plan.slo import Slo
+from coterie.spec.machine import MachineSpec
+
+MOST_MACHINES = 4096
+BETTER = 1.5  # by which factor a part is improved to see what would help
+CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # of the experts that were asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted: each expert's share of the requests, requests per second, and a promise.
+
+    `resident`: every expert in the run tier of its machine, so that nobody ever waits for a switch.
+    """
+
+    shares: F64
+    rate: float
+    slo: Slo
+    demand: Demand
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """So many machines and where the experts go. `worst`: the machine that has most to do; `bound`: why not one fewer.
+
+    `helps`: what would raise the load that these machines can take, most first: (what, by which factor).
+    `curve`: (experts, machines) for other numbers of experts; 0 machines: the promise cannot be kept.
+    """
+
+    machine: Machine
+    placement: Placement
+    worst: State
+    bound: str
+    helps: tuple[tuple[str, float], ...]
+    curve: tuple[tuple[int, int], ...]
+
+
+def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model], wish: Wish) -> Answer:
+    """The smallest number of these machines.
+
+    Raises CapacityError where an expert fits nowhere, UsageError where no number of machines keeps the promise; both
+    say which limit, by how much, and what to change.
+    """
+    pricer = Pricer(composition, models, wish.demand)
+    machine = pricer.machine(spec)
+    _check_possible(machine, wish)
+    sizes = [machine.expert_bytes] * len(wish.shares)
+    count = smallest(machine, wish, sizes)
+    placement = place(sizes, wish.shares, count, _room(machine, wish))
+    worst = _worst(machine, wish, placement)
+    if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
+        placement = place(sizes, wish.shares, count, _room(machine, wish), solver=False)
+        worst = _worst(machine, wish, placement)
+    helps = _helps(pricer, machine, wish, placement)
+    return Answer(machine, placement, worst, _bound(machine, wish, sizes, count), helps, _curve(machine, wish))
+
+
+def smallest(machine: Machine, wish: Wish, sizes: Sequence[int]) -> int:
+    """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
+    low = least_for_memory(sum(sizes), _room(machine, wish))
+    if _enough(machine, wish, sizes, low):
+        return low
+    high = low
+    while not _enough(machine, wish, sizes, high):
+        low, high = high, high * 2
+        if high > MOST_MACHINES:
+            fact = f"{MOST_MACHINES} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
+            raise UsageError(f"plan on {machine.spec.name}", fact, "lower --rate or promise less")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _enough(machine, wish, sizes, middle) else (middle, high)
+    return high
+
+
+def least_for_memory(total_bytes: int, room_bytes: int) -> int:
+    """How many machines hold these bytes, if they divide as one likes: Figure 13's rule."""
+    return max(1, -(-total_bytes // room_bytes))
+
+
+def _room(machine: Machine, wish: Wish) -> int:
+    """Bytes for experts on a machine, in whole experts."""
+    room = machine.near_bytes if wish.resident else machine.home_bytes
+    return room // machine.expert_bytes * machine.expert_bytes or max(room, 1)
+
+
+def _enough(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> bool:
+    try:
+        placement = place(sizes, wish.shares, count, _room(machine, wish), solver=False)
+    except CapacityError:
+        return False
+    return _worst(machine, wish, placement).kept(wish.slo)
+
+
+def _worst(machine: Machine, wish: Wish, placement: Placement, rate: float | None = None) -> State:
+    """The state of the machine that comes nearest to a limit: one with most load, or with most experts."""
+    loads = placement.loads(wish.shares)
+    held = (placement.share > 0).sum(axis=0)
+    some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
+    total = wish.rate if rate is None else rate
+    states = []
+    for m in some:
+        rates = total * wish.shares * placement.share[:, m]
+        states.append(state(machine, wish.demand, rates[placement.share[:, m] > 0], wish.slo.share))
+    return max(states, key=lambda found: max(found.excess(wish.slo).values()))
+
+
+def _check_possible(machine: Machine, wish: Wish) -> None:
+    """One expert alone on a machine without load is the best that can be had. Raises when that is not enough."""
+    where = f"plan on {machine.spec.name}"
+    if machine.expert_bytes > machine.near_bytes:
+        levers = ("smaller experts", f"a machine with more {machine.spec.run_tier}")
+        raise CapacityError(where, "one expert", machine.expert_bytes, max(machine.near_bytes, 0), levers)
+    best = state(machine, wish.demand, np.array([1e-6]), wish.slo.share)
+    limits = {"ttft": (best.ttft_s, wish.slo.ttft_s), "tpot": (best.tpot_s, wish.slo.tpot_s),
+              "e2e": (best.e2e_s, wish.slo.e2e_s)}  # fmt: skip
+    for name, (value, limit) in limits.items():
+        if value > limit:
+            fact = (
+                f"{name} is {format_seconds(value)} on a machine that has nothing else to do, {value / limit:.2f} times"
+                f" the {format_seconds(limit)} that is promised; more machines do not change that"
+            )
+            remedy = f"promise {name}={value:.3g}s or more, or use smaller experts or a faster machine"
+            raise UsageError(where, fact, remedy)
+
+
+def _bound(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> str:
+    """Why one machine fewer is not enough; of one machine, what it comes nearest to."""
+    room = _room(machine, wish)
+    fewer = count - 1
+    what = "in the run tier" if wish.resident else "in memory"
+    if fewer and sum(sizes) > room * fewer:
+        lacks = format_bytes(sum(sizes) - room * fewer)
+        return f"memory: {fewer} would lack {lacks} for experts {what}"
+    placement = place(sizes, wish.shares, max(fewer, 1), room, solver=False)
+    excess = _worst(machine, wish, placement).excess(wish.slo)
+    # Who is overloaded keeps no promise either: the overload is the reason.
+    name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
+    words = {"steps": "the time of steps", "link": "the link by which experts come up"}
+    if fewer:
+        over = "more than there is" if name in words else f"{excess[name]:.2f} times its limit"
+        return f"{words.get(name, name)}: with {fewer} it is {over}"
+    return f"one machine is enough; {words.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
+
+
+def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:
+    """The largest load, in requests per second, at which these machines keep the promise."""
+    if not _worst(machine, wish, placement, 1e-6).kept(wish.slo):
+        return 0.0
+    low, high = 1e-6, max(wish.rate, 1e-3)
+    while _worst(machine, wish, placement, high).kept(wish.slo) and high < 1e9:
+        low, high = high, high * 2
+    for _ in range(9):
+        middle = math.sqrt(low * high) if low > 1e-3 else (low + high) / 2
+        low, high = (middle, high) if _worst(machine, wish, placement, middle).kept(wish.slo) else (low, middle)
+    return low
+
+
+def _helps(pricer: Pricer, machine: Machine, wish: Wish, placement: Placement) -> tuple[tuple[str, float], ...]:
+    """By which factor the load could grow, if one part were BETTER times as good."""
+    base = most_rate(machine, wish, placement)
+    found = []
+    for what, spec in _better(machine.spec).items():
+        better = pricer.machine(spec)
+        found.append((what, most_rate(better, wish, placement) / base if base else math.inf))
+    return tuple(sorted(found, key=lambda item: -item[1]))
+
+
+def _better(spec: MachineSpec) -> dict[str, MachineSpec]:
+    near = spec.run_tier
+
+    def tier(bandwidth: float = 1.0, capacity: float = 1.0) -> MachineSpec:
+        found = spec.tier(near)
+        better = replace(
+            found, bytes_per_s=found.bytes_per_s * bandwidth, capacity_bytes=int(found.capacity_bytes * capacity)
+        )
+        return replace(spec, tiers=tuple(better if other.name == near else other for other in spec.tiers))
+
+    links = tuple(replace(link, bytes_per_s=link.bytes_per_s * BETTER) for link in spec.links)
+    launches = {name: getattr(spec, name) / BETTER for name in ("launch_host_s", "launch_device_s")}
+    return {
+        f"{near} bandwidth": tier(bandwidth=BETTER),
+        f"{near} capacity": tier(capacity=BETTER),
+        f"bandwidth of the links to {near}": replace(spec, links=links),
+        "arithmetic": replace(spec, flops_per_s=spec.flops_per_s * BETTER),
+        "launch time": replace(spec, **launches),
+    }
+
+
+def _curve(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
+    """The same load spread over other numbers of experts, in the same proportions by rank."""
+    ranked = -np.sort(-wish.shares)
+    found = []
+    for factor in CURVE:
+        experts = max(1, round(factor * len(ranked)))
+        at = np.linspace(0, len(ranked) - 1, experts)
+        shares = np.interp(at, np.arange(len(ranked)), ranked)
+        other = replace(wish, shares=shares / shares.sum())
+        try:
+            found.append((experts, smallest(machine, other, [machine.expert_bytes] * experts)))
+        except (CapacityError, UsageError):
+            found.append((experts, 0))
+    return tuple(found)

@@ -1,0 +1,94 @@
+"""Placements: every expert somewhere, nothing too full, the load even; and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coterie.core.errors import CapacityError
+from coterie.plan.mix import mix_named
+from coterie.plan.place import Placement, place
+from coterie.plan.size import least_for_memory
+from coterie.plan.workload import Load, lengths_named, make_workload
+
+GB = 10**9
+
+
+def check_legal(placement, sizes, room):
+    assert placement.share.sum(axis=1) == pytest.approx(1)
+    assert (placement.share >= 0).all()
+    for held in placement.held:
+        assert sum(sizes[expert] for expert in held) <= room * (1 + 1e-9)
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 3), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_every_expert_is_somewhere_and_no_machine_is_too_full(experts, machines, slack, solver):
+    sizes = [4] * experts
+    room = 4 * (-(-experts // machines) + slack)
+    load = np.random.default_rng(experts).random(experts)
+    placement = place(sizes, load, machines, room, solver)
+    check_legal(placement, sizes, room)
+    assert placement.machines == machines
+
+
+def test_the_solver_is_no_worse_than_greed_and_both_split_what_is_too_much_for_one():
+    load = np.array([8.0, 1.0, 1.0, 1.0, 1.0])
+    greedy, solved = (place([1] * 5, load, 3, 4, solver=solver) for solver in (False, True))
+    assert solved.method == "milp"
+    assert greedy.method == "greedy"
+    for placement in (greedy, solved):
+        assert 0 in placement.replicated
+        assert placement.loads(load).max() <= 4.6  # a third of 12 is 4
+    assert solved.loads(load).max() <= greedy.loads(load).max() * (1 + 1e-6)
+
+
+def test_copies_cost_so_that_nobody_is_copied_for_nothing():
+    placement = place([1] * 4, np.ones(4), 2, 4)
+    assert placement.replicated == ()
+    assert placement.loads(np.ones(4)).tolist() == pytest.approx([2, 2])
+
+
+def test_a_problem_too_large_for_the_solver_says_that_greed_was_used():
+    placement = place([1] * 400, np.ones(400), 8, 100)
+    assert placement.method == "greedy"
+    assert "400 experts on 8 machines are more than the solver manages" in placement.why
+    check_legal(placement, [1] * 400, 100)
+
+
+def test_requests_are_split_in_proportion_and_each_goes_somewhere():
+    names = tuple("abc")
+    lengths = lengths_named("9", "x")
+    made = make_workload(Load(900, mix_named("uniform"), lengths, lengths, rate=1.0), names)
+    placement = Placement(np.array([[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]]), "milp")
+    parts = placement.split(made)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(900))
+    assert set(made.asked[parts[0]]) == {0, 1}
+    for expert, share in ((0, 1.0), (1, 0.25)):
+        mine = np.flatnonzero(made.asked == expert)
+        assert np.isin(mine, parts[0]).sum() == pytest.approx(share * len(mine), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "room", "sentence"),
+    [
+        ([5 * GB, GB], 4 * GB, r"placement on 2 machines\] the largest expert needs 4.66 GiB but 3.73 GiB"),
+        ([3 * GB] * 5, 7 * GB, r"one copy of every expert needs 13.97 GiB but 13.04 GiB can be had; 3 machines"),
+        ([3 * GB] * 4 + [2 * GB], 7 * GB, r"\[placement on 2 machines\] "),
+    ],
+)
+def test_what_no_solver_can_place(sizes, room, sentence):
+    with pytest.raises(CapacityError, match=sentence):
+        place(sizes, np.ones(len(sizes)), 2, room)
+
+
+@pytest.mark.parametrize(
+    ("experts", "dgx", "sn40l"),
+    [(10, 1, 1), (50, 2, 1), (100, 3, 1), (140, 4, 1), (190, 5, 1), (420, 10, 1), (870, 20, 1), (880, 20, 2)],
+)
+def test_the_papers_own_footprint(experts, dgx, sn40l):
+    """Figure 13: 14 GB an expert; 640 GB of HBM for the experts and a router, 12288 GB of DDR for the experts."""
+    assert least_for_memory((experts + 1) * 14 * GB, 640 * GB) == dgx
+    assert least_for_memory(experts * 14 * GB, 12288 * GB) == sn40l

@@ -1,0 +1,162 @@
+"""Plans on small made-up machines: what the formulas must obey, the simulation's verdict, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from tests.system.tiny import CONFIG
+from typer.testing import CliRunner
+
+from coterie.cli.main import app
+from coterie.composition.composition import load_composition
+from coterie.core.errors import CapacityError, UsageError
+from coterie.engine.experts import open_experts
+from coterie.engine.policy import Policy
+from coterie.plan.capacity import Demand, Pricer, state
+from coterie.plan.size import Wish, size
+from coterie.plan.slo import Slo
+from coterie.spec.load import load_machine
+
+runner = CliRunner()
+FILE = """
+name = "many"
+[router]
+kind = "llm"
+config = "./config.json"
+question = "{prompt}"
+max_tokens = 3
+fallback = "e-0"
+[[expert]]
+name = "e-{i}"
+config = "./config.json"
+count = 12
+"""
+DEMAND = Demand(9, 5, 3, Policy())
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    (folder / "c.toml").write_text(FILE)
+    return folder / "c.toml"
+
+
+@pytest.fixture(scope="module")
+def opened(file):
+    composition = load_composition(str(file))
+    return composition, open_experts(composition, synthetic=True)
+
+
+def wish(rate=100.0, experts=12, **slo):
+    return Wish(np.full(experts, 1 / experts), rate, Slo(**{"ttft_s": 0.1, **slo}), DEMAND)
+
+
+def answer(opened, wished, machine="toy-tiers", **tiers):
+    spec = load_machine(machine)
+    changed = tuple(replace(tier, capacity_bytes=tiers.get(tier.name, tier.capacity_bytes)) for tier in spec.tiers)
+    return size(replace(spec, tiers=changed), *opened, wished)
+
+
+def test_an_idle_machine_takes_what_its_steps_take(opened):
+    machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
+    idle = state(machine, DEMAND, np.array([1e-9]), 0.95)
+    alone = machine.router.prefill_s + 2 * machine.router.decode_s + machine.expert.prefill_s
+    assert idle.ttft_s == pytest.approx(alone, rel=1e-6)
+    assert idle.tpot_s == pytest.approx(machine.expert.decode_s, rel=1e-6)
+    assert (idle.hit_rate, idle.link) == (1.0, 0.0)
+
+
+def test_more_load_is_never_better(opened):
+    machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
+    found = [state(machine, DEMAND, np.full(12, rate / 12), 0.95) for rate in np.geomspace(1, 5000, 25)]
+    for less, more in pairwise(found):
+        assert more.steps >= less.steps - 1e-5
+        assert more.ttft_s >= less.ttft_s * (1 - 1e-5)
+        assert more.tpot_s >= less.tpot_s * (1 - 1e-5)
+    assert found[-1].steps > 1  # beyond what the machine can do
+
+
+def test_more_load_or_a_harder_promise_never_needs_fewer_machines(opened):
+    counts = [answer(opened, wish(rate)).placement.machines for rate in (50, 500, 2000, 8000)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1 < counts[-1]
+    harder = answer(opened, wish(8000, ttft_s=0.01)).placement.machines
+    assert harder >= counts[-1]
+
+
+def test_memory_bounds_where_there_is_little(opened):
+    size_bytes = opened[1]["e-0"].layout.size_bytes
+    found = answer(opened, wish(5), ddr=size_bytes * 6)  # the router takes the place of one
+    assert found.placement.machines == 3
+    assert found.bound.startswith("memory: 2 would lack")
+    assert [len(held) for held in found.placement.held] == [4, 4, 4]
+
+
+def test_what_helps_most_is_what_bounds(opened):
+    found = answer(opened, wish(1500))
+    helps = dict(found.helps)
+    assert max(helps.values()) == found.helps[0][1] >= 1
+    assert set(helps) >= {"hbm bandwidth", "arithmetic", "launch time"}
+    assert all(factor >= 0.97 for factor in helps.values())
+
+
+def test_a_promise_that_no_number_of_machines_keeps(opened):
+    with pytest.raises(UsageError, match=r"tpot is .* on a machine that has nothing else to do, .* times the 1 us"):
+        answer(opened, wish(ttft_s=math.inf, tpot_s=1e-6))
+    with pytest.raises(CapacityError, match=r"plan on toy-tiers\] one expert needs .* smaller experts"):
+        answer(opened, wish(), hbm=70_000)
+
+
+def run(file, *args):
+    return runner.invoke(app, ["plan", str(file), *map(str, args)])
+
+
+def test_the_simulation_judges_the_plan(file):
+    """On a small case the answer keeps the promise and one machine fewer does not."""
+    result = run(file, "--machine", "toy-tiers", "--rate", 1500, "--slo", "ttft=12ms", "--prompt", 9, "--tokens", 5,
+                 "--requests", 300, "--check", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    found, kept = row["check"]["machines"], row["check"]["kept"]
+    assert kept[str(found)] >= 0.95
+    assert found > 1
+    assert kept[str(found - 1)] < 0.95
+    assert abs(row["machines"] - found) <= 1  # the formulas are not far off
+
+
+def test_a_plan_takes_less_than_two_seconds(file):
+    begun = time.process_time()
+    result = run(file, "--machine", "toy-tiers", "--rate", 2000, "--slo", "ttft=100ms,tpot=50ms", "--json")
+    assert result.exit_code == 0, result.output
+    assert time.process_time() - begun < 2
+
+
+def test_the_command_compares_machines_and_explains(file, tmp_path):
+    args = ("--rate", 200, "--slo", "ttft=1s", "--html", tmp_path / "p.html")
+    result = run(file, "--machine", "toy-tiers", "--machine", "sn40l-node", *args)
+    assert result.exit_code == 0, result.output
+    assert "bound by" in result.stdout
+    assert "were one part 1.5 times as good" in result.stdout
+    assert "<svg" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--rate", "-1", "--slo", "ttft=1s"), "[--rate] is -1 requests/s"),
+        (("--rate", "5", "--slo", "soon"), "[--slo] 'soon'"),
+        (("--rate", "5", "--slo", "tpot=1us"), "more machines do not change that"),
+    ],
+)
+def test_mistakes_are_sentences(file, args, sentence):
+    result = run(file, "--machine", "toy-tiers", *args)
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
+    assert "Traceback" not in result.output
