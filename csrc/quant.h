@@ -25,6 +25,46 @@ inline void fetch_packed(bytes* at, int64_t size_bytes) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+// acc += x * the block of a row from weight k on.
+template <class Q>
+inline V add_block(const float* x, bytes* row, int64_t K, int64_t k, V acc) {
+  V wide[kBlockWeights / W];
+  Q::widen(row, k, scale_of<Q>(row, K, k), wide);
+#pragma GCC unroll 4
+  for (int i = 0; i < kBlockWeights / W; ++i) acc = fma(load(x + k + i * W), wide[i], acc);
+  return acc;
+}
+
+// One token against N rows of whole blocks. Weights from `ahead` on are fetched meanwhile. A row's scale is loaded where it is used:
+// there are not enough registers for the scales of N rows.
+template <class Q, int N>
+inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* ahead) {
+  const int64_t stride = Q::row_bytes(K);
+  constexpr int64_t kStrideBytes = N * Q::row_bytes(kStrideWeights);
+  V acc[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) acc[n] = V{};
+  int64_t k = 0;
+  for (; k + kStrideWeights <= K; k += kStrideWeights, ahead += kStrideBytes) {
+    fetch_packed(ahead, kStrideBytes);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, K, k + i, acc[n]);
+  }
+  for (; k < K; k += kBlockWeights, ahead += kStrideBytes / 4) {
+    fetch_packed(ahead, kStrideBytes / 4);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, K, k, acc[n]);
+  }
+  static_assert(N == 4);
+  sum4(acc[0], acc[1], acc[2], acc[3], out);
+}
+
+#else
+
 // acc[n] += x * row n over the block of weights from k on.
 template <class Q, int N>
 inline void block_dots(const float* x, bytes* w, int64_t stride, int64_t k, const typename Q::Scale* scale, V* acc) {
@@ -74,23 +114,30 @@ inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* a
   sum4(acc[0], acc[1], acc[2], acc[3], out);
 }
 
+#endif
+
 constexpr int64_t kPanelRows = 4, kPanelWeights = 512;  // 8 KiB, in the first-level cache while the tile's tokens pass
 constexpr int64_t kPanelTokens = 16;                    // of a tile
+constexpr int64_t kPanelTile = 32;                      // rows that pass the tokens' columns, which stay in that cache too
+constexpr int kPanelAtOnce = W == 16 ? 4 : 3;           // tokens; with kPanelRows, as many sums as registers allow
 
-// acc[m][n] += x row m * panel row n over `count` weights, M tokens at once.
+// acc[m][n] += x row m * panel row n over `count` weights, M tokens at once; sums begin at 0 where it is the `first` time.
 template <int M>
-inline void panel_dots(const float* x, int64_t x_stride, const float* panel, int64_t count, V (*acc)[kPanelRows]) {
+inline void panel_dots(const float* x, int64_t x_stride, const float* panel, int64_t count, bool first, V (*acc)[kPanelTile]) {
   V sums[M][kPanelRows];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int n = 0; n < kPanelRows; ++n) sums[m][n] = acc[m][n];
+    for (int n = 0; n < kPanelRows; ++n) sums[m][n] = first ? V{} : acc[m][n];
   const auto add = [&](const auto& load_x, int64_t k) {
+    V xv[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const V xv = load_x(x + m * x_stride + k);
+    for (int m = 0; m < M; ++m) xv[m] = load_x(x + m * x_stride + k);
 #pragma GCC unroll 8
-      for (int n = 0; n < kPanelRows; ++n) sums[m][n] = fma(xv, load(panel + n * kPanelWeights + k), sums[m][n]);
+    for (int n = 0; n < kPanelRows; ++n) {
+      const V wv = load(panel + n * kPanelWeights + k);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m][n] = fma(xv[m], wv, sums[m][n]);
     }
   };
   int64_t k = 0;
@@ -102,25 +149,43 @@ inline void panel_dots(const float* x, int64_t x_stride, const float* panel, int
     for (int n = 0; n < kPanelRows; ++n) acc[m][n] = sums[m][n];
 }
 
-// Several tokens against up to kPanelRows rows: each weight is widened once.
+// Weights [first, first + count) of up to kPanelRows rows, widened.
+template <class Q>
+inline void fill_panel(bytes* w, int64_t rows, int64_t K, int64_t first, int64_t count, float* panel) {
+  for (int64_t n = 0; n < kPanelRows; ++n) {
+    bytes* row = w + (n < rows ? n : 0) * Q::row_bytes(K);  // a missing row is computed and dropped
+    for (int64_t k = 0; k < count; k += kBlockWeights) {
+      V wide[kBlockWeights / W];
+      Q::widen(row, first + k, scale_of<Q>(row, K, first + k), wide);
+      for (int i = 0; i < kBlockWeights / W; ++i) store(panel + n * kPanelWeights + k + i * W, wide[i]);
+    }
+  }
+}
+
+// Several tokens against up to kPanelTile rows: each weight is widened once.
 template <class Q>
 inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t rows, int64_t K, float* out,
                         int64_t out_stride) {
   alignas(64) float panel[kPanelRows * kPanelWeights];
-  V acc[kPanelTokens][kPanelRows] = {};
+  V acc[kPanelTokens][kPanelTile];
+  const int64_t stride = Q::row_bytes(K);
   for (int64_t first = 0; first < K; first += kPanelWeights) {
     const int64_t count = K - first < kPanelWeights ? K - first : kPanelWeights;
-    for (int64_t n = 0; n < kPanelRows; ++n) {
-      bytes* row = w + (n < rows ? n : 0) * Q::row_bytes(K);  // a missing row is computed and dropped
-      for (int64_t k = 0; k < count; k += kBlockWeights) {
-        V wide[kBlockWeights / W];
-        Q::widen(row, first + k, scale_of<Q>(row, K, first + k), wide);
-        for (int i = 0; i < kBlockWeights / W; ++i) store(panel + n * kPanelWeights + k + i * W, wide[i]);
-      }
+    for (int64_t n = 0; n < rows; n += kPanelRows) {
+      fill_panel<Q>(w + n * stride, rows - n, K, first, count, panel);
+      for (int64_t r = n + kPanelRows; r < rows && r < n + 2 * kPanelRows; ++r)
+        fetch_packed(w + r * stride + first * Q::row_bytes(kStrideWeights) / kStrideWeights, Q::row_bytes(kPanelWeights));
+      const float* at = x + first;
+      int64_t t = 0;
+      const auto pass = [&]<int M>() {
+        panel_dots<M>(at + t * x_stride, x_stride, panel, count, first == 0, reinterpret_cast<V(*)[kPanelTile]>(&acc[t][n]));
+        t += M;
+      };
+      while (t + kPanelAtOnce <= tokens) pass.template operator()<kPanelAtOnce>();
+      if (kPanelAtOnce > 3 && tokens - t == 3) pass.template operator()<3>();
+      if (tokens - t == 2) pass.template operator()<2>();
+      if (tokens - t == 1) pass.template operator()<1>();
     }
-    int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4) panel_dots<4>(x + t * x_stride + first, x_stride, panel, count, acc + t);
-    for (; t < tokens; ++t) panel_dots<1>(x + t * x_stride + first, x_stride, panel, count, acc + t);
   }
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t n = 0; n < rows; ++n) out[t * out_stride + n] = sum(acc[t][n]);
@@ -136,8 +201,8 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       bytes* rows = w + n * Q::row_bytes(K);
       quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
     }
-  for (; n < N; n += kPanelRows) {
-    const int64_t rows = N - n < kPanelRows ? N - n : kPanelRows;
+  for (; n < N; n += kPanelTile) {
+    const int64_t rows = N - n < kPanelTile ? N - n : kPanelTile;
     quant_panel<Q>(x, x_stride, tokens, w + n * Q::row_bytes(K), rows, K, out + n, out_stride);
   }
 }
@@ -145,7 +210,7 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
 // Calls `body` with the packed type.
 template <class Body>
 inline void with_packed(int64_t dtype, Body body) {
-  if (dtype == static_cast<int64_t>(DType::q8)) return body.template operator()<Q8>();
+  if (is_q8(dtype)) return body.template operator()<Q8>();
   body.template operator()<Q4>();
 }
 

@@ -27,6 +27,7 @@ struct Q8 {
   static bytes* scales(bytes* row, int64_t K) { return row + padded_weights(K); }
 
   static Scale prepare(const float* scale) { return broadcast(scale); }
+  static Scale scale_of_lanes(V scale) { return scale; }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
     for (int i = 0; i < kBlockWeights / W; ++i) {
@@ -70,33 +71,55 @@ struct Q4 {
     V step, zero;  // scale, -8 * scale
   };
 
+#if defined(__AVX2__)
+  static Scale prepare(const float* scale) { return scale_of_lanes(broadcast(scale)); }
+  static Scale scale_of_lanes(V scale) { return {scale, scale * splat(-136.0f)}; }
+
+  // 0x43 above a weight plus 8 is 128 + that, as a bfloat16. So each half of a register holds the bytes of the 8 weights that its lanes
+  // want, and 0x43 in between; one shuffle makes 8 numbers of them. (128 + q + 8) * scale - 136 * scale is exact.
+  static void widen(bytes* row, int64_t k, Scale scale, V* out) {
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k / 2));
+    const I both = _mm256_broadcastsi128_si256(packed), high = _mm256_srli_epi16(both, 4);
+    constexpr char q = 15, e = 0x43;
+    const I wanted = _mm256_setr_epi8(q, q, q, q, 0, 0, 0, 0, q, q, q, q, 0, 0, 0, 0, 0, 0, 0, 0, q, q, q, q, 0, 0, 0, 0, q, q, q, q);
+    const I between = _mm256_setr_epi8(0, 0, 0, 0, e, e, e, e, 0, 0, 0, 0, e, e, e, e, e, e, e, e, 0, 0, 0, 0, e, e, e, e, 0, 0, 0, 0);
+    const I first = _mm256_setr_epi8(-1, -1, 0, 4, -1, -1, 1, 4, -1, -1, 2, 4, -1, -1, 3, 4,  //
+                                     -1, -1, 4, 0, -1, -1, 5, 0, -1, -1, 6, 0, -1, -1, 7, 0);
+    const I second = _mm256_setr_epi8(-1, -1, 8, 4, -1, -1, 9, 4, -1, -1, 10, 4, -1, -1, 11, 4,  //
+                                      -1, -1, 12, 0, -1, -1, 13, 0, -1, -1, 14, 0, -1, -1, 15, 0);
+    for (int i = 0; i < 2; ++i) {
+      const I numbers = _mm256_or_si256(_mm256_and_si256(i == 0 ? both : high, wanted), between);
+      out[2 * i] = fma(_mm256_castsi256_ps(_mm256_shuffle_epi8(numbers, first)), scale.step, scale.zero);
+      out[2 * i + 1] = fma(_mm256_castsi256_ps(_mm256_shuffle_epi8(numbers, second)), scale.step, scale.zero);
+    }
+  }
+#else
   static Scale prepare(const float* scale) { return {broadcast(scale), broadcast(scale) * splat(-8.0f)}; }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
-#if defined(__AVX2__)
-    for (int i = 0; i < 2; ++i) {
-      const I q = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + k / 2 + i * 8)));
-      const I low = _mm256_and_si256(q, _mm256_set1_epi32(15));
-      out[i] = fma(_mm256_cvtepi32_ps(low), scale.step, scale.zero);  // exact: (q - 8) * scale
-      out[i + 2] = fma(_mm256_cvtepi32_ps(_mm256_srli_epi32(q, 4)), scale.step, scale.zero);
-    }
-#else
     for (int64_t i = 0; i < kBlockWeights / 2; ++i) {
       const uint8_t both = row[k / 2 + i];
       out[i / W][i % W] = static_cast<float>(both & 15);
       out[(i + 16) / W][i % W] = static_cast<float>(both >> 4);
     }
     for (int i = 0; i < kBlockWeights / W; ++i) out[i] = fma(out[i], scale.step, scale.zero);
-#endif
   }
+#endif
 #endif
 };
 
 // Of the group that holds weight k of a row.
 template <class Q>
 inline typename Q::Scale scale_of(bytes* row, int64_t K, int64_t k) {
-  const float scale = widen<DType::bf16>(Q::scales(row, K) + k / Q::kGroup * 2);
+  bytes* at = Q::scales(row, K) + k / Q::kGroup * 2;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // As the upper half of 32 bits: the two bytes before a scale belong to the row too.
+  const V both = _mm256_broadcast_ss(reinterpret_cast<const float*>(at - 2));
+  return Q::scale_of_lanes(_mm256_and_ps(both, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xFFFF0000)))));
+#else
+  const float scale = widen<DType::bf16>(at);
   return Q::prepare(&scale);
+#endif
 }
 
 // `count` scales of a row of at least 2 W bytes, from that of weight k on; up to W floats before `out` are overwritten.

@@ -5,8 +5,11 @@
 // a token's result has the same bits alone, in a batch and in a chunk.
 #pragma once
 
+#include <initializer_list>
+
 #include "panel.h"
 #include "quant.h"
+#include "rounded.h"
 #include "scratch.h"
 #include "vec.h"
 
@@ -63,16 +66,73 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
 }
 
-// Tokens of a unit as dot_tile reads them.
+// The packed types for which an op rounds its activations.
+struct Rounding {
+  bool q8 = false, q4 = false;
+  constexpr bool any() const { return q8 || q4; }
+};
+
+template <class... DTypes>
+constexpr Rounding rounding_of(DTypes... dtypes) {
+  return {((dtypes == static_cast<int64_t>(DType::q8_rounded)) || ...), ((dtypes == static_cast<int64_t>(DType::q4_rounded)) || ...)};
+}
+
+// The records of a tile's tokens, for each packed type that wants them; null for others.
+struct Records {
+  uint8_t *q8 = nullptr, *q4 = nullptr;
+
+  bytes* of(int64_t dtype) const {
+    if (!is_rounded(dtype)) return nullptr;
+    return is_q8(dtype) ? q8 : q4;
+  }
+  void put(int64_t token, const float* x, int64_t K) const {
+    for (const DType dtype : {DType::q8, DType::q4}) {
+      const auto number = static_cast<int64_t>(dtype);
+      uint8_t* records = dtype == DType::q8 ? q8 : q4;
+      if (records != nullptr) round_row(x, K, number, records + token * rounded_bytes(number, K));
+    }
+  }
+};
+
+constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return token_tile(T) * rounded_bytes(dtype, K) / 4; }
+
+constexpr int64_t records_bytes(Rounding rounding, int64_t T, int64_t K) {
+  int64_t size = 0;
+  if (rounding.q8) size += bytes_of(records_floats(static_cast<int64_t>(DType::q8), T, K));
+  if (rounding.q4) size += bytes_of(records_floats(static_cast<int64_t>(DType::q4), T, K));
+  return size;
+}
+
+inline Records take_records(Scratch& scratch, Rounding rounding, int64_t T, int64_t K) {
+  const auto take = [&](DType dtype) {
+    return reinterpret_cast<uint8_t*>(scratch.floats(records_floats(static_cast<int64_t>(dtype), T, K)));
+  };
+  Records records;
+  if (rounding.q8) records.q8 = take(DType::q8);
+  if (rounding.q4) records.q4 = take(DType::q4);
+  return records;
+}
+
+// Tokens of a unit as dot_tile reads them. With records for a weight's type, the weight meets those, and not `x`.
 struct Input {
   const float* x;
   int64_t stride;
+  Records records = {};
 };
 
-constexpr int64_t input_bytes(int64_t T, int64_t K) { return T <= kFewTokens ? 0 : tile_bytes(T, K); }
+constexpr int64_t input_bytes(int64_t T, int64_t K, Rounding rounding) {
+  if (rounding.any()) return records_bytes(rounding, T, K);
+  return T <= kFewTokens ? 0 : tile_bytes(T, K);
+}
 
-// Few tokens where they are; many in a scratch tile, which a thread keeps for its next units.
-inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K) {
+// What one weight reads. Few tokens where they are; many, or rounded ones, in a scratch tile, which a thread keeps for its next units.
+inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, Rounding rounding) {
+  if (rounding.any()) {
+    const Records records = take_records(scratch, rounding, T, K);
+    if (!scratch.holds(block.token))
+      for (int64_t t = 0; t < block.tokens; ++t) records.put(t, x + (block.token + t) * K, K);
+    return {x + block.token * K, K, records};
+  }
   if (T <= kFewTokens) return {x + block.token * K, K};
   const int64_t stride = tile_stride(T, K);
   float* tile = take_tile(scratch, T, K);
@@ -158,6 +218,7 @@ inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* 
 // The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
+  if (bytes* records = in.records.of(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
   if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   if (is_packed(dtype)) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
   with_dtype(dtype, [&]<DType D>() {

@@ -207,7 +207,9 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::f16: return body.template operator()<DType::f16>();
     case DType::bf16: return body.template operator()<DType::bf16>();
     case DType::q8:
-    case DType::q4: return;  // matrices only, by quant.h
+    case DType::q4:
+    case DType::q8_rounded:
+    case DType::q4_rounded: return;  // matrices only, by quant.h
   }
 }
 

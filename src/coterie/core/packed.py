@@ -5,7 +5,8 @@
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
 
 A weight is q * s, which float32 holds exactly: nothing that computes with it depends on how it was unpacked.
-Padding is zero. Knows nothing about files or which tensors are packed.
+Padding is zero. Activations that meet packed weights may be rounded in the same groups, by choice.
+Knows nothing about files or which tensors are packed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType, from_
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-MAX_Q8 = 127  # -128 is left out, so that a product of magnitudes fits 15 bits
+MAX_Q8 = 127  # of weights and of rounded activations; -128 is left out, so that a product of magnitudes fits 15 bits
 LOW_Q4, HIGH_Q4 = -8, 7
 # The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
 _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
@@ -43,6 +44,25 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     for rows in _pieces(N, columns):
         out[rows] = _unpack(packed[rows], dtype, columns)
     return out
+
+
+def rounded(values_TK: F32, dtype: DType) -> F32:
+    """Activations as packed weights of a type meet them when they are rounded to int8, in the weights' groups.
+
+    scale = largest magnitude / 127, q = the nearest whole number of x * (127 / largest), ties to even: q * scale.
+    A group that is not all finite becomes NaN.
+    """
+    T, K = values_TK.shape
+    group = PACKED[dtype][1]
+    grouped = np.zeros((T, -(-K // group) * group), np.float32)
+    grouped[:, :K] = values_TK
+    grouped = grouped.reshape(T, grouped.shape[1] // group, group)
+    largest = np.abs(grouped).max(axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        steps = np.float32(MAX_Q8) / largest
+        q = np.rint(grouped * np.where(np.isfinite(steps), steps, np.float32(0)))
+        scales = np.where(np.isfinite(largest), largest / np.float32(MAX_Q8), np.float32(np.nan))
+        return np.asarray((q * scales).reshape(T, grouped.shape[1] * group)[:, :K], np.float32)
 
 
 def _pieces(N: int, K: int) -> Iterator[slice]:

@@ -57,9 +57,12 @@ def _opcode(number: int, fields: tuple[tuple[str, str], ...]) -> Opcode:
 OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, row in _cpu.OPCODES.items()})
 
 
-def dtype_number(dtype: DType) -> int:
-    """The native number of a weight's or a page's type. Raises KeyError for types that are neither."""
-    return int(_cpu.DTYPES[dtype.value])
+def dtype_number(dtype: DType, rounded: bool = False) -> int:
+    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets rounded activations.
+
+    Raises KeyError for types that are neither.
+    """
+    return int(_cpu.DTYPES[f"{dtype.value}, rounded" if rounded else dtype.value])
 
 
 def real_bits(value: float) -> int:

@@ -1,0 +1,355 @@
+// Activations rounded to int8 in the groups of a packed weight, and their dot products with packed rows in whole numbers.
+// Knows nothing about ops or how work is shared out.
+//
+//   scale = largest magnitude of a group / 127;  q = the nearest whole number of x * (127 / largest), ties to even
+//   sum over groups of (sum of q * weight's whole number) * (scale * weight's scale)
+//
+// Eight lanes, whatever the instruction set: a lane's sum over a group is whole, so exact, and groups are added in order. No blocking
+// of tokens or rows changes the bits. A group that holds an infinity or a NaN has the scale NaN, which reaches the result.
+//
+//   record of q8   | q of a group: 128 | scale x 8 floats |
+//   record of q4   | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
+//
+// A q4 weight is stored plus 8: the sums take that out again.
+#pragma once
+
+#include "quant.h"
+#include "scratch.h"
+
+namespace coterie::COTERIE_ISA {
+
+constexpr int64_t kLanes = 8;
+constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of a record of q4
+constexpr int64_t kScalesAtQ8 = 128, kRecordQ8 = 160;
+constexpr int64_t kSumsAtQ4 = 64, kScalesAtQ4 = 96, kRecordQ4 = 128;
+constexpr float kMostQ = 127.0f;
+
+constexpr int64_t whole_parts(int64_t count, int64_t part) { return (count + part - 1) / part; }
+
+// Bytes of the records of a token.
+constexpr int64_t rounded_bytes(int64_t dtype, int64_t K) {
+  return is_q8(dtype) ? whole_parts(K, kGroupQ8) * kRecordQ8 : whole_parts(K, kPairWeights) * kRecordQ4;
+}
+
+// What q is a number times, for the largest magnitude of a group.
+inline float steps_of(float largest) {
+  const float steps = kMostQ / largest;
+  return steps <= 3.4028235e38f ? steps : 0.0f;  // of a group of zeros, or nearly
+}
+
+#if defined(__AVX2__)
+
+// The largest magnitude, and NaN or 0 to be added to the scale.
+struct Extent {
+  float largest, zero;
+};
+
+template <int64_t G>
+inline Extent extent_of(const float* x) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
+  __m256 most = _mm256_setzero_ps(), zero = most;
+  for (int64_t i = 0; i < G; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i);
+    most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
+    zero = _mm256_fmadd_ps(v, _mm256_setzero_ps(), zero);  // NaN where v is no number
+  }
+  const auto halves = [](__m256 v, auto join) {
+    __m128 four = join(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = join(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(join(four, _mm_movehdup_ps(four)));
+  };
+  return {halves(most, [](__m128 a, __m128 b) { return _mm_max_ps(a, b); }),
+          halves(zero, [](__m128 a, __m128 b) { return _mm_add_ps(a, b); })};
+}
+
+// 32 numbers times `steps`, rounded.
+inline __m256i round_block(const float* x, __m256 steps) {
+  const auto eight = [&](int64_t i) { return _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps); };
+  const __m256i halves = _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(8)), _mm256_packs_epi32(eight(16), eight(24)));
+  return _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+template <int64_t G>
+inline float round_group(const float* x, uint8_t* q) {
+  const Extent extent = extent_of<G>(x);
+  const __m256 steps = _mm256_set1_ps(steps_of(extent.largest));
+  for (int64_t i = 0; i < G; i += kBlockWeights) _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + i), round_block(x + i, steps));
+  return extent.largest / kMostQ + extent.zero;
+}
+
+// One group of a record of q4, the first or the second half of each part.
+inline void put_half(const float* x, uint8_t* record) {
+  const Extent extent = extent_of<kGroupQ4>(x);
+  const __m256i q = round_block(x, _mm256_set1_ps(steps_of(extent.largest)));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
+  const __m128i sums = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  const auto put = [&](int64_t at, __m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(record + at), value); };
+  put(0, _mm256_castsi256_si128(q));
+  put(32, _mm256_extracti128_si256(q, 1));
+  put(kSumsAtQ4, _mm_slli_epi16(sums, 3));
+  put(kScalesAtQ4, _mm_castps_si128(_mm_set1_ps(extent.largest / kMostQ + extent.zero)));
+}
+
+#else
+
+template <int64_t G>
+inline float round_group(const float* x, uint8_t* q) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+  float largest = 0.0f, zero = 0.0f;
+  for (int64_t i = 0; i < G; ++i) {
+    const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
+    largest = magnitude > largest ? magnitude : largest;
+    zero += x[i] * 0.0f;  // NaN where x is no number
+  }
+  const float steps = steps_of(largest);
+  for (int64_t i = 0; i < G; ++i) q[i] = static_cast<uint8_t>(to_bits(x[i] * steps + kRound));
+  return largest / kMostQ + zero;
+}
+
+inline void put_half(const float* x, uint8_t* record) {
+  uint8_t q[kGroupQ4];
+  const float scale = round_group<kGroupQ4>(x, q);
+  std::memcpy(record, q, 16);
+  std::memcpy(record + 32, q + 16, 16);
+  std::memset(record + kSumsAtQ4, 0, 16);  // not needed here
+  for (int64_t i = 0; i < 4; ++i) std::memcpy(record + kScalesAtQ4 + 4 * i, &scale, sizeof scale);
+}
+
+#endif
+
+inline void put_record(const float* x, int64_t dtype, uint8_t* record) {
+  if (!is_q8(dtype)) {
+    put_half(x, record);
+    return put_half(x + kGroupQ4, record + 16);
+  }
+  const float scale = round_group<kGroupQ8>(x, record);
+  const float scales[kLanes] = {scale, scale, scale, scale, scale, scale, scale, scale};
+  std::memcpy(record + kScalesAtQ8, scales, sizeof scales);
+}
+
+// The records of one token.
+inline void round_row(const float* x, int64_t K, int64_t dtype, uint8_t* record) {
+  const int64_t weights = is_q8(dtype) ? kGroupQ8 : kPairWeights, size = is_q8(dtype) ? kRecordQ8 : kRecordQ4;
+  int64_t k = 0;
+  for (; k + weights <= K; k += weights, record += size) put_record(x + k, dtype, record);
+  if (k == K) return;
+  float rest[kGroupQ8] = {};
+  std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
+  put_record(rest, dtype, record);
+}
+
+#if defined(__AVX2__)
+
+using Lanes = __m256;
+
+inline __m256i load_bytes(bytes* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+inline Lanes load_lanes(bytes* at) { return _mm256_loadu_ps(reinterpret_cast<const float*>(at)); }
+inline Lanes add_product(__m256i whole, Lanes scale, Lanes acc) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, acc); }
+inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+
+inline float sum_lanes(Lanes v) {
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+
+// M tokens with the group of up to 4 blocks at `w`: the magnitudes of the weights times q with their signs.
+template <int M>
+inline void add_group_q8(bytes* record, int64_t token_bytes, bytes* w, bytes* scale, int64_t blocks, Lanes* acc, int64_t step) {
+  __m256i whole[M];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) whole[m] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < blocks; ++i) {
+    const __m256i weight = load_bytes(w + i * kBlockWeights), magnitude = _mm256_abs_epi8(weight);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const __m256i q = _mm256_sign_epi8(load_bytes(record + m * token_bytes + i * kBlockWeights), weight);
+      whole[m] = _mm256_add_epi32(whole[m], pairs_added(_mm256_maddubs_epi16(magnitude, q)));
+    }
+  }
+  // The two bytes before a scale belong to the row too.
+  const Lanes both = _mm256_broadcast_ss(reinterpret_cast<const float*>(scale - 2));
+  const Lanes of_weight = _mm256_and_ps(both, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+    acc[m * step] = add_product(whole[m], of_weight * load_lanes(record + m * token_bytes + kScalesAtQ8), acc[m * step]);
+}
+
+template <int M>
+inline void add_pair_q4(bytes* record, int64_t token_bytes, __m256i both, Lanes of_weight, Lanes* acc, int64_t step) {
+  const __m256i low_half = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    bytes* at = record + m * token_bytes;
+    const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(low, load_bytes(at)), _mm256_maddubs_epi16(high, load_bytes(at + 32)));
+    const __m256i whole = pairs_added(_mm256_sub_epi16(sums, load_bytes(at + kSumsAtQ4)));
+    acc[m * step] = add_product(whole, of_weight * load_lanes(at + kScalesAtQ4), acc[m * step]);
+  }
+}
+
+// The scales of groups a and b, which follow one another, each in four lanes.
+inline Lanes pair_scales(bytes* at) {
+  int32_t two;
+  std::memcpy(&two, at, sizeof two);
+  const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
+                                         -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), place));
+}
+
+#else
+
+struct Lanes {
+  float lane[kLanes];
+};
+
+inline Lanes load_lanes(bytes* at) {
+  Lanes v;
+  std::memcpy(&v, at, sizeof v);
+  return v;
+}
+
+inline float sum_lanes(const Lanes& v) {
+  float four[4];
+  for (int i = 0; i < 4; ++i) four[i] = v.lane[i] + v.lane[i + 4];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+template <int M>
+inline void add_group_q8(bytes* record, int64_t token_bytes, bytes* w, bytes* scale, int64_t blocks, Lanes* acc, int64_t step) {
+  for (int m = 0; m < M; ++m, record += token_bytes, acc += step) {
+    int32_t whole[kLanes] = {};
+    for (int64_t i = 0; i < blocks * kBlockWeights; ++i)
+      whole[i % kBlockWeights / 4] += static_cast<int8_t>(w[i]) * static_cast<int8_t>(record[i]);
+    const Lanes of_token = load_lanes(record + kScalesAtQ8);
+    for (int i = 0; i < kLanes; ++i)
+      acc->lane[i] += static_cast<float>(whole[i]) * (widen<DType::bf16>(scale) * of_token.lane[i]);
+  }
+}
+
+struct Pair {
+  uint8_t of[2 * kBlockWeights / 2];
+};
+
+template <int M>
+inline void add_pair_q4(bytes* record, int64_t token_bytes, const Pair& both, const Lanes& of_weight, Lanes* acc, int64_t step) {
+  for (int m = 0; m < M; ++m, record += token_bytes, acc += step) {
+    int32_t whole[kLanes] = {};
+    for (int64_t i = 0; i < 32; ++i) {
+      const int low = both.of[i] & 15, high = both.of[i] >> 4;
+      whole[i / 4] += (low - 8) * static_cast<int8_t>(record[i]) + (high - 8) * static_cast<int8_t>(record[32 + i]);
+    }
+    const Lanes of_token = load_lanes(record + kScalesAtQ4);
+    for (int i = 0; i < kLanes; ++i) acc->lane[i] += static_cast<float>(whole[i]) * (of_weight.lane[i] * of_token.lane[i]);
+  }
+}
+
+inline Lanes pair_scales(bytes* at) {
+  Lanes v;
+  for (int i = 0; i < kLanes; ++i) v.lane[i] = widen<DType::bf16>(at + i / 4 * 2);
+  return v;
+}
+
+#endif
+
+// M tokens with N rows of int8. Weights from `ahead` on are fetched meanwhile.
+template <int M, int N>
+inline void rounded_dots_q8(bytes* x, int64_t token_bytes, bytes* w, int64_t K, Lanes (*acc)[N], bytes* ahead) {
+  const int64_t stride = Q8::row_bytes(K);
+  bytes* scales = Q8::scales(w, K);
+  constexpr int64_t kAhead = N * Q8::row_bytes(kGroupQ8);
+  int64_t k = 0;
+  for (; k + kGroupQ8 <= K; k += kGroupQ8, x += kRecordQ8, scales += 2, ahead += kAhead) {
+    if (M == 1) fetch_packed(ahead, kAhead);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) add_group_q8<M>(x, token_bytes, w + k + n * stride, scales + n * stride, 4, &acc[0][n], N);
+  }
+  if (k < K)
+    for (int n = 0; n < N; ++n)
+      add_group_q8<M>(x, token_bytes, w + k + n * stride, scales + n * stride, whole_parts(K - k, kBlockWeights), &acc[0][n], N);
+}
+
+template <int M, int N>
+inline void rounded_dots_q4(bytes* x, int64_t token_bytes, bytes* w, int64_t K, Lanes (*acc)[N], bytes* ahead) {
+  const int64_t stride = Q4::row_bytes(K), blocks = whole_parts(K, kBlockWeights);
+  bytes* scales = Q4::scales(w, K);
+  constexpr int64_t kAhead = N * Q4::row_bytes(kPairWeights);
+  int64_t block = 0;
+  for (; block + 2 <= blocks; block += 2, x += kRecordQ4, w += kBlockWeights, scales += 4, ahead += kAhead) {
+    if (M == 1) fetch_packed(ahead, kAhead);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+#if defined(__AVX2__)
+      const __m256i both = load_bytes(w + n * stride);
+#else
+      Pair both;
+      std::memcpy(&both, w + n * stride, sizeof both);
+#endif
+      add_pair_q4<M>(x, token_bytes, both, pair_scales(scales + n * stride), &acc[0][n], N);
+    }
+  }
+  if (block < blocks)
+    for (int n = 0; n < N; ++n) {  // one group without another: as if the other's weights, scale and q were 0
+      uint8_t pair[32] = {}, two[4] = {};
+      std::memcpy(pair, w + n * stride, 16);
+      std::memcpy(two, scales + n * stride, 2);
+#if defined(__AVX2__)
+      const __m256i both = load_bytes(pair);
+#else
+      Pair both;
+      std::memcpy(&both, pair, sizeof both);
+#endif
+      add_pair_q4<M>(x, token_bytes, both, pair_scales(two), &acc[0][n], N);
+    }
+}
+
+template <DType D, int M, int N>
+inline void rounded_dots(bytes* x, int64_t token_bytes, bytes* w, int64_t K, float* out, int64_t out_stride) {
+  Lanes acc[M][N];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[m][n] = Lanes{};
+  bytes* ahead = w + N * row_bytes(static_cast<int64_t>(D), K) + kPackedAheadBytes;
+  if constexpr (D == DType::q8) {
+    rounded_dots_q8<M, N>(x, token_bytes, w, K, acc, ahead);
+  } else {
+    rounded_dots_q4<M, N>(x, token_bytes, w, K, acc, ahead);
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) out[m * out_stride + n] = sum_lanes(acc[m][n]);
+}
+
+// M tokens with all rows.
+template <DType D, int M>
+inline void rounded_rows(bytes* x, int64_t token_bytes, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  constexpr int kRows = M == 1 ? 4 : 2;  // with the tokens, as many sums as registers allow
+  const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
+  int64_t n = 0;
+  for (; n + kRows <= N; n += kRows) rounded_dots<D, M, kRows>(x, token_bytes, w + n * stride, K, out + n, out_stride);
+  for (; n < N; ++n) rounded_dots<D, M, 1>(x, token_bytes, w + n * stride, K, out + n, out_stride);
+}
+
+template <DType D>
+inline void rounded_tokens(bytes* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  const int64_t token_bytes = rounded_bytes(static_cast<int64_t>(D), K);
+  int64_t t = 0;
+  for (; t + 4 <= tokens; t += 4) rounded_rows<D, 4>(x + t * token_bytes, token_bytes, w, N, K, out + t * out_stride, out_stride);
+  bytes* rest = x + t * token_bytes;
+  float* y = out + t * out_stride;
+  switch (tokens - t) {
+    case 3: return rounded_rows<D, 3>(rest, token_bytes, w, N, K, y, out_stride);
+    case 2: return rounded_rows<D, 2>(rest, token_bytes, w, N, K, y, out_stride);
+    case 1: return rounded_rows<D, 1>(rest, token_bytes, w, N, K, y, out_stride);
+    default: return;
+  }
+}
+
+// out[t * out_stride + n] = dot(rounded x row t, w row n); `x` are the records of the tokens, one after the other.
+inline void rounded_tile(bytes* x, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  if (is_q8(dtype)) return rounded_tokens<DType::q8>(x, tokens, w, N, K, out, out_stride);
+  rounded_tokens<DType::q4>(x, tokens, w, N, K, out, out_stride);
+}
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,137 @@
+// Packed weights, and activations rounded for them, on odd shapes, against plain loops.
+#include <array>
+
+#include "plain.h"
+
+namespace testing {
+
+namespace {
+
+int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : kGroupQ4; }
+
+// Random rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for.
+Tensor packed(int64_t rows, int64_t columns, DType dtype) {
+  Tensor made{std::vector<float>(rows * columns), dtype, nullptr};
+  const int64_t size = row_bytes(made.type(), columns), group = group_of(dtype), groups = (columns + group - 1) / group;
+  const int64_t blocks = (columns + kBlockWeights - 1) / kBlockWeights;
+  made.memory = std::make_unique<uint8_t[]>(static_cast<size_t>(rows * size + 1));
+  for (int64_t n = 0; n < rows; ++n) {
+    uint8_t* row = made.memory.get() + 1 + n * size;
+    uint8_t* scales = row + size - 2 * groups;
+    for (int64_t k = 0; k < blocks * kBlockWeights; ++k) {
+      const int q = k < columns ? static_cast<int>(rng()() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
+      if (dtype == DType::q8) row[k] = static_cast<uint8_t>(q);
+      if (dtype == DType::q4) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
+      if (k < columns) made.values[n * columns + k] = static_cast<float>(q);
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, 0.02f)[0]);
+      std::memcpy(scales + 2 * g, &scale, 2);
+      for (int64_t k = g * group; k < std::min(columns, (g + 1) * group); ++k) made.values[n * columns + k] *= plain::widen_bf16(scale);
+    }
+  }
+  return made;
+}
+
+// As an operand: rounded or not, the bytes are the same.
+integer type_of(const Tensor& w, bool rounded) {
+  if (!rounded) return w.type();
+  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_rounded : DType::q4_rounded);
+}
+
+Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype) {
+  const int64_t group = group_of(dtype);
+  Doubles y(x.size());
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t first = 0; first < K; first += group) {
+      float largest = 0.0f;
+      const int64_t last = std::min(K, first + group);
+      for (int64_t k = first; k < last; ++k) largest = std::max(largest, std::abs(static_cast<float>(x[t * K + k])));
+      for (int64_t k = first; k < last; ++k)
+        y[t * K + k] = largest == 0.0f ? 0.0 : std::nearbyint(static_cast<float>(x[t * K + k]) * (127.0f / largest)) * (largest / 127.0f);
+    }
+  return y;
+}
+
+void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
+  const Tensor w = packed(N, K, dtype), bias = weight(N, 1, DType::bf16);
+  const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
+  std::vector<float> y(T * N), added(T * N);
+  const Linear op{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), y.data(), T, N, K};
+  const LinearAdd add{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), added.data(), T, N, K, residual.data()};
+  everywhere("packed linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
+    const Doubles met = rounded ? rounded_rows(widened(x), T, K, dtype) : widened(x), wanted = linear(met, w, bias, T, N, K);
+    Doubles with_residual = wanted;
+    for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
+    return close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
+  });
+}
+
+// The bits of a token do not depend on the tokens beside it.
+void test_parts(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
+  const Tensor w = packed(N, K, dtype);
+  const std::vector<float> x = random_floats(T * K);
+  std::vector<float> whole(T * N), parts(T * N);
+  std::vector<Row> rows = {row_of(Opcode::linear, Linear{x.data(), w.at(), type_of(w, rounded), nullptr, 0, whole.data(), T, N, K})};
+  for (int64_t t = 0, size = 1; t < T; t += size, size = std::min(size + 1, T - t))
+    rows.push_back(row_of(Opcode::linear, Linear{x.data() + t * K, w.at(), type_of(w, rounded), nullptr, 0, parts.data() + t * N, size, N, K}));
+  everywhere("packed parts", rows, {output(whole), output(parts)}, [&] { return whole == parts; });
+}
+
+void test_embed(int64_t T, int64_t D, DType dtype) {
+  const Tensor table = packed(9, D, dtype);
+  std::vector<i32> tokens;
+  for (int64_t t = 0; t < T; ++t) tokens.push_back(static_cast<i32>(t * 5 % 9));
+  std::vector<float> y(T * D);
+  everywhere("packed embed", {row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), y.data(), T, D})}, {output(y)}, [&] {
+    Doubles wanted;
+    for (const i32 token : tokens)
+      for (int64_t d = 0; d < D; ++d) wanted.push_back(table[token * D + d]);
+    return close(y, wanted, 0);
+  });
+}
+
+// Fused regions have the bits of their parts.
+void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType other, bool rounded) {
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor scale = norm_weight(D, DType::bf16), gate = packed(F, D, dtype), up = packed(F, D, other);
+  std::vector<i32> picked;
+  for (int64_t t = 0; t < T; ++t) picked.push_back(static_cast<i32>(T - 1 - t));
+  std::vector<float> normed(T * D), gates(T * F), ups(T * F), silus(T * F), product(T * F), fused(T * F), head(T * F);
+  const std::vector<Row> rows = {
+      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5}),
+      row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, rounded), nullptr, 0, gates.data(), T, F, D}),
+      row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, rounded), nullptr, 0, ups.data(), T, F, D}),
+      row_of(Opcode::silu, Silu{gates.data(), silus.data(), T, F}),
+      row_of(Opcode::mul, Mul{silus.data(), ups.data(), product.data(), T, F}),
+      row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, gate.at(), type_of(gate, rounded), nullptr, 0,
+                                                              up.at(), type_of(up, rounded), nullptr, 0, fused.data(), T, D, F}),
+      row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), gate.at(), type_of(gate, rounded), nullptr,
+                                                      0, head.data(), T, D, F}),
+  };
+  everywhere("packed fused", rows, {output(product), output(fused), output(head)}, [&] {
+    for (int64_t t = 0; t < T; ++t)
+      if (!std::equal(&gates[t * F], &gates[(t + 1) * F], &head[(T - 1 - t) * F])) return false;
+    return fused == product;
+  });
+}
+
+}  // namespace
+
+void test_packed() {
+  for (const DType dtype : {DType::q8, DType::q4}) {
+    for (const bool rounded : {false, true}) {
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
+        test_linear(T, N, K, dtype, rounded);
+      test_parts(21, 7, 300, dtype, rounded);
+      for (const DType other : {DType::q8, DType::q4}) {
+        test_norm_and_linear(1, 96, 35, dtype, other, rounded);
+        test_norm_and_linear(19, 70, 33, dtype, other, rounded);
+      }
+    }
+    test_embed(5, 50, dtype);
+    test_embed(18, 128, dtype);
+  }
+}
+
+}  // namespace testing
