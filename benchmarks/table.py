@@ -39,12 +39,18 @@ def _ratio(result: Result, name: str) -> str:
     return "" if row is None else f"{row['ratio']:.2f} x ({row['precision']})"
 
 
+def _stored(work: Mapping[str, Any]) -> str:
+    """How weights are stored, and what they meet where that is not float32."""
+    weights, activations = str(work["weights"]).removeprefix("random "), work.get("activations", "float32")
+    return weights if activations == "float32" else f"{weights} with {activations} activations"
+
+
 def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
         work, batch = r["workload"], r["batch"]
         cells = [
-            f"{work['shape']}, {work['weights'].removeprefix('random ')}, context {work['context']}",
+            f"{work['shape']}, {_stored(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
             f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({batch['gain_aim']:.2f})",
@@ -60,7 +66,7 @@ def _prefill(results: list[Result]) -> str:
     for r in results:
         work = r["workload"]
         cells = [
-            f"{work['shape']}, {work['weights'].removeprefix('random ')}, {work['prompt_tokens']} tokens",
+            f"{work['shape']}, {_stored(work)}, {work['prompt_tokens']} tokens",
             f"{r['tokens_per_s']:.0f}",
             f"{r['share_of_peak']:.2f}",
             *(_ratio(r, name) for name in PEERS),

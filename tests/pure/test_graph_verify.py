@@ -104,6 +104,14 @@ WRONG = {
         lambda g: inputs_of(g, "layers.0/attention_out", 0, "layers.0/q_rope"),
         ["layers.0/attention_out", "(T, 4, 6)", "(T, 12)"],
     ),
+    "rounding of an unpacked weight": (
+        lambda g: change_op(g, "layers.0/gate", attrs={"rounding": "int8"}),
+        ["layers.0/gate", "int8", "type F32"],
+    ),
+    "rounding to another type": (
+        lambda g: change_op(g, "layers.0/gate", attrs={"rounding": "int3"}),
+        ["layers.0/gate", "int3", "'int8'"],
+    ),
     "negative eps": (lambda g: change_op(g, "head/norm", attrs={"eps": -1.0}), ["head/norm", "-1.0"]),
     "frequencies": (
         lambda g: change_value(g, "inv_freq", data=(1.0, 0.5)),

@@ -17,7 +17,7 @@ from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
-from coterie.models.model import Model
+from coterie.models.model import FLOAT32, Model, with_activations
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
@@ -28,18 +28,26 @@ class Options(Settings):
     """How to serve, and on what: Settings, and a device.
 
     `device`: cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers at all).
+    `activations`: float32, or int8 to round what packed weights are multiplied with; other experts stay as they are.
     """
 
     device: str = "cpu"
     threads: int | None = None
+    activations: str = FLOAT32
 
 
-def open_models(composition: Composition, device: str) -> dict[str, Model]:
+def open_models(composition: Composition, device: str, activations: str = FLOAT32) -> dict[str, Model]:
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
-    Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes on a real device.
+    Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
+    UsageError for rounded activations where no expert has packed weights to use them.
     """
-    return open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
+    models = open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
+    chosen = {name: with_activations(model, activations) for name, model in models.items()}
+    if activations != FLOAT32 and all(chosen[name].key == model.key for name, model in models.items()):
+        fact = f"no expert of {composition.name} has packed weights, and only those meet {activations} activations"
+        raise UsageError("--activations", fact, "pack an expert with coterie quantize, or leave the option out")
+    return chosen
 
 
 def make_spec(options: Options) -> MachineSpec:

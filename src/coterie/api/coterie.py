@@ -44,7 +44,7 @@ class Coterie:
         options = options or Options()
         self.composition = composition
         self.routing = Routing(composition)
-        self.models: dict[str, Model] = open_models(composition, options.device)
+        self.models: dict[str, Model] = open_models(composition, options.device, options.activations)
         made = plan(self.models, make_spec(options), options)
         self._texts = open_texts(self.models)
         self._parts: Parts = assemble(self.models, made, options)

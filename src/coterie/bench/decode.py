@@ -34,6 +34,7 @@ from coterie.bench.step import Loaded, prompt_ids
 from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
+from coterie.models.model import FLOAT32, with_activations
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -47,11 +48,13 @@ def decode(
     weights: str = "bf16",
     batch: int = 8,
     peers: Sequence[str] = (),
+    activations: str = FLOAT32,
 ) -> Report:
     """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
     engines, room = peers_named(peers), context_tokens + STEPS
     config = with_context(shape_config(shape), room)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
+        model = with_activations(packed, activations)
         loaded = Loaded(model, "device", threads, room, batch)
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
@@ -72,6 +75,7 @@ def decode(
     results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
+    workload["activations"] = activations
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 

@@ -22,6 +22,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, prompt_ids
 from coterie.bench.sticks import multiply_adds
 from coterie.core.units import format_seconds
+from coterie.models.model import FLOAT32, with_activations
 
 OURS, PEAK = "coterie", "multiply-adds"
 
@@ -33,11 +34,13 @@ def prefill(
     effort: Effort,
     weights: str = "bf16",
     peers: Sequence[str] = (),
+    activations: str = FLOAT32,
 ) -> Report:
     """Measure one step over a whole prompt, the stick and the peers. Raises UsageError, CapacityError."""
     engines, room = peers_named(peers), prompt_tokens + 1
     config = with_context(shape_config(shape), room)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
+        model = with_activations(packed, activations)
         loaded = Loaded(model, "device", threads, prompt_tokens)
         stack.callback(loaded.close)
         step = loaded.step("cache", 0, prompt_tokens)
@@ -63,6 +66,7 @@ def prefill(
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
     workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "threads": cpus}
+    workload["activations"] = activations
     return Report("prefill", workload, results, (_table(results),), _notes(results))
 
 

@@ -1,9 +1,9 @@
-"""What packing weights does to answers: perplexity and agreement, on the unquantised expert's own greedy answers.
+"""What packed weights and rounded activations do to answers: perplexity and agreement, on the expert's own answers.
 
     question -> the unquantised expert's answer -> each variant reads both, and says what would come next
 
-Each variant runs in the NumPy reference, so that nothing but the weights differs. Where every next token agrees, greedy
-decoding gives the same answer. Knows nothing about speed.
+Each variant runs in the NumPy reference, so that nothing else differs. Where every next token agrees, greedy decoding
+gives the same answer. Knows nothing about speed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from coterie.composition.composition import load_composition
 from coterie.composition.evaluate import read_questions
 from coterie.composition.router import Prompt
 from coterie.device import Sampling
+from coterie.graph.ops import INT8
 from coterie.graph.reference import KvState, Reference
-from coterie.models.model import Model, load_weights_f32, open_model
+from coterie.models.model import Model, load_weights_f32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
-VARIANTS: Mapping[str, Packing] = {
+PACKINGS: Mapping[str, Packing] = {
     "int8": Packing(8, 8),
     "int4, embedding and head int8": Packing(4, 8),
     "int4": Packing(4, 4),
 }
+ROUNDED = " + int8 activations"
+VARIANTS = tuple(name + more for name in PACKINGS for more in ("", ROUNDED))
 PLAIN = "unquantised"
 QUESTIONS, RANDOM_SEQUENCES, RANDOM_TOKENS = "questions.jsonl", 8, 64
 _Text = tuple[tuple[int, ...], int]  # tokens, and how many of them are the prompt
@@ -134,11 +137,12 @@ def _compare(model: Model, texts: Sequence[_Text], tally: _Tally) -> None:
     for text, logits in zip(texts, plain, strict=True):
         tally.add(PLAIN, logits, logits, text)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
-        for number, (name, packing) in enumerate(VARIANTS.items()):
+        for number, (name, packing) in enumerate(PACKINGS.items()):
             packed = open_model(quantize_folder(model.checkpoint.path, Path(folder) / str(number), packing).folder)
-            reference = _reference(packed)
-            for text, logits in zip(texts, plain, strict=True):
-                tally.add(name, _logits(reference, packed, text[0]), logits, text)
+            for variant, read in ((name, packed), (name + ROUNDED, with_activations(packed, INT8))):
+                reference = _reference(read)
+                for text, logits in zip(texts, plain, strict=True):
+                    tally.add(variant, _logits(reference, read, text[0]), logits, text)
 
 
 def _reference(model: Model) -> Reference:

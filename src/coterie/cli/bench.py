@@ -19,7 +19,19 @@ from coterie.bench.quality import quality
 from coterie.bench.report import Effort, Report, json_line, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.switch import switch
-from coterie.cli.options import DeviceOpt, JsonOpt, NearOpt, ThreadsOpt, TraceOpt, err, out, save_trace, sentences
+from coterie.cli.options import (
+    ActivationsOpt,
+    DeviceOpt,
+    JsonOpt,
+    NearOpt,
+    ThreadsOpt,
+    TraceOpt,
+    err,
+    out,
+    save_trace,
+    sentences,
+)
+from coterie.models.model import FLOAT32
 from coterie.plan.mix import MIXES
 
 app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
@@ -82,6 +94,7 @@ def bench_decode(
     context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
     weights: WeightsOpt = "bf16",
+    activations: ActivationsOpt = FLOAT32,
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -89,7 +102,7 @@ def bench_decode(
     json_: JsonOpt = False,
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
-    _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or ()), json_)
+    _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_)
 
 
 @app.command("prefill")
@@ -98,6 +111,7 @@ def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
     weights: WeightsOpt = "bf16",
+    activations: ActivationsOpt = FLOAT32,
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -105,7 +119,7 @@ def bench_prefill(
     json_: JsonOpt = False,
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
-    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or ()), json_)
+    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
 
 
 @app.command("switch")
@@ -148,7 +162,7 @@ def bench_quality(
     shape: ShapeOpt = SHAPE,
     json_: JsonOpt = False,
 ) -> None:
-    """What int8 and int4 weights do to answers: perplexity and agreement, on the demo and on a random model."""
+    """What int8 and int4 weights, and int8 activations, do to answers, on the demo and on a random model."""
     _print(quality(questions, shape), json_)
 
 

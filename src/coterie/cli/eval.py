@@ -14,6 +14,7 @@ from rich.table import Table
 
 from coterie.api import Coterie, Message, Query
 from coterie.cli.options import (
+    ActivationsOpt,
     CompositionArg,
     DeviceOpt,
     JsonOpt,
@@ -26,6 +27,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
 from coterie.core.errors import CompositionError
+from coterie.models.model import FLOAT32
 
 QUESTIONS = "questions.jsonl"
 
@@ -42,9 +44,10 @@ def evaluate(
     near: NearOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    activations: ActivationsOpt = FLOAT32,
 ) -> None:
     """Score experts, router, composition and the single fallback model on held-out questions (exact last lines)."""
-    with Coterie.open(composition, options(device, near, None, threads)) as coterie:
+    with Coterie.open(composition, options(device, near, None, threads, activations=activations)) as coterie:
         spec = coterie.composition.router
         if spec is None:
             fact = "has no router, so there is nothing to compare"

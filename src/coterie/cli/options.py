@@ -20,6 +20,7 @@ from coterie.core.errors import CoterieError, DeviceError
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
 from coterie.engine.recording import MAX_WORKS
+from coterie.models.model import FLOAT32
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,13 +54,23 @@ TraceOpt = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing, Perfetto or coterie trace."),
 ]
+ActivationsOpt = Annotated[
+    str, typer.Option(help="float32, or int8: rounded where they meet packed weights. Faster, a little less exact.")
+]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
 
-def options(device: str, near: int | None, kv: int | None, threads: int | None, trace: Path | None = None) -> Options:
+def options(
+    device: str,
+    near: int | None,
+    kv: int | None,
+    threads: int | None,
+    trace: Path | None = None,
+    activations: str = FLOAT32,
+) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
-    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads, record=record)
+    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads, record=record, activations=activations)
 
 
 def save_trace(path: Path, trace: Trace) -> None:

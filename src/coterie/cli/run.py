@@ -16,6 +16,7 @@ from rich.markup import escape
 from coterie.api import Answer, Coterie, Message, Query
 from coterie.api.types import draw_seed
 from coterie.cli.options import (
+    ActivationsOpt,
     CompositionArg,
     DeviceOpt,
     JsonOpt,
@@ -32,6 +33,7 @@ from coterie.cli.options import (
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
+from coterie.models.model import FLOAT32
 
 
 @sentences
@@ -52,12 +54,13 @@ def run(
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    activations: ActivationsOpt = FLOAT32,
     trace: TraceOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
-    with Coterie.open(composition, options(device, near, kv, threads, trace)) as coterie:
+    with Coterie.open(composition, options(device, near, kv, threads, trace, activations)) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))

@@ -17,6 +17,7 @@ from rich.markup import escape
 from coterie.api import Coterie
 from coterie.cli.check import budget_line
 from coterie.cli.options import (
+    ActivationsOpt,
     CompositionArg,
     DeviceOpt,
     KvOpt,
@@ -29,6 +30,7 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import UsageError
+from coterie.models.model import FLOAT32
 from coterie.server.app import make_app
 
 GRACE_S = 5  # answers in flight may finish for so long after Ctrl-C
@@ -44,10 +46,11 @@ def serve(
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
+    activations: ActivationsOpt = FLOAT32,
     trace: TraceOpt = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
-    made = options(device, near, kv, threads, trace)
+    made = options(device, near, kv, threads, trace, activations)
     with _listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"

@@ -18,6 +18,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
 from coterie.graph.ir import Kind, Op, Value
+from coterie.graph.ops import INT8, ROUNDING
 from coterie.graph.program import Program, Region
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -98,9 +99,9 @@ class Lowering:
             raise UnsupportedError(self.program.graph.name, f"rows of {dim} are not run by the CPU", "use a text model")
         return dim if isinstance(dim, int) else Named(dim.value)
 
-    def weight(self, operand: str, name: str) -> Operands:
-        """The address of a weight and its type."""
-        dtype = kernels.dtype_number(self.value(name).dtype if name else DType.F32)
+    def weight(self, operand: str, name: str, rounded: bool = False) -> Operands:
+        """The address of a weight and its type; `rounded`: what it is multiplied with is rounded first."""
+        dtype = kernels.dtype_number(self.value(name).dtype if name else DType.F32, rounded)
         return {operand: self.at(name), f"{operand}_dtype": dtype}
 
     def pages(self, append: Op, positions: str, sequence: str, tables: str) -> Operands:
@@ -112,19 +113,19 @@ class Lowering:
 
     def linear(self, op: Op) -> Operands:
         """x, weight, bias, y and sizes."""
-        x, weight, bias = op.inputs
+        x = op.inputs[0]
         shape = self.value(op.outputs[0]).shape
         sizes: Operands = {"T": self.size(shape[0]), "N": trailing(shape), "K": trailing(self.value(x).shape)}
         ends = {"x": self.at(x), "y": self.at(op.outputs[0])}
-        return ends | self.weight("weight", weight) | self.weight("bias", bias) | sizes
+        return ends | self.projection("weight", "bias", op) | sizes
 
     def norm(self, op: Op) -> Operands:
         """The norm that begins a fused region."""
         return {"x": self.at(op.inputs[0]), "eps": op.number("eps"), **self.weight("norm", op.inputs[1])}
 
     def projection(self, operand: str, bias: str, op: Op) -> Operands:
-        """Weight and bias of one of several linears of a fused region."""
-        return self.weight(operand, op.inputs[1]) | self.weight(bias, op.inputs[2])
+        """Weight and bias of a linear."""
+        return self.weight(operand, op.inputs[1], op.attrs.get(ROUNDING) == INT8) | self.weight(bias, op.inputs[2])
 
 
 def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:

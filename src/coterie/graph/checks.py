@@ -48,7 +48,9 @@ class Row:
                 raise self.wrong(f"operand {label} is missing", "only operands marked ? may be left out")
             if name and name not in self.graph.values:
                 raise self.wrong(f"operand {label} names {name}, which is not declared", "declare the value")
-        if set(spec.attrs) != set(self.op.attrs):
+        allowed = {name.removesuffix("?") for name in spec.attrs}
+        needed = {name for name in spec.attrs if not name.endswith("?")}
+        if not needed <= set(self.op.attrs) <= allowed:
             found = ", ".join(sorted(self.op.attrs)) or "none"
             raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 

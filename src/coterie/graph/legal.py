@@ -11,6 +11,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Symbol, Times, trailing
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind
+from coterie.graph.ops import INT8, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -45,6 +46,10 @@ def _linear(row: Row) -> None:
     row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True)
     if row.op.inputs[2]:
         row.weight(2, (trailing(y.shape),))
+    rounding, weight = row.op.attrs.get(ROUNDING), row.input(1)
+    if rounding is not None and (rounding != INT8 or not weight.dtype.is_packed):
+        fact = f"{ROUNDING} is {rounding!r} for {weight.name} of type {weight.dtype.value}"
+        raise row.wrong(fact, f"give {INT8!r}, where the weight is packed")
 
 
 def _rope(row: Row) -> None:

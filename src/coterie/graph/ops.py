@@ -2,7 +2,7 @@
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
 The activations of an op are of one type, float32 on every real device; weights are as in the file.
-`?` marks an optional operand.
+`?` marks an optional operand or attribute.
 Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.
@@ -13,12 +13,17 @@ from __future__ import annotations
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
-__all__ = ["COLLECTIVES", "OPS", "ROW_INPUTS", "OpSpec"]
+__all__ = ["COLLECTIVES", "INT8", "OPS", "ROUNDING", "ROW_INPUTS", "OpSpec"]
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = table[tokens]", ("tokens:T", "table:VD"), ("y:TD",)),
     "rms_norm": OpSpec("y = x / rms(x, last axis) * weight", ("x:T*C", "weight:C"), ("y:T*C",), ("eps",)),
-    "linear": OpSpec("y = x @ weight.T + bias, trailing axes flattened", ("x:T*", "weight:NK", "bias?:N"), ("y:T*",)),
+    "linear": OpSpec(
+        "y = x @ weight.T + bias, trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
+        ("x:T*", "weight:NK", "bias?:N"),
+        ("y:T*",),
+        ("rounding?",),
+    ),
     "rope": OpSpec(
         "rotate the halves of each head by position * inv_freq, cos and sin times scale",
         ("x:THC", "positions:T", "inv_freq:C/2"),
@@ -102,6 +107,7 @@ OPS: dict[str, OpSpec] = {
 
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
+ROUNDING, INT8 = "rounding", "int8"  # the attribute of linear, and its only value
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

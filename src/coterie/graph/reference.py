@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coterie.core.errors import UsageError
+from coterie.core.packed import rounded
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import COLLECTIVES, ROW_INPUTS
+from coterie.graph.ops import COLLECTIVES, INT8, ROUNDING, ROW_INPUTS
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
@@ -105,6 +106,8 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     flat = x[0].reshape(len(x[0]), x[1].shape[1])
+    if op.attrs.get(ROUNDING) == INT8:
+        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype)
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]

@@ -6,7 +6,7 @@ Knows nothing about devices, prompts or which experts there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,21 @@ from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType, to_f32
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import trailing
 from coterie.graph.ir import Graph
+from coterie.graph.ops import INT8
 from coterie.graph.program import KvShape, architecture_key
+from coterie.graph.rounding import with_rounding
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.tensors import check_tensors, map_bytes
+
+FLOAT32 = "float32"
+ACTIVATIONS = (FLOAT32, INT8)  # of the products with packed weights
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -100,6 +105,20 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
     if declared not in _DTYPES:
         raise CheckpointError(where, f"dtype is {declared!r}", f"it must be one of {', '.join(_DTYPES)}")
     return _DTYPES[declared]
+
+
+def with_activations(model: Model, activations: str) -> Model:
+    """The model as it is (float32), or with the activations that meet packed weights rounded (int8).
+
+    Raises UsageError for another word.
+    """
+    if activations not in ACTIVATIONS:
+        fact = f"{activations!r} is not a type that activations can have"
+        raise UsageError("--activations", fact, f"use one of {', '.join(ACTIVATIONS)}")
+    if activations == FLOAT32:
+        return model
+    graph = with_rounding(model.graph)
+    return replace(model, graph=graph, key=architecture_key(graph))
 
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
