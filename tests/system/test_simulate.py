@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,41 @@ def test_several_steps_at_once_end_when_somebody_arrives(many):
         served[steps] = simulate(case(many, setup=setup, spec=spec), load)
     assert served[8].last_s == pytest.approx(served[1].last_s, rel=1e-6)
     assert served[8].first_s == pytest.approx(served[1].first_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("setup", [OURS, FCFS])
+@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"in_flight": 9}])
+def test_leaps_decide_what_single_steps_decide(many, setup, loop):
+    load = workload(many, 50, new="uniform:2:25", **loop)
+    spec = replace(load_machine("toy-tiers"), launch_host_s=0.0)
+    single, leaping = (simulate(case(many, 2, setup, spec=spec, steps=steps), load) for steps in (0, 16))
+    assert list(leaping.decisions) == list(single.decisions)
+    assert leaping.last_s == pytest.approx(single.last_s, rel=1e-6)
+    assert leaping.first_s == pytest.approx(single.first_s, rel=1e-6)
+    assert leaping.metrics.switches > 5
+
+
+@pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])
+def test_the_preset_runs_on_the_papers_machines(machine):
+    args = ("--machine", machine, "--rate", "20", "--requests", "3", "--json")
+    result = runner.invoke(app, ["simulate", "samba-coe-150", *args])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["router_requests"] == 3
+    assert 0.3 < row["footprint"]["near_bytes"] / row["footprint"]["run_tier_bytes"] < 1
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_requests_take_a_minute():
+    """The issue's figure, in this process's own time: 100,000 requests of 20 tokens, several steps at once."""
+    composition = load_composition("samba-coe-150")
+    models = open_experts(composition, synthetic=True)
+    lengths = lengths_named("128", "x"), lengths_named("20", "x")
+    load = make_workload(Load(100_000, mix_named("zipf"), *lengths, in_flight=2000), composition.names)
+    begun = time.process_time()
+    served = simulate(Case(composition, models, load_machine("sn40l-node"), OURS, steps=32), load)
+    assert (served.last_s > 0).all()
+    assert time.process_time() - begun < 60
 
 
 def test_a_model_that_cannot_fit_says_by_how_much(many):

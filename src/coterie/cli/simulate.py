@@ -66,6 +66,7 @@ def simulation(
     clip: Annotated[bool, typer.Option("--clip", help="Cut requests that are longer than the context.")] = False,
     seed: SeedOpt = 7,
     slo: SloOpt = "",
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps of one run at most: faster to simulate.")] = 1,
     near: NearOpt = None,
     kv: KvOpt = None,
     trace: Annotated[
@@ -91,7 +92,7 @@ def simulation(
     models = open_experts(found, synthetic=True)
     load = load.within(min(model.max_context for model in models.values()), clip)
     cases = [
-        (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0))
+        (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0, steps))
         for name, how in product(machine, policy or [OURS.name])
     ]
     rows, curves = [], {}

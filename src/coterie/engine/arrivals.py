@@ -45,6 +45,7 @@ class Arrivals:
         self._started: set[str] = set()
         self._resident: frozenset[str] = frozenset(cache.resident())
         self._changes = -1
+        self.moves = 0  # counts what may have changed where experts are
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
         self.latest: dict[str, Load] = {}
@@ -55,12 +56,16 @@ class Arrivals:
         failed: dict[str, CoterieError] = {}
         for expert_id, failure in self._cache.poll():
             if expert_id in self._under_way:
+                self.moves += 1
                 self._finish(expert_id, failure)
                 if failure is not None:
                     failed[expert_id] = as_error(expert_id, failure)
         for expert_id, load in self._under_way.items():
-            if self._device.done(load.first) and self._device.failure(load.first) is None:
+            if expert_id in self._started or not self._device.done(load.first):
+                continue
+            if self._device.failure(load.first) is None:
                 self._started.add(expert_id)
+                self.moves += 1
         self._refresh()
         return failed
 
@@ -145,6 +150,7 @@ class Arrivals:
         if self._cache.changes == self._changes:
             return
         self._changes = self._cache.changes
+        self.moves += 1
         self._resident = frozenset(self._cache.resident())
         for gone in [name for name in self._residencies if name not in self._resident]:
             del self._residencies[gone]

@@ -114,7 +114,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
     programs = _programs(models, settings.rule_set or spec.rule_set)
-    work = max(_work_bytes(program, settings.policy) for program in programs.values())
+    work = _work_bytes(programs, settings.policy)
     if near + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
         what = f"experts, {'router, ' if router else ''}KV cache and the values of a step together"
@@ -128,11 +128,17 @@ def _programs(models: Mapping[str, Model], rule_set: str) -> dict[str, Program]:
     return {key: compile_graph(graph, rule_set) for key, graph in graphs.items()}
 
 
-def _work_bytes(program: Program, policy: Policy) -> int:
+def work_bytes(models: Mapping[str, Model], rule_set: str, policy: Policy) -> int:
+    """What the stored values of the largest step of any of these models take."""
+    return _work_bytes(_programs(models, rule_set), policy)
+
+
+def _work_bytes(programs: Mapping[str, Program], policy: Policy) -> int:
     """What the stored values of the largest step take on a device that grows their place by doubling it."""
     sequences = policy.max_batch
     largest = Sizes(T=policy.max_step_tokens, B=sequences, R=sequences, context_tokens=0, pairs=0)
-    return 1 << max(program.buffers.offsets(largest)[1] - 1, 0).bit_length()
+    needed = max(program.buffers.offsets(largest)[1] for program in programs.values())
+    return 1 << max(needed - 1, 0).bit_length()
 
 
 def _default_near(sizes: Mapping[str, int], capacity: int) -> int:

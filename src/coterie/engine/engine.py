@@ -8,7 +8,7 @@ Knows nothing about clocks, threads, text models or which device works; not for 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
@@ -23,7 +23,7 @@ from coterie.engine.queue import Queue
 from coterie.engine.recording import Recording
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
+from coterie.engine.scheduler import REPEATS, Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.split import Cache
@@ -55,7 +55,7 @@ class Engine:
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
         self._groups: dict[str, Group] = {}
-        self._moved = True
+        self._looked = -1
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -99,11 +99,12 @@ class Engine:
         `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
         """
         self._settle()
-        decision = self._decide()
+        decision, repeats = self._decide()
         if isinstance(decision, Run):
-            batch = self._batch(decision)
+            batch = self._batch(decision, repeats)
             event = self._start(decision.expert_id, batch)
-            self._finish(event, arrival_s if batch.steps > 1 else None)
+            several = batch.steps > 1
+            self._finish(event, arrival_s if several else None, self._arrivals.awaited() if several else ())
             self._account(decision.expert_id, batch, event)
         elif self._live and not self._outputs:
             self._device.wait_any(self._arrivals.awaited(), until)
@@ -132,22 +133,30 @@ class Engine:
 
     # ---- decide
 
-    def _decide(self) -> Run | Wait:
+    def _decide(self) -> tuple[Run | Wait, int]:
+        """What to do, and in how many steps in a row the same would be decided."""
         refused: frozenset[str] = frozenset()
         while True:
-            decision = self._schedule(self._view(refused), self.policy)
+            view = self._view(refused)
+            decision = self._schedule(view, self.policy)
+            if isinstance(decision, Run) and self.policy.leap:
+                return decision, REPEATS[self.policy.schedule](view, decision, self.policy)
             if not isinstance(decision, Fetch):
-                return decision
+                return decision, 1
             if not self._bring(decision):
                 refused |= {decision.expert_id}
 
     def _view(self, refused: frozenset[str]) -> View:
         firsts = self._queue.firsts(2)
-        # Where experts are changes by fetches and the evictions that they begin with; a step without any asks nobody.
-        moving = self._arrivals.under_way > 0
-        look, self._moved = moving or self._moved, moving
+        # Where experts are changes by fetches and the evictions that they begin with; without any, nobody is asked.
+        look, self._looked = self._arrivals.moves != self._looked, self._arrivals.moves
+        known = self._groups
+        if look:
+            groups = [self._group(expert_id, True) for expert_id in self._queue.experts]
+        else:
+            groups = [known.get(expert_id) or self._group(expert_id, False) for expert_id in self._queue.experts]
         return View(
-            groups=tuple(self._group(expert_id, look) for expert_id in self._queue.experts),
+            groups=tuple(groups),
             free_blocks=self._kv.free_blocks,
             firsts=tuple(First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts),
             arrived=self._queue.arrived,
@@ -196,7 +205,6 @@ class Engine:
             self.log.add("refuse", fetch.expert_id)
             self._fail(self._queue.of(fetch.expert_id), error)
             return True
-        self._moved = True
         if residency is None:
             return False
         if not residency.hit:  # a hit: another caller began the load
@@ -209,7 +217,7 @@ class Engine:
 
     # ---- run
 
-    def _batch(self, run: Run) -> Batch:
+    def _batch(self, run: Run, repeats: int) -> Batch:
         expert = self._experts[run.expert_id]
         waiting = self._queue.waiting.get(run.expert_id, {})
         for sequence in [waiting[number] for number in run.admit]:
@@ -218,7 +226,8 @@ class Engine:
             self._arrivals.touch(run.expert_id)
         parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
         alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
-        steps = common_steps(parts, self.policy.steps_of(expert.layout.size_bytes)) if alone else 1
+        most = self.policy.steps_of(expert.layout.size_bytes)
+        steps = common_steps(parts, most if alone else min(most, repeats)) if alone or repeats > 1 else 1
         tables = {part.sequence.number: self._kv.blocks(part.sequence.number) for part in parts}
         return build(parts, tables, expert.kv.tokens_per_block(self._kv.block_bytes), steps)
 
@@ -239,12 +248,13 @@ class Engine:
             self._recording.about(expert_id, _step_name(batch), tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
 
-    def _finish(self, event: Event, arrival_s: float | None) -> None:
+    def _finish(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
+        """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""
         while not self._device.done(event):
-            self._device.wait_any([event], arrival_s)
-            if arrival_s is not None and not self._device.done(event):
+            self._device.wait_any([event, *others], arrival_s)
+            if (others or arrival_s is not None) and not self._device.done(event):
                 self._device.interrupt()
-                arrival_s = None
+                arrival_s, others = None, ()
 
     # ---- account
 

@@ -33,6 +33,8 @@ class Policy:
         wanted expert is waited for at once, and no decision depends on how long a fetch takes.
     turns: experts that share the steps; the work of others is not begun before one of them has none left.
     prefetch: how many experts may be under way, or there with work that is not begun, beside the one wanted next.
+    leap: several steps at once also while others wait or something comes up, for as many as would be decided alike; a
+        run ends early when something changes. Modelled time tells of that at once; a real device is better without.
     max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
         many bytes of weights, so that a large expert's tokens are not shown in bursts.
     """
@@ -47,6 +49,7 @@ class Policy:
     turns: int = 8
     overlap: bool = True
     prefetch: int = 1
+    leap: bool = False
     max_steps: int = 8
     max_run_bytes: int = 2**30
 

@@ -139,8 +139,27 @@ def fcfs(view: View, policy: Policy) -> Decision:
     return Run(group.expert_id, admit) if runnable and (admit or group.running) else Wait()
 
 
+def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
+    """For how many steps in a row `grouped` decides this, as long as nobody arrives or ends and nothing comes up.
+
+    Then weights, places and residences stay, and only the streak of the expert grows; what was refused is asked again
+    in each step.
+    """
+    if run.admit or view.refused:
+        return 1
+    streak = view.streak if view.current == run.expert_id else 0
+    return max(1, policy.quantum_steps - streak)
+
+
+def fcfs_repeats(view: View, run: Run, policy: Policy) -> int:
+    """As `grouped_repeats`: whoever runs goes on until one of its sequences ends."""
+    return 1 if run.admit else policy.max_steps
+
+
 Schedule: TypeAlias = Callable[[View, Policy], Decision]
+Repeats: TypeAlias = Callable[[View, Run, Policy], int]
 SCHEDULES: Mapping[str, Schedule] = {"grouped": grouped, "fcfs": fcfs}
+REPEATS: Mapping[str, Repeats] = {"grouped": grouped_repeats, "fcfs": fcfs_repeats}
 
 
 def schedule_named(name: str) -> Schedule:

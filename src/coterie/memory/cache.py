@@ -154,7 +154,7 @@ class ExpertCache:
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
-        return tuple(event for ledger in self._ledgers for copy in ledger.copies.values() for event in copy.pending)
+        return tuple(event for ledger in self._ledgers for copy in ledger.watched for event in copy.pending)
 
     @property
     def ledgers(self) -> tuple[TierLedger, ...]:

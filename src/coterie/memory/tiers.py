@@ -106,6 +106,11 @@ class TierLedger:
         """Say that a copy's events must be looked at: something reads or writes it."""
         self._watched.add(expert_id)
 
+    @property
+    def watched(self) -> list[Copy]:
+        """The copies with events to be looked at, in the order in which they were admitted."""
+        return sorted((self.copies[name] for name in self._watched), key=lambda copy: copy.number)
+
     def doom(self, expert_id: str) -> Copy:
         """Tell a copy to go: at the poll that finds it idle, unless it is dropped before."""
         copy = self.copies[expert_id]

@@ -8,8 +8,8 @@ Routes are given and tokens synthetic. Knows nothing about how the numbers are s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from coterie.composition.routing import make_router
 from coterie.core.errors import CapacityError
 from coterie.core.trace import Trace
 from coterie.devices.modelled import ModelledDevice
-from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire
+from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire, work_bytes
 from coterie.engine.metrics import Metrics
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
@@ -42,7 +42,11 @@ NO_TEXT = Prompt("")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: experts, and the router's own model, on a machine, and how it decides."""
+    """What is simulated: experts, and the router's own model, on a machine, and how it decides.
+
+    `steps` above 1: so many decode steps in one run, at most, as far as they would be decided alike. The decisions are
+    the same; a run's launch by software is paid once for all of its steps.
+    """
 
     composition: Composition
     models: Mapping[str, Model]
@@ -51,6 +55,7 @@ class Case:
     near_bytes: int | None = None
     kv_bytes: int | None = None
     record: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +75,7 @@ class Served:
     metrics: Metrics
     use: Use
     made: Plan
+    decisions: Collection[tuple[str | int, ...]]
     trace: Trace | None = None
 
 
@@ -94,6 +100,7 @@ def simulate(case: Case, workload: Workload) -> Served:
             metrics=parts.engine.metrics,
             use=used(device).since(before),
             made=made,
+            decisions=parts.engine.decisions,
             trace=parts.trace() if case.record else None,
         )
     finally:
@@ -110,7 +117,10 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
-    near = capacity - router - kv if case.near_bytes is None else case.near_bytes
+    near = capacity - router - kv - work_bytes(models, spec.rule_set, policy)
+    near = near if case.near_bytes is None else case.near_bytes
+    if case.steps > 1:
+        policy = replace(policy, leap=True, max_steps=case.steps, max_run_bytes=1 << 62)
     return Settings(near, kv, evict=case.setup.evict, policy=policy, record=case.record)
 
 
