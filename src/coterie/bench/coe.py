@@ -21,7 +21,7 @@ from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec
 from coterie.bench.coe_peer import converted, serve_peer
-from coterie.bench.coe_run import Outcome, Setup, Workload, fewest_switches, serve
+from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
 from coterie.bench.experts import check_room, random_experts
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
@@ -32,15 +32,12 @@ from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cpu_memory import CHUNK_BYTES, Slab
-from coterie.engine.policy import Policy
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
+from coterie.plan.setups import FCFS, OURS, SETUPS
 from coterie.spec.this_machine import this_machine
 
-FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
-OURS = Setup("coterie", Policy(), "lfu")
 BELADY = "belady"
-SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
 POLICIES = (*SETUPS, BELADY)
 STICK_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on

@@ -18,20 +18,11 @@ import numpy as np
 from coterie.core.trace import Trace
 from coterie.device import Device
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
-from coterie.engine.policy import Policy
 from coterie.engine.request import Request, Timings
 from coterie.models.model import Model
+from coterie.plan.setups import Setup
 
 RECORD = 1 << 14  # of the last work, for a trace; the totals of a lane do not need it
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """How to serve: a schedule and an eviction policy."""
-
-    name: str
-    policy: Policy
-    evict: str
 
 
 @dataclass(frozen=True, slots=True)
