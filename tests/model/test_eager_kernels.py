@@ -91,7 +91,9 @@ def test_a_layer_launches_the_kernels_of_the_table(name):
     assert ours(TINY[name]) == layer
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", ["grouped", *(pytest.param(n, marks=pytest.mark.long) for n in TINY if n != "grouped")]
+)
 def test_a_decode_step_launches_one_copy_less(name):
     """Behind attention: with one token, heads before tokens and tokens before heads are the same bytes."""
     layer = launched(TINY[name], 2, decode=True) - launched(TINY[name], 1, decode=True)

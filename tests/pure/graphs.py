@@ -81,6 +81,24 @@ def decoders(draw) -> Graph:
 
 
 @st.composite
+def any_decoders(draw) -> Graph:
+    """Decoders of every family, those that only modelled machines run too."""
+    name = draw(st.sampled_from(["llama", "bloom", "falcon"]))
+    if name == "llama":
+        return draw(decoders())
+    kv_heads = draw(st.integers(1, 3))
+    share = 1 if name == "bloom" else draw(st.integers(1, 3))
+    changes = {} if name == "bloom" else {"parallel_norms": draw(st.integers(1, 2))}
+    return decoder(
+        dtypes=(draw(st.sampled_from(FLOATS)),),
+        **of_family(name, num_kv_heads=kv_heads, num_heads=kv_heads * share, **changes),
+        hidden_size=draw(st.integers(1, 40)),
+        head_dim=2 * draw(st.integers(1, 5)),
+        tied_embeddings=draw(st.booleans()),
+    )
+
+
+@st.composite
 def step_sizes(draw) -> Sizes:
     """Sizes of a step that can be: each sequence has new tokens behind cached ones; empty steps too."""
     sequences = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 30)), max_size=4))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coterie.core import errors
 from coterie.core.dtypes import DType, from_f32, to_f32
-from coterie.core.shapes import Sizes, Symbol, check, trailing
+from coterie.core.shapes import Sizes, Symbol, Times, check, trailing
 from coterie.core.units import format_bytes, format_rate, format_seconds, parse_bytes
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -182,6 +182,18 @@ def test_sizes_put_numbers_in_the_place_of_symbols():
     assert trailing((Symbol.T, 4, 2)) == 8
     with pytest.raises(ValueError, match="only the first may be"):
         trailing((4, Symbol.T))
+
+
+@given(st.integers(1, 9), st.integers(1, 40))
+def test_scores_of_a_step_are_a_rectangle(batch, tokens):
+    sizes = Sizes.prefill(batch, tokens)
+    assert sizes.of(Symbol.TS) == batch * tokens * tokens
+    assert sizes.of(Symbol.S) == batch * tokens
+    assert sizes.of(Times(7)) == 7 * batch
+    assert Sizes.decode(batch, tokens).of(Symbol.TS) == batch * tokens
+    ragged = Sizes(T=10, B=2, R=2, context_tokens=40, pairs=316)
+    assert ragged.of(Symbol.TS) >= ragged.pairs
+    assert Sizes(0, 0, 0, 0, 0).of(Symbol.TS) == 0
 
 
 def test_errors_print_as_one_sentence():

@@ -75,8 +75,8 @@ class Sizes:
         if isinstance(dim, Times):
             return dim.rows * self.B
         if dim is Symbol.TS:
-            # A batch is padded to one length; for sequences of one length this is exact.
-            return self.T * -(-self.context_tokens // self.B) if self.B else 0
+            # Exact for sequences of one length; others are padded, to a length that sizes do not hold.
+            return max(self.pairs, self.T * -(-self.context_tokens // self.B) if self.B else 0)
         return {Symbol.T: self.T, Symbol.B: self.B, Symbol.R: self.R, Symbol.S: self.context_tokens}[dim]
 
     def count(self, shape: Shape) -> int:

@@ -225,7 +225,7 @@ def _take_heads(e: _Expansion, op: Op) -> None:
         return
     of = op.integer("of")
     taken = e.emit("take_heads", f"{y}/taken", (x,), x, e.graph.values[y].shape, **dict(op.attrs))
-    if op.integer("first") == 0:
+    if op.integer("first") == 0 or of == 3:
         e.emit("copy", y, (taken,), taken)
         return
     gathered = e.emit("copy", f"{y}/gathered", (taken,), taken)
