@@ -57,7 +57,7 @@ class _Expansion:
         self.values.update(self.graph.values)
         embedding = next((op.stage for op in self.graph.ops if op.kind in ("embed", "embed_part")), "")
         for op in self.graph.ops:
-            if self.stage == embedding and op.stage != embedding:
+            if embedding and self.stage == embedding and op.stage != embedding:
                 self._once_per_step()
             self.stage = op.stage
             rule = RULES.get(op.kind, _kept)

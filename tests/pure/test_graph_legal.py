@@ -1,0 +1,107 @@
+"""Every op of every table refuses a result of another shape, operands of another type, and attributes out of range."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from tests.pure.graphs import change_op, change_value, decoder, of_family, the_op
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Times
+from coterie.graph.eager import expand
+from coterie.graph.ir import Kind
+from coterie.graph.ops import OPS
+from coterie.graph.shard import shard
+from coterie.graph.verify import verify
+from coterie.models.llava import llava_graph
+from coterie.models.monarch import fft_conv_graph, monarch_example
+from coterie.models.zoo import zoo_config
+
+LLAVA = llava_graph(zoo_config("llava-1.5-7b"), "llava", defaultdict(lambda: DType.BF16), DType.BF16)
+WHOLE = [
+    decoder(qkv_bias=True, o_bias=True, windows=(3, 0)),
+    decoder(**of_family("bloom", num_kv_heads=4)),
+    decoder(**of_family("falcon", head_dim=4)),
+    shard(decoder(**of_family("bloom", num_kv_heads=4, vocab_size=40)), 2),
+    LLAVA,
+    fft_conv_graph((2, 3)),
+    monarch_example(),
+]
+GRAPHS = [*WHOLE, *(expand(graph) for graph in WHOLE), expand(decoder((DType.BF16,)))]
+# The first graph in which an op is found.
+FIRST = {op.kind: (graph, op) for graph in reversed(GRAPHS) for op in reversed(graph.ops)}
+NO_ACTIVATIONS = {"embed", "embed_part", "to_float", "mask", "alibi", "sample", "cast"}
+
+
+def test_every_op_of_the_table_is_in_some_graph():
+    assert set(FIRST) == set(OPS)
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_result_of_another_shape_is_refused(kind):
+    graph, op = FIRST[kind]
+    y = graph.values[op.outputs[0]]
+    if y.kind is Kind.STATE:
+        pytest.skip("the state has its own checks")
+    wider = (*y.shape[:-1], y.shape[-1] + 1) if isinstance(y.shape[-1], int) else (*y.shape, 3)
+    with pytest.raises(UsageError, match=r"shape|numbers|channels"):
+        verify(change_value(graph, y.name, shape=wider))
+
+
+@pytest.mark.parametrize("kind", sorted(set(FIRST) - NO_ACTIVATIONS))
+def test_operands_of_two_types_are_refused(kind):
+    graph, op = FIRST[kind]
+    name = op.inputs[0]
+    if graph.values[name].kind is not Kind.TENSOR:
+        pytest.skip("its first operand is no activation")
+    narrow = DType.F16 if graph.values[name].dtype is not DType.F16 else DType.F32
+    with pytest.raises(UsageError, match="give the activations of an op one type") as caught:
+        verify(change_value(graph, name, dtype=narrow))
+    assert narrow.value in str(caught.value)
+    assert name in str(caught.value)
+
+
+OUT_OF_RANGE = {
+    "take_heads": ({"of": 3, "first": 2, "count": 2}, "2 from 2 on of each 3"),
+    "slice": ({"first": 2, "count": 9}, "9 from 2 on of 6 numbers"),
+    "gelu": ({"form": "cubic"}, "its form is 'cubic'"),
+    "group_attention": ({"group": 5, "scale": 1.0}, "not in groups of 5 rows"),
+    "drop_first": ({"group": 5}, "not in groups of 5 rows"),
+    "swap": ({"outer": 7, "middle": 1, "inner": 3}, "not in groups of 7 rows"),
+    "all_reduce": ({"ranks": 1}, "1 ranks exchange nothing"),
+    "embed_part": ({"first_row": -1}, "first_row is -1"),
+    "kv_cat": ({"layer": 0, "which": 2}, "which is 2"),
+    "group_mix": ({"group": 5}, "not in groups of 5 rows"),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_RANGE)
+def test_an_attribute_out_of_range_is_refused(kind):
+    attrs, sentence = OUT_OF_RANGE[kind]
+    graph, op = FIRST[kind] if kind != "gelu" else (WHOLE[1], the_op(WHOLE[1], "layers.0/gelu"))
+    with pytest.raises(UsageError, match=sentence) as caught:
+        verify(change_op(graph, op.name, attrs=attrs))
+    assert op.name in str(caught.value)
+
+
+def test_constants_have_a_number_for_each_head():
+    graph = change_value(WHOLE[1], "slopes", data=(0.5, 0.25))
+    with pytest.raises(UsageError, match="slopes has 2 numbers; give a constant of 4"):
+        verify(graph)
+
+
+def test_keys_are_cached_once():
+    graph = expand(decoder())
+    with pytest.raises(UsageError, match="layer 0 is appended to twice"):
+        verify(change_op(graph, "layers.0/kv_append/values", attrs={"layer": 0, "which": 0}))
+    late = change_op(expand(decoder()), "layers.1/kv_append/keys", attrs={"layer": 0, "which": 0})
+    with pytest.raises(UsageError, match="layer 0 is appended to twice"):
+        verify(late)
+
+
+def test_rows_of_a_sequence_do_not_mix_with_tokens():
+    graph = change_value(WHOLE[0], "embed/x", shape=(Times(2), 12))
+    with pytest.raises(UsageError, match="its first dimension must be T"):
+        verify(graph)
