@@ -1,4 +1,7 @@
-"""Two ways to a model's cost, its config and what PyTorch exports, agree to the flop and the byte; gaps are named."""
+"""Two ways to a model's cost, its config and what PyTorch exports, agree to the flop and the byte; gaps are named.
+
+Long, since the first export of a process takes ten seconds; tests/pure/test_exported_rules.py is the short check.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from coterie.models.exported import import_program
 from coterie.models.registry import decoder_graph
 from coterie.models.zoo import zoo_config
 
+pytestmark = pytest.mark.long
 TOKENS = 8
 # Kinds that are counted under another name when they come from ATen.
 SAME = {**ATEN, "angles": "mul", "scores": "matmul", "mix": "matmul", "to_float": "cast", "context_softmax": "softmax"}
@@ -116,7 +120,6 @@ def two_layers(raw):
     return {**raw, layers: 2}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "grouped", "mistral", "qwen3"])
 def test_export_and_config_agree(name):
     raw = two_layers(TINY[name])
@@ -128,9 +131,7 @@ def test_export_and_config_agree(name):
     assert found == wanted
 
 
-@pytest.mark.parametrize(
-    "name", ["grouped", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "mistral"))]
-)
+@pytest.mark.parametrize("name", ["llama", "grouped", "mistral"])
 def test_a_decode_step_agrees_but_for_the_copy_that_one_token_needs_not(name):
     raw = two_layers(TINY[name])
     found, wanted = merged(theirs(import_program(export(raw, context=13)))), merged(ours(raw, context=13))
@@ -141,7 +142,6 @@ def test_a_decode_step_agrees_but_for_the_copy_that_one_token_needs_not(name):
     assert found == wanted
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama-2-7b", "mistral-7b"])
 def test_export_and_config_agree_at_full_width(name):
     """One layer of the published shape: its weights are never made."""
@@ -151,7 +151,6 @@ def test_export_and_config_agree_at_full_width(name):
     assert found == merged(ours(raw))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["bloom", "falcon"])
 def test_export_and_config_agree_on_what_matters_for_other_families(name):
     """Tables of slopes and angles are made in another way; matrices, norms, scores and copies are the same."""
@@ -164,7 +163,6 @@ def test_export_and_config_agree_on_what_matters_for_other_families(name):
     assert {kind: found[kind] for kind in same} == {kind: wanted[kind] for kind in same}
 
 
-@pytest.mark.long
 def test_fused_attention_is_one_op_of_the_same_flops():
     raw = two_layers(TINY["llama"])
     fused, plain = import_program(export(raw, "sdpa")), import_program(export(raw))
