@@ -8,13 +8,14 @@ import pytest
 
 from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
-from coterie.core.errors import CompositionError, NotFoundError
+from coterie.core.errors import CompositionError, NotFoundError, UsageError
 from coterie.core.shapes import Sizes, trailing
 from coterie.engine.experts import open_experts
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
 from coterie.graph.ir import Kind
-from coterie.models.zoo import zoo_config, zoo_graph, zoo_model, zoo_names, zoo_source
+from coterie.graph.verify import verify
+from coterie.models.zoo import COMPUTATIONS, model_names, zoo_config, zoo_graph, zoo_model, zoo_names, zoo_source
 
 # Parameters as the model pages on huggingface.co count them from the safetensors headers.
 PARAMETERS = {
@@ -43,10 +44,24 @@ def test_falcon_is_counted_without_its_second_copy_of_the_embedding():
     assert parameters(zoo_graph("falcon-40b")) == 41_303_293_952
 
 
-@pytest.mark.parametrize("name", zoo_names())
+@pytest.mark.parametrize("name", model_names())
 def test_every_file_says_where_its_numbers_are_from(name):
     assert "huggingface.co" in zoo_source(name)
     assert "_source" not in zoo_config(name)
+
+
+def test_everything_in_the_zoo_is_legal():
+    for name in zoo_names():
+        verify(zoo_graph(name))
+
+
+def test_a_computation_has_no_config():
+    for name in COMPUTATIONS:
+        assert name in zoo_names()
+        with pytest.raises(NotFoundError, match="a computation without a config"):
+            zoo_config(name)
+    with pytest.raises(UsageError, match="phase 'train' is unknown; use prefill or decode"):
+        zoo_graph("llama-2-7b", "train")
 
 
 def test_an_unknown_model_is_named():

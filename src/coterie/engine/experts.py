@@ -13,7 +13,7 @@ from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CompositionError
 from coterie.models.model import Model, open_model, synthetic_model
-from coterie.models.zoo import zoo_model, zoo_names
+from coterie.models.zoo import model_names, zoo_model
 
 
 def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
@@ -43,9 +43,9 @@ def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model])
 
 
 def _shape(config: str, name: str, where: str) -> Model:
-    if config in zoo_names():
+    if config in model_names():
         return zoo_model(config, name)
     if not Path(config).is_file():
         fact = f"config {config!r} of {name} is neither a file nor a model of the zoo"
-        raise CompositionError(where, fact, f"give a config.json, or one of {', '.join(zoo_names())}")
+        raise CompositionError(where, fact, f"give a config.json, or one of {', '.join(model_names())}")
     return synthetic_model(read_object(Path(config)), name)

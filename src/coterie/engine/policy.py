@@ -40,7 +40,7 @@ class Policy:
     """
 
     schedule: str = "grouped"
-    patience: float = 1.25
+    patience: float = 1.6
     age_bound: int = 512
     max_batch: int = 32
     max_step_tokens: int = 512

@@ -90,13 +90,25 @@ TAKE_NORM_LINEAR = Rule(
     "only sampled rows are normed and projected, row by row",
 )
 
+LINEAR_MUL_SWAP = Rule(
+    "linear_mul_swap",
+    (
+        Part("linear", "linear"),
+        Part("mul", "mul_table", ((0, "linear"),)),
+        Part("swap", "swap", ((0, "mul"),)),
+    ),
+    "a product's tile is scaled in registers and written where the reader of the transpose wants it",
+)
+
 # "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
 # "section" is for dataflow machines: a whole stage (embedding, a decoder layer, head) is one region, mapped in space.
+# "epilogue" is what a GPU compiler makes of the paper's Figure 3, the middle row of its Table I.
 # A view joins the op behind it, which reads through it; "o0" is the exception: every op is a kernel, views copy.
 SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+    "epilogue": (LINEAR_MUL_SWAP,),
     SECTION: (),
     O0: (),
 }

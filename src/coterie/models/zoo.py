@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -16,14 +17,27 @@ from coterie.graph.ir import Graph
 from coterie.models.config import ModelConfig
 from coterie.models.llava import MODEL_TYPE, llava_graph, llava_text_graph
 from coterie.models.model import Model, declared_dtype, synthetic_model
+from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.registry import decoder_graph
 
 PREFILL, DECODE = "prefill", "decode"
 SOURCE = "_source"  # the one key of a zoo file that is not Hugging Face's: where its numbers are from
 
 
+# What is no language model: it reads no tokens, and keeps and samples nothing.
+COMPUTATIONS: Mapping[str, Callable[[], Graph]] = {
+    "flash-fft-conv-1m": fft_conv_graph,
+    "monarch-example": monarch_example,
+}
+
+
 def zoo_names() -> tuple[str, ...]:
-    """Names of the models whose shapes ship with Coterie, sorted."""
+    """Names of all that `zoo_graph` can build, sorted."""
+    return tuple(sorted((*model_names(), *COMPUTATIONS)))
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the models whose configs ship with Coterie, sorted."""
     folder = files("coterie.models") / "configs"
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 
@@ -48,6 +62,8 @@ def zoo_graph(name: str, phase: str = PREFILL) -> Graph:
     """
     if phase not in (PREFILL, DECODE):
         raise UsageError(name, f"phase {phase!r} is unknown", f"use {PREFILL} or {DECODE}")
+    if name in COMPUTATIONS:
+        return COMPUTATIONS[name]()
     raw = zoo_config(name)
     dtype = declared_dtype(raw, name)
     weights: defaultdict[str, DType] = defaultdict(lambda: dtype)
@@ -63,7 +79,9 @@ def zoo_model(name: str, expert: str = "") -> Model:
 
 
 def _read(name: str) -> dict[str, Any]:
-    if name not in zoo_names():
+    if name in COMPUTATIONS:
+        raise NotFoundError(name, "it is a computation without a config", f"use one of {', '.join(model_names())}")
+    if name not in model_names():
         raise NotFoundError(name, "there is no such model", f"use one of {', '.join(zoo_names())}, or a config.json")
     text = (files("coterie.models") / "configs" / f"{name}.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
