@@ -18,7 +18,7 @@ from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.device import Sampling
 from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_price import route
+from coterie.devices.modelled_transfer import route
 from coterie.graph.cost import region_cost
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine

@@ -16,6 +16,8 @@ from coterie.core.errors import DeviceError
 from coterie.device import Sampling
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
+from coterie.devices.modelled_price import step_time
+from coterie.graph.compile import compile_graph
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine
 
@@ -112,3 +114,21 @@ def test_a_real_run_is_replayed_in_its_own_time(layout):
     assert replayed.device.span(events[-2]).end_s == pytest.approx(sum(lasted[:-1]))
     assert replayed.device.span(events[-1]).end_s == pytest.approx(max(lasted[-1], sum(lasted[:-1])))
     real.device.close()
+
+
+def test_sections_are_priced_and_what_stands_behind_runs_its_own_kernels(layout):
+    """The tokens are those of the CPU; the time is that of whole sections."""
+    spec, prompt = load_machine("sn40l-socket"), rows([([3, 1, 4], 0)])
+    real = Desk(CpuDevice(load_machine("toy"), threads=2), layout)
+    modelled = Desk(ModelledDevice(spec, numerics=CpuDevice(load_machine("toy"), threads=2)), layout)
+    tokens = []
+    for desk in (real, modelled):
+        desk.wait(*desk.fetch().values())
+        run = desk.run(prompt)
+        desk.wait(run)
+        tokens.append(desk.device.tokens(run).tolist())
+        desk.device.close()
+    assert tokens[0] == tokens[1]
+    program = compile_graph(modelled.graph, "section")
+    span = modelled.device.span(run)
+    assert span.end_s - span.start_s == pytest.approx(step_time(spec, program, prompt.sizes).seconds, rel=NEAR)

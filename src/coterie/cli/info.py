@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,21 +15,42 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie import __version__
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.bench.calibrate import SHAPE
+from coterie.bench.calibrate import calibrate as measure
+from coterie.bench.report import Effort
+from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences
+from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate
 from coterie.kernels import cpu as kernels
-from coterie.spec.load import load_machine, machine_names
+from coterie.spec.load import load_machine, machine_names, with_setting
 from coterie.spec.machine import MachineSpec
+from coterie.spec.stack import stack_names
 from coterie.spec.this_machine import allowed_cpus, this_machine
 
 
 @sentences
 def info(
-    machine: Annotated[str, typer.Argument(help="A modelled machine, or a TOML file; none shows this one.")] = "",
+    machine: Annotated[
+        str, typer.Argument(help="A modelled machine, or a TOML file, with NAME:key=value settings; none: this one.")
+    ] = "",
+    host_links: Annotated[int | None, typer.Option(help="How many of a DGX's host links copy at once.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine and write its file.")] = False,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where.")] = Path("this-machine.toml"),
+    shape: Annotated[str, typer.Option(help="The model to calibrate with.")] = SHAPE,
+    threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Show a machine: its tiers and links, with the source of each number."""
-    spec = load_machine(machine) if machine else this_machine()
+    """Show a machine: its tiers and links, with the source of each number, and what nobody published."""
+    if calibrate:
+        if machine or host_links is not None:
+            raise UsageError("--calibrate", "measures this machine and no other", "leave the machine's name out")
+        spec = _calibrated(out_file, shape, threads)
+    elif machine:
+        spec = load_machine(machine if host_links is None else with_setting(machine, "host_links", host_links))
+    elif host_links is not None:
+        raise UsageError("--host-links", "this machine has none", "name a machine, such as dgx-h100")
+    else:
+        spec = this_machine()
     cpus, cpus_source = allowed_cpus()
     here: dict[str, Any] = {
         "coterie": __version__,
@@ -45,29 +67,87 @@ def info(
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
     out.print(f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})")
     out.print(_table(spec))
+    if spec.unpublished:
+        out.print(_ranges(spec))
+    for note in spec.notes:
+        out.print(f"note: {note}", markup=False)
+    out.print(f"software stacks: {', '.join(stack_names())} (NAME:stack=...)")
     out.print(f"modelled machines: {', '.join(machine_names())}")
+
+
+def _calibrated(file: Path, shape: str, threads: int | None) -> MachineSpec:
+    """Measure this machine, write its file, and read that as any other. Raises UsageError when it cannot be written."""
+    text = measure(file.stem, threads, Effort(), shape).to_toml()
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError("--out", f"{file} cannot be written: {error.strerror}", "give another path") from error
+    err.print(f"written: {file}; use it as synthetic:{file}", markup=False)
+    return load_machine(str(file))
 
 
 def _plain(spec: MachineSpec) -> dict[str, Any]:
     tiers = [
-        {"name": t.name, "capacity_bytes": t.capacity_bytes, "bytes_per_s": t.bytes_per_s, "source": t.source}
+        {
+            "name": t.name,
+            "capacity_bytes": t.capacity_bytes,
+            "bytes_per_s": t.bytes_per_s,
+            "achieved_bytes_per_s": t.achieved_bytes_per_s,
+            "source": t.source,
+        }
         for t in spec.tiers
     ]
     links = [
-        {"src": k.src, "dst": k.dst, "bytes_per_s": k.bytes_per_s, "latency_s": k.latency_s, "source": k.source}
+        {
+            "src": k.src,
+            "dst": k.dst,
+            "bytes_per_s": k.bytes_per_s,
+            "achieved_bytes_per_s": k.achieved_bytes_per_s,
+            "latency_s": k.latency_s,
+            "source": k.source,
+        }
         for k in spec.links
     ]
     head = {"name": spec.name, "flops_per_s": spec.flops_per_s, "flops_source": spec.flops_source}
-    return {**head, "tiers": tiers, "links": links, "rule_set": spec.rule_set, "notes": list(spec.notes)}
+    ranges = [
+        {"key": r.key, "low": r.low, "value": r.value, "high": r.high, "source": r.source} for r in spec.unpublished
+    ]
+    more = {"units": spec.units, "host_links": spec.host_links, "stack": spec.stack, "unpublished": ranges}
+    tail = {"tiers": tiers, "links": links, "rule_set": spec.rule_set, "notes": list(spec.notes)}
+    return {**head, "achieved_flops_per_s": spec.achieved_flops_per_s, **more, **tail}
 
 
 def _table(spec: MachineSpec) -> Table:
-    table = Table("tier or link", "capacity", "bandwidth", "source", title=spec.name, title_justify="left")
+    units = f", {spec.units} units" if spec.units > 1 else ""
+    table = Table(
+        "what", "capacity", "physical", "achieved", "source", title=f"{spec.name}{units}", title_justify="left"
+    )
+    flops = [
+        f"{rate / 1e12:.4g} TFLOP/s" if rate else "unknown" for rate in (spec.flops_per_s, spec.achieved_flops_per_s)
+    ]
+    table.add_row("arithmetic", "", *flops, escape(_sources(spec.flops_source, spec.flops_share_source)))
     for tier in spec.tiers:
-        table.add_row(tier.name, format_bytes(tier.capacity_bytes), _rate(tier.bytes_per_s), escape(tier.source))
+        rates = _rate(tier.bytes_per_s), _rate(tier.achieved_bytes_per_s)
+        sources = escape(_sources(tier.source, tier.share_source))
+        table.add_row(tier.name, format_bytes(tier.capacity_bytes), *rates, sources)
     for link in spec.links:
-        table.add_row(f"{link.src} to {link.dst}", "", _rate(link.bytes_per_s), escape(link.source))
+        rates = _rate(link.bytes_per_s), _rate(link.achieved_bytes_per_s)
+        table.add_row(f"{link.src} to {link.dst}", "", *rates, escape(_sources(link.source, link.share_source)))
+    if spec.peers is not None:
+        rates = _rate(spec.peers.bytes_per_s), _rate(spec.peers.achieved_bytes_per_s)
+        table.add_row("unit to unit", "", *rates, escape(_sources(spec.peers.source, spec.peers.share_source)))
     return table
+
+
+def _ranges(spec: MachineSpec) -> Table:
+    table = Table("not published", "low", "taken", "high", "why", title="set with NAME:KEY=low or high")
+    for item in spec.unpublished:
+        table.add_row(item.key, f"{item.low:.3g}", f"{item.value:.3g}", f"{item.high:.3g}", escape(item.source))
+    return table
+
+
+def _sources(physical: str, achieved: str) -> str:
+    return f"{physical}; achieved: {achieved}" if achieved else physical
 
 
 def _rate(bytes_per_s: float) -> str:

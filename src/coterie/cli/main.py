@@ -23,6 +23,7 @@ from coterie.cli.run import run
 from coterie.cli.serve import serve
 from coterie.cli.simulate import simulation
 from coterie.cli.trace import trace
+from coterie.cli.validate import validate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +42,7 @@ app.command("info")(info)
 app.command("simulate")(simulation)
 app.command("plan")(planning)
 app.command("trace")(trace)
+app.command("validate")(validate)
 app.command("paper")(paper)
 app.add_typer(bench, name="bench")
 

@@ -18,19 +18,21 @@ import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
-from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
 from coterie.devices.modelled_event import ModelledEvent, finished, own
-from coterie.devices.modelled_exe import ModelledExecutable, StepPhases, numerics_of, own_executable
+from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
+from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
+from coterie.devices.modelled_transfer import resources, route, transfer
+from coterie.graph.compile import compile_graph
+from coterie.graph.fuse import KERNEL_SETS
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 COMPUTE_LANE = "compute"
-MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
 
 Orchestration = Literal["host", "device"]
 Fail = Callable[[str], Exception | None]
@@ -65,7 +67,7 @@ class ModelledDevice:
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
         self._orchestration = orchestration
         self._fail = fail
-        self._clock = FluidClock(price.resources(spec) if durations is None else {})
+        self._clock = FluidClock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
@@ -122,10 +124,16 @@ class ModelledDevice:
         return self._issue(f"{disk}->{dst.tier}", label, after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
-        """Make a program ready; regions are priced when sizes are known."""
+        """Make a program ready; regions, of one rank where units share the work, are priced when sizes are known."""
         self._check_open()
-        numerics = self._numerics.load(program) if self._numerics else None
-        return ModelledExecutable(program, numerics, price.alike(program))
+        numerics = None
+        if self._numerics is not None:
+            # No real device has kernels for whole sections: it fuses by its own rules. Weights keep their order.
+            runs = program.rule_set in KERNEL_SETS
+            own_rules = self._numerics.spec.rule_set
+            numerics = self._numerics.load(program if runs else compile_graph(program.graph, own_rules))
+        priced = rank_program(self._spec, program)
+        return ModelledExecutable(program, numerics, priced, price.facts(priced).same)
 
     def run(
         self,
@@ -235,9 +243,9 @@ class ModelledDevice:
 
     def _transfer(self, src: str, dst: str, size_bytes: int) -> list[Phase]:
         if self._durations is not None:
-            price.route(self._spec, src, dst)
+            route(self._spec, src, dst)
             return []
-        return [price.transfer(self._spec, src, dst, size_bytes)]
+        return [transfer(self._spec, src, dst, size_bytes)]
 
     def _issue(
         self,
@@ -297,29 +305,7 @@ class ModelledDevice:
         """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
             return [Phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
-        sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
-        # A gate that is open already would only cost time to look at; one that failed must still fail the run.
-        awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
-        phases = self._priced(exe, sizes, tiers).first(price.gated(exe.program, awaited) if awaited else ())
-        cuts = [len(phases)]
-        for step in range(1, steps):
-            context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
-            later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
-            phases.append(self._priced(exe, later, tiers).later)
-            cuts.append(len(phases))
-        return phases, tuple(cuts)
-
-    def _priced(self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
-        key = (sizes, *tiers)
-        found = exe.prices.get(key)
-        if found is None:
-            if len(exe.prices) >= MAX_PRICED_STEPS:
-                exe.prices.clear()
-            regions = price.step_phases(self._spec, exe.program, exe.same, sizes, tiers, self._orchestration)
-            begins_s = price.launch_s(self._spec, self._orchestration, first=True)
-            begins_s -= price.launch_s(self._spec, self._orchestration, first=False)
-            found = exe.prices[key] = StepPhases(regions, begins_s)
-        return found
+        return run_phases(self._spec, exe, binding, steps, gates, self._orchestration)
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics

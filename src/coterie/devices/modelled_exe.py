@@ -1,6 +1,6 @@
-"""A program loaded by a modelled device, and what a run of it must fit.
+"""A program loaded by a modelled device, the phases of its runs, and what a run must fit.
 
-Knows nothing about time or prices, except that prices found are kept here.
+Knows nothing about how prices are made or how time passes; prices found are kept here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Executable, Rows
+from coterie.devices import modelled_price as price
 from coterie.devices.modelled_time import Phase, Work, merged
 from coterie.graph.program import Program
+from coterie.spec.machine import MachineSpec
+
+MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
 
 
 class StepPhases:
@@ -48,17 +52,54 @@ class StepPhases:
 class ModelledExecutable:
     """A program with the prices found so far, and the numerics device's own executable where there is one.
 
-    `same` gives each region the first one that costs the same; prices are by sizes and the tiers of weights and KV.
+    `priced` is the program of one of the machine's units. `same` gives each of its regions the first one that costs the
+    same; prices are by sizes and the tiers of weights and KV.
     """
 
     program: Program
     numerics: Executable | None
+    priced: Program
     same: tuple[int, ...]
     prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.stages = frozenset(region.stage for region in self.program.regions)
+
+
+def run_phases(
+    spec: MachineSpec,
+    exe: ModelledExecutable,
+    binding: Binding,
+    steps: int,
+    gates: Mapping[str, Work],
+    orchestration: str,
+) -> tuple[list[Phase], tuple[int, ...]]:
+    """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
+    sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
+    # A gate that is open already would only cost time to look at; one that failed must still fail the run.
+    awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
+    phases = _priced(spec, exe, sizes, tiers, orchestration).first(price.gated(exe.priced, awaited) if awaited else ())
+    cuts = [len(phases)]
+    for step in range(1, steps):
+        context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
+        later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
+        phases.append(_priced(spec, exe, later, tiers, orchestration).later)
+        cuts.append(len(phases))
+    return phases, tuple(cuts)
+
+
+def _priced(
+    spec: MachineSpec, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], orchestration: str
+) -> StepPhases:
+    key = (sizes, *tiers)
+    found = exe.prices.get(key)
+    if found is None:
+        if len(exe.prices) >= MAX_PRICED_STEPS:
+            exe.prices.clear()
+        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, price.Pricing(orchestration))
+        found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, orchestration))
+    return found
 
 
 def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int) -> ModelledExecutable:

@@ -1,78 +1,237 @@
-"""What work costs on a modelled machine: regions and transfers as phases that drain the machine's resources.
+"""What a step costs on a modelled machine, region by region: `step_time` for reports, phases for the device's clock.
 
-    region    launch, then flops of `compute` and bytes of tiers at once: max(flops / peak, bytes / bandwidth)
-    transfer  latency, then bytes of the link and of both its tiers at the slowest of their rates
+    region   launch, then compute and each tier's bytes at once: max(flops / rate, bytes / rate), then exchanges
+    rate     where kernels were measured: the physical peak times the share reached near there (modelled_kernels.py)
+             elsewhere: the machine file's own achieved shares ("analytic")
+    grid     a dataflow machine: intermediates stay in SRAM, exchanges stream beside the work, a pipeline fills
 
-All rates are achieved ones: the physical number times the share that software was seen to reach.
-
-Knows nothing about lanes, events or what is computed.
+A program of one rank (graph/shard.py) is priced on one unit's rates and exchanges; a whole one on all units as if
+they were one. Knows nothing about lanes, events or what is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.devices.modelled_exchange import exchange
+from coterie.devices.modelled_kernels import ATTENTION, region_speed
 from coterie.devices.modelled_time import Flow, Phase, Work
-from coterie.graph.cost import Cost, region_cost
+from coterie.devices.modelled_transfer import COMPUTE, PEERS, resources, tier_name
+from coterie.graph.cost import Cost, collectives, region_cost
 from coterie.graph.ir import Value
-from coterie.graph.program import Program
-from coterie.spec.machine import Link, MachineSpec
+from coterie.graph.ops import COLLECTIVES
+from coterie.graph.program import Program, Region
+from coterie.spec.machine import MachineSpec
+from coterie.spec.measured import ANALYTIC, Kernels
 
-COMPUTE = "compute"
+MAX_FACTS = 64
+_FACTS: dict[int, Facts] = {}
+FULL_SECTION_OPS = 20  # ops that fill a grid: fused pipelines commonly hold 20 or more (the paper, section VIII)
 
 
-def resources(spec: MachineSpec) -> dict[str, float]:
-    """Units per second of everything that work can draw on; tiers of unknown bandwidth bound nothing.
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """How regions are priced. `kernels`: speeds in place of all that were measured on the machine's GPU.
 
-    Raises UsageError when a number without which nothing can be priced is unknown.
+    Without `analytic` a region that no measured kernel is near is refused.
     """
-    where = f"machine {spec.name}"
-    remedy = "give a measured or published number with its source, or replay recorded durations"
-    if spec.flops_per_s <= 0:
-        raise UsageError(where, "its peak FLOP/s is unknown", remedy)
-    if spec.tier(spec.run_tier).bytes_per_s <= 0:
-        raise UsageError(where, f"the bandwidth of {spec.run_tier} is unknown", remedy)
-    found = {COMPUTE: spec.achieved_flops_per_s}
-    found.update({_tier(tier.name): tier.achieved_bytes_per_s for tier in spec.tiers if tier.bytes_per_s > 0})
-    for link in spec.links:
-        if link.bytes_per_s <= 0:
-            raise UsageError(where, f"the bandwidth of the link {link.src} -> {link.dst} is unknown", remedy)
-        found[_link(link)] = link.achieved_bytes_per_s
+
+    orchestration: str = "device"
+    kernels: Kernels | None = None
+    analytic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RegionTime:
+    """One region of a step: launch, then the longest of compute and each tier's bytes, then what nothing hides.
+
+    `memory_s` is by tier, and `peers` for bytes that stream between units meanwhile; `fill_s` fills and drains a
+    pipeline; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance` says where its
+    speed is from: measured, interpolated, transferred or analytic (the machine file's own numbers).
+    """
+
+    region: str
+    kernel: str
+    stage: str
+    launch_s: float
+    compute_s: float
+    memory_s: Mapping[str, float]
+    collective_s: float
+    fill_s: float
+    provenance: str
+
+    @property
+    def work_s(self) -> float:
+        """Compute and memory at once."""
+        return max(self.compute_s, *self.memory_s.values())
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.launch_s + self.work_s + self.fill_s + self.collective_s
+
+    @property
+    def bound(self) -> str:
+        """`launch`, `compute`, `collective`, `fill` or the name of a tier."""
+        parts = {"compute": self.compute_s, **self.memory_s, "launch": self.launch_s, "collective": self.collective_s}
+        parts["fill"] = self.fill_s
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """A step: its regions in order, what software does between two steps, and how long it takes to issue one."""
+
+    rows: tuple[RegionTime, ...]
+    host_s: float
+    floor_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it: the device runs beside the software that issues its kernels, and waits for it at the end."""
+        return self.host_s + max(self.floor_s, sum(row.seconds for row in self.rows))
+
+
+def step_time(
+    spec: MachineSpec,
+    program: Program,
+    sizes: Sizes,
+    *,
+    orchestration: str = "device",
+    tiers: tuple[str, str] | None = None,
+    starts_run: bool = True,
+    kernels: Kernels | None = None,
+    allow_analytic: bool = True,
+) -> StepTime:
+    """What a step with nothing beside it takes on a machine, region by region.
+
+    `tiers`: where weights and KV lie (the run tier); `starts_run`: software starts the first region even where the
+    device starts the others; `kernels`: measured speeds to use in place of all.
+    Raises UsageError when a needed number of the machine is unknown, or a region is outside what was measured and
+    `allow_analytic` is False.
+    """
+    resources(spec)
+    where = tiers or (spec.run_tier, spec.run_tier)
+    pricing = Pricing(orchestration, kernels, allow_analytic)
+    same = facts(program).same
+    priced = {index: region_time(spec, program, index, sizes, where, pricing) for index in dict.fromkeys(same)}
+    rows = [
+        replace(priced[index], region=region.name, stage=region.stage)
+        for region, index in zip(program.regions, same, strict=True)
+    ]
+    if starts_run:
+        rows[0] = replace(rows[0], launch_s=rows[0].launch_s + begins_s(spec, orchestration))
+    return StepTime(tuple(rows), host_s(spec, sizes), spec.step_floor_s)
+
+
+def region_time(
+    spec: MachineSpec, program: Program, index: int, sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
+) -> RegionTime:
+    """A region that does not begin a run; weights and KV are charged to `tiers`, the rest to the run tier."""
+    region = program.regions[index]
+    rates = _rates(spec, program)
+    exchanges = [exchange(spec, wanted) for wanted in collectives(program, region, sizes)]
+    only_exchanges = bool(exchanges) and all(op.kind in COLLECTIVES for op in region.ops)
+    # The time of an exchange by itself has the reading and writing of its operands in it.
+    cost = Cost() if only_exchanges else region_cost(program, region, sizes)
+    moved = moved_bytes(spec, cost, tiers)
+    speed = None
+    if spec.kernels and rates.units == spec.units:
+        speed = region_speed(spec, program, region, cost, sizes, kernels=pricing.kernels)
+        if speed is None and not pricing.analytic and not only_exchanges and _has_matrices(region):
+            fact = f"{region.name} with {sizes} is outside the kernels that were measured"
+            raise UsageError(f"machine {spec.name}", fact, "allow analytic prices, or ask for sizes nearer to those")
+    util = speed.util * spec.kernel_share if speed else 0.0
+    compute_s = cost.flops / (rates.flops_per_s * (util or spec.flops_share))
+    memory_s = {}
+    for tier, amount in moved.items():
+        share = util if util and tier == spec.run_tier else spec.tier(tier).share
+        memory_s[tier] = amount / (rates.bytes_per_s(spec, tier) * share) if amount else 0.0
+    exposed_s, fill_s = sum(item.seconds for item in exchanges), 0.0
+    if spec.grid is not None:
+        exposed_s = sum(item.latency_s for item in exchanges)
+        if exchanges:
+            memory_s[PEERS] = sum(item.bytes_s for item in exchanges)
+        # A pipeline of one stage per op takes tiles of as many tokens as a PCU has lanes; the first fills it, while
+        # weights arrive: T = (tiles + stages - 1) * compute / tiles, of which the part above memory's time shows.
+        filled_s = compute_s * (1 + (len(region.ops) - 1) / max(1.0, sizes.T / spec.grid.lanes))
+        fill_s = max(0.0, filled_s - max(compute_s, *memory_s.values()))
+    launch = launch_s(spec, pricing.orchestration, region)
+    known = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
+    return RegionTime(region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Physical rates that one program sees: of one unit for a rank's program, of all otherwise."""
+
+    units: int
+    flops_per_s: float
+
+    def bytes_per_s(self, spec: MachineSpec, tier: str) -> float:
+        found = spec.tier(tier)
+        return found.bytes_per_s / (self.units if found.per_unit else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a program's prices need of it whatever the sizes: the first region that costs the same as each; of how many
+    ranks the program is one's (1: a whole program).
+    """
+
+    program: Program
+    same: tuple[int, ...]
+    ranks: int
+
+
+def facts(program: Program) -> Facts:
+    """The program's facts, kept for the programs asked about last (a program cannot be hashed, so by identity)."""
+    found = _FACTS.get(id(program))
+    if found is None or found.program is not program:
+        if len(_FACTS) >= MAX_FACTS:
+            _FACTS.clear()
+        ops = (op for region in program.regions for op in region.ops if op.kind in COLLECTIVES)
+        ranks = max((op.integer("ranks") for op in ops), default=1)
+        found = _FACTS[id(program)] = Facts(program, alike(program), ranks)
     return found
 
 
-def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
-    """The links that bytes take: the direct one, else tier by tier. Raises KeyError if one is missing."""
-    names = [tier.name for tier in spec.tiers]
-    if src == dst or any((link.src, link.dst) == (src, dst) for link in spec.links):
-        return () if src == dst else (spec.link(src, dst),)
-    low, high = names.index(src), names.index(dst)
-    step = 1 if low < high else -1
-    hops = names[low : high + step : step] if high + step >= 0 else names[low::step]
-    return tuple(spec.link(a, b) for a, b in pairwise(hops))
+def _rates(spec: MachineSpec, program: Program) -> _Rates:
+    units = spec.units if facts(program).ranks > 1 or spec.units == 1 else 1
+    return _Rates(units, spec.flops_per_s / units)
 
 
-def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
-    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same.
+def _has_matrices(region: Region) -> bool:
+    return any(op.kind == "linear" or op.kind in ATTENTION for op in region.ops)
 
-    Raises UsageError within a tier of unknown bandwidth, KeyError when no links lead from `src` to `dst`.
-    """
-    links = route(spec, src, dst)
-    uses: dict[str, float] = {}
-    for link in links:
-        uses[_link(link)] = 1.0
-    ends = [(link.src, link.dst) for link in links] or [(src, dst)]
-    for tier in (name for pair in ends for name in pair):
-        if spec.tier(tier).bytes_per_s > 0:
-            uses[_tier(tier)] = uses.get(_tier(tier), 0.0) + 1.0
-    if not uses:
-        fact = f"the bandwidth of {src} is unknown, so a copy within it has no price"
-        raise UsageError(spec.name, fact, "give the tier a bandwidth in the machine's file")
-    return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
+
+def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes, tiers: tuple[str, str] | None = None) -> float:
+    """A lower bound of a step: per region the larger of flops and bytes over physical peaks, nothing else."""
+    total, rates, same = 0.0, _rates(spec, program), facts(program).same
+    for index in dict.fromkeys(same):
+        region = program.regions[index]
+        if all(op.kind in COLLECTIVES for op in region.ops):
+            continue
+        cost = region_cost(program, region, sizes)
+        moved = moved_bytes(spec, cost, tiers or (spec.run_tier, spec.run_tier))
+        seconds = [amount / rates.bytes_per_s(spec, tier) for tier, amount in moved.items() if amount]
+        total += same.count(index) * max([cost.flops / rates.flops_per_s, *seconds])
+    return total
+
+
+def moved_bytes(spec: MachineSpec, cost: Cost, tiers: tuple[str, str]) -> dict[str, float]:
+    """Bytes that a kernel moves, by tier."""
+    moved: dict[str, float] = {}
+    for tier, size_bytes in (
+        (tiers[0], cost.weight_bytes),
+        (tiers[1], cost.kv_read_bytes + cost.kv_write_bytes),
+        (spec.run_tier, cost.input_bytes + cost.output_bytes),
+    ):
+        moved[tier] = moved.get(tier, 0.0) + size_bytes
+    return moved
 
 
 def alike(program: Program) -> tuple[int, ...]:
@@ -92,143 +251,46 @@ def alike(program: Program) -> tuple[int, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class RegionTime:
-    """One region of a step: launch, then the longest of compute and each tier's bytes, then what collectives expose.
-
-    `bound` names what takes longest; `provenance` says where its speed is from: measured, interpolated, transferred
-    or analytic (the machine file's own numbers).
-    """
-
-    region: str
-    kernel: str
-    stage: str
-    launch_s: float
-    compute_s: float
-    memory_s: Mapping[str, float]
-    collective_s: float
-    provenance: str
-
-    @property
-    def work_s(self) -> float:
-        """Compute and memory at once."""
-        return max(self.compute_s, *self.memory_s.values())
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.launch_s + self.work_s + self.collective_s
-
-    @property
-    def bound(self) -> str:
-        """`launch`, `compute`, `collective` or the name of a tier."""
-        parts = {"compute": self.compute_s, **self.memory_s, "launch": self.launch_s, "collective": self.collective_s}
-        return max(parts, key=lambda name: parts[name])
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """A step: its regions in order, and what software does between two steps."""
-
-    rows: tuple[RegionTime, ...]
-    host_s: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.host_s + sum(row.seconds for row in self.rows)
-
-
-def step_time(
-    spec: MachineSpec,
-    program: Program,
-    sizes: Sizes,
-    *,
-    orchestration: str = "device",
-    tiers: tuple[str, str] | None = None,
-    starts_run: bool = True,
-) -> StepTime:
-    """What a step with nothing beside it takes on a machine, region by region.
-
-    `tiers`: where weights and KV lie (the run tier); `starts_run`: software starts the first region even where the
-    device starts the others. Raises UsageError when a needed number of the machine is unknown.
-    """
-    resources(spec)
-    where = tiers or (spec.run_tier, spec.run_tier)
-    priced = {index: region_time(spec, program, index, sizes, where) for index in dict.fromkeys(alike(program))}
-    rows = []
-    for region, index in zip(program.regions, alike(program), strict=True):
-        start_s = launch_s(spec, orchestration, first=starts_run and region.index == 0)
-        rows.append(replace(priced[index], region=region.name, stage=region.stage, launch_s=start_s))
-    return StepTime(tuple(rows), spec.step_host_s)
-
-
-def region_time(spec: MachineSpec, program: Program, index: int, sizes: Sizes, tiers: tuple[str, str]) -> RegionTime:
-    """A region without its launch; weights and KV are charged to `tiers`, the rest to the run tier."""
-    region = program.regions[index]
-    cost = region_cost(program, region, sizes)
-    moved = moved_bytes(spec, cost, tiers)
-    memory_s = {
-        tier: amount / spec.tier(tier).achieved_bytes_per_s if amount else 0.0 for tier, amount in moved.items()
-    }
-    compute_s = cost.flops / spec.achieved_flops_per_s
-    return RegionTime(region.name, region.kernel, region.stage, 0.0, compute_s, memory_s, 0.0, "analytic")
-
-
-def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes, tiers: tuple[str, str] | None = None) -> float:
-    """A lower bound of a step: per region the larger of flops and bytes over physical peaks, nothing else."""
-    total = 0.0
-    for region in program.regions:
-        cost = region_cost(program, region, sizes)
-        moved = moved_bytes(spec, cost, tiers or (spec.run_tier, spec.run_tier))
-        seconds = [amount / spec.tier(tier).bytes_per_s for tier, amount in moved.items() if amount]
-        total += max([cost.flops / spec.flops_per_s, *seconds])
-    return total
-
-
-def moved_bytes(spec: MachineSpec, cost: Cost, tiers: tuple[str, str]) -> dict[str, float]:
-    """Bytes that a kernel moves, by tier."""
-    moved: dict[str, float] = {}
-    for tier, size_bytes in (
-        (tiers[0], cost.weight_bytes),
-        (tiers[1], cost.kv_read_bytes + cost.kv_write_bytes),
-        (spec.run_tier, cost.input_bytes + cost.output_bytes),
-    ):
-        moved[tier] = moved.get(tier, 0.0) + size_bytes
-    return moved
-
-
 def step_phases(
-    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], orchestration: str
+    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
 ) -> tuple[Phase, ...]:
     """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
 
-    Raises ValueError when one of these tiers has no known bandwidth.
+    A flow is as much of its resource as the region keeps busy. Raises ValueError when one of these tiers has no known
+    bandwidth.
     """
     for name in tiers:
         if spec.tier(name).bytes_per_s <= 0:
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
     priced: dict[int, Phase] = {}
-    delay_s = launch_s(spec, orchestration, first=False)
     for index in dict.fromkeys(same):
-        row = region_time(spec, program, index, sizes, tiers)
+        row = region_time(spec, program, index, sizes, tiers, pricing)
         flows = [Flow(row.compute_s * spec.achieved_flops_per_s, {COMPUTE: 1.0})]
-        flows += [
-            Flow(s * spec.tier(tier).achieved_bytes_per_s, {_tier(tier): 1.0}) for tier, s in row.memory_s.items()
-        ]
-        priced[index] = Phase(delay_s + row.collective_s, tuple(flows), alone_s=row.work_s)
-    head = replace(priced[same[0]], delay_s=priced[same[0]].delay_s + spec.step_host_s)
-    return (head, *(priced[index] for index in same[1:]))
+        for name, seconds in row.memory_s.items():
+            rate = 1.0 if name == PEERS else spec.tier(name).achieved_bytes_per_s
+            flows.append(Flow(seconds * rate, {PEERS if name == PEERS else tier_name(name): 1.0}))
+        delay_s = row.launch_s + row.fill_s + row.collective_s
+        priced[index] = Phase(delay_s, tuple(flows), alone_s=row.work_s)
+    phases = [priced[index] for index in same]
+    alone_s = sum(phase.delay_s + (phase.alone_s or 0.0) for phase in phases)
+    waits_s = host_s(spec, sizes) + max(0.0, spec.step_floor_s - alone_s)
+    return (replace(phases[0], delay_s=phases[0].delay_s + waits_s), *phases[1:])
 
 
-def launch_s(spec: MachineSpec, orchestration: str, first: bool) -> float:
-    """Seconds before a region starts; `first` is the first region of a run.
+def host_s(spec: MachineSpec, sizes: Sizes) -> float:
+    """Software's work between two steps."""
+    return spec.step_host_s + sizes.B * spec.step_sequence_s
 
-    `host`: software starts every region. `device`: software starts a run, then the device starts each region.
-    """
-    if orchestration == "host":
-        return spec.launch_s("host")
-    return spec.launch_s("device") + (spec.launch_s("host") if first else 0.0)
+
+def launch_s(spec: MachineSpec, orchestration: str, region: Region) -> float:
+    """Seconds before a region that does not begin a run starts; a dataflow machine is configured for its ops first."""
+    configured = min(1.0, len(region.ops) / FULL_SECTION_OPS) if spec.grid is not None else 0.0
+    return spec.launch_s(orchestration, configured)
+
+
+def begins_s(spec: MachineSpec, orchestration: str) -> float:
+    """Seconds that beginning a run costs more: `device`: software starts it; `host`: it starts every region anyway."""
+    return spec.launch_s("host") if orchestration == "device" else 0.0
 
 
 def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
@@ -237,13 +299,5 @@ def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
     return [waiting.pop(region.stage, None) for region in program.regions]
 
 
-def _tier(name: str) -> str:
-    return f"tier {name}"
-
-
 def _type(value: Value | None) -> object:
     return None if value is None else (value.shape, value.dtype, value.kind)
-
-
-def _link(link: Link) -> str:
-    return f"link {link.src}->{link.dst}"

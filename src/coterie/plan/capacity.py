@@ -18,7 +18,8 @@ import numpy as np
 from coterie.composition.composition import Composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_price import route, step_time
+from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled_transfer import route
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program

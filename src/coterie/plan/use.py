@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coterie.devices.modelled import COMPUTE_LANE, ModelledDevice
-from coterie.devices.modelled_price import resources
+from coterie.devices.modelled_transfer import resources
 
 SATURATED = 0.9  # of the time: a lane that is occupied for longer bounds the run
 

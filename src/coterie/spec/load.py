@@ -20,10 +20,12 @@ from typing import Any
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.spec import quantity as q
 from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
+from coterie.spec.stack import with_stack
 
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
+    "step_floor", "step_sequence", "kernel_share",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -69,6 +71,13 @@ def split_ref(ref: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
+def with_setting(ref: str, key: str, value: object) -> str:
+    """The reference with one more setting, in place of one that it has."""
+    name, settings = split_ref(ref)
+    joined = ",".join(f"{k}={v}" for k, v in {**settings, key: value}.items())
+    return f"{name}:{joined}"
+
+
 def parse_machine(text: str, where: str, settings: Mapping[str, str] | None = None) -> MachineSpec:
     """Turn the text of a machine file into a spec; `where` names the file in errors. Raises UsageError."""
     try:
@@ -83,7 +92,10 @@ class _Machine(q.Reader):
 
     def __init__(self, where: str, raw: dict[str, Any], settings: Mapping[str, str]) -> None:
         counts = {key: settings[key] for key in ("units", "host_links") if key in settings}
-        super().__init__(where, {key: value for key, value in settings.items() if key not in counts})
+        stack = settings.get("stack", raw.get("stack", ""))
+        if stack:
+            raw = with_stack(raw, str(stack), where)
+        super().__init__(where, {k: v for k, v in settings.items() if k not in counts and k != "stack"})
         self.raw, self.counts = raw, counts
 
     def machine(self) -> MachineSpec:
@@ -115,11 +127,15 @@ class _Machine(q.Reader):
             program_host_s=self.time("program_host"),
             program_device_s=self.time("program_device"),
             step_host_s=self.time("step_host"),
+            step_floor_s=self.time("step_floor"),
+            step_sequence_s=self.time("step_sequence"),
+            kernel_share=self.share("kernel_share"),
             peers=peers,
             grid=self.grid(peers),
             host_links=self.host_links,
             kernels=self.string("kernels", ""),
-            notes=(*(str(note) for note in notes), *(f"assumed: {item}" for item in self.assumed)),
+            stack=self.string("stack", ""),
+            notes=(*(str(note) for note in notes), *self.marked),
             unpublished=tuple(self.unpublished),
         )
         self.check_ends(spec)
@@ -154,6 +170,9 @@ class _Machine(q.Reader):
 
     def time(self, key: str) -> float:
         return self.quantity(self.raw[key], key, q.TIME).value if key in self.raw else 0.0
+
+    def share(self, key: str) -> float:
+        return self.quantity(self.raw[key], key, q.SHARE).value if key in self.raw else 1.0
 
     def tier(self, raw: Mapping[str, Any], index: int) -> Tier:
         self.keys(raw, f"tier[{index}]", {"name", "capacity", "bandwidth"}, {"name", "capacity", "bandwidth"})

@@ -125,7 +125,11 @@ class MachineSpec:
     Source of the three-tier form: the paper, section IV; launch kinds: section IV-D.
 
     launch = program load + argument load + execute. `launch_*_s` are the last two; `program_*_s` loads a configuration
-    of all units' grids, a smaller one in proportion. `step_host_s`: software's work between two steps.
+    of all units' grids, a smaller one in proportion.
+
+    Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
+    less than `step_floor_s`, in which it issues the kernels one by one; `kernel_share` is how fast its kernels are next
+    to those measured on the GPU that `kernels` names; `stack` is its name (spec/stacks).
     """
 
     name: str
@@ -144,6 +148,9 @@ class MachineSpec:
     program_host_s: float = 0.0
     program_device_s: float = 0.0
     step_host_s: float = 0.0
+    step_floor_s: float = 0.0
+    step_sequence_s: float = 0.0
+    kernel_share: float = 1.0
     peers: Peers | None = None
     grid: SpatialUnits | None = None
     host_links: int = 1

@@ -5,8 +5,8 @@
     { unknown = true, source = "not published" }
 
 `per_unit` multiplies by the machine's units, `per_host_link` by its host links; `achieved` is the share of the physical
-value that software reaches; `assumed` marks a guess, and `low` to `high` a range that nobody has published the middle
-of: the machine lists both. Knows nothing about machines.
+value that software reaches. `assumed` marks a guess, `fitted` a number chosen so that the model meets data, `low` and
+`high` a range that nobody has published the middle of: the machine lists them. Knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PER_CYCLE = {"B/cycle": 1.0}
 SHARE = {"share": 1.0}
 
 _KEYS = {
-    "value", "unit", "source", "per_unit", "per_host_link", "assumed", "unknown", "low", "high",
+    "value", "unit", "source", "per_unit", "per_host_link", "assumed", "fitted", "unknown", "low", "high",
     "achieved", "achieved_source",
 }  # fmt: skip
 
@@ -52,13 +52,13 @@ class Quantity:
 class Reader:
     """Reads values of one file by key; `where` of every error is the file and the key.
 
-    `at` chooses the `low` or `high` end of ranges by key. `assumed` and `unpublished` collect what was met.
+    `at` chooses the `low` or `high` end of ranges by key. `marked` and `unpublished` collect what was met.
     """
 
     def __init__(self, where: str, at: Mapping[str, str]) -> None:
         self.where, self.at = where, at
         self.units = self.host_links = 1
-        self.assumed: list[str] = []
+        self.marked: list[str] = []
         self.unpublished: list[Unpublished] = []
 
     def quantity(self, raw: Any, key: str, units: Mapping[str, float]) -> Quantity:
@@ -77,8 +77,9 @@ class Reader:
         scale = units[unit] * (self.units if per_unit else 1)
         scale *= self.host_links if self.flag(raw, key, "per_host_link") else 1
         value = self._number(raw, key, "value", units)
-        if self.flag(raw, key, "assumed"):
-            self.assumed.append(f"{key} = {value:g} {unit} ({source})")
+        for mark in ("assumed", "fitted"):
+            if self.flag(raw, key, mark):
+                self.marked.append(f"{mark}: {key} = {value:g} {unit} ({source})")
         if "low" in raw or "high" in raw:
             value = self._range(raw, key, units, scale, source)
         share, share_source = 1.0, ""

@@ -1,0 +1,164 @@
+"""This machine as a machine file: what its sticks and a few small steps say, in the form that models read.
+
+    dram, flops     the fastest read loop over an expert's weights; multiply-adds in registers
+    achieved        a prompt's flops over seconds and that rate; a decode step's bytes over seconds and the read loop
+    launches        a step of a tiny model, all in cache, over its regions: by the team, or from Python
+    disk            the expert's file, read with direct I/O the way that the disk likes best
+
+Knows nothing about how a machine file is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from coterie.bench.disk import DiskStick
+from coterie.bench.experts import random_experts
+from coterie.bench.report import Effort, commit, interleave, machine
+from coterie.bench.shapes import shape_config, with_context
+from coterie.bench.step import Loaded
+from coterie.bench.sticks import multiply_adds, read_loops
+from coterie.core.errors import UsageError
+from coterie.devices.cpu import Orchestration
+from coterie.models.model import Model
+from coterie.spec.this_machine import this_machine
+
+SHAPE = "135m"  # its weights are larger than any cache that a CPU has
+TINY = "demo"
+PROMPT_TOKENS, CONTEXT, STEPS = 64, 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured, in SI units; shares are of the sticks."""
+
+    name: str
+    cpus: int
+    dram_bytes: int
+    disk_bytes: int
+    read_bytes_per_s: float
+    flops_per_s: float
+    flops_share: float
+    read_share: float
+    launch_host_s: float
+    launch_device_s: float
+    disk_bytes_per_s: float
+    source: str
+
+    def to_toml(self) -> str:
+        """A machine file that `load_machine` reads."""
+        rate = f"measured: {self.source}"
+        team = f"{rate}; a step of the {TINY} shape, all in cache, over its regions"
+        return f"""# This machine, as coterie info --calibrate measured it.
+name = "{self.name}"
+rule_set = "cache"
+units = {self.cpus}
+flops = {{ value = {self.flops_per_s / 1e9:.6g}, unit = "GFLOP/s", \
+source = "{rate}; multiply-adds in registers", \
+achieved = {self.flops_share:.4g}, achieved_source = "{rate}; prefill of {PROMPT_TOKENS} tokens" }}
+launch_host = {{ value = {self.launch_host_s * 1e6:.4g}, unit = "us", source = "{team}, each from Python" }}
+launch_device = {{ value = {self.launch_device_s * 1e6:.4g}, unit = "us", source = "{team}, by the thread team" }}
+
+[[tier]]
+name = "dram"
+capacity = {{ value = {self.dram_bytes}, unit = "B", source = "memory that this process may use" }}
+bandwidth = {{ value = {self.read_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
+source = "{rate}; the fastest read loop", \
+achieved = {self.read_share:.4g}, achieved_source = "{rate}; decode, without its launches" }}
+
+[[tier]]
+name = "disk"
+capacity = {{ value = {self.disk_bytes}, unit = "B", source = "the file system of the working folder" }}
+bandwidth = {{ value = {self.disk_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
+source = "{rate}; a file read from end to end" }}
+
+[[link]]
+src = "disk"
+dst = "dram"
+bandwidth = {{ value = {self.disk_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
+source = "{rate}; a file read from end to end" }}
+latency = {{ value = 100, unit = "us", assumed = true, source = "a typical read" }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    read_bytes_per_s: float
+    flops_per_s: float
+    flops_share: float
+    read_share: float
+
+
+def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE) -> Calibration:
+    """Measure this machine; seconds, and more the slower it is. Raises UsageError for a bad name, CapacityError."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError("--out", f"{name!r} cannot name a machine", "use letters, digits, - and _")
+    device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
+    config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
+    with random_experts(config, 1) as (model,):
+        disk = DiskStick()
+        file = Path(model.layout.ranges[0].source.path)
+        disk.search(file)
+        disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
+        rates = _large(model, threads, effort, device_s)
+    spec = this_machine()
+    here = machine()
+    when = f"{datetime.now(UTC):%Y-%m-%d}"
+    source = f"{here['cpu_model']}, {here['isa']}, load {here['load_1m']}, {shape} shape, coterie {commit()}, {when}"
+    dram, drive = spec.tier(spec.run_tier), spec.tier(spec.home_tier)
+    return Calibration(
+        name=name,
+        cpus=spec.units,
+        dram_bytes=dram.capacity_bytes,
+        disk_bytes=max(drive.capacity_bytes, dram.capacity_bytes + 1),
+        read_bytes_per_s=rates.read_bytes_per_s,
+        flops_per_s=rates.flops_per_s,
+        flops_share=rates.flops_share,
+        read_share=rates.read_share,
+        launch_host_s=host_s,
+        launch_device_s=device_s,
+        disk_bytes_per_s=disk_bytes_per_s,
+        source=source.replace('"', "'"),
+    )
+
+
+def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> _Rates:
+    """Sticks, and what steps of a model that no cache holds reach of them."""
+    loaded = Loaded(model, "device", threads, PROMPT_TOKENS + STEPS)
+    try:
+        prompt = loaded.step("cache", 0, PROMPT_TOKENS)
+        token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
+        loops = read_loops(loaded.device.memory(loaded.weights), loaded.device.threads)
+        peak = partial(multiply_adds, loaded.device.threads)
+        samples = interleave({"prompt": prompt.seconds, "token": token.seconds, "peak": peak, **loops}, effort)
+    finally:
+        loaded.close()
+    regions = launch_s * len(token.exe.program.regions)
+    read = model.layout.size_bytes / min(median(samples[name]) for name in loops)
+    flops = median(samples["peak"])
+    prompt_s, token_s = (max(median(samples[way]) - regions, 1e-9) for way in ("prompt", "token"))
+    flops_share = min(1.0, prompt.cost().flops / prompt_s / flops)
+    return _Rates(read, flops, flops_share, min(1.0, token.cost().total_bytes / token_s / read))
+
+
+def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
+    """Seconds from a region to the next where there is next to nothing to do in between."""
+    with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
+        loaded = Loaded(model, orchestration, threads, CONTEXT + STEPS)
+        try:
+            step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
+            samples = interleave({"step": step.seconds}, effort)
+        finally:
+            loaded.close()
+    return median(samples["step"]) / len(step.exe.program.regions)
+
+
+def to_plain(found: Calibration) -> Mapping[str, Any]:
+    """For JSON."""
+    return {name: getattr(found, name) for name in Calibration.__slots__}

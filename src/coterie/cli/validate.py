@@ -1,0 +1,103 @@
+"""`coterie validate`: how far modelled times are from measured ones.
+
+Knows nothing about how either is found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.bench.shapes import shape_config
+from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.core.errors import UsageError
+from coterie.core.units import format_seconds
+from coterie.plan.validate.rows import Outcome, Row, Summary
+from coterie.plan.validate.run import validate as run
+
+RESULTS = Path("benchmarks/results")
+
+
+@sentences
+def validate(
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help=f"This machine's benches; {RESULTS} where there is one.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every row, not only what they say together.")] = False,
+    json_: JsonOpt = False,
+) -> None:
+    """Hold modelled times against measured ones: public data sets, and this machine's own benches."""
+    if results is not None and not results.is_dir():
+        raise UsageError("--results", f"{results} is not a folder", "give one with results of coterie bench")
+    outcome = run(results or (RESULTS if RESULTS.is_dir() else None), shape_config)
+    if json_:
+        print_json(_plain(outcome))
+        return
+    out.print(_table(outcome.summaries()))
+    out.print("err: of modelled / measured - 1, sizes; bias: with signs, above 0 where the model is slower")
+    if rows:
+        out.print(_rows(outcome.rows))
+    out.print(f"dropped: {len(outcome.dropped)} rows")
+    for item in outcome.dropped:
+        out.print(f"  {item.dataset}, {item.name}: {item.reason}", markup=False)
+    for caveat in outcome.caveats:
+        out.print(f"note: {caveat}", markup=False)
+
+
+def _table(summaries: tuple[Summary, ...]) -> Table:
+    table = Table("data set", "metric", "split", "n", "mean err", "median", "bias", "aim", "worst row", "known by")
+    for item in summaries:
+        met = "" if item.aim is None else f"{item.aim:.0%} {'met' if item.mean <= item.aim else 'missed'}"
+        worst = f"{item.worst.error:+.0%} {item.worst.name}"
+        table.add_row(
+            item.dataset, item.metric, item.split, str(item.n), f"{item.mean:.1%}", f"{item.median:.1%}",
+            f"{item.bias:+.1%}", met, escape(worst), item.provenance,
+        )  # fmt: skip
+    return table
+
+
+def _rows(rows: tuple[Row, ...]) -> Table:
+    table = Table("data set", "row", "split", "measured", "modelled", "error", "known by")
+    for row in rows:
+        times = format_seconds(row.measured_s), format_seconds(row.modelled_s)
+        table.add_row(row.dataset, escape(row.name), row.split, *times, f"{row.error:+.1%}", row.provenance)
+    return table
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "summaries": [
+            {
+                "dataset": item.dataset,
+                "metric": item.metric,
+                "split": item.split,
+                "n": item.n,
+                "mean_error": item.mean,
+                "median_error": item.median,
+                "bias": item.bias,
+                "aim": item.aim,
+                "worst": {"row": item.worst.name, "error": item.worst.error},
+                "provenance": item.provenance,
+            }
+            for item in outcome.summaries()
+        ],
+        "rows": [
+            {
+                "dataset": row.dataset,
+                "metric": row.metric,
+                "row": row.name,
+                "split": row.split,
+                "measured_s": row.measured_s,
+                "modelled_s": row.modelled_s,
+                "error": row.error,
+                "provenance": row.provenance,
+            }
+            for row in outcome.rows
+        ],
+        "dropped": [{"dataset": d.dataset, "row": d.name, "reason": d.reason} for d in outcome.dropped],
+        "caveats": list(outcome.caveats),
+    }

@@ -1,0 +1,75 @@
+"""What an exchange among a machine's units costs: measured where the machine names a library, else ring or tree.
+
+    all-reduce of B bytes, n ranks    ring 2 (n - 1) a + 2 (n - 1) / n B / bw      tree 2 log2(n) (a + B / bw)
+    all-gather to B bytes             ring   (n - 1) a +   (n - 1) / n B / bw      tree   log2(n) a + (n - 1) / n B / bw
+
+a is the latency of one message, bw what one unit sends; the faster is taken. Source of the forms: Thakur, Rabenseifner
+and Gropp, Optimization of collective communication operations in MPICH, 2005. Knows nothing about regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from coterie.core.errors import UsageError
+from coterie.graph.cost import Collective
+from coterie.spec.exchange import all_exchanges
+from coterie.spec.machine import MachineSpec, Peers
+from coterie.spec.measured import ANALYTIC, TRANSFERRED
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds of latency that nothing can hide, seconds in which bytes move, and how they are known."""
+
+    latency_s: float
+    bytes_s: float
+    provenance: str
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.latency_s + self.bytes_s
+
+
+def exchange(spec: MachineSpec, wanted: Collective) -> Exchange:
+    """The time of a collective on a machine. Raises UsageError when units cannot reach each other."""
+    if wanted.ranks <= 1:
+        return Exchange(0.0, 0.0, ANALYTIC)
+    peers = spec.peers
+    if peers is None or peers.bytes_per_s <= 0:
+        fact = f"has {wanted.ranks} units that must exchange data but no known way between them"
+        raise UsageError(f"machine {spec.name}", fact, "add [peers] with bandwidth and latency to its file")
+    if peers.library:
+        return _measured(spec.name, peers, wanted)
+    return min(_ring(peers, wanted), _tree(peers, wanted), key=lambda way: way.seconds)
+
+
+def _measured(name: str, peers: Peers, wanted: Collective) -> Exchange:
+    """An all-gather moves half of what an all-reduce of its result does."""
+    found = all_exchanges().all_reduce(peers.library, wanted.ranks, wanted.bytes)
+    if found is None:
+        known = ", ".join(all_exchanges().libraries)
+        raise UsageError(
+            f"machine {name}: peers.library", f"is {peers.library!r}", f"use one of {known}, or leave it out"
+        )
+    if wanted.kind == "all_gather":
+        least = all_exchanges().all_reduce(peers.library, wanted.ranks, 1)
+        floor_s = least.seconds if least else 0.0
+        return Exchange(max(floor_s, found.seconds / 2), 0.0, TRANSFERRED)
+    return Exchange(found.seconds, 0.0, found.provenance)
+
+
+def _ring(peers: Peers, wanted: Collective) -> Exchange:
+    rounds = 2 if wanted.kind == "all_reduce" else 1
+    steps = rounds * (wanted.ranks - 1)
+    return Exchange(steps * peers.latency_s, steps / wanted.ranks * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)
+
+
+def _tree(peers: Peers, wanted: Collective) -> Exchange:
+    levels = ceil(log2(wanted.ranks))
+    if wanted.kind == "all_reduce":
+        return Exchange(2 * levels * peers.latency_s, 2 * levels * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)
+    share = (wanted.ranks - 1) / wanted.ranks
+    return Exchange(levels * peers.latency_s, share * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)

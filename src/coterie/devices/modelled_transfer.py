@@ -1,0 +1,79 @@
+"""What a copy costs on a modelled machine, and everything that work can draw on.
+
+    transfer  latency, then bytes of the link and of both its tiers at the slowest of their rates
+
+All rates are achieved ones: the physical number times the share that software was seen to reach.
+Knows nothing about programs.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from coterie.core.errors import UsageError
+from coterie.devices.modelled_time import Flow, Phase
+from coterie.spec.machine import Link, MachineSpec
+
+COMPUTE, PEERS = "compute", "peers"
+
+
+def resources(spec: MachineSpec) -> dict[str, float]:
+    """Units per second of everything that work can draw on; tiers of unknown bandwidth bound nothing.
+
+    Raises UsageError when a number without which nothing can be priced is unknown.
+    """
+    where = f"machine {spec.name}"
+    remedy = "give a measured or published number with its source, or replay recorded durations"
+    if spec.flops_per_s <= 0:
+        raise UsageError(where, "its peak FLOP/s is unknown", remedy)
+    if spec.tier(spec.run_tier).bytes_per_s <= 0:
+        raise UsageError(where, f"the bandwidth of {spec.run_tier} is unknown", remedy)
+    found = {COMPUTE: spec.achieved_flops_per_s}
+    found.update({tier_name(tier.name): tier.achieved_bytes_per_s for tier in spec.tiers if tier.bytes_per_s > 0})
+    for link in spec.links:
+        if link.bytes_per_s <= 0:
+            raise UsageError(where, f"the bandwidth of the link {link.src} -> {link.dst} is unknown", remedy)
+        found[link_name(link)] = link.achieved_bytes_per_s
+    if spec.peers is not None:
+        found[PEERS] = 1.0  # seconds of every unit's links
+    return found
+
+
+def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
+    """The links that bytes take: the direct one, else tier by tier. Raises KeyError if one is missing."""
+    names = [tier.name for tier in spec.tiers]
+    if src == dst or any((link.src, link.dst) == (src, dst) for link in spec.links):
+        return () if src == dst else (spec.link(src, dst),)
+    low, high = names.index(src), names.index(dst)
+    step = 1 if low < high else -1
+    hops = names[low : high + step : step] if high + step >= 0 else names[low::step]
+    return tuple(spec.link(a, b) for a, b in pairwise(hops))
+
+
+def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
+    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same.
+
+    Raises UsageError within a tier of unknown bandwidth, KeyError when no links lead from `src` to `dst`.
+    """
+    links = route(spec, src, dst)
+    uses: dict[str, float] = {}
+    for link in links:
+        uses[link_name(link)] = 1.0
+    ends = [(link.src, link.dst) for link in links] or [(src, dst)]
+    for tier in (name for pair in ends for name in pair):
+        if spec.tier(tier).bytes_per_s > 0:
+            uses[tier_name(tier)] = uses.get(tier_name(tier), 0.0) + 1.0
+    if not uses:
+        fact = f"the bandwidth of {src} is unknown, so a copy within it has no price"
+        raise UsageError(spec.name, fact, "give the tier a bandwidth in the machine's file")
+    return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
+
+
+def tier_name(name: str) -> str:
+    """The resource that is a tier."""
+    return f"tier {name}"
+
+
+def link_name(link: Link) -> str:
+    """The resource that is a link."""
+    return f"link {link.src}->{link.dst}"

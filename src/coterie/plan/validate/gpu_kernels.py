@@ -1,0 +1,122 @@
+"""GPU kernels: held-out rows of the calibration tables, and layers that others measured with other software.
+
+    tables    every other number of tokens, length of context or message size calibrates, and both ends; the rest is
+              predicted from them
+    layers    all validation: the tables are those of TensorRT-LLM in AIConfigurator, the layers of Vidur and LLMCompass
+
+Knows nothing about serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coterie.plan.validate.rows import CALIBRATION, GPU_KERNEL, VALIDATION, Dropped, Row, alternate
+from coterie.spec.exchange import Exchanges, all_exchanges, exchange_rows
+from coterie.spec.load import load_machine
+from coterie.spec.measured import (
+    ANALYTIC,
+    ELEMENT_WISE,
+    MEASURED,
+    Kernel,
+    Kernels,
+    ideal_s,
+    kernels_of,
+    measured_devices,
+    measured_rows,
+    read_table,
+)
+
+_NVLINK = {"a100": "a100/nccl", "h100": "h100/nccl"}
+
+
+def table_rows() -> tuple[list[Row], list[Dropped]]:
+    """Held-out rows of the kernel tables, predicted from the others of the same device."""
+    rows: list[Row] = []
+    dropped: list[Dropped] = []
+    for device in measured_devices():
+        found = measured_rows(device)
+        splits = {
+            family: alternate(row.kernel.y for row in found if row.kernel.family == family)
+            for family in dict.fromkeys(row.kernel.family for row in found)
+        }
+        kept = [row for row in found if splits[row.kernel.family][row.kernel.y] == CALIBRATION]
+        known = Kernels(device, kept)
+        for row in found:
+            name = f"{device} {'x'.join(map(str, row.kernel.shape))}"
+            origin = row.source.partition(",")[0].removeprefix("NVIDIA ")
+            if not row.possible:
+                reason = f"{row.seconds * 1e6:.4g} us, below the {row.ideal_s * 1e6:.4g} us that the peaks allow"
+                dropped.append(Dropped(f"{origin} {row.kernel.family}", name, reason))
+                continue
+            speed = known.speed(row.kernel)
+            if speed is None:
+                dropped.append(Dropped(f"{origin} {row.kernel.family}", name, "no calibration row is near"))
+                continue
+            split = splits[row.kernel.family][row.kernel.y]
+            dataset = f"{origin} {row.kernel.family}"
+            rows.append(Row(dataset, GPU_KERNEL, name, split, row.seconds, row.ideal_s / speed.util, speed.provenance))
+    return rows, dropped
+
+
+def exchange_table_rows() -> list[Row]:
+    """Held-out all-reduces, predicted from the other sizes of the same device, library and number of GPUs."""
+    series = dict.fromkeys((row.device, row.library, row.ranks) for row in exchange_rows())
+    rows: list[Row] = []
+    for key in series:
+        mine = [row for row in exchange_rows() if (row.device, row.library, row.ranks) == key]
+        splits = alternate(row.size_bytes for row in mine)
+        known = Exchanges(row for row in mine if splits[row.size_bytes] == CALIBRATION)
+        for row in mine:
+            time = known.all_reduce(f"{row.device}/{row.library}", row.ranks, row.size_bytes)
+            if time is not None:
+                name = f"{row.device} {row.library} {row.ranks} GPUs {row.size_bytes} B"
+                split = splits[row.size_bytes]
+                args = (GPU_KERNEL, name, split, row.seconds, time.seconds, time.provenance)
+                rows.append(Row("AIConfigurator all-reduce", *args))
+    return rows
+
+
+def layer_rows() -> tuple[list[Row], list[Dropped]]:
+    """Pieces of layers that others measured, predicted from the whole tables."""
+    rows: list[Row] = []
+    dropped: list[Dropped] = []
+    for raw in read_table("coterie.plan.validate", "data/layers.csv"):
+        name, measured_s = f"{raw['device']} {raw['name']}", float(raw["ms"]) * 1e-3
+        dataset = f"{raw['source']}: {raw['family']}"
+        modelled_s, floor_s, provenance = _piece(raw)
+        if floor_s > measured_s:
+            reason = f"{measured_s * 1e6:.4g} us, below the {floor_s * 1e6:.4g} us that the peaks allow"
+            dropped.append(Dropped(dataset, name, reason))
+        else:
+            rows.append(Row(dataset, GPU_KERNEL, name, VALIDATION, measured_s, modelled_s, provenance))
+    return rows, dropped
+
+
+def _piece(raw: dict[str, str]) -> tuple[float, float, str]:
+    """Modelled seconds of a piece, the least that the peaks allow, and how it is known."""
+    device = raw["device"]
+    if raw["family"] == "gemm":
+        kernel = Kernel("gemm", (int(raw["m"]), int(raw["n"]), int(raw["k"])))
+        ideal = ideal_s(device, kernel)
+        speed = kernels_of(device).speed(kernel)
+        if speed is None:
+            spec = load_machine(device)
+            return ideal / spec.flops_share, ideal, ANALYTIC
+        return ideal / speed.util, ideal, speed.provenance
+    spec, size_bytes = load_machine(device), float(raw["bytes"])
+    if raw["family"] == "all-reduce":
+        time = all_exchanges().all_reduce(_NVLINK[device], int(raw["ranks"]), round(size_bytes))
+        return (time.seconds, 0.0, time.provenance) if time else (0.0, 0.0, MEASURED)
+    kernel = Kernel(ELEMENT_WISE, (round(size_bytes), 0))
+    ideal, speed = ideal_s(device, kernel), kernels_of(device).speed(kernel)
+    if speed is None:
+        return spec.launch_host_s + ideal / spec.tier(spec.run_tier).share, ideal, ANALYTIC
+    return ideal / speed.util, ideal, speed.provenance
+
+
+def gpu_kernel_rows() -> Iterator[Row | Dropped]:
+    """All of them."""
+    for rows, dropped in (table_rows(), (exchange_table_rows(), []), layer_rows()):
+        yield from rows
+        yield from dropped

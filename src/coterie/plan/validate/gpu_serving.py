@@ -1,0 +1,101 @@
+"""Whole steps and requests on DGX machines: SplitwiseSim (Llama-2-70B) and NVIDIA's NeMo page (Llama-2-7B and 13B).
+
+Nothing but a stack's factors (spec/stacks) is fitted to them, by rule:
+
+    splitwise-2023   the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16
+    nemo-2023        the rows of one GPU; more GPUs, the paper's 20-token figures among them, are predicted
+
+Knows nothing about kernels beyond `step_time`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from statistics import mean
+
+from coterie.core.shapes import Sizes
+from coterie.devices.modelled_price import roofline_s, step_time
+from coterie.graph.compile import compile_graph
+from coterie.graph.program import Program
+from coterie.graph.shard import shard
+from coterie.models.zoo import zoo_graph
+from coterie.plan.validate.rows import (
+    CALIBRATION,
+    FIRST_TOKEN,
+    REQUEST,
+    TOKEN_TIME,
+    VALIDATION,
+    Dropped,
+    Row,
+)
+from coterie.spec.load import load_machine
+from coterie.spec.machine import MachineSpec
+from coterie.spec.measured import read_table
+
+SPLITWISE, NEMO = "splitwise-2023", "nemo-2023"
+_LOOKS = 3  # contexts at which a growing decode step is priced; its time is all but affine in the context
+_FITTED_SPLITWISE = {("2", "1"), ("8", "1"), ("8", "16")}  # GPUs and batch, at prompt 512
+
+Load = Callable[[str], MachineSpec]
+
+
+@cache
+def rank_program(model: str, gpus: int, rule_set: str) -> Program:
+    """One rank's program of a model of the zoo."""
+    return compile_graph(shard(zoo_graph(model), gpus), rule_set)
+
+
+def prompt_s(spec: MachineSpec, model: str, batch: int, tokens: int) -> float:
+    """Seconds to the first token of `batch` prompts at once."""
+    return step_time(spec, rank_program(model, spec.units, spec.rule_set), Sizes.prefill(batch, tokens)).seconds
+
+
+def token_s(spec: MachineSpec, model: str, batch: int, context: int) -> float:
+    """Seconds of one decode step."""
+    return step_time(spec, rank_program(model, spec.units, spec.rule_set), Sizes.decode(batch, context)).seconds
+
+
+def request_s(spec: MachineSpec, model: str, batch: int, prompt: int, output: int) -> float:
+    """Seconds of a whole request: the prompt gives the first token, steps the others."""
+    steps = output - 1
+    contexts = [prompt + 1 + round(i * (steps - 1) / (_LOOKS - 1)) for i in range(_LOOKS)]
+    return prompt_s(spec, model, batch, prompt) + steps * mean(token_s(spec, model, batch, c) for c in contexts)
+
+
+def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
+    """Prompt and token times of Llama-2-70B on 2, 4 and 8 GPUs."""
+    for raw in read_table("coterie.plan.validate", "data/splitwise.csv"):
+        spec = load(f"{raw['machine']}:units={raw['gpus']},stack={SPLITWISE}")
+        batch, tokens = int(raw["batch"]), int(raw["prompt_tokens"])
+        name = f"{raw['machine']} {raw['gpus']} GPUs, prompt {tokens}, batch {batch}"
+        fitted = tokens == 512 and (raw["gpus"], raw["batch"]) in _FITTED_SPLITWISE
+        dataset = f"SplitwiseSim {raw['model']}"
+        measured_s = float(raw["token_ms"]) * 1e-3
+        yield Row(
+            dataset, TOKEN_TIME, name, CALIBRATION if fitted else VALIDATION, measured_s,
+            token_s(spec, raw["model"], batch, tokens), spec.stack,
+        )  # fmt: skip
+        modelled_s = prompt_s(spec, raw["model"], batch, tokens)
+        yield Row(dataset, FIRST_TOKEN, name, VALIDATION, float(raw["prompt_ms"]) * 1e-3, modelled_s, spec.stack)
+
+
+def nemo_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
+    """Latencies of 128 tokens in and 20 out."""
+    for raw in read_table("coterie.plan.validate", "data/nemo.csv"):
+        spec = load(f"{raw['machine']}:units={raw['gpus']},stack={NEMO}")
+        batch, prompt, output = int(raw["batch"]), int(raw["prompt_tokens"]), int(raw["output_tokens"])
+        name = f"{raw['machine']} {raw['gpus']} GPUs, batch {batch}"
+        dataset, measured_s = f"NeMo {raw['model']}", float(raw["ms"]) * 1e-3
+        program = rank_program(raw["model"], spec.units, spec.rule_set)
+        least_s = output * roofline_s(spec, program, Sizes.decode(batch, prompt))
+        if raw["model"] != "llama-2-7b":
+            reason = f"faster than the 7B model, and quantised or mislabelled: {measured_s * 1e3:.4g} ms"
+            yield Dropped(dataset, name, f"{reason}, where 16-bit weights need {least_s * 1e3:.4g} ms at the peaks")
+            continue
+        if least_s > measured_s:
+            yield Dropped(dataset, name, f"below the {least_s * 1e3:.4g} ms that the peaks allow")
+            continue
+        modelled_s = request_s(spec, raw["model"], batch, prompt, output)
+        split = CALIBRATION if raw["gpus"] == "1" else VALIDATION
+        yield Row(dataset, REQUEST, name, split, measured_s, modelled_s, spec.stack)

@@ -1,0 +1,47 @@
+"""Every data set at once. Knows nothing about how the rows are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from coterie.plan.validate.cpu import Shapes, cpu_rows
+from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
+from coterie.plan.validate.gpu_serving import nemo_rows, splitwise_rows
+from coterie.plan.validate.rows import Dropped, Outcome, Row
+
+CAVEATS = (
+    "AIConfigurator: two versions of one engine on one GPU differ by up to 9 % in a cell: 5 % is the floor.",
+    "AIConfigurator, decode attention with 8 KV heads: long contexts at large batches beat the HBM's peak: dropped.",
+    "Vidur's A100 all-reduce file contradicts itself (4 GPUs: 8.83 ms for 66.8 MB) and is left out.",
+    "LLMCompass: QK, AV and softmax of unfused attention are no kernels of ours and are left out.",
+    "SplitwiseSim: the h100-pcap rows are a multiple of others, and 2 GPUs at batch 64 are bogus; both are left out.",
+    "SplitwiseSim: a token on 8 GPUs takes some six times what HBM needs: software of 2023 bounds it, not the machine.",
+    "NeMo: 13B is faster than 7B and below what 16-bit weights need: quantised or mislabelled, so dropped.",
+    "Errors of calibration rows say how well the model fits, not how well it predicts.",
+)
+
+
+def validate(results: Path | None, shapes: Shapes) -> Outcome:
+    """Model every row. `results`: this machine's benches, None for none; `shapes` gives the config of a named shape.
+
+    Raises UsageError for a folder without the results that calibrate.
+    """
+    rows: list[Row] = []
+    dropped: list[Dropped] = []
+    for item in _public():
+        if isinstance(item, Row):
+            rows.append(item)
+        else:
+            dropped.append(item)
+    said: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
+    if results is not None:
+        mine, said = cpu_rows(results, shapes)
+        rows += mine
+    return Outcome(tuple(rows), tuple(dropped), (*CAVEATS, *said))
+
+
+def _public() -> Iterator[Row | Dropped]:
+    yield from gpu_kernel_rows()
+    yield from splitwise_rows()
+    yield from nemo_rows()

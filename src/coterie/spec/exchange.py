@@ -1,0 +1,97 @@
+"""Measured exchanges among GPUs (calibration/all-reduce.csv): times are affine in bytes between neighbouring rows.
+
+    h100/nccl      one library on one GPU generation
+    h100/custom    the faster, at each size, of the serving engine's own all-reduce and NCCL
+
+Knows nothing about graphs or machines.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from coterie.spec.measured import INTERPOLATED, MEASURED, TRANSFERRED, read_table
+
+_FALLBACK = {"custom": ("custom", "nccl"), "nccl": ("nccl",)}
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """One all-reduce of `size_bytes` among `ranks`."""
+
+    device: str
+    library: str
+    ranks: int
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeTime:
+    """Seconds, and how they are known."""
+
+    seconds: float
+    provenance: str
+
+
+def exchange_rows() -> tuple[ExchangeRow, ...]:
+    """Every row."""
+    rows = read_table("coterie.spec", "calibration/all-reduce.csv")
+    return tuple(
+        ExchangeRow(r["device"], r["backend"], int(r["ranks"]), int(r["bytes"]), float(r["us"]) * 1e-6) for r in rows
+    )
+
+
+class Exchanges:
+    """All-reduce times by device, library and ranks."""
+
+    def __init__(self, rows: Iterable[ExchangeRow]) -> None:
+        self._tables: dict[tuple[str, str, int], list[tuple[int, float]]] = defaultdict(list)
+        for row in rows:
+            self._tables[row.device, row.library, row.ranks].append((row.size_bytes, row.seconds))
+        for table in self._tables.values():
+            table.sort()
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """What `library` of a machine may name."""
+        return tuple(dict.fromkeys(f"{device}/{library}" for device, library, _ in self._tables))
+
+    def all_reduce(self, library: str, ranks: int, size_bytes: int) -> ExchangeTime | None:
+        """Time of one; None for a library that was not measured.
+
+        A library without rows for that many ranks answers for the nearest number: a latency hardly changes, and NCCL
+        is there for large messages.
+        """
+        device, _, name = library.partition("/")
+        found = [self._one(device, one, ranks, size_bytes) for one in _FALLBACK.get(name, ())]
+        known = [time for time in found if time is not None]
+        return min(known, key=lambda time: time.seconds, default=None)
+
+    def _one(self, device: str, name: str, ranks: int, size_bytes: int) -> ExchangeTime | None:
+        counts = [count for where, library, count in self._tables if (where, library) == (device, name)]
+        if not counts:
+            return None
+        count = min(counts, key=lambda c: abs(c - ranks))
+        table = self._tables[device, name, count]
+        sizes = [size for size, _ in table]
+        i = bisect_left(sizes, size_bytes)
+        if i < len(sizes) and sizes[i] == size_bytes:
+            return ExchangeTime(table[i][1], MEASURED if count == ranks else TRANSFERRED)
+        inside = 0 < i < len(sizes) and count == ranks
+        if size_bytes < sizes[0]:
+            return ExchangeTime(table[0][1], TRANSFERRED)
+        j = min(max(1, i), len(sizes) - 1)
+        (s0, t0), (s1, t1) = table[j - 1], table[j]
+        seconds = t0 + max(0.0, t1 - t0) * (size_bytes - s0) / (s1 - s0)
+        return ExchangeTime(seconds, INTERPOLATED if inside else TRANSFERRED)
+
+
+@cache
+def all_exchanges() -> Exchanges:
+    """From every row."""
+    return Exchanges(exchange_rows())

@@ -1,0 +1,75 @@
+"""Software stacks: what serving software adds to a machine, as named factors laid over its file, each with its source.
+
+    library = "nccl"                                      collectives of the machine's GPUs that it uses
+    launch_device = { value = ..., unit, source }         one number for all
+    step_host.a100 = { value = ..., unit, source }        one for each GPU
+
+Knows nothing about what the factors mean.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from coterie.core.errors import NotFoundError, UsageError
+
+_FACTORS = {"launch_host", "launch_device", "step_host", "step_floor", "step_sequence", "kernel_share"}
+_KEYS = _FACTORS | {"name", "notes", "library", "rule_set"}
+
+
+def stack_names() -> tuple[str, ...]:
+    """Names of the stacks that ship with Coterie, sorted."""
+    folder = files("coterie.spec") / "stacks"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, Any]:
+    """A machine file's contents with a stack's factors in place of its own.
+
+    Raises NotFoundError for an unknown stack, UsageError where it has no number for the machine's GPU.
+    """
+    stack = _read(ref)
+    name, gpu = f"stack {ref}", str(machine.get("kernels", ""))
+    for key in sorted(set(stack) - _KEYS):
+        raise UsageError(f"{name}: {key}", "is an unknown key", f"use {', '.join(sorted(_KEYS))}")
+    found = dict(machine)
+    for key in _FACTORS & set(stack):
+        value = stack[key]
+        if not isinstance(value, dict):
+            raise UsageError(f"{name}: {key}", f"is {value!r}", "give a table { value, unit, source }")
+        if "unit" not in value and "unknown" not in value:
+            if gpu not in value:
+                fact = f"has no number for {gpu or 'machines without measured kernels'}, which is what {where} has"
+                raise UsageError(f"{name}: {key}", fact, f"use it on {', '.join(value)}")
+            value = value[gpu]
+        found[key] = value
+    if "rule_set" in stack:
+        found["rule_set"] = stack["rule_set"]
+    if "library" in stack and "peers" in found:
+        device = str(found["peers"].get("library", "")).partition("/")[0]
+        if not device:
+            raise UsageError(name, f"brings collectives but none were measured on {where}", "leave the stack out")
+        found["peers"] = {**found["peers"], "library": f"{device}/{stack['library']}"}
+    found["stack"] = str(stack.get("name", ref))
+    found["notes"] = [*found.get("notes", []), *stack.get("notes", [])]
+    return found
+
+
+def _read(ref: str) -> dict[str, Any]:
+    if ref.endswith(".toml"):
+        path = Path(ref)
+        if not path.is_file():
+            raise NotFoundError(ref, "there is no such file", "give the path of a stack's .toml file")
+        text = path.read_text(encoding="utf-8")
+    elif ref in stack_names():
+        text = (files("coterie.spec") / "stacks" / f"{ref}.toml").read_text(encoding="utf-8")
+    else:
+        raise NotFoundError(ref, "there is no such stack", f"use one of {', '.join(stack_names())}, or a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"stack {ref}", f"is not TOML: {error}", "mend the file") from error
