@@ -15,6 +15,7 @@ from coterie.cli.check import check
 from coterie.cli.diff import diff
 from coterie.cli.eval import evaluate
 from coterie.cli.info import info
+from coterie.cli.map import map_
 from coterie.cli.paper import paper
 from coterie.cli.plan import planning
 from coterie.cli.quantize import quantize
@@ -41,6 +42,7 @@ app.command("quantize")(quantize)
 app.command("info")(info)
 app.command("simulate")(simulation)
 app.command("plan")(planning)
+app.command("map")(map_)
 app.command("trace")(trace)
 app.command("validate")(validate)
 app.command("paper")(paper)

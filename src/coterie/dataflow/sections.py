@@ -54,10 +54,16 @@ class Sections:
         return tuple((which, len(list(run))) for which, run in groupby(self.index))
 
     def seconds(self, looping: bool = False) -> float:
-        """A step. Looping pays the start, the fill and the drain of a run of equal sections once."""
-        if not looping:
-            return sum(self.mapped[which].l1_s for which in self.index)
-        return sum(self.mapped[which].l1_s + (n - 1) * self.mapped[which].interval_s for which, n in self.calls)
+        """A step: each call starts a kernel, whose program is loaded unless it is that of the call before.
+
+        Looping pays the start, the fill and the drain of a run of equal sections once.
+        """
+        total = 0.0
+        for which, count in self.calls:
+            part = self.mapped[which]
+            again_s = part.interval_s if looping else part.chip.start_s(0.0) + part.work_s
+            total += part.l1_s + (count - 1) * again_s
+        return total
 
     @property
     def launches(self) -> int:

@@ -1,0 +1,122 @@
+"""`coterie map`: how a model lies in space on a dataflow machine: its sections, and one of them unit by unit.
+
+Knows nothing about how sections are chosen or mapped.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.cli.options import JsonOpt, out, print_json, save_trace, sentences
+from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.shapes import Sizes
+from coterie.core.units import format_bytes, format_seconds
+from coterie.dataflow.chip import chip_of
+from coterie.dataflow.draw import picture
+from coterie.dataflow.mapping import Mapped
+from coterie.dataflow.place import place
+from coterie.dataflow.report import plain_layout, plain_sections, tile_trace
+from coterie.dataflow.sections import Sections, sections_of
+from coterie.dataflow.shapes import write_picture
+from coterie.graph.ir import Graph
+from coterie.models.model import open_model
+from coterie.models.zoo import zoo_graph, zoo_names
+from coterie.spec.load import load_machine
+
+MAX_BOUNDARIES = 12
+
+
+class Phase(StrEnum):
+    """Which step is mapped."""
+
+    prefill = "prefill"
+    decode = "decode"
+
+
+@sentences
+def map_(
+    model: Annotated[str, typer.Argument(help="A model of the zoo (llama-2-7b, ...), or a checkpoint folder.")],
+    machine: Annotated[str, typer.Option(help="A machine with a grid of units, or a .toml file.")] = "sn40l-node",
+    phase: Annotated[Phase, typer.Option(help="The step to map.")] = Phase.prefill,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens (prefill) or context (decode) of each.")] = 4096,
+    how: Annotated[str, typer.Option(help="best, stage, unfused, or a rule set (none, cache, section).")] = "best",
+    section: Annotated[str, typer.Option(help="The section to draw; by default the one that takes longest.")] = "",
+    orchestration: Annotated[str, typer.Option(help="Who starts kernels: device or host.")] = "device",
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the section: .svg, or .png (coterie[plan]).")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write its tile timeline for Perfetto.")] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Lay a model out in space: sections, units, times; draw a section or write its tile timeline."""
+    if orchestration not in ("device", "host"):
+        raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
+    graph = _graph(model)
+    sizes = Sizes.prefill(batch, tokens) if phase is Phase.prefill else Sizes.decode(batch, tokens)
+    plan = sections_of(graph, sizes, chip_of(load_machine(machine), orchestration), how)
+    name, chosen = _chosen(plan, section)
+    placed = place(chosen)
+    if draw is not None:
+        title = f"{graph.name} on one socket of {chosen.chip.name}: {name}, {phase.value} of {batch} x {tokens} tokens"
+        write_picture(picture(chosen, placed, title), draw)
+    if trace is not None:
+        save_trace(trace, tile_trace(chosen))
+    if json_:
+        print_json({**plain_sections(plan), "layout": {"name": name, **plain_layout(chosen, placed)}})
+        return
+    _print(plan)
+
+
+def _graph(model: str) -> Graph:
+    if model in zoo_names():
+        return zoo_graph(model)
+    if Path(model).is_dir():
+        return open_model(model).graph
+    fact = "is neither a model of the zoo nor a folder"
+    raise NotFoundError(model, fact, f"use one of {', '.join(zoo_names())}, or a checkpoint folder")
+
+
+def _chosen(plan: Sections, section: str) -> tuple[str, Mapped]:
+    if section and section not in plan.names:
+        known = dict.fromkeys(plan.names[plan.index.index(which)] for which in range(len(plan.mapped)))
+        raise UsageError("--section", f"there is no section {section}", f"use one of {', '.join(known)}")
+    at = plan.names.index(section) if section else None
+    if at is None:
+        totals = [plan.index.count(which) * mapped.l1_s for which, mapped in enumerate(plan.mapped)]
+        at = plan.index.index(totals.index(max(totals)))
+    return plan.names[at], plan.mapped[plan.index[at]]
+
+
+def _print(plan: Sections) -> None:
+    table = Table("section", "x", "stages", "tiles", "PCUs", "PMUs", "L0", "L1", "L2", "bound by", "off chip")
+    for which, mapped in enumerate(plan.mapped):
+        grid = mapped.chip.grid
+        table.add_row(
+            plan.names[plan.index.index(which)],
+            str(plan.index.count(which)),
+            str(len(mapped.stages)),
+            str(mapped.tiles),
+            f"{mapped.pcus / grid.pcus:.0%}",
+            f"{mapped.pmus / grid.pmus:.0%}",
+            *(format_seconds(s) for s in (mapped.l0_s, mapped.l1_s, mapped.l2_s())),
+            escape(mapped.bound.split("/")[-1]),
+            format_bytes(mapped.memory_bytes),
+        )
+    out.print(table)
+    inner = [b for b in plan.boundaries if b.kind != "layer"]
+    layers = len(plan.boundaries) - len(inner)
+    if layers:
+        out.print(f"{layers} boundaries between layers: one program serves every equal layer")
+    for boundary in inner[:MAX_BOUNDARIES]:
+        out.print(f"{boundary.before} | {boundary.after}: {boundary.kind}: {escape(boundary.reason)}")
+    if len(inner) > MAX_BOUNDARIES:
+        out.print(f"and {len(inner) - MAX_BOUNDARIES} more (--json lists all)")
+    looped = f"{format_seconds(plan.seconds(looping=True))} in {len(plan.calls)} calls with equal layers looped"
+    out.print(f"a step: {format_seconds(plan.seconds())} in {plan.launches} launches; {looped}")

@@ -1,0 +1,109 @@
+"""Sections and mappings as plain values, for tables and JSON, and a run of tiles as a trace.
+
+Knows nothing about terminals or files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coterie.core.trace import Slice, Trace
+from coterie.dataflow.mapping import Mapped, bounds
+from coterie.dataflow.place import Placed
+from coterie.dataflow.sections import Sections
+from coterie.dataflow.share import simulate_shared
+
+
+def plain_sections(plan: Sections) -> dict[str, Any]:
+    """All sections and boundaries of a graph; equal ones once, with how often they occur."""
+    rows = []
+    for which, mapped in enumerate(plan.mapped):
+        first = plan.index.index(which)
+        rows.append({"section": plan.names[first], "times": plan.index.count(which), **plain_mapping(mapped)})
+    return {
+        "graph": plan.graph,
+        "how": plan.how,
+        "launches": plan.launches,
+        "calls_looped": len(plan.calls),
+        "seconds": plan.seconds(),
+        "seconds_looped": plan.seconds(looping=True),
+        "sections": rows,
+        "boundaries": [
+            {"before": b.before, "after": b.after, "kind": b.kind, "reason": b.reason} for b in plan.boundaries
+        ],
+    }
+
+
+def plain_mapping(mapped: Mapped) -> dict[str, Any]:
+    """One section: use of units, times, bytes."""
+    grid = mapped.chip.grid
+    return {
+        "ops": [op.kind for op in mapped.ops],
+        "stages": len(mapped.stages),
+        "tiles": mapped.tiles,
+        "pcus": mapped.pcus,
+        "pcu_share": mapped.pcus / grid.pcus,
+        "pmus": mapped.pmus,
+        "pmu_share": mapped.pmus / grid.pmus,
+        "sram_bytes": mapped.sram_bytes,
+        "quantisation": mapped.balance.quantisation,
+        "streamed": sorted(mapped.streamed),
+        "flops": mapped.cost.flops,
+        "memory_bytes": mapped.memory_bytes,
+        "start_s": mapped.start_s,
+        "l0_s": mapped.l0_s,
+        "l1_s": mapped.l1_s,
+        "l2_s": mapped.l2_s(),
+        "bound": mapped.bound,
+    }
+
+
+def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
+    """Everything about one section: stages, buffers, edges, and where they are."""
+    stages = [
+        {
+            "name": stage.name,
+            "kind": stage.kind,
+            "unit": stage.unit.value,
+            "pcus": split.pcus,
+            "split": {"rows": split.rows, "columns": split.columns, "reduction": split.reduction},
+            "busy_s": sum(mapped.service_s[at]),
+            "cells": [list(cell) for cell in placed.pcus[at]],
+        }
+        for at, (stage, split) in enumerate(zip(mapped.stages, mapped.splits, strict=True))
+    ]
+    buffers = [
+        {
+            "name": buffer.name,
+            "kind": buffer.kind,
+            "stage": buffer.stage,
+            "bytes": buffer.size_bytes,
+            "depth": buffer.depth,
+            "cells": [list(cell) for cell in placed.pmus[at]],
+        }
+        for at, buffer in enumerate(mapped.buffers)
+    ]
+    edges = [
+        {"value": f.value, "src": f.src, "dst": f.dst, "bytes": f.size_bytes, "way": f.way.value} for f in mapped.flows
+    ]
+    links = {"mean_hops": placed.mean_hops, "worst_link": placed.worst_link, "die_share": placed.die_share}
+    return {**plain_mapping(mapped), "links": links, "stage": stages, "buffer": buffers, "edge": edges}
+
+
+def tile_trace(mapped: Mapped) -> Trace:
+    """The tile timeline of one pass: a lane per stage and per transfer, a slice per tile; no start."""
+    network = mapped.machine
+    run, _ = simulate_shared(network)
+    stages = {stage.name: stage for stage in mapped.stages}
+    slices = []
+    for n, actor in enumerate(network.actors):
+        for k, start_s in enumerate(run.start_s[n]):
+            # Work ends before the hand-over: a full FIFO holds the tile back, which shows as a gap.
+            end_s = run.end_s[n][k] if actor.resource else start_s + actor.service(k)
+            stage = stages.get(actor.name)
+            first, last = bounds(stage, k, mapped.tiles) if stage else (k, k + 1)
+            args: dict[str, int | float | str] = {"tile": k, "first_row": first, "rows": last - first}
+            kind = stage.unit.value if stage else "transfer"
+            if end_s > start_s:
+                slices.append(Slice(actor.name, kind, f"{actor.name.split('/')[-1]} {k}", start_s, end_s, args))
+    return Trace(slices, (), {"section": mapped.name, "tiles": mapped.tiles, "time": "modelled"})

@@ -1,0 +1,59 @@
+"""`coterie map`: sections of a model, a picture and a trace of one of them, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.system.test_cli import refused, run
+
+from coterie.core.trace import read_trace
+
+
+def test_a_layer_is_one_section_and_the_json_says_where_everything_is(tmp_path: Path) -> None:
+    svg, trace = tmp_path / "layer.svg", tmp_path / "tiles.json"
+    result = run(
+        "map", "llama-2-7b", "--machine", "sn40l-socket", "--phase", "decode", "--json", "--draw", svg, "--trace", trace
+    )
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert got["launches"] == 34, "an embedding, 32 layers and a head, as the paper's figures have it"
+    assert [row["times"] for row in got["sections"]] == [1, 32, 1]
+    assert {b["kind"] for b in got["boundaries"]} == {"layer"}
+    layout = got["layout"]
+    for what, cells in (("pcus", layout["stage"]), ("pmus", layout["buffer"])):
+        used = [tuple(cell) for part in cells for cell in part["cells"]]
+        assert len(used) == len(set(used)) == layout[what] <= 1040
+    assert svg.read_text().startswith("<svg")
+    assert len(svg.read_text()) < 300_000
+    read = read_trace(trace)
+    assert len(read.lanes) > layout["stages"]
+    end = max(piece.end_s for piece in read.slices)
+    assert end == pytest.approx(layout["l2_s"] - layout["start_s"], rel=0.01)
+
+
+def test_a_checkpoint_folder_is_mapped_too(folder: Path) -> None:
+    result = run("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32")
+    assert result.exit_code == 0, result.output
+    assert "boundaries between layers" in result.stdout
+    assert "launches" in result.stdout
+
+
+def test_a_png_needs_matplotlib_only(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    args = ("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32")
+    png = tmp_path / "layer.png"
+    assert run(*args, "--draw", png).exit_code == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistakes_are_one_sentence(folder: Path) -> None:
+    ada = folder / "ada"
+    refused(run("map", "nobody"), "[nobody]", "neither a model of the zoo nor a folder", "llama-2-7b")
+    refused(run("map", ada, "--machine", "dgx-h100"), "no grid of compute and memory units")
+    refused(run("map", ada, "--how", "fast"), "there is no way 'fast' to cut a graph", "best")
+    refused(run("map", ada, "--section", "layers.99"), "there is no section layers.99", "embed")
+    refused(run("map", ada, "--orchestration", "nobody"), "use device or host")
+    refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
+    refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")
