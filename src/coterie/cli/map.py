@@ -25,6 +25,7 @@ from coterie.dataflow.report import plain_layout, plain_sections, tile_trace
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
 from coterie.graph.ir import Graph
+from coterie.graph.shard import shard
 from coterie.models.model import open_model
 from coterie.models.zoo import zoo_graph, zoo_names
 from coterie.spec.load import load_machine
@@ -47,6 +48,7 @@ def map_(
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens (prefill) or context (decode) of each.")] = 4096,
     how: Annotated[str, typer.Option(help="best, stage, unfused, or a rule set (none, cache, section).")] = "best",
+    tp: Annotated[int, typer.Option(min=1, help="Sockets that share the model (tensor parallel).")] = 1,
     section: Annotated[str, typer.Option(help="The section to draw; by default the one that takes longest.")] = "",
     orchestration: Annotated[str, typer.Option(help="Who starts kernels: device or host.")] = "device",
     draw: Annotated[
@@ -58,13 +60,15 @@ def map_(
     """Lay a model out in space: sections, units, times; draw a section or write its tile timeline."""
     if orchestration not in ("device", "host"):
         raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
-    graph = _graph(model)
+    graph = shard(_graph(model), tp)
     sizes = Sizes.prefill(batch, tokens) if phase is Phase.prefill else Sizes.decode(batch, tokens)
-    plan = sections_of(graph, sizes, chip_of(load_machine(machine), orchestration), how)
+    plan = sections_of(graph, sizes, chip_of(load_machine(machine), orchestration), how, tp)
     name, chosen = _chosen(plan, section)
     placed = place(chosen)
     if draw is not None:
-        title = f"{graph.name} on one socket of {chosen.chip.name}: {name}, {phase.value} of {batch} x {tokens} tokens"
+        where = "one socket" if tp == 1 else f"each of {tp} sockets"
+        step = f"{phase.value} of {batch} x {tokens} tokens"
+        title = f"{graph.name} on {where} of {chosen.chip.name}: {name}, {step}"
         write_picture(picture(chosen, placed, title), draw)
     if trace is not None:
         save_trace(trace, tile_trace(chosen))

@@ -34,17 +34,21 @@ class Chip:
         """Start of a kernel whose program configures this share of the units."""
         return self.launch_s + (self.launch_full_s - self.launch_s) * share_of_units
 
-    def collective_s(self, size_bytes: float, ranks: int) -> float:
-        """An all-reduce over sockets: by a ring, or by a tree where the message is small. Raises UsageError."""
+    def collective_s(self, size_bytes: float, ranks: int) -> tuple[float, float]:
+        """An all-reduce over sockets, by a ring or by a tree: its latency, and how long it keeps the links busy.
+
+        Messages that follow each other overlap in latency. Raises UsageError without links.
+        """
         if ranks < 2:
-            return 0.0
+            return 0.0, 0.0
         if self.link_bytes_per_s <= 0:
             raise UsageError(
                 f"machine {self.name}", "it has no links between sockets", "give it [peers], or one socket"
             )
-        ring = 2 * (ranks - 1) * (self.link_latency_s + size_bytes / ranks / self.link_bytes_per_s)
-        tree = 2 * (ranks - 1).bit_length() * (self.link_latency_s + size_bytes / self.link_bytes_per_s)
-        return min(ring, tree)
+        steps, levels = 2 * (ranks - 1), 2 * (ranks - 1).bit_length()
+        ring = steps * self.link_latency_s, steps * size_bytes / ranks / self.link_bytes_per_s
+        tree = levels * self.link_latency_s, levels * size_bytes / self.link_bytes_per_s
+        return min(ring, tree, key=sum)
 
 
 def chip_of(spec: MachineSpec, orchestration: str = "device") -> Chip:

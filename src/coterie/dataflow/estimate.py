@@ -12,7 +12,7 @@ from coterie.dataflow.chip import Chip
 from coterie.dataflow.legal import walk
 from coterie.dataflow.partition import members
 from coterie.dataflow.stage import Unit, stages_of
-from coterie.graph.cost import FLOPS, input_bytes, kv_bytes, value_bytes
+from coterie.graph.cost import FLOPS, KV_READERS, input_bytes, kv_bytes, value_bytes
 from coterie.graph.ir import Graph, Kind, Op
 
 SPILL_TILES = 8  # tiles for which weights without room are read again, at the least
@@ -76,5 +76,4 @@ class Estimate:
 
     @staticmethod
     def _kv(graph: Graph, op: Op, sizes: Sizes) -> int:
-        has_state = any(n and graph.values[n].kind is Kind.STATE for n in op.inputs)
-        return kv_bytes(graph, op, sizes) if has_state and op.kind in ("attention", "kv_append") else 0
+        return kv_bytes(graph, op, sizes) if op.kind in (*KV_READERS, "kv_append") else 0

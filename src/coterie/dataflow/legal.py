@@ -9,6 +9,7 @@ Knows nothing about capacity or cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -56,6 +57,10 @@ class Walk:
         return tuple(edge for edge in self.edges if edge.way is Way.BARRIER)
 
     def tiles_of(self, op: int) -> int:
+        """Tiles that the op's phase can be walked in at most: rows that move within groups move within a tile."""
+        return math.gcd(*(self.size_of(at) for at, phase in enumerate(self.phases) if phase == self.phases[op]))
+
+    def size_of(self, op: int) -> int:
         """Iterations of the walked loop of an op."""
         return self.nests[op].loop(self.loops[op]).size if self.loops[op] else 1
 
@@ -67,8 +72,8 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
     """
     nests = tuple(nest(graph, op, sizes) for op in ops)
     first = nests[0]
-    outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION and loop.size > 1]
-    seeds = outer or [first.loops[0].name]
+    outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION]
+    seeds = outer[:1] if first.by_token else outer or [first.loops[0].name]
     walks = [_follow(nests, seed) for seed in seeds]
     return min(walks, key=lambda w: (len(w.barriers), max(w.phases), sum(e.way is Way.FULL for e in w.edges)))
 
@@ -122,7 +127,7 @@ def _enter(
         src, written = made[access.value]
         way = Way.STREAM if streams and i in current else Way.FULL
         way = Way.BARRIER if access.value in numbers else way
-        turned = way is Way.STREAM and _place(written, loops[src]) != _place(access, chosen or "")
+        turned = way is Way.STREAM and place_of(written, loops[src]) != place_of(access, chosen or "")
         reason = (
             reasons[i]
             if i not in along or along[i] != chosen or way is not Way.FULL
@@ -134,22 +139,24 @@ def _enter(
 
 def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Access) -> tuple[str, str]:
     """The loop of the reader that goes along with the producer's walked loop, if it may; and the reason either way."""
-    place = _place(written, walked)
+    place = place_of(written, walked)
     if place is None:
         return "", f"{src.op.kind} reduces over the walked loop: its result is complete after the last tile"
     index = access.index[place] if place < len(access.index) else ()
     if index == GATHER:
         return "", f"{reader.op.kind} takes its rows by number, in any order"
-    if not index:
+    if not index or (len(index) > 1 and reader.loop(index[0]).size == 1):
         return "", f"{reader.op.kind} reads all of it for each tile"
     loop = reader.loop(index[0])
     if loop.tag is Tag.REDUCTION and not loop.online:
         return "", f"{reader.op.kind} needs all of loop {loop.name} for its first result"
+    if reader.by_token and loop is not reader.loops[0]:
+        return "", f"{reader.op.kind} takes whole tokens"
     how = "running reduction" if loop.tag is Tag.REDUCTION else "same order"
     return loop.name, how
 
 
-def _place(access: Access, loop: str) -> int | None:
+def place_of(access: Access, loop: str) -> int | None:
     """The dimension that a loop walks, as its outermost index."""
     return next((i for i, index in enumerate(access.index) if index[:1] == (loop,)), None) if loop else None
 

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ops import OPS
 
 
 class Tag(Enum):
@@ -54,12 +55,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """The loops of an op, and its accesses."""
+    """The loops of an op, and its accesses. `by_token`: it works on the KV state, token by token (its first loop)."""
 
     op: Op
     loops: tuple[Loop, ...]
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
+    by_token: bool = False
 
     def loop(self, name: str) -> Loop:
         """The loop of that name. Raises KeyError."""
@@ -71,10 +73,9 @@ class Nest:
     @property
     def is_view(self) -> bool:
         """Reads and writes each element once and computes nothing: an access pattern, at no cost on a PMU."""
-        return self.op.kind in VIEWS
+        return OPS[self.op.kind].view
 
 
-VIEWS = ("transpose", "reshape", "permute", "view", "identity", "split", "concat")
 _Row: TypeAlias = Callable[[Graph, Op, Sizes], Nest]
 
 
@@ -111,11 +112,14 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> _Row:
             whole = graph.values[name].kind in (Kind.INPUT, Kind.TENSOR) and rank == len(shape)
             if whole:
                 reads.append(Access(name, index))
+            elif op.kind in ("add_table", "mul_table"):
+                reads.append(Access(name, ((),) * rank))
             elif graph.values[name].kind in (Kind.WEIGHT, Kind.CONSTANT):
                 reads.append(Access(name, index[len(shape) - rank :]))
             else:
-                reads.append(Access(name, index[:1] + ((),) * (rank - 1)))
-        return Nest(op, loops, tuple(reads), (Access(op.outputs[0], index),))
+                by_row = graph.values[name].shape[:1] == graph.values[out].shape[:1]
+                reads.append(Access(name, (index[0] if by_row else (), *((),) * (rank - 1))))
+        return Nest(op, loops, tuple(reads), (Access(op.outputs[0], index),), by_token=ordered)
 
     return row
 
@@ -170,37 +174,84 @@ def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         value = graph.values[name]
         by_token = value.kind is Kind.STATE or value.shape[:1] == graph.values[op.inputs[0]].shape[:1]
         reads.append(Access(name, (("t",) if by_token else (), *((),) * (len(value.shape) - 1))))
-    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (("t",), ("h",), ("e",))),))
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (("t",), ("h",), ("e",))),), by_token=True)
 
 
-def _transpose(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Any permutation of dimensions: attribute `order`, or the last two swapped."""
-    shape = _dims(graph, op.inputs[0], sizes)
-    given = str(op.attrs.get("order", ""))
-    order = [int(i) for i in given.replace(",", " ").split()] if given else None
-    if order is None:
-        order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
-    index = _axes("d", len(shape))
-    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
-    reads = (Access(op.inputs[0], index),)
-    return Nest(op, loops, reads, (Access(op.outputs[0], tuple(index[i] for i in order)),))
+def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """All rows of a group see each other, so the groups are walked, each whole."""
+    rows, heads, channels = _dims(graph, op.inputs[0], sizes)
+    group = op.integer("group")
+    loops = (
+        Loop("g", rows // group, Tag.PARALLEL),
+        Loop("t", group, Tag.PARALLEL),
+        Loop("h", heads, Tag.PARALLEL),
+        Loop("s", group, Tag.REDUCTION, online=True),
+        Loop("c", channels, Tag.REDUCTION),
+        Loop("e", channels, Tag.PARALLEL),
+    )
+    reads = [Access(op.inputs[0], (("g", "t"), ("h",), ("c",)))]
+    reads += [Access(name, (("g", "s"), ("h",), ("c",))) for name in op.inputs[1:]]
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (("g", "t"), ("h",), ("e",))),))
+
+
+def _grouped(inner: Callable[[Op], tuple[int, ...]], order: tuple[int, ...]) -> _Row:
+    """Rows that move within groups: a row's number is made of a group and loops of these sizes, put out in `order`."""
+
+    def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+        x, y = _dims(graph, op.inputs[0], sizes), _dims(graph, op.outputs[0], sizes)
+        within = inner(op)
+        count = 1
+        for size in within:
+            count *= size
+        names = ("g", *(f"i{n}" for n in range(len(within))))
+        sizes_ = (max(1, max(x[0], y[0]) // count), *within)
+        columns = _axes("d", len(x) - 1)
+        loops = (
+            *(Loop(name, size, Tag.PARALLEL) for name, size in zip(names, sizes_, strict=True)),
+            *(Loop(name, size, Tag.PARALLEL) for (name,), size in zip(columns, x[1:], strict=True)),
+        )
+        reads = [Access(op.inputs[0], (names, *columns))]
+        reads += [Access(name, ((),) * len(graph.values[name].shape)) for name in op.inputs[1:] if name]
+        written = ("g", *(names[1 + n] for n in order))
+        return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (written, *columns)),))
+
+    return row
+
+
+def _merge_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    t, d = _dims(graph, op.outputs[0], sizes)
+    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
+    x, tokens, rows = op.inputs
+    reads = (Access(x, (("t",), ("d",))), Access(tokens, (("t",),)), Access(rows, (GATHER, ("d",)), by=tokens))
+    return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
 
 
 NESTS: Mapping[str, _Row] = {
     "embed": _embed,
+    "embed_part": _embed,
     "rms_norm": _elementwise(reduced=1),
     "layer_norm": _elementwise(reduced=1),
     "linear": _linear,
     "rope": _elementwise(reduced=1),
     "kv_append": _elementwise(ordered=True),
     "attention": _attention,
+    "alibi_attention": _attention,
+    "group_attention": _group_attention,
     "add": _elementwise(),
+    "sub": _elementwise(),
+    "mul": _elementwise(),
     "silu": _elementwise(),
     "gelu": _elementwise(),
-    "mul": _elementwise(),
+    "add_bias": _elementwise(),
+    "add_table": _elementwise(),
+    "mul_table": _elementwise(),
+    "take_heads": _elementwise(),
     "take_rows": _take_rows,
+    "merge_rows": _merge_rows,
+    "first_row": _grouped(lambda op: (op.integer("group"),), (0,)),
+    "drop_first": _grouped(lambda op: (op.integer("group"),), (0,)),
+    "swap": _grouped(lambda op: (op.integer("outer"), op.integer("middle"), op.integer("inner")), (2, 1, 0)),
     "sample": _elementwise(),
-    "transpose": _transpose,
     "all_reduce": _elementwise(),
     "all_gather": _elementwise(),
 }

@@ -207,13 +207,13 @@ def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage
 def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     q = graph.values[op.inputs[0]]
     heads, channels = (sizes.of(dim) for dim in q.shape[1:])
-    kv_heads = kv_heads_of(graph, op)
+    kv_heads = _kv_heads(graph, op)
     flops = FLOPS[op.kind](graph, op, sizes)
     pairs = flops / (heads * (4 * channels + SOFTMAX_FLOPS))
     seen = seen_by(op, sizes, pairs)
     base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, 0, seen=seen)
     product = round(pairs * heads * 2 * channels)
-    m, context = sizes.of(q.shape[0]) * heads // kv_heads, max(1, round(sizes.context_tokens / max(1, sizes.B)))
+    m, context = sizes.of(q.shape[0]) * max(1, heads // kv_heads), max(1, round(sizes.context_tokens / max(1, sizes.B)))
     scores = replace(base, name=f"{op.name}.scores", kind="scores", flops=product, batch=kv_heads, m=m, n=context)
     softmax = replace(base, name=f"{op.name}.softmax", kind="softmax", unit=Unit.SIMD, m=m * kv_heads, n=context)
     weigh = replace(base, name=f"{op.name}.weigh", kind="weigh", flops=product, batch=kv_heads, m=m, n=channels)
@@ -224,15 +224,32 @@ def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
     )
 
 
-def kv_heads_of(graph: Graph, op: Op) -> int:
-    """Key/value heads of an attention op: of its state, or of its key tensor."""
-    for name in filter(None, op.inputs[1:]):
-        value = graph.values[name]
-        if value.kind is Kind.STATE:
-            return int(str(value.shape[2]))
-        if len(value.shape) == 3:
-            return int(str(value.shape[1]))
-    return int(str(graph.values[op.inputs[0]].shape[1]))
+def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    """Every row of a group sees the whole group; groups and heads are a batch of products."""
+    rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
+    group = op.integer("group")
+    flops, product = FLOPS[op.kind](graph, op, sizes), 2 * rows * group * heads * channels
+    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, product, walks="batch")
+    base = replace(base, batch=rows // group * heads, m=group)
+    return (
+        replace(base, name=f"{op.name}.scores", kind="scores", n=group, k=channels),
+        replace(
+            base,
+            name=f"{op.name}.softmax",
+            kind="softmax",
+            unit=Unit.SIMD,
+            flops=flops - 2 * product,
+            n=group,
+            reduces=True,
+        ),
+        replace(base, name=f"{op.name}.weigh", kind="weigh", n=channels, k=group),
+    )
+
+
+def _kv_heads(graph: Graph, op: Op) -> int:
+    """Key/value heads of an attention op's state."""
+    state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
+    return int(str(state.shape[2]))
 
 
 def seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
@@ -248,10 +265,15 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
     unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
     shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
-    count = max(sizes.count(shape) for shape in shapes)
-    m = max(1, where.rows)
+    widest = max(shapes, key=sizes.count)
+    m = max(1, sizes.of(widest[0]) if widest else 1)
+    m, n = (
+        (m, sizes.count(widest) // m)
+        if m % max(1, where.rows) == 0
+        else (where.rows, sizes.count(widest) // where.rows)
+    )
     flops = FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, unit, where.rows, where.phase, flops, 1, m, max(1, count // m))
+    stage = Stage(op.name, op.kind, where.op, unit, where.rows, where.phase, flops, 1, m, max(1, n))
     return (replace(stage, walks="m", passes=passes, reduces=reduces),)
 
 
@@ -267,16 +289,19 @@ STATE = Kind.STATE
 SIMD: Mapping[str, tuple[Unit, int, bool]] = {
     "rms_norm": (Unit.SIMD, 2, True),
     "layer_norm": (Unit.SIMD, 2, True),
-    "rope": (Unit.SIMD, 1, False),
-    "add": (Unit.SIMD, 1, False),
-    "mul": (Unit.SIMD, 1, False),
-    "silu": (Unit.SIMD, 1, False),
-    "gelu": (Unit.SIMD, 1, False),
     "sample": (Unit.SIMD, 2, True),
     "embed": (Unit.MEMORY, 1, False),
+    "embed_part": (Unit.MEMORY, 1, False),
+    "merge_rows": (Unit.MEMORY, 1, False),
+    "first_row": (Unit.MEMORY, 1, False),
     "take_rows": (Unit.MEMORY, 1, False),
     "kv_append": (Unit.MEMORY, 1, False),
     "all_reduce": (Unit.LINK, 1, False),
     "all_gather": (Unit.LINK, 1, False),
 }
-WORK: Mapping[str, _Rows] = {"linear": _linear, "attention": _attention}
+WORK: Mapping[str, _Rows] = {
+    "linear": _linear,
+    "attention": _attention,
+    "alibi_attention": _attention,
+    "group_attention": _group_attention,
+}

@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.legal import Walk, Way
+from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
-from coterie.graph.cost import Cost, input_bytes, kv_bytes, ops_cost, value_bytes
+from coterie.graph.cost import KV_READERS, Cost, input_bytes, kv_bytes, ops_cost, value_bytes
 from coterie.graph.ir import Graph, Kind, Op
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write."""
+    """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write.
+
+    A weight of which each tile reads its own part (a table of rows) counts as input.
+    """
 
     value: str
     kind: str
@@ -76,15 +79,17 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
         value = graph.values[name]
         reader = next(at for at, op in enumerate(ops) if name in op.inputs)
         if value.kind is not Kind.STATE:
-            kind = "weight" if value.kind is Kind.WEIGHT else "input"
+            access = next(access for access in walk.nests[reader].reads if access.value == name)
+            by_tile = place_of(access, walk.loops[reader]) is not None or bool(access.by)
+            kind = "weight" if value.kind is Kind.WEIGHT and not by_tile else "input"
             found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes)))
     for name in edge.outputs:
         if graph.values[name].kind is not Kind.STATE:
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)
             found.append(Stream(name, "output", last[writer], value_bytes(graph.values[name], sizes)))
     for at, op in enumerate(ops):
-        if op.kind in ("attention", "kv_append") and any(graph.values[n].kind is Kind.STATE for n in op.inputs if n):
-            kind = "kv_read" if op.kind == "attention" else "kv_write"
+        if op.kind in (*KV_READERS, "kv_append"):
+            kind = "kv_write" if op.kind == "kv_append" else "kv_read"
             found.append(Stream(f"{op.name}.kv", kind, first[at], kv_bytes(graph, op, sizes)))
     return tuple(found)
 
@@ -105,9 +110,26 @@ def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) ->
         size = _moved_bytes(graph, walk, edge.src, edge.value, sizes)
         entries = _entries(stages, edge.dst, first[edge.dst], edge.value, graph)
         found += [Flow(edge.value, src, dst, size, way, turned) for dst in entries]
+    found += _kept(graph, walk, first, sizes)
     together = [at for at, stage in enumerate(stages[:-1]) if stages[at + 1].op == stage.op]
     found += [Flow(f"{stages[at].name}>", at, at + 1, 0, Way.STREAM) for at in together]
     return tuple(sorted(dict.fromkeys(found), key=lambda flow: (flow.src, flow.dst)))
+
+
+def _kept(graph: Graph, walk: Walk, first: dict[int, int], sizes: Sizes) -> list[Flow]:
+    """An activation from outside is read once: its first reader's tiles are kept on chip for the readers after it."""
+    ops = [nest.op for nest in walk.nests]
+    found = []
+    for name in border(graph, ops).inputs:
+        value = graph.values[name]
+        readers = [at for at, op in enumerate(ops) if name in op.inputs and not walk.nests[at].is_view]
+        if value.kind in (Kind.INPUT, Kind.TENSOR) and len(value.shape) > 1 and len(readers) > 1:
+            size = value_bytes(value, sizes)
+            alike = (walk.phases[at] == walk.phases[readers[0]] for at in readers[1:])
+            ways = [Way.STREAM if same else Way.FULL for same in alike]
+            ends = ((first[readers[0]], first[at], way) for at, way in zip(readers[1:], ways, strict=True))
+            found += [Flow(name, src, dst, size, way) for src, dst, way in ends if src < dst]
+    return found
 
 
 def _moved_bytes(graph: Graph, walk: Walk, src: int, value: str, sizes: Sizes) -> int:

@@ -1,0 +1,108 @@
+"""A mapped section computes what the reference computes, moves the bytes that the mapping says, and keeps to its FIFOs.
+
+Knows nothing about time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace as with_
+
+import numpy as np
+import pytest
+from graphs import STEADY, Choice, Player, decoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_dataflow_sections import chip, layer
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.interpret import Interpreter
+from coterie.dataflow.mapping import Mapped, map_section
+from coterie.dataflow.sections import sections_of
+from coterie.graph.ir import Kind
+from coterie.graph.reference import KvState
+
+
+def lived(graph, past, tokens):
+    """A player whose state holds `past` tokens, the rows of a step of `tokens` more, its sizes and all its values."""
+    player = Player(graph)
+    V = graph.values["head/logits"].shape[-1]
+    if past:
+        player.feed((0, [t % V for t in range(past)]))
+    rows = player.rows((0, [(3 * t + 1) % V for t in range(tokens)]))
+    before = KvState(graph, player.num_blocks, player.tokens_per_block)
+    before.pages[:] = player.state.pages
+    n = len(rows["rows"])
+    values = player.reference.run(rows, [Choice()] * n, player.state)
+    pairs = tokens * past + tokens * (tokens + 1) // 2
+    return player, before, values, Sizes(tokens, 1, n, past + tokens, pairs)
+
+
+small = st.builds(
+    decoder,
+    num_kv_heads=st.sampled_from([1, 2, 4]),
+    qkv_bias=st.booleans(),
+    windows=st.sampled_from([(0, 0), (3, 5)]),
+)
+
+
+@settings(STEADY, max_examples=20)
+@given(
+    small,
+    st.integers(0, 9),
+    st.sampled_from([1, 4, 6, 12]),
+    st.integers(1, 6),
+    st.sampled_from(["best", "stage", "cache", "unfused"]),
+)
+def test_a_mapped_model_is_the_reference_tile_by_tile(graph, past, tokens, block, how):
+    player, state, values, sizes = lived(graph, past, tokens)
+    plan = sections_of(graph, sizes, chip(), how, share_equal=False)
+    known = {
+        name: values[name] for name, v in graph.values.items() if v.kind in (Kind.INPUT, Kind.WEIGHT) and name in values
+    }
+    for which in plan.index:
+        mapped = plan.mapped[which]
+        ran = Interpreter(graph, mapped, key_block=block).run(known, state, [Choice()] * sizes.R)
+        known |= ran.outputs
+        assert ran.moved_bytes == mapped.memory_bytes
+        for channel in ran.channels:
+            assert channel.put == channel.taken
+            assert not channel.tiles or channel.whole
+            assert channel.most <= channel.depth
+        assert len(set(ran.order)) == len(ran.order), "each tile of each op once"
+        for name, found in ran.outputs.items():
+            np.testing.assert_allclose(found, values[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(state.pages, player.state.pages, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 6, 12])
+def test_any_number_of_tiles_gives_the_same(tiles):
+    graph = decoder(num_layers=1, windows=(0,))
+    _, state, values, sizes = lived(graph, 5, 12)
+    mapped = map_section(graph, layer(graph), sizes, chip(), tiles=tiles)
+    assert isinstance(mapped, Mapped)
+    ran = Interpreter(graph, mapped, key_block=4).run(values, state)
+    np.testing.assert_allclose(ran.outputs["layers.0/out"], values["layers.0/out"], rtol=2e-4, atol=2e-5)
+    assert ran.moved_bytes == mapped.memory_bytes
+
+
+def test_streamed_weights_are_counted_as_often_as_they_are_read():
+    graph = decoder(num_layers=1, windows=(0,))
+    _, state, values, sizes = lived(graph, 0, 12)
+    mapped = map_section(graph, layer(graph), sizes, chip(), tiles=4)
+    assert isinstance(mapped, Mapped)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    again = with_(mapped, streamed=frozenset({weight}))
+    ran = Interpreter(graph, again).run(values, state)
+    assert ran.moved_bytes == again.memory_bytes > mapped.memory_bytes
+
+
+def test_scores_far_apart_do_not_overflow_the_running_softmax():
+    graph = decoder(num_layers=1, windows=(0,))
+    _, state, values, sizes = lived(graph, 0, 12)
+    state.pages[:] *= 1e4
+    values["layers.0/q_rope"] = values["layers.0/q_rope"] * np.float32(1e3)
+    op = next(op for op in graph.ops if op.kind == "attention")
+    mapped = map_section(graph, [op], sizes, chip())
+    assert isinstance(mapped, Mapped)
+    found = Interpreter(graph, mapped, key_block=2).run(values, state).outputs["layers.0/attention"]
+    assert np.isfinite(found).all()
