@@ -19,16 +19,19 @@ from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.dataflow.chip import chip_of
 from coterie.dataflow.draw import picture
+from coterie.dataflow.lifetime import symbols_of
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import place
-from coterie.dataflow.report import plain_layout, plain_sections, tile_trace
+from coterie.dataflow.report import plain_layout, plain_memory, plain_sections, tile_trace
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
+from coterie.dataflow.spill import MemoryPlan, plan_memory
 from coterie.graph.ir import Graph
 from coterie.graph.shard import shard
 from coterie.models.model import open_model
 from coterie.models.zoo import zoo_graph, zoo_names
 from coterie.spec.load import load_machine
+from coterie.spec.machine import MachineSpec
 
 MAX_BOUNDARIES = 12
 
@@ -51,6 +54,7 @@ def map_(
     tp: Annotated[int, typer.Option(min=1, help="Sockets that share the model (tensor parallel).")] = 1,
     section: Annotated[str, typer.Option(help="The section to draw; by default the one that takes longest.")] = "",
     orchestration: Annotated[str, typer.Option(help="Who starts kernels: device or host.")] = "device",
+    memory: Annotated[str, typer.Option(metavar="HOW", help="Also plan memory: greedy, paper or optimal.")] = "",
     draw: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the section: .svg, or .png (coterie[plan]).")
     ] = None,
@@ -62,7 +66,9 @@ def map_(
         raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
     graph = shard(_graph(model), tp)
     sizes = Sizes.prefill(batch, tokens) if phase is Phase.prefill else Sizes.decode(batch, tokens)
-    plan = sections_of(graph, sizes, chip_of(load_machine(machine), orchestration), how, tp)
+    spec = load_machine(machine)
+    plan = sections_of(graph, sizes, chip_of(spec, orchestration), how, tp)
+    lies = plan_of_memory(graph, plan, sizes, spec, memory) if memory else None
     name, chosen = _chosen(plan, section)
     placed = place(chosen)
     if draw is not None:
@@ -73,9 +79,39 @@ def map_(
     if trace is not None:
         save_trace(trace, tile_trace(chosen))
     if json_:
-        print_json({**plain_sections(plan), "layout": {"name": name, **plain_layout(chosen, placed)}})
+        more = {"memory": plain_memory(lies)} if lies else {}
+        print_json({**plain_sections(plan), "layout": {"name": name, **plain_layout(chosen, placed)}, **more})
         return
     _print(plan)
+    if lies:
+        _print_memory(lies)
+
+
+def plan_of_memory(graph: Graph, plan: Sections, sizes: Sizes, spec: MachineSpec, how: str) -> MemoryPlan:
+    """Where the symbols of one socket lie, in its run tier and in the tier below."""
+    at, steps = 0, []
+    for which in plan.index:
+        count = len(plan.mapped[which].ops)
+        steps.append(graph.ops[at : at + count])
+        at += count
+    near, far = spec.tier(spec.run_tier), spec.tier(spec.weight_tiers[1])
+    sockets = spec.units if near.per_unit else 1
+    room = far.capacity_bytes // sockets, far.achieved_bytes_per_s / sockets
+    return plan_memory(symbols_of(graph, steps, sizes), near.capacity_bytes // sockets, *room, how)
+
+
+def _print_memory(plan: MemoryPlan) -> None:
+    table = Table("symbol", "kind", "bytes", "from", "to", "moved", title=f"memory of a socket ({plan.how})")
+    for symbol in plan.top:
+        life = str(symbol.first), str(symbol.last), format_bytes(symbol.moved_bytes)
+        table.add_row(escape(symbol.name), symbol.kind, format_bytes(symbol.size_bytes), *life)
+    out.print(table)
+    packed = plan.packed
+    shared = (
+        f"peak {format_bytes(packed.peak_bytes)} with shared addresses, {format_bytes(plan.unshared_bytes)} without"
+    )
+    spilled = f"{len(plan.far)} spilled, {format_bytes(plan.spilled_bytes)} moved far: {format_seconds(plan.spilled_s)}"
+    out.print(f"{len(plan.near) + len(plan.far)} symbols: {shared}; {spilled if plan.far else 'nothing spilled'}")
 
 
 def _graph(model: str) -> Graph:

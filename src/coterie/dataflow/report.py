@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from coterie.core.trace import Slice, Trace
+from coterie.dataflow.lifetime import Symbol
 from coterie.dataflow.mapping import Mapped, bounds
 from coterie.dataflow.place import Placed
 from coterie.dataflow.sections import Sections
 from coterie.dataflow.share import simulate_shared
+from coterie.dataflow.spill import MemoryPlan
 
 
 def plain_sections(plan: Sections) -> dict[str, Any]:
@@ -88,6 +90,36 @@ def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
     ]
     links = {"mean_hops": placed.mean_hops, "worst_link": placed.worst_link, "die_share": placed.die_share}
     return {**plain_mapping(mapped), "links": links, "stage": stages, "buffer": buffers, "edge": edges}
+
+
+def plain_memory(plan: MemoryPlan) -> dict[str, Any]:
+    """What lies where, what sharing saves, what was spilled and what that costs."""
+
+    def row(symbol: Symbol) -> dict[str, Any]:
+        where = "near" if symbol.name in plan.packed.offsets else "far"
+        offset = plan.packed.offsets.get(symbol.name)
+        life = {"first": symbol.first, "last": symbol.last, "moved_bytes": symbol.moved_bytes}
+        return {
+            "name": symbol.name,
+            "kind": symbol.kind,
+            "bytes": symbol.size_bytes,
+            "where": where,
+            "offset": offset,
+        } | life
+
+    return {
+        "how": plan.how,
+        "symbols": len(plan.near) + len(plan.far),
+        "unshared_bytes": plan.unshared_bytes,
+        "peak_bytes": plan.packed.peak_bytes,
+        "bound_bytes": plan.packed.bound_bytes,
+        "spilled": [row(symbol) for symbol in plan.far],
+        "spilled_bytes_moved": plan.spilled_bytes,
+        "spilled_s": plan.spilled_s,
+        "largest": [row(symbol) for symbol in plan.top],
+        "timeline_bytes": list(plan.timeline),
+        "fetches": [{"step": f.step, "symbol": f.symbol, "bytes": f.size_bytes} for f in plan.fetches],
+    }
 
 
 def tile_trace(mapped: Mapped) -> Trace:

@@ -1,0 +1,85 @@
+"""Symbols of a static schedule: what must be in memory from which step to which, and how often it is moved.
+
+    weights, KV    |==================|     the whole program
+    intermediates     |=====|               from the step that writes it to the last that reads it
+
+A static graph has no aliases and allocates nothing while it runs, so lifetimes are known; symbols whose lifetimes do
+not overlap may share addresses (the paper, section V-A). Knows nothing about how much memory there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coterie.core.shapes import Sizes, trailing
+from coterie.dataflow.traffic import border
+from coterie.graph.cost import KV_READERS, kv_bytes, value_bytes
+from coterie.graph.ir import Graph, Kind, Op
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """Bytes needed from step `first` to step `last`; `moved_bytes` go to and from them in the whole program."""
+
+    name: str
+    kind: str
+    size_bytes: int
+    first: int
+    last: int
+    moved_bytes: int
+
+    @property
+    def steps(self) -> int:
+        """Length of its life."""
+        return self.last - self.first + 1
+
+    def overlaps(self, other: Symbol) -> bool:
+        """Whether both are needed at some step."""
+        return self.first <= other.last and other.first <= self.last
+
+
+def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tuple[Symbol, ...]:
+    """The symbols of a graph whose ops run in these steps (sections or kernels); what stays inside a step has none."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    moved: dict[str, int] = {}
+    end = len(steps) - 1
+    for at, ops in enumerate(steps):
+        crossing = border(graph, ops)
+        for name in (*crossing.inputs, *crossing.outputs):
+            value = graph.values[name]
+            whole = value.kind in (Kind.WEIGHT, Kind.STATE, Kind.INPUT, Kind.CONSTANT)
+            first.setdefault(name, 0 if whole else at)
+            last[name] = end if whole or value.kind is Kind.OUTPUT else at
+            if value.kind is not Kind.STATE:
+                moved[name] = moved.get(name, 0) + value_bytes(value, sizes)
+        for op in ops:
+            if op.kind in (*KV_READERS, "kv_append"):
+                state = next(n for n in op.inputs if n and graph.values[n].kind is Kind.STATE)
+                moved[state] = moved.get(state, 0) + kv_bytes(graph, op, sizes)
+    found = []
+    for name, begin in first.items():
+        value = graph.values[name]
+        size = value_bytes(value, sizes)
+        if value.kind is Kind.STATE:
+            size = _layers(value.shape[0]) * trailing(value.shape) * value.dtype.size_bytes * sizes.context_tokens
+        found.append(Symbol(name, value.kind.value, size, begin, last[name], moved.get(name, 0)))
+    return tuple(found)
+
+
+def _layers(dim: object) -> int:
+    return dim if isinstance(dim, int) else 1
+
+
+def live_bytes(symbols: Sequence[Symbol], steps: int) -> list[int]:
+    """Bytes needed at each step: what any placement with shared lifetimes needs at the least."""
+    change = [0] * (steps + 1)
+    for symbol in symbols:
+        change[symbol.first] += symbol.size_bytes
+        change[symbol.last + 1] -= symbol.size_bytes
+    live, total = [], 0
+    for step in range(steps):
+        total += change[step]
+        live.append(total)
+    return live
