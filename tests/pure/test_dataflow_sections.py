@@ -27,6 +27,8 @@ from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
 from coterie.graph.ir import Graph, GraphBuilder, Kind
+from coterie.graph.shard import shard
+from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
 from coterie.spec.machine import SpatialUnits
 
@@ -254,3 +256,44 @@ def test_costs_are_those_of_the_graph():
         assert section_cost(graph, layer(graph, stage), sizes).flops > 0 or stage == "embed"
     assert members(0b1011) == [0, 1, 3]
     assert isinstance(SOCKET.grid, SpatialUnits)
+
+
+def test_the_papers_example_streams_through_its_transpose_as_one_section():
+    """Fig. 4: the transpose costs nothing, only the four weights, the input and the result touch memory."""
+    plan = sections_of(zoo_graph("monarch-example"), Sizes.prefill(1, 1), SOCKET)
+    (part,) = plan.mapped
+    assert plan.launches == 1
+    assert {edge.way for edge in part.walk.edges} == {Way.STREAM}
+    assert [stage.kind for stage in part.stages] == ["linear", "mul_table", "linear"]
+    assert any(flow.transposed for flow in part.flows)
+    u = 128 * 1024 * 2
+    assert part.memory_bytes == 12 * u, "operands and result 4 u, the scale 8 u"
+
+
+def test_a_convolution_by_fft_is_one_section_whose_transforms_wait_for_each_other():
+    plan = sections_of(zoo_graph("flash-fft-conv-1m"), Sizes.prefill(1, 1), SOCKET)
+    (part,) = plan.mapped
+    assert len(part.ops) == 97
+    assert max(part.walk.phases) > 0
+    assert part.l1_s <= part.l2_s() < float("inf")
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-2-70b", "bloom-176b", "mistral-7b", "falcon-40b"])
+def test_a_decoder_layer_of_each_benchmark_is_one_section_of_each_of_eight_sockets(name):
+    graph = shard(zoo_graph(name), 8)
+    node = chip_of(load_machine("sn40l-node"))
+    plan = sections_of(graph, Sizes.decode(1, 2048), node, ranks=8)
+    assert plan.launches == len(graph.stages)
+    layers = plan.mapped[plan.names.index("layers.1")]
+    assert sum(stage.unit is Unit.LINK for stage in layers.stages) in (1, 2)
+    assert layers.bound == "memory"
+
+
+def test_a_layer_of_llama_2_7b_uses_nine_tenths_of_a_socket_in_prefill():
+    """Section VI-C of the paper: about 90 % of PCUs and PMUs."""
+    graph = zoo_graph("llama-2-7b")
+    part = map_section(graph, layer(graph, "layers.1"), Sizes.prefill(1, 4096), SOCKET)
+    assert isinstance(part, Mapped)
+    assert 0.9 <= part.pcus / 1040 <= 1
+    assert 0.85 <= part.pmus / 1040 <= 1
+    assert not part.streamed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from coterie.dataflow.stage import Split, Stage, Unit, blocks, cycles, work_cycles
 from coterie.spec.machine import SpatialUnits
@@ -42,26 +43,29 @@ def fewest(tile: Stage, grid: SpatialUnits, limit: int) -> Split | None:
     return None
 
 
+@lru_cache(maxsize=65536)
 def _divide(rows: int, columns: int, fit: int, parts: int) -> Split | None:
     """The fewest PCUs such that each does at most `fit` blocks."""
-    best: Split | None = None
+    best: tuple[int, int, int] | None = None
     for p in _useful(rows):
         mine = -(-rows // p)
-        if mine > fit:
-            continue
-        split = Split(p, -(-columns // (fit // mine)), parts)
-        if best is None or split.pcus < best.pcus:
-            best = split
-    return best
+        if mine <= fit:
+            q = -(-columns // (fit // mine))
+            if best is None or p * q < best[0]:
+                best = (p * q, p, q)
+            elif p >= best[0]:
+                break  # more rows than that many PCUs have
+    return Split(best[1], best[2], parts) if best else None
 
 
-def _useful(count: int) -> list[int]:
+@lru_cache(maxsize=4096)
+def _useful(count: int) -> tuple[int, ...]:
     """Numbers of parts that make the largest part smaller: for each size of it, the fewest."""
     found, size = [], count
     while size > 1:
         found.append(-(-count // size))
         size = min(size - 1, -(-count // (found[-1] + 1)))
-    return [*dict.fromkeys([*found, count])]
+    return tuple(dict.fromkeys([*found, count]))
 
 
 def balance(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, floor_cycles: int = 1) -> Balance | None:

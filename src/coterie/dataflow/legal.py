@@ -66,7 +66,7 @@ class Walk:
 
 
 def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
-    """The walk of a section that needs the fewest whole buffers; its first op's loops are the candidates.
+    """The walk of a section with the fewest phases, whole buffers and sums over tiles; its first op's loops compete.
 
     Raises UnsupportedError for an op without a normal form.
     """
@@ -75,7 +75,12 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
     outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION]
     seeds = outer[:1] if first.by_token else outer or [first.loops[0].name]
     walks = [_follow(nests, seed) for seed in seeds]
-    return min(walks, key=lambda w: (len(w.barriers), max(w.phases), sum(e.way is Way.FULL for e in w.edges)))
+
+    def burden(found: Walk) -> tuple[int, int, int, int]:
+        sums = sum(n.loop(loop).tag is Tag.REDUCTION for n, loop in zip(found.nests, found.loops, strict=True) if loop)
+        return len(found.barriers), max(found.phases), sum(e.way is Way.FULL for e in found.edges), sums
+
+    return min(walks, key=burden)
 
 
 def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:

@@ -113,7 +113,7 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> _Row:
             if whole:
                 reads.append(Access(name, index))
             elif op.kind in ("add_table", "mul_table"):
-                reads.append(Access(name, ((),) * rank))
+                reads.append(Access(name, ((), *index[1:])))
             elif graph.values[name].kind in (Kind.WEIGHT, Kind.CONSTANT):
                 reads.append(Access(name, index[len(shape) - rank :]))
             else:
@@ -178,7 +178,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """All rows of a group see each other, so the groups are walked, each whole."""
+    """All rows of a group see each other: groups are walked, each whole; a single one by rows, its keys whole."""
     rows, heads, channels = _dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
     loops = (
@@ -189,33 +189,41 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         Loop("c", channels, Tag.REDUCTION),
         Loop("e", channels, Tag.PARALLEL),
     )
-    reads = [Access(op.inputs[0], (("g", "t"), ("h",), ("c",)))]
-    reads += [Access(name, (("g", "s"), ("h",), ("c",))) for name in op.inputs[1:]]
-    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (("g", "t"), ("h",), ("e",))),))
+    single = rows == group
+    row: Index = ("t",) if single else ("g", "t")
+    reads = [Access(op.inputs[0], (row, ("h",), ("c",)))]
+    reads += [Access(name, (() if single else ("g", "s"), ("h",), ("c",))) for name in op.inputs[1:]]
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (row, ("h",), ("e",))),))
 
 
-def _grouped(inner: Callable[[Op], tuple[int, ...]], order: tuple[int, ...]) -> _Row:
-    """Rows that move within groups: a row's number is made of a group and loops of these sizes, put out in `order`."""
+def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Rows in groups, each walked whole: a row more, or a row less, per group."""
+    x, y = _dims(graph, op.inputs[0], sizes), _dims(graph, op.outputs[0], sizes)
+    group = op.integer("group")
+    columns = _axes("d", len(x) - 1)
+    loops = (
+        Loop("g", max(1, max(x[0], y[0]) // group), Tag.PARALLEL),
+        Loop("t", group, Tag.PARALLEL),
+        *(Loop(f"d{n}", size, Tag.PARALLEL) for n, size in enumerate(x[1:])),
+    )
+    rows: Index = ("g", "t")
+    reads = [Access(op.inputs[0], (rows, *columns))]
+    reads += [Access(name, ((),) * len(graph.values[name].shape)) for name in op.inputs[1:] if name]
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (rows, *columns)),))
 
-    def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-        x, y = _dims(graph, op.inputs[0], sizes), _dims(graph, op.outputs[0], sizes)
-        within = inner(op)
-        count = 1
-        for size in within:
-            count *= size
-        names = ("g", *(f"i{n}" for n in range(len(within))))
-        sizes_ = (max(1, max(x[0], y[0]) // count), *within)
-        columns = _axes("d", len(x) - 1)
-        loops = (
-            *(Loop(name, size, Tag.PARALLEL) for name, size in zip(names, sizes_, strict=True)),
-            *(Loop(name, size, Tag.PARALLEL) for (name,), size in zip(columns, x[1:], strict=True)),
-        )
-        reads = [Access(op.inputs[0], (names, *columns))]
-        reads += [Access(name, ((),) * len(graph.values[name].shape)) for name in op.inputs[1:] if name]
-        written = ("g", *(names[1 + n] for n in order))
-        return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (written, *columns)),))
 
-    return row
+def _swap(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """[g, outer, middle | inner] becomes [g, inner, middle | outer]; loops of one iteration are left out."""
+    whole = sizes.count(graph.values[op.inputs[0]].shape)
+    outer, middle, inner = (op.integer(name) for name in ("outer", "middle", "inner"))
+    size = {"g": whole // (outer * middle * inner), "o": outer, "m": middle, "i": inner}
+    loops = tuple(Loop(name, n, Tag.PARALLEL) for name, n in size.items())
+
+    def index(*names: str) -> Index:
+        return tuple(name for name in names if size[name] > 1) or names[:1]
+
+    read = Access(op.inputs[0], (index("g", "o", "m"), index("i")))
+    return Nest(op, loops, (read,), (Access(op.outputs[0], (index("g", "i", "m"), index("o"))),))
 
 
 def _merge_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -248,9 +256,9 @@ NESTS: Mapping[str, _Row] = {
     "take_heads": _elementwise(),
     "take_rows": _take_rows,
     "merge_rows": _merge_rows,
-    "first_row": _grouped(lambda op: (op.integer("group"),), (0,)),
-    "drop_first": _grouped(lambda op: (op.integer("group"),), (0,)),
-    "swap": _grouped(lambda op: (op.integer("outer"), op.integer("middle"), op.integer("inner")), (2, 1, 0)),
+    "first_row": _grouped,
+    "drop_first": _grouped,
+    "swap": _swap,
     "sample": _elementwise(),
     "all_reduce": _elementwise(),
     "all_gather": _elementwise(),

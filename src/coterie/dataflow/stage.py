@@ -229,8 +229,8 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Seque
     rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
     group = op.integer("group")
     flops, product = FLOPS[op.kind](graph, op, sizes), 2 * rows * group * heads * channels
-    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, product, walks="batch")
-    base = replace(base, batch=rows // group * heads, m=group)
+    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, product)
+    base = replace(base, batch=rows // group * heads, m=group, walks="m" if rows == group else "batch")
     return (
         replace(base, name=f"{op.name}.scores", kind="scores", n=group, k=channels),
         replace(
