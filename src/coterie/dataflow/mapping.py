@@ -219,7 +219,8 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     streamed: frozenset[str] = frozenset()
     heavy = sorted((s for s in base.streams if s.kind in ("weight", "kv_read")), key=lambda s: s.size_bytes)
     while True:
-        buffers = (*tile_buffers, *held_buffers(stages, base.streams, streamed, tiles, chip.grid))
+        held = held_buffers(stages, base.streams, streamed, tiles, given.splits, rates, chip.grid)
+        buffers = (*tile_buffers, *held)
         if sum(buffer.pmus for buffer in buffers) <= chip.grid.pmus:
             break
         if not heavy:

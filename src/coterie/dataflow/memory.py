@@ -68,7 +68,13 @@ def flow_buffers(
 
 
 def held_buffers(
-    stages: Sequence[Stage], streams: Sequence[Stream], streamed: frozenset[str], tiles: int, grid: SpatialUnits
+    stages: Sequence[Stage],
+    streams: Sequence[Stream],
+    streamed: frozenset[str],
+    tiles: int,
+    splits: Sequence[Split],
+    rates: Sequence[float],
+    grid: SpatialUnits,
 ) -> list[Buffer]:
     """Buffers of what comes from and goes off chip: weights and KV whole unless in `streamed`, the rest by tile."""
     found = []
@@ -80,10 +86,16 @@ def held_buffers(
             size, depth = stream.size_bytes, 1
         elif whole:
             size, depth = CHUNKS * min(grid.pmu_bytes, stream.size_bytes), CHUNKS
+        elif not stream.by_tile:
+            size, depth = stream.size_bytes, 1
         else:
             size, depth = 2 * -(-stream.size_bytes // tiles), 2
+        per_tile = stream.size_bytes / (tiles if stream.by_tile else 1)
+        again = _passes(stages[stream.stage], tiles, splits[stream.stage], grid, stream.columns)
+        reads = stream.kind in ("weight", "input")
+        per_cycle = again * per_tile / max(1.0, rates[stream.stage]) if reads else 0.0
         kind = {"weight": "weight", "kv_read": "kv"}.get(stream.kind, "tile")
-        found.append(_buffer(stream.value, kind, stream.stage, (size, depth), 0.0, grid))
+        found.append(_buffer(stream.value, kind, stream.stage, (size, depth), per_cycle, grid))
     return found
 
 
@@ -103,10 +115,9 @@ def _scores_bytes(stage: Stage, tiles: int, grid: SpatialUnits) -> int:
     return 2 * 2 * -(-rows // tiles) * min(KEY_BLOCK, max(1, stage.n))
 
 
-def _passes(reader: Stage, tiles: int, split: Split, grid: SpatialUnits) -> int:
-    """How often a systolic reader goes over its tile: once for each group of columns that its PCUs do at a time."""
+def _passes(reader: Stage, tiles: int, split: Split, grid: SpatialUnits, columns_side: bool = False) -> int:
+    """How often a systolic reader goes over an operand: once for each group of the other side that its PCUs do."""
     if reader.unit is not Unit.SYSTOLIC or not split.pcus:
         return 1
-    step = max(1, reader.rows // tiles)
-    _, columns, _ = blocks(reader.tile(0, step), grid)
-    return -(-columns // split.columns)
+    rows, columns, _ = blocks(reader.tile(0, max(1, reader.rows // tiles)), grid)
+    return -(-rows // split.rows) if columns_side else -(-columns // split.columns)

@@ -125,15 +125,17 @@ def _swap(mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: list[tuple[Cell,
 
 
 def _rate(mapped: Mapped, buffer: Buffer) -> float:
-    """Bytes that leave a buffer in a pass: weights for each group of rows of each tile, tiles for each of columns."""
+    """Bytes that leave a buffer in a pass: a systolic reader goes over an operand once per group of the other side."""
     stage, split = mapped.stages[buffer.stage], mapped.splits[buffer.stage]
+    stream = next((s for s in mapped.streams if (s.value, s.stage) == (buffer.name, buffer.stage)), None)
     moved = next((f.size_bytes for f in mapped.flows if (f.value, f.dst) == (buffer.name, buffer.stage)), 0)
-    moved = moved or next((s.size_bytes for s in mapped.streams if s.value == buffer.name), buffer.size_bytes)
+    if stream is not None:
+        moved = stream.size_bytes * (1 if stream.by_tile else mapped.tiles)
     if stage.unit is not Unit.SYSTOLIC or not split.pcus:
         return float(moved)
     rows, columns, _ = blocks(stage.tile(0, max(1, stage.rows // mapped.tiles)), mapped.chip.grid)
-    if buffer.kind in ("weight", "kv"):
-        return float(moved) * mapped.tiles * -(-rows // split.rows)
+    if buffer.kind == "kv" or (stream is not None and stream.columns):
+        return float(moved) * -(-rows // split.rows)
     return float(moved) * -(-columns // split.columns)
 
 
@@ -142,8 +144,8 @@ def _loads(
 ) -> tuple[float, dict[tuple[Cell, Cell], float], float]:
     """Mean hops of a byte, bytes per link in a pass, bytes from die to die.
 
-    Routes follow one dimension, then the other: whichever of the two ways is less loaded. A weight goes to the PCUs of
-    its own columns; a tile goes to all PCUs of its reader, on a tree that shares links.
+    Routes follow one dimension, then the other: whichever of the two ways is less loaded. Each PMU of a buffer has its
+    own part, which goes to the PCUs that need it, on a tree that shares links.
     """
     loads: dict[tuple[Cell, Cell], float] = defaultdict(float)
     hops = moved = crossing = 0.0
@@ -154,7 +156,7 @@ def _loads(
         share = _rate(mapped, buffer) / len(cells)
         for i, cell in enumerate(cells):
             first, last = i * len(targets) // len(cells), -(-(i + 1) * len(targets) // len(cells))
-            mine = targets[first:last] if buffer.kind in ("weight", "kv") else targets
+            mine = targets[first:last] if len(cells) > 1 else targets
             trees = [{link for target in mine for link in _route(cell, target, x_first)} for x_first in (True, False)]
             tree = min(trees, key=lambda links: max((loads[link] for link in links), default=0.0))
             for link in tree:

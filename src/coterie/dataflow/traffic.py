@@ -19,13 +19,16 @@ from coterie.graph.ir import Graph, Kind, Op
 class Stream:
     """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write.
 
-    A weight of which each tile reads its own part (a table of rows) counts as input.
+    A weight of which each tile reads its own part (a table of rows) counts as input. `by_tile`: each tile reads its own
+    part, not all of it; `columns`: it is the matrix whose columns a systolic array holds, not the rows.
     """
 
     value: str
     kind: str
     stage: int
     size_bytes: int
+    by_tile: bool = True
+    columns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
             access = next(access for access in walk.nests[reader].reads if access.value == name)
             by_tile = place_of(access, walk.loops[reader]) is not None or bool(access.by)
             kind = "weight" if value.kind is Kind.WEIGHT and not by_tile else "input"
-            found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes)))
+            columns = ops[reader].kind == "linear" and ops[reader].inputs[1] == name
+            found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes), by_tile, columns))
     for name in edge.outputs:
         if graph.values[name].kind is not Kind.STATE:
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)
