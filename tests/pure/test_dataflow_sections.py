@@ -26,6 +26,7 @@ from coterie.dataflow.partition import best_cut, members, partitions
 from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
+from coterie.graph.backward import training_graph
 from coterie.graph.ir import Graph, GraphBuilder, Kind
 from coterie.graph.shard import shard
 from coterie.models.zoo import zoo_graph
@@ -297,3 +298,13 @@ def test_a_layer_of_llama_2_7b_uses_nine_tenths_of_a_socket_in_prefill():
     assert 0.9 <= part.pcus / 1040 <= 1
     assert 0.85 <= part.pmus / 1040 <= 1
     assert not part.streamed
+
+
+@pytest.mark.parametrize("how", ["best", "unfused"])
+def test_a_training_step_is_mapped_too_and_never_waits_for_ever(how):
+    graph, sizes = training_graph(decoder()), Sizes(16, 2, 16, 16, 72)
+    plan = sections_of(graph, sizes, chip(), how)
+    assert sum(len(plan.mapped[i].ops) for i in plan.index) == len(graph.ops)
+    for part in plan.mapped:
+        assert part.l0_s <= part.l1_s <= part.l2_s() * (1 + 1e-9) < float("inf")
+        assert sum(s.size_bytes for s in part.streams) == part.cost.total_bytes

@@ -234,6 +234,52 @@ def _merge_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
 
 
+def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    dy, dx = op.inputs[0], op.outputs[0]
+    n, k = _dims(graph, dy, sizes)[1:], _dims(graph, dx, sizes)[1:]
+    n_index, k_index = _axes("n", len(n)), _axes("k", len(k))
+    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
+    loops = (
+        Loop("t", _dims(graph, dx, sizes)[0], Tag.PARALLEL),
+        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
+        *(Loop(f"n{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(n)),
+    )
+    reads = (Access(dy, (("t",), *n_index)), Access(op.inputs[1], (flat_n, flat_k)))
+    return Nest(op, loops, reads, (Access(dx, (("t",), *k_index)),))
+
+
+def _summed_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """The gradient of a weight: a sum over rows, which accumulates tile by tile and is whole after the last."""
+    rows = _dims(graph, op.inputs[0], sizes)[0]
+    out = _dims(graph, op.outputs[0], sizes)
+    loops = (
+        Loop("t", rows, Tag.REDUCTION, online=True),
+        *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
+    )
+    ranks = ((name, len(graph.values[name].shape)) for name in op.inputs)
+    reads = tuple(Access(name, (("t",), *((),) * (rank - 1))) for name, rank in ranks)
+    return Nest(op, loops, reads, (Access(op.outputs[0], _axes("w", len(out))),))
+
+
+def _attention_grad(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Queries are walked; keys and values are there whole, and their gradients are whole after the last query."""
+    t, heads, channels = _dims(graph, op.inputs[1], sizes)
+    kv_heads = _dims(graph, op.inputs[2], sizes)[1]
+    loops = (
+        Loop("t", t, Tag.PARALLEL),
+        Loop("h", heads, Tag.PARALLEL),
+        Loop("c", channels, Tag.PARALLEL),
+        Loop("s", t, Tag.PARALLEL),
+        Loop("k", kv_heads, Tag.PARALLEL),
+    )
+    query, key = (("t",), ("h",), ("c",)), (("s",), ("k",), ("c",))
+    reads = [Access(name, query) for name in op.inputs[:2]]
+    reads += [Access(name, ((), ("k",), ("c",))) for name in op.inputs[2:4]]
+    reads += [Access(name, (("t",),)) for name in op.inputs[4:]]
+    writes = tuple(Access(name, index) for name, index in zip(op.outputs, (query, key, key), strict=True))
+    return Nest(op, loops, tuple(reads), writes, by_token=True)
+
+
 NESTS: Mapping[str, _Row] = {
     "embed": _embed,
     "embed_part": _embed,
@@ -262,4 +308,15 @@ NESTS: Mapping[str, _Row] = {
     "sample": _elementwise(),
     "all_reduce": _elementwise(),
     "all_gather": _elementwise(),
+    "linear_dx": _linear_dx,
+    "linear_dw": _summed_rows,
+    "bias_dw": _summed_rows,
+    "rms_norm_dw": _summed_rows,
+    "embed_dw": _summed_rows,
+    "rms_norm_dx": _elementwise(reduced=1),
+    "rope_dx": _elementwise(reduced=1),
+    "silu_dx": _elementwise(),
+    "loss_dx": _elementwise(reduced=1),
+    "attention_grad": _attention_grad,
+    "take_rows_dx": _take_rows,
 }

@@ -191,8 +191,9 @@ def _walked_size(walk: Walk, at: int) -> str:
     name = walk.loops[at]
     if not name:
         return ""
-    if walk.nests[at].op.kind == "linear":
-        return {"t": "m", "n": "n", "k": "k"}[name[0]]
+    sides = {"linear": {"t": "m", "n": "n", "k": "k"}, "linear_dx": {"t": "m", "n": "k", "k": "n"}}
+    if walk.nests[at].op.kind in sides:
+        return sides[walk.nests[at].op.kind][name[0]]
     return "m" if walk.nests[at].loop(name).tag is not Tag.REDUCTION or name == "s" else "n"
 
 
@@ -210,7 +211,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
     kv_heads = _kv_heads(graph, op)
     flops = FLOPS[op.kind](graph, op, sizes)
     pairs = flops / (heads * (4 * channels + SOFTMAX_FLOPS))
-    seen = seen_by(op, sizes, pairs)
+    seen = _seen_by(op, sizes, pairs)
     base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, 0, seen=seen)
     product = round(pairs * heads * 2 * channels)
     m, context = sizes.of(q.shape[0]) * max(1, heads // kv_heads), max(1, round(sizes.context_tokens / max(1, sizes.B)))
@@ -246,13 +247,38 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Seque
     )
 
 
+def _linear_dx(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
+    t, flops = sizes.of(graph.values[op.outputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
+    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
+    return (replace(stage, m=t, n=columns, k=rows, walks=where.walks),)
+
+
+def _linear_dw(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    rows, columns = (sizes.of(dim) for dim in graph.values[op.outputs[0]].shape)
+    t, flops = sizes.of(graph.values[op.inputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
+    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
+    return (replace(stage, m=rows, n=columns, k=t, walks="k"),)
+
+
+def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
+    """Five products of the size of the scores, and the softmax with its slope, as one stage."""
+    (t, heads, channels), kv_heads = (sizes.of(d) for d in graph.values[op.inputs[1]].shape), graph.values[op.inputs[2]]
+    groups = sizes.of(kv_heads.shape[1])
+    flops = FLOPS[op.kind](graph, op, sizes)
+    seen = _seen_by(op, sizes, flops / (heads * (10 * channels + SOFTMAX_FLOPS + 3)))
+    base = Stage(op.name, "scores", where.op, Unit.SYSTOLIC, where.rows, where.phase, flops, seen=seen)
+    keys = max(1, sizes.context_tokens // max(1, sizes.B))
+    return (replace(base, batch=groups, m=t * heads // groups, n=keys, k=5 * channels + SOFTMAX_FLOPS),)
+
+
 def _kv_heads(graph: Graph, op: Op) -> int:
     """Key/value heads of an attention op's state."""
     state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
     return int(str(state.shape[2]))
 
 
-def seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
+def _seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
     """The keys that each token sees, for equal sequences."""
     new = max(1, sizes.T // max(1, sizes.B))
     past = max(0.0, sizes.context_tokens / max(1, sizes.B) - new)
@@ -265,7 +291,7 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
     unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
     shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
-    widest = max(shapes, key=sizes.count)
+    widest = max(shapes, key=sizes.count) if op.kind not in ("embed_dw",) else shapes[0]
     m = max(1, sizes.of(widest[0]) if widest else 1)
     m, n = (
         (m, sizes.count(widest) // m)
@@ -295,6 +321,10 @@ SIMD: Mapping[str, tuple[Unit, int, bool]] = {
     "merge_rows": (Unit.MEMORY, 1, False),
     "first_row": (Unit.MEMORY, 1, False),
     "take_rows": (Unit.MEMORY, 1, False),
+    "take_rows_dx": (Unit.MEMORY, 1, False),
+    "embed_dw": (Unit.MEMORY, 1, False),
+    "rms_norm_dx": (Unit.SIMD, 2, True),
+    "loss_dx": (Unit.SIMD, 2, True),
     "kv_append": (Unit.MEMORY, 1, False),
     "all_reduce": (Unit.LINK, 1, False),
     "all_gather": (Unit.LINK, 1, False),
@@ -304,4 +334,7 @@ WORK: Mapping[str, _Rows] = {
     "attention": _attention,
     "alibi_attention": _attention,
     "group_attention": _group_attention,
+    "linear_dx": _linear_dx,
+    "linear_dw": _linear_dw,
+    "attention_grad": _attention_grad,
 }

@@ -80,7 +80,7 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
     found = []
     for name in edge.inputs:
         value = graph.values[name]
-        reader = next(at for at, op in enumerate(ops) if name in op.inputs)
+        reader = min((at for at, op in enumerate(ops) if name in op.inputs), key=lambda at: (walk.phases[at], at))
         if value.kind is not Kind.STATE:
             access = next(access for access in walk.nests[reader].reads if access.value == name)
             by_tile = place_of(access, walk.loops[reader]) is not None or bool(access.by)
@@ -127,6 +127,7 @@ def _kept(graph: Graph, walk: Walk, first: dict[int, int], sizes: Sizes) -> list
     for name in border(graph, ops).inputs:
         value = graph.values[name]
         readers = [at for at, op in enumerate(ops) if name in op.inputs and not walk.nests[at].is_view]
+        readers.sort(key=lambda at: (walk.phases[at], at))
         if value.kind in (Kind.INPUT, Kind.TENSOR) and len(value.shape) > 1 and len(readers) > 1:
             size = value_bytes(value, sizes)
             alike = (walk.phases[at] == walk.phases[readers[0]] for at in readers[1:])

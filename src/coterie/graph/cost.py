@@ -110,6 +110,29 @@ PER_ELEMENT: Mapping[str, int] = {
     "layer_norm": 6,
     "gelu": 8,
 }
+
+
+def _linear_dx_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
+    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * rows * columns
+
+
+def _linear_dw_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Five products: the scores again, and those for dp, dv, dq, dk; the softmax, and its slope (three a score)."""
+    heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape[1:])
+    window = op.integer("window")
+    pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
+    return pairs * heads * (10 * channels + SOFTMAX_FLOPS + 3)
+
+
+def _of_input(per_element: int) -> _Flops:
+    return lambda graph, op, sizes: per_element * sizes.count(graph.values[op.inputs[0]].shape)
+
+
 FLOPS: Mapping[str, _Flops] = {
     **{kind: _elementwise(flops) for kind, flops in PER_ELEMENT.items()},
     "linear": _linear_flops,
@@ -126,6 +149,17 @@ FLOPS: Mapping[str, _Flops] = {
     "mix": _scores_flops(0, 1),
     "group_scores": _group_flops,
     "group_mix": _group_flops,
+    "linear_dx": _linear_dx_flops,
+    "linear_dw": _linear_dw_flops,
+    "bias_dw": _of_input(1),
+    "rms_norm_dx": _of_input(9),
+    "rms_norm_dw": _of_input(5),
+    "rope_dx": _of_input(3),
+    "silu_dx": _of_input(7),
+    "attention_grad": _attention_grad_flops,
+    "take_rows_dx": _of_input(0),
+    "loss_dx": _of_input(SOFTMAX_FLOPS + 1),
+    "embed_dw": _of_input(1),
 }
 
 

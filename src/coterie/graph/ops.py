@@ -10,6 +10,7 @@ Knows nothing about how ops are computed or fused.
 
 from __future__ import annotations
 
+from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
@@ -103,6 +104,7 @@ OPS: dict[str, OpSpec] = {
         "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
     ),
     **EAGER_OPS,
+    **BACKWARD_OPS,
 }
 
 # Ops that move bytes between ranks; all else is done by each rank alone.

@@ -13,6 +13,7 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.packed import rounded
+from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.ops import COLLECTIVES, INT8, ROUNDING, ROW_INPUTS
@@ -261,4 +262,5 @@ OPS: Mapping[str, _Run] = {
     "all_reduce": _collective,
     "all_gather": _collective,
     **EAGER_RUN,
+    **BACKWARD_RUN,
 }

@@ -1,0 +1,114 @@
+"""What the ops of a backward pass take, a row each.
+
+Knows nothing about which rule makes which op (backward.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Shape, trailing
+from coterie.graph.checks import R, Row, T
+from coterie.graph.ir import Kind
+
+
+def _like(row: Row, *positions: int) -> None:
+    """The result and these operands have one shape and type."""
+    values = [row.input(position) for position in positions]
+    row.rows(*values, row.output)
+    row.activations(*values, row.output)
+    for value in values:
+        row.same(value.shape, row.output.shape, value.name)
+
+
+def _gradient(row: Row, shape: Shape) -> None:
+    """The result is the gradient of a weight: numbers only, and it leaves the step."""
+    row.same(row.output.shape, shape, row.output.name)
+    if row.output.kind is not Kind.OUTPUT:
+        raise row.wrong(f"{row.output.name} is {row.output.kind.value}", "declare the gradient an output")
+
+
+def _linear_dx(row: Row) -> None:
+    dy = row.input(0)
+    row.rows(dy, row.output)
+    row.activations(dy, row.output)
+    row.same(row.output.shape[:1], dy.shape[:1], row.output.name)
+    row.weight(1, (trailing(dy.shape), trailing(row.output.shape)), matrix=True)
+
+
+def _linear_dw(row: Row) -> None:
+    dy, x = row.input(0), row.input(1)
+    row.rows(dy, x)
+    row.activations(dy, x)
+    row.same(x.shape[:1], dy.shape[:1], x.name)
+    _gradient(row, (trailing(dy.shape), trailing(x.shape)))
+
+
+def _bias_dw(row: Row) -> None:
+    row.rows(row.input(0))
+    _gradient(row, (trailing(row.input(0).shape),))
+
+
+def _rms_norm_dx(row: Row) -> None:
+    _like(row, 0, 1)
+    row.weight(2, row.input(1).shape[-1:])
+
+
+def _rms_norm_dw(row: Row) -> None:
+    row.rows(row.input(0), row.input(1))
+    row.same(row.input(1).shape, row.input(0).shape, row.input(1).name)
+    _gradient(row, row.input(0).shape[-1:])
+
+
+def _rope_dx(row: Row) -> None:
+    _like(row, 0)
+    row.row_input(1, T)
+    row.constant(2, row.heads(row.input(0))[1] // 2)
+
+
+def _attention_grad(row: Row) -> None:
+    dy, q, k, v = (row.input(position) for position in range(4))
+    row.rows(dy, q, k, v, first=(T,))
+    row.activations(dy, q, k, v)
+    row.same(q.shape, dy.shape, q.name)
+    row.same(v.shape, k.shape, v.name)
+    for name, like in zip(row.op.outputs, (q, k, v), strict=True):
+        row.same(row.graph.values[name].shape, like.shape, name)
+    row.row_input(4, T)
+    row.row_input(5, T)
+
+
+def _take_rows_dx(row: Row) -> None:
+    row.rows(row.input(0), first=(R,))
+    row.rows(row.output, first=(T,))
+    row.row_input(1, R)
+    row.same(row.output.shape[1:], row.input(0).shape[1:], row.output.name)
+
+
+def _loss_dx(row: Row) -> None:
+    _like(row, 0)
+    row.row_input(1, R)
+
+
+def _embed_dw(row: Row) -> None:
+    row.rows(row.input(0), first=(T,))
+    row.row_input(1, T)
+    _gradient(row, (row.output.shape[0], *row.input(0).shape[1:]))
+    if row.output.dtype not in (DType.F32, DType.F16, DType.BF16):
+        raise row.wrong(f"{row.output.name} is {row.output.dtype.value}", "give a float type")
+
+
+BACKWARD_LEGAL: Mapping[str, Callable[[Row], None]] = {
+    "linear_dx": _linear_dx,
+    "linear_dw": _linear_dw,
+    "bias_dw": _bias_dw,
+    "rms_norm_dx": _rms_norm_dx,
+    "rms_norm_dw": _rms_norm_dw,
+    "rope_dx": _rope_dx,
+    "silu_dx": lambda row: _like(row, 0, 1),
+    "attention_grad": _attention_grad,
+    "take_rows_dx": _take_rows_dx,
+    "loss_dx": _loss_dx,
+    "embed_dw": _embed_dw,
+}

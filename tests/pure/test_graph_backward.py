@@ -1,0 +1,80 @@
+"""Gradients by rules per op against differences of the loss, weight by weight.
+
+Knows nothing about machines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import STEADY, Choice, Player, decoder, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coterie.core.errors import UnsupportedError
+from coterie.core.shapes import Sizes
+from coterie.graph.backward import TARGETS, training_graph
+from coterie.graph.cost import op_cost
+from coterie.graph.ir import Kind
+from coterie.graph.reference import KvState, Reference
+from coterie.graph.verify import verify
+from coterie.models.zoo import zoo_graph
+
+small = st.builds(
+    decoder,
+    num_kv_heads=st.sampled_from([1, 2, 4]),
+    qkv_bias=st.booleans(),
+    qk_norm=st.booleans(),
+    windows=st.sampled_from([(0, 0), (3, 2)]),
+)
+
+
+def loss(graph, weights, rows, targets):
+    """The mean cross-entropy of a forward pass, in float64 from its float32 logits."""
+    state = KvState(graph, 64, 4)
+    values = Reference(graph, weights).run(rows, [Choice()] * len(targets), state)
+    logits = values["head/logits"].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(targets)), targets]))
+
+
+@settings(STEADY, max_examples=8)
+@given(small, st.integers(0, 99))
+def test_gradients_are_slopes_of_the_loss(graph, seed):
+    train = training_graph(graph)
+    verify(train)
+    player, dice = Player(graph), np.random.default_rng(seed)
+    V = graph.values["head/logits"].shape[-1]
+    rows = player.rows((0, dice.integers(0, V, 5).tolist()), (1, dice.integers(0, V, 3).tolist()))
+    targets = dice.integers(0, V, 8).astype(np.int32)
+    weights = random_weights(graph)
+    given_ = {**rows, TARGETS: targets}
+    values = Reference(train, weights).run(given_, [], KvState(train, 64, 4))
+    slopes = {v.name: values[v.name] for v in train.values.values() if v.kind is Kind.OUTPUT}
+    assert len(slopes) == len(graph.weights), "one gradient for each weight"
+    for name, weight in weights.items():
+        (found,) = [slope for key, slope in slopes.items() if key.endswith(f".{name}")]
+        assert found.shape == weight.shape
+        way = dice.standard_normal(weight.shape).astype(np.float32)
+        way /= np.linalg.norm(way)
+        ends = [
+            loss(graph, {**weights, name: weight + sign * np.float32(2e-2) * way}, rows, targets) for sign in (1, -1)
+        ]
+        assert float((found * way).sum()) == pytest.approx((ends[0] - ends[1]) / 4e-2, abs=2e-3, rel=0.02), name
+
+
+def test_a_backward_pass_costs_about_twice_the_forward_pass():
+    graph, sizes = zoo_graph("llama-2-7b"), Sizes(4096, 1, 4096, 4096, 4096 * 4097 // 2)
+    train = training_graph(graph)
+    verify(train)
+    flops = [
+        sum(op_cost(train, op, sizes).flops for op in train.ops if op.stage.endswith(".grad") == back)
+        for back in (0, 1)
+    ]
+    assert 1.95 < flops[1] / flops[0] < 2.15
+    assert len(train.stages) == 2 * len(graph.stages)
+
+
+def test_an_op_without_a_rule_is_named():
+    with pytest.raises(UnsupportedError, match=r"bloom.*op layer_norm has no gradient"):
+        training_graph(zoo_graph("bloom-176b"))
