@@ -108,18 +108,21 @@ def _swap(mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: list[tuple[Cell,
     center = [_center(cells) if cells else None for cells in pcus]
     for flow in mapped.flows:  # a stage without PCUs is near the first stage that reads from it
         center[flow.src] = center[flow.src] or center[flow.dst]
-    goal = [center[b.stage] for b in mapped.buffers]
+    goals = [
+        [_center(_readers(pcus[b.stage], i, b.pmus)) if pcus[b.stage] else center[b.stage] for i in range(b.pmus)]
+        for b in mapped.buffers
+    ]
     weight = [_rate(mapped, b) / max(1, b.pmus) for b in mapped.buffers]
     dice = random.Random(len(owner))
 
-    def far(b: int, cell: Cell) -> float:
-        target = goal[b]
+    def far(b: int, i: int, cell: Cell) -> float:
+        target = goals[b][i]
         return weight[b] * (abs(cell[0] - target[0]) + abs(cell[1] - target[1])) if target else 0.0
 
     for _ in range(swaps if len(owner) > 1 else 0):
         (a, i), (b, j) = dice.choice(owner), dice.choice(owner)
         here, there = cells[a][i], cells[b][j]
-        if a != b and far(a, there) + far(b, here) < far(a, here) + far(b, there):
+        if a != b and far(a, i, there) + far(b, j, here) < far(a, i, here) + far(b, j, there):
             cells[a][i], cells[b][j] = there, here
     pmus[:] = [tuple(found) for found in cells]
 
@@ -155,8 +158,7 @@ def _loads(
             continue
         share = _rate(mapped, buffer) / len(cells)
         for i, cell in enumerate(cells):
-            first, last = i * len(targets) // len(cells), -(-(i + 1) * len(targets) // len(cells))
-            mine = targets[first:last] if len(cells) > 1 else targets
+            mine = _readers(targets, i, len(cells))
             trees = [{link for target in mine for link in _route(cell, target, x_first)} for x_first in (True, False)]
             tree = min(trees, key=lambda links: max((loads[link] for link in links), default=0.0))
             for link in tree:
@@ -165,6 +167,11 @@ def _loads(
             moved += share
             crossing += share * bool(middle and any((cell[0] < middle) != (x < middle) for x, _ in mine))
     return hops / moved if moved else 0.0, loads, crossing
+
+
+def _readers(targets: Sequence[Cell], part: int, parts: int) -> Sequence[Cell]:
+    """The PCUs that need a buffer's part: each PMU serves its share of the reader."""
+    return targets[part * len(targets) // parts : -(-(part + 1) * len(targets) // parts)]
 
 
 def _route(src: Cell, dst: Cell, x_first: bool) -> list[tuple[Cell, Cell]]:
