@@ -13,7 +13,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kBlockRows = 32;
+constexpr int64_t kBlockRows = W == 16 ? 32 : 8;  // times kBlockColumns of float32: in the second-level cache, or in the first
 constexpr int64_t kGroupRows = 4;
 constexpr int kGroupTokens = W == 16 ? 6 : 3;   // with kGroupRows, as many sums as registers allow
 constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of float32: 22.5 KiB
@@ -70,14 +70,15 @@ inline void group_dots(const float* x, int64_t x_stride, const float* panel, int
 #pragma GCC unroll 8
     for (int n = 0; n < kGroupRows; ++n) acc[m][n] = first ? V{} : load(sums + (m * kGroupRows + n) * W);
   for (int64_t step = 0; step < steps; ++step, x += W, panel += kGroupRows * W) {
-    V wv[kGroupRows];
+    V xv[M];
 #pragma GCC unroll 8
-    for (int n = 0; n < kGroupRows; ++n) wv[n] = load(panel + n * W);
+    for (int m = 0; m < M; ++m) keep_loaded(xv[m] = load(x + m * x_stride));
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const V xv = load(x + m * x_stride);
+    for (int n = 0; n < kGroupRows; ++n) {
+      V wv = load(panel + n * W);
+      keep_loaded(wv);
 #pragma GCC unroll 8
-      for (int n = 0; n < kGroupRows; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
+      for (int m = 0; m < M; ++m) acc[m][n] = fma(xv[m], wv, acc[m][n]);
     }
   }
   if (!last) {
@@ -97,17 +98,31 @@ inline void group_dots(const float* x, int64_t x_stride, const float* panel, int
   }
 }
 
-// One block of columns of up to kBlockRows rows, for all tokens. `next` are the rows whose first lines are wanted soon.
+// One block of columns of up to kBlockRows rows, for all tokens; meanwhile `next_lines` lines from each of as many rows from `next` on come
+// to the second-level cache, evenly.
 struct PanelBlock {
   const float* x;
   int64_t x_stride, tokens, rows, steps;
   bool first, last;
   float* out;
   int64_t out_stride;
+  bytes* next;
+  int64_t next_stride, next_lines;
 };
 
+// Lines [first, last) of the next block's, counted row by row.
+inline void fetch_next(const PanelBlock& b, int64_t first, int64_t last) {
+  for (int64_t row = first / b.next_lines, line = first % b.next_lines; first < last; ++first) {
+    fetch_ahead(b.next + row * b.next_stride + line * static_cast<int64_t>(kLine));
+    if (++line == b.next_lines) line = 0, ++row;
+  }
+}
+
 inline void panel_group(const PanelBlock& b, int64_t token, int64_t tokens, const Work& work) {
-  for (int64_t n = 0; n < b.rows; n += kGroupRows) {
+  const int64_t groups = tiles(b.rows, kGroupRows), all = groups * tiles(b.tokens, kGroupTokens), lines = b.rows * b.next_lines;
+  int64_t done = token / kGroupTokens * groups;
+  for (int64_t n = 0; n < b.rows; n += kGroupRows, ++done) {
+    fetch_next(b, lines * done / all, lines * (done + 1) / all);
     const float* panel = work.panel + n * b.steps * W;
     float* sums = work.sums == nullptr ? nullptr : work.sums + (token * kBlockRows + n * kGroupTokens) * W;
     const float* x = b.x + token * b.x_stride;
@@ -138,14 +153,11 @@ inline void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* 
         widen_columns(w + (row + smaller(n, rows - 1)) * stride, dtype, K, k, count, at);  // a missing row is computed and dropped
       }
       const bool last = k + columns >= K;
-      const PanelBlock block{x + k, x_stride, tokens, rows, steps, k == 0, last, out + row, out_stride};
       bytes* next = last ? w + (row + kBlockRows) * stride : w + row * stride + stride * (k + columns) / K;
       const int64_t next_bytes = stride * smaller(columns, last ? K : K - k - columns) / K;
-      for (int64_t t = 0; t < tokens; t += kGroupTokens) {  // meanwhile the next block comes to the second-level cache
-        for (int64_t r = kBlockRows * t / tokens; r < kBlockRows * smaller(t + kGroupTokens, tokens) / tokens; ++r)
-          for (int64_t at = 0; at < next_bytes; at += static_cast<int64_t>(kLine)) fetch_ahead(next + r * stride + at);
-        panel_group(block, t, smaller(kGroupTokens, tokens - t), work);
-      }
+      const PanelBlock block{x + k, x_stride, tokens, rows, steps, k == 0, last, out + row, out_stride,
+                             next, stride, tiles(next_bytes, static_cast<int64_t>(kLine))};
+      for (int64_t t = 0; t < tokens; t += kGroupTokens) panel_group(block, t, smaller(kGroupTokens, tokens - t), work);
     }
   }
 }

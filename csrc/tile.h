@@ -16,7 +16,7 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kTileTokens = 16;    // of the kernels without weights
-constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
+constexpr int64_t kFewTokens = W == 16 ? 16 : 2;  // up to so many tokens, weights are used as they are read; beyond, they are widened once
 constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
 constexpr int64_t kTileRows = 32;      // rows of a weight per unit
 
@@ -145,15 +145,12 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
   return {tile, stride};
 }
 
-// Weights are read in order of address, a line ahead for every line used: the rows of a group are many streams, which hardware
-// prefetchers follow badly, but their lines fetched early into the second-level cache are one. No result depends on it.
-constexpr int64_t kAheadBytes = 8192;
-
-// out[m * out_stride + n] = dot(x row m, w row n), M tokens by N rows at once. `ahead`: weights to fetch meanwhile, or null.
+// out[m * out_stride + n * out_step] = dot(x row m, w row n), M tokens by N rows at once; the rows are `stride` bytes apart.
+// `ahead`: a row of the same kind in each stream, fetched meanwhile, or null.
 template <DType D, int M, int N>
-inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* out, int64_t out_stride, bytes* ahead) {
+inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                 int64_t out_step, bytes* ahead) {
   constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
-  const int64_t stride = row_bytes(static_cast<int64_t>(D), K);
   V acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -171,13 +168,12 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
     }
   };
   int64_t k = 0;
-  if (ahead != nullptr) {
-    for (; k + line <= K; k += line, ahead += N * kLine) {
+  for (; k + line <= K; k += line) {
+    if (ahead != nullptr)
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * static_cast<int64_t>(kLine));
+      for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * stride + k * size);
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < line; i += W) add(k + i);
-    }
+    for (int64_t i = 0; i < line; i += W) add(k + i);
   }
   for (; k + W <= K; k += W) add(k);
   if (k < K) {
@@ -188,30 +184,53 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t K, float* o
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+    float sums[N];
     if constexpr (N == 4) {
-      sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], out + m * out_stride);
+      sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], sums);
     } else {
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) out[m * out_stride + n] = sum(acc[m][n]);
+      for (int n = 0; n < N; ++n) sums[n] = sum(acc[m][n]);
     }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sums[n];
   }
 }
 
-// All tokens of a tile against N rows, which stay in the first-level cache meanwhile.
+// All tokens of a tile against N rows, which stay in the caches meanwhile.
 template <DType D, int N>
-inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t K, float* out, int64_t out_stride) {
+inline void dots_group(const Input& in, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                       int64_t out_step, bytes* ahead) {
   constexpr int kTokens = W >= 16 ? 4 : 2;  // what registers allow
-  bytes* ahead = w + N * row_bytes(static_cast<int64_t>(D), K) + kAheadBytes;
   int64_t t = 0;
-  for (; t + kTokens <= tokens; t += kTokens, ahead = nullptr)
-    dots<D, kTokens, N>(x + t * x_stride, x_stride, w, K, out + t * out_stride, out_stride, ahead);
-  const float* rest = x + t * x_stride;
-  float* rest_out = out + t * out_stride;
+  const auto some = [&]<int M>() {
+    dots<D, M, N>(in.x + t * in.stride, in.stride, w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
+    ahead = nullptr;
+  };
+  for (; t + kTokens <= tokens; t += kTokens) some.template operator()<kTokens>();
   if constexpr (kTokens == 4) {
-    if (tokens - t == 3) dots<D, 3, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
-    if (tokens - t == 2) dots<D, 2, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
+    if (tokens - t == 3) some.template operator()<3>();
+    if (tokens - t == 2) some.template operator()<2>();
   }
-  if (tokens - t == 1) dots<D, 1, N>(rest, x_stride, w, K, rest_out, out_stride, ahead);
+  if (tokens - t == 1) some.template operator()<1>();
+}
+
+// Few tokens against N rows. The rows are read as kStreams streams, each a quarter of them from end to end, side by side:
+//
+//   rows   | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
+//
+// Hardware prefetchers follow a few long streams; of neighbouring rows side by side they lose track. What they cannot know, where the
+// next N rows' streams begin, is fetched during the last row of each. No result depends on it.
+constexpr int64_t kStreams = 4;
+
+template <DType D>
+inline void dots_streamed(const Input& in, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  const int64_t row = row_bytes(static_cast<int64_t>(D), K), each = N / kStreams;
+  for (int64_t n = 0; n < each; ++n) {
+    bytes* ahead = n + 1 == each ? w + N * row : nullptr;
+    dots_group<D, kStreams>(in, tokens, w + n * row, each * row, K, out + n, out_stride, each, ahead);
+  }
+  for (int64_t n = each * kStreams; n < N; ++n)
+    dots_group<D, 1>(in, tokens, w + n * row, row, K, out + n, out_stride, 1, nullptr);
 }
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
@@ -219,17 +238,9 @@ inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* 
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
   if (bytes* records = in.records.of(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
+  if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
   if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
-  if (is_packed(dtype)) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
-  with_dtype(dtype, [&]<DType D>() {
-    int64_t n = 0;
-    if (tokens > 1) {
-      for (; n + 4 <= N; n += 4) dots_group<D, 4>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
-    } else {
-      for (; n + 2 <= N; n += 2) dots_group<D, 2>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
-    }
-    for (; n < N; ++n) dots_group<D, 1>(in.x, in.stride, tokens, weight_row(w, dtype, K, n), K, out + n, out_stride);
-  });
+  with_dtype(dtype, [&]<DType D>() { dots_streamed<D>(in, tokens, w, N, K, out, out_stride); });
 }
 
 // out[t][n] += bias[first + n]; does nothing without a bias.

@@ -114,6 +114,13 @@ inline V load(const float* at) {
 
 inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 
+// Keeps a loaded vector in its register: compilers rather load it again as an operand of every use, and loads are few in a cycle.
+inline void keep_loaded([[maybe_unused]] V& v) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
+
 // W weights, widened. `at` has any alignment.
 template <DType D>
 inline V load_weights(bytes* at) {
