@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-from tests.pure.graphs import STEADY, change_op, change_value, decoder, decoders, the_op, with_ops, with_values
+from tests.pure.graphs import (
+    STEADY,
+    change_op,
+    change_value,
+    decoder,
+    decoders,
+    of_family,
+    the_op,
+    with_ops,
+    with_values,
+)
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Symbol
@@ -69,6 +79,15 @@ def test_regions_cover_the_ops_in_order_and_agree_at_their_borders(graph):
             assert set(region.inputs) <= made
             made |= set(region.outputs)
             assert all(graph.values[name].kind in (Kind.TENSOR, Kind.OUTPUT, Kind.STATE) for name in region.outputs)
+
+
+def test_layers_with_layer_norms_fuse_as_far_as_a_tile_is_all_that_is_read():
+    bloom, falcon = (decoder(**of_family(name, num_kv_heads=4)) for name in ("bloom", "falcon"))
+    wanted = ["norm_linear", "kv_append", "attention", "linear_add", "norm_linear_gelu", "linear_add"]
+    assert [k.removeprefix("alibi_") for k in kernels_of(bloom, stage="layers.0")] == wanted
+    # Two norms of one row stand side by side, and the residual waits for both blocks.
+    wanted = ["layer_norm", "layer_norm", "linear", "rope", "rope", "kv_append", "attention", "linear", "linear_gelu"]
+    assert kernels_of(falcon, stage="layers.0") == [*wanted, "linear", "add", "add"]
 
 
 @given(decoders())

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, Choice, Player, change_value, decoder, decoders, of_family, random_weights, the_op
+from tests.pure.graphs import (
+    STEADY,
+    Choice,
+    Player,
+    any_decoders,
+    change_value,
+    decoder,
+    of_family,
+    random_weights,
+    the_op,
+)
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -149,7 +159,7 @@ def test_the_random_number_is_that_of_the_sampled_position():
 
 
 @settings(STEADY, max_examples=15)
-@given(decoders())
+@given(any_decoders())
 def test_each_region_alone_gives_what_the_whole_step_gives(graph):
     V = graph.values["head/logits"].shape[-1]
     tokens = [t % V for t in prompt(7)]

@@ -90,6 +90,21 @@ TAKE_NORM_LINEAR = Rule(
     "only sampled rows are normed and projected, row by row",
 )
 
+NORM_LINEAR = Rule(
+    "norm_linear",
+    (Part("norm", "layer_norm", dims=(2, 2)), Part("linear", "linear", ((0, "norm"),))),
+    "the normed tile is read by one projection and dropped",
+)
+NORM_LINEAR_GELU = Rule(
+    "norm_linear_gelu",
+    (*NORM_LINEAR.pattern, Part("gelu", "gelu", ((0, "linear"),))),
+    "the widest row of the layer is stored once, behind its gelu",
+)
+LINEAR_GELU = Rule(
+    "linear_gelu",
+    (Part("linear", "linear"), Part("gelu", "gelu", ((0, "linear"),))),
+    "gelu works on the output row while it is still in registers",
+)
 LINEAR_MUL_SWAP = Rule(
     "linear_mul_swap",
     (
@@ -107,7 +122,10 @@ LINEAR_MUL_SWAP = Rule(
 SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
-    "cache": (NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+    "cache": (
+        *(NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+        *(NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
+    ),
     "epilogue": (LINEAR_MUL_SWAP,),
     SECTION: (),
     O0: (),
