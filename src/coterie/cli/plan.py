@@ -146,7 +146,7 @@ def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]])
             table.add_row(row["machine"], "none", *["-"] * 7)
             continue
         held = [len(names) for names in row["placement"]]
-        placed = f"{min(held)}-{max(held)}, {len(row['replicated'])} twice or more"
+        placed = f"{min(held)}-{max(held)}"
         times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]))
         shares = (f"{row['steps_share']:.0%}", f"{row['link_share']:.0%}", f"{row['hit_rate']:.0%}")
         table.add_row(row["machine"], str(row["machines"]), *times, *shares, placed, format_seconds(row["wall_s"]))
@@ -168,7 +168,8 @@ def _print_row(row: Mapping[str, Any]) -> None:
     room = format_bytes(row["near_bytes"])
     say(f"room for {room} of experts in the run tier; a switch takes {format_seconds(row['switch_s'])}")
     why = f": {row['method_why']}" if row["method_why"] else ""
-    say(f"placement by {row['method']}{why}")
+    copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
+    say(f"placement by {row['method']}{copied}{why}")
     say("experts: machines  " + ", ".join(f"{p['experts']}: {p['machines'] or 'none'}" for p in row["curve"]))
     if "check" in row:
         kept = ", ".join(f"{n} machines keep it for {share:.1%}" for n, share in sorted(row["check"]["kept"].items()))

@@ -45,6 +45,7 @@ class Arrivals:
         self._started: set[str] = set()
         self._resident: frozenset[str] = frozenset(cache.resident())
         self._changes = -1
+        self._refused: object = None  # what was asked for last, if it was refused: the same again would be too
         self.moves = 0  # counts what may have changed where experts are
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
@@ -74,6 +75,10 @@ class Arrivals:
 
         `rows` of its embedding are needed first. Raises CapacityError when there will never be room.
         """
+        asked = (expert_id, keep, spare, self._cache.changes, tuple(event.event_id for event in self._cache.pending()))
+        if asked == self._refused:
+            return None
+        self._refused = None
         try:
             for stay in (keep | spare, keep):
                 try:
@@ -83,6 +88,7 @@ class Arrivals:
                 except CapacityError:
                     if not stay:
                         raise
+            self._refused = asked
             return None
         finally:
             self._refresh()

@@ -142,13 +142,16 @@ def fcfs(view: View, policy: Policy) -> Decision:
 def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
     """For how many steps in a row `grouped` decides this, as long as nobody arrives or ends and nothing comes up.
 
-    Then weights, places and residences stay, and only the streak of the expert grows; what was refused is asked again
-    in each step.
+    Then weights, places and residences stay, and only the expert's streak and its turn grow. What was refused is so
+    again until the turn is over: only then need the expert not stay.
     """
-    if run.admit or view.refused:
+    if run.admit:
         return 1
     streak = view.streak if view.current == run.expert_id else 0
-    return max(1, policy.quantum_steps - streak)
+    group, most = _named(view, run.expert_id), policy.quantum_steps - streak
+    if view.refused and group is not None and group.turn_steps < policy.turn_steps:
+        most = min(most, policy.turn_steps - group.turn_steps)
+    return max(1, most)
 
 
 def fcfs_repeats(view: View, run: Run, policy: Policy) -> int:

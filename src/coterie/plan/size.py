@@ -73,6 +73,7 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     worst = _worst(machine, wish, placement)
     if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
         placement = place(sizes, wish.shares, count, _room(machine, wish), solver=False)
+        placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
         worst = _worst(machine, wish, placement)
     helps = _helps(pricer, machine, wish, placement)
     return Answer(machine, placement, worst, _bound(machine, wish, sizes, count), helps, _curve(machine, wish))
