@@ -43,7 +43,7 @@ def section_price(spec: MachineSpec, graph: Graph, ops: Sequence[Op], sizes: Siz
         return None
     busy = [sum(s) for s, stage in zip(found.service_s, found.stages, strict=True) if stage.unit is not Unit.LINK]
     slowest = max(busy, default=0.0)
-    fill = max(0.0, found.pipe_s - max(slowest, found.link_s))
+    fill = max(0.0, found.pipe_s - slowest)
     return SectionPrice(
         slowest, fill, found.memory_bytes, found.link_s, found.pcus / spec.grid.pcus if spec.grid else 0.0
     )

@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.dataflow.price import section_price
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
 from coterie.devices.modelled_time import Flow, Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, resources, tier_name
 from coterie.graph.cost import Cost, collectives, region_cost
+from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program, Region
@@ -36,12 +38,14 @@ FULL_SECTION_OPS = 20  # ops that fill a grid: fused pipelines commonly hold 20 
 class Pricing:
     """How regions are priced. `kernels`: speeds in place of all that were measured on the machine's GPU.
 
-    Without `analytic` a region that no measured kernel is near is refused.
+    Without `analytic` a region that no measured kernel is near is refused. `mapped` lays sections out on the machine's
+    grid, stage by stage: up to a second for each new section, so for reports, not for the steps of a simulation.
     """
 
     orchestration: str = "device"
     kernels: Kernels | None = None
     analytic: bool = True
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +109,19 @@ def step_time(
     starts_run: bool = True,
     kernels: Kernels | None = None,
     allow_analytic: bool = True,
+    mapped: bool = False,
 ) -> StepTime:
     """What a step with nothing beside it takes on a machine, region by region.
 
     `tiers`: where weights and KV lie (the run tier); `starts_run`: software starts the first region even where the
-    device starts the others; `kernels`: measured speeds to use in place of all.
+    device starts the others; `kernels`: measured speeds to use in place of all; `mapped`: sections are laid out on the
+    machine's grid (dataflow/), and priced as whole regions only where they do not fit.
     Raises UsageError when a needed number of the machine is unknown, or a region is outside what was measured and
     `allow_analytic` is False.
     """
     resources(spec)
     where = tiers or (spec.run_tier, spec.run_tier)
-    pricing = Pricing(orchestration, kernels, allow_analytic)
+    pricing = Pricing(orchestration, kernels, allow_analytic, mapped)
     same = facts(program).same
     priced = {index: region_time(spec, program, index, sizes, where, pricing) for index in dict.fromkeys(same)}
     rows = [
@@ -159,9 +165,24 @@ def region_time(
         # weights arrive: T = (tiles + stages - 1) * compute / tiles, of which the part above memory's time shows.
         filled_s = compute_s * (1 + (len(region.ops) - 1) / max(1.0, sizes.T / spec.grid.lanes))
         fill_s = max(0.0, filled_s - max(compute_s, *memory_s.values()))
+    laid_out = None
+    if _is_laid_out(spec, rates, region, pricing):
+        laid_out = section_price(spec, program.graph, region.ops, sizes)
+    if laid_out is not None:
+        compute_s, exposed_s = laid_out.compute_s, 0.0
+        again = max(0, laid_out.memory_bytes - cost.total_bytes)
+        memory_s[spec.run_tier] += again / (rates.bytes_per_s(spec, spec.run_tier) * spec.tier(spec.run_tier).share)
+        if exchanges:
+            memory_s[PEERS] = laid_out.exchange_s
+        fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values()))
     launch = launch_s(spec, pricing.orchestration, region)
     known = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
     return RegionTime(region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, known)
+
+
+def _is_laid_out(spec: MachineSpec, rates: _Rates, region: Region, pricing: Pricing) -> bool:
+    """One socket's section, on a machine with a grid, where mapping is asked for."""
+    return pricing.mapped and spec.grid is not None and region.kernel == SECTION and rates.units == spec.units
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,46 @@
+"""A step priced by laying its sections out: the mapping's own times, and whole regions where there is no grid.
+
+Knows nothing about lanes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.chip import chip_of
+from coterie.dataflow.sections import sections_of
+from coterie.devices.modelled_price import PEERS, step_time
+from coterie.graph.compile import compile_graph
+from coterie.graph.fuse import SECTION
+from coterie.graph.shard import shard
+from coterie.models.zoo import zoo_graph
+from coterie.spec.load import load_machine
+
+NODE = load_machine("sn40l-node")
+
+
+@pytest.mark.parametrize("sizes", [Sizes.decode(1, 2048), Sizes.prefill(1, 1024)], ids=["decode", "prefill"])
+def test_a_mapped_step_takes_what_its_sections_take(sizes):
+    graph = shard(zoo_graph("mistral-7b"), NODE.units)
+    step = step_time(NODE, compile_graph(graph, SECTION), sizes, mapped=True)
+    plan = sections_of(graph, sizes, chip_of(NODE), "stage", NODE.units)
+    assert len(step.rows) == len(plan.index)
+    for row, which in zip(step.rows, plan.index, strict=True):
+        assert row.seconds - row.launch_s == pytest.approx(plan.mapped[which].work_s, rel=1e-6)
+        assert row.collective_s == 0
+    assert step.rows[1].memory_s[PEERS] == pytest.approx(plan.mapped[1].link_s)
+
+
+def test_whole_regions_and_mapped_sections_are_near_each_other():
+    """Two models of one machine: they may differ by what fills, rounds and overlaps, not by more."""
+    program = compile_graph(shard(zoo_graph("mistral-7b"), NODE.units), SECTION)
+    for sizes in (Sizes.decode(1, 2048), Sizes.prefill(1, 2048)):
+        whole, mapped = (step_time(NODE, program, sizes, mapped=flag).seconds for flag in (False, True))
+        assert 0.6 < mapped / whole < 1.4
+
+
+def test_machines_without_a_grid_price_as_before():
+    dgx, sizes = load_machine("dgx-h100"), Sizes.decode(1, 512)
+    program = compile_graph(shard(zoo_graph("mistral-7b"), dgx.units), "cache")
+    assert step_time(dgx, program, sizes, mapped=True) == step_time(dgx, program, sizes)
