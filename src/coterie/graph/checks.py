@@ -31,6 +31,7 @@ class Row:
     op: Op
 
     def wrong(self, fact: str, remedy: str) -> UsageError:
+        """The error that names the graph and the op."""
         return UsageError(f"{self.graph.name}: {self.op.name}", f"{self.op.kind}: {fact}", remedy)
 
     def check_signature(self) -> None:
@@ -70,10 +71,12 @@ class Row:
             raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "put kv_append first")
 
     def input(self, position: int) -> Value:
+        """The value of an operand."""
         return self.graph.values[self.op.inputs[position]]
 
     @property
     def output(self) -> Value:
+        """The value that the op makes, the first of several."""
         return self.graph.values[self.op.outputs[0]]
 
     def activations(self, *values: Value) -> None:
@@ -109,6 +112,7 @@ class Row:
         return int_dims(values[-1].shape)
 
     def fixed(self, dims: Shape, value: Value) -> None:
+        """Sizes that no step changes."""
         if not all(isinstance(dim, int) and dim > 0 for dim in dims):
             raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
 
@@ -133,6 +137,7 @@ class Row:
         self.same(value.shape[:1], (symbol,), value.name)
 
     def same(self, found: tuple[Dim, ...], wanted: tuple[Dim, ...], name: str) -> None:
+        """The shape of the value `name` is the one that is wanted."""
         if found != wanted:
             raise self.wrong(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
 

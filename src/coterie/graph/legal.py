@@ -92,11 +92,13 @@ def _attention(row: Row) -> None:
 
 
 def pages(row: Row, first: int) -> None:
+    """Positions, sequences and block tables, from operand `first` on."""
     for position, symbol in ((first, T), (first + 1, T), (first + 2, B)):
         row.row_input(position, symbol)
 
 
 def binary(row: Row) -> None:
+    """Two activations and a result of one shape."""
     a, b = row.input(0), row.input(1)
     row.rows(a, b, row.output)
     row.activations(a, b, row.output)
@@ -105,6 +107,7 @@ def binary(row: Row) -> None:
 
 
 def unary(row: Row) -> None:
+    """A result of the shape and type of the first operand."""
     x = row.input(0)
     row.rows(x, row.output)
     row.activations(x, row.output)
