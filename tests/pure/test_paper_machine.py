@@ -18,7 +18,7 @@ from coterie.plan.paper.published import published
 from coterie.plan.paper.row import Kind, Method
 from coterie.plan.paper.samba import MODEL, expert, modelled_nodes, node_spec
 
-BESIDE = ("figure-1", "figure-12", "figure-13", "table-4", "table-5")
+BESIDE = ("table-1", "figure-1", "figure-11", "figure-12", "figure-13", "table-4", "table-5")
 
 
 @pytest.mark.parametrize("name", BESIDE)
@@ -26,7 +26,9 @@ def test_every_published_value_has_a_predicted_machine_row(name: str) -> None:
     (exhibit,) = exhibits([name])
     rows = {row.row: row for row in exhibit.rows if row.method is Method.MACHINE and row.kind is Kind.PREDICTED}
     assert list(rows) == list(published(name))
-    assert all(row.ours is not None and row.ours > 0 for row in rows.values())
+    assert all(row.ours is None or row.ours > 0 for row in rows.values())
+    missing = [name for name, row in rows.items() if row.ours is None]
+    assert all(name.endswith("-train") for name in missing), "only training is not modelled"
 
 
 @pytest.mark.parametrize("module", [machine, samba])
@@ -91,6 +93,7 @@ def test_the_fitted_acceptance_balances_its_rows_and_alone_makes_one_exact() -> 
     assert ratios[0] * ratios[1] == pytest.approx(1.0, rel=1e-3)
     one = table4.acceptance(large[0])
     assert table4.speculative_per_s(large[0], one) == pytest.approx(published("table-4")[large[0]].value, rel=1e-3)
-    (constant,) = exhibits(["table-4"])[0].fitted
+    left, constant = exhibits(["table-4"])[0].fitted
+    assert 0 < left.value < 1
     assert constant.value == accepted
     assert constant.left_out_error is not None

@@ -10,6 +10,9 @@ from functools import cache
 
 from coterie.core.errors import NotFoundError
 from coterie.plan.paper.coe import figure_1, figure_12, table_5
+from coterie.plan.paper.fair import fair
+from coterie.plan.paper.figure10 import figure_10
+from coterie.plan.paper.figure11 import figure_11
 from coterie.plan.paper.figure13 import figure_13
 from coterie.plan.paper.row import Exhibit
 from coterie.plan.paper.table1 import table_1
@@ -18,10 +21,13 @@ from coterie.plan.paper.table4 import table_4
 EXHIBITS: Mapping[str, Callable[[], Exhibit]] = {
     "table-1": table_1,
     "figure-1": figure_1,
+    "figure-10": figure_10,
+    "figure-11": figure_11,
     "figure-12": figure_12,
     "figure-13": figure_13,
     "table-4": table_4,
     "table-5": table_5,
+    "fair": fair,
 }
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled import ModelledDevice, Orchestration
 from coterie.devices.modelled_price import StepTime, step_time
+from coterie.devices.modelled_shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
 from coterie.models.zoo import zoo_graph, zoo_model
@@ -58,8 +59,14 @@ class Expert:
 
 @cache
 def _step(expert: Expert, sizes: Sizes) -> StepTime:
-    made = program(expert.model, expert.rule_set)
+    made = _rank(expert.model, expert.rule_set, expert.spec)
     return step_time(expert.spec, made, sizes, orchestration=expert.orchestration)
+
+
+@cache
+def _rank(model: str, rule_set: str, machine: MachineSpec) -> Program:
+    """What each unit of the machine runs: the units share the model, and exchange what they must."""
+    return rank_program(machine, program(model, rule_set))
 
 
 @cache

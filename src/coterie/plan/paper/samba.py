@@ -13,9 +13,9 @@ from functools import cache
 
 from coterie.devices.modelled import Orchestration
 from coterie.models.zoo import zoo_model
-from coterie.plan.paper.arithmetic import BATCHES, LONG, NODES, SHORT, Node
-from coterie.plan.paper.machine import CACHE, SECTION, Expert, spec, switch_s, weight_bytes, with_link_share
-from coterie.plan.paper.row import Kind
+from coterie.plan.paper.arithmetic import BATCHES, DGX, LONG, NODES, SHORT, Node
+from coterie.plan.paper.machine import CACHE, FILES, SECTION, Expert, spec, switch_s, weight_bytes, with_link_share
+from coterie.plan.paper.row import Fitted, Kind
 from coterie.spec.machine import MachineSpec
 
 MODEL = "llama-2-7b"
@@ -23,37 +23,45 @@ PROMPTS = {SHORT: 128, LONG: 200}  # tokens in: NVIDIA's page for chat; for tran
 # The node's file takes its share of DDR from the paper's switch time, which is a result; section VI-C gives a rate.
 DDR_RATE_BYTES_PER_S = 1e12
 DDR_SOURCE = "over 1 TB/s from DDR to HBM: arXiv 2405.07518, section VI-C"
-HOW: Mapping[str, tuple[str, Orchestration]] = {
-    "SN40L": (SECTION, "device"),
-    "A100": (CACHE, "host"),
-    "H100": (CACHE, "host"),
-}
+RULE_SETS = {"SN40L": SECTION, "A100": CACHE, "H100": CACHE}
+ORCHESTRATION: Orchestration = "device"
+PAPERS_STACK = "nemo-2023"  # the software under the paper's DGX figures; its factors are fitted to one GPU of each kind
 
 
 @cache
-def node_spec(name: str) -> MachineSpec:
-    """The machine of a node, with no result of the paper in it."""
-    machine = spec(name)
+def node_spec(name: str, stack: str = "") -> MachineSpec:
+    """The machine of a node, with no result of the paper in it; `stack`: the software of a DGX."""
     if name != "SN40L":
-        return machine
+        return spec(f"{FILES[name]}:stack={stack}" if stack else name)
+    machine = spec(name)
     link = machine.link(machine.weight_tiers[1], machine.run_tier)
     return with_link_share(machine, DDR_RATE_BYTES_PER_S / link.bytes_per_s, DDR_SOURCE)
 
 
-def expert(name: str) -> Expert:
+def expert(name: str, stack: str = "") -> Expert:
     """The model on a node, all units together on one prompt."""
-    rule_set, orchestration = HOW[name]
-    return Expert(node_spec(name), MODEL, rule_set, orchestration)
+    return Expert(node_spec(name, stack), MODEL, RULE_SETS[name], ORCHESTRATION)
 
 
 @cache
-def modelled_nodes() -> Mapping[str, Node]:
-    """The three machines."""
-    return {name: _node(name) for name in NODES}
+def modelled_nodes(stack: str = "") -> Mapping[str, Node]:
+    """The three machines, a DGX with the software of that name."""
+    return {name: _node(name, stack) for name in NODES}
 
 
-def _node(name: str) -> Node:
-    machine, model, run = node_spec(name), zoo_model(MODEL), expert(name)
+def stack_factors() -> tuple[Fitted, ...]:
+    """What the software of the paper's DGX adds to a step, as it was fitted to one GPU (spec/stacks)."""
+    found = []
+    for name in DGX:
+        machine = node_spec(name, PAPERS_STACK)
+        to = "NVIDIA's page (reference 57), Llama-2-7B on one GPU, batch 1 to 8; eight GPUs are predicted from it"
+        found.append(Fitted(f"{PAPERS_STACK} on {name}: software's work a step", machine.step_host_s * 1e3, "ms", to))
+        found.append(Fitted(f"{PAPERS_STACK} on {name}: and a sequence", machine.step_sequence_s * 1e3, "ms", to))
+    return tuple(found)
+
+
+def _node(name: str, stack: str) -> Node:
+    machine, model, run = node_spec(name, stack), zoo_model(MODEL), expert(name, stack)
     size_gb = weight_bytes(MODEL) / 1e9
     return Node(
         name=name,
@@ -65,5 +73,5 @@ def _node(name: str) -> Node:
         expert_ms={tokens: 1e3 * run.answer_s(PROMPTS[tokens], tokens) for tokens in (SHORT, LONG)},
         router_ms={batch: 1e3 * run.answer_s(PROMPTS[SHORT], SHORT, batch) for batch in BATCHES},
         switch_ms=1e3 * switch_s(machine, weight_bytes(MODEL)),
-        kind=Kind.PREDICTED,
+        kind=Kind.FITTED if stack and name in DGX else Kind.PREDICTED,
     )

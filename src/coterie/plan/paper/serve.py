@@ -1,0 +1,145 @@
+"""Prompts served by the engine that serves for real, on a modelled machine: batches, each routed, then answered.
+
+    routers   the router's own model reads every prompt of the batch
+    experts   the expert that each prompt was given answers it, when every route of the batch is known
+
+A machine may be cut into units that each run experts of their own, with a router each; a batch waits for the last.
+Routes are given and tokens synthetic. Knows nothing about which machine or policy is compared with which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from coterie.composition.routers.llm import ROUTER
+from coterie.devices.modelled import ModelledDevice, Orchestration
+from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request
+from coterie.memory.slab import round_up
+from coterie.models.model import Model
+from coterie.models.zoo import zoo_model
+from coterie.spec.machine import MachineSpec
+
+KV_SEQUENCES = 64  # the KV cache holds as many prompts as any policy here runs at once
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """How experts are served: on what, started by whom, by which rules, and cut into how many units."""
+
+    spec: MachineSpec
+    orchestration: Orchestration
+    policy: Policy
+    units: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked: batches of experts by number, one for each prompt; tokens in and out, router and expert alike.
+
+    `used`: experts in the order of their last use before; as many of the last as fit are in the run tier at first.
+    """
+
+    model: str
+    experts: int
+    batches: tuple[tuple[int, ...], ...]
+    prompt: int
+    tokens: int
+    used: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds of each batch, from its prompts to its last answer, and the copies of experts that it took in all."""
+
+    batch_s: tuple[float, ...]
+    switches: int
+
+
+def serve(house: House, load: Load) -> Outcome:
+    """Serve all batches, one after the other. Raises CapacityError where the experts do not fit."""
+    units = [_Unit(house, load, unit) for unit in range(house.units)]
+    batch_s = []
+    for number, batch in enumerate(load.batches):
+        start_s = max(unit.now for unit in units)
+        prompts = list(enumerate(batch))
+        for phase in ("route", "answer"):
+            moment_s = max(unit.now for unit in units)
+            for unit in units:
+                mine = [
+                    (place, expert)
+                    for place, expert in prompts
+                    if (place if phase == "route" else expert) % house.units == unit.number
+                ]
+                unit.run(moment_s, [unit.request(number, phase, place, expert) for place, expert in mine])
+        batch_s.append(max(unit.now for unit in units) - start_s)
+    return Outcome(tuple(batch_s), sum(unit.switches for unit in units))
+
+
+class _Unit:
+    """One engine with its share of the experts (expert mod units): all in the tier below, the last ones near."""
+
+    def __init__(self, house: House, load: Load, number: int) -> None:
+        self.number, self._load = number, load
+        shape = zoo_model(load.model)
+        mine = range(number, load.experts, house.units)
+        models = {name: replace(shape, name=name) for name in (ROUTER, *map(_name, mine))}
+        device = ModelledDevice(house.spec, orchestration=house.orchestration)
+        made, settings = _planned(house, load, models)
+        self._parts: Parts = wire(models, made, settings, device)
+        self._device = self._parts.device
+        self._warm_up(models, load)
+        self._before = self._parts.cache.stats.misses
+
+    @property
+    def now(self) -> float:
+        """Seconds on this unit's clock."""
+        return self._device.now()
+
+    @property
+    def switches(self) -> int:
+        """Experts copied since the warm-up."""
+        return self._parts.cache.stats.misses - self._before
+
+    def request(self, batch: int, phase: str, place: int, expert: int) -> Request:
+        """The router's request, or the expert's."""
+        who = ROUTER if phase == "route" else _name(expert)
+        prompt = tuple(1 + (place + i) % 1000 for i in range(self._load.prompt))
+        return Request(f"{phase} {batch}.{place}", who, prompt, self._load.tokens, ignore_end=True)
+
+    def run(self, moment_s: float, requests: Iterable[Request]) -> None:
+        """Let the clock reach a moment, then serve these to the end."""
+        while self._device.now() < moment_s:
+            self._device.wait_any([], moment_s)
+        engine = self._parts.engine
+        for request in requests:
+            engine.submit(request)
+        while not engine.idle:
+            for output in engine.step():
+                if output.error is not None:
+                    raise output.error
+
+    def _warm_up(self, models: Mapping[str, Model], load: Load) -> None:
+        """Bring up the router and what will be asked for, then what was used last."""
+        room = self._parts.plan.near_bytes // models[ROUTER].layout.size_bytes
+        last = [expert for expert in load.used if _name(expert) in models][-room:]
+        asked = sorted({expert for batch in load.batches for expert in batch if _name(expert) in models} - set(last))
+        warm_up(self._parts, models, [ROUTER, *map(_name, (*asked, *last))])
+
+
+def _name(expert: int) -> str:
+    return f"expert-{expert}"
+
+
+def _planned(house: House, load: Load, models: Mapping[str, Model]) -> tuple[Plan, Settings]:
+    """The run tier holds the router, KV of as many prompts as run at once, a step's values, and experts in the rest."""
+    shape = models[ROUTER]
+    page, size = page_bytes(shape.kv), round_up(shape.layout.size_bytes)
+    kv = KV_SEQUENCES * page * -(-(load.prompt + load.tokens) // shape.kv.tokens_per_block(page))
+    least = Settings(near_bytes=size, kv_bytes=kv, policy=house.policy)
+    made = plan(models, house.spec, least)
+    free = house.spec.tier(house.spec.run_tier).capacity_bytes - made.router_bytes - made.kv_bytes - made.work_bytes
+    settings = replace(least, near_bytes=min(free, (len(models) - 1) * size))
+    return plan(models, house.spec, settings), settings
