@@ -6,6 +6,7 @@ Knows nothing about devices, residency or policy.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from heapq import nsmallest
 
 from coterie.engine.sequence import Sequence
 
@@ -59,11 +60,8 @@ class Queue:
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
-        found: dict[str, Sequence] = {}
-        for sequence in self._order.values():
-            if found.setdefault(sequence.request.expert_id, sequence) is sequence and len(found) == count:
-                break
-        return tuple(found.values())
+        heads = [next(iter(waiting.values())) for waiting in self.waiting.values()]
+        return tuple(nsmallest(count, heads, key=lambda sequence: sequence.number))
 
     @property
     def oldest(self) -> Sequence | None:
