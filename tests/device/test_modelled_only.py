@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from coterie.models.monarch import monarch_example
 from tests.device.devices import cpu
 from tests.pure.graphs import decoder, of_family
 
@@ -11,6 +10,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.graph.compile import compile_graph
 from coterie.graph.eager import expand
 from coterie.graph.shard import shard
+from coterie.models.monarch import monarch_example
 from coterie.models.zoo import zoo_graph
 
 REFUSED = {

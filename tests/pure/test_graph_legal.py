@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from coterie.models.monarch import fft_conv_graph, monarch_example
 from tests.pure.graphs import change_op, change_value, decoder, of_family, the_op
 
 from coterie.core.dtypes import DType
@@ -18,6 +17,7 @@ from coterie.graph.legal import LEGAL
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.llava import llava_graph
+from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.zoo import zoo_config
 
 LLAVA = llava_graph(zoo_config("llava-1.5-7b"), "llava", defaultdict(lambda: DType.BF16), DType.BF16)
