@@ -48,6 +48,15 @@ def test_a_png_needs_matplotlib_only(tmp_path: Path, folder: Path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_training_step_and_a_plan_of_memory(folder: Path) -> None:
+    args = ("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32", "--phase", "train")
+    got = json.loads(run(*args, "--memory", "greedy", "--json").stdout)
+    assert any(row["section"].endswith(".grad") for row in got["sections"])
+    assert got["memory"]["peak_bytes"] < got["memory"]["unshared_bytes"]
+    assert not got["memory"]["spilled"]
+    assert "with shared addresses" in run(*args, "--memory", "paper").stdout
+
+
 def test_mistakes_are_one_sentence(folder: Path) -> None:
     ada = folder / "ada"
     refused(run("map", "nobody"), "[nobody]", "neither a model of the zoo nor a folder", "llama-2-7b")
@@ -55,5 +64,7 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", ada, "--how", "fast"), "there is no way 'fast' to cut a graph", "best")
     refused(run("map", ada, "--section", "layers.99"), "there is no section layers.99", "embed")
     refused(run("map", ada, "--orchestration", "nobody"), "use device or host")
+    refused(run("map", ada, "--phase", "train", "--tp", "2"), "over 2 sockets is not built", "one socket")
+    refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")
     refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
     refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")

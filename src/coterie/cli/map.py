@@ -5,6 +5,7 @@ Knows nothing about how sections are chosen or mapped.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from coterie.dataflow.report import plain_layout, plain_memory, plain_sections, 
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
 from coterie.dataflow.spill import MemoryPlan, plan_memory
+from coterie.graph.backward import training_graph
 from coterie.graph.ir import Graph
 from coterie.graph.shard import shard
 from coterie.models.model import open_model
@@ -41,6 +43,7 @@ class Phase(StrEnum):
 
     prefill = "prefill"
     decode = "decode"
+    train = "train"
 
 
 @sentences
@@ -64,8 +67,13 @@ def map_(
     """Lay a model out in space: sections, units, times; draw a section or write its tile timeline."""
     if orchestration not in ("device", "host"):
         raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
-    graph = shard(_graph(model), tp)
-    sizes = Sizes.prefill(batch, tokens) if phase is Phase.prefill else Sizes.decode(batch, tokens)
+    graph = _graph(model)
+    sizes = Sizes.decode(batch, tokens) if phase is Phase.decode else Sizes.prefill(batch, tokens)
+    if phase is Phase.train:
+        if tp > 1:
+            raise UsageError("--tp", f"a training step over {tp} sockets is not built", "map it on one socket")
+        graph, sizes = training_graph(graph), replace(sizes, R=sizes.T)  # every token has a target
+    graph = shard(graph, tp)
     spec = load_machine(machine)
     plan = sections_of(graph, sizes, chip_of(spec, orchestration), how, tp)
     lies = plan_of_memory(graph, plan, sizes, spec, memory) if memory else None
