@@ -39,8 +39,9 @@ struct Q8 {
       const I q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
       out[i] = _mm256_cvtepi32_ps(q) * scale;
 #else
-      for (int lane = 0; lane < W; ++lane) out[i][lane] = static_cast<float>(static_cast<int8_t>(at[lane]));
-      out[i] = out[i] * scale;
+      V q{};
+      for (int lane = 0; lane < W; ++lane) q[lane] = static_cast<float>(static_cast<int8_t>(at[lane]));
+      out[i] = q * scale;
 #endif
     }
   }

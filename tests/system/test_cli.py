@@ -357,6 +357,15 @@ def test_quantize_writes_an_expert_that_every_command_takes(folder: Path, tmp_pa
         answer = json.loads(run("run", tmp_path / name, *args).stdout)
         assert answer["prompt_tokens"] == len("Hello")
         assert len(answer["token_ids"]) >= 1
+        rounded = json.loads(run("run", tmp_path / name, "--activations", "int8", *args).stdout)
+        assert rounded["prompt_tokens"] == len("Hello")
+
+
+def test_activations_are_rounded_where_weights_are_packed_or_not_at_all(folder: Path, tmp_path: Path) -> None:
+    refused(
+        run("run", folder, "--expert", "ada", "--activations", "int3", "hi"), "--activations", "int3", "float32, int8"
+    )
+    refused(run("run", folder, "--expert", "ada", "--activations", "int8", "hi"), "--activations", "packed", "quantize")
 
 
 def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
