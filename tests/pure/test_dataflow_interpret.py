@@ -45,7 +45,7 @@ small = st.builds(
 )
 
 
-@settings(STEADY, max_examples=20)
+@settings(STEADY, max_examples=12)
 @given(
     small,
     st.integers(0, 9),

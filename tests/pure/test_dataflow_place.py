@@ -33,7 +33,7 @@ def mapped_layer(sizes=None, on=None) -> Mapped:
     return found
 
 
-@settings(STEADY, max_examples=20)
+@settings(STEADY, max_examples=10)
 @given(steps, st.integers(0, 50))
 def test_every_unit_has_one_owner_and_lies_on_the_grid(sizes, swaps):
     mapped = mapped_layer(sizes)

@@ -34,7 +34,7 @@ from coterie.spec.load import load_machine
 from coterie.spec.machine import SpatialUnits
 
 T = Symbol.T
-CASES = settings(STEADY, max_examples=25)
+CASES = settings(STEADY, max_examples=8)
 SOCKET = chip_of(load_machine("sn40l-socket"))
 
 
@@ -308,3 +308,17 @@ def test_a_training_step_is_mapped_too_and_never_waits_for_ever(how):
     for part in plan.mapped:
         assert part.l0_s <= part.l1_s <= part.l2_s() * (1 + 1e-9) < float("inf")
         assert sum(s.size_bytes for s in part.streams) == part.cost.total_bytes
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("claim", "given_"),
+    [
+        (test_every_op_is_in_one_section_and_bounds_are_in_order, (small, steps, st.sampled_from(HOW))),
+        (test_equal_layers_are_mapped_once_and_alike, (small, steps)),
+        (test_a_better_machine_is_never_slower, (small, steps, st.integers(0, 3))),
+        (test_the_cut_is_the_best_of_all, (dags(8),)),
+    ],
+)
+def test_two_hundred_times(claim, given_):
+    settings(STEADY, max_examples=200)(given(*given_)(claim.hypothesis.inner_test))()

@@ -15,7 +15,7 @@ from coterie.dataflow.deadlock import deadlocks, deepened, shallow
 from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.stream import Actor, Fifo, Network, hop_depths, recurrence, simulate, steady_s
 
-CASES = settings(STEADY, max_examples=40)
+CASES = settings(STEADY, max_examples=20)
 
 
 def simpy_makespan(network: Network) -> float | None:

@@ -38,7 +38,7 @@ def loss(graph, weights, rows, targets):
     return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(targets)), targets]))
 
 
-@settings(STEADY, max_examples=8)
+@settings(STEADY, max_examples=3)
 @given(small, st.integers(0, 99))
 def test_gradients_are_slopes_of_the_loss(graph, seed):
     train = training_graph(graph)
@@ -78,3 +78,9 @@ def test_a_backward_pass_costs_about_twice_the_forward_pass():
 def test_an_op_without_a_rule_is_named():
     with pytest.raises(UnsupportedError, match=r"bloom.*op layer_norm has no gradient"):
         training_graph(zoo_graph("bloom-176b"))
+
+
+@pytest.mark.long
+def test_gradients_of_forty_decoders():
+    claim = test_gradients_are_slopes_of_the_loss.hypothesis.inner_test
+    settings(STEADY, max_examples=40)(given(small, st.integers(0, 99))(claim))()
