@@ -30,12 +30,12 @@ def _row(benchmark: Benchmark) -> Row:
     if benchmark.missing:
         return beside(TITLE, value, None, Kind.PREDICTED, Method.MACHINE, benchmark.missing)
     many, few = launches(unfused(benchmark)), launches(fused(benchmark))
-    note = f"{many} over {few}"
+    note = "; ".join(filter(None, (f"{many} over {few}", benchmark.note)))
     if many / few > FAR * value.value:
         layers = len({op.stage for op in fused(benchmark).graph.ops if "layers." in op.stage})
         theirs = many / value.value
         note += (
-            f"; the published ratio means some {theirs:.0f} fused kernels, {theirs / layers:.1f} a layer: the paper's "
-            "program is cut into several sections a layer, ours into one"
+            f"; the published ratio means some {theirs:.0f} fused kernels, {theirs / layers:.1f} where ours has one a "
+            "layer: the paper's program is cut into more sections"
         )
     return beside(TITLE, value, many / few, Kind.PREDICTED, Method.MACHINE, note)
