@@ -45,7 +45,7 @@ class Arrivals:
         self._started: set[str] = set()
         self._resident: frozenset[str] = frozenset(cache.resident())
         self._changes = -1
-        self._refused: object = None  # what was asked for last, if it was refused: the same again would be too
+        self._refused: tuple[object, ...] | None = None  # what was asked for last, if it was refused
         self.moves = 0  # counts what may have changed where experts are
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
@@ -75,9 +75,6 @@ class Arrivals:
 
         `rows` of its embedding are needed first. Raises CapacityError when there will never be room.
         """
-        asked = (expert_id, keep, spare, self._cache.changes, tuple(event.event_id for event in self._cache.pending()))
-        if asked == self._refused:
-            return None
         self._refused = None
         try:
             for stay in (keep | spare, keep):
@@ -88,10 +85,18 @@ class Arrivals:
                 except CapacityError:
                     if not stay:
                         raise
-            self._refused = asked
+            self._refused = self._question(expert_id, keep, spare)
             return None
         finally:
             self._refresh()
+
+    def refuses(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
+        """Whether just this was refused last, and nothing has changed since: then it would be again."""
+        return self._refused is not None and self._refused == self._question(expert_id, keep, spare)
+
+    def _question(self, expert_id: str, keep: Set[str], spare: Set[str]) -> tuple[object, ...]:
+        pending = tuple(event.event_id for event in self._cache.pending())
+        return (expert_id, keep, spare, self._cache.changes, pending)
 
     def residency(self, expert_id: str) -> Residency:
         """Where a resident expert is, and the gates that its run must await."""

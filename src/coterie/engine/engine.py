@@ -195,6 +195,8 @@ class Engine:
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
+        if self._arrivals.refuses(fetch.expert_id, fetch.keep, fetch.spare):
+            return False
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.

@@ -6,7 +6,6 @@ Knows nothing about devices, residency or policy.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from heapq import nsmallest
 
 from coterie.engine.sequence import Sequence
 
@@ -60,8 +59,8 @@ class Queue:
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
-        heads = [next(iter(waiting.values())) for waiting in self.waiting.values()]
-        return tuple(nsmallest(count, heads, key=lambda sequence: sequence.number))
+        numbers = sorted(map(next, map(iter, self.waiting.values())))
+        return tuple(self._order[number] for number in numbers[:count])
 
     @property
     def oldest(self) -> Sequence | None:
