@@ -79,6 +79,20 @@ def test_a_machine_is_shown_with_what_nobody_published():
     assert got["tiers"][1]["achieved_bytes_per_s"] < got["tiers"][1]["bytes_per_s"]
 
 
+def test_what_nobody_published_is_weighed():
+    got = json.loads(ran("info", "sn40l-node", "--sensitivity", "llama-2-7b", "--json"))["sensitivity"]
+    assert set(got) == {"decode, context 4096", "prefill, 1024 tokens"}
+    for items in got.values():
+        keys = {item["key"] for item in items}
+        assert {"peers.bandwidth", "peers.latency", "program_device", "launch_device"} <= keys
+        spreads = [abs(item["high_s"] - item["low_s"]) for item in items]
+        assert spreads == sorted(spreads, reverse=True)
+        assert spreads[0] > 0
+    assert "as taken" in ran("info", "sn40l-node", "--sensitivity", "llama-2-7b")
+    assert "name one" in refused("info", "--sensitivity", "llama-2-7b")
+    assert "no such model" in refused("info", "sn40l-node", "--sensitivity", "gpt-9")
+
+
 def test_host_links_are_an_option():
     shown = [json.loads(ran("info", "dgx-h100", *links, "--json")) for links in ((), ("--host-links", 8))]
     one, eight = (got["machine"] for got in shown)

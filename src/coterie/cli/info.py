@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +21,16 @@ from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.report import Effort
 from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences
 from coterie.core.errors import UsageError
-from coterie.core.units import format_bytes, format_rate
+from coterie.core.shapes import Sizes
+from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled_shard import rank_program
+from coterie.graph.compile import compile_graph
 from coterie.kernels import cpu as kernels
+from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine, machine_names, with_setting
 from coterie.spec.machine import MachineSpec
+from coterie.spec.sensitivity import Sensitivity, sensitivity
 from coterie.spec.stack import stack_names
 from coterie.spec.this_machine import allowed_cpus, this_machine
 
@@ -38,9 +45,12 @@ def info(
     out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where.")] = Path("this-machine.toml"),
     shape: Annotated[str, typer.Option(help="The model to calibrate with.")] = SHAPE,
     threads: ThreadsOpt = None,
+    model: Annotated[str, typer.Option("--sensitivity", metavar="MODEL", help="A model of the zoo: its steps.")] = "",
     json_: JsonOpt = False,
 ) -> None:
     """Show a machine: its tiers and links, with the source of each number, and what nobody published."""
+    if model and not machine:
+        raise UsageError("--sensitivity", "asks about a modelled machine", "name one, such as sn40l-node")
     if calibrate:
         if machine or host_links is not None:
             raise UsageError("--calibrate", "measures this machine and no other", "leave the machine's name out")
@@ -61,14 +71,19 @@ def info(
         "instruction_sets": list(kernels.ISAS),
         "instruction_set": kernels.ISAS[-1],
     }
+    asked = _sensitivities(machine, model) if model else {}
     if json_:
-        print_json({**here, "machine": _plain(spec), "modelled_machines": list(machine_names())})
+        more = {"sensitivity": {step: [_sensitive(item) for item in items] for step, items in asked.items()}}
+        shown = {**here, "machine": _plain(spec), "modelled_machines": list(machine_names())}
+        print_json(shown | more if model else shown)
         return
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
     out.print(f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})")
     out.print(_table(spec))
     if spec.unpublished:
         out.print(_ranges(spec))
+    for step, items in asked.items():
+        out.print(_sensitivity_table(f"{model}: {step}", items))
     for note in spec.notes:
         out.print(f"note: {note}", markup=False)
     out.print(f"software stacks: {', '.join(stack_names())} (NAME:stack=...)")
@@ -143,6 +158,30 @@ def _ranges(spec: MachineSpec) -> Table:
     table = Table("not published", "low", "taken", "high", "why", title="set with NAME:KEY=low or high")
     for item in spec.unpublished:
         table.add_row(item.key, f"{item.low:.3g}", f"{item.value:.3g}", f"{item.high:.3g}", escape(item.source))
+    return table
+
+
+def _sensitivities(machine: str, model: str) -> dict[str, tuple[Sensitivity, ...]]:
+    """Of a decode step and of a prompt of the model, by every number that nobody published."""
+    spec = load_machine(machine)
+    program = rank_program(spec, compile_graph(zoo_graph(model), spec.rule_set))
+    steps = {"decode, context 4096": Sizes.decode(1, 4096), "prefill, 1024 tokens": Sizes.prefill(1, 1024)}
+
+    def asks(sizes: Sizes) -> Callable[[MachineSpec], float]:
+        return lambda changed: step_time(changed, program, sizes).seconds
+
+    return {name: sensitivity(machine, asks(sizes)) for name, sizes in steps.items()}
+
+
+def _sensitive(item: Sensitivity) -> dict[str, Any]:
+    return {"key": item.number.key, "low_s": item.at_low, "taken_s": item.base, "high_s": item.at_high}
+
+
+def _sensitivity_table(title: str, items: tuple[Sensitivity, ...]) -> Table:
+    table = Table("not published", "at low", "as taken", "at high", "spread", title=title, title_justify="left")
+    for item in items:
+        times = [format_seconds(seconds) for seconds in (item.at_low, item.base, item.at_high)]
+        table.add_row(item.number.key, *times, f"{item.spread:.0%}")
     return table
 
 
