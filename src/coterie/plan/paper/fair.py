@@ -152,11 +152,11 @@ def _left(rows: list[Row]) -> tuple[str, ...]:
         a, h = (found[f"{step.name}, {what}, vs {name}", method] for name in DGX)
         ends.append(f"{a:.1f}x and {h:.1f}x ({method.value}, up to '{step.name}')")
     return (
-        f"Left of 6.6x (A100) and 3.7x (H100): {' or '.join(ends)}. Most of the lead was one host link: a copy over eight "
-        "takes an eighth, and hides behind the expert before it; then software, which made a DGX wait for kernels. What "
-        "stays is capacity: 150 experts and more in one node, without host copies",
-        "The engine's SN40L node is faster than the measured one (about 30 ms of host work a request are not in the "
-        "model), so its ratios begin too high and the arithmetic's, from measured times, are the ones to quote",
+        f"Left of 6.6x (A100) and 3.7x (H100): {' or '.join(ends)}. Most of the lead was one host link: over eight, a "
+        "copy takes an eighth and hides behind the expert before it; then software, which made a DGX wait for kernels. "
+        "What stays is capacity: 150 experts and more in one node, without host copies",
+        "The engine's SN40L node is faster than the measured one (some 30 ms of host work a request are not in the "
+        "model), so its ratios begin too high; the arithmetic's, from measured times, are the ones to quote",
     )
 
 
