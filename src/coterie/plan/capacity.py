@@ -19,6 +19,7 @@ from coterie.composition.composition import Composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_transfer import route
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
@@ -131,7 +132,8 @@ class Pricer:
         key = (model.key, spec.rule_set)
         if key not in self._programs:
             self._programs[key] = compile_graph(model.graph, spec.rule_set)
-        program, prompt, batch = self._programs[key], self._demand.prompt_tokens, self._demand.policy.max_batch
+        program = rank_program(spec, self._programs[key])  # what a modelled device prices: one rank's part of the work
+        prompt, batch = self._demand.prompt_tokens, self._demand.policy.max_batch
         context = round(prompt + new_tokens / 2)
         prompts = max(1.0, self._demand.policy.max_step_tokens / prompt)
         first, second = (step_time(spec, program, Sizes.prefill(b, max(1, round(prompt)))).seconds for b in (1, 2))
