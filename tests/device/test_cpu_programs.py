@@ -71,8 +71,8 @@ def test_packed_weights_agree_with_the_reference(make, shape, isa, dtypes):
     expert = make(shape, dtypes, isa=isa)
     for step in steps(expert):
         error, name = largest_error(expert.inspect(step), expert.expect(step))
-        # as above; a half has three bits more than a bfloat16
-        assert error < {DType.BF16: 3e-3, DType.F16: 4e-4, DType.F32: 1e-5}[expert.program.kv.dtype], name
+        # as above; neighbouring halves are up to 2^-10 of the number apart
+        assert error < {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}[expert.program.kv.dtype], name
 
 
 @pytest.mark.parametrize("shape", SHAPES)
