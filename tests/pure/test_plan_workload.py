@@ -132,6 +132,21 @@ def test_json_lines_cut_off_in_the_middle(tmp_path):
         read(tmp_path, '{"timestamp":1,"ContextTokens":2,"GeneratedTokens":3}\n{"timestamp":2,"Conte\n', "t.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        ('"ContextTokens":2,"Expert":"a"', '"ContextTokens":2', r"t.jsonl:2\] only one of this request and the first"),
+        ('"ContextTokens":2', '"ContextTokens":2,"Expert":"a"', r"t.jsonl:2\] only one of this request and the first"),
+        ('"ContextTokens":2', '"ContextTokens":Infinity', "inf is no number of tokens"),
+        ('"ContextTokens":2', '"ContextTokens":99999999999999999999', "it has 99999999999999999999 tokens"),
+    ],
+)
+def test_rows_that_do_not_belong_together_or_hold_no_length(tmp_path, first, second, sentence):
+    text = "".join(f'{{"timestamp":1,"GeneratedTokens":3,{row}}}\n' for row in (first, second))
+    with pytest.raises(UsageError, match=sentence):
+        read(tmp_path, text, "t.jsonl")
+
+
 def test_an_expert_that_does_not_exist(tmp_path):
     text = "TIMESTAMP,ContextTokens,GeneratedTokens,Expert\n1,2,3,a\n2,2,3,d\n"
     with pytest.raises(NotFoundError, match=r"t.csv:3\] there is no expert 'd' among 3"):
@@ -159,11 +174,20 @@ def test_impossible_loads(changes, sentence):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-5", "uniform:9:3", "uniform:3", "normal:3", "geometric:x", "lognormal:9:-1"]
+    "text",
+    [
+        *("", "0", "-5", "uniform:9:3", "uniform:3", "normal:3", "geometric:x", "lognormal:9:-1"),
+        *("1e19", "uniform:1:1e19", "geometric:1e300", "lognormal:100:1000"),
+    ],
 )
 def test_lengths_that_are_none(text):
     with pytest.raises(UsageError, match=r"--prompt\] "):
         lengths_named(text, "--prompt")
+
+
+def test_lengths_stay_within_what_a_number_holds():
+    drawn = lengths_named("lognormal:2000000000:10", "--prompt").draw(np.random.default_rng(1), 1000)
+    assert (drawn.min(), drawn.max()) == (1, 1 << 31)
 
 
 @pytest.mark.parametrize("text", ["lumpy", "zipf:", "zipf:x", "zipf:-1", "none.csv"])

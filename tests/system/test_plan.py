@@ -19,7 +19,8 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.plan.capacity import Demand, Pricer, state
-from coterie.plan.size import Wish, size
+from coterie.plan.place import place
+from coterie.plan.size import Wish, least_for_memory, room_for, size
 from coterie.plan.slo import Slo
 from coterie.spec.load import load_machine
 
@@ -131,6 +132,17 @@ def test_the_simulation_judges_the_plan(file):
     assert abs(row["machines"] - found) <= 1  # the formulas are not far off
 
 
+def test_the_least_count_for_memory_can_be_placed(opened):
+    """Room for 2.5 experts is room for 2: five need three machines, not two."""
+    machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
+    machine = replace(machine, near_bytes=machine.expert_bytes * 5 // 2)
+    wished = replace(wish(experts=5), resident=True)
+    sizes, room = [machine.expert_bytes] * 5, room_for(machine, wished)
+    count = least_for_memory(sum(sizes), room)
+    assert count == 3
+    assert place(sizes, wished.shares, count, room, solver=False).machines == count
+
+
 def test_a_plan_takes_less_than_two_seconds(file):
     begun = time.process_time()
     result = run(file, "--machine", "toy-tiers", "--rate", 2000, "--slo", "ttft=100ms,tpot=50ms", "--json")
@@ -153,6 +165,12 @@ def test_the_command_compares_machines_and_explains(file, tmp_path):
         (("--rate", "-1", "--slo", "ttft=1s"), "[--rate] is -1 requests/s"),
         (("--rate", "5", "--slo", "soon"), "[--slo] 'soon'"),
         (("--rate", "5", "--slo", "tpot=1us"), "more machines do not change that"),
+        (("--rate", "5", "--slo", "ttft=1s", "--prompt", "300"), "320 tokens, prompt and answer, on average, but the"),
+        (
+            ("--rate", "5", "--slo", "ttft=1s", "--prompt", "uniform:1:1e300"),
+            "[--prompt] 'uniform:1:1e300' goes beyond",
+        ),
+        (("--rate", "5", "--slo", "ttft=1s", "--seed", "-1"), "greater than or equal to 0"),
     ],
 )
 def test_mistakes_are_sentences(file, args, sentence):

@@ -244,6 +244,13 @@ def test_a_file_of_requests(many, tmp_path):
         (("--rate", "1", "--workload", "x.csv"), "a file has its own arrivals"),
         (("--rate", "1", "--slo", "fast"), "[--slo] 'fast'"),
         (("--rate", "1", "--kv", "1KiB"), "[--kv] one KV block needs"),
+        (
+            ("--rate", "1", "--kv", "10TiB"),
+            "the largest expert beside the KV cache, the router and the values of a step",
+        ),
+        (("--rate", "1", "--seed", "-1"), "greater than or equal to 0"),
+        (("--rate", "1", "--prompt", "lognormal:0:0.8"), "uniform:64:256, geometric:20 or lognormal:128:0.8"),
+        (("--machine", "a:100:b", "--rate", "1"), "[a:100:b] "),
     ],
 )
 def test_mistakes_are_sentences(many, args, sentence):

@@ -25,8 +25,9 @@ from coterie.models.model import FLOAT32
 P = ParamSpec("P")
 T = TypeVar("T")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No emoji: a name such as lognormal:100:0.8 is text, and :100: in it no picture.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def size(text: str) -> int:

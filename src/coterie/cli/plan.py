@@ -30,7 +30,7 @@ from coterie.plan.paper.row import Chart, Series
 from coterie.plan.place import place
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case
-from coterie.plan.size import Answer, Wish, least_for_memory, size
+from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -97,7 +97,7 @@ def _checked(
     machine = answer.machine
     err.print(f"simulating {name}: {load.requests} requests", style="dim", markup=False)
     sizes = [machine.expert_bytes] * len(wish.shares)
-    room = machine.near_bytes if wish.resident else machine.home_bytes
+    room = room_for(machine, wish)
     case = Case(found, models, machine.spec, OURS)
     said: Check = check(
         case,

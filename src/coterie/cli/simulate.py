@@ -42,10 +42,10 @@ RateOpt = Annotated[float | None, typer.Option(metavar="PER_S", help="Requests p
 InFlightOpt = Annotated[int | None, typer.Option(help="Requests at once: a closed loop.")]
 ArrivalsOpt = Annotated[str, typer.Option(help=", ".join(ARRIVALS))]
 MixOpt = Annotated[str, typer.Option(help=f"{', '.join(MIXES)}, zipf:1.2, or a .csv or .json of measured counts.")]
-PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:100:0.8.")]
+PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:128:0.8.")]
 TokensOpt = Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="Of an answer: 20, geometric:20 and so on.")]
 SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
-SeedOpt = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+SeedOpt = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 
 
 @sentences

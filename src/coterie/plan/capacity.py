@@ -17,6 +17,7 @@ import numpy as np
 
 from coterie.composition.composition import Composition
 from coterie.composition.routers.llm import ROUTER
+from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_price import step_time
 from coterie.devices.modelled_shard import rank_program
@@ -105,6 +106,10 @@ class Pricer:
         self._expert = max((models[name] for name in composition.names), key=lambda model: model.layout.size_bytes)
         self._router = models.get(ROUTER)
         self._demand = demand
+        tokens, context = demand.prompt_tokens + demand.new_tokens, min(m.max_context for m in models.values())
+        if tokens > context:
+            fact = f"a request has {tokens:g} tokens, prompt and answer, on average, but the context holds {context}"
+            raise UsageError("plan", fact, "give fewer --prompt or --tokens")
         self._programs: dict[tuple[str, str], Program] = {}
 
     def machine(self, spec: MachineSpec) -> Machine:

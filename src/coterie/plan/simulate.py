@@ -118,6 +118,11 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
     near = capacity - router - kv - work_bytes(models, spec.rule_set, policy)
+    largest = max(round_up(model.layout.size_bytes) for name, model in models.items() if name != ROUTER)
+    if case.near_bytes is None and near < largest:
+        what = "the largest expert beside the KV cache, the router and the values of a step"
+        levers = ("lower --kv", "use a smaller expert", f"a machine with more {spec.run_tier}")
+        raise CapacityError(f"{spec.name}: {spec.run_tier}", what, largest + capacity - near, capacity, levers)
     near = near if case.near_bytes is None else case.near_bytes
     if case.steps > 1:
         policy = replace(policy, leap=True, max_steps=case.steps, max_run_bytes=1 << 62)

@@ -69,10 +69,10 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     _check_possible(machine, wish)
     sizes = [machine.expert_bytes] * len(wish.shares)
     count = smallest(machine, wish, sizes)
-    placement = place(sizes, wish.shares, count, _room(machine, wish))
+    placement = place(sizes, wish.shares, count, room_for(machine, wish))
     worst = _worst(machine, wish, placement)
     if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
-        placement = place(sizes, wish.shares, count, _room(machine, wish), solver=False)
+        placement = place(sizes, wish.shares, count, room_for(machine, wish), solver=False)
         placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
         worst = _worst(machine, wish, placement)
     helps = _helps(pricer, machine, wish, placement)
@@ -81,7 +81,7 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
 
 def smallest(machine: Machine, wish: Wish, sizes: Sequence[int]) -> int:
     """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
-    low = least_for_memory(sum(sizes), _room(machine, wish))
+    low = least_for_memory(sum(sizes), room_for(machine, wish))
     if _enough(machine, wish, sizes, low):
         return low
     high = low
@@ -101,15 +101,15 @@ def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     return max(1, -(-total_bytes // room_bytes))
 
 
-def _room(machine: Machine, wish: Wish) -> int:
-    """Bytes for experts on a machine, in whole experts."""
+def room_for(machine: Machine, wish: Wish) -> int:
+    """Bytes for experts on a machine, in whole experts: those that may be placed on it."""
     room = machine.near_bytes if wish.resident else machine.home_bytes
     return room // machine.expert_bytes * machine.expert_bytes or max(room, 1)
 
 
 def _enough(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> bool:
     try:
-        placement = place(sizes, wish.shares, count, _room(machine, wish), solver=False)
+        placement = place(sizes, wish.shares, count, room_for(machine, wish), solver=False)
     except CapacityError:
         return False
     return _worst(machine, wish, placement).kept(wish.slo)
@@ -149,7 +149,7 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
 
 def _bound(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> str:
     """Why one machine fewer is not enough; of one machine, what it comes nearest to."""
-    room = _room(machine, wish)
+    room = room_for(machine, wish)
     fewer = count - 1
     what = "in the run tier" if wish.resident else "in memory"
     if fewer and sum(sizes) > room * fewer:

@@ -18,6 +18,8 @@ import numpy as np
 from coterie.core.errors import UsageError
 from coterie.plan.mix import F64, I64, Mix
 
+MAX_TOKENS = 1 << 31  # of a length: more than any context holds
+MAX_SIGMA = 10.0  # of a lognormal: its mean is e^50 times its median
 BURST_CV = 3.0  # of bursty gaps: their standard deviation over their mean (poisson: 1, steady: 0)
 
 
@@ -57,7 +59,7 @@ class Workload:
         )
 
     def within(self, max_context: int, clip: bool) -> Workload:
-        """The same, checked against a context: too long requests are cut with `clip`, else a CapacityError."""
+        """The same, checked against a context: too long requests are cut with `clip`, else a UsageError."""
         total = self.prompt_tokens + self.new_tokens
         if self.longest <= max_context:
             return self
@@ -78,8 +80,8 @@ class Lengths:
     values: tuple[float, ...]
 
     def draw(self, rng: np.random.Generator, count: int) -> I64:
-        """So many lengths, 1 token at least."""
-        return np.maximum(1, np.rint(_LENGTHS[self.kind][1](rng, self.values, count))).astype(np.int64)
+        """So many lengths, 1 to MAX_TOKENS."""
+        return np.clip(np.rint(_LENGTHS[self.kind][1](rng, self.values, count)), 1, MAX_TOKENS).astype(np.int64)
 
     @property
     def mean(self) -> float:
@@ -101,11 +103,11 @@ _LENGTHS: Mapping[str, tuple[int, _Draw, Callable[[Sequence[float]], float]]] = 
 
 
 def lengths_named(text: str, option: str) -> Lengths:
-    """Read 128, uniform:64:256, geometric:20 (its mean) or lognormal:100:0.8 (median, sigma). Raises UsageError."""
+    """Read 128, uniform:64:256, geometric:20 (its mean) or lognormal:128:0.8 (median, sigma). Raises UsageError."""
     kind, *numbers = text.split(":")
     if not numbers:
         kind, numbers = "fixed", [kind]
-    remedy = "write 128, uniform:64:256, geometric:20 or lognormal:100:0.8"
+    remedy = "write 128, uniform:64:256, geometric:20 or lognormal:128:0.8"
     if kind not in _LENGTHS or len(numbers) != _LENGTHS[kind][0]:
         raise UsageError(option, f"{text!r} is no number of tokens", remedy)
     try:
@@ -115,6 +117,8 @@ def lengths_named(text: str, option: str) -> Lengths:
     scale = values if kind != "lognormal" else values[:1]
     if not all(math.isfinite(v) and v >= 0 for v in values) or min(scale) < 1:
         raise UsageError(option, f"{text!r} is not 1 token or more", remedy)
+    if max(scale) > MAX_TOKENS or (kind == "lognormal" and values[1] > MAX_SIGMA):
+        raise UsageError(option, f"{text!r} goes beyond {MAX_TOKENS} tokens or a sigma of {MAX_SIGMA:g}", remedy)
     if kind == "uniform" and values[0] > values[1]:
         raise UsageError(option, f"{text!r} ends before it begins", remedy)
     return Lengths(text, kind, values)

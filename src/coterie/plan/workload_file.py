@@ -22,7 +22,7 @@ import numpy as np
 from coterie.composition.composition import name_hint
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.plan.mix import Mix
-from coterie.plan.workload import Workload
+from coterie.plan.workload import MAX_TOKENS, Workload
 
 # What a column is called, in lower case: Azure's traces; BurstGPT's; the simulator Vidur's.
 _NAMES = {
@@ -48,6 +48,9 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
         if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
             fact = f"it arrives {rows[-2][0] - rows[-1][0]:g} s before the request above it"
             raise UsageError(f"{path}:{line}", fact, "sort the file by time")
+        if (rows[-1][3] is None) != (rows[0][3] is None):
+            fact = "only one of this request and the first names its expert"
+            raise UsageError(f"{path}:{line}", fact, "name the expert of every request, or of none")
     if not rows:
         raise UsageError(str(path), "there is no request in it", "give a file with one request a line")
     at, prompt, new, experts = zip(*rows, strict=True)
@@ -140,8 +143,8 @@ def _seconds(value: Any, where: str) -> float:
 def _count(value: Any, where: str) -> int:
     try:
         count = int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(where, f"{value!r} is no number of tokens", "write a whole number") from error
-    if count < 1:
-        raise UsageError(where, f"it has {count} tokens", "give 1 or more")
+    if not 1 <= count <= MAX_TOKENS:
+        raise UsageError(where, f"it has {count} tokens", f"give 1 or more, up to {MAX_TOKENS}")
     return count
