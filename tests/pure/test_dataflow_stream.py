@@ -133,6 +133,26 @@ def test_sharing_is_never_faster_and_conserves_work(network, data):
     assert run.makespan_s >= moved - 1e-9
 
 
+@CASES
+@given(networks(), st.data())
+def test_resources_that_nobody_shares_change_nothing(network, data):
+    """Also where a transfer takes a billionth of the time before it."""
+    actors = []
+    for actor in network.actors:
+        scale = 10.0 ** -data.draw(st.integers(0, 9))
+        actors.append(Actor(actor.name, actor.firings, tuple(s * scale / 7 for s in actor.service_s), actor.name))
+    plain = simulate(Network(tuple(actors), network.fifos)).makespan_s
+    assert simulate_shared(Network(tuple(actors), network.fifos))[0].makespan_s == pytest.approx(plain, rel=1e-9)
+
+
+@pytest.mark.parametrize(("compute_s", "transfer_s"), [(0.114, 6e-9), (9.6e-3, 2.2e-8), (2.4e-4, 1.2e-9), (1 / 3, 1e-8)])
+def test_a_short_transfer_late_in_a_run_ends(compute_s, transfer_s):
+    actors = (Actor("compute", 3, (compute_s,)), Actor("exchange", 3, (transfer_s,), "links"))
+    run, busy = simulate_shared(Network(actors, (Fifo("f", 0, 1, 2),)))
+    assert run.makespan_s == pytest.approx(3 * compute_s + transfer_s)
+    assert busy["links"] == pytest.approx(3 * transfer_s, rel=1e-6)
+
+
 def chain(services, tiles, depth=2):
     actors = tuple(Actor(f"s{i}", tiles, (float(s),)) for i, s in enumerate(services))
     return Network(actors, tuple(Fifo(f"f{i}", i, i + 1, depth) for i in range(len(services) - 1)))

@@ -271,6 +271,23 @@ def test_an_expert_that_cannot_come_in_is_refused_not_waited_for():
     assert run_all(w)["u"].last.finish_reason == "length"
 
 
+def test_a_refused_expert_is_tried_again_once_a_pin_is_undone():
+    w = world({"a": 2, "c": 1, "b": 2}, near_blocks=4, turn_steps=1000)
+    w.engine.submit(ask("r", "a", max_tokens=30))
+    w.engine.submit(ask("s", "c", max_tokens=1))
+    while not kinds(w, "finish"):
+        w.engine.step()
+    w.cache.pin("c")
+    w.engine.submit(ask("t", "b"))
+    for _ in range(5):
+        w.engine.step()
+    assert ("b",) not in kinds(w, "fetch")
+    w.cache.unpin("c")
+    w.engine.step()
+    assert kinds(w, "fetch")[-1] == ("b",)
+    assert {result.last.finish_reason for result in run_all(w).values()} == {"length"}
+
+
 def test_a_wait_ends_at_the_time_given():
     w = world({"a": 3}, near_blocks=3)
     w.engine.submit(ask("r", "a"))

@@ -16,7 +16,7 @@ from collections import defaultdict
 
 from coterie.dataflow.stream import Network, Run, empty_run
 
-_EPSILON = 1e-12  # relative: virtual finish times that differ by rounding alone are one event
+_EPSILON = 1e-12  # relative to the time: ends that differ by rounding alone are one event
 
 
 class _Resource:
@@ -43,10 +43,13 @@ class _Resource:
         return self.since + max(0.0, self.queue[0][0] - self.virtual) * len(self.queue)
 
     def ended(self, now: float) -> list[int]:
-        """Actors whose transfers end at `now`."""
+        """Actors whose transfers end at `now`.
+
+        By real time: what is left of a short transfer late in a run may be too little to move the time any further.
+        """
         self.advance(now)
         done = []
-        while self.queue and self.queue[0][0] <= self.virtual * (1 + _EPSILON):
+        while self.queue and self.next_s() <= now * (1 + _EPSILON):
             done.append(heapq.heappop(self.queue)[1])
         return done
 

@@ -81,6 +81,7 @@ class ExpertCache:
         self._links = fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
+        self._pin_changes = 0
         self._uses: dict[str, _Use] = {}
         self._wants = 0
         self.stats = Stats()
@@ -116,10 +117,12 @@ class ExpertCache:
     def pin(self, expert_id: str) -> None:
         """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin."""
         self._pins.add(expert_id)
+        self._pin_changes += 1
 
     def unpin(self, expert_id: str) -> None:
         """Undo pin; nothing happens if it was not pinned."""
         self._pins.discard(expert_id)
+        self._pin_changes += 1
 
     def forget(self, expert_id: str) -> None:
         """Drop every copy of an expert, pinned or not; one that is busy goes at the poll that finds it idle."""
@@ -149,8 +152,11 @@ class ExpertCache:
 
     @property
     def changes(self) -> int:
-        """As long as this number stays, `resident` and `loading` answer the same but for the order of use."""
-        return self._near.changes
+        """As long as this number stays, `resident` and `loading` answer the same but for the order of use.
+
+        And as long as `pending` stays too, a want that was refused is refused again.
+        """
+        return self._pin_changes + sum(ledger.changes for ledger in self._ledgers)
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
