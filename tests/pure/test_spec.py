@@ -203,6 +203,13 @@ def test_an_unknown_machine_names_those_that_exist(tmp_path):
         load_machine(str(tmp_path / "none.toml"))
 
 
+@pytest.mark.parametrize("ref", ["{}", "dgx-h100:stack={}"])
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path, ref):
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="give a text file in UTF-8"):
+        load_machine(ref.format(tmp_path / "bytes.toml"))
+
+
 def test_a_machine_is_read_from_a_path(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(MACHINE)

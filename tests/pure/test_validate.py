@@ -108,3 +108,9 @@ def test_a_folder_without_what_calibrates_is_refused(tmp_path):
     (tmp_path / "decode-135m.json").write_text(json.dumps([1]))
     with pytest.raises(UsageError, match="not a bench's result"):
         cpu_rows(tmp_path, shape_config)
+    (tmp_path / "decode-135m.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="is not JSON"):
+        cpu_rows(tmp_path, shape_config)
+    (tmp_path / "decode-135m.json").write_text('{"bench": "decode"}')
+    with pytest.raises(UsageError, match="a result without 'workload'"):
+        cpu_rows(tmp_path, shape_config)

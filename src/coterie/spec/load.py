@@ -20,7 +20,7 @@ from typing import Any
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.spec import quantity as q
 from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
-from coterie.spec.stack import with_stack
+from coterie.spec.stack import read_text, with_stack
 
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
 _KNOWN = _NEEDED | {
@@ -50,7 +50,7 @@ def load_machine(ref: str) -> MachineSpec:
         path = Path(name)
         if not path.is_file():
             raise NotFoundError(name, "there is no such file", "give the path of a machine's .toml file")
-        return parse_machine(path.read_text(encoding="utf-8"), path.name, settings)
+        return parse_machine(read_text(path, path.name), path.name, settings)
     if name not in machine_names():
         raise NotFoundError(
             name, "there is no such machine", f"use one of {', '.join(machine_names())}, or a .toml file"

@@ -59,12 +59,20 @@ def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, An
     return found
 
 
+def read_text(path: Path, where: str) -> str:
+    """The text of a file of ours; `where` names it in errors. Raises UsageError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(where, f"cannot be read: {error}", "give a text file in UTF-8") from error
+
+
 def _read(ref: str) -> dict[str, Any]:
     if ref.endswith(".toml"):
         path = Path(ref)
         if not path.is_file():
             raise NotFoundError(ref, "there is no such file", "give the path of a stack's .toml file")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, f"stack {ref}")
     elif ref in stack_names():
         text = (files("coterie.spec") / "stacks" / f"{ref}.toml").read_text(encoding="utf-8")
     else:

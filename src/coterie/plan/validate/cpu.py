@@ -3,7 +3,7 @@
     sticks        read loop, multiply-adds: each result carries its own, taken beside it
     calibration   decode and prefill of the 135M shape: time of a region's start, share of the multiply-add rate reached
                   with each type of weights; the disk's rate is the fetch's own
-    validation    all else: the 1B shape, cold and warm switches, unfused ways
+    validation    all else: the 1B shape, cold and warm switches; the 135M shape once more, as the fusion bench took it
 
 Knows nothing about GPUs.
 """
@@ -60,6 +60,14 @@ class Fit:
 
 def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
     """Rows, and what was fitted, in words. Raises UsageError for a file that is no result, or when 135M ones lack."""
+    try:
+        return _cpu_rows(results, shapes)
+    except KeyError as error:
+        fact = f"holds a result without {error}, which coterie bench writes"
+        raise UsageError(str(results), fact, "make its results anew") from error
+
+
+def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
     found = {file.stem: _read(file) for file in sorted(results.glob("*.json"))}
     decodes = {name: raw for name, raw in found.items() if raw.get("bench") == "decode"}
     fit = _fit(found, shapes, str(results))
@@ -218,7 +226,7 @@ def _sticks(raw: Mapping[str, Any]) -> Sticks:
 def _read(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(str(file), f"is not JSON: {error}", "give a folder of results of coterie bench") from error
     if not isinstance(raw, dict):
         raise UsageError(str(file), "is not a bench's result", "give a folder of results of coterie bench")
