@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, UsageError
+from coterie.plan.check import check
 from coterie.plan.mix import mix_named
 from coterie.plan.place import Placement, place
 from coterie.plan.size import least_for_memory
+from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 
 GB = 10**9
@@ -56,6 +58,18 @@ def test_a_problem_too_large_for_the_solver_says_that_greed_was_used():
     assert placement.method == "greedy"
     assert "400 experts on 8 machines are more than the solver manages" in placement.why
     check_legal(placement, [1] * 400, 100)
+
+
+def test_one_machine_needs_no_solver():
+    placement = place([1] * 3, np.ones(3), 1, 3)
+    assert (placement.method, placement.why) == ("greedy", "one machine leaves nothing to choose")
+    check_legal(placement, [1] * 3, 3)
+
+
+def test_a_check_that_comes_to_no_end_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("coterie.plan.check.kept_by", lambda case, workload, slo, count: 0.25)
+    with pytest.raises(UsageError, match=r"after 8 counts of machines .* 3 keep it for 25.0%, 4 keep it"):
+        check(None, None, Slo(ttft_s=1.0), 3, 1, lambda count: count)
 
 
 def test_requests_are_split_in_proportion_and_each_goes_somewhere():

@@ -172,7 +172,10 @@ def _print_row(row: Mapping[str, Any]) -> None:
     say(f"placement by {row['method']}{copied}{why}")
     say("experts: machines  " + ", ".join(f"{p['experts']}: {p['machines'] or 'none'}" for p in row["curve"]))
     if "check" in row:
-        kept = ", ".join(f"{n} machines keep it for {share:.1%}" for n, share in sorted(row["check"]["kept"].items()))
+        kept = ", ".join(
+            f"{n} machine{'s' if n > 1 else ''} keep{'' if n > 1 else 's'} it for {share:.1%}"
+            for n, share in sorted(row["check"]["kept"].items())
+        )
         verdict = "the plan holds" if row["check"]["agrees"] else f"the simulation says {row['check']['machines']}"
         say(f"simulated: {kept}: {verdict}")
 

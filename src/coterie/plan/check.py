@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coterie.core.errors import UsageError
 from coterie.plan.outcome import tpots
 from coterie.plan.place import Placement
 from coterie.plan.simulate import Case, simulate
@@ -41,7 +42,7 @@ def check(
 ) -> Check:
     """Simulate the planned count and its neighbours, from `least` on, until the smallest that will do is known.
 
-    `placed` gives a placement for a count. Raises RuntimeError when STEPS counts do not show it.
+    `placed` gives a placement for a count. Raises UsageError when STEPS counts do not show it.
     """
     kept: dict[int, float] = {}
 
@@ -58,7 +59,9 @@ def check(
             count -= 1
         else:
             return Check(planned, count, kept)
-    raise RuntimeError(f"after {STEPS} counts the smallest is not known: {kept}")
+    tried = ", ".join(f"{n} keep it for {share:.1%}" for n, share in sorted(kept.items()))
+    fact = f"after {STEPS} counts of machines the smallest that keeps the promise is not known: {tried}"
+    raise UsageError("--check", fact, "ask for fewer --requests, or without --check")
 
 
 def kept_by(case: Case, workload: Workload, slo: Slo, placement: Placement) -> float:

@@ -73,7 +73,7 @@ def place(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solve
     """Place experts of these sizes and loads. Raises CapacityError, with what lacks, where it cannot be done."""
     _check_room(sizes, machines, room_bytes)
     if machines == 1:
-        return Placement(np.ones((len(sizes), 1)), "milp")
+        return Placement(np.ones((len(sizes), 1)), "greedy", "one machine leaves nothing to choose")
     greedy = _greedy(sizes, load, machines, room_bytes)
     if not solver:
         return greedy
