@@ -145,7 +145,9 @@ def test_resources_that_nobody_shares_change_nothing(network, data):
     assert simulate_shared(Network(tuple(actors), network.fifos))[0].makespan_s == pytest.approx(plain, rel=1e-9)
 
 
-@pytest.mark.parametrize(("compute_s", "transfer_s"), [(0.114, 6e-9), (9.6e-3, 2.2e-8), (2.4e-4, 1.2e-9)])
+@pytest.mark.parametrize(
+    ("compute_s", "transfer_s"), [(0.114, 6e-9), (9.6e-3, 2.2e-8), (2.4e-4, 1.2e-9), (1 / 3, 1e-8)]
+)
 def test_a_short_transfer_late_in_a_run_ends(compute_s, transfer_s):
     actors = (Actor("compute", 3, (compute_s,)), Actor("exchange", 3, (transfer_s,), "links"))
     run, busy = simulate_shared(Network(actors, (Fifo("f", 0, 1, 2),)))
