@@ -112,6 +112,7 @@ struct PanelBlock {
 
 // Lines [first, last) of the next block's, counted row by row.
 inline void fetch_next(const PanelBlock& b, int64_t first, int64_t last) {
+  if (first == last) return;  // a next block of one narrow column may have no line of its own to fetch
   for (int64_t row = first / b.next_lines, line = first % b.next_lines; first < last; ++first) {
     fetch_ahead(b.next + row * b.next_stride + line * static_cast<int64_t>(kLine));
     if (++line == b.next_lines) line = 0, ++row;

@@ -15,7 +15,7 @@ from coterie.kernels import cpu as kernels
 
 PACKED = (DType.Q8, DType.Q4)
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (16, 6, 576), (19, 37, 129),
-         (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300)]  # fmt: skip
+         (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (17, 1, 9793)]  # fmt: skip
 
 
 @pytest.fixture(params=kernels.ISAS, scope="module")
