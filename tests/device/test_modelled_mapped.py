@@ -8,7 +8,9 @@ from __future__ import annotations
 import pytest
 
 from coterie.core.shapes import Sizes
+from coterie.dataflow import price
 from coterie.dataflow.chip import chip_of
+from coterie.dataflow.mapping import map_section
 from coterie.dataflow.sections import sections_of
 from coterie.devices.modelled_price import PEERS, step_time
 from coterie.graph.compile import compile_graph
@@ -44,3 +46,20 @@ def test_machines_without_a_grid_price_as_before():
     dgx, sizes = load_machine("dgx-h100"), Sizes.decode(1, 512)
     program = compile_graph(shard(zoo_graph("mistral-7b"), dgx.units), "cache")
     assert step_time(dgx, program, sizes, mapped=True) == step_time(dgx, program, sizes)
+
+
+def test_equal_sections_are_laid_out_once_for_a_machine_and_sizes(monkeypatch):
+    """Layers, models of one shape and steps of one size share a price; another bandwidth or size has its own."""
+    laid_out = []
+    monkeypatch.setattr(price, "_PRICES", {})
+    monkeypatch.setattr(price, "map_section", lambda *args, **named: laid_out.append(1) or map_section(*args, **named))
+    first, again = (compile_graph(shard(zoo_graph("llama-2-7b"), NODE.units), SECTION) for _ in range(2))
+    once = step_time(NODE, first, Sizes.decode(1, 512), mapped=True)
+    kinds = len(laid_out)
+    assert kinds < 6
+    assert step_time(NODE, again, Sizes.decode(1, 512), mapped=True) == once
+    assert len(laid_out) == kinds
+    slower = load_machine("sn40l-node:peers.bandwidth=low")
+    assert step_time(slower, again, Sizes.decode(1, 512), mapped=True).seconds > once.seconds
+    step_time(NODE, again, Sizes.decode(1, 513), mapped=True)
+    assert len(laid_out) == 3 * kinds

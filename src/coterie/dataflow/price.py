@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.chip import chip_of
+from coterie.dataflow.chip import Chip, chip_of
 from coterie.dataflow.mapping import Mapped, map_section
+from coterie.dataflow.sections import structure
 from coterie.dataflow.stage import Unit
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import COLLECTIVES
@@ -32,18 +33,31 @@ class SectionPrice:
     configured: float
 
 
+MAX_PRICES = 1024
+_PRICES: dict[object, SectionPrice | None] = {}
+
+
 def section_price(spec: MachineSpec, graph: Graph, ops: Sequence[Op], sizes: Sizes) -> SectionPrice | None:
     """The price of ops as one section of one socket; None where they do not fit as one.
 
+    Kept for the sections asked about last: equal layers, and equal models, are laid out once for a machine and sizes.
     Raises UsageError for a machine without a grid, UnsupportedError for an op without a normal form.
     """
+    chip = chip_of(spec)
+    key = (chip, structure(graph, ops), sizes)
+    if key not in _PRICES:
+        if len(_PRICES) >= MAX_PRICES:
+            _PRICES.clear()
+        _PRICES[key] = _price(chip, graph, ops, sizes)
+    return _PRICES[key]
+
+
+def _price(chip: Chip, graph: Graph, ops: Sequence[Op], sizes: Sizes) -> SectionPrice | None:
     ranks = max((op.integer("ranks") for op in ops if op.kind in COLLECTIVES), default=1)
-    found = map_section(graph, ops, sizes, chip_of(spec), ranks=ranks)
+    found = map_section(graph, ops, sizes, chip, ranks=ranks)
     if not isinstance(found, Mapped):
         return None
     busy = [sum(s) for s, stage in zip(found.service_s, found.stages, strict=True) if stage.unit is not Unit.LINK]
     slowest = max(busy, default=0.0)
     fill = max(0.0, found.pipe_s - slowest)
-    return SectionPrice(
-        slowest, fill, found.memory_bytes, found.link_s, found.pcus / spec.grid.pcus if spec.grid else 0.0
-    )
+    return SectionPrice(slowest, fill, found.memory_bytes, found.link_s, found.pcus / chip.grid.pcus)

@@ -51,6 +51,7 @@ class ModelledDevice:
     `durations`: seconds of each work by lane, in order of issue, used instead of prices (a gate is still awaited).
     `orchestration`: who starts regions, `host` or `device`.
     `fail`: asked with each label; when it gives an exception, that work fails with it.
+    `mapped`: sections are laid out on the machine's grid: exact and slow, so for short runs.
     Raises UsageError when a number that prices need is unknown.
     """
 
@@ -61,11 +62,12 @@ class ModelledDevice:
         durations: Mapping[str, Sequence[float]] | None = None,
         orchestration: Orchestration = "device",
         fail: Fail | None = None,
+        mapped: bool = False,
     ) -> None:
         self._spec = spec
         self._numerics = numerics
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
-        self._orchestration = orchestration
+        self._pricing = price.Pricing(orchestration, mapped=mapped)
         self._fail = fail
         self._clock = FluidClock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
@@ -305,7 +307,7 @@ class ModelledDevice:
         """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
             return [Phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
-        return run_phases(self._spec, exe, binding, steps, gates, self._orchestration)
+        return run_phases(self._spec, exe, binding, steps, gates, self._pricing)
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics

@@ -73,32 +73,32 @@ def run_phases(
     binding: Binding,
     steps: int,
     gates: Mapping[str, Work],
-    orchestration: str,
+    pricing: price.Pricing,
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
     sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
     awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
-    phases = _priced(spec, exe, sizes, tiers, orchestration).first(price.gated(exe.priced, awaited) if awaited else ())
+    phases = _priced(spec, exe, sizes, tiers, pricing).first(price.gated(exe.priced, awaited) if awaited else ())
     cuts = [len(phases)]
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
         later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
-        phases.append(_priced(spec, exe, later, tiers, orchestration).later)
+        phases.append(_priced(spec, exe, later, tiers, pricing).later)
         cuts.append(len(phases))
     return phases, tuple(cuts)
 
 
 def _priced(
-    spec: MachineSpec, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], orchestration: str
+    spec: MachineSpec, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], pricing: price.Pricing
 ) -> StepPhases:
     key = (sizes, *tiers)
     found = exe.prices.get(key)
     if found is None:
         if len(exe.prices) >= MAX_PRICED_STEPS:
             exe.prices.clear()
-        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, price.Pricing(orchestration))
-        found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, orchestration))
+        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing)
+        found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, pricing.orchestration))
     return found
 
 

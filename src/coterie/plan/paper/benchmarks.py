@@ -112,9 +112,12 @@ def layer_kernels(benchmark: Benchmark) -> int:
 
 
 def work_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
-    """All regions of a step without their launches: arithmetic and memory at once, exchanges, filling of pipelines."""
+    """All regions of a step without their launches: arithmetic and memory at once, exchanges, filling of pipelines.
+
+    Whole sections are laid out on the grid (dataflow/); kernels of PyTorch are priced as regions.
+    """
     found = 0.0
     for index, count in Counter(facts(program).same).items():
-        row = region_time(spec, program, index, sizes, (spec.run_tier, spec.run_tier), Pricing())
+        row = region_time(spec, program, index, sizes, (spec.run_tier, spec.run_tier), Pricing(mapped=True))
         found += count * (row.seconds - row.launch_s)
     return found

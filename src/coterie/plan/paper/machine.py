@@ -1,4 +1,4 @@
-"""The paper's machines from their files, and models from their configs mapped on them, priced step by step.
+"""The paper's machines from their files, and models from their configs laid out on them, priced step by step.
 
 Knows nothing about published results: what it says is predicted.
 """
@@ -36,7 +36,7 @@ def program(model: str, rule_set: str) -> Program:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """A model on a machine, alone: fused as the machine fuses, started as it starts kernels."""
+    """A model on a machine, alone: fused and started as the machine does it, laid out where it has a grid."""
 
     spec: MachineSpec
     model: str
@@ -60,7 +60,7 @@ class Expert:
 @cache
 def _step(expert: Expert, sizes: Sizes) -> StepTime:
     made = _rank(expert.model, expert.rule_set, expert.spec)
-    return step_time(expert.spec, made, sizes, orchestration=expert.orchestration)
+    return step_time(expert.spec, made, sizes, orchestration=expert.orchestration, mapped=True)
 
 
 @cache

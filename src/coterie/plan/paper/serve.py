@@ -86,7 +86,7 @@ class _Unit:
         shape = zoo_model(load.model)
         mine = range(number, load.experts, house.units)
         models = {name: replace(shape, name=name) for name in (ROUTER, *map(_name, mine))}
-        device = ModelledDevice(house.spec, orchestration=house.orchestration)
+        device = ModelledDevice(house.spec, orchestration=house.orchestration, mapped=True)
         made, settings = _planned(house, load, models)
         self._parts: Parts = wire(models, made, settings, device)
         self._device = self._parts.device

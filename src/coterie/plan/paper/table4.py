@@ -12,6 +12,9 @@ Knows nothing about how a step is priced.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 from coterie.core.shapes import Sizes
 from coterie.plan.paper.machine import SECTION, Expert, spec
 from coterie.plan.paper.published import beside, published
@@ -23,6 +26,7 @@ DRAFT = "llama-3.1-8b"
 DRAFTED = 8  # tokens drafted a step: SambaNova names such programs `sd9`, which we read as 9 verified tokens
 NO_DRAFT = "one token a step: the paper used speculative decoding"
 BOUND = 0.999999
+HALVINGS = 30
 STEP = Sizes.decode(1, CONTEXT)
 ENDS = tuple(f"peers.latency={end},program_device={end}" for end in ("high", "low"))
 
@@ -32,16 +36,25 @@ def expert(model: str) -> Expert:
     return Expert(spec(RACK), model, SECTION, "device")
 
 
+@cache
 def step_s(model: str, sizes: Sizes, left: float = 1.0) -> float:
     """A step with this share of its launches and of the latency of its exchanges."""
-    step = expert(model).step(sizes)
-    return step.seconds - (1.0 - left) * sum(row.launch_s + row.collective_s for row in step.rows)
+    machine = spec(RACK)
+    if machine.peers is not None:
+        machine = replace(machine, peers=replace(machine.peers, latency_s=left * machine.peers.latency_s))
+    step = replace(expert(model), spec=machine).step(sizes)
+    return step.seconds - (1.0 - left) * sum(row.launch_s for row in step.rows)
 
 
+@cache
 def overhead_left() -> float:
     """The share of launches and latency, 0 to 1, with which the draft model's published rate comes out."""
-    all_of_it, none = step_s(DRAFT, STEP), step_s(DRAFT, STEP, 0.0)
-    return min(1.0, max(0.0, (1.0 / published(NAME)[DRAFT].value - none) / (all_of_it - none)))
+    wanted_s, low, high = 1.0 / published(NAME)[DRAFT].value, 0.0, 1.0
+    for _ in range(HALVINGS):
+        # What exchanges show of their latency depends on what they stream beside: a step grows with it, but not evenly.
+        middle = (low + high) / 2
+        low, high = (middle, high) if step_s(DRAFT, STEP, middle) < wanted_s else (low, middle)
+    return (low + high) / 2
 
 
 def tokens_per_step(accepted: float, drafted: int) -> float:
