@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.cpu_lower import Lowering, Template
+from coterie.devices.lower import Lowering, Template
 from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
 from coterie.graph.program import Program
@@ -28,7 +28,7 @@ class CpuExecutable:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._lowering = Lowering(program)  # owns the constants, whose addresses are in the rows
+        self._lowering = Lowering(program, "the CPU")  # owns the constants, whose addresses are in the rows
         operands = [self._lowering.lower(region) for region in program.regions]
         self.template = Template([region.kernel for region in program.regions], operands)
         self.first_rows: dict[str, int] = {}  # stage -> its first row

@@ -1,9 +1,9 @@
-"""Regions to instructions: which operand of a native kernel is which value, constant or size of a program.
+"""Regions to instructions, on every real device: which operand is which value, constant or size of a program.
 
     region -> {operand: number | Weight | Stored | Named}          once, at load
     template.put_...(rows, addresses)                              when they change: one assignment, whatever the depth
 
-Knows nothing about threads, lanes or memory.
+Knows nothing about threads, lanes, memory or whose kernels walk the rows.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Named:
     name: str
 
 
+F32: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Operand: TypeAlias = int | float | Weight | Stored | Named
 Operands: TypeAlias = dict[str, Operand]
 
@@ -53,10 +54,15 @@ PAGE_NAMES = ("kv", "block_bytes", "Z", "table_width")
 
 @dataclass(slots=True)
 class Lowering:
-    """Finds operands in a program. `constants` are kept alive by whoever runs the rows."""
+    """Finds operands in a program, for a device that its refusals call `device`.
+
+    `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
+    """
 
     program: Program
-    constants: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = field(default_factory=dict)
+    device: str
+    address: Callable[[F32], int] = kernels.address
+    constants: dict[str, F32] = field(default_factory=dict)
     _index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,12 +72,13 @@ class Lowering:
         """The operands of a region. Raises UnsupportedError naming the op that has no kernel here."""
         rule = _LOWER.get(region.kernel)
         if rule is None:
-            fact = f"region {region.name} wants kernel {region.kernel}, which the CPU does not have"
+            fact = f"region {region.name} wants kernel {region.kernel}, which {self.device} does not have"
             raise UnsupportedError(self.program.graph.name, fact, f"use one of {', '.join(_LOWER)}")
         stored = (self.value(name) for name in region.outputs)
         narrow = next((v for v in stored if v.kind is Kind.TENSOR and v.dtype is not DType.F32), None)
         if narrow is not None:
-            fact = f"region {region.name} stores {narrow.name} as {narrow.dtype.value}, but the CPU computes in F32"
+            stored_as = f"region {region.name} stores {narrow.name} as {narrow.dtype.value}"
+            fact = f"{stored_as}, but {self.device} computes in F32"
             raise UnsupportedError(self.program.graph.name, fact, "build the graph with F32 activations")
         return rule(self, region.ops)
 
@@ -88,7 +95,7 @@ class Lowering:
             return Weight(self._index[name])
         if value.kind is Kind.CONSTANT:
             data = self.constants.setdefault(name, np.array(value.data, dtype=np.float32))
-            return kernels.address(data)
+            return self.address(data)
         if value.kind is Kind.INPUT:
             return Named(name)
         return Stored(name)
@@ -96,7 +103,8 @@ class Lowering:
     def size(self, dim: Dim) -> Operand:
         """A dimension: a number, or what the run gives for its symbol."""
         if isinstance(dim, Times):
-            raise UnsupportedError(self.program.graph.name, f"rows of {dim} are not run by the CPU", "use a text model")
+            fact = f"rows of {dim} are not run by {self.device}"
+            raise UnsupportedError(self.program.graph.name, fact, "use a text model")
         return dim if isinstance(dim, int) else Named(dim.value)
 
     def weight(self, operand: str, name: str, rounded: bool = False) -> Operands:
