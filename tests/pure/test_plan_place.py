@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core.errors import CapacityError, UsageError
-from coterie.plan.check import check
+from coterie.plan.check import Judged, check
 from coterie.plan.mix import mix_named
 from coterie.plan.place import Placement, place
 from coterie.plan.size import least_for_memory
@@ -60,6 +60,13 @@ def test_a_problem_too_large_for_the_solver_says_that_greed_was_used():
     check_legal(placement, [1] * 400, 100)
 
 
+def test_a_load_that_is_even_needs_no_solver(monkeypatch):
+    monkeypatch.setattr("coterie.plan.place._milp", None)
+    placement = place([1] * 30, np.ones(30), 3, 12)
+    assert (placement.method, placement.why) == ("greedy", "no solver can even the load out by more than 1%")
+    assert placement.loads(np.ones(30)).tolist() == pytest.approx([10] * 3)
+
+
 def test_one_machine_needs_no_solver():
     placement = place([1] * 3, np.ones(3), 1, 3)
     assert (placement.method, placement.why) == ("greedy", "one machine leaves nothing to choose")
@@ -67,9 +74,29 @@ def test_one_machine_needs_no_solver():
 
 
 def test_a_check_that_comes_to_no_end_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("coterie.plan.check.kept_by", lambda case, workload, slo, count: 0.25)
-    with pytest.raises(UsageError, match=r"after 8 counts of machines .* 3 keep it for 25.0%, 4 keep it"):
+    judged(monkeypatch, lambda count: 0.25)
+    with pytest.raises(UsageError, match=r"after 20 counts of machines .* 3 keep it for 25.0%, 4 keep it"):
         check(None, None, Slo(ttft_s=1.0), 3, 1, lambda count: count)
+
+
+def judged(monkeypatch, kept):
+    """Let the simulation say this of a count."""
+    monkeypatch.setattr(
+        "coterie.plan.check.judge", lambda case, workload, slo, count: Judged(count, kept(count), None, "")
+    )
+
+
+@given(st.integers(1, 300), st.integers(1, 200), st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_the_check_finds_the_smallest_count_from_any_estimate(planned, needed, held):
+    with pytest.MonkeyPatch.context() as patch:
+        judged(patch, lambda count: 0.99 if count >= needed else 0.5)
+        least = min(1 + held, planned)
+        said = check(None, None, Slo(ttft_s=1.0), planned, least, lambda count: count)
+    assert said.machines == max(needed, least)
+    assert min(said.judged) >= least
+    assert said.machines == least or said.judged[said.machines - 1].kept < 0.95
+    assert said.agrees == (planned == said.machines)
 
 
 def test_requests_are_split_in_proportion_and_each_goes_somewhere():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from tests.system.tiny import write_expert
+from tests.system.tiny import CONFIG, write_expert
 
 NAMES = ("ada", "bob", "cyd", "dan")
 
@@ -29,3 +30,27 @@ def composition(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path.write_text(f'name = "four"\n[router]\nkind = "rules"\nfallback = "dan"\n{rules}{experts}')
     return path
+
+
+MANY = """
+name = "many"
+[router]
+kind = "llm"
+config = "./config.json"
+question = "{prompt}"
+max_tokens = 3
+fallback = "e-0"
+[[expert]]
+name = "e-{i}"
+config = "./config.json"
+count = 12
+"""
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve experts and a router of one shape, without bytes."""
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    (folder / "c.toml").write_text(MANY)
+    return folder / "c.toml"

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
 from coterie.cli.main import app
@@ -28,28 +27,6 @@ from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
 
 runner = CliRunner()
-FILE = """
-name = "many"
-[router]
-kind = "llm"
-config = "./config.json"
-question = "{prompt}"
-max_tokens = 3
-fallback = "e-0"
-[[expert]]
-name = "e-{i}"
-config = "./config.json"
-count = 12
-"""
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """Twelve experts and a router of one shape, without bytes."""
-    folder = tmp_path_factory.mktemp("many")
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
-    (folder / "c.toml").write_text(FILE)
-    return folder / "c.toml"
 
 
 def case(many, room=4, setup=OURS, machine="toy-tiers", **changes):

@@ -23,6 +23,7 @@ from coterie.engine.experts import open_experts
 from coterie.models.model import Model
 from coterie.plan.capacity import Demand
 from coterie.plan.check import Check, check
+from coterie.plan.follow import follow
 from coterie.plan.mix import mix_named
 from coterie.plan.paper.html import STYLE
 from coterie.plan.paper.plots import check_plots, draw
@@ -30,7 +31,7 @@ from coterie.plan.paper.row import Chart, Series
 from coterie.plan.place import place
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case
-from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size
+from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size, sizes_of
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -48,7 +49,7 @@ def planning(
     resident: Annotated[
         bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
     ] = False,
-    checked: Annotated[bool, typer.Option("--check", help="Simulate the answer, and one machine fewer.")] = False,
+    checked: Annotated[bool, typer.Option("--check", help="Let the simulation find the answer.")] = False,
     requests: Annotated[int, typer.Option(help="Requests of the check.")] = 1000,
     seed: SeedOpt = 7,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the curve of machines over experts.")] = None,
@@ -72,16 +73,17 @@ def planning(
                 raise
             rows.append({"machine": name, "machines": None, "infeasible": str(error)})
             continue
-        row = _row(name, found, answer, perf_counter() - begun)
+        wall_s, said = perf_counter() - begun, None
         if checked:
-            row["check"] = _checked(name, found, models, load, wish, answer)
-        rows.append(row)
+            said = _checked(name, found, models, load, wish, answer)
+            answer = follow(answer, said, found, models, wish)
+        rows.append(_row(name, found, answer, wall_s) | _said(said))
     if html is not None:
         write_page(html, _page(found.name, rows))
     if json_:
         print_json({"composition": found.name, "rate_per_s": rate, "mix": mix, "slo": str(promised), "rows": rows})
         return
-    _print(found, wish, mix, rows)
+    _print(found, wish, mix, rows, checked)
 
 
 def _wish(found: Composition, load: Load, promised: Slo, resident: bool) -> Wish:
@@ -93,23 +95,25 @@ def _wish(found: Composition, load: Load, promised: Slo, resident: bool) -> Wish
 
 def _checked(
     name: str, found: Composition, models: Mapping[str, Model], load: Load, wish: Wish, answer: Answer
-) -> dict[str, Any]:
+) -> Check:
     machine = answer.machine
     err.print(f"simulating {name}: {load.requests} requests", style="dim", markup=False)
-    sizes = [machine.expert_bytes] * len(wish.shares)
-    room = room_for(machine, wish)
-    case = Case(found, models, machine.spec, OURS)
-    said: Check = check(
-        case,
+    sizes, room = sizes_of(machine, wish), room_for(machine, wish)
+    return check(
+        Case(found, models, machine.spec, OURS),
         make_workload(load, found.names),
         wish.slo,
-        answer.placement.machines,
+        answer.estimate,
         least_for_memory(sum(sizes), room),
-        lambda count: (
-            answer.placement if count == answer.placement.machines else place(sizes, wish.shares, count, room)
-        ),
+        lambda count: answer.placement if count == answer.estimate else place(sizes, wish.shares, count, room),
     )
-    return {"machines": said.machines, "agrees": said.agrees, "kept": {str(n): share for n, share in said.kept.items()}}
+
+
+def _said(said: Check | None) -> dict[str, Any]:
+    if said is None:
+        return {}
+    kept = {str(count): judged.kept for count, judged in sorted(said.judged.items())}
+    return {"check": {"machines": said.machines, "agrees": said.agrees, "kept": kept}}
 
 
 def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
     return {
         "machine": name,
         "machines": placement.machines,
+        "estimate": answer.estimate,
         "bound": answer.bound,
         "helps": [{"what": what, "load_factor": factor} for what, factor in answer.helps],
         "ttft_s": worst.ttft_s,
@@ -132,24 +137,27 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "method": placement.method,
         "method_why": placement.why,
         "curve": [{"experts": experts, "machines": count} for experts, count in answer.curve],
+        "curve_load_factor": answer.curve_load,
         "wall_s": wall_s,
     }
 
 
-def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]]) -> None:
+def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]], checked: bool) -> None:
     out.print(
         f"{escape(found.name)}: {len(found.names)} experts, {wish.rate:g} requests/s, mix {escape(mix)}, {wish.slo}"
     )
-    table = Table("machine", "machines", "TTFT", "TPOT", "steps", "link", "hits", "experts each", "in")
+    estimates = ["estimate"] if checked else []
+    table = Table("machine", "machines", *estimates, "TTFT", "TPOT", "steps", "link", "hits", "experts each", "in")
     for row in rows:
         if row["machines"] is None:
-            table.add_row(row["machine"], "none", *["-"] * 7)
+            table.add_row(row["machine"], "none", *["-"] * (7 + checked))
             continue
         held = [len(names) for names in row["placement"]]
         placed = f"{min(held)}-{max(held)}"
         times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]))
         shares = (f"{row['steps_share']:.0%}", f"{row['link_share']:.0%}", f"{row['hit_rate']:.0%}")
-        table.add_row(row["machine"], str(row["machines"]), *times, *shares, placed, format_seconds(row["wall_s"]))
+        counts = [str(row[name]) for name in ("machines", *estimates)]
+        table.add_row(row["machine"], *counts, *times, *shares, placed, format_seconds(row["wall_s"]))
     out.print(table)
     for row in rows:
         _print_row(row)
@@ -170,14 +178,19 @@ def _print_row(row: Mapping[str, Any]) -> None:
     why = f": {row['method_why']}" if row["method_why"] else ""
     copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
     say(f"placement by {row['method']}{copied}{why}")
-    say("experts: machines  " + ", ".join(f"{p['experts']}: {p['machines'] or 'none'}" for p in row["curve"]))
+    load = row["curve_load_factor"]
+    scaled = "" if load == 1 else f", estimated at {load:.2f} of the load"
+    if load == 1 and row["estimate"] != row["machines"]:
+        scaled = ", estimated but for the number asked about"
+    counts = ", ".join(f"{p['experts']}: {p['machines'] or 'none'}" for p in row["curve"])
+    say(f"experts: machines  {counts}{scaled}")
     if "check" in row:
         kept = ", ".join(
-            f"{n} machine{'s' if n > 1 else ''} keep{'' if n > 1 else 's'} it for {share:.1%}"
-            for n, share in sorted(row["check"]["kept"].items())
+            f"{n} machine{'' if n == '1' else 's'} keep{'s' if n == '1' else ''} it for {share:.1%}"
+            for n, share in row["check"]["kept"].items()
         )
-        verdict = "the plan holds" if row["check"]["agrees"] else f"the simulation says {row['check']['machines']}"
-        say(f"simulated: {kept}: {verdict}")
+        verdict = "as estimated" if row["check"]["agrees"] else f"the estimate was {row['estimate']}"
+        say(f"simulated: {kept}; {verdict}")
 
 
 def _page(title: str, rows: list[dict[str, Any]]) -> str:

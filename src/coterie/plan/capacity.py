@@ -1,8 +1,10 @@
 """Capacity: what one machine does under a steady load, by formulas in place of events; accurate to tens of percent.
 
     steps     each group (the router, an expert) runs in batches: 1 + its rate times its time in service
-    stretch   1 / (1 - share of the time that steps run): who waits for others' steps goes on so much slower
-    switches  a request for an expert that is not resident waits for one transfer and for those before it
+    stretch   1 / (1 - share of the time that steps run): who waits for others' steps goes on so much slower, but for no
+              longer than it takes to serve every group once, and beside no more groups than share the steps
+    switches  a request for an expert that is not resident waits for one transfer and for those before it; requests
+              that come for the same expert meanwhile share its transfer
 
 Knows nothing about placements or how many machines there are; `simulate` is what it is checked with.
 """
@@ -100,7 +102,7 @@ class State:
 
 
 class Pricer:
-    """Prices a composition's largest expert, and its router, on machines. A program is compiled once per rule set."""
+    """Prices a composition's largest expert, and its router, on machines; a program is compiled once per rule set."""
 
     def __init__(self, composition: Composition, models: Mapping[str, Model], demand: Demand) -> None:
         self._expert = max((models[name] for name in composition.names), key=lambda model: model.layout.size_bytes)
@@ -110,7 +112,7 @@ class Pricer:
         if tokens > context:
             fact = f"a request has {tokens:g} tokens, prompt and answer, on average, but the context holds {context}"
             raise UsageError("plan", fact, "give fewer --prompt or --tokens")
-        self._programs: dict[tuple[str, str], Program] = {}
+        self._programs: dict[tuple[str, str, int], Program] = {}
 
     def machine(self, spec: MachineSpec) -> Machine:
         """The prices on this machine."""
@@ -134,10 +136,10 @@ class Pricer:
         )
 
     def _steps(self, spec: MachineSpec, model: Model, new_tokens: float) -> Steps:
-        key = (model.key, spec.rule_set)
-        if key not in self._programs:
-            self._programs[key] = compile_graph(model.graph, spec.rule_set)
-        program = rank_program(spec, self._programs[key])  # what a modelled device prices: one rank's part of the work
+        key = (model.key, spec.rule_set, spec.units if spec.peers else 1)
+        if key not in self._programs:  # what a modelled device prices: one rank's part of the work
+            self._programs[key] = rank_program(spec, compile_graph(model.graph, spec.rule_set))
+        program = self._programs[key]
         prompt, batch = self._demand.prompt_tokens, self._demand.policy.max_batch
         context = round(prompt + new_tokens / 2)
         prompts = max(1.0, self._demand.policy.max_step_tokens / prompt)
@@ -157,28 +159,131 @@ def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> Sta
         for _ in range(22):
             middle = (low + high) / 2
             low, high = (middle, high) if _busy(machine, demand, rates, middle) > middle else (low, middle)
-    steps, stretch = high, 1 / (1 - min(high, NEARLY_ALL))
+    steps, stretch = low, 1 / (1 - min(low, NEARLY_ALL))
     batches = _batches(machine.expert, demand.new_tokens, rates, stretch, most)
     service = stretch * _service(machine.expert, demand.new_tokens, batches)
-    resident = _resident(machine, rates)
-    missed = np.where(resident, 0.0, rates)
-    switches = float((missed / (1 + missed * (service + machine.switch_s))).sum())
-    link = switches * machine.switch_s
-    queue_s = machine.switch_s * link / (2 * (1 - min(link, NEARLY_ALL)))
-    tail = math.log(1 / (1 - min(slo_share, 0.9999)))
+    missed = np.where(_resident(machine, rates), 0.0, rates)
+    link, queue_s = _link(machine.switch_s, missed, service)
+    miss_rate = float(missed.sum()) / total if total else 0.0
     router, routed_s = machine.router, 0.0
     waits = machine.expert.prefill_s
     if router is not None:
         in_batch = _batches(router, demand.router_tokens, np.array([total]), stretch, most)
         routed_s = float(_service(router, demand.router_tokens, in_batch)[0])
         waits += routed_s
-    miss_rate = float(missed.sum()) / total if total else 0.0
-    switch_s = (machine.switch_s + queue_s * (1 + tail)) if miss_rate > 1 - slo_share else miss_rate * machine.switch_s
-    ttft = routed_s + machine.expert.prefill_s + (stretch - 1) * waits * tail / 2 + switch_s
-    step_s = machine.expert.decode_s + (batches - 1) * machine.expert.more_s
-    tpot = float(_quantile(step_s * stretch, rates, slo_share))
+    tail = _log_rest(slo_share)
+    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, rates) / tail)
+    before = _Waits(steps_s, miss_rate, machine.switch_s, link, queue_s)
+    ttft = routed_s + machine.expert.prefill_s + before.quantile(slo_share)
+    tpot = _tpot(machine, demand, rates, stretch, slo_share)
     e2e = ttft + tpot * max(0.0, demand.new_tokens - 1)
+    switches = link / machine.switch_s if machine.switch_s else 0.0
     return State(ttft, tpot, e2e, steps, link, 1 - miss_rate, switches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """What a request waits for before its first token: others' steps (exponential, of this mean), and, with
+    `miss_rate`, its own switch and, with probability `link`, those before it (exponential, of mean `queue_s`).
+    """
+
+    steps_s: float
+    miss_rate: float
+    switch_s: float
+    link: float
+    queue_s: float
+
+    def quantile(self, share: float) -> float:
+        """The wait that this share of the requests does not exceed."""
+        low, high = 0.0, self.switch_s + 40 * (self.steps_s + self.queue_s)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.longer(middle) > 1 - share else (low, middle)
+        return high
+
+    def longer(self, seconds: float) -> float:
+        """The share of the requests that wait for longer than this."""
+        hits = _tail(seconds, self.steps_s, 0.0)
+        rest = seconds - self.switch_s
+        behind = 1.0 if rest < 0 else _tail(rest, self.steps_s, self.queue_s)
+        alone = 1.0 if rest < 0 else _tail(rest, self.steps_s, 0.0)
+        return (1 - self.miss_rate) * hits + self.miss_rate * (self.link * behind + (1 - self.link) * alone)
+
+
+def _log_rest(share: float) -> float:
+    """The quantile of an exponential time over its mean."""
+    return math.log(1 / (1 - min(share, 0.9999)))
+
+
+def _tail(seconds: float, first_s: float, second_s: float) -> float:
+    """How likely the sum of two exponential times of these means is above `seconds`."""
+    short, long = sorted((first_s, second_s))
+    if long <= 0:
+        return 0.0
+    if short < 1e-6 * long:
+        return math.exp(-seconds / long)
+    if long - short < 1e-3 * long:
+        return math.exp(-seconds / long) * (1 + seconds / long)
+    return (long * math.exp(-seconds / long) - short * math.exp(-seconds / short)) / (long - short)
+
+
+def _link(switch_s: float, missed: F64, service: F64) -> tuple[float, float]:
+    """The share of the time in which the link is busy, and the mean wait of those who find it busy.
+
+    The longer they wait the more requests of one expert gather and share its switch, so that it never falls behind for
+    good: one balance, found by halving.
+    """
+    if not missed.any() or switch_s <= 0:
+        return 0.0, 0.0
+    low, high, wait_s = 0.0, NEARLY_ALL, 0.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        wait_s = switch_s / (2 * (1 - middle))
+        found = float((missed / (1 + missed * (middle * wait_s + switch_s + service))).sum()) * switch_s
+        low, high = (middle, high) if found > middle else (low, middle)
+    return high, wait_s
+
+
+def _cycle(machine: Machine, demand: Demand, rates: F64) -> float:
+    """Seconds in which every group with work is served once, with all that came for it in the meantime.
+
+    This bounds the wait for a busy machine's steps: the longer a cycle is the more requests share a step.
+    """
+    groups = [(machine.expert, demand.new_tokens, rates)]
+    if machine.router is not None:
+        groups.append((machine.router, float(demand.router_tokens), np.array([rates.sum()])))
+    most, own_s = demand.policy.max_batch, sum(float(_service(g, n, np.ones(1))[0]) for g, n, _ in groups)
+    low, high = 0.0, 1e4
+    for _ in range(50):
+        cycle_s = (low + high) / 2
+        found = own_s
+        for steps, tokens, asked in groups:
+            came = asked * cycle_s
+            visits = np.maximum(-np.expm1(-came), came / most)
+            batches = np.where(visits > 0, came / np.where(visits > 0, visits, 1), 1)
+            found += float((visits * _service(steps, tokens, batches)).sum())
+        low, high = (cycle_s, high) if found > cycle_s else (low, cycle_s)
+    return high
+
+
+def _tpot(machine: Machine, demand: Demand, rates: F64, stretch: float, share: float) -> float:
+    """Seconds per later token. Others' steps come between, and how many there are differs from request to request.
+
+    A request that comes in the meantime costs its prefill and the quanta that it gets by the end: half of them.
+    """
+    later = demand.new_tokens - 1
+    if later <= 0:
+        return 0.0
+    batches = _batches(machine.expert, demand.new_tokens, rates, stretch, demand.policy.max_batch)
+    step_s = machine.expert.decode_s + (batches - 1) * machine.expert.more_s
+    quantum = demand.policy.quantum_steps
+    other_s = machine.expert.prefill_s + max(1.0, later / quantum / 2) * quantum * step_s
+    more_s = (stretch - 1) * step_s * later
+    spread_s = np.sqrt(more_s * other_s)
+    slow_s = step_s * stretch + max(0.0, _log_rest(share) - 1) * spread_s / later
+    # So many experts share the steps, each with one prefill to its later steps; the rest wait for their first token.
+    most_s = demand.policy.turns * (step_s + machine.expert.prefill_s / later)
+    return _quantile(np.minimum(slow_s, most_s), rates, share)
 
 
 def _busy(machine: Machine, demand: Demand, rates: F64, share: float) -> float:
@@ -218,8 +323,11 @@ def _service(steps: Steps, tokens: float, batches: F64) -> F64:
 def _cost(steps: Steps, tokens: float, batches: F64) -> F64:
     """Seconds of the compute lane that a request takes for itself: its part of its batch's steps."""
     prefill_s, prompts = _prefill(steps, batches)
-    step_s = steps.decode_s + (batches - 1) * steps.more_s
-    cost: F64 = prefill_s / prompts + max(0.0, tokens - 1) * step_s / batches
+    others = batches - 1
+    # Others come and go: a step is shared by 1 + a Poisson number of them, whose reciprocal's mean is (1 - e^-x) / x.
+    part = np.where(others > 1e-9, -np.expm1(-others) / np.maximum(others, 1e-9), 1.0)
+    token_s = steps.more_s + (steps.decode_s - steps.more_s) * part
+    cost: F64 = prefill_s / prompts + max(0.0, tokens - 1) * token_s
     return cost
 
 

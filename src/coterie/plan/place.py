@@ -23,6 +23,7 @@ from coterie.plan.workload import Workload
 SOLVER_S = 0.7
 MAX_BINARIES = 1200  # above, the solver has no good answer in the time that it gets
 COPY_COST = 1e-3  # of a copy, in shares of the mean load: copies only where they even out the load
+GAP = 0.01  # of the least load: nearer to it the solver need not come
 SAME = 1e-6
 
 
@@ -80,6 +81,8 @@ def place(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solve
     if len(sizes) * machines > MAX_BINARIES:
         fact = f"{len(sizes)} experts on {machines} machines are more than the solver manages in {SOLVER_S:g} s"
         return Placement(greedy.share, "greedy", fact)
+    if not greedy.replicated and greedy.loads(load).max() <= load.sum() / machines * (1 + GAP):
+        return Placement(greedy.share, "greedy", f"no solver can even the load out by more than {GAP:.0%}")
     solved = _milp(np.asarray(sizes, dtype=float), load, machines, room_bytes)
     if solved is None:
         return Placement(greedy.share, "greedy", f"the solver found nothing in {SOLVER_S:g} s")
@@ -167,7 +170,7 @@ def _milp(sizes: F64, load: F64, machines: int, room_bytes: int) -> Placement | 
     cost = np.concatenate([np.zeros(cells), np.full(cells, COPY_COST), [1.0]])
     whole = np.concatenate([np.zeros(cells), np.ones(cells), [0]])
     bounds = optimize.Bounds(np.zeros(2 * cells + 1), np.concatenate([np.ones(2 * cells), [np.inf]]))
-    options = {"time_limit": SOLVER_S, "mip_rel_gap": 0.01}
+    options = {"time_limit": SOLVER_S, "mip_rel_gap": GAP}
     found = optimize.milp(cost, constraints=constraints, integrality=whole, bounds=bounds, options=options)
     if found.x is None:
         return None

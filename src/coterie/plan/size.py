@@ -46,16 +46,20 @@ class Wish:
 class Answer:
     """So many machines and where the experts go. `worst`: the machine that has most to do; `bound`: why not one fewer.
 
+    `estimate`: how many the formulas say; a simulation may have said otherwise. The rest is always the formulas':
     `helps`: what would raise the load that these machines can take, most first: (what, by which factor).
-    `curve`: (experts, machines) for other numbers of experts; 0 machines: the promise cannot be kept.
+    `curve`: (experts, machines) for other numbers of experts, 0 machines where the promise cannot be kept; computed for
+    `curve_load` times the load, at which the formulas say what the simulation said of the asked number.
     """
 
+    estimate: int
     machine: Machine
     placement: Placement
     worst: State
     bound: str
     helps: tuple[tuple[str, float], ...]
     curve: tuple[tuple[int, int], ...]
+    curve_load: float = 1.0
 
 
 def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model], wish: Wish) -> Answer:
@@ -67,7 +71,7 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     pricer = Pricer(composition, models, wish.demand)
     machine = pricer.machine(spec)
     _check_possible(machine, wish)
-    sizes = [machine.expert_bytes] * len(wish.shares)
+    sizes = sizes_of(machine, wish)
     count = smallest(machine, wish, sizes)
     placement = place(sizes, wish.shares, count, room_for(machine, wish))
     worst = _worst(machine, wish, placement)
@@ -75,8 +79,9 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
         placement = place(sizes, wish.shares, count, room_for(machine, wish), solver=False)
         placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
         worst = _worst(machine, wish, placement)
-    helps = _helps(pricer, machine, wish, placement)
-    return Answer(machine, placement, worst, _bound(machine, wish, sizes, count), helps, _curve(machine, wish))
+    helps = helping(pricer, machine, wish, placement)
+    bound = bound_by(machine, wish, count, worst if count == 1 else _one_fewer(machine, wish, sizes, count))
+    return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, wish))
 
 
 def smallest(machine: Machine, wish: Wish, sizes: Sequence[int]) -> int:
@@ -99,6 +104,11 @@ def smallest(machine: Machine, wish: Wish, sizes: Sequence[int]) -> int:
 def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     """How many machines hold these bytes, if they divide as one likes: Figure 13's rule."""
     return max(1, -(-total_bytes // room_bytes))
+
+
+def sizes_of(machine: Machine, wish: Wish) -> list[int]:
+    """Bytes of each expert: as many as the largest has."""
+    return [machine.expert_bytes] * len(wish.shares)
 
 
 def room_for(machine: Machine, wish: Wish) -> int:
@@ -147,23 +157,36 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
             raise UsageError(where, fact, remedy)
 
 
-def _bound(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> str:
-    """Why one machine fewer is not enough; of one machine, what it comes nearest to."""
+def _one_fewer(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> State | None:
+    """What the formulas say of one machine fewer; None where the experts do not fit."""
     room = room_for(machine, wish)
+    if sum(sizes) > room * (count - 1):
+        return None
+    return _worst(machine, wish, place(sizes, wish.shares, count - 1, room, solver=False))
+
+
+def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, beside: str = "") -> str:
+    """Why one machine fewer is not enough; of one machine, what it comes nearest to.
+
+    `other`: the state of one machine fewer, or of the only one; None where fewer do not hold the experts. `beside` is
+    said beside it, in place of which lane is the busiest.
+    """
     fewer = count - 1
-    what = "in the run tier" if wish.resident else "in memory"
-    if fewer and sum(sizes) > room * fewer:
-        lacks = format_bytes(sum(sizes) - room * fewer)
+    if other is None:
+        lacks = format_bytes(sum(sizes_of(machine, wish)) - room_for(machine, wish) * fewer)
+        what = "in the run tier" if wish.resident else "in memory"
         return f"memory: {fewer} would lack {lacks} for experts {what}"
-    placement = place(sizes, wish.shares, max(fewer, 1), room, solver=False)
-    excess = _worst(machine, wish, placement).excess(wish.slo)
+    excess = other.excess(wish.slo)
     # Who is overloaded keeps no promise either: the overload is the reason.
     name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
     words = {"steps": "the time of steps", "link": "the link by which experts come up"}
-    if fewer:
-        over = "more than there is" if name in words else f"{excess[name]:.2f} times its limit"
-        return f"{words.get(name, name)}: with {fewer} it is {over}"
-    return f"one machine is enough; {words.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
+    if not fewer:
+        return f"one machine is enough; {words.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
+    over = "more than there is" if name in words else f"{excess[name]:.2f} times its limit"
+    busy = max(("steps", "link"), key=lambda lane: excess[lane])
+    if not beside and name not in words:
+        beside = f"{words[busy]} is used to {excess[busy]:.0%}"
+    return f"{words.get(name, name)}: with {fewer} it is {over}{beside and '; '}{beside}"
 
 
 def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:
@@ -179,7 +202,7 @@ def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:
     return low
 
 
-def _helps(pricer: Pricer, machine: Machine, wish: Wish, placement: Placement) -> tuple[tuple[str, float], ...]:
+def helping(pricer: Pricer, machine: Machine, wish: Wish, placement: Placement) -> tuple[tuple[str, float], ...]:
     """By which factor the load could grow, if one part were BETTER times as good."""
     base = most_rate(machine, wish, placement)
     found = []
@@ -210,7 +233,7 @@ def _better(spec: MachineSpec) -> dict[str, MachineSpec]:
     }
 
 
-def _curve(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
+def curve_over(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
     """The same load spread over other numbers of experts, in the same proportions by rank."""
     ranked = -np.sort(-wish.shares)
     found = []
