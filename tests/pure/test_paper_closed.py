@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 
 from coterie.core.errors import NotFoundError
 from coterie.plan.paper.arithmetic import DGX, LONG, NODES, SHORT, dgx_nodes, fitted_latencies, nodes, sn40l_nodes
+from coterie.plan.paper.coe import table_5
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
 from coterie.plan.paper.fit import least_squares, left_out_error
 from coterie.plan.paper.published import published
@@ -129,3 +132,16 @@ def test_numbers_as_people_read_them() -> None:
     assert [number(x) for x in (None, 19.0, 39.4615, 12345.6)] == ["-", "19", "39.46", "12,346"]
     assert [error_text(x) for x in (None, -1e-5, 0.0123, -0.5, 11.0)] == ["-", "+0.0%", "+1.2%", "-50.0%", "x12"]
     assert error_text(0.25, signed=False) == "25.0%"
+
+
+def test_what_a_dgx_can_hold_is_sourced_and_not_read_back() -> None:
+    rows = [row for row in table_5().rows if row.row.startswith("first count of experts out of memory")]
+    assert {(row.method, row.kind) for row in rows} == {
+        (Method.CLOSED_FORM, Kind.GIVEN),
+        (Method.MACHINE, Kind.PREDICTED),
+    }
+    for name in ("dgx-a100", "dgx-h100"):
+        machine = (files("coterie.spec") / "machines" / f"{name}.toml").read_text("utf-8")
+        (line,) = (line for line in machine.splitlines() if line.startswith("capacity = { value = 2048"))
+        assert "MLPerf" in line
+        assert "assumed" not in line

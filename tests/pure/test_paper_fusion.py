@@ -9,7 +9,9 @@ import pytest
 from coterie.plan.paper import figure10
 from coterie.plan.paper.benchmarks import benchmarks, fused, launches, unfused
 from coterie.plan.paper.exhibits import exhibits
-from coterie.plan.paper.figure10 import MODES, Shared, Times, best_batch, fit, left_out, ranges, times
+from coterie.plan.paper.figure10 import MODES, best_batch, fit, left_out, ranges
+from coterie.plan.paper.figure10_notes import launch_s, notes
+from coterie.plan.paper.figure10_times import NODE, Shared, Times, times
 from coterie.plan.paper.machine import spec
 from coterie.plan.paper.published import published
 from coterie.plan.paper.row import Kind
@@ -48,7 +50,7 @@ def test_speedups_are_ratios_of_times() -> None:
         {"SO": unfused_s / (4e-4 + 10 * 22e-6), "HO": unfused_s / (4e-4 + 10 * 5e-6)}
     )
     # The hardware's launch is the file's cheaper one, so HO is never the slower of the two.
-    of_file = Shared.of_file(spec(figure10.NODE))
+    of_file = Shared.of_file(spec(NODE))
     for benchmark in benchmarks():
         if not benchmark.missing:
             found = times(benchmark, 1).speedups(of_file)
@@ -57,12 +59,12 @@ def test_speedups_are_ratios_of_times() -> None:
 
 def test_a_fit_finds_what_made_its_values() -> None:
     """Values made by other shared numbers, at batch 1: the fit comes nearer to them than the file does."""
-    shared = replace(Shared.of_file(spec(figure10.NODE)), host_program_s=200e-6, unfused_share=0.6)
+    shared = replace(Shared.of_file(spec(NODE)), host_program_s=200e-6, unfused_share=0.6)
     cases = tuple(
         (NAMED[n], times(NAMED[n], 1).speedups(shared)) for n in ("llama7B-4k-decode", "falcon40B-2k-prefill")
     )
     found = fit(cases)
-    assert figure10._total(cases, found) < 0.25 * figure10._total(cases, Shared.of_file(spec(figure10.NODE)))
+    assert figure10._total(cases, found) < 0.25 * figure10._total(cases, Shared.of_file(spec(NODE)))
     for name, (low, high) in ranges().items():
         assert low * 0.999 <= getattr(found, name) <= high * 1.001
     batch = best_batch(cases[0][0], cases[0][1], shared)
@@ -83,3 +85,22 @@ def test_figure_10_shows_predicted_and_fitted_rows_and_all_its_constants() -> No
     assert all(c.left_out_error is not None for c in exhibit.fitted)
     errors = sorted(abs(row.error) for row in exhibit.rows if row.kind is Kind.FITTED and row.error is not None)
     assert errors[len(errors) // 2] < AIM
+
+
+def test_the_notes_of_figure_10_follow_the_values():
+    values = {name: {"SO": 1.5, "HO": 3.0} for name in NAMED}
+    said = notes(values)
+    assert len(said) == 5
+    assert "3.00x is published beside 3.00x" in said[3]
+    assert "can be nearer than 1.0x to both" in said[2]
+    values["llama7B-4k-prefill"] = {"SO": 1.5, "HO": 12.0}
+    assert (
+        "12.0x and 3.0x are published: no model without a number for each can be nearer than 2.0x" in notes(values)[2]
+    )
+
+
+def test_what_a_launch_must_cost_gives_back_the_two_speedups():
+    at, shared = Times(600, 34, 18, 10e-3, 2e-3), Shared(20e-6, 0.0, 5e-6, 1.0)
+    more_s = launch_s(at, {"SO": 2.0, "HO": 5.0}, shared)
+    hardware_s = at.fused_work_s + at.fused_kernels * shared.device_s
+    assert (hardware_s + at.fused_kernels * more_s) / hardware_s == pytest.approx(5.0 / 2.0)

@@ -97,6 +97,7 @@ def test_this_machines_own_benches():
     assert sum(abs(row.error) for row in held) / len(held) < 0.10
     assert "us to start a region" in said[0]
     assert all("commit" in row.name for row in rows)
+    assert not any("135m" in row.name for row in held if row.dataset != "this CPU: switch"), "that work calibrates"
 
 
 def test_a_folder_without_what_calibrates_is_refused(tmp_path):

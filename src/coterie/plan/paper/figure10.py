@@ -12,59 +12,21 @@ Knows nothing about how regions are priced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from math import log
 from statistics import median
 
-from coterie.plan.paper.benchmarks import Benchmark, benchmarks, fused, launches, layer_kernels, unfused, work_s
+from coterie.plan.paper.benchmarks import Benchmark, benchmarks
+from coterie.plan.paper.figure10_notes import notes
+from coterie.plan.paper.figure10_times import NODE, Shared, Times, times
 from coterie.plan.paper.machine import spec
 from coterie.plan.paper.published import Published, beside, data
 from coterie.plan.paper.row import Chart, Exhibit, Fitted, Kind, Method, Row, bars
-from coterie.spec.machine import MachineSpec
 
 NAME, TITLE = "figure-10", "Figure 10"
-NODE, SOCKET = "sn40l-node", "sn40l-socket"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MODES = ("SO", "HO")
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all benchmarks have in common. Seconds: the host's launch, the host's load of a whole grid's program, and
-    the hardware's launch and load together. `unfused_share`: of the work of unfused kernels as priced, what they take.
-    """
-
-    host_launch_s: float
-    host_program_s: float
-    device_s: float
-    unfused_share: float
-
-    @classmethod
-    def of_file(cls, machine: MachineSpec) -> Shared:
-        """As the machine's file has them."""
-        used = machine.grid.pcu_share if machine.grid else 1.0
-        return cls(machine.launch_host_s, used * machine.program_host_s, machine.launch_s("device", used), 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """A benchmark at one batch: kernels and seconds of work, unfused and fused; `layer`: kernels to a section."""
-
-    unfused_kernels: int
-    fused_kernels: int
-    layer: int
-    unfused_work_s: float
-    fused_work_s: float
-
-    def speedups(self, shared: Shared) -> dict[str, float]:
-        """Over unfused, by mode."""
-        small = shared.host_launch_s + shared.host_program_s / self.layer
-        unfused_s = self.unfused_work_s * shared.unfused_share + self.unfused_kernels * small
-        so = self.fused_work_s + self.fused_kernels * (shared.host_launch_s + shared.host_program_s)
-        ho = self.fused_work_s + self.fused_kernels * shared.device_s
-        return {"SO": unfused_s / so, "HO": unfused_s / ho}
-
 
 Case = tuple[Benchmark, dict[str, float]]
 
@@ -81,25 +43,11 @@ def figure_10() -> Exhibit:
     fitted = _constants(shared, cases)
     charts = tuple(_chart(rows, mode) for mode in MODES)
     about = "Speedup over unfused kernels: fused with software (SO) and with hardware orchestration (HO)"
-    return Exhibit(NAME, TITLE, about, tuple(rows), fitted, charts, NOTES)
+    return Exhibit(NAME, TITLE, about, tuple(rows), fitted, charts, notes({b.name: _values(b) for b in benchmarks()}))
 
 
 def _chart(rows: list[Row], mode: str) -> Chart:
     return bars(f"Fused, {mode}: speedup over unfused", "x", [r for r in rows if r.row.endswith(mode)], log_y=True)
-
-
-NOTES = (
-    "FlashFFTConv: SO and HO are alike, so its batch is large and launches do not matter; laid out, its one kernel is "
-    "bound by filling the pipeline at small batches and by its slowest stage at large ones, not by memory",
-    "Fused SO of llama7B-4k-decode is slower than unfused although it starts 68 times fewer kernels: its 34 launches "
-    "must cost some 270 us each, where mistral7B's cost some 50; one cost a launch cannot give both",
-    "llama7B-4k-prefill and mistral7B-4k-prefill are nearly the same computation (ours agree within 3 %), yet 2.2x and "
-    "13.9x are published: no model without a number for each can be nearer than 2.5x to both. Unfused intermediates of "
-    "mistral7B in DDR, a twelfth as fast as HBM, would explain it; so would sections of llama7B that store theirs",
-    "llava1.5-7B-decode is llama7B-4k-decode with the same shapes, yet 1.46x is published beside 8.00x",
-    "The prefills of llama70B and bloom176B: published below 1.6x, ours above 2.3x: every score of the attention goes "
-    "through memory seven times in ours; theirs must keep most of it on the chip, or have fused kernels that store it",
-)
 
 
 def _rows(benchmark: Benchmark, mode: str, value: Published, of_file: Shared, shared: Shared) -> list[Row]:
@@ -132,20 +80,6 @@ def _values(benchmark: Benchmark) -> dict[str, float]:
 
 def _cases() -> tuple[Case, ...]:
     return tuple((benchmark, _values(benchmark)) for benchmark in benchmarks() if not benchmark.missing)
-
-
-@cache
-def times(benchmark: Benchmark, batch: int) -> Times:
-    """A benchmark on its machine, at a batch."""
-    machine, sizes = spec(NODE if benchmark.is_model else SOCKET), benchmark.sizes(batch)
-    many, few = unfused(benchmark), fused(benchmark)
-    return Times(
-        launches(many),
-        launches(few),
-        layer_kernels(benchmark),
-        work_s(machine, many, sizes),
-        work_s(machine, few, sizes),
-    )
 
 
 def best_batch(benchmark: Benchmark, values: dict[str, float], shared: Shared) -> int:

@@ -2,8 +2,8 @@
 
     sticks        read loop, multiply-adds: each result carries its own, taken beside it
     calibration   decode and prefill of the 135M shape: time of a region's start, share of the multiply-add rate reached
-                  with each type of weights; the disk's rate is the fetch's own
-    validation    all else: the 1B shape, cold and warm switches; the 135M shape once more, as the fusion bench took it
+                  with each type of weights; the disk's rate is the fetch's own. The fusion bench does this work again
+    validation    all else: the 1B shape, cold and warm switches, other rule sets
 
 Knows nothing about GPUs.
 """
@@ -162,8 +162,9 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
         decodes = way["phase"] == "decode"
         sizes = Sizes.decode(1, load["decode_context"]) if decodes else Sizes.prefill(1, way["tokens"])
         label = f"{way['way']} {way['phase']} {load['shape']} ({name}, commit {raw['commit']})"
+        split = CALIBRATION if fused == "fused" and load["shape"] == _SMALL else VALIDATION
         modelled_s = step_time(spec, program, sizes).seconds
-        yield Row("this CPU: fusion", CPU, label, VALIDATION, way["seconds_per_step"], modelled_s)
+        yield Row("this CPU: fusion", CPU, label, split, way["seconds_per_step"], modelled_s)
 
 
 def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> float:
