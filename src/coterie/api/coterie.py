@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
+from coterie.api.routings import Routings
 from coterie.api.texts import check_unicode, open_texts
 from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
-from coterie.composition.routing import Routing
-from coterie.core.errors import RequestError
+from coterie.composition.routing import Pending, Routing
+from coterie.core.errors import CoterieError, RequestError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
@@ -27,11 +28,17 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(slots=True)
 class _Pending:
-    """A query in flight: what is known of its answer so far."""
+    """A query in flight: what is known of its answer so far. `route` is None as long as a model is asked for it.
 
-    route: Route
-    prompt_tokens: int
-    seed: int
+    `asked_s`: when it was asked; None where the router reads the text alone.
+    """
+
+    query: Query
+    prompt: Prompt
+    route: Route | None = None
+    asked_s: float | None = None
+    cancelled: bool = False
+    prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
 
@@ -48,6 +55,8 @@ class Coterie:
         made = plan(self.models, make_spec(options), options)
         self._texts = open_texts(self.models)
         self._parts: Parts = assemble(self.models, made, options)
+        made_up = self._parts.device.synthetic()
+        self._routings = Routings(self.routing, self._texts, self.models, self._parts.engine, made_up)
         self._pending: dict[str, _Pending] = {}
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
@@ -73,30 +82,36 @@ class Coterie:
         return self._parts.engine.idle
 
     def route(self, query: Query) -> Route:
-        """The router's decision for a query, without running it. Raises NotFoundError, RequestError."""
-        return self._route(query)[0]
+        """The router's decision for a query, without running its expert; what the router asks of a model is run.
+
+        Others go on meanwhile, their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError.
+        """
+        begun, request_id = self._begin(query), self._next_id()
+        if not begun.asks:
+            return self.routing.finish(begun)
+        self._routings.begin(request_id, begun)
+        try:
+            while not self._routings.done(request_id):
+                self._unseen += self._advance()
+        except BaseException:
+            self._routings.drop(request_id)
+            raise
+        return self._routings.route(request_id)
 
     def submit(self, query: Query) -> str:
-        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued."""
-        route, prompt = self._route(query)
-        text, model = self._texts[route.expert], self.models[route.expert]
-        ids = text.encode(query, prompt)
-        # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
-        room = max(1, model.max_context - len(ids))
-        request = Request(
-            request_id=f"{next(self._numbers):08x}",
-            expert_id=route.expert,
-            prompt_ids=ids,
-            max_tokens=min(DEFAULT_MAX_TOKENS, room) if query.max_tokens is None else query.max_tokens,
-            sampling=query.sampling,
-            stop=query.stop,
-            end_ids=model.end_ids,
-            ignore_end=query.ignore_end,
-            detokenizer=text.detokenizer(),
-        )
-        self._parts.engine.submit(request)
-        self._pending[request.request_id] = _Pending(route, len(ids), query.sampling.seed)
-        return request.request_id
+        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued.
+
+        Where the router asks a model first, what the expert refuses comes later, as the error of the last chunk.
+        """
+        begun, request_id = self._begin(query), self._next_id()
+        pending = _Pending(query, begun.prompt)
+        if begun.asks:
+            pending.asked_s = self._parts.device.now()
+            self._routings.begin(request_id, begun)
+        else:
+            self._to_expert(request_id, pending, self.routing.finish(begun))
+        self._pending[request_id] = pending
+        return request_id
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
@@ -109,7 +124,11 @@ class Coterie:
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says `cancelled`."""
-        if request_id in self._pending:
+        pending = self._pending.get(request_id)
+        if pending is not None and pending.route is None:
+            pending.cancelled = True
+            self._routings.cancel(request_id)
+        elif pending is not None:
             self._parts.engine.cancel(request_id)
 
     def stream(self, query: Query) -> Iterator[Chunk]:
@@ -169,19 +188,62 @@ class Coterie:
     ) -> None:
         self.close()
 
-    def _route(self, query: Query) -> tuple[Route, Prompt]:
+    def _next_id(self) -> str:
+        return f"{next(self._numbers):08x}"
+
+    def _begin(self, query: Query) -> Pending:
         if not query.messages:
             raise RequestError("messages", "there is no message", "give at least one")
         prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
         check_unicode(prompt)
         if not query.raw and not prompt.text.strip():
             raise RequestError("prompt", "the last user message has no text", "write a question")
-        return self.routing.route(prompt, query.model or None, query.previous_expert or None)
+        return self.routing.begin(prompt, query.model or None, query.previous_expert or None)
+
+    def _to_expert(self, request_id: str, pending: _Pending, route: Route) -> None:
+        query, text, model = pending.query, self._texts[route.expert], self.models[route.expert]
+        ids = text.encode(query, pending.prompt)
+        # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
+        room = max(1, model.max_context - len(ids))
+        request = Request(
+            request_id=request_id,
+            expert_id=route.expert,
+            prompt_ids=ids,
+            max_tokens=min(DEFAULT_MAX_TOKENS, room) if query.max_tokens is None else query.max_tokens,
+            sampling=query.sampling,
+            stop=query.stop,
+            end_ids=model.end_ids,
+            ignore_end=query.ignore_end,
+            detokenizer=text.detokenizer(),
+        )
+        self._parts.engine.submit(request)
+        pending.route, pending.prompt_tokens = route, len(ids)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s
-        # What an abandoned query still says is for nobody.
-        return [self._chunk(o) for o in self._parts.engine.step(until) if o.request_id in self._pending]
+        chunks = []
+        for output in self._parts.engine.step(until):
+            # What an abandoned query still says is for nobody.
+            if output.request_id in self._pending:
+                chunks.append(self._chunk(output))
+            decided = self._routings.take(output)
+            if decided in self._pending:
+                chunks += self._decided(decided, output)
+        return chunks
+
+    def _decided(self, request_id: str, output: Output) -> list[Chunk]:
+        """The router's model has answered: on to the expert. Chunks only where it ends here."""
+        pending = self._pending[request_id]
+        try:
+            route = self._routings.route(request_id)
+            if not pending.cancelled:
+                self._to_expert(request_id, pending, route)
+                return []
+        except CoterieError as error:
+            del self._pending[request_id]
+            return [Chunk(request_id, "", error=error)]
+        pending.route = replace(route, reason="cancelled while the router's model was asked")
+        return [self._chunk(replace(output, request_id=request_id, expert_id="", token_ids=(), text=""))]
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
         """One step's chunks of these queries; those of others wait for the next `step`."""
@@ -191,7 +253,10 @@ class Coterie:
 
     def _abandon(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
-            if self._pending.pop(request_id, None) is not None:
+            pending = self._pending.pop(request_id, None)
+            if pending is not None and pending.route is None:
+                self._routings.drop(request_id)
+            elif pending is not None:
                 self._parts.engine.cancel(request_id)
 
     def _chunk(self, output: Output) -> Chunk:
@@ -207,9 +272,10 @@ class Coterie:
         return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer)
 
     def _answer(self, output: Output, pending: _Pending) -> Answer:
-        timings = output.timings
-        if timings is None or output.finish_reason is None:
-            raise RuntimeError(f"the last output of {output.request_id} has no timings")
+        timings, route = output.timings, pending.route
+        if timings is None or output.finish_reason is None or route is None:
+            raise RuntimeError(f"the last output of {output.request_id} has no timings or no route")
+        begun_s = timings.arrival_s if pending.asked_s is None else pending.asked_s
         first = timings.end_s if timings.first_token_s is None else timings.first_token_s
         count, decode_s = len(pending.token_ids), timings.end_s - first
         return Answer(
@@ -217,14 +283,15 @@ class Coterie:
             text="".join(pending.text),
             token_ids=tuple(pending.token_ids),
             expert=output.expert_id,
-            route=pending.route,
+            route=route,
             finish_reason=output.finish_reason,
-            seed=pending.seed,
+            seed=pending.query.sampling.seed,
             prompt_tokens=pending.prompt_tokens,
             hit=timings.hit,
             switch_s=timings.switch_s,
-            ttft_s=first - timings.arrival_s,
-            total_s=timings.end_s - timings.arrival_s,
+            ttft_s=first - begun_s,
+            routed_s=timings.arrival_s - begun_s,
+            total_s=timings.end_s - begun_s,
             tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
             synthetic=self._parts.device.synthetic(),
         )

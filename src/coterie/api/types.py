@@ -62,7 +62,8 @@ class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
     `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
-    `ttft_s`: from submission to the first token. `tokens_per_s`: rate after the first token, 0 for a single token.
+    `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was).
+    `tokens_per_s`: rate after the first token, 0 for a single token.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     """
 
@@ -80,6 +81,7 @@ class Answer:
     total_s: float
     tokens_per_s: float
     synthetic: bool
+    routed_s: float = 0.0
 
     @property
     def last_line(self) -> str:
@@ -100,6 +102,7 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "hit": self.hit,
             "switch_s": self.switch_s,
+            "routed_s": self.routed_s,
             "ttft_s": self.ttft_s,
             "total_s": self.total_s,
             "tokens_per_s": self.tokens_per_s,

@@ -1,6 +1,6 @@
 """`coterie route`: which expert would answer, how sure the router is, who came next, and why.
 
-Knows nothing about running experts.
+Only a router that asks a model needs a device. Knows nothing about running experts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from coterie.api import Coterie, Query
 from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
-from coterie.composition.composition import load_composition
+from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
 from coterie.core.errors import RequestError
@@ -26,16 +27,24 @@ def route(
     json_: JsonOpt = False,
 ) -> None:
     """Print the router's decision for each prompt, without running any expert."""
-    routing = Routing(load_composition(composition))
+    found = load_composition(composition)
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
-    routes = [(text, routing.route(Prompt(text))[0]) for text in texts]
+    routes = list(zip(texts, _routes(found, texts), strict=True))
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)
         return
     out.print(_table(routes))
+
+
+def _routes(composition: Composition, texts: list[str]) -> list[Route]:
+    if composition.router is None or composition.router.model is None:
+        routing = Routing(composition)
+        return [routing.route(Prompt(text))[0] for text in texts]
+    with Coterie(composition) as coterie:
+        return [coterie.route(Query.text(text)) for text in texts]
 
 
 def _table(routes: list[tuple[str, Route]]) -> Table:

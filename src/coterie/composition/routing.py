@@ -129,7 +129,7 @@ class Routing:
         pending = self.begin(prompt, model, previous)
         if pending.asks:
             fact = "its router asks a model, whose answers nobody gives here"
-            raise UnsupportedError(self.composition.name, fact, "name the expert, or use coterie simulate")
+            raise UnsupportedError(self.composition.name, fact, "name the expert, or ask through the engine")
         return self.finish(pending), pending.prompt
 
     def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:

@@ -1,0 +1,107 @@
+"""Routings: prompts whose router asks a model first. The engine answers what is asked, like any other request.
+
+    begin(id, pending) -> asks, submitted to the engine -> take(output) ... -> id is decided -> route(id)
+
+Knows nothing about what becomes of a prompt once its route is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coterie.api.texts import Text
+from coterie.api.types import Query
+from coterie.composition.router import Ask, Prompt, Route
+from coterie.composition.routing import Pending, Routing
+from coterie.core.errors import UnsupportedError
+from coterie.engine.engine import Engine
+from coterie.engine.request import Output, Request
+from coterie.engine.routing import RoutingJob
+from coterie.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A routing that has begun, as the router of its prompt."""
+
+    routing: Routing
+    pending: Pending
+
+    def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
+        """What it wants to know."""
+        return self.pending.asks
+
+    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+        """Where the prompt goes."""
+        return self.routing.finish(self.pending, results)
+
+
+class Routings:
+    """The routings in flight. A model is asked greedily, through its own chat template: equal prompts, equal routes.
+
+    `made_up`: the device computes no numbers, so that what a model answers there names nobody.
+    """
+
+    def __init__(
+        self, routing: Routing, texts: Mapping[str, Text], models: Mapping[str, Model], engine: Engine, made_up: bool
+    ) -> None:
+        self._routing, self._texts, self._models, self._engine = routing, texts, models, engine
+        self._made_up = made_up
+        self._jobs: dict[str, RoutingJob] = {}
+        self._owners: dict[str, str] = {}
+
+    def begin(self, request_id: str, pending: Pending) -> None:
+        """Ask what the router wants to know.
+
+        Raises RequestError or CapacityError, and UnsupportedError where answers are made up, with nothing queued.
+        """
+        if self._made_up:
+            fact = "its router asks a model, and this device makes its answers up"
+            raise UnsupportedError(self._routing.composition.name, fact, "name the expert, or use coterie simulate")
+        job = RoutingJob(request_id, _Begun(self._routing, pending), pending.prompt)
+        self._jobs[request_id] = job
+        try:
+            for ask_id, ask in job.asks.items():
+                self._engine.submit(self._request(ask_id, ask))
+                self._owners[ask_id] = request_id
+        except BaseException:
+            self.drop(request_id)
+            raise
+
+    def take(self, output: Output) -> str | None:
+        """Take an answer; the id whose routing is decided by it, if any is."""
+        owner = self._owners.get(output.request_id)
+        if owner is None:
+            return None
+        job = self._jobs[owner]
+        job.take(output)
+        if output.finish_reason is not None:
+            del self._owners[output.request_id]
+        return owner if job.done else None
+
+    def done(self, request_id: str) -> bool:
+        """True when a routing that is in flight is decided."""
+        return self._jobs[request_id].done
+
+    def cancel(self, request_id: str) -> None:
+        """Let what it asks end at the next step."""
+        for ask_id in self._jobs[request_id].asks:
+            self._engine.cancel(ask_id)
+
+    def route(self, request_id: str) -> Route:
+        """The decision, once it is made; then the routing is forgotten. Raises the failure of what was asked."""
+        job = self._jobs[request_id]
+        self.drop(request_id)
+        return job.route()
+
+    def drop(self, request_id: str) -> None:
+        """Forget a routing, and stop what it still asks."""
+        for ask_id in self._jobs.pop(request_id).asks:
+            if self._owners.pop(ask_id, None) is not None:
+                self._engine.cancel(ask_id)
+
+    def _request(self, ask_id: str, ask: Ask) -> Request:
+        query, text, model = Query.text(ask.text), self._texts[ask.expert], self._models[ask.expert]
+        ids = text.encode(query, Prompt.from_messages([m.to_dict() for m in query.messages]))
+        return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=model.end_ids, detokenizer=text.detokenizer())
