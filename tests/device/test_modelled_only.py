@@ -16,6 +16,7 @@ from coterie.models.zoo import zoo_graph
 REFUSED = {
     "bloom": (decoder(**of_family("bloom", num_kv_heads=4)), "none", "layer_norm"),
     "falcon": (decoder(**of_family("falcon", head_dim=4)), "cache", "layer_norm"),
+    "sparse": (decoder(density=0.5), "cache", r"sparse \(50.0% of its elements\), which no real kernel reads"),
     "sharded": (shard(decoder(vocab_size=40), 2), "cache", "embed_part"),
     "kernels of PyTorch": (expand(decoder()), "none", "kernel to_float"),
     "sections": (decoder(), "section", "section"),

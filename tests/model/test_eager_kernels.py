@@ -41,6 +41,10 @@ TINY = {
     "grouped": {"model_type": "llama", **LLAMA, "num_key_value_heads": 2},
     "mistral": {"model_type": "mistral", **LLAMA, "num_key_value_heads": 2, "sliding_window": 16},
     "bloom": {"model_type": "bloom", "vocab_size": 64, "hidden_size": 32, "n_head": 4},
+    "opt": {
+        **{"model_type": "opt", "vocab_size": 64, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48},
+        **{"num_attention_heads": 4, "max_position_embeddings": 64},
+    },
     "falcon": {
         **{"model_type": "falcon", "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_kv_heads": 2},
         **{"new_decoder_architecture": True, "parallel_attn": True, "bias": False, "alibi": False},

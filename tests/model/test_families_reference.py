@@ -19,9 +19,13 @@ from coterie.models.registry import decoder_graph
 
 COMMON = {"vocab_size": 61, "hidden_size": 24}
 FALCON = {"new_decoder_architecture": True, "parallel_attn": True, "alibi": False, "num_hidden_layers": 2}
+OPT = {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 36, "word_embed_proj_dim": 24}
+OPT |= {"max_position_embeddings": 16}
 TINY = {
     "bloom": {"model_type": "bloom", **COMMON, "n_layer": 2, "n_head": 4},
     "bloom, 3 heads": {"model_type": "bloom", **COMMON, "n_layer": 2, "n_head": 3},
+    "opt": {"model_type": "opt", **COMMON, **OPT, "activation_function": "relu"},
+    "opt, gelu": {"model_type": "opt", **COMMON, **OPT, "activation_function": "gelu"},
     "falcon": {"model_type": "falcon", **COMMON, **FALCON, "num_attention_heads": 6, "num_kv_heads": 2, "bias": False},
     "falcon, biases": {
         "model_type": "falcon",
@@ -73,7 +77,7 @@ def test_the_reference_agrees_with_transformers(name):
     np.testing.assert_allclose(np.array(found), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["bloom", "falcon"])
+@pytest.mark.parametrize("name", ["bloom", "falcon", "opt"])
 def test_a_checkpoint_is_refused_in_a_sentence(name, tmp_path):
     theirs(TINY[name]).save_pretrained(tmp_path)
     sentence = rf"config\.json\] {name} has ops that no real device has kernels for; only modelled machines run it"
@@ -86,6 +90,9 @@ def test_a_checkpoint_is_refused_in_a_sentence(name, tmp_path):
     [
         ("falcon", {"alibi": True}, "alibi"),
         ("falcon", {"new_decoder_architecture": False}, "new_decoder_architecture = False is not run for falcon"),
+        ("opt", {"activation_function": "tanh"}, "activation_function 'tanh' is not run for opt"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False is not run for opt"),
+        ("opt", {"word_embed_proj_dim": 12}, "word_embed_proj_dim 12 beside hidden_size 24 is not run for opt"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "post_layernorm = True is not run for bloom"),
     ],
 )

@@ -56,7 +56,8 @@ def decoder(dtypes=(DType.F32,), **changes) -> Graph:
 def of_family(name, **changes):
     """What makes a decoder one of this family, as changes of ModelConfig; its biases are on."""
     family = FAMILIES[name]
-    flags = {key: getattr(family, key) for key in ("norm", "feed_forward", "alibi", "parallel_norms", "names")}
+    keys = ("norm", "feed_forward", "alibi", "parallel_norms", "position_offset", "names")
+    flags = {key: getattr(family, key) for key in keys}
     biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), True)
     return {"family": name, **flags, **biases, **changes}
 
@@ -83,12 +84,14 @@ def decoders(draw) -> Graph:
 @st.composite
 def any_decoders(draw) -> Graph:
     """Decoders of every family, those that only modelled machines run too."""
-    name = draw(st.sampled_from(["llama", "bloom", "falcon"]))
+    name = draw(st.sampled_from(["llama", "bloom", "falcon", "opt"]))
     if name == "llama":
         return draw(decoders())
     kv_heads = draw(st.integers(1, 3))
-    share = 1 if name == "bloom" else draw(st.integers(1, 3))
-    changes = {} if name == "bloom" else {"parallel_norms": draw(st.integers(1, 2))}
+    share = draw(st.integers(1, 3)) if name == "falcon" else 1
+    changes = {"parallel_norms": draw(st.integers(1, 2))} if name == "falcon" else {}
+    if name == "opt":
+        changes = {"density": draw(st.sampled_from([1.0, 0.5, 0.125]))}
     return decoder(
         dtypes=(draw(st.sampled_from(FLOATS)),),
         **of_family(name, num_kv_heads=kv_heads, num_heads=kv_heads * share, **changes),
@@ -141,13 +144,15 @@ def the_op(graph: Graph, name: str) -> Op:
 
 
 def random_weights(graph: Graph, seed=0):
-    """Float32 arrays that hold only what each weight's type can hold."""
+    """Float32 arrays that hold only what each weight's type can hold; a sparse one has as many elements as it may."""
     rng = np.random.default_rng(seed)
     weights = {}
     for value in graph.weights:
         numbers = rng.standard_normal(value.shape) / value.shape[-1] ** 0.5
         if len(value.shape) == 1:
             numbers = 1 + 0.1 * rng.standard_normal(value.shape)
+        if value.density != 1.0:
+            numbers.flat[rng.permutation(numbers.size)[round(value.density * numbers.size) :]] = 0.0
         weights[value.name] = to_f32(from_f32(numbers.astype(np.float32), value.dtype), value.dtype)
     return weights
 

@@ -42,6 +42,7 @@ small = st.builds(
     num_kv_heads=st.sampled_from([1, 2, 4]),
     qkv_bias=st.booleans(),
     windows=st.sampled_from([(0, 0), (3, 5)]),
+    density=st.sampled_from([1.0, 0.25]),
 )
 
 

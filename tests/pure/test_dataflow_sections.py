@@ -54,6 +54,7 @@ small = st.builds(
     num_kv_heads=st.sampled_from([1, 2, 4]),
     qkv_bias=st.booleans(),
     windows=st.sampled_from([(0, 0), (3, 3)]),
+    density=st.sampled_from([1.0, 0.25]),
 )
 steps = st.one_of(
     st.builds(Sizes.prefill, st.integers(1, 3), st.integers(1, 24)),

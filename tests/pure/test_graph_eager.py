@@ -20,6 +20,7 @@ from coterie.models.zoo import zoo_graph
 
 SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4),
+    "opt": of_family("opt", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "plain": {"num_kv_heads": 4},
     "gqa": {},

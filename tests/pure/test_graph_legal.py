@@ -25,6 +25,7 @@ WHOLE = [
     decoder(qkv_bias=True, o_bias=True, windows=(3, 0)),
     decoder(**of_family("bloom", num_kv_heads=4)),
     decoder(**of_family("falcon", head_dim=4)),
+    decoder(**of_family("opt", num_kv_heads=4)),
     shard(decoder(**of_family("bloom", num_kv_heads=4, vocab_size=40)), 2),
     LLAVA,
     fft_conv_graph((2, 3)),

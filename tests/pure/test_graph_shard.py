@@ -22,6 +22,7 @@ from coterie.models.zoo import zoo_graph
 EVERYTHING = {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True}
 SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
+    "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
     "gqa": {"vocab_size": 40},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},

@@ -64,7 +64,7 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", ada, "--how", "fast"), "there is no way 'fast' to cut a graph", "best")
     refused(run("map", ada, "--section", "layers.99"), "there is no section layers.99", "embed")
     refused(run("map", ada, "--orchestration", "nobody"), "use device or host")
-    refused(run("map", ada, "--phase", "train", "--tp", "2"), "over 2 sockets is not built", "one socket")
+    refused(run("map", ada, "--phase", "train", "--tp", "2"), "259 rows, which do not split over 2 ranks")
     refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")
     refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
     refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")

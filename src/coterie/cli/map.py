@@ -70,10 +70,9 @@ def map_(
     graph = _graph(model)
     sizes = Sizes.decode(batch, tokens) if phase is Phase.decode else Sizes.prefill(batch, tokens)
     if phase is Phase.train:
-        if tp > 1:
-            raise UsageError("--tp", f"a training step over {tp} sockets is not built", "map it on one socket")
-        graph, sizes = training_graph(graph), replace(sizes, R=sizes.T)  # every token has a target
-    graph = shard(graph, tp)
+        graph, sizes = training_graph(graph, tp), replace(sizes, R=sizes.T)  # every token has a target
+    else:
+        graph = shard(graph, tp)
     spec = load_machine(machine)
     plan = sections_of(graph, sizes, chip_of(spec, orchestration), how, tp)
     lies = plan_of_memory(graph, plan, sizes, spec, memory) if memory else None

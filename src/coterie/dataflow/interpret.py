@@ -19,9 +19,9 @@ import numpy.typing as npt
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.dataflow.legal import Way, place_of
+from coterie.dataflow.loops import Access
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.memory import KEY_BLOCK, depths
-from coterie.dataflow.nest import Access
 from coterie.dataflow.traffic import border
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.reference import KvState, Step, run_op
@@ -206,7 +206,9 @@ class _Work:
             self.ran.moved[kind] += width * stride * (rows[1] - rows[0])
         elif access.value in self.owner.mapped.streamed or access.value not in self.loaded:
             self.loaded.add(access.value)
-            self.ran.moved[kind] += width * len(self.values[access.value])
+            whole = self.values[access.value]
+            sparse = int(np.count_nonzero(whole)) * value.dtype.size_bytes + -(-whole.size // 8)
+            self.ran.moved[kind] += width * len(whole) if value.density == 1.0 else sparse
 
     def _compute(self, at: int, operands: dict[str, Array], rows: tuple[int, int]) -> Array:
         op = self.owner.ops[at]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.nest import GATHER, Access, Nest, Tag, nest
+from coterie.dataflow.loops import GATHER, Access, Nest, Tag
+from coterie.dataflow.nest import nest
 from coterie.graph.ir import Graph, Op
 
 

@@ -1,82 +1,17 @@
-"""The normal form of an op: its loops, each tagged, and for each operand which loops index which of its dimensions.
-
-    linear   t parallel, n parallel, k reduction      x[t, k]  weight[n, k]  y[t, n]
-
-A view or a transpose is no loop of its own: it is the way in which its reader indexes what its producer wrote.
-Adding an op: one row in NESTS.
+"""The loops of every op, a row each. Adding an op: one row in NESTS.
 
 Knows nothing about machines or tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeAlias
+from collections.abc import Mapping
 
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
+from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
+from coterie.dataflow.nest_grad import GRAD_NESTS
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import OPS
-
-
-class Tag(Enum):
-    """What an output element needs of a loop: its own iteration, all of them, or those before its own."""
-
-    PARALLEL = "parallel"
-    REDUCTION = "reduction"
-    SEQUENTIAL = "sequential"
-
-
-# Loops that index one dimension, outermost first. A gathered dimension is indexed by numbers, not by loops.
-Index: TypeAlias = tuple[str, ...]
-GATHER: Index = ("gather",)
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """One loop of a nest. An `online` reduction has a running form: its state is small and its order is free."""
-
-    name: str
-    size: int
-    tag: Tag
-    online: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How an op indexes a value: an Index per dimension. `by` names the value that a gather takes its numbers from."""
-
-    value: str
-    index: tuple[Index, ...]
-    by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Nest:
-    """The loops of an op, and its accesses. `by_token`: it works on the KV state, token by token (its first loop)."""
-
-    op: Op
-    loops: tuple[Loop, ...]
-    reads: tuple[Access, ...]
-    writes: tuple[Access, ...]
-    by_token: bool = False
-
-    def loop(self, name: str) -> Loop:
-        """The loop of that name. Raises KeyError."""
-        for loop in self.loops:
-            if loop.name == name:
-                return loop
-        raise KeyError(f"{self.op.name} has no loop {name}")
-
-    @property
-    def is_view(self) -> bool:
-        """Reads and writes each element once and computes nothing: an access pattern, at no cost on a PMU."""
-        return OPS[self.op.kind].view
-
-
-_Row: TypeAlias = Callable[[Graph, Op, Sizes], Nest]
 
 
 def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -88,21 +23,13 @@ def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     return row(graph, op, sizes)
 
 
-def _dims(graph: Graph, name: str, sizes: Sizes) -> tuple[int, ...]:
-    return tuple(sizes.of(dim) for dim in graph.values[name].shape)
-
-
-def _axes(prefix: str, count: int) -> tuple[Index, ...]:
-    return tuple((f"{prefix}{i}",) for i in range(count))
-
-
-def _elementwise(reduced: int = 0, ordered: bool = False) -> _Row:
+def _elementwise(reduced: int = 0, ordered: bool = False) -> MakeNest:
     """Output and operands of the same rank share all loops; the last `reduced` are needed whole by each output."""
 
     def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         out = op.outputs[0] if graph.values[op.outputs[0]].kind is not Kind.STATE else op.inputs[0]
-        shape = _dims(graph, out, sizes)
-        index = _axes("d", len(shape))
+        shape = dims(graph, out, sizes)
+        index = axes("d", len(shape))
         first = Tag.SEQUENTIAL if ordered else Tag.PARALLEL
         tags = [first if i == 0 else Tag.PARALLEL for i in range(len(shape) - reduced)] + [Tag.REDUCTION] * reduced
         loops = tuple(Loop(f"d{i}", size, tags[i]) for i, size in enumerate(shape))
@@ -126,10 +53,10 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> _Row:
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     x, y = op.inputs[0], op.outputs[0]
-    k, n = _dims(graph, x, sizes)[1:], _dims(graph, y, sizes)[1:]
-    k_index, n_index = _axes("k", len(k)), _axes("n", len(n))
+    k, n = dims(graph, x, sizes)[1:], dims(graph, y, sizes)[1:]
+    k_index, n_index = axes("k", len(k)), axes("n", len(n))
     loops = (
-        Loop("t", _dims(graph, y, sizes)[0], Tag.PARALLEL),
+        Loop("t", dims(graph, y, sizes)[0], Tag.PARALLEL),
         *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
         *(Loop(f"k{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(k)),
     )
@@ -140,7 +67,7 @@ def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _embed(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    t, d = _dims(graph, op.outputs[0], sizes)
+    t, d = dims(graph, op.outputs[0], sizes)
     loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
     tokens, table = op.inputs[0], op.inputs[1]
     reads = (Access(tokens, (("t",),)), Access(table, (GATHER, ("d",)), by=tokens))
@@ -148,8 +75,8 @@ def _embed(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _take_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    shape = _dims(graph, op.outputs[0], sizes)
-    index = _axes("d", len(shape))
+    shape = dims(graph, op.outputs[0], sizes)
+    index = axes("d", len(shape))
     loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
     reads = (Access(op.inputs[0], (GATHER, *index[1:]), by=op.inputs[1]), Access(op.inputs[1], index[:1]))
     return Nest(op, loops, reads, (Access(op.outputs[0], index),))
@@ -160,7 +87,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
     The state is read along with the queries: a token sees only tokens before it, which were appended before it.
     """
-    t, heads, channels = _dims(graph, op.inputs[0], sizes)
+    t, heads, channels = dims(graph, op.inputs[0], sizes)
     context = max(1, sizes.context_tokens // max(1, sizes.B))
     loops = (
         Loop("t", t, Tag.PARALLEL),
@@ -179,7 +106,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """All rows of a group see each other: groups are walked, each whole; a single one by rows, its keys whole."""
-    rows, heads, channels = _dims(graph, op.inputs[0], sizes)
+    rows, heads, channels = dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
     loops = (
         Loop("g", rows // group, Tag.PARALLEL),
@@ -198,9 +125,9 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """Rows in groups, each walked whole: a row more, or a row less, per group."""
-    x, y = _dims(graph, op.inputs[0], sizes), _dims(graph, op.outputs[0], sizes)
+    x, y = dims(graph, op.inputs[0], sizes), dims(graph, op.outputs[0], sizes)
     group = op.integer("group")
-    columns = _axes("d", len(x) - 1)
+    columns = axes("d", len(x) - 1)
     loops = (
         Loop("g", max(1, max(x[0], y[0]) // group), Tag.PARALLEL),
         Loop("t", group, Tag.PARALLEL),
@@ -227,60 +154,23 @@ def _swap(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _merge_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    t, d = _dims(graph, op.outputs[0], sizes)
+    t, d = dims(graph, op.outputs[0], sizes)
     loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
     x, tokens, rows = op.inputs
     reads = (Access(x, (("t",), ("d",))), Access(tokens, (("t",),)), Access(rows, (GATHER, ("d",)), by=tokens))
     return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
 
 
-def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    dy, dx = op.inputs[0], op.outputs[0]
-    n, k = _dims(graph, dy, sizes)[1:], _dims(graph, dx, sizes)[1:]
-    n_index, k_index = _axes("n", len(n)), _axes("k", len(k))
-    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
-    loops = (
-        Loop("t", _dims(graph, dx, sizes)[0], Tag.PARALLEL),
-        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
-        *(Loop(f"n{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(n)),
-    )
-    reads = (Access(dy, (("t",), *n_index)), Access(op.inputs[1], (flat_n, flat_k)))
-    return Nest(op, loops, reads, (Access(dx, (("t",), *k_index)),))
+def _add_positions(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    t, d = dims(graph, op.outputs[0], sizes)
+    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
+    x, positions, table = op.inputs
+    rows: tuple[Index, ...] = (("t",), ("d",))
+    reads = (Access(x, rows), Access(positions, rows[:1]), Access(table, (GATHER, ("d",)), by=positions))
+    return Nest(op, loops, reads, (Access(op.outputs[0], rows),))
 
 
-def _summed_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """The gradient of a weight: a sum over rows, which accumulates tile by tile and is whole after the last."""
-    rows = _dims(graph, op.inputs[0], sizes)[0]
-    out = _dims(graph, op.outputs[0], sizes)
-    loops = (
-        Loop("t", rows, Tag.REDUCTION, online=True),
-        *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
-    )
-    ranks = ((name, len(graph.values[name].shape)) for name in op.inputs)
-    reads = tuple(Access(name, (("t",), *((),) * (rank - 1))) for name, rank in ranks)
-    return Nest(op, loops, reads, (Access(op.outputs[0], _axes("w", len(out))),))
-
-
-def _attention_grad(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Queries are walked; keys and values are there whole, and their gradients are whole after the last query."""
-    t, heads, channels = _dims(graph, op.inputs[1], sizes)
-    kv_heads = _dims(graph, op.inputs[2], sizes)[1]
-    loops = (
-        Loop("t", t, Tag.PARALLEL),
-        Loop("h", heads, Tag.PARALLEL),
-        Loop("c", channels, Tag.PARALLEL),
-        Loop("s", t, Tag.PARALLEL),
-        Loop("k", kv_heads, Tag.PARALLEL),
-    )
-    query, key = (("t",), ("h",), ("c",)), (("s",), ("k",), ("c",))
-    reads = [Access(name, query) for name in op.inputs[:2]]
-    reads += [Access(name, ((), ("k",), ("c",))) for name in op.inputs[2:4]]
-    reads += [Access(name, (("t",),)) for name in op.inputs[4:]]
-    writes = tuple(Access(name, index) for name, index in zip(op.outputs, (query, key, key), strict=True))
-    return Nest(op, loops, tuple(reads), writes, by_token=True)
-
-
-NESTS: Mapping[str, _Row] = {
+NESTS: Mapping[str, MakeNest] = {
     "embed": _embed,
     "embed_part": _embed,
     "rms_norm": _elementwise(reduced=1),
@@ -296,6 +186,8 @@ NESTS: Mapping[str, _Row] = {
     "mul": _elementwise(),
     "silu": _elementwise(),
     "gelu": _elementwise(),
+    "relu": _elementwise(),
+    "add_positions": _add_positions,
     "add_bias": _elementwise(),
     "add_table": _elementwise(),
     "mul_table": _elementwise(),
@@ -308,15 +200,12 @@ NESTS: Mapping[str, _Row] = {
     "sample": _elementwise(),
     "all_reduce": _elementwise(),
     "all_gather": _elementwise(),
-    "linear_dx": _linear_dx,
-    "linear_dw": _summed_rows,
-    "bias_dw": _summed_rows,
-    "rms_norm_dw": _summed_rows,
-    "embed_dw": _summed_rows,
     "rms_norm_dx": _elementwise(reduced=1),
+    "layer_norm_dx": _elementwise(reduced=1),
     "rope_dx": _elementwise(reduced=1),
     "silu_dx": _elementwise(),
+    "gelu_dx": _elementwise(),
     "loss_dx": _elementwise(reduced=1),
-    "attention_grad": _attention_grad,
     "take_rows_dx": _take_rows,
+    **GRAD_NESTS,
 }

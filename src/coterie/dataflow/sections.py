@@ -203,4 +203,4 @@ def structure(graph: Graph, ops: Sequence[Op]) -> object:
 
 
 def _type(value: Value | None) -> object:
-    return None if value is None else (value.shape, value.dtype, value.kind)
+    return None if value is None else (value.shape, value.dtype, value.kind, value.density)

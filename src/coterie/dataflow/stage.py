@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
 
-from coterie.core.shapes import Sizes, trailing
+from coterie.core.shapes import Sizes
 from coterie.dataflow.legal import Walk
-from coterie.dataflow.nest import Tag
+from coterie.dataflow.loops import Tag
 from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.spec.machine import SpatialUnits
 
 
@@ -202,7 +202,15 @@ def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage
     t = sizes.of(graph.values[op.outputs[0]].shape[0])
     flops = FLOPS[op.kind](graph, op, sizes)
     stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=rows, k=columns, walks=where.walks),)
+    return (replace(stage, m=t, n=rows, k=_dense(columns, graph.values[op.inputs[1]]), walks=where.walks),)
+
+
+def _dense(size: int, weight: Value) -> int:
+    """What is left of a dimension of a sparse matrix: each output sums as many elements, so that arrays stay full.
+
+    A pattern that gives neighbouring outputs different ones would leave lanes idle: this is the fastest that it can be.
+    """
+    return max(1, math.ceil(weight.density * size))
 
 
 def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
@@ -251,14 +259,14 @@ def _linear_dx(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
     rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
     t, flops = sizes.of(graph.values[op.outputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
     stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=columns, k=rows, walks=where.walks),)
+    return (replace(stage, m=t, n=columns, k=_dense(rows, graph.values[op.inputs[1]]), walks=where.walks),)
 
 
 def _linear_dw(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     rows, columns = (sizes.of(dim) for dim in graph.values[op.outputs[0]].shape)
     t, flops = sizes.of(graph.values[op.inputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
     stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=rows, n=columns, k=t, walks="k"),)
+    return (replace(stage, m=rows, n=_dense(columns, graph.values[op.outputs[0]]), k=t, walks="k"),)
 
 
 def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
@@ -291,7 +299,7 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
     unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
     shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
-    widest = max(shapes, key=sizes.count) if op.kind not in ("embed_dw",) else shapes[0]
+    widest = max(shapes, key=sizes.count) if op.kind not in ("embed_dw", "positions_dw") else shapes[0]
     m = max(1, sizes.of(widest[0]) if widest else 1)
     m, n = (
         (m, sizes.count(widest) // m)
@@ -303,12 +311,6 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     return (replace(stage, walks="m", passes=passes, reduces=reduces),)
 
 
-def row_bytes(graph: Graph, name: str) -> int:
-    """Bytes of one row (the first dimension) of a value."""
-    value = graph.values[name]
-    return value.dtype.tensor_bytes([1, trailing(value.shape)]) if len(value.shape) > 1 else value.dtype.size_bytes
-
-
 STATE = Kind.STATE
 # Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
 # norm needs its row twice, once for the sum and once to scale.
@@ -317,14 +319,19 @@ SIMD: Mapping[str, tuple[Unit, int, bool]] = {
     "layer_norm": (Unit.SIMD, 2, True),
     "sample": (Unit.SIMD, 2, True),
     "embed": (Unit.MEMORY, 1, False),
+    "add_positions": (Unit.SIMD, 1, False),
     "embed_part": (Unit.MEMORY, 1, False),
     "merge_rows": (Unit.MEMORY, 1, False),
     "first_row": (Unit.MEMORY, 1, False),
     "take_rows": (Unit.MEMORY, 1, False),
     "take_rows_dx": (Unit.MEMORY, 1, False),
     "embed_dw": (Unit.MEMORY, 1, False),
+    "positions_dw": (Unit.MEMORY, 1, False),
     "rms_norm_dx": (Unit.SIMD, 2, True),
+    "layer_norm_dx": (Unit.SIMD, 2, True),
     "loss_dx": (Unit.SIMD, 2, True),
+    "loss_parts": (Unit.SIMD, 2, True),
+    "loss_part_dx": (Unit.SIMD, 1, False),
     "kv_append": (Unit.MEMORY, 1, False),
     "all_reduce": (Unit.LINK, 1, False),
     "all_gather": (Unit.LINK, 1, False),

@@ -109,6 +109,9 @@ class Lowering:
 
     def weight(self, operand: str, name: str, rounded: bool = False) -> Operands:
         """The address of a weight and its type; `rounded`: what it is multiplied with is rounded first."""
+        if name and self.value(name).density != 1.0:
+            fact = f"{name} is sparse ({self.value(name).density:.1%} of its elements), which no real kernel reads"
+            raise UnsupportedError(self.program.graph.name, fact, "use a modelled machine, or dense weights")
         dtype = kernels.dtype_number(self.value(name).dtype if name else DType.F32, rounded)
         return {operand: self.at(name), f"{operand}_dtype": dtype}
 

@@ -321,4 +321,4 @@ def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
 
 
 def _type(value: Value | None) -> object:
-    return None if value is None else (value.shape, value.dtype, value.kind)
+    return None if value is None else (value.shape, value.dtype, value.kind, value.density)

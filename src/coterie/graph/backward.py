@@ -2,9 +2,11 @@
 
     y = op(a, b)     a rule makes, from dy and what the forward pass has, the gradients of a and b
     several readers  their gradients are added up
+    one rank's part  where the forward pass reads a whole value and each rank computes its own columns, ranks' gradients
+                     of it are added up by an all_reduce: before each block, where the forward pass has one behind it
 
-Weights' gradients leave the step; there is no optimiser, and nothing of the forward pass is computed again but
-attention's scores. Knows nothing about machines.
+Logits stay in parts: ranks exchange a maximum and a sum for each row. Weights' gradients leave the step; there is no
+optimiser, and nothing of the forward pass is computed again but attention's scores. Knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -15,38 +17,51 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import UnsupportedError
-from coterie.core.shapes import Shape, Symbol
+from coterie.core.errors import UnsupportedError, UsageError
+from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.shard import Sharded, Split, split_graph
 
 TARGETS = "targets"
 
 
-def training_graph(graph: Graph) -> Graph:
+def training_graph(graph: Graph, degree: int = 1, rank: int = 0) -> Graph:
     """Forward and backward of a decoder: stages `layers.0.grad` and so on follow the forward ones, last layer first.
 
-    Every row is a target: give Sizes with R = T. Raises UnsupportedError for an op that has no rule.
+    Every row is a target: give Sizes with R = T. With a degree, what one rank of so many computes (graph/shard.py).
+    Raises UnsupportedError for an op that has no rule, UsageError for a degree that the graph cannot be split by.
     """
-    return _Backward(graph).run()
+    return split_training_graph(graph, degree, rank).graph
+
+
+def split_training_graph(graph: Graph, degree: int, rank: int = 0) -> Sharded:
+    """As `training_graph`, with the splits of the weights, which are those of their gradients."""
+    whole = split_graph(graph, degree, rank)
+    return Sharded(_Backward(whole.graph, degree, rank, whole.splits).run(), whole.splits)
 
 
 @dataclass(slots=True)
 class _Backward:
     graph: Graph
+    degree: int
+    rank: int
+    splits: Mapping[str, Split]
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
-    parts: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)  # gradients of a value that are the same on every rank
+    shares: dict[str, list[str]] = field(default_factory=dict)  # and those of which every rank has a summand
     stage: str = ""
 
     def run(self) -> Graph:
         """Build it."""
         self.values = {n: v for n, v in self.graph.values.items() if n not in ("sampling", "next_tokens")}
-        forward = [op for op in self.graph.ops if op.kind != "sample"]
-        self.ops = list(forward)
         self.values[TARGETS] = Value(TARGETS, (Symbol.R,), DType.I32, Kind.INPUT)
         logits = next(op.inputs[0] for op in self.graph.ops if op.kind == "sample")
+        joined = next((op for op in self.graph.ops if op.kind == "all_gather" and op.outputs == (logits,)), None)
+        forward = [op for op in self.graph.ops if op.kind != "sample" and op is not joined]
+        self.ops = list(forward)
         self.stage = f"{self.graph.ops[-1].stage}.grad"
-        self._give(logits, self._op("loss_dx", "loss", (logits, TARGETS), self.values[logits].shape))
+        self._loss(joined.inputs[0] if joined else logits, split=joined is not None)
         for op in reversed(forward):
             self.stage = f"{op.stage}.grad"
             rule = RULES.get(op.kind)
@@ -58,20 +73,38 @@ class _Backward:
             rule(self, op)
         return Graph(f"{self.graph.name}-train", MappingProxyType(self.values), tuple(self.ops))
 
+    def _loss(self, logits: str, split: bool) -> None:
+        """The slope of the loss in a rank's logits; of all, it needs each row's maximum and sum of exponentials."""
+        shape = self.values[logits].shape
+        if not split:
+            self._give(logits, self._op("loss_dx", "loss", (logits, TARGETS), shape))
+            return
+        own = self._op("loss_parts", "loss.parts", (logits,), (shape[0], 2))
+        every = self._op("all_gather", "loss.all", (own,), (shape[0], 2 * self.degree), ranks=self.degree)
+        first = self.rank * trailing(shape)
+        self._give(logits, self._op("loss_part_dx", "loss", (logits, every, TARGETS), shape, first_row=first))
+
     def gradient(self, name: str) -> str:
-        """The gradient of a value: the sum of what its readers gave."""
-        parts = self.parts[name]
+        """The gradient of a value: the sum of what its readers gave, on all ranks where each gave its share."""
+        parts, shares = self.parts.get(name, []), self.shares.get(name, [])
+        if shares:
+            own = self._sum(name, shares, " own")
+            shape = self.values[name].shape
+            parts = [self._op("all_reduce", f"all of {_last(name)}", (own,), shape, ranks=self.degree), *parts]
+        return self._sum(name, parts)
+
+    def _sum(self, name: str, parts: list[str], what: str = "") -> str:
         total = parts[0]
         for n, part in enumerate(parts[1:]):
-            total = self._op("add", f"sum {n} of {_last(name)}", (total, part), self.values[name].shape)
+            total = self._op("add", f"sum {n} of{what} {_last(name)}", (total, part), self.values[name].shape)
         return total
 
-    def _give(self, name: str, gradient: str) -> None:
-        self.parts.setdefault(name, []).append(gradient)
+    def _give(self, name: str, gradient: str, is_share: bool = False) -> None:
+        (self.shares if is_share else self.parts).setdefault(name, []).append(gradient)
 
     def _op(self, kind: str, name: str, inputs: tuple[str, ...], shape: Shape, **attrs: Attr) -> str:
         full = f"{self.stage}/{name}"
-        like = next(self.values[n].dtype for n in inputs if self.values[n].dtype.is_float)
+        like = next(self.values[n].dtype for n in inputs if n and self.values[n].dtype.is_float)
         self.values[full] = Value(full, shape, like, Kind.TENSOR)
         self.ops.append(Op(kind, full, self.stage, inputs, (full,), MappingProxyType(dict(attrs))))
         return full
@@ -80,24 +113,35 @@ class _Backward:
         """The gradient of a weight; a tied weight has one from each use."""
         name = self._op(kind, f"{_short(op)}.{weight}", inputs, self.values[weight].shape, **attrs)
         made = self.values[name]
-        self.values[name] = Value(name, made.shape, made.dtype, Kind.OUTPUT)
+        self.values[name] = Value(name, made.shape, made.dtype, Kind.OUTPUT, density=self.values[weight].density)
 
     def linear(self, op: Op) -> None:
-        """dx = dy w, dw = dy^T x."""
+        """dx = dy w, dw = dy^T x. A rank that has some of the columns has a share of dx."""
         x, weight, bias = op.inputs
-        dy = self.gradient(op.outputs[0])
-        self._give(x, self._op("linear_dx", f"{_short(op)}.dx", (dy, weight), self.values[x].shape))
-        self._weight("linear_dw", op, weight, (dy, x))
+        dy, split = self.gradient(op.outputs[0]), self.splits.get(weight)
+        if split is not None and split.parts < self.degree:
+            fact = f"{split.parts} key/value heads are repeated over {self.degree} ranks"
+            raise UsageError(self.graph.name, fact, f"train on a number of ranks that divides {split.parts}")
+        by_columns = split is not None and split.axis == 0
+        dx = self._op("linear_dx", f"{_short(op)}.dx", (dy, weight), self.values[x].shape)
+        self._give(x, dx, is_share=by_columns)
+        pattern = weight if self.values[weight].density != 1.0 else ""
+        self._weight("linear_dw", op, weight, (dy, x, pattern))
         if bias:
             self._weight("bias_dw", op, bias, (dy,))
 
-    def rms_norm(self, op: Op) -> None:
-        """Of x and of the weight."""
-        x, weight = op.inputs
+    def norm(self, op: Op) -> None:
+        """Of x, of the weight and of the bias."""
+        x, weight, *bias = op.inputs
         dy, eps = self.gradient(op.outputs[0]), op.number("eps")
         shape = self.values[x].shape
-        self._give(x, self._op("rms_norm_dx", f"{_short(op)}.dx", (dy, x, weight), shape, eps=eps))
-        self._weight("rms_norm_dw", op, weight, (dy, x), eps=eps)
+        if self.degree > 1 and len(shape) > 2:
+            fact = f"{op.name} is shared by heads that lie on {self.degree} ranks, whose gradients are not joined"
+            raise UsageError(self.graph.name, fact, "train it on one rank")
+        self._give(x, self._op(f"{op.kind}_dx", f"{_short(op)}.dx", (dy, x, weight), shape, eps=eps))
+        self._weight(f"{op.kind}_dw", op, weight, (dy, x), eps=eps)
+        if any(bias):
+            self._weight("bias_dw", op, bias[0], (dy,))
 
     def rope(self, op: Op) -> None:
         """Turned back."""
@@ -132,10 +176,10 @@ class _Backward:
         for name, other, side in ((a, b, "da"), (b, a, "db")):
             self._give(name, self._op("mul", f"{_short(op)}.{side}", (dy, other), self.values[name].shape))
 
-    def silu(self, op: Op) -> None:
+    def activation(self, op: Op) -> None:
         """By its slope."""
         dy, x = self.gradient(op.outputs[0]), op.inputs[0]
-        self._give(x, self._op("silu_dx", f"{_short(op)}.dx", (dy, x), self.values[x].shape))
+        self._give(x, self._op(f"{op.kind}_dx", f"{_short(op)}.dx", (dy, x), self.values[x].shape, **op.attrs))
 
     def take_rows(self, op: Op) -> None:
         """Put back."""
@@ -143,9 +187,26 @@ class _Backward:
         self._give(x, self._op("take_rows_dx", f"{_short(op)}.dx", (dy, rows), self.values[x].shape))
 
     def embed(self, op: Op) -> None:
-        """Rows of the table."""
+        """Rows of the table: all, or a rank's own."""
         tokens, table = op.inputs
-        self._weight("embed_dw", op, table, (self.gradient(op.outputs[0]), tokens))
+        self._weight("embed_dw", op, table, (self.gradient(op.outputs[0]), tokens), **op.attrs)
+
+    def all_reduce(self, op: Op) -> None:
+        """Each rank's summand counts as much as the sum."""
+        self._give(op.inputs[0], self.gradient(op.outputs[0]))
+
+    def add_bias(self, op: Op) -> None:
+        """The same for x; the sum over rows for the bias."""
+        dy, (x, bias) = self.gradient(op.outputs[0]), op.inputs
+        self._give(x, dy)
+        self._weight("bias_dw", op, bias, (dy,))
+
+    def add_positions(self, op: Op) -> None:
+        """The same for x; rows of the table."""
+        x, positions, table = op.inputs
+        dy = self.gradient(op.outputs[0])
+        self._give(x, dy)
+        self._weight("positions_dw", op, table, (dy, positions), offset=op.integer("offset"))
 
     def nothing(self, op: Op) -> None:
         """What it stores is attended to by an op that has its operands."""
@@ -162,13 +223,19 @@ def _last(name: str) -> str:
 _Rule: TypeAlias = Callable[[_Backward, Op], None]
 RULES: Mapping[str, _Rule] = {
     "embed": _Backward.embed,
-    "rms_norm": _Backward.rms_norm,
+    "embed_part": _Backward.embed,
+    "all_reduce": _Backward.all_reduce,
+    "add_bias": _Backward.add_bias,
+    "rms_norm": _Backward.norm,
+    "layer_norm": _Backward.norm,
     "linear": _Backward.linear,
     "rope": _Backward.rope,
     "kv_append": _Backward.nothing,
     "attention": _Backward.attention,
     "add": _Backward.add,
     "mul": _Backward.mul,
-    "silu": _Backward.silu,
+    "silu": _Backward.activation,
+    "gelu": _Backward.activation,
+    "add_positions": _Backward.add_positions,
     "take_rows": _Backward.take_rows,
 }

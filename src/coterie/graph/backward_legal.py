@@ -11,6 +11,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, trailing
 from coterie.graph.checks import R, Row, T
 from coterie.graph.ir import Kind
+from coterie.graph.legal import GELU_FORMS
 
 
 def _like(row: Row, *positions: int) -> None:
@@ -34,7 +35,7 @@ def _linear_dx(row: Row) -> None:
     row.rows(dy, row.output)
     row.activations(dy, row.output)
     row.same(row.output.shape[:1], dy.shape[:1], row.output.name)
-    row.weight(1, (trailing(dy.shape), trailing(row.output.shape)), matrix=True)
+    row.weight(1, (trailing(dy.shape), trailing(row.output.shape)), matrix=True, sparse=True)
 
 
 def _linear_dw(row: Row) -> None:
@@ -42,7 +43,15 @@ def _linear_dw(row: Row) -> None:
     row.rows(dy, x)
     row.activations(dy, x)
     row.same(x.shape[:1], dy.shape[:1], x.name)
-    _gradient(row, (trailing(dy.shape), trailing(x.shape)))
+    shape: Shape = (trailing(dy.shape), trailing(x.shape))
+    density = 1.0
+    if row.op.inputs[2]:
+        row.weight(2, shape, matrix=True, sparse=True)
+        density = row.input(2).density
+    if row.output.density != density:
+        fact = f"{row.output.name} has a density of {row.output.density:g}, its weight one of {density:g}"
+        raise row.wrong(fact, "make them agree, and name the weight whose pattern it has")
+    _gradient(row, shape)
 
 
 def _bias_dw(row: Row) -> None:
@@ -50,12 +59,12 @@ def _bias_dw(row: Row) -> None:
     _gradient(row, (trailing(row.input(0).shape),))
 
 
-def _rms_norm_dx(row: Row) -> None:
+def _norm_dx(row: Row) -> None:
     _like(row, 0, 1)
     row.weight(2, row.input(1).shape[-1:])
 
 
-def _rms_norm_dw(row: Row) -> None:
+def _norm_dw(row: Row) -> None:
     row.rows(row.input(0), row.input(1))
     row.same(row.input(1).shape, row.input(0).shape, row.input(1).name)
     _gradient(row, row.input(0).shape[-1:])
@@ -91,24 +100,61 @@ def _loss_dx(row: Row) -> None:
     row.row_input(1, R)
 
 
+def _loss_parts(row: Row) -> None:
+    row.rows(row.input(0), first=(R,))
+    row.activations(row.input(0), row.output)
+    row.same(row.output.shape, (R, 2), row.output.name)
+
+
+def _loss_part_dx(row: Row) -> None:
+    _like(row, 0)
+    parts = row.input(1)
+    row.rows(parts, first=(R,))
+    if len(parts.shape) != 2 or trailing(parts.shape) % 2 or row.op.integer("first_row") < 0:
+        fact = f"{parts.name} has shape {parts.shape}, first_row is {row.op.integer('first_row')}"
+        raise row.wrong(fact, "give a maximum and a sum of each rank, and a row of the vocabulary")
+    row.row_input(2, R)
+
+
 def _embed_dw(row: Row) -> None:
     row.rows(row.input(0), first=(T,))
+    if int(row.op.attrs.get("first_row", 0)) < 0:
+        raise row.wrong(f"first_row is {row.op.attrs['first_row']}", "give the first token of this rank")
     row.row_input(1, T)
     _gradient(row, (row.output.shape[0], *row.input(0).shape[1:]))
     if row.output.dtype not in (DType.F32, DType.F16, DType.BF16):
         raise row.wrong(f"{row.output.name} is {row.output.dtype.value}", "give a float type")
 
 
+def _positions_dw(row: Row) -> None:
+    _embed_dw(row)
+    rows, offset = row.output.shape[0], row.op.integer("offset")
+    if not isinstance(rows, int) or not 0 <= offset < rows:
+        raise row.wrong(f"offset {offset} in {row.output.name} of {rows} rows", "begin within the table")
+
+
+def _gelu_dx(row: Row) -> None:
+    _like(row, 0, 1)
+    if row.op.attrs["form"] not in GELU_FORMS:
+        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+
+
 BACKWARD_LEGAL: Mapping[str, Callable[[Row], None]] = {
     "linear_dx": _linear_dx,
     "linear_dw": _linear_dw,
     "bias_dw": _bias_dw,
-    "rms_norm_dx": _rms_norm_dx,
-    "rms_norm_dw": _rms_norm_dw,
+    "rms_norm_dx": _norm_dx,
+    "rms_norm_dw": _norm_dw,
+    "layer_norm_dx": _norm_dx,
+    "layer_norm_dw": _norm_dw,
     "rope_dx": _rope_dx,
     "silu_dx": lambda row: _like(row, 0, 1),
+    "gelu_dx": _gelu_dx,
     "attention_grad": _attention_grad,
     "take_rows_dx": _take_rows_dx,
     "loss_dx": _loss_dx,
+    "loss_parts": _loss_parts,
+    "loss_part_dx": _loss_part_dx,
     "embed_dw": _embed_dw,
+    "positions_dw": _positions_dw,
 }

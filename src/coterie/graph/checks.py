@@ -116,9 +116,12 @@ class Row:
         if not all(isinstance(dim, int) and dim > 0 for dim in dims):
             raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
 
-    def weight(self, position: int, shape: Shape, matrix: bool = False) -> None:
-        """A weight of exactly this shape, of a type that kernels read; only a matrix may be packed."""
+    def weight(self, position: int, shape: Shape, matrix: bool = False, sparse: bool = False) -> None:
+        """A weight of exactly this shape, of a type that kernels read; only a matrix may be packed, or be sparse."""
         value = self.input(position)
+        if value.density != 1.0 and not (sparse and value.dtype.is_float and 0 < value.density < 1):
+            fact = f"{value.name}, {value.dtype.value}, has a density of {value.density:g}"
+            raise self.wrong(fact, "give 1, or in a linear's weight of a float type a share between 0 and 1")
         fits = value.dtype.is_float or (matrix and value.dtype.is_packed)
         if value.kind is not Kind.WEIGHT or not fits:
             types = "F32, F16, BF16, Q8 or Q4" if matrix else "F32, F16 or BF16"

@@ -53,9 +53,8 @@ def _elementwise(per_element: int) -> _Flops:
 
 def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     weight, y = graph.values[op.inputs[1]], graph.values[op.outputs[0]]
-    rows, columns = sizes.of(weight.shape[0]), sizes.of(weight.shape[1])
-    bias = rows if op.inputs[2] else 0
-    return sizes.of(y.shape[0]) * (2 * rows * columns + bias)
+    bias = sizes.of(weight.shape[0]) if op.inputs[2] else 0
+    return sizes.of(y.shape[0]) * (2 * elements(weight, sizes) + bias)
 
 
 def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -102,6 +101,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
     **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
+    **dict.fromkeys(("relu", "add_positions"), 1),
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
     **dict.fromkeys(("add_mask", "alibi"), 1),
     **dict.fromkeys(("rope", "sigmoid", "tanh"), 3),
@@ -113,12 +113,11 @@ PER_ELEMENT: Mapping[str, int] = {
 
 
 def _linear_dx_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
-    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * rows * columns
+    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * elements(graph.values[op.inputs[1]], sizes)
 
 
 def _linear_dw_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * sizes.count(graph.values[op.outputs[0]].shape)
+    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * elements(graph.values[op.outputs[0]], sizes)
 
 
 def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -154,12 +153,18 @@ FLOPS: Mapping[str, _Flops] = {
     "bias_dw": _of_input(1),
     "rms_norm_dx": _of_input(9),
     "rms_norm_dw": _of_input(5),
+    "layer_norm_dx": _of_input(11),
+    "layer_norm_dw": _of_input(7),
     "rope_dx": _of_input(3),
     "silu_dx": _of_input(7),
+    "gelu_dx": _of_input(14),
     "attention_grad": _attention_grad_flops,
     "take_rows_dx": _of_input(0),
     "loss_dx": _of_input(SOFTMAX_FLOPS + 1),
+    "loss_parts": _of_input(4),
+    "loss_part_dx": _of_input(4),
     "embed_dw": _of_input(1),
+    "positions_dw": _of_input(1),
 }
 
 
@@ -253,7 +258,11 @@ def input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
 
 def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
     """Bytes of a value that an op reads, None for all of them."""
-    gathered = {"embed": (1, Symbol.T), "embed_part": (1, Symbol.T), "take_rows": (0, Symbol.R)}
+    gathered = {
+        **dict.fromkeys(("embed", "embed_part"), (1, Symbol.T)),
+        "add_positions": (2, Symbol.T),
+        "take_rows": (0, Symbol.R),
+    }
     if op.kind in gathered and op.inputs[gathered[op.kind][0]] == value.name:
         return sizes.of(gathered[op.kind][1]) * value.dtype.row_bytes(trailing(value.shape))
     if op.kind == "take_heads":
@@ -262,12 +271,28 @@ def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
         return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
     if op.kind == "drop_first":
         return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
+    if op.kind == "linear_dw" and value.name == op.inputs[2]:
+        return pattern_bytes(value, sizes)
     return None
 
 
 def value_bytes(value: Value, sizes: Sizes) -> int:
-    """Bytes of a whole value in this step."""
-    return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
+    """Bytes of a whole value in this step; of a sparse one what is stored, of a sparse weight its pattern too."""
+    if value.density == 1.0:
+        return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
+    pattern = pattern_bytes(value, sizes) if value.kind is Kind.WEIGHT else 0
+    return elements(value, sizes) * value.dtype.size_bytes + pattern
+
+
+def elements(value: Value, sizes: Sizes) -> int:
+    """Elements of a value that are stored and computed."""
+    whole = sizes.count(value.shape)
+    return whole if value.density == 1.0 else round(value.density * whole)
+
+
+def pattern_bytes(value: Value, sizes: Sizes) -> int:
+    """A bit for each element says which ones a sparse weight has."""
+    return -(-sizes.count(value.shape) // 8) if value.density != 1.0 else 0
 
 
 def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:

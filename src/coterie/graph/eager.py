@@ -28,14 +28,19 @@ class Dialect:
     """Habits of a family's modelling file.
 
     `wide_softmax`: scores are cast to float32 for the softmax. `repeats_first`: heads of k and v are repeated for the
-    query heads that share them before they are cached, not after.
+    query heads that share them before they are cached, not after. `scales_queries`: queries are scaled, and the scores
+    once more, by 1.
     """
 
     wide_softmax: bool = True
     repeats_first: bool = False
+    scales_queries: bool = False
 
 
-DIALECTS: Mapping[str, Dialect] = {"falcon": Dialect(wide_softmax=False, repeats_first=True)}
+DIALECTS: Mapping[str, Dialect] = {
+    "falcon": Dialect(wide_softmax=False, repeats_first=True),
+    "opt": Dialect(scales_queries=True),
+}
 
 
 def expand(graph: Graph) -> Graph:
@@ -186,13 +191,16 @@ def _attention(e: _Expansion, op: Op) -> None:
     heads = e.size(q, 1)
     keys, values = (_repeated(e, f"{y}/{context}", context, heads) for context in e.contexts[op.integer("layer")])
     rows = ("positions", "sequence")
+    scale = op.number("scale")
+    if e.dialect.scales_queries:
+        q, scale = e.emit("scale", f"{y}/small", (q,), q, factor=scale), 1.0
     seen = (e.emit("heads_first", f"{y}/q", (q,), q), e.emit("heads_first", f"{y}/k", (keys,), keys))
     if op.kind == "alibi_attention":
-        bias, scale = f"{op.inputs[4]}/bias", op.number("scale")
+        bias = f"{op.inputs[4]}/bias"
         scaled = e.emit("alibi_scores", f"{y}/scores", (*seen, bias, *rows), q, (TS, heads), scale=scale)
     else:
         scores = e.emit("scores", f"{y}/scores", (*seen, *rows), q, (TS, heads))
-        scaled = e.emit("scale", f"{y}/scaled", (scores,), scores, factor=op.number("scale"))
+        scaled = e.emit("scale", f"{y}/scaled", (scores,), scores, factor=scale)
     masked = e.emit("add_mask", f"{y}/masked", (scaled, _mask(op)), scaled)
     p = _softmax(e, op, masked, rows)
     mixed = e.emit("mix", f"{y}/mixed", (p, values, *rows), q)

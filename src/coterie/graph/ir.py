@@ -32,13 +32,18 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor of the graph. `data` holds a constant's numbers, row-major."""
+    """A tensor of the graph. `data` holds a constant's numbers, row-major.
+
+    `density`: the share of a matrix's elements that is stored and computed, in a weight's own fixed pattern; all other
+    elements are zero. A weight holds its pattern beside them, its gradient has the same one.
+    """
 
     name: str
     shape: Shape
     dtype: DType
     kind: Kind
     data: tuple[float, ...] = ()
+    density: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,11 @@ class GraphBuilder:
     _values: dict[str, Value] = field(default_factory=dict)
     _ops: list[Op] = field(default_factory=list)
 
-    def value(self, name: str, shape: Shape, dtype: DType, kind: Kind, data: tuple[float, ...] = ()) -> str:
+    def value(
+        self, name: str, shape: Shape, dtype: DType, kind: Kind, data: tuple[float, ...] = (), density: float = 1.0
+    ) -> str:
         """Declare a value and return its name; declaring the same value again is allowed (tied weights)."""
-        new = Value(name, shape, dtype, kind, data)
+        new = Value(name, shape, dtype, kind, data, density)
         if self._values.setdefault(name, new) != new:
             raise ValueError(f"value {name} is declared as {self._values[name]} and as {new}")
         return name

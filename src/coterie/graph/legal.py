@@ -43,7 +43,7 @@ def _linear(row: Row) -> None:
     row.rows(x, y)
     row.activations(x, y)
     row.same(y.shape[:1], x.shape[:1], y.name)
-    row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True)
+    row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True, sparse=True)
     if row.op.inputs[2]:
         row.weight(2, (trailing(y.shape),))
     rounding, weight = row.op.attrs.get(ROUNDING), row.input(1)
@@ -190,6 +190,17 @@ def _add_bias(row: Row) -> None:
     row.weight(1, (trailing(row.output.shape),))
 
 
+def _add_positions(row: Row) -> None:
+    unary(row)
+    row.rows(row.output, first=(T,))
+    row.row_input(1, T)
+    table, offset = row.input(2), row.op.integer("offset")
+    row.weight(2, (*table.shape[:1], *row.output.shape[1:]), matrix=True)
+    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    if not 0 <= offset < rows:
+        raise row.wrong(f"offset {offset} in {table.name} of {rows} rows", "begin within the table")
+
+
 def _table(row: Row) -> None:
     unary(row)
     table = row.input(1)
@@ -272,6 +283,8 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "take_rows": _take_rows,
     "sample": _sample,
     "layer_norm": _layer_norm,
+    "relu": unary,
+    "add_positions": _add_positions,
     "gelu": _gelu,
     "alibi_attention": _alibi_attention,
     "group_attention": _group_attention,

@@ -58,6 +58,10 @@ OPS: dict[str, OpSpec] = {
         ("y:T*C",),
         ("eps",),
     ),
+    "relu": OpSpec("y = x where x > 0, else 0", ("x:T*",), ("y:T*",)),
+    "add_positions": OpSpec(
+        "y = x + table[positions + offset]", ("x:TD", "positions:T", "table:ND"), ("y:TD",), ("offset",)
+    ),
     "gelu": OpSpec("y = x * Phi(x), Phi by erf, or nearly so by tanh or sigmoid", ("x:T*",), ("y:T*",), ("form",)),
     "alibi_attention": OpSpec(
         "attention over the whole context with slope * position of the key added to each score",

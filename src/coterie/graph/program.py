@@ -69,6 +69,7 @@ def architecture_key(graph: Graph) -> str:
     digest = hashlib.sha256()
     for value in graph.values.values():
         digest.update(repr((value.name, value.shape, value.dtype.value, value.kind.value, value.data)).encode())
+        digest.update(repr(value.density).encode() if value.density != 1.0 else b"")
     for op in graph.ops:
         digest.update(repr((op.kind, op.stage, op.inputs, op.outputs, sorted(op.attrs.items()))).encode())
     return digest.hexdigest()[:16]

@@ -25,9 +25,9 @@ __all__ = ["KvState", "Reference", "Step", "run_op", "run_ranks"]
 
 
 class Reference:
-    """Interprets one graph with weights given as float32 arrays by name.
+    """Interprets one graph with weights given as float32 arrays by name; a sparse one whole, with its zeros.
 
-    Raises UsageError when a weight of the graph is missing or has another shape.
+    Raises UsageError when a weight of the graph is missing, has another shape, or more elements than its density says.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, F32]) -> None:
@@ -36,6 +36,11 @@ class Reference:
             found = weights[value.name].shape if value.name in weights else None
             if found != value.shape:
                 raise UsageError(graph.name, f"weight {value.name} is {found}, not {value.shape}", "give every weight")
+            whole = weights[value.name].size
+            held = whole if value.density == 1.0 else np.count_nonzero(weights[value.name])
+            if held > round(value.density * whole):
+                fact = f"weight {value.name} has {held} of {whole} elements, its density is {value.density:g}"
+                raise UsageError(graph.name, fact, "set the others to zero")
         constants = {v.name: np.array(v.data, np.float32) for v in graph.values.values() if v.kind is Kind.CONSTANT}
         self.fixed: dict[str, Array] = {**constants, **weights}
 
@@ -246,6 +251,8 @@ OPS: Mapping[str, _Run] = {
     "take_rows": lambda step, op, x: np.asarray(x[0][x[1]]),
     "sample": _sample,
     "layer_norm": _layer_norm,
+    "relu": lambda step, op, x: np.asarray(np.maximum(x[0], 0), np.float32),
+    "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
     "gelu": _gelu,
     "alibi_attention": lambda step, op, x: _attend(step, op, x, 0, x[4]),
     "group_attention": _group_attention,

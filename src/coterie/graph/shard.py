@@ -23,7 +23,7 @@ from coterie.core.shapes import Shape
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
-_PER_COLUMN = ("silu", "gelu", "mul", "rope", "take_heads", "group_attention")
+_PER_COLUMN = ("silu", "gelu", "relu", "mul", "rope", "take_heads", "group_attention")
 _ATTENTION = ("attention", "alibi_attention")
 
 

@@ -51,7 +51,7 @@ class Decoder:
         b.value("sampling", (R,), DType.F32, Kind.INPUT)
         if c.alibi:
             b.value("slopes", (c.num_heads,), DType.F32, Kind.CONSTANT, alibi_slopes(c.num_heads))
-        else:
+        elif not names.positions:
             b.value("inv_freq", (c.head_dim // 2,), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
         k_dtype = self.dtypes[f"{names.layer.format(0)}{names.qkv or names.k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
@@ -61,6 +61,10 @@ class Decoder:
         c = self.config
         self.builder.stage = "embed"
         x = self._op("embed", "x", ("tokens", self._weight(c.names.embed, (c.vocab_size, c.hidden_size))))
+        if c.names.positions:
+            rows = c.max_context + c.position_offset
+            inputs = (x, "positions", self._weight(c.names.positions, (rows, c.hidden_size)))
+            x = self._op("add_positions", "positioned", inputs, offset=c.position_offset)
         return self._norm("norm", x, c.names.embed_norm) if c.names.embed_norm else x
 
     def _layer(self, x: str, layer: int) -> str:
@@ -83,15 +87,17 @@ class Decoder:
         c = self.config
         rows = ("positions", "sequence", "block_tables")
         part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
-        q = "" if c.alibi else self._rope("q", part("q"))
-        k = part("k") if c.alibi else self._rope("k", part("k"))
+        turns = not (c.alibi or c.names.positions)
+        q = self._rope("q", part("q")) if turns else ""
+        k = self._rope("k", part("k")) if turns else part("k")
         self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
         attrs: dict[str, Attr] = {"layer": layer, "scale": c.head_dim**-0.5}
         shape: Shape = (T, c.num_heads, c.head_dim)
         if c.alibi:
             y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
         else:
-            y = self._op("attention", "attention", (q, *rows, "kv"), shape, **attrs, window=c.windows[layer])
+            attrs["window"] = c.windows[layer]
+            y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias)
 
     def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
@@ -136,7 +142,10 @@ class Decoder:
             wide = self._op("mul", "mul", (silu, up), inner)
         else:
             up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
-            wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.value)
+            if c.feed_forward is FeedForward.RELU:
+                wide = self._op("relu", "relu", (up,), inner)
+            else:
+                wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.value)
         return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias)
 
     def _head(self, x: str) -> None:
@@ -166,11 +175,11 @@ class Decoder:
 
     def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool) -> str:
         rows, columns = trailing(shape), trailing(self._shape(x))
-        weight = self._weight(prefix + ".weight", (rows, columns))
+        weight = self._weight(prefix + ".weight", (rows, columns), self.config.density)
         return self._op("linear", name, (x, weight, self._weight(prefix + ".bias", (rows,)) if bias else ""), shape)
 
-    def _weight(self, name: str, shape: Shape) -> str:
-        return self.builder.value(name, shape, self.dtypes[name], Kind.WEIGHT)
+    def _weight(self, name: str, shape: Shape, density: float = 1.0) -> str:
+        return self.builder.value(name, shape, self.dtypes[name], Kind.WEIGHT, density=density)
 
     def _shape(self, value: str) -> Shape:
         return self.builder.shape(value)

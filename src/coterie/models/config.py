@@ -15,6 +15,7 @@ from coterie.models.family import NAMES, Bias, Family, FeedForward, Names, Norm,
 from coterie.models.fields import Fields
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
+from coterie.models.sparsity import density_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
@@ -22,7 +23,10 @@ MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes and flags of a decoder. `windows` has one entry per layer, in tokens, 0 for none."""
+    """Shapes and flags of a decoder. `windows` has one entry per layer, in tokens, 0 for none.
+
+    `position_offset` counts where `names.positions` has a table; `density` is that of the linears of the layers.
+    """
 
     family: str
     vocab_size: int
@@ -44,6 +48,8 @@ class ModelConfig:
     feed_forward: FeedForward = FeedForward.GATED_SILU
     alibi: bool = False
     parallel_norms: int = 0
+    position_offset: int = 0
+    density: float = 1.0
     names: Names = NAMES
 
     @property
@@ -83,11 +89,13 @@ class ModelConfig:
             qk_norm=family.qk_norm,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
-            feed_forward=family.feed_forward,
+            feed_forward=_feed_forward(config, family),
             alibi=family.alibi,
             parallel_norms=config.count("num_ln_in_parallel_attn", family.parallel_norms)
             if family.parallel_norms
             else 0,
+            position_offset=family.position_offset,
+            density=density_of(config),
             names=family.names,
         )
 
@@ -100,7 +108,22 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
         if config.flag(key, wanted) is not wanted:
             fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"
             raise UnsupportedError(where, fact, f"use a model where it is {wanted}")
+    for key in family.same_as_hidden:
+        if config.count(key, hidden := config.count("hidden_size")) != hidden:
+            fact = f"{key} {config.count(key)} beside hidden_size {hidden} is not run for {family.model_type}"
+            raise UnsupportedError(where, fact, "use a model where they are equal")
     return config
+
+
+def _feed_forward(config: Fields, family: Family) -> FeedForward:
+    """The family's, or what the config names of those that it may name."""
+    name = config.get("activation_function")
+    if not family.feed_forwards or name is None:
+        return family.feed_forward
+    if name not in family.feed_forwards:
+        fact = f"activation_function {name!r} is not run for {family.model_type}"
+        raise UnsupportedError(config.where, fact, f"Coterie runs {', '.join(family.feed_forwards)}")
+    return family.feed_forwards[name]
 
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:

@@ -39,6 +39,7 @@ class FeedForward(Enum):
     GATED_SILU = "silu(gate) * up"
     GELU = "erf"  # one projection up, then gelu in this form
     GELU_TANH = "tanh"
+    RELU = "relu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Names:
 
     embed: str = "model.embed_tokens.weight"
     embed_norm: str = ""
+    positions: str = ""  # a table of learned positions
     layer: str = "model.layers.{}."
     attention_norm: str = "input_layernorm"
     feed_forward_norm: str = "post_attention_layernorm"
@@ -87,6 +89,8 @@ class Family:
     norm: Norm = Norm.RMS
     norm_eps: float = 1e-6
     feed_forward: FeedForward = FeedForward.GATED_SILU
+    feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # by `activation_function`, where it decides
+    position_offset: int = 0  # rows of the table of learned positions before the first position's
     alibi: bool = False
     parallel_norms: int = 0  # attention and feed-forward side by side behind one norm or two; 0: one after the other
     tied_embeddings: bool = False
@@ -94,3 +98,4 @@ class Family:
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's
     required: Mapping[str, bool] = field(default_factory=dict)  # flags of the config that have one value only
+    same_as_hidden: tuple[str, ...] = ()  # sizes that are run only where they are hidden_size

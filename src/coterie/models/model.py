@@ -22,7 +22,8 @@ from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
-from coterie.core.shapes import trailing
+from coterie.core.shapes import Sizes, trailing
+from coterie.graph.cost import value_bytes
 from coterie.graph.ir import Graph
 from coterie.graph.ops import INT8
 from coterie.graph.program import KvShape, architecture_key
@@ -69,6 +70,9 @@ def open_model(path: str | Path, name: str = "") -> Model:
         fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"
         remedy = "name its config.json as config, without weights, and use --device synthetic:MACHINE"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, remedy)
+    if config.density != 1.0:
+        fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
+        raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config), packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
@@ -91,12 +95,24 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
         packed = packing.dtype_of(weight, shape) if packing else None
         dtypes[weight] = packed or declared
         stored[weight] = (DType.U8, (shape[0], packed.row_bytes(shape[1]))) if packed else (dtypes[weight], shape)
+    if config.density != 1.0:
+        stored |= _sparse(config, dtypes, packing is not None, name)
     shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
     tensors, offset = {}, 0
     for weight, (dtype, shape) in stored.items():
         tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
         offset += tensors[weight].size_bytes
     return _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, (), activations)
+
+
+def _sparse(
+    config: ModelConfig, dtypes: Mapping[str, DType], is_packed: bool, where: str
+) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    """Sparse weights as bytes: the elements that there are, and their pattern. Raises UnsupportedError."""
+    if is_packed:
+        raise UnsupportedError(where, "its weights are both sparse and packed, which is not run", "use one of the two")
+    sparse = (value for value in decoder_graph(config, dtypes).weights if value.density != 1.0)
+    return {value.name: (DType.U8, (value_bytes(value, Sizes.decode(1, 1)),)) for value in sparse}
 
 
 def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:

@@ -24,7 +24,6 @@ class Refused:
 
 
 REFUSED: tuple[Refused, ...] = (
-    Refused("compression_config", "compressed weights"),
     Refused("num_experts", "mixture of experts inside a model"),
     Refused("num_local_experts", "mixture of experts inside a model"),
     Refused("n_routed_experts", "mixture of experts inside a model"),

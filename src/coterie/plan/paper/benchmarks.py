@@ -25,13 +25,14 @@ from coterie.spec.machine import MachineSpec
 
 MATRIX = 32  # rows of a transform's matrices, and columns of what streams through them
 SOCKETS = 8  # one for the benchmark that is no language model
-SPARSE = "not modelled: the zoo has no sparseGPT-13B, whose shapes the paper does not give, nor sparse weights"
-WHOLE = "sockets as one: exchanges among them, and an optimiser, are not in the training graph"
+GUESS = "sparse-gpt-13b"
+GUESSED = "shapes and which weights are sparse are not published: GPT-3's 13B, all linears of its layers"
+NO_OPTIMISER = "forward and backward, no optimiser"
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A row of Table III. `model` is a name of the zoo, empty where the zoo has none."""
+    """A row of Table III. `model` is a name of the zoo."""
 
     name: str
     model: str
@@ -39,14 +40,10 @@ class Benchmark:
     phase: str
 
     @property
-    def missing(self) -> str:
-        """Why it is not modelled; empty where it is."""
-        return "" if self.model else SPARSE
-
-    @property
     def note(self) -> str:
-        """What its rows leave out."""
-        return WHOLE if self.phase == "train" else ""
+        """What its rows leave out, and what in them is a guess."""
+        guessed = GUESSED if self.model == GUESS else ""
+        return "; ".join(filter(None, (NO_OPTIMISER if self.phase == "train" else "", guessed)))
 
     @property
     def is_model(self) -> bool:
@@ -70,7 +67,7 @@ class Benchmark:
         if not self.is_model:
             return zoo_graph(self.model)
         if self.phase == "train":
-            return training_graph(zoo_graph(self.model))
+            return training_graph(zoo_graph(self.model), SOCKETS)
         return shard(zoo_graph(self.model, self.phase), SOCKETS)
 
 

@@ -51,8 +51,6 @@ def _chart(rows: list[Row], mode: str) -> Chart:
 
 
 def _rows(benchmark: Benchmark, mode: str, value: Published, of_file: Shared, shared: Shared) -> list[Row]:
-    if benchmark.missing:
-        return [beside(TITLE, value, None, Kind.PREDICTED, Method.MACHINE, benchmark.missing)]
     predicted = times(benchmark, 1).speedups(of_file)[mode]
     batch = best_batch(benchmark, _values(benchmark), shared)
     ours = times(benchmark, batch).speedups(shared)[mode]
@@ -79,7 +77,7 @@ def _values(benchmark: Benchmark) -> dict[str, float]:
 
 
 def _cases() -> tuple[Case, ...]:
-    return tuple((benchmark, _values(benchmark)) for benchmark in benchmarks() if not benchmark.missing)
+    return tuple((benchmark, _values(benchmark)) for benchmark in benchmarks())
 
 
 def best_batch(benchmark: Benchmark, values: dict[str, float], shared: Shared) -> int:

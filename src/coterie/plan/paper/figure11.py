@@ -27,8 +27,6 @@ def figure_11() -> Exhibit:
 
 def _row(benchmark: Benchmark) -> Row:
     value = published(NAME)[benchmark.name]
-    if benchmark.missing:
-        return beside(TITLE, value, None, Kind.PREDICTED, Method.MACHINE, benchmark.missing)
     many, few = launches(unfused(benchmark)), launches(fused(benchmark))
     note = "; ".join(filter(None, (f"{many} over {few}", benchmark.note)))
     if many / few > FAR * value.value:

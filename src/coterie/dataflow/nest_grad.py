@@ -1,0 +1,88 @@
+"""The loops of a backward pass's ops, a row each, where they are not those of a forward op.
+
+Knows nothing about machines or tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coterie.core.shapes import Sizes
+from coterie.dataflow.loops import Access, Loop, MakeNest, Nest, Tag, axes, dims
+from coterie.graph.ir import Graph, Kind, Op
+
+
+def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    dy, dx = op.inputs[0], op.outputs[0]
+    n, k = dims(graph, dy, sizes)[1:], dims(graph, dx, sizes)[1:]
+    n_index, k_index = axes("n", len(n)), axes("k", len(k))
+    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
+    loops = (
+        Loop("t", dims(graph, dx, sizes)[0], Tag.PARALLEL),
+        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
+        *(Loop(f"n{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(n)),
+    )
+    reads = (Access(dy, (("t",), *n_index)), Access(op.inputs[1], (flat_n, flat_k)))
+    return Nest(op, loops, reads, (Access(dx, (("t",), *k_index)),))
+
+
+def _summed_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """The gradient of a weight: a sum over rows, which accumulates tile by tile and is whole after the last."""
+    rows = dims(graph, op.inputs[0], sizes)[0]
+    out = dims(graph, op.outputs[0], sizes)
+    loops = (
+        Loop("t", rows, Tag.REDUCTION, online=True),
+        *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
+    )
+    reads = []
+    for name in filter(None, op.inputs):
+        rank, by_row = len(graph.values[name].shape), graph.values[name].kind is not Kind.WEIGHT
+        reads.append(Access(name, (("t",) if by_row else (), *((),) * (rank - 1))))
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], axes("w", len(out))),))
+
+
+def _by_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Each row of the result from a row of every operand, of any width."""
+    rows, columns = dims(graph, op.outputs[0], sizes)
+    width = max(dims(graph, name, sizes)[-1] for name in op.inputs)
+    loops = (
+        Loop("t", rows, Tag.PARALLEL),
+        Loop("d", columns, Tag.PARALLEL),
+        Loop("v", width, Tag.REDUCTION),
+    )
+    ranks = ((name, len(graph.values[name].shape)) for name in op.inputs)
+    reads = tuple(Access(name, (("t",), *(("v",),) * (rank - 1))) for name, rank in ranks)
+    return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),), by_token=True)
+
+
+def _attention_grad(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Queries are walked; keys and values are there whole, and their gradients are whole after the last query."""
+    t, heads, channels = dims(graph, op.inputs[1], sizes)
+    kv_heads = dims(graph, op.inputs[2], sizes)[1]
+    loops = (
+        Loop("t", t, Tag.PARALLEL),
+        Loop("h", heads, Tag.PARALLEL),
+        Loop("c", channels, Tag.PARALLEL),
+        Loop("s", t, Tag.PARALLEL),
+        Loop("k", kv_heads, Tag.PARALLEL),
+    )
+    query, key = (("t",), ("h",), ("c",)), (("s",), ("k",), ("c",))
+    reads = [Access(name, query) for name in op.inputs[:2]]
+    reads += [Access(name, ((), ("k",), ("c",))) for name in op.inputs[2:4]]
+    reads += [Access(name, (("t",),)) for name in op.inputs[4:]]
+    writes = tuple(Access(name, index) for name, index in zip(op.outputs, (query, key, key), strict=True))
+    return Nest(op, loops, tuple(reads), writes, by_token=True)
+
+
+GRAD_NESTS: Mapping[str, MakeNest] = {
+    "linear_dx": _linear_dx,
+    "linear_dw": _summed_rows,
+    "bias_dw": _summed_rows,
+    "rms_norm_dw": _summed_rows,
+    "layer_norm_dw": _summed_rows,
+    "embed_dw": _summed_rows,
+    "positions_dw": _summed_rows,
+    "loss_parts": _by_rows,
+    "loss_part_dx": _by_rows,
+    "attention_grad": _attention_grad,
+}

@@ -1,0 +1,40 @@
+"""The sparsity_config of config.json: how many of the elements of a model's linears are left.
+
+    {"compression_config": {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask",
+                            "global_sparsity": 0.875, "targets": ["Linear"], "ignore": ["lm_head"]}}}
+
+The form is that of the compressed-tensors library, which stores the elements that are left and a bit for each that
+there is. All linears of the layers are sparse alike; embedding, head and norms are dense. Only modelled machines run
+sparse weights. Knows nothing about graphs or bytes.
+"""
+
+from __future__ import annotations
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.fields import Fields
+
+KEY, SECTION, METHOD, FORMAT = "compression_config", "sparsity_config", "compressed-tensors", "sparse-bitmask"
+LEAST_DENSITY = 1e-4  # a matrix with fewer elements than one in ten thousand is a damaged number
+WANTED = {"format": FORMAT, "targets": ["Linear"], "ignore": ["lm_head"]}
+
+
+def density_of(config: Fields) -> float:
+    """The share of elements that the linears of the layers have, 1 without the section.
+
+    Raises UnsupportedError for another method or form, CheckpointError for a number that makes no sense.
+    """
+    outer = config.section(KEY)
+    inner = outer.section(SECTION) if outer is not None else None
+    if outer is None:
+        return 1.0
+    if inner is None or outer.get("quant_method", METHOD) != METHOD or outer.get("config_groups"):
+        fact = f"{KEY} means compressed weights, which are not run"
+        raise UnsupportedError(config.where, fact, f"use a checkpoint without it, or with a {SECTION} alone")
+    for key, wanted in WANTED.items():
+        if inner.get(key) != wanted:
+            fact = f"{SECTION}: {key} is {inner.get(key)!r}"
+            raise UnsupportedError(config.where, fact, f"Coterie runs {wanted!r}")
+    sparsity = inner.get("global_sparsity")
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1 - LEAST_DENSITY:
+        raise inner.wrong("global_sparsity", f"is {sparsity!r}", f"a number from 0 to {1 - LEAST_DENSITY:g}")
+    return 1.0 - sparsity
