@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Executable, Rows
 from coterie.devices import modelled_price as price
-from coterie.devices.modelled_time import Phase, Work, merged
+from coterie.devices.modelled_time import Phase, Work
+from coterie.devices.modelled_work import Parts
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
@@ -24,28 +25,44 @@ class StepPhases:
     `begins_s` is what the first region costs more in the first step of a run.
     """
 
-    def __init__(self, regions: tuple[Phase, ...], begins_s: float) -> None:
-        self.later = merged(regions)
-        head = replace(regions[0], delay_s=regions[0].delay_s + begins_s)
-        self._regions = (head, *regions[1:])
+    def __init__(self, regions: Parts, begins_s: float) -> None:
+        head = regions[0]
+        self._regions = regions
+        # The head as one more kind of part.
+        self._begun = [*regions.unique, replace(head, delay_s=head.delay_s + begins_s)]
+        self._later: Phase | None = None
         self._whole: Phase | None = None
         self._cut: dict[tuple[int, ...], tuple[Phase, ...]] = {}
+
+    @property
+    def later(self) -> Phase:
+        """A step that does not begin a run."""
+        if self._later is None:
+            self._later = self._regions.merged()
+        return self._later
 
     def first(self, waits: Sequence[Work | None]) -> list[Phase]:
         """The first step of a run; `waits` gives each region the work that it must await, or is empty."""
         if not waits:
             if self._whole is None:
-                self._whole = merged(self._regions)
+                self._whole = self._first(0, len(self._regions))
             return [self._whole]
         starts = tuple(i for i, gate in enumerate(waits) if gate is not None or i == 0)
         if starts not in self._cut:
             ends = (*starts[1:], len(self._regions))
-            self._cut[starts] = tuple(merged(self._regions[a:b]) for a, b in zip(starts, ends, strict=True))
+            self._cut[starts] = tuple(self._first(a, b) for a, b in zip(starts, ends, strict=True))
         pieces = self._cut[starts]
         return [
             piece if waits[i] is None else replace(piece, gate=waits[i])
             for i, piece in zip(starts, pieces, strict=True)
         ]
+
+    def _first(self, start: int, end: int) -> Phase:
+        """Regions from `start` to `end` of the first step."""
+        places = self._regions.places[start:end]
+        if start == 0:
+            places = (len(self._begun) - 1, *places[1:])
+        return Parts(self._begun, places).merged()
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""The parts of a merged phase as arrays: how many of them pass in a given time, with so much of each resource left.
+"""The parts of a merged phase: how many of them pass in a given time, with so much of each resource left.
+
+    unique   a b c          parts repeat (the layers of a model), so each is looked at once
+    places   0 1 2 1 2 1 2  the parts in order
 
 Knows nothing about lanes or clocks.
 """
@@ -6,13 +9,11 @@ Knows nothing about lanes or clocks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-F64 = npt.NDArray[np.float64]
+MAX_ENDS = 16  # of what is left that ends are kept for; a bound on memory, not on use
 
 
 class Flowing(Protocol):
@@ -39,37 +40,41 @@ class Part(Protocol):
         """They drain together."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Table:
-    """Delays [n] and amounts [n, resources] of n parts. `parts` are held so that their identity stays theirs."""
+    """What parts draw, part by part. `sums` of a resource has what the first n parts draw of it, for n from 0."""
 
-    parts: Sequence[Part]
+    places: Sequence[int]
+    delays_s: Sequence[float]
+    amounts: Sequence[Sequence[float]]
     resources: tuple[str, ...]
-    delays_s: F64
-    amounts: F64
+    sums: tuple[Sequence[float], ...]
+    _ends: dict[tuple[float, ...], list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> Table:
-        """Parts repeat: each is looked at once."""
-        first: dict[int, int] = {}
-        unique: list[Part] = []
-        places = []
-        for part in parts:
-            place = first.setdefault(id(part), len(unique))
-            if place == len(unique):
-                unique.append(part)
-            places.append(place)
+    def of(cls, unique: Sequence[Part], places: Sequence[int]) -> Table:
+        """`places` says which of the `unique` parts each part is."""
         resources = tuple(dict.fromkeys(name for part in unique for flow in part.flows for name in flow.uses))
         columns = {name: number for number, name in enumerate(resources)}
-        amounts = np.zeros((len(unique), len(resources)))
-        for row, part in enumerate(unique):
+        amounts = [[0.0] * len(resources) for _ in unique]
+        for row, part in zip(amounts, unique, strict=True):
             for flow in part.flows:
                 for name, share in flow.uses.items():
-                    amounts[row, columns[name]] += share * flow.amount
-        delays = np.array([part.delay_s for part in unique])
-        return cls(parts, resources, delays[places], amounts[places])
+                    row[columns[name]] += share * flow.amount
+        drawn = ([row[column] for row in amounts] for column in columns.values())
+        sums = tuple([0.0, *accumulate([each[place] for place in places])] for each in drawn)
+        return cls(places, [part.delay_s for part in unique], amounts, resources, sums)
 
-    def ends_s(self, first: int, free: F64) -> F64:
-        """When the parts from `first` on would end, one after the other, from 0."""
-        ends: F64 = np.cumsum(self.delays_s[first:] + (self.amounts[first:] / free).max(axis=1))
-        return ends
+    def ends_s(self, free: Mapping[str, float]) -> list[float]:
+        """When each part would end, one after the other, from 0, with so much of each resource left."""
+        key = tuple([free[name] for name in self.resources])
+        found = self._ends.get(key)
+        if found is None:
+            if len(self._ends) >= MAX_ENDS:
+                self._ends.clear()
+            each = [
+                delay_s + max([amount / rate for amount, rate in zip(row, key, strict=True)], default=0.0)
+                for delay_s, row in zip(self.delays_s, self.amounts, strict=True)
+            ]
+            found = self._ends[key] = list(accumulate([each[place] for place in self.places]))
+        return found

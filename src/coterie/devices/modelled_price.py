@@ -20,7 +20,8 @@ from coterie.dataflow.price import section_price
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
 from coterie.devices.modelled_time import Flow, Phase, Work
-from coterie.devices.modelled_transfer import COMPUTE, PEERS, resources, tier_name
+from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
+from coterie.devices.modelled_work import Parts
 from coterie.graph.cost import Cost, collectives, region_cost
 from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
@@ -274,7 +275,7 @@ def alike(program: Program) -> tuple[int, ...]:
 
 def step_phases(
     spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
-) -> tuple[Phase, ...]:
+) -> Parts:
     """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
 
     A flow is as much of its resource as the region keeps busy. Raises ValueError when one of these tiers has no known
@@ -283,19 +284,26 @@ def step_phases(
     for name in tiers:
         if spec.tier(name).bytes_per_s <= 0:
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
-    priced: dict[int, Phase] = {}
-    for index in dict.fromkeys(same):
-        row = region_time(spec, program, index, sizes, tiers, pricing)
-        flows = [Flow(row.compute_s * spec.achieved_flops_per_s, {COMPUTE: 1.0})]
-        for name, seconds in row.memory_s.items():
-            rate = 1.0 if name == PEERS else spec.tier(name).achieved_bytes_per_s
-            flows.append(Flow(seconds * rate, {PEERS if name == PEERS else tier_name(name): 1.0}))
-        delay_s = row.launch_s + row.fill_s + row.collective_s
-        priced[index] = Phase(delay_s, tuple(flows), alone_s=row.work_s)
-    phases = [priced[index] for index in same]
-    alone_s = sum(phase.delay_s + (phase.alone_s or 0.0) for phase in phases)
+    order = dict.fromkeys(same)
+    unique = [region_phase(spec, program, index, sizes, tiers, pricing) for index in order]
+    number = {index: place for place, index in enumerate(order)}
+    places = tuple([number[index] for index in same])
+    alone_s = sum([unique[place].delay_s + (unique[place].alone_s or 0.0) for place in places])
     waits_s = host_s(spec, sizes) + max(0.0, spec.step_floor_s - alone_s)
-    return (replace(phases[0], delay_s=phases[0].delay_s + waits_s), *phases[1:])
+    first = replace(unique[0], delay_s=unique[0].delay_s + waits_s)
+    return Parts([*unique, first], (len(unique), *places[1:]))
+
+
+def region_phase(
+    spec: MachineSpec, program: Program, index: int, sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
+) -> Phase:
+    """A region that does not begin a run, as a phase."""
+    row = region_time(spec, program, index, sizes, tiers, pricing)
+    flows = [Flow(row.compute_s * spec.achieved_flops_per_s, alone(COMPUTE))]
+    for name, seconds in row.memory_s.items():
+        rate = 1.0 if name == PEERS else spec.tier(name).achieved_bytes_per_s
+        flows.append(Flow(seconds * rate, alone(PEERS if name == PEERS else tier_name(name))))
+    return Phase(row.launch_s + row.fill_s + row.collective_s, tuple(flows), alone_s=row.work_s)
 
 
 def host_s(spec: MachineSpec, sizes: Sizes) -> float:

@@ -6,7 +6,10 @@ Knows nothing about work, lanes or the time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
+
+MAX_SHARED = 256  # sets of flows whose shares are kept; a bound on memory, not on use
 
 
 def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, float]) -> list[float]:
@@ -50,3 +53,41 @@ def left_over(
     free = {name: capacity[name] - taken.get(name, 0.0) for name in names}
     slowed = any(free[name] < fastest.get(name, 0.0) or free[name] <= 0 for name in names)
     return None if slowed else free
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """How flows, given by what each uses, share: their rates, and the names of all that they draw on."""
+
+    uses: Sequence[Mapping[str, float]]
+    rates: Sequence[float]
+    resources: frozenset[str]
+    left: dict[tuple[str, ...], dict[str, float] | None] = field(default_factory=dict)
+
+
+class Shares:
+    """Fair rates and what they leave, kept for the sets of flows seen last. Who shares one object for equal `uses` is
+    answered at once: flows are told apart by that object's identity.
+    """
+
+    def __init__(self, capacity: Mapping[str, float]) -> None:
+        self._capacity = capacity
+        self._known: dict[tuple[int, ...], Shared] = {}
+
+    def of(self, uses: Sequence[Mapping[str, float]]) -> Shared:
+        """How these flows share."""
+        key = tuple(map(id, uses))
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MAX_SHARED:
+                self._known.clear()
+            # `uses` are held, so that no other object gets their identities.
+            rates, names = fair_rates(uses, self._capacity), frozenset(name for used in uses for name in used)
+            found = self._known[key] = Shared(tuple(uses), rates, names)
+        return found
+
+    def left(self, names: tuple[str, ...], shared: Shared) -> Mapping[str, float] | None:
+        """As `left_over`."""
+        if names not in shared.left:
+            shared.left[names] = left_over(self._capacity, names, shared.uses, shared.rates)
+        return shared.left[names]

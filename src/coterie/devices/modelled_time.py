@@ -12,21 +12,18 @@ Knows nothing about programs, bytes or tiers: resources are names with a capacit
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
 
-import numpy as np
-
-from coterie.devices.modelled_parts import Table
-from coterie.devices.modelled_share import fair_rates, left_over
-from coterie.devices.modelled_work import Flow, Phase, Work, merged
+from coterie.devices.modelled_share import Shared, Shares, fair_rates
+from coterie.devices.modelled_work import Flow, Parts, Phase, Work, merged
 
 __all__ = ["Flow", "FluidClock", "Phase", "Usage", "Work", "fair_rates", "merged"]
 
-MAX_TABLES = 1024  # of merged phases, to be kept; a bound on memory, not on use
 ROUNDING = 1e-12  # relative: what would end within this share of a step ends with it; the difference is rounding
 
 
@@ -66,8 +63,8 @@ class FluidClock:
         self.lane_busy_s: dict[str, float] = {}
         self._capacity = dict(capacity)
         self._lanes: dict[str, deque[Work]] = {}
+        self._shares = Shares(self._capacity)
         self._numbers = count()
-        self._tables: dict[int, Table] = {}
 
     def issue(
         self,
@@ -79,23 +76,31 @@ class FluidClock:
     ) -> Work:
         """Append a work to a lane. `after` and gates are works issued before."""
         work = Work(next(self._numbers), tuple(after), tuple(phases), failure, cuts)
-        self._lanes.setdefault(lane, deque()).append(work)
-        self._settle()
+        waiting = self._lanes.setdefault(lane, deque())
+        waiting.append(work)
+        # Everything else is settled, and what is behind others changes nothing.
+        if len(waiting) == 1:
+            self._settle()
         return work
 
     def advance(self, until: float | None = None) -> bool:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
         active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]
-        if len(active) == 1 and self._advance_alone(active[0], until):
-            return True
-        merged = next((work for work in active if work.phases[work._index].parts), None)
-        if merged is not None and self._advance_beside(merged, [w for w in active if w is not merged], until):
-            return True
+        if len(active) == 1:
+            if self._advance_alone(active[0], until):
+                return True
+        else:
+            for work in active:
+                parts = work.phases[work._index].parts
+                if parts is not None:
+                    if self._advance_beside(work, parts, [other for other in active if other is not work], until):
+                        return True
+                    break
         delayed, draining, uses = self._active(active)
         if not delayed and not draining:
             return False
-        rates = fair_rates(uses, self._capacity)
-        ends = [work._left[k] / rate for (work, k), rate in zip(draining, rates, strict=True)]
+        shared = self._shares.of(uses)
+        ends = [work._left[k] / rate for (work, k), rate in zip(draining, shared.rates, strict=True)]
         step = min([work._delay_s for work in delayed] + ends)
         end = self.now + step
         if until is not None and end > until:
@@ -106,9 +111,9 @@ class FluidClock:
             work._fresh = False
         for work in delayed:
             work._delay_s = 0.0 if work._delay_s <= ended_s else work._delay_s - step
-        for (work, k), rate, end_s in zip(draining, rates, ends, strict=True):
+        for (work, k), rate, end_s in zip(draining, shared.rates, ends, strict=True):
             work._left[k] = 0.0 if end_s <= ended_s else work._left[k] - rate * step
-        self._account(uses, rates, step)
+        self._account(shared, step)
         self.now = end
         self._settle()
         return True
@@ -127,12 +132,12 @@ class FluidClock:
         moved = False
         while work._entered and work._fresh:
             whole = work.phases[work._index]
-            phase = whole if whole.parts and work._part == 0 else work._leaf()
+            phase = whole if whole.parts is not None and work._part == 0 else work._leaf()
             if phase.alone_s is None:
                 break
             end = self.now + phase.delay_s + phase.alone_s
             if until is not None and end > until:
-                if not phase.parts:
+                if phase.parts is None:
                     break
                 phase = work._leaf()
                 end = self.now + phase.delay_s + (phase.alone_s or 0.0)
@@ -141,7 +146,7 @@ class FluidClock:
             self._draw(phase)
             self.now = end
             moved = True
-            if phase.parts:
+            if phase.parts is not None:
                 work._part = len(phase.parts) - 1
             work._leave()
             if work._index < len(work.phases):
@@ -152,61 +157,61 @@ class FluidClock:
             self._settle()
         return moved
 
-    def _advance_beside(self, work: Work, others: Sequence[Work], until: float | None) -> bool:
+    def _advance_beside(self, work: Work, parts: Parts, others: Sequence[Work], until: float | None) -> bool:
         """Take parts of a merged phase up to the next change among others; False where they would slow each other.
 
         As long as every flow of the others gets what it would get alone, each part has the rest of what it uses: then
         how long each takes is known at once.
         """
         delayed, draining, uses = self._active(others)
-        rates = fair_rates(uses, self._capacity)
-        table = self._table(work.phases[work._index].parts)
-        free = left_over(self._capacity, table.resources, uses, rates)
+        shared = self._shares.of(uses)
+        free = self._shares.left(parts.table.resources, shared)
         if free is None:
             return False
-        limit = min(
-            [other._delay_s for other in delayed]
-            + [other._left[k] / rate for (other, k), rate in zip(draining, rates, strict=True)]
-            + [inf if until is None else max(0.0, until - self.now)]
-        )
-        step = self._take_parts(work, table, free, limit, {name for used in uses for name in used})
+        limit = inf if until is None else max(0.0, until - self.now)
+        for other in delayed:
+            limit = min(limit, other._delay_s)
+        for (other, k), rate in zip(draining, shared.rates, strict=True):
+            limit = min(limit, other._left[k] / rate)
+        step = self._take_parts(work, parts, free, limit, shared)
         ended_s = step * (1 + ROUNDING)
         for other in delayed:
             other._delay_s = 0.0 if other._delay_s <= ended_s else other._delay_s - step
-        for (other, k), rate in zip(draining, rates, strict=True):
+        for (other, k), rate in zip(draining, shared.rates, strict=True):
             left = other._left[k]
             other._left[k] = 0.0 if left <= rate * ended_s else left - rate * step
         for other in others:
             other._fresh = False
-        self._account(uses, rates, step)
+        self._account(shared, step)
         self.now = self.now + step if until is None else min(self.now + step, max(until, self.now))
         self._settle()
         return True
 
-    def _take_parts(self, work: Work, table: Table, free: Mapping[str, float], limit: float, shared: Set[str]) -> float:
+    def _take_parts(self, work: Work, parts: Parts, free: Mapping[str, float], limit: float, shared: Shared) -> float:
         """Let parts pass for at most `limit` seconds, account for them, and return how long it was."""
-        leaf, at = work._leaf(), work._part
+        table, at, flows = parts.table, work._part, work._leaf().flows
         drawn = dict.fromkeys(table.resources, 0.0)
-        rest_s = max((left / free[_only(flow)] for flow, left in zip(leaf.flows, work._left, strict=True)), default=0.0)
+        rest_s = 0.0
+        for flow, left in zip(flows, work._left, strict=True):
+            rest_s = max(rest_s, left / free[_only(flow)])
         step = work._delay_s + rest_s
         if step <= limit:
-            for flow, left in zip(leaf.flows, work._left, strict=True):
+            for flow, left in zip(flows, work._left, strict=True):
                 drawn[_only(flow)] += left
-            count, left_s = len(table.parts), limit - step
-            if at + 1 < count:
-                ends = table.ends_s(at + 1, np.array([free[name] for name in table.resources]))
-                passed = int(np.searchsorted(ends, left_s, side="right"))
-                for name, amount in zip(
-                    table.resources, table.amounts[at + 1 : at + 1 + passed].sum(axis=0), strict=True
-                ):
-                    drawn[name] += float(amount)
-                before = float(ends[passed - 1]) if passed else 0.0
-                at, step, left_s = at + passed, step + before, left_s - before
+            last, left_s = len(parts) - 1, limit - step
+            if at < last:
+                ends = table.ends_s(free)
+                begun = ends[at]
+                passed = bisect_right(ends, begun + left_s, at + 1) - 1
+                if passed > at:
+                    for name, sums in zip(table.resources, table.sums, strict=True):
+                        drawn[name] += sums[passed + 1] - sums[at + 1]
+                    step, left_s, at = step + (ends[passed] - begun), left_s - (ends[passed] - begun), passed
             work._part = at
             work._leave()
             if work._index < len(work.phases) and (work._part or work.phases[work._index].gate is None):
                 self._enter(work)
-            if at + 1 < count:
+            if at < last:
                 step = limit
                 _drain(work, left_s, free, drawn)
         else:
@@ -215,20 +220,13 @@ class FluidClock:
         for name, amount in drawn.items():
             usage = self.usage[name]
             usage.drawn += amount
-            usage.busy_s += 0.0 if name in shared else amount / self._capacity[name]
+            if name not in shared.resources:
+                usage.busy_s += amount / self._capacity[name]
         return step
-
-    def _table(self, parts: tuple[Phase, ...]) -> Table:
-        found = self._tables.get(id(parts))
-        if found is None:
-            if len(self._tables) >= MAX_TABLES:
-                self._tables.clear()
-            found = self._tables[id(parts)] = Table.of(parts)
-        return found
 
     def _draw(self, phase: Phase) -> None:
         """Account for a phase that was alone."""
-        if phase.parts:
+        if phase.parts is not None:
             for resource, amount in phase.drawn:
                 usage = self.usage[resource]
                 usage.drawn += amount
@@ -254,44 +252,50 @@ class FluidClock:
                     uses.append(flow.uses)
         return delayed, draining, uses
 
-    def _account(self, uses: Sequence[Mapping[str, float]], rates: Sequence[float], step: float) -> None:
-        for resource in dict.fromkeys(name for used in uses for name in used):
+    def _account(self, shared: Shared, step: float) -> None:
+        for resource in shared.resources:
             self.usage[resource].busy_s += step
-        for used, rate in zip(uses, rates, strict=True):
+        for used, rate in zip(shared.uses, shared.rates, strict=True):
             for resource, share in used.items():
                 self.usage[resource].drawn += share * rate * step
 
     def _settle(self) -> None:
         """Take every transition that needs no time, until none is left."""
-        changed = True
-        while changed:
-            changed = False
+        ended = True
+        while ended:
+            # Only what ends lets other lanes go on.
+            ended = False
             for name, lane in self._lanes.items():
                 while lane and self._step(lane[0]):
-                    changed = True
                     if lane[0].finished:
                         work = lane.popleft()
                         self.lane_busy_s[name] = self.lane_busy_s.get(name, 0.0) + work.took_s
+                        ended = True
 
     def _step(self, work: Work) -> bool:
         """Take one transition of a lane's head; False if it must wait."""
+        if work._entered:
+            if work._delay_s > 0:
+                return False
+            for left in work._left:
+                if left > 0:
+                    return False
+            work._leave()
+            return True
         if work.start_s is None:
             return self._start(work)
         if work._index == len(work.phases):
             self._finish(work, work.failure)
             return True
-        if not work._entered:
-            return self._enter(work)
-        if work._delay_s > 0 or any(left > 0 for left in work._left):
-            return False
-        work._leave()
-        return True
+        return self._enter(work)
 
     def _start(self, work: Work) -> bool:
-        if not all(cause.finished for cause in work.after):
-            return False
+        failure = None
+        for cause in work.after:
+            if not cause.finished:
+                return False
+            failure = failure or cause.failure
         work.start_s = self.now
-        failure = next((cause.failure for cause in work.after if cause.failure is not None), None)
         work.after = ()
         if failure is not None:
             self._finish(work, failure)

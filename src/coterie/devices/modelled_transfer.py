@@ -8,7 +8,10 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
+from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.devices.modelled_time import Flow, Phase
@@ -67,6 +70,12 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
         fact = f"the bandwidth of {src} is unknown, so a copy within it has no price"
         raise UsageError(spec.name, fact, "give the tier a bandwidth in the machine's file")
     return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
+
+
+@cache
+def alone(resource: str) -> Mapping[str, float]:
+    """What a flow uses that draws on one resource: one object for each, so that shares are known by identity."""
+    return MappingProxyType({resource: 1.0})
 
 
 def tier_name(name: str) -> str:

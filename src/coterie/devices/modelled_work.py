@@ -5,8 +5,10 @@ Knows nothing about lanes, resources' capacities or the time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from coterie.devices.modelled_parts import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +24,70 @@ class Phase:
     """A step of a work: await `gate` where there is one, then the delay, then drain every flow.
 
     `alone_s` only saves work: how long draining takes when nothing else is active. Give it where each flow uses one
-    resource and no two the same. `parts` are what a merged phase is made of; it has no delay and no flows of its own.
+    resource and no two the same. `parts` are what a merged phase is made of; it has no delay and no flows of its own,
+    and `drawn` is what it draws of each resource.
     """
 
     delay_s: float = 0.0
     flows: tuple[Flow, ...] = ()
     gate: Work | None = None
     alone_s: float | None = None
-    parts: tuple[Phase, ...] = ()
+    parts: Parts | None = None
     drawn: tuple[tuple[str, float], ...] = ()
 
 
-def merged(parts: Sequence[Phase], gate: Work | None = None) -> Phase:
-    """Phases as one, that awaits `gate` first. Parts have no gates and each knows `alone_s`; ValueError otherwise."""
-    total_s = 0.0
-    drawn: dict[str, float] = {}
+class Parts:
+    """Plain phases without gates, one after the other: `places` says which of the `unique` ones each is."""
+
+    __slots__ = ("_table", "places", "unique")
+
+    def __init__(self, unique: Sequence[Phase], places: Sequence[int]) -> None:
+        self.unique, self.places = unique, places
+        self._table: Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Phase:
+        return self.unique[self.places[index]]
+
+    def __iter__(self) -> Iterator[Phase]:
+        return (self.unique[place] for place in self.places)
+
+    @property
+    def table(self) -> Table:
+        """What they draw, part by part."""
+        if self._table is None:
+            self._table = Table.of(self.unique, self.places)
+        return self._table
+
+    def merged(self, gate: Work | None = None) -> Phase:
+        """All as one phase, that awaits `gate` first. Raises ValueError unless each part knows `alone_s`."""
+        took_s = []
+        drawn: dict[str, list[float]] = {}
+        for number, part in enumerate(self.unique):
+            if part.gate is not None or part.alone_s is None or part.parts is not None:
+                raise ValueError("only plain phases without gates, which know how long they take alone, can be merged")
+            took_s.append(part.delay_s + part.alone_s)
+            for flow in part.flows:
+                for resource, share in flow.uses.items():
+                    each = drawn.setdefault(resource, [0.0] * len(self.unique))
+                    each[number] += share * flow.amount
+        totals = tuple((name, sum([each[place] for place in self.places])) for name, each in drawn.items())
+        return Phase(gate=gate, alone_s=sum([took_s[place] for place in self.places]), parts=self, drawn=totals)
+
+
+def merged(parts: Sequence[Phase]) -> Phase:
+    """Phases, at least one, as one. Parts have no gates and each knows `alone_s`; ValueError otherwise."""
+    first: dict[int, int] = {}
+    unique: list[Phase] = []
+    places = []
     for part in parts:
-        if part.gate is not None or part.alone_s is None or part.parts:
-            raise ValueError("only plain phases without gates, which know how long they take alone, can be merged")
-        total_s += part.delay_s + part.alone_s
-        for flow in part.flows:
-            for resource, share in flow.uses.items():
-                drawn[resource] = drawn.get(resource, 0.0) + share * flow.amount
-    return Phase(gate=gate, alone_s=total_s, parts=tuple(parts), drawn=tuple(drawn.items()))
+        place = first.setdefault(id(part), len(unique))
+        if place == len(unique):
+            unique.append(part)
+        places.append(place)
+    return Parts(unique, places).merged()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,11 +132,12 @@ class Work:
     def _leaf(self) -> Phase:
         """The plain phase that it is at."""
         phase = self.phases[self._index]
-        return phase.parts[self._part] if phase.parts else phase
+        return phase if phase.parts is None else phase.parts[self._part]
 
     def _leave(self) -> None:
         """Go on to the next plain phase, not yet entered."""
-        if self._part + 1 < len(self.phases[self._index].parts):
+        parts = self.phases[self._index].parts
+        if parts is not None and self._part + 1 < len(parts):
             self._part += 1
         else:
             self._index += 1
