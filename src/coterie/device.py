@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 I32 = npt.NDArray[np.int32]
+Ints: TypeAlias = Sequence[int] | I32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,18 @@ class Sampling:
 class Rows:
     """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
 
+    Numbers are in lists or arrays: a device takes them in the form that it needs.
     tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
     block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
     rows_R: indices into T whose logits are sampled. sampling: R settings. end_ids: for each of the R rows, its ends.
     """
 
-    tokens_T: I32
-    positions_T: I32
-    sequence_T: I32
-    block_tables_BM: I32
-    lengths_B: I32
-    rows_R: I32
+    tokens_T: Ints
+    positions_T: Ints
+    sequence_T: Ints
+    block_tables_BM: Sequence[Sequence[int]] | I32
+    lengths_B: Ints
+    rows_R: Ints
     sampling: tuple[Sampling, ...]
     end_ids: tuple[tuple[int, ...], ...] = ()
 
@@ -90,8 +92,8 @@ class Rows:
             T=len(self.tokens_T),
             B=len(self.lengths_B),
             R=len(self.rows_R),
-            context_tokens=int(self.lengths_B.sum()),
-            pairs=int(self.positions_T.sum()) + len(self.positions_T),
+            context_tokens=int(sum(self.lengths_B)),
+            pairs=int(sum(self.positions_T)) + len(self.positions_T),
         )
 
 

@@ -80,7 +80,7 @@ class TellingDevice(FakeDevice):
         assert content == [(exe.name, block) for block in range(len(content))], (exe.name, content)
         per_block = exe.kv.tokens_per_block(binding.block_bytes)
         rows = binding.rows
-        tokens, positions = rows.tokens_T.tolist(), rows.positions_T.tolist()
+        tokens, positions = list(rows.tokens_T), list(rows.positions_T)
         drawn = []
         for _ in range(steps):
             for token, position, row in zip(tokens, positions, rows.sequence_T, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from engine_world import ask
 from hypothesis import given, settings
@@ -35,28 +36,30 @@ def test_decodes_come_first_and_a_prompt_is_cut_at_the_budget():
     d = sequence(3, [30, 31])
     batch = build(cut([a, b, c, d], 6), {0: (4, 5, 6), 1: (7,), 2: (8,), 3: (9,)}, tokens_per_block=4)
     rows = batch.rows
-    assert rows.tokens_T.tolist() == [7, 8, 14, 15, 16, 17]
-    assert rows.positions_T.tolist() == [2, 1, 4, 5, 6, 7]
-    assert rows.sequence_T.tolist() == [0, 1, 2, 2, 2, 2]
-    assert rows.lengths_B.tolist() == [3, 2, 8]
-    assert rows.block_tables_BM.tolist() == [[7, 0], [8, 0], [4, 5]]
-    assert rows.rows_R.tolist() == [0, 1]
+    assert rows.tokens_T == [7, 8, 14, 15, 16, 17]
+    assert rows.positions_T == [2, 1, 4, 5, 6, 7]
+    assert rows.sequence_T == [0, 1, 2, 2, 2, 2]
+    assert rows.lengths_B == [3, 2, 8]
+    assert np.array(rows.block_tables_BM).tolist() == [[7, 0], [8, 0], [4, 5]]
+    assert rows.rows_R == [0, 1]
     assert rows.sampling == (Sampling(temperature=0.5, seed=3), Sampling())
     assert rows.end_ids == ((9,), ())
     assert batch.sampled == (b, c)
-    assert all(array.dtype == "int32" for array in (rows.tokens_T, rows.positions_T, rows.sequence_T, rows.rows_R))
+    # A device copies them into arrays, which must come out rectangular.
+    assert all(np.array(n, np.int32).ndim == 1 for n in (rows.tokens_T, rows.positions_T, rows.sequence_T, rows.rows_R))
+    assert np.array(rows.block_tables_BM, np.int32).shape == (3, 2)
 
 
 def test_a_step_may_sample_nothing():
     rows = build(cut([sequence(0, range(9))], 4), {0: (2, 3, 4)}, tokens_per_block=4).rows
     assert (rows.sizes.T, rows.sizes.B, rows.sizes.R) == (4, 1, 0)
-    assert rows.block_tables_BM.tolist() == [[2]]
+    assert np.array(rows.block_tables_BM).tolist() == [[2]]
 
 
 def test_block_tables_reach_as_far_as_the_steps():
     one = sequence(0, [1, 2], computed=2, drawn=[3], max_tokens=9)
     rows = build(cut([one], 4), {0: (5, 6, 7)}, tokens_per_block=2, steps=3).rows
-    assert rows.block_tables_BM.tolist() == [[5, 6, 7]]
+    assert np.array(rows.block_tables_BM).tolist() == [[5, 6, 7]]
 
 
 @settings(deadline=None)
@@ -71,12 +74,13 @@ def test_rows_cover_every_token_once(shapes, data):
     rows = build(parts, {s.number: tuple(range(30)) for s in made}, tokens_per_block=1).rows
     assert min(budget, sum(len(s.tokens) - s.computed for s in made)) == rows.sizes.T
     assert {part.sequence.number for part in parts} >= {s.number for s in made if s.decoding}
+    tokens_T, positions_T, sequence_T = (np.array(n) for n in (rows.tokens_T, rows.positions_T, rows.sequence_T))
     for row, part in enumerate(parts):
-        at = rows.positions_T[rows.sequence_T == row].tolist()
+        at = positions_T[sequence_T == row].tolist()
         assert at == list(range(part.sequence.computed, part.sequence.computed + part.count))
-        assert rows.tokens_T[rows.sequence_T == row].tolist() == [part.sequence.tokens[p] for p in at]
+        assert tokens_T[sequence_T == row].tolist() == [part.sequence.tokens[p] for p in at]
         assert rows.lengths_B[row] == at[-1] + 1
-        last = (rows.sequence_T == row).nonzero()[0][-1]
+        last = (sequence_T == row).nonzero()[0][-1]
         assert (last in rows.rows_R) == (at[-1] == len(part.sequence.tokens) - 1)
 
 

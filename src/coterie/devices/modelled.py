@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -18,13 +19,14 @@ import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
+from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
 from coterie.devices.modelled_event import ModelledEvent, finished, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
 from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
+from coterie.devices.modelled_time import Flow, FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
 from coterie.devices.modelled_transfer import resources, route, transfer
 from coterie.graph.compile import compile_graph
@@ -71,6 +73,7 @@ class ModelledDevice:
         self._fail = fail
         self._clock = FluidClock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
+        self._transfers: dict[tuple[str, str], Phase] = {}
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
         self._interrupted = False
@@ -101,7 +104,7 @@ class ModelledDevice:
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        label = f"copy {format_bytes(src.size_bytes)}"
+        label = _copy_label(src.size_bytes)
         phases = self._transfer(src.tier, dst.tier, src.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
@@ -148,10 +151,9 @@ class ModelledDevice:
         """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
         gates, after = dict(gates or {}), list(after)
         self._check_buffers(binding.weights, binding.kv)
-        mine = own_executable(exe, binding, gates, steps)
+        sizes = binding.rows.sizes
+        mine = own_executable(exe, binding, sizes, gates, steps)
         steps, self._interrupted = 1 if self._interrupted else steps, False
-        awaited = {stage: own(gate).work for stage, gate in gates.items()}
-        label = f"run {mine.program.graph.name}"
         drawn: list[I32] = []
 
         def compute(numerics: Device) -> Exception | None:
@@ -161,11 +163,19 @@ class ModelledDevice:
                 drawn.append(numerics.tokens(event))
             return failure
 
-        failure = self._compute(label, [*after, *gates.values()], compute)
+        failure = self._compute(mine.label, [*after, *gates.values()], compute)
+        tokens: Callable[[], I32] | None = None
         if self._numerics is None:
+            tokens = partial(synthetic_tokens, binding.rows, mine.program.vocab_size, steps)
+        if self._numerics is None and any(binding.rows.end_ids):
             drawn.append(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
-        phases, cuts = self._phases(mine, binding, len(drawn[0]) if drawn else 1, awaited)
-        return self._append(COMPUTE_LANE, label, after, phases, failure, drawn[0] if drawn else None, cuts)
+        if drawn:
+            steps, tokens = len(drawn[0]), partial(drawn.__getitem__, 0)
+        elif self._numerics is not None:
+            steps = 1
+        awaited = {stage: own(gate).work for stage, gate in gates.items()}
+        phases, cuts = self._phases(mine, sizes, (binding.weights.tier, binding.kv.tier), steps, awaited)
+        return self._append(COMPUTE_LANE, mine.label, after, phases, failure, tokens, cuts)
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.
@@ -184,12 +194,12 @@ class ModelledDevice:
             raise mine.work.failure
         if mine.tokens is None:
             raise ValueError(f"{event.label} draws no tokens")
-        return mine.tokens[: mine.work.pieces]
+        return mine.tokens()[: mine.work.pieces]
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(binding.weights, binding.kv)
-        mine = own_executable(exe, binding, {}, 1)
+        mine = own_executable(exe, binding, binding.rows.sizes, {}, 1)
         if self._numerics is None:
             raise UnsupportedError(self._spec.name, "a modelled device computes no numbers", "give it a real device")
         return self._numerics.inspect(numerics_of(mine), self._bind_behind(binding))
@@ -221,12 +231,15 @@ class ModelledDevice:
         """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
-        works = [own(event).work for event in events]
-        while not any(work.finished for work in works) and (until is None or self._clock.now < until):
-            if not self._clock.advance(until):
+        works, clock = [own(event).work for event in events], self._clock
+        while until is None or clock.now < until:
+            for work in works:
+                if work.finished:
+                    return
+            if not clock.advance(until):
                 if until is None:
                     raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
-                self._clock.idle_until(until)
+                clock.idle_until(until)
 
     def usage(self) -> Mapping[str, Usage]:
         """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
@@ -247,7 +260,11 @@ class ModelledDevice:
         if self._durations is not None:
             route(self._spec, src, dst)
             return []
-        return [transfer(self._spec, src, dst, size_bytes)]
+        known = self._transfers.get((src, dst))
+        if known is None:
+            known = self._transfers[src, dst] = transfer(self._spec, src, dst, 1)
+        (flow,) = known.flows
+        return [Phase(known.delay_s, (Flow(float(size_bytes), flow.uses),))]
 
     def _issue(
         self,
@@ -281,7 +298,7 @@ class ModelledDevice:
         after: Iterable[Event],
         phases: list[Phase],
         failure: Exception | None,
-        tokens: I32 | None = None,
+        tokens: Callable[[], I32] | None = None,
         cuts: tuple[int, ...] = (),
     ) -> Event:
         if self._durations is not None:
@@ -302,12 +319,12 @@ class ModelledDevice:
         return Phase(recorded[index])
 
     def _phases(
-        self, exe: ModelledExecutable, binding: Binding, steps: int, gates: Mapping[str, Work]
+        self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], steps: int, gates: Mapping[str, Work]
     ) -> tuple[list[Phase], tuple[int, ...]]:
         """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
             return [Phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
-        return run_phases(self._spec, exe, binding, steps, gates, self._pricing)
+        return run_phases(self._spec, exe, sizes, tiers, steps, gates, self._pricing)
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics
@@ -328,7 +345,13 @@ class ModelledDevice:
             slab = self._slabs.get(buffer.slab_id)
             if slab is None or slab.buffer.tier != buffer.tier:
                 raise ValueError(f"{buffer} is not of this device")
-            slab.buffer.view(buffer.offset, buffer.size_bytes)
+            if buffer.offset + buffer.size_bytes > slab.buffer.size_bytes or min(buffer.offset, buffer.size_bytes) < 0:
+                slab.buffer.view(buffer.offset, buffer.size_bytes)
+
+
+@lru_cache(maxsize=1024)
+def _copy_label(size_bytes: int) -> str:
+    return f"copy {format_bytes(size_bytes)}"
 
 
 def _wait(numerics: Device, event: Event) -> Exception | None:

@@ -5,6 +5,7 @@ Knows nothing about what the work costs or computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coterie.device import I32, Event
@@ -13,10 +14,10 @@ from coterie.devices.modelled_time import Work
 
 @dataclass(frozen=True, slots=True)
 class ModelledEvent(Event):
-    """An event with its work on the clock. `tokens` is what a run drew; None for other work and for a failed run."""
+    """An event with its work on the clock. `tokens` tells what a run drew; None for other work and for a failed run."""
 
     work: Work = field(compare=False, repr=False)
-    tokens: I32 | None = field(default=None, compare=False, repr=False)
+    tokens: Callable[[], I32] | None = field(default=None, compare=False, repr=False)
 
 
 def own(event: Event) -> ModelledEvent:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coterie.core.shapes import Sizes
-from coterie.device import Binding, Event, Executable, Rows
+from coterie.device import Binding, Event, Executable
 from coterie.devices import modelled_price as price
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_work import Parts
@@ -70,7 +70,7 @@ class ModelledExecutable:
     """A program with the prices found so far, and the numerics device's own executable where there is one.
 
     `priced` is the program of one of the machine's units. `same` gives each of its regions the first one that costs the
-    same; prices are by sizes and the tiers of weights and KV.
+    same; prices are by sizes and the tiers of weights and KV: of whole steps, and of `regions` that no context changes.
     """
 
     program: Program
@@ -78,22 +78,28 @@ class ModelledExecutable:
     priced: Program
     same: tuple[int, ...]
     prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
+    regions: dict[tuple[int, Sizes, tuple[str, str]], Phase] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
+    label: str = ""
 
     def __post_init__(self) -> None:
+        self.label = f"run {self.program.graph.name}"
         self.stages = frozenset(region.stage for region in self.program.regions)
 
 
 def run_phases(
     spec: MachineSpec,
     exe: ModelledExecutable,
-    binding: Binding,
+    sizes: Sizes,
+    tiers: tuple[str, str],
     steps: int,
     gates: Mapping[str, Work],
     pricing: price.Pricing,
 ) -> tuple[list[Phase], tuple[int, ...]]:
-    """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
-    sizes, tiers = binding.rows.sizes, (binding.weights.tier, binding.kv.tier)
+    """The phases of a run, and after how many of them each step ends; a step without gates is one phase.
+
+    `sizes` are those of the first step, `tiers` where weights and KV lie.
+    """
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
     awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
     phases = _priced(spec, exe, sizes, tiers, pricing).first(price.gated(exe.priced, awaited) if awaited else ())
@@ -114,18 +120,21 @@ def _priced(
     if found is None:
         if len(exe.prices) >= MAX_PRICED_STEPS:
             exe.prices.clear()
-        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing)
+            exe.regions.clear()
+        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing, exe.regions)
         found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, pricing.orchestration))
     return found
 
 
-def own_executable(exe: Executable, binding: Binding, gates: Mapping[str, Event], steps: int) -> ModelledExecutable:
+def own_executable(
+    exe: Executable, binding: Binding, sizes: Sizes, gates: Mapping[str, Event], steps: int
+) -> ModelledExecutable:
     """The executable as one of ours. Raises ValueError for another device's, or a run that does not fit it."""
     if not isinstance(exe, ModelledExecutable):
         raise ValueError(f"{type(exe).__name__} was not loaded by this device")
-    _check_steps(binding.rows, steps)
-    unknown = sorted(set(gates) - exe.stages) if gates else ()
-    if unknown:
+    _check_steps(sizes, steps)
+    if not exe.stages.issuperset(gates):
+        unknown = sorted(set(gates) - exe.stages)
         raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
     if len(binding.offsets) != len(exe.program.weights):
         raise ValueError(f"{len(binding.offsets)} offsets for {len(exe.program.weights)} weights")
@@ -139,8 +148,7 @@ def numerics_of(exe: ModelledExecutable) -> Executable:
     return exe.numerics
 
 
-def _check_steps(rows: Rows, steps: int) -> None:
-    sizes = rows.sizes
+def _check_steps(sizes: Sizes, steps: int) -> None:
     if steps < 1:
         raise ValueError(f"{steps} steps; at least 1 is needed")
     if steps > 1 and not sizes.T == sizes.B == sizes.R:

@@ -22,7 +22,7 @@ from coterie.devices.modelled_kernels import ATTENTION, region_speed
 from coterie.devices.modelled_time import Flow, Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
 from coterie.devices.modelled_work import Parts
-from coterie.graph.cost import Cost, collectives, region_cost
+from coterie.graph.cost import Cost, collectives, reads_context, region_cost
 from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
 from coterie.graph.ops import COLLECTIVES
@@ -201,12 +201,13 @@ class _Rates:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a program's prices need of it whatever the sizes: the first region that costs the same as each; of how many
-    ranks the program is one's (1: a whole program).
+    ranks the program is one's (1: a whole program); which of those first regions cost the same in any context.
     """
 
     program: Program
     same: tuple[int, ...]
     ranks: int
+    context_free: frozenset[int]
 
 
 def facts(program: Program) -> Facts:
@@ -217,7 +218,9 @@ def facts(program: Program) -> Facts:
             _FACTS.clear()
         ops = (op for region in program.regions for op in region.ops if op.kind in COLLECTIVES)
         ranks = max((op.integer("ranks") for op in ops), default=1)
-        found = _FACTS[id(program)] = Facts(program, alike(program), ranks)
+        same = alike(program)
+        free = frozenset(index for index in set(same) if not reads_context(program, program.regions[index]))
+        found = _FACTS[id(program)] = Facts(program, same, ranks, free)
     return found
 
 
@@ -274,18 +277,33 @@ def alike(program: Program) -> tuple[int, ...]:
 
 
 def step_phases(
-    spec: MachineSpec, program: Program, same: tuple[int, ...], sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
+    spec: MachineSpec,
+    program: Program,
+    same: tuple[int, ...],
+    sizes: Sizes,
+    tiers: tuple[str, str],
+    pricing: Pricing,
+    known: dict[tuple[int, Sizes, tuple[str, str]], Phase] | None = None,
 ) -> Parts:
     """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
 
-    A flow is as much of its resource as the region keeps busy. Raises ValueError when one of these tiers has no known
-    bandwidth.
+    A flow is as much of its resource as the region keeps busy. `known` keeps, for one program and pricing, phases of
+    regions that cost the same in any context. Raises ValueError when one of these tiers has no known bandwidth.
     """
     for name in tiers:
         if spec.tier(name).bytes_per_s <= 0:
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
-    order = dict.fromkeys(same)
-    unique = [region_phase(spec, program, index, sizes, tiers, pricing) for index in order]
+    order, known, context_free = dict.fromkeys(same), {} if known is None else known, facts(program).context_free
+    any_context = Sizes(sizes.T, sizes.B, sizes.R, sizes.T, sizes.T)
+    unique = []
+    for index in order:
+        if index not in context_free:
+            unique.append(region_phase(spec, program, index, sizes, tiers, pricing))
+            continue
+        key = (index, any_context, tiers)
+        if key not in known:
+            known[key] = region_phase(spec, program, index, sizes, tiers, pricing)
+        unique.append(known[key])
     number = {index: place for place, index in enumerate(order)}
     places = tuple([number[index] for index in same])
     alone_s = sum([unique[place].delay_s + (unique[place].alone_s or 0.0) for place in places])

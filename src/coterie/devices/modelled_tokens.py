@@ -26,8 +26,8 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
     if len(rows.rows_R) * steps <= FEW:
         return _few_tokens(rows, vocab_size, steps)
     seeds_R = np.array([row.seed % 2**64 for row in rows.sampling], dtype=np.uint64)
-    positions_R = rows.positions_T[rows.rows_R].astype(np.uint64)
-    tokens_R: I32 = rows.tokens_T[rows.rows_R].astype(np.int32)
+    positions_R = np.array([rows.positions_T[row] for row in rows.rows_R], dtype=np.uint64)
+    tokens_R: I32 = np.array([rows.tokens_T[row] for row in rows.rows_R], dtype=np.int32)
     drawn = []
     for _ in range(steps):
         key = _mixed(seeds_R + _GOLDEN * (positions_R + np.uint64(1)))
@@ -42,19 +42,18 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
 
 def _few_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
     """The same for a few tokens, in Python's own numbers: arrays cost more than they save."""
-    sampled = rows.rows_R.tolist()
     seeds = [row.seed for row in rows.sampling]
-    positions = rows.positions_T[rows.rows_R].tolist()
-    tokens = rows.tokens_T[rows.rows_R].tolist()
-    drawn = np.empty((steps, len(sampled)), dtype=np.int32)
+    positions = [int(rows.positions_T[row]) for row in rows.rows_R]
+    tokens = [int(rows.tokens_T[row]) for row in rows.rows_R]
+    drawn = []
     for step in range(steps):
         keys = [_mixed_one(seed + _GOLDEN_1 * (at + step + 1)) for seed, at in zip(seeds, positions, strict=True)]
         keys = [_mixed_one(key + _GOLDEN_1 * (token + 1)) for key, token in zip(keys, tokens, strict=True)]
         tokens = [int((key >> 11) * 2.0**-53 * vocab_size) for key in keys]
-        drawn[step] = tokens
+        drawn.append(tokens)
         if any(token in ends for token, ends in zip(tokens, rows.end_ids, strict=False)):
-            return drawn[: step + 1]
-    return drawn
+            break
+    return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(seeds))
 
 
 def _mixed_one(x: int) -> int:

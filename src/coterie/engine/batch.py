@@ -12,11 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import accumulate
 
-import numpy as np
-
-from coterie.device import Rows, Sampling
+from coterie.device import Rows
 from coterie.engine.sequence import Sequence
 
 
@@ -72,31 +69,22 @@ def build(
 ) -> Batch:
     """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps."""
     lengths = [part.start + part.count for part in parts]
-    columns = max(-(-(length + steps - 1) // tokens_per_block) for length in lengths)
-    block_tables = np.zeros((len(parts), columns), dtype=np.int32)
+    columns = -(-(max(lengths) + steps - 1) // tokens_per_block)
+    tokens: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    block_tables: list[Seq[int]] = []
+    sampled: list[int] = []
+    drawing: list[Sequence] = []
     for row, part in enumerate(parts):
-        used = tables[part.sequence.number][:columns]
-        block_tables[row, : len(used)] = used
-    counts = [part.count for part in parts]
-    sampled = [row for row, part in enumerate(parts) if part.sampled]
-    ends = list(accumulate(counts))
-    rows = Rows(
-        tokens_T=_i32([t for part in parts for t in part.sequence.tokens[part.start : part.start + part.count]]),
-        positions_T=_i32([p for part in parts for p in range(part.start, part.start + part.count)]),
-        sequence_T=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        block_tables_BM=block_tables,
-        lengths_B=_i32(lengths),
-        rows_R=_i32([ends[row] - 1 for row in sampled]),
-        sampling=tuple(_sampling(parts[row].sequence) for row in sampled),
-        end_ids=tuple(parts[row].sequence.end_ids for row in sampled),
-    )
-    return Batch(parts, rows, steps)
-
-
-def _sampling(sequence: Sequence) -> Sampling:
-    s = sequence.request.sampling
-    return Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
-
-
-def _i32(values: Seq[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    return np.asarray(values, dtype=np.int32)
+        sequence, end = part.sequence, part.start + part.count
+        used = tables[sequence.number][:columns]
+        block_tables.append(used if len(used) == columns else [*used, *[0] * (columns - len(used))])
+        tokens += sequence.tokens[part.start : end]
+        positions += range(part.start, end)
+        rows += [row] * part.count
+        if part.sampled:
+            sampled.append(len(tokens) - 1)
+            drawing.append(sequence)
+    sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
+    return Batch(parts, Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids), steps)

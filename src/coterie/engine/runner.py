@@ -26,7 +26,7 @@ class Runner:
             self._offsets[expert.expert_id] = expert.offsets
         offsets = self._offsets[expert.expert_id]
         binding = Binding(residency.weights, offsets, self._kv.buffer, self._kv.block_bytes, batch.rows)
-        gates = residency.gates_of(batch.rows.tokens_T.tolist(), batch.steps)
+        gates = residency.gates_of(batch.rows.tokens_T, batch.steps)
         event = self._device.run(expert.exe, binding, gates=gates, steps=batch.steps)
         self._cache.hold(expert.expert_id, event)
         for part in batch.parts:

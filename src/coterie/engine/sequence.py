@@ -8,13 +8,14 @@ Knows nothing about scheduling or devices.
 
 from __future__ import annotations
 
+from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.request import FinishReason, Request
 from coterie.engine.text import StopText
 
 
 class Sequence:
-    """A request with its tokens so far. `number` is its place in the order of arrival."""
+    """A request with its tokens so far. `number` is its place in the order of arrival, `end_ids` are what ends it."""
 
     def __init__(self, request: Request, number: int, max_context: int, arrival_s: float) -> None:
         self.request, self.number, self.arrival_s = request, number, arrival_s
@@ -28,17 +29,15 @@ class Sequence:
         self.overtaken = 0
         self.queue_admissions = 0
         self.admissions_at_arrival = 0
+        s = request.sampling
+        self.sampling = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+        self.end_ids = () if request.ignore_end else request.end_ids
         self._text = StopText(request.stop)
 
     @property
     def kv_tokens(self) -> int:
         """Tokens whose KV state may have to be held: all but the last drawn one, which is never fed back."""
         return self.max_length - 1
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end this sequence."""
-        return () if self.request.ignore_end else self.request.end_ids
 
     @property
     def decoding(self) -> bool:

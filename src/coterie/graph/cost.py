@@ -44,6 +44,7 @@ class Cost:
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTMAX_FLOPS = 5
 KV_READERS = ("attention", "alibi_attention", "kv_cat")
+CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
 _Flops = Callable[[Graph, Op, Sizes], int]
 
 
@@ -195,6 +196,14 @@ def op_cost(graph: Graph, op: Op, sizes: Sizes) -> Cost:
 def region_cost(program: Program, region: Region, sizes: Sizes) -> Cost:
     """The cost of a region run as one kernel: values that stay inside cost nothing to move."""
     return ops_cost(program.graph, region.ops, region.inputs, region.outputs, sizes)
+
+
+def reads_context(program: Program, region: Region) -> bool:
+    """False where a region costs the same whatever `context_tokens` and `pairs` are."""
+    values = program.graph.values
+    names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
+    by_context = any(dim in (Symbol.S, Symbol.TS) for name in names for dim in values[name].shape)
+    return by_context or any(op.kind in CONTEXT_READERS for op in region.ops)
 
 
 def program_cost(program: Program, sizes: Sizes) -> Cost:
