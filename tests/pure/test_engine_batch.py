@@ -187,3 +187,38 @@ def test_how_text_is_cut_does_not_matter(pieces, stop):
     assert whole.startswith(first)
     assert not any(s in first for s in stop)
     assert cut_up.stopped == any(s in whole for s in stop)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=9))
+def test_tokens_are_taken_several_at_once_as_they_are_one_by_one(max_tokens, runs):
+    """Of requests whose length alone ends them, and of those that an end token may end."""
+    for ends in ({"ignore_end": True, "end_ids": (3,)}, {"end_ids": (3,)}, {}):
+        at_once, single = (sequence(0, [1, 2], max_tokens=max_tokens, **ends) for _ in range(2))
+        for tokens in runs:
+            count, text, reason = at_once.accept_all(list(tokens))
+            taken = []
+            for token in tokens:
+                taken.append(single.accept(token))
+                if taken[-1][1] is not None:
+                    break
+            assert (count, text, reason) == (len(taken), "", taken[-1][1])
+            assert at_once.tokens == single.tokens
+            if reason is not None:
+                break
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(0, 9)), max_size=40))
+def test_the_first_waiting_ones_are_those_of_a_scan(moves):
+    queue, made = Queue(), []
+    for expert, goes, pick in moves:
+        if goes and queue.waiting:
+            waiting = [s for s in made if s.number in queue.waiting.get(s.request.expert_id, {})]
+            queue.admit(waiting[pick % len(waiting)])
+        else:
+            made.append(Sequence(ask(f"r{len(made)}", expert, [1]), queue.take_number(), 100, 0.0))
+            queue.add(made[-1])
+        for count in (1, 2, 3):
+            oldest = sorted(next(iter(group)) for group in queue.waiting.values())
+            assert [s.number for s in queue.firsts(count)] == oldest[:count]

@@ -17,6 +17,7 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import read_trace
 from coterie.devices.modelled_price import step_time
+from coterie.engine.engine import Engine
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
@@ -127,6 +128,26 @@ def test_leaps_decide_what_single_steps_decide(many, setup, loop):
     assert leaping.last_s == pytest.approx(single.last_s, rel=1e-6)
     assert leaping.first_s == pytest.approx(single.first_s, rel=1e-6)
     assert leaping.metrics.switches > 5
+
+
+@pytest.mark.parametrize("setup", [OURS, FCFS])
+@pytest.mark.parametrize("steps", [0, 16])
+@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"rate": 60.0, "arrivals": "bursty"}, {"in_flight": 9}])
+def test_a_decision_that_holds_for_several_steps_is_what_each_step_would_decide(many, setup, steps, loop, monkeypatch):
+    load, made = workload(many, 50, new="uniform:2:25", **loop), case(many, 2, setup, steps=steps)
+    remembered = simulate(made, load)
+    asked, decide = [], Engine._decide
+
+    def forget(engine):
+        engine._repeats = 0
+        asked.append(engine)
+        return decide(engine)
+
+    monkeypatch.setattr(Engine, "_decide", forget)
+    anew = simulate(made, load)
+    assert len(asked) > 100
+    assert list(remembered.decisions) == list(anew.decisions)
+    assert np.array_equal(remembered.last_s, anew.last_s)
 
 
 @pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])

@@ -78,7 +78,7 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         weights = _load(device, model)
         block = page_bytes(model.kv)
         rows = _rows(ids, model.kv.tokens_per_block(block))
-        kv = device.reserve(device.spec.run_tier, rows.block_tables_BM.shape[1] * block)
+        kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
         expected = _reference(model, rows, model.kv.tokens_per_block(block))
         found: list[Row] = []
         for rule_set in rule_sets:
@@ -119,14 +119,15 @@ def _rows(ids: Sequence[int], page: int) -> Rows:
 
 
 def _reference(model: Model, rows: Rows, page: int) -> dict[str, npt.NDArray[Any]]:
-    inputs = {
+    given = {
         "tokens": rows.tokens_T,
         "positions": rows.positions_T,
         "sequence": rows.sequence_T,
         "block_tables": rows.block_tables_BM,
         "rows": rows.rows_R,
     }
-    state = KvState(model.graph, rows.block_tables_BM.shape[1], page)
+    inputs = {name: np.asarray(numbers, np.int32) for name, numbers in given.items()}
+    state = KvState(model.graph, len(rows.block_tables_BM[0]), page)
     return Reference(model.graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
 
 

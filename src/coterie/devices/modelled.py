@@ -214,7 +214,7 @@ class ModelledDevice:
 
     def done(self, event: Event) -> bool:
         """True when the event is done or failed; asking moves no time."""
-        return own(event).work.finished
+        return own(event).work.end_s is not None
 
     def failure(self, event: Event) -> Exception | None:
         """Why a finished event failed, or None. Raises ValueError if it is not finished."""
@@ -234,7 +234,7 @@ class ModelledDevice:
         works, clock = [own(event).work for event in events], self._clock
         while until is None or clock.now < until:
             for work in works:
-                if work.finished:
+                if work.end_s is not None:
                     return
             if not clock.advance(until):
                 if until is None:

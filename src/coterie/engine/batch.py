@@ -44,6 +44,13 @@ class Batch:
         """The sequences that get a token, in the order of rows_R."""
         return tuple(part.sequence for part in self.parts if part.sampled)
 
+    @property
+    def what(self) -> str:
+        """What the parts do, in words."""
+        decoding = sum(part.sequence.decoding for part in self.parts)
+        counts = {"prefill": len(self.parts) - decoding, "decode": decoding}
+        return ", ".join(f"{what} {count}" for what, count in counts.items() if count)
+
 
 def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
     """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served."""

@@ -56,6 +56,8 @@ class Engine:
         self._outputs: list[Output] = []
         self._groups: dict[str, Group] = {}
         self._looked = -1
+        self._decided = Run("", ())
+        self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -74,7 +76,7 @@ class Engine:
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, expert.kv, request.request_id)
         self._live[request.request_id] = sequence
         self._queue.add(sequence)
-        self._groups.pop(request.expert_id, None)
+        self._changed(request.expert_id)
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
@@ -135,16 +137,25 @@ class Engine:
 
     def _decide(self) -> tuple[Run | Wait, int]:
         """What to do, and in how many steps in a row the same would be decided."""
+        if self._repeats > 0 and self._arrivals.moves == self._looked:
+            return self._decided, self._repeats
         refused: frozenset[str] = frozenset()
         while True:
             view = self._view(refused)
             decision = self._schedule(view, self.policy)
-            if isinstance(decision, Run) and self.policy.leap:
-                return decision, REPEATS[self.policy.schedule](view, decision, self.policy)
+            if isinstance(decision, Run):
+                self._decided = decision
+                self._repeats = REPEATS[self.policy.schedule](view, decision, self.policy)
+                return decision, self._repeats
             if not isinstance(decision, Fetch):
                 return decision, 1
             if not self._bring(decision):
                 refused |= {decision.expert_id}
+
+    def _changed(self, expert_id: str) -> None:
+        """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
+        self._groups.pop(expert_id, None)
+        self._repeats = 0
 
     def _view(self, refused: frozenset[str]) -> View:
         firsts = self._queue.firsts(2)
@@ -214,7 +225,7 @@ class Engine:
             self.metrics.switches += 1
             self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
         self._turn_steps.pop(fetch.expert_id, None)
-        self._groups.pop(fetch.expert_id, None)
+        self._changed(fetch.expert_id)
         return True
 
     # ---- run
@@ -229,6 +240,7 @@ class Engine:
         parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
         alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
         most = self.policy.steps_of(expert.layout.size_bytes)
+        repeats = repeats if self.policy.leap else 1
         steps = common_steps(parts, most if alone else min(most, repeats)) if alone or repeats > 1 else 1
         tables = {part.sequence.number: self._kv.blocks(part.sequence.number) for part in parts}
         return build(parts, tables, expert.kv.tokens_per_block(self._kv.block_bytes), steps)
@@ -236,7 +248,7 @@ class Engine:
     def _admit(self, sequence: Sequence) -> None:
         self._kv.allocate(sequence.number, sequence.blocks)
         self._queue.admit(sequence)
-        self._groups.pop(sequence.request.expert_id, None)
+        self._changed(sequence.request.expert_id)
         sequence.scheduled_s = self._device.now()
         sequence.load = self._arrivals.latest.get(sequence.request.expert_id)
         self.metrics.admitted += 1
@@ -247,14 +259,16 @@ class Engine:
     def _start(self, expert_id: str, batch: Batch) -> Event:
         if self._recording is not None:
             sizes = batch.rows.sizes
-            self._recording.about(expert_id, _step_name(batch), tokens=sizes.T, batch=sizes.B, steps=batch.steps)
+            self._recording.about(expert_id, batch.what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
 
     def _finish(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
         """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""
-        while not self._device.done(event):
+        while True:
             self._device.wait_any([event, *others], arrival_s)
-            if (others or arrival_s is not None) and not self._device.done(event):
+            if self._device.done(event):
+                return
+            if others or arrival_s is not None:
                 self._device.interrupt()
                 arrival_s, others = None, ()
 
@@ -269,16 +283,17 @@ class Engine:
             self._settle()
             return
         drawn = self._device.tokens(event)
-        self._count_steps(expert_id, batch, len(drawn))
+        steps = len(drawn)
+        self._count_steps(expert_id, batch, steps)
         for part in batch.parts:
-            part.sequence.computed += part.count + len(drawn) - 1
-        for row, sequence in enumerate(batch.sampled):
-            self._take(sequence, [int(token) for token in drawn[:, row]])
+            part.sequence.computed += part.count + steps - 1
+        for sequence, tokens in zip(batch.sampled, drawn.T.tolist(), strict=True):
+            self._take(sequence, tokens)
 
     def _count_steps(self, expert_id: str, batch: Batch, steps: int) -> None:
-        for _ in range(steps):
-            self.log.add("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R))
+        self.log.add_steps(steps, ("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R)))
         self.metrics.steps += steps
+        self._repeats -= steps
         self._streak = steps + (self._streak if expert_id == self._current else 0)
         self._current = expert_id
         self._last_run[expert_id] = self.metrics.steps
@@ -288,16 +303,13 @@ class Engine:
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
             sequence.first_token_s = self._device.now()
-        shown: list[str] = []
-        for count, token in enumerate(tokens, start=1):
-            text, reason = sequence.accept(token)
-            shown.append(text)
-            self.metrics.drawn_tokens += 1
-            if reason is not None:
-                self._end(sequence, tuple(tokens[:count]), "".join(shown), reason)
-                return
+        count, text, reason = sequence.accept_all(tokens)
+        self.metrics.drawn_tokens += count
+        if reason is not None:
+            self._end(sequence, tuple(tokens[:count]), text, reason)
+            return
         request = sequence.request
-        self._outputs.append(Output(request.request_id, request.expert_id, tuple(tokens), "".join(shown)))
+        self._outputs.append(Output(request.request_id, request.expert_id, tuple(tokens), text))
 
     def _fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
         for sequence in sequences:
@@ -315,7 +327,7 @@ class Engine:
         if sequence.scheduled_s is not None:
             self._kv.free(sequence.number)
         self._queue.drop(sequence)
-        self._groups.pop(request.expert_id, None)
+        self._changed(request.expert_id)
         del self._live[request.request_id]
         if request.expert_id not in self._queue.experts:
             self._turn_steps.pop(request.expert_id, None)
@@ -340,9 +352,3 @@ class Engine:
             queue_admissions=sequence.queue_admissions,
             overtaken=sequence.overtaken,
         )
-
-
-def _step_name(batch: Batch) -> str:
-    decoding = sum(part.sequence.decoding for part in batch.parts)
-    counts = {"prefill": len(batch.parts) - decoding, "decode": decoding}
-    return ", ".join(f"{what} {count}" for what, count in counts.items() if count)

@@ -24,6 +24,10 @@ class DecisionLog:
         """Append an entry."""
         self.entries.append(entry)
 
+    def add_steps(self, count: int, entry: tuple[str | int, ...]) -> None:
+        """Append an entry for each of `count` equal steps."""
+        self.entries.extend([entry] * count)
+
     def add_fetch(self, expert_id: str, evicted: Evicted) -> None:
         """Append a fetch, with the evictions that made room for it."""
         self.entries.append(("fetch", expert_id))

@@ -59,8 +59,12 @@ class Queue:
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
-        numbers = sorted(map(next, map(iter, self.waiting.values())))
-        return tuple(self._order[number] for number in numbers[:count])
+        found: dict[str, Sequence] = {}
+        for sequence in self._order.values():
+            found.setdefault(sequence.request.expert_id, sequence)
+            if len(found) == min(count, len(self.waiting)):
+                break
+        return tuple(found.values())
 
     @property
     def oldest(self) -> Sequence | None:

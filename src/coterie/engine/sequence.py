@@ -33,6 +33,8 @@ class Sequence:
         self.sampling = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
         self.end_ids = () if request.ignore_end else request.end_ids
         self._text = StopText(request.stop)
+        # Without text and ends only the length counts. Stop strings need a detokenizer.
+        self._only_length = request.detokenizer is None and not self.end_ids
 
     @property
     def kv_tokens(self) -> int:
@@ -48,6 +50,20 @@ class Sequence:
     def tokens_left(self) -> int:
         """How many more tokens may be drawn."""
         return self.max_length - len(self.tokens)
+
+    def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
+        """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
+        if self._only_length:
+            taken = tokens[: self.tokens_left]
+            self.tokens += taken
+            return len(taken), "", None if self.tokens_left else "length"
+        shown = []
+        for count, token in enumerate(tokens, start=1):
+            text, reason = self.accept(token)
+            shown.append(text)
+            if reason is not None:
+                return count, "".join(shown), reason
+        return len(tokens), "".join(shown), None
 
     def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """Append a drawn token; return the text that can be shown now, and why the sequence ends if it does."""

@@ -35,7 +35,7 @@ class ServedExpert:
         if len(prompt_ids) >= self.max_context:
             fact = f"the prompt has {len(prompt_ids)} tokens but the context of this expert holds {self.max_context}"
             raise RequestError(self.expert_id, fact, f"shorten it to {self.max_context - 1} tokens or fewer")
-        wrong = next((t for t in prompt_ids if not 0 <= t < self.vocab_size), None)
-        if wrong is not None:
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
+            wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
             raise RequestError(self.expert_id, fact, "use this expert's tokenizer")

@@ -34,11 +34,13 @@ class Timeline:
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
-        if any(self.done(event) for event in events):
-            return
-        self._device.wait_any(events, until)
-        ends = [self._end(event) for event in events if self._device.done(event)]
-        moment = min(ends) if ends else self._device.now() if until is None else until
+        for event in events:
+            if self.done(event):
+                return
+        device = self._device
+        device.wait_any(events, until)
+        ends = [device.span(event).end_s for event in events if device.done(event)]
+        moment = min(ends) if ends else device.now() if until is None else until
         self._as_of = max(self._as_of, moment)
 
     def now(self) -> float:
@@ -47,7 +49,7 @@ class Timeline:
 
     def done(self, event: Event) -> bool:
         """True when the event had ended by the end of the last wait."""
-        return self._device.done(event) and self._end(event) <= self._as_of
+        return self._device.done(event) and self._device.span(event).end_s <= self._as_of
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -123,6 +125,3 @@ class Timeline:
     def close(self) -> None:
         """As the device's."""
         self._device.close()
-
-    def _end(self, event: Event) -> float:
-        return self._device.span(event).end_s

@@ -138,7 +138,11 @@ class ExpertCache:
 
         Each load is told of by one poll only, so whoever follows loads must be the one who polls.
         """
-        ended, *_ = [ledger.poll(self._device, self._dropped) for ledger in self._ledgers]
+        ended: tuple[Ended, ...] = ()
+        for ledger in self._ledgers:
+            if ledger.is_watched:
+                found = ledger.poll(self._device, self._dropped)
+                ended = found if ledger is self._near else ended
         return ended
 
     def resident(self) -> tuple[str, ...]:
@@ -156,11 +160,15 @@ class ExpertCache:
 
         And as long as `pending` stays too, a want that was refused is refused again.
         """
-        return self._pin_changes + sum(ledger.changes for ledger in self._ledgers)
+        changes = self._pin_changes
+        for ledger in self._ledgers:
+            changes += ledger.changes
+        return changes
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
-        return tuple(event for ledger in self._ledgers for copy in ledger.watched for event in copy.pending)
+        watched = (copy for ledger in self._ledgers if ledger.is_watched for copy in ledger.watched)
+        return tuple([event for copy in watched for event in copy.pending])
 
     @property
     def ledgers(self) -> tuple[TierLedger, ...]:

@@ -41,7 +41,8 @@ class SplitCache:
 
     def poll(self) -> tuple[Ended, ...]:
         """As ExpertCache.poll."""
-        return (*self.experts.poll(), *self.routers.poll())
+        ended, of_routers = self.experts.poll(), self.routers.poll()
+        return (*ended, *of_routers) if of_routers else ended
 
     def resident(self) -> tuple[str, ...]:
         """As ExpertCache.resident: the experts, then the routers."""

@@ -107,9 +107,15 @@ class TierLedger:
         self._watched.add(expert_id)
 
     @property
+    def is_watched(self) -> bool:
+        """True when any copy has events to be looked at."""
+        return bool(self._watched)
+
+    @property
     def watched(self) -> list[Copy]:
         """The copies with events to be looked at, in the order in which they were admitted."""
-        return sorted((self.copies[name] for name in self._watched), key=lambda copy: copy.number)
+        found = [self.copies[name] for name in self._watched]
+        return sorted(found, key=_number) if len(found) > 1 else found
 
     def doom(self, expert_id: str) -> Copy:
         """Tell a copy to go: at the poll that finds it idle, unless it is dropped before."""
@@ -137,14 +143,16 @@ class TierLedger:
         if not self._watched:
             return ()
         ended: list[Ended] = []
-        for expert_id in sorted(self._watched, key=lambda name: self.copies[name].number):
-            copy = self.copies[expert_id]
-            if copy.is_loading:
+        for expert_id, copy in sorted(
+            [(name, self.copies[name]) for name in self._watched], key=lambda item: item[1].number
+        ):
+            if copy.writers:
                 ready = _retire_arrivals(device, copy)
                 self.changes += not copy.is_loading or copy.is_doomed
                 if ready is not None:
                     ended.append((expert_id, device.failure(ready)))
-            copy.readers = [event for event in copy.readers if not device.done(event)]
+            if copy.readers:
+                copy.readers = [event for event in copy.readers if not device.done(event)]
             if not copy.is_busy:
                 self._watched.discard(expert_id)
                 if copy.is_doomed:
@@ -161,6 +169,10 @@ class TierLedger:
         owned = sum(copy.extent.size_bytes for copy in self.copies.values())
         if owned != self._slab.used_bytes or len({c.extent for c in self.copies.values()}) != len(self.copies):
             raise RuntimeError(f"copies in {self.tier} own {owned} bytes but {self._slab.used_bytes} are taken")
+
+
+def _number(copy: Copy) -> int:
+    return copy.number
 
 
 def _retire_arrivals(device: Device, copy: Copy) -> Event | None:
