@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,15 +20,14 @@ import numpy.typing as npt
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
-from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
 from coterie.devices.modelled_event import ModelledEvent, finished, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
 from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_time import Flow, FluidClock, Phase, Usage, Work
+from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
-from coterie.devices.modelled_transfer import resources, route, transfer
+from coterie.devices.modelled_transfer import Transfers, copy_label, resources, route
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import KERNEL_SETS
 from coterie.graph.program import Program
@@ -73,7 +72,7 @@ class ModelledDevice:
         self._fail = fail
         self._clock = FluidClock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
-        self._transfers: dict[tuple[str, str], Phase] = {}
+        self._transfers = Transfers(spec)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
         self._interrupted = False
@@ -104,7 +103,7 @@ class ModelledDevice:
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        label = _copy_label(src.size_bytes)
+        label = copy_label(src.size_bytes)
         phases = self._transfer(src.tier, dst.tier, src.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
@@ -260,11 +259,7 @@ class ModelledDevice:
         if self._durations is not None:
             route(self._spec, src, dst)
             return []
-        known = self._transfers.get((src, dst))
-        if known is None:
-            known = self._transfers[src, dst] = transfer(self._spec, src, dst, 1)
-        (flow,) = known.flows
-        return [Phase(known.delay_s, (Flow(float(size_bytes), flow.uses),))]
+        return [self._transfers.phase(src, dst, size_bytes)]
 
     def _issue(
         self,
@@ -347,11 +342,6 @@ class ModelledDevice:
                 raise ValueError(f"{buffer} is not of this device")
             if buffer.offset + buffer.size_bytes > slab.buffer.size_bytes or min(buffer.offset, buffer.size_bytes) < 0:
                 slab.buffer.view(buffer.offset, buffer.size_bytes)
-
-
-@lru_cache(maxsize=1024)
-def _copy_label(size_bytes: int) -> str:
-    return f"copy {format_bytes(size_bytes)}"
 
 
 def _wait(numerics: Device, event: Event) -> Exception | None:

@@ -9,11 +9,12 @@ Knows nothing about programs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from types import MappingProxyType
 
 from coterie.core.errors import UsageError
+from coterie.core.units import format_bytes
 from coterie.devices.modelled_time import Flow, Phase
 from coterie.spec.machine import Link, MachineSpec
 
@@ -70,6 +71,27 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
         fact = f"the bandwidth of {src} is unknown, so a copy within it has no price"
         raise UsageError(spec.name, fact, "give the tier a bandwidth in the machine's file")
     return Phase(sum(link.latency_s for link in links), (Flow(float(size_bytes), uses),))
+
+
+class Transfers:
+    """The transfers of one machine. What they use is one object for each pair of tiers, as shares want it."""
+
+    def __init__(self, spec: MachineSpec) -> None:
+        self._spec = spec
+        self._known: dict[tuple[str, str], Phase] = {}
+
+    def phase(self, src: str, dst: str, size_bytes: int) -> Phase:
+        """As `transfer`."""
+        known = self._known.get((src, dst))
+        if known is None:
+            known = self._known[src, dst] = transfer(self._spec, src, dst, 1)
+        return Phase(known.delay_s, (Flow(float(size_bytes), known.flows[0].uses),))
+
+
+@lru_cache(maxsize=1024)
+def copy_label(size_bytes: int) -> str:
+    """What a copy is called."""
+    return f"copy {format_bytes(size_bytes)}"
 
 
 @cache

@@ -21,7 +21,7 @@ from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.recording import Recording
-from coterie.engine.request import FinishReason, Output, Request, Timings
+from coterie.engine.request import FinishReason, Output, Request
 from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
@@ -331,24 +331,10 @@ class Engine:
         del self._live[request.request_id]
         if request.expert_id not in self._queue.experts:
             self._turn_steps.pop(request.expert_id, None)
-        timings = self._timings(sequence)
+        ready_s = None if sequence.load is None else sequence.load.ended(self._device)
+        timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(reason, timings, len(sequence.tokens) - len(request.prompt_ids))
         self._outputs.append(Output(request.request_id, request.expert_id, tokens, text, reason, error, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:
             self._recording.request(request.request_id, request.expert_id, timings)
-
-    def _timings(self, sequence: Sequence) -> Timings:
-        load = sequence.load
-        ready_s = None if load is None else load.ended(self._device)
-        waited = load is not None and (ready_s is None or ready_s > sequence.arrival_s)
-        return Timings(
-            arrival_s=sequence.arrival_s,
-            scheduled_s=sequence.scheduled_s,
-            first_token_s=sequence.first_token_s,
-            end_s=self._device.now(),
-            hit=not waited,
-            switch_s=ready_s - load.want_s if waited and load is not None and ready_s is not None else 0.0,
-            queue_admissions=sequence.queue_admissions,
-            overtaken=sequence.overtaken,
-        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
-from coterie.engine.request import FinishReason, Request
+from coterie.engine.request import FinishReason, Request, Timings
 from coterie.engine.text import StopText
 
 
@@ -76,6 +76,21 @@ class Sequence:
             rest = self.rest()
             return text + rest, "stop" if self._text.stopped else "length"
         return text, None
+
+    def timings(self, end_s: float, ready_s: float | None) -> Timings:
+        """When what happened, now that it has ended; `ready_s` is when its expert's load, if it had one, was over."""
+        load = self.load
+        waited = load is not None and (ready_s is None or ready_s > self.arrival_s)
+        return Timings(
+            arrival_s=self.arrival_s,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+            end_s=end_s,
+            hit=not waited,
+            switch_s=ready_s - load.want_s if waited and load is not None and ready_s is not None else 0.0,
+            queue_admissions=self.queue_admissions,
+            overtaken=self.overtaken,
+        )
 
     def rest(self) -> str:
         """The text that was held back; no more tokens will come."""
