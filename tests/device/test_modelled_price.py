@@ -89,6 +89,18 @@ def test_what_cannot_be_split_by_all_units_is_split_by_fewer(layout):
     assert facts(rank_program(load_machine("sn40l-node"), program)).ranks == 4, "four query heads, eight sockets"
 
 
+def test_units_that_cannot_share_a_model_are_not_priced_as_one_large_unit(layout):
+    program = compile_graph(zoo_graph("llama-2-7b"), "cache")
+    with pytest.raises(
+        UsageError, match=r"dgx-h100: units\] llama cannot be shared by 3 units: 32 key/value heads .*; give"
+    ):
+        rank_program(load_machine("dgx-h100:units=3"), program)
+    assert rank_program(load_machine("h100"), program) is program
+    assert rank_program(load_machine("toy-tiers"), program) is program, (
+        "no way between its units: rates of all together"
+    )
+
+
 def test_a_region_outside_what_was_measured_is_refused_unless_asked():
     spec, program = load_machine("h100"), llama(1, "cache")
     far = Sizes.prefill(1, 10**6)

@@ -91,6 +91,7 @@ WRONG = {
     "kv heads": (decoder(vocab_size=36), 3, "2 key/value heads can neither be split nor repeated evenly over 3 ranks"),
     "columns": (decoder(vocab_size=40, intermediate_size=22), 4, "gate has 22 columns, which do not split over 4"),
     "no ranks": (decoder(), 0, "rank 0 of 0 ranks does not exist"),
+    "nothing to split": (zoo_graph("flash-fft-conv-1m"), 8, "none of its 97 ops can be split over 8 ranks"),
     "again": (shard(decoder(vocab_size=40), 2), 2, "one rank's already"),
 }
 

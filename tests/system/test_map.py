@@ -57,6 +57,12 @@ def test_a_training_step_and_a_plan_of_memory(folder: Path) -> None:
     assert "with shared addresses" in run(*args, "--memory", "paper").stdout
 
 
+def test_a_decode_step_has_no_image_to_read() -> None:
+    args = ("map", "llava-1.5-7b", "--machine", "sn40l-socket", "--phase", "decode", "--tokens", "10", "--json")
+    sections = json.loads(run(*args).stdout)["sections"]
+    assert [row["times"] for row in sections] == [1, 32, 1], "the text model alone"
+
+
 def test_mistakes_are_one_sentence(folder: Path) -> None:
     ada = folder / "ada"
     refused(run("map", "nobody"), "[nobody]", "neither a model of the zoo nor a folder", "llama-2-7b")
@@ -65,6 +71,8 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", ada, "--section", "layers.99"), "there is no section layers.99", "embed")
     refused(run("map", ada, "--orchestration", "nobody"), "use device or host")
     refused(run("map", ada, "--phase", "train", "--tp", "2"), "259 rows, which do not split over 2 ranks")
+    refused(run("map", "flash-fft-conv-1m", "--tp", "8"), "none of its 97 ops can be split over 8 ranks", "on one")
+    refused(run("map", "llava-1.5-7b", "--tokens", "10"), "--tokens", "has 10 tokens", "alone takes 576", "577")
     refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")
     refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
     refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")

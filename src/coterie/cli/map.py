@@ -28,10 +28,11 @@ from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
 from coterie.dataflow.spill import MemoryPlan, plan_memory
 from coterie.graph.backward import training_graph
+from coterie.graph.images import check_image_fits
 from coterie.graph.ir import Graph
 from coterie.graph.shard import shard
 from coterie.models.model import open_model
-from coterie.models.zoo import zoo_graph, zoo_names
+from coterie.models.zoo import DECODE, PREFILL, zoo_graph, zoo_names
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 
@@ -67,7 +68,9 @@ def map_(
     """Lay a model out in space: sections, units, times; draw a section or write its tile timeline."""
     if orchestration not in ("device", "host"):
         raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
-    graph = _graph(model)
+    graph = _graph(model, phase)
+    if phase is not Phase.decode:
+        check_image_fits(graph, tokens, "--tokens")
     sizes = Sizes.decode(batch, tokens) if phase is Phase.decode else Sizes.prefill(batch, tokens)
     if phase is Phase.train:
         graph, sizes = training_graph(graph, tp), replace(sizes, R=sizes.T)  # every token has a target
@@ -121,9 +124,9 @@ def _print_memory(plan: MemoryPlan) -> None:
     out.print(f"{len(plan.near) + len(plan.far)} symbols: {shared}; {spilled if plan.far else 'nothing spilled'}")
 
 
-def _graph(model: str) -> Graph:
+def _graph(model: str, phase: Phase) -> Graph:
     if model in zoo_names():
-        return zoo_graph(model)
+        return zoo_graph(model, DECODE if phase is Phase.decode else PREFILL)
     if Path(model).is_dir():
         return open_model(model).graph
     fact = "is neither a model of the zoo nor a folder"

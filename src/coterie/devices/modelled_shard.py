@@ -13,17 +13,19 @@ from coterie.spec.machine import MachineSpec
 
 
 def rank_program(spec: MachineSpec, program: Program) -> Program:
-    """One rank's program, over as many units as the model can be split by; the whole program where it cannot be.
+    """One rank's program, over as many units as the model can be split by: the largest divisor that will do.
 
-    What cannot be split (three heads over eight units) is priced on all units as if they were one.
+    Raises UsageError where none will: many units that share nothing would be priced as one large one.
     """
     if spec.peers is None or spec.units == 1:
         return program
+    refusal = ""
     for degree in range(spec.units, 1, -1):
         if spec.units % degree:
             continue
         try:
             return compile_graph(shard(program.graph, degree), program.rule_set)
-        except UsageError:  # heads, columns or vocabulary do not divide: fewer units, then
-            continue
-    return program
+        except UsageError as error:  # heads, columns or vocabulary do not divide: fewer units, then
+            refusal = refusal or error.fact
+    fact = f"{program.graph.name} cannot be shared by {spec.units} units: {refusal}"
+    raise UsageError(f"machine {spec.name}: units", fact, "give units=1, or as many as divide its heads")

@@ -90,6 +90,9 @@ class _Sharding:
                 self._narrow(value.name, 2, self._kv_parts(value))
         for op in self.graph.ops:
             self._op(op)
+        if not self.splits:
+            fact = f"none of its {len(self.ops)} ops can be split over {self.degree} ranks"
+            raise UsageError(self.graph.name, fact, "compute it on one, whole")
         graph = Graph(self.graph.name, MappingProxyType(self.values), tuple(self.ops))
         return Sharded(graph, MappingProxyType(self.splits))
 
