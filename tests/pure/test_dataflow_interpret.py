@@ -97,6 +97,63 @@ def test_streamed_weights_are_counted_as_often_as_they_are_read():
     assert ran.moved_bytes == again.memory_bytes > mapped.memory_bytes
 
 
+def many(graph, sequences, past, tokens):
+    """As `lived`, for equal sequences."""
+    player = Player(graph)
+    V = graph.values["head/logits"].shape[-1]
+    for s in range(sequences if past else 0):
+        player.feed((s, [(s + t) % V for t in range(past)]))
+    rows = player.rows(*((s, [(3 * t + s + 1) % V for t in range(tokens)]) for s in range(sequences)))
+    before = KvState(graph, player.num_blocks, player.tokens_per_block)
+    before.pages[:] = player.state.pages
+    values = player.reference.run(rows, [Choice()] * len(rows["rows"]), player.state)
+    pairs = sequences * (tokens * past + tokens * (tokens + 1) // 2)
+    sizes = Sizes(sequences * tokens, sequences, len(rows["rows"]), sequences * (past + tokens), pairs)
+    return before, values, sizes
+
+
+@settings(STEADY, max_examples=25)
+@given(
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(0, 9),
+    st.sampled_from([1, 2, 3, 6]),
+    st.sampled_from([0, 1, 4]),
+    st.sampled_from([1, 2, 3, 4, 6, 12]),
+)
+def test_keys_that_are_not_kept_are_counted_as_often_as_tiles_read_them(sequences, past, tokens, window, tiles):
+    graph = decoder(num_layers=1, windows=(window,))
+    state, values, sizes = many(graph, sequences, past, tokens)
+    mapped = map_section(graph, layer(graph), sizes, chip(), tiles=min(tiles, sizes.T))
+    assert isinstance(mapped, Mapped)
+    kept = with_(mapped, streamed=frozenset())
+    again = with_(mapped, streamed=frozenset({"layers.0/attention.kv"}))
+    for laid_out in (kept, again):
+        ran = Interpreter(graph, laid_out, key_block=3).run(values, state)
+        np.testing.assert_allclose(ran.outputs["layers.0/out"], values["layers.0/out"], rtol=2e-4, atol=2e-5)
+        assert ran.moved_bytes == laid_out.memory_bytes
+        assert laid_out.l0_s <= laid_out.l1_s <= laid_out.l2_s() * (1 + 1e-9)
+    assert again.memory_bytes >= kept.memory_bytes
+    if tokens == 1:
+        assert again.memory_bytes == kept.memory_bytes, "each tile has sequences of its own"
+
+
+def test_a_batch_whose_keys_do_not_fit_streams_them_and_keeps_the_weights():
+    """32 sequences decode over 96 keys each: 288 KiB of keys and values beside 45 PMUs of 4 KiB."""
+    graph = decoder(num_layers=1, windows=(0,))
+    sizes = Sizes.decode(32, 96)
+    mapped = map_section(graph, layer(graph), sizes, chip(pmus=45))
+    assert isinstance(mapped, Mapped)
+    assert mapped.streamed == {"layers.0/attention.kv"}
+    assert sum(buffer.pmus for buffer in mapped.buffers) <= 45
+    assert mapped.memory_bytes == mapped.cost.total_bytes
+    # A long prompt that is read tile by tile goes over the keys before it again and again.
+    prompt = map_section(graph, layer(graph), Sizes.prefill(1, 96), chip(), tiles=12)
+    assert isinstance(prompt, Mapped)
+    keys = sum(8 * (tile + 1) for tile in range(12)) - 96
+    again = with_(prompt, streamed=mapped.streamed)
+    assert again.memory_bytes == prompt.cost.total_bytes + keys * 2 * 2 * 6 * 4
+
+
 def test_scores_far_apart_do_not_overflow_the_running_softmax():
     graph = decoder(num_layers=1, windows=(0,))
     _, state, values, sizes = lived(graph, 0, 12)

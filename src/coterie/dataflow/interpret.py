@@ -144,10 +144,12 @@ class _Work:
         self.values.setdefault("sampling", np.zeros(len(sampling), np.float32))  # only its rows are counted
         self.state, self.sampling = state, sampling
         self.loaded: set[str] = set()
-        self.seen: dict[tuple[int, int], int] = {}
+        self.seen: dict[tuple[int, int, int], int] = {}
+        self.tile = 0
 
     def fire(self, at: int, tile: int) -> Array:
         """One firing."""
+        self.tile = tile
         op, nest, loop = self.owner.ops[at], self.owner.nests[at], self.owner.loops[at]
         size = nest.loop(loop).size
         first, last = (size * k // self.owner.counts[at] for k in (tile, tile + 1))
@@ -261,8 +263,9 @@ class _Work:
         return out
 
     def _count_keys(self, op: Op, sequence: int, begin: int, end: int) -> None:
-        """Keys and values are read once: those of a sequence that were on chip before are not counted again."""
-        key = (op.integer("layer"), sequence)
+        """Keys and values are read once, streamed ones once for each tile: what is on chip is not counted again."""
+        tile = self.tile if f"{op.name}.kv" in self.owner.mapped.streamed else -1
+        key = (op.integer("layer"), sequence, tile)
         seen = max(self.seen.get(key, begin), begin)
         self.seen[key] = max(seen, end)
         self.ran.moved["kv_read"] += max(0, end - seen) * self._key_bytes(op)

@@ -22,7 +22,7 @@ from coterie.dataflow.network import network
 from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.stage import Split, Stage, Unit, cycles, stages_of
 from coterie.dataflow.stream import Network, steady_s
-from coterie.dataflow.traffic import Flow, Stream, flows_of, section_cost, streams_of
+from coterie.dataflow.traffic import Flow, Stream, again_bytes, flows_of, section_cost, streams_of
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Op
 
@@ -32,7 +32,7 @@ CHAIN_SHARE = 0.05  # of the memory's time: a stage that is faster than this gai
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """One section, laid out. `tiles` per pass; `streamed` values are read again for every tile."""
+    """One section, laid out. `tiles` per pass; of `streamed` values each tile reads what it needs."""
 
     name: str
     ops: tuple[Op, ...]
@@ -67,9 +67,9 @@ class Mapped:
 
     @property
     def memory_bytes(self) -> int:
-        """Off-chip bytes of a pass: the section's cost, and streamed weights as often as there are tiles."""
-        again = sum(s.size_bytes for s in self.streams if s.value in self.streamed and s.kind == "weight")
-        return self.cost.total_bytes + again * (self.tiles - 1)
+        """Off-chip bytes of a pass: the section's cost, and what tiles read again of values that are not kept."""
+        again = (again_bytes(s, self.stages[s.stage], self.tiles) for s in self.streams if s.value in self.streamed)
+        return self.cost.total_bytes + sum(again)
 
     @property
     def memory_s(self) -> float:
@@ -203,7 +203,7 @@ def tile_counts(rows: int) -> list[int]:
 
 def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     chip, stages = base.chip, base.stages
-    worst = [stage.tile(*bounds(stage, count_of(stage, tiles) - 1, tiles)) for stage in stages]
+    worst = [stage.tile(*stage.bounds(stage.count_of(tiles) - 1, tiles)) for stage in stages]
     memory_cycles = base.cost.total_bytes / chip.memory_bytes_per_s * chip.grid.clock_hz
     floor = memory_cycles / tiles * (CHAIN_SHARE if tiles < len(stages) else 1.0)
     given = balance(worst, chip.grid, chip.grid.pcus, max(1, int(floor)))
@@ -217,7 +217,9 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     rates = [rate or float(given.slowest_cycles) for rate in rates]
     tile_buffers = flow_buffers(stages, base.flows, tiles, given.splits, rates, chip.grid)
     streamed: frozenset[str] = frozenset()
-    heavy = sorted((s for s in base.streams if s.kind in ("weight", "kv_read")), key=lambda s: s.size_bytes)
+    heavy = [s for s in base.streams if s.kind in ("weight", "kv_read") and s.size_bytes]
+    # First what is read again least for each byte that it would take, the largest of equals.
+    heavy.sort(key=lambda s: (-again_bytes(s, stages[s.stage], tiles) / s.size_bytes, s.size_bytes))
     while True:
         held = held_buffers(stages, base.streams, streamed, tiles, given.splits, rates, chip.grid)
         buffers = (*tile_buffers, *held)
@@ -240,23 +242,12 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     )
 
 
-def count_of(stage: Stage, tiles: int) -> int:
-    """Tiles of one stage: a phase that walks fewer rows has fewer."""
-    return max(1, min(tiles, stage.rows))
-
-
-def bounds(stage: Stage, tile: int, tiles: int) -> tuple[int, int]:
-    """First row, and one past the last, of a tile."""
-    count = count_of(stage, tiles)
-    return stage.rows * tile // count, stage.rows * (tile + 1) // count
-
-
 def _service(
     base: Mapped, at: int, tiles: int, split: Split, rates: Sequence[float], buffers: Sequence[Buffer]
 ) -> tuple[float, ...]:
     """Seconds of each tile in a stage."""
     stage, chip = base.stages[at], base.chip
-    count = count_of(stage, tiles)
+    count = stage.count_of(tiles)
     if stage.unit is Unit.LINK:
         moved = max((flow.size_bytes for flow in base.flows if flow.dst == at), default=0)
         moved = moved or sum(s.size_bytes for s in base.streams if s.stage == at and s.kind == "input")
@@ -268,6 +259,6 @@ def _service(
         moved += sum(s.size_bytes for s in base.streams if s.stage == at)
         return (chip.seconds(moved / count / pmus / chip.grid.pmu_bytes_per_cycle),) * count
     if stage.seen is None:
-        one = chip.seconds(cycles(stage.tile(*bounds(stage, 0, tiles)), split, chip.grid))
+        one = chip.seconds(cycles(stage.tile(*stage.bounds(0, tiles)), split, chip.grid))
         return (one,) * count
-    return tuple(chip.seconds(cycles(stage.tile(*bounds(stage, k, tiles)), split, chip.grid)) for k in range(count))
+    return tuple(chip.seconds(cycles(stage.tile(*stage.bounds(k, tiles)), split, chip.grid)) for k in range(count))

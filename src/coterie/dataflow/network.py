@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from coterie.dataflow.legal import Way
 from coterie.dataflow.stage import Stage, Unit
 from coterie.dataflow.stream import Actor, Fifo, Network
-from coterie.dataflow.traffic import Flow, Stream
+from coterie.dataflow.traffic import Flow, Stream, streamed_bytes
 
 MEMORY, LINKS = "memory", "links"
 
@@ -92,14 +92,15 @@ def _load(
     """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
     streamed, tiles, bytes_per_s = how
     whole_s = stream.size_bytes / bytes_per_s
-    if stream.kind != "input" and stream.value not in streamed:
-        build.actor(name, (whole_s,), MEMORY)
-        build.fifo(stream.value, name, stage.name, tiles, tiles, 1)
-        if stream.kind == "weight":
-            if order:
-                build.fifo(f"{order[-1]} first", order[-1], name, 1)
-            order.append(name)
+    if stream.kind == "input" or stream.value in streamed:
+        again = stream.value in streamed
+        parts = (size / bytes_per_s for size in streamed_bytes(stream, stage, tiles)) if again else ()
+        build.actor(name, tuple(parts) or (whole_s / tiles,) * tiles, MEMORY)
+        build.fifo(stream.value, name, stage.name, 2)
         return
-    part_s = whole_s if stream.kind == "weight" else whole_s / tiles
-    build.actor(name, (part_s,) * tiles, MEMORY)
-    build.fifo(stream.value, name, stage.name, 2)
+    build.actor(name, (whole_s,), MEMORY)
+    build.fifo(stream.value, name, stage.name, tiles, tiles, 1)
+    if stream.kind == "weight":
+        if order:
+            build.fifo(f"{order[-1]} first", order[-1], name, 1)
+        order.append(name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from coterie.core.trace import Slice, Trace
 from coterie.dataflow.lifetime import Symbol
-from coterie.dataflow.mapping import Mapped, bounds
+from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import Placed
 from coterie.dataflow.sections import Sections
 from coterie.dataflow.share import simulate_shared
@@ -133,7 +133,7 @@ def tile_trace(mapped: Mapped) -> Trace:
             # Work ends before the hand-over: a full FIFO holds the tile back, which shows as a gap.
             end_s = run.end_s[n][k] if actor.resource else start_s + actor.service(k)
             stage = stages.get(actor.name)
-            first, last = bounds(stage, k, mapped.tiles) if stage else (k, k + 1)
+            first, last = stage.bounds(k, mapped.tiles) if stage else (k, k + 1)
             args: dict[str, int | float | str] = {"tile": k, "first_row": first, "rows": last - first}
             kind = stage.unit.value if stage else "transfer"
             if end_s > start_s:

@@ -50,6 +50,16 @@ class Seen:
         """Token-key pairs of tokens first .. last - 1 of the step."""
         return self.scale * (self._until(last) - self._until(first))
 
+    def keys(self, first: int, last: int) -> float:
+        """Keys that tokens first .. last - 1 of the step see, each once: of all the sequences that they are of."""
+        total = 0.0
+        for sequence in range(first // self.new, -(-last // self.new)):
+            start = max(0, first - sequence * self.new)
+            end = min(self.new, last - sequence * self.new)
+            oldest = max(0.0, self.past + start + 1 - self.window) if self.window else 0.0
+            total += self.past + end - oldest
+        return total
+
     def _until(self, token: int) -> float:
         whole, rest = divmod(token, self.new)
         return whole * self._of_sequence(self.new) + self._of_sequence(rest)
@@ -84,6 +94,15 @@ class Stage:
     passes: int = 1
     reduces: bool = False
     seen: Seen | None = None
+
+    def count_of(self, tiles: int) -> int:
+        """Tiles of this stage where the section has so many: a phase that walks fewer rows has fewer."""
+        return max(1, min(tiles, self.rows))
+
+    def bounds(self, tile: int, tiles: int) -> tuple[int, int]:
+        """First row, and one past the last, of a tile."""
+        count = self.count_of(tiles)
+        return self.rows * tile // count, self.rows * (tile + 1) // count
 
     def tile(self, first: int, last: int) -> Stage:
         """The stage with the sizes of rows first .. last - 1."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes
+from coterie.core.shapes import Sizes, trailing
 from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
 from coterie.graph.cost import KV_READERS, Cost, input_bytes, kv_bytes, ops_cost, value_bytes
@@ -20,7 +20,8 @@ class Stream:
     """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write.
 
     A weight of which each tile reads its own part (a table of rows) counts as input. `by_tile`: each tile reads its own
-    part, not all of it; `columns`: it is the matrix whose columns a systolic array holds, not the rows.
+    part, not all of it; `columns`: it is the matrix whose columns a systolic array holds, not the rows. `key_bytes` are
+    those of one key and its value.
     """
 
     value: str
@@ -29,6 +30,7 @@ class Stream:
     size_bytes: int
     by_tile: bool = True
     columns: bool = False
+    key_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,26 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
     for at, op in enumerate(ops):
         if op.kind in (*KV_READERS, "kv_append"):
             kind = "kv_write" if op.kind == "kv_append" else "kv_read"
-            found.append(Stream(f"{op.name}.kv", kind, first[at], kv_bytes(graph, op, sizes)))
+            state = next(graph.values[n] for n in op.inputs if n and graph.values[n].kind is Kind.STATE)
+            key_bytes = trailing(state.shape) * state.dtype.size_bytes
+            size = kv_bytes(graph, op, sizes)
+            found.append(Stream(f"{op.name}.kv", kind, first[at], size, key_bytes=key_bytes))
     return tuple(found)
+
+
+def streamed_bytes(stream: Stream, stage: Stage, tiles: int) -> tuple[int, ...]:
+    """Bytes that each tile reads of a value that is not kept on chip: all of a weight, the keys that its tokens see."""
+    ends = [stage.bounds(tile, tiles) for tile in range(stage.count_of(tiles))]
+    if stream.kind != "kv_read" or stage.seen is None:
+        return (stream.size_bytes,) * len(ends)
+    seen = [round(stage.seen.keys(first, last)) * stream.key_bytes for first, last in ends]
+    # Sizes hold a mean of the contexts: together the tiles never read less than there is.
+    return (seen[0] + max(0, stream.size_bytes - sum(seen)), *seen[1:])
+
+
+def again_bytes(stream: Stream, stage: Stage, tiles: int) -> int:
+    """What streaming a value costs: bytes that are read more than once."""
+    return sum(streamed_bytes(stream, stage, tiles)) - stream.size_bytes
 
 
 def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) -> tuple[Flow, ...]:
