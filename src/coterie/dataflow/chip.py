@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coterie.core.errors import UsageError
+from coterie.spec.collective import exchange_s
 from coterie.spec.machine import MachineSpec, SpatialUnits
 
 
@@ -34,8 +35,8 @@ class Chip:
         """Start of a kernel whose program configures this share of the units."""
         return self.launch_s + (self.launch_full_s - self.launch_s) * share_of_units
 
-    def collective_s(self, size_bytes: float, ranks: int) -> tuple[float, float]:
-        """An all-reduce over sockets, by a ring or by a tree: its latency, and how long it keeps the links busy.
+    def collective_s(self, kind: str, size_bytes: float, ranks: int, messages: int = 1) -> tuple[float, float]:
+        """A collective over sockets that gives so many bytes: its latency, and how long it keeps the links busy.
 
         Messages that follow each other overlap in latency. Raises UsageError without links.
         """
@@ -45,10 +46,7 @@ class Chip:
             raise UsageError(
                 f"machine {self.name}", "it has no links between sockets", "give it [peers], or one socket"
             )
-        steps, levels = 2 * (ranks - 1), 2 * (ranks - 1).bit_length()
-        ring = steps * self.link_latency_s, steps * size_bytes / ranks / self.link_bytes_per_s
-        tree = levels * self.link_latency_s, levels * size_bytes / self.link_bytes_per_s
-        return min(ring, tree, key=sum)
+        return exchange_s(kind, size_bytes, ranks, self.link_latency_s, self.link_bytes_per_s, messages)
 
 
 def chip_of(spec: MachineSpec, orchestration: str = "device") -> Chip:

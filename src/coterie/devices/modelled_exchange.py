@@ -1,19 +1,15 @@
-"""What an exchange among a machine's units costs: measured where the machine names a library, else ring or tree.
+"""What an exchange among a machine's units costs: measured where the machine names a library, else by formula.
 
-    all-reduce of B bytes, n ranks    ring 2 (n - 1) a + 2 (n - 1) / n B / bw      tree 2 log2(n) (a + B / bw)
-    all-gather to B bytes             ring   (n - 1) a +   (n - 1) / n B / bw      tree   log2(n) a + (n - 1) / n B / bw
-
-a is the latency of one message, bw what one unit sends; the faster is taken. Source of the forms: Thakur, Rabenseifner
-and Gropp, Optimization of collective communication operations in MPICH, 2005. Knows nothing about regions.
+Knows nothing about regions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log2
 
 from coterie.core.errors import UsageError
 from coterie.graph.cost import Collective
+from coterie.spec.collective import exchange_s
 from coterie.spec.exchange import all_exchanges
 from coterie.spec.machine import MachineSpec, Peers
 from coterie.spec.measured import ANALYTIC, TRANSFERRED
@@ -43,7 +39,8 @@ def exchange(spec: MachineSpec, wanted: Collective) -> Exchange:
         raise UsageError(f"machine {spec.name}", fact, "add [peers] with bandwidth and latency to its file")
     if peers.library:
         return _measured(spec.name, peers, wanted)
-    return min(_ring(peers, wanted), _tree(peers, wanted), key=lambda way: way.seconds)
+    found = exchange_s(wanted.kind, wanted.bytes, wanted.ranks, peers.latency_s, peers.achieved_bytes_per_s)
+    return Exchange(*found, ANALYTIC)
 
 
 def _measured(name: str, peers: Peers, wanted: Collective) -> Exchange:
@@ -59,17 +56,3 @@ def _measured(name: str, peers: Peers, wanted: Collective) -> Exchange:
         floor_s = least.seconds if least else 0.0
         return Exchange(max(floor_s, found.seconds / 2), 0.0, TRANSFERRED)
     return Exchange(found.seconds, 0.0, found.provenance)
-
-
-def _ring(peers: Peers, wanted: Collective) -> Exchange:
-    rounds = 2 if wanted.kind == "all_reduce" else 1
-    steps = rounds * (wanted.ranks - 1)
-    return Exchange(steps * peers.latency_s, steps / wanted.ranks * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)
-
-
-def _tree(peers: Peers, wanted: Collective) -> Exchange:
-    levels = ceil(log2(wanted.ranks))
-    if wanted.kind == "all_reduce":
-        return Exchange(2 * levels * peers.latency_s, 2 * levels * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)
-    share = (wanted.ranks - 1) / wanted.ranks
-    return Exchange(levels * peers.latency_s, share * wanted.bytes / peers.achieved_bytes_per_s, ANALYTIC)
