@@ -153,6 +153,7 @@ class ModelledDevice:
         sizes = binding.rows.sizes
         mine = own_executable(exe, binding, sizes, gates, steps)
         steps, self._interrupted = 1 if self._interrupted else steps, False
+        tokens: Callable[[], I32] | None = partial(synthetic_tokens, binding.rows, mine.program.vocab_size, steps)
         drawn: list[I32] = []
 
         def compute(numerics: Device) -> Exception | None:
@@ -163,16 +164,11 @@ class ModelledDevice:
             return failure
 
         failure = self._compute(mine.label, [*after, *gates.values()], compute)
-        tokens: Callable[[], I32] | None = None
-        if self._numerics is None:
-            tokens = partial(synthetic_tokens, binding.rows, mine.program.vocab_size, steps)
-        if self._numerics is None and any(binding.rows.end_ids):
-            drawn.append(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
-        if drawn:
-            steps, tokens = len(drawn[0]), partial(drawn.__getitem__, 0)
-        elif self._numerics is not None:
-            steps = 1
-        awaited = {stage: own(gate).work for stage, gate in gates.items()}
+        if self._numerics is not None:
+            steps, tokens = (len(drawn[0]), partial(drawn.__getitem__, 0)) if drawn else (1, None)
+        elif steps > 1 and any(binding.rows.end_ids):
+            steps = len(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
+        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else {}
         phases, cuts = self._phases(mine, sizes, (binding.weights.tier, binding.kv.tier), steps, awaited)
         return self._append(COMPUTE_LANE, mine.label, after, phases, failure, tokens, cuts)
 
@@ -280,11 +276,11 @@ class ModelledDevice:
         injected = self._fail(label) if self._fail else None
         if injected is not None:
             return injected
-        failures = [own(event).work.failure for event in causes]
-        inherited = next((failure for failure in failures if failure is not None), None)
-        if inherited is not None or self._numerics is None:
-            return inherited
-        return compute(self._numerics)
+        for event in causes:
+            inherited = own(event).work.failure
+            if inherited is not None:
+                return inherited
+        return None if self._numerics is None else compute(self._numerics)
 
     def _append(
         self,

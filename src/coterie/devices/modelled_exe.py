@@ -22,7 +22,8 @@ MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memo
 class StepPhases:
     """The phases of a step of given sizes: as one piece, and cut where gates are awaited.
 
-    `begins_s` is what the first region costs more in the first step of a run.
+    `begins_s` is what the first region costs more in the first step of a run. `runs` keeps, by the number of steps, the
+    phases of runs that begin with this step.
     """
 
     def __init__(self, regions: Parts, begins_s: float) -> None:
@@ -33,6 +34,7 @@ class StepPhases:
         self._later: Phase | None = None
         self._whole: Phase | None = None
         self._cut: dict[tuple[int, ...], tuple[Phase, ...]] = {}
+        self.runs: dict[int, tuple[list[Phase], tuple[int, ...]]] = {}
 
     @property
     def later(self) -> Phase:
@@ -102,7 +104,24 @@ def run_phases(
     """
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
     awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
-    phases = _priced(spec, exe, sizes, tiers, pricing).first(price.gated(exe.priced, awaited) if awaited else ())
+    first = _priced(spec, exe, sizes, tiers, pricing)
+    if awaited:
+        return _steps(spec, exe, sizes, tiers, steps, first.first(price.gated(exe.priced, awaited)), pricing)
+    if steps not in first.runs:
+        first.runs[steps] = _steps(spec, exe, sizes, tiers, steps, first.first(()), pricing)
+    return first.runs[steps]
+
+
+def _steps(
+    spec: MachineSpec,
+    exe: ModelledExecutable,
+    sizes: Sizes,
+    tiers: tuple[str, str],
+    steps: int,
+    phases: list[Phase],
+    pricing: price.Pricing,
+) -> tuple[list[Phase], tuple[int, ...]]:
+    """The first step's phases and those of the steps behind it."""
     cuts = [len(phases)]
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T

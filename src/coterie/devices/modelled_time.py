@@ -86,16 +86,14 @@ class FluidClock:
     def advance(self, until: float | None = None) -> bool:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
         active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]
-        if len(active) == 1:
-            if self._advance_alone(active[0], until):
-                return True
-        else:
-            for work in active:
-                parts = work.phases[work._index].parts
-                if parts is not None:
-                    if self._advance_beside(work, parts, [other for other in active if other is not work], until):
-                        return True
-                    break
+        if len(active) == 1 and active[0]._fresh and active[0]._part == 0 and self._advance_alone(active[0], until):
+            return True
+        for work in active:
+            parts = work.phases[work._index].parts
+            if parts is not None:
+                if self._advance_beside(work, parts, [other for other in active if other is not work], until):
+                    return True
+                break
         delayed, draining, uses = self._active(active)
         if not delayed and not draining:
             return False
@@ -128,34 +126,30 @@ class FluidClock:
         self.now = max(self.now, moment)
 
     def _advance_alone(self, work: Work, until: float | None) -> bool:
-        """Take whole phases of the only active work; others wait for it, so nothing else can change meanwhile."""
-        moved = False
-        while work._entered and work._fresh:
-            whole = work.phases[work._index]
-            phase = whole if whole.parts is not None and work._part == 0 else work._leaf()
+        """Take whole phases of the only active work, which is at the start of one; False where none ends by `until`.
+
+        Others wait for it, so nothing else can change meanwhile.
+        """
+        phases, index = work.phases, work._index
+        while True:
+            phase = phases[index]
             if phase.alone_s is None:
                 break
             end = self.now + phase.delay_s + phase.alone_s
             if until is not None and end > until:
-                if phase.parts is None:
-                    break
-                phase = work._leaf()
-                end = self.now + phase.delay_s + (phase.alone_s or 0.0)
-                if end > until:
-                    break
+                break
             self._draw(phase)
             self.now = end
-            moved = True
-            if phase.parts is not None:
-                work._part = len(phase.parts) - 1
-            work._leave()
-            if work._index < len(work.phases):
-                gate = work.phases[work._index].gate if work._part == 0 else None
-                if gate is None:
-                    self._enter(work)
-        if moved:
-            self._settle()
-        return moved
+            index += 1
+            if index == len(phases) or phases[index].gate is not None:
+                break
+        if index == work._index:
+            return False
+        work._index, work._entered = index, False
+        if index < len(phases) and phases[index].gate is None:
+            self._enter(work)
+        self._settle()
+        return True
 
     def _advance_beside(self, work: Work, parts: Parts, others: Sequence[Work], until: float | None) -> bool:
         """Take parts of a merged phase up to the next change among others; False where they would slow each other.
@@ -267,7 +261,7 @@ class FluidClock:
             ended = False
             for name, lane in self._lanes.items():
                 while lane and self._step(lane[0]):
-                    if lane[0].finished:
+                    if lane[0].end_s is not None:
                         work = lane.popleft()
                         self.lane_busy_s[name] = self.lane_busy_s.get(name, 0.0) + work.took_s
                         ended = True
@@ -292,9 +286,9 @@ class FluidClock:
     def _start(self, work: Work) -> bool:
         failure = None
         for cause in work.after:
-            if not cause.finished:
+            if cause.end_s is None:
                 return False
-            failure = failure or cause.failure
+            failure = cause.failure if failure is None else failure
         work.start_s = self.now
         work.after = ()
         if failure is not None:

@@ -42,25 +42,24 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
 
 def _few_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
     """The same for a few tokens, in Python's own numbers: arrays cost more than they save."""
-    seeds = [row.seed for row in rows.sampling]
-    positions = [int(rows.positions_T[row]) for row in rows.rows_R]
-    tokens = [int(rows.tokens_T[row]) for row in rows.rows_R]
-    drawn = []
-    for step in range(steps):
-        keys = [_mixed_one(seed + _GOLDEN_1 * (at + step + 1)) for seed, at in zip(seeds, positions, strict=True)]
-        keys = [_mixed_one(key + _GOLDEN_1 * (token + 1)) for key, token in zip(keys, tokens, strict=True)]
-        tokens = [int((key >> 11) * 2.0**-53 * vocab_size) for key in keys]
-        drawn.append(tokens)
-        if any(token in ends for token, ends in zip(tokens, rows.end_ids, strict=False)):
-            break
-    return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(seeds))
-
-
-def _mixed_one(x: int) -> int:
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
-    x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
-    return x ^ (x >> 31)
+    drawn_RS, done = [], steps
+    for row, (place, sampling) in enumerate(zip(rows.rows_R, rows.sampling, strict=True)):
+        seed, at, token = sampling.seed, int(rows.positions_T[place]), int(rows.tokens_T[place])
+        ends, drawn = rows.end_ids[row] if rows.end_ids else (), []
+        for step in range(1, done + 1):
+            x = (seed + _GOLDEN_1 * (at + step)) & _MASK
+            x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
+            x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
+            x = ((x ^ (x >> 31)) + _GOLDEN_1 * (token + 1)) & _MASK
+            x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
+            x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
+            token = int(((x ^ (x >> 31)) >> 11) * 2.0**-53 * vocab_size)
+            drawn.append(token)
+            if token in ends:
+                done = step
+                break
+        drawn_RS.append(drawn)
+    return np.array([drawn[:done] for drawn in drawn_RS], dtype=np.int32).reshape(len(drawn_RS), done).T
 
 
 def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
