@@ -242,7 +242,7 @@ class ExpertCache:
             copy.writers = list(copy.arrivals)
             self._ledgers[level].watch(expert_id)
             if below is not None:
-                below.readers.extend(copy.arrivals)
+                below.copied += [list(copy.arrivals)] if copy.arrivals else []
                 self._ledgers[level + 1].watch(expert_id)
         moved = sum(placed.source.size_bytes for placed in layout.ranges)
         moved += copy.early.size_bytes if copy.early is not None else 0

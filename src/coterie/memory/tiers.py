@@ -26,8 +26,8 @@ class Copy:
     """An expert's bytes in one tier.
 
     `arrivals`: one event per range (with `early` rows in the order of fetch_layout), until a poll has seen all of them
-    finish; `writers`: those not finished as of the last poll; `readers`: unfinished events that read it (programs, and
-    copies into the tier above).
+    finish; `writers`: those not finished as of the last poll; `readers`: unfinished events of programs that read it;
+    `copied`: of each copy into the tier above that is under way, its events in order, each waiting for the one before.
     """
 
     layout: Layout
@@ -37,6 +37,7 @@ class Copy:
     arrivals: list[Event] = field(default_factory=list)
     writers: list[Event] = field(default_factory=list)
     readers: list[Event] = field(default_factory=list)
+    copied: list[list[Event]] = field(default_factory=list)
     is_doomed: bool = False
     has_failed: bool = False
     number: int = 0
@@ -49,12 +50,12 @@ class Copy:
     @property
     def is_busy(self) -> bool:
         """True while something writes or reads the extent, as far as the last poll knows."""
-        return bool(self.writers or self.readers)
+        return bool(self.writers or self.readers or self.copied)
 
     @property
     def pending(self) -> tuple[Event, ...]:
-        """Unfinished events to wait for; the last writer stands for all, since each waits for the one before."""
-        return (*self.writers[-1:], *self.readers)
+        """Unfinished events to wait for; the last of those that wait for each other stands for all."""
+        return (*self.writers[-1:], *[chain[-1] for chain in self.copied], *self.readers)
 
 
 class TierLedger:
@@ -153,6 +154,8 @@ class TierLedger:
                     ended.append((expert_id, device.failure(ready)))
             if copy.readers:
                 copy.readers = [event for event in copy.readers if not device.done(event)]
+            if copy.copied:
+                copy.copied = [left for chain in copy.copied if (left := _unfinished(device, chain))]
             if not copy.is_busy:
                 self._watched.discard(expert_id)
                 if copy.is_doomed:
@@ -173,6 +176,14 @@ class TierLedger:
 
 def _number(copy: Copy) -> int:
     return copy.number
+
+
+def _unfinished(device: Device, chain: list[Event]) -> list[Event]:
+    """What is left of events that wait for each other."""
+    # The last one may fail, because something below did, while an earlier one still reads; so then ask them all.
+    if not device.done(chain[-1]):
+        return chain
+    return [] if device.failure(chain[-1]) is None else [event for event in chain if not device.done(event)]
 
 
 def _retire_arrivals(device: Device, copy: Copy) -> Event | None:
