@@ -81,8 +81,12 @@ def test_remembered_shares_are_the_shares(flows, names):
     for _ in range(2):
         shared = shares.of(flows)
         assert list(shared.rates) == fair_rates(flows, CAPACITY)
-        assert shares.left(tuple(names), shared) == left_over(CAPACITY, names, flows, shared.rates)
-        assert shared.resources == {name for used in flows for name in used}
+        free = left_over(CAPACITY, names, flows, shared.rates)
+        assert shares.left(tuple(names), shared) == (None if free is None else tuple(free[name] for name in names))
+        assert shared.drawn_per_s.keys() == {name for used in flows for name in used}
+        for name, per_s in shared.drawn_per_s.items():
+            each = (rate * used.get(name, 0.0) for used, rate in zip(flows, shared.rates, strict=True))
+            assert per_s == pytest.approx(sum(each))
     assert shares.of(flows) is shares.of(flows)
 
 
@@ -105,7 +109,8 @@ def test_a_table_of_kinds_sums_as_the_parts_do(kinds, order, free_a, free_b):
         for part in parts
     ]
     table = Table.of(unique, places)
-    assert table.ends_s(free) == table.ends_s(free) == pytest.approx(list(accumulate(took)))
+    left = tuple(free[name] for name in table.resources)
+    assert table.ends_s(left) == table.ends_s(left) == pytest.approx(list(accumulate(took)))
     for number, sums in enumerate(table.sums):
         assert list(sums) == pytest.approx([0.0, *accumulate(part.flows[number].amount for part in parts)])
     whole = merged(parts)

@@ -42,12 +42,15 @@ class Part(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Table:
-    """What parts draw, part by part. `sums` of a resource has what the first n parts draw of it, for n from 0."""
+    """What parts draw, part by part. `columns` has the place in `resources` of each flow of each unique part; `sums` of
+    a resource has what the first n parts draw of it, for n from 0.
+    """
 
     places: Sequence[int]
     delays_s: Sequence[float]
     amounts: Sequence[Sequence[float]]
     resources: tuple[str, ...]
+    columns: Sequence[Sequence[int]]
     sums: tuple[Sequence[float], ...]
     _ends: dict[tuple[float, ...], list[float]] = field(default_factory=dict)
 
@@ -55,26 +58,26 @@ class Table:
     def of(cls, unique: Sequence[Part], places: Sequence[int]) -> Table:
         """`places` says which of the `unique` parts each part is."""
         resources = tuple(dict.fromkeys(name for part in unique for flow in part.flows for name in flow.uses))
-        columns = {name: number for number, name in enumerate(resources)}
+        column_of = {name: number for number, name in enumerate(resources)}
         amounts = [[0.0] * len(resources) for _ in unique]
         for row, part in zip(amounts, unique, strict=True):
             for flow in part.flows:
                 for name, share in flow.uses.items():
-                    row[columns[name]] += share * flow.amount
-        drawn = ([row[column] for row in amounts] for column in columns.values())
+                    row[column_of[name]] += share * flow.amount
+        columns = [[column_of[name] for flow in part.flows for name in flow.uses] for part in unique]
+        drawn = ([row[column] for row in amounts] for column in range(len(resources)))
         sums = tuple([0.0, *accumulate([each[place] for place in places])] for each in drawn)
-        return cls(places, [part.delay_s for part in unique], amounts, resources, sums)
+        return cls(places, [part.delay_s for part in unique], amounts, resources, columns, sums)
 
-    def ends_s(self, free: Mapping[str, float]) -> list[float]:
+    def ends_s(self, free: tuple[float, ...]) -> list[float]:
         """When each part would end, one after the other, from 0, with so much of each resource left."""
-        key = tuple([free[name] for name in self.resources])
-        found = self._ends.get(key)
+        found = self._ends.get(free)
         if found is None:
             if len(self._ends) >= MAX_ENDS:
                 self._ends.clear()
             each = [
-                delay_s + max([amount / rate for amount, rate in zip(row, key, strict=True)], default=0.0)
+                delay_s + max([amount / rate for amount, rate in zip(row, free, strict=True)], default=0.0)
                 for delay_s, row in zip(self.delays_s, self.amounts, strict=True)
             ]
-            found = self._ends[key] = list(accumulate([each[place] for place in self.places]))
+            found = self._ends[free] = list(accumulate([each[place] for place in self.places]))
         return found

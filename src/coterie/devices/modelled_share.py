@@ -57,12 +57,12 @@ def left_over(
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """How flows, given by what each uses, share: their rates, and the names of all that they draw on."""
+    """How flows, given by what each uses, share: their rates, and how fast all together draw on each resource."""
 
     uses: Sequence[Mapping[str, float]]
     rates: Sequence[float]
-    resources: frozenset[str]
-    left: dict[tuple[str, ...], dict[str, float] | None] = field(default_factory=dict)
+    drawn_per_s: Mapping[str, float]
+    left: dict[tuple[str, ...], tuple[float, ...] | None] = field(default_factory=dict)
 
 
 class Shares:
@@ -82,12 +82,16 @@ class Shares:
             if len(self._known) >= MAX_SHARED:
                 self._known.clear()
             # `uses` are held, so that no other object gets their identities.
-            rates, names = fair_rates(uses, self._capacity), frozenset(name for used in uses for name in used)
-            found = self._known[key] = Shared(tuple(uses), rates, names)
+            rates, drawn_per_s = fair_rates(uses, self._capacity), {}
+            for used, rate in zip(uses, rates, strict=True):
+                for name, share in used.items():
+                    drawn_per_s[name] = drawn_per_s.get(name, 0.0) + share * rate
+            found = self._known[key] = Shared(tuple(uses), rates, drawn_per_s)
         return found
 
-    def left(self, names: tuple[str, ...], shared: Shared) -> Mapping[str, float] | None:
-        """As `left_over`."""
+    def left(self, names: tuple[str, ...], shared: Shared) -> tuple[float, ...] | None:
+        """As `left_over`, in the order of names."""
         if names not in shared.left:
-            shared.left[names] = left_over(self._capacity, names, shared.uses, shared.rates)
+            free = left_over(self._capacity, names, shared.uses, shared.rates)
+            shared.left[names] = None if free is None else tuple([free[name] for name in names])
         return shared.left[names]

@@ -35,22 +35,17 @@ class Usage:
     busy_s: float = 0.0
 
 
-def _only(flow: Flow) -> str:
-    (name,) = flow.uses
-    return name
-
-
-def _drain(work: Work, seconds: float, free: Mapping[str, float], drawn: dict[str, float]) -> None:
-    """Let a work's phase go on for less than it needs."""
+def _drain(work: Work, columns: Sequence[int], seconds: float, free: tuple[float, ...], drawn: list[float]) -> None:
+    """Let a work's phase go on for less than it needs; `columns` has the places of its flows in `free` and `drawn`."""
     waited = min(work._delay_s, seconds)
     work._delay_s -= waited
     work._fresh = False
-    for k, flow in enumerate(work._leaf().flows):
-        name = _only(flow)
-        amount = min(work._left[k], free[name] * (seconds - waited))
-        left = work._left[k] - amount
-        work._left[k] = left if left > ROUNDING * flow.amount else 0.0
-        drawn[name] += amount
+    left, seconds = work._left, seconds - waited
+    for k, (flow, column) in enumerate(zip(work._leaf().flows, columns, strict=True)):
+        amount = min(left[k], free[column] * seconds)
+        rest = left[k] - amount
+        left[k] = rest if rest > ROUNDING * flow.amount else 0.0
+        drawn[column] += amount
 
 
 class FluidClock:
@@ -167,7 +162,7 @@ class FluidClock:
             limit = min(limit, other._delay_s)
         for (other, k), rate in zip(draining, shared.rates, strict=True):
             limit = min(limit, other._left[k] / rate)
-        step = self._take_parts(work, parts, free, limit, shared)
+        step = self._take_parts(work, parts, free, limit, shared.drawn_per_s)
         ended_s = step * (1 + ROUNDING)
         for other in delayed:
             other._delay_s = 0.0 if other._delay_s <= ended_s else other._delay_s - step
@@ -181,25 +176,31 @@ class FluidClock:
         self._settle()
         return True
 
-    def _take_parts(self, work: Work, parts: Parts, free: Mapping[str, float], limit: float, shared: Shared) -> float:
-        """Let parts pass for at most `limit` seconds, account for them, and return how long it was."""
-        table, at, flows = parts.table, work._part, work._leaf().flows
-        drawn = dict.fromkeys(table.resources, 0.0)
+    def _take_parts(
+        self, work: Work, parts: Parts, free: tuple[float, ...], limit: float, beside: Mapping[str, float]
+    ) -> float:
+        """Let parts pass for at most `limit` seconds, account for them, and return how long it was.
+
+        `free` is what is left of each of the table's resources, `beside` what others draw on.
+        """
+        table, at, left = parts.table, work._part, work._left
+        columns = table.columns[table.places[at]]
+        drawn = [0.0] * len(free)
         rest_s = 0.0
-        for flow, left in zip(flows, work._left, strict=True):
-            rest_s = max(rest_s, left / free[_only(flow)])
+        for k, column in enumerate(columns):
+            rest_s = max(rest_s, left[k] / free[column])
         step = work._delay_s + rest_s
         if step <= limit:
-            for flow, left in zip(flows, work._left, strict=True):
-                drawn[_only(flow)] += left
-            last, left_s = len(parts) - 1, limit - step
+            for k, column in enumerate(columns):
+                drawn[column] += left[k]
+            last, left_s = len(table.places) - 1, limit - step
             if at < last:
                 ends = table.ends_s(free)
                 begun = ends[at]
                 passed = bisect_right(ends, begun + left_s, at + 1) - 1
                 if passed > at:
-                    for name, sums in zip(table.resources, table.sums, strict=True):
-                        drawn[name] += sums[passed + 1] - sums[at + 1]
+                    for column, sums in enumerate(table.sums):
+                        drawn[column] += sums[passed + 1] - sums[at + 1]
                     step, left_s, at = step + (ends[passed] - begun), left_s - (ends[passed] - begun), passed
             work._part = at
             work._leave()
@@ -207,14 +208,14 @@ class FluidClock:
                 self._enter(work)
             if at < last:
                 step = limit
-                _drain(work, left_s, free, drawn)
+                _drain(work, table.columns[table.places[at + 1]], left_s, free, drawn)
         else:
             step = limit
-            _drain(work, limit, free, drawn)
-        for name, amount in drawn.items():
+            _drain(work, columns, limit, free, drawn)
+        for name, amount in zip(table.resources, drawn, strict=True):
             usage = self.usage[name]
             usage.drawn += amount
-            if name not in shared.resources:
+            if name not in beside:
                 usage.busy_s += amount / self._capacity[name]
         return step
 
@@ -247,11 +248,10 @@ class FluidClock:
         return delayed, draining, uses
 
     def _account(self, shared: Shared, step: float) -> None:
-        for resource in shared.resources:
-            self.usage[resource].busy_s += step
-        for used, rate in zip(shared.uses, shared.rates, strict=True):
-            for resource, share in used.items():
-                self.usage[resource].drawn += share * rate * step
+        for resource, per_s in shared.drawn_per_s.items():
+            usage = self.usage[resource]
+            usage.busy_s += step
+            usage.drawn += per_s * step
 
     def _settle(self) -> None:
         """Take every transition that needs no time, until none is left."""
