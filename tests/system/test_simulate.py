@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from coterie.cli.main import app
@@ -90,6 +92,26 @@ def test_the_router_stays_and_is_never_evicted(many):
 def test_the_same_workload_gives_the_same_times(many):
     first, second = (simulate(case(many), workload(many)) for _ in range(2))
     assert np.array_equal(first.last_s, second.last_s)
+
+
+def test_somebody_is_told_how_far_it_is(many):
+    told = []
+    served = simulate(case(many), workload(many, 30), told.append)
+    assert told == sorted(set(told))
+    assert 20 < len(told) <= 30
+    assert served.metrics.finished["length"] == 60
+
+
+def test_progress_is_shown_on_a_terminal_alone(many, monkeypatch):
+    args = ("simulate", str(many), "--machine", "toy-tiers", "--rate", "40", "--requests", "30")
+    quiet = runner.invoke(app, args)
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    screen = io.StringIO()
+    monkeypatch.setattr("coterie.cli.progress.err", Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr("coterie.cli.progress.REFRESH_S", 0.0)
+    assert runner.invoke(app, args).exit_code == 0
+    assert "toy-tiers, coterie" in screen.getvalue()
+    assert "/30" in screen.getvalue()
 
 
 def test_grouping_saves_switches_under_load(many):

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
+from coterie.cli.progress import counted
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_seconds
@@ -98,7 +99,8 @@ def simulation(
     rows, curves = [], {}
     for name, case in cases:
         begun = perf_counter()
-        served = simulate(case, load)
+        with counted(f"{name}, {case.setup.name}", len(load)) as tell:
+            served = simulate(case, load, tell)
         rows.append(outcome(name, case.setup.name, load, served, promised, perf_counter() - begun))
         curves[f"{name}, {case.setup.name}"] = (served.first_s, served.last_s)
         if trace is not None and served.trace is not None:

@@ -8,6 +8,7 @@ Knows nothing about lanes or clocks.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -52,7 +53,7 @@ class Table:
     resources: tuple[str, ...]
     columns: Sequence[Sequence[int]]
     sums: tuple[Sequence[float], ...]
-    _ends: dict[tuple[float, ...], list[float]] = field(default_factory=dict)
+    _ends: dict[tuple[float, ...], Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, unique: Sequence[Part], places: Sequence[int]) -> Table:
@@ -66,10 +67,10 @@ class Table:
                     row[column_of[name]] += share * flow.amount
         columns = [[column_of[name] for flow in part.flows for name in flow.uses] for part in unique]
         drawn = ([row[column] for row in amounts] for column in range(len(resources)))
-        sums = tuple([0.0, *accumulate([each[place] for place in places])] for each in drawn)
+        sums = tuple(array("d", [0.0, *accumulate([each[place] for place in places])]) for each in drawn)
         return cls(places, [part.delay_s for part in unique], amounts, resources, columns, sums)
 
-    def ends_s(self, free: tuple[float, ...]) -> list[float]:
+    def ends_s(self, free: tuple[float, ...]) -> Sequence[float]:
         """When each part would end, one after the other, from 0, with so much of each resource left."""
         found = self._ends.get(free)
         if found is None:
@@ -79,5 +80,5 @@ class Table:
                 delay_s + max([amount / rate for amount, rate in zip(row, free, strict=True)], default=0.0)
                 for delay_s, row in zip(self.delays_s, self.amounts, strict=True)
             ]
-            found = self._ends[free] = list(accumulate([each[place] for place in self.places]))
+            found = self._ends[free] = array("d", accumulate([each[place] for place in self.places]))
         return found

@@ -82,7 +82,8 @@ class Shares:
             if len(self._known) >= MAX_SHARED:
                 self._known.clear()
             # `uses` are held, so that no other object gets their identities.
-            rates, drawn_per_s = fair_rates(uses, self._capacity), {}
+            rates = fair_rates(uses, self._capacity)
+            drawn_per_s: dict[str, float] = {}
             for used, rate in zip(uses, rates, strict=True):
                 for name, share in used.items():
                     drawn_per_s[name] = drawn_per_s.get(name, 0.0) + share * rate

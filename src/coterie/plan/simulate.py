@@ -8,7 +8,8 @@ Routes are given and tokens synthetic. Knows nothing about how the numbers are s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,7 @@ from coterie.spec.machine import MachineSpec
 BYTES_PER_TOKEN = 4  # of a router's instructions, in English text about; only their length matters here
 KV_SHARE = 0.2  # of the run tier, at most, by default; the rest is for experts
 POOL_TOKENS = 1 << 14  # prompts are pieces of one row of random tokens
+TOLD = 1000  # times, at most, that somebody is told how far it is
 NO_TEXT = Prompt("")
 
 
@@ -79,8 +81,11 @@ class Served:
     trace: Trace | None = None
 
 
-def simulate(case: Case, workload: Workload) -> Served:
-    """Serve a workload to its end. Raises CapacityError where something does not fit, UsageError for a bad workload."""
+def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None = None) -> Served:
+    """Serve a workload to its end; `tell` hears now and then how many requests have ended.
+
+    Raises CapacityError where something does not fit, UsageError for a bad workload.
+    """
     settings = settings_of(case, workload)
     device = ModelledDevice(case.spec)
     try:
@@ -89,7 +94,7 @@ def simulate(case: Case, workload: Workload) -> Served:
         parts = wire(case.models, made, settings, device)
         warm_up_s = warm_up(parts, case.models, _least_asked_first(case.models, workload))
         before, run = used(device), _Run(parts, case, workload)
-        run.to_the_end()
+        run.to_the_end(tell)
         return Served(
             routed_s=run.routed_s,
             first_s=run.first_s,
@@ -165,19 +170,25 @@ class _Run:
         words = min(model.config.vocab_size for model in case.models.values())
         self._longest = min(model.max_context for model in case.models.values()) - 1
         self._pool = tuple(rng.integers(0, words, POOL_TOKENS + self._longest).tolist())
-        self._starts = rng.integers(0, POOL_TOKENS, count).tolist()
-        # Plain lists: every element is looked at once, by Python.
-        self._at_s = (workload.at_s + self.start_s).tolist()
-        self._asked, self._prompts = workload.asked.tolist(), workload.prompt_tokens.tolist()
-        self._new = workload.new_tokens.tolist()
+        self._starts = array("q", rng.integers(0, POOL_TOKENS, count).tobytes())
+        # Compact, and quick to look at one by one.
+        self._at_s = array("d", (workload.at_s + self.start_s).tobytes())
+        self._asked, self._prompts, self._new = (
+            array("q", numbers.astype(np.int64).tobytes())
+            for numbers in (workload.asked, workload.prompt_tokens, workload.new_tokens)
+        )
         self._next = self._open = 0
         self._jobs: dict[str, tuple[int, RoutingJob]] = {}
         self._numbers: dict[str, int] = {}
 
-    def to_the_end(self) -> None:
+    def to_the_end(self, tell: Callable[[int], None] | None = None) -> None:
         """Serve until everybody has been answered. Raises the error that ended a request."""
         engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
+        every = told = max(1, count // TOLD) if tell is not None else count + 1
         while self._next < count or not engine.idle:
+            if tell is not None and self._next - self._open >= told:
+                tell(self._next - self._open)
+                told = self._next - self._open + every
             self._arrive()
             until = self._at_s[self._next] if self._next < count and not self._workload.in_flight else None
             if engine.idle:

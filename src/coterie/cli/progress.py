@@ -1,0 +1,35 @@
+"""How far something long is, on a terminal, in one line that goes away.
+
+Knows nothing about what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from coterie.cli.options import err
+
+REFRESH_S = 0.2
+
+
+@contextmanager
+def counted(what: str, count: int) -> Iterator[Callable[[int], None] | None]:
+    """Give what to tell how many of `count` are done; None where no terminal shows it."""
+    if not err.is_terminal:
+        yield None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True, auto_refresh=False) as shown:
+        task, last_s = shown.add_task(what, total=count), perf_counter()
+
+        def tell(done: int) -> None:
+            nonlocal last_s
+            if perf_counter() - last_s >= REFRESH_S:
+                last_s = perf_counter()
+                shown.update(task, completed=done, refresh=True)
+
+        yield tell
