@@ -87,7 +87,7 @@ def map_(
         title = f"{graph.name} on {where} of {chosen.chip.name}: {name}, {step}"
         write_picture(picture(chosen, placed, title), draw)
     if trace is not None:
-        save_trace(trace, tile_trace(chosen))
+        save_trace(trace, tile_trace(chosen, placed))
     if json_:
         more = {"memory": plain_memory(lies)} if lies else {}
         print_json({**plain_sections(plan), "layout": {"name": name, **plain_layout(chosen, placed)}, **more})
@@ -155,7 +155,7 @@ def _print(plan: Sections) -> None:
             str(mapped.tiles),
             f"{mapped.pcus / grid.pcus:.0%}",
             f"{mapped.pmus / grid.pmus:.0%}",
-            *(format_seconds(s) for s in (mapped.l0_s, mapped.l1_s, mapped.l2_s())),
+            *(format_seconds(s) for s in (mapped.l0_s, mapped.l1_s, mapped.l2_s(place(mapped).wires))),
             escape(mapped.bound.split("/")[-1]),
             format_bytes(mapped.memory_bytes),
         )

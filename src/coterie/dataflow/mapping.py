@@ -2,7 +2,8 @@
 
     L0   flops / peak, bytes / peak bandwidth: a true lower bound
     L1   start + max(way of the first tile + slowest stage x tiles, bytes / achieved bandwidth, collectives)
-    L2   start + the tile streams themselves, with bounded FIFOs and shared bandwidth (network.py)
+    L2   start + the tile streams themselves, with bounded FIFOs and shared bandwidth (network.py); once it is placed,
+         of the most loaded link on the chip too (place.py)
 
 The tile is chosen by trying divisors of the walked rows: small tiles fill the pipeline soon and need little SRAM, large
 ones waste less of an array. Knows nothing about which ops belong into a section (sections.py).
@@ -18,7 +19,7 @@ from coterie.dataflow.balance import Balance, balance
 from coterie.dataflow.chip import Chip
 from coterie.dataflow.legal import Walk, walk
 from coterie.dataflow.memory import Buffer, depths, flow_buffers, held_buffers
-from coterie.dataflow.network import network
+from coterie.dataflow.network import Wire, network
 from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.stage import Split, Stage, Unit, cycles, stages_of
 from coterie.dataflow.stream import Network, steady_s
@@ -132,16 +133,15 @@ class Mapped:
         """Stages and the FIFOs among them, none of which throttles; nothing comes from outside."""
         return network(self.stages, self.flows, self.service_s)
 
-    @property
-    def machine(self) -> Network:
-        """Stages, FIFOs as deep as their buffers, and every transfer."""
+    def machine(self, wires: Sequence[Wire] = ()) -> Network:
+        """Stages, FIFOs as deep as their buffers, every transfer, and what `wires` draw of one link on the chip."""
         deep = depths(self.flows, len(self.stages))
         rate = self.chip.memory_bytes_per_s
-        return network(self.stages, self.flows, self.service_s, deep, self.streams, self.streamed, rate)
+        return network(self.stages, self.flows, self.service_s, deep, self.streams, self.streamed, rate, wires)
 
-    def l2_s(self) -> float:
+    def l2_s(self, wires: Sequence[Wire] = ()) -> float:
         """Start, and the tile streams with shared bandwidth."""
-        run, _ = simulate_shared(self.machine)
+        run, _ = simulate_shared(self.machine(wires))
         return self.start_s + run.makespan_s
 
 

@@ -3,6 +3,8 @@
     load W1 -> load W2 -> ...      weights arrive one after another, in the order of use
        |          |
     stage a -> stage b -> [join: all tiles] -> stage c -> store
+                 |
+               wire                what a tile draws over the most loaded link of the chip, where that is known
 
 Knows nothing about how the section was mapped.
 """
@@ -17,7 +19,16 @@ from coterie.dataflow.stage import Stage, Unit
 from coterie.dataflow.stream import Actor, Fifo, Network
 from coterie.dataflow.traffic import Flow, Stream, streamed_bytes
 
-MEMORY, LINKS = "memory", "links"
+MEMORY, LINKS, WIRE = "memory", "links", "wire"
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A share of one link on the chip: seconds of it that a stage needs in a pass for a value that it reads."""
+
+    value: str
+    stage: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -47,8 +58,12 @@ def network(
     streams: Sequence[Stream] = (),
     streamed: frozenset[str] = frozenset(),
     bytes_per_s: float = 0.0,
+    wires: Sequence[Wire] = (),
 ) -> Network:
-    """The stages and their FIFOs; without `depths` no FIFO throttles, without `streams` no byte comes from outside."""
+    """The stages and their FIFOs; without `depths` no FIFO throttles, without `streams` no byte comes from outside.
+
+    All `wires` are one link, which those that draw on it at once share.
+    """
     build = _Builder()
     weights: list[str] = []
     for at, stage in enumerate(stages):
@@ -58,6 +73,10 @@ def network(
             _load(
                 build, f"load {stream.value} {n}", stage, stream, (streamed, len(service_s[at]), bytes_per_s), weights
             )
+        for n, wire in enumerate(w for w in wires if w.stage == at):
+            name, count = f"wire {wire.value} {at}.{n}", len(service_s[at])
+            build.actor(name, (wire.seconds / count,) * count, WIRE)
+            build.fifo(name, name, stage.name, 2)
         build.actor(stage.name, service_s[at], LINKS if stage.unit is Unit.LINK else "")
         for n, stream in enumerate(s for s in mine if s.kind in ("output", "kv_write")):
             count = len(service_s[at])

@@ -1,9 +1,11 @@
-"""Where things are: stages along a snake through the tiles of a socket, buffers beside their readers, load of links.
+"""Where things are: stages along a snake through the tiles of a socket, buffers among their readers, load of links.
 
     tile 0 | tile 3      two dies side by side, two tiles each; a tile is a mesh of PCU and PMU pairs.
     -------+-------      The pipeline runs down the columns of tile 0, then of tile 1, 2 and 3, to and fro,
     tile 1 | tile 2      so that neighbours in the pipeline are neighbours on the chip.
 
+Buffers are put in two ways, each PMU as near to the PCUs that it serves as is free, or along the snake beside its
+reader; the way with the less loaded links is taken.
 Numbers of rows and columns of a tile are not published: the most square ones are assumed. Links carry as much per cycle
 as a PMU reads. Knows nothing about why stages have the units that they have.
 """
@@ -13,22 +15,28 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.memory import Buffer
+from coterie.dataflow.network import Wire
 from coterie.dataflow.stage import Unit, blocks
 from coterie.spec.machine import SpatialUnits
 
 Cell: TypeAlias = tuple[int, int]  # column, row of the whole socket
+Link: TypeAlias = tuple[Cell, Cell]
 SWAPS = 4000
+ROUTINGS = 3  # times that each tree is chosen
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Cells of each stage's PCUs and of each buffer's PMUs; loads are shares of a link's bytes per second."""
+    """Cells of each stage's PCUs and of each buffer's PMUs; loads are shares of a link's bytes per second.
+
+    `wires`: what each stage needs of the most loaded link.
+    """
 
     columns: int
     rows: int
@@ -40,6 +48,7 @@ class Placed:
     worst_link: float
     worst_at: tuple[Cell, Cell] | None
     die_share: float
+    wires: tuple[Wire, ...] = ()
 
 
 def place(mapped: Mapped, swaps: int = SWAPS) -> Placed:
@@ -52,15 +61,25 @@ def place(mapped: Mapped, swaps: int = SWAPS) -> Placed:
         pcus.append(tuple(snake[at : at + split.pcus]))
         at += split.pcus
     order = sorted(range(len(mapped.buffers)), key=lambda b: mapped.buffers[b].stage)
-    pmus = _beside(mapped.buffers, order, starts, snake)
-    _swap(mapped, pcus, pmus, swaps)
-    hops, loads, crossing = _loads(mapped, pcus, pmus, columns // 2 if grid.tiles > 1 else 0)
+    goals = _goals(mapped, pcus)
+    ways = []
+    for pmus in (_beside(mapped.buffers, order, starts, snake), _among(mapped, goals, snake)):
+        _swap(mapped, goals, pmus, swaps)
+        ways.append((pmus, *_loads(mapped, pcus, pmus, columns // 2 if grid.tiles > 1 else 0)))
+    pmus, hops, carried, crossing = min(ways, key=lambda way: _busiest(way[2]))
+    loads = {link: sum(parts.values()) for link, parts in carried.items()}
     worst = max(loads, key=lambda link: loads[link], default=None)
     interval_s = max(mapped.interval_s, 1e-12)
     link = grid.pmu_bytes_per_cycle * grid.clock_hz
     die = crossing / interval_s / grid.d2d_bytes_per_s if grid.d2d_bytes_per_s and grid.tiles > 1 else 0.0
     load = loads[worst] / interval_s / link if worst else 0.0
-    return Placed(columns, rows, tile_columns, tile_rows, tuple(pcus), tuple(pmus), hops, load, worst, die)
+    held = ((mapped.buffers[b], size) for b, size in carried[worst].items()) if worst else ()
+    wires = tuple(Wire(buffer.name, buffer.stage, size / link) for buffer, size in held)
+    return Placed(columns, rows, tile_columns, tile_rows, tuple(pcus), tuple(pmus), hops, load, worst, die, wires)
+
+
+def _busiest(carried: Mapping[Link, Mapping[int, float]]) -> float:
+    return max((sum(parts.values()) for parts in carried.values()), default=0.0)
 
 
 def _snake(grid: SpatialUnits) -> tuple[int, int, int, int, list[Cell]]:
@@ -97,21 +116,47 @@ def _beside(
     return found
 
 
+def _goals(mapped: Mapped, pcus: Sequence[Sequence[Cell]]) -> list[list[tuple[float, float] | None]]:
+    """For each PMU of each buffer the middle of the PCUs that it serves; None where nothing says where that is."""
+    center = [_center(cells) if cells else None for cells in pcus]
+    for flow in mapped.flows:  # a stage without PCUs is near the first stage that reads from it
+        center[flow.src] = center[flow.src] or center[flow.dst]
+    return [
+        [_center(_readers(pcus[b.stage], i, b.pmus)) if pcus[b.stage] else center[b.stage] for i in range(b.pmus)]
+        for b in mapped.buffers
+    ]
+
+
+def _among(
+    mapped: Mapped, goals: Sequence[Sequence[tuple[float, float] | None]], snake: Sequence[Cell]
+) -> list[tuple[Cell, ...]]:
+    """Each PMU in the free cell that is nearest to those it serves; first those from which most bytes leave."""
+    free, (right, low) = set(snake), (max(x for x, _ in snake), max(y for _, y in snake))
+    ways = sorted(
+        ((dx, dy) for dx in range(-right, right + 1) for dy in range(-low, low + 1)),
+        key=lambda way: (abs(way[0]) + abs(way[1]), way),
+    )
+    found: list[list[Cell]] = [[snake[0]] * buffer.pmus for buffer in mapped.buffers]
+    leaving = [_rate(mapped, buffer) / max(1, buffer.pmus) for buffer in mapped.buffers]
+    for b in sorted(range(len(found)), key=lambda b: -leaving[b]):
+        for i, goal in enumerate(goals[b]):
+            x, y = (round(at) for at in goal or snake[len(snake) // 2])
+            cell = next(near for dx, dy in ways if (near := (x + dx, y + dy)) in free)
+            free.remove(cell)
+            found[b][i] = cell
+    return [tuple(cells) for cells in found]
+
+
 def _center(cells: Sequence[Cell]) -> tuple[float, float]:
     return sum(x for x, _ in cells) / len(cells), sum(y for _, y in cells) / len(cells)
 
 
-def _swap(mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: list[tuple[Cell, ...]], swaps: int) -> None:
+def _swap(
+    mapped: Mapped, goals: Sequence[Sequence[tuple[float, float] | None]], pmus: list[tuple[Cell, ...]], swaps: int
+) -> None:
     """Exchange PMUs of two buffers where that brings bytes nearer to their readers."""
     owner = [(b, i) for b, cells in enumerate(pmus) for i in range(len(cells))]
     cells = [list(found) for found in pmus]
-    center = [_center(cells) if cells else None for cells in pcus]
-    for flow in mapped.flows:  # a stage without PCUs is near the first stage that reads from it
-        center[flow.src] = center[flow.src] or center[flow.dst]
-    goals = [
-        [_center(_readers(pcus[b.stage], i, b.pmus)) if pcus[b.stage] else center[b.stage] for i in range(b.pmus)]
-        for b in mapped.buffers
-    ]
     weight = [_rate(mapped, b) / max(1, b.pmus) for b in mapped.buffers]
     dice = random.Random(len(owner))
 
@@ -128,10 +173,15 @@ def _swap(mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: list[tuple[Cell,
 
 
 def _rate(mapped: Mapped, buffer: Buffer) -> float:
-    """Bytes that leave a buffer in a pass: a systolic reader goes over an operand once per group of the other side."""
+    """Bytes that go through a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
+
+    What leaves the chip is written to its buffer once.
+    """
     stage, split = mapped.stages[buffer.stage], mapped.splits[buffer.stage]
     stream = next((s for s in mapped.streams if (s.value, s.stage) == (buffer.name, buffer.stage)), None)
     moved = next((f.size_bytes for f in mapped.flows if (f.value, f.dst) == (buffer.name, buffer.stage)), 0)
+    if stream is not None and stream.kind in ("output", "kv_write"):
+        return float(stream.size_bytes)
     if stream is not None:
         moved = stream.size_bytes * (1 if stream.by_tile else mapped.tiles)
     if stage.unit is not Unit.SYSTOLIC or not split.pcus:
@@ -144,29 +194,37 @@ def _rate(mapped: Mapped, buffer: Buffer) -> float:
 
 def _loads(
     mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: Sequence[Sequence[Cell]], middle: int
-) -> tuple[float, dict[tuple[Cell, Cell], float], float]:
-    """Mean hops of a byte, bytes per link in a pass, bytes from die to die.
+) -> tuple[float, dict[Link, dict[int, float]], float]:
+    """Mean hops of a byte, bytes per link in a pass by buffer, bytes from die to die.
 
-    Routes follow one dimension, then the other: whichever of the two ways is less loaded. Each PMU of a buffer has its
-    own part, which goes to the PCUs that need it, on a tree that shares links.
+    Each PMU of a buffer has its own part, which goes to the PCUs that need it on a tree that shares links: along one
+    dimension, then the other, whichever is less loaded. Those chosen first are chosen again, as they saw no others.
     """
-    loads: dict[tuple[Cell, Cell], float] = defaultdict(float)
+    trees: list[tuple[int, float, tuple[frozenset[Link], ...]]] = []
     hops = moved = crossing = 0.0
-    for buffer, cells in zip(mapped.buffers, pmus, strict=True):
+    for at, (buffer, cells) in enumerate(zip(mapped.buffers, pmus, strict=True)):
         targets = pcus[buffer.stage]
-        if not targets or not cells:
-            continue
-        share = _rate(mapped, buffer) / len(cells)
-        for i, cell in enumerate(cells):
+        share = _rate(mapped, buffer) / len(cells) if targets and cells else 0.0
+        for i, cell in enumerate(cells if share else ()):
             mine = _readers(targets, i, len(cells))
-            trees = [{link for target in mine for link in _route(cell, target, x_first)} for x_first in (True, False)]
-            tree = min(trees, key=lambda links: max((loads[link] for link in links), default=0.0))
-            for link in tree:
-                loads[link] += share
+            ways = (frozenset(link for to in mine for link in _route(cell, to, x_first)) for x_first in (True, False))
+            trees.append((at, share, tuple(ways)))
             hops += share * sum(abs(cell[0] - x) + abs(cell[1] - y) for x, y in mine) / len(mine)
             moved += share
             crossing += share * bool(middle and any((cell[0] < middle) != (x < middle) for x, _ in mine))
-    return hops / moved if moved else 0.0, loads, crossing
+    loads: dict[Link, float] = defaultdict(float)
+    chosen: list[frozenset[Link]] = [frozenset()] * len(trees)
+    for n, (_, share, both) in [*enumerate(trees)] * ROUTINGS:
+        for link in chosen[n]:
+            loads[link] -= share
+        chosen[n] = min(both, key=lambda links: max((loads[link] for link in links), default=0.0))
+        for link in chosen[n]:
+            loads[link] += share
+    carried: dict[Link, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for (at, share, _), links in zip(trees, chosen, strict=True):
+        for link in sorted(links):
+            carried[link][at] += share
+    return hops / moved if moved else 0.0, carried, crossing
 
 
 def _readers(targets: Sequence[Cell], part: int, parts: int) -> Sequence[Cell]:

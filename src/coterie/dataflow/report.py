@@ -10,7 +10,7 @@ from typing import Any
 from coterie.core.trace import Slice, Trace
 from coterie.dataflow.lifetime import Symbol
 from coterie.dataflow.mapping import Mapped
-from coterie.dataflow.place import Placed
+from coterie.dataflow.place import Placed, place
 from coterie.dataflow.sections import Sections
 from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.spill import MemoryPlan
@@ -36,9 +36,9 @@ def plain_sections(plan: Sections) -> dict[str, Any]:
     }
 
 
-def plain_mapping(mapped: Mapped) -> dict[str, Any]:
+def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any]:
     """One section: use of units, times, bytes."""
-    grid = mapped.chip.grid
+    grid, wires = mapped.chip.grid, (placed or place(mapped)).wires
     return {
         "ops": [op.kind for op in mapped.ops],
         "stages": len(mapped.stages),
@@ -55,7 +55,7 @@ def plain_mapping(mapped: Mapped) -> dict[str, Any]:
         "start_s": mapped.start_s,
         "l0_s": mapped.l0_s,
         "l1_s": mapped.l1_s,
-        "l2_s": mapped.l2_s(),
+        "l2_s": mapped.l2_s(wires),
         "bound": mapped.bound,
     }
 
@@ -89,7 +89,7 @@ def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
         {"value": f.value, "src": f.src, "dst": f.dst, "bytes": f.size_bytes, "way": f.way.value} for f in mapped.flows
     ]
     links = {"mean_hops": placed.mean_hops, "worst_link": placed.worst_link, "die_share": placed.die_share}
-    return {**plain_mapping(mapped), "links": links, "stage": stages, "buffer": buffers, "edge": edges}
+    return {**plain_mapping(mapped, placed), "links": links, "stage": stages, "buffer": buffers, "edge": edges}
 
 
 def plain_memory(plan: MemoryPlan) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def plain_memory(plan: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def tile_trace(mapped: Mapped) -> Trace:
+def tile_trace(mapped: Mapped, placed: Placed | None = None) -> Trace:
     """The tile timeline of one pass: a lane per stage and per transfer, a slice per tile; no start."""
-    network = mapped.machine
+    network = mapped.machine((placed or place(mapped)).wires)
     run, _ = simulate_shared(network)
     stages = {stage.name: stage for stage in mapped.stages}
     slices = []
