@@ -173,7 +173,7 @@ def _swap(
 
 
 def _rate(mapped: Mapped, buffer: Buffer) -> float:
-    """Bytes that go through a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
+    """Bytes through a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
 
     What leaves the chip is written to its buffer once.
     """
