@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from tests.pure.graphs import STEADY
 
 from coterie.core.errors import NotFoundError, UsageError
-from coterie.spec.exchange import ExchangeRow, Exchanges, all_exchanges
+from coterie.plan.validate.rows import CALIBRATION, alternate
+from coterie.spec.exchange import ExchangeRow, Exchanges, all_exchanges, exchange_rows
 from coterie.spec.load import load_machine
 from coterie.spec.measured import Kernel, Kernels, ideal_s, kernels_of, measured_devices, measured_rows
 from coterie.spec.stack import stack_names
@@ -69,6 +71,63 @@ def test_no_attention_beats_the_peaks(family, batch, length):
     assert speed is None or 0 < speed.util <= 1
 
 
+@pytest.mark.parametrize(
+    ("family", "between", "above"),
+    [("gemm", 0.05, 0.07), ("attention-prefill", 0.06, 0.35), ("attention-decode", 0.10, 0.16)],
+)
+def test_calibration_rows_are_found_from_the_others(family, between, above):
+    """How the forms of interpolation were chosen: no validation row is looked at. A form may get better, not worse."""
+    errors = {True: [], False: []}
+    for device in measured_devices():
+        rows = [row for row in measured_rows(device) if row.kernel.family == family and row.possible]
+        splits = alternate(row.kernel.y for row in rows)
+        rows = [row for row in rows if splits[row.kernel.y] == CALIBRATION]
+        ys = sorted({row.kernel.y for row in rows})
+        for row in (row for row in rows if row.kernel.y > ys[0]):
+            speed = Kernels(device, [other for other in rows if other.kernel.y != row.kernel.y]).speed(row.kernel)
+            if speed is not None:
+                errors[row.kernel.y == ys[-1]].append(abs(row.ideal_s / speed.util / row.seconds - 1))
+    assert mean(errors[False]) < between
+    assert mean(errors[True]) < above
+
+
+@settings(STEADY, max_examples=100)
+@given(
+    st.sampled_from(measured_devices()),
+    st.sampled_from([("attention-decode", (32, 32, 128, 16)), ("attention-decode", (32, 8, 128, 1)),
+                     ("attention-prefill", (32, 8, 128, 8))]),
+    st.integers(512, 40000),
+    st.integers(1, 4000),
+)  # fmt: skip
+def test_a_longer_context_lies_between_the_rows_around_it(device, kind, length, more):
+    """From the times of the rows below and above: h100's first rows of batch 1 get faster with length, as measured."""
+    family, shape = kind
+    known = kernels_of(device)
+
+    def seconds(at):
+        kernel = Kernel(family, (*shape, at))
+        speed = known.speed(kernel)
+        return ideal_s(device, kernel) / speed.util
+
+    lengths = [row.kernel.y for row in measured_rows(device) if row.possible and row.kernel.shape[:4] == shape
+               and row.kernel.family == family]  # fmt: skip
+    around = [max(y for y in lengths if y <= length), min((y for y in lengths if y >= length), default=length)]
+    ends = sorted(seconds(round(y)) for y in around)
+    assert ends[0] * (1 - 1e-9) <= seconds(length) <= ends[1] * (1 + 1e-9)
+    if length >= max(lengths):
+        assert seconds(length + more) >= seconds(length) * (1 - 1e-9)
+
+
+def test_above_the_last_row_a_fixed_part_stays_what_it_was():
+    """Decode attention on an h100, batch 64: of 2048 positions and more all rows beat the peaks."""
+    known = kernels_of("h100")
+    rows = [row for row in measured_rows("h100") if row.kernel.shape[:4] == (32, 8, 128, 64) and row.possible]
+    first, far = min(rows, key=lambda row: row.kernel.y), Kernel("attention-decode", (32, 8, 128, 64, 8192))
+    seconds = ideal_s("h100", far) / known.speed(far).util
+    assert seconds < 0.9 * first.seconds * 8192 / first.kernel.y, "a fixed part does not grow"
+    assert seconds >= ideal_s("h100", far), "nor do bytes beat the peaks"
+
+
 def test_an_exchange_between_sizes_lies_between_their_times():
     known = all_exchanges()
     assert known.all_reduce("a100/nccl", 8, 8192).seconds == pytest.approx(21.3e-6)
@@ -81,6 +140,30 @@ def test_an_exchange_between_sizes_lies_between_their_times():
     one = Exchanges([ExchangeRow("x", "nccl", 2, 1000, 1e-5), ExchangeRow("x", "nccl", 2, 2000, 2e-5)])
     assert one.all_reduce("x/nccl", 2, 4000).seconds == pytest.approx(4e-5)
     assert one.all_reduce("x/nccl", 2, 4000).provenance == "transferred"
+
+
+@settings(STEADY, max_examples=60)
+@given(st.sampled_from([("a100", 2), ("a100", 4), ("h100", 8)]), st.integers(10**4, 10**9), st.integers(1, 10**8))
+def test_more_bytes_are_never_exchanged_faster_nor_is_a_row_missed(who, size, more):
+    (device, ranks), known = who, all_exchanges()
+    less, greater = (known.all_reduce(f"{device}/nccl", ranks, bytes_).seconds for bytes_ in (size, size + more))
+    assert less <= greater * (1 + 1e-9)
+    for row in exchange_rows():
+        if (row.device, row.library, row.ranks) == (device, "nccl", ranks):
+            near = known.all_reduce(f"{device}/nccl", ranks, row.size_bytes + 1).seconds
+            assert near == pytest.approx(row.seconds, rel=1e-3)
+
+
+def test_sizes_left_out_of_the_calibration_rows_are_found_better_than_on_a_line():
+    errors = []
+    for key in dict.fromkeys((row.device, row.library, row.ranks) for row in exchange_rows()):
+        rows = [row for row in exchange_rows() if (row.device, row.library, row.ranks) == key]
+        splits = alternate(row.size_bytes for row in rows)
+        rows = sorted((row for row in rows if splits[row.size_bytes] == CALIBRATION), key=lambda row: row.size_bytes)
+        for out in rows[1:-1]:
+            known = Exchanges([row for row in rows if row is not out])
+            errors.append(abs(known.all_reduce(f"{key[0]}/{key[1]}", key[2], out.size_bytes).seconds / out.seconds - 1))
+    assert mean(errors) < 0.19
 
 
 def test_a_stack_lays_its_factors_over_a_machine_and_says_which_are_fitted():

@@ -1,12 +1,15 @@
 """Measured kernels (calibration/*.csv) and how fast others run that are near them.
 
-    utilisation   u = what the peaks allow / what was measured; above 1 the row is wrong: dropped, and listed
-    along y       tokens or context: u between two neighbours, linear in log y
+    possible      what the peaks allow <= what was measured; else the row is wrong: dropped, and listed
+    effort        hypot(time of flops at the peak, time of bytes at the peak): near the ridge a kernel waits for both
+    along y       tokens or context, between two neighbours: gemms hypot(fixed, rate * effort); attention's effort per
+                  second is linear in log y, its time within theirs
+    above y       gemms as the last row; attention goes on at the last two rows' seconds per effort
     along x       work at one y: time = fixed + rate * x between two neighbours; that also holds outside, for a while
-    element-wise  one line through all: time = fixed + bytes / rate, least relative squares
+    element-wise  one curve through all: time = hypot(fixed, bytes / rate), least relative squares
     provenance    measured (this row), interpolated (between rows), transferred (outside them, within REACH)
 
-Linear in log y and on u: held-out rows were 4 to 11 % off this way, 7 to 33 % with times linear in y.
+Chosen by leaving rows out of those that calibrate (plan/validate), never by those that validate.
 Knows nothing about graphs or programs.
 """
 
@@ -15,11 +18,11 @@ from __future__ import annotations
 import csv
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from math import log
+from math import hypot, log, sqrt
 
 from coterie.spec.load import load_machine, machine_names
 
@@ -132,6 +135,21 @@ def ideal_s(device: str, kernel: Kernel) -> float:
     return max(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
 
 
+def effort_s(device: str, kernel: Kernel) -> float:
+    """Seconds at the peaks of a kernel that waits for arithmetic and for memory: at most 1.41 times `ideal_s`."""
+    flops_per_s, bytes_per_s = _peaks(device)
+    return hypot(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """The rows of one x: (y, effort / seconds), in order. `rate`: seconds per effort above the last, 0 for as there."""
+
+    x: float
+    points: tuple[tuple[float, float], ...]
+    rate: float = 0.0
+
+
 class Kernels:
     """The speeds of one device's kernels, from rows; those that are not possible are left out."""
 
@@ -139,21 +157,15 @@ class Kernels:
         self.device = device
         self._exact: dict[Kernel, float] = {}
         moves: list[tuple[float, float]] = []
-        found: dict[tuple[str, int], dict[float, dict[float, list[float]]]] = defaultdict(
-            lambda: defaultdict(lambda: defaultdict(list))
-        )
+        found: dict[tuple[str, int], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.possible and row.kernel.family == ELEMENT_WISE:
                 moves.append((row.kernel.bytes, row.seconds))
             elif row.possible:
-                util = row.ideal_s / row.seconds
-                self._exact[row.kernel] = util
-                found[row.kernel.family, row.kernel.variant][row.kernel.x][row.kernel.y].append(util)
-        self._curves = {
-            key: [(x, sorted((y, sum(us) / len(us)) for y, us in curve.items())) for x, curve in sorted(curves.items())]
-            for key, curves in found.items()
-        }
-        self._moves = _line(moves) if len({size for size, _ in moves}) > 1 else None
+                self._exact[row.kernel] = row.ideal_s / row.seconds
+                found[row.kernel.family, row.kernel.variant][row.kernel.x].append(row)
+        self._curves = {key: self._curves_of(by_x) for key, by_x in found.items()}
+        self._moves = _bend(moves) if len({size for size, _ in moves}) > 1 else None
         self._moved = (min(size for size, _ in moves), max(size for size, _ in moves)) if moves else (0.0, 0.0)
 
     def speed(self, kernel: Kernel) -> Speed | None:
@@ -168,36 +180,72 @@ class Kernels:
         near = min(variants, key=lambda variant: abs(log(max(variant, 1) / max(kernel.variant, 1))))
         curves = self._curves[kernel.family, near]
         x, y = kernel.x, kernel.y
-        inside = near == kernel.variant and curves[0][0] <= x <= curves[-1][0]
-        if not curves[0][0] / REACH <= x <= curves[-1][0] * REACH:
+        inside = near == kernel.variant and curves[0].x <= x <= curves[-1].x
+        if not curves[0].x / REACH <= x <= curves[-1].x * REACH:
             return None
-        ends = [(curve[0][0], curve[-1][0]) for _, curve in curves]
+        ends = [(curve.points[0][0], curve.points[-1][0]) for curve in curves]
         low, high = min(low for low, _ in ends), max(high for _, high in ends)
         if not low / REACH <= y <= high * REACH:
             return None
         inside = inside and low <= y <= high
-        points = [(at, self._along(curve, kernel)) for at, curve in curves]
-        return Speed(_across(points, x), INTERPOLATED if inside else TRANSFERRED)
+        seconds = self._effort_s(kernel) / _across([(curve.x, self._along(curve, kernel)) for curve in curves], x)
+        util = min(1.0, ideal_s(self.device, kernel) / seconds)
+        return Speed(util, INTERPOLATED if inside else TRANSFERRED)
 
     def _move(self, kernel: Kernel) -> Speed | None:
         if self._moves is None:
             return None
         fixed_s, rate = self._moves
         inside = self._moved[0] <= kernel.bytes <= self._moved[1]
-        util = ideal_s(self.device, kernel) / (fixed_s + rate * kernel.bytes)
+        util = ideal_s(self.device, kernel) / hypot(fixed_s, rate * kernel.bytes)
         return Speed(min(1.0, util), INTERPOLATED if inside else TRANSFERRED)
 
-    def _along(self, curve: Sequence[tuple[float, float]], kernel: Kernel) -> float:
-        """Utilisation at the kernel's y: linear in log y; above the last as there; below, a fixed time remains."""
-        y = kernel.y
-        if len(curve) == 1 or y >= curve[-1][0]:
-            return curve[-1][1]
-        if y < curve[0][0]:
-            points = [(ideal_s(self.device, kernel.at(at)), u) for at, u in curve[:2]]
-            return _across(points, ideal_s(self.device, kernel))
-        i = max(1, bisect_left([at for at, _ in curve], y))
-        (y0, u0), (y1, u1) = curve[i - 1], curve[i]
-        return u0 + (u1 - u0) * log(y / y0) / log(y1 / y0)
+    def _effort_s(self, kernel: Kernel) -> float:
+        return effort_s(self.device, kernel)
+
+    def _curves_of(self, by_x: Mapping[float, Sequence[Row]]) -> list[_Curve]:
+        """The curves of one variant. One of a single row goes on at the rate of the nearest that has more."""
+        curves, rates = [], {}
+        for x, rows in sorted(by_x.items()):
+            by_y: dict[float, list[Row]] = defaultdict(list)
+            for row in rows:
+                by_y[row.kernel.y].append(row)
+            points = []
+            for y, same in sorted(by_y.items()):
+                shares = [self._effort_s(row.kernel) / row.seconds for row in same]
+                points.append((y, sum(shares) / len(shares)))
+            curves.append(_Curve(x, tuple(points)))
+            if len(points) > 1 and rows[0].kernel.family != "gemm":
+                rates[x] = self._rate(rows[0].kernel, points)
+        if not rates:
+            return curves
+        return [replace(curve, rate=rates[min(rates, key=lambda x: abs(log(x / curve.x)))]) for curve in curves]
+
+    def _rate(self, kernel: Kernel, points: Sequence[tuple[float, float]]) -> float:
+        """Seconds per effort from the last row but one to the last; not below what the peaks allow."""
+        (x0, u0), (x1, u1) = ((self._effort_s(kernel.at(y)), share) for y, share in points[-2:])
+        return max(1.0, (x1 / u1 - x0 / u0) / (x1 - x0))
+
+    def _along(self, curve: _Curve, kernel: Kernel) -> float:
+        """Effort / seconds at the kernel's y."""
+        y, points, effort = kernel.y, curve.points, self._effort_s(kernel)
+        last_y, last = points[-1]
+        if y >= last_y:
+            at_last = self._effort_s(kernel.at(last_y))
+            return effort / (at_last / last + curve.rate * (effort - at_last)) if curve.rate and y > last_y else last
+        if len(points) == 1:
+            return last
+        if y < points[0][0]:  # a fixed time remains
+            return _across([(self._effort_s(kernel.at(at)), share) for at, share in points[:2]], effort)
+        i = max(1, bisect_left([at for at, _ in points], y))
+        (y0, u0), (y1, u1) = points[i - 1], points[i]
+        e0, e1 = self._effort_s(kernel.at(y0)), self._effort_s(kernel.at(y1))
+        if kernel.family == "gemm":  # hypot(fixed, rate * effort) through both
+            part = (effort**2 - e0**2) / (e1**2 - e0**2)
+            return effort / sqrt((1 - part) * (e0 / u0) ** 2 + part * (e1 / u1) ** 2)
+        seconds = effort / (u0 + (u1 - u0) * log(y / y0) / log(y1 / y0))
+        low, high = sorted((e0 / u0, e1 / u1))
+        return effort / min(max(seconds, low), high)
 
 
 @cache
@@ -206,6 +254,12 @@ def kernels_of(device: str) -> Kernels:
     if device not in measured_devices():
         raise KeyError(f"no kernels were measured on {device}; there are those of {', '.join(measured_devices())}")
     return Kernels(device, measured_rows(device))
+
+
+def _bend(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """a and b of y = hypot(a, b x), fitted as the line y^2 = a^2 + b^2 x^2."""
+    a, b = _line([(x * x, y * y) for x, y in points])
+    return sqrt(a), sqrt(b)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -219,7 +273,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _across(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Utilisation at x: x / u is a time, affine in x between the nearest two points, and outside them."""
+    """Effort / seconds u at x: x / u is a time, affine in x between the nearest two points, and outside them."""
     if len(points) == 1:
         return points[0][1]
     i = min(max(1, bisect_left([at for at, _ in points], x)), len(points) - 1)
@@ -229,7 +283,7 @@ def _across(points: Sequence[tuple[float, float]], x: float) -> float:
     if x < x0:
         rate = min(rate, t0 / x0)  # less work is not done at a higher share of the peaks
     time = t0 + rate * (x - x0) if x <= x1 else t1 + rate * (x - x1)
-    return min(1.0, x / time) if time > 0 else 1.0
+    return x / time if time > 0 else 1.0
 
 
 @cache
