@@ -76,6 +76,7 @@ class RandomExpert:
     Z: int = 5
     num_blocks: int = 96
     seed: int = 0
+    align_bytes: int = 0  # of weights; 0: they follow each other at odd addresses
 
     def __post_init__(self):
         config = ModelConfig.from_hf(BASE | SHAPES[self.shape], self.shape)
@@ -87,17 +88,19 @@ class RandomExpert:
         self.program = compile_graph(self.graph, self.rule_set, share_buffers=False)
         self.exe = self.device.load(self.program)
         rng = np.random.default_rng(self.seed)
-        self.weights, pieces, offsets, end = {}, [], {}, 1
+        self.weights, pieces, offsets, end = {}, {}, {}, 0 if self.align_bytes else 1
         for name, shape in names.items():
             center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, shape[-1] ** -0.5)
             values, dtype = (center + scale * rng.standard_normal(shape)).astype(np.float32), types[name]
             bits = pack(values, dtype) if dtype.is_packed else from_f32(values, dtype)
             self.weights[name] = unpack(bits, dtype, shape[1]) if dtype.is_packed else to_f32(bits, dtype)
-            offsets[name], end = end, end + bits.nbytes
-            pieces.append(bits.tobytes())
+            start = end + (-end % self.align_bytes if self.align_bytes else 0)
+            offsets[name], end = start, start + bits.nbytes
+            pieces[name] = np.frombuffer(bits.tobytes(), dtype=np.uint8)
         self.offsets = tuple(offsets[name] for name in self.program.weights)
         self.extent = self.device.reserve("dram", end)
-        self.device.memory(self.extent)[1:] = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        for name, piece in pieces.items():
+            self.device.memory(self.extent)[offsets[name] : offsets[name] + len(piece)] = piece
         self.block_bytes = self.Z * self.program.kv.bytes_per_token + 6
         self.kv = self.device.reserve("dram", self.num_blocks * self.block_bytes)
         self.reference = Reference(self.graph, self.weights)

@@ -1,0 +1,60 @@
+"""Small parts of kernels: pointers out of rows, rounding to nearest, products on tensor cores, silu, angles.
+
+Knows nothing about any particular op.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter (3.9) cuts float32 to bfloat16 instead of rounding it, and multiplies the bits of bfloat16 as
+# whole numbers. Where it runs, these two are written out; a GPU has an instruction for each that does the same.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def pointer(row, WORD: tl.constexpr, TYPE: tl.constexpr):
+    """What an operand of a row points to. Everything is aligned to 16 bytes, which loads of several elements need."""
+    return tl.multiple_of(tl.load(row + WORD).to(tl.pointer_type(TYPE)), 16)
+
+
+@triton.jit
+def integer(row, WORD: tl.constexpr):
+    """A size or index that fits 32 bits."""
+    return tl.load(row + WORD).to(tl.int32)
+
+
+@triton.jit
+def real(row, WORD: tl.constexpr):
+    """A number that the row holds as the bits of a double."""
+    return tl.load(row + WORD).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def narrow(x, TYPE: tl.constexpr):
+    """Round float32 to the nearest of a type, ties to even; values of that type stay as they are."""
+    if x.dtype == TYPE:
+        y = x
+    elif INTERPRETED and TYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True).to(tl.uint64)
+        half = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+        y = half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        y = x.to(TYPE)
+    return y
+
+
+@triton.jit
+def add_product(acc, a, b):
+    """acc + a @ b, multiplied in the type of a and b and added in float32."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def silu_of(x):
+    """x * sigmoid(x)."""
+    return x / (1.0 + tl.exp(-x))

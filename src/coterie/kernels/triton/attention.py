@@ -1,0 +1,286 @@
+"""attention: softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
+
+A token whose sequence has no other token beside it in the step is alone, as all are in decode:
+
+    alone       a program has the query heads of a kv head and one span of the context, at a multiple of its length; it
+                leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order
+    together    a program has a tile of tokens x query heads of a kv head, and walks the context of each sequence in
+                the tile with an online softmax
+
+A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
+multiplied in two halves of their bits, so the result is that of float32 but for 2^-16; together, they are rounded to
+the pages' type. A token's result depends on whether it is alone, and on nothing else of the batch. Tokens of a sequence
+must follow one another in the step.
+
+Knows nothing about who owns the pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+Q, PAGES, Y, T, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "scale", "window")
+LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
+NOTHING = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def first_seen(position, window):
+    """The first position that a token sees."""
+    return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
+
+
+@triton.jit
+def among_at(sequence, t, tokens, mask):
+    """The sequence of tokens t, and whether a token beside them is of the same one."""
+    mine = tl.load(sequence + t, mask=mask, other=-1)
+    before = tl.load(sequence + t - 1, mask=mask & (t > 0), other=-1)
+    after = tl.load(sequence + t + 1, mask=mask & (t + 1 < tokens), other=-1)
+    return mine, mask & ((mine == before) | (mine == after))
+
+
+@triton.jit
+def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
+    """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
+    tokens = integer(row, T)
+    found = i
+    alone = i < tokens
+    if not DECODES:
+        sequence = pointer(row, PAGES + SEQUENCE, tl.int32)
+        found = tokens
+        count = 0
+        for first in tl.range(0, tokens, SEARCH):
+            t = first + tl.arange(0, SEARCH)
+            mine = tl.load(sequence + t, mask=t < tokens, other=-1) == i
+            found = tl.minimum(found, tl.min(tl.where(mine, t, tokens), axis=0))
+            count += tl.sum(mine.to(tl.int32), axis=0)
+        alone = count == 1
+    return found, alone
+
+
+@triton.jit
+def _step(
+    row,
+    q,
+    top,
+    total,
+    acc,
+    sequence,
+    head,
+    scale,
+    j,
+    high,
+    first_M,
+    last_M,
+    TWICE: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Attend to positions j below `high` of a sequence: queries q [M, CHANNELS] see [first, last) of them."""
+    c = tl.arange(0, CHANNELS)
+    there = j < high
+    block = block_of(row, PAGES, sequence, j, there, Z)
+    mask = there[:, None] & (c < C)[None, :]
+    keys = page_at(row, PAGES, block, j, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    k = tl.load(keys[:, None] + c[None, :], mask=mask, other=0.0)
+    scores = _product(tl.zeros([q.shape[0], j.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE, TWICE) * scale
+    seen = (j[None, :] >= first_M[:, None]) & (j[None, :] < last_M[:, None])
+    scores = tl.where(seen, scores, NOTHING)
+    higher = tl.maximum(top, tl.max(scores, axis=1))
+    base = tl.where(higher == NOTHING, 0.0, higher)
+    p = tl.exp(scores - base[:, None])
+    keep = tl.exp(top - base)
+    values = page_at(row, PAGES, block, j, 1, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    v = tl.load(values[:, None] + c[None, :], mask=mask, other=0.0)
+    acc = _product(acc * keep[:, None], p, v, KV_TYPE, TWICE)
+    return higher, total * keep + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _product(acc, a, b, TYPE: tl.constexpr, TWICE: tl.constexpr):
+    """acc + a @ b where a is float32: rounded to the type of b, or as the sum of two numbers of that type."""
+    upper = narrow(a, TYPE)
+    acc = add_product(acc, upper, b)
+    if TWICE and TYPE != tl.float32:
+        acc = add_product(acc, narrow(a - upper.to(tl.float32), TYPE), b)
+    return acc
+
+
+@triton.jit
+def _alone(
+    row,
+    partials,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    STEP: tl.constexpr,
+    SPANS: tl.constexpr,
+    SPAN: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    i, head, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
+    high = tl.minimum(position + 1, (span + 1) * SPAN)
+    if low < high:
+        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
+        g = tl.arange(0, QUERIES)
+        c = tl.arange(0, CHANNELS)
+        query = head * (H // K) + g
+        mask = (g < H // K)[:, None] & (c < C)[None, :]
+        at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
+        q = tl.load(pointer(row, Q, tl.float32) + at, mask=mask, other=0.0)
+        top = tl.full([QUERIES], NOTHING, tl.float32)
+        total = tl.zeros([QUERIES], tl.float32)
+        acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
+        first_M = tl.zeros([QUERIES], tl.int32) + low
+        last_M = tl.zeros([QUERIES], tl.int32) + high
+        scale = real(row, SCALE).to(tl.float32)
+        for start in tl.range(low // STEP * STEP, high, STEP):
+            j = start + tl.arange(0, STEP)
+            top, total, acc = _step(
+                row, q, top, total, acc, sequence, head, scale, j, high, first_M, last_M, True,
+                KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS,
+            )  # fmt: skip
+        if SPANS == 1:
+            tl.store(pointer(row, Y, tl.float32) + at, acc / total[:, None], mask=mask)
+        else:
+            one = partials + ((i.to(tl.int64) * H + query) * SPANS + span) * (C + 2)
+            tl.store(one[:, None] + c[None, :], acc, mask=mask)
+            tl.store(one + C, top, mask=g < H // K)
+            tl.store(one + C + 1, total, mask=g < H // K)
+
+
+@triton.jit
+def _join(
+    row,
+    partials,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SPANS: tl.constexpr,
+    SPAN: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    i, head = tl.program_id(0), tl.program_id(1)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    if alone:
+        position = tl.load(pointer(row, PAGES, tl.int32) + t)
+        c = tl.arange(0, CHANNELS)
+        top = -float("inf")
+        total = 0.0
+        acc = tl.zeros([CHANNELS], tl.float32)
+        one = partials + (i.to(tl.int64) * H + head) * SPANS * (C + 2)
+        for span in tl.range(first_seen(position, integer(row, WINDOW)) // SPAN, position // SPAN + 1):
+            later = tl.load(one + span * (C + 2) + C)
+            higher = tl.maximum(top, later)
+            keep = tl.exp(top - higher)
+            add = tl.exp(later - higher)
+            acc = acc * keep + tl.load(one + span * (C + 2) + c, mask=c < C, other=0.0) * add
+            total = total * keep + tl.load(one + span * (C + 2) + C + 1) * add
+            top = higher
+        tl.store(pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c, acc / total, mask=c < C)
+
+
+@triton.jit
+def _together(
+    row,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    tokens = integer(row, T)
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS  # the last tokens of a chunk see most: they come first
+    head = tl.program_id(1)
+    m = tl.arange(0, TOKENS * GROUP)
+    t = first + m // GROUP
+    here = (t < tokens) & (m % GROUP < H // K)
+    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
+    sequence_M, among = among_at(sequence_at, t, tokens, here)
+    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
+    low_M = first_seen(position_M, integer(row, WINDOW))
+    c = tl.arange(0, CHANNELS)
+    at = (t.to(tl.int64) * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
+    q = tl.load(pointer(row, Q, tl.float32) + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
+    scale = real(row, SCALE).to(tl.float32)
+    end = tl.minimum(first + TOKENS, tokens)
+    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
+    while run < end:
+        sequence = tl.load(sequence_at + run)
+        stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
+        mine = here & (t >= run) & (t < stop)
+        low = tl.min(tl.where(mine, low_M, 2147483647), axis=0)
+        high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
+        top = tl.full([TOKENS * GROUP], NOTHING, tl.float32)
+        total = tl.zeros([TOKENS * GROUP], tl.float32)
+        acc = tl.zeros([TOKENS * GROUP, CHANNELS], tl.float32)
+        last_M = tl.where(mine, position_M + 1, 0)
+        for start in tl.range(low // STEP * STEP, high, STEP):
+            j = start + tl.arange(0, STEP)
+            top, total, acc = _step(
+                row, q, top, total, acc, sequence, head, scale, j, high, low_M, last_M, False,
+                KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS,
+            )  # fmt: skip
+        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped.
+        mask = mine[:, None] & (c < C)[None, :]
+        tl.store(pointer(row, Y, tl.float32) + at, acc / total[:, None], mask=mask)
+        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
+
+
+def _spans(call: Call) -> int:
+    return max(-(-call.bucket.context // call.tiles.span), 1)
+
+
+def launch(call: Call) -> None:
+    """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both."""
+    pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
+    channels = max(power_of_two(pages.C), LEAST_DOT)
+    shared = {"H": H, "CHANNELS": channels, **pages.constants()}
+    group, spans = power_of_two(H // pages.K), _spans(call)
+    if not bucket.decodes:
+        tokens = max(tiles.queries // group * 128 // max(channels, 128), 1)  # wide heads: half the queries
+        grid = (triton.cdiv(bucket.tokens, tokens), pages.K)
+        how = {"TOKENS": tokens, "GROUP": group, "STEP": tiles.keys}
+        _together[grid](call.row, **shared, **how, num_warps=8, num_stages=2)
+    partials = call.scratch_as(tl.float32, _partials(call))
+    split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    how = {"QUERIES": max(group, LEAST_DOT), "STEP": tiles.span_step}
+    _alone[(bucket.sequences, pages.K, spans)](call.row, partials, **shared, **how, **split, num_warps=4, num_stages=3)
+    if spans > 1:
+        grid = (bucket.sequences, H)
+        _join[grid](call.row, partials, H=H, C=pages.C, CHANNELS=channels, **split, num_warps=1)
+
+
+def _partials(call: Call) -> int:
+    spans = _spans(call)
+    return call.bucket.sequences * call.integer("H") * spans * (call.integer("C") + 2) if spans > 1 else 0
+
+
+def scratch_bytes(call: Call) -> int:
+    """What partial results take: sequences x heads x spans x channels, or nothing where contexts are one span."""
+    return 4 * _partials(call)

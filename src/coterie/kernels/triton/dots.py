@@ -1,0 +1,234 @@
+"""Dot products of rows of activations with rows of a weight, the core of every linear; few tokens, or many.
+
+    few    a program has a few rows of the weight and all tokens: float32, each byte of the weight is read once
+    many   a program has a tile of rows x tokens on tensor cores; activations were rounded to scratch before (stage)
+
+Weights are the left operand: packed ones come out of registers, where they are widened, and a batch of decode has few
+columns but never fewer rows than a tensor core takes. Pointers to the rows are given one by one, so the rows of a
+program may come from several places: gate and up, or both halves of a head, lie side by side in a tile.
+
+Knows nothing about what becomes of the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from coterie.core.dtypes import PACKED, DType
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.rows import TORCH, Call, Matrix
+
+# Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
+GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
+GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
+
+
+@triton.jit
+def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows n of a weight."""
+    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def _scales(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
+    """The scales of elements [first, first + STEP) of packed rows [N, STEP]; each is loaded once and spread."""
+    g = first // GROUP + tl.arange(0, STEP // GROUP)
+    at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
+    mask = mask_N[:, None] & (g * GROUP < COLUMNS)[None, :]
+    scales = tl.load(at[:, None] + g[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // GROUP, GROUP]), [N, STEP])
+
+
+@triton.jit
+def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
+    """Columns k of rows of x [M, len(k)] as they are, and times the norm's weight."""
+    values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
+    scaled = values
+    if NORM is not None:
+        scaled = values * tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    return values, scaled
+
+
+@triton.jit
+def few_dots(
+    x,
+    mask_M,
+    rows_N,
+    mask_N,
+    norm,
+    eps,
+    K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TYPE: tl.constexpr,
+    NORM: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
+
+    A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
+    """
+    acc = tl.zeros([M, N, STEP], tl.float32)
+    squares = tl.zeros([M, STEP], tl.float32)
+    for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):
+        c = first + tl.arange(0, STEP)
+        mask = mask_N[:, None] & (c < COLUMNS)[None, :]
+        if TYPE == tl.uint8:
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
+            scale = _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
+            raw, scaled = _read(x, mask_M, k, K, norm, NORM)
+            acc += (((both & 15) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
+            squares += raw * raw
+            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, NORM)
+            acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
+            squares += raw * raw
+        else:
+            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.float32)
+            if TYPE == tl.int8:
+                w *= _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
+            raw, scaled = _read(x, mask_M, c, K, norm, NORM)
+            acc += w[None, :, :] * scaled[:, None, :]
+            squares += raw * raw
+    sums = tl.sum(acc, axis=2)
+    if NORM is not None:
+        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+    return sums
+
+
+@triton.jit
+def many_dots(
+    x,
+    m,
+    mask_M,
+    rows_N,
+    mask_N,
+    K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TYPE: tl.constexpr,
+    DOT: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """[N, M] products of rows of a weight with rows m of staged activations x [T, K], in tiles on tensor cores."""
+    acc = tl.zeros([N, M], tl.float32)
+    columns_M = x + m[None, :] * K
+    for first in tl.range(0, COLUMNS, STEP):
+        c = first + tl.arange(0, STEP)
+        mask = mask_N[:, None] & (c < COLUMNS)[None, :]
+        if TYPE == tl.uint8:
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
+            scale = _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
+            low = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+            acc = add_product(acc, narrow(((both & 15) - 8).to(tl.float32) * scale, DOT), narrow(low, DOT))
+            k += GROUP_Q4
+            high = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+            acc = add_product(acc, narrow(((both >> 4) - 8).to(tl.float32) * scale, DOT), narrow(high, DOT))
+        else:
+            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0)
+            if TYPE == tl.int8:
+                w = narrow(w.to(tl.float32) * _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8), DOT)
+            staged = tl.load(columns_M + c[:, None], mask=mask_M[None, :] & (c < K)[:, None], other=0.0)
+            acc = add_product(acc, w, narrow(staged, DOT))
+    return acc
+
+
+@triton.jit
+def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
+    """Which tile of rows and which tile of tokens a program has: GROUP tiles of rows with all tokens, then the next.
+
+    Programs that run together then share rows and tokens in the second-level cache.
+    """
+    each = GROUP * m_tiles
+    first = pid // each * GROUP
+    group = tl.minimum(n_tiles - first, GROUP)
+    return first + pid % each % group, pid % each // group
+
+
+@triton.jit
+def _stage(
+    row,
+    y,
+    X: tl.constexpr,
+    ROWS: tl.constexpr,
+    NORM_AT: tl.constexpr,
+    EPS: tl.constexpr,
+    COUNT: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take. A program a row."""
+    t = tl.program_id(0)
+    if t < integer(row, COUNT):
+        source = t
+        if ROWS is not None:
+            source = tl.load(pointer(row, ROWS, tl.int32) + t)
+        x = pointer(row, X, tl.float32) + source.to(tl.int64) * K
+        y += t.to(tl.int64) * K
+        if NORM is None:
+            for first in tl.range(0, K, STEP):
+                k = first + tl.arange(0, STEP)
+                tl.store(y + k, narrow(tl.load(x + k, mask=k < K, other=0.0), TYPE), mask=k < K)
+        else:
+            factor = norm_factor(x, real(row, EPS).to(tl.float32), K, STEP)
+            norm = pointer(row, NORM_AT, NORM)
+            for first in tl.range(0, K, STEP):
+                k = first + tl.arange(0, STEP)
+                weight = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+                values = tl.load(x + k, mask=k < K, other=0.0) * factor * weight
+                tl.store(y + k, narrow(values, TYPE), mask=k < K)
+
+
+@triton.jit
+def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
+    """1 / root mean square of K values."""
+    squares = tl.zeros([STEP], tl.float32)
+    for first in tl.range(0, K, STEP):
+        k = first + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0)
+        squares += values * values
+    return 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
+
+
+def stage(call: Call, matrices: Sequence[Matrix], normed: bool = False, gathered: bool = False) -> torch.Tensor:
+    """Round the activations of a call to scratch, for the weights that they are about to meet."""
+    words = OPCODES[call.name].words
+    count, most = ("R", call.bucket.sampled) if gathered else ("T", call.bucket.tokens)
+    K, TYPE = matrices[0].K, staged_type(matrices)
+    y = call.scratch_as(TYPE, most * K)
+    _stage[(most,)](
+        call.row,
+        y,
+        X=words["x"],
+        ROWS=words["rows"] if gathered else None,
+        NORM_AT=words.get("norm"),
+        EPS=words.get("eps"),
+        COUNT=words[count],
+        K=K,
+        NORM=call.type("norm") if normed else None,
+        TYPE=TYPE,
+        STEP=call.tiles.elements,
+    )
+    return y
+
+
+def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:
+    """What activations are rounded to before they meet these weights; float32 where the weights differ."""
+    types = [matrix.dot_type for matrix in matrices]
+    return types[0] if all(one == types[0] for one in types) else tl.float32
+
+
+def staged_bytes(count: int, matrices: Sequence[Matrix]) -> int:
+    """Scratch for `count` rows of activations."""
+    return count * matrices[0].K * TORCH[staged_type(matrices)].itemsize

@@ -1,0 +1,49 @@
+"""add, mul, silu: y = a + b, y = a * b, y = x * sigmoid(x).
+
+Knows nothing about shapes: values are one after another.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import integer, pointer, silu_of
+from coterie.kernels.triton.rows import Call
+
+ADD, MUL, SILU = (tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu"))
+
+
+@triton.jit
+def _map(
+    row,
+    OP: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    Y: tl.constexpr,
+    T: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
+    mask = i < integer(row, T).to(tl.int64) * N
+    y = tl.load(pointer(row, A, tl.float32) + i, mask=mask, other=0.0)
+    if OP == SILU:
+        y = silu_of(y)
+    else:
+        b = tl.load(pointer(row, B, tl.float32) + i, mask=mask, other=0.0)
+        if OP == ADD:
+            y += b
+        else:
+            y *= b
+    tl.store(pointer(row, Y, tl.float32) + i, y, mask=mask)
+
+
+def launch(call: Call) -> None:
+    """A program for so many values."""
+    opcode, N, step = OPCODES[call.name], call.integer("N"), call.tiles.elements
+    ends = ("x", "x") if call.name == "silu" else ("a", "b")
+    A, B, Y, T = (opcode.words[name] for name in (*ends, "y", "T"))
+    grid = (triton.cdiv(call.bucket.tokens * N, step),)
+    _map[grid](call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, STEP=step)

@@ -1,0 +1,49 @@
+"""embed: y = table[tokens], widened to float32.
+
+Knows nothing about tokens but that they are rows of the table.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8
+from coterie.kernels.triton.rows import Call, places
+
+TOKENS, TABLE, Y, T = places("embed", "tokens", "table", "y", "T")
+
+
+@triton.jit
+def _embed(
+    row,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    t = tl.program_id(0)
+    if t < integer(row, T):
+        token = tl.load(pointer(row, TOKENS, tl.int32) + t)
+        weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
+        k = tl.program_id(1) * STEP + tl.arange(0, STEP)
+        if TYPE == tl.uint8:
+            c = k // (2 * GROUP_Q4) * GROUP_Q4 + k % GROUP_Q4
+            both = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
+            values = (tl.where(k % (2 * GROUP_Q4) < GROUP_Q4, both & 15, both >> 4) - 8).to(tl.float32)
+        else:
+            values = tl.load(weights + k, mask=k < K, other=0).to(tl.float32)
+        if TYPE == tl.uint8 or TYPE == tl.int8:
+            GROUP: tl.constexpr = GROUP_Q8 if TYPE == tl.int8 else 2 * GROUP_Q4
+            scales = (weights + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
+            values *= tl.load(scales + k // GROUP, mask=k < K, other=0.0).to(tl.float32)
+        tl.store(pointer(row, Y, tl.float32) + t.to(tl.int64) * K + k, values, mask=k < K)
+
+
+def launch(call: Call) -> None:
+    """A program for a token and a piece of its row."""
+    matrix, step = call.matrix("table", call.integer("D")), call.tiles.elements
+    _embed[(call.bucket.tokens, triton.cdiv(matrix.K, step))](call.row, STEP=step, **matrix.constants())

@@ -1,0 +1,83 @@
+"""From a row to a launch: the kernel of its opcode, with a grid for the bucket and constants from the host's row.
+
+Knows nothing about streams, graphs of launches or what the rows compute together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES
+from coterie.kernels.triton import (
+    attention,
+    elementwise,
+    embed,
+    kv_append,
+    linear,
+    linear_add,
+    norm_gate_up_silu_mul,
+    norm_qkv_rope_append,
+    rms_norm,
+    rope,
+    sample,
+    take_norm_linear,
+    take_rows,
+)
+from coterie.kernels.triton.rows import Bucket, Call
+from coterie.kernels.triton.tiles import H100, Tiles
+
+__all__ = ["H100", "Bucket", "Tiles", "launch", "scratch_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How an instruction is launched, and the scratch that it needs meanwhile."""
+
+    launch: Callable[[Call], None]
+    scratch_bytes: Callable[[Call], int] = lambda call: 0
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "embed": Kernel(embed.launch),
+    "rms_norm": Kernel(rms_norm.launch),
+    "linear": Kernel(linear.launch, linear.scratch_bytes),
+    "rope": Kernel(rope.launch),
+    "kv_append": Kernel(kv_append.launch),
+    "attention": Kernel(attention.launch, attention.scratch_bytes),
+    "add": Kernel(elementwise.launch),
+    "silu": Kernel(elementwise.launch),
+    "mul": Kernel(elementwise.launch),
+    "take_rows": Kernel(take_rows.launch),
+    "sample": Kernel(sample.launch),
+    "norm_qkv_rope_append": Kernel(norm_qkv_rope_append.launch, norm_qkv_rope_append.scratch_bytes),
+    "linear_add": Kernel(linear_add.launch, linear_add.scratch_bytes),
+    "norm_gate_up_silu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
+    "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
+}
+_NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
+
+
+def launch(
+    host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles = H100
+) -> None:
+    """Launch row `index` of a program on the current stream.
+
+    `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
+    GPU. `scratch` is bytes on the GPU, free for each launch in turn. Raises UnsupportedError for rounded activations.
+    """
+    call = _call(host_rows[index], rows[index], bucket, scratch, tiles)
+    KERNELS[call.name].launch(call)
+
+
+def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
+    """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations."""
+    none = torch.empty(0, dtype=torch.uint8)
+    calls = (_call(row, none, bucket, none, tiles) for row in host_rows)
+    return max((KERNELS[call.name].scratch_bytes(call) for call in calls), default=0)
+
+
+def _call(host_row: I64, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:
+    return Call(_NAMES[int(host_row[OPCODE_WORD])], host_row, row, bucket, scratch, tiles)

@@ -1,0 +1,149 @@
+"""norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); gate and up stay in registers.
+
+Rows of gate and up lie in turn in a tile, so that both products of a value are in one program.
+Where the two weights are of different types, a program multiplies by one and then by the other.
+Knows nothing about layers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import integer, pointer, real, silu_of
+from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
+from coterie.kernels.triton.rows import Call, Matrix, places
+
+X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
+    "norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "gate_bias", "up", "up_bias", "y", "T"
+)
+
+
+@triton.jit
+def rows_in_turn(row, f, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows of gate and up in turn: f // 2 of gate where f is even, of up where it is odd."""
+    gate = rows_at(pointer(row, GATE_AT, TYPE), f // 2, STRIDE, ALIGN)
+    up = rows_at(pointer(row, UP_AT, TYPE), f // 2, STRIDE, ALIGN)
+    return tl.multiple_of(tl.where(f % 2 == 0, gate, up), ALIGN)
+
+
+@triton.jit
+def _few(
+    row,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    NORM: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    UP_TYPE: tl.constexpr,
+    UP_STRIDE: tl.constexpr,
+    UP_COLUMNS: tl.constexpr,
+    UP_ALIGN: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, T)
+    x = pointer(row, X, tl.float32) + m * K
+    norm = pointer(row, NORM_AT, NORM)
+    eps = real(row, EPS).to(tl.float32)
+    f = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    if TYPE == UP_TYPE:
+        r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
+        both = few_dots(x, mask_M, rows, r < 2 * F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
+    else:
+        rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
+        gate = few_dots(x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
+        up = few_dots(x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+    _put(row, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS)
+
+
+@triton.jit
+def _many(
+    row,
+    staged,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    UP_TYPE: tl.constexpr,
+    UP_STRIDE: tl.constexpr,
+    UP_COLUMNS: tl.constexpr,
+    UP_ALIGN: tl.constexpr,
+    UP_DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tokens = integer(row, T)
+    n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
+    if tl.program_id(0) < n_tiles * m_tiles:
+        n_tile, m_tile = tile_at(tl.program_id(0), n_tiles, m_tiles, GROUP)
+        m = m_tile * TOKENS + tl.arange(0, TOKENS)
+        mask_M = m < tokens
+        f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        if TYPE == UP_TYPE:
+            r = n_tile * ROWS + tl.arange(0, ROWS)
+            rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
+            both = many_dots(staged, m, mask_M, rows, r < 2 * F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+            gate, up = tl.split(tl.permute(tl.reshape(both, [ROWS // 2, 2, TOKENS]), [0, 2, 1]))
+        else:
+            rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
+            gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
+            rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
+            up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
+        _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS)
+
+
+@triton.jit
+def _put(row, gate, up, f, m, mask_m, F: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr):
+    """Store silu(gate) * up, each with its bias where it has one."""
+    if GATE_BIAS is not None:
+        gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
+    if UP_BIAS is not None:
+        up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
+    tl.store(pointer(row, Y, tl.float32) + m.to(tl.int64) * F + f, silu_of(gate) * up, mask=mask_m & (f < F))
+
+
+def _matrices(call: Call) -> tuple[Matrix, Matrix]:
+    K = call.integer("D")
+    return call.matrix("gate", K), call.matrix("up", K)
+
+
+def launch(call: Call) -> None:
+    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    F, tokens, (gate, up) = call.integer("F"), call.bucket.tokens, _matrices(call)
+    group = max(gate.group, up.group)
+    apart = {f"UP_{name}": value for name, value in up.constants().items() if name != "K"}
+    shared = {"F": F, "GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), **gate.constants(), **apart}
+    if tokens <= call.tiles.few_tokens:
+        few = call.tiles.few(2 * F, group, least_rows=2)
+        grid = (triton.cdiv(2 * F, few.rows),)
+        _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
+        return
+    staged = stage(call, [gate, up], normed=True)
+    many = call.tiles.many_of(tokens, group)
+    grid = (triton.cdiv(2 * F, many.rows) * triton.cdiv(tokens, many.tokens),)
+    how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
+    _many[grid](call.row, staged, **shared, DOT=gate.dot_type, UP_DOT=up.dot_type, **many.constants(), **how)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What staged activations take."""
+    few = call.bucket.tokens <= call.tiles.few_tokens
+    return 0 if few else staged_bytes(call.bucket.tokens, _matrices(call))

@@ -1,0 +1,262 @@
+"""norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
+
+Rows of the three weights are numbered so that the two channels that rope mixes lie in turn: 0, C/2, 1, C/2 + 1 ... of a
+head, heads padded to a power of two. A program has rows of one part: q, k or v; whole heads where heads are normed.
+Where the three weights differ in type, each part is a launch of its own.
+Knows nothing about attention.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import integer, narrow, pointer, real
+from coterie.kernels.triton.dots import few_dots, many_dots, stage, staged_bytes, tile_at
+from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
+from coterie.kernels.triton.rope import rotation
+from coterie.kernels.triton.rows import Call, Matrix, places
+from coterie.kernels.triton.tiles import power_of_two
+
+X, NORM_AT, EPS, INV_FREQ, SCALE, PAGES, Q, T = places(
+    "norm_qkv_rope_append", "x", "norm", "eps", "inv_freq", "scale", "positions", "q", "T"
+)
+WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
+Q_NORM, K_NORM, Q_EPS, K_EPS = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps")
+PARTS = ("q", "k", "v")
+
+
+@triton.jit
+def word_of(part, OF_Q: tl.constexpr, OF_K: tl.constexpr, OF_V: tl.constexpr):
+    """The word of a part's operand."""
+    return tl.where(part == 0, OF_Q, tl.where(part == 1, OF_K, OF_V))
+
+
+@triton.jit
+def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of the tiles of parts FIRST and later: which part a tile is of, its first row there, and the part's heads."""
+    q_tiles = tl.cdiv(H * PADDED, ROWS)
+    k_tiles = tl.cdiv(K * PADDED, ROWS)
+    if FIRST > 0:
+        tile += q_tiles
+    if FIRST > 1:
+        tile += k_tiles
+    part = (tile >= q_tiles).to(tl.int32) + (tile >= q_tiles + k_tiles).to(tl.int32)
+    first = tile - tl.where(part > 0, q_tiles, 0) - tl.where(part > 1, k_tiles, 0)
+    return part, first * ROWS, tl.where(part == 0, H, K)
+
+
+@triton.jit
+def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr):
+    """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
+    channel = r % PADDED // 2 + r % 2 * (C // 2)
+    head = r // PADDED
+    return head * C + channel, channel, (head < heads) & (r % PADDED // 2 < C // 2)
+
+
+@triton.jit
+def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows n of the part's weight."""
+    weight = tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def _finish(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    m,
+    mask_M,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    M: tl.constexpr,
+):
+    """From products [ROWS, M] to q and pages: bias, norm of heads, rope, store."""
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+    if BIAS is not None:
+        bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
+        y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
+    if HEAD_NORM is not None:
+        weight = tl.load(row + word_of(part, Q_NORM, K_NORM, K_NORM)).to(tl.pointer_type(HEAD_NORM))
+        eps = tl.load(row + word_of(part, Q_EPS, K_EPS, K_EPS)).to(tl.float64, bitcast=True).to(tl.float32)
+        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
+        by_head = tl.reshape(y, [ROWS // PADDED, PADDED, M])
+        factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
+        normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
+        y = tl.where(part < 2, normed, y)
+    a, b = tl.split(tl.permute(tl.reshape(y, [ROWS // 2, 2, M]), [0, 2, 1]))
+    pair = first // 2 + tl.arange(0, ROWS // 2)
+    head = pair // (PADDED // 2)
+    i = pair % (PADDED // 2)
+    mask = ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
+    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+    if part < 2:
+        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+        cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+        turned = a * cosine - b * sine
+        b = b * cosine + a * sine
+        a = turned
+    if part == 0:
+        q = pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
+        tl.store(q, a, mask=mask)
+        tl.store(q + C // 2, b, mask=mask)
+    else:
+        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
+        block = block_of(row, PAGES, sequence, position, mask_M, Z)
+        at = page_at(
+            row, PAGES, block[None, :], position[None, :], part - 1, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES
+        )
+        tl.store(at + i[:, None], narrow(a, KV_TYPE), mask=mask)
+        tl.store(at + i[:, None] + C // 2, narrow(b, KV_TYPE), mask=mask)
+
+
+@triton.jit
+def _few(
+    row,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    part, first, heads = part_of(tl.program_id(0), FIRST, H, K, PADDED, ROWS)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, T)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+    rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+    x = pointer(row, X, tl.float32) + m * D
+    norm = pointer(row, NORM_AT, NORM)
+    eps = real(row, EPS).to(tl.float32)
+    y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    y = tl.permute(y, [1, 0])
+    _finish(row, y, part, first, heads, m, mask_M, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, M)
+
+
+@triton.jit
+def _many(
+    row,
+    staged,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    N_TILES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tokens = integer(row, T)
+    m_tiles = tl.cdiv(tokens, TOKENS)
+    if tl.program_id(0) < N_TILES * m_tiles:
+        tile, m_tile = tile_at(tl.program_id(0), N_TILES, m_tiles, GROUP)
+        part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
+        m = m_tile * TOKENS + tl.arange(0, TOKENS)
+        mask_M = m < tokens
+        n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+        rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+        y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        _finish(
+            row,
+            y,
+            part,
+            first,
+            heads,
+            m,
+            mask_M,
+            BIAS,
+            HEAD_NORM,
+            H,
+            KV_TYPE,
+            K,
+            C,
+            Z,
+            BLOCK_BYTES,
+            PADDED,
+            ROWS,
+            TOKENS,
+        )
+
+
+def _matrices(call: Call) -> list[Matrix]:
+    return [call.matrix(f"w{part}", call.integer("D")) for part in PARTS]
+
+
+def _launches(call: Call) -> list[tuple[int, ...]]:
+    """The parts of each launch: all in one where their types are alike."""
+    types = {(call.dtype(f"w{part}"), call.type(f"b{part}")) for part in PARTS}
+    norms = {call.type("q_norm"), call.type("k_norm")}
+    return [(0, 1, 2)] if len(types) == len(norms) == 1 else [(0,), (1,), (2,)]
+
+
+def launch(call: Call) -> None:
+    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
+    H, padded = call.integer("H"), power_of_two(pages.C)
+    few_tokens = tokens <= call.tiles.few_tokens
+    staged = None if few_tokens else stage(call, matrices, normed=True)
+    for parts in _launches(call):
+        matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
+        shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
+        shared |= {"H": H, "PADDED": padded, **pages.constants()}
+        shared |= {name: value for name, value in matrix.constants().items() if name != "K"}
+        heads = [(H, pages.K, pages.K)[part] for part in parts]
+        if staged is None:
+            few = call.tiles.few(sum(heads) * padded, matrix.group, least_rows=padded if head_norm else 2)
+            grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
+            _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
+            continue
+        many = call.tiles.many_of(tokens, matrix.group).with_rows(padded)
+        n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
+        how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
+        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, **many.constants()}
+        _many[(n_tiles * triton.cdiv(tokens, many.tokens),)](call.row, staged, **shared, **how)
+
+
+def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
+    """The type of the norm of the heads of q and k among these parts, or None."""
+    return call.type(f"{PARTS[parts[0]]}_norm") if parts[0] < 2 else None
+
+
+def scratch_bytes(call: Call) -> int:
+    """What staged activations take."""
+    few = call.bucket.tokens <= call.tiles.few_tokens
+    return 0 if few else staged_bytes(call.bucket.tokens, _matrices(call))

@@ -1,0 +1,37 @@
+"""rms_norm: y = x / rms(x, last axis) * weight.
+
+Knows nothing about what the rows are: tokens, or heads of tokens.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import integer, pointer, real
+from coterie.kernels.triton.dots import norm_factor
+from coterie.kernels.triton.rows import Call, places
+
+X, WEIGHT, Y, T, EPS = places("rms_norm", "x", "weight", "y", "T", "eps")
+
+
+@triton.jit
+def _norm(row, PER_TOKEN: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr, STEP: tl.constexpr):
+    i = tl.program_id(0)
+    if i < integer(row, T) * PER_TOKEN:
+        x = pointer(row, X, tl.float32) + i.to(tl.int64) * C
+        y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C
+        weight = pointer(row, WEIGHT, TYPE)
+        factor = norm_factor(x, real(row, EPS).to(tl.float32), C, STEP)
+        for first in tl.range(0, C, STEP):
+            c = first + tl.arange(0, STEP)
+            scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+            tl.store(y + c, tl.load(x + c, mask=c < C, other=0.0) * factor * scale, mask=c < C)
+
+
+def launch(call: Call) -> None:
+    """A program for each row."""
+    per_token, C = call.integer("per_token"), call.integer("C")
+    step = call.tiles.step(C)
+    grid = (call.bucket.tokens * per_token,)
+    _norm[grid](call.row, PER_TOKEN=per_token, C=C, TYPE=call.type("weight"), STEP=step)

@@ -1,0 +1,138 @@
+"""What a launch knows of an instruction: its row on the host and on the GPU, and the limits of the step that it is for.
+
+    host row   -> sizes and types, which kernels are compiled for        (equal for equal architectures)
+    GPU row    -> addresses, T, R and other numbers, read by the kernel  (rewritten by a switch, without a new launch)
+
+So a captured launch holds the address of a row, never that of a weight.
+Knows nothing about what kernels compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+import triton.language as tl
+
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
+from coterie.core.errors import UnsupportedError
+from coterie.kernels.cpu import I64, OPCODES, dtype_number
+from coterie.kernels.triton.tiles import Tiles
+
+ALIGN_BYTES = (
+    16  # of every address in a row: the widest load of a thread. The device aligns weights when it places them
+)
+
+# A weight's type in a kernel: that of its elements, or of the bytes of its packed rows.
+TYPES: Mapping[DType, tl.dtype] = {
+    DType.F32: tl.float32,
+    DType.F16: tl.float16,
+    DType.BF16: tl.bfloat16,
+    DType.Q8: tl.int8,
+    DType.Q4: tl.uint8,
+}
+_DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
+_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
+TORCH: Mapping[tl.dtype, torch.dtype] = {
+    tl.float32: torch.float32,
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+}
+
+
+def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
+    """The words of operands in an instruction's row, for kernels to read."""
+    return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The most that a step may have: tokens, sequences, sampled rows, and positions of one context.
+
+    Grids are made for it, so one captured step serves all that fit. As many sequences as tokens means decode.
+    """
+
+    tokens: int
+    sequences: int
+    sampled: int
+    context: int
+
+    @property
+    def decodes(self) -> bool:
+        """True when each sequence has one token."""
+        return self.tokens == self.sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """How a weight's rows lie: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
+
+    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4; `group` of them share a scale.
+    """
+
+    TYPE: tl.dtype
+    K: int
+    STRIDE: int
+    COLUMNS: int
+    ALIGN: int
+    group: int
+
+    @staticmethod
+    def of(dtype: DType, K: int) -> Matrix:
+        """The layout of rows of K weights of a type."""
+        if dtype not in PACKED:
+            return Matrix(TYPES[dtype], K, K, K, gcd(ALIGN_BYTES, dtype.row_bytes(K)), 1)
+        (bits, group), stride = PACKED[dtype], dtype.row_bytes(K)
+        columns = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
+        return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8)
+
+    @property
+    def dot_type(self) -> tl.dtype:
+        """What tensor cores multiply: the weight's own type; packed ones are rounded to bfloat16."""
+        return self.TYPE if self.TYPE in TORCH else tl.bfloat16
+
+    def constants(self) -> dict[str, object]:
+        """Names and values of the compile-time parameters."""
+        return {name: getattr(self, name) for name in ("TYPE", "K", "STRIDE", "COLUMNS", "ALIGN")}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One instruction to launch. `scratch` is memory that it may use until it ends."""
+
+    name: str
+    host_row: I64
+    row: torch.Tensor
+    bucket: Bucket
+    scratch: torch.Tensor
+    tiles: Tiles
+
+    def integer(self, operand: str) -> int:
+        """An operand's value: a size, a type's number or an address."""
+        return int(self.host_row[OPCODES[self.name].words[operand]])
+
+    def dtype(self, operand: str) -> DType:
+        """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
+        number = self.integer(f"{operand}_dtype")
+        if number in _ROUNDED:
+            fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
+            raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+        return _DTYPES[number]
+
+    def type(self, operand: str) -> tl.dtype | None:
+        """What a kernel loads a vector as; None where it is left out."""
+        return TYPES[self.dtype(operand)] if self.integer(operand) else None
+
+    def matrix(self, operand: str, K: int) -> Matrix:
+        """The layout of a weight with K columns."""
+        return Matrix.of(self.dtype(operand), K)
+
+    def scratch_as(self, element: tl.dtype, count: int) -> torch.Tensor:
+        """The scratch as `count` elements of a type."""
+        dtype = TORCH[element]
+        size = count * dtype.itemsize
+        if size > self.scratch.numel():
+            raise ValueError(f"{self.name} needs {size} bytes of scratch but has {self.scratch.numel()}")
+        return self.scratch[:size].view(dtype)

@@ -1,0 +1,103 @@
+"""How large the tiles of kernels are, in one table. None of these numbers was timed: no GPU has run them yet.
+
+They come from counting registers, shared memory and bytes under way on an H100 (132 multiprocessors, 64 K registers and
+228 KB of shared memory each), and wait for measurements.
+Knows nothing about kernels' operands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """A program of a product with few tokens: rows of the weight, columns read at once, warps, steps unrolled.
+
+    A thread keeps rows x columns x tokens / (32 x warps) sums.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    unroll: int
+
+    def constants(self, tokens: int) -> dict[str, int]:
+        """Names and values of the compile-time parameters, for up to so many tokens."""
+        return {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A program of a product with many tokens: a tile of rows x tokens, `columns` a step, steps under way at once."""
+
+    rows: int
+    tokens: int
+    columns: int
+    warps: int
+    stages: int
+
+    def constants(self) -> dict[str, int]:
+        """Names and values of the compile-time parameters."""
+        return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns}
+
+    def with_rows(self, least: int) -> Many:
+        """The same with at least so many rows."""
+        return replace(self, rows=max(self.rows, least))
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The choices. Pairs are (up to this size, choice), the last one serving all sizes."""
+
+    few_tokens: int = 4  # up to so many tokens are multiplied in float32 on ordinary cores
+    # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
+    few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
+    few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
+    few_warps: int = 4
+    few_unroll: int = 4  # loads of so many steps are under way
+    # By tokens: a step of decode for a batch has narrow tiles; prefill has square ones.
+    many: tuple[tuple[int, Many], ...] = (
+        (16, Many(64, 16, 128, 4, 4)),
+        (32, Many(64, 32, 128, 4, 4)),
+        (64, Many(128, 64, 64, 4, 4)),
+        (1 << 62, Many(128, 128, 64, 8, 3)),
+    )
+    group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
+    span: int = 256  # positions of a context that one program of decode attention reads, and that it reads at once
+    span_step: int = 64
+    queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head
+    keys: int = 64  # positions that such a tile reads at once
+    elements: int = 1024  # of a program that maps values one by one
+    vocabulary: int = 4096  # logits that the sampler reads at once
+    vocabulary_search: int = 1024  # and where it compares each with 16 bounds
+
+    def few(self, rows: int, group: int, least_rows: int = 1) -> Few:
+        """For a weight with so many rows. `group` columns share a scale; `least_rows` belong to one program."""
+        mine = max(_choose(self.few_rows, rows), least_rows)
+        columns = max(self.few_sums // mine, group, 64)
+        return Few(mine, columns, self.few_warps * (2 if mine * columns > self.few_sums else 1), self.few_unroll)
+
+    def step(self, size: int) -> int:
+        """Of a program that walks one row of values: the row at once where it is short."""
+        return min(power_of_two(size), self.elements)
+
+    def many_of(self, tokens: int, group: int) -> Many:
+        """For a step with up to so many tokens. `group` columns share a scale."""
+        chosen = _choose(self.many, tokens)
+        return replace(chosen, columns=max(chosen.columns, group))
+
+
+def power_of_two(size: int) -> int:
+    """The least that is not smaller."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
+    return next(choice for most, choice in table if size <= most)
+
+
+H100 = Tiles()

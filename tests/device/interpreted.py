@@ -1,0 +1,80 @@
+"""Triton's interpreter for tests: kernels run on this machine's memory, by rows as the CPU's lowering makes them.
+
+Import this before anything that imports triton: it decides at import whether it interprets.
+Knows nothing about what the kernels should give.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+pytest.importorskip("triton", reason="the extra cuda is not installed: triton is missing")
+
+import torch
+import triton
+from triton.runtime import interpreter
+
+from coterie.devices.cpu_bound import Bound, Workspace
+from coterie.kernels import cpu as kernels
+from coterie.kernels.triton import launch as gpu
+from coterie.kernels.triton.launch import Bucket
+from coterie.kernels.triton.tiles import Tiles
+
+if not isinstance(triton.language.zeros, interpreter.InterpretedFunction):
+    pytest.skip("triton was imported before it was told to interpret", allow_module_level=True)
+
+# Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes.
+interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+
+# Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
+WIDE = Tiles(few_rows=((1 << 62, 32),), few_sums=32 * 64)
+
+
+def call(kernel, bucket, tiles=WIDE, **operands):
+    """Run one instruction; arrays stand for their addresses, which must be multiples of 16 as the device gives them."""
+    for name, value in operands.items():
+        if isinstance(value, np.ndarray):
+            assert value.flags.c_contiguous, name
+            operands[name] = kernels.address(value)
+    rows = kernels.encode(kernel, operands).reshape(1, -1)
+    run(rows, bucket, tiles)
+
+
+def run(rows, bucket, tiles=WIDE):
+    """Launch rows in order. Scratch starts as NaN, so that reading what no launch wrote shows."""
+    scratch = torch.full((gpu.scratch_bytes(rows, bucket, tiles),), 0xFF, dtype=torch.uint8)
+    on_gpu = torch.from_numpy(rows.copy())
+    with np.errstate(all="ignore"):  # as silent as a GPU about values that are not stored
+        for index in range(len(rows)):
+            gpu.launch(rows, on_gpu, index, bucket, scratch, tiles)
+
+
+def inspect(expert, step, tiles=WIDE, most=None):
+    """Every stored value of one step of an expert, whose memory is the CPU device's, by the GPU's kernels."""
+    rows, sizes = step, step.sizes
+    context = rows.block_tables_BM.shape[1] * expert.Z
+    bucket = most or Bucket(sizes.T, sizes.B, sizes.R, context)
+    binding = expert.binding(step)
+    prepared, bases = expert.device._prepare(expert.exe, binding, 1)
+    bound = Bound(expert.exe, prepared.sizes)
+    bound.put(binding, prepared, bases, Workspace())
+    run(bound.rows, bucket, tiles)
+    return bound.stored_values()
+
+
+def aligned(values):
+    """A copy at an address that is a multiple of 16."""
+    values = np.ascontiguousarray(values)
+    memory = np.zeros(values.nbytes + 16, np.uint8)
+    start = -kernels.address(memory) % 16
+    memory[start : start + values.nbytes] = values.view(np.uint8).reshape(-1)
+    return memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+
+
+__all__ = ["WIDE", "Bucket", "Tiles", "aligned", "call", "inspect", "run"]
