@@ -29,8 +29,11 @@ from coterie.kernels.triton.tiles import Tiles
 if not isinstance(triton.language.zeros, interpreter.InterpretedFunction):
     pytest.skip("triton was imported before it was told to interpret", allow_module_level=True)
 
-# Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes.
+# Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes. It also
+# swaps the functions of the language for its own at each call of one function by another; once is enough.
 interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+interpreter._patch_lang(triton.language.sum.fn)
+interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
 WIDE = Tiles(few_rows=((1 << 62, 32),), few_sums=32 * 64)
