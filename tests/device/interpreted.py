@@ -49,24 +49,28 @@ def call(kernel, bucket, tiles=WIDE, **operands):
     run(rows, bucket, tiles)
 
 
-def run(rows, bucket, tiles=WIDE):
-    """Launch rows in order. Scratch starts as NaN, so that reading what no launch wrote shows."""
+def run(rows, bucket, tiles=WIDE, on_gpu=None):
+    """Launch rows in order; the GPU has them `on_gpu`. Scratch starts as NaN, so reading what none wrote shows."""
     scratch = torch.full((gpu.scratch_bytes(rows, bucket, tiles),), 0xFF, dtype=torch.uint8)
-    on_gpu = torch.from_numpy(rows.copy())
+    copied = torch.from_numpy((rows if on_gpu is None else on_gpu).copy())
     with np.errstate(all="ignore"):  # as silent as a GPU about values that are not stored
         for index in range(len(rows)):
-            gpu.launch(rows, on_gpu, index, bucket, scratch, tiles)
+            gpu.launch(rows, copied, index, bucket, scratch, tiles)
 
 
-def inspect(expert, step, tiles=WIDE, most=None):
-    """Every stored value of one step of an expert, whose memory is the CPU device's, by the GPU's kernels."""
-    rows, sizes = step, step.sizes
-    context = rows.block_tables_BM.shape[1] * expert.Z
-    bucket = most or Bucket(sizes.T, sizes.B, sizes.R, context)
+def bound_rows(expert, step):
+    """The rows of one step of an expert in the CPU device's memory."""
     binding = expert.binding(step)
     prepared, bases = expert.device._prepare(expert.exe, binding, 1)
     bound = Bound(expert.exe, prepared.sizes)
     bound.put(binding, prepared, bases, Workspace())
+    return bound
+
+
+def inspect(expert, step, tiles=WIDE, most=None):
+    """Every stored value of one step by the GPU's kernels."""
+    sizes, bound = step.sizes, bound_rows(expert, step)
+    bucket = most or Bucket(sizes.T, sizes.B, sizes.R, step.block_tables_BM.shape[1] * expert.Z)
     run(bound.rows, bucket, tiles)
     return bound.stored_values()
 
@@ -78,6 +82,3 @@ def aligned(values):
     start = -kernels.address(memory) % 16
     memory[start : start + values.nbytes] = values.view(np.uint8).reshape(-1)
     return memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-
-
-__all__ = ["WIDE", "Bucket", "Tiles", "aligned", "call", "inspect", "run"]

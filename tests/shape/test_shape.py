@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "src" / "coterie").rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "csrc").rglob("*.[ch]*")), *sorted((ROOT / "demo").rglob("*.py"))]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 70
+
+GPU = ("coterie.kernels.triton", "coterie.devices.cuda")  # need the extra cuda
 
 # Each exception has its reason.
 LONG_FILES: dict[str, str] = {}
@@ -73,6 +76,24 @@ def test_no_imports_hide_in_functions() -> None:
         and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(function))
     ]
     assert not hidden
+
+
+def test_the_base_install_needs_neither_torch_nor_triton() -> None:
+    """Every module but the GPU's own is imported where these two are missing, and none asks for them."""
+    names = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in MODULES]
+    base = [name.removesuffix(".__init__") for name in names if not name.startswith(GPU) and "__main__" not in name]
+    code = f"""
+import sys, importlib
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "triton"):
+            raise SystemExit(f"somebody imports {{name}}")
+sys.meta_path.insert(0, Absent())
+for name in {base}:
+    importlib.import_module(name)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_public_face_is_small_and_real() -> None:

@@ -244,7 +244,7 @@ def launch(call: Call) -> None:
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
             _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
             continue
-        many = call.tiles.many_of(tokens, matrix.group).with_rows(padded)
+        many = call.tiles.many_of(tokens, matrix.group).for_heads(padded)
         n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
         shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, **many.constants()}

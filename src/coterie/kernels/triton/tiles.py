@@ -44,9 +44,9 @@ class Many:
         """Names and values of the compile-time parameters."""
         return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns}
 
-    def with_rows(self, least: int) -> Many:
-        """The same with at least so many rows."""
-        return replace(self, rows=max(self.rows, least))
+    def for_heads(self, least_rows: int) -> Many:
+        """For whole heads, and what becomes of them: angles take as many registers as sums, so tokens are halved."""
+        return replace(self, rows=max(self.rows, least_rows), tokens=min(self.tokens, 64))
 
 
 @dataclass(frozen=True, slots=True)

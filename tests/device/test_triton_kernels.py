@@ -1,0 +1,73 @@
+"""Each kernel for GPUs against float64, on odd shapes and every type; the table in the docs is that of the quick cases.
+
+Knows nothing about programs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device.interpreted import Bucket, call
+from tests.device.native import empty, ints, random
+from tests.device.triton_cases import BF16, F16, F32, LONG, QUICK, pages_of
+from tests.device.triton_table import DOCS, stored_cases
+
+from coterie.core.dtypes import from_f32, to_f32
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_kernel(case):
+    assert case.error() <= case.bound
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
+def test_kernel_on_larger_shapes(case):
+    assert case.error() <= case.bound
+
+
+def test_the_docs_show_each_case_and_no_other():
+    shown = stored_cases(DOCS.read_text())
+    assert list(shown) == [case.name for case in QUICK]
+    assert all(shown[case.name] <= case.bound for case in QUICK)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_pages_round_to_nearest_ties_to_even(dtype):
+    """Bits on both sides of ties, numbers without an exponent, too large ones, infinite ones and NaN."""
+    bits = np.arange(0, 2**32, 2**32 // 4096, dtype=np.uint64)
+    ties = (bits[:, None] + np.array([0, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0x18000], np.uint64)) % 2**32
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = ties.astype(np.uint32).view(np.float32).reshape(1, 64, -1)
+    K, C = x.shape[1:]
+    pages = pages_of(np.random.default_rng(0), (1,), K, C, 1, dtype)
+    at = pages.operands(ints([0]), ints([0]), 1)
+    call("kv_append", Bucket(1, 1, 1, 1), k=x, v=x, **at, T=1, K=K, C=C)
+    k, v = pages.read(1, 0, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = to_f32(from_f32(x, dtype), dtype)
+    np.testing.assert_array_equal(k, expected)
+    np.testing.assert_array_equal(v, expected)
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (3, 4)])
+def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
+    rng = np.random.default_rng(0)
+    pages = pages_of(rng, (20, 20), 1, 16, 4, F32)
+    pages.write(1, 0, 7, np.full((1, 16), np.nan, np.float32), np.full((1, 16), np.nan, np.float32))
+    positions = [19 - i for c in chunks for i in reversed(range(c))]
+    sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
+    T = len(positions)
+    y = empty(T, 2, 16)
+    operands = pages.operands(ints(positions), ints(sequence), 1)
+    sizes = {"T": T, "B": 2, "H": 2, "K": 1, "C": 16}
+    call("attention", Bucket(T, 2, T, 20), q=random(rng, T, 2, 16), **operands, y=y, **sizes, scale=0.25, window=0)
+    assert np.isnan(y[: chunks[0]]).all()
+    assert np.isfinite(y[chunks[0] :]).all()
+
+
+def test_more_tokens_in_the_bucket_than_in_the_row_are_left_alone():
+    x, y = np.ones((3, 5), np.float32), empty(9, 5)
+    call("silu", Bucket(9, 9, 9, 1), x=x, y=y, T=3, N=5)
+    assert np.isfinite(y[:3]).all()
+    assert np.isnan(y[3:]).all()

@@ -1,0 +1,140 @@
+"""Whole tiny programs on the GPU's kernels, interpreted: stored values are the reference's, tokens the CPU's.
+
+The rows are those of the shared lowering. Knows nothing about streams or where a GPU keeps things.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device.interpreted import Bucket, bound_rows, inspect, run
+from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
+from coterie.device import Sampling
+from coterie.devices.cpu import CpuDevice
+from coterie.graph.sampling import draw
+from coterie.kernels import cpu as kernels
+
+F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+ALL = (BF16, F32, F16)
+MIXED = (Q4, F32, Q8, F16, Q4)
+WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
+
+# Relative to the largest number of a stored value. Float32 is multiplied in float32 throughout. With others, steps
+# of more than four tokens round activations to bfloat16 (2^-9 of each number) or float16 (2^-12), once a product, and
+# errors of two layers add up; in decode a key or value may round the other way when it is stored, 2^-9 of it.
+BOUNDS = {F32: 3e-6, F16: 4e-3, BF16: 0.03}
+
+QUICK = [
+    ("odd", (BF16,), "cache"),
+    ("odd", (F32,), "none"),
+    ("biases", MIXED, "cache"),
+    ("qk-norm", ALL, "cache"),
+]
+LONG = [("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
+LONG += [
+    (shape, dtypes, rules)
+    for shape in SHAPES
+    for dtypes in ((F32,), (BF16,), ALL, MIXED)
+    for rules in ("none", "cache")
+]
+
+
+@pytest.fixture
+def make():
+    """Make experts whose weights lie as on a GPU, on devices that are closed at the end."""
+    devices = []
+
+    def make_expert(shape, dtypes, rule_set="cache", seed=0):
+        devices.append(CpuDevice(SPEC, threads=1))
+        return RandomExpert(devices[-1], shape, dtypes, rule_set, seed=seed, align_bytes=16)
+
+    yield make_expert
+    for device in devices:
+        device.close()
+
+
+def steps(expert):
+    """A ragged prefill of three sequences, a mixed step where one prefills on, a decode, and a step of one token."""
+    a, b, c = expert.prompt(4), expert.prompt(1, 2), expert.prompt(12, 3)
+    yield step_of((a, 0), (b, 0), (c[:7], 0))
+    yield step_of(([0], 4), ([0], 1), (c[7:], 7))
+    yield step_of(([0], 5), ([0], 2), ([0], 12))
+    yield step_of(([0], 6), sampling=[WARM])
+
+
+def bound_of(dtypes):
+    """The widest of the weights' types decides."""
+    return max(BOUNDS.get(dtype, BOUNDS[BF16]) for dtype in dtypes)
+
+
+def compare(make, shape, dtypes, rule_set):
+    """Every stored value against the reference, and the tokens drawn against the CPU's, step after step."""
+    expert, on_cpu = make(shape, dtypes, rule_set), make(shape, dtypes, rule_set)
+    bound = bound_of((*dtypes, expert.program.kv.dtype))
+    logits = next(op for op in expert.graph.ops if op.kind == "sample").inputs[0]
+    for step in steps(expert):
+        got, expected, cpu = inspect(expert, step), expert.expect(step), on_cpu.inspect(step)
+        assert set(got) == set(cpu)
+        tokens, cpu_tokens = (found.pop("next_tokens").astype(int) for found in (got, cpu))
+        for name, values in got.items():
+            error = np.abs(values - expected[name]).max() / max(np.abs(expected[name]).max(), 1e-6)
+            assert error < bound, name
+        at = step.positions_T[step.rows_R]
+        drawn = [draw(row, s, int(p)) for row, s, p in zip(got[logits], step.sampling, at, strict=True)]
+        assert tokens.tolist() == drawn
+        # The CPU's token too, unless its lead over ours is less than both logits may be wrong by.
+        for row, mine, its in zip(cpu[logits], tokens, cpu_tokens, strict=True):
+            assert mine == its or (bound > BOUNDS[F32] and row[its] - row[mine] < 2 * bound * np.abs(row).max())
+
+
+@pytest.mark.parametrize(("shape", "dtypes", "rule_set"), QUICK, ids=str)
+def test_values_are_the_references_and_tokens_the_cpus(make, shape, dtypes, rule_set):
+    compare(make, shape, dtypes, rule_set)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("shape", "dtypes", "rule_set"), LONG, ids=str)
+def test_all_shapes(make, shape, dtypes, rule_set):
+    compare(make, shape, dtypes, rule_set)
+
+
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_a_larger_bucket_changes_nothing(make, tokens):
+    """Grids for more tokens, sequences, rows and positions than there are, as a captured step has them."""
+    step = step_of(([3, 1], 0), ([4], 0)) if tokens == 4 else step_of(([3, 1, 5, 2], 0), ([4], 0))
+    fits, padded = make("odd", (BF16,)), make("odd", (BF16,))
+    one = inspect(fits, step, most=Bucket(max(step.sizes.T, tokens // 4 + 1), 2, 2, 24 * 5))
+    other = inspect(padded, step, most=Bucket(tokens, 4, 4, 500))
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+    np.testing.assert_array_equal(fits.kv_bytes(), padded.kv_bytes())
+
+
+def test_a_decoded_token_has_the_same_bits_alone_and_in_a_batch(make):
+    """Up to four tokens: float32 dot products over one row, spans at absolute positions."""
+    expert = make("qk-norm", (Q8,))
+    alone = inspect(expert, step_of(([7], 0)))
+    among = inspect(expert, step_of(([7], 0), ([9], 0), ([2], 0)))
+    for name, values in alone.items():
+        np.testing.assert_array_equal(values[:1], among[name][:1], err_msg=name)
+
+
+def test_a_switch_rewrites_rows_and_needs_no_other_launch(make):
+    """The launches of one expert's rows, made for its host rows, compute with what the rows on the GPU point to."""
+    one, two = make("odd", (BF16,), seed=1), make("odd", (BF16,), seed=2)
+    step = step_of(([3, 1, 4], 0))
+    expected = inspect(two, step)
+    bound = bound_rows(two, step)
+    run(bound_rows(one, step).rows, Bucket(3, 1, 1, 24 * 5), on_gpu=bound.rows)
+    for name, found in bound.stored_values().items():
+        np.testing.assert_array_equal(found, expected[name], err_msg=name)
+
+
+def test_rounded_activations_are_refused_by_name():
+    words = kernels.OPCODES["linear"].words
+    row = kernels.encode("linear", dict.fromkeys(words, 0) | {"weight_dtype": kernels.dtype_number(Q8, rounded=True)})
+    with pytest.raises(UnsupportedError, match="weight of linear is Q8 that meets int8 activations; leave out"):
+        run(row.reshape(1, -1), Bucket(1, 1, 1, 1))

@@ -1,0 +1,285 @@
+"""One kernel, one type, one odd shape: what the GPU's kernel gives, interpreted, and what it should give in float64.
+
+A table of cases that the tests check and docs/triton.md shows; python -m tests.device.triton_cases writes it there.
+Knows nothing about programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tests.device import native
+from tests.device.interpreted import Bucket, aligned, call
+from tests.device.native import Pages, empty, ints, optional, random
+from tests.device.triton_table import write
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.packed import pack, unpack
+
+F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4)
+FEW = 4  # tokens that are multiplied in float32
+
+# Largest error over largest value. Exact but for the order of sums; or with activations, and packed weights, rounded to
+# the type that tensor cores take; or with what is stored rounded to the pages' type.
+EXACT = 3e-6
+ROUNDED = {F32: EXACT, F16: 2.0**-10, BF16: 2.0**-7, Q8: 2.0**-7, Q4: 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`run` gives pairs of what was computed and what is right."""
+
+    kernel: str
+    dtype: str
+    shape: str
+    bound: float
+    run: Callable[[np.random.Generator], list[tuple[np.ndarray, np.ndarray]]]
+
+    @property
+    def name(self):
+        return f"{self.kernel} {self.dtype} {self.shape}"
+
+    def error(self):
+        """The largest error over the largest value; NaN counts as infinite."""
+        errors = [0.0]
+        for got, expected in self.run(np.random.default_rng(0)):
+            assert got.shape == expected.shape
+            if got.size:
+                error = np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-6)
+                errors.append(float("inf") if np.isnan(error) else float(error))
+        return max(errors)
+
+
+def weight(rng, shape, dtype, center=0.0, scale=None):
+    """A random weight where a GPU would have it."""
+    values = (center + (scale or shape[-1] ** -0.5) * rng.standard_normal(shape)).astype(np.float32)
+    if dtype.is_packed:
+        bits = aligned(pack(values, dtype))
+        return native.Weight(unpack(bits, dtype, shape[1]), dtype, bits)
+    bits = aligned(from_f32(values, dtype))
+    return native.Weight(to_f32(bits, dtype), dtype, bits)
+
+
+def tokens(T, sampled=1):
+    """The bucket of one sequence that has T tokens."""
+    return Bucket(T, min(T, 1), sampled, 1)
+
+
+def bound(dtype, count):
+    return EXACT if count <= FEW else ROUNDED[dtype]
+
+
+def embed(dtype, T, V, D):
+    def run(rng):
+        w, ids, y = weight(rng, (V, D), dtype), ints(rng.integers(0, V, T)), empty(T, D)
+        call("embed", tokens(T), tokens=ids, **w.operand("table"), y=y, T=T, D=D)
+        return [(y, w.values[ids])]
+
+    return Case("embed", dtype.value, f"T {T}, V {V}, D {D}", 0.0, run)
+
+
+def rms_norm(dtype, T, per_token, C):
+    def run(rng):
+        w, x, y = weight(rng, (C,), dtype, 1.0, 0.1), random(rng, T, per_token, C), empty(T, per_token, C)
+        call("rms_norm", tokens(T), x=x, **w.operand("weight"), y=y, T=T, per_token=per_token, C=C, eps=1e-5)
+        return [(y, native.rms_norm(x, w.values, 1e-5))]
+
+    return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
+
+
+def rope(T, H, C):
+    def run(rng):
+        x, y, positions = random(rng, T, H, C), empty(T, H, C), ints(rng.integers(0, 4000, T))
+        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        ends = {"x": x, "positions": positions, "inv_freq": inv_freq, "y": y}
+        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5)
+        return [(y, native.rope(x, positions, inv_freq, 1.5))]
+
+    return Case("rope", "F32", f"T {T}, H {H}, C {C}", EXACT, run)
+
+
+def pages_of(rng, lengths, K, C, Z, dtype):
+    """Pages of random keys and values; what lies beyond each length is NaN."""
+    pages = Pages.make(rng, len(lengths), max(lengths), K=K, C=C, Z=Z, dtype=dtype, num_layers=2)
+    pages.memory[:] = 0xFF
+    for s, length in enumerate(lengths):
+        for position in range(length):
+            pages.write(1, s, position, random(rng, K, C), random(rng, K, C))
+    return pages
+
+
+def kv_append(dtype, T, K, C):
+    def run(rng):
+        pages = Pages.make(rng, 2, 9, K=K, C=C, Z=4, dtype=dtype)
+        k, v = random(rng, T, K, C), random(rng, T, K, C)
+        positions, sequence = ints(np.arange(T)), ints(np.arange(T) % 2)
+        call("kv_append", tokens(T), k=k, v=v, **pages.operands(positions, sequence, 1), T=T, K=K, C=C)
+        stored = [pages.read(1, s, T) for s in (0, 1)]
+        got = [np.stack([stored[t % 2][part][t] for t in range(T)]) for part in (0, 1)]
+        return [(g, to_f32(from_f32(x, dtype), dtype)) for g, x in zip(got, (k, v), strict=True)]
+
+    return Case("kv_append", dtype.value, f"T {T}, K {K}, C {C}", 0.0, run)
+
+
+def elementwise(kernel, T, N):
+    def run(rng):
+        a, b, y = 3 * random(rng, T, N), random(rng, T, N), empty(T, N)
+        ends = {"x": a} if kernel == "silu" else {"a": a, "b": b}
+        call(kernel, tokens(T), **ends, y=y, T=T, N=N)
+        return [(y, {"add": a + b, "mul": a * b, "silu": native.silu(a)}[kernel])]
+
+    return Case(kernel, "F32", f"T {T}, N {N}", EXACT, run)
+
+
+def take_rows(T, R, D):
+    def run(rng):
+        x, rows, y = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, D)
+        call("take_rows", tokens(T, R), x=x, rows=rows, y=y, R=R, D=D)
+        return [(y, x[rows])]
+
+    return Case("take_rows", "F32", f"T {T}, R {R}, D {D}", 0.0, run)
+
+
+def linear(kernel, dtype, T, N, K, biased):
+    def run(rng):
+        w, x, y, residual = weight(rng, (N, K), dtype), random(rng, T, K), empty(T, N), random(rng, T, N)
+        b = weight(rng, (N,), F16, scale=1.0) if biased else None
+        last = {"residual": residual} if kernel == "linear_add" else {}
+        ends = {"x": x, **w.operand("weight"), **optional("bias", b), "y": y}
+        call(kernel, tokens(T), **ends, T=T, N=N, K=K, **last)
+        expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0) + (residual if last else 0)
+        return [(y, expected)]
+
+    return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}" + ", bias" * biased, bound(dtype, T), run)
+
+
+def gate_up(gate, up, T, F, D, biased):
+    def run(rng):
+        x, y, norm = random(rng, T, D), empty(T, F), weight(rng, (D,), BF16, 1.0, 0.1)
+        g, u = weight(rng, (F, D), gate), weight(rng, (F, D), up)
+        gb, ub = (weight(rng, (F,), t, scale=1.0) if biased else None for t in (F32, BF16))
+        weights = norm.operand("norm") | g.operand("gate") | optional("gate_bias", gb)
+        weights |= u.operand("up") | optional("up_bias", ub)
+        call("norm_gate_up_silu_mul", tokens(T), x=x, **weights, eps=1e-5, y=y, T=T, D=D, F=F)
+        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5)
+        gated = n @ g.values.T + (gb.values if gb else 0)
+        return [(y, native.silu(gated) * (n @ u.values.T + (ub.values if ub else 0)))]
+
+    types = gate.value if gate is up else f"{gate.value}, {up.value}"
+    worst = max(bound(gate, T), bound(up, T))
+    return Case("norm_gate_up_silu_mul", types, f"T {T}, F {F}, D {D}" + ", biases" * biased, worst, run)
+
+
+def take_norm_linear(dtype, T, R, N, D):
+    def run(rng):
+        x, rows, y, norm = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, N), weight(rng, (D,), F32, 1.0, 0.1)
+        w = weight(rng, (N, D), dtype)
+        weights = norm.operand("norm") | w.operand("weight") | optional("bias", None)
+        call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N)
+        return [(y, native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5) @ w.values.T)]
+
+    return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}", bound(dtype, R), run)
+
+
+def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32):
+    def run(rng):
+        x, q, norm = random(rng, T, D), empty(T, H, C), weight(rng, (D,), BF16, 1.0, 0.1)
+        pages = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=kv)
+        heads = {"q": H, "k": K, "v": K}
+        w = {p: weight(rng, (n * C, D), t) for (p, n), t in zip(heads.items(), types, strict=True)}
+        b = {p: weight(rng, (n * C,), F16, scale=1.0) if biased else None for p, n in heads.items()}
+        own = {p: weight(rng, (C,), F32, 1.0, 0.1) if normed else None for p in "qk"}
+        positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
+        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        weights = norm.operand("norm")
+        for p in heads:
+            weights |= w[p].operand(f"w{p}") | optional(f"b{p}", b[p])
+        for p, head_norm in own.items():
+            weights |= optional(f"{p}_norm", head_norm)
+        rest = pages.operands(positions, sequence, 1) | {"inv_freq": inv_freq, "scale": 1.0, "q": q, "q_eps": 1e-6}
+        sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
+        call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
+        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5)
+        made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
+        for p in "qk":
+            made[p] = native.rms_norm(made[p], own[p].values, 1e-6) if normed else made[p]
+            made[p] = native.rope(made[p], positions, inv_freq, 1.0)
+        read = [pages.read(1, s, T) for s in (0, 1)]
+        stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) if T else empty(0, K, C) for part in (0, 1)]
+        return [(q, made["q"]), (stored[0], made["k"]), (stored[1], made["v"])]
+
+    extra = ", biases" * biased + ", head norms" * normed
+    worst = max(*(bound(t, T) for t in types), {F32: 0.0, F16: 2.0**-11, BF16: 2.0**-8}[kv])
+    name = types[0].value if len(set(types)) == 1 else ", ".join(t.value for t in types)
+    shape = f"T {T}, D {D}, H {H}, K {K}, C {C}, pages {kv.value}{extra}"
+    return Case("norm_qkv_rope_append", name, shape, worst, run)
+
+
+def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None):
+    """Of each sequence the last `chunk` tokens; none of a chunk of 0."""
+
+    def run(rng):
+        pages = pages_of(rng, lengths, K, C, Z, dtype)
+        positions = [n - c + i for n, c in zip(lengths, chunks, strict=True) for i in range(c)]
+        sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
+        T = len(positions)
+        q, y = random(rng, T, H, C), empty(T, H, C)
+        at, whose = ints(positions), ints(sequence)
+        sizes = {"T": T, "B": len(lengths), "H": H, "K": K, "C": C}
+        most = Bucket(T, len(lengths), T, context or max(lengths))
+        call("attention", most, q=q, **pages.operands(at, whose, 1), y=y, **sizes, scale=C**-0.5, window=window)
+        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window))]
+
+    alone = all(c <= 1 for c in chunks)
+    worst = {F32: EXACT, F16: EXACT, BF16: 2.0**-15}[dtype] if alone else ROUNDED[dtype]
+    tokens_of = "decode" if alone else "chunks " + " ".join(map(str, chunks))
+    window_of = f", window {window}" if window else ""
+    shape = f"H {H}, K {K}, C {C}, Z {Z}, contexts {' '.join(map(str, lengths))}, {tokens_of}{window_of}"
+    return Case("attention", dtype.value, shape, worst, run)
+
+
+QUICK = [
+    *(embed(dtype, T, V, D) for dtype in TYPES for T, V, D in ((1, 1, 1), (5, 7, 133))),
+    *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
+    *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
+    *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
+    *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
+    *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
+    *(linear("linear", t, T, N, K, T == 3) for t in TYPES for T, N, K in ((1, 1, 1), (3, 37, 129), (19, 37, 200))),
+    *(linear("linear_add", t, T, N, K, T == 5) for t in TYPES for T, N, K in ((4, 5, 300), (5, 33, 31))),
+    linear("linear", BF16, 0, 7, 9, False),
+    linear("linear", BF16, 70, 40, 36, True),
+    linear("linear", BF16, 131, 150, 70, False),
+    *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
+    *(gate_up(Q4, F32, T, 21, 70, True) for T in (1, 6)),
+    *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
+    *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
+    *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
+    *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True) for T in (2, 6)),
+    *(qkv((F16,) * 3, T, 33, 2, 1, C, False, True, BF16) for T, C in ((3, 12), (6, 64))),
+    *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1)) for t in FLOATS),
+    *(attention(BF16, H, K, C, 16, (90, 300), (1, 1)) for H, K, C in ((1, 1, 64), (8, 1, 80), (6, 2, 256))),
+    attention(BF16, 2, 1, 32, 7, (600,), (1,), window=290, context=900),
+    *(attention(t, 4, 2, 32, 5, (12, 3, 30, 1), (12, 1, 9, 0)) for t in FLOATS),
+    *(
+        attention(F32, H, K, C, 16, (20, 75), (3, 6), W)
+        for H, K, C, W in ((1, 1, 128, 0), (9, 3, 20, 7), (5, 1, 256, 33))
+    ),
+    attention(F32, 3, 1, 16, 7, (150, 5), (150, 5)),
+]
+_CONTEXTS = (700, 257, 256)
+LONG = [
+    *(linear("linear", t, T, 130, 257, True) for t in TYPES for T in (1, 2, 17, 33, 65, 140)),
+    *(linear("linear", t, T, 3, 1100, True) for t in TYPES for T in (1, 33)),
+    *(gate_up(t, t, T, 130, 257, False) for t in TYPES for T in (4, 40, 130)),
+    *(qkv((t,) * 3, T, 96, 8, 2, 32, kv=BF16) for t in TYPES for T in (4, 70)),
+    *(qkv((BF16,) * 3, T, 96, H, K, C, kv=F16) for T in (4, 70) for H, K, C in ((4, 4, 96), (2, 1, 128))),
+    *(attention(t, 8, 2, 64, 16, _CONTEXTS, c) for t in FLOATS for c in ((1, 1, 1), (140, 1, 33))),
+    *(attention(BF16, H, K, C, 16, _CONTEXTS, (140, 1, 33)) for H, K, C in ((4, 4, 96), (2, 1, 256))),
+]
+
+if __name__ == "__main__":
+    write(QUICK)
