@@ -51,7 +51,8 @@ def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
 class Bucket:
     """The most that a step may have: tokens, sequences, sampled rows, and positions of one context.
 
-    Grids are made for it, so one captured step serves all that fit. As many sequences as tokens means decode.
+    Grids are made for it, so one captured step serves all that fit. As many sequences as tokens means decode: attention
+    then takes each token by itself, which is right for any step but reads the context of a chunk once a token.
     """
 
     tokens: int
