@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from coterie.dataflow.stage import Split, Stage, Unit, blocks, cycles, work_cycles
+from coterie.dataflow.stage import Split, Stage, Unit, blocks, cycles, cycles_of, work_cycles
 from coterie.spec.machine import SpatialUnits
 
 MAX_REDUCTION = 16  # a reduction divided further would spend its time in the tree of partial sums
@@ -32,10 +32,14 @@ def fewest(tile: Stage, grid: SpatialUnits, limit: int) -> Split | None:
     """The division into the fewest PCUs that takes at most `limit` cycles a tile; None if there is none."""
     if tile.unit not in (Unit.SYSTOLIC, Unit.SIMD):
         return Split(1, 0, 0)
-    rows, columns, each = blocks(tile, grid)
+    return _fewest(tile, blocks(tile, grid), grid, limit)
+
+
+def _fewest(tile: Stage, found: tuple[int, int, int], grid: SpatialUnits, limit: int) -> Split | None:
+    rows, columns, each = found
     parts = 1
     while parts <= (MAX_REDUCTION if tile.unit is Unit.SYSTOLIC else 1):
-        room = limit - (cycles(tile, Split(rows, columns, parts), grid) - -(-each // parts))
+        room = limit - (cycles_of(found, tile, Split(rows, columns, parts), grid) - -(-each // parts))
         per_block = -(-each // parts)
         if room >= per_block:
             return _divide(rows, columns, room // per_block, parts)
@@ -79,10 +83,11 @@ def balance(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, floor_cycles:
     high = max(cycles(tile, Split(), grid) for tile in busy)
     if len(busy) > pcus:
         return None
+    found = [(tile, blocks(tile, grid)) for tile in busy]
     low = min(high, max(1, floor_cycles, int(sum(work_cycles(tile, grid) for tile in busy) // pcus)))
     while low < high:
         middle = (low + high) // 2
-        if _fits(busy, grid, pcus, middle):
+        if _fits(found, grid, pcus, middle):
             high = middle
         else:
             low = middle + 1
@@ -93,10 +98,10 @@ def balance(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, floor_cycles:
     return Balance(splits, slowest, used, max(0.0, 1.0 - smooth / max(1, slowest)))
 
 
-def _fits(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, limit: int) -> bool:
+def _fits(tiles: Sequence[tuple[Stage, tuple[int, int, int]]], grid: SpatialUnits, pcus: int, limit: int) -> bool:
     left = pcus
-    for tile in tiles:
-        split = fewest(tile, grid, limit)
+    for tile, found in tiles:
+        split = _fewest(tile, found, grid, limit)
         if split is None or split.pcus > left:
             return False
         left -= split.pcus

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 
-from coterie.dataflow.stream import Network, Run, empty_run
+from coterie.dataflow.stream import Network, Run, empty_run, program
 
 _EPSILON = 1e-12  # relative to the time: ends that differ by rounding alone are one event
 
@@ -60,11 +60,7 @@ class _Shared:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.actors = network.actors
-        self.programs = []
-        for n in range(len(self.actors)):
-            ins = [("take", i) for i in network.ins(n) for _ in range(network.fifos[i].consume)]
-            outs = [("put", i) for i in network.outs(n) for _ in range(network.fifos[i].produce)]
-            self.programs.append([*ins, ("work", n), *outs])
+        self.programs = [program(network, n) for n in range(len(self.actors))]
         self.step, self.firing = [0] * len(self.actors), [0] * len(self.actors)
         self.working = [False] * len(self.actors)
         self.resources: dict[str, _Resource] = defaultdict(_Resource)

@@ -153,20 +153,22 @@ class Split:
 def blocks(tile: Stage, grid: SpatialUnits) -> tuple[int, int, int]:
     """Row blocks, column blocks and cycles of each: the better way round of the array, or vectors on SIMD."""
     if tile.unit is Unit.SYSTOLIC:
-        ways = [(-(-tile.m // a), tile.batch * -(-tile.n // b)) for a, b in _ways(grid)]
-        return (*min(ways, key=lambda way: way[0] * way[1]), tile.k)
+        rows, columns = -(-tile.m // grid.lanes), tile.batch * -(-tile.n // grid.stages)
+        turned = -(-tile.m // grid.stages), tile.batch * -(-tile.n // grid.lanes)
+        return (rows, columns, tile.k) if rows * columns <= turned[0] * turned[1] else (*turned, tile.k)
     if tile.unit is Unit.SIMD:
         return tile.m * tile.batch, -(-tile.n // grid.lanes), tile.passes
     return 0, 0, 0
 
 
-def _ways(grid: SpatialUnits) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (grid.lanes, grid.stages), (grid.stages, grid.lanes)
-
-
 def cycles(tile: Stage, split: Split, grid: SpatialUnits) -> int:
     """Cycles of one tile: its blocks one after another, once through the array, and the tree of a divided reduction."""
-    rows, columns, each = blocks(tile, grid)
+    return cycles_of(blocks(tile, grid), tile, split, grid)
+
+
+def cycles_of(found: tuple[int, int, int], tile: Stage, split: Split, grid: SpatialUnits) -> int:
+    """The same of a tile whose blocks are known."""
+    rows, columns, each = found
     if not rows:
         return 0
     fill = grid.lanes + grid.stages if tile.unit is Unit.SYSTOLIC else grid.stages

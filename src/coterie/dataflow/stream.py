@@ -65,6 +65,13 @@ class Network:
         return [i for i, fifo in enumerate(self.fifos) if fifo.src == actor]
 
 
+def program(network: Network, actor: int) -> tuple[tuple[str, int], ...]:
+    """The steps of one firing: take all inputs, work, put all outputs; each with the FIFO (or actor) that it is on."""
+    ins = (i for i in network.ins(actor) for _ in range(network.fifos[i].consume))
+    outs = (i for i in network.outs(actor) for _ in range(network.fifos[i].produce))
+    return (*(("take", i) for i in ins), ("work", actor), *(("put", i) for i in outs))
+
+
 @dataclass(slots=True)
 class Run:
     """Times of the tokens of each FIFO and of the firings of each actor; `stuck` says who waits for what for ever."""
@@ -114,13 +121,11 @@ def empty_run(network: Network) -> Run:
 
 
 class _Process:
-    """One actor's program: a list of steps per firing, and where it stands."""
+    """One actor's program, and where it stands."""
 
     def __init__(self, network: Network, actor: int, run: Run) -> None:
         self.network, self.at, self.actor, self.run = network, actor, network.actors[actor], run
-        ins = [i for i in network.ins(actor) for _ in range(network.fifos[i].consume)]
-        outs = [i for i in network.outs(actor) for _ in range(network.fifos[i].produce)]
-        self.steps = [*(("take", i) for i in ins), ("work", actor), *(("put", i) for i in outs)]
+        self.steps = program(network, actor)
         self.firing = self.step = 0
         self.clock = 0.0
 
