@@ -176,6 +176,8 @@ def test_the_commands_ask_too(tmp_path):
     answered = CliRunner().invoke(app, ["run", path, UNBALANCED, "--json"])
     assert answered.exit_code == 0, answered.output
     assert json.loads(answered.stdout)["expert"] == "no"
+    checked = CliRunner().invoke(app, ["check", path])
+    assert "for the router's model" in checked.stdout
     shapes = CliRunner().invoke(app, ["route", "samba-coe-150", "hello"])
     assert shapes.exit_code == 2
     assert "has a config but no weights" in shapes.stderr

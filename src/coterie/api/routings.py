@@ -96,8 +96,9 @@ class Routings:
         return job.route()
 
     def drop(self, request_id: str) -> None:
-        """Forget a routing, and stop what it still asks."""
-        for ask_id in self._jobs.pop(request_id).asks:
+        """Forget a routing, if it is in flight, and stop what it still asks."""
+        job = self._jobs.pop(request_id, None)
+        for ask_id in job.asks if job is not None else ():
             if self._owners.pop(ask_id, None) is not None:
                 self._engine.cancel(ask_id)
 

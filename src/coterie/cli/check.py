@@ -56,6 +56,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
         "composition": name,
         "machine": made.spec.name,
         "near_bytes": made.near_bytes,
+        "router_bytes": made.router_bytes,
         "kv_bytes": made.kv_bytes,
         "kv_block_bytes": made.block_bytes,
         "work_bytes": made.work_bytes,
@@ -80,7 +81,8 @@ def plan_line(made: Plan) -> str:
     held = "all experts fit" if share == 1 else f"{share:.0%} of the experts' bytes fit"
     capacity = format_bytes(made.spec.tier(tier).capacity_bytes)
     near, kv, work = (format_bytes(size) for size in (made.near_bytes, made.kv_bytes, made.work_bytes))
-    return f"{tier}: {near} for experts ({held}), {kv} for KV, {work} for the values of a step, of {capacity}"
+    router = f"{format_bytes(made.router_bytes)} for the router's model, " if made.router_bytes else ""
+    return f"{tier}: {near} for experts ({held}), {router}{kv} for KV, {work} for the values of a step, of {capacity}"
 
 
 def budget_line(coterie: Coterie) -> str:
