@@ -11,7 +11,8 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.chip import Chip
 from coterie.dataflow.legal import walk
 from coterie.dataflow.partition import members
-from coterie.dataflow.stage import Unit, stages_of
+from coterie.dataflow.stage import Unit
+from coterie.dataflow.stage_rows import stages_of
 from coterie.graph.cost import FLOPS, KV_READERS, input_bytes, kv_bytes, value_bytes
 from coterie.graph.ir import Graph, Kind, Op
 

@@ -21,8 +21,9 @@ from coterie.dataflow.legal import Walk, walk
 from coterie.dataflow.memory import Buffer, depths, flow_buffers, held_buffers
 from coterie.dataflow.network import Wire, network
 from coterie.dataflow.share import simulate_shared
-from coterie.dataflow.stage import Split, Stage, Unit, cycles, stages_of
-from coterie.dataflow.stream import Network, steady_s
+from coterie.dataflow.stage import Split, Stage, Unit, cycles
+from coterie.dataflow.stage_rows import stages_of
+from coterie.dataflow.stream import Network, first_s, steady_s
 from coterie.dataflow.traffic import Flow, Stream, again_bytes, flows_of, section_cost, streams_of
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Op
@@ -110,9 +111,12 @@ class Mapped:
 
     @property
     def interval_s(self) -> float:
-        """Time between passes of a looped section, whose fill and drain overlap the passes before and after it."""
+        """Time between passes of a looped section, whose fill and drain overlap the passes before and after it.
+
+        But each pass needs what the one before it made, so its first tile starts when that one's first tile is done.
+        """
         slowest = max((sum(s) for s in self.service_s), default=0.0)
-        return max(slowest, self.memory_s, self.link_s)
+        return max(slowest, self.memory_s, self.link_s, first_s(self.pipeline))
 
     @property
     def bound(self) -> str:

@@ -1,27 +1,19 @@
-"""Ops as stages of a section: what each does per tile, on which kind of unit, and how that work can be divided.
+"""A stage of a section: what it does per tile, on which kind of unit, and how that work can be divided.
 
     systolic   blocks of lanes x stages outputs, k cycles each      linear, the two products of attention
     simd       vectors of `lanes` numbers, `passes` cycles each     norms, activations, the softmax between the products
     memory     no arithmetic: addresses of a PMU                    gathers, appends to the KV state
     link       a collective, over the links between sockets         all_reduce
 
-Attention is three stages (scores, softmax, weigh): its running form over blocks of keys needs no row of scores.
-Knows nothing about how many units there are.
+Knows nothing about which op is which stages (stage_rows.py), nor how many units there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TypeAlias
 
-from coterie.core.shapes import Sizes
-from coterie.dataflow.legal import Walk
-from coterie.dataflow.loops import Tag
-from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS
-from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.spec.machine import SpatialUnits
 
 
@@ -181,188 +173,3 @@ def work_cycles(tile: Stage, grid: SpatialUnits) -> float:
     """Cycles of one tile on one PCU."""
     rows, columns, each = blocks(tile, grid)
     return float(rows * columns * each)
-
-
-_Rows: TypeAlias = Callable[[Graph, Op, Sizes, "_Where"], Sequence[Stage]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Where:
-    """Where an op stands in its section: its position, the rows it walks, in which phase, along which loop."""
-
-    op: int
-    rows: int
-    phase: int
-    walks: str
-
-
-def stages_of(graph: Graph, walk: Walk, sizes: Sizes) -> tuple[Stage, ...]:
-    """The stages of a section's ops, in order. Views have none: their readers index what their producers wrote."""
-    found: list[Stage] = []
-    for at, nest in enumerate(walk.nests):
-        if nest.is_view:
-            continue
-        where = _Where(at, walk.tiles_of(at), walk.phases[at], _walked_size(walk, at))
-        found += WORK.get(nest.op.kind, _simd)(graph, nest.op, sizes, where)
-    return tuple(found)
-
-
-def _walked_size(walk: Walk, at: int) -> str:
-    """Which size of the stage the walked loop is part of."""
-    name = walk.loops[at]
-    if not name:
-        return ""
-    sides = {"linear": {"t": "m", "n": "n", "k": "k"}, "linear_dx": {"t": "m", "n": "k", "k": "n"}}
-    if walk.nests[at].op.kind in sides:
-        return sides[walk.nests[at].op.kind][name[0]]
-    return "m" if walk.nests[at].loop(name).tag is not Tag.REDUCTION or name == "s" else "n"
-
-
-def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
-    t = sizes.of(graph.values[op.outputs[0]].shape[0])
-    flops = FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=rows, k=_dense(columns, graph.values[op.inputs[1]]), walks=where.walks),)
-
-
-def _dense(size: int, weight: Value) -> int:
-    """What is left of a dimension of a sparse matrix: each output sums as many elements, so that arrays stay full.
-
-    A pattern that gives neighbouring outputs different ones would leave lanes idle: this is the fastest that it can be.
-    """
-    return max(1, math.ceil(weight.density * size))
-
-
-def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    q = graph.values[op.inputs[0]]
-    heads, channels = (sizes.of(dim) for dim in q.shape[1:])
-    kv_heads = _kv_heads(graph, op)
-    flops = FLOPS[op.kind](graph, op, sizes)
-    pairs = flops / (heads * (4 * channels + SOFTMAX_FLOPS))
-    seen = _seen_by(op, sizes, pairs)
-    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, 0, seen=seen)
-    product = round(pairs * heads * 2 * channels)
-    m, context = sizes.of(q.shape[0]) * max(1, heads // kv_heads), max(1, round(sizes.context_tokens / max(1, sizes.B)))
-    scores = replace(base, name=f"{op.name}.scores", kind="scores", flops=product, batch=kv_heads, m=m, n=context)
-    softmax = replace(base, name=f"{op.name}.softmax", kind="softmax", unit=Unit.SIMD, m=m * kv_heads, n=context)
-    weigh = replace(base, name=f"{op.name}.weigh", kind="weigh", flops=product, batch=kv_heads, m=m, n=channels)
-    return (
-        replace(scores, k=channels),
-        replace(softmax, flops=flops - 2 * product, reduces=True),
-        replace(weigh, k=context),
-    )
-
-
-def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Every row of a group sees the whole group; groups and heads are a batch of products."""
-    rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
-    group = op.integer("group")
-    flops, product = FLOPS[op.kind](graph, op, sizes), 2 * rows * group * heads * channels
-    base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, product)
-    base = replace(base, batch=rows // group * heads, m=group, walks="m" if rows == group else "batch")
-    return (
-        replace(base, name=f"{op.name}.scores", kind="scores", n=group, k=channels),
-        replace(
-            base,
-            name=f"{op.name}.softmax",
-            kind="softmax",
-            unit=Unit.SIMD,
-            flops=flops - 2 * product,
-            n=group,
-            reduces=True,
-        ),
-        replace(base, name=f"{op.name}.weigh", kind="weigh", n=channels, k=group),
-    )
-
-
-def _linear_dx(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
-    t, flops = sizes.of(graph.values[op.outputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=columns, k=_dense(rows, graph.values[op.inputs[1]]), walks=where.walks),)
-
-
-def _linear_dw(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.outputs[0]].shape)
-    t, flops = sizes.of(graph.values[op.inputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=rows, n=_dense(columns, graph.values[op.outputs[0]]), k=t, walks="k"),)
-
-
-def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Five products of the size of the scores, and the softmax with its slope, as one stage."""
-    (t, heads, channels), kv_heads = (sizes.of(d) for d in graph.values[op.inputs[1]].shape), graph.values[op.inputs[2]]
-    groups = sizes.of(kv_heads.shape[1])
-    flops = FLOPS[op.kind](graph, op, sizes)
-    seen = _seen_by(op, sizes, flops / (heads * (10 * channels + SOFTMAX_FLOPS + 3)))
-    base = Stage(op.name, "scores", where.op, Unit.SYSTOLIC, where.rows, where.phase, flops, seen=seen)
-    keys = max(1, sizes.context_tokens // max(1, sizes.B))
-    return (replace(base, batch=groups, m=t * heads // groups, n=keys, k=5 * channels + SOFTMAX_FLOPS),)
-
-
-def _kv_heads(graph: Graph, op: Op) -> int:
-    """Key/value heads of an attention op's state."""
-    state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
-    return int(str(state.shape[2]))
-
-
-def _seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
-    """The keys that each token sees, for equal sequences."""
-    new = max(1, sizes.T // max(1, sizes.B))
-    past = max(0.0, sizes.context_tokens / max(1, sizes.B) - new)
-    guess = Seen(past, new, int(op.attrs.get("window", 0)), 1.0)
-    counted = guess.pairs(0, max(1, sizes.T))
-    return replace(guess, scale=pairs / counted if counted else 1.0)
-
-
-def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
-    unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
-    shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
-    widest = max(shapes, key=sizes.count) if op.kind not in ("embed_dw", "positions_dw") else shapes[0]
-    m = max(1, sizes.of(widest[0]) if widest else 1)
-    m, n = (
-        (m, sizes.count(widest) // m)
-        if m % max(1, where.rows) == 0
-        else (where.rows, sizes.count(widest) // where.rows)
-    )
-    flops = FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, unit, where.rows, where.phase, flops, 1, m, max(1, n))
-    return (replace(stage, walks="m", passes=passes, reduces=reduces),)
-
-
-STATE = Kind.STATE
-# Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
-# norm needs its row twice, once for the sum and once to scale.
-SIMD: Mapping[str, tuple[Unit, int, bool]] = {
-    "rms_norm": (Unit.SIMD, 2, True),
-    "layer_norm": (Unit.SIMD, 2, True),
-    "sample": (Unit.SIMD, 2, True),
-    "embed": (Unit.MEMORY, 1, False),
-    "add_positions": (Unit.SIMD, 1, False),
-    "embed_part": (Unit.MEMORY, 1, False),
-    "merge_rows": (Unit.MEMORY, 1, False),
-    "first_row": (Unit.MEMORY, 1, False),
-    "take_rows": (Unit.MEMORY, 1, False),
-    "take_rows_dx": (Unit.MEMORY, 1, False),
-    "embed_dw": (Unit.MEMORY, 1, False),
-    "positions_dw": (Unit.MEMORY, 1, False),
-    "rms_norm_dx": (Unit.SIMD, 2, True),
-    "layer_norm_dx": (Unit.SIMD, 2, True),
-    "loss_dx": (Unit.SIMD, 2, True),
-    "loss_parts": (Unit.SIMD, 2, True),
-    "loss_part_dx": (Unit.SIMD, 1, False),
-    "kv_append": (Unit.MEMORY, 1, False),
-    "all_reduce": (Unit.LINK, 1, False),
-    "all_gather": (Unit.LINK, 1, False),
-}
-WORK: Mapping[str, _Rows] = {
-    "linear": _linear,
-    "attention": _attention,
-    "alibi_attention": _attention,
-    "group_attention": _group_attention,
-    "linear_dx": _linear_dx,
-    "linear_dw": _linear_dw,
-    "attention_grad": _attention_grad,
-}

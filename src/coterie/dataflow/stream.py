@@ -204,16 +204,29 @@ def steady_s(network: Network) -> float:
     For each actor: the way of the first tokens to it, all its own firings, the way of the last tokens from it.
     """
     actors, fifos = network.actors, network.fifos
-    head, tail = [0.0] * len(actors), [0.0] * len(actors)
-    for fifo in sorted(fifos, key=lambda f: f.dst):
-        firings = -(-fifo.consume // fifo.produce)
-        before = sum(actors[fifo.src].service(k) for k in range(firings))
-        head[fifo.dst] = max(head[fifo.dst], head[fifo.src] + before)
+    head, tail = _heads(network), [0.0] * len(actors)
     for fifo in sorted(fifos, key=lambda f: -f.src):
         after, firings = actors[fifo.dst], -(-fifo.produce // fifo.consume)
         behind = sum(after.service(after.firings - 1 - k) for k in range(firings))
         tail[fifo.src] = max(tail[fifo.src], tail[fifo.dst] + behind)
     return max((head[n] + actor.total_s + tail[n] for n, actor in enumerate(actors)), default=0.0)
+
+
+def first_s(network: Network) -> float:
+    """A lower bound of the time after which every actor has fired once: the way of the first tokens."""
+    return max(
+        (head + actor.service(0) for head, actor in zip(_heads(network), network.actors, strict=True)), default=0.0
+    )
+
+
+def _heads(network: Network) -> list[float]:
+    """For each actor, the way of the first tokens to it."""
+    head = [0.0] * len(network.actors)
+    for fifo in sorted(network.fifos, key=lambda f: f.dst):
+        firings = -(-fifo.consume // fifo.produce)
+        before = sum(network.actors[fifo.src].service(k) for k in range(firings))
+        head[fifo.dst] = max(head[fifo.dst], head[fifo.src] + before)
+    return head
 
 
 def hop_depths(pairs: Sequence[tuple[int, int]], actors: int, least: int = 2) -> list[int]:

@@ -19,6 +19,7 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
+from coterie.devices.modelled_step import RegionTime, StepTime
 from coterie.devices.modelled_time import Flow, Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
 from coterie.devices.modelled_work import Parts
@@ -47,57 +48,6 @@ class Pricing:
     kernels: Kernels | None = None
     analytic: bool = True
     mapped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RegionTime:
-    """One region of a step: launch, then the longest of compute and each tier's bytes, then what nothing hides.
-
-    `memory_s` is by tier, and `peers` for bytes that stream between units meanwhile; `fill_s` fills and drains a
-    pipeline; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance` says where its
-    speed is from: measured, interpolated, transferred or analytic (the machine file's own numbers).
-    """
-
-    region: str
-    kernel: str
-    stage: str
-    launch_s: float
-    compute_s: float
-    memory_s: Mapping[str, float]
-    collective_s: float
-    fill_s: float
-    provenance: str
-
-    @property
-    def work_s(self) -> float:
-        """Compute and memory at once."""
-        return max(self.compute_s, *self.memory_s.values())
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.launch_s + self.work_s + self.fill_s + self.collective_s
-
-    @property
-    def bound(self) -> str:
-        """`launch`, `compute`, `collective`, `fill` or the name of a tier."""
-        parts = {"compute": self.compute_s, **self.memory_s, "launch": self.launch_s, "collective": self.collective_s}
-        parts["fill"] = self.fill_s
-        return max(parts, key=lambda name: parts[name])
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """A step: its regions in order, what software does between two steps, and how long it takes to issue one."""
-
-    rows: tuple[RegionTime, ...]
-    host_s: float
-    floor_s: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """All of it: the device runs beside the software that issues its kernels, and waits for it at the end."""
-        return self.host_s + max(self.floor_s, sum(row.seconds for row in self.rows))
 
 
 def step_time(
@@ -178,7 +128,9 @@ def region_time(
         fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values()))
     launch = launch_s(spec, pricing.orchestration, region)
     known = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
-    return RegionTime(region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, known)
+    again_s = laid_out.again_s if laid_out is not None else None
+    found = region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, known
+    return RegionTime(*found, again_s)
 
 
 def _is_laid_out(spec: MachineSpec, rates: _Rates, region: Region, pricing: Pricing) -> bool:

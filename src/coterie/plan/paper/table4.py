@@ -121,7 +121,10 @@ def table_4() -> Exhibit:
     )
     about = "Tokens a second for one user, Llama 3.1 on 16 sockets, BF16, 8K tokens of context"
     slow, fast = (1 / Expert(spec(f"{RACK}:{ends}"), DRAFT, SECTION, "device").step(STEP).seconds for ends in ENDS)
+    looped = ", ".join(f"{1 / expert(model).step(STEP).looped_s:.0f}" for model in published(NAME))
     notes = (
+        f"One token a step in kernels that loop over equal layers (arXiv 2410.23668; this paper does not say that it "
+        f"has them): {looped} tokens/s for {', '.join(published(NAME))}",
         f"{DRAFT} makes {slow:.0f} to {fast:.0f} tokens/s as the latency of exchanges and the hardware's program load, "
         "which nobody published, go from the high to the low end of their ranges",
         f"A step of {large[-1]} with speculation takes {speculative_step_s(large[-1]) * 1e3:.1f} ms and gives "
