@@ -37,13 +37,13 @@ def play(graph, *steps):
     return [player.play(*chunks) for chunks in steps]
 
 
-def play_ranks(graph, degree, *steps):
+def play_ranks(graph, degree, *steps, odd_vocabulary=False):
     """The same steps on all ranks together: the values of each rank, per step."""
     whole = Player(graph)
     weights = random_weights(graph)
     ranks = []
     for rank in range(degree):
-        found = split_graph(graph, degree, rank)
+        found = split_graph(graph, degree, rank, odd_vocabulary)
         verify(found.graph)
         own = {
             name: array[found.splits[name].of_rank(array.shape, rank, degree)] if name in found.splits else array
@@ -72,6 +72,18 @@ def test_all_ranks_together_equal_the_whole(shape, degree):
         for rank in ranks:
             np.testing.assert_allclose(rank[f"{logits}/whole"], whole[logits], rtol=0, atol=2e-5)
             np.testing.assert_array_equal(rank["next_tokens"], whole["next_tokens"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_that_does_not_divide_is_every_ranks(tied):
+    graph = decoder(vocab_size=37, tied_embeddings=tied)
+    logits = next(op.inputs[0] for op in graph.ops if op.kind == "sample")
+    wanted, found = play(graph, *STEPS), play_ranks(graph, 2, *STEPS, odd_vocabulary=True)
+    for ranks, whole in zip(found, wanted, strict=True):
+        for rank in ranks:
+            np.testing.assert_allclose(rank[logits], whole[logits], rtol=0, atol=2e-5)
+    even = decoder(vocab_size=40)
+    assert shard(even, 2, odd_vocabulary=True) == shard(even, 2)
 
 
 def test_one_rank_alone_is_told_that_it_needs_the_others():

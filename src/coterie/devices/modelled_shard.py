@@ -15,7 +15,8 @@ from coterie.spec.machine import MachineSpec
 def rank_program(spec: MachineSpec, program: Program) -> Program:
     """One rank's program, over as many units as the model can be split by: the largest divisor that will do.
 
-    Raises UsageError where none will: many units that share nothing would be priced as one large one.
+    A vocabulary that does not divide is every unit's. Raises UsageError where nothing else can be split either: many
+    units that share nothing would be priced as one large one.
     """
     if spec.peers is None or spec.units == 1:
         return program
@@ -24,8 +25,8 @@ def rank_program(spec: MachineSpec, program: Program) -> Program:
         if spec.units % degree:
             continue
         try:
-            return compile_graph(shard(program.graph, degree), program.rule_set)
-        except UsageError as error:  # heads, columns or vocabulary do not divide: fewer units, then
+            return compile_graph(shard(program.graph, degree, odd_vocabulary=True), program.rule_set)
+        except UsageError as error:  # heads or columns do not divide: fewer units, then
             refusal = refusal or error.fact
     fact = f"{program.graph.name} cannot be shared by {spec.units} units: {refusal}"
     raise UsageError(f"machine {spec.name}: units", fact, "give units=1, or as many as divide its heads")

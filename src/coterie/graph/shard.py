@@ -50,22 +50,23 @@ class Sharded:
     splits: Mapping[str, Split]
 
 
-def shard(graph: Graph, degree: int, rank: int = 0) -> Graph:
+def shard(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool = False) -> Graph:
     """The graph of one rank of `degree`; at degree 1, the graph itself.
 
-    Ranks differ in numbers only (their part of each weight), not in shapes.
+    Ranks differ in numbers only (their part of each weight), not in shapes. With `odd_vocabulary` every rank has the
+    whole of a vocabulary that cannot be split: embedding and head are then done by each.
     Raises UsageError for a degree that heads, columns or vocabulary cannot be split by.
     """
-    return split_graph(graph, degree, rank).graph
+    return split_graph(graph, degree, rank, odd_vocabulary).graph
 
 
-def split_graph(graph: Graph, degree: int, rank: int = 0) -> Sharded:
+def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool = False) -> Sharded:
     """As `shard`, with the splits of the weights."""
     if degree < 1 or not 0 <= rank < degree:
         raise UsageError(graph.name, f"rank {rank} of {degree} ranks does not exist", "give a degree of at least 1")
     if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
         raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
-    return _Sharding(graph, degree, rank).run() if degree > 1 else Sharded(graph, {})
+    return _Sharding(graph, degree, rank, odd_vocabulary).run() if degree > 1 else Sharded(graph, {})
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class _Sharding:
     graph: Graph
     degree: int
     rank: int
+    odd_vocabulary: bool = False
     splits: dict[str, Split] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
@@ -97,7 +99,7 @@ class _Sharding:
         return Sharded(graph, MappingProxyType(self.splits))
 
     def _op(self, op: Op) -> None:
-        if op.kind == "embed":
+        if op.kind == "embed" and not self._stays_whole(op.inputs[1]):
             self._embed(op)
         elif op.kind == "linear":
             self._linear(op)
@@ -144,7 +146,7 @@ class _Sharding:
         y = op.outputs[0]
         if x in self.split:
             self._row_parallel(op)
-        elif self._splittable(y):
+        elif self._splittable(y) and not (self._is_head(y) and self._stays_whole(weight)):
             parts = self._parts(y)
             self._narrow(y, 1, parts)
             for name in filter(None, (weight, bias)):
@@ -154,6 +156,14 @@ class _Sharding:
             self.ops.append(op)
         else:
             self.ops.append(op)
+
+    def _is_head(self, y: str) -> bool:
+        return all(op.kind == "sample" for op in self.readers[y])
+
+    def _stays_whole(self, table: str) -> bool:
+        """Whether a table with a row for each token is left to every rank."""
+        rows = self.graph.values[table].shape[0]
+        return self.odd_vocabulary and isinstance(rows, int) and rows % self.degree != 0
 
     def _row_parallel(self, op: Op) -> None:
         x, weight, bias = op.inputs
