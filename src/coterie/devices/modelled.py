@@ -277,9 +277,9 @@ class ModelledDevice:
         if injected is not None:
             return injected
         for event in causes:
-            inherited = own(event).work.failure
-            if inherited is not None:
-                return inherited
+            work = own(event).work
+            if work.failure is not None:
+                return work.failure
         return None if self._numerics is None else compute(self._numerics)
 
     def _append(

@@ -30,6 +30,6 @@ def own(event: Event) -> ModelledEvent:
 def finished(event: Event) -> ModelledEvent:
     """The same event, with its work. Raises ValueError if it is not finished."""
     mine = own(event)
-    if not mine.work.finished:
+    if mine.work.end_s is None:
         raise ValueError(f"{event.label} is not finished")
     return mine

@@ -260,20 +260,20 @@ class FluidClock:
             # Only what ends lets other lanes go on.
             ended = False
             for name, lane in self._lanes.items():
-                while lane and self._step(lane[0]):
-                    if lane[0].end_s is not None:
-                        work = lane.popleft()
+                while lane:
+                    work = lane[0]
+                    if not self._step(work):
+                        break
+                    if work.end_s is not None:
+                        lane.popleft()
                         self.lane_busy_s[name] = self.lane_busy_s.get(name, 0.0) + work.took_s
                         ended = True
 
     def _step(self, work: Work) -> bool:
         """Take one transition of a lane's head; False if it must wait."""
         if work._entered:
-            if work._delay_s > 0:
+            if work._delay_s > 0 or (work._left and max(work._left) > 0):
                 return False
-            for left in work._left:
-                if left > 0:
-                    return False
             work._leave()
             return True
         if work.start_s is None:

@@ -19,6 +19,7 @@ from coterie.devices.modelled_time import Flow, Phase
 from coterie.spec.machine import Link, MachineSpec
 
 COMPUTE, PEERS = "compute", "peers"
+MAX_TRANSFERS = 4096  # sizes whose phases are kept; a bound on memory, not on use
 
 
 def resources(spec: MachineSpec) -> dict[str, float]:
@@ -74,18 +75,27 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
 
 
 class Transfers:
-    """The transfers of one machine. What they use is one object for each pair of tiers, as shares want it."""
+    """The transfers of one machine. What they use is one object for each pair of tiers, as shares want it; the same
+    range of another expert is the same transfer.
+    """
 
     def __init__(self, spec: MachineSpec) -> None:
         self._spec = spec
-        self._known: dict[tuple[str, str], Phase] = {}
+        self._ways: dict[tuple[str, str], Phase] = {}
+        self._known: dict[tuple[str, str, int], Phase] = {}
 
     def phase(self, src: str, dst: str, size_bytes: int) -> Phase:
         """As `transfer`."""
-        known = self._known.get((src, dst))
-        if known is None:
-            known = self._known[src, dst] = transfer(self._spec, src, dst, 1)
-        return Phase(known.delay_s, (Flow(float(size_bytes), known.flows[0].uses),))
+        found = self._known.get((src, dst, size_bytes))
+        if found is None:
+            if len(self._known) >= MAX_TRANSFERS:
+                self._known.clear()
+            if (src, dst) not in self._ways:
+                self._ways[src, dst] = transfer(self._spec, src, dst, 1)
+            way = self._ways[src, dst]
+            found = Phase(way.delay_s, (Flow(float(size_bytes), way.flows[0].uses),))
+            self._known[src, dst, size_bytes] = found
+        return found
 
 
 @lru_cache(maxsize=1024)

@@ -33,16 +33,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The parts of one step (or of `steps` equal steps) and their rows."""
+    """The parts of one step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R."""
 
     parts: tuple[Part, ...]
     rows: Rows
+    sampled: tuple[Sequence, ...]
     steps: int = 1
-
-    @property
-    def sampled(self) -> tuple[Sequence, ...]:
-        """The sequences that get a token, in the order of rows_R."""
-        return tuple(part.sequence for part in self.parts if part.sampled)
 
     @property
     def what(self) -> str:
@@ -56,7 +52,8 @@ def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
     """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served."""
     parts: list[Part] = []
     left = max_tokens
-    for sequence in sorted(sequences, key=lambda s: (not s.decoding, s.number)):
+    order = sorted(sequences, key=lambda s: (len(s.tokens) - s.computed != 1, s.number)) if sequences[1:] else sequences
+    for sequence in order:
         count = min(len(sequence.tokens) - sequence.computed, left)
         if count > 0:
             parts.append(Part(sequence, sequence.computed, count))
@@ -66,9 +63,12 @@ def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
 
 def common_steps(parts: Seq[Part], max_steps: int) -> int:
     """How many steps may run without coming back: all parts decode, none can end in between but by an end token."""
-    if any(not part.sequence.decoding or part.sequence.request.stop for part in parts):
-        return 1
-    return min(max_steps, *(part.sequence.tokens_left for part in parts))
+    steps = max_steps
+    for part in parts:
+        if not part.sequence.decoding or part.sequence.request.stop:
+            return 1
+        steps = min(steps, part.sequence.tokens_left)
+    return steps
 
 
 def build(
@@ -90,8 +90,9 @@ def build(
         tokens += sequence.tokens[part.start : end]
         positions += range(part.start, end)
         rows += [row] * part.count
-        if part.sampled:
+        if end == len(sequence.tokens):
             sampled.append(len(tokens) - 1)
             drawing.append(sequence)
     sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
-    return Batch(parts, Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids), steps)
+    made = Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids)
+    return Batch(parts, made, tuple(drawing), steps)

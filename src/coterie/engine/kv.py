@@ -78,6 +78,8 @@ class KVPool:
 
     def poll(self, done: Callable[[Event], bool]) -> None:
         """Free the blocks whose last step is finished."""
+        if not self._retiring:
+            return
         waiting = self._retiring
         self._retiring = []
         for event, blocks in waiting:

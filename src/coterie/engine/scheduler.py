@@ -186,6 +186,8 @@ def _passing(rival: First | None, policy: Policy) -> int:
 
 def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
     """The waiting requests of a group that may be admitted now, first come first."""
+    if not group.waiting:
+        return ()
     rival = _rival(group, view)
     free = sum(rival is None or w.number < rival.number for w in group.waiting)
     may = group.waiting[: free + _passing(rival, policy)]
@@ -280,7 +282,7 @@ def _weigher(view: View, policy: Policy) -> Weigher:
     served. Who has waited for more arrivals than `patience` times the requests that are here (with first come first
     served it would be once) goes before all others, the oldest first: so the longest waits stay near theirs.
     """
-    limit = policy.patience * sum(group.num_waiting + group.running for group in view.groups)
+    limit = policy.patience * sum([group.num_waiting + group.running for group in view.groups])
 
     def weight(group: Group) -> tuple[bool, int]:
         age = view.arrived - group.oldest

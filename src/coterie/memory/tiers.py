@@ -144,9 +144,8 @@ class TierLedger:
         if not self._watched:
             return ()
         ended: list[Ended] = []
-        for expert_id, copy in sorted(
-            [(name, self.copies[name]) for name in self._watched], key=lambda item: item[1].number
-        ):
+        watched = [(name, self.copies[name]) for name in self._watched]
+        for expert_id, copy in sorted(watched, key=lambda item: item[1].number) if len(watched) > 1 else watched:
             if copy.writers:
                 ready = _retire_arrivals(device, copy)
                 self.changes += not copy.is_loading or copy.is_doomed
