@@ -5,64 +5,42 @@ Knows nothing about time, programs or devices.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
-import numpy.typing as npt
 
 from coterie.device import I32, Rows
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_GOLDEN_1, _MIX_1_1, _MIX_2_1 = int(_GOLDEN), int(_MIX_1), int(_MIX_2)
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of splitmix64
 _MASK = 2**64 - 1
-FEW = 16  # tokens
+KEPT = 1 << 16  # tokens: a bound on memory, not on use
 
 
 def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
-    """Tokens [steps done, R]: a function of each row's seed, position and last token, so batching does not change them.
+    """Tokens [steps done, R]: a function of each row's seed and position, so batching does not change them.
 
     Stops after a step in which any row drew one of its end_ids, like a real run.
     """
-    if len(rows.rows_R) * steps <= FEW:
-        return _few_tokens(rows, vocab_size, steps)
-    seeds_R = np.array([row.seed % 2**64 for row in rows.sampling], dtype=np.uint64)
-    positions_R = np.array([rows.positions_T[row] for row in rows.rows_R], dtype=np.uint64)
-    tokens_R: I32 = np.array([rows.tokens_T[row] for row in rows.rows_R], dtype=np.int32)
-    drawn = []
-    for _ in range(steps):
-        key = _mixed(seeds_R + _GOLDEN * (positions_R + np.uint64(1)))
-        key = _mixed(key + _GOLDEN * (tokens_R.astype(np.uint64) + np.uint64(1)))
-        tokens_R = ((key >> np.uint64(11)) * 2.0**-53 * vocab_size).astype(np.int32)
-        drawn.append(tokens_R)
-        positions_R = positions_R + np.uint64(1)
-        if any(int(token) in ends for token, ends in zip(tokens_R, rows.end_ids, strict=False)):
-            break
-    return np.stack(drawn)
+    first = [(row.seed, int(rows.positions_T[place])) for row, place in zip(rows.sampling, rows.rows_R, strict=True)]
+    drawn = [[_token(seed, position + step, vocab_size) for seed, position in first] for step in range(steps)]
+    if any(rows.end_ids):
+        ends = (
+            step
+            for step, tokens in enumerate(drawn, start=1)
+            if any(token in ids for token, ids in zip(tokens, rows.end_ids, strict=False))
+        )
+        drawn = drawn[: next(ends, steps)]
+    return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(first))
 
 
-def _few_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
-    """The same for a few tokens, in Python's own numbers: arrays cost more than they save."""
-    drawn_RS, done = [], steps
-    for row, (place, sampling) in enumerate(zip(rows.rows_R, rows.sampling, strict=True)):
-        seed, at, token = sampling.seed, int(rows.positions_T[place]), int(rows.tokens_T[place])
-        ends, drawn = rows.end_ids[row] if rows.end_ids else (), []
-        for step in range(1, done + 1):
-            x = (seed + _GOLDEN_1 * (at + step)) & _MASK
-            x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
-            x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
-            x = ((x ^ (x >> 31)) + _GOLDEN_1 * (token + 1)) & _MASK
-            x = ((x ^ (x >> 30)) * _MIX_1_1) & _MASK
-            x = ((x ^ (x >> 27)) * _MIX_2_1) & _MASK
-            token = int(((x ^ (x >> 31)) >> 11) * 2.0**-53 * vocab_size)
-            drawn.append(token)
-            if token in ends:
-                done = step
-                break
-        drawn_RS.append(drawn)
-    return np.array([drawn[:done] for drawn in drawn_RS], dtype=np.int32).reshape(len(drawn_RS), done).T
+@lru_cache(maxsize=KEPT)
+def _token(seed: int, position: int, vocab_size: int) -> int:
+    key = _mixed(_mixed(seed + _GOLDEN) + _GOLDEN * (position + 1))
+    return int((key >> 11) * 2.0**-53 * vocab_size)
 
 
-def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+def _mixed(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
+    return x ^ (x >> 31)

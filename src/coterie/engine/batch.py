@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The parts of one step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R."""
+    """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R."""
 
     parts: tuple[Part, ...]
     rows: Rows
