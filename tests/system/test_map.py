@@ -63,6 +63,17 @@ def test_a_decode_step_has_no_image_to_read() -> None:
     assert [row["times"] for row in sections] == [1, 32, 1], "the text model alone"
 
 
+def test_a_training_step_over_eight_sockets() -> None:
+    args = ("map", "sparse-gpt-13b", "--machine", "sn40l-node", "--phase", "train", "--tp", "8", "--tokens", "256")
+    result = run(*args, "--section", "layers.38.grad", "--json")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert sum(row["times"] for row in got["sections"]) == got["launches"] >= 2 * 42
+    layer = got["layout"]
+    assert [stage["unit"] for stage in layer["stage"]].count("link") == 2, "before each of its two blocks"
+    assert layer["l0_s"] <= layer["l1_s"] <= layer["l2_s"] * (1 + 1e-9)
+
+
 def test_mistakes_are_one_sentence(folder: Path) -> None:
     ada = folder / "ada"
     refused(run("map", "nobody"), "[nobody]", "neither a model of the zoo nor a folder", "llama-2-7b")

@@ -28,7 +28,7 @@ def picture(mapped: Mapped, placed: Placed, title: str) -> Picture:
     pmu = {cell: buffer for buffer, cells in enumerate(placed.pmus) for cell in cells}
     shapes: list[Shape] = [
         Text((LEFT, 24), title, 16),
-        *(Text((LEFT, 42 + 15 * n), line, color=GREY) for n, line in enumerate(_facts(mapped))),
+        *(Text((LEFT, 42 + 15 * n), line, color=GREY) for n, line in enumerate(_facts(mapped, placed))),
         Box(LEFT, TOP, placed.columns * CELL, placed.rows * CELL, IDLE),
         *_units(pcu, {s: _color(s) for s in range(len(mapped.stages))}, placed, 0.0),
         *_units(pmu, {b: _buffer_color(mapped, b) for b in range(len(mapped.buffers))}, placed, CELL / 2),
@@ -39,15 +39,15 @@ def picture(mapped: Mapped, placed: Placed, title: str) -> Picture:
     return Picture(width, height, tuple(shapes))
 
 
-def _facts(mapped: Mapped) -> list[str]:
+def _facts(mapped: Mapped, placed: Placed) -> list[str]:
     grid = mapped.chip.grid
     rows = max((stage.rows for stage in mapped.stages), default=1)
     return [
         f"{len(mapped.ops)} ops in {len(mapped.stages)} stages, tiles: {mapped.tiles}, rows of each: "
         f"{rows // mapped.tiles}; {mapped.pcus} of {grid.pcus} PCUs ({mapped.pcus / grid.pcus:.0%}), "
         f"{mapped.pmus} of {grid.pmus} PMUs ({mapped.pmus / grid.pmus:.0%})",
-        f"{format_seconds(mapped.l1_s)} a pass (roofline {format_seconds(mapped.l0_s)}), bound by {mapped.bound}; "
-        f"{format_bytes(mapped.memory_bytes)} off chip",
+        f"{format_seconds(mapped.l1_s)} a pass (roofline {format_seconds(mapped.l0_s)}), bound by {mapped.bound}; tile "
+        f"by tile as placed {format_seconds(mapped.l2_s(placed.wires))}; {format_bytes(mapped.memory_bytes)} off chip",
     ]
 
 
