@@ -132,8 +132,8 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 template <DType D, int M>
 inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries,
                            Ahead& ahead) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 8;
-  constexpr int kWide = W == 4 ? 2 : 4;
+  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = D == DType::f32 ? 32 : 8;
+  constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
     ahead.ask(kStep);

@@ -6,33 +6,41 @@
 
 namespace coterie::COTERIE_ISA {
 
-// out[m] = for W positions at once, the sum over channels of lanes L, L + Step .. of a vector, as the tree of sum().
-template <int L, int Step, int M>
+// out[p * M + m] = for P times W positions at once, the sum over channels of lanes L, L + Step .. of a vector, as the tree of sum().
+template <int L, int Step, int M, int P>
 inline void lane_sums(const float* q, int64_t width, const float* keys, V* out) {
   if constexpr (Step == W) {
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) out[m] = V{};
+    const float* next = keys + width * W;
+#pragma GCC unroll 8
+    for (int i = 0; i < P * M; ++i) out[i] = V{};
     for (int64_t c = L; c < width; c += W) {
-      const V k = load(keys + c * W);
+      const V k = load(keys + c * W), l = P == 2 ? load(next + c * W) : V{};
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) out[m] = fma(splat(q[m * width + c]), k, out[m]);
+      for (int m = 0; m < M; ++m) {
+        const V channel = splat(q[m * width + c]);
+        out[m] = fma(channel, k, out[m]);
+        if constexpr (P == 2) out[M + m] = fma(channel, l, out[M + m]);
+      }
     }
   } else {
-    V other[M];
-    lane_sums<L, 2 * Step, M>(q, width, keys, out);
-    lane_sums<L + Step, 2 * Step, M>(q, width, keys, other);
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) out[m] = out[m] + other[m];
+    V other[P * M];
+    lane_sums<L, 2 * Step, M, P>(q, width, keys, out);
+    lane_sums<L + Step, 2 * Step, M, P>(q, width, keys, other);
+#pragma GCC unroll 8
+    for (int i = 0; i < P * M; ++i) out[i] = out[i] + other[i];
   }
 }
 
-// The same scores from a copy [position / W][channel][W].
-template <int M>
+// The same scores from a copy [position / W][channel][W], for P times W positions. One vector alone would leave M sums, too few to hide
+// how long each takes.
+template <int M, int P>
 inline void score_copied(const float* q, int64_t width, const float* copy, int64_t j, V scale, float* scores) {
-  V out[M];
-  lane_sums<0, 1, M>(q, width, copy + j * width, out);
+  V out[P * M];
+  lane_sums<0, 1, M, P>(q, width, copy + j * width, out);
 #pragma GCC unroll 4
-  for (int m = 0; m < M; ++m) store(scores + m * kSpan + j, out[m] * scale);
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) store(scores + m * kSpan + j + p * W, out[p * M + m] * scale);
 }
 
 // A widened copy of one kv head of a span.
@@ -45,15 +53,19 @@ struct Copy {
 // The partials of up to kBlockQueries queries; a vector of keys serves all of them while it is in the first-level cache.
 inline void attend_copied(const Copy& copy, int64_t width, const Query* queries, int64_t count, float scale, float* scores) {
   const Range range = seen_by(queries, count);
-  for (int64_t j = range.first / W * W; j < range.last; j += W)
+  int64_t vectors = 1;
+  for (int64_t j = range.first / W * W; j < range.last; j += vectors * W) {
+    vectors = j + W < range.last ? 2 : 1;
     for (int64_t m = 0; m < count; m += kGroup) {
       const int64_t group = smaller(kGroup, count - m);
       const Range seen = seen_by(queries + m, group);
-      if (j + W <= seen.first || j >= seen.last) continue;
+      if (j + vectors * W <= seen.first || j >= seen.last) continue;
       with_count(group, [&]<int M>() {
-        score_copied<M>(queries[m].q, width, copy.keys, j, splat(scale), scores + m * kSpan);
+        const auto score = vectors == 2 ? score_copied<M, 2> : score_copied<M, 1>;
+        score(queries[m].q, width, copy.keys, j, splat(scale), scores + m * kSpan);
       });
     }
+  }
   Ahead nothing;
   finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores, nothing);
 }

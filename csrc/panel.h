@@ -13,7 +13,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kBlockRows = W == 16 ? 32 : 8;  // times kBlockColumns of float32: in the second-level cache, or in the first
+constexpr int64_t kBlockRows = 32;             // times kBlockColumns of float32: in the second-level cache
 constexpr int64_t kGroupRows = 4;
 constexpr int kGroupTokens = W == 16 ? 6 : 3;   // with kGroupRows, as many sums as registers allow
 constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of float32: 22.5 KiB
@@ -62,7 +62,7 @@ inline void widen_columns(bytes* row, int64_t dtype, int64_t K, int64_t first, i
 
 // M tokens with one group of the panel. `sums` hold what earlier blocks added; the last block writes the dot products to `out`.
 template <int M>
-inline void group_dots(const float* x, int64_t x_stride, const float* panel, int64_t steps, float* sums, bool first, bool last,
+[[gnu::noinline]] inline void group_dots(const float* x, int64_t x_stride, const float* panel, int64_t steps, float* sums, bool first, bool last,
                        int64_t rows, float* out, int64_t out_stride) {
   V acc[M][kGroupRows];
 #pragma GCC unroll 8
