@@ -16,7 +16,7 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kTileTokens = 16;    // of the kernels without weights
-constexpr int64_t kFewTokens = W == 16 ? 16 : 2;  // up to so many tokens, weights are used as they are read; beyond, they are widened once
+constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
 constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
 constexpr int64_t kTileRows = 32;      // rows of a weight per unit
 
@@ -148,7 +148,7 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
 // out[m * out_stride + n * out_step] = dot(x row m, w row n), M tokens by N rows at once; the rows are `stride` bytes apart.
 // `ahead`: a row of the same kind in each stream, fetched meanwhile, or null.
 template <DType D, int M, int N>
-inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+[[gnu::noinline]] inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
                  int64_t out_step, bytes* ahead) {
   constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
   V acc[M][N];
@@ -159,10 +159,11 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int
   const auto add = [&](int64_t k) {
     V wv[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) wv[n] = load_weights<D>(w + n * stride + k * size);
+    for (int n = 0; n < N; ++n) keep_loaded(wv[n] = load_weights<D>(w + n * stride + k * size));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const V xv = load(x + m * x_stride + k);
+      V xv = load(x + m * x_stride + k);
+      keep_loaded(xv);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
     }
@@ -172,8 +173,13 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int
     if (ahead != nullptr)
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * stride + k * size);
+    if constexpr (M * N > 8 && W < 16) {  // sums fill the registers: no place for what another step loads early
+#pragma GCC unroll 1
+      for (int64_t i = 0; i < line; i += W) add(k + i);
+    } else {
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < line; i += W) add(k + i);
+      for (int64_t i = 0; i < line; i += W) add(k + i);
+    }
   }
   for (; k + W <= K; k += W) add(k);
   if (k < K) {
@@ -196,41 +202,39 @@ inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int
   }
 }
 
-// All tokens of a tile against N rows, which stay in the caches meanwhile.
+// All tokens of a tile against N rows, which stay in the caches meanwhile. `next`: what comes after them in their streams is fetched while
+// they are used again, or, with `last`, when they are used once: hardware knows nothing of what follows the end of a stream.
 template <DType D, int N>
 inline void dots_group(const Input& in, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                       int64_t out_step, bytes* ahead) {
-  constexpr int kTokens = W >= 16 ? 4 : 2;  // what registers allow
+                       int64_t out_step, bytes* next, bool last) {
+  constexpr int kTokens = W == 16 || N < 4 ? 4 : 2;  // what registers allow
   int64_t t = 0;
   const auto some = [&]<int M>() {
+    bytes* ahead = t == 0 ? (last && tokens <= kTokens ? next : nullptr) : (t < 2 * kTokens ? next : nullptr);
     dots<D, M, N>(in.x + t * in.stride, in.stride, w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
-    ahead = nullptr;
+    t += M;
   };
-  for (; t + kTokens <= tokens; t += kTokens) some.template operator()<kTokens>();
-  if constexpr (kTokens == 4) {
-    if (tokens - t == 3) some.template operator()<3>();
-    if (tokens - t == 2) some.template operator()<2>();
-  }
+  while (t + kTokens <= tokens) some.template operator()<kTokens>();
+  if (kTokens > 2 && tokens - t == 3) some.template operator()<3>();
+  if (tokens - t == 2) some.template operator()<2>();
   if (tokens - t == 1) some.template operator()<1>();
 }
 
-// Few tokens against N rows. The rows are read as kStreams streams, each a quarter of them from end to end, side by side:
+// Few tokens against N rows. The rows are read as a few streams, each an equal part of them from end to end, side by side:
 //
 //   rows   | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
 //
-// Hardware prefetchers follow a few long streams; of neighbouring rows side by side they lose track. What they cannot know, where the
-// next N rows' streams begin, is fetched during the last row of each. No result depends on it.
-constexpr int64_t kStreams = 4;
-
-template <DType D>
+// Hardware prefetchers follow a few long streams; of neighbouring rows side by side they lose track. No result depends on it.
+template <DType D, int Streams>
 inline void dots_streamed(const Input& in, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  const int64_t row = row_bytes(static_cast<int64_t>(D), K), each = N / kStreams;
+  const int64_t row = row_bytes(static_cast<int64_t>(D), K), each = N / Streams;
   for (int64_t n = 0; n < each; ++n) {
-    bytes* ahead = n + 1 == each ? w + N * row : nullptr;
-    dots_group<D, kStreams>(in, tokens, w + n * row, each * row, K, out + n, out_stride, each, ahead);
+    const bool last = n + 1 == each;
+    bytes* next = w + (last ? N : n + 1) * row;
+    dots_group<D, Streams>(in, tokens, w + n * row, each * row, K, out + n, out_stride, each, next, last);
   }
-  for (int64_t n = each * kStreams; n < N; ++n)
-    dots_group<D, 1>(in, tokens, w + n * row, row, K, out + n, out_stride, 1, nullptr);
+  for (int64_t n = each * Streams; n < N; ++n)
+    dots_group<D, 1>(in, tokens, w + n * row, row, K, out + n, out_stride, 1, w + (n + 1) * row, false);
 }
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
@@ -240,7 +244,10 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   if (bytes* records = in.records.of(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
   if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
   if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
-  with_dtype(dtype, [&]<DType D>() { dots_streamed<D>(in, tokens, w, N, K, out, out_stride); });
+  with_dtype(dtype, [&]<DType D>() {
+    if (W == 16 || tokens <= 2) return dots_streamed<D, 4>(in, tokens, w, N, K, out, out_stride);
+    dots_streamed<D, 3>(in, tokens, w, N, K, out, out_stride);  // 4 tokens x 3 rows: as many sums as registers allow
+  });
 }
 
 // out[t][n] += bias[first + n]; does nothing without a bias.
