@@ -13,7 +13,7 @@ import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, aligned, call
 from tests.device.native import Pages, empty, ints, optional, random
-from tests.device.triton_table import write
+from tests.device.triton_table import put_cases
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.packed import pack, unpack
@@ -282,4 +282,4 @@ LONG = [
 ]
 
 if __name__ == "__main__":
-    write(QUICK)
+    put_cases(QUICK)

@@ -92,12 +92,12 @@ def launch(call: Call) -> None:
     residual = OPCODES[call.name].words.get("residual")
     shared = {"N": N, "BIAS": call.type("bias"), "RESIDUAL": residual, **matrix.constants()}
     if tokens <= call.tiles.few_tokens:
-        few = call.tiles.few(N, matrix.group)
+        few = call.tiles.few(N, tokens, matrix.group, matrix.is_wide)
         grid = (triton.cdiv(N, few.rows),)
         _few[grid](call.row, **shared, **few.constants(tokens), num_warps=few.warps)
         return
     staged = stage(call, [matrix])
-    many = call.tiles.many_of(tokens, matrix.group)
+    many = call.tiles.many_of(tokens, matrix.group, matrix.is_wide)
     grid = (triton.cdiv(N, many.rows) * triton.cdiv(tokens, many.tokens),)
     how = {"num_warps": many.warps, "num_stages": many.stages}
     _many[grid](call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how)

@@ -128,16 +128,16 @@ def _matrices(call: Call) -> tuple[Matrix, Matrix]:
 def launch(call: Call) -> None:
     """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
     F, tokens, (gate, up) = call.integer("F"), call.bucket.tokens, _matrices(call)
-    group = max(gate.group, up.group)
+    group, wide = max(gate.group, up.group), gate.is_wide or up.is_wide
     apart = {f"UP_{name}": value for name, value in up.constants().items() if name != "K"}
     shared = {"F": F, "GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), **gate.constants(), **apart}
     if tokens <= call.tiles.few_tokens:
-        few = call.tiles.few(2 * F, group, least_rows=2)
+        few = call.tiles.few(2 * F, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
         _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
         return
     staged = stage(call, [gate, up], normed=True)
-    many = call.tiles.many_of(tokens, group)
+    many = call.tiles.many_of(tokens, group, wide)
     grid = (triton.cdiv(2 * F, many.rows) * triton.cdiv(tokens, many.tokens),)
     how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
     _many[grid](call.row, staged, **shared, DOT=gate.dot_type, UP_DOT=up.dot_type, **many.constants(), **how)

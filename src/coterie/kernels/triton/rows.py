@@ -90,6 +90,11 @@ class Matrix:
         return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8)
 
     @property
+    def is_wide(self) -> bool:
+        """True for float32, which tensor cores do not multiply without rounding."""
+        return self.TYPE == tl.float32
+
+    @property
     def dot_type(self) -> tl.dtype:
         """What tensor cores multiply: the weight's own type; packed ones are rounded to bfloat16."""
         return self.TYPE if self.TYPE in TORCH else tl.bfloat16

@@ -90,12 +90,12 @@ def launch(call: Call) -> None:
     matrix = call.matrix("weight", K)
     shared = {"N": N, "BIAS": call.type("bias"), **matrix.constants()}
     if sampled <= call.tiles.few_tokens:
-        few = call.tiles.few(N, matrix.group)
+        few = call.tiles.few(N, sampled, matrix.group, matrix.is_wide)
         grid = (triton.cdiv(N, few.rows),)
         _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(sampled), num_warps=few.warps)
         return
     staged = stage(call, [matrix], normed=True, gathered=True)
-    many = call.tiles.many_of(sampled, matrix.group)
+    many = call.tiles.many_of(sampled, matrix.group, matrix.is_wide)
     grid = (triton.cdiv(N, many.rows) * triton.cdiv(sampled, many.tokens),)
     how = {"num_warps": many.warps, "num_stages": many.stages}
     _many[grid](call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how)

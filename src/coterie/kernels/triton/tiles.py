@@ -58,7 +58,7 @@ class Tiles:
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
     few_warps: int = 4
-    few_unroll: int = 4  # loads of so many steps are under way
+    few_unroll: int = 4  # loads of so many steps are under way; half as many with more tokens, and again in float32
     # By tokens: a step of decode for a batch has narrow tiles; prefill has square ones.
     many: tuple[tuple[int, Many], ...] = (
         (16, Many(64, 16, 128, 4, 4)),
@@ -66,6 +66,7 @@ class Tiles:
         (64, Many(128, 64, 64, 4, 4)),
         (1 << 62, Many(128, 128, 64, 8, 3)),
     )
+    many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     span: int = 256  # positions of a context that one program of decode attention reads, and that it reads at once
     span_step: int = 64
@@ -75,19 +76,26 @@ class Tiles:
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
 
-    def few(self, rows: int, group: int, least_rows: int = 1) -> Few:
-        """For a weight with so many rows. `group` columns share a scale; `least_rows` belong to one program."""
+    def few(self, rows: int, tokens: int, group: int, wide: bool, least_rows: int = 1) -> Few:
+        """For a weight with so many rows, of which `least_rows` stay together.
+
+        `group` columns share a scale; `wide` is float32.
+        """
         mine = max(_choose(self.few_rows, rows), least_rows)
         columns = max(self.few_sums // mine, group, 64)
-        return Few(mine, columns, self.few_warps * (2 if mine * columns > self.few_sums else 1), self.few_unroll)
+        warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
+        return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
         return min(power_of_two(size), self.elements)
 
-    def many_of(self, tokens: int, group: int) -> Many:
-        """For a step with up to so many tokens. `group` columns share a scale."""
+    def many_of(self, tokens: int, group: int, wide: bool) -> Many:
+        """For a step with up to so many tokens. `group` columns share a scale; `wide` is float32."""
         chosen = _choose(self.many, tokens)
+        if wide:
+            narrower = min(chosen.tokens, self.many_float32.tokens)
+            return replace(self.many_float32, tokens=narrower)
         return replace(chosen, columns=max(chosen.columns, group))
 
 

@@ -1,0 +1,56 @@
+"""The GPU's kernels compile for an H100 without one: nothing spills, loads are wide, tensor cores are used.
+
+Knows nothing about what kernels compute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+pytest.importorskip("triton", reason="the extra cuda is not installed: triton is missing")
+
+MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
+MOST_SPILLED_BYTES = 16
+
+
+def compiled(tmp_path, *names):
+    """What a process that does not interpret makes of these kernels, or of all."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.device.compiled", *names]
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def check(found):
+    for one in found:
+        assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
+        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        part = one["kernel"].rpartition(" ")[2]
+        if part in ("few", "many", "together", "alone", "stage"):
+            assert one["widest_load_bits"] == 128, one
+        if part in ("many", "together") and one["dtype"] != "F32":
+            assert one["products"] == "wgmma", one
+        if part in ("many", "together", "alone"):
+            assert one["copies_ahead"], one
+
+
+def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
+    found = compiled(tmp_path, "linear")
+    assert [one["kernel"] for one in found] == ["linear: few", "linear: stage", "linear: many"]
+    check(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q4", "F32"])
+def test_every_kernel_compiles(tmp_path, dtype):
+    found = compiled(tmp_path, "all", dtype)
+    assert len(found) > (60 if dtype == "BF16" else 30)
+    check(found)
