@@ -92,7 +92,7 @@ class Matrix:
     @property
     def is_wide(self) -> bool:
         """True for float32, which tensor cores do not multiply without rounding."""
-        return self.TYPE == tl.float32
+        return self.TYPE is tl.float32
 
     @property
     def dot_type(self) -> tl.dtype:
