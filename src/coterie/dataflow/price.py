@@ -22,7 +22,8 @@ from coterie.spec.machine import MachineSpec
 class SectionPrice:
     """Seconds of the slowest stage and of fill and drain, off-chip bytes and exchanges of one socket.
 
-    The section takes `max(compute_s + fill_s, bytes / bandwidth, exchange_s)`; behind an equal one in a loop `again_s`.
+    The section takes `max(compute_s + fill_s, bytes / bandwidth, exchange_s)`, and `waits_s` more by its tile streams
+    (L2 less L1): full FIFOs, shared bandwidth, bytes in order. Behind an equal one in a loop it takes `again_s`.
     `configured` is the share of the PCUs that its program sets up.
     """
 
@@ -30,6 +31,7 @@ class SectionPrice:
     fill_s: float
     memory_bytes: int
     exchange_s: float
+    waits_s: float
     again_s: float
     configured: float
 
@@ -61,4 +63,6 @@ def _price(chip: Chip, graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Section
     busy = [sum(s) for s, stage in zip(found.service_s, found.stages, strict=True) if stage.unit is not Unit.LINK]
     slowest = max(busy, default=0.0)
     fill = max(0.0, found.pipe_s - slowest)
-    return SectionPrice(slowest, fill, found.memory_bytes, found.link_s, found.interval_s, found.pcus / chip.grid.pcus)
+    waits_s = max(0.0, found.l2_s() - found.l1_s)
+    configured = found.pcus / chip.grid.pcus
+    return SectionPrice(slowest, fill, found.memory_bytes, found.link_s, waits_s, found.interval_s, configured)

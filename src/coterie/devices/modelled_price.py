@@ -125,7 +125,7 @@ def region_time(
         memory_s[spec.run_tier] += again / (rates.bytes_per_s(spec, spec.run_tier) * spec.tier(spec.run_tier).share)
         if exchanges:
             memory_s[PEERS] = laid_out.exchange_s
-        fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values()))
+        fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values())) + laid_out.waits_s
     launch = launch_s(spec, pricing.orchestration, region)
     known = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
     again_s = laid_out.again_s if laid_out is not None else None

@@ -15,8 +15,8 @@ class RegionTime:
     """One region of a step: launch, then the longest of compute and each tier's bytes, then what nothing hides.
 
     `memory_s` is by tier, and `peers` for bytes that stream between units meanwhile; `fill_s` fills and drains a
-    pipeline; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance` says where its
-    speed is from: measured, interpolated, transferred or analytic (the machine file's own numbers).
+    pipeline, and waits in it; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance`
+    says where its speed is from: measured, interpolated, transferred or analytic (the machine file's own numbers).
 
     `again_s` is all of a mapped section behind an equal one, where the kernel loops over layers (arXiv 2410.23668): no
     launch, and its first tiles fill the pipeline meanwhile.
