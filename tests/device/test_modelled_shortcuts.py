@@ -94,15 +94,16 @@ def test_remembered_shares_are_the_shares(flows, names):
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.floats(0, 50), st.floats(0, 50)), min_size=1, max_size=4),
     st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    st.sampled_from([1, 1, 9]),
     st.floats(0.5, 10),
     st.floats(0.5, 40),
 )
-def test_a_table_of_kinds_sums_as_the_parts_do(kinds, order, free_a, free_b):
+def test_a_table_of_kinds_sums_as_the_parts_do(kinds, order, times, free_a, free_b):
     unique = [
         Phase(delay, (Flow(a, {"a": 1.0}), Flow(b, {"b": 1.0})), alone_s=max(a / 10.0, b / 40.0))
         for delay, a, b in kinds
     ]
-    places = [number % len(unique) for number in order]
+    places = tuple(number % len(unique) for number in order * times)
     parts, free = [unique[place] for place in places], {"a": free_a, "b": free_b, "c": 0.0}
     took = [
         part.delay_s + max(flow.amount / free[name] for name, flow in zip("ab", part.flows, strict=True))

@@ -11,9 +11,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+MANY = 64  # parts: fewer are summed faster one by one
 MAX_ENDS = 16  # of what is left that ends are kept for; a bound on memory, not on use
 
 
@@ -41,13 +46,25 @@ class Part(Protocol):
         """They drain together."""
 
 
+def running(each: Sequence[float], places: tuple[int, ...]) -> array[float]:
+    """Sums of what `each` kind of part has, over the first one, two, ... all of the parts, added in their order."""
+    if len(places) < MANY:
+        return array("d", accumulate([each[place] for place in places]))
+    return array("d", np.cumsum(np.array(each)[_index(places)]).tobytes())
+
+
+@lru_cache(maxsize=64)
+def _index(places: tuple[int, ...]) -> npt.NDArray[np.intp]:
+    return np.array(places, dtype=np.intp)
+
+
 @dataclass(slots=True, eq=False)
 class Table:
     """What parts draw, part by part. `columns` has the place in `resources` of each flow of each unique part; `sums` of
     a resource has what the first n parts draw of it, for n from 0.
     """
 
-    places: Sequence[int]
+    places: tuple[int, ...]
     delays_s: Sequence[float]
     amounts: Sequence[Sequence[float]]
     resources: tuple[str, ...]
@@ -56,7 +73,7 @@ class Table:
     _ends: dict[tuple[float, ...], Sequence[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, unique: Sequence[Part], places: Sequence[int]) -> Table:
+    def of(cls, unique: Sequence[Part], places: tuple[int, ...]) -> Table:
         """`places` says which of the `unique` parts each part is."""
         resources = tuple(dict.fromkeys(name for part in unique for flow in part.flows for name in flow.uses))
         column_of = {name: number for number, name in enumerate(resources)}
@@ -67,7 +84,7 @@ class Table:
                     row[column_of[name]] += share * flow.amount
         columns = [[column_of[name] for flow in part.flows for name in flow.uses] for part in unique]
         drawn = ([row[column] for row in amounts] for column in range(len(resources)))
-        sums = tuple(array("d", [0.0, *accumulate([each[place] for place in places])]) for each in drawn)
+        sums = tuple(array("d", [0.0]) + running(each, places) for each in drawn)
         return cls(places, [part.delay_s for part in unique], amounts, resources, columns, sums)
 
     def ends_s(self, free: tuple[float, ...]) -> Sequence[float]:
@@ -80,5 +97,5 @@ class Table:
                 delay_s + max([amount / rate for amount, rate in zip(row, free, strict=True)], default=0.0)
                 for delay_s, row in zip(self.delays_s, self.amounts, strict=True)
             ]
-            found = self._ends[free] = array("d", accumulate([each[place] for place in self.places]))
+            found = self._ends[free] = running(each, self.places)
         return found

@@ -19,6 +19,7 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
+from coterie.devices.modelled_parts import running
 from coterie.devices.modelled_step import RegionTime, StepTime
 from coterie.devices.modelled_time import Flow, Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
@@ -258,7 +259,7 @@ def step_phases(
         unique.append(known[key])
     number = {index: place for place, index in enumerate(order)}
     places = tuple([number[index] for index in same])
-    alone_s = sum([unique[place].delay_s + (unique[place].alone_s or 0.0) for place in places])
+    alone_s = running([phase.delay_s + (phase.alone_s or 0.0) for phase in unique], places)[-1]
     waits_s = host_s(spec, sizes) + max(0.0, spec.step_floor_s - alone_s)
     first = replace(unique[0], delay_s=unique[0].delay_s + waits_s)
     return Parts([*unique, first], (len(unique), *places[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coterie.devices.modelled_parts import Table
+from coterie.devices.modelled_parts import Table, running
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Parts:
 
     __slots__ = ("_table", "places", "unique")
 
-    def __init__(self, unique: Sequence[Phase], places: Sequence[int]) -> None:
+    def __init__(self, unique: Sequence[Phase], places: tuple[int, ...]) -> None:
         self.unique, self.places = unique, places
         self._table: Table | None = None
 
@@ -73,8 +73,8 @@ class Parts:
                 for resource, share in flow.uses.items():
                     each = drawn.setdefault(resource, [0.0] * len(self.unique))
                     each[number] += share * flow.amount
-        totals = tuple((name, sum([each[place] for place in self.places])) for name, each in drawn.items())
-        return Phase(gate=gate, alone_s=sum([took_s[place] for place in self.places]), parts=self, drawn=totals)
+        totals = tuple([(name, running(each, self.places)[-1]) for name, each in drawn.items()])
+        return Phase(gate=gate, alone_s=running(took_s, self.places)[-1], parts=self, drawn=totals)
 
 
 def merged(parts: Sequence[Phase]) -> Phase:
@@ -87,7 +87,7 @@ def merged(parts: Sequence[Phase]) -> Phase:
         if place == len(unique):
             unique.append(part)
         places.append(place)
-    return Parts(unique, places).merged()
+    return Parts(unique, tuple(places)).merged()
 
 
 @dataclass(slots=True, eq=False)
