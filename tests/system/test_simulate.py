@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from coterie.cli.main import app
+from coterie.cli.side_by_side import side_by_side
 from coterie.composition.composition import load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
@@ -100,6 +102,49 @@ def test_somebody_is_told_how_far_it_is(many):
     assert told == sorted(set(told))
     assert 20 < len(told) <= 30
     assert served.metrics.finished["length"] == 60
+
+
+def test_machines_side_by_side_give_what_they_give_one_by_one(many, tmp_path):
+    machines = [part for name in ("toy-tiers", "dgx-h100", "sn40l-node") for part in ("--machine", name)]
+    args = ("simulate", str(many), *machines, "--rate", "40", "--requests", "20", "--json")
+    found = [runner.invoke(app, [*args, "--jobs", str(n), "--trace", str(tmp_path / f"{n}.json")]) for n in (1, 2)]
+    assert [result.exit_code for result in found] == [0, 0]
+    ours, theirs = ([{**row, "wall_s": 0} for row in json.loads(result.stdout)["rows"]] for result in found)
+    assert ours == theirs
+    assert [row["machine"] for row in ours] == ["toy-tiers", "dgx-h100", "sn40l-node"]
+    traces = [read_trace(tmp_path / f"{n}-toy-tiers-coterie.json") for n in (1, 2)]
+    assert traces[0] == traces[1]
+
+
+def test_the_first_mistake_among_machines_side_by_side_is_a_sentence(many):
+    args = (
+        "simulate",
+        str(many),
+        "--machine",
+        "sn40l-node",
+        "--machine",
+        "toy-tiers",
+        "--rate",
+        "40",
+        "--requests",
+        "9",
+    )
+    result = runner.invoke(app, [*args, "--jobs", "2", "--kv", "10GiB"])
+    assert result.exit_code == 2
+    assert (result.stderr.count("\n"), "Traceback" in result.output) == (1, False)
+    assert "[toy-tiers: " in result.stderr
+
+
+def test_work_that_ends_without_a_word_is_done_here(tmp_path):
+    here = os.getpid()
+
+    def work(number):
+        if number == 1 and os.getpid() != here:
+            os._exit(1)
+        return number, os.getpid() == here
+
+    assert list(side_by_side(work, 3, 2)) == [(0, False), (1, True), (2, False)]
+    assert list(side_by_side(work, 3, 1)) == [(number, True) for number in range(3)]
 
 
 def test_progress_is_shown_on_a_terminal_alone(many, monkeypatch):

@@ -17,19 +17,19 @@ REFRESH_S = 0.2
 
 
 @contextmanager
-def counted(what: str, count: int) -> Iterator[Callable[[int], None] | None]:
-    """Give what to tell how many of `count` are done; None where no terminal shows it."""
-    if not err.is_terminal:
+def counted(what: str, count: int, *, shown: bool = True) -> Iterator[Callable[[int], None] | None]:
+    """Give what to tell how many of `count` are done; None where no terminal shows it, or it shall not."""
+    if not (shown and err.is_terminal):
         yield None
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True, auto_refresh=False) as shown:
-        task, last_s = shown.add_task(what, total=count), perf_counter()
+    with Progress(*columns, console=err, transient=True, auto_refresh=False) as bar:
+        task, last_s = bar.add_task(what, total=count), perf_counter()
 
         def tell(done: int) -> None:
             nonlocal last_s
             if perf_counter() - last_s >= REFRESH_S:
                 last_s = perf_counter()
-                shown.update(task, completed=done, refresh=True)
+                bar.update(task, completed=done, refresh=True)
 
         yield tell

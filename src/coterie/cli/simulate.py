@@ -17,13 +17,15 @@ from rich.table import Table
 
 from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
 from coterie.cli.progress import counted
+from coterie.cli.side_by_side import side_by_side
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UsageError
+from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_seconds
 from coterie.engine.experts import open_experts
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import Model
-from coterie.plan.mix import MIXES, mix_named
+from coterie.plan.mix import F64, MIXES, mix_named
 from coterie.plan.outcome import SYNTHETIC, outcome
 from coterie.plan.paper.plots import check_plots
 from coterie.plan.setups import OURS, SETUPS, setup_named
@@ -68,6 +70,7 @@ def simulation(
     seed: SeedOpt = 7,
     slo: SloOpt = "",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps of one run at most: faster to simulate.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Machines and policies simulated at once, one a process.")] = 1,
     near: NearOpt = None,
     kv: KvOpt = None,
     trace: Annotated[
@@ -96,15 +99,21 @@ def simulation(
         (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0, steps))
         for name, how in product(machine, policy or [OURS.name])
     ]
-    rows, curves = [], {}
-    for name, case in cases:
+
+    def one(number: int) -> tuple[dict[str, Any], tuple[F64, F64], Trace | None]:
+        name, case = cases[number]
         begun = perf_counter()
-        with counted(f"{name}, {case.setup.name}", len(load)) as tell:
+        with counted(f"{name}, {case.setup.name}", len(load), shown=min(jobs, len(cases)) == 1) as tell:
             served = simulate(case, load, tell)
-        rows.append(outcome(name, case.setup.name, load, served, promised, perf_counter() - begun))
-        curves[f"{name}, {case.setup.name}"] = (served.first_s, served.last_s)
-        if trace is not None and served.trace is not None:
-            save_trace(_of_run(trace, name, case, len(cases)), served.trace)
+        row = outcome(name, case.setup.name, load, served, promised, perf_counter() - begun)
+        return row, (served.first_s, served.last_s), served.trace
+
+    rows, curves = [], {}
+    for (name, case), (row, curve, recorded) in zip(cases, side_by_side(one, len(cases), jobs), strict=True):
+        rows.append(row)
+        curves[f"{name}, {case.setup.name}"] = curve
+        if trace is not None and recorded is not None:
+            save_trace(_of_run(trace, name, case, len(cases)), recorded)
     if html is not None:
         write_page(html, page(f"{found.name}: {_workload_line(load)}", rows, curves))
     if json_:

@@ -1,0 +1,60 @@
+"""Side by side: several pieces of work at once, each in a process of its own; results come in order.
+
+    parent   work(0) .. work(n - 1)  forked, so many at a time  ->  results over pipes
+
+Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]:
+    """Yield work(0), work(1) and so on; with `jobs` above 1 so many are under way at once, where processes can fork.
+
+    Raises what a piece of work raises: it is done again here for that, since not every error crosses a pipe.
+    """
+    if min(jobs, count) <= 1 or "fork" not in get_all_start_methods():
+        yield from map(work, range(count))
+        return
+    forked = get_context("fork")
+    running: list[tuple[Any, Connection]] = []
+    begun = 0
+    try:
+        for number in range(count):
+            while begun < count and len(running) < jobs:
+                ours, theirs = forked.Pipe(duplex=False)
+                process = forked.Process(target=_send, args=(theirs, work, begun), daemon=True)
+                process.start()
+                theirs.close()
+                running.append((process, ours))
+                begun += 1
+            process, ours = running.pop(0)
+            found = _received(ours)
+            process.join()
+            yield work(number) if found is None else found[0]
+    finally:
+        for process, _ in running:
+            process.terminate()
+
+
+def _send(pipe: Connection, work: Callable[[int], T], number: int) -> None:
+    try:
+        pipe.send((work(number),))
+    except Exception:  # whatever it is, the parent meets it again
+        pipe.send(None)
+
+
+def _received(pipe: Connection) -> tuple[Any] | None:
+    """What a child sent; None where it failed, or ended without a word."""
+    try:
+        found: tuple[Any] | None = pipe.recv()
+    except EOFError:
+        return None
+    return found
