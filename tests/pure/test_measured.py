@@ -118,6 +118,15 @@ def test_a_longer_context_lies_between_the_rows_around_it(device, kind, length, 
         assert seconds(length + more) >= seconds(length) * (1 - 1e-9)
 
 
+def test_a_gemm_is_as_fast_as_those_of_its_own_proportions():
+    """Few columns and long sums: an h100 takes 53.4 us where as much work with many columns takes 45.4 us."""
+    known = kernels_of("h100")
+    long, wide, even = (Kernel("gemm", (200, *shape)) for shape in ((4096, 12288), (12288, 4096), (7168, 7168)))
+    seconds = [ideal_s("h100", kernel) / known.speed(kernel).util for kernel in (long, even, wide)]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > 1.05 * seconds[2]
+
+
 def test_above_the_last_row_a_fixed_part_stays_what_it_was():
     """Decode attention on an h100, batch 64: of 2048 positions and more all rows beat the peaks."""
     known = kernels_of("h100")

@@ -5,6 +5,7 @@
     along y       tokens or context, between two neighbours: gemms hypot(fixed, rate * effort); attention's effort per
                   second is linear in log y, its time within theirs
     above y       gemms as the last row; attention goes on at the last two rows' seconds per effort
+    form          n / k of a gemm: effort per second is linear in its log between two
     along x       work at one y: time = fixed + rate * x between two neighbours; that also holds outside, for a while
     element-wise  one curve through all: time = hypot(fixed, bytes / rate), least relative squares
     provenance    measured (this row), interpolated (between rows), transferred (outside them, within REACH)
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from itertools import groupby, pairwise
 from math import hypot, log, sqrt
 
 from coterie.spec.load import load_machine, machine_names
@@ -58,6 +60,11 @@ class Kernel:
         if self.family == "gemm":
             return float(self.shape[1] * self.shape[2])
         return self.shape[3] * self.shape[0] * self.shape[2] / (HEADS * 128)
+
+    @property
+    def form(self) -> float:
+        """log(n / k) of a gemm: as much work has more tiles of output, or longer sums. 0 for others."""
+        return log(self.shape[1] / self.shape[2]) if self.family == "gemm" else 0.0
 
     @property
     def y(self) -> float:
@@ -143,9 +150,12 @@ def effort_s(device: str, kernel: Kernel) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """The rows of one x: (y, effort / seconds), in order. `rate`: seconds per effort above the last, 0 for as there."""
+    """The rows of one x and form: (y, effort / seconds), in order. `rate`: seconds per effort above the last, 0 for as
+    there.
+    """
 
     x: float
+    form: float
     points: tuple[tuple[float, float], ...]
     rate: float = 0.0
 
@@ -157,14 +167,14 @@ class Kernels:
         self.device = device
         self._exact: dict[Kernel, float] = {}
         moves: list[tuple[float, float]] = []
-        found: dict[tuple[str, int], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        found: dict[tuple[str, int], dict[tuple[float, float], list[Row]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.possible and row.kernel.family == ELEMENT_WISE:
                 moves.append((row.kernel.bytes, row.seconds))
             elif row.possible:
                 self._exact[row.kernel] = row.ideal_s / row.seconds
-                found[row.kernel.family, row.kernel.variant][row.kernel.x].append(row)
-        self._curves = {key: self._curves_of(by_x) for key, by_x in found.items()}
+                found[row.kernel.family, row.kernel.variant][row.kernel.x, row.kernel.form].append(row)
+        self._curves = {key: self._curves_of(by_work) for key, by_work in found.items()}
         self._moves = _bend(moves) if len({size for size, _ in moves}) > 1 else None
         self._moved = (min(size for size, _ in moves), max(size for size, _ in moves)) if moves else (0.0, 0.0)
 
@@ -188,7 +198,8 @@ class Kernels:
         if not low / REACH <= y <= high * REACH:
             return None
         inside = inside and low <= y <= high
-        seconds = self._effort_s(kernel) / _across([(curve.x, self._along(curve, kernel)) for curve in curves], x)
+        points = [(at, self._of_form(tuple(same), kernel)) for at, same in groupby(curves, key=lambda curve: curve.x)]
+        seconds = self._effort_s(kernel) / _across(points, x)
         util = min(1.0, ideal_s(self.device, kernel) / seconds)
         return Speed(util, INTERPOLATED if inside else TRANSFERRED)
 
@@ -203,10 +214,10 @@ class Kernels:
     def _effort_s(self, kernel: Kernel) -> float:
         return effort_s(self.device, kernel)
 
-    def _curves_of(self, by_x: Mapping[float, Sequence[Row]]) -> list[_Curve]:
+    def _curves_of(self, by_work: Mapping[tuple[float, float], Sequence[Row]]) -> list[_Curve]:
         """The curves of one variant. One of a single row goes on at the rate of the nearest that has more."""
         curves, rates = [], {}
-        for x, rows in sorted(by_x.items()):
+        for (x, form), rows in sorted(by_work.items()):
             by_y: dict[float, list[Row]] = defaultdict(list)
             for row in rows:
                 by_y[row.kernel.y].append(row)
@@ -214,12 +225,20 @@ class Kernels:
             for y, same in sorted(by_y.items()):
                 shares = [self._effort_s(row.kernel) / row.seconds for row in same]
                 points.append((y, sum(shares) / len(shares)))
-            curves.append(_Curve(x, tuple(points)))
+            curves.append(_Curve(x, form, tuple(points)))
             if len(points) > 1 and rows[0].kernel.family != "gemm":
                 rates[x] = self._rate(rows[0].kernel, points)
         if not rates:
             return curves
         return [replace(curve, rate=rates[min(rates, key=lambda x: abs(log(x / curve.x)))]) for curve in curves]
+
+    def _of_form(self, curves: Sequence[_Curve], kernel: Kernel) -> float:
+        """Effort / seconds at one x: linear in the form between curves of two, and beyond them as the nearer."""
+        for low, high in pairwise(curves):
+            if low.form <= kernel.form <= high.form:
+                part = (kernel.form - low.form) / (high.form - low.form)
+                return (1 - part) * self._along(low, kernel) + part * self._along(high, kernel)
+        return self._along(min(curves, key=lambda curve: abs(curve.form - kernel.form)), kernel)
 
     def _rate(self, kernel: Kernel, points: Sequence[tuple[float, float]]) -> float:
         """Seconds per effort from the last row but one to the last; not below what the peaks allow."""
