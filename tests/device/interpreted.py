@@ -36,7 +36,7 @@ interpreter._patch_lang(triton.language.sum.fn)
 interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
-WIDE = Tiles(few_rows=((1 << 62, 32),), few_sums=32 * 64)
+WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64)
 
 
 def call(kernel, bucket, tiles=WIDE, **operands):

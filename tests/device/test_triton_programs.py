@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.device.interpreted import Bucket, bound_rows, inspect, run
+from tests.device.interpreted import Bucket, bound_rows, gpu, inspect, run
 from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
 
 from coterie.core.dtypes import DType
@@ -31,9 +31,8 @@ QUICK = [
     ("odd", (BF16,), "cache"),
     ("odd", (F32,), "none"),
     ("biases", MIXED, "cache"),
-    ("qk-norm", ALL, "cache"),
 ]
-LONG = [("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
+LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
 LONG += [
     (shape, dtypes, rules)
     for shape in SHAPES
@@ -131,6 +130,15 @@ def test_a_switch_rewrites_rows_and_needs_no_other_launch(make):
     run(bound_rows(one, step).rows, Bucket(3, 1, 1, 24 * 5), on_gpu=bound.rows)
     for name, found in bound.stored_values().items():
         np.testing.assert_array_equal(found, expected[name], err_msg=name)
+
+
+def test_an_address_that_a_gpu_would_fault_on_is_named(make):
+    rows = bound_rows(make("odd", (BF16,)), step_of(([3], 0))).rows
+    gpu.check_aligned(rows)
+    linear_add = next(row for row in rows if row[kernels.OPCODE_WORD] == kernels.OPCODES["linear_add"].number)
+    linear_add[kernels.OPCODES["linear_add"].words["weight"]] += 2
+    with pytest.raises(ValueError, match=r"weight of linear_add is at \d+, no multiple of 16"):
+        gpu.check_aligned(rows)
 
 
 def test_rounded_activations_are_refused_by_name():

@@ -86,7 +86,7 @@ def test_masked_tokens_are_never_drawn():
     assert set(drawn) <= {3, 17}
 
 
-@pytest.mark.parametrize("at", [0, 39])
+@pytest.mark.parametrize("at", [0, pytest.param(39, marks=pytest.mark.long)])
 def test_a_row_with_a_nan_draws_no_token_and_the_others_are_as_before(at):
     settings = [Sampling(), *SETTINGS[:3]]
     logits = np.random.default_rng(at).standard_normal((4, 40)).astype(np.float32)

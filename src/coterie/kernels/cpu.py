@@ -34,6 +34,7 @@ class Opcode:
     number: int
     words: Mapping[str, int]
     reals: frozenset[str]
+    addresses: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Counters:
 
 def _opcode(number: int, fields: tuple[tuple[str, str], ...]) -> Opcode:
     words = {name: _cpu.HEADER_WORDS + i for i, (name, _) in enumerate(fields)}
-    return Opcode(number, MappingProxyType(words), frozenset(name for name, kind in fields if kind == "d"))
+    reals, addresses = (frozenset(name for name, kind in fields if kind == wanted) for wanted in "dp")
+    return Opcode(number, MappingProxyType(words), reals, addresses)
 
 
 OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, row in _cpu.OPCODES.items()})

@@ -26,10 +26,10 @@ from coterie.kernels.triton import (
     take_norm_linear,
     take_rows,
 )
-from coterie.kernels.triton.rows import Bucket, Call
+from coterie.kernels.triton.rows import ALIGN_BYTES, Bucket, Call
 from coterie.kernels.triton.tiles import H100, Tiles
 
-__all__ = ["H100", "Bucket", "Tiles", "launch", "scratch_bytes"]
+__all__ = ["ALIGN_BYTES", "H100", "Bucket", "Tiles", "check_aligned", "launch", "scratch_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,18 @@ def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
     none = torch.empty(0, dtype=torch.uint8)
     calls = (_call(row, none, bucket, none, tiles) for row in host_rows)
     return max((KERNELS[call.name].scratch_bytes(call) for call in calls), default=0)
+
+
+def check_aligned(rows: I64) -> None:
+    """Raise ValueError naming an operand whose address is no multiple of 16: a GPU would fault, and not recover."""
+    for row in rows:
+        name = _NAMES[int(row[OPCODE_WORD])]
+        for operand in sorted(OPCODES[name].addresses):
+            address = int(row[OPCODES[name].words[operand]])
+            if address % ALIGN_BYTES:
+                raise ValueError(
+                    f"{operand} of {name} is at {address}, no multiple of {ALIGN_BYTES}; align it when placed"
+                )
 
 
 def _call(host_row: I64, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:

@@ -1,0 +1,80 @@
+"""What happens between two steps of a run, on the GPU: drawn tokens are kept, checked for an end and fed back.
+
+    launches   step 0   feed   step 1   feed   step 2   feed ...     all of them queued at once
+    a row ended in step 1:                ^ sets T and R of every row to 0, so that no later launch does anything
+
+So a run of several steps ends early without the host looking at it; how many steps were done is read at the end.
+What csrc/feed.h does for threads. Knows nothing about what the steps compute.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import FEED, I64, OPCODE_WORD, OPCODES, ROW_WORDS
+from coterie.kernels.triton.arithmetic import integer, pointer
+
+STEPS, DRAWN, ROWS_AT, TOKENS, POSITIONS = (
+    tl.constexpr(FEED[name]) for name in ("steps", "drawn", "rows", "tokens", "positions")
+)
+ENDS, FIRST_END, KEPT, T, R = (tl.constexpr(FEED[name]) for name in ("ends", "first_end", "kept", "T", "R"))
+DONE, ENDED = tl.constexpr(0), tl.constexpr(1)  # of a run's state: steps done, and 1 once a row has ended
+_SIZES = {
+    opcode.number: [opcode.words[name] for name in ("T", "R") if name in opcode.words] for opcode in OPCODES.values()
+}
+_AT_ONCE = 256  # rows, tokens or words; never timed
+
+
+def stops_of(host_rows: I64) -> I64:
+    """Where, among the words of a program's rows, T and R are: what `feed` sets to 0 to end a run."""
+    words = [i * ROW_WORDS + word for i, row in enumerate(host_rows) for word in _SIZES[int(row[OPCODE_WORD])]]
+    return np.array(words, np.int64)
+
+
+@triton.jit
+def _feed(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
+    done = tl.load(state + DONE)
+    if tl.load(state + ENDED) == 0:
+        sampled = integer(feed, R)
+        ended = 0
+        for first in tl.range(0, sampled, STEP):
+            r = first + tl.arange(0, STEP)
+            mask = r < sampled
+            token = tl.load(pointer(feed, DRAWN, tl.int32) + r, mask=mask, other=0)
+            tl.store(pointer(feed, KEPT, tl.int32) + done * sampled + r, token, mask=mask)
+            begin = tl.load(pointer(feed, FIRST_END, tl.int32) + r, mask=mask, other=0)
+            end = tl.load(pointer(feed, FIRST_END, tl.int32) + r + 1, mask=mask, other=0)
+            ended += tl.sum((token < 0).to(tl.int32), axis=0)
+            for e in tl.range(0, tl.max(end - begin, axis=0)):
+                one = tl.load(pointer(feed, ENDS, tl.int32) + begin + e, mask=begin + e < end, other=-1)
+                ended += tl.sum((mask & (one == token)).to(tl.int32), axis=0)
+        tl.store(state + DONE, done + 1)
+        if ended > 0:
+            tl.store(state + ENDED, 1)
+            for first in tl.range(0, STOPS, STEP):
+                i = first + tl.arange(0, STEP)
+                word = tl.load(stops + i, mask=i < STOPS, other=0)
+                tl.store(rows + word, tl.zeros([STEP], tl.int64), mask=i < STOPS)
+        elif done + 1 < integer(feed, STEPS):
+            for first in tl.range(0, sampled, STEP):
+                r = first + tl.arange(0, STEP)
+                token = tl.load(pointer(feed, DRAWN, tl.int32) + r, mask=r < sampled, other=0)
+                at = tl.load(pointer(feed, ROWS_AT, tl.int32) + r, mask=r < sampled, other=0)
+                tl.store(pointer(feed, TOKENS, tl.int32) + at, token, mask=r < sampled)
+            for first in tl.range(0, integer(feed, T), STEP):
+                t = first + tl.arange(0, STEP)
+                mask = t < integer(feed, T)
+                at = pointer(feed, POSITIONS, tl.int32) + t
+                tl.store(at, tl.load(at, mask=mask, other=0) + 1, mask=mask)
+
+
+def launch_feed(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> None:
+    """End a step, behind the launches of its rows.
+
+    feed: a word per name of FEED, addresses on the GPU. state: two int32, 0 before the first step; how many steps were
+    done, and whether a row ended. stops: `stops_of` the rows; after a run that ended so, T and R must be written again.
+    """
+    _feed[(1,)](feed, state, rows, stops, STOPS=stops.numel(), STEP=_AT_ONCE)
