@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from coterie.core.shapes import Sizes
+from coterie.dataflow.price import section_price
 from coterie.devices.modelled_price import Pricing, facts, region_time
 from coterie.graph.backward import training_graph
 from coterie.graph.buffers import plan_buffers
@@ -101,6 +102,12 @@ def _program(graph: Graph, rule_set: str, benchmark: Benchmark) -> Program:
 def launches(program: Program) -> int:
     """Kernel calls of one step."""
     return len(program.regions)
+
+
+def fits(spec: MachineSpec, program: Program, sizes: Sizes) -> bool:
+    """Whether each of a program's sections fits on a socket's grid as one, as its kernels are counted."""
+    indices = dict.fromkeys(facts(program).same)
+    return all(section_price(spec, program.graph, program.regions[i].ops, sizes) is not None for i in indices)
 
 
 def layer_kernels(benchmark: Benchmark) -> int:

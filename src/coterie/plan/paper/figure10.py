@@ -19,7 +19,7 @@ from statistics import median
 
 from coterie.plan.paper.benchmarks import Benchmark, benchmarks
 from coterie.plan.paper.figure10_notes import notes
-from coterie.plan.paper.figure10_times import NODE, Shared, Times, times
+from coterie.plan.paper.figure10_times import NODE, Shared, Times, is_possible, times
 from coterie.plan.paper.machine import spec
 from coterie.plan.paper.published import Published, beside, data
 from coterie.plan.paper.row import Chart, Exhibit, Fitted, Kind, Method, Row, bars
@@ -82,7 +82,12 @@ def _cases() -> tuple[Case, ...]:
 
 def best_batch(benchmark: Benchmark, values: dict[str, float], shared: Shared) -> int:
     """The batch at which these of its values come out best; the smallest of equals."""
-    return min(BATCHES, key=lambda batch: _miss(times(benchmark, batch), values, shared))
+    return min(_batches(benchmark), key=lambda batch: _miss(times(benchmark, batch), values, shared))
+
+
+def _batches(benchmark: Benchmark) -> tuple[int, ...]:
+    """Those at which a layer is one section, as the launches that are counted assume."""
+    return tuple(batch for batch in BATCHES if is_possible(benchmark, batch))
 
 
 def _miss(at: Times, values: dict[str, float], shared: Shared) -> float:
@@ -143,7 +148,7 @@ def _narrowed(cases: tuple[Case, ...], shared: Shared, least: float) -> tuple[Sh
 
 
 def _total(cases: tuple[Case, ...], shared: Shared) -> float:
-    return sum(min(_miss(times(b, batch), values, shared) for batch in BATCHES) for b, values in cases)
+    return sum(min(_miss(times(b, batch), values, shared) for batch in _batches(b)) for b, values in cases)
 
 
 def left_out(cases: tuple[Case, ...]) -> float:

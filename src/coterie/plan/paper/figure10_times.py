@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from coterie.plan.paper.benchmarks import Benchmark, fused, launches, layer_kernels, unfused, work_s
+from coterie.plan.paper.benchmarks import Benchmark, fits, fused, launches, layer_kernels, unfused, work_s
 from coterie.plan.paper.machine import spec
 from coterie.spec.machine import MachineSpec
 
@@ -50,6 +50,13 @@ class Times:
         so = self.fused_work_s + self.fused_kernels * (shared.host_launch_s + shared.host_program_s)
         ho = self.fused_work_s + self.fused_kernels * shared.device_s
         return {"SO": unfused_s / so, "HO": unfused_s / ho}
+
+
+@cache
+def is_possible(benchmark: Benchmark, batch: int) -> bool:
+    """Whether its sections fit on the machine at a batch; batch 1 is priced even where one does not."""
+    machine = spec(NODE if benchmark.is_model else SOCKET)
+    return batch == 1 or fits(machine, fused(benchmark), benchmark.sizes(batch))
 
 
 @cache
