@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from coterie.checkpoint.layout import FileRange
 from coterie.core.shapes import Sizes
+from coterie.core.values import value
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
@@ -27,7 +28,7 @@ I32 = npt.NDArray[np.int32]
 Ints: TypeAlias = Sequence[int] | I32
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Buffer:
     """A piece of a slab: `slab_id` is the reserving device's name for it; `offset` and `size_bytes` are inside it."""
 
@@ -43,7 +44,7 @@ class Buffer:
         return Buffer(self.slab_id, self.tier, self.offset + offset, size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Event:
     """When something on a lane is done; ask the device that made it. `lane` is `compute` or `src->dst`."""
 
@@ -66,7 +67,7 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rows:
     """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
 
@@ -97,7 +98,7 @@ class Rows:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Binding:
     """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
 
@@ -119,7 +120,7 @@ class Executable(Protocol):
         """The program that was loaded."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Span:
     """When an event's work began and ended, in seconds on the device's clock."""
 

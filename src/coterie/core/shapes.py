@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from coterie.core.values import value
+
 
 class Symbol(Enum):
     """A dimension that is fixed only when a step is run."""
@@ -41,7 +43,7 @@ Dim: TypeAlias = int | Symbol | Times
 Shape: TypeAlias = tuple[Dim, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sizes:
     """The numbers that a step puts in the place of symbols.
 

@@ -13,6 +13,7 @@ from itertools import count
 from time import perf_counter
 
 from coterie.core.errors import DeviceError
+from coterie.core.values import value
 from coterie.device import I32, Event, Span
 from coterie.kernels import cpu as kernels
 
@@ -27,7 +28,7 @@ class _State:
     watchers: list[Callable[[bool], None]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CpuEvent(Event):
     """An event that carries its own state, so that the device keeps nothing of an event that nobody holds."""
 

@@ -6,13 +6,14 @@ Knows nothing about what the work costs or computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from coterie.core.values import value
 from coterie.device import I32, Event
 from coterie.devices.modelled_time import Work
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ModelledEvent(Event):
     """An event with its work on the clock. `tokens` tells what a run drew; None for other work and for a failed run."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
+from coterie.core.values import value
 from coterie.device import Rows
 from coterie.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Part:
     """A sequence's share of a step: `count` tokens from `start` on; `sampled` when they reach its newest token."""
 
@@ -31,7 +31,7 @@ class Part:
         return self.start + self.count == len(self.sequence.tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Batch:
     """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R."""
 

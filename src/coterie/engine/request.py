@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from coterie.core.errors import CoterieError, RequestError
+from coterie.core.values import value
 
 if TYPE_CHECKING:
     from coterie.checkpoint.tokenizer import Detokenizer
@@ -75,7 +76,7 @@ class Request:
             raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Timings:
     """When things happened, in seconds on the device's clock.
 
@@ -99,7 +100,7 @@ class Timings:
         return None if self.first_token_s is None else self.first_token_s - self.arrival_s
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Output:
     """What one step made for one request. The last one has a `finish_reason` and the timings.
 

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from coterie.core.errors import UsageError
+from coterie.core.values import value
 from coterie.engine.policy import Policy
 
 
@@ -27,7 +28,7 @@ class Residence(Enum):
     READY = 3  # all of it is there
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """A request that is not admitted: its place in the order of arrival, and the KV blocks that it needs at worst."""
 
@@ -35,7 +36,7 @@ class Waiting:
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Group:
     """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
     ones. `oldest`: the least number among waiting and running. `last_run`: the step in which it ran last (-1: never).
@@ -52,7 +53,7 @@ class Group:
     turn_steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class First:
     """The first waiting request of an expert, and how many later ones were admitted before it."""
 
@@ -61,7 +62,7 @@ class First:
     overtaken: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class View:
     """What a decision may depend on.
 
@@ -81,7 +82,7 @@ class View:
     refused: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fetch:
     """Bring an expert in. The experts in `keep` must stay; those in `spare` go only if it does not fit otherwise."""
 
@@ -90,7 +91,7 @@ class Fetch:
     spare: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Run:
     """Admit these waiting requests, then run one step of the expert."""
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
+from coterie.core.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class Entry:
     """An expert's copy in a tier, as a policy sees it.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
+from coterie.core.values import value
 from coterie.device import Buffer, Event
 
 Evicted: TypeAlias = tuple[tuple[str, str], ...]
@@ -27,7 +28,7 @@ class Early:
     gate: Event
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Residency:
     """An expert in the run tier. `gates`: stage -> event; `ready`: the last, None once a poll has seen the load finish.
 
