@@ -254,7 +254,7 @@ QUICK = [
     linear("linear", BF16, 70, 40, 36, True),
     linear("linear", BF16, 131, 150, 70, False),
     *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
-    *(gate_up(Q4, F32, T, 21, 70, True) for T in (1, 6)),
+    *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),

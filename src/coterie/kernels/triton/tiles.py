@@ -94,8 +94,7 @@ class Tiles:
         """For a step with up to so many tokens. `group` columns share a scale; `wide` is float32."""
         chosen = _choose(self.many, tokens)
         if wide:
-            narrower = min(chosen.tokens, self.many_float32.tokens)
-            return replace(self.many_float32, tokens=narrower)
+            chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return replace(chosen, columns=max(chosen.columns, group))
 
 
