@@ -27,7 +27,7 @@ from coterie.kernels.triton.launch import Bucket
 from coterie.kernels.triton.tiles import Tiles
 
 if not isinstance(triton.language.zeros, interpreter.InterpretedFunction):
-    pytest.skip("triton was imported before it was told to interpret", allow_module_level=True)
+    raise RuntimeError("triton was imported before it was told to interpret; import tests.device.interpreted first")
 
 # Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes. It also
 # swaps the functions of the language for its own at each call of one function by another; once is enough.
