@@ -82,6 +82,8 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", ada, "--section", "layers.99"), "there is no section layers.99", "embed")
     refused(run("map", ada, "--orchestration", "nobody"), "use device or host")
     refused(run("map", ada, "--phase", "train", "--tp", "2"), "259 rows, which do not split over 2 ranks")
+    refused(run("map", "monarch-example", "--phase", "train"), "draws no tokens", "language model")
+    refused(run("map", "llama-2-7b", "--tp", "16"), "[--tp] 16 sockets", "sn40l-node has 8", "at most 8")
     refused(run("map", "flash-fft-conv-1m", "--tp", "8"), "none of its 97 ops can be split over 8 ranks", "on one")
     refused(run("map", "llava-1.5-7b", "--tokens", "10"), "--tokens", "has 10 tokens", "alone takes 576", "577")
     refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")

@@ -77,7 +77,11 @@ def map_(
     else:
         graph = shard(graph, tp)
     spec = load_machine(machine)
-    plan = sections_of(graph, sizes, chip_of(spec, orchestration), how, tp)
+    chip = chip_of(spec, orchestration)
+    if tp > chip.sockets:
+        fact = f"{tp} sockets cannot share the model: {spec.name} has {chip.sockets}"
+        raise UsageError("--tp", fact, f"use at most {chip.sockets}, or a machine with more sockets")
+    plan = sections_of(graph, sizes, chip, how, tp)
     lies = plan_of_memory(graph, plan, sizes, spec, memory) if memory else None
     name, chosen = _chosen(plan, section)
     placed = place(chosen)
@@ -169,4 +173,4 @@ def _print(plan: Sections) -> None:
     if len(inner) > MAX_BOUNDARIES:
         out.print(f"and {len(inner) - MAX_BOUNDARIES} more (--json lists all)")
     looped = f"{format_seconds(plan.seconds(looping=True))} in {len(plan.calls)} calls with equal layers looped"
-    out.print(f"a step: {format_seconds(plan.seconds())} in {plan.launches} launches; {looped}")
+    out.print(f"a step, by L1: {format_seconds(plan.seconds())} in {plan.launches} launches; {looped}")

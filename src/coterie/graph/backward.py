@@ -29,7 +29,8 @@ def training_graph(graph: Graph, degree: int = 1, rank: int = 0) -> Graph:
     """Forward and backward of a decoder: stages `layers.0.grad` and so on follow the forward ones, last layer first.
 
     Every row is a target: give Sizes with R = T. With a degree, what one rank of so many computes (graph/shard.py).
-    Raises UnsupportedError for an op that has no rule, UsageError for a degree that the graph cannot be split by.
+    Raises UnsupportedError for an op that has no rule, UsageError for a degree that the graph cannot be split by,
+    or a graph without logits.
     """
     return split_training_graph(graph, degree, rank).graph
 
@@ -56,7 +57,9 @@ class _Backward:
         """Build it."""
         self.values = {n: v for n, v in self.graph.values.items() if n not in ("sampling", "next_tokens")}
         self.values[TARGETS] = Value(TARGETS, (Symbol.R,), DType.I32, Kind.INPUT)
-        logits = next(op.inputs[0] for op in self.graph.ops if op.kind == "sample")
+        logits = next((op.inputs[0] for op in self.graph.ops if op.kind == "sample"), None)
+        if logits is None:
+            raise UsageError(self.graph.name, "it draws no tokens, so it has no loss", "train a language model")
         joined = next((op for op in self.graph.ops if op.kind == "all_gather" and op.outputs == (logits,)), None)
         forward = [op for op in self.graph.ops if op.kind != "sample" and op is not joined]
         self.ops = list(forward)
