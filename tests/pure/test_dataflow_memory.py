@@ -30,9 +30,8 @@ def symbols(draw, most=14, unit=4096):
     for n in range(draw(st.integers(1, most))):
         first = draw(st.integers(0, 9))
         last = draw(st.integers(first, 9))
-        found.append(
-            Symbol(f"s{n}", "tensor", unit * draw(st.integers(1, 9)), first, last, draw(st.integers(0, 50)) * 999)
-        )
+        moves = draw(st.dictionaries(st.integers(first, last), st.integers(0, 50).map(lambda n: n * 999), max_size=3))
+        found.append(Symbol(f"s{n}", "tensor", unit * draw(st.integers(1, 9)), first, last, tuple(moves.items())))
     return found
 
 
@@ -57,7 +56,11 @@ def test_no_plan_overflows_and_nothing_is_lost(found, room, how):
     assert plan.packed.peak_bytes <= room * 4096
     assert plan.spilled_bytes == sum(s.moved_bytes for s in plan.far)
     assert plan.timeline == tuple(live_bytes(found, len(plan.timeline)))
-    assert {fetch.symbol for fetch in plan.fetches} == {s.name for s in plan.far}
+    assert {fetch.symbol for fetch in plan.fetches} == {s.name for s in plan.far if s.moved_bytes}
+    assert sum(fetch.size_bytes for fetch in plan.fetches) == plan.spilled_bytes
+    alive = {s.name: range(s.first, s.last + 1) for s in plan.far}
+    assert all(fetch.step in alive[fetch.symbol] for fetch in plan.fetches)
+    assert [fetch.step for fetch in plan.fetches] == sorted(fetch.step for fetch in plan.fetches)
 
 
 @settings(STEADY, max_examples=25)
@@ -86,6 +89,7 @@ def test_symbols_of_a_graph_live_from_their_writer_to_their_last_reader():
     assert residual.moved_bytes == 3 * residual.size_bytes, "written once, read by the norm and by the sum"
     weight = found["model.layers.0.mlp.up_proj.weight"]
     assert (weight.first, weight.last) == (0, len(names) - 1)
+    assert weight.moves == ((names.index("layers.0/up"), weight.size_bytes),), "read once, by its op"
     whole = symbols_of(graph, [[op for op in graph.ops if op.stage == stage] for stage in graph.stages], sizes)
     assert "layers.0/up" not in {s.name for s in whole}, "what stays inside a section is in no memory"
 

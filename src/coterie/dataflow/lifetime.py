@@ -9,6 +9,7 @@ not overlap may share addresses (the paper, section V-A). Knows nothing about ho
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,14 +21,19 @@ from coterie.graph.ir import Graph, Kind, Op
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """Bytes needed from step `first` to step `last`; `moved_bytes` go to and from them in the whole program."""
+    """Bytes needed from step `first` to step `last`; `moves` are the steps that read or write it, and how much."""
 
     name: str
     kind: str
     size_bytes: int
     first: int
     last: int
-    moved_bytes: int
+    moves: tuple[tuple[int, int], ...]
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that go to and from it in the whole program."""
+        return sum(size for _, size in self.moves)
 
     @property
     def steps(self) -> int:
@@ -43,7 +49,7 @@ def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tup
     """The symbols of a graph whose ops run in these steps (sections or kernels); what stays inside a step has none."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
-    moved: dict[str, int] = {}
+    moved: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     end = len(steps) - 1
     for at, ops in enumerate(steps):
         crossing = border(graph, ops)
@@ -53,18 +59,18 @@ def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tup
             first.setdefault(name, 0 if whole else at)
             last[name] = end if whole or value.kind is Kind.OUTPUT else at
             if value.kind is not Kind.STATE:
-                moved[name] = moved.get(name, 0) + value_bytes(value, sizes)
+                moved[name][at] += value_bytes(value, sizes)
         for op in ops:
             if op.kind in (*KV_READERS, "kv_append"):
                 state = next(n for n in op.inputs if n and graph.values[n].kind is Kind.STATE)
-                moved[state] = moved.get(state, 0) + kv_bytes(graph, op, sizes)
+                moved[state][at] += kv_bytes(graph, op, sizes)
     found = []
     for name, begin in first.items():
         value = graph.values[name]
         size = value_bytes(value, sizes)
         if value.kind is Kind.STATE:
             size = _layers(value.shape[0]) * trailing(value.shape) * value.dtype.size_bytes * sizes.context_tokens
-        found.append(Symbol(name, value.kind.value, size, begin, last[name], moved.get(name, 0)))
+        found.append(Symbol(name, value.kind.value, size, begin, last[name], tuple(moved[name].items())))
     return tuple(found)
 
 

@@ -54,12 +54,9 @@ class MemoryPlan:
 
     @property
     def fetches(self) -> tuple[Fetch, ...]:
-        """When spilled symbols move, at the ends of their lives: each must be done when its step begins or ends."""
-        return tuple(
-            Fetch(step, symbol.name, symbol.size_bytes)
-            for symbol in sorted(self.far, key=lambda s: (s.first, s.name))
-            for step in dict.fromkeys((symbol.first, symbol.last))
-        )
+        """When spilled symbols move, in order: what a step reads before it, what it writes after it."""
+        moves = (Fetch(step, symbol.name, size) for symbol in self.far for step, size in symbol.moves if size)
+        return tuple(sorted(moves, key=lambda f: (f.step, f.symbol)))
 
     @property
     def top(self) -> tuple[Symbol, ...]:
