@@ -19,6 +19,7 @@ from coterie.core.errors import CapacityError, UnsupportedError, UsageError
 from coterie.core.shapes import Sizes, Symbol
 from coterie.dataflow.balance import balance, fewest
 from coterie.dataflow.chip import Chip, chip_of
+from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.estimate import Estimate
 from coterie.dataflow.legal import Way, convex, walk
 from coterie.dataflow.mapping import Mapped, Misfit, map_section
@@ -27,11 +28,13 @@ from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
 from coterie.graph.backward import training_graph
+from coterie.graph.compile import compile_graph
+from coterie.graph.cost import op_cost, region_cost
+from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Graph, GraphBuilder, Kind
 from coterie.graph.shard import shard
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
-from coterie.spec.machine import SpatialUnits
 
 T = Symbol.T
 CASES = settings(STEADY, max_examples=8)
@@ -123,6 +126,7 @@ def test_every_op_is_in_one_section_and_bounds_are_in_order(graph, sizes, how):
     assert sum(len(plan.mapped[i].ops) for i in plan.index) == len(graph.ops)
     for part in plan.mapped:
         assert part.l0_s <= part.l1_s <= part.l2_s() * (1 + 1e-9)
+        assert not shallow(part.machine()), "no section can wait for ever, whatever its stages' speeds"
         assert part.pcus <= part.chip.grid.pcus
         assert part.pmus <= part.chip.grid.pmus
         assert all(b.size_bytes <= b.pmus * part.chip.grid.pmu_bytes for b in part.buffers)
@@ -254,10 +258,15 @@ def test_machines_without_units_ops_without_a_form_and_ways_without_a_name_are_r
 
 def test_costs_are_those_of_the_graph():
     graph, sizes = decoder(), Sizes.prefill(2, 9)
-    for stage in graph.stages:
-        assert section_cost(graph, layer(graph, stage), sizes).flops > 0 or stage == "embed"
+    program = compile_graph(graph, SECTION)
+    assert [region.stage for region in program.regions] == list(graph.stages)
+    costs = [section_cost(graph, layer(graph, stage), sizes) for stage in graph.stages]
+    assert costs == [region_cost(program, region, sizes) for region in program.regions]
+    assert sum(cost.flops for cost in costs) == sum(op_cost(graph, op, sizes).flops for op in graph.ops) > 0
+
+
+def test_members_of_a_mask_ascend():
     assert members(0b1011) == [0, 1, 3]
-    assert isinstance(SOCKET.grid, SpatialUnits)
 
 
 def test_the_papers_example_streams_through_its_transpose_as_one_section():
@@ -301,6 +310,19 @@ def test_a_layer_of_llama_2_7b_uses_nine_tenths_of_a_socket_in_prefill():
     assert not part.streamed
 
 
+def test_scores_of_all_heads_and_groups_are_on_chip_at_once():
+    """A vision tower's rows see each other in groups: two blocks of 256 keys, 2 bytes each, for every row and head."""
+    graph, sizes = zoo_graph("llava-1.5-7b"), Sizes.prefill(2, 640)
+    ops = [op for op in graph.ops if op.stage == next(o.stage for o in graph.ops if o.kind == "group_attention")]
+    part = map_section(graph, ops, sizes, SOCKET)
+    assert isinstance(part, Mapped)
+    softmax = next(at for at, stage in enumerate(part.stages) if stage.kind == "softmax")
+    heads, rows = 16, 577 * 2
+    scores = next(b for b in part.buffers if b.stage == softmax and b.name.endswith("scores>"))
+    assert scores.size_bytes >= 2 * 2 * heads * rows / part.tiles * 256
+    assert scores.pmus * SOCKET.grid.pmu_bytes >= scores.size_bytes
+
+
 @pytest.mark.parametrize("how", ["best", "unfused"])
 def test_a_training_step_is_mapped_too_and_never_waits_for_ever(how):
     graph, sizes = training_graph(decoder()), Sizes(16, 2, 16, 16, 72)
@@ -308,6 +330,7 @@ def test_a_training_step_is_mapped_too_and_never_waits_for_ever(how):
     assert sum(len(plan.mapped[i].ops) for i in plan.index) == len(graph.ops)
     for part in plan.mapped:
         assert part.l0_s <= part.l1_s <= part.l2_s() * (1 + 1e-9) < float("inf")
+        assert not shallow(part.machine())
         assert sum(s.size_bytes for s in part.streams) == part.cost.total_bytes
 
 

@@ -109,9 +109,9 @@ def _buffer(
 
 def _scores_bytes(stage: Stage, tiles: int, grid: SpatialUnits) -> int:
     """Two blocks of scores (or of shares) of a tile, in 2 bytes each; what a collective sends is held likewise."""
-    if stage.seen is None:
-        return 2 * 2 * -(-stage.m * stage.n // tiles)
-    rows = stage.m * (stage.batch if stage.kind == "scores" else 1)
+    rows = stage.m * stage.batch
+    if stage.kind not in ("scores", "softmax"):
+        return 2 * 2 * -(-rows * stage.n // tiles)
     return 2 * 2 * -(-rows // tiles) * min(KEY_BLOCK, max(1, stage.n))
 
 
