@@ -59,11 +59,12 @@ const Isa& find_isa(const std::string& name) {
   throw nb::value_error(("instruction set '" + name + "' is not supported by this machine or build").c_str());
 }
 
-double read_seconds_of(int64_t from, int64_t size, int threads, int64_t ahead, const std::string& isa) {
+double read_seconds_of(int64_t from, int64_t size, int threads, int64_t ahead, int streams, const std::string& isa) {
   const Isa& found = find_isa(isa);
   const nb::gil_scoped_release unlocked;
   uint64_t sink = 0;
-  const double seconds = read_seconds(found.sticks, reinterpret_cast<const uint8_t*>(from), size, threads, ahead, &sink);
+  const auto* first = reinterpret_cast<const uint8_t*>(from);
+  const double seconds = read_seconds(found.sticks, first, size, threads, ahead, streams, &sink);
   return seconds + (sink == 1 ? 1e-300 : 0);  // the sum is used, so the reads cannot be left out
 }
 
@@ -149,7 +150,7 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("isa", &Team::isa);
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
   m.def("read_seconds", &read_seconds_of, nb::arg("address"), nb::arg("size_bytes"), nb::arg("threads"), nb::arg("ahead_bytes"),
-        nb::arg("isa"));
+        nb::arg("streams"), nb::arg("isa"));
   m.def("multiply_add_rate", &multiply_add_rate_of, nb::arg("rounds"), nb::arg("threads"), nb::arg("isa"));
   m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
         nb::arg("gate"), nb::arg("value"));

@@ -36,12 +36,13 @@ double timed(int threads, Body body) {
 
 }  // namespace
 
-double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, uint64_t* sink) {
+double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
+                    uint64_t* sink) {
   std::atomic<int64_t> next{0};
   std::vector<uint64_t> totals(static_cast<size_t>(threads));
   const double seconds = timed(threads, [&](int i) {
     for (int64_t at; (at = next.fetch_add(kBlockBytes)) < size;)
-      totals[static_cast<size_t>(i)] ^= sticks.read(from + at, at + kBlockBytes < size ? kBlockBytes : size - at, ahead);
+      totals[static_cast<size_t>(i)] ^= sticks.read(from + at, at + kBlockBytes < size ? kBlockBytes : size - at, ahead, streams);
   });
   for (const uint64_t total : totals) *sink ^= total;
   return seconds;

@@ -7,14 +7,16 @@
 namespace coterie {
 
 struct Sticks {
-  // Reads every byte of [from, from + size) and returns a value that depends on them; `ahead` bytes are prefetched, 0 for none.
-  uint64_t (*read)(const uint8_t* from, int64_t size, int64_t ahead);
+  // Reads every byte of [from, from + size) and returns a value that depends on each of them; `ahead` bytes are prefetched, 0 for none.
+  // `streams`: 1, from end to end; or 4, a quarter each, side by side, as decode reads weights.
+  uint64_t (*read)(const uint8_t* from, int64_t size, int64_t ahead, int streams);
   // Runs `rounds` rounds of independent multiply-adds and returns how many flops those were; `sink` takes the result.
   int64_t (*multiply_add)(int64_t rounds, float* sink);
 };
 
 // Seconds in which `threads` threads read all of it, in blocks of a shared counter. `sink` takes what was read.
-double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, uint64_t* sink);
+double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
+                    uint64_t* sink);
 
 // Flops per second of `threads` threads that each run `rounds` rounds.
 double multiply_add_rate(const Sticks& sticks, int64_t rounds, int threads, float* sink);

@@ -7,36 +7,39 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr int kStreams = 8;                  // vectors in flight; more than a core needs to hide the latency of an addition
+constexpr int kVectors = 8;                  // in flight; more than a core needs to hide the latency of an addition
 constexpr int64_t kBytes = W * 4;            // of a vector
-constexpr int64_t kStep = kStreams * kBytes;
 constexpr int64_t kLineBytes = 64;
 constexpr int kChains = W == 16 ? 16 : 12;      // independent sums: enough for the latency on two units, and they fit the registers
 constexpr int kUnroll = 16;
 
-template <bool kPrefetch>
+template <bool kPrefetch, int kStreams>
 uint64_t read_loop(const uint8_t* from, int64_t size, int64_t ahead) {
-  VI sums[kStreams] = {};
-  int64_t at = 0;
-  for (; at + kStep <= size; at += kStep) {
+  constexpr int kEach = kVectors / kStreams;
+  constexpr int64_t kStep = kEach * kBytes;
+  const int64_t stream = size / kStreams / kStep * kStep;
+  VI sums[kVectors] = {};
+  for (int64_t at = 0; at < stream; at += kStep) {
     if constexpr (kPrefetch)
-      for (int64_t line = 0; line < kStep; line += kLineBytes) __builtin_prefetch(from + at + ahead + line);
+      for (int64_t line = 0; line < kVectors * kBytes; line += kLineBytes)
+        __builtin_prefetch(from + line / kStep * stream + at + ahead + line % kStep);
 #pragma GCC unroll 8
-    for (int i = 0; i < kStreams; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
       VI v;
-      std::memcpy(&v, from + at + i * kBytes, sizeof v);
+      std::memcpy(&v, from + i / kEach * stream + at + i % kEach * kBytes, sizeof v);
       sums[i] ^= v;
     }
   }
   uint64_t total = 0;
-  for (int i = 0; i < kStreams; ++i)
+  for (int i = 0; i < kVectors; ++i)
     for (int lane = 0; lane < W; ++lane) total ^= static_cast<uint32_t>(sums[i][lane]);
-  for (; at < size; ++at) total ^= from[at];
+  for (int64_t at = kStreams * stream; at < size; ++at) total ^= from[at];
   return total;
 }
 
-uint64_t read(const uint8_t* from, int64_t size, int64_t ahead) {
-  return ahead > 0 ? read_loop<true>(from, size, ahead) : read_loop<false>(from, size, 0);
+uint64_t read(const uint8_t* from, int64_t size, int64_t ahead, int streams) {
+  if (streams == 4) return ahead > 0 ? read_loop<true, 4>(from, size, ahead) : read_loop<false, 4>(from, size, 0);
+  return ahead > 0 ? read_loop<true, 1>(from, size, ahead) : read_loop<false, 1>(from, size, 0);
 }
 
 int64_t multiply_add(int64_t rounds, float* sink) {

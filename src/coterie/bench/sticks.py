@@ -15,22 +15,22 @@ from time import perf_counter
 from coterie.devices.cpu_memory import Bytes
 from coterie.kernels import cpu as kernels
 
-AHEAD_BYTES = (0, 2048)  # of prefetch in the read loops; which is faster differs between machines
+WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ
 MULTIPLY_ADD_ROUNDS = 200_000  # some 25 ms
 
 
 def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
-    """Native read loops over `memory`, with and without prefetch, by one thread to `threads`.
+    """Native read loops over `memory`, with and without prefetch, in one stream and four, by one thread to `threads`.
 
     Name -> runs once and returns seconds. The fastest of them is the stick.
     """
     counts = sorted({1, -(-threads // 2), threads})
     return {
-        f"read loop, {count} thread{'s' if count > 1 else ''}{f', {ahead} B ahead' if ahead else ''}": partial(
-            kernels.read_seconds, memory, count, ahead
+        f"read loop, {count} thread{'s' if count > 1 else ''}{way}": partial(
+            kernels.read_seconds, memory, count, ahead, streams
         )
         for count in counts
-        for ahead in AHEAD_BYTES
+        for way, (ahead, streams) in WAYS.items()
     }
 
 
