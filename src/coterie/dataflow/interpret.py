@@ -1,6 +1,7 @@
 """A mapped section run on numbers: tile by tile, through bounded FIFOs, in the order of its own walk.
 
 It must give what graph/reference.py gives, move the bytes that the mapping says, and hold no more than its FIFOs hold.
+A view is no step of its own: a tile is handed on as its reader sees it. Sums over the walked loop are not interpreted.
 Attention goes over blocks of keys with a running maximum, sum and result; it never has a row of scores.
 
 Knows nothing about time.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -72,11 +74,18 @@ class Interpreter:
         self.graph, self.mapped, self.key_block = graph, mapped, key_block
         self.ops = mapped.ops
         self.nests, self.loops = mapped.walk.nests, mapped.walk.loops
-        for nest, loop in zip(self.nests, self.loops, strict=True):
-            if nest.is_view or place_of(nest.writes[0], loop) is None:
+        # Who makes each value, and whose tiles it shows (-1: what enters). A view never fires: its reader reads so.
+        self.makers = {name: at for at, op in enumerate(self.ops) for name in op.outputs}
+        self.roots = dict(self.makers)
+        for at, (nest, loop) in enumerate(zip(self.nests, self.loops, strict=True)):
+            if nest.is_view:
+                self.roots[self.ops[at].outputs[0]] = self.roots.get(self.ops[at].inputs[0], -1)
+            if place_of(nest.writes[0], loop) is None:
                 fact = f"{nest.op.kind} is not walked along a dimension of its result"
                 raise UnsupportedError(f"{graph.name}: {nest.op.name}", fact, "interpret sections that walk their rows")
-        self.counts = [min(mapped.tiles, mapped.walk.tiles_of(at)) for at in range(len(self.ops))]
+        self.counts = [
+            0 if nest.is_view else min(mapped.tiles, mapped.walk.tiles_of(at)) for at, nest in enumerate(self.nests)
+        ]
 
     def run(self, values: Mapping[str, Array], state: KvState | None = None, sampling: Sequence[Settings] = ()) -> Ran:
         """Run on whole arrays of everything that enters; consumers go first, so FIFOs stay as empty as they can."""
@@ -93,14 +102,30 @@ class Interpreter:
             made = work.fire(at, fired[at])
             ran.order.append((at, fired[at]))
             fired[at] += 1
-            for name in self.ops[at].outputs:
-                if name in outputs and self.graph.values[name].kind is not Kind.STATE:
-                    outputs[name].append(made)
-        for name, tiles in outputs.items():
-            if tiles:
-                at = next(at for at, op in enumerate(self.ops) if name in op.outputs)
-                ran.outputs[name] = np.concatenate(tiles, axis=place_of(self.nests[at].writes[0], self.loops[at]) or 0)
+            for name, tiles in outputs.items():
+                if self.roots[name] == at and self.graph.values[name].kind is not Kind.STATE:
+                    tiles.append(self.seen_as(name, at, made))
+        ran.outputs = {n: np.concatenate(tiles, axis=self.axis_of(n)) for n, tiles in outputs.items() if tiles}
         return ran
+
+    def axis_of(self, name: str) -> int:
+        """The dimension of a value along which its tiles follow each other."""
+        at = self.makers[name]
+        return place_of(self.nests[at].writes[0], self.loops[at]) or 0
+
+    def seen_as(self, name: str, root: int, made: Array) -> Array:
+        """A tile of an op (or, of what enters, all of it) as the views behind it show it to whoever reads `name`."""
+        at = self.makers.get(name, -1)
+        if at == root:
+            return made
+        op, loop = self.ops[at], self.loops[at]
+        x = self.seen_as(op.inputs[0], root, made)
+        if op.kind == "swap" and (part := {"o": "outer", "m": "middle", "i": "inner"}.get(loop)):
+            whole = prod(each.size for each in self.nests[at].loops)
+            op = replace(op, attrs={**op.attrs, part: op.integer(part) * x.size // whole})  # the tile's own sizes
+        step = Step(self.graph, {op.inputs[0]: x}, cast(KvState, None), ())
+        run_op(step, op)
+        return step.values[op.outputs[0]]
 
     def _channels(self) -> list[Channel]:
         stages, flows = self.mapped.stages, self.mapped.flows
@@ -150,7 +175,7 @@ class _Work:
     def fire(self, at: int, tile: int) -> Array:
         """One firing."""
         self.tile = tile
-        op, nest, loop = self.owner.ops[at], self.owner.nests[at], self.owner.loops[at]
+        nest, loop = self.owner.nests[at], self.owner.loops[at]
         size = nest.loop(loop).size
         first, last = (size * k // self.owner.counts[at] for k in (tile, tile + 1))
         operands: dict[str, Array] = {}
@@ -163,11 +188,11 @@ class _Work:
                 channel.tiles.popleft()
                 channel.taken += 1
         made = self._compute(at, operands, (first, last))
-        self._count_out(op, made)
+        self._count_out(at, made)
         for channel in self.ran.channels:
             if channel.src == at:
-                forwarded = channel.name not in op.outputs
-                channel.tiles.append(operands[channel.name] if forwarded else made)
+                kept = operands.get(channel.name)  # an activation from outside, for later readers
+                channel.tiles.append(kept if kept is not None else self.owner.seen_as(channel.name, at, made))
                 channel.put += 1
                 channel.most = max(channel.most, len(channel.tiles))
         return made
@@ -180,10 +205,11 @@ class _Work:
             channel.taken += 1
             return channel.tiles.popleft()
         if channel is not None:
-            src = self.owner.nests[channel.src]
-            axis = place_of(src.writes[0], self.owner.loops[channel.src]) or 0
+            inside = channel.name in self.owner.makers
             channel.taken = channel.put
-            whole = np.concatenate(list(channel.tiles), axis=axis)
+            whole = np.concatenate(list(channel.tiles), axis=self.owner.axis_of(channel.name) if inside else 0)
+        elif access.value in self.owner.makers:
+            whole = self._viewed(access.value)
         else:
             whole = self.values[access.value]
             self._count_in(at, access, rows, place)
@@ -192,6 +218,17 @@ class _Work:
         # A dimension that several loops index together: the walked one is the outermost.
         stride = whole.shape[place] // self.owner.nests[at].loop(self.owner.loops[at]).size
         return np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+
+    def _viewed(self, name: str) -> Array:
+        """What enters the section as views show it; its bytes are counted once."""
+        entered = name
+        while entered in self.owner.makers:
+            entered = self.owner.ops[self.owner.makers[entered]].inputs[0]
+        whole = self.values[entered]
+        if entered not in self.loaded:
+            self.loaded.add(entered)
+            self.ran.moved["input"] += int(whole.size) * self.graph.values[entered].dtype.size_bytes
+        return self.owner.seen_as(name, -1, whole)
 
     def _count_in(self, at: int, access: Access, rows: tuple[int, int], place: int | None) -> None:
         value = self.graph.values[access.value]
@@ -274,11 +311,12 @@ class _Work:
         state = next(self.graph.values[n] for n in op.inputs if n and self.graph.values[n].kind is Kind.STATE)
         return trailing(state.shape) * state.dtype.size_bytes
 
-    def _count_out(self, op: Op, made: Array) -> None:
+    def _count_out(self, at: int, made: Array) -> None:
+        op = self.owner.ops[at]
         if op.kind == "kv_append":
             self.ran.moved["kv_write"] += len(made) * self._key_bytes(op)
             return
-        for name in op.outputs:
-            value = self.graph.values[name]
-            if name in border(self.graph, self.owner.ops).outputs:
-                self.ran.moved["output"] += int(made.size) * value.dtype.size_bytes
+        for name in border(self.graph, self.owner.ops).outputs:
+            if self.owner.roots[name] == at:
+                value = self.graph.values[name]
+                self.ran.moved["output"] += int(self.owner.seen_as(name, at, made).size) * value.dtype.size_bytes
