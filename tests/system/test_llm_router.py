@@ -124,7 +124,7 @@ def test_routing_keeps_what_others_say_meanwhile(judge):
     other = judge.submit(Query.text(NEITHER, model="no"))
     assert judge.route(Query.text(BALANCED)).expert == "yes"
     said = []
-    while not judge.idle or judge._unseen:
+    while not judge.idle:
         said += judge.step()
     assert "".join(chunk.text for chunk in said) == said[-1].answer.text
     assert said[-1].request_id == other

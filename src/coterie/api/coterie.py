@@ -78,8 +78,8 @@ class Coterie:
 
     @property
     def idle(self) -> bool:
-        """True when nothing is queued or running."""
-        return self._parts.engine.idle
+        """True when nothing is queued or running, and every chunk was given out."""
+        return self._parts.engine.idle and not self._unseen
 
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert; what the router asks of a model is run.
@@ -135,7 +135,7 @@ class Coterie:
         """Submit one query and yield its chunks; leaving early cancels it. Others go on, their chunks are kept."""
         request_id = self.submit(query)
         try:
-            while request_id in self._pending:
+            while request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen):
                 yield from self._advance_for({request_id})
         finally:
             self._abandon([request_id])
@@ -246,12 +246,13 @@ class Coterie:
         return [self._chunk(replace(output, request_id=request_id, expert_id="", token_ids=(), text=""))]
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
-        """One step's chunks of these queries; those of others wait for the next `step`."""
-        chunks = self._advance()
+        """One step's chunks of these queries, after those that were kept; those of others wait for whoever asks next."""
+        chunks = self.step()
         self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 
     def _abandon(self, request_ids: list[str]) -> None:
+        self._unseen = [chunk for chunk in self._unseen if chunk.request_id not in request_ids]
         for request_id in request_ids:
             pending = self._pending.pop(request_id, None)
             if pending is not None and pending.route is None:
