@@ -7,6 +7,7 @@ Knows nothing about what the work is.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
@@ -45,6 +46,7 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
 
 
 def _send(pipe: Connection, work: Callable[[int], T], number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the parent too, and the parent ends us
     try:
         pipe.send((work(number),))
     except Exception:  # whatever it is, the parent meets it again
