@@ -86,6 +86,21 @@ def test_python_callers_may_leave_or_fail_without_harm(small: Coterie) -> None:
     small.parts.engine.check_integrity()
 
 
+def test_a_stream_gets_what_came_while_others_asked(small: Coterie) -> None:
+    whole = small.ask(query("ada"))
+    stream = small.stream(query("ada"))
+    said = [next(stream)]
+    assert small.ask(query("cyd")).expert == "cyd"
+    other = small.submit(query("bob"))
+    said += list(stream)
+    assert "".join(chunk.text for chunk in said) == said[-1].answer.text == whole.text
+    chunks = []
+    while not small.idle:
+        chunks += small.step()
+    assert {chunk.request_id for chunk in chunks} == {other}
+    assert chunks[-1].last
+
+
 def test_a_file_that_disappears_between_two_loads(small: Coterie, mine: Path) -> None:
     small.ask(query("ada"))
     small.ask(query("bob"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import time
 from dataclasses import replace
 
@@ -25,9 +26,10 @@ from coterie.engine.engine import Engine
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
+from coterie.plan.capacity import Demand, Pricer
 from coterie.plan.mix import mix_named
 from coterie.plan.setups import FCFS, OURS
-from coterie.plan.simulate import Case, simulate
+from coterie.plan.simulate import Case, instruction_tokens, simulate
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
 
@@ -147,6 +149,17 @@ def test_work_that_ends_without_a_word_is_done_here(tmp_path):
     assert list(side_by_side(work, 3, 1)) == [(number, True) for number in range(3)]
 
 
+def test_an_interrupt_is_the_parents_affair():
+    here = os.getpid()
+
+    def work(number):
+        if os.getpid() != here:  # as from a terminal, which interrupts every process of a command
+            os.kill(os.getpid(), signal.SIGINT)
+        return os.getpid()
+
+    assert here not in side_by_side(work, 2, jobs=2)
+
+
 def test_progress_is_shown_on_a_terminal_alone(many, monkeypatch):
     args = ("simulate", str(many), "--machine", "toy-tiers", "--rate", "40", "--requests", "30")
     quiet = runner.invoke(app, args)
@@ -252,6 +265,28 @@ def test_a_model_that_cannot_fit_says_by_how_much(many):
 def test_a_context_that_is_too_short(many):
     with pytest.raises(UsageError, match="the context holds 256; use --clip"):
         workload(many, prompt="300").within(256, clip=False)
+
+
+def test_what_the_routers_model_reads_besides_the_prompt_counts(many, tmp_path):
+    (tmp_path / "config.json").write_text((many.parent / "config.json").read_text())
+    asking = tmp_path / "c.toml"
+
+    def ask(question):
+        asking.write_text(many.read_text().replace('"{prompt}"', f'"{question}"'))
+        return case(asking)
+
+    made = ask("{prompt}" + "x" * 160)
+    served = simulate(replace(made, setup=replace(OURS, policy=Policy(max_steps=1))), workload(many, 1))
+    program = compile_graph(made.models[ROUTER].graph, made.spec.rule_set)
+    prefill = step_time(made.spec, program, Sizes.prefill(1, 9 + 40)).seconds
+    decode = [step_time(made.spec, program, Sizes.decode(1, 50 + step), starts_run=True).seconds for step in range(2)]
+    assert served.routed_s[0] == pytest.approx(prefill + sum(decode), rel=1e-6)
+    demand = Demand(9, 5, 3, OURS.policy, instruction_tokens(made.composition))
+    priced = Pricer(made.composition, made.models, demand).machine(made.spec)
+    assert priced.router.prefill_s == pytest.approx(prefill, rel=1e-6)
+    assert priced.expert.prefill_s < prefill
+    with pytest.raises(UsageError, match=r"holds 256 tokens, but a prompt of 9 comes with 250 of a question"):
+        simulate(ask("{prompt}" + "x" * 1000), workload(many, 1))
 
 
 def run(many, *args):

@@ -246,7 +246,7 @@ class Coterie:
         return [self._chunk(replace(output, request_id=request_id, expert_id="", token_ids=(), text=""))]
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
-        """One step's chunks of these queries, after those that were kept; those of others wait for whoever asks next."""
+        """One step's chunks of these queries, after those that were kept; those of others are kept."""
         chunks = self.step()
         self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]

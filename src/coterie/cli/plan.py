@@ -30,7 +30,7 @@ from coterie.plan.paper.plots import check_plots, draw
 from coterie.plan.paper.row import Chart, Series
 from coterie.plan.place import place
 from coterie.plan.setups import OURS
-from coterie.plan.simulate import Case
+from coterie.plan.simulate import Case, instruction_tokens
 from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size, sizes_of
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
@@ -88,7 +88,7 @@ def planning(
 
 def _wish(found: Composition, load: Load, promised: Slo, resident: bool) -> Wish:
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
-    demand = Demand(load.prompt.mean, load.new.mean, router, OURS.policy)
+    demand = Demand(load.prompt.mean, load.new.mean, router, OURS.policy, instruction_tokens(found))
     shares = load.mix.shares(len(found.names), load.seed)
     return Wish(shares, load.rate or 0.0, promised, demand, resident)
 

@@ -39,12 +39,13 @@ NEARLY_ALL = 0.999  # of the time: more is overload
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request takes: tokens of its prompt and its answer; the router's answer (0: no model is asked)."""
+    """A request's tokens: prompt, answer, the router's answer (0: no model is asked), what it reads besides."""
 
     prompt_tokens: float
     new_tokens: float
     router_tokens: int
     policy: Policy
+    instruction_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class Pricer:
         expert, asked, demand = self._expert, self._router, self._demand
         router_bytes = round_up(asked.layout.size_bytes) if asked else 0
         size, capacity = round_up(expert.layout.size_bytes), spec.tier(spec.run_tier).capacity_bytes
-        policy, kv = demand.policy, expert.kv.bytes_per_token * (demand.prompt_tokens + demand.new_tokens)
+        policy, question = demand.policy, demand.prompt_tokens + demand.instruction_tokens
+        kv = expert.kv.bytes_per_token * (demand.prompt_tokens + demand.new_tokens)
         near = capacity - router_bytes - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
         memories = [name for name in spec.weight_tiers if name != "disk"]
         below = sum(spec.tier(name).capacity_bytes - router_bytes for name in memories[1:])
@@ -127,20 +129,19 @@ class Pricer:
         links = route(spec, source, spec.run_tier)
         return Machine(
             spec=spec,
-            expert=self._steps(spec, expert, demand.new_tokens),
-            router=self._steps(spec, asked, demand.router_tokens) if asked else None,
+            expert=self._steps(spec, expert, demand.prompt_tokens, demand.new_tokens),
+            router=self._steps(spec, asked, question, demand.router_tokens) if asked else None,
             expert_bytes=size,
             near_bytes=near,
             home_bytes=below or near,
             switch_s=size / min(link.achieved_bytes_per_s for link in links) + sum(link.latency_s for link in links),
         )
 
-    def _steps(self, spec: MachineSpec, model: Model, new_tokens: float) -> Steps:
+    def _steps(self, spec: MachineSpec, model: Model, prompt: float, new_tokens: float) -> Steps:
         key = (model.key, spec.rule_set, spec.units if spec.peers else 1)
         if key not in self._programs:  # what a modelled device prices: one rank's part of the work
             self._programs[key] = rank_program(spec, compile_graph(model.graph, spec.rule_set))
-        program = self._programs[key]
-        prompt, batch = self._demand.prompt_tokens, self._demand.policy.max_batch
+        program, batch = self._programs[key], self._demand.policy.max_batch
         context = round(prompt + new_tokens / 2)
         prompts = max(1.0, self._demand.policy.max_step_tokens / prompt)
         first, second = (step_time(spec, program, Sizes.prefill(b, max(1, round(prompt)))).seconds for b in (1, 2))

@@ -20,7 +20,7 @@ from coterie.composition.router import Prompt
 from coterie.composition.routers.given import GivenRouter
 from coterie.composition.routers.llm import ROUTER, LlmRouter
 from coterie.composition.routing import make_router
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, UsageError
 from coterie.core.trace import Trace
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire, work_bytes
@@ -118,7 +118,8 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
     block = max(page_bytes(model.kv) for model in models.values())
-    per_sequence = max(-(-workload.longest // model.kv.tokens_per_block(block)) for model in models.values()) * block
+    longest = max(workload.longest, _longest_question(case, workload))
+    per_sequence = max(-(-longest // model.kv.tokens_per_block(block)) for model in models.values()) * block
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
@@ -132,6 +133,30 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     if case.steps > 1:
         policy = replace(policy, leap=True, max_steps=case.steps, max_run_bytes=1 << 62)
     return Settings(near, kv, evict=case.setup.evict, policy=policy, record=case.record)
+
+
+def instruction_tokens(composition: Composition) -> int:
+    """About how many tokens a router's own model reads besides the prompt; 0 where no model is asked."""
+    router = make_router(composition)
+    instructions = router.instructions if isinstance(router, LlmRouter) else ""
+    return -(-len(instructions.encode()) // BYTES_PER_TOKEN)
+
+
+def _longest_question(case: Case, workload: Workload) -> int:
+    """Tokens of the longest question to the router's model, and its answer.
+
+    Raises UsageError where the question does not fit its context: when serving, such a prompt would be refused.
+    """
+    spec = case.composition.router
+    if spec is None or ROUTER not in case.models:
+        return 0
+    besides, context = instruction_tokens(case.composition), case.models[ROUTER].max_context
+    longest = int(workload.prompt_tokens.max(initial=0))
+    if longest + besides >= context:
+        fact = f"the context holds {context} tokens, but a prompt of {longest} comes with {besides} of a question"
+        remedy = "shorten router.question or the descriptions of the experts, or the prompts"
+        raise UsageError(f"{case.composition.name}: router", fact, remedy)
+    return min(longest + besides + spec.max_tokens, context)
 
 
 def _check_home(made: Plan) -> None:
@@ -163,12 +188,11 @@ class _Run:
         self.hit = np.zeros(count, dtype=bool)
         router = make_router(case.composition) if ROUTER in case.models else None
         self._router = router if isinstance(router, LlmRouter) else None
-        instructions = self._router.instructions if self._router is not None else ""
-        self._instruction_tokens = -(-len(instructions.encode()) // BYTES_PER_TOKEN)
+        self._instruction_tokens = instruction_tokens(case.composition) if self._router is not None else 0
         self._given = [GivenRouter(self._router, name) for name in workload.names]
         rng = np.random.default_rng([0 if workload.facts is None else int(workload.facts.get("seed", 0)), 4])
         words = min(model.config.vocab_size for model in case.models.values())
-        self._longest = min(model.max_context for model in case.models.values()) - 1
+        self._longest = max(model.max_context for model in case.models.values()) - 1
         self._pool = tuple(rng.integers(0, words, POOL_TOKENS + self._longest).tolist())
         self._starts = array("q", rng.integers(0, POOL_TOKENS, count).tobytes())
         # Compact, and quick to look at one by one.
@@ -221,7 +245,7 @@ class _Run:
         self._submit(request_id, job.route().expert, tokens, self._new[number], start)
 
     def _submit(self, request_id: str, expert: str, tokens: int, new_tokens: int, start: int) -> None:
-        prompt = self._pool[start : start + min(tokens, self._longest)]
+        prompt = self._pool[start : start + tokens]
         self._parts.engine.submit(Request(request_id, expert, prompt, new_tokens, ignore_end=True))
 
     def _take(self, output: Output) -> None:
