@@ -6,7 +6,8 @@
          of the most loaded link on the chip too (place.py)
 
 The tile is chosen by trying divisors of the walked rows: small tiles fill the pipeline soon and need little SRAM, large
-ones waste less of an array. Knows nothing about which ops belong into a section (sections.py).
+ones waste less of an array. PCUs and PMUs bound a section; how many streams off the chip there may be at once is not
+published, so it is not bounded. Knows nothing about which ops belong into a section (sections.py).
 """
 
 from __future__ import annotations
