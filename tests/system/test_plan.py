@@ -171,6 +171,20 @@ def test_the_command_compares_machines_and_explains(many, tmp_path):
     assert "<svg" in (tmp_path / "p.html").read_text()
 
 
+def test_few_experts_have_a_curve_without_repeats(opened):
+    curve = answer(opened, wish(10.0, experts=3)).curve
+    assert [experts for experts, _ in curve] == [1, 2, 3, 4, 6, 12, 18]
+
+
+def test_a_question_that_the_routers_model_cannot_read_is_refused(many, tmp_path):
+    (tmp_path / "config.json").write_text((many.parent / "config.json").read_text())
+    asking = tmp_path / "c.toml"
+    asking.write_text(many.read_text().replace("{prompt}", "{prompt}" + "x" * 600))
+    result = run(asking, "--machine", "toy-tiers", "--rate", 5, "--slo", "ttft=1s", "--prompt", 120)
+    assert result.exit_code == 2, result.output
+    assert "holds 256 tokens, but a prompt of 120 comes with 150 of a question; shorten" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [

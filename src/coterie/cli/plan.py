@@ -30,7 +30,7 @@ from coterie.plan.paper.plots import check_plots, draw
 from coterie.plan.paper.row import Chart, Series
 from coterie.plan.place import place
 from coterie.plan.setups import OURS
-from coterie.plan.simulate import Case, instruction_tokens
+from coterie.plan.simulate import Case, instruction_tokens, question_tokens
 from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size, sizes_of
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
@@ -62,6 +62,7 @@ def planning(
     lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
     load = Load(requests, mix_named(mix, found.names), *lengths, rate=rate, seed=seed)
     models = open_experts(found, synthetic=True)
+    question_tokens(found, models, round(load.prompt.mean))  # refuses what no router could read
     wish = _wish(found, load, promised, resident)
     rows: list[dict[str, Any]] = []
     for name in machine:

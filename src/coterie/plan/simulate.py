@@ -118,7 +118,8 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
     block = max(page_bytes(model.kv) for model in models.values())
-    longest = max(workload.longest, _longest_question(case, workload))
+    asked = question_tokens(case.composition, models, int(workload.prompt_tokens.max(initial=0)))
+    longest = max(workload.longest, asked)
     per_sequence = max(-(-longest // model.kv.tokens_per_block(block)) for model in models.values()) * block
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
@@ -142,21 +143,20 @@ def instruction_tokens(composition: Composition) -> int:
     return -(-len(instructions.encode()) // BYTES_PER_TOKEN)
 
 
-def _longest_question(case: Case, workload: Workload) -> int:
-    """Tokens of the longest question to the router's model, and its answer.
+def question_tokens(composition: Composition, models: Mapping[str, Model], prompt_tokens: int) -> int:
+    """Tokens of the question to the router's model about a prompt, and its answer; 0 where no model is asked.
 
     Raises UsageError where the question does not fit its context: when serving, such a prompt would be refused.
     """
-    spec = case.composition.router
-    if spec is None or ROUTER not in case.models:
+    spec = composition.router
+    if spec is None or ROUTER not in models:
         return 0
-    besides, context = instruction_tokens(case.composition), case.models[ROUTER].max_context
-    longest = int(workload.prompt_tokens.max(initial=0))
-    if longest + besides >= context:
-        fact = f"the context holds {context} tokens, but a prompt of {longest} comes with {besides} of a question"
+    besides, context = instruction_tokens(composition), models[ROUTER].max_context
+    if besides and prompt_tokens + besides >= context:  # prompts alone are checked with the experts
+        fact = f"the context holds {context} tokens, but a prompt of {prompt_tokens} comes with {besides} of a question"
         remedy = "shorten router.question or the descriptions of the experts, or the prompts"
-        raise UsageError(f"{case.composition.name}: router", fact, remedy)
-    return min(longest + besides + spec.max_tokens, context)
+        raise UsageError(f"{composition.name}: router", fact, remedy)
+    return min(prompt_tokens + besides + spec.max_tokens, context)
 
 
 def _check_home(made: Plan) -> None:

@@ -237,8 +237,7 @@ def curve_over(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
     """The same load spread over other numbers of experts, in the same proportions by rank."""
     ranked = -np.sort(-wish.shares)
     found = []
-    for factor in CURVE:
-        experts = max(1, round(factor * len(ranked)))
+    for experts in dict.fromkeys(max(1, round(factor * len(ranked))) for factor in CURVE):
         at = np.linspace(0, len(ranked) - 1, experts)
         shares = np.interp(at, np.arange(len(ranked)), ranked)
         other = replace(wish, shares=shares / shares.sum())
