@@ -20,6 +20,12 @@ def stored(folder: Path = RESULTS) -> dict[str, Result]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
+def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
+    """Results by machine: those in folders of their own, then those that `coterie validate` takes for this CPU."""
+    others = [stored(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    return [*others, stored(folder)]
+
+
 def tables(results: Mapping[str, Result]) -> str:
     """All tables as Markdown."""
     decode = [r for name, r in results.items() if name.startswith("decode-")]
@@ -123,4 +129,4 @@ def _machines(results: list[Result]) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(stored()))
+    print("\n\n".join(tables(results) for results in machines()))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.table import stored, tables
+from benchmarks.table import machines, tables
 
 import coterie
 
@@ -117,7 +117,8 @@ def test_nothing_large_is_tracked() -> None:
 
 
 def test_the_readme_shows_the_stored_speeds() -> None:
-    results = stored()
-    assert [name for name in results if name.startswith(("decode-", "prefill-", "switch-", "fusion-"))]
-    table = tables(results)
-    assert table in (ROOT / "README.md").read_text(), f"the README's tables of speed should be:\n{table}"
+    shown = (ROOT / "README.md").read_text()
+    for results in machines():
+        assert [name for name in results if name.startswith(("decode-", "prefill-", "switch-", "fusion-"))]
+        table = tables(results)
+        assert table in shown, f"the README's tables of speed should be:\n{table}"

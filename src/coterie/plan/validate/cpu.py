@@ -2,7 +2,8 @@
 
     sticks        read loop, multiply-adds: each result carries its own, taken beside it
     calibration   decode and prefill of the 135M shape: time of a region's start, share of the multiply-add rate reached
-                  with each type of weights; the disk's rate is the fetch's own. The fusion bench does this work again
+                  with each type of weights and activations; the disk's rate is the fetch's own. The fusion bench does
+                  this work again
     validation    all else: the 1B shape, cold and warm switches, other rule sets
 
 Knows nothing about GPUs.
@@ -100,7 +101,7 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     left_s = prefill["seconds"] - launch_s * len(program.regions)
     shares = {"bf16": prefill["flops"] / prefill["peak_flops_per_s"] / left_s}
     for other in small.values():
-        kind = _weights(other["workload"])
+        kind = _kind(other["workload"])
         if kind != "bf16":
             packed = _program(shapes, other["workload"])
             flops = program_cost(packed, _decode_sizes(other["workload"], other["batch"]["size"])).flops
@@ -109,13 +110,13 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     return Fit(launch_s, {kind: min(1.0, share) for kind, share in shares.items()})
 
 
-def _spec(sticks: Sticks, fit: Fit, weights: str, disk_bytes_per_s: float = 0.0) -> MachineSpec:
+def _spec(sticks: Sticks, fit: Fit, kind: str, disk_bytes_per_s: float = 0.0) -> MachineSpec:
     base = load_machine(BASE)
     tiers = tuple(replace(t, bytes_per_s=sticks.bytes_per_s) if t.name == base.run_tier else t for t in base.tiers)
     links: tuple[Link, ...] = base.links
     if disk_bytes_per_s:
         links = tuple(replace(link, bytes_per_s=disk_bytes_per_s, latency_s=0.0) for link in base.links)
-    share = fit.shares.get(weights, fit.shares["bf16"])
+    share = fit.shares.get(kind, fit.shares["bf16"])
     return replace(
         base, flops_per_s=sticks.flops_per_s, flops_share=share, tiers=tiers, links=links, launch_host_s=0.0,
         launch_device_s=fit.launch_s,
@@ -123,18 +124,18 @@ def _spec(sticks: Sticks, fit: Fit, weights: str, disk_bytes_per_s: float = 0.0)
 
 
 def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) -> Iterator[Row]:
-    load, weights = raw["workload"], _weights(raw["workload"])
-    spec, program = _spec(_sticks(raw), fit, weights), _program(shapes, load)
+    load, kind = raw["workload"], _kind(raw["workload"])
+    spec, program = _spec(_sticks(raw), fit, kind), _program(shapes, load)
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
     for batch, measured_s in ((1, raw["seconds_per_token"]), (raw["batch"]["size"], raw["batch"]["seconds_per_step"])):
         modelled_s = step_time(spec, program, _decode_sizes(load, batch)).seconds
-        label = f"{load['shape']} {weights}, batch {batch} ({name}, commit {raw['commit']})"
+        label = f"{load['shape']} {kind}, batch {batch} ({name}, commit {raw['commit']})"
         yield Row("this CPU: decode", CPU, label, split, measured_s, modelled_s)
 
 
 def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Row:
     load = raw["workload"]
-    spec = _spec(Sticks(sticks.bytes_per_s, raw["peak_flops_per_s"]), fit, _weights(load))
+    spec = _spec(Sticks(sticks.bytes_per_s, raw["peak_flops_per_s"]), fit, _kind(load))
     modelled_s = step_time(spec, _program(shapes, load), Sizes.prefill(1, load["prompt_tokens"])).seconds
     label = f"{load['shape']}, {load['prompt_tokens']} tokens ({name}, commit {raw['commit']})"
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
@@ -214,6 +215,12 @@ def _model(shapes: Shapes, load: Mapping[str, Any]) -> Model:
 def _weights(load: Mapping[str, Any]) -> str:
     kind = str(load.get("weights", "bf16")).split()[-1]
     return kind if kind in _BITS else "bf16"
+
+
+def _kind(load: Mapping[str, Any]) -> str:
+    """The type of weights, and what they meet where that is not float32: other kernels, with a rate of their own."""
+    met = load.get("activations", "float32")
+    return _weights(load) if met == "float32" else f"{_weights(load)} with {met} activations"
 
 
 def _decode_sizes(load: Mapping[str, Any], batch: int) -> Sizes:
