@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks import sections
 from tests.system.test_cli import refused, run
 
 from coterie.core.trace import read_trace
@@ -89,3 +90,8 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")
     refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
     refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")
+
+
+@pytest.mark.long
+def test_the_page_of_sections_is_what_the_code_says() -> None:
+    assert sections.PAGE.read_text(encoding="utf-8") == sections.page(), "run python -m benchmarks.sections"
