@@ -168,13 +168,16 @@ inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes*
                         int64_t out_stride) {
   alignas(64) float panel[kPanelRows * kPanelWeights];
   V acc[kPanelTokens][kPanelTile];
-  const int64_t stride = Q::row_bytes(K);
+  const int64_t stride = Q::row_bytes(K), bytes_next = rows * stride;
+  const int64_t steps = ((K + kPanelWeights - 1) / kPanelWeights) * ((rows + kPanelRows - 1) / kPanelRows);
+  int64_t done = 0;  // of the steps, while which as many rows that come next are fetched from end to end
   for (int64_t first = 0; first < K; first += kPanelWeights) {
     const int64_t count = K - first < kPanelWeights ? K - first : kPanelWeights;
     for (int64_t n = 0; n < rows; n += kPanelRows) {
       fill_panel<Q>(w + n * stride, rows - n, K, first, count, panel);
-      for (int64_t r = n + kPanelRows; r < rows && r < n + 2 * kPanelRows; ++r)
-        fetch_packed(w + r * stride + first * Q::row_bytes(kStrideWeights) / kStrideWeights, Q::row_bytes(kPanelWeights));
+      const int64_t begin = bytes_next * done / steps, end = bytes_next * (done + 1) / steps;
+      fetch_packed(w + bytes_next + begin, end - begin);
+      ++done;
       const float* at = x + first;
       int64_t t = 0;
       const auto pass = [&]<int M>() {
