@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from coterie.core.units import format_bytes, format_seconds
+from coterie.core.units import format_seconds
 from coterie.dataflow.chip import chip_of
-from coterie.dataflow.place import place
+from coterie.dataflow.report import SECTION_HEAD, section_rows
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.plan.paper.benchmarks import SOCKETS, benchmarks
 from coterie.spec.load import load_machine
@@ -41,23 +41,8 @@ def parts() -> Iterator[list[str]]:
 
 
 def _rows(plan: Sections) -> list[str]:
-    lines = ["| section | x | stages | tiles | PCUs | PMUs | L0 | L1 | L2 | bound by | off chip |", "|---" * 11 + "|"]
-    for which, mapped in enumerate(plan.mapped):
-        grid = mapped.chip.grid
-        times = (mapped.l0_s, mapped.l1_s, mapped.l2_s(place(mapped).wires))
-        cells = (
-            plan.names[plan.index.index(which)],
-            str(plan.index.count(which)),
-            str(len(mapped.stages)),
-            str(mapped.tiles),
-            f"{mapped.pcus / grid.pcus:.0%}",
-            f"{mapped.pmus / grid.pmus:.0%}",
-            *(format_seconds(s) for s in times),
-            mapped.bound.split("/")[-1],
-            format_bytes(mapped.memory_bytes),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    head = [f"| {' | '.join(SECTION_HEAD)} |", "|---" * len(SECTION_HEAD) + "|"]
+    return [*head, *(f"| {' | '.join(cells)} |" for cells in section_rows(plan))]
 
 
 def _boundaries(plan: Sections) -> list[str]:

@@ -23,7 +23,14 @@ from coterie.dataflow.draw import picture
 from coterie.dataflow.lifetime import symbols_of
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import place
-from coterie.dataflow.report import plain_layout, plain_memory, plain_sections, tile_trace
+from coterie.dataflow.report import (
+    SECTION_HEAD,
+    plain_layout,
+    plain_memory,
+    plain_sections,
+    section_rows,
+    tile_trace,
+)
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
 from coterie.dataflow.spill import MemoryPlan, plan_memory
@@ -149,20 +156,9 @@ def _chosen(plan: Sections, section: str) -> tuple[str, Mapped]:
 
 
 def _print(plan: Sections) -> None:
-    table = Table("section", "x", "stages", "tiles", "PCUs", "PMUs", "L0", "L1", "L2", "bound by", "off chip")
-    for which, mapped in enumerate(plan.mapped):
-        grid = mapped.chip.grid
-        table.add_row(
-            plan.names[plan.index.index(which)],
-            str(plan.index.count(which)),
-            str(len(mapped.stages)),
-            str(mapped.tiles),
-            f"{mapped.pcus / grid.pcus:.0%}",
-            f"{mapped.pmus / grid.pmus:.0%}",
-            *(format_seconds(s) for s in (mapped.l0_s, mapped.l1_s, mapped.l2_s(place(mapped).wires))),
-            escape(mapped.bound.split("/")[-1]),
-            format_bytes(mapped.memory_bytes),
-        )
+    table = Table(*SECTION_HEAD)
+    for cells in section_rows(plan):
+        table.add_row(*map(escape, cells))
     out.print(table)
     inner = [b for b in plan.boundaries if b.kind != "layer"]
     layers = len(plan.boundaries) - len(inner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from coterie.core.trace import Slice, Trace
+from coterie.core.units import format_bytes, format_seconds
 from coterie.dataflow.lifetime import Symbol
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import Placed, place
@@ -34,6 +35,29 @@ def plain_sections(plan: Sections) -> dict[str, Any]:
             {"before": b.before, "after": b.after, "kind": b.kind, "reason": b.reason} for b in plan.boundaries
         ],
     }
+
+
+SECTION_HEAD = ("section", "x", "stages", "tiles", "PCUs", "PMUs", "L0", "L1", "L2", "bound by", "off chip")
+
+
+def section_rows(plan: Sections) -> list[tuple[str, ...]]:
+    """A row of words below SECTION_HEAD for each section, equal ones once; L2 as placed."""
+    rows = []
+    for which, mapped in enumerate(plan.mapped):
+        grid = mapped.chip.grid
+        cells = (
+            plan.names[plan.index.index(which)],
+            str(plan.index.count(which)),
+            str(len(mapped.stages)),
+            str(mapped.tiles),
+            f"{mapped.pcus / grid.pcus:.0%}",
+            f"{mapped.pmus / grid.pmus:.0%}",
+            *(format_seconds(s) for s in (mapped.l0_s, mapped.l1_s, mapped.l2_s(place(mapped).wires))),
+            mapped.bound.split("/")[-1],
+            format_bytes(mapped.memory_bytes),
+        )
+        rows.append(cells)
+    return rows
 
 
 def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any]:

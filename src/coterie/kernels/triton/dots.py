@@ -229,6 +229,7 @@ def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:
     return types[0] if all(one == types[0] for one in types) else tl.float32
 
 
-def staged_bytes(count: int, matrices: Sequence[Matrix]) -> int:
-    """Scratch for `count` rows of activations."""
-    return count * matrices[0].K * TORCH[staged_type(matrices)].itemsize
+def staged_bytes(call: Call, matrices: Sequence[Matrix], gathered: bool = False) -> int:
+    """Scratch that `stage` takes; none where there are few tokens, which are multiplied as they are."""
+    count = call.bucket.sampled if gathered else call.bucket.tokens
+    return 0 if count <= call.tiles.few_tokens else count * matrices[0].K * TORCH[staged_type(matrices)].itemsize

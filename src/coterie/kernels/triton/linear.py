@@ -105,5 +105,4 @@ def launch(call: Call) -> None:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take."""
-    few = call.bucket.tokens <= call.tiles.few_tokens
-    return 0 if few else staged_bytes(call.bucket.tokens, [call.matrix("weight", call.integer("K"))])
+    return staged_bytes(call, [call.matrix("weight", call.integer("K"))])

@@ -145,5 +145,4 @@ def launch(call: Call) -> None:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take."""
-    few = call.bucket.tokens <= call.tiles.few_tokens
-    return 0 if few else staged_bytes(call.bucket.tokens, _matrices(call))
+    return staged_bytes(call, _matrices(call))

@@ -259,5 +259,4 @@ def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take."""
-    few = call.bucket.tokens <= call.tiles.few_tokens
-    return 0 if few else staged_bytes(call.bucket.tokens, _matrices(call))
+    return staged_bytes(call, _matrices(call))

@@ -103,5 +103,4 @@ def launch(call: Call) -> None:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take."""
-    few = call.bucket.sampled <= call.tiles.few_tokens
-    return 0 if few else staged_bytes(call.bucket.sampled, [call.matrix("weight", call.integer("D"))])
+    return staged_bytes(call, [call.matrix("weight", call.integer("D"))], gathered=True)
