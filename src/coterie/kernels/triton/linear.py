@@ -1,4 +1,4 @@
-"""linear: y = x @ weight.T + bias; and linear_add, which adds a residual before it stores.
+"""linear: y = x @ weight.T + bias; its kernels also add a residual, gather and norm rows of x, for ops that fuse these.
 
 Knows nothing about where x comes from.
 """
@@ -9,19 +9,26 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.arithmetic import integer, pointer, real
 from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
-from coterie.kernels.triton.rows import Call, places
-
-X, WEIGHT, BIAS_AT, Y, T = places("linear", "x", "weight", "bias", "y", "T")  # the same words in linear_add
+from coterie.kernels.triton.rows import Call
 
 
 @triton.jit
 def _few(
     row,
+    X: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS_AT: tl.constexpr,
+    NORM_AT: tl.constexpr,
+    EPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    NORM: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -33,22 +40,34 @@ def _few(
     UNROLL: tl.constexpr,
 ):
     m = tl.arange(0, M)
-    mask_M = m < integer(row, T)
+    mask_M = m < integer(row, COUNT)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask_N = n < N
-    x = pointer(row, X, tl.float32) + m * K
+    source = m
+    if ROWS_AT is not None:
+        source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
+    x = pointer(row, X, tl.float32) + source * K
+    norm = x
+    eps = 0.0
+    if NORM is not None:
+        norm = pointer(row, NORM_AT, NORM)
+        eps = real(row, EPS).to(tl.float32)
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
-    y = few_dots(x, mask_M, rows_N, mask_N, x, 0.0, K, COLUMNS, TYPE, None, M, ROWS, STEP, UNROLL)
-    _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], N, BIAS, RESIDUAL)
+    y = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 @triton.jit
 def _many(
     row,
     staged,
+    COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -60,7 +79,7 @@ def _many(
     STEP: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    tokens = integer(row, T)
+    tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
     if tl.program_id(0) < n_tiles * m_tiles:
         n_tile, m_tile = tile_at(tl.program_id(0), n_tiles, m_tiles, GROUP)
@@ -70,11 +89,23 @@ def _many(
         mask_N = n < N
         rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
         y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], N, BIAS, RESIDUAL)
+        _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 @triton.jit
-def _put(row, y, n, mask_n, m, mask_m, N: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+def _put(
+    row,
+    y,
+    n,
+    mask_n,
+    m,
+    mask_m,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     """Store products, with the bias and the residual where there are such."""
     if BIAS is not None:
         y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
@@ -87,18 +118,32 @@ def _put(row, y, n, mask_n, m, mask_m, N: tl.constexpr, BIAS: tl.constexpr, RESI
 
 def launch(call: Call) -> None:
     """Multiply in float32 where the step has few tokens, else on tensor cores."""
-    N, K, tokens = call.integer("N"), call.integer("K"), call.bucket.tokens
-    matrix = call.matrix("weight", K)
-    residual = OPCODES[call.name].words.get("residual")
-    shared = {"N": N, "BIAS": call.type("bias"), "RESIDUAL": residual, **matrix.constants()}
-    if tokens <= call.tiles.few_tokens:
-        few = call.tiles.few(N, tokens, matrix.group, matrix.is_wide)
-        grid = (triton.cdiv(N, few.rows),)
-        _few[grid](call.row, **shared, **few.constants(tokens), num_warps=few.warps)
+    multiply(call, call.integer("K"), call.bucket.tokens)
+
+
+def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
+    """Launch a product of up to `most` rows of x, each of K values; of normed rows of those sampled, if so told.
+
+    Few rows are normed and multiplied in one pass; of many, staging gathers and norms them first.
+    """
+    N, words, matrix = call.integer("N"), OPCODES[call.name].words, call.matrix("weight", K)
+    places = {
+        "COUNT": words["R" if sampled else "T"],
+        "WEIGHT": words["weight"],
+        "BIAS_AT": words["bias"],
+        "RESIDUAL": words.get("residual"),
+        "Y": words["y"],
+    }
+    shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
+    if most <= call.tiles.few_tokens:
+        few = call.tiles.few(N, most, matrix.group, matrix.is_wide)
+        norm = {"NORM": call.type("norm") if sampled else None, "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
+        source = {"X": words["x"], "ROWS_AT": words.get("rows"), **norm}
+        _few[(triton.cdiv(N, few.rows),)](call.row, **source, **shared, **few.constants(most), num_warps=few.warps)
         return
-    staged = stage(call, [matrix])
-    many = call.tiles.many_of(tokens, matrix.group, matrix.is_wide)
-    grid = (triton.cdiv(N, many.rows) * triton.cdiv(tokens, many.tokens),)
+    staged = stage(call, [matrix], normed=sampled, gathered=sampled)
+    many = call.tiles.many_of(most, matrix.group, matrix.is_wide)
+    grid = (triton.cdiv(N, many.rows) * triton.cdiv(most, many.tokens),)
     how = {"num_warps": many.warps, "num_stages": many.stages}
     _many[grid](call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how)
 
