@@ -19,7 +19,7 @@ from tests.device.random_expert import SPEC, RandomExpert, step_of
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, DeviceError, TransferError, UnsupportedError, UsageError
 from coterie.device import Event, Sampling
-from coterie.devices import cpu_memory
+from coterie.devices import host_memory
 from coterie.devices.cpu import CpuDevice
 from coterie.kernels import cpu as kernels
 
@@ -62,7 +62,7 @@ def test_slabs_are_aligned_and_zero(make):
     for size in (1, BLOCK_BYTES, 3 * 2**20 + 5):
         buffer = device.reserve("dram", size)
         memory = device.memory(buffer)
-        assert kernels.address(memory) % cpu_memory.HUGE_PAGE_BYTES == 0
+        assert kernels.address(memory) % host_memory.HUGE_PAGE_BYTES == 0
         assert memory.size == buffer.size_bytes == size
         assert not memory.any()
 
@@ -86,7 +86,7 @@ def test_capacity_counts_what_is_reserved(make):
 @pytest.mark.parametrize("chunk_bytes", [BLOCK_BYTES, 2 * BLOCK_BYTES, 2**23])
 @pytest.mark.parametrize(("first", "blocks"), [(0, 6), (1, 2), (2, 4), (5, 1)])
 def test_fetch_reads_the_range_and_nothing_else(make, data, monkeypatch, first, blocks, chunk_bytes):
-    monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(host_memory, "CHUNK_BYTES", chunk_bytes)
     path, content = data
     device = make()
     buffer = device.reserve("dram", 8 * BLOCK_BYTES)
@@ -146,7 +146,7 @@ def test_an_open_that_refuses_direct_reads_is_followed_by_an_ordinary_one(make, 
 
 
 def test_a_read_error_in_the_middle_fails_the_fetch_and_the_next_one_works(make, data, monkeypatch):
-    monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(host_memory, "CHUNK_BYTES", BLOCK_BYTES)
     path, content = data
     device = make(read=flaky([None, None, errno.EIO]))
     buffer = device.reserve("dram", 6 * BLOCK_BYTES)

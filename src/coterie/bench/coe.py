@@ -31,7 +31,7 @@ from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.cpu_memory import CHUNK_BYTES, Slab
+from coterie.devices.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import FCFS, OURS, SETUPS

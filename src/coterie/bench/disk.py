@@ -17,7 +17,7 @@ from threading import Lock, Thread
 from time import perf_counter
 
 from coterie.bench.sticks import drop_page_cache
-from coterie.devices.cpu_memory import Slab
+from coterie.devices.host_memory import Slab
 
 BLOCK_SIZES = (2**20, 2**22, 2**23)
 DEPTHS = (1, 2, 4, 8)

@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.device import Binding, Buffer, Event, Rows, Sampling
 from coterie.devices.cpu import CpuDevice, Orchestration
-from coterie.devices.cpu_step import CpuExecutable
+from coterie.devices.step import LoweredExecutable
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, program_cost
@@ -28,7 +28,7 @@ class Step:
     """Steps that are repeated: the same rows at the same positions, so each run does the same work."""
 
     device: CpuDevice
-    exe: CpuExecutable
+    exe: LoweredExecutable
     binding: Binding
     steps: int = 1
 

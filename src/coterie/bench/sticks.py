@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from coterie.devices.cpu_memory import Bytes
+from coterie.devices.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
 WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ

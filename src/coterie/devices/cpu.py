@@ -21,18 +21,18 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable, Span
-from coterie.devices.cpu_bound import Binder, Bound, check_drawn, run_stepwise
-from coterie.devices.cpu_fetch import FetchLane
-from coterie.devices.cpu_lanes import Lanes, closed, own
-from coterie.devices.cpu_memory import Bytes, Read, Slab
-from coterie.devices.cpu_step import CpuExecutable, StepRows
+from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
+from coterie.devices.fetch import FetchLane
+from coterie.devices.host_memory import Bytes, Read, Slab
+from coterie.devices.lanes import COMPUTE, Lanes, own
+from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
 from coterie.graph.program import Program, architecture_key
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import allowed_cpus, this_machine
 
-COMPUTE_LANE = "compute"
+NAME = "cpu"
 
 Orchestration = Literal["host", "device"]
 
@@ -55,12 +55,12 @@ class CpuDevice:
     ) -> None:
         self._spec = spec or this_machine()
         self._orchestration = orchestration
-        self._lanes = Lanes()
+        self._lanes = Lanes(NAME)
         self._disk = FetchLane(self._lanes, read)
         self._team = _team(threads, isa)
         self._slabs: dict[int, Slab] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
-        self._loaded: dict[object, CpuExecutable] = {}
+        self._loaded: dict[object, LoweredExecutable] = {}
         self._binder = Binder()
         self._interrupted = False
         self._closed = False
@@ -128,13 +128,13 @@ class CpuDevice:
         lane = f"{self._spec.home_tier}->{dst.tier}"
         return self._disk.submit(lane, label, after, target, source, parts)
 
-    def load(self, program: Program) -> CpuExecutable:
+    def load(self, program: Program) -> LoweredExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
         self._check_open()
         plan = tuple(sorted(program.buffers.slot_of.items()))
         key = (architecture_key(program.graph), program.rule_set, plan)
         if key not in self._loaded:
-            self._loaded[key] = CpuExecutable(program)
+            self._loaded[key] = LoweredExecutable(program, NAME, "the CPU")
         return self._loaded[key]
 
     def run(
@@ -164,10 +164,10 @@ class CpuDevice:
             else:
                 start = partial(self._start, waits)
                 done = run_stepwise(bound, step, kept, start, self._take_interrupt)
-            check_drawn(kept[done - 1])
+            check_drawn(kept[done - 1], NAME)
             return kept[:done]
 
-        return self._lanes.submit(COMPUTE_LANE, f"run {mine.program.graph.name}", after, body, brief=not waits)
+        return self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, brief=not waits)
 
     def interrupt(self) -> None:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
@@ -194,7 +194,7 @@ class CpuDevice:
             self._team.run(bound.rows)  # values that are not numbers are shown, not refused
             found.update(bound.stored_values())
 
-        failure = self._lanes.wait(self._lanes.submit(COMPUTE_LANE, "inspect", (), body))
+        failure = self._lanes.wait(self._lanes.submit(COMPUTE, "inspect", (), body))
         if failure is not None:
             raise failure
         return found
@@ -250,9 +250,9 @@ class CpuDevice:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise closed()
+            raise self._lanes.closed()
 
-    def _prepare(self, exe: CpuExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
+    def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
         """Check everything now, on the caller's thread, and copy the rows."""
         exe.offsets(binding)
         bases = kernels.address(self.memory(binding.weights)), kernels.address(self.memory(binding.kv))
@@ -281,7 +281,7 @@ class CpuDevice:
             bound.rows[i, kernels.GATE_WORD] = 0
         if executed < len(bound.rows):
             failure = self._lanes.wait(waits[executed])
-            raise failure if failure is not None else closed()
+            raise failure if failure is not None else self._lanes.closed()
         return steps
 
 
@@ -296,8 +296,8 @@ def _team(threads: int | None, isa: str) -> kernels.Team:
         raise DeviceError("--threads", str(error), "give fewer or end other programs") from error
 
 
-def _own(exe: Executable) -> CpuExecutable:
+def _own(exe: Executable) -> LoweredExecutable:
     """The executable as one of ours. Raises ValueError for another device's."""
-    if not isinstance(exe, CpuExecutable):
+    if not isinstance(exe, LoweredExecutable) or exe.device != NAME:
         raise ValueError(f"{exe.program.graph.name} was loaded by another device")
     return exe

@@ -8,18 +8,17 @@ Knows nothing about lanes, events or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType, to_f32
-from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.cpu_memory import Slab
-from coterie.devices.cpu_step import INPUTS, CpuExecutable, StepRows
+from coterie.devices.host_memory import Slab
+from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
@@ -49,7 +48,7 @@ class Workspace:
 class Bound:
     """Rows of an executable for steps of one size. Used by one run at a time."""
 
-    def __init__(self, exe: CpuExecutable, sizes: Sizes) -> None:
+    def __init__(self, exe: LoweredExecutable, sizes: Sizes) -> None:
         self._exe, self._sizes = exe, sizes
         self._plan, self._total_bytes = exe.plan(sizes)
         self.rows = exe.template.rows()
@@ -153,7 +152,7 @@ class Binder:
         """Memory for stored values, as far as runs have needed it."""
         return self._workspace.size_bytes
 
-    def bind(self, exe: CpuExecutable, binding: Binding, step: StepRows, bases: tuple[int, int]) -> Bound:
+    def bind(self, exe: LoweredExecutable, binding: Binding, step: StepRows, bases: tuple[int, int]) -> Bound:
         """Rows for this run, good until the next call."""
         key = id(exe), step.sizes.T, step.sizes.B, step.sizes.R
         bound = self._kept.pop(key, None) or Bound(exe, step.sizes)
@@ -186,20 +185,3 @@ def run_stepwise(
         bound.inputs["tokens"][bound.inputs["rows"]] = drawn_R
         bound.inputs["positions"] += 1
     return len(kept)
-
-
-def check_drawn(drawn_R: I32) -> None:
-    """Raise DeviceError naming the first row that drew -1: no token, see graph.sampling."""
-    if not kernels.within(drawn_R, 2**31):
-        fact = f"the logits of row {int(np.argmin(drawn_R >= 0))} hold values that are not numbers"
-        raise DeviceError("cpu", fact, "the weights are damaged or overflow: get the checkpoint again")
-
-
-def encode_sampling(sampling: Sequence[Sampling]) -> I64:
-    """[R, SETTING_WORDS] words as the native sampler reads them."""
-    table = np.zeros((len(sampling), kernels.SETTING_WORDS), dtype=np.int64)
-    reals = table.view(np.float64)
-    for i, s in enumerate(sampling):
-        reals[i, 0], table[i, 1], reals[i, 2], reals[i, 3] = s.temperature, s.top_k, s.top_p, s.min_p
-        table[i, 4] = np.uint64(s.seed % 2**64).view(np.int64)
-    return table

@@ -13,9 +13,10 @@ import pytest
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import DeviceError, TransferError
-from coterie.devices import cpu_fetch, cpu_memory
+from coterie.devices import fetch as lane
+from coterie.devices import host_memory
 from coterie.devices.cpu import CpuDevice
-from coterie.devices.cpu_fetch import PARTS_AT_ONCE, READERS
+from coterie.devices.fetch import PARTS_AT_ONCE, READERS
 from coterie.spec.this_machine import this_machine
 
 BLOCKS = 24
@@ -25,8 +26,8 @@ MOMENT_S = 0.05  # long enough for a read that should not begin to begin
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(cpu_memory, "CHUNK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(cpu_fetch, "FIRST_READERS", READERS)
+    monkeypatch.setattr(host_memory, "CHUNK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(lane, "FIRST_READERS", READERS)
 
 
 @pytest.fixture
@@ -99,8 +100,8 @@ def test_the_next_range_is_read_before_the_last_one_ends_and_ends_after_it(devic
 
 
 def test_after_idleness_the_reads_under_way_grow_one_by_one(device, gated, path, monkeypatch):
-    monkeypatch.setattr(cpu_fetch, "FIRST_READERS", 2)
-    monkeypatch.setattr(cpu_fetch, "MORE_EVERY", 3)
+    monkeypatch.setattr(lane, "FIRST_READERS", 2)
+    monkeypatch.setattr(lane, "MORE_EVERY", 3)
     slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
     for _ in range(2):
         gated.opened.clear()

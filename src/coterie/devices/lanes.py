@@ -1,4 +1,4 @@
-"""Lanes of the CPU device: a worker thread each, work in order, and the events that say when it is done.
+"""Lanes of a real device: a worker thread each, work in order, and the events that say when it is done.
 
 Knows nothing about what the work is.
 """
@@ -17,6 +17,8 @@ from coterie.core.values import value
 from coterie.device import I32, Event, Span
 from coterie.kernels import cpu as kernels
 
+COMPUTE = "compute"  # the lane on which programs run
+
 
 @dataclass(slots=True)
 class _State:
@@ -29,7 +31,7 @@ class _State:
 
 
 @value
-class CpuEvent(Event):
+class LaneEvent(Event):
     """An event that carries its own state, so that the device keeps nothing of an event that nobody holds."""
 
     state: _State = field(compare=False, repr=False)
@@ -37,8 +39,8 @@ class CpuEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    event: CpuEvent
-    after: tuple[CpuEvent, ...]
+    event: LaneEvent
+    after: tuple[LaneEvent, ...]
     body: Callable[[], object]
     brief: bool
 
@@ -57,7 +59,8 @@ class Lanes:
     from thread to thread takes a good part of a small expert's decode step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device  # what failures call it
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # an event is finished
         self._lanes: dict[str, _Lane] = {}
@@ -67,12 +70,12 @@ class Lanes:
 
     def submit(
         self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object], brief: bool = False
-    ) -> CpuEvent:
+    ) -> LaneEvent:
         """Queue work; `body` runs on the lane's thread when `after` is done, and its result belongs to the event."""
         awaited = tuple(own(event) for event in after)
         with self._lock:
             self._check_open()
-            event = CpuEvent(next(self._ids), lane, label, _State())
+            event = LaneEvent(next(self._ids), lane, label, _State())
             if lane not in self._lanes:
                 self._lanes[lane] = self._start(lane)
             self._lanes[lane].queue.append(_Work(event, awaited, body, brief))
@@ -85,7 +88,7 @@ class Lanes:
         with self._changed:
             self._changed.wait_for(lambda: state.finished or self._closed)
             if not state.finished:
-                raise closed()
+                raise self.closed()
         return state.failure
 
     def wait_any(self, events: Sequence[Event], until: float | None) -> None:
@@ -113,14 +116,14 @@ class Lanes:
                 return
         call(state.failure is None)
 
-    def new_event(self, lane: str, label: str) -> CpuEvent:
+    def new_event(self, lane: str, label: str) -> LaneEvent:
         """An event of work that is done elsewhere, which must `end` it. Raises DeviceError when closed."""
         with self._changed:
             self._check_open()
-            return CpuEvent(next(self._ids), lane, label, _State())
+            return LaneEvent(next(self._ids), lane, label, _State())
 
     def end(
-        self, event: CpuEvent, failure: Exception | None, start_s: float | None, lane: _Lane | None = None
+        self, event: LaneEvent, failure: Exception | None, start_s: float | None, lane: _Lane | None = None
     ) -> float:
         """Say that work is done or has failed; return when. `start_s`: None if it never began; `lane`: it was busy.
 
@@ -141,7 +144,7 @@ class Lanes:
             call(failure is None)
         return end_s
 
-    def finished(self, event: Event) -> CpuEvent:
+    def finished(self, event: Event) -> LaneEvent:
         """The same event, with its state. Raises ValueError if it is not finished."""
         mine = own(event)
         if not mine.state.finished:
@@ -165,9 +168,13 @@ class Lanes:
             thread.join()
         self._threads.clear()
 
+    def closed(self) -> DeviceError:
+        """What work meets when the device was closed before it began."""
+        return DeviceError(self.device, "the device was closed", "make a new one")
+
     def _check_open(self) -> None:
         if self._closed:
-            raise closed()
+            raise self.closed()
 
     def _start(self, name: str) -> _Lane:
         """Start a lane's thread and return the lane; it exists only if that worked."""
@@ -176,7 +183,9 @@ class Lanes:
         try:
             thread.start()
         except RuntimeError as error:
-            raise DeviceError("cpu", f"the thread of lane {name} could not be started", "end other programs") from error
+            raise DeviceError(
+                self.device, f"the thread of lane {name} could not be started", "end other programs"
+            ) from error
         self._threads.append(thread)
         return lane
 
@@ -190,7 +199,7 @@ class Lanes:
                 lane.busy = True
             self._do(lane, work)
 
-    def _help(self, event: CpuEvent) -> bool:
+    def _help(self, event: LaneEvent) -> bool:
         """Do the work of an event here, if it is brief, can begin now and nobody has begun it."""
         with self._lock:
             lane = self._lanes.get(event.lane)
@@ -214,12 +223,12 @@ class Lanes:
         except Exception as error:  # whatever it is, it belongs to who holds the event
             failure = error
         except BaseException as error:  # whoever helps may be stopped from outside
-            failure = DeviceError("cpu", f"{work.event.label} was stopped: {error!r}", "run it again")
+            failure = DeviceError(self.device, f"{work.event.label} was stopped: {error!r}", "run it again")
             raise
         finally:
             self.end(work.event, failure, state.start_s, lane)
 
-    def _await(self, events: tuple[CpuEvent, ...]) -> Exception | None:
+    def _await(self, events: tuple[LaneEvent, ...]) -> Exception | None:
         """The first failure among events, once those before it are done; an error when the device is closed."""
         with self._changed:
             for event in events:
@@ -227,16 +236,11 @@ class Lanes:
                     self._changed.wait()
                 if event.state.failure is not None:
                     return event.state.failure
-            return closed() if self._closed else None
+            return self.closed() if self._closed else None
 
 
-def own(event: Event) -> CpuEvent:
+def own(event: Event) -> LaneEvent:
     """The event as one of ours. Raises ValueError for another device's."""
-    if not isinstance(event, CpuEvent):
+    if not isinstance(event, LaneEvent):
         raise ValueError(f"event {event.event_id} ({event.label}) is of another device")
     return event
-
-
-def closed() -> DeviceError:
-    """What work meets when the device was closed before it began."""
-    return DeviceError("cpu", "the device was closed", "make a new one")

@@ -1,4 +1,4 @@
-"""Memory of the CPU device: slabs that are reserved once, and file ranges read straight into them.
+"""Memory of the host: slabs that are reserved once, and file ranges read straight into them.
 
 Knows nothing about what the bytes mean.
 """

@@ -1,4 +1,4 @@
-"""The disk lane of the CPU device: several readers, so that the disk always has reads waiting; ranges end in order.
+"""The disk lane of a real device: several readers, so that the disk always has reads waiting; ranges end in order.
 
         queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are handed out in order, on through the ranges
         readers       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
@@ -22,9 +22,9 @@ from typing import TypeAlias
 from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Event
-from coterie.devices import cpu_memory
-from coterie.devices.cpu_lanes import CpuEvent, Lanes, closed, own
-from coterie.devices.cpu_memory import Bytes, Read, SourceFile, read_piece
+from coterie.devices import host_memory
+from coterie.devices.host_memory import Bytes, Read, SourceFile, read_piece
+from coterie.devices.lanes import LaneEvent, Lanes, own
 from coterie.kernels import cpu as kernels
 
 Piece: TypeAlias = Sequence[tuple[int, int]]
@@ -39,8 +39,8 @@ FIRST_READERS, MORE_EVERY = 2, 2  # after idleness so many at first, and one mor
 class _Fetch:
     """A range on its way, in pieces, each of parts (start, stop): the first `at` are read or being read by readers."""
 
-    event: CpuEvent
-    after: tuple[CpuEvent, ...]
+    event: LaneEvent
+    after: tuple[LaneEvent, ...]
     target: Bytes
     source: FileRange
     file: SourceFile
@@ -78,12 +78,12 @@ class FetchLane:
         target: Bytes,
         source: FileRange,
         parts: Sequence[tuple[int, int]] = (),
-    ) -> CpuEvent:
+    ) -> LaneEvent:
         """Queue a range; its event, on the lane of that name, ends after those of all ranges queued before."""
         awaited = tuple(own(event) for event in after)
         with self._changed:
             if self._closed:
-                raise closed()
+                raise self._lanes.closed()
             if not self._threads:
                 self._start(lane)
             event = self._lanes.new_event(lane, label)
@@ -104,7 +104,7 @@ class FetchLane:
             self._closed = True
             for fetch in self._queue:
                 if not fetch.is_issued:
-                    fetch.failure = closed()
+                    fetch.failure = self._lanes.closed()
             self._settle()
             self._changed.notify_all()
 
@@ -124,7 +124,7 @@ class FetchLane:
                 if self._threads:
                     return
                 fact = f"the thread of lane {lane} could not be started"
-                raise DeviceError("cpu", fact, "end other programs") from error
+                raise DeviceError(self._lanes.device, fact, "end other programs") from error
             self._threads.append(thread)
 
     def _look(self, _passed: bool) -> None:
@@ -223,7 +223,7 @@ def _pieces(size_bytes: int, parts: Sequence[tuple[int, int]]) -> list[Piece]:
     if parts:
         spans = [(offset, offset + size) for offset, size in parts]
         return [spans[at : at + PARTS_AT_ONCE] for at in range(0, len(spans), PARTS_AT_ONCE)]
-    chunk = cpu_memory.CHUNK_BYTES
+    chunk = host_memory.CHUNK_BYTES
     return [[(at, min(at + chunk, size_bytes))] for at in range(0, max(size_bytes, 1), chunk)]
 
 

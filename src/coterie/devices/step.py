@@ -1,18 +1,19 @@
-"""What a run of a program on the CPU is made of: the program with its rows encoded, and the run's own rows, checked.
+"""What a run of a program on a real device is made of: the program, its rows encoded, and the run's own rows, checked.
 
 Knows nothing about lanes, files or addresses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.lower import Lowering, Template
+from coterie.devices.lower import F32, Lowering, Template
 from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
 from coterie.graph.program import Program
@@ -23,12 +24,17 @@ INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # names of
 MAX_KEPT = 256  # sizes of steps, and experts, whose offsets are kept; a bound on memory, not on use
 
 
-class CpuExecutable:
-    """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel."""
+class LoweredExecutable:
+    """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._lowering = Lowering(program, "the CPU")  # owns the constants, whose addresses are in the rows
+    `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
+    """
+
+    def __init__(
+        self, program: Program, device: str, called: str, address: Callable[[F32], int] = kernels.address
+    ) -> None:
+        self._program, self.device = program, device
+        self._lowering = Lowering(program, called, address)  # owns the constants, whose addresses are in the rows
         operands = [self._lowering.lower(region) for region in program.regions]
         self.template = Template([region.kernel for region in program.regions], operands)
         self.first_rows: dict[str, int] = {}  # stage -> its first row
@@ -97,6 +103,23 @@ class StepRows:
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes)
         _check(step, program, binding, steps)
         return step
+
+
+def check_drawn(drawn_R: I32, device: str) -> None:
+    """Raise DeviceError naming the first row that drew -1: no token, see graph.sampling."""
+    if not kernels.within(drawn_R, 2**31):
+        fact = f"the logits of row {int(np.argmin(drawn_R >= 0))} hold values that are not numbers"
+        raise DeviceError(device, fact, "the weights are damaged or overflow: get the checkpoint again")
+
+
+def encode_sampling(sampling: Sequence[Sampling]) -> I64:
+    """[R, SETTING_WORDS] words as the kernels' samplers read them."""
+    table = np.zeros((len(sampling), kernels.SETTING_WORDS), dtype=np.int64)
+    reals = table.view(np.float64)
+    for i, s in enumerate(sampling):
+        reals[i, 0], table[i, 1], reals[i, 2], reals[i, 3] = s.temperature, s.top_k, s.top_p, s.min_p
+        table[i, 4] = np.uint64(s.seed % 2**64).view(np.int64)
+    return table
 
 
 def _fixed(shape: Shape) -> tuple[int, ...]:
