@@ -149,6 +149,22 @@ def test_work_that_ends_without_a_word_is_done_here(tmp_path):
     assert list(side_by_side(work, 3, 1)) == [(number, True) for number in range(3)]
 
 
+def test_the_next_work_begins_as_soon_as_any_ends(tmp_path):
+    """The first waits for the last: with two places that ends only if the others take turns in the second one."""
+
+    def work(number):
+        deadline = time.monotonic() + 30
+        while number == 0 and not (tmp_path / "3").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        (tmp_path / str(number)).touch()
+        return number, os.getpid()
+
+    found = list(side_by_side(work, 4, 2))
+    assert [number for number, _ in found] == [0, 1, 2, 3]
+    assert len({os.getpid(), *(process for _, process in found)}) == 5
+
+
 def test_an_interrupt_is_the_parents_affair():
     here = os.getpid()
 
@@ -312,6 +328,15 @@ def test_the_command_compares_machines_and_policies(many, tmp_path):
     text = (tmp_path / "p").read_text()
     assert text.count("<svg") == 3
     assert "routes given, tokens synthetic" in text
+
+
+@pytest.mark.parametrize(("option", "name"), [("--machine", "toy"), ("--policy", "fcfs")])
+def test_what_is_named_twice_would_write_one_trace_over_the_other(many, tmp_path, option, name):
+    twice = (option, name, option, name)
+    result = run(many, "--machine", "toy-tiers", *twice, "--rate", 20, "--trace", tmp_path / "t.json")
+    assert result.exit_code == 2
+    assert f"[{option}] {name} is named 2 times; name it once" in result.stderr
+    assert not list(tmp_path.glob("t*.json"))
 
 
 def test_the_command_prints_a_table_and_writes_a_trace(many, tmp_path):

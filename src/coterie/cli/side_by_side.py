@@ -1,6 +1,6 @@
 """Side by side: several pieces of work at once, each in a process of its own; results come in order.
 
-    parent   work(0) .. work(n - 1)  forked, so many at a time  ->  results over pipes
+    parent   work(0) .. work(n - 1)  forked, so many at a time, the next as soon as any ends  ->  results over pipes
 
 Knows nothing about what the work is.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,23 +25,29 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
         yield from map(work, range(count))
         return
     forked = get_context("fork")
-    running: list[tuple[Any, Connection]] = []
+    running: dict[Connection, tuple[int, Any]] = {}
+    ended: dict[int, tuple[T] | None] = {}
     begun = 0
     try:
         for number in range(count):
-            while begun < count and len(running) < jobs:
-                ours, theirs = forked.Pipe(duplex=False)
-                process = forked.Process(target=_send, args=(theirs, work, begun), daemon=True)
-                process.start()
-                theirs.close()
-                running.append((process, ours))
-                begun += 1
-            process, ours = running.pop(0)
-            found = _received(ours)
-            process.join()
+            while number not in ended:
+                while begun < count and len(running) < jobs:
+                    ours, theirs = forked.Pipe(duplex=False)
+                    process = forked.Process(target=_send, args=(theirs, work, begun), daemon=True)
+                    process.start()
+                    theirs.close()
+                    running[ours] = begun, process
+                    begun += 1
+                # Whoever ends first makes room, whether it is the one whose turn it is or not.
+                for ours in wait(list(running)):
+                    if isinstance(ours, Connection):
+                        place, process = running.pop(ours)
+                        ended[place] = _received(ours)
+                        process.join()
+            found = ended.pop(number)
             yield work(number) if found is None else found[0]
     finally:
-        for process, _ in running:
+        for _, process in running.values():
             process.terminate()
 
 

@@ -82,6 +82,8 @@ def simulation(
     """Serve a workload in modelled time with the engine that serves for real; several machines side by side."""
     if html is not None:
         check_plots("--html")
+    _check_once("--machine", machine)
+    _check_once("--policy", policy or [])
     promised = parse_slo(slo) if slo else None
     found = load_composition(composition)
     chosen = mix_named(mix, found.names)
@@ -120,6 +122,15 @@ def simulation(
         print_json({"composition": found.name, "workload": dict(load.facts or {}), "rows": rows, "note": SYNTHETIC})
         return
     _print(found, models, load, rows, [case for _, case in cases])
+
+
+def _check_once(option: str, names: Sequence[str]) -> None:
+    """A run is the same again, and would take the other's place in files and pages."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise UsageError(
+            option, f"{twice} is named {names.count(twice)} times", "name it once: it would do the same again"
+        )
 
 
 def _of_run(path: Path, name: str, case: Case, runs: int) -> Path:
