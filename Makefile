@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COTERIE := $(BIN)/coterie
 PORT ?= 8000
 # Python changes need no install: it is editable. These do.
-NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.*)
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 
 .PHONY: serve demo check test test-long sanitize bench setup setup-dev clean
 

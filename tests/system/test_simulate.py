@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import read_trace
+from coterie.devices.modelled import ModelledDevice
+from coterie.devices.modelled_clock import NATIVE, PLAIN
 from coterie.devices.modelled_price import step_time
 from coterie.engine.engine import Engine
 from coterie.engine.experts import open_experts
@@ -244,6 +247,21 @@ def test_a_decision_that_holds_for_several_steps_is_what_each_step_would_decide(
     assert len(asked) > 100
     assert list(remembered.decisions) == list(anew.decisions)
     assert np.array_equal(remembered.last_s, anew.last_s)
+
+
+@pytest.mark.skipif(NATIVE is None, reason="the native clock was not built")
+@pytest.mark.parametrize("loop", [{"rate": 60.0}, {"in_flight": 9}])
+def test_the_native_clock_changes_nothing(many, loop, monkeypatch):
+    load = workload(many, 40, new="uniform:1:20", **loop)
+    served = {}
+    for kit in (NATIVE, PLAIN):
+        monkeypatch.setattr("coterie.plan.simulate.ModelledDevice", partial(ModelledDevice, kit=kit))
+        served[kit.name] = simulate(case(many, 2, steps=8), load)
+    ours, theirs = served["native"], served["python"]
+    assert list(ours.decisions) == list(theirs.decisions)
+    assert all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("first_s", "last_s", "routed_s"))
+    assert ours.use == theirs.use
+    assert ours.metrics.switches > 5
 
 
 @pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])

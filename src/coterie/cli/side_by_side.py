@@ -39,10 +39,10 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
                     running[ours] = begun, process
                     begun += 1
                 # Whoever ends first makes room, whether it is the one whose turn it is or not.
-                for ours in wait(list(running)):
-                    if isinstance(ours, Connection):
-                        place, process = running.pop(ours)
-                        ended[place] = _received(ours)
+                for ready in wait(list(running)):
+                    if isinstance(ready, Connection):
+                        place, process = running.pop(ready)
+                        ended[place] = _received(ready)
                         process.join()
             found = ended.pop(number)
             yield work(number) if found is None else found[0]

@@ -22,10 +22,11 @@ from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices import modelled_price as price
+from coterie.devices.modelled_clock import BEST, Kit
 from coterie.devices.modelled_event import ModelledEvent, finished, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
 from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_time import FluidClock, Phase, Usage, Work
+from coterie.devices.modelled_time import Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
 from coterie.devices.modelled_transfer import Transfers, copy_label, resources, route
 from coterie.graph.compile import compile_graph
@@ -53,6 +54,7 @@ class ModelledDevice:
     `orchestration`: who starts regions, `host` or `device`.
     `fail`: asked with each label; when it gives an exception, that work fails with it.
     `mapped`: sections are laid out on the machine's grid: exact and slow, so for short runs.
+    `kit`: the clock that it has; none gives other times.
     Raises UsageError when a number that prices need is unknown.
     """
 
@@ -64,15 +66,16 @@ class ModelledDevice:
         orchestration: Orchestration = "device",
         fail: Fail | None = None,
         mapped: bool = False,
+        kit: Kit = BEST,
     ) -> None:
         self._spec = spec
         self._numerics = numerics
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
         self._pricing = price.Pricing(orchestration, mapped=mapped)
-        self._fail = fail
-        self._clock = FluidClock(resources(spec) if durations is None else {})
+        self._fail, self._kit = fail, kit
+        self._clock = kit.clock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
-        self._transfers = Transfers(spec)
+        self._transfers = Transfers(spec, kit)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
         self._interrupted = False
@@ -137,7 +140,7 @@ class ModelledDevice:
             own_rules = self._numerics.spec.rule_set
             numerics = self._numerics.load(program if runs else compile_graph(program.graph, own_rules))
         priced = rank_program(self._spec, program)
-        return ModelledExecutable(program, numerics, priced, price.facts(priced).same)
+        return ModelledExecutable(program, numerics, priced, price.facts(priced).same, kit=self._kit)
 
     def run(
         self,
@@ -226,19 +229,12 @@ class ModelledDevice:
         """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
-        works, clock = [own(event).work for event in events], self._clock
-        while until is None or clock.now < until:
-            for work in works:
-                if work.end_s is not None:
-                    return
-            if not clock.advance(until):
-                if until is None:
-                    raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
-                clock.idle_until(until)
+        if not self._clock.wait([own(event).work for event in events], until):
+            raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
 
     def usage(self) -> Mapping[str, Usage]:
         """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
-        return dict(self._clock.usage)
+        return {name: Usage(given.drawn, given.busy_s) for name, given in self._clock.usage.items()}
 
     def lane_busy_s(self) -> Mapping[str, float]:
         """Seconds for which each lane was occupied by works that have ended, waits at gates included."""
@@ -293,7 +289,8 @@ class ModelledDevice:
         cuts: tuple[int, ...] = (),
     ) -> Event:
         if self._durations is not None:
-            phases = [self._recorded(lane), *(Phase(gate=phase.gate) for phase in phases if phase.gate is not None)]
+            gates = (phase.gate for phase in phases)
+            phases = [self._recorded(lane), *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
         work = self._clock.issue(lane, [own(event).work for event in after], phases, failure, cuts)
         return ModelledEvent(work.number, lane, label, work, tokens)
 
@@ -307,14 +304,14 @@ class ModelledDevice:
                 "replay the workload and settings that were recorded",
             )
         self._issued[lane] = index + 1
-        return Phase(recorded[index])
+        return self._kit.phase(recorded[index])
 
     def _phases(
         self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], steps: int, gates: Mapping[str, Work]
     ) -> tuple[list[Phase], tuple[int, ...]]:
         """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
-            return [Phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
+            return [self._kit.phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
         return run_phases(self._spec, exe, sizes, tiers, steps, gates, self._pricing)
 
     def _behind(self, buffer: Buffer) -> Buffer:

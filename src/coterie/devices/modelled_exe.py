@@ -6,11 +6,12 @@ Knows nothing about how prices are made or how time passes; prices found are kep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Executable
 from coterie.devices import modelled_price as price
+from coterie.devices.modelled_clock import PLAIN, Kit
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_work import Parts
 from coterie.graph.program import Program
@@ -27,10 +28,8 @@ class StepPhases:
     """
 
     def __init__(self, regions: Parts, begins_s: float) -> None:
-        head = regions[0]
         self._regions = regions
-        # The head as one more kind of part.
-        self._begun = [*regions.unique, replace(head, delay_s=head.delay_s + begins_s)]
+        self._head = regions[0].delayed(begins_s)
         self._later: Phase | None = None
         self._whole: Phase | None = None
         self._cut: dict[tuple[int, ...], tuple[Phase, ...]] = {}
@@ -47,24 +46,18 @@ class StepPhases:
         """The first step of a run; `waits` gives each region the work that it must await, or is empty."""
         if not waits:
             if self._whole is None:
-                self._whole = self._first(0, len(self._regions))
+                self._whole = self._regions.merged(head=self._head)
             return [self._whole]
         starts = tuple(i for i, gate in enumerate(waits) if gate is not None or i == 0)
         if starts not in self._cut:
             ends = (*starts[1:], len(self._regions))
-            self._cut[starts] = tuple(self._first(a, b) for a, b in zip(starts, ends, strict=True))
-        pieces = self._cut[starts]
-        return [
-            piece if waits[i] is None else replace(piece, gate=waits[i])
-            for i, piece in zip(starts, pieces, strict=True)
-        ]
-
-    def _first(self, start: int, end: int) -> Phase:
-        """Regions from `start` to `end` of the first step."""
-        places = self._regions.places[start:end]
-        if start == 0:
-            places = (len(self._begun) - 1, *places[1:])
-        return Parts(self._begun, places).merged()
+            heads = (self._head, *[None] * (len(starts) - 1))
+            self._cut[starts] = tuple(map(self._regions.merged, starts, ends, heads))
+        found = []
+        for i, piece in zip(starts, self._cut[starts], strict=True):
+            gate = waits[i]
+            found.append(piece if gate is None else piece.gated(gate))
+        return found
 
 
 @dataclass(slots=True)
@@ -83,6 +76,7 @@ class ModelledExecutable:
     regions: dict[tuple[int, Sizes, tuple[str, str]], Phase] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
     label: str = ""
+    kit: Kit = PLAIN
 
     def __post_init__(self) -> None:
         self.label = f"run {self.program.graph.name}"
@@ -140,7 +134,7 @@ def _priced(
         if len(exe.prices) >= MAX_PRICED_STEPS:
             exe.prices.clear()
             exe.regions.clear()
-        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing, exe.regions)
+        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing, exe.regions, exe.kit)
         found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, pricing.orchestration))
     return found
 

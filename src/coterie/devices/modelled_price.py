@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
+from coterie.devices.modelled_clock import PLAIN, Kit
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
 from coterie.devices.modelled_parts import running
 from coterie.devices.modelled_step import RegionTime, StepTime
-from coterie.devices.modelled_time import Flow, Phase, Work
+from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
 from coterie.devices.modelled_work import Parts
 from coterie.graph.cost import Cost, collectives, reads_context, region_cost
@@ -237,6 +238,7 @@ def step_phases(
     tiers: tuple[str, str],
     pricing: Pricing,
     known: dict[tuple[int, Sizes, tuple[str, str]], Phase] | None = None,
+    kit: Kit = PLAIN,
 ) -> Parts:
     """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
 
@@ -251,30 +253,35 @@ def step_phases(
     unique = []
     for index in order:
         if index not in context_free:
-            unique.append(region_phase(spec, program, index, sizes, tiers, pricing))
+            unique.append(region_phase(spec, program, index, sizes, tiers, pricing, kit))
             continue
         key = (index, any_context, tiers)
         if key not in known:
-            known[key] = region_phase(spec, program, index, sizes, tiers, pricing)
+            known[key] = region_phase(spec, program, index, sizes, tiers, pricing, kit)
         unique.append(known[key])
     number = {index: place for place, index in enumerate(order)}
     places = tuple([number[index] for index in same])
     alone_s = running([phase.delay_s + (phase.alone_s or 0.0) for phase in unique], places)[-1]
     waits_s = host_s(spec, sizes) + max(0.0, spec.step_floor_s - alone_s)
-    first = replace(unique[0], delay_s=unique[0].delay_s + waits_s)
-    return Parts([*unique, first], (len(unique), *places[1:]))
+    return kit.parts([*unique, unique[0].delayed(waits_s)], (len(unique), *places[1:]))
 
 
 def region_phase(
-    spec: MachineSpec, program: Program, index: int, sizes: Sizes, tiers: tuple[str, str], pricing: Pricing
+    spec: MachineSpec,
+    program: Program,
+    index: int,
+    sizes: Sizes,
+    tiers: tuple[str, str],
+    pricing: Pricing,
+    kit: Kit = PLAIN,
 ) -> Phase:
     """A region that does not begin a run, as a phase."""
     row = region_time(spec, program, index, sizes, tiers, pricing)
-    flows = [Flow(row.compute_s * spec.achieved_flops_per_s, alone(COMPUTE))]
+    flows = [kit.flow(row.compute_s * spec.achieved_flops_per_s, alone(COMPUTE))]
     for name, seconds in row.memory_s.items():
         rate = 1.0 if name == PEERS else spec.tier(name).achieved_bytes_per_s
-        flows.append(Flow(seconds * rate, alone(PEERS if name == PEERS else tier_name(name))))
-    return Phase(row.launch_s + row.fill_s + row.collective_s, tuple(flows), alone_s=row.work_s)
+        flows.append(kit.flow(seconds * rate, alone(PEERS if name == PEERS else tier_name(name))))
+    return kit.phase(row.launch_s + row.fill_s + row.collective_s, tuple(flows), alone_s=row.work_s)
 
 
 def host_s(spec: MachineSpec, sizes: Sizes) -> float:

@@ -111,6 +111,18 @@ class FluidClock:
         self._settle()
         return True
 
+    def wait(self, works: Sequence[Work], until: float | None = None) -> bool:
+        """Advance until one of the works is finished or it is `until`; False: nothing is active, and no end given."""
+        while until is None or self.now < until:
+            for work in works:
+                if work.end_s is not None:
+                    return True
+            if not self.advance(until):
+                if until is None:
+                    return False
+                self.idle_until(until)
+        return True
+
     def head(self, lane: str) -> Work | None:
         """The work that a lane is at, None when it has none."""
         works = self._lanes.get(lane)

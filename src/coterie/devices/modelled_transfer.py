@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
+from coterie.devices.modelled_clock import PLAIN, Kit
 from coterie.devices.modelled_time import Flow, Phase
 from coterie.spec.machine import Link, MachineSpec
 
@@ -79,8 +80,8 @@ class Transfers:
     range of another expert is the same transfer.
     """
 
-    def __init__(self, spec: MachineSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: MachineSpec, kit: Kit = PLAIN) -> None:
+        self._spec, self._kit = spec, kit
         self._ways: dict[tuple[str, str], Phase] = {}
         self._known: dict[tuple[str, str, int], Phase] = {}
 
@@ -93,7 +94,7 @@ class Transfers:
             if (src, dst) not in self._ways:
                 self._ways[src, dst] = transfer(self._spec, src, dst, 1)
             way = self._ways[src, dst]
-            found = Phase(way.delay_s, (Flow(float(size_bytes), way.flows[0].uses),))
+            found = self._kit.phase(way.delay_s, (self._kit.flow(float(size_bytes), way.flows[0].uses),))
             self._known[src, dst, size_bytes] = found
         return found
 

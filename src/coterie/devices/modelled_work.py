@@ -6,7 +6,7 @@ Knows nothing about lanes, resources' capacities or the time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coterie.devices.modelled_parts import Table, running
 
@@ -35,6 +35,14 @@ class Phase:
     parts: Parts | None = None
     drawn: tuple[tuple[str, float], ...] = ()
 
+    def delayed(self, seconds: float) -> Phase:
+        """The same after so much more delay."""
+        return replace(self, delay_s=self.delay_s + seconds)
+
+    def gated(self, gate: Work) -> Phase:
+        """The same behind a gate."""
+        return replace(self, gate=gate)
+
 
 class Parts:
     """Plain phases without gates, one after the other: `places` says which of the `unique` ones each is."""
@@ -61,8 +69,16 @@ class Parts:
             self._table = Table.of(self.unique, self.places)
         return self._table
 
-    def merged(self, gate: Work | None = None) -> Phase:
-        """All as one phase, that awaits `gate` first. Raises ValueError unless each part knows `alone_s`."""
+    def merged(self, begin: int = 0, end: int | None = None, head: Phase | None = None) -> Phase:
+        """Those from `begin` to `end` as one phase; `head`, where there is one, stands in the place of the first.
+
+        Raises ValueError unless each part knows `alone_s`.
+        """
+        places = self.places[begin:end]
+        if head is not None:
+            return Parts([*self.unique, head], (len(self.unique), *places[1:])).merged()
+        if len(places) < len(self):
+            return Parts(self.unique, places).merged()
         took_s = []
         drawn: dict[str, list[float]] = {}
         for number, part in enumerate(self.unique):
@@ -74,7 +90,7 @@ class Parts:
                     each = drawn.setdefault(resource, [0.0] * len(self.unique))
                     each[number] += share * flow.amount
         totals = tuple([(name, running(each, self.places)[-1]) for name, each in drawn.items()])
-        return Phase(gate=gate, alone_s=running(took_s, self.places)[-1], parts=self, drawn=totals)
+        return Phase(alone_s=running(took_s, self.places)[-1], parts=self, drawn=totals)
 
 
 def merged(parts: Sequence[Phase]) -> Phase:
