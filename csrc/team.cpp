@@ -51,8 +51,8 @@ Team::Team(int threads, const Isa& isa, int64_t alone_flops)
 Team::~Team() { stop(); }
 
 void Team::stop() {
-  stop_.store(true, std::memory_order_relaxed);
-  publish(0);
+  stop_.store(true);
+  bell_.ring();
   for (auto& worker : workers_) worker.join();
   workers_.clear();
 }
@@ -81,13 +81,10 @@ Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
   }
   job_ = Job{.rows = rows, .count = count, .feed = feed};
   Scratch& scratch = *scratch_[0];
-  open_.store(true, std::memory_order_relaxed);
+  over_.store(false, std::memory_order_relaxed);
   open_next(scratch);
-  for (uint64_t turn = turn_.load(std::memory_order_acquire); open_.load(std::memory_order_acquire);) {
+  for (uint64_t turn = turn_.load(std::memory_order_acquire); !over_.load(std::memory_order_acquire); turn = wait_past(turn, over_))
     help(turn, 0);
-    if (!open_.load(std::memory_order_acquire)) break;
-    turn = wait_past(turn);
-  }
   calls_ += 1;
   instructions_ += job_.instructions;
   const Walked walked{job_.step, job_.next};
@@ -114,8 +111,8 @@ void Team::open_next(Scratch& scratch) {
     publish(units);
     return;
   }
-  open_.store(false, std::memory_order_release);
-  if (&scratch != scratch_[0].get()) publish(0);  // the caller waits for it
+  over_.store(true);
+  if (&scratch != scratch_[0].get()) bell_.ring();  // no more than that: the caller may have begun another run
 }
 
 // A step is over: begin another one, or say that the run is.
@@ -164,10 +161,10 @@ void Team::help(uint64_t turn, int me) {
   if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) open_next(scratch);
 }
 
-// Returns the first turn seen whose number is another.
-uint64_t Team::wait_past(uint64_t turn) {
+// Returns the first turn seen whose number is another, or any once it is over.
+uint64_t Team::wait_past(uint64_t turn, const std::atomic<bool>& over) {
   uint64_t now;
-  const auto changed = [&] { return number_of(now = turn_.load()) != number_of(turn); };
+  const auto changed = [&] { return number_of(now = turn_.load()) != number_of(turn) || over.load(); };
   for (int i = 0; i < kSpins; ++i) {
     if (changed()) return now;
     relax();
@@ -187,7 +184,7 @@ void Team::publish(int64_t units) {
 }
 
 void Team::work(int me) {
-  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn)) help(turn, me);
+  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn, stop_)) help(turn, me);
 }
 
 int64_t Team::memory_bytes() const {

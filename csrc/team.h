@@ -80,7 +80,7 @@ class Team {
   void run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratch& scratch);
   int64_t share_begin(int64_t units, int thread) const { return units * thread / threads(); }
   void help(uint64_t turn, int me);
-  uint64_t wait_past(uint64_t turn);
+  uint64_t wait_past(uint64_t turn, const std::atomic<bool>& over);
   void publish(int64_t units);
   void work(int me);
   void stop();
@@ -96,7 +96,7 @@ class Team {
   alignas(kLine) std::atomic<uint64_t> turn_{0};
   alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction, added by a thread when it finds no more
   alignas(kLine) Bell bell_;
-  std::atomic<bool> open_{false};  // a job is under way
+  std::atomic<bool> over_{true};  // no job is under way
   std::atomic<bool> inside_{false}, stop_{false}, interrupted_{false};
 
   int64_t calls_ = 0, instructions_ = 0;

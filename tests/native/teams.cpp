@@ -104,14 +104,16 @@ void test_gates() {
     for (const int32_t value : {1, 2})
       for (const int delay_us : {0, 2000}) {
         std::fill(second.begin(), second.end(), 0.0f);
+        std::vector<float> late(T * N);  // as weights: written by the thread that opens the gate
         int32_t gate = 0;
         const std::vector<Row> rows = {
             row_of(Opcode::add, Add{x.data(), x.data(), first.data(), T, N}),
-            row_of(Opcode::add, Add{first.data(), x.data(), second.data(), T, N}, &gate),
+            row_of(Opcode::add, Add{first.data(), late.data(), second.data(), T, N}, &gate),
             row_of(Opcode::mul, Mul{second.data(), x.data(), first.data(), T, N}),
         };
         std::thread opener([&] {
           std::this_thread::sleep_for(std::chrono::microseconds(delay_us));
+          late = x;
           signal_gate(&gate, value);
         });
         const Walked walked = crew.team->run(rows.data(), 3);
@@ -133,6 +135,24 @@ void test_an_interrupt_from_outside(Team& team) {
   const Walked walked = chain.run(team);
   other.join();
   check(walked.steps >= 1 && walked.steps < 100'000, "an interrupt from another thread ends a run");
+}
+
+// A thread that ends a run may not meddle with the next one, which begins at once.
+void test_runs_in_a_row() {
+  const int64_t T = 128, C = 8;
+  const std::vector<float> x(T * C, 1.0f), one(C, 1.0f);
+  std::vector<float> y(T * C);
+  const auto* weight = reinterpret_cast<bytes*>(one.data());
+  const Row row = row_of(Opcode::rms_norm, RmsNorm{x.data(), weight, static_cast<integer>(DType::f32), y.data(), T, 1, C, 0.0});
+  for (const int threads : {2, 4, 8}) {
+    Team team(threads, compiled_isas()[0], 0);
+    bool right = true;
+    for (int i = 0; i < 3000; ++i) {
+      std::fill(y.begin(), y.end(), 0.0f);
+      right = team.run(&row, 1).rows == 1 && y == x && right;
+    }
+    check(right, "runs in a row are all done with " + std::to_string(threads) + " threads");
+  }
 }
 
 void test_start_and_stop() {
@@ -167,6 +187,7 @@ void test_teams() {
   test_steps();
   test_gates();
   for (Crew& crew : crews()) test_an_interrupt_from_outside(*crew.team);
+  test_runs_in_a_row();
   test_start_and_stop();
   test_counters();
 }
