@@ -37,6 +37,17 @@ std::vector<std::pair<int, double>> named(const nb::mapping& items) {
   return found;
 }
 
+// Programs ask with the same tuple for every step: what it holds is read once. Keeps the tuples, so that no other gets their address.
+Parts::Places places_of(const nb::tuple& places) {
+  constexpr size_t kMaxKept = 64;
+  static auto& kept = *new std::vector<std::pair<nb::tuple, Parts::Places>>;  // never destroyed: it outlives the interpreter
+  for (const auto& [known, found] : kept)
+    if (known.is(places)) return found;
+  if (kept.size() >= kMaxKept) kept.clear();
+  kept.emplace_back(places, std::make_shared<const std::vector<int>>(nb::cast<std::vector<int>>(places)));
+  return kept.back().second;
+}
+
 std::shared_ptr<Work> issue(Clock& self, const std::string& lane, std::vector<std::shared_ptr<Work>> after,
                             std::vector<PhasePtr> phases, const nb::object& failure, std::vector<int> cuts) {
   std::any how = failure.is_none() ? std::any() : std::any(failure);
@@ -105,8 +116,8 @@ NB_MODULE(_clock, m) {
            nb::arg("gate"));
   nb::class_<Parts>(m, "Parts")
       .def("__init__",
-           [](Parts* self, std::vector<PhasePtr> unique, std::vector<int> places) {
-             new (self) Parts(std::move(unique), std::make_shared<const std::vector<int>>(std::move(places)));
+           [](Parts* self, std::vector<PhasePtr> unique, const nb::tuple& places) {
+             new (self) Parts(std::move(unique), places_of(places));
            },
            nb::arg("unique"), nb::arg("places"))
       .def("__len__", &Parts::size)

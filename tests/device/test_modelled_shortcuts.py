@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import accumulate
 
 import pytest
@@ -11,16 +12,18 @@ from tests.pure.graphs import decoder
 
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_parts import Table
-from coterie.devices.modelled_price import Pricing, facts, region_phase, step_phases
+from coterie.devices.modelled_price import Pricing, RegionKey, facts, region_phase, step_phases
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_share import Shares, fair_rates, left_over
 from coterie.devices.modelled_time import Flow, Phase, merged
+from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import reads_context, region_cost
 from coterie.graph.eager import expand
 from coterie.graph.program import Program
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
+from coterie.spec.measured import Kernels, measured_rows
 
 steady = settings(max_examples=40, deadline=None, derandomize=True)
 PROGRAMS = {
@@ -65,13 +68,34 @@ def test_remembered_regions_price_a_step_as_it_is_priced_anew(machine):
     spec = load_machine(machine)
     made = rank_program(spec, compile_graph(zoo_graph("llama-2-7b"), spec.rule_set))
     same, tiers, pricing = facts(made).same, (spec.run_tier, spec.run_tier), Pricing()
-    known: dict[tuple[int, Sizes, tuple[str, str]], Phase] = {}
+    known: dict[RegionKey, Phase] = {}
     for batch, tokens, context in ((1, 1, 130), (1, 1, 131), (2, 130, 140), (2, 130, 300), (1, 1, 130)):
         step = sizes(tokens, batch, context)
         found = list(step_phases(spec, made, same, step, tiers, pricing, known))
         assert found[1:] == [region_phase(spec, made, index, step, tiers, pricing) for index in same][1:]
         assert found == list(step_phases(spec, made, same, step, tiers, pricing))
     assert known, "some regions read no context"
+
+
+@pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])
+def test_closed_forms_price_random_steps_as_counting_does(machine, monkeypatch):
+    spec, rng = load_machine(machine), random.Random(machine)
+    made = rank_program(spec, compile_graph(zoo_graph("mistral-7b"), spec.rule_set))
+    same, tiers, known = facts(made).same, (spec.run_tier, spec.run_tier), {}
+    steps = []
+    for _ in range(25):
+        batch = rng.randint(1, 8)
+        tokens = batch + rng.choice([0, 0, rng.randint(1, 500)])
+        context = tokens + rng.randint(0, 6000 * batch)
+        steps.append(Sizes(tokens, batch, rng.randint(1, batch), context, context * tokens // batch))
+    found = [list(step_phases(spec, made, same, step, tiers, Pricing(), known)) for step in steps]
+    monkeypatch.setattr(ClosedCost, "of", lambda self, step: region_cost(self._program, self._region, step))
+    for step, phases in zip(steps, found, strict=True):
+        fresh = Pricing(kernels=Kernels(spec.kernels, measured_rows(spec.kernels)) if spec.kernels else None)
+        counted = [region_phase(spec, made, index, step, tiers, fresh) for index in dict.fromkeys(same)]
+        assert {index: phases[same.index(index)] for index in same[1:]} == {
+            index: phase for index, phase in zip(dict.fromkeys(same), counted, strict=True) if index in same[1:]
+        }
 
 
 @steady

@@ -13,8 +13,9 @@ from tests.pure.graphs import STEADY
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.plan.validate.rows import CALIBRATION, alternate
 from coterie.spec.exchange import ExchangeRow, Exchanges, all_exchanges, exchange_rows
+from coterie.spec.kernel import Kernel
 from coterie.spec.load import load_machine
-from coterie.spec.measured import Kernel, Kernels, ideal_s, kernels_of, measured_devices, measured_rows
+from coterie.spec.measured import Kernels, ideal_s, kernels_of, measured_devices, measured_rows
 from coterie.spec.stack import stack_names
 
 

@@ -74,12 +74,18 @@ class Sizes:
         """The number that `dim` stands for in this step."""
         if isinstance(dim, int):
             return dim
+        if dim is Symbol.T:
+            return self.T
+        if dim is Symbol.R:
+            return self.R
+        if dim is Symbol.B:
+            return self.B
+        if dim is Symbol.S:
+            return self.context_tokens
         if isinstance(dim, Times):
             return dim.rows * self.B
-        if dim is Symbol.TS:
-            # Exact for sequences of one length; others are padded, to a length that sizes do not hold.
-            return max(self.pairs, self.T * -(-self.context_tokens // self.B) if self.B else 0)
-        return {Symbol.T: self.T, Symbol.B: self.B, Symbol.R: self.R, Symbol.S: self.context_tokens}[dim]
+        # Exact for sequences of one length; others are padded, to a length that sizes do not hold.
+        return max(self.pairs, self.T * -(-self.context_tokens // self.B) if self.B else 0)
 
     def count(self, shape: Shape) -> int:
         """Elements of a tensor of this shape in this step."""

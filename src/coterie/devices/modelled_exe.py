@@ -73,7 +73,7 @@ class ModelledExecutable:
     priced: Program
     same: tuple[int, ...]
     prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
-    regions: dict[tuple[int, Sizes, tuple[str, str]], Phase] = field(default_factory=dict)
+    regions: dict[price.RegionKey, Phase] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
     label: str = ""
     kit: Kit = PLAIN

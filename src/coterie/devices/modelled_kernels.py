@@ -17,15 +17,14 @@ from coterie.core.shapes import Sizes
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import Program, Region
+from coterie.spec.kernel import ELEMENT_WISE, Kernel
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import (
     ANALYTIC,
-    ELEMENT_WISE,
     INTERPOLATED,
     MEASURED,
     TRANSFERRED,
-    Kernel,
     Kernels,
     Speed,
     ideal_s,

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
@@ -20,12 +22,12 @@ from coterie.dataflow.price import section_price
 from coterie.devices.modelled_clock import PLAIN, Kit
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_kernels import ATTENTION, region_speed
-from coterie.devices.modelled_parts import running
 from coterie.devices.modelled_step import RegionTime, StepTime
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, resources, tier_name
 from coterie.devices.modelled_work import Parts
-from coterie.graph.cost import Cost, collectives, reads_context, region_cost
+from coterie.graph.closed import ClosedCost
+from coterie.graph.cost import Cost, collectives, reads_batch, reads_context, region_cost
 from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
 from coterie.graph.ops import COLLECTIVES
@@ -34,6 +36,7 @@ from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import ANALYTIC, Kernels
 
 MAX_FACTS = 64
+RegionKey: TypeAlias = tuple[int, int, int, int, tuple[str, str]]  # first region of its kind, T, B, R, tiers
 _FACTS: dict[int, Facts] = {}
 FULL_SECTION_OPS = 20  # ops that fill a grid: fused pipelines commonly hold 20 or more (the paper, section VIII)
 
@@ -91,11 +94,12 @@ def region_time(
 ) -> RegionTime:
     """A region that does not begin a run; weights and KV are charged to `tiers`, the rest to the run tier."""
     region = program.regions[index]
-    rates = _rates(spec, program)
-    exchanges = [exchange(spec, wanted) for wanted in collectives(program, region, sizes)]
-    only_exchanges = bool(exchanges) and all(op.kind in COLLECTIVES for op in region.ops)
+    known = facts(program)
+    rates, exchanging = _rates(spec, program), known.exchanging[known.same[index]]
+    exchanges = [exchange(spec, wanted) for wanted in collectives(program, region, sizes)] if exchanging else []
+    only_exchanges = exchanging == len(region.ops)
     # The time of an exchange by itself has the reading and writing of its operands in it.
-    cost = Cost() if only_exchanges else region_cost(program, region, sizes)
+    cost = Cost() if only_exchanges else known.costs[known.same[index]].of(sizes)
     moved = moved_bytes(spec, cost, tiers)
     speed = None
     if spec.kernels and rates.units == spec.units:
@@ -129,9 +133,9 @@ def region_time(
             memory_s[PEERS] = laid_out.exchange_s
         fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values())) + laid_out.waits_s
     launch = launch_s(spec, pricing.orchestration, region)
-    known = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
+    provenance = speed.provenance if speed else (exchanges[0].provenance if only_exchanges else ANALYTIC)
     again_s = laid_out.again_s if laid_out is not None else None
-    found = region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, known
+    found = region.name, region.kernel, region.stage, launch, compute_s, memory_s, exposed_s, fill_s, provenance
     return RegionTime(*found, again_s)
 
 
@@ -155,13 +159,17 @@ class _Rates:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a program's prices need of it whatever the sizes: the first region that costs the same as each; of how many
-    ranks the program is one's (1: a whole program); which of those first regions cost the same in any context.
+    ranks the program is one's (1: a whole program); of those first regions that cost the same in any context, whether
+    they depend on B, and on R. `costs` of the first regions,
+    and how many of their ops exchange.
     """
 
     program: Program
     same: tuple[int, ...]
     ranks: int
-    context_free: frozenset[int]
+    context_free: Mapping[int, tuple[bool, bool]]
+    costs: Mapping[int, ClosedCost]
+    exchanging: Mapping[int, int]
 
 
 def facts(program: Program) -> Facts:
@@ -173,8 +181,11 @@ def facts(program: Program) -> Facts:
         ops = (op for region in program.regions for op in region.ops if op.kind in COLLECTIVES)
         ranks = max((op.integer("ranks") for op in ops), default=1)
         same = alike(program)
-        free = frozenset(index for index in set(same) if not reads_context(program, program.regions[index]))
-        found = _FACTS[id(program)] = Facts(program, same, ranks, free)
+        first = {index: program.regions[index] for index in dict.fromkeys(same)}
+        free = {index: reads_batch(program, at) for index, at in first.items() if not reads_context(program, at)}
+        costs = {index: ClosedCost(program, at) for index, at in first.items()}
+        exchanging = {index: sum(op.kind in COLLECTIVES for op in at.ops) for index, at in first.items()}
+        found = _FACTS[id(program)] = Facts(program, same, ranks, free, costs, exchanging)
     return found
 
 
@@ -237,7 +248,7 @@ def step_phases(
     sizes: Sizes,
     tiers: tuple[str, str],
     pricing: Pricing,
-    known: dict[tuple[int, Sizes, tuple[str, str]], Phase] | None = None,
+    known: dict[RegionKey, Phase] | None = None,
     kit: Kit = PLAIN,
 ) -> Parts:
     """Each region of a step that does not begin a run, as a phase: `step_time` as flows that others can slow down.
@@ -248,22 +259,38 @@ def step_phases(
     for name in tiers:
         if spec.tier(name).bytes_per_s <= 0:
             raise ValueError(f"{spec.name} cannot run from {name}: its bandwidth is unknown")
-    order, known, context_free = dict.fromkeys(same), {} if known is None else known, facts(program).context_free
-    any_context = Sizes(sizes.T, sizes.B, sizes.R, sizes.T, sizes.T)
+    order, known, context_free = _order(same), {} if known is None else known, facts(program).context_free
     unique = []
-    for index in order:
+    for index in order.kinds:
         if index not in context_free:
             unique.append(region_phase(spec, program, index, sizes, tiers, pricing, kit))
             continue
-        key = (index, any_context, tiers)
+        by_b, by_r = context_free[index]
+        key = (index, sizes.T, sizes.B if by_b else 1, sizes.R if by_r else 1, tiers)
         if key not in known:
             known[key] = region_phase(spec, program, index, sizes, tiers, pricing, kit)
         unique.append(known[key])
-    number = {index: place for place, index in enumerate(order)}
+    waits_s = host_s(spec, sizes)
+    if spec.step_floor_s > 0:
+        alone_s = kit.parts(unique, order.places).merged().alone_s
+        waits_s += max(0.0, spec.step_floor_s - (alone_s or 0.0))
+    return kit.parts([*unique, unique[0].delayed(waits_s)], order.headed)
+
+
+class _Order(NamedTuple):
+    """Kinds of regions, and which of them each is; `headed`: with the first region a kind of its own behind them."""
+
+    kinds: tuple[int, ...]
+    places: tuple[int, ...]
+    headed: tuple[int, ...]
+
+
+@lru_cache(maxsize=MAX_FACTS)
+def _order(same: tuple[int, ...]) -> _Order:
+    kinds = tuple(dict.fromkeys(same))
+    number = {index: place for place, index in enumerate(kinds)}
     places = tuple([number[index] for index in same])
-    alone_s = running([phase.delay_s + (phase.alone_s or 0.0) for phase in unique], places)[-1]
-    waits_s = host_s(spec, sizes) + max(0.0, spec.step_floor_s - alone_s)
-    return kit.parts([*unique, unique[0].delayed(waits_s)], (len(unique), *places[1:]))
+    return _Order(kinds, places, (len(kinds), *places[1:]))
 
 
 def region_phase(

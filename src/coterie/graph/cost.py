@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes, Symbol, trailing
+from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program, Region
@@ -204,6 +204,14 @@ def reads_context(program: Program, region: Region) -> bool:
     names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
     by_context = any(dim in (Symbol.S, Symbol.TS) for name in names for dim in values[name].shape)
     return by_context or any(op.kind in CONTEXT_READERS for op in region.ops)
+
+
+def reads_batch(program: Program, region: Region) -> tuple[bool, bool]:
+    """Whether a region's cost depends on B, and on R, where it `reads_context` not; on T it may always depend."""
+    values = program.graph.values
+    names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
+    dims = {Symbol.B if isinstance(dim, Times) else dim for name in names for dim in values[name].shape}
+    return Symbol.B in dims, Symbol.R in dims
 
 
 def program_cost(program: Program, sizes: Sizes) -> Cost:

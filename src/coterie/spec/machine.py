@@ -204,7 +204,7 @@ class MachineSpec:
     @property
     def run_tier(self) -> str:
         """The tier from which an expert runs."""
-        return self.weight_tiers[0]
+        return next(tier.name for tier in self.tiers if tier.name != "sram")
 
     @property
     def home_tier(self) -> str:

@@ -26,79 +26,18 @@ from importlib.resources import files
 from itertools import groupby, pairwise
 from math import hypot, log, sqrt
 
+from coterie.spec.kernel import ELEMENT_WISE, Kernel
 from coterie.spec.load import load_machine, machine_names
 
+MAX_EFFORTS = 1 << 14  # that are kept; a bound on memory, not on use
 REACH = 16.0  # how many times outside measured work a kernel's speed is still transferred
 MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC = "measured", "interpolated", "transferred", "analytic"
-HEADS = 32  # of measured attention; x counts batches of so many heads
-ELEMENT_WISE = "element-wise"
 _NAMES = {
     "gemm": ("m", "n", "k"),
     "attention-prefill": ("heads", "kv_heads", "channels", "batch", "length"),
     "attention-decode": ("heads", "kv_heads", "channels", "batch", "length"),
     ELEMENT_WISE: ("bytes", "tokens"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """What was measured, or is asked for. `shape` is m, n, k of a gemm; heads, kv heads, channels, batch, length of
-    attention (tokens in prefill, context in decode, both of one sequence); bytes and tokens of an element-wise one.
-    """
-
-    family: str
-    shape: tuple[int, ...]
-
-    @property
-    def variant(self) -> int:
-        """Rows of one variant are near each other: query heads for each kv head; 0 for gemm."""
-        return max(1, self.shape[0] // self.shape[1]) if len(self.shape) == 5 else 0
-
-    @property
-    def x(self) -> float:
-        """The work at one y: weights of a gemm, batch times heads of attention."""
-        if self.family == "gemm":
-            return float(self.shape[1] * self.shape[2])
-        return self.shape[3] * self.shape[0] * self.shape[2] / (HEADS * 128)
-
-    @property
-    def form(self) -> float:
-        """log(n / k) of a gemm: as much work has more tiles of output, or longer sums. 0 for others."""
-        return log(self.shape[1] / self.shape[2]) if self.family == "gemm" else 0.0
-
-    @property
-    def y(self) -> float:
-        """Tokens or context."""
-        return float(self.shape[{"gemm": 0, ELEMENT_WISE: 1}.get(self.family, 4)])
-
-    def at(self, y: float) -> Kernel:
-        """The same work with as many tokens or as long a context."""
-        where = 0 if self.family == "gemm" else 4
-        return Kernel(self.family, (*self.shape[:where], round(y), *self.shape[where + 1 :]))
-
-    @property
-    def flops(self) -> float:
-        """Multiplies and adds; causal pairs only."""
-        if self.family == ELEMENT_WISE:
-            return 0.0
-        if self.family == "gemm":
-            m, n, k = self.shape
-            return 2.0 * m * n * k
-        heads, _, channels, batch, length = self.shape
-        pairs = length * (length + 1) / 2 if self.family == "attention-prefill" else length
-        return 4.0 * channels * heads * batch * pairs
-
-    @property
-    def bytes(self) -> float:
-        """Operands and result once, two bytes each."""
-        if self.family == ELEMENT_WISE:
-            return float(self.shape[0])
-        if self.family == "gemm":
-            m, n, k = self.shape
-            return 2.0 * (m * k + n * k + m * n)
-        heads, kv_heads, channels, batch, length = self.shape
-        rows = length if self.family == "attention-prefill" else 1
-        return 2.0 * channels * batch * (2 * kv_heads * length + 2 * heads * rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +99,23 @@ class _Curve:
     rate: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """The curves of one variant of a family: by x, those of each x by form; between which y there are rows."""
+
+    xs: tuple[float, ...]
+    curves: tuple[tuple[_Curve, ...], ...]
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, curves: Sequence[_Curve]) -> _Variant:
+        """From curves sorted by x and form."""
+        by_x = [(x, tuple(same)) for x, same in groupby(curves, key=lambda curve: curve.x)]
+        low, high = min(curve.points[0][0] for curve in curves), max(curve.points[-1][0] for curve in curves)
+        return cls(tuple(x for x, _ in by_x), tuple(same for _, same in by_x), low, high)
+
+
 class Kernels:
     """The speeds of one device's kernels, from rows; those that are not possible are left out."""
 
@@ -174,7 +130,9 @@ class Kernels:
             elif row.possible:
                 self._exact[row.kernel] = row.ideal_s / row.seconds
                 found[row.kernel.family, row.kernel.variant][row.kernel.x, row.kernel.form].append(row)
-        self._curves = {key: self._curves_of(by_work) for key, by_work in found.items()}
+        self._known = {key: _Variant.of(self._curves_of(by_work)) for key, by_work in found.items()}
+        self._nearest: dict[tuple[str, int], int | None] = {}
+        self._efforts_s: dict[tuple[tuple[str | int, ...], float], float] = {}
         self._moves = _bend(moves) if len({size for size, _ in moves}) > 1 else None
         self._moved = (min(size for size, _ in moves), max(size for size, _ in moves)) if moves else (0.0, 0.0)
 
@@ -184,24 +142,29 @@ class Kernels:
             return self._move(kernel)
         if kernel in self._exact:
             return Speed(self._exact[kernel], MEASURED)
-        variants = [variant for family, variant in self._curves if family == kernel.family]
-        if not variants:
+        near = self._near(kernel.family, kernel.variant)
+        if near is None:
             return None
-        near = min(variants, key=lambda variant: abs(log(max(variant, 1) / max(kernel.variant, 1))))
-        curves = self._curves[kernel.family, near]
-        x, y = kernel.x, kernel.y
-        inside = near == kernel.variant and curves[0].x <= x <= curves[-1].x
-        if not curves[0].x / REACH <= x <= curves[-1].x * REACH:
+        known, x, y = self._known[kernel.family, near], kernel.x, kernel.y
+        first, last = known.xs[0], known.xs[-1]
+        if not first / REACH <= x <= last * REACH or not known.low / REACH <= y <= known.high * REACH:
             return None
-        ends = [(curve.points[0][0], curve.points[-1][0]) for curve in curves]
-        low, high = min(low for low, _ in ends), max(high for _, high in ends)
-        if not low / REACH <= y <= high * REACH:
-            return None
-        inside = inside and low <= y <= high
-        points = [(at, self._of_form(tuple(same), kernel)) for at, same in groupby(curves, key=lambda curve: curve.x)]
-        seconds = self._effort_s(kernel) / _across(points, x)
+        inside = near == kernel.variant and first <= x <= last and known.low <= y <= known.high
+        # Only the two beside it matter.
+        at = min(max(1, bisect_left(known.xs, x)), len(known.xs) - 1)
+        beside = zip(known.xs[max(0, at - 1) : at + 1], known.curves[max(0, at - 1) : at + 1], strict=True)
+        seconds = self._effort_s(kernel) / _across([(at_x, self._of_form(same, kernel)) for at_x, same in beside], x)
         util = min(1.0, ideal_s(self.device, kernel) / seconds)
         return Speed(util, INTERPOLATED if inside else TRANSFERRED)
+
+    def _near(self, family: str, variant: int) -> int | None:
+        """The measured variant of a family that is nearest to one; None where none was measured."""
+        key = family, variant
+        if key not in self._nearest:
+            variants = [known for name, known in self._known if name == family]
+            distance = {known: abs(log(max(known, 1) / max(variant, 1))) for known in variants}
+            self._nearest[key] = min(variants, key=distance.__getitem__, default=None)
+        return self._nearest[key]
 
     def _move(self, kernel: Kernel) -> Speed | None:
         if self._moves is None:
@@ -213,6 +176,15 @@ class Kernels:
 
     def _effort_s(self, kernel: Kernel) -> float:
         return effort_s(self.device, kernel)
+
+    def _effort_at(self, kernel: Kernel, y: float) -> float:
+        """The effort of the same work with as many tokens, or as long a context, as a row has."""
+        key = kernel.work, y
+        if key not in self._efforts_s:
+            if len(self._efforts_s) >= MAX_EFFORTS:
+                self._efforts_s.clear()
+            self._efforts_s[key] = self._effort_s(kernel.at(y))
+        return self._efforts_s[key]
 
     def _curves_of(self, by_work: Mapping[tuple[float, float], Sequence[Row]]) -> list[_Curve]:
         """The curves of one variant. One of a single row goes on at the rate of the nearest that has more."""
@@ -250,15 +222,15 @@ class Kernels:
         y, points, effort = kernel.y, curve.points, self._effort_s(kernel)
         last_y, last = points[-1]
         if y >= last_y:
-            at_last = self._effort_s(kernel.at(last_y))
+            at_last = self._effort_at(kernel, last_y)
             return effort / (at_last / last + curve.rate * (effort - at_last)) if curve.rate and y > last_y else last
         if len(points) == 1:
             return last
         if y < points[0][0]:  # a fixed time remains
-            return _across([(self._effort_s(kernel.at(at)), share) for at, share in points[:2]], effort)
-        i = max(1, bisect_left([at for at, _ in points], y))
+            return _across([(self._effort_at(kernel, at), share) for at, share in points[:2]], effort)
+        i = max(1, bisect_left(points, (y,)))
         (y0, u0), (y1, u1) = points[i - 1], points[i]
-        e0, e1 = self._effort_s(kernel.at(y0)), self._effort_s(kernel.at(y1))
+        e0, e1 = self._effort_at(kernel, y0), self._effort_at(kernel, y1)
         if kernel.family == "gemm":  # hypot(fixed, rate * effort) through both
             part = (effort**2 - e0**2) / (e1**2 - e0**2)
             return effort / sqrt((1 - part) * (e0 / u0) ** 2 + part * (e1 / u1) ** 2)

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 
 from coterie.plan.validate.rows import CALIBRATION, GPU_KERNEL, VALIDATION, Dropped, Row, alternate
 from coterie.spec.exchange import Exchanges, all_exchanges, exchange_rows
+from coterie.spec.kernel import ELEMENT_WISE, Kernel
 from coterie.spec.load import load_machine
 from coterie.spec.measured import (
     ANALYTIC,
-    ELEMENT_WISE,
     MEASURED,
-    Kernel,
     Kernels,
     ideal_s,
     kernels_of,

@@ -1,0 +1,132 @@
+"""The cost of a region as a closed form: worked out once by `region_cost` on traced sizes, then a few products.
+
+    traced sizes -> region_cost -> each count as    constant + a T + b B + c R + d context_tokens + e pairs
+                                   and each comparison on the way (of windows, say): a form is good for the sizes for
+                                   which all of them come out as they did; for others there is another form
+
+Whole numbers, so a form gives just what counting gives. What is not of that form (a product of two sizes, a share that
+is rounded) is counted anew each time. Knows nothing about what is counted, or about machines.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
+
+from coterie.core.shapes import Sizes
+from coterie.graph.cost import Cost, region_cost
+from coterie.graph.program import Program, Region
+
+MAX_FORMS = 16  # of a region; one that has more is counted anew
+_Linear: TypeAlias = tuple[int, int, int, int, int, int]
+_Compare: TypeAlias = Callable[[int, int], bool]
+_Check: TypeAlias = tuple[_Linear, _Compare, bool]
+
+
+class _NoFormError(Exception):
+    """A count is no sum of multiples of sizes."""
+
+
+class _Traced:
+    """A whole number that follows from the sizes as `linear` says. What it is compared with goes to `checks`.
+
+    No number of Python's own: what cannot be traced, such as rounding, is a TypeError and not a wrong form.
+    """
+
+    def __init__(self, number: int, linear: _Linear, checks: list[_Check]) -> None:
+        self.number, self.linear, self.checks = number, linear, checks
+
+    def _sum(self, other: int | _Traced, sign: int) -> _Traced:
+        number, linear = _parts(other)
+        terms = [mine + sign * theirs for mine, theirs in zip(self.linear, linear, strict=True)]
+        return _Traced(self.number + sign * number, _six(terms), self.checks)
+
+    def __add__(self, other: int | _Traced) -> _Traced:
+        return self._sum(other, 1)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: int | _Traced) -> _Traced:
+        return self._sum(other, -1)
+
+    def __rsub__(self, other: int) -> _Traced:
+        return (self * -1)._sum(other, 1)
+
+    def __neg__(self) -> _Traced:
+        return self * -1
+
+    def __mul__(self, other: int | _Traced) -> _Traced:
+        number, linear = _parts(other)
+        if any(linear[:5]) and any(self.linear[:5]):
+            raise _NoFormError
+        factor, varying = (self.number, linear) if any(linear[:5]) else (number, self.linear)
+        return _Traced(self.number * number, _six([factor * term for term in varying]), self.checks)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: int | _Traced) -> _Traced:
+        if isinstance(other, _Traced) or any(term % other for term in self.linear):
+            raise _NoFormError
+        return _Traced(self.number // other, _six([term // other for term in self.linear]), self.checks)
+
+    def _compared(self, other: int | _Traced, how: _Compare) -> bool:
+        result = how(self.number, _parts(other)[0])
+        self.checks.append((self._sum(other, -1).linear, how, result))
+        return result
+
+    def __lt__(self, other: int | _Traced) -> bool:
+        return self._compared(other, operator.lt)
+
+    def __gt__(self, other: int | _Traced) -> bool:
+        return self._compared(other, operator.gt)
+
+    def __bool__(self) -> bool:
+        return self._compared(0, operator.ne)
+
+
+class ClosedCost:
+    """The cost of one region of a program in any step. `is_counted`: it has no form, or too many."""
+
+    def __init__(self, program: Program, region: Region) -> None:
+        self._program, self._region = program, region
+        self._forms: list[tuple[Sequence[_Check], Sequence[_Linear]]] = []
+        self.is_counted = False
+
+    def of(self, sizes: Sizes) -> Cost:
+        """As `region_cost`."""
+        if self.is_counted:
+            return region_cost(self._program, self._region, sizes)
+        numbers = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs)
+        for checks, form in self._forms:
+            if all(how(_value(linear, numbers), 0) is result for linear, how, result in checks):
+                return Cost(*[_value(linear, numbers) for linear in form])
+        return self._first_seen(sizes, numbers)
+
+    def _first_seen(self, sizes: Sizes, numbers: Sequence[int]) -> Cost:
+        checks: list[_Check] = []
+        traced = [_Traced(n, _six([i == k for k in range(6)]), checks) for i, n in enumerate(numbers)]
+        try:
+            found = region_cost(self._program, self._region, Sizes(*cast(list[int], traced)))
+        except (_NoFormError, TypeError):
+            self.is_counted = True
+            return region_cost(self._program, self._region, sizes)
+        counts = (found.flops, found.weight_bytes, found.input_bytes, found.output_bytes)
+        form = [_parts(count)[1] for count in (*counts, found.kv_read_bytes, found.kv_write_bytes)]
+        self._forms.append((tuple(check for check in dict.fromkeys(checks) if any(check[0][:5])), tuple(form)))
+        self.is_counted = len(self._forms) > MAX_FORMS
+        return Cost(*[_value(linear, numbers) for linear in form])
+
+
+def _parts(number: int | _Traced) -> tuple[int, _Linear]:
+    return (number.number, number.linear) if isinstance(number, _Traced) else (number, (0, 0, 0, 0, 0, number))
+
+
+def _six(terms: Sequence[int]) -> _Linear:
+    t, b, r, context, pairs, constant = terms
+    return int(t), int(b), int(r), int(context), int(pairs), int(constant)
+
+
+def _value(linear: _Linear, numbers: Sequence[int]) -> int:
+    t, b, r, context, pairs, constant = linear
+    return t * numbers[0] + b * numbers[1] + r * numbers[2] + context * numbers[3] + pairs * numbers[4] + constant

@@ -1,0 +1,78 @@
+"""A kernel that was measured, or is asked about: its family and shape, and what follows from them.
+
+Knows nothing about machines or speeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+HEADS = 32  # of measured attention; x counts batches of so many heads
+ELEMENT_WISE = "element-wise"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What was measured, or is asked for. `shape` is m, n, k of a gemm; heads, kv heads, channels, batch, length of
+    attention (tokens in prefill, context in decode, both of one sequence); bytes and tokens of an element-wise one.
+    """
+
+    family: str
+    shape: tuple[int, ...]
+
+    @property
+    def variant(self) -> int:
+        """Rows of one variant are near each other: query heads for each kv head; 0 for gemm."""
+        return max(1, self.shape[0] // self.shape[1]) if len(self.shape) == 5 else 0
+
+    @property
+    def x(self) -> float:
+        """The work at one y: weights of a gemm, batch times heads of attention."""
+        if self.family == "gemm":
+            return float(self.shape[1] * self.shape[2])
+        return self.shape[3] * self.shape[0] * self.shape[2] / (HEADS * 128)
+
+    @property
+    def work(self) -> tuple[str | int, ...]:
+        """All but y."""
+        return (self.family, *(self.shape[1:] if self.family == "gemm" else self.shape[:4]))
+
+    @property
+    def form(self) -> float:
+        """log(n / k) of a gemm: as much work has more tiles of output, or longer sums. 0 for others."""
+        return log(self.shape[1] / self.shape[2]) if self.family == "gemm" else 0.0
+
+    @property
+    def y(self) -> float:
+        """Tokens or context."""
+        return float(self.shape[{"gemm": 0, ELEMENT_WISE: 1}.get(self.family, 4)])
+
+    def at(self, y: float) -> Kernel:
+        """The same work with as many tokens or as long a context."""
+        where = 0 if self.family == "gemm" else 4
+        return Kernel(self.family, (*self.shape[:where], round(y), *self.shape[where + 1 :]))
+
+    @property
+    def flops(self) -> float:
+        """Multiplies and adds; causal pairs only."""
+        if self.family == ELEMENT_WISE:
+            return 0.0
+        if self.family == "gemm":
+            m, n, k = self.shape
+            return 2.0 * m * n * k
+        heads, _, channels, batch, length = self.shape
+        pairs = length * (length + 1) / 2 if self.family == "attention-prefill" else length
+        return 4.0 * channels * heads * batch * pairs
+
+    @property
+    def bytes(self) -> float:
+        """Operands and result once, two bytes each."""
+        if self.family == ELEMENT_WISE:
+            return float(self.shape[0])
+        if self.family == "gemm":
+            m, n, k = self.shape
+            return 2.0 * (m * k + n * k + m * n)
+        heads, kv_heads, channels, batch, length = self.shape
+        rows = length if self.family == "attention-prefill" else 1
+        return 2.0 * channels * batch * (2 * kv_heads * length + 2 * heads * rows)
