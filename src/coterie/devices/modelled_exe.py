@@ -18,6 +18,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
+MAX_PRICED_REGIONS = 1 << 15
 
 
 class StepPhases:
@@ -133,6 +134,7 @@ def _priced(
     if found is None:
         if len(exe.prices) >= MAX_PRICED_STEPS:
             exe.prices.clear()
+        if len(exe.regions) >= MAX_PRICED_REGIONS:
             exe.regions.clear()
         regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing, exe.regions, exe.kit)
         found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, pricing.orchestration))
