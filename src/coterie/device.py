@@ -2,7 +2,7 @@
 
 Nobody above this file asks which kind of device it has. Only a device knows the time.
 
-    reserve -> Buffer        a slab, once, at start
+    reserve -> Buffer        a slab, once, at start        place      where tensors will be in a piece of it
     fetch, copy -> Event     on a link's lane          load -> Executable
     run -> Event             on the compute lane       wait_any, done, failure, span: ask about events
 
@@ -141,6 +141,13 @@ class Device(Protocol):
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """Take memory once, at start: touched, aligned to 4096. Raises CapacityError."""
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Say where tensors, (offset, size) by offset, will be in a buffer that is about to be filled.
+
+        A device whose kernels want aligned weights keeps them elsewhere in it, and finds them when a run names these
+        offsets. Holds until a buffer that overlaps it is placed. Raises ValueError when they cannot all be aligned.
+        """
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """Copy between tiers on that link's lane. Sizes must be equal (ValueError)."""

@@ -113,6 +113,9 @@ class FakeDevice:
             return self._issue(f"disk->{dst.tier}", source.path, after, source=source, parts=(dst, tuple(parts)))
         return self._issue(f"disk->{dst.tier}", source.path, after, writes=dst, source=source)
 
+    def place(self, dst: Buffer, tensors) -> None:
+        assert all(offset >= 0 and offset + size <= dst.size_bytes for offset, size in tensors)
+
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         self._may_refuse()
         if dst.size_bytes != src.size_bytes:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity
+from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, aligned_end, aligned_starts
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.core.dtypes import DType
@@ -73,7 +73,12 @@ def test_reading_the_ranges_in_order(case):
                 assert extent[put.offset : put.offset + info.size_bytes] == wanted, f"{name} is not complete at {stage}"
     assert at == len(layout.ranges), "ranges are not in stage order"
     assert blocks == _needed_blocks(checkpoint, stage_of)
-    assert filled == set(range(layout.size_bytes // BLOCK_BYTES)), "the extent has room that nothing uses"
+    assert filled == set(range(len(filled))), "the extent has a hole"
+    room = max(len(filled), -(-aligned_end(layout.spans) // BLOCK_BYTES))
+    assert layout.size_bytes == room * BLOCK_BYTES, "the extent has room that nothing uses, aligned or not"
+    assert layout.spans == tuple(
+        sorted((t.offset, t.shape[0]) for name, t in layout.tensors.items() if checkpoint.tensors[name].size_bytes)
+    )
     for name in stage_of:
         if checkpoint.tensors[name].size_bytes:
             assert layout.tensors[name].offset % BLOCK_BYTES == checkpoint.tensors[name].offset % BLOCK_BYTES
@@ -107,3 +112,21 @@ def test_neighbours_of_one_stage_are_one_range():
     ]
     assert layout.stages == ("embed", "layers.0")
     assert layout.tensors["t0"].offset == 100
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 90)), min_size=1, max_size=12), st.sampled_from([1, 2, 16])
+)
+def test_aligned_tensors_keep_their_order_and_do_not_touch(steps, align):
+    """Gaps and sizes of tensors, in order."""
+    spans, at = [], 0
+    for gap, size in steps:
+        spans.append((at + gap, size))
+        at += gap + size
+    starts = aligned_starts(spans, align)
+    assert all(start % align == 0 for start in starts)
+    for (offset, size), start, following in zip(spans, starts, [*starts[1:], aligned_end(spans, align)], strict=True):
+        assert start >= offset - align + 1
+        assert start + size <= following
+    if len({offset % align for offset, _ in spans}) == 1 and all(size % align == 0 for _, size in spans):
+        assert all(offset - start == spans[0][0] % align for (offset, _), start in zip(spans, starts, strict=True))

@@ -10,11 +10,12 @@ Knows nothing about tiers, devices or eviction.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 
+ALIGN_BYTES = 16  # what a GPU's kernels want of a weight's address; a file gives less
 BLOCK_BYTES = 4096  # direct I/O works in blocks of the device; 4096 suits every common file system
 
 
@@ -84,13 +85,15 @@ class Layout:
     """An expert's ranges in execution order and its tensors. `size_bytes` is its extent, a multiple of BLOCK_BYTES.
 
     Every range may be read once its predecessors are: a tensor of stage s is complete when all ranges up to and
-    including those of stage s are.
+    including those of stage s are. `spans`: offset and bytes of each tensor by offset, for devices that align them;
+    the extent has room for that.
     """
 
     size_bytes: int
     ranges: tuple[PlacedRange, ...]
     tensors: Mapping[str, PlacedTensor]
     table: Table | None = None
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -100,3 +103,29 @@ class Layout:
     def offsets(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Offsets in the extent of the named tensors, in that order."""
         return tuple(self.tensors[name].offset for name in names)
+
+
+def spans_of(tensors: Mapping[str, PlacedTensor]) -> tuple[tuple[int, int], ...]:
+    """Offset and bytes of each tensor that has any, by offset."""
+    sizes = ((tensor.offset, tensor.dtype.tensor_bytes(tensor.shape)) for tensor in tensors.values())
+    return tuple(sorted(span for span in sizes if span[1]))
+
+
+def aligned_starts(spans: Sequence[tuple[int, int]], align_bytes: int = ALIGN_BYTES) -> tuple[int, ...]:
+    """Where each of these (offset, size) goes so that all are aligned, in their order and as near as can be.
+
+    A file's tensors mostly have one remainder, and then all go down by it: nothing grows. Where sizes are odd, what
+    follows goes up.
+    """
+    starts, free = [], 0
+    for offset, size in spans:
+        start = max(offset // align_bytes * align_bytes, -(-free // align_bytes) * align_bytes)
+        starts.append(start)
+        free = start + size
+    return tuple(starts)
+
+
+def aligned_end(spans: Sequence[tuple[int, int]], align_bytes: int = ALIGN_BYTES) -> int:
+    """Where the last of them ends once they are aligned."""
+    starts = aligned_starts(spans, align_bytes)
+    return starts[-1] + spans[-1][1] if spans else 0

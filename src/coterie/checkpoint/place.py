@@ -14,7 +14,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange, Layout, PlacedRange, PlacedTensor, Table
+from coterie.checkpoint.layout import (
+    BLOCK_BYTES,
+    FileRange,
+    Layout,
+    PlacedRange,
+    PlacedTensor,
+    Table,
+    aligned_end,
+    spans_of,
+)
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 
 _Run = tuple[int, int, int]  # first block, block after the last, rank of the stage
@@ -47,7 +56,10 @@ def place(
         base += sum(end - first for first, end, _ in runs) * BLOCK_BYTES
     ranges.sort(key=lambda r: rank[r.stage])
     found = None if table is None else _table(checkpoint.tensors[table], tensors[table].offset, ranges, again)
-    return Layout(base, tuple(ranges), tensors, found)
+    # Odd sizes that add up may need a block more where a device aligns the tensors.
+    spans = spans_of(tensors)
+    end = -(-aligned_end(spans) // BLOCK_BYTES) * BLOCK_BYTES
+    return Layout(max(base, end), tuple(ranges), tensors, found, spans)
 
 
 def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], again: tuple[str, ...]) -> Table | None:

@@ -109,6 +109,9 @@ class CpuDevice:
         self._used_bytes[tier] += size
         return Buffer(slab_id, tier, 0, size_bytes)
 
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: kernels take weights at any address."""
+
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """Copy between two pieces of memory. Raises ValueError when sizes differ."""
         if dst.size_bytes != src.size_bytes:

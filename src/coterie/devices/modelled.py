@@ -101,18 +101,22 @@ class ModelledDevice:
         self._used[tier] += size
         return buffer
 
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """As the device behind does it, if there is one."""
+        if self._numerics is not None:
+            self._numerics.place(self._behind(dst), tensors)
+
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """Copy between tiers. Raises ValueError when sizes differ, KeyError without links from `src` to `dst`."""
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        label = copy_label(src.size_bytes)
         phases = self._transfer(src.tier, dst.tier, src.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
             return _wait(numerics, numerics.copy(self._behind(dst), self._behind(src)))
 
-        return self._issue(f"{src.tier}->{dst.tier}", label, after, phases, compute)
+        return self._issue(f"{src.tier}->{dst.tier}", copy_label(src.size_bytes), after, phases, compute)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -122,13 +126,12 @@ class ModelledDevice:
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         disk = self._spec.home_tier
-        label = f"fetch {source.path}@{source.offset}"
         phases = self._transfer(disk, dst.tier, sum(size for _, size in parts) if parts else source.size_bytes)
 
         def compute(numerics: Device) -> Exception | None:
             return _wait(numerics, numerics.fetch(self._behind(dst), source, (), parts))
 
-        return self._issue(f"{disk}->{dst.tier}", label, after, phases, compute)
+        return self._issue(f"{disk}->{dst.tier}", f"fetch {source.path}@{source.offset}", after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
         """Make a program ready; regions, of one rank where units share the work, are priced when sizes are known."""

@@ -62,6 +62,10 @@ class Timeline:
             self._recording.issued(self._device, event, after, self._as_of, source, size_bytes)
         return event
 
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """As the device's."""
+        self._device.place(dst, tensors)
+
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """As the device's."""
         after = tuple(after)

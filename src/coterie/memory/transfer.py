@@ -27,6 +27,7 @@ def fetch_layout(
     Appends one event for the rows and one per range to `issued` as it goes: the caller knows what is in flight even if
     the device raises.
     """
+    device.place(dst, layout.spans)
     table, ranges = _split(layout, early)
     if table is not None and early is not None:
         placed = layout.ranges[table.range_index]
@@ -44,6 +45,7 @@ def copy_layout(
     `arrivals` has one event per range while `src` is itself still arriving, and is empty once it is there.
     Appends one event per range to `issued` as it goes.
     """
+    device.place(dst, layout.spans)
     for index, placed in enumerate(layout.ranges):
         offset, size_bytes = placed.offset, placed.source.size_bytes
         after = [*issued[-1:], *arrivals[index : index + 1]]
