@@ -26,12 +26,12 @@ def expert():
     device.close()
 
 
-def run_queued(expert, step):
+def run_queued(expert, step, stop=0):
     """All launches of STEPS steps; the tokens kept by each step done, and whether a row ended."""
     bound = bound_rows(expert, step)
     kept = bound.keep(STEPS)
     kept[:] = -7
-    rows, state = torch.from_numpy(bound.rows.copy()), torch.zeros(2, dtype=torch.int32)
+    rows, state = torch.from_numpy(bound.rows.copy()), torch.tensor([0, 0, stop], dtype=torch.int32)
     feed, stops = torch.from_numpy(bound.feed), torch.from_numpy(stops_of(bound.rows))
     sizes = step.sizes
     bucket = Bucket(sizes.T, sizes.B, sizes.R, 24 * expert.Z)
@@ -41,7 +41,7 @@ def run_queued(expert, step):
             for index in range(len(bound.rows)):
                 gpu.launch(bound.rows, rows, index, bucket, scratch, WIDE)
             launch_feed(feed, state, rows, stops)
-    done, ended = state.tolist()
+    done, ended, _ = state.tolist()
     assert (kept[done:] == -7).all()
     return kept[:done].tolist(), bool(ended), bound
 
@@ -62,6 +62,13 @@ def test_a_run_ends_after_the_step_in_which_a_row_drew_one_of_its_ends(expert):
     tokens, ended, _ = run_queued(expert, step)
     assert ended
     assert tokens == free[:2] == expert.run(step, steps=STEPS).tolist()
+
+
+def test_a_run_that_the_host_stops_ends_after_the_step_that_it_is_in(expert):
+    step = step_of(([1], 0), ([11], 0))
+    tokens, ended, _ = run_queued(expert, step, stop=1)
+    assert ended
+    assert tokens == expert.run(step).tolist()
 
 
 def test_a_run_ends_when_logits_are_not_numbers(expert):

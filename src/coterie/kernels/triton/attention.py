@@ -266,14 +266,24 @@ def launch(call: Call) -> None:
         tokens = max(tiles.queries // group * 128 // max(channels, 128), 1)  # wide heads: half the queries
         grid = (triton.cdiv(bucket.tokens, tokens), pages.K)
         how = {"TOKENS": tokens, "GROUP": group, "STEP": tiles.keys}
-        _together[grid](call.row, **shared, **how, num_warps=8, num_stages=2)
+        call.launch(_together, grid, call.row, **shared, **how, num_warps=8, num_stages=2)
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": tiles.span_step}
-    _alone[(bucket.sequences, pages.K, spans)](call.row, partials, **shared, **how, **split, num_warps=4, num_stages=3)
+    call.launch(
+        _alone,
+        (bucket.sequences, pages.K, spans),
+        call.row,
+        partials,
+        **shared,
+        **how,
+        **split,
+        num_warps=4,
+        num_stages=3,
+    )
     if spans > 1:
         grid = (bucket.sequences, H)
-        _join[grid](call.row, partials, H=H, C=pages.C, CHANNELS=channels, **split, num_warps=1)
+        call.launch(_join, grid, call.row, partials, H=H, C=pages.C, CHANNELS=channels, **split, num_warps=1)
 
 
 def _partials(call: Call) -> int:

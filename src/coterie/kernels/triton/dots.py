@@ -207,7 +207,9 @@ def stage(call: Call, matrices: Sequence[Matrix], normed: bool = False, gathered
     count, most = ("R", call.bucket.sampled) if gathered else ("T", call.bucket.tokens)
     K, TYPE = matrices[0].K, staged_type(matrices)
     y = call.scratch_as(TYPE, most * K)
-    _stage[(most,)](
+    call.launch(
+        _stage,
+        (most,),
         call.row,
         y,
         X=words["x"],

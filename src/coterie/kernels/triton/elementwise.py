@@ -46,4 +46,4 @@ def launch(call: Call) -> None:
     ends = ("x", "x") if call.name == "silu" else ("a", "b")
     A, B, Y, T = (opcode.words[name] for name in (*ends, "y", "T"))
     grid = (triton.cdiv(call.bucket.tokens * N, step),)
-    _map[grid](call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, STEP=step)
+    call.launch(_map, grid, call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, STEP=step)

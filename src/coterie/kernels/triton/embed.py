@@ -46,4 +46,4 @@ def _embed(
 def launch(call: Call) -> None:
     """A program for a token and a piece of its row."""
     matrix, step = call.matrix("table", call.integer("D")), call.tiles.elements
-    _embed[(call.bucket.tokens, triton.cdiv(matrix.K, step))](call.row, STEP=step, **matrix.constants())
+    call.launch(_embed, (call.bucket.tokens, triton.cdiv(matrix.K, step)), call.row, STEP=step, **matrix.constants())

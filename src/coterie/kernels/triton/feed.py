@@ -2,6 +2,7 @@
 
     launches   step 0   feed   step 1   feed   step 2   feed ...     all of them queued at once
     a row ended in step 1:                ^ sets T and R of every row to 0, so that no later launch does anything
+    the host wrote STOP in step 1:        ^ the same
 
 So a run of several steps ends early without the host looking at it; how many steps were done is read at the end.
 What csrc/feed.h does for threads. Knows nothing about what the steps compute.
@@ -9,29 +10,25 @@ What csrc/feed.h does for threads. Knows nothing about what the steps compute.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from coterie.kernels.cpu import FEED, I64, OPCODE_WORD, OPCODES, ROW_WORDS
+from coterie.kernels.cpu import FEED
 from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.bucket import stops_of
+
+__all__ = ["STATE_WORDS", "launch_feed", "stops_of"]
 
 STEPS, DRAWN, ROWS_AT, TOKENS, POSITIONS = (
     tl.constexpr(FEED[name]) for name in ("steps", "drawn", "rows", "tokens", "positions")
 )
 ENDS, FIRST_END, KEPT, T, R = (tl.constexpr(FEED[name]) for name in ("ends", "first_end", "kept", "T", "R"))
-DONE, ENDED = tl.constexpr(0), tl.constexpr(1)  # of a run's state: steps done, and 1 once a row has ended
-_SIZES = {
-    opcode.number: [opcode.words[name] for name in ("T", "R") if name in opcode.words] for opcode in OPCODES.values()
-}
+DONE, ENDED, STOP = (
+    tl.constexpr(i) for i in range(3)
+)  # of a run's state: steps done, 1 once it has ended, 1 to end it
+STATE_WORDS = 3
 _AT_ONCE = 256  # rows, tokens or words; never timed
-
-
-def stops_of(host_rows: I64) -> I64:
-    """Where, among the words of a program's rows, T and R are: what `feed` sets to 0 to end a run."""
-    words = [i * ROW_WORDS + word for i, row in enumerate(host_rows) for word in _SIZES[int(row[OPCODE_WORD])]]
-    return np.array(words, np.int64)
 
 
 @triton.jit
@@ -39,7 +36,7 @@ def _feed(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
     done = tl.load(state + DONE)
     if tl.load(state + ENDED) == 0:
         sampled = integer(feed, R)
-        ended = 0
+        ended = (tl.load(state + STOP, volatile=True) != 0).to(tl.int32)
         for first in tl.range(0, sampled, STEP):
             r = first + tl.arange(0, STEP)
             mask = r < sampled
@@ -74,7 +71,8 @@ def _feed(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
 def launch_feed(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> None:
     """End a step, behind the launches of its rows.
 
-    feed: a word per name of FEED, addresses on the GPU. state: two int32, 0 before the first step; how many steps were
-    done, and whether a row ended. stops: `stops_of` the rows; after a run that ended so, T and R must be written again.
+    feed: a word per name of FEED, addresses on the GPU. state: int32, 0 before the first step; how many steps were
+    done, whether the run ended, and what another stream sets to 1 to end it after the step that it is in. stops:
+    `stops_of` the rows; after a run that ended so, T and R must be written again.
     """
     _feed[(1,)](feed, state, rows, stops, STOPS=stops.numel(), STEP=_AT_ONCE)

@@ -48,4 +48,4 @@ def launch(call: Call) -> None:
     """A program for a token."""
     pages = Pages.of(call)
     heads, channels = power_of_two(pages.K), power_of_two(pages.C)
-    _append[(call.bucket.tokens,)](call.row, **pages.constants(), HEADS=heads, CHANNELS=channels)
+    call.launch(_append, (call.bucket.tokens,), call.row, **pages.constants(), HEADS=heads, CHANNELS=channels)

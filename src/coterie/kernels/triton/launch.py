@@ -26,10 +26,11 @@ from coterie.kernels.triton import (
     take_norm_linear,
     take_rows,
 )
-from coterie.kernels.triton.rows import ALIGN_BYTES, Bucket, Call
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Launch
 from coterie.kernels.triton.tiles import H100, Tiles
 
-__all__ = ["ALIGN_BYTES", "H100", "Bucket", "Tiles", "check_aligned", "launch", "scratch_bytes"]
+__all__ = ["ALIGN_BYTES", "H100", "Bucket", "Tiles", "check_aligned", "launch", "launches", "scratch_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,22 @@ _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 def launch(
     host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles = H100
 ) -> None:
-    """Launch row `index` of a program on the current stream.
+    """Launch row `index` of a program on the current stream; see `launches`."""
+    for start in launches(host_rows, rows, index, bucket, scratch, tiles):
+        start()
+
+
+def launches(
+    host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles = H100
+) -> list[Launch]:
+    """What launches row `index` of a program on the current stream, for as long as `rows` and `scratch` stay.
 
     `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
     GPU. `scratch` is bytes on the GPU, free for each launch in turn. Raises UnsupportedError for rounded activations.
     """
     call = _call(host_rows[index], rows[index], bucket, scratch, tiles)
     KERNELS[call.name].launch(call)
+    return call.launches
 
 
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:

@@ -139,13 +139,17 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
         few = call.tiles.few(N, most, matrix.group, matrix.is_wide)
         norm = {"NORM": call.type("norm") if sampled else None, "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **norm}
-        _few[(triton.cdiv(N, few.rows),)](call.row, **source, **shared, **few.constants(most), num_warps=few.warps)
+        call.launch(
+            _few, (triton.cdiv(N, few.rows),), call.row, **source, **shared, **few.constants(most), num_warps=few.warps
+        )
         return
     staged = stage(call, [matrix], normed=sampled, gathered=sampled)
     many = call.tiles.many_of(most, matrix.group, matrix.is_wide)
     grid = (triton.cdiv(N, many.rows) * triton.cdiv(most, many.tokens),)
     how = {"num_warps": many.warps, "num_stages": many.stages}
-    _many[grid](call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how)
+    call.launch(
+        _many, grid, call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how
+    )
 
 
 def scratch_bytes(call: Call) -> int:

@@ -134,13 +134,17 @@ def launch(call: Call) -> None:
     if tokens <= call.tiles.few_tokens:
         few = call.tiles.few(2 * F, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
-        _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
+        call.launch(
+            _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
+        )
         return
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(tokens, group, wide)
     grid = (triton.cdiv(2 * F, many.rows) * triton.cdiv(tokens, many.tokens),)
     how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
-    _many[grid](call.row, staged, **shared, DOT=gate.dot_type, UP_DOT=up.dot_type, **many.constants(), **how)
+    call.launch(
+        _many, grid, call.row, staged, **shared, DOT=gate.dot_type, UP_DOT=up.dot_type, **many.constants(), **how
+    )
 
 
 def scratch_bytes(call: Call) -> int:

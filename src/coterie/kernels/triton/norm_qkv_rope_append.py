@@ -243,13 +243,15 @@ def launch(call: Call) -> None:
             least, rows = padded if head_norm else 2, sum(heads) * padded
             few = call.tiles.few(rows, tokens, matrix.group, matrix.is_wide, least_rows=least)
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
-            _few[grid](call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps)
+            call.launch(
+                _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
+            )
             continue
         many = call.tiles.many_of(tokens, matrix.group, matrix.is_wide).for_heads(padded)
         n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
         shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, **many.constants()}
-        _many[(n_tiles * triton.cdiv(tokens, many.tokens),)](call.row, staged, **shared, **how)
+        call.launch(_many, (n_tiles * triton.cdiv(tokens, many.tokens),), call.row, staged, **shared, **how)
 
 
 def _head_norm(call: Call, parts: tuple[int, ...]) -> object:

@@ -34,4 +34,4 @@ def launch(call: Call) -> None:
     per_token, C = call.integer("per_token"), call.integer("C")
     step = call.tiles.step(C)
     grid = (call.bucket.tokens * per_token,)
-    _norm[grid](call.row, PER_TOKEN=per_token, C=C, TYPE=call.type("weight"), STEP=step)
+    call.launch(_norm, grid, call.row, PER_TOKEN=per_token, C=C, TYPE=call.type("weight"), STEP=step)

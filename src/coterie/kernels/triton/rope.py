@@ -44,4 +44,4 @@ def _rope(row, H: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, HEADS: tl.c
 def launch(call: Call) -> None:
     """A program for a token, all its heads by the same angles."""
     H, C = call.integer("H"), call.integer("C")
-    _rope[(call.bucket.tokens,)](call.row, H=H, C=C, HALF=power_of_two(C // 2), HEADS=power_of_two(H))
+    call.launch(_rope, (call.bucket.tokens,), call.row, H=H, C=C, HALF=power_of_two(C // 2), HEADS=power_of_two(H))

@@ -9,9 +9,11 @@ Knows nothing about what kernels compute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from math import gcd
+from typing import Any, TypeAlias
 
 import torch
 import triton.language as tl
@@ -19,6 +21,7 @@ import triton.language as tl
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODES, dtype_number
+from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import Tiles
 
 ALIGN_BYTES = (
@@ -45,25 +48,6 @@ TORCH: Mapping[tl.dtype, torch.dtype] = {
 def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
     """The words of operands in an instruction's row, for kernels to read."""
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The most that a step may have: tokens, sequences, sampled rows, and positions of one context.
-
-    Grids are made for it, so one captured step serves all that fit. As many sequences as tokens means decode: attention
-    then takes each token by itself, which is right for any step but reads the context of a chunk once a token.
-    """
-
-    tokens: int
-    sequences: int
-    sampled: int
-    context: int
-
-    @property
-    def decodes(self) -> bool:
-        """True when each sequence has one token."""
-        return self.tokens == self.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +88,15 @@ class Matrix:
         return {name: getattr(self, name) for name in ("TYPE", "K", "STRIDE", "COLUMNS", "ALIGN")}
 
 
+Launch: TypeAlias = Callable[[], object]
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One instruction to launch. `scratch` is memory that it may use until it ends."""
+    """One instruction to launch. `scratch` is memory that it may use until it ends.
+
+    `launches` are what it comes to: what is found out on the host here is found out once for all steps of a bucket.
+    """
 
     name: str
     host_row: I64
@@ -114,6 +104,11 @@ class Call:
     bucket: Bucket
     scratch: torch.Tensor
     tiles: Tiles
+    launches: list[Launch] = field(default_factory=list)
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
+        """One kernel more, with its grid."""
+        self.launches.append(partial(kernel[grid], *args, **constants))
 
     def integer(self, operand: str) -> int:
         """An operand's value: a size, a type's number or an address."""

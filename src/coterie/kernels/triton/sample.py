@@ -194,4 +194,4 @@ def launch(call: Call) -> None:
     """A program for a row."""
     tiles, V = call.tiles, call.integer("V")
     how = {"STEP": min(tiles.vocabulary, power_of_two(V)), "SEARCH": min(tiles.vocabulary_search, power_of_two(V))}
-    _sample[(call.bucket.sampled,)](call.row, V=V, **how, num_warps=8)
+    call.launch(_sample, (call.bucket.sampled,), call.row, V=V, **how, num_warps=8)
