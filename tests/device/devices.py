@@ -5,6 +5,8 @@ Knows nothing about what the suite asks of them.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from coterie.core.errors import TransferError
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
@@ -31,3 +33,7 @@ DEVICES = {
     "cpu": cpu,
     "cpu-device": lambda: cpu("device"),
 }
+if find_spec("torch") is not None:  # the extra cuda; the GPU is one that is none
+    from tests.device.cuda_devices import cuda
+
+    DEVICES |= {"cuda": cuda, "cuda-host": lambda: cuda("host", seed=1), "cuda-seed-2": lambda: cuda(seed=2)}

@@ -27,12 +27,16 @@ class _State:
     start_s: float = 0.0
     end_s: float = 0.0
     result: object = None
+    mark: object = None
     watchers: list[Callable[[bool], None]] = field(default_factory=list)
 
 
 @value
 class LaneEvent(Event):
-    """An event that carries its own state, so that the device keeps nothing of an event that nobody holds."""
+    """An event that carries its own state, so that the device keeps nothing of an event that nobody holds.
+
+    `state.mark` is not None once its work is queued where others can wait for it without the host: on a stream.
+    """
 
     state: _State = field(compare=False, repr=False)
 
@@ -133,7 +137,7 @@ class Lanes:
         with self._lock:
             end_s = perf_counter()
             state.start_s, state.end_s = end_s if start_s is None else start_s, end_s
-            state.failure, state.finished = failure, True
+            state.failure, state.finished, state.mark = failure, True, None
             watchers, state.watchers = state.watchers, []
             self._changed.notify_all()
             if lane is not None:
@@ -143,6 +147,32 @@ class Lanes:
         for call in watchers:
             call(failure is None)
         return end_s
+
+    def queued(self, event: LaneEvent, mark: object) -> None:
+        """Say that the work of an event is queued on a stream, which has passed `mark` when it is done."""
+        with self._changed:
+            event.state.mark = mark
+            self._changed.notify_all()
+
+    def wait_queued(self, event: LaneEvent) -> object:
+        """Block until an event's work is queued or finished; return its mark, None if there is nothing to wait for.
+
+        Raises its failure, and DeviceError when the device is closed first.
+        """
+        state = event.state
+        with self._changed:
+            self._changed.wait_for(lambda: state.finished or state.mark is not None or self._closed)
+            if state.failure is not None:
+                raise state.failure
+            if not state.finished and state.mark is None:
+                raise self.closed()
+            return None if state.finished else state.mark
+
+    def ended(self, event: LaneEvent) -> Exception | None:
+        """Block until an event whose work has been done is finished, closed or not; return its failure."""
+        with self._changed:
+            self._changed.wait_for(lambda: event.state.finished)
+        return event.state.failure
 
     def finished(self, event: Event) -> LaneEvent:
         """The same event, with its state. Raises ValueError if it is not finished."""

@@ -1,0 +1,286 @@
+"""The CUDA device: arenas in HBM, a pinned pool, files by direct I/O, programs as Triton kernels on a stream.
+
+    lane disk->dram   reads file ranges into the pinned pool      lane dram->hbm   a stream that copies them up
+    lane disk->hbm    the same two in one, through staging        lane compute     a stream that runs programs
+
+A run follows its gates on the stream: layer 0 runs while layer 1 arrives, and no thread of the host is in between.
+It has been tested with a driver that is no GPU, and has never run on one: see docs/cuda.md.
+Knows nothing about models, requests or why it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError
+from coterie.core.units import format_bytes
+from coterie.device import I32, Binding, Buffer, Event, Executable, Span
+from coterie.devices.cuda_bound import Addresses, Shared, upload
+from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
+from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
+from coterie.devices.cuda_kernels import Kernels, TritonKernels
+from coterie.devices.cuda_lanes import Finish, StreamLane, Turn
+from coterie.devices.cuda_machine import gpu_machine
+from coterie.devices.cuda_memory import Memory
+from coterie.devices.cuda_run import Orchestration, Runs
+from coterie.devices.cuda_torch import TorchDriver
+from coterie.devices.fetch import FetchLane
+from coterie.devices.host_memory import Read
+from coterie.devices.lanes import COMPUTE, Lanes, own
+from coterie.devices.lower import F32
+from coterie.devices.step import LoweredExecutable, StepRows
+from coterie.graph.program import Program, architecture_key
+from coterie.spec.machine import MachineSpec
+
+
+class CudaDevice:
+    """An NVIDIA GPU and its host.
+
+    `spec`: by default what is free now. `orchestration`: `device` queues whole decode steps as captured graphs, `host`
+    starts each kernel by a call. `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec | None = None,
+        orchestration: Orchestration = "device",
+        driver: Driver | None = None,
+        kernels: Kernels | None = None,
+        read: Read = os.preadv,
+        staging_bytes: int = STAGING_BYTES,
+    ) -> None:
+        self.driver: Driver = driver or TorchDriver()
+        self._spec = spec or gpu_machine(self.driver)
+        self._lanes = Lanes(NAME)
+        self._health = Health(self.driver)
+        self._memory = Memory(self.driver, self._spec.run_tier)
+        self._shared = Shared(self.driver, kernels or TritonKernels())
+        self._runs = Runs(self._shared, orchestration)
+        self._disk = FetchLane(self._lanes, read)
+        self._streams: dict[str, StreamLane] = {}
+        self._staged = StagedLane(
+            self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
+        )
+        self._loading: Stream = None
+        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
+        self._loaded: dict[object, LoweredExecutable] = {}
+        self._constants: list[torch.Tensor] = []
+        self._closed = False
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+        return self._spec
+
+    @property
+    def unpinned(self) -> tuple[int, str] | None:
+        """Bytes of the host's pool that the system did not pin, and why; None when it pinned what was asked for."""
+        return self._memory.unpinned
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """An arena of HBM, or the pool of the host: pinned, touched, aligned to 2 MiB.
+
+        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        """
+        self._check_open()
+        capacity = self._spec.tier(tier).capacity_bytes
+        if tier not in self._spec.weight_tiers[:2] or tier == self._spec.home_tier:
+            raise ValueError(f"{tier} is not reserved; reserve {' or '.join(self._spec.weight_tiers[:2])}")
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = capacity - self._used_bytes[tier]
+        if size > free:
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, (f"reserve less in {tier}",))
+        buffer = self._memory.reserve(tier, size_bytes)
+        self._used_bytes[tier] += size
+        return buffer
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Keep these tensors at multiples of 16 bytes when the buffer is filled from below."""
+        self._check_open()
+        self._memory.place(dst, tensors)
+
+    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+        """Copy up, or within a tier. Raises ValueError when sizes differ, or for a way down: eviction forgets."""
+        self._check_open()
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(src.size_bytes)}"
+        if dst.tier != self._spec.run_tier:
+            if src.tier == self._spec.run_tier:
+                raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
+            target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
+            return self._lanes.submit(lane, label, after, lambda: np.copyto(target, source))
+        pairs = self._memory.pairs(dst, self._memory.tensor(src))
+        if src.tier == dst.tier:
+            pairs = [(self._memory.tensor(dst), self._memory.tensor(src))]
+            self._memory.inherit(dst, src)
+        return self._lane(lane).submit(label, after, partial(self._copy, pairs))
+
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Read a file range into the pool, or through staging into HBM; see read_piece for how it fails."""
+        self._check_open()
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        lane, label = f"{self._spec.home_tier}->{dst.tier}", f"fetch {source.path}@{source.offset}"
+        target = dst.view(0, source.size_bytes)
+        if dst.tier == self._spec.run_tier:
+            return self._staged.submit(lane, label, after, target, source, parts)
+        return self._disk.submit(lane, label, after, self._memory.host_bytes(target), source, parts)
+
+    def load(self, program: Program) -> LoweredExecutable:
+        """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
+        self._check_open()
+        plan = tuple(sorted(program.buffers.slot_of.items()))
+        key = (architecture_key(program.graph), program.rule_set, plan)
+        if key not in self._loaded:
+            self._loaded[key] = LoweredExecutable(program, NAME, "the GPU", self._constant)
+        return self._loaded[key]
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Queue up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
+
+        The event fails with DeviceError when logits are not numbers or the GPU fails, CapacityError when it is full.
+        """
+        self._check_open()
+        mine, gates = _own(exe), dict(gates or {})
+        unknown = gates.keys() - mine.first_rows.keys()
+        if unknown:
+            raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {mine.program.graph.name}")
+        waits = {mine.first_rows[stage]: own(event) for stage, event in gates.items()}
+        step, at = StepRows.copy(mine.program, binding, steps), self._addresses(mine, binding)
+
+        def issue(turn: Turn) -> Finish:
+            return self._runs.queue(turn, mine, binding, step, steps, at, waits)
+
+        return self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue)
+
+    def interrupt(self) -> None:
+        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        self._runs.interrupts.interrupt()
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
+        state = self._lanes.finished(event).state
+        if state.failure is not None:
+            raise state.failure
+        if not isinstance(state.result, np.ndarray):
+            raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
+        return state.result
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Run one step alone and return a copy of every stored value by name, as float32."""
+        mine = _own(exe)
+        step, at = StepRows.copy(mine.program, binding, 1), self._addresses(mine, binding)
+        found: dict[str, npt.NDArray[np.float32]] = {}
+
+        def issue(turn: Turn) -> Finish:
+            found.update(self._runs.inspect(turn, mine, binding, step, at))
+            return lambda: None
+
+        failure = self._lanes.wait(self._lane(COMPUTE).submit("inspect", (), issue))
+        if failure is not None:
+            raise failure
+        return found
+
+    def synthetic(self) -> bool:
+        """False: the numbers are real."""
+        return False
+
+    def now(self) -> float:
+        """Seconds on the host's monotonic clock."""
+        return perf_counter()
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed. Never blocks."""
+        return own(event).state.finished
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
+        return self._lanes.finished(event).state.failure
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended: its end as the host saw it, its length as the GPU did."""
+        return self._lanes.span(event)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Block until one of the events is finished or the clock reaches `until`. Raises ValueError without either."""
+        if not events and until is None:
+            raise ValueError("wait_any has neither events nor a time to wait for")
+        self._lanes.wait_any(events, until)
+
+    def close(self) -> None:
+        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        self._closed = True
+        lanes: list[StagedLane | FetchLane | StreamLane] = [self._staged, self._disk, *self._streams.values()]
+        for lane in lanes:
+            lane.cancel()
+        self._lanes.close()
+        for lane in lanes:
+            lane.join()
+        self._runs.binder.forget()
+        self._memory.close()
+        self._loaded.clear()
+        self._constants.clear()
+
+    def memory(self, buffer: Buffer) -> torch.Tensor:
+        """The bytes of a buffer where they lie, for tests and benchmarks."""
+        self._check_open()
+        return self._memory.tensor(buffer)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._lanes.closed()
+
+    def _lane(self, name: str) -> StreamLane:
+        if name not in self._streams:
+            self._streams[name] = StreamLane(name, self._lanes, self.driver, self._health)
+        return self._streams[name]
+
+    def _copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], turn: Turn) -> Finish:
+        for dst, src in pairs:
+            self.driver.copy(dst, src, turn.stream)
+        return lambda: None
+
+    def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
+        """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
+        weights = self._memory.weights_at(binding.weights, exe.offsets(binding))
+        odd = np.flatnonzero(weights % 16)
+        if len(odd):
+            name = exe.program.weights[int(odd[0])]
+            raise ValueError(
+                f"{name} is at {int(weights[odd[0]])}, no multiple of 16: place tensors before they are filled"
+            )
+        return Addresses(weights, self._memory.tensor(binding.kv).data_ptr())
+
+    def _constant(self, values: F32) -> int:
+        """Put a constant of a program on the GPU and say where."""
+        if self._loading is None:
+            self._loading = self.driver.stream()
+        memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
+        upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)
+        self._constants.append(memory)
+        return memory.data_ptr()
+
+
+def _own(exe: Executable) -> LoweredExecutable:
+    """The executable as one of ours. Raises ValueError for another device's."""
+    if not isinstance(exe, LoweredExecutable) or exe.device != NAME:
+        raise ValueError(f"{exe.program.graph.name} was loaded by another device")
+    return exe

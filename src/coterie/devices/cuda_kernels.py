@@ -1,0 +1,58 @@
+"""The kernels that the CUDA device launches: rows of instructions to launches, found once for each bucket.
+
+Knows nothing about streams or memory. Triton is imported when the first kernel is made: the base install has none.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from coterie.core.errors import UsageError
+from coterie.devices.cuda_driver import Launch
+from coterie.kernels.cpu import I64
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import H100, Tiles
+
+
+class Kernels(Protocol):
+    """What launches rows. `host_rows` give sizes and types, `rows` on the GPU the rest; see triton/launch.py."""
+
+    def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
+        """The most scratch that a row needs. Raises UnsupportedError naming what no kernel does."""
+
+    def row(
+        self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
+    ) -> list[Launch]:
+        """What launches one row on the current stream, as long as `rows` and `scratch` stay where they are."""
+
+    def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
+        """What ends a step; see kernels/triton/feed.py."""
+
+
+class TritonKernels:
+    """The kernels of kernels/triton/. Raises UsageError without triton."""
+
+    def __init__(self, tiles: Tiles = H100) -> None:
+        try:
+            from coterie.kernels.triton import feed, launch  # noqa: PLC0415 - a GPU's alone
+        except ImportError as error:
+            fact = f"Triton is not installed ({error})"
+            raise UsageError("--device cuda", fact, "install the extra: pip install 'coterie[cuda]'") from error
+        self._launch, self._feed, self._tiles = launch, feed, tiles
+
+    def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
+        """The most scratch that a row needs."""
+        return self._launch.scratch_bytes(host_rows, bucket, self._tiles)
+
+    def row(
+        self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
+    ) -> list[Launch]:
+        """Grids and constants are worked out here, once."""
+        return self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles)
+
+    def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
+        """One program."""
+        launch_feed = self._feed.launch_feed
+        return lambda: launch_feed(feed, state, rows, stops)

@@ -1,0 +1,199 @@
+"""Lanes of the CUDA device: a stream each, a thread that queues work on it, and a thread that sees work end.
+
+        submit     w0  w1  w2 ...            in order
+        queueing       w1 waits on the host only until what it follows is queued; then its stream waits, not the host
+        stream         [ w0 ][ w1 ]          so the GPU finds the next work there when it has done one
+        ending     w0, then w1               the host learns of it by marks; an event's failure is its own
+
+Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeAlias
+
+from coterie.core.errors import DeviceError
+from coterie.device import Event
+from coterie.devices.cuda_driver import NAME, Driver, Health, Mark, Stream
+from coterie.devices.lanes import LaneEvent, Lanes, own
+
+Finish: TypeAlias = Callable[[], object]
+"""What an event's result is, once its work is done; it may raise."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """Work that is being queued on a stream, and what that stream has been told to wait for."""
+
+    lanes: Lanes
+    driver: Driver
+    stream: Stream
+    followed: list[LaneEvent] = field(default_factory=list)
+
+    def follow(self, event: LaneEvent) -> None:
+        """Let what is queued from now on wait for an event. Raises its failure.
+
+        The host waits only until that is queued too: what a disk still reads can be queued on no stream.
+        """
+        mark = self.lanes.wait_queued(event)
+        if mark is not None:
+            self.driver.follow(self.stream, mark)
+        self.followed.append(event)
+
+
+Issue: TypeAlias = Callable[[Turn], Finish]
+"""Queues work on the turn's stream. Whatever it raises, what it has queued ends before its event does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    event: LaneEvent
+    after: tuple[LaneEvent, ...]
+    issue: Issue
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Work that is queued: from its first mark to its last; `failure` if queueing it failed."""
+
+    event: LaneEvent
+    followed: tuple[LaneEvent, ...]
+    after: tuple[LaneEvent, ...]
+    first: Mark
+    last: Mark
+    finish: Finish
+    failure: Exception | None
+
+
+class StreamLane:
+    """A lane of that name. Its threads start when it is first used."""
+
+    def __init__(self, name: str, lanes: Lanes, driver: Driver, health: Health) -> None:
+        self.name = name
+        self._lanes, self._driver, self._health = lanes, driver, health
+        self._changed = threading.Condition()
+        self._works: deque[_Work] = deque()
+        self._flights: deque[_Flight] = deque()
+        self._threads: list[threading.Thread] = []
+        self._stream: Stream = None
+        self._free_s = 0.0
+        self._queueing = False
+        self._closed = False
+
+    def submit(self, label: str, after: Iterable[Event], issue: Issue) -> LaneEvent:
+        """Queue work behind what was submitted before and behind `after`. Raises DeviceError when closed."""
+        awaited = tuple(own(event) for event in after)
+        with self._changed:
+            if self._closed:
+                raise self._lanes.closed()
+            if not self._threads:
+                self._start()
+            event = self._lanes.new_event(self.name, label)
+            self._works.append(_Work(event, awaited, issue))
+            self._changed.notify_all()
+        return event
+
+    def cancel(self) -> None:
+        """Fail what has not been queued on the stream; what has been ends. The lanes must be closed next."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Wait for the threads, after cancel and after the lanes were closed."""
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _start(self) -> None:
+        self._stream = self._driver.stream()
+        for part in (self._queue, self._end):
+            thread = threading.Thread(target=part, name=f"coterie {self.name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                fact = f"the thread of lane {self.name} could not be started"
+                raise DeviceError(NAME, fact, "end other programs") from error
+            self._threads.append(thread)
+
+    # ---- the thread that queues
+
+    def _queue(self) -> None:
+        while True:
+            with self._changed:
+                self._queueing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._works or self._closed)
+                if not self._works:
+                    return
+                work = self._works.popleft()
+                self._queueing = True
+            flight = self._queue_one(work)
+            with self._changed:
+                self._flights.append(flight)
+
+    def _queue_one(self, work: _Work) -> _Flight:
+        """Put work on the stream. Keeps nothing of it."""
+        turn, first, last, failure = Turn(self._lanes, self._driver, self._stream), None, None, self._refusal()
+        finish: Finish = _nothing
+        if failure is None:
+            try:
+                for event in work.after:
+                    turn.follow(event)
+                first = self._driver.mark(self._stream)
+                finish = work.issue(turn)
+            except Exception as error:  # whatever it is, it belongs to who holds the event
+                failure = error
+            try:
+                last = self._driver.mark(self._stream)
+            except Exception as error:  # the first failure is the cause
+                failure = failure or error
+        if failure is None:
+            self._lanes.queued(work.event, last)
+        return _Flight(work.event, tuple(turn.followed), work.after, first, last, finish, failure)
+
+    def _refusal(self) -> Exception | None:
+        """Why nothing more can be queued."""
+        return self._lanes.closed() if self._closed else self._health.gone
+
+    # ---- the thread that sees work end
+
+    def _end(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._flights or (self._closed and not self._works and not self._queueing)
+                )
+                if not self._flights:
+                    return
+                flight = self._flights.popleft()
+            self._end_one(flight)
+            del flight  # keeps nothing of it
+
+    def _end_one(self, flight: _Flight) -> None:
+        failure, seconds, event = flight.failure, 0.0, flight.event
+        try:
+            if flight.last is not None:
+                self._driver.wait(flight.last)
+            if failure is None:
+                seconds = self._driver.seconds(flight.first, flight.last)
+                # What it followed is done too, but its own lane may not have said so yet.
+                failure = next((found for found in map(self._lanes.ended, flight.followed) if found is not None), None)
+            if failure is None:
+                event.state.result = flight.finish()
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = failure or error
+        if failure is not None:
+            failure = self._health.failure(event.label, failure)
+        begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
+        start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
+        self._free_s = self._lanes.end(event, failure, start_s)
+
+
+def _nothing() -> None:
+    """The result of a copy."""

@@ -1,0 +1,178 @@
+"""Runs on the GPU: a program's steps queued on the compute stream, all at once, and ended early from outside.
+
+    put | stage 0  stage 1  stage 2 ... | end | step | end | step | end | tokens up
+            ^ waits on the stream for its gate   ^ whole steps: captured, or launch by launch
+
+Nothing here waits for the GPU: the host queues n steps, `feed` stops them on the GPU where a row ends, and `interrupt`
+writes a word that `feed` reads.
+Knows nothing about files, tiers or where weights come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.core.dtypes import to_f32
+from coterie.device import I32, Binding
+from coterie.devices.cuda_bound import STATE_WORDS, Addresses, Binder, Bound, Shared, bucket_of
+from coterie.devices.cuda_driver import NAME, Driver, Mark, Stream, take_pinned
+from coterie.devices.cuda_lanes import Finish, Turn
+from coterie.devices.cuda_packet import Packet
+from coterie.devices.host_memory import Bytes
+from coterie.devices.lanes import LaneEvent
+from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
+
+Orchestration = Literal["host", "device"]
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A run that may be told to stop: where, and after which mark its own words are there."""
+
+    stop: torch.Tensor
+    put: Mark
+    is_stopped: bool = False
+
+
+class Interrupts:
+    """Ends the run under way, or else the next one, by a word that another stream writes."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._lock = driver, threading.Lock()
+        self._under_way: list[_UnderWay] = []
+        self._next = False
+        self._stream: Stream = None
+        self._one: torch.Tensor | None = None
+
+    def begin(
+        self, bound: Bound, turn: Turn, binding: Binding, step: StepRows, steps: int, at: Addresses
+    ) -> tuple[Packet, _UnderWay]:
+        """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
+        with self._lock:
+            packet = bound.put(binding, step, steps, at, turn.stream, self._next)
+            run = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+            self._next = False
+            self._under_way.append(run)
+        return packet, run
+
+    def end(self, run: _UnderWay) -> None:
+        """The run is over."""
+        with self._lock:
+            self._under_way.remove(run)
+
+    def interrupt(self) -> None:
+        """See Device.interrupt."""
+        with self._lock:
+            if not self._under_way:
+                self._next = True
+                return
+            run = self._under_way[0]
+            if run.is_stopped:
+                return
+            run.is_stopped = True
+            if self._one is None:
+                self._stream = self._driver.stream()
+                self._one = take_pinned(self._driver, "a word that ends a run", 4)
+                self._one.view(torch.int32)[0] = 1
+            self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
+            self._driver.copy(run.stop, self._one, self._stream)
+
+
+class Runs:
+    """Queues runs. Used by the compute lane's threads."""
+
+    def __init__(self, shared: Shared, orchestration: Orchestration) -> None:
+        self._shared, self._driver = shared, shared.driver
+        self._captures = orchestration == "device"
+        self.binder = Binder(shared)
+        self.interrupts = Interrupts(shared.driver)
+
+    def queue(
+        self,
+        turn: Turn,
+        exe: LoweredExecutable,
+        binding: Binding,
+        step: StepRows,
+        steps: int,
+        at: Addresses,
+        waits: Mapping[int, LaneEvent],
+    ) -> Finish:
+        """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
+        bound = self.binder.bind(exe, bucket_of(step.sizes, _longest(step, steps)), turn.stream)
+        packet, run = self.interrupts.begin(bound, turn, binding, step, steps, at)
+        try:
+            for number in range(steps):
+                if number == 0 and waits:
+                    self._queue_gated(turn, bound, waits)
+                else:
+                    bound.queue_step(turn.stream, self._captures and step.sizes.T == step.sizes.B)
+            bound.take_back(packet, steps, step.sizes.R, turn.stream)
+        except BaseException:
+            self._abandon(turn, packet, run)
+            raise
+
+        def finish() -> I32:
+            self.interrupts.end(run)
+            words = packet.up.numpy().view(np.int32)
+            drawn = words[STATE_WORDS : STATE_WORDS + steps * step.sizes.R].reshape(steps, step.sizes.R)
+            kept: I32 = drawn[: words[0]].copy()
+            self._shared.packets.give_back(packet)
+            check_drawn(kept[-1], NAME)
+            return kept
+
+        return finish
+
+    def inspect(
+        self, turn: Turn, exe: LoweredExecutable, binding: Binding, step: StepRows, at: Addresses
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one step and copy every stored value up, while the host waits."""
+        bound = self.binder.bind(exe, bucket_of(step.sizes, _longest(step, 1)), turn.stream)
+        packet = bound.put(binding, step, 1, at, turn.stream, False)
+        for index in range(bound.count):
+            self._driver.launch(turn.stream, bound.launches(index))
+        workspace = self._shared.workspace.at_least(1, turn.stream)
+        host = take_pinned(self._driver, "stored values", workspace.numel())
+        self._driver.copy(host, workspace, turn.stream)
+        self._driver.wait(self._driver.mark(turn.stream))
+        self._shared.packets.give_back(packet)
+        return _values(exe, step, host.numpy(), bound.stored)
+
+    def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
+        """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""
+        for index in range(bound.count):
+            if index in waits:
+                turn.follow(waits[index])
+            self._driver.launch(turn.stream, bound.launches(index))
+        self._driver.launch(turn.stream, [bound.end])
+
+    def _abandon(self, turn: Turn, packet: Packet, run: _UnderWay) -> None:
+        """Wait for what was queued of a run that cannot be queued whole."""
+        self._driver.wait(self._driver.mark(turn.stream))
+        self.interrupts.end(run)
+        self._shared.packets.give_back(packet)
+
+
+def _longest(step: StepRows, steps: int) -> int:
+    """Positions of the longest context when the run ends."""
+    return int(step.inputs["positions"].max(initial=0)) + steps
+
+
+def _values(
+    exe: LoweredExecutable, step: StepRows, memory: Bytes, stored: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Copies, as float32, of every stored value; a step that does not fill its bucket fills their beginnings."""
+    found = {}
+    for name, start in stored.items():
+        value = exe.program.graph.values[name]
+        shape = tuple(step.sizes.of(dim) for dim in value.shape)
+        size_bytes = step.sizes.count(value.shape) * value.dtype.size_bytes
+        bits = memory[start : start + size_bytes].view(value.dtype.numpy).reshape(shape)
+        found[name] = to_f32(bits.copy(), value.dtype)
+    return found

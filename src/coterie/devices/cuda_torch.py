@@ -1,0 +1,178 @@
+"""The driver that is PyTorch's: streams, events, pinned memory and graphs of torch.cuda.
+
+It was written against torch 2.13's documentation and has never run on a GPU; docs/cuda.md says what to run first.
+Knows nothing about programs, lanes or files.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+
+from coterie.core.errors import UsageError
+from coterie.devices.cuda_driver import Captured, Facts, Launch, Mark, NoRoomError, Stream
+from coterie.devices.host_memory import Bytes
+from coterie.kernels import cpu as kernels
+
+PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context. Source: CUDA runtime API, memory management
+
+
+class TorchDriver:
+    """GPU number `index` by torch.cuda. Raises UsageError where there is none, saying what is missing."""
+
+    def __init__(self, index: int = 0) -> None:
+        _check_present(index)
+        self._device = torch.device("cuda", index)
+        found = torch.cuda.get_device_properties(self._device)
+        self._facts = Facts(
+            name=found.name,
+            total_bytes=found.total_memory,
+            multiprocessors=found.multi_processor_count,
+            capability=(found.major, found.minor),
+            software=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
+        )
+
+    @property
+    def facts(self) -> Facts:
+        """What the GPU is."""
+        return self._facts
+
+    def free_bytes(self) -> int:
+        """What the GPU has free, and what torch keeps for later."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(free) + int(kept)
+
+    def device_memory(self, size_bytes: int) -> torch.Tensor:
+        """Memory of the GPU, aligned to 512 bytes. Raises NoRoomError."""
+        try:
+            return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError as error:
+            raise NoRoomError(str(error)) from error
+
+    def pinned_memory(self, size_bytes: int) -> torch.Tensor:
+        """Page-locked memory of the host. Raises NoRoomError."""
+        try:
+            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:  # torch has no class of its own for a refusal of cudaHostAlloc
+            raise NoRoomError(str(error)) from error
+
+    def pin(self, memory: Bytes) -> torch.Tensor:
+        """Register memory with CUDA. Raises NoRoomError."""
+        with torch.cuda.device(self._device):
+            code = int(torch.cuda.cudart().cudaHostRegister(kernels.address(memory), memory.nbytes, PORTABLE))
+            if code:
+                self._forget_error()
+                raise NoRoomError(f"cudaHostRegister answers {code}")
+        return torch.from_numpy(memory)
+
+    def unpin(self, memory: Bytes) -> None:
+        """Undo pin; a GPU that is gone has undone it."""
+        with torch.cuda.device(self._device):
+            torch.cuda.cudart().cudaHostUnregister(kernels.address(memory))
+
+    def stream(self) -> torch.cuda.Stream:
+        """A stream that does not wait for the default one."""
+        return torch.cuda.Stream(self._device)
+
+    def copy(self, dst: torch.Tensor, src: torch.Tensor, stream: Stream) -> None:
+        """cudaMemcpyAsync."""
+        with self._on(stream):
+            dst.copy_(src, non_blocking=True)
+
+    def mark(self, stream: Stream) -> torch.cuda.Event:
+        """cudaEventRecord. Who waits for it sleeps: the host's cores have other things to do."""
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record(_stream(stream))
+        return event
+
+    def follow(self, stream: Stream, mark: Mark) -> None:
+        """cudaStreamWaitEvent."""
+        _stream(stream).wait_event(_event(mark))
+
+    def wait(self, mark: Mark) -> None:
+        """cudaEventSynchronize, without the interpreter lock."""
+        _event(mark).synchronize()
+
+    def seconds(self, first: Mark, last: Mark) -> float:
+        """cudaEventElapsedTime, which is in milliseconds."""
+        return float(_event(first).elapsed_time(_event(last))) / 1e3
+
+    def launch(self, stream: Stream, launches: Sequence[Launch]) -> None:
+        """Triton launches on torch's current stream."""
+        with self._on(stream):
+            for start in launches:
+                start()
+
+    def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
+        """A CUDA graph. Other threads go on with copies and waits meanwhile, so only this one is being captured."""
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # a tensor freed meanwhile would call CUDA in the middle
+        try:
+            with self._on(stream):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    for start in launches:
+                        start()
+                finally:
+                    graph.capture_end()
+        finally:
+            if collecting:
+                gc.enable()
+        return graph
+
+    def replay(self, stream: Stream, captured: Captured) -> None:
+        """cudaGraphLaunch."""
+        if not isinstance(captured, torch.cuda.CUDAGraph):
+            raise TypeError(f"{captured!r} is no captured graph")
+        with self._on(stream):
+            captured.replay()
+
+    def lost(self) -> str:
+        """Ask for something small: after a fault that ends the context every call fails."""
+        try:
+            torch.cuda.synchronize(self._device)
+            torch.zeros(1, device=self._device).item()
+        except Exception as error:  # whatever it is, the GPU gave no answer
+            return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return ""
+
+    def _forget_error(self) -> None:
+        """CUDA keeps a refusal as its last error, and would hand it to the next kernel's launch."""
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self._device)
+
+    @contextmanager
+    def _on(self, stream: Stream) -> Iterator[None]:
+        with torch.cuda.stream(_stream(stream)):
+            yield
+
+
+def _check_present(index: int) -> None:
+    if torch.version.cuda is None:
+        fact = f"this PyTorch ({torch.__version__}) was built without CUDA"
+        raise UsageError("--device cuda", fact, "install the extra cuda with PyTorch's CUDA build, or use --device cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        fact = f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) finds no NVIDIA GPU that works"
+        raise UsageError("--device cuda", fact, "see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu")
+    if not 0 <= index < count:
+        raise UsageError(
+            f"--device cuda:{index}", f"there are {count} GPUs, from 0 on", f"use cuda:0 to cuda:{count - 1}"
+        )
+
+
+def _stream(stream: Stream) -> torch.cuda.Stream:
+    if not isinstance(stream, torch.cuda.Stream):
+        raise TypeError(f"{stream!r} is no stream of torch")
+    return stream
+
+
+def _event(mark: Mark) -> torch.cuda.Event:
+    if not isinstance(mark, torch.cuda.Event):
+        raise TypeError(f"{mark!r} is no event of torch")
+    return mark

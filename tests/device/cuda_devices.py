@@ -1,0 +1,19 @@
+"""CUDA devices for tests, on a lazy GPU. Knows nothing about what is asked of them."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tests.device.lazy_gpu import LazyDriver, NativeKernels
+
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.devices.cuda import CudaDevice
+from coterie.spec.load import load_machine
+
+
+def cuda(orchestration="device", seed=0, machine="toy-tiers", **options):
+    """The toy machine's sizes, the CPU's kernels, and staging blocks of which a layer needs several."""
+    options = {"driver": LazyDriver(seed), "kernels": NativeKernels(), "staging_bytes": 2 * BLOCK_BYTES, **options}
+    return CudaDevice(load_machine(machine), orchestration, **options)

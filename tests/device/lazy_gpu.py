@@ -1,0 +1,253 @@
+"""A GPU for tests that is none: work on its streams is done late and in any order that marks allow.
+
+What a program forgets to wait for is so not there yet, or is overwritten: results are wrong, not only on bad days.
+Memory that nobody wrote is full of ones: NaN in every float.
+
+    LazyDriver      the CUDA device's driver: streams are queues, done when somebody waits for a mark
+    NativeKernels   rows by the CPU's native kernels: the device's own logic at full speed
+    InterpretedKernels    rows by the Triton kernels, interpreted
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from time import perf_counter, sleep
+
+import numpy as np
+import torch
+
+from coterie.devices.cuda_driver import Facts, NoRoomError
+from coterie.kernels.cpu import FEED, Team
+
+
+@dataclass(eq=False)
+class LazyMark:
+    """Passed once the stream got here; who waits for one that was never recorded waits for nothing, as in CUDA."""
+
+    passed: bool = False
+    at_s: float = 0.0
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class LazyStream:
+    queue: deque = field(default_factory=deque)
+    error: Exception | None = None
+
+
+class LazyDriver:
+    """`seed` decides the order. `eager`: how likely each step of waiting is to go to just any stream."""
+
+    def __init__(self, seed=0, total_bytes=2**40, eager=0.3, settle_s=2e-3):
+        self.facts = Facts("lazy", total_bytes, 1, (9, 0), "no CUDA")
+        self._random, self._eager = random.Random(seed), eager
+        self._settle_s, self._last_put_s = settle_s, 0.0
+        self._lock = threading.RLock()
+        self._streams = []
+        self._capturing = False
+        self.taken_bytes = self.pinned_bytes = 0
+        self.pin_limit_bytes = None
+        self.captured = self.replayed = self.launched = 0
+        self.broken = ""
+        self.fail_at = None  # the launch, counted from now, that fails; ...
+        self.failure = RuntimeError("CUDA error: an illegal memory access was encountered")
+        self.is_fatal = False  # ... and whether the GPU is gone then
+
+    # ---- memory
+
+    def free_bytes(self):
+        return self.facts.total_bytes - self.taken_bytes
+
+    def device_memory(self, size_bytes):
+        with self._lock:
+            self._check()
+            if size_bytes > self.free_bytes():
+                raise NoRoomError(f"CUDA out of memory. Tried to allocate {size_bytes} bytes")
+            self.taken_bytes += size_bytes
+        return torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+
+    def pinned_memory(self, size_bytes):
+        self._pin(size_bytes)
+        return torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+
+    def pin(self, memory):
+        self._pin(memory.nbytes)
+        return torch.from_numpy(memory)
+
+    def unpin(self, memory):
+        self.pinned_bytes -= memory.nbytes
+
+    def _pin(self, size_bytes):
+        with self._lock:
+            if self.pin_limit_bytes is not None and self.pinned_bytes + size_bytes > self.pin_limit_bytes:
+                raise NoRoomError("cudaErrorMemoryAllocation")
+            self.pinned_bytes += size_bytes
+
+    # ---- streams
+
+    def stream(self):
+        stream = LazyStream()
+        with self._lock:
+            self._streams.append(stream)
+        return stream
+
+    def copy(self, dst, src, stream):
+        assert dst.numel() == src.numel()
+        assert dst.is_contiguous()
+        assert src.is_contiguous()
+        self._put(stream, lambda: dst.copy_(src))
+
+    def mark(self, stream):
+        mark = LazyMark()
+        self._put(stream, mark)
+        return mark
+
+    def follow(self, stream, mark):
+        self._put(stream, (mark,))
+
+    def launch(self, stream, launches):
+        assert not self._capturing
+        for start in launches:
+            self._put(stream, self._launching(start))
+
+    def capture(self, stream, launches):
+        self.captured += 1
+        return tuple(launches)
+
+    def replay(self, stream, captured):
+        self.replayed += 1
+        for start in captured:
+            self._put(stream, self._launching(start))
+
+    def wait(self, mark):
+        """Work goes on only when nobody has queued anything for a while: streams are as far behind as can be."""
+        while True:
+            with self._lock:
+                if mark.passed:
+                    break
+                self._check()
+                early_s = self._last_put_s + self._settle_s - perf_counter()
+                if early_s <= 0:
+                    self._step(mark)
+                    continue
+            sleep(early_s)
+        if mark.error is not None:
+            raise mark.error
+
+    def seconds(self, first, last):
+        assert first.passed
+        assert last.passed
+        return last.at_s - first.at_s
+
+    def lost(self):
+        return self.broken
+
+    # ---- how streams are worked off
+
+    def _launching(self, start):
+        def launch():
+            self.launched += 1
+            if self.fail_at is not None:
+                self.fail_at -= 1
+                if self.fail_at < 0:
+                    self.fail_at = None
+                    self.broken = "CUDA error: device lost" if self.is_fatal else ""
+                    raise self.failure
+            with np.errstate(all="ignore"):
+                start()
+
+        return launch
+
+    def _check(self):
+        if self.broken:
+            raise RuntimeError(self.broken)
+
+    def _put(self, stream, op):
+        with self._lock:
+            self._check()
+            stream.queue.append(op)
+            self._last_put_s = perf_counter()
+
+    def _ready(self, stream):
+        head = stream.queue[0] if stream.queue else None
+        return head is not None and not (isinstance(head, tuple) and not head[0].passed)
+
+    def _step(self, mark):
+        """Do one piece of work: of any stream, or of one that the mark needs."""
+        ready = [stream for stream in self._streams if self._ready(stream)]
+        assert ready, "streams wait for each other"
+        needed = [stream for stream in self._needed(mark) if stream in ready]
+        stream = self._random.choice(ready if self._random.random() < self._eager else needed)
+        op = stream.queue.popleft()
+        if isinstance(op, LazyMark):
+            op.at_s, op.error, op.passed = perf_counter(), stream.error, True
+            stream.error = None
+        elif isinstance(op, tuple):
+            stream.error = stream.error or op[0].error
+        elif stream.error is None:
+            try:
+                op()
+            except Exception as error:
+                stream.error = error
+
+    def _needed(self, mark):
+        """The streams that must go on before the mark is passed."""
+        owners = {id(op): s for s in self._streams for op in s.queue if isinstance(op, LazyMark)}
+        found, todo = [], [mark]
+        while todo:
+            stream = owners.get(id(todo.pop()))
+            if stream is not None and stream not in found:
+                found.append(stream)
+                todo += [op[0] for op in stream.queue if isinstance(op, tuple) and not op[0].passed]
+        return found
+
+
+class NativeKernels:
+    """The CPU's kernels on rows that are on the lazy GPU, whose addresses are the host's."""
+
+    def __init__(self):
+        self._team = Team(1)
+        self.rows_found = 0
+
+    def scratch_bytes(self, host_rows, bucket):
+        return 16
+
+    def row(self, host_rows, rows, index, bucket, scratch):
+        self.rows_found += 1
+        one = rows.numpy()[index : index + 1]
+        return [lambda: self._team.run(one)]
+
+    def feed(self, feed, state, rows, stops):
+        words = feed.numpy(), state.numpy(), rows.numpy().reshape(-1), stops.numpy()
+        return lambda: feed_back(*words)
+
+
+def feed_back(feed, state, rows, stops):
+    """kernels/triton/feed.py in plain words."""
+    if state[1]:
+        return
+    word = {name: int(feed[i]) for name, i in FEED.items()}
+    T, R = word["T"], word["R"]
+    drawn, at = _i32(word["drawn"], R), _i32(word["rows"], R)
+    firsts, done = _i32(word["first_end"], R + 1), int(state[0])
+    _i32(word["kept"], (done + 1) * R)[done * R :] = drawn
+    ends = _i32(word["ends"], int(firsts[-1]))
+    ended = any(int(drawn[r]) in ends[firsts[r] : firsts[r + 1]] or drawn[r] < 0 for r in range(R))
+    state[0] = done + 1
+    if ended or state[2]:
+        state[1] = 1
+        rows[stops] = 0
+    elif done + 1 < word["steps"]:
+        _i32(word["tokens"], T)[at] = drawn
+        _i32(word["positions"], T)[:] += 1
+
+
+def _i32(address, count):
+    memory = (ctypes.c_int32 * count).from_address(address)
+    return np.frombuffer(memory, np.int32) if count else np.zeros(0, np.int32)
