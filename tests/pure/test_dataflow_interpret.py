@@ -12,17 +12,17 @@ import pytest
 from graphs import STEADY, Choice, Player, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from section_checks import check_plan, check_run
 from test_dataflow_sections import SOCKET, chip, layer
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.interpret import Interpreter
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.reference import KvState, Step, run_op
-from coterie.models.monarch import fft_conv_graph, monarch_example
+from coterie.models.monarch import monarch_example
 
 
 def lived(graph, past, tokens):
@@ -60,21 +60,7 @@ small = st.builds(
 def test_a_mapped_model_is_the_reference_tile_by_tile(graph, past, tokens, block, how):
     player, state, values, sizes = lived(graph, past, tokens)
     plan = sections_of(graph, sizes, chip(), how, share_equal=False)
-    known = {
-        name: values[name] for name, v in graph.values.items() if v.kind in (Kind.INPUT, Kind.WEIGHT) and name in values
-    }
-    for which in plan.index:
-        mapped = plan.mapped[which]
-        ran = Interpreter(graph, mapped, key_block=block).run(known, state, [Choice()] * sizes.R)
-        known |= ran.outputs
-        assert ran.moved_bytes == mapped.memory_bytes
-        for channel in ran.channels:
-            assert channel.put == channel.taken
-            assert not channel.tiles or channel.whole
-            assert channel.most <= channel.depth
-        assert len(set(ran.order)) == len(ran.order), "each tile of each op once"
-        for name, found in ran.outputs.items():
-            np.testing.assert_allclose(found, values[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    check_plan(graph, plan, values, state, [Choice()] * sizes.R, block)
     np.testing.assert_allclose(state.pages, player.state.pages, rtol=2e-4, atol=2e-5)
 
 
@@ -201,14 +187,5 @@ def test_transposes_are_ways_to_read(make, tiles):
     for op in graph.ops:
         run_op(step, op)
     np.testing.assert_allclose(ran.outputs["out"], step.values["out"], rtol=1e-4, atol=2e-3)
-    assert ran.moved_bytes == mapped.memory_bytes
+    check_run(ran, mapped)
     assert len(ran.order) == sum(len(service) for service in mapped.service_s)
-    assert all(channel.put == channel.taken and channel.most <= channel.depth for channel in ran.channels)
-
-
-def test_sums_over_the_walked_loop_are_refused_by_name():
-    graph = fft_conv_graph((4, 3, 2), DType.F32)
-    mapped = map_section(graph, graph.ops, Sizes.prefill(1, 1), SOCKET)
-    assert isinstance(mapped, Mapped)
-    with pytest.raises(UnsupportedError, match="linear is not walked along a dimension of its result"):
-        Interpreter(graph, mapped)

@@ -1,65 +1,46 @@
 """A mapped section run on numbers: tile by tile, through bounded FIFOs, in the order of its own walk.
 
 It must give what graph/reference.py gives, move the bytes that the mapping says, and hold no more than its FIFOs hold.
-A view is no step of its own: a tile is handed on as its reader sees it. Sums over the walked loop are not interpreted.
-Attention goes over blocks of keys with a running maximum, sum and result; it never has a row of scores.
+A view is no step of its own: a tile is handed on as its reader sees it. A sum over tiles grows in its stage, in
+float32, and is handed on after the last. The sockets of a sharded section run side by side; they meet at exchanges.
 
-Knows nothing about time.
+Knows nothing about time, nor about what an op computes (interpret_work.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from coterie.core.errors import UnsupportedError
-from coterie.core.shapes import trailing
+from coterie.core.errors import UnsupportedError, UsageError
+from coterie.dataflow.interpret_bytes import Tally
+from coterie.dataflow.interpret_tiles import Array, Channel, Views, part
+from coterie.dataflow.interpret_work import Firing, Outside, compute
 from coterie.dataflow.legal import Way, place_of
-from coterie.dataflow.loops import Access
+from coterie.dataflow.loops import Access, Tag
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.memory import KEY_BLOCK, depths
 from coterie.dataflow.traffic import border
-from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.reference import KvState, Step, run_op
+from coterie.graph.ir import Graph, Kind
+from coterie.graph.ops import COLLECTIVES
+from coterie.graph.reference import KvState
 from coterie.graph.sampling import Settings
-
-Array: TypeAlias = npt.NDArray[Any]
-
-
-@dataclass(slots=True)
-class Channel:
-    """A FIFO of tiles between two ops: what is in it, the most that ever was, how many tiles went through."""
-
-    name: str
-    src: int
-    dst: int
-    depth: int
-    whole: bool
-    tiles: deque[Array] = field(default_factory=deque)
-    most: int = 0
-    put: int = 0
-    taken: int = 0
-
-    @property
-    def full(self) -> bool:
-        """No room for another tile."""
-        return len(self.tiles) >= self.depth
 
 
 @dataclass(slots=True)
 class Ran:
-    """What a run gave: values that leave the section, the off-chip bytes by kind, the FIFOs after it."""
+    """What a run gave: values that leave the section, off-chip bytes by kind, the FIFOs after it, the order of firings.
+
+    `exchanged` has the bytes of the results of each kind of exchange, which every socket holds in the end.
+    """
 
     outputs: dict[str, Array]
     moved: dict[str, int]
     channels: list[Channel]
-    order: list[tuple[int, int]]
+    order: list[tuple[int, int]] = field(default_factory=list)
+    exchanged: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLLECTIVES, 0))
 
     @property
     def moved_bytes(self) -> int:
@@ -68,92 +49,79 @@ class Ran:
 
 
 class Interpreter:
-    """Runs one mapped section; `key_block` is the number of keys whose scores exist at once."""
+    """One mapped section of one socket; `key_block` is the number of keys whose scores exist at once.
+
+    Raises UnsupportedError for an op that is walked along a loop which neither its result has nor it sums over.
+    """
 
     def __init__(self, graph: Graph, mapped: Mapped, key_block: int = KEY_BLOCK) -> None:
         self.graph, self.mapped, self.key_block = graph, mapped, key_block
-        self.ops = mapped.ops
-        self.nests, self.loops = mapped.walk.nests, mapped.walk.loops
-        # Who makes each value, and whose tiles it shows (-1: what enters). A view never fires: its reader reads so.
-        self.makers = {name: at for at, op in enumerate(self.ops) for name in op.outputs}
-        self.roots = dict(self.makers)
-        for at, (nest, loop) in enumerate(zip(self.nests, self.loops, strict=True)):
-            if nest.is_view:
-                self.roots[self.ops[at].outputs[0]] = self.roots.get(self.ops[at].inputs[0], -1)
-            if place_of(nest.writes[0], loop) is None:
-                fact = f"{nest.op.kind} is not walked along a dimension of its result"
-                raise UnsupportedError(f"{graph.name}: {nest.op.name}", fact, "interpret sections that walk their rows")
+        self.ops, self.walk = mapped.ops, mapped.walk
+        self.views = Views(graph, mapped.walk)
+        self.outputs = [n for n in border(graph, self.ops).outputs if graph.values[n].kind is not Kind.STATE]
         self.counts = [
-            0 if nest.is_view else min(mapped.tiles, mapped.walk.tiles_of(at)) for at, nest in enumerate(self.nests)
+            0 if nest.is_view else min(mapped.tiles, self.walk.tiles_of(at)) for at, nest in enumerate(self.walk.nests)
         ]
+        for nest, loop in zip(self.walk.nests, self.walk.loops, strict=True):
+            sums = not loop or nest.loop(loop).tag is Tag.REDUCTION or nest.op.kind == "attention_grad"
+            if not nest.is_view and not sums and place_of(nest.writes[0], loop) is None:
+                fact = f"{nest.op.kind} walks loop {loop}, which its result has not, and does not sum over it"
+                raise UnsupportedError(f"{graph.name}: {nest.op.name}", fact, "walk its rows")
 
     def run(self, values: Mapping[str, Array], state: KvState | None = None, sampling: Sequence[Settings] = ()) -> Ran:
-        """Run on whole arrays of everything that enters; consumers go first, so FIFOs stay as empty as they can."""
-        edge = border(self.graph, self.ops)
-        kinds = ("weight", "input", "output", "kv_read", "kv_write")
-        ran = Ran({}, dict.fromkeys(kinds, 0), self._channels(), [])
-        work = _Work(self, values, state, sampling, ran)
-        fired = [0] * len(self.ops)
-        outputs: dict[str, list[Array]] = {name: [] for name in edge.outputs}
-        while any(fired[at] < self.counts[at] for at in range(len(self.ops))):
-            at = next((at for at in reversed(range(len(self.ops))) if self._ready(at, fired, ran)), None)
-            if at is None:
-                raise AssertionError(f"deadlock: {[(c.name, len(c.tiles)) for c in ran.channels]}")
-            made = work.fire(at, fired[at])
-            ran.order.append((at, fired[at]))
-            fired[at] += 1
-            for name, tiles in outputs.items():
-                if self.roots[name] == at and self.graph.values[name].kind is not Kind.STATE:
-                    tiles.append(self.seen_as(name, at, made))
-        ran.outputs = {n: np.concatenate(tiles, axis=self.axis_of(n)) for n, tiles in outputs.items() if tiles}
-        return ran
+        """Run on whole arrays of everything that enters. Raises UsageError where it takes other sockets too."""
+        return run_sockets([(self, values, state)], sampling)[0]
 
-    def axis_of(self, name: str) -> int:
-        """The dimension of a value along which its tiles follow each other."""
-        at = self.makers[name]
-        return place_of(self.nests[at].writes[0], self.loops[at]) or 0
-
-    def seen_as(self, name: str, root: int, made: Array) -> Array:
-        """A tile of an op (or, of what enters, all of it) as the views behind it show it to whoever reads `name`."""
-        at = self.makers.get(name, -1)
-        if at == root:
-            return made
-        op, loop = self.ops[at], self.loops[at]
-        x = self.seen_as(op.inputs[0], root, made)
-        if op.kind == "swap" and (part := {"o": "outer", "m": "middle", "i": "inner"}.get(loop)):
-            whole = prod(each.size for each in self.nests[at].loops)
-            op = replace(op, attrs={**op.attrs, part: op.integer(part) * x.size // whole})  # the tile's own sizes
-        step = Step(self.graph, {op.inputs[0]: x}, cast(KvState, None), ())
-        run_op(step, op)
-        return step.values[op.outputs[0]]
-
-    def _channels(self) -> list[Channel]:
+    def channels(self) -> list[Channel]:
+        """The FIFOs between different ops, empty."""
         stages, flows = self.mapped.stages, self.mapped.flows
-        deep = depths(flows, len(stages))
         found = {}
-        for flow, depth in zip(flows, deep, strict=True):
-            src, dst = stages[flow.src].op, stages[flow.dst].op
-            whole = flow.way is Way.FULL
+        for flow, depth in zip(flows, depths(flows, len(stages)), strict=True):
+            src, dst, whole = stages[flow.src].op, stages[flow.dst].op, flow.way is Way.FULL
+            tokens = 1 if flow.sum_bytes else self.counts[src]
             if src != dst:
-                room = self.counts[src] if whole else depth
-                found[flow.value, dst] = Channel(flow.value, src, dst, room, whole)
+                found[flow.value, dst] = Channel(flow.value, src, dst, tokens if whole else depth, whole, tokens)
         return list(found.values())
 
-    def _ready(self, at: int, fired: Sequence[int], ran: Ran) -> bool:
-        if fired[at] >= self.counts[at]:
-            return False
-        for channel in ran.channels:
-            if channel.dst == at:
-                waits = channel.put < self.counts[channel.src] if channel.whole else not channel.tiles
-                if waits:
-                    return False
-            if channel.src == at and channel.full:
-                return False
-        return True
+    def rows(self, at: int, tile: int) -> tuple[int, int]:
+        """First iteration of the walked loop of an op, and one past the last, of a tile: whole groups of rows."""
+        groups = self.walk.tiles_of(at)
+        unit, count = self.walk.size_of(at) // groups, self.counts[at]
+        return unit * (groups * tile // count), unit * (groups * (tile + 1) // count)
 
 
-class _Work:
-    """The firing of ops: gathers operands, computes a tile, hands it on, counts bytes."""
+def run_sockets(
+    sockets: Sequence[tuple[Interpreter, Mapping[str, Array], KvState | None]], sampling: Sequence[Settings] = ()
+) -> list[Ran]:
+    """Run the same section on all sockets of a group, each with its own values and state.
+
+    Each goes on alone as far as it can; an exchange joins the tiles of all. Raises UsageError for a wrong number.
+    """
+    for each, _, _ in sockets:
+        ranks = max((op.integer("ranks") for op in each.ops if op.kind in COLLECTIVES), default=len(sockets))
+        if ranks != len(sockets):
+            fact = f"its exchanges are among {ranks} sockets, not {len(sockets)}"
+            raise UsageError(f"{each.graph.name}: {each.mapped.name}", fact, "run all of them together")
+    running = [_Socket(*each, sampling) for each in sockets]
+    while True:
+        waiting = [socket.go_on() for socket in running]
+        if all(at is None for at in waiting):
+            return [socket.end() for socket in running]
+        (at,) = set(waiting)
+        if at is None:
+            raise AssertionError("sockets of one section wait for different exchanges")
+        parts = [socket.take(at) for socket in running]
+        op = running[0].owner.ops[at]
+        tiles = [operands[op.inputs[0]] for operands in parts]
+        joined = np.concatenate(tiles, axis=1) if op.kind == "all_gather" else np.sum(tiles, axis=0)
+        for socket, operands in zip(running, parts, strict=True):
+            own = socket.owner.ops[at].outputs[0]
+            socket.ran.exchanged[op.kind] += int(joined.size) * socket.owner.graph.values[own].dtype.size_bytes
+            socket.give(at, operands, {own: np.asarray(joined, np.float32)})
+
+
+class _Socket:
+    """A run of a section on one socket: what is in its FIFOs and sums, how often each op has fired."""
 
     def __init__(
         self,
@@ -161,162 +129,134 @@ class _Work:
         values: Mapping[str, Array],
         state: KvState | None,
         sampling: Sequence[Settings],
-        ran: Ran,
     ) -> None:
-        self.owner, self.graph, self.ran = owner, owner.graph, ran
+        self.owner, self.graph, self.views = owner, owner.graph, owner.views
         constants = (v for v in self.graph.values.values() if v.kind is Kind.CONSTANT)
         self.values = {**{v.name: np.array(v.data, np.float32) for v in constants}, **values}
         self.values.setdefault("sampling", np.zeros(len(sampling), np.float32))  # only its rows are counted
-        self.state, self.sampling = state, sampling
-        self.loaded: set[str] = set()
-        self.seen: dict[tuple[int, int, int], int] = {}
-        self.tile = 0
-
-    def fire(self, at: int, tile: int) -> Array:
-        """One firing."""
-        self.tile = tile
-        nest, loop = self.owner.nests[at], self.owner.loops[at]
-        size = nest.loop(loop).size
-        first, last = (size * k // self.owner.counts[at] for k in (tile, tile + 1))
-        operands: dict[str, Array] = {}
-        for access in nest.reads:
-            if self.graph.values[access.value].kind is not Kind.STATE:
-                operands[access.value] = self._operand(at, access, (first, last))
+        self.outside = Outside(self.values, state, sampling)
+        self.tally = Tally(self.graph, owner.mapped, self.views, self.values)
+        self.ran = Ran({}, self.tally.moved, owner.channels())
+        self.into: list[dict[str, Channel]] = [{} for _ in owner.ops]
+        self.out_of: list[list[Channel]] = [[] for _ in owner.ops]
         for channel in self.ran.channels:
-            tokens = self.graph.values[channel.name].kind is Kind.STATE
-            if channel.dst == at and tokens and not channel.whole:
-                channel.tiles.popleft()
-                channel.taken += 1
-        made = self._compute(at, operands, (first, last))
-        self._count_out(at, made)
-        for channel in self.ran.channels:
-            if channel.src == at:
-                kept = operands.get(channel.name)  # an activation from outside, for later readers
-                channel.tiles.append(kept if kept is not None else self.owner.seen_as(channel.name, at, made))
-                channel.put += 1
-                channel.most = max(channel.most, len(channel.tiles))
-        return made
+            self.into[channel.dst][channel.name] = channel
+            self.out_of[channel.src].append(channel)
+        self.fired = [0] * len(owner.ops)
+        self.sums: dict[str, Array] = {}
+        self.held: dict[tuple[str, int], Array] = {}
+        self.left: dict[str, list[Array]] = {name: [] for name in owner.outputs}
 
-    def _operand(self, at: int, access: Access, rows: tuple[int, int]) -> Array:
-        """A tile from its FIFO, all of a whole buffer, or a slice from outside, whose bytes are counted."""
-        place = place_of(access, self.owner.loops[at])
-        channel = next((c for c in self.ran.channels if (c.name, c.dst) == (access.value, at)), None)
-        if channel is not None and not channel.whole:
-            channel.taken += 1
-            return channel.tiles.popleft()
-        if channel is not None:
-            inside = channel.name in self.owner.makers
-            channel.taken = channel.put
-            whole = np.concatenate(list(channel.tiles), axis=self.owner.axis_of(channel.name) if inside else 0)
-        elif access.value in self.owner.makers:
-            whole = self._viewed(access.value)
-        else:
-            whole = self.values[access.value]
-            self._count_in(at, access, rows, place)
-        if place is None:
-            return whole
-        # A dimension that several loops index together: the walked one is the outermost.
-        stride = whole.shape[place] // self.owner.nests[at].loop(self.owner.loops[at]).size
-        return np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+    def go_on(self) -> int | None:
+        """Fire what can fire, readers first so that FIFOs stay as empty as they can; the exchange that it waits for."""
+        while True:
+            ready = [at for at in reversed(range(len(self.fired))) if self._ready(at)]
+            at = next((at for at in ready if self.owner.ops[at].kind not in COLLECTIVES), None)
+            if at is None:
+                break
+            operands = self.take(at)
+            self.give(at, operands, compute(self._firing(at, operands)))
+        if not ready and self.fired != self.owner.counts:
+            raise AssertionError(f"deadlock: {[(c.name, len(c.tiles)) for c in self.ran.channels]}")
+        return ready[0] if ready else None
 
-    def _viewed(self, name: str) -> Array:
-        """What enters the section as views show it; its bytes are counted once."""
-        entered = name
-        while entered in self.owner.makers:
-            entered = self.owner.ops[self.owner.makers[entered]].inputs[0]
-        whole = self.values[entered]
-        if entered not in self.loaded:
-            self.loaded.add(entered)
-            self.ran.moved["input"] += int(whole.size) * self.graph.values[entered].dtype.size_bytes
-        return self.owner.seen_as(name, -1, whole)
+    def take(self, at: int) -> dict[str, Array]:
+        """The parts of an op's operands for its next firing."""
+        nest, loop = self.owner.walk.nests[at], self.owner.walk.loops[at]
+        rows, size = self.owner.rows(at, self.fired[at]), self.owner.walk.size_of(at)
+        found: dict[str, Array] = {}
+        for access in sorted({a.value: a for a in nest.reads}.values(), key=lambda a: bool(a.by)):
+            channel = self.into[at].get(access.value)
+            if channel is not None and not channel.whole:
+                found[access.value] = channel.take()
+                continue
+            if self.graph.values[access.value].kind is Kind.STATE:
+                if channel is not None:
+                    channel.take_all()
+                continue
+            whole = self._all_of(at, access, channel)
+            if channel is None and self.views.origins[access.value][0] < 0:
+                self.tally.enters(at, access, rows, found.get(access.by))
+            found[access.value] = part(whole, place_of(access, loop), rows, size)
+        return found
 
-    def _count_in(self, at: int, access: Access, rows: tuple[int, int], place: int | None) -> None:
-        value = self.graph.values[access.value]
-        readers = [n for n, op in enumerate(self.owner.ops) if access.value in op.inputs]
-        if at != readers[0]:
-            return
-        kind = "weight" if value.kind is Kind.WEIGHT else "input"
-        width = value.dtype.row_bytes(trailing(value.shape)) if len(value.shape) > 1 else value.dtype.size_bytes
-        if access.by:
-            numbers = self.values[access.by][slice(*rows)]
-            self.ran.moved[kind] += width * len(numbers)
-        elif place == 0:
-            stride = len(self.values[access.value]) // self.owner.nests[at].loop(self.owner.loops[at]).size
-            self.ran.moved[kind] += width * stride * (rows[1] - rows[0])
-        elif access.value in self.owner.mapped.streamed or access.value not in self.loaded:
-            self.loaded.add(access.value)
-            whole = self.values[access.value]
-            sparse = int(np.count_nonzero(whole)) * value.dtype.size_bytes + -(-whole.size // 8)
-            self.ran.moved[kind] += width * len(whole) if value.density == 1.0 else sparse
-
-    def _compute(self, at: int, operands: dict[str, Array], rows: tuple[int, int]) -> Array:
+    def give(self, at: int, operands: Mapping[str, Array], made: Mapping[str, Array]) -> None:
+        """Hand on what a firing made; add it to its sum where it is part of one."""
+        tile, last = self.fired[at], self.fired[at] + 1 == self.owner.counts[at]
         op = self.owner.ops[at]
-        if op.kind == "linear":
-            return self._linear(op, operands, place_of(self.owner.nests[at].writes[0], self.owner.loops[at]))
-        if op.kind == "attention" and self.state is not None:
-            return self._attention(op, operands, self.state)
-        if op.kind == "sample":
-            operands = {**operands, "positions": self.values["positions"], "rows": self.values["rows"][slice(*rows)]}
-        # An op that has no state operand does not look at it.
-        step = Step(self.graph, operands, cast(KvState, self.state), self.sampling[slice(*rows)])
-        run_op(step, op)
+        pattern = operands.get(op.inputs[2]) if op.kind == "linear_dw" else None
+        done: dict[str, Array] = {}
+        for name, array in made.items():
+            if self.views.place(name) is None:
+                self.sums[name] = self.sums[name] + array if tile else array
+                self.tally.grows(name, array, pattern, (tile == 0, last))
+            if self.views.place(name) is not None or last:
+                done[name] = self.sums.pop(name, array)
+        for channel in self.out_of[at]:
+            root, source, _ = self.views.origins.get(channel.name, (at, channel.name, True))
+            if root < 0:
+                channel.give(operands[channel.name])  # an activation from outside, for later readers
+            elif self.graph.values[channel.name].kind is Kind.STATE:
+                channel.give(np.zeros(0, np.float32))
+            elif source in done:
+                channel.give(done[source] if channel.whole else self.views.show(channel.name, source, done[source]))
+        for name in self.left:
+            root, source, passes = self.views.origins[name]
+            if root == at and source in done:
+                shown = self.views.show(name, source, done[source]) if passes else done[source]
+                self.left[name].append(shown)
+                if passes or name == source:
+                    self.tally.leaves(name, shown, pattern)
         if op.kind == "kv_append":
-            return np.zeros((rows[1] - rows[0], 0), np.float32)
-        return step.values[op.outputs[0]]
+            self.tally.appends(op, len(operands[op.inputs[0]]))
+        self.ran.order.append((at, tile))
+        self.fired[at] += 1
 
-    def _linear(self, op: Op, operands: dict[str, Array], walked: int | None) -> Array:
-        x, weight = operands[op.inputs[0]], operands[op.inputs[1]]
-        y = x.reshape(len(x), -1) @ weight.T
-        if op.inputs[2]:
-            y = y + operands[op.inputs[2]]
-        shape = [len(x), *(dim for dim in self.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int))]
-        shape[walked or 0] = -1
-        return np.asarray(y.reshape(shape), np.float32)
+    def end(self) -> Ran:
+        """What leaves, of tiles side by side; what no view could show tile by tile, as it shows all of it."""
+        for name, tiles in self.left.items():
+            _, source, passes = self.views.origins[name]
+            if tiles:
+                joined = self.views.join(name if passes else source, tiles)
+                self.ran.outputs[name] = joined if passes else self.views.show(name, source, joined)
+                if not passes and name != source:
+                    self.tally.leaves(name, self.ran.outputs[name], None)
+        return self.ran
 
-    def _attention(self, op: Op, operands: dict[str, Array], state: KvState) -> Array:
-        """Per token a running maximum m, sum l and result o over blocks of keys."""
-        q, positions = operands[op.inputs[0]], operands["positions"]
-        layer, window, scale = op.integer("layer"), op.integer("window"), np.float32(op.number("scale"))
-        out = np.empty_like(q)
-        for t, position in enumerate(positions):
-            sequence, length = int(operands["sequence"][t]), int(position) + 1
-            table = self.values["block_tables"][sequence]
-            begin = max(0, length - window) if window else 0
-            self._count_keys(op, sequence, begin, length)
-            k, v = (state.context(layer, which, table, length)[begin:] for which in (0, 1))
-            share = q.shape[1] // k.shape[1]
-            m = np.full(q.shape[1], -np.inf, np.float32)
-            total = np.zeros(q.shape[1], np.float32)
-            o = np.zeros(q.shape[1:], np.float32)
-            for at in range(0, length - begin, self.owner.key_block):
-                keys, held = (np.repeat(x[at : at + self.owner.key_block], share, axis=1) for x in (k, v))
-                scores = np.einsum("hc,shc->hs", q[t], keys) * scale
-                higher = np.maximum(m, scores.max(axis=1))
-                fade, p = np.exp(m - higher), np.exp(scores - higher[:, None])
-                total = total * fade + p.sum(axis=1)
-                o = o * fade[:, None] + np.einsum("hs,shc->hc", p, held)
-                m = higher
-            out[t] = o / total[:, None]
-        return out
+    def _all_of(self, at: int, access: Access, channel: Channel | None) -> Array:
+        """A whole value: a buffer, once it is complete, or what enters, as views show it."""
+        name = access.value
+        key = (name, at)
+        root, source, _ = self.views.origins[name]
+        if root < 0 and channel is None:
+            if name == source:
+                return self.values[name]
+            return self.held.setdefault(key, self.views.show(name, source, self.values[source]))
+        if key not in self.held:
+            if channel is None:
+                raise AssertionError(f"nothing brings {name} to {self.owner.ops[at].name}")
+            self.held[key] = self.views.show(name, source, self.views.join(source, channel.take_all()))
+        return self.held[key]
 
-    def _count_keys(self, op: Op, sequence: int, begin: int, end: int) -> None:
-        """Keys and values are read once, streamed ones once for each tile: what is on chip is not counted again."""
-        tile = self.tile if f"{op.name}.kv" in self.owner.mapped.streamed else -1
-        key = (op.integer("layer"), sequence, tile)
-        seen = max(self.seen.get(key, begin), begin)
-        self.seen[key] = max(seen, end)
-        self.ran.moved["kv_read"] += max(0, end - seen) * self._key_bytes(op)
+    def _ready(self, at: int) -> bool:
+        if self.fired[at] >= self.owner.counts[at]:
+            return False
+        if not all(channel.ready for channel in self.into[at].values()):
+            return False
+        return not any(channel.full for channel in self.out_of[at])
 
-    def _key_bytes(self, op: Op) -> int:
-        state = next(self.graph.values[n] for n in op.inputs if n and self.graph.values[n].kind is Kind.STATE)
-        return trailing(state.shape) * state.dtype.size_bytes
-
-    def _count_out(self, at: int, made: Array) -> None:
-        op = self.owner.ops[at]
-        if op.kind == "kv_append":
-            self.ran.moved["kv_write"] += len(made) * self._key_bytes(op)
-            return
-        for name in border(self.graph, self.owner.ops).outputs:
-            if self.owner.roots[name] == at:
-                value = self.graph.values[name]
-                self.ran.moved["output"] += int(self.owner.seen_as(name, at, made).size) * value.dtype.size_bytes
+    def _firing(self, at: int, operands: Mapping[str, Array]) -> Firing:
+        nest, tile = self.owner.walk.nests[at], self.fired[at]
+        first, last = self.owner.rows(at, tile)
+        return Firing(
+            self.graph,
+            nest,
+            self.owner.walk.loops[at],
+            first,
+            last,
+            self.owner.walk.size_of(at),
+            operands,
+            self.outside,
+            self.owner.key_block,
+            lambda op, sequence, begin, end: self.tally.reads_keys(op, sequence, begin, end, tile),
+        )

@@ -57,6 +57,29 @@ class Walk:
         """Edges that keep their ends from being in one section."""
         return tuple(edge for edge in self.edges if edge.way is Way.BARRIER)
 
+    def readers(self, name: str) -> list[int]:
+        """Ops that read a value, in the order of phases."""
+        found = [at for at, nest in enumerate(self.nests) if any(access.value == name for access in nest.reads)]
+        return sorted(found, key=lambda at: (self.phases[at], at))
+
+    def origin(self, name: str) -> tuple[int, str, bool]:
+        """Behind all views: the op that makes what a value shows (-1: it enters), that value, whether tiles pass.
+
+        Tiles pass if the op makes some of it with each of its own, and every view walks along.
+        """
+        at = next((n for n, nest in enumerate(self.nests) for access in nest.writes if access.value == name), -1)
+        if at < 0:
+            return at, name, True
+        nest = self.nests[at]
+        if not nest.is_view:
+            access = next(access for access in nest.writes if access.value == name)
+            return at, name, place_of(access, self.loops[at]) is not None
+        source = nest.reads[0].value
+        root, value, passes = self.origin(source)
+        ways = [edge.way for edge in self.edges if edge.dst == at and edge.value == source]
+        walks_on = place_of(nest.writes[0], self.loops[at]) is not None
+        return root, value, passes and walks_on and all(way is Way.STREAM for way in ways)
+
     def tiles_of(self, op: int) -> int:
         """Tiles that the op's phase can be walked in at most: rows that move within groups move within a tile."""
         return math.gcd(*(self.size_of(at) for at, phase in enumerate(self.phases) if phase == self.phases[op]))
@@ -73,15 +96,28 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
     """
     nests = tuple(nest(graph, op, sizes) for op in ops)
     first = nests[0]
-    outer = [loop.name for loop in first.loops if loop.tag is not Tag.REDUCTION]
-    seeds = outer[:1] if first.by_token else outer or [first.loops[0].name]
-    walks = [_follow(nests, seed) for seed in seeds]
+    head = first.loops[0]
+    placed = [loop.name for loop in first.loops if place_of(first.writes[0], loop.name) is not None]
+    outer = [head.name, *placed] if head.tag is Tag.REDUCTION and head.online else placed
+    walks = [_follow(nests, seed) for seed in ([head.name] if first.by_token else outer or [head.name])]
 
     def burden(found: Walk) -> tuple[int, int, int, int]:
         sums = sum(n.loop(loop).tag is Tag.REDUCTION for n, loop in zip(found.nests, found.loops, strict=True) if loop)
-        return len(found.barriers), max(found.phases), sum(e.way is Way.FULL for e in found.edges), sums
+        whole = sum(e.way is Way.FULL for e in found.edges) + _unlike(found)
+        return len(found.barriers), max(found.phases), whole, sums
 
     return min(walks, key=burden)
+
+
+def _unlike(found: Walk) -> int:
+    """Values from outside that ops of one phase walk along different dimensions, so that they must be there whole."""
+    made = {access.value for writer in found.nests for access in writer.writes}
+    places: dict[tuple[str, int], set[int | None]] = {}
+    for reader, loop, phase in zip(found.nests, found.loops, found.phases, strict=True):
+        for access in reader.reads:
+            if access.value not in made:
+                places.setdefault((access.value, phase), set()).add(place_of(access, loop))
+    return sum(len(each) - 1 for each in places.values())
 
 
 def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
@@ -89,10 +125,15 @@ def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
     loops: list[str] = []
     phases: list[int] = []
     edges: list[Edge] = []
+    read: dict[str, int] = {}
     for at, reader in enumerate(nests):
         loop, phase, found = _enter(nests, reader, at, made, loops, phases)
         if loop is None:
-            loop = seed if at == 0 else _outermost(reader)
+            loop = seed if at == 0 else _beside(reader, read) or _outermost(reader)
+        for access in reader.reads:
+            place = place_of(access, loop)
+            if place is not None:
+                read.setdefault(access.value, place)
         loops.append(loop)
         phases.append(phase)
         edges += found
@@ -167,7 +208,22 @@ def place_of(access: Access, loop: str) -> int | None:
     return next((i for i, index in enumerate(access.index) if index[:1] == (loop,)), None) if loop else None
 
 
+def _beside(reader: Nest, read: Mapping[str, int]) -> str:
+    """The loop that goes along with ops before it which read the same values; "" if there is none."""
+    found = []
+    for access in reader.reads:
+        index = access.index[read[access.value]] if access.value in read else ()
+        if index and index != GATHER:
+            loop = reader.loop(index[0])
+            held = loop.tag is Tag.REDUCTION and not loop.online
+            if not held and (not reader.by_token or loop is reader.loops[0]):
+                found.append(loop.name)
+    return max(found, key=found.count) if found else ""
+
+
 def _outermost(reader: Nest) -> str:
+    if reader.by_token:
+        return reader.loops[0].name
     loops = [loop.name for loop in reader.loops if loop.tag is not Tag.REDUCTION]
     return loops[0] if loops else ""
 

@@ -52,7 +52,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """The loops of an op, and its accesses. `by_token`: it works on the KV state, token by token (its first loop)."""
+    """The loops of an op, and its accesses. `by_token`: whatever is walked, it takes whole tokens (its first loop)."""
 
     op: Op
     loops: tuple[Loop, ...]

@@ -35,7 +35,7 @@ CHAIN_SHARE = 0.05  # of the memory's time: a stage that is faster than this gai
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """One section, laid out. `tiles` per pass; of `streamed` values each tile reads what it needs."""
+    """One section, laid out. `tiles` per pass; of `streamed` values each tile reads what it needs (and writes sums)."""
 
     name: str
     ops: tuple[Op, ...]
@@ -222,9 +222,9 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     rates = [rate or float(given.slowest_cycles) for rate in rates]
     tile_buffers = flow_buffers(stages, base.flows, tiles, given.splits, rates, chip.grid)
     streamed: frozenset[str] = frozenset()
-    heavy = [s for s in base.streams if s.kind in ("weight", "kv_read") and s.size_bytes]
-    # First what is read again least for each byte that it would take, the largest of equals.
-    heavy.sort(key=lambda s: (-again_bytes(s, stages[s.stage], tiles) / s.size_bytes, s.size_bytes))
+    heavy = [s for s in base.streams if (s.kind in ("weight", "kv_read") or s.sum_bytes) and s.size_bytes]
+    # First what is moved again least for each byte that it would take, the largest of equals.
+    heavy.sort(key=lambda s: (-again_bytes(s, stages[s.stage], tiles) / s.held_bytes, s.held_bytes))
     while True:
         held = held_buffers(stages, base.streams, streamed, tiles, given.splits, rates, chip.grid)
         buffers = (*tile_buffers, *held)

@@ -1,7 +1,7 @@
 """Buffers of a mapped section in PMUs: what is held on chip, how deep, in how many PMUs, and for whom.
 
     tile      a FIFO of tiles between two stages: depth x tile bytes, deeper beside a longer way
-    whole     a value that its reader needs in full
+    whole     a value that its reader needs in full, or a sum over all tiles
     weight    resident (read once a pass) or streamed (read again for every tile, through two chunks)
     kv        keys and values of the contexts, while they are read
 
@@ -57,7 +57,7 @@ def flow_buffers(
         if reader.unit is Unit.LINK or flow.size_bytes == 0:
             size, depth = _scores_bytes(stages[flow.src], tiles, grid), 2
         elif flow.way is Way.FULL:
-            size, depth = flow.size_bytes, 1
+            size, depth = max(flow.size_bytes, flow.sum_bytes), 1
         else:
             size, depth = deep * -(-flow.size_bytes // tiles), deep
         again = _passes(reader, tiles, splits[flow.dst], grid)
@@ -76,25 +76,23 @@ def held_buffers(
     rates: Sequence[float],
     grid: SpatialUnits,
 ) -> list[Buffer]:
-    """Buffers of what comes from and goes off chip: weights and KV whole unless in `streamed`, the rest by tile."""
+    """Buffers of what comes from and goes off chip: weights, KV and sums whole unless `streamed`, the rest by tile."""
     found = []
     for stream in streams:
         if stream.size_bytes == 0:
             continue
-        whole = stream.kind in ("weight", "kv_read")
-        if whole and stream.value not in streamed:
-            size, depth = stream.size_bytes, 1
-        elif whole:
-            size, depth = CHUNKS * min(grid.pmu_bytes, stream.size_bytes), CHUNKS
-        elif not stream.by_tile:
-            size, depth = stream.size_bytes, 1
+        if stream.value in streamed:
+            size, depth = CHUNKS * min(grid.pmu_bytes, stream.held_bytes), CHUNKS
+        elif stream.kind in ("weight", "kv_read") or not stream.by_tile:
+            size, depth = stream.held_bytes, 1
         else:
             size, depth = 2 * -(-stream.size_bytes // tiles), 2
         per_tile = stream.size_bytes / (tiles if stream.by_tile else 1)
         again = _passes(stages[stream.stage], tiles, splits[stream.stage], grid, stream.columns)
         reads = stream.kind in ("weight", "input")
-        per_cycle = again * per_tile / max(1.0, rates[stream.stage]) if reads else 0.0
-        kind = {"weight": "weight", "kv_read": "kv"}.get(stream.kind, "tile")
+        per_tile = again * per_tile if reads else 2 * stream.sum_bytes  # sums are read and written for each tile
+        per_cycle = per_tile / max(1.0, rates[stream.stage])
+        kind = {"weight": "weight", "kv_read": "kv"}.get(stream.kind, "whole" if stream.sum_bytes else "tile")
         found.append(_buffer(stream.value, kind, stream.stage, (size, depth), per_cycle, grid))
     return found
 

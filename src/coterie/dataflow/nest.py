@@ -12,6 +12,7 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
 from coterie.dataflow.nest_grad import GRAD_NESTS
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ops import ROUNDING
 
 
 def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -52,13 +53,14 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> MakeNest:
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """A row that is rounded before it is multiplied is needed whole, since its largest number says how."""
     x, y = op.inputs[0], op.outputs[0]
     k, n = dims(graph, x, sizes)[1:], dims(graph, y, sizes)[1:]
     k_index, n_index = axes("k", len(k)), axes("n", len(n))
     loops = (
         Loop("t", dims(graph, y, sizes)[0], Tag.PARALLEL),
         *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
-        *(Loop(f"k{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(k)),
+        *(Loop(f"k{i}", size, Tag.REDUCTION, online=ROUNDING not in op.attrs) for i, size in enumerate(k)),
     )
     flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
     reads = [Access(x, (("t",), *k_index)), Access(op.inputs[1], (flat_n, flat_k))]
@@ -80,6 +82,42 @@ def _take_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
     reads = (Access(op.inputs[0], (GATHER, *index[1:]), by=op.inputs[1]), Access(op.inputs[1], index[:1]))
     return Nest(op, loops, reads, (Access(op.outputs[0], index),))
+
+
+def _put_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Rows of the result are walked: which of the operand's rows go there is known when all numbers are."""
+    shape = dims(graph, op.outputs[0], sizes)
+    index = axes("d", len(shape))
+    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
+    reads = (Access(op.inputs[0], ((), *index[1:])), Access(op.inputs[1], ((),)))
+    return Nest(op, loops, reads, (Access(op.outputs[0], index),))
+
+
+def _take_heads(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Groups of heads, of each of which it takes some."""
+    t, heads, channels = dims(graph, op.outputs[0], sizes)
+    count = op.integer("count")
+    size = {"t": t, "g": heads // count, "j": count, "c": channels}
+    index: tuple[Index, ...] = (("t",), ("g", "j"), ("c",))
+    loops = tuple(Loop(name, n, Tag.PARALLEL) for name, n in size.items())
+    return Nest(op, loops, (Access(op.inputs[0], index),), (Access(op.outputs[0], index),))
+
+
+def _all_gather(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """Each rank has some of the columns, so that rows are walked: a tile of all columns is the tiles of all ranks."""
+    shape = dims(graph, op.outputs[0], sizes)
+    ranks = op.integer("ranks")
+    columns = axes("d", len(shape))[1:]
+    loops = (
+        Loop("t", shape[0], Tag.PARALLEL),
+        Loop("r", ranks, Tag.PARALLEL),
+        *(
+            Loop(name, n // ranks if i == 0 else n, Tag.PARALLEL)
+            for i, ((name,), n) in enumerate(zip(columns, shape[1:], strict=True))
+        ),
+    )
+    whole: tuple[Index, ...] = (("t",), ("r", *columns[0]), *columns[1:])
+    return Nest(op, loops, (Access(op.inputs[0], (("t",), *columns)),), (Access(op.outputs[0], whole),), by_token=True)
 
 
 def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -119,7 +157,8 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     single = rows == group
     row: Index = ("t",) if single else ("g", "t")
     reads = [Access(op.inputs[0], (row, ("h",), ("c",)))]
-    reads += [Access(name, (() if single else ("g", "s"), ("h",), ("c",))) for name in op.inputs[1:]]
+    keys: Index = () if single else ("g", "s")
+    reads += [Access(op.inputs[1], (keys, ("h",), ("c",))), Access(op.inputs[2], (keys, ("h",), ("e",)))]
     return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (row, ("h",), ("e",))),))
 
 
@@ -191,7 +230,7 @@ NESTS: Mapping[str, MakeNest] = {
     "add_bias": _elementwise(),
     "add_table": _elementwise(),
     "mul_table": _elementwise(),
-    "take_heads": _elementwise(),
+    "take_heads": _take_heads,
     "take_rows": _take_rows,
     "merge_rows": _merge_rows,
     "first_row": _grouped,
@@ -199,13 +238,13 @@ NESTS: Mapping[str, MakeNest] = {
     "swap": _swap,
     "sample": _elementwise(),
     "all_reduce": _elementwise(),
-    "all_gather": _elementwise(),
+    "all_gather": _all_gather,
     "rms_norm_dx": _elementwise(reduced=1),
     "layer_norm_dx": _elementwise(reduced=1),
     "rope_dx": _elementwise(reduced=1),
     "silu_dx": _elementwise(),
     "gelu_dx": _elementwise(),
     "loss_dx": _elementwise(reduced=1),
-    "take_rows_dx": _take_rows,
+    "take_rows_dx": _put_rows,
     **GRAD_NESTS,
 }

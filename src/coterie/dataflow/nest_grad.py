@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.loops import Access, Loop, MakeNest, Nest, Tag, axes, dims
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.dataflow.loops import Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
+from coterie.graph.ir import Graph, Op
 
 
 def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -26,19 +26,38 @@ def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     return Nest(op, loops, reads, (Access(dx, (("t",), *k_index)),))
 
 
-def _summed_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """The gradient of a weight: a sum over rows, which accumulates tile by tile and is whole after the last."""
-    rows = dims(graph, op.inputs[0], sizes)[0]
-    out = dims(graph, op.outputs[0], sizes)
+def _products(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """The gradient of a matrix or of a bias: a sum over rows, which grows tile by tile and is whole after the last."""
+    (t, *n), k = dims(graph, op.inputs[0], sizes), dims(graph, op.inputs[1], sizes)[1:] if op.inputs[1:] else ()
+    n_index, k_index = axes("n", len(n)), axes("k", len(k))
+    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
     loops = (
-        Loop("t", rows, Tag.REDUCTION, online=True),
-        *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
+        Loop("t", t, Tag.REDUCTION, online=True),
+        *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
+        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
     )
-    reads = []
-    for name in filter(None, op.inputs):
-        rank, by_row = len(graph.values[name].shape), graph.values[name].kind is not Kind.WEIGHT
-        reads.append(Access(name, (("t",) if by_row else (), *((),) * (rank - 1))))
-    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], axes("w", len(out))),))
+    flat = (flat_n, flat_k) if k else (flat_n,)
+    reads = [Access(op.inputs[0], (("t",), *n_index))]
+    reads += [Access(name, (("t",), *k_index)) for name in op.inputs[1:2]]
+    reads += [Access(name, flat) for name in op.inputs[2:] if name]
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], flat),))
+
+
+def _summed_rows(by_token: bool = False) -> MakeNest:
+    """The gradient of a vector or of a table: each row adds to any of it. `by_token`: each to all of it."""
+
+    def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+        out = dims(graph, op.outputs[0], sizes)
+        loops = (
+            Loop("t", dims(graph, op.inputs[0], sizes)[0], Tag.REDUCTION, online=True),
+            *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
+        )
+        ranks = ((name, len(graph.values[name].shape)) for name in op.inputs)
+        columns: Index = () if by_token else ("w1",)
+        reads = tuple(Access(name, (("t",), *(columns,) * (rank - 1))) for name, rank in ranks)
+        return Nest(op, loops, reads, (Access(op.outputs[0], axes("w", len(out))),), by_token=by_token)
+
+    return row
 
 
 def _by_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -69,19 +88,19 @@ def _attention_grad(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     query, key = (("t",), ("h",), ("c",)), (("s",), ("k",), ("c",))
     reads = [Access(name, query) for name in op.inputs[:2]]
     reads += [Access(name, ((), ("k",), ("c",))) for name in op.inputs[2:4]]
-    reads += [Access(name, (("t",),)) for name in op.inputs[4:]]
+    reads += [Access(name, ((),)) for name in op.inputs[4:]]
     writes = tuple(Access(name, index) for name, index in zip(op.outputs, (query, key, key), strict=True))
     return Nest(op, loops, tuple(reads), writes, by_token=True)
 
 
 GRAD_NESTS: Mapping[str, MakeNest] = {
     "linear_dx": _linear_dx,
-    "linear_dw": _summed_rows,
-    "bias_dw": _summed_rows,
-    "rms_norm_dw": _summed_rows,
-    "layer_norm_dw": _summed_rows,
-    "embed_dw": _summed_rows,
-    "positions_dw": _summed_rows,
+    "linear_dw": _products,
+    "bias_dw": _products,
+    "rms_norm_dw": _summed_rows(by_token=True),
+    "layer_norm_dw": _summed_rows(by_token=True),
+    "embed_dw": _summed_rows(),
+    "positions_dw": _summed_rows(),
     "loss_parts": _by_rows,
     "loss_part_dx": _by_rows,
     "attention_grad": _attention_grad,

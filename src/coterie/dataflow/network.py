@@ -79,9 +79,7 @@ def network(
             build.fifo(name, name, stage.name, 2)
         build.actor(stage.name, service_s[at], LINKS if stage.unit is Unit.LINK else "")
         for n, stream in enumerate(s for s in mine if s.kind in ("output", "kv_write")):
-            count = len(service_s[at])
-            build.actor(f"store {stream.value} {n}", (stream.size_bytes / count / bytes_per_s,) * count, MEMORY)
-            build.fifo(stream.value, stage.name, f"store {stream.value} {n}", 2)
+            _store(build, f"store {stream.value} {n}", stage, stream, (streamed, len(service_s[at]), bytes_per_s))
     for n, flow in enumerate(flows):
         src, dst = stages[flow.src].name, stages[flow.dst].name
         have, want = len(service_s[flow.src]), len(service_s[flow.dst])
@@ -111,7 +109,7 @@ def _load(
     """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
     streamed, tiles, bytes_per_s = how
     whole_s = stream.size_bytes / bytes_per_s
-    if stream.kind == "input" or stream.value in streamed:
+    if (stream.kind == "input" and stream.by_tile) or stream.value in streamed:
         again = stream.value in streamed
         parts = (size / bytes_per_s for size in streamed_bytes(stream, stage, tiles)) if again else ()
         build.actor(name, tuple(parts) or (whole_s / tiles,) * tiles, MEMORY)
@@ -123,3 +121,17 @@ def _load(
         if order:
             build.fifo(f"{order[-1]} first", order[-1], name, 1)
         order.append(name)
+
+
+def _store(build: _Builder, name: str, stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float]) -> None:
+    """A transfer out of a stage: a part of every tile, or all of it after the last; sums without room go to and fro."""
+    streamed, tiles, bytes_per_s = how
+    whole_s = stream.size_bytes / bytes_per_s
+    again = stream.value in streamed
+    if stream.by_tile or again:
+        parts = (size / bytes_per_s for size in streamed_bytes(stream, stage, tiles)) if again else ()
+        build.actor(name, tuple(parts) or (whole_s / tiles,) * tiles, MEMORY)
+        build.fifo(stream.value, stage.name, name, 2)
+        return
+    build.actor(name, (whole_s,), MEMORY)
+    build.fifo(stream.value, stage.name, name, tiles, 1, tiles)

@@ -175,13 +175,13 @@ def _swap(
 def _rate(mapped: Mapped, buffer: Buffer) -> float:
     """Bytes through a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
 
-    What leaves the chip is written to its buffer once.
+    What leaves the chip is written to its buffer once, a sum for every tile, and read as often.
     """
     stage, split = mapped.stages[buffer.stage], mapped.splits[buffer.stage]
     stream = next((s for s in mapped.streams if (s.value, s.stage) == (buffer.name, buffer.stage)), None)
     moved = next((f.size_bytes for f in mapped.flows if (f.value, f.dst) == (buffer.name, buffer.stage)), 0)
     if stream is not None and stream.kind in ("output", "kv_write"):
-        return float(stream.size_bytes)
+        return float(max(stream.size_bytes, 2 * stream.sum_bytes * mapped.tiles))
     if stream is not None:
         moved = stream.size_bytes * (1 if stream.by_tile else mapped.tiles)
     if stage.unit is not Unit.SYSTOLIC or not split.pcus:

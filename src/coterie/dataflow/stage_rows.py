@@ -47,7 +47,11 @@ def _walked_size(walk: Walk, at: int) -> str:
     name = walk.loops[at]
     if not name:
         return ""
-    sides = {"linear": {"t": "m", "n": "n", "k": "k"}, "linear_dx": {"t": "m", "n": "k", "k": "n"}}
+    sides = {
+        "linear": {"t": "m", "n": "n", "k": "k"},
+        "linear_dx": {"t": "m", "n": "k", "k": "n"},
+        "linear_dw": {"t": "k", "n": "m", "k": "n"},
+    }
     if walk.nests[at].op.kind in sides:
         return sides[walk.nests[at].op.kind][name[0]]
     return "m" if walk.nests[at].loop(name).tag is not Tag.REDUCTION or name == "s" else "n"
@@ -122,7 +126,7 @@ def _linear_dw(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
     rows, columns = (sizes.of(dim) for dim in graph.values[op.outputs[0]].shape)
     t, flops = sizes.of(graph.values[op.inputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
     stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=rows, n=_dense(columns, graph.values[op.outputs[0]]), k=t, walks="k"),)
+    return (replace(stage, m=rows, n=_dense(columns, graph.values[op.outputs[0]]), k=t, walks=where.walks),)
 
 
 def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:

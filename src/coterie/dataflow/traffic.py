@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from coterie.core.shapes import Sizes, trailing
 from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
-from coterie.graph.cost import KV_READERS, Cost, input_bytes, kv_bytes, ops_cost, value_bytes
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.cost import KV_READERS, Cost, elements, input_bytes, kv_bytes, ops_cost, value_bytes
+from coterie.graph.ir import Graph, Kind, Op, Value
+
+SUM_BYTES = 4  # sums over tiles are float32, whatever the type of the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Stream:
 
     A weight of which each tile reads its own part (a table of rows) counts as input. `by_tile`: each tile reads its own
     part, not all of it; `columns`: it is the matrix whose columns a systolic array holds, not the rows. `key_bytes` are
-    those of one key and its value.
+    those of one key and its value, `sum_bytes` those of float32 sums that grow from tile to tile until they leave.
     """
 
     value: str
@@ -31,11 +33,20 @@ class Stream:
     by_tile: bool = True
     columns: bool = False
     key_bytes: int = 0
+    sum_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes to have all of it on chip."""
+        return max(self.size_bytes, self.sum_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A value from stage to stage: bytes in the whole step, and whether they stream tile by tile."""
+    """A value from stage to stage: bytes in the whole step, and whether they stream tile by tile.
+
+    `sum_bytes`: those of the float32 sums over tiles that it is made as, 0 if it is not.
+    """
 
     value: str
     src: int
@@ -43,6 +54,7 @@ class Flow:
     size_bytes: int
     way: Way
     transposed: bool = False
+    sum_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +94,17 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
     found = []
     for name in edge.inputs:
         value = graph.values[name]
-        reader = min((at for at, op in enumerate(ops) if name in op.inputs), key=lambda at: (walk.phases[at], at))
         if value.kind is not Kind.STATE:
-            access = next(access for access in walk.nests[reader].reads if access.value == name)
-            by_tile = place_of(access, walk.loops[reader]) is not None or bool(access.by)
+            reader, by_tile = walk.readers(name)[0], read_by_tile(graph, walk, name)
             kind = "weight" if value.kind is Kind.WEIGHT and not by_tile else "input"
             columns = ops[reader].kind == "linear" and ops[reader].inputs[1] == name
             found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes), by_tile, columns))
     for name in edge.outputs:
         if graph.values[name].kind is not Kind.STATE:
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)
-            found.append(Stream(name, "output", last[writer], value_bytes(graph.values[name], sizes)))
+            passes, sums = walk.origin(name)[2], _sum_bytes(graph, walk, name, sizes)
+            size = value_bytes(graph.values[name], sizes)
+            found.append(Stream(name, "output", last[writer], size, passes, sum_bytes=sums))
     for at, op in enumerate(ops):
         if op.kind in (*KV_READERS, "kv_append"):
             kind = "kv_write" if op.kind == "kv_append" else "kv_read"
@@ -103,9 +115,51 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
     return tuple(found)
 
 
+def read_by_tile(graph: Graph, walk: Walk, name: str) -> bool:
+    """Whether each tile can read its own part of what enters, for all its readers; else it must be there whole.
+
+    Readers of one phase that walk the same dimension share a tile. An activation may be kept for a later phase.
+    """
+    first, *others = walk.readers(name)
+    where = _part_of(walk, first, name)
+    kept = _may_be_kept(graph.values[name])
+    alike = (
+        _part_of(walk, at, name) == where and walk.phases[at] == walk.phases[first]
+        for at in others
+        if not kept or walk.nests[at].is_view or walk.phases[at] == walk.phases[first]
+    )
+    return where is not None and all(alike)
+
+
+def _part_of(walk: Walk, at: int, name: str) -> int | None:
+    """The dimension along which an op's tiles read a value; -1 for rows by number; None if each needs all of it."""
+    loop, nest = walk.loops[at], walk.nests[at]
+    access = next(access for access in nest.reads if access.value == name)
+    by = next((place_of(a, loop) for a in nest.reads if a.value == access.by), None) if access.by else None
+    return place_of(access, loop) if by is None else -1
+
+
+def _may_be_kept(value: Value) -> bool:
+    return value.kind in (Kind.INPUT, Kind.TENSOR) and len(value.shape) > 1
+
+
+def _sum_bytes(graph: Graph, walk: Walk, name: str, sizes: Sizes) -> int:
+    """Bytes of the sums over tiles behind a value, in the float32 in which they are summed; 0 if there are none."""
+    at, source, _ = walk.origin(name)
+    written = [access for access in walk.nests[at].writes if access.value == source] if at >= 0 else []
+    summed = any(place_of(access, walk.loops[at]) is None for access in written)
+    return SUM_BYTES * elements(graph.values[source], sizes) if summed else 0
+
+
 def streamed_bytes(stream: Stream, stage: Stage, tiles: int) -> tuple[int, ...]:
-    """Bytes that each tile reads of a value that is not kept on chip: all of a weight, the keys that its tokens see."""
+    """Bytes that each tile moves of what is not kept on chip: all of a weight, the keys that its tokens see.
+
+    Sums are read, added to and written back; the first tile has none to read, the last one writes the result.
+    """
     ends = [stage.bounds(tile, tiles) for tile in range(stage.count_of(tiles))]
+    if stream.sum_bytes:
+        grown = [stream.sum_bytes] * (len(ends) - 1)
+        return tuple(a + b for a, b in zip((0, *grown), (*grown, stream.size_bytes), strict=True))
     if stream.kind != "kv_read" or stage.seen is None:
         return (stream.size_bytes,) * len(ends)
     seen = [round(stage.seen.keys(first, last)) * stream.key_bytes for first, last in ends]
@@ -133,7 +187,8 @@ def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) ->
             continue
         size = _moved_bytes(graph, walk, edge.src, edge.value, sizes)
         entries = _entries(stages, edge.dst, first[edge.dst], edge.value, graph)
-        found += [Flow(edge.value, src, dst, size, way, turned) for dst in entries]
+        sums = _sum_bytes(graph, walk, edge.value, sizes) if graph.values[edge.value].kind is not Kind.STATE else 0
+        found += [Flow(edge.value, src, dst, size, way, turned, sums) for dst in entries]
     found += _kept(graph, walk, first, sizes)
     together = [at for at, stage in enumerate(stages[:-1]) if stages[at + 1].op == stage.op]
     found += [Flow(f"{stages[at].name}>", at, at + 1, 0, Way.STREAM) for at in together]
@@ -146,9 +201,8 @@ def _kept(graph: Graph, walk: Walk, first: dict[int, int], sizes: Sizes) -> list
     found = []
     for name in border(graph, ops).inputs:
         value = graph.values[name]
-        readers = [at for at, op in enumerate(ops) if name in op.inputs and not walk.nests[at].is_view]
-        readers.sort(key=lambda at: (walk.phases[at], at))
-        if value.kind in (Kind.INPUT, Kind.TENSOR) and len(value.shape) > 1 and len(readers) > 1:
+        readers = [at for at in walk.readers(name) if not walk.nests[at].is_view]
+        if _may_be_kept(value) and len(readers) > 1 and read_by_tile(graph, walk, name):
             size = value_bytes(value, sizes)
             alike = (walk.phases[at] == walk.phases[readers[0]] for at in readers[1:])
             ways = [Way.STREAM if same else Way.FULL for same in alike]

@@ -1,0 +1,133 @@
+"""Off-chip bytes of a run, counted where they move: each value that enters or leaves, keys, and sums without room.
+
+Counted from the arrays, not from the cost model, which must say the same.
+Knows nothing about which op fires when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from coterie.core.shapes import trailing
+from coterie.dataflow.interpret_tiles import Array, Views
+from coterie.dataflow.legal import place_of
+from coterie.dataflow.loops import Access
+from coterie.dataflow.mapping import Mapped
+from coterie.dataflow.traffic import SUM_BYTES
+from coterie.graph.ir import Graph, Kind, Op, Value
+
+KINDS = ("weight", "input", "output", "kv_read", "kv_write")
+
+
+class Tally:
+    """Bytes by kind in `moved`, and what is on chip already."""
+
+    def __init__(self, graph: Graph, mapped: Mapped, views: Views, values: Mapping[str, Array]) -> None:
+        self.graph, self.mapped, self.walk, self.views, self.values = graph, mapped, mapped.walk, views, values
+        self.by_tile = {stream.value: stream.by_tile for stream in mapped.streams}
+        self.moved = dict.fromkeys(KINDS, 0)
+        self.loaded: set[tuple[str, int]] = set()
+        self.parts: dict[str, int] = {}
+        self.keys: dict[tuple[int, int, int], int] = {}
+
+    def enters(self, at: int, access: Access, rows: tuple[int, int], numbers: Array | None) -> None:
+        """An op reads its part of what enters, perhaps through views, or rows of it by `numbers`.
+
+        The first of those that need all of it reads it for all of them.
+        """
+        name, reader = access.value, at
+        while name in self.views.makers:
+            reader = self.views.makers[name]
+            name = self.walk.nests[reader].op.inputs[0]
+        readers = self.walk.readers(name)
+        complete = [n for n in readers if not _takes_part(self.walk.nests[n].op, name)]
+        value, whole = self.graph.values[name], self.values[name]
+        kind = "weight" if value.kind is Kind.WEIGHT else "input"
+        if complete and reader != complete[0]:
+            return
+        if not complete:
+            size = self._part_size(reader, access, rows, numbers)
+            before = self.parts.get(name, 0)
+            self.parts[name] = min(_size(value, whole), before + size)
+            self.moved[kind] += self.parts[name] - before
+        elif reader == at and self.by_tile.get(name):
+            self.moved[kind] += self._tile_size(at, access, rows)
+        elif name in self.mapped.streamed or (name, reader) not in self.loaded:
+            self.loaded.add((name, reader))
+            self.moved[kind] += _size(value, whole)
+
+    def _tile_size(self, at: int, access: Access, rows: tuple[int, int]) -> int:
+        nest, loop = self.walk.nests[at], self.walk.loops[at]
+        value, whole, size = self.graph.values[access.value], self.values[access.value], nest.loop(loop).size
+        if value.density == 1.0:
+            ends = [_size(value, whole) * row // size for row in rows]
+            return ends[1] - ends[0]
+        place = place_of(access, loop) or 0
+        stride = whole.shape[place] // size
+        mine = np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+        ends = [-(-whole.size // 8) * row // size for row in rows]
+        return int(np.count_nonzero(mine)) * value.dtype.size_bytes + ends[1] - ends[0]
+
+    def _part_size(self, reader: int, access: Access, rows: tuple[int, int], numbers: Array | None) -> int:
+        """What a gather takes by number, what a view shows, or where a sparse matrix has elements."""
+        nest, loop = self.walk.nests[reader], self.walk.loops[reader]
+        value = self.graph.values[access.value]
+        if numbers is not None:
+            width = value.dtype.row_bytes(trailing(value.shape))
+            size = len(numbers) * width
+            return size if place_of(access, loop) is None else size * (rows[1] - rows[0]) // nest.loop(loop).size
+        name = nest.op.inputs[0] if nest.is_view else access.value
+        if (name, reader) in self.loaded:
+            return 0
+        self.loaded.add((name, reader))
+        if nest.is_view:
+            shown = self.views.show(nest.op.outputs[0], name, self.values[name])
+            return int(shown.size) * self.graph.values[name].dtype.size_bytes
+        return -(-self.values[name].size // 8)
+
+    def reads_keys(self, op: Op, sequence: int, begin: int, end: int, tile: int) -> None:
+        """Keys and values are read once, streamed ones once for each tile: what is on chip is not counted again."""
+        key = (op.integer("layer"), sequence, tile if f"{op.name}.kv" in self.mapped.streamed else -1)
+        seen = max(self.keys.get(key, begin), begin)
+        self.keys[key] = max(seen, end)
+        self.moved["kv_read"] += max(0, end - seen) * self._key_bytes(op)
+
+    def appends(self, op: Op, tokens: int) -> None:
+        """Keys and values of so many tokens are written."""
+        self.moved["kv_write"] += tokens * self._key_bytes(op)
+
+    def leaves(self, name: str, shown: Array, pattern: Array | None) -> None:
+        """A tile of what leaves, or all of it; of a sparse gradient the elements that its weight's `pattern` has."""
+        self.moved["output"] += _elements(shown, pattern) * self.graph.values[name].dtype.size_bytes
+
+    def grows(self, name: str, summed: Array, pattern: Array | None, ends: tuple[bool, bool]) -> None:
+        """A tile is added to sums, which without room on chip are read (not first) and written back (not last)."""
+        if name in self.mapped.streamed:
+            self.moved["output"] += _elements(summed, pattern) * SUM_BYTES * (2 - sum(ends))
+
+    def _key_bytes(self, op: Op) -> int:
+        state = next(self.graph.values[n] for n in op.inputs if n and self.graph.values[n].kind is Kind.STATE)
+        return trailing(state.shape) * state.dtype.size_bytes
+
+
+def _elements(shown: Array, pattern: Array | None) -> int:
+    return int(shown.size if pattern is None else np.count_nonzero(pattern))
+
+
+def _takes_part(op: Op, name: str) -> bool:
+    """Whether an op reads some of a value, by its kind: a gather, a view of some, the pattern of a sparse matrix."""
+    tables = {"embed": 1, "embed_part": 1, "add_positions": 2, "take_rows": 0}
+    if op.kind in tables:
+        return op.inputs[tables[op.kind]] == name
+    return op.kind in ("take_heads", "drop_first") or (op.kind == "linear_dw" and op.inputs[2] == name)
+
+
+def _size(value: Value, whole: Array) -> int:
+    """Bytes of all of a value; of a sparse weight its elements and a bit for each that there could be."""
+    if value.density != 1.0:
+        return int(np.count_nonzero(whole)) * value.dtype.size_bytes + -(-whole.size // 8)
+    # Of page tables a step counts the sequences, not how many pages each has.
+    width = value.dtype.row_bytes(trailing(value.shape)) if len(value.shape) > 1 else value.dtype.size_bytes
+    return width * len(whole)

@@ -1,0 +1,119 @@
+"""Tiles in flight: the FIFOs and whole buffers between ops, the part of an array that a tile is, how a view shows it.
+
+Knows nothing about which op fires when, nor what it computes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.dataflow.legal import Walk, place_of
+from coterie.graph.ir import Graph
+from coterie.graph.reference import run_op
+from coterie.graph.step import KvState, Step
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Channel:
+    """A FIFO of tiles between two ops: what is in it, the most that ever was, how many tiles went through.
+
+    `whole`: a buffer, whose reader starts when all `tokens` of it are there (one, of a sum over tiles) and keeps them.
+    """
+
+    name: str
+    src: int
+    dst: int
+    depth: int
+    whole: bool
+    tokens: int
+    tiles: deque[Array] = field(default_factory=deque)
+    most: int = 0
+    put: int = 0
+    taken: int = 0
+
+    @property
+    def full(self) -> bool:
+        """No room for another tile."""
+        return len(self.tiles) >= self.depth
+
+    @property
+    def ready(self) -> bool:
+        """The reader may fire, as far as this input goes."""
+        return self.put == self.tokens if self.whole else bool(self.tiles)
+
+    def give(self, tile: Array) -> None:
+        """A tile from the producer."""
+        self.tiles.append(tile)
+        self.put += 1
+        self.most = max(self.most, len(self.tiles))
+
+    def take(self) -> Array:
+        """The next tile."""
+        self.taken += 1
+        return self.tiles.popleft()
+
+    def take_all(self) -> list[Array]:
+        """Every tile, in order."""
+        tiles = list(self.tiles)
+        self.tiles.clear()
+        self.taken += len(tiles)
+        return tiles
+
+
+def part(whole: Array, place: int | None, rows: tuple[int, int], size: int) -> Array:
+    """What iterations rows[0] .. rows[1] - 1 of a loop of `size` see of an array that it walks along `place`.
+
+    A dimension that several loops index together: the walked one is the outermost.
+    """
+    if place is None:
+        return whole
+    stride = whole.shape[place] // size
+    return np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+
+
+class Views:
+    """How values show what ops make: through none, one or more views, a tile or the whole of it."""
+
+    def __init__(self, graph: Graph, walk: Walk) -> None:
+        self.graph, self.walk = graph, walk
+        self.makers = {access.value: at for at, nest in enumerate(walk.nests) for access in nest.writes}
+        self.origins = {access.value: walk.origin(access.value) for nest in walk.nests for access in nest.reads}
+        self.origins |= {name: walk.origin(name) for name in self.makers}
+
+    def show(self, name: str, source: str, made: Array) -> Array:
+        """What `name` shows of a tile, or of all, of `source`."""
+        if name == source:
+            return made
+        at = self.makers[name]
+        op, loop = self.walk.nests[at].op, self.walk.loops[at]
+        x = self.show(op.inputs[0], source, made)
+        if op.kind == "swap" and (walked := {"o": "outer", "m": "middle", "i": "inner"}.get(loop)):
+            whole = prod(each.size for each in self.walk.nests[at].loops)
+            op = replace(op, attrs={**op.attrs, walked: op.integer(walked) * x.size // whole})  # the tile's own sizes
+        step = Step(self.graph, {op.inputs[0]: x}, cast(KvState, None), ())
+        run_op(step, op)
+        return step.values[op.outputs[0]]
+
+    def join(self, name: str, tiles: Sequence[Array]) -> Array:
+        """Tiles of a value side by side, along the dimension that its op walks; a sum is one tile."""
+        if len(tiles) == 1:
+            return tiles[0]
+        return np.concatenate(list(tiles), axis=self.place(name) or 0)
+
+    def place(self, name: str) -> int | None:
+        """The dimension of a value along which its op walks, or if it enters, its first reader. None: a sum."""
+        at = self.makers.get(name, -1)
+        if at < 0:
+            at = next(n for n in self.walk.readers(name) if not self.walk.nests[n].is_view)
+        nest = self.walk.nests[at]
+        access = next(access for access in (*nest.writes, *nest.reads) if access.value == name)
+        return place_of(access, self.walk.loops[at])
