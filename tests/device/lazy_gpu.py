@@ -42,12 +42,16 @@ class LazyStream:
 
 
 class LazyDriver:
-    """`seed` decides the order. `eager`: how likely each step of waiting is to go to just any stream."""
+    """`seed` decides the order. `eager`: how likely each step of waiting is to go to just any stream.
 
-    def __init__(self, seed=0, total_bytes=2**40, eager=0.3, settle_s=2e-3):
+    `newest_first`: always to the stream made last that may go on.
+    """
+
+    def __init__(self, seed=0, total_bytes=2**40, eager=0.3, settle_s=2e-3, newest_first=False):
         self.facts = Facts("lazy", total_bytes, 1, (9, 0), "no CUDA")
         self._random, self._eager = random.Random(seed), eager
         self._settle_s, self._last_put_s = settle_s, 0.0
+        self._newest_first, self._held, self._puts = newest_first, False, 0
         self._lock = threading.RLock()
         self._streams = []
         self._capturing = False
@@ -133,7 +137,9 @@ class LazyDriver:
                     break
                 self._check()
                 early_s = self._last_put_s + self._settle_s - perf_counter()
-                if early_s <= 0:
+                if self._held:
+                    early_s = self._settle_s
+                elif early_s <= 0:
                     self._step(mark)
                     continue
             sleep(early_s)
@@ -147,6 +153,19 @@ class LazyDriver:
 
     def lost(self):
         return self.broken
+
+    def hold(self):
+        """Let no stream go on."""
+        self._held, self._puts = True, 0
+
+    def until_queued(self, puts):
+        """Wait until so much has been queued since hold, and no more is."""
+        while self._puts < puts or perf_counter() - self._last_put_s < 5 * self._settle_s:
+            sleep(self._settle_s)
+
+    def release(self):
+        """Let streams go on."""
+        self._held = False
 
     # ---- how streams are worked off
 
@@ -172,6 +191,7 @@ class LazyDriver:
         with self._lock:
             self._check()
             stream.queue.append(op)
+            self._puts += 1
             self._last_put_s = perf_counter()
 
     def _ready(self, stream):
@@ -184,6 +204,7 @@ class LazyDriver:
         assert ready, "streams wait for each other"
         needed = [stream for stream in self._needed(mark) if stream in ready]
         stream = self._random.choice(ready if self._random.random() < self._eager else needed)
+        stream = ready[-1] if self._newest_first else stream
         op = stream.queue.popleft()
         if isinstance(op, LazyMark):
             op.at_s, op.error, op.passed = perf_counter(), stream.error, True

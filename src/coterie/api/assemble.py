@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from coterie.api.gpu import gpu_spec, make_gpu
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.device import Device
@@ -27,7 +28,8 @@ from coterie.spec.this_machine import this_machine
 class Options(Settings):
     """How to serve, and on what: Settings, and a device.
 
-    `device`: cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers at all).
+    `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
+    numbers at all).
     `activations`: float32, or int8 to round what packed weights are multiplied with; other experts stay as they are.
     """
 
@@ -53,6 +55,8 @@ def open_models(composition: Composition, device: str, activations: str = FLOAT3
 def make_spec(options: Options) -> MachineSpec:
     """The machine that the device option names. Raises UsageError."""
     kind, machine = _kind(options.device)
+    if kind == "cuda":
+        return gpu_spec(_index(machine))
     return this_machine() if kind == "cpu" else load_machine(machine)
 
 
@@ -78,6 +82,10 @@ def _make_cpu(spec: MachineSpec, options: Options) -> Device:
     return CpuDevice(spec, threads=options.threads)
 
 
+def _make_cuda(spec: MachineSpec, options: Options) -> Device:
+    return make_gpu(spec, _index(_kind(options.device)[1]))
+
+
 def _make_modelled(spec: MachineSpec, options: Options) -> Device:
     return ModelledDevice(spec, numerics=CpuDevice(this_machine(), threads=options.threads))
 
@@ -88,6 +96,7 @@ def _make_synthetic(spec: MachineSpec, options: Options) -> Device:
 
 _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
     "cpu": _make_cpu,
+    "cuda": _make_cuda,
     "modelled": _make_modelled,
     "synthetic": _make_synthetic,
 }
@@ -95,7 +104,12 @@ _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
 
 def _kind(device: str) -> tuple[str, str]:
     kind, _, machine = device.partition(":")
-    if kind not in _DEVICES or (kind == "cpu") != (machine == ""):
+    named = machine.isdecimal() or not machine if kind == "cuda" else (kind == "cpu") == (machine == "")
+    if kind not in _DEVICES or not named:
         fact = f"{device!r} is not a device"
-        raise UsageError("--device", fact, "use cpu, modelled:MACHINE or synthetic:MACHINE")
+        raise UsageError("--device", fact, "use cpu, cuda, modelled:MACHINE or synthetic:MACHINE")
     return kind, machine
+
+
+def _index(number: str) -> int:
+    return int(number or 0)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie import __version__
+from coterie.api.gpu import describe_gpu
 from coterie.bench.calibrate import SHAPE
 from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.report import Effort
@@ -70,6 +71,7 @@ def info(
         "cpus_source": cpus_source,
         "instruction_sets": list(kernels.ISAS),
         "instruction_set": kernels.ISAS[-1],
+        "gpu": describe_gpu(),
     }
     asked = _sensitivities(machine, model) if model else {}
     if json_:
@@ -79,6 +81,7 @@ def info(
         return
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
     out.print(f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})")
+    out.print(f"gpu: {here['gpu']}", markup=False)
     out.print(_table(spec))
     if spec.unpublished:
         out.print(_ranges(spec))

@@ -49,7 +49,10 @@ KvOpt = Annotated[
     int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
 ]
 DeviceOpt = Annotated[
-    str, typer.Option(help="cpu, modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers).")
+    str,
+    typer.Option(
+        help="cpu, cuda (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers)."
+    ),
 ]
 TraceOpt = Annotated[
     Path | None,

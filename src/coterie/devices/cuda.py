@@ -27,7 +27,7 @@ from coterie.devices.cuda_bound import Addresses, Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
 from coterie.devices.cuda_kernels import Kernels, TritonKernels
-from coterie.devices.cuda_lanes import Finish, StreamLane, Turn
+from coterie.devices.cuda_lanes import Finish, StreamLane, Turn, nothing
 from coterie.devices.cuda_machine import gpu_machine
 from coterie.devices.cuda_memory import Memory
 from coterie.devices.cuda_run import Orchestration, Runs
@@ -38,6 +38,7 @@ from coterie.devices.lanes import COMPUTE, Lanes, own
 from coterie.devices.lower import F32
 from coterie.devices.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program, architecture_key
+from coterie.kernels.triton.bucket import Bucket
 from coterie.spec.machine import MachineSpec
 
 
@@ -81,9 +82,16 @@ class CudaDevice:
         return self._spec
 
     @property
-    def unpinned(self) -> tuple[int, str] | None:
-        """Bytes of the host's pool that the system did not pin, and why; None when it pinned what was asked for."""
-        return self._memory.unpinned
+    def remarks(self) -> tuple[str, ...]:
+        """What works, but slower than it could, and why."""
+        found = []
+        if self._memory.unpinned is not None:
+            size, reason = self._memory.unpinned
+            fact = f"the system does not pin the pool of {format_bytes(size)} ({reason})"
+            found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or use fewer experts")
+        if self._shared.uncaptured:
+            found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
+        return tuple(found)
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """An arena of HBM, or the pool of the host: pinned, touched, aligned to 2 MiB.
@@ -143,7 +151,9 @@ class CudaDevice:
         plan = tuple(sorted(program.buffers.slot_of.items()))
         key = (architecture_key(program.graph), program.rule_set, plan)
         if key not in self._loaded:
-            self._loaded[key] = LoweredExecutable(program, NAME, "the GPU", self._constant)
+            exe = LoweredExecutable(program, NAME, "the GPU", self._constant)
+            self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
+            self._loaded[key] = exe
         return self._loaded[key]
 
     def run(
@@ -192,7 +202,7 @@ class CudaDevice:
 
         def issue(turn: Turn) -> Finish:
             found.update(self._runs.inspect(turn, mine, binding, step, at))
-            return lambda: None
+            return nothing
 
         failure = self._lanes.wait(self._lane(COMPUTE).submit("inspect", (), issue))
         if failure is not None:
@@ -256,7 +266,7 @@ class CudaDevice:
     def _copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], turn: Turn) -> Finish:
         for dst, src in pairs:
             self.driver.copy(dst, src, turn.stream)
-        return lambda: None
+        return nothing
 
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""

@@ -84,6 +84,7 @@ class Shared:
         self.packets = Packets(driver)
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
+        self.uncaptured = ""  # why steps are not captured, when one could not be
 
 
 class Bound:
@@ -166,8 +167,11 @@ class Bound:
         A step is captured when it has been launched once: kernels are compiled and loaded by their first launch.
         """
         driver = self._shared.driver
-        if captured and self._launched and self._captured is None:
-            self._captured = driver.capture(stream, self._step)
+        if captured and self._launched and self._captured is None and not self._shared.uncaptured:
+            try:
+                self._captured = driver.capture(stream, self._step)
+            except Exception as error:  # captured or not, a step gives the same: a remark tells
+                self._shared.uncaptured = str(error).strip() or repr(error)
         if captured and self._captured is not None:
             driver.replay(stream, self._captured)
         else:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from coterie.core.errors import CapacityError, DeviceError
+from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.core.units import format_bytes
 from coterie.devices.host_memory import Bytes
 
@@ -112,7 +112,7 @@ class Health:
 
     def failure(self, label: str, error: Exception) -> Exception:
         """What who waits for this work is told."""
-        if isinstance(error, CapacityError | DeviceError | ValueError):
+        if isinstance(error, CoterieError | ValueError):
             return error
         if self._gone is None:
             reason = self._driver.lost()
@@ -121,7 +121,7 @@ class Health:
                 self._gone = DeviceError(NAME, fact, "its memory is lost: end this process and start Coterie again")
         if self._gone is not None:
             return self._gone
-        fact = f"{label} failed: {str(error).strip() or error!r}"
+        fact = f"{label} failed: {str(error).strip() or repr(error)}"
         return DeviceError(
             NAME, fact, "the GPU goes on: ask again, and if it fails again run with CUDA_LAUNCH_BLOCKING=1"
         )

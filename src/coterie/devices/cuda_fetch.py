@@ -19,7 +19,7 @@ from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Buffer, Event
 from coterie.devices.cuda_driver import NAME, Driver, take_pinned
-from coterie.devices.cuda_lanes import Finish, Issue, StreamLane, Turn
+from coterie.devices.cuda_lanes import Finish, Issue, StreamLane, Turn, nothing
 from coterie.devices.cuda_memory import Memory, Tensor
 from coterie.devices.fetch import FetchLane
 from coterie.devices.lanes import LaneEvent, Lanes, own
@@ -155,7 +155,7 @@ class StagedLane:
     def _copy(self, dst: Buffer, staged: Tensor, turn: Turn) -> Finish:
         for to, source in self._memory.pairs(dst, staged):
             self._driver.copy(to, source, turn.stream)
-        return _nothing
+        return nothing
 
     def _take_block(self) -> Tensor:
         with self._changed:
@@ -196,7 +196,3 @@ def _spans(parts: Sequence[tuple[int, int]], block_bytes: int) -> list[tuple[int
 
 def _fail(error: Exception, _turn: Turn) -> Finish:
     raise error
-
-
-def _nothing() -> None:
-    """The result of a copy."""

@@ -22,8 +22,8 @@ from coterie.device import Event
 from coterie.devices.cuda_driver import NAME, Driver, Health, Mark, Stream
 from coterie.devices.lanes import LaneEvent, Lanes, own
 
-Finish: TypeAlias = Callable[[], object]
-"""What an event's result is, once its work is done; it may raise."""
+Finish: TypeAlias = Callable[[bool], object]
+"""Called once work has ended, with True if it passed: gives back what it used, and then its result; it may raise."""
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ class StreamLane:
     def _queue_one(self, work: _Work) -> _Flight:
         """Put work on the stream. Keeps nothing of it."""
         turn, first, last, failure = Turn(self._lanes, self._driver, self._stream), None, None, self._refusal()
-        finish: Finish = _nothing
+        finish: Finish = nothing
         if failure is None:
             try:
                 for event in work.after:
@@ -184,9 +184,11 @@ class StreamLane:
                 seconds = self._driver.seconds(flight.first, flight.last)
                 # What it followed is done too, but its own lane may not have said so yet.
                 failure = next((found for found in map(self._lanes.ended, flight.followed) if found is not None), None)
-            if failure is None:
-                event.state.result = flight.finish()
         except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = failure or error
+        try:
+            event.state.result = flight.finish(failure is None)
+        except Exception as error:
             failure = failure or error
         if failure is not None:
             failure = self._health.failure(event.label, failure)
@@ -195,5 +197,5 @@ class StreamLane:
         self._free_s = self._lanes.end(event, failure, start_s)
 
 
-def _nothing() -> None:
-    """The result of a copy."""
+def nothing(_passed: bool) -> None:
+    """The result of a copy, which has used nothing."""

@@ -118,13 +118,14 @@ class Runs:
             self._abandon(turn, packet, run)
             raise
 
-        def finish() -> I32:
+        def finish(passed: bool) -> I32 | None:
             self.interrupts.end(run)
             words = packet.up.numpy().view(np.int32)
             drawn = words[STATE_WORDS : STATE_WORDS + steps * step.sizes.R].reshape(steps, step.sizes.R)
-            kept: I32 = drawn[: words[0]].copy()
+            kept: I32 | None = drawn[: words[0]].copy() if passed else None
             self._shared.packets.give_back(packet)
-            check_drawn(kept[-1], NAME)
+            if kept is not None:
+                check_drawn(kept[-1], NAME)
             return kept
 
         return finish
