@@ -80,7 +80,8 @@ def serve(device, models, policy, moves, record=0):
     largest = max(model.layout.size_bytes for model in models.values())
     near_bytes = 2 * largest + models[PINNED].layout.size_bytes
     options = Options(policy=policy, record=record)
-    made = Plan(device.spec, {}, near_bytes, KV_BLOCKS * KV_BLOCK_BYTES, KV_BLOCK_BYTES)
+    sizes = {name: model.layout.size_bytes for name, model in models.items()}
+    made = Plan(device.spec, sizes, near_bytes, KV_BLOCKS * KV_BLOCK_BYTES, KV_BLOCK_BYTES)
     parts = wire(models, made, options, device)
     engine, cache = parts.engine, parts.cache
     tokens, step, left = {}, 0, sorted(moves, key=lambda move: (move.step, move.number))

@@ -5,7 +5,6 @@ PyTorch is imported when a GPU is asked for, and only then: the base install has
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -43,10 +42,10 @@ def make_gpu(spec: MachineSpec | None = None, index: int = 0, orchestration: Orc
     return CudaDevice(spec, orchestration, driver)
 
 
-def describe_gpu(find: Callable[[str], str] = version) -> str:
+def describe_gpu() -> str:
     """One line for people: the GPU that `--device cuda` would use, or why there is none."""
     try:
-        _check_torch(find)
+        _check_torch()
         driver = open_driver()
     except UsageError as error:
         return f"none for --device cuda: {error.fact}"
@@ -57,10 +56,10 @@ def describe_gpu(find: Callable[[str], str] = version) -> str:
     )
 
 
-def _check_torch(find: Callable[[str], str] = version) -> None:
+def _check_torch() -> None:
     """Ask the installed packages, which takes no seconds as importing PyTorch does."""
     try:
-        found = find("torch")
+        found = version("torch")
     except PackageNotFoundError as error:
         remedy = "install the extra cuda: pip install 'coterie[cuda]', or use --device cpu"
         raise UsageError("--device cuda", "PyTorch is not installed", remedy) from error

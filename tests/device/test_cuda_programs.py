@@ -1,0 +1,90 @@
+"""The CUDA device with Triton's kernels, interpreted: cold, resident and captured steps give the CPU's tokens.
+
+Knows nothing about what a GPU would take for it.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.device import test_contract as contract
+from tests.device.cuda_devices import cuda
+from tests.device.interpreted import WIDE
+from tests.device.programs import Desk, rows, tiny_graph, write_weights
+from tests.device.random_expert import BASE
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
+from coterie.device import Sampling
+from coterie.devices.cpu import CpuDevice
+from coterie.devices.cuda_kernels import TritonKernels
+from coterie.graph.compile import compile_graph
+from coterie.graph.rounding import with_rounding
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.spec.load import load_machine
+
+WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
+
+
+@pytest.fixture
+def make():
+    devices = []
+
+    def make_device(**options):
+        devices.append(cuda(kernels=TritonKernels(WIDE), **options))
+        return devices[-1]
+
+    yield make_device
+    for device in devices:
+        device.close()
+
+
+@pytest.fixture
+def on_cpu(layout):
+    device = CpuDevice(load_machine("toy"), threads=1)
+    yield Desk(device, layout)
+    device.close()
+
+
+def test_a_cold_prompt_and_its_captured_answer_are_the_cpus_and_so_is_another_experts(make, on_cpu, layout, tmp_path):
+    """Up to four tokens nothing is rounded, so that tokens can be compared as they are."""
+    other = write_weights(tmp_path / "other.weights", tiny_graph(), seed=9)
+    found = []
+    for desk in (Desk(make(), layout), on_cpu):
+        prompt = rows([([3, 14, 15], 0)], [WARM])
+        ((first,),) = desk.tokens(desk.run(prompt, gates=desk.fetch()))
+        answer = desk.tokens(desk.run(rows([([first], 3)], [WARM]), steps=3))
+        twin = desk.device.reserve(desk.weights.tier, other.size_bytes)
+        desk.layout = other
+        gates = desk.fetch(weights=twin)
+        binding = desk.binding(rows([([first], 3)], [WARM]), twin)
+        switched = desk.tokens(desk.device.run(desk.exe, binding, gates=gates, steps=2))
+        found.append((first, answer, switched))
+    assert found[0] == found[1]
+
+
+def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
+    device, config = make(), ModelConfig.from_hf(BASE, "packed")
+    types = {name: DType.Q8 if len(shape) == 2 else DType.BF16 for name, shape in weight_shapes(config).items()}
+    graph = decoder_graph(config, types)
+    device.load(compile_graph(graph, "cache"))
+    with pytest.raises(UnsupportedError, match="Q8 that meets int8 activations; leave out --activations int8"):
+        device.load(compile_graph(with_rounding(graph), "cache"))
+
+
+LONG = [
+    contract.test_gated_tokens_equal_ungated_tokens,
+    contract.test_a_copy_moves_bytes,
+    contract.test_steps_stop_after_an_end_token,
+    contract.test_an_interrupt_ends_one_run_after_a_step,
+    contract.test_a_batch_equals_each_alone,
+    contract.test_no_rows_is_a_step_without_tokens,
+    contract.test_tokens_that_are_not_sampled_need_no_row,
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("orchestration", ["host", "device"])
+@pytest.mark.parametrize("promise", LONG, ids=lambda promise: promise.__name__)
+def test_what_every_device_must_keep(make, layout, promise, orchestration):
+    promise(Desk(make(orchestration=orchestration), layout))
