@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coterie.api.gpu import gpu_spec, make_gpu
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.device import Device
 from coterie.devices.cpu import CpuDevice
+from coterie.devices.gpu import PREFIX, Gpu, gpu_number
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
@@ -55,8 +55,8 @@ def open_models(composition: Composition, device: str, activations: str = FLOAT3
 def make_spec(options: Options) -> MachineSpec:
     """The machine that the device option names. Raises UsageError."""
     kind, machine = _kind(options.device)
-    if kind == "cuda":
-        return gpu_spec(_index(machine))
+    if kind == PREFIX:
+        return Gpu(int(machine or 0)).spec()
     return this_machine() if kind == "cpu" else load_machine(machine)
 
 
@@ -83,7 +83,7 @@ def _make_cpu(spec: MachineSpec, options: Options) -> Device:
 
 
 def _make_cuda(spec: MachineSpec, options: Options) -> Device:
-    return make_gpu(spec, _index(_kind(options.device)[1]))
+    return Gpu(gpu_number(options.device) or 0).make(spec=spec)
 
 
 def _make_modelled(spec: MachineSpec, options: Options) -> Device:
@@ -96,7 +96,7 @@ def _make_synthetic(spec: MachineSpec, options: Options) -> Device:
 
 _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
     "cpu": _make_cpu,
-    "cuda": _make_cuda,
+    PREFIX: _make_cuda,
     "modelled": _make_modelled,
     "synthetic": _make_synthetic,
 }
@@ -104,12 +104,8 @@ _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
 
 def _kind(device: str) -> tuple[str, str]:
     kind, _, machine = device.partition(":")
-    named = machine.isdecimal() or not machine if kind == "cuda" else (kind == "cpu") == (machine == "")
+    named = gpu_number(device) is not None if kind == PREFIX else (kind == "cpu") == (machine == "")
     if kind not in _DEVICES or not named:
         fact = f"{device!r} is not a device"
         raise UsageError("--device", fact, "use cpu, cuda, modelled:MACHINE or synthetic:MACHINE")
     return kind, machine
-
-
-def _index(number: str) -> int:
-    return int(number or 0)

@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie import __version__
-from coterie.api.gpu import describe_gpu
 from coterie.bench.calibrate import SHAPE
 from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.report import Effort
@@ -24,6 +23,7 @@ from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sente
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.gpu import describe_gpu
 from coterie.devices.modelled_price import step_time
 from coterie.devices.modelled_shard import rank_program
 from coterie.graph.compile import compile_graph

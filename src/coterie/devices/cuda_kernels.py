@@ -36,7 +36,7 @@ class TritonKernels:
 
     def __init__(self, tiles: Tiles = H100) -> None:
         try:
-            from coterie.kernels.triton import feed, launch  # noqa: PLC0415 - a GPU's alone
+            from coterie.kernels.triton import feed, launch
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
             raise UsageError("--device cuda", fact, "install the extra: pip install 'coterie[cuda]'") from error
