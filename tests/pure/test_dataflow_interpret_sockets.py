@@ -142,22 +142,25 @@ def exchanged_of(graph, ops, sizes):
 )
 def test_a_training_step_of_sockets_is_that_of_the_reference(biases, is_gpt, degree, lengths, how):
     graph = gpt("tanh", 1.0) if is_gpt else decoder(num_kv_heads=4, qkv_bias=biases, o_bias=biases)
-    graph = with_vocabulary(graph, 40)
+    graphs, known, rows, weights = training_sockets(with_vocabulary(graph, 40), degree, lengths, how)
+    whole = Reference(training_graph(with_vocabulary(graph, 40)), weights).run(rows, [], KvState(graph, 64, 4))
+    name = next(n for n, v in graphs[0].values.items() if v.kind is Kind.OUTPUT and ".grad/norm.model" in n)
+    np.testing.assert_allclose(known[0][name], whole[name], rtol=5e-4, atol=2e-5)
+
+
+def training_sockets(graph, degree, lengths, how):
+    """A training step run section by section on all sockets: their graphs, what is known after it, rows and weights."""
     player, dice, tokens = Player(graph), np.random.default_rng(1), sum(lengths)
     rows = player.rows(*((s, dice.integers(0, 40, n).tolist()) for s, n in enumerate(lengths)))
     rows |= {"rows": dice.permutation(tokens).astype(np.int32), TARGETS: dice.integers(0, 40, tokens).astype(np.int32)}
     weights, found = random_weights(graph), [split_training_graph(graph, degree, rank) for rank in range(degree)]
-    graphs = [f.graph for f in found]
-    ranks = [
-        Reference(g, part_of(weights, f.splits, r, degree)) for r, (g, f) in enumerate(zip(graphs, found, strict=True))
-    ]
-    parts = run_ranks(ranks, rows, [], [KvState(g, 64, 4) for g in graphs])
+    ranks = [Reference(f.graph, part_of(weights, f.splits, r, degree)) for r, f in enumerate(found)]
+    parts = run_ranks(ranks, rows, [], [KvState(f.graph, 64, 4) for f in found])
     sizes = Sizes(tokens, len(lengths), tokens, tokens, sum(n * (n + 1) // 2 for n in lengths))
-    plans = [sections_of(g, sizes, linked(pmus=160), how, degree, share_equal=False) for g in graphs]
-    known = check_sockets(graphs, plans, parts, [KvState(g, 64, 4) for g in graphs], rtol=5e-4)
-    whole = Reference(training_graph(graph), weights).run(rows, [], KvState(graph, 64, 4))
-    name = next(n for n, v in graphs[0].values.items() if v.kind is Kind.OUTPUT and ".grad/norm.model" in n)
-    np.testing.assert_allclose(known[0][name], whole[name], rtol=5e-4, atol=2e-5)
+    plans = [sections_of(f.graph, sizes, linked(pmus=160), how, degree, share_equal=False) for f in found]
+    states = [KvState(f.graph, 64, 4) for f in found]
+    known = check_sockets([f.graph for f in found], plans, parts, states, rtol=5e-4)
+    return [f.graph for f in found], known, rows, weights
 
 
 def with_vocabulary(graph, size):

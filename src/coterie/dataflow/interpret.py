@@ -215,13 +215,22 @@ class _Socket:
     def end(self) -> Ran:
         """What leaves, of tiles side by side; what no view could show tile by tile, as it shows all of it."""
         for name, tiles in self.left.items():
-            _, source, passes = self.views.origins[name]
-            if tiles:
+            root, source, passes = self.views.origins[name]
+            if root < 0:
+                self._pass_by(name, source)
+            elif tiles:
                 joined = self.views.join(name if passes else source, tiles)
                 self.ran.outputs[name] = joined if passes else self.views.show(name, source, joined)
                 if not passes and name != source:
                     self.tally.leaves(name, self.ran.outputs[name], None)
         return self.ran
+
+    def _pass_by(self, name: str, source: str) -> None:
+        """A view of what enters leaves, without an op that fires."""
+        view = self.views.makers[name]
+        self.tally.enters(view, self.owner.walk.nests[view].reads[0], (0, self.owner.walk.size_of(view)), None)
+        self.ran.outputs[name] = self.views.show(name, source, self.values[source])
+        self.tally.leaves(name, self.ran.outputs[name], None)
 
     def _all_of(self, at: int, access: Access, channel: Channel | None) -> Array:
         """A whole value: a buffer, once it is complete, or what enters, as views show it."""

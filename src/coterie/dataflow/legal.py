@@ -97,8 +97,7 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
     nests = tuple(nest(graph, op, sizes) for op in ops)
     first = nests[0]
     head = first.loops[0]
-    placed = [loop.name for loop in first.loops if place_of(first.writes[0], loop.name) is not None]
-    outer = [head.name, *placed] if head.tag is Tag.REDUCTION and head.online else placed
+    outer = [*([head.name] if head.tag is Tag.REDUCTION and head.online else []), *_walkable(first)]
     walks = [_follow(nests, seed) for seed in ([head.name] if first.by_token else outer or [head.name])]
 
     def burden(found: Walk) -> tuple[int, int, int, int]:
@@ -224,8 +223,14 @@ def _beside(reader: Nest, read: Mapping[str, int]) -> str:
 def _outermost(reader: Nest) -> str:
     if reader.by_token:
         return reader.loops[0].name
-    loops = [loop.name for loop in reader.loops if loop.tag is not Tag.REDUCTION]
+    loops = _walkable(reader)
     return loops[0] if loops else ""
+
+
+def _walkable(nest: Nest) -> list[str]:
+    """Loops of which each tile gives a part of the result."""
+    loops = (loop.name for loop in nest.loops if loop.tag is not Tag.REDUCTION)
+    return [name for name in loops if place_of(nest.writes[0], name) is not None]
 
 
 def convex(pairs: Iterable[tuple[int, int]], count: int, groups: Sequence[int]) -> bool:

@@ -146,15 +146,15 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """All rows of a group see each other: groups are walked, each whole; a single one by rows, its keys whole."""
     rows, heads, channels = dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
+    single = rows == group
     loops = (
-        Loop("g", rows // group, Tag.PARALLEL),
+        *(() if single else (Loop("g", rows // group, Tag.PARALLEL),)),
         Loop("t", group, Tag.PARALLEL),
         Loop("h", heads, Tag.PARALLEL),
         Loop("s", group, Tag.REDUCTION, online=True),
         Loop("c", channels, Tag.REDUCTION),
         Loop("e", channels, Tag.PARALLEL),
     )
-    single = rows == group
     row: Index = ("t",) if single else ("g", "t")
     reads = [Access(op.inputs[0], (row, ("h",), ("c",)))]
     keys: Index = () if single else ("g", "s")
@@ -164,17 +164,17 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """Rows in groups, each walked whole: a row more, or a row less, per group."""
-    x, y = dims(graph, op.inputs[0], sizes), dims(graph, op.outputs[0], sizes)
+    x = dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
     columns = axes("d", len(x) - 1)
     loops = (
-        Loop("g", max(1, max(x[0], y[0]) // group), Tag.PARALLEL),
+        Loop("g", max(1, x[0] // group), Tag.PARALLEL),
         Loop("t", group, Tag.PARALLEL),
         *(Loop(f"d{n}", size, Tag.PARALLEL) for n, size in enumerate(x[1:])),
     )
     rows: Index = ("g", "t")
     reads = [Access(op.inputs[0], (rows, *columns))]
-    reads += [Access(name, ((),) * len(graph.values[name].shape)) for name in op.inputs[1:] if name]
+    reads += [Access(name, columns) for name in op.inputs[1:]]
     return Nest(op, loops, tuple(reads), (Access(op.outputs[0], (rows, *columns)),))
 
 

@@ -32,10 +32,14 @@ class _Where:
 
 
 def stages_of(graph: Graph, walk: Walk, sizes: Sizes) -> tuple[Stage, ...]:
-    """The stages of a section's ops, in order. Views have none: their readers index what their producers wrote."""
+    """The stages of a section's ops, in order. Views have none: their readers index what their producers wrote.
+
+    A section of nothing but views copies: its last one is a stage.
+    """
     found: list[Stage] = []
+    copies = all(nest.is_view for nest in walk.nests)
     for at, nest in enumerate(walk.nests):
-        if nest.is_view:
+        if nest.is_view and not (copies and at == len(walk.nests) - 1):
             continue
         where = _Where(at, walk.tiles_of(at), walk.phases[at], _walked_size(walk, at))
         found += WORK.get(nest.op.kind, _simd)(graph, nest.op, sizes, where)
@@ -193,6 +197,9 @@ SIMD: Mapping[str, tuple[Unit, int, bool]] = {
     "loss_parts": (Unit.SIMD, 2, True),
     "loss_part_dx": (Unit.SIMD, 1, False),
     "kv_append": (Unit.MEMORY, 1, False),
+    "swap": (Unit.MEMORY, 1, False),
+    "take_heads": (Unit.MEMORY, 1, False),
+    "drop_first": (Unit.MEMORY, 1, False),
     "all_reduce": (Unit.LINK, 1, False),
     "all_gather": (Unit.LINK, 1, False),
 }

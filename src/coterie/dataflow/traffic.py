@@ -104,7 +104,8 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)
             passes, sums = walk.origin(name)[2], _sum_bytes(graph, walk, name, sizes)
             size = value_bytes(graph.values[name], sizes)
-            found.append(Stream(name, "output", last[writer], size, passes, sum_bytes=sums))
+            # A view of what enters that leaves at once has no stage: it passes by the first.
+            found.append(Stream(name, "output", last.get(writer, 0), size, passes, sum_bytes=sums))
     for at, op in enumerate(ops):
         if op.kind in (*KV_READERS, "kv_append"):
             kind = "kv_write" if op.kind == "kv_append" else "kv_read"
