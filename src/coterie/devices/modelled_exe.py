@@ -73,7 +73,7 @@ class ModelledExecutable:
     numerics: Executable | None
     priced: Program
     same: tuple[int, ...]
-    prices: dict[tuple[Sizes, str, str], StepPhases] = field(default_factory=dict)
+    prices: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = field(default_factory=dict)
     regions: dict[price.RegionKey, Phase] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
     label: str = ""
@@ -98,10 +98,11 @@ def run_phases(
     `sizes` are those of the first step, `tiers` where weights and KV lie.
     """
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
-    awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
     first = _priced(spec, exe, sizes, tiers, pricing)
-    if awaited:
-        return _steps(spec, exe, sizes, tiers, steps, first.first(price.gated(exe.priced, awaited)), pricing)
+    if gates:
+        awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
+        if awaited:
+            return _steps(spec, exe, sizes, tiers, steps, first.first(price.gated(exe.priced, awaited)), pricing)
     if steps not in first.runs:
         first.runs[steps] = _steps(spec, exe, sizes, tiers, steps, first.first(()), pricing)
     return first.runs[steps]
@@ -129,7 +130,7 @@ def _steps(
 def _priced(
     spec: MachineSpec, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], pricing: price.Pricing
 ) -> StepPhases:
-    key = (sizes, *tiers)
+    key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers)
     found = exe.prices.get(key)
     if found is None:
         if len(exe.prices) >= MAX_PRICED_STEPS:

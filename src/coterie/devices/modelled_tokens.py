@@ -13,7 +13,8 @@ from coterie.device import I32, Rows
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of splitmix64
 _MASK = 2**64 - 1
-KEPT = 1 << 16  # tokens: a bound on memory, not on use
+BLOCK = 64  # neighbouring tokens that are made at once
+KEPT = 1 << 10  # blocks of tokens: a bound on memory, not on use
 
 
 def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
@@ -21,19 +22,37 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
 
     Stops after a step in which any row drew one of its end_ids, like a real run.
     """
-    first = [(row.seed, int(rows.positions_T[place])) for row, place in zip(rows.sampling, rows.rows_R, strict=True)]
-    drawn = [[_token(seed, position + step, vocab_size) for seed, position in first] for step in range(steps)]
+    positions = rows.positions_T
+    by_row = [
+        _tokens(row.seed, int(positions[place]), vocab_size, steps)
+        for row, place in zip(rows.sampling, rows.rows_R, strict=True)
+    ]
     if any(rows.end_ids):
-        ends = (
-            step
-            for step, tokens in enumerate(drawn, start=1)
-            if any(token in ids for token, ids in zip(tokens, rows.end_ids, strict=False))
-        )
-        drawn = drawn[: next(ends, steps)]
-    return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(first))
+        steps = min([_until_end(tokens, ids) for tokens, ids in zip(by_row, rows.end_ids, strict=False)], default=steps)
+        by_row = [tokens[:steps] for tokens in by_row]
+    return np.array(by_row, dtype=np.int32).reshape(len(by_row), steps).T
+
+
+def _until_end(tokens: tuple[int, ...], end_ids: tuple[int, ...]) -> int:
+    ends = (step for step, token in enumerate(tokens, start=1) if token in end_ids)
+    return next(ends, len(tokens))
+
+
+def _tokens(seed: int, position: int, vocab_size: int, count: int) -> tuple[int, ...]:
+    """So many tokens, the first of which follows that at `position`."""
+    number, first = divmod(position, BLOCK)
+    tokens = _block(seed, number, vocab_size)[first : first + count]
+    while len(tokens) < count:
+        number += 1
+        tokens += _block(seed, number, vocab_size)[: count - len(tokens)]
+    return tokens
 
 
 @lru_cache(maxsize=KEPT)
+def _block(seed: int, number: int, vocab_size: int) -> tuple[int, ...]:
+    return tuple([_token(seed, number * BLOCK + place, vocab_size) for place in range(BLOCK)])
+
+
 def _token(seed: int, position: int, vocab_size: int) -> int:
     key = _mixed(_mixed(seed + _GOLDEN) + _GOLDEN * (position + 1))
     return int((key >> 11) * 2.0**-53 * vocab_size)

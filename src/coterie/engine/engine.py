@@ -169,7 +169,7 @@ class Engine:
         return View(
             groups=tuple(groups),
             free_blocks=self._kv.free_blocks,
-            firsts=tuple(First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts),
+            firsts=tuple([First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts]),
             arrived=self._queue.arrived,
             current=self._current,
             streak=self._streak,
@@ -195,10 +195,10 @@ class Engine:
         group = self._groups[expert_id] = Group(
             expert_id=expert_id,
             residence=residence,
-            waiting=tuple(Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)),
+            waiting=tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)]),
             num_waiting=len(waiting),
             running=len(running),
-            oldest=min(next(iter(side)) for side in (waiting, running) if side),
+            oldest=min([next(iter(side)) for side in (waiting, running) if side]),
             last_run=self._last_run.get(expert_id, -1),
             turn_steps=self._turn_steps.get(expert_id, 0),
         )
@@ -297,8 +297,10 @@ class Engine:
         self._streak = steps + (self._streak if expert_id == self._current else 0)
         self._current = expert_id
         self._last_run[expert_id] = self.metrics.steps
-        self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
-        self._groups.pop(expert_id, None)
+        turn_steps = self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
+        known = self._groups.get(expert_id)
+        if known is not None:  # nothing else of it has changed
+            self._groups[expert_id] = known.after_run(self.metrics.steps, turn_steps)
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
@@ -329,7 +331,7 @@ class Engine:
         self._queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]
-        if request.expert_id not in self._queue.experts:
+        if not self._queue.has(request.expert_id):
             self._turn_steps.pop(request.expert_id, None)
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)

@@ -78,7 +78,12 @@ class Queue:
     @property
     def experts(self) -> tuple[str, ...]:
         """Experts that have waiting or running sequences."""
-        return tuple(dict.fromkeys([*self.running, *self.waiting]))
+        running = self.running
+        return (*running, *[expert_id for expert_id in self.waiting if expert_id not in running])
+
+    def has(self, expert_id: str) -> bool:
+        """Whether an expert has waiting or running sequences."""
+        return expert_id in self.running or expert_id in self.waiting
 
     def of(self, expert_id: str) -> tuple[Sequence, ...]:
         """Every sequence of an expert, running ones first."""

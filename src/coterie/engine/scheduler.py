@@ -28,6 +28,9 @@ class Residence(Enum):
     READY = 3  # all of it is there
 
 
+ABSENT, STARTED, READY = Residence.ABSENT, Residence.STARTED, Residence.READY
+
+
 @value
 class Waiting:
     """A request that is not admitted: its place in the order of arrival, and the KV blocks that it needs at worst."""
@@ -51,6 +54,19 @@ class Group:
     oldest: int
     last_run: int = -1
     turn_steps: int = 0
+
+    def after_run(self, last_run: int, turn_steps: int) -> Group:
+        """The same after it ran, when nobody came, was admitted or ended."""
+        return Group(
+            self.expert_id,
+            self.residence,
+            self.waiting,
+            self.num_waiting,
+            self.running,
+            self.oldest,
+            last_run,
+            turn_steps,
+        )
 
 
 @value
@@ -228,7 +244,7 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weighe
     ahead = policy.prefetch if policy.overlap else 0
     if view.under_way > ahead:
         return None
-    wanted = _heaviest((g for g in working if g.residence is Residence.ABSENT), weight)
+    wanted = _heaviest([g for g in working if g.residence is ABSENT], weight)
     if wanted is not None:
         if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:
             return None
@@ -236,15 +252,15 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weighe
         return Fetch(wanted.expert_id, _resident(stay), _resident(working))
     if not ahead:
         return None
-    known = _heaviest((g for g in view.groups if g.residence is Residence.ABSENT), weight)
+    known = _heaviest([g for g in view.groups if g.residence is ABSENT], weight)
     return None if known is None or known.expert_id in view.refused else Fetch(known.expert_id, _resident(view.groups))
 
 
 def _there_before(wanted: Group, working: list[Group], weight: Weigher) -> int:
     """How many experts are there, or under way, with work that is not begun and weighs no less."""
     least = weight(wanted)
-    there = (g for g in working if g.residence is not Residence.ABSENT and not g.running)
-    return sum(weight(group) >= least for group in there)
+    there = [g for g in working if g.residence is not ABSENT and not g.running]
+    return sum([weight(group) >= least for group in there])
 
 
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weigher) -> Group | None:
@@ -252,28 +268,32 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weighe
 
     `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do.
     """
-    ready = [g for g in working if g.residence is Residence.READY]
-    started = [g for g in working if g.residence is Residence.STARTED]
-    if not policy.overlap:
-        started += [g for g in working if g.residence is Residence.ARRIVING]
-        ready, started = started, ready
-    candidates = ready or started
-    current = next((g for g in candidates if g.expert_id == view.current), None)
-    if current is not None and current.running and view.streak < policy.quantum_steps:
-        return current
+    ready = [g for g in working if g.residence is READY]
+    if policy.overlap:
+        candidates = ready or [g for g in working if g.residence is STARTED]
+    else:
+        candidates = [g for g in working if g.residence in (STARTED, Residence.ARRIVING)] or ready
     begun = [g for g in candidates if g.running]
-    if len(begun) < policy.turns:
-        new = _heaviest((g for g in candidates if not g.running), weight)
-        if new is not None:
-            return new
-    return min(begun, key=lambda g: (g.last_run, g.oldest), default=None)
+    if view.streak < policy.quantum_steps:
+        for group in begun:
+            if group.expert_id == view.current:
+                return group
+    if len(begun) < policy.turns and len(begun) < len(candidates):
+        return _heaviest([g for g in candidates if not g.running], weight)
+    return min(begun, key=_turn, default=None)
+
+
+def _turn(group: Group) -> tuple[int, int]:
+    return group.last_run, group.oldest
 
 
 Weigher: TypeAlias = Callable[[Group], tuple[bool, int]]
 
 
-def _heaviest(groups: Iterable[Group], weight: Weigher) -> Group | None:
-    return max(groups, key=lambda group: (weight(group), -group.oldest), default=None)
+def _heaviest(groups: list[Group], weight: Weigher) -> Group | None:
+    if len(groups) < 2:
+        return groups[0] if groups else None
+    return max(groups, key=lambda group: (weight(group), -group.oldest))
 
 
 def _weigher(view: View, policy: Policy) -> Weigher:
@@ -297,4 +317,4 @@ def _named(view: View, expert_id: str | None) -> Group | None:
 
 
 def _resident(groups: Iterable[Group]) -> frozenset[str]:
-    return frozenset(g.expert_id for g in groups if g.residence is not Residence.ABSENT)
+    return frozenset([g.expert_id for g in groups if g.residence is not ABSENT])

@@ -78,6 +78,7 @@ class ExpertCache:
             TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES)) for name in names
         )
         self._near = self._ledgers[0]
+        self._below = (*self._ledgers[1:], None)
         self._links = fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
@@ -286,27 +287,23 @@ class ExpertCache:
             raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
 
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
-        level = self._ledgers.index(ledger)
-        return [
-            Entry(
-                expert_id=name,
-                offset=copy.extent.offset,
-                size_bytes=copy.extent.size_bytes,
-                last_used=self._uses[name].last_used,
-                uses=self._uses[name].uses,
-                refetch_cost=copy.extent.size_bytes * self._refetch_weight(name, level),
-                pinned=name in kept and not copy.is_doomed,
-                busy=copy.is_busy,
+        level, entries = self._ledgers.index(ledger), []
+        for name, copy in ledger.copies.items():
+            use, extent = self._uses[name], copy.extent
+            cost = extent.size_bytes * self._refetch_weight(name, level)
+            kept_here = name in kept and not copy.is_doomed
+            # In the order of the fields: this is half of what finding room takes.
+            entries.append(
+                Entry(name, extent.offset, extent.size_bytes, use.last_used, use.uses, cost, kept_here, copy.is_busy)
             )
-            for name, copy in ledger.copies.items()
-        ]
+        return entries
 
     def _refetch_weight(self, expert_id: str, level: int) -> int:
         """Sum of the weights of the links that the bytes would cross again: a copy left below makes that cheaper."""
         total = 0
-        for below in range(level, len(self._ledgers)):
-            total += self._weights[below]
-            if below + 1 < len(self._ledgers) and expert_id in self._ledgers[below + 1].copies:
+        for weight, below in zip(self._weights[level:], self._below[level:], strict=True):
+            total += weight
+            if below is not None and expert_id in below.copies:
                 break
         return total
 

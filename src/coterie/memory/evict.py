@@ -60,7 +60,7 @@ class HoleError(Exception):
 
 def lru(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
     """Least recently used: the window whose youngest victim is the oldest. Source: the paper's runtime."""
-    return _best(entries, capacity_bytes, need_bytes, lambda window: (max(e.last_used for e in window),))
+    return _best(entries, capacity_bytes, need_bytes, lambda window: (max([e.last_used for e in window]),))
 
 
 def lfu(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
@@ -69,7 +69,7 @@ def lfu(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: in
         entries,
         capacity_bytes,
         need_bytes,
-        lambda window: (max(e.uses for e in window), max(e.last_used for e in window)),
+        lambda window: (max([e.uses for e in window]), max([e.last_used for e in window])),
     )
 
 
@@ -117,7 +117,7 @@ def _best(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, score:
     candidates = list(_windows(placed, capacity_bytes, need_bytes))
     if not candidates:
         raise HoleError(need_bytes, _largest_hole([e for e in placed if e.pinned], capacity_bytes))
-    return min(candidates, key=lambda w: (*score(w), sum(e.size_bytes for e in w), w[0].offset))
+    return min(candidates, key=lambda w: (*score(w), sum([e.size_bytes for e in w]), w[0].offset))
 
 
 def _windows(placed: Sequence[Entry], capacity_bytes: int, need_bytes: int) -> Iterator[Window]:
@@ -137,4 +137,4 @@ def _largest_hole(placed: Sequence[Entry], capacity_bytes: int) -> int:
     """Bytes of the largest hole between these extents, which are sorted by offset."""
     ends = [0] + [e.offset + e.size_bytes for e in placed]
     starts = [e.offset for e in placed] + [capacity_bytes]
-    return max(start - end for start, end in zip(starts, ends, strict=True))
+    return max([start - end for start, end in zip(starts, ends, strict=True)])
