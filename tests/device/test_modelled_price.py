@@ -17,7 +17,8 @@ from tests.pure.graphs import STEADY, decoders
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_exchange import exchange
-from coterie.devices.modelled_price import facts, roofline_s, step_time
+from coterie.devices.modelled_price import roofline_s, step_time
+from coterie.devices.modelled_region import facts
 from coterie.devices.modelled_shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Collective, program_cost

@@ -12,7 +12,8 @@ from tests.pure.graphs import decoder
 
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled_parts import Table
-from coterie.devices.modelled_price import Pricing, RegionKey, facts, region_phase, step_phases
+from coterie.devices.modelled_price import StepPricer
+from coterie.devices.modelled_region import Pricing, RegionPricer, facts
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_share import Shares, fair_rates, left_over
 from coterie.devices.modelled_time import Flow, Phase, merged
@@ -67,35 +68,33 @@ def test_kernels_of_pytorch_that_compute_every_score_read_the_context():
 def test_remembered_regions_price_a_step_as_it_is_priced_anew(machine):
     spec = load_machine(machine)
     made = rank_program(spec, compile_graph(zoo_graph("llama-2-7b"), spec.rule_set))
-    same, tiers, pricing = facts(made).same, (spec.run_tier, spec.run_tier), Pricing()
-    known: dict[RegionKey, Phase] = {}
+    same, tiers, kept = facts(made).same, (spec.run_tier, spec.run_tier), StepPricer(spec, made, Pricing())
     for batch, tokens, context in ((1, 1, 130), (1, 1, 131), (2, 130, 140), (2, 130, 300), (1, 1, 130)):
         step = sizes(tokens, batch, context)
-        found = list(step_phases(spec, made, same, step, tiers, pricing, known))
-        assert found[1:] == [region_phase(spec, made, index, step, tiers, pricing) for index in same][1:]
-        assert found == list(step_phases(spec, made, same, step, tiers, pricing))
-    assert known, "some regions read no context"
+        found = list(kept.phases(step, tiers))
+        assert found[1:] == [RegionPricer(spec, made, index, tiers, Pricing()).phase(step) for index in same][1:]
+        assert found == list(StepPricer(spec, made, Pricing()).phases(step, tiers))
+    assert kept._known, "some regions read no context"
 
 
 @pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])
 def test_closed_forms_price_random_steps_as_counting_does(machine, monkeypatch):
     spec, rng = load_machine(machine), random.Random(machine)
     made = rank_program(spec, compile_graph(zoo_graph("mistral-7b"), spec.rule_set))
-    same, tiers, known = facts(made).same, (spec.run_tier, spec.run_tier), {}
+    same, tiers = facts(made).same, (spec.run_tier, spec.run_tier)
     steps = []
     for _ in range(25):
         batch = rng.randint(1, 8)
         tokens = batch + rng.choice([0, 0, rng.randint(1, 500)])
         context = tokens + rng.randint(0, 6000 * batch)
         steps.append(Sizes(tokens, batch, rng.randint(1, batch), context, context * tokens // batch))
-    found = [list(step_phases(spec, made, same, step, tiers, Pricing(), known)) for step in steps]
+    kept = StepPricer(spec, made, Pricing())
+    found = [list(kept.phases(step, tiers)) for step in steps]
     monkeypatch.setattr(ClosedCost, "of", lambda self, step: region_cost(self._program, self._region, step))
     for step, phases in zip(steps, found, strict=True):
         fresh = Pricing(kernels=Kernels(spec.kernels, measured_rows(spec.kernels)) if spec.kernels else None)
-        counted = [region_phase(spec, made, index, step, tiers, fresh) for index in dict.fromkeys(same)]
-        assert {index: phases[same.index(index)] for index in same[1:]} == {
-            index: phase for index, phase in zip(dict.fromkeys(same), counted, strict=True) if index in same[1:]
-        }
+        for index in dict.fromkeys(same[1:]):
+            assert phases[same.index(index, 1)] == RegionPricer(spec, made, index, tiers, fresh).phase(step)
 
 
 @steady

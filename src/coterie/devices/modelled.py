@@ -21,10 +21,11 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
-from coterie.devices import modelled_price as price
 from coterie.devices.modelled_clock import BEST, Kit
 from coterie.devices.modelled_event import ModelledEvent, finished, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
+from coterie.devices.modelled_price import StepPricer, gated
+from coterie.devices.modelled_region import Pricing
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_time import Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
@@ -71,7 +72,7 @@ class ModelledDevice:
         self._spec = spec
         self._numerics = numerics
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
-        self._pricing = price.Pricing(orchestration, mapped=mapped)
+        self._pricing = Pricing(orchestration, mapped=mapped)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
         self._slabs: dict[int, _Slab] = {}
@@ -143,7 +144,7 @@ class ModelledDevice:
             own_rules = self._numerics.spec.rule_set
             numerics = self._numerics.load(program if runs else compile_graph(program.graph, own_rules))
         priced = rank_program(self._spec, program)
-        return ModelledExecutable(program, numerics, priced, price.facts(priced).same, kit=self._kit)
+        return ModelledExecutable(program, numerics, StepPricer(self._spec, priced, self._pricing, self._kit))
 
     def run(
         self,
@@ -314,8 +315,8 @@ class ModelledDevice:
     ) -> tuple[list[Phase], tuple[int, ...]]:
         """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
         if self._durations is not None:
-            return [self._kit.phase(gate=gate) for gate in price.gated(exe.program, gates) if gate is not None], ()
-        return run_phases(self._spec, exe, sizes, tiers, steps, gates, self._pricing)
+            return [self._kit.phase(gate=gate) for gate in gated(exe.program, gates) if gate is not None], ()
+        return run_phases(exe, sizes, tiers, steps, gates)
 
     def _behind(self, buffer: Buffer) -> Buffer:
         slab = self._slabs[buffer.slab_id].numerics

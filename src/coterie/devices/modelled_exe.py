@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Executable
-from coterie.devices import modelled_price as price
-from coterie.devices.modelled_clock import PLAIN, Kit
+from coterie.devices.modelled_price import StepPricer, gated
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_work import Parts
 from coterie.graph.program import Program
-from coterie.spec.machine import MachineSpec
 
 MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
-MAX_PRICED_REGIONS = 1 << 15
 
 
 class StepPhases:
@@ -65,19 +62,15 @@ class StepPhases:
 class ModelledExecutable:
     """A program with the prices found so far, and the numerics device's own executable where there is one.
 
-    `priced` is the program of one of the machine's units. `same` gives each of its regions the first one that costs the
-    same; prices are by sizes and the tiers of weights and KV: of whole steps, and of `regions` that no context changes.
+    `pricer` has the program of one of the machine's units; prices are by sizes and the tiers of weights and KV.
     """
 
     program: Program
     numerics: Executable | None
-    priced: Program
-    same: tuple[int, ...]
+    pricer: StepPricer
     prices: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = field(default_factory=dict)
-    regions: dict[price.RegionKey, Phase] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
     label: str = ""
-    kit: Kit = PLAIN
 
     def __post_init__(self) -> None:
         self.label = f"run {self.program.graph.name}"
@@ -85,60 +78,47 @@ class ModelledExecutable:
 
 
 def run_phases(
-    spec: MachineSpec,
     exe: ModelledExecutable,
     sizes: Sizes,
     tiers: tuple[str, str],
     steps: int,
     gates: Mapping[str, Work],
-    pricing: price.Pricing,
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The phases of a run, and after how many of them each step ends; a step without gates is one phase.
 
     `sizes` are those of the first step, `tiers` where weights and KV lie.
     """
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
-    first = _priced(spec, exe, sizes, tiers, pricing)
+    first = _priced(exe, sizes, tiers)
     if gates:
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
         if awaited:
-            return _steps(spec, exe, sizes, tiers, steps, first.first(price.gated(exe.priced, awaited)), pricing)
+            return _steps(exe, sizes, tiers, steps, first.first(gated(exe.pricer.program, awaited)))
     if steps not in first.runs:
-        first.runs[steps] = _steps(spec, exe, sizes, tiers, steps, first.first(()), pricing)
+        first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()))
     return first.runs[steps]
 
 
 def _steps(
-    spec: MachineSpec,
-    exe: ModelledExecutable,
-    sizes: Sizes,
-    tiers: tuple[str, str],
-    steps: int,
-    phases: list[Phase],
-    pricing: price.Pricing,
+    exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], steps: int, phases: list[Phase]
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The first step's phases and those of the steps behind it."""
     cuts = [len(phases)]
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
         later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
-        phases.append(_priced(spec, exe, later, tiers, pricing).later)
+        phases.append(_priced(exe, later, tiers).later)
         cuts.append(len(phases))
     return phases, tuple(cuts)
 
 
-def _priced(
-    spec: MachineSpec, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], pricing: price.Pricing
-) -> StepPhases:
+def _priced(exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
     key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers)
     found = exe.prices.get(key)
     if found is None:
         if len(exe.prices) >= MAX_PRICED_STEPS:
             exe.prices.clear()
-        if len(exe.regions) >= MAX_PRICED_REGIONS:
-            exe.regions.clear()
-        regions = price.step_phases(spec, exe.priced, exe.same, sizes, tiers, pricing, exe.regions, exe.kit)
-        found = exe.prices[key] = StepPhases(regions, price.begins_s(spec, pricing.orchestration))
+        found = exe.prices[key] = StepPhases(exe.pricer.phases(sizes, tiers), exe.pricer.begins_s)
     return found
 
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
-from coterie.devices.modelled_price import Pricing, facts, region_time
+from coterie.devices.modelled_region import Pricing, RegionPricer, facts
 from coterie.graph.backward import training_graph
 from coterie.graph.buffers import plan_buffers
 from coterie.graph.compile import compile_graph, kv_shape
@@ -122,6 +122,6 @@ def work_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
     """
     found = 0.0
     for index, count in Counter(facts(program).same).items():
-        row = region_time(spec, program, index, sizes, (spec.run_tier, spec.run_tier), Pricing(mapped=True))
+        row = RegionPricer(spec, program, index, (spec.run_tier, spec.run_tier), Pricing(mapped=True)).time(sizes)
         found += count * (row.seconds - row.launch_s)
     return found
