@@ -5,10 +5,12 @@ Knows nothing about what the suite asks of them.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from coterie.core.errors import TransferError
 from coterie.devices.cpu import CpuDevice
+from coterie.devices.gpu import Gpu
 from coterie.devices.modelled import ModelledDevice
 from coterie.spec.load import load_machine
 
@@ -37,3 +39,14 @@ if find_spec("torch") is not None:  # the extra cuda; the GPU is one that is non
     from tests.device.cuda_devices import cuda
 
     DEVICES |= {"cuda": cuda, "cuda-host": lambda: cuda("host", seed=1), "cuda-seed-2": lambda: cuda(seed=2)}
+
+ON_GPU = bool(os.environ.get("COTERIE_TEST_GPU"))
+
+
+def gpu(orchestration="device"):
+    """The GPU of this machine where the variable says so, with the toy machine's sizes; else the one that is none."""
+    return Gpu().make(orchestration, load_machine("toy-tiers")) if ON_GPU else cuda(orchestration)
+
+
+if ON_GPU:
+    DEVICES |= {"gpu": gpu, "gpu-host": lambda: gpu("host")}

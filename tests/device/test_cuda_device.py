@@ -275,6 +275,14 @@ def test_a_bucket_has_room_for_its_step_and_says_decode_only_of_decode(T, B, R, 
     assert bucket.decodes == (T == B)
 
 
+def test_an_arena_is_zero_and_its_pieces_have_fixed_addresses(make):
+    device = make()
+    buffer = device.reserve("hbm", 3 * BLOCK_BYTES)
+    assert not device.memory(buffer).any()
+    base = device.memory(buffer).data_ptr()
+    assert device.memory(buffer.view(BLOCK_BYTES, 8)).data_ptr() == base + BLOCK_BYTES
+
+
 # ---- faults
 
 

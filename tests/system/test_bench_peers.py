@@ -16,7 +16,7 @@ from coterie.bench.experts import random_experts
 from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
 from coterie.bench.peers.peer import Peer, Settings
-from coterie.bench.step import Loaded, prompt_ids, wait
+from coterie.bench.step import on_cpu, prompt_ids, wait
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.models.model import Model
 from coterie.models.registry import weight_shapes
@@ -43,7 +43,7 @@ def peer(request: pytest.FixtureRequest) -> Peer:
 def our_tokens(model: Model) -> list[int]:
     """Greedy tokens after the prompt, by whole prefills of a growing prompt."""
     ids = prompt_ids(model, PROMPT_TOKENS)
-    loaded = Loaded(model, "device", 1, PROMPT_TOKENS + DRAWN)
+    loaded = on_cpu(model, "device", 1, PROMPT_TOKENS + DRAWN)
     try:
         for _ in range(DRAWN):
             step = loaded.step("cache", 0, len(ids))

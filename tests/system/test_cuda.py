@@ -5,6 +5,7 @@ Kernels are the CPU's here; tests/device/test_cuda_programs.py runs Triton's.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from starlette.testclient import TestClient
 from tests.device.cuda_devices import cuda
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 from tests.system.test_decisions import EVERYTHING, STEADY, entries, models, serve, workload
+from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
 from coterie.api import Coterie, Message, Options, Query
+from coterie.bench.coe import POLICIES
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError, DeviceError, UsageError
+from coterie.core.trace import read_trace
 from coterie.devices import cuda as device_file
-from coterie.devices import gpu
+from coterie.devices import cuda_sticks, gpu
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.modelled import ModelledDevice
@@ -212,3 +216,78 @@ def test_info_says_what_gpu_there_is(lazy: Gpu) -> None:
     code, text = run("info", "--json")
     assert code == 0
     assert '"gpu": "lazy (no CUDA), 1 multiprocessors of capability 9.0, 1.00 GiB free of 1.00 GiB"' in text
+
+
+# ---- benches
+
+
+def bench(*words: object) -> dict:
+    result = CliRunner().invoke(
+        app, ["bench", *map(str, words), "--device", "cuda", "--json", "--rounds", "2", "--seconds", "0"]
+    )
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def shape(tmp_path: Path, lazy: Gpu, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model, and sticks of few bytes: the lazy GPU is this machine's processor."""
+    monkeypatch.setattr(gpu, "STICK_BYTES", 1 << 16)
+    monkeypatch.setattr(cuda_sticks.Sticks.__init__, "__defaults__", (1 << 16, 32))
+    monkeypatch.setattr(gpu.Gpu.sticks, "__defaults__", (1 << 16,))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def test_decode_and_prefill_are_held_against_the_gpus_sticks(shape: Path) -> None:
+    got = bench("decode", "--shape", shape, "--context", 7, "--batch", 2)
+    assert got["workload"]["gpu"] == "lazy (no CUDA)"
+    assert got["mbu"] > 0
+    assert got["stick"]["name"].startswith("read loop")
+    assert got["batch"]["size"] == 2
+    got = bench("prefill", "--shape", shape, "--prompt", 9)
+    assert got["share_of_peak"] == pytest.approx(got["flops_per_s"] / got["product_flops_per_s"], rel=0.9)
+    assert got["tokens_per_s"] == pytest.approx(9 / got["seconds"])
+
+
+def test_the_fusion_grid_has_every_way_on_a_gpu(shape: Path) -> None:
+    grid = {(cell["phase"], cell["way"]): cell for cell in bench("fusion", "--shape", shape, "--prompt", 5)["grid"]}
+    ways = ("unfused/host", "fused/host", "fused/device")
+    assert set(grid) == {(phase, way) for phase in ("prefill", "decode") for way in ways}
+    assert grid["decode", "unfused/host"]["regions"] > grid["decode", "fused/device"]["regions"]
+
+
+def test_a_switch_is_held_against_a_copy_and_the_ideal(shape: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    got = bench("switch", "--shape", shape, "--prompt", 5, "--experts", 2, "--trace", trace)
+    assert got["cold_ttft_s"] > 0
+    assert got["copy_bytes_per_s"] > 0
+    assert got["rounds"] == 2
+    assert "dram->hbm" in read_trace(trace).lanes
+
+
+def test_many_experts_are_served_from_the_pool(shape: Path) -> None:
+    words = ("coe", "--shape", shape, "--experts", 3, "--requests", 9, "--mix", "uniform", "--in-flight", 3)
+    result = CliRunner().invoke(
+        app,
+        ["bench", *map(str, words), "--device", "cuda", "--near", "100KiB", "--prompt", "4", "--tokens", "3", "--json"],
+    )
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout.splitlines()[-1])
+    assert {run["policy"] for run in got["runs"]} == set(POLICIES)
+    assert all(run["moved_bytes"] > 0 for run in got["runs"])
+    assert any("from pinned memory" in note for note in got["notes"])
+
+
+def test_what_a_gpu_is_not_measured_with_is_refused(shape: Path) -> None:
+    for words, sentence in (
+        (("decode", "--peer", "transformers"), "a peer cannot run on cuda"),
+        (("prefill", "--activations", "int8"), "round no activations to int8"),
+    ):
+        code, text = run("bench", *words, "--shape", str(shape), "--device", "cuda")
+        assert code == 2
+        assert sentence in text
+    code, text = run("bench", "switch", "--device", "synthetic:toy")
+    assert code == 2
+    assert "'synthetic:toy' is not measured here; use cpu or cuda" in text

@@ -22,7 +22,7 @@ from coterie.bench.disk import DiskStick
 from coterie.bench.experts import random_experts
 from coterie.bench.report import Effort, commit, interleave, machine
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded
+from coterie.bench.step import on_cpu
 from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.errors import UsageError
 from coterie.devices.cpu import Orchestration
@@ -130,7 +130,7 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
 
 def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> _Rates:
     """Sticks, and what steps of a model that no cache holds reach of them."""
-    loaded = Loaded(model, "device", threads, PROMPT_TOKENS + STEPS)
+    loaded = on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS)
     try:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
@@ -150,7 +150,7 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
 def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
     """Seconds from a region to the next where there is next to nothing to do in between."""
     with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
-        loaded = Loaded(model, orchestration, threads, CONTEXT + STEPS)
+        loaded = on_cpu(model, orchestration, threads, CONTEXT + STEPS)
         try:
             step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
             samples = interleave({"step": step.seconds}, effort)

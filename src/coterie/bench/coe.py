@@ -31,6 +31,7 @@ from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.gpu import Gpu, gpu_number
 from coterie.devices.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
@@ -141,10 +142,18 @@ def _experts(grid: Grid, say: Callable[[str], None]) -> Iterator[dict[str, Model
 
 
 def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
-    """Bytes per second of the disk: files read from end to end, the page cache dropped. Modelled: as its spec says."""
+    """Bytes per second of the disk: files read from end to end, the page cache dropped. Modelled: as its spec says.
+
+    A GPU's is that of pinned memory, from which it is switched once experts were read for the first time.
+    """
+    gpu = gpu_number(grid.device)
+    if gpu is not None:
+        sticks = Gpu(gpu).sticks()
+        return sticks.size_bytes / median(sticks.copy_seconds() for _ in range(STICK_FILES))
     spec = make_spec(Options(device=grid.device))
     if grid.device != "cpu":
-        return spec.link(spec.home_tier, spec.run_tier).achieved_bytes_per_s
+        run, below = spec.weight_tiers[:2]
+        return spec.link(below, run).achieved_bytes_per_s
     into = Slab(CHUNK_BYTES).bytes
     rates = []
     for model in list(models.values())[:: max(1, len(models) // STICK_FILES)]:
@@ -271,7 +280,9 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
         f"those of them that came later, of which the policy allows {results['age_bound']}",
         f"the link, read alone from end to end: {format_rate(results['link_bytes_per_s'])}",
     ]
-    if grid.device != "cpu":
+    if gpu_number(grid.device) is not None:
+        notes.append("the link is from pinned memory to the GPU; in each run every expert is read from the disk once")
+    elif grid.device != "cpu":
         notes.append(f"{grid.device}: modelled time; it measures policies, not this machine")
     if BELADY in grid.policies:
         equal = "sizes are equal, so it is a bound" if len(sizes) == 1 else "sizes differ, so it is no strict bound"

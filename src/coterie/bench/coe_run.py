@@ -109,7 +109,7 @@ def _row(
         raise RuntimeError(
             f"a request was overtaken {metrics.max_overtaken} times; {setup.policy.age_bound} is the bound"
         )
-    lane = f"{parts.device.spec.home_tier}->{parts.device.spec.run_tier}"
+    lane = "->".join(reversed(parts.device.spec.weight_tiers[:2]))  # the last link on the way up
     use = parts.recorded().use[lane]
     ttfts = sorted(t.ttft_s for t in timings if t.ttft_s is not None)
     return {

@@ -30,7 +30,7 @@ from coterie.bench.report import (
     paired_ratio,
 )
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded, prompt_ids
+from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
@@ -55,7 +55,7 @@ def decode(
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
         model = with_activations(packed, activations)
-        loaded = Loaded(model, "device", threads, room, batch)
+        loaded = on_cpu(model, "device", threads, room, batch)
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)

@@ -19,9 +19,9 @@ from rich.table import Table
 from coterie.bench.experts import random_experts
 from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config
-from coterie.bench.step import Loaded, Step
+from coterie.bench.step import Loaded, Step, on_cpu
 from coterie.core.units import format_bytes, format_seconds
-from coterie.devices.cpu import Orchestration
+from coterie.devices.cpu import CpuDevice, Orchestration
 from coterie.graph.cost import intermediate_bytes
 from coterie.models.model import Model
 
@@ -58,9 +58,9 @@ def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) 
     config = shape_config(shape)
     with random_experts(config, 1) as (model,), ExitStack() as stack:
         prompt = min(prompt_tokens, model.max_context - 1)
-        loaded: dict[Orchestration, Loaded] = {}
+        loaded: dict[Orchestration, Loaded[CpuDevice]] = {}
         for how in dict.fromkeys(how for _, how in WAYS.values()):
-            loaded[how] = Loaded(model, how, threads, prompt + 1)
+            loaded[how] = on_cpu(model, how, threads, prompt + 1)
             stack.callback(loaded[how].close)
         team = next(iter(loaded.values())).device.threads
         cells = [
@@ -71,7 +71,9 @@ def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) 
     return Report("fusion", workload, _results(cells), (_table(cells),), _notes(cells))
 
 
-def _phase(phase: str, loaded: Mapping[Orchestration, Loaded], span: tuple[int, int], effort: Effort) -> list[Cell]:
+def _phase(
+    phase: str, loaded: Mapping[Orchestration, Loaded[CpuDevice]], span: tuple[int, int], effort: Effort
+) -> list[Cell]:
     steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in WAYS.items()}
     counted = {way: step.counted() for way, step in steps.items()}
     samples = interleave({way: step.seconds for way, step in steps.items()}, effort)

@@ -21,7 +21,7 @@ from rich.table import Table
 from coterie.bench.experts import random_experts
 from coterie.bench.report import Effort, Report, paired_ratio
 from coterie.bench.shapes import shape_config
-from coterie.bench.step import Loaded, Step
+from coterie.bench.step import Step, on_cpu
 from coterie.core.errors import UsageError
 from coterie.core.units import format_seconds
 
@@ -36,7 +36,7 @@ def neighbour(shape: str, context_tokens: int, threads: int | None, effort: Effo
         raise UsageError("neighbour", "this system cannot pin a process to a CPU", "run it on Linux")
     with random_experts(shape_config(shape), 1) as (model,):
         context = min(context_tokens, model.max_context)
-        loaded = Loaded(model, "device", threads, context)
+        loaded = on_cpu(model, "device", threads, context)
         try:
             step = loaded.step("cache", context - 1, 1)
             samples = _rounds(step, effort)

@@ -19,7 +19,7 @@ from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded, prompt_ids
+from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import multiply_adds
 from coterie.core.units import format_seconds
 from coterie.models.model import FLOAT32, with_activations
@@ -41,7 +41,7 @@ def prefill(
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
         model = with_activations(packed, activations)
-        loaded = Loaded(model, "device", threads, prompt_tokens)
+        loaded = on_cpu(model, "device", threads, prompt_tokens)
         stack.callback(loaded.close)
         step = loaded.step("cache", 0, prompt_tokens)
         cpus = loaded.device.threads

@@ -1,4 +1,4 @@
-"""One model on one CPU device, and steps of it that can be run again and again: timed, or counted.
+"""One model on one device, and steps of it that can be run again and again: timed, or counted where a CPU counts.
 
 Knows nothing about requests: a step's rows are made up, with no end tokens.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from coterie.device import Binding, Buffer, Event, Rows, Sampling
+from coterie.device import Binding, Buffer, Device, Event, Executable, Rows, Sampling
 from coterie.devices.cpu import CpuDevice, Orchestration
-from coterie.devices.step import LoweredExecutable
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, program_cost
@@ -22,13 +22,15 @@ from coterie.models.model import Model
 
 TOKEN_BYTES = 4  # a drawn token, int32
 
+D = TypeVar("D", bound=Device)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """Steps that are repeated: the same rows at the same positions, so each run does the same work."""
 
-    device: CpuDevice
-    exe: LoweredExecutable
+    device: Device
+    exe: Executable
     binding: Binding
     steps: int = 1
 
@@ -41,7 +43,9 @@ class Step:
         return (perf_counter() - start) / self.steps
 
     def counted(self) -> Counters:
-        """Run once; what the kernels counted."""
+        """Run once; what the CPU's kernels counted."""
+        if not isinstance(self.device, CpuDevice):
+            raise TypeError(f"{self.device.spec.name} counts nothing")
         self.device.reset_counters()
         self.seconds()
         return self.device.counters()
@@ -55,22 +59,14 @@ class Step:
         return counted.stored_bytes - self.cost().kv_write_bytes - TOKEN_BYTES * self.binding.rows.sizes.R
 
 
-class Loaded:
-    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of a device of kind `make`.
+class Loaded(Generic[D]):
+    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of a device, which it owns.
 
     Raises CapacityError, TransferError.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        orchestration: Orchestration,
-        threads: int | None,
-        max_tokens: int,
-        batch: int = 1,
-        make: type[CpuDevice] = CpuDevice,
-    ) -> None:
-        self.device = make(threads=threads, orchestration=orchestration)
+    def __init__(self, model: Model, device: D, max_tokens: int, batch: int = 1) -> None:
+        self.device = device
         try:
             tier = self.device.spec.run_tier
             self.weights: Buffer = self.device.reserve(tier, model.layout.size_bytes)
@@ -105,7 +101,14 @@ class Loaded:
         self.device.close()
 
 
-def fetch(device: CpuDevice, model: Model, dst: Buffer) -> float:
+def on_cpu(
+    model: Model, orchestration: Orchestration, threads: int | None, max_tokens: int, batch: int = 1
+) -> Loaded[CpuDevice]:
+    """A model in this machine's memory. Raises CapacityError, TransferError."""
+    return Loaded(model, CpuDevice(threads=threads, orchestration=orchestration), max_tokens, batch)
+
+
+def fetch(device: Device, model: Model, dst: Buffer) -> float:
     """Read all of a model's ranges into `dst`, with nothing else going on; seconds. Raises TransferError."""
     start = perf_counter()
     issued: list[Event] = []
@@ -117,7 +120,7 @@ def fetch(device: CpuDevice, model: Model, dst: Buffer) -> float:
     return perf_counter() - start
 
 
-def wait(device: CpuDevice, event: Event) -> None:
+def wait(device: Device, event: Event) -> None:
     """Block until an event is finished."""
     while not device.done(event):
         device.wait_any([event])

@@ -58,14 +58,7 @@ def serve_models(
 
     `record`: how many pieces of work to remember for a trace.
     """
-    block = page_bytes(models[0].kv)
-    pages = -(-tokens // models[0].kv.tokens_per_block(block))
-    settings = Settings(
-        near_bytes=residents * models[0].layout.size_bytes,
-        kv_bytes=2 * pages * block,
-        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
-        record=record,
-    )
+    settings = settings_for(models, residents, tokens, record)
     named = {model.name: model for model in models}
     device = RecordingDevice(threads)
     try:
@@ -73,6 +66,18 @@ def serve_models(
     except BaseException:
         device.close()
         raise
+
+
+def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record: int = 0) -> Settings:
+    """How serve_models serves, on any device."""
+    block = page_bytes(models[0].kv)
+    pages = -(-tokens // models[0].kv.tokens_per_block(block))
+    return Settings(
+        near_bytes=residents * models[0].layout.size_bytes,
+        kv_bytes=2 * pages * block,
+        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
+        record=record,
+    )
 
 
 def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:

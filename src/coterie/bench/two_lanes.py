@@ -40,15 +40,13 @@ class _StageDevice(CpuDevice):
 
 def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[str, float]:
     """Each stage's share of a warm prefill's time, region after region: medians of a few runs."""
-    loaded = Loaded(model, "host", threads, prompt_tokens, make=_StageDevice)
+    loaded = Loaded(model, _StageDevice(threads=threads, orchestration="host"), prompt_tokens)
     try:
         step = loaded.step(loaded.device.spec.rule_set, 0, prompt_tokens)
         step.seconds()
         runs = []
         for _ in range(ROUNDS):
             step.seconds()
-            if not isinstance(loaded.device, _StageDevice):
-                raise TypeError("another device was made")
             runs.append(loaded.device.row_seconds)
         stages: dict[str, float] = defaultdict(float)
         for region, taken in zip(step.exe.program.regions, zip(*runs, strict=True), strict=True):

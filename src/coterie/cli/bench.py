@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from coterie.bench import gpu as gpu_bench
 from coterie.bench.coe import PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
+from coterie.bench.gpu_switch import switch as gpu_switch
 from coterie.bench.neighbour import neighbour
 from coterie.bench.prefill import prefill
 from coterie.bench.quality import quality
@@ -31,6 +33,8 @@ from coterie.cli.options import (
     save_trace,
     sentences,
 )
+from coterie.core.errors import UsageError
+from coterie.devices.gpu import Gpu, gpu_number
 from coterie.models.model import FLOAT32
 from coterie.plan.mix import MIXES
 
@@ -42,6 +46,7 @@ PeersOpt = Annotated[
     typer.Option("--peer", metavar="NAME", help="llama.cpp or transformers, side by side; repeatable."),
 ]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
+RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
 WeightsOpt = Annotated[str, typer.Option(help="bf16, int8 or int4: how the random expert is stored.")]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
@@ -80,10 +85,15 @@ def bench_fusion(
     prompt: PromptOpt = PROMPT_TOKENS,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
+    device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Unfused, fused, and fused with device orchestration: time, launches, bytes stored between kernels."""
+    gpu = _gpu(device)
+    if gpu is not None:
+        _print(gpu_bench.fusion(shape, prompt, Effort(rounds, seconds), gpu), json_)
+        return
     _print(fusion(shape, prompt, threads, Effort(rounds, seconds)), json_)
 
 
@@ -98,10 +108,15 @@ def bench_decode(
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
+    device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
+    gpu = _gpu(device, peer, activations)
+    if gpu is not None:
+        _print(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu), json_)
+        return
     _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_)
 
 
@@ -115,10 +130,15 @@ def bench_prefill(
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
+    device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
+    gpu = _gpu(device, peer, activations)
+    if gpu is not None:
+        _print(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu), json_)
+        return
     _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
 
 
@@ -131,13 +151,17 @@ def bench_switch(
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
+    device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
     trace: TraceOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
-    effort = Effort(rounds, seconds)
-    report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
+    effort, gpu = Effort(rounds, seconds), _gpu(device, peer)
+    if gpu is not None:
+        report, recorded = gpu_switch(shape, prompt, experts, effort, gpu, trace is not None)
+    else:
+        report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
     _print(report, json_)
@@ -208,6 +232,20 @@ def bench_coe(
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
     _print(report, json_)
+
+
+def _gpu(device: str, peers: list[str] | None = None, activations: str = FLOAT32) -> Gpu | None:
+    """The GPU to measure, None for the CPU. Raises UsageError for what is neither, and for what a GPU lacks."""
+    number = gpu_number(device)
+    if number is None and device != "cpu":
+        raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
+    if number is None:
+        return None
+    if peers:
+        raise UsageError("--peer", f"a peer cannot run on {device}", "compare on --device cpu")
+    if activations != FLOAT32:
+        raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
+    return Gpu(number)
 
 
 def _print(report: Report, json_: bool) -> None:

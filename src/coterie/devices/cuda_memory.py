@@ -100,11 +100,14 @@ class Memory:
         self.unpinned: tuple[int, str] | None = None
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
-        """An arena of the GPU, or a pool of the host. Raises CapacityError."""
+        """An arena of the GPU, or a pool of the host, all zeros. Raises CapacityError."""
         size = max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
         if tier == self._run_tier:
             levers = ("reserve less", "end other programs that use the GPU")
             reserved = _Reserved(take(self._driver, "a slab", size, levers))
+            stream = self._driver.stream()
+            self._driver.launch(stream, [reserved.tensor.zero_])
+            self._driver.wait(self._driver.mark(stream))
         else:
             reserved = self._pool(tier, size)
         self._slabs.append(reserved)

@@ -1,0 +1,159 @@
+"""Decode, prefill and the fusion grid on a GPU, beside its own sticks: the CPU's benches where a GPU has other limits.
+
+    decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
+    fusion     unfused/host, fused/host, fused/device
+
+None of this has run on a GPU. Absolute times count here: the GPU's name is in the workload.
+Knows nothing about requests or experts of a composition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.experts import packed_expert, random_experts
+from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
+from coterie.bench.shapes import shape_config, with_context
+from coterie.bench.step import Loaded, Step
+from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.gpu import Gpu
+from coterie.models.model import Model
+
+STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
+OURS, BATCH, COPY, PRODUCT = "coterie", "coterie batch", "copy", "product"
+WAYS: Mapping[str, tuple[str, str]] = {
+    "unfused/host": ("none", "host"),
+    "fused/host": ("cache", "host"),
+    "fused/device": ("cache", "device"),
+}
+WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
+
+
+def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Effort, gpu: Gpu) -> Report:
+    """Tokens per second at batch 1 and in a batch, beside HBM's read rate. Raises UsageError, CapacityError."""
+    room = context_tokens + STEPS
+    config = with_context(shape_config(shape), room)
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+        loaded = Loaded(model, gpu.make(), room, batch)
+        stack.callback(loaded.close)
+        one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
+        many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
+        sticks = gpu.sticks()
+        loops = sticks.read_loops()
+        ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | loops
+        _warm(ways)
+        samples = interleave(ways, effort)
+        cost, stick_bytes = one.cost(), sticks.size_bytes
+    stick = min(loops, key=lambda name: median(samples[name]))
+    read = cost.weight_bytes + cost.kv_read_bytes
+    mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
+    results: dict[str, Any] = {
+        "mbu": mbu.median,
+        "mbu_quartiles": [mbu.low, mbu.high],
+        "seconds_per_token": median(samples[OURS]),
+        "tokens_per_s": 1 / median(samples[OURS]),
+        "weight_bytes_per_token": cost.weight_bytes,
+        "kv_bytes_per_token": cost.kv_read_bytes,
+        "batch": {"size": batch, "tokens_per_s": batch / median(samples[BATCH])},
+        "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
+        "rounds": len(samples[OURS]),
+    }
+    table = Table("way", "per token", "tokens/s", "share of the read rate")
+    table.add_row("batch 1", format_seconds(results["seconds_per_token"]), f"{results['tokens_per_s']:.1f}", str(mbu))
+    table.add_row(f"batch {batch}", "", f"{batch / median(samples[BATCH]):.1f}", "")
+    notes = [
+        f"a token must read {format_bytes(read)}; {STEPS} steps a call, timed from the call to the tokens in Python",
+        f"the stick: {stick} over {format_bytes(stick_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
+        *([SHORT_STICK] if mbu.median > MEASURING_ERROR else []),
+        *loaded.device.remarks,
+    ]
+    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "gpu": gpu.name}
+    return Report("decode", workload, results, (table,), tuple(notes))
+
+
+def prefill(shape: str, prompt_tokens: int, weights: str, effort: Effort, gpu: Gpu) -> Report:
+    """One prompt's tokens per second, beside a product's rate. Raises UsageError, CapacityError."""
+    config = with_context(shape_config(shape), prompt_tokens + 1)
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+        loaded = Loaded(model, gpu.make(), prompt_tokens)
+        stack.callback(loaded.close)
+        step, sticks = loaded.step("cache", 0, prompt_tokens), gpu.sticks()
+        ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: sticks.multiply_seconds}
+        _warm(ways)
+        samples = interleave(ways, effort)
+        flops, product_flops = step.cost().flops, sticks.product_flops
+    share = paired_ratio(samples[PRODUCT], samples[OURS]).scaled(flops / product_flops)
+    seconds, peak = median(samples[OURS]), product_flops / median(samples[PRODUCT])
+    results: dict[str, Any] = {
+        "share_of_peak": share.median,
+        "share_of_peak_quartiles": [share.low, share.high],
+        "seconds": seconds,
+        "tokens_per_s": prompt_tokens / seconds,
+        "flops": flops,
+        "flops_per_s": flops / seconds,
+        "product_flops_per_s": peak,
+        "rounds": len(samples[OURS]),
+    }
+    table = Table("prompt", "seconds", "tokens/s", "share of the product's rate")
+    table.add_row(str(prompt_tokens), format_seconds(seconds), f"{prompt_tokens / seconds:.0f}", str(share))
+    notes = (f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s", *loaded.device.remarks)
+    workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "gpu": gpu.name}
+    return Report("prefill", workload, results, (table,), notes)
+
+
+def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
+    """The grid of fusion and orchestration, for prefill and decode. Raises UsageError, CapacityError."""
+    with random_experts(shape_config(shape), 1) as (model,), ExitStack() as stack:
+        prompt = min(prompt_tokens, model.max_context - 1)
+        loaded = {}
+        for how in ("host", "device"):
+            loaded[how] = Loaded(model, gpu.make(how), prompt + 1)
+            stack.callback(loaded[how].close)
+        cells = []
+        for phase, span in (("prefill", (0, prompt)), ("decode", (prompt, 1))):
+            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in WAYS.items()}
+            cells += _cells(phase, steps, effort)
+        remarks = loaded["device"].device.remarks
+    table = Table("phase", "way", "per step", "speed-up", "regions")
+    for cell in cells:
+        speedup = Spread(cell["speedup"], *cell["speedup_quartiles"])
+        seconds = format_seconds(cell["seconds_per_step"])
+        table.add_row(cell["phase"], cell["way"], seconds, str(speedup), str(cell["regions"]))
+    notes = ("prefill is launched kernel by kernel in every way: only decode steps are captured", *remarks)
+    workload = {"shape": shape, "prefill_tokens": prompt, "weights": _size(model), "gpu": gpu.name}
+    return Report("fusion", workload, {"grid": cells}, (table,), notes)
+
+
+def _cells(phase: str, steps: Mapping[str, Step], effort: Effort) -> list[dict[str, Any]]:
+    ways: dict[str, Callable[[], float]] = {way: step.seconds for way, step in steps.items()}
+    _warm(ways)
+    samples = interleave(ways, effort)
+    baseline = samples[next(iter(ways))]
+    speedups = {way: paired_ratio(baseline, samples[way]) for way in ways}
+    return [
+        {
+            "phase": phase,
+            "way": way,
+            "seconds_per_step": median(samples[way]),
+            "speedup": speedups[way].median,
+            "speedup_quartiles": [speedups[way].low, speedups[way].high],
+            "regions": len(step.exe.program.regions),
+            "rounds": len(samples[way]),
+        }
+        for way, step in steps.items()
+    ]
+
+
+def _size(model: Model) -> str:
+    return f"{format_bytes(model.layout.size_bytes)} of random bf16"
+
+
+def _warm(ways: Mapping[str, Callable[[], float]]) -> None:
+    for _ in range(WARM_ROUNDS):
+        for run in ways.values():
+            run()

@@ -1,0 +1,117 @@
+"""Switching between experts on a GPU: cold from the pinned pool to the first token, beside a copy of pinned memory.
+
+    cold      hbm budget of one expert, all in the pool: want -> copy of layer 0, 1, ... -> first token
+    ideal     stage after stage of the warm prefill, each when its bytes are there at the stick's rate
+
+None of this has run on a GPU. Knows nothing about routers or text: prompts are token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import cycle
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.experts import random_experts
+from coterie.bench.report import Effort, Report, paired_ratio
+from coterie.bench.shapes import shape_config
+from coterie.bench.switch_serve import ask, settings_for, ttft
+from coterie.bench.two_lanes import first_token_bytes, ideal_seconds
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes
+from coterie.core.trace import Trace
+from coterie.core.units import format_bytes, format_rate, format_seconds
+from coterie.devices.gpu import Gpu
+from coterie.engine.assembly import plan, warm_up, wire
+from coterie.graph.compile import compile_graph
+from coterie.graph.cost import region_cost
+from coterie.models.model import Model
+
+RECORD = 1 << 12  # pieces of work in a trace: the last switches
+WARM_ROUNDS = 2  # of all experts: kernels are compiled, and experts come from the disk for once
+
+
+def switch(
+    shape: str, prompt_tokens: int, experts: int, effort: Effort, gpu: Gpu, record: bool = False
+) -> tuple[Report, Trace | None]:
+    """Cold switches round robin, each beside a warm prompt and a copy. Raises UsageError, CapacityError."""
+    if experts < 2:
+        raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
+    rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
+    with random_experts(shape_config(shape), experts) as models:
+        prompt = min(prompt_tokens, models[0].max_context - 1)
+        size, sticks = models[0].layout.size_bytes, gpu.sticks(models[0].layout.size_bytes)
+        shares, need = stage_shares(models[0], prompt), first_token_bytes(models[0], prompt)
+        named, made = {model.name: model for model in models}, gpu.make()
+        settings = replace(settings_for(models, 1, prompt + 1), record=RECORD if record else 0)
+        try:
+            parts = wire(named, plan(named, made.spec, settings), settings, made)
+            warm_up(parts, named, named)
+            start = perf_counter()
+            for number, model in enumerate(cycle(models)):
+                cold = ask(parts, model, f"cold-{number}", prompt)
+                warm = ask(parts, model, f"warm-{number}", prompt)
+                copied_s = sticks.copy_seconds()
+                if number >= WARM_ROUNDS * experts:
+                    ideal_s = ideal_seconds(need, size / copied_s, shares, ttft(warm))
+                    times = (ttft(cold), ttft(warm), cold.switch_s, copied_s, ideal_s)
+                    for name, seconds in zip(rounds, times, strict=True):
+                        rounds[name].append(seconds)
+                if len(rounds["cold"]) >= effort.rounds and perf_counter() - start >= effort.seconds:
+                    break
+            trace = parts.trace() if record else None
+            remarks = made.remarks
+        finally:
+            made.close()
+    workload = {"shape": shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt, "gpu": gpu.name}
+    results = _results(rounds, size)
+    notes = (
+        f"cold: hbm for one expert of {format_bytes(size)}, all experts in the pinned pool; {results['rounds']} rounds",
+        "the ideal: stages of the warm prefill, split by flops, each when the copy's rate has brought its bytes",
+        *remarks,
+    )
+    return Report("switch", workload, results, (_table(results),), notes), trace
+
+
+def stage_shares(model: Model, prompt_tokens: int) -> dict[str, float]:
+    """Each stage's share of a prefill's flops; on a GPU nobody can time a stage without changing what is timed."""
+    program, sizes = compile_graph(model.graph, "cache"), Sizes.prefill(1, prompt_tokens)
+    flops = dict.fromkeys(model.graph.stages, 0)
+    for region in program.regions:
+        flops[region.stage] += region_cost(program, region, sizes).flops
+    total = sum(flops.values())
+    return {stage: count / total for stage, count in flops.items()}
+
+
+def _results(rounds: Mapping[str, list[float]], size_bytes: int) -> dict[str, Any]:
+    over, share = paired_ratio(rounds["cold"], rounds["ideal"]), paired_ratio(rounds["copied"], rounds["arrival"])
+    return {
+        "cold_ttft_s": median(rounds["cold"]),
+        "cold_arrival_s": median(rounds["arrival"]),
+        "warm_ttft_s": median(rounds["warm"]),
+        "cold_ideal_s": median(rounds["ideal"]),
+        "cold_ttft_over_ideal": over.median,
+        "cold_ttft_over_ideal_quartiles": [over.low, over.high],
+        "copy_bytes_per_s": size_bytes / median(rounds["copied"]),
+        "share_of_copy": share.median,
+        "share_of_copy_quartiles": [share.low, share.high],
+        "rounds": len(rounds["cold"]),
+    }
+
+
+def _table(results: Mapping[str, Any]) -> Table:
+    table = Table("what", "measured", "beside it", "ratio")
+    copy = f"one copy of as much pinned memory: {format_rate(results['copy_bytes_per_s'])}"
+    table.add_row(
+        "arrival of an expert", format_seconds(results["cold_arrival_s"]), copy, f"{results['share_of_copy']:.2f}"
+    )
+    ideal = f"ideal two-lane schedule {format_seconds(results['cold_ideal_s'])}"
+    ratio = f"{results['cold_ttft_over_ideal']:.2f}"
+    table.add_row("cold switch to first token", format_seconds(results["cold_ttft_s"]), ideal, ratio)
+    table.add_row("the same prompt, resident", format_seconds(results["warm_ttft_s"]), "", "")
+    return table

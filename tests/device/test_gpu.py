@@ -1,0 +1,115 @@
+"""What to run first on a GPU: the driver, stored values and tokens beside the CPU's, and the sticks.
+
+    COTERIE_TEST_GPU=1 TRITON_INTERPRET=0 python -m pytest tests/device/test_gpu.py tests/device/test_contract.py -k gpu
+
+Without that variable the same tests run here on a GPU that is none, so that they are known to work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+
+import torch
+from tests.device.devices import gpu
+from tests.device.programs import rows
+from tests.device.test_cuda_device import Expert
+from tests.system.tiny import write_expert
+
+from coterie.device import Sampling
+from coterie.devices.cpu import CpuDevice
+from coterie.devices.cuda_sticks import Sticks
+from coterie.models.model import open_model
+from coterie.spec.load import load_machine
+
+WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
+SIZE = 1 << 20
+BOUND = 0.03  # of the largest value, for products in bfloat16 of more than four tokens; see test_triton_programs.py
+
+
+@pytest.fixture
+def device():
+    made = gpu()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def driver(device):
+    return device.driver
+
+
+def test_bytes_go_down_one_stream_and_up_another_behind_a_mark(driver):
+    there, host, back = driver.device_memory(SIZE), driver.pinned_memory(SIZE), driver.pinned_memory(SIZE)
+    down, up = driver.stream(), driver.stream()
+    host.copy_(torch.arange(SIZE, dtype=torch.int64).to(torch.uint8))
+    back.zero_()
+    first = driver.mark(down)
+    driver.copy(there, host, down)
+    last = driver.mark(down)
+    driver.follow(up, last)
+    driver.copy(back, there, up)
+    driver.wait(driver.mark(up))
+    assert torch.equal(host, back)
+    assert driver.seconds(first, last) >= 0
+    assert driver.lost() == ""
+
+
+def test_memory_that_exists_can_be_pinned(driver):
+    memory = np.full(SIZE, 7, np.uint8)
+    pinned, there, back = driver.pin(memory), driver.device_memory(SIZE), driver.pinned_memory(SIZE)
+    stream = driver.stream()
+    driver.copy(there, pinned, stream)
+    driver.copy(back, there, stream)
+    driver.wait(driver.mark(stream))
+    assert (back.numpy() == 7).all()
+    driver.unpin(memory)
+
+
+def test_what_is_captured_runs_when_it_is_replayed_and_not_before(driver):
+    memory, host = driver.device_memory(16), driver.pinned_memory(16)
+    number = memory.view(torch.int32)
+    stream = driver.stream()
+    host.zero_()
+    driver.copy(memory, host, stream)
+    adds = [lambda: number.add_(1), lambda: number.mul_(2)]
+    driver.launch(stream, adds)
+    captured = driver.capture(stream, adds)
+    for _ in range(3):
+        driver.replay(stream, captured)
+    driver.copy(host, memory, stream)
+    driver.wait(driver.mark(stream))
+    assert host.view(torch.int32).tolist() == [30] * 4
+
+
+@pytest.mark.parametrize("way", ["disk", "pool"])
+@pytest.mark.parametrize("rules", ["none", "cache"])
+def test_stored_values_and_tokens_are_the_cpus(device, tmp_path, way, rules):
+    """A ragged prefill, a step of three and a decoded answer. Few tokens are not rounded, so greedy ones are equal."""
+    model = open_model(write_expert(tmp_path / "one", 3, hidden_size=64, num_key_value_heads=1))
+    on_cpu = CpuDevice(load_machine("toy"), threads=1)
+    ours, theirs = Expert(device, model, rules, way), Expert(on_cpu, model, rules)
+    for step in (rows([([3, 14, 15, 9, 26], 0), ([9], 0)]), rows([([7], 5), ([1, 2], 1)])):
+        if rules == "none":
+            got, expected = ours.inspect(step), theirs.inspect(step)
+            got.pop("next_tokens"), expected.pop("next_tokens")
+            for name, values in expected.items():
+                assert np.abs(got[name] - values).max() <= BOUND * np.abs(values).max(), name
+        else:
+            ours.tokens(step), theirs.tokens(step)
+    answer = rows([([5], 0), ([8], 0)], [Sampling(), WARM])
+    assert ours.tokens(answer, steps=6) == theirs.tokens(answer, steps=6)
+    on_cpu.close()
+
+
+def test_sticks_read_multiply_and_copy(driver):
+    sticks = Sticks(driver, SIZE, edge=64)
+    for seconds in (
+        *(loop() for loop in sticks.read_loops().values()),
+        sticks.multiply_seconds(),
+        sticks.copy_seconds(),
+    ):
+        assert seconds >= 0
+    assert (sticks.size_bytes, sticks.product_flops) == (SIZE, 2 * 64**3)
