@@ -134,14 +134,15 @@ def exchanged_of(graph, ops, sizes):
 
 @settings(STEADY, max_examples=3)
 @given(
-    st.booleans(),
-    st.booleans(),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["gpt", "llama", "biases and norms"]),
     st.sampled_from([2, 4]),
     st.sampled_from([(5, 3), (9,), (4, 4)]),
     st.sampled_from(["best", "stage"]),
 )
-def test_a_training_step_of_sockets_is_that_of_the_reference(biases, is_gpt, degree, lengths, how):
-    graph = gpt("tanh", 1.0) if is_gpt else decoder(num_kv_heads=4, qkv_bias=biases, o_bias=biases)
+def test_a_training_step_of_sockets_is_that_of_the_reference(heads, name, degree, lengths, how):
+    more = dict.fromkeys(("qkv_bias", "o_bias", "qk_norm"), name != "llama")
+    graph = gpt("tanh", 1.0) if name == "gpt" else decoder(num_kv_heads=heads, **more)
     graphs, known, rows, weights = training_sockets(with_vocabulary(graph, 40), degree, lengths, how)
     whole = Reference(training_graph(with_vocabulary(graph, 40)), weights).run(rows, [], KvState(graph, 64, 4))
     name = next(n for n, v in graphs[0].values.items() if v.kind is Kind.OUTPUT and ".grad/norm.model" in n)
@@ -179,7 +180,8 @@ def test_eighty_times():
     lengths = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple))
     settings(STEADY, max_examples=80)(given(shapes, lengths, st.sampled_from(["best", "stage", "unfused"]))(claim))()
     claim = test_a_training_step_of_sockets_is_that_of_the_reference.hypothesis.inner_test
-    cases = (st.booleans(), st.booleans(), st.sampled_from([2, 4]), st.sampled_from([(5, 3), (9,)]))
+    models = (st.sampled_from([1, 2, 4]), st.sampled_from(["gpt", "llama", "biases and norms"]))
+    cases = (*models, st.sampled_from([2, 4]), st.sampled_from([(5, 3), (9,)]))
     settings(STEADY, max_examples=15)(given(*cases, st.sampled_from(["best", "unfused"]))(claim))()
 
 

@@ -25,7 +25,7 @@ from coterie.dataflow.memory import KEY_BLOCK, depths
 from coterie.dataflow.traffic import border
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.ops import COLLECTIVES
-from coterie.graph.reference import KvState
+from coterie.graph.reference import KvState, exchanged
 from coterie.graph.sampling import Settings
 
 
@@ -98,8 +98,8 @@ def run_sockets(
     Each goes on alone as far as it can; an exchange joins the tiles of all. Raises UsageError for a wrong number.
     """
     for each, _, _ in sockets:
-        ranks = max((op.integer("ranks") for op in each.ops if op.kind in COLLECTIVES), default=len(sockets))
-        if ranks != len(sockets):
+        ranks = max((op.integer("ranks") for op in each.ops if op.kind in COLLECTIVES), default=1)
+        if len(sockets) % ranks:
             fact = f"its exchanges are among {ranks} sockets, not {len(sockets)}"
             raise UsageError(f"{each.graph.name}: {each.mapped.name}", fact, "run all of them together")
     running = [_Socket(*each, sampling) for each in sockets]
@@ -112,12 +112,11 @@ def run_sockets(
             raise AssertionError("sockets of one section wait for different exchanges")
         parts = [socket.take(at) for socket in running]
         op = running[0].owner.ops[at]
-        tiles = [operands[op.inputs[0]] for operands in parts]
-        joined = np.concatenate(tiles, axis=1) if op.kind == "all_gather" else np.sum(tiles, axis=0)
-        for socket, operands in zip(running, parts, strict=True):
+        joined = exchanged(op, [operands[op.inputs[0]] for operands in parts])
+        for socket, operands, tile in zip(running, parts, joined, strict=True):
             own = socket.owner.ops[at].outputs[0]
-            socket.ran.exchanged[op.kind] += int(joined.size) * socket.owner.graph.values[own].dtype.size_bytes
-            socket.give(at, operands, {own: np.asarray(joined, np.float32)})
+            socket.ran.exchanged[op.kind] += int(tile.size) * socket.owner.graph.values[own].dtype.size_bytes
+            socket.give(at, operands, {own: tile})
 
 
 class _Socket:

@@ -256,8 +256,9 @@ def _service(
     if stage.unit is Unit.LINK:
         moved = max((flow.size_bytes for flow in base.flows if flow.dst == at), default=0)
         moved = moved or sum(s.size_bytes for s in base.streams if s.stage == at and s.kind == "input")
-        made = moved * base.ranks if stage.kind == "all_gather" else moved
-        latency_s, busy_s = chip.collective_s(stage.kind, made / count, base.ranks, count)
+        ranks = min(base.ranks, base.ops[stage.op].integer("ranks"))  # perhaps some neighbours of all sockets
+        made = moved * ranks if stage.kind == "all_gather" else moved
+        latency_s, busy_s = chip.collective_s(stage.kind, made / count, ranks, count)
         return (latency_s + busy_s, *(busy_s,) * (count - 1))
     if stage.unit is Unit.MEMORY:
         pmus = sum(buffer.pmus for buffer in buffers if buffer.stage == at) or 1

@@ -2,6 +2,8 @@
 
     y = op(a, b)     a rule makes, from dy and what the forward pass has, the gradients of a and b
     several readers  their gradients are added up
+    a weight shared  by heads on several ranks (a key/value head's, a norm's): each rank has a summand of its gradient,
+                     which an all_reduce among just these ranks adds up
     one rank's part  where the forward pass reads a whole value and each rank computes its own columns, ranks' gradients
                      of it are added up by an all_reduce: before each block, where the forward pass has one behind it
 
@@ -12,7 +14,7 @@ optimiser, and nothing of the forward pass is computed again but attention's sco
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -112,39 +114,42 @@ class _Backward:
         self.ops.append(Op(kind, full, self.stage, inputs, (full,), MappingProxyType(dict(attrs))))
         return full
 
-    def _weight(self, kind: str, op: Op, weight: str, inputs: tuple[str, ...], **attrs: Attr) -> None:
-        """The gradient of a weight; a tied weight has one from each use."""
-        name = self._op(kind, f"{_short(op)}.{weight}", inputs, self.values[weight].shape, **attrs)
-        made = self.values[name]
-        self.values[name] = Value(name, made.shape, made.dtype, Kind.OUTPUT, density=self.values[weight].density)
+    def _weight(self, kind: str, op: Op, weight: str, inputs: tuple[str, ...], sharing: int = 1, **attrs: Attr) -> None:
+        """The gradient of a weight, summed over the ranks that share it; a tied weight has one from each use."""
+        name, shape = f"{_short(op)}.{weight}", self.values[weight].shape
+        density = self.values[weight].density
+        made = self._op(kind, name if sharing == 1 else f"{name} own", inputs, shape, **attrs)
+        self.values[made] = replace(self.values[made], density=density)
+        if sharing > 1:
+            made = self._op("all_reduce", name, (made,), shape, ranks=sharing)
+        self.values[made] = replace(self.values[made], kind=Kind.OUTPUT, density=density)
 
     def linear(self, op: Op) -> None:
-        """dx = dy w, dw = dy^T x. A rank that has some of the columns has a share of dx."""
+        """dx = dy w, dw = dy^T x. A rank that has some of the columns has a share of dx.
+
+        So it has where several have the same columns, those of a key/value head: its own queries' part of their slopes.
+        """
         x, weight, bias = op.inputs
         dy, split = self.gradient(op.outputs[0]), self.splits.get(weight)
-        if split is not None and split.parts < self.degree:
-            fact = f"{split.parts} key/value heads are repeated over {self.degree} ranks"
-            raise UsageError(self.graph.name, fact, f"train on a number of ranks that divides {split.parts}")
+        sharing = self.degree // split.parts if split is not None else 1
         by_columns = split is not None and split.axis == 0
         dx = self._op("linear_dx", f"{_short(op)}.dx", (dy, weight), self.values[x].shape)
         self._give(x, dx, is_share=by_columns)
         pattern = weight if self.values[weight].density != 1.0 else ""
-        self._weight("linear_dw", op, weight, (dy, x, pattern))
+        self._weight("linear_dw", op, weight, (dy, x, pattern), sharing)
         if bias:
-            self._weight("bias_dw", op, bias, (dy,))
+            self._weight("bias_dw", op, bias, (dy,), sharing)
 
     def norm(self, op: Op) -> None:
-        """Of x, of the weight and of the bias."""
+        """Of x, of the weight and of the bias; a norm of heads has summands on all ranks."""
         x, weight, *bias = op.inputs
         dy, eps = self.gradient(op.outputs[0]), op.number("eps")
         shape = self.values[x].shape
-        if self.degree > 1 and len(shape) > 2:
-            fact = f"{op.name} is shared by heads that lie on {self.degree} ranks, whose gradients are not joined"
-            raise UsageError(self.graph.name, fact, "train it on one rank")
+        sharing = self.degree if len(shape) > 2 else 1
         self._give(x, self._op(f"{op.kind}_dx", f"{_short(op)}.dx", (dy, x, weight), shape, eps=eps))
-        self._weight(f"{op.kind}_dw", op, weight, (dy, x), eps=eps)
+        self._weight(f"{op.kind}_dw", op, weight, (dy, x), sharing, eps=eps)
         if any(bias):
-            self._weight("bias_dw", op, bias[0], (dy,))
+            self._weight("bias_dw", op, bias[0], (dy,), sharing)
 
     def rope(self, op: Op) -> None:
         """Turned back."""
@@ -192,7 +197,7 @@ class _Backward:
     def embed(self, op: Op) -> None:
         """Rows of the table: all, or a rank's own."""
         tokens, table = op.inputs
-        self._weight("embed_dw", op, table, (self.gradient(op.outputs[0]), tokens), **op.attrs)
+        self._weight("embed_dw", op, table, (self.gradient(op.outputs[0]), tokens), 1, **op.attrs)
 
     def all_reduce(self, op: Op) -> None:
         """Each rank's summand counts as much as the sum."""

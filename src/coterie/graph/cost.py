@@ -82,7 +82,7 @@ def _group_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 def _all_reduce_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """One rank's share of the sums: each rank adds up its part of the ring."""
     ranks = op.integer("ranks")
-    return sizes.count(graph.values[op.outputs[0]].shape) * (ranks - 1) // ranks
+    return elements(graph.values[op.outputs[0]], sizes) * (ranks - 1) // ranks
 
 
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:

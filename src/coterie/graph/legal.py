@@ -258,7 +258,13 @@ def _ranks(row: Row) -> int:
 
 
 def _all_reduce(row: Row) -> None:
-    unary(row)
+    """Of rows, or of a weight's gradient, which has the weight's shape."""
+    if row.output.kind is Kind.OUTPUT:
+        row.activations(row.input(0), row.output)
+        row.fixed(row.output.shape, row.output)
+        row.same(row.input(0).shape, row.output.shape, row.input(0).name)
+    else:
+        unary(row)
     _ranks(row)
 
 

@@ -103,7 +103,12 @@ OPS: dict[str, OpSpec] = {
         ("y:TD",),
         ("first_row",),
     ),
-    "all_reduce": OpSpec("y = the sum of x over the ranks", ("x:T*",), ("y:T*",), ("ranks",)),
+    "all_reduce": OpSpec(
+        "y = the sum of x over the ranks; with fewer than there are, over as many neighbours",
+        ("x:T*",),
+        ("y:T*",),
+        ("ranks",),
+    ),
     "all_gather": OpSpec(
         "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
     ),

@@ -21,7 +21,7 @@ from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
 
-__all__ = ["KvState", "Reference", "Step", "run_op", "run_ranks"]
+__all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
 
 
 class Reference:
@@ -81,10 +81,19 @@ def run_ranks(
                 run_op(step, op)
             continue
         parts = [step.values[op.inputs[0]] for step, op in zip(steps, ops, strict=True)]
-        joined = np.concatenate(parts, axis=1) if ops[0].kind == "all_gather" else np.sum(parts, axis=0)
-        for step, op in zip(steps, ops, strict=True):
-            step.values[op.outputs[0]] = np.asarray(joined, np.float32)
+        for step, op, joined in zip(steps, ops, exchanged(ops[0], parts), strict=True):
+            step.values[op.outputs[0]] = joined
     return [step.values for step in steps]
+
+
+def exchanged(op: Op, parts: Sequence[Array]) -> list[Array]:
+    """What every rank has after an exchange of the parts of all: each `ranks` neighbours have theirs together."""
+    found: list[Array] = []
+    for first in range(0, len(parts), op.integer("ranks")):
+        group = parts[first : first + op.integer("ranks")]
+        joined = np.concatenate(group, axis=1) if op.kind == "all_gather" else np.sum(group, axis=0)
+        found += [np.asarray(joined, np.float32)] * len(group)
+    return found
 
 
 def run_op(step: Step, op: Op) -> None:
