@@ -49,7 +49,7 @@ class LazyDriver:
 
     def __init__(self, seed=0, total_bytes=2**40, eager=0.3, settle_s=2e-3, newest_first=False):
         self.facts = Facts("lazy", total_bytes, 1, (9, 0), "no CUDA")
-        self._random, self._eager = random.Random(seed), eager
+        self._random, self.eager = random.Random(seed), eager
         self._settle_s, self._last_put_s = settle_s, 0.0
         self._newest_first, self._held, self._puts = newest_first, False, 0
         self._lock = threading.RLock()
@@ -203,7 +203,7 @@ class LazyDriver:
         ready = [stream for stream in self._streams if self._ready(stream)]
         assert ready, "streams wait for each other"
         needed = [stream for stream in self._needed(mark) if stream in ready]
-        stream = self._random.choice(ready if self._random.random() < self._eager else needed)
+        stream = self._random.choice(ready if self._random.random() < self.eager else needed)
         stream = ready[-1] if self._newest_first else stream
         op = stream.queue.popleft()
         if isinstance(op, LazyMark):

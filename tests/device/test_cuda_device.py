@@ -108,6 +108,23 @@ def test_an_interrupt_reaches_a_run_that_is_queued_whole(make, layout):
         assert desk.tokens(desk.run(decode(7, 5), steps=6)) == whole
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_interrupt_that_comes_late_does_not_end_the_next_run(make, layout, seed):
+    """The stream that writes the word does nothing before the run that it is for has ended."""
+    desk = loaded(make(driver=LazyDriver(seed)), layout)
+    whole, driver = desk.tokens(desk.run(decode(7, 5), steps=6)), desk.device.driver
+    for _ in range(3):
+        driver.hold()
+        run = desk.run(decode(7, 5), steps=6)
+        driver.until_queued(6 * len(desk.exe.program.regions))
+        desk.device.interrupt()
+        driver.eager = 0.0
+        driver.release()
+        assert desk.tokens(run) == whole
+        driver.eager = 0.5
+        assert desk.tokens(desk.run(decode(7, 5), steps=6)) == whole
+
+
 # ---- captured steps
 
 

@@ -7,6 +7,8 @@ Without that variable the same tests run here on a GPU that is none, so that the
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,28 @@ def test_bytes_go_down_one_stream_and_up_another_behind_a_mark(driver):
     assert torch.equal(host, back)
     assert driver.seconds(first, last) >= 0
     assert driver.lost() == ""
+
+
+def test_torch_has_the_calls_that_the_driver_makes_of_it():
+    """By name and parameter: without a GPU no more than that can be asked."""
+    for call, names in (
+        (torch.cuda.CUDAGraph.capture_begin, {"capture_error_mode"}),
+        (torch.cuda.CUDAGraph.capture_end, set()),
+        (torch.cuda.CUDAGraph.replay, set()),
+        (torch.cuda.Event.__new__, {"enable_timing", "blocking"}),
+        (torch.cuda.Event.record, {"stream"}),
+        (torch.cuda.Event.elapsed_time, {"end_event"}),
+        (torch.cuda.Event.synchronize, set()),
+        (torch.cuda.Stream.wait_event, {"event"}),
+        (torch.cuda.mem_get_info, {"device"}),
+        (torch.cuda.memory_reserved, {"device"}),
+        (torch.cuda.memory_allocated, {"device"}),
+        (torch.cuda.synchronize, {"device"}),
+    ):
+        assert names <= set(inspect.signature(call).parameters), call
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    source = inspect.getsource(torch.cuda.memory) + inspect.getsource(torch.cuda)
+    assert "cudart" in source
 
 
 def test_memory_that_exists_can_be_pinned(driver):

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.bench.coe import POLICIES
+from coterie.cli.check import budget_line
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.trace import read_trace
@@ -137,6 +138,22 @@ def test_a_budget_that_the_gpu_does_not_have_is_refused_at_start(folder: Path, l
     lazy.driver.taken_bytes = 2**30 - 2**16
     with pytest.raises(CapacityError, match="hbm"):
         Coterie.open(str(folder), Options(device="cuda"))
+
+
+def test_a_small_pool_is_the_cpus_answers_too_and_one_that_is_not_pinned_is_remarked(folder: Path, lazy: Gpu) -> None:
+    with Coterie.open(str(folder), Options()) as coterie:
+        expected = [coterie.ask(one).token_ids for one in QUERIES]
+    lazy.driver.pin_limit_bytes = ONE_EXPERT // 2
+    for pool in (ONE_EXPERT, None):
+        with Coterie.open(str(folder), Options(device="cuda", near_bytes=ONE_EXPERT, pool_bytes=pool)) as coterie:
+            assert "note: the system does not pin the pool of" in budget_line(coterie)
+            lazy.driver.pin_limit_bytes = None
+            assert [coterie.ask(one).token_ids for one in QUERIES] == expected
+            evicted = {tier for what, _, tier in coterie.parts.cache.decisions if what == "evict"}
+            assert evicted == ({"hbm", "dram"} if pool else {"hbm"})
+        lazy.driver.pin_limit_bytes = lazy.driver.pinned_bytes + ONE_EXPERT // 2
+    with pytest.raises(UsageError, match=r"--pool\] cpu has no memory between dram and the files; leave it out"):
+        Coterie.open(str(folder), Options(pool_bytes=2**20))
 
 
 def test_a_file_that_changes_between_two_loads(folder: Path, lazy: Gpu, tmp_path: Path) -> None:

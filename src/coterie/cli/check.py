@@ -86,5 +86,6 @@ def plan_line(made: Plan) -> str:
 
 
 def budget_line(coterie: Coterie) -> str:
-    """The same line for a running composition."""
-    return plan_line(coterie.plan)
+    """The same line for a running composition, and what its device has remarked since it was opened."""
+    remarks = (note for note in coterie.parts.device.spec.notes if note not in coterie.plan.spec.notes)
+    return "\n".join((plan_line(coterie.plan), *(f"note: {remark}" for remark in remarks)))

@@ -9,6 +9,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -45,6 +46,9 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a t
 NearOpt = Annotated[
     int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")
 ]
+PoolOpt = Annotated[
+    int | None, typer.Option("--pool", parser=size, metavar="SIZE", help="Host memory for a GPU's experts, e.g. 64GiB.")
+]
 KvOpt = Annotated[
     int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
 ]
@@ -71,10 +75,12 @@ def options(
     threads: int | None,
     trace: Path | None = None,
     activations: str = FLOAT32,
+    pool: int | None = None,
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
-    return Options(device=device, near_bytes=near, kv_bytes=kv, threads=threads, record=record, activations=activations)
+    how = Options(device=device, threads=threads, record=record, activations=activations)
+    return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool)
 
 
 def save_trace(path: Path, trace: Trace) -> None:

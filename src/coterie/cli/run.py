@@ -22,6 +22,7 @@ from coterie.cli.options import (
     JsonOpt,
     KvOpt,
     NearOpt,
+    PoolOpt,
     ThreadsOpt,
     TraceOpt,
     options,
@@ -51,6 +52,7 @@ def run(
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
     json_: JsonOpt = False,
     near: NearOpt = None,
+    pool: PoolOpt = None,
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
@@ -60,7 +62,7 @@ def run(
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
-    with Coterie.open(composition, options(device, near, kv, threads, trace, activations)) as coterie:
+    with Coterie.open(composition, options(device, near, kv, threads, trace, activations, pool)) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))

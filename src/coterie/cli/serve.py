@@ -22,6 +22,7 @@ from coterie.cli.options import (
     DeviceOpt,
     KvOpt,
     NearOpt,
+    PoolOpt,
     ThreadsOpt,
     TraceOpt,
     options,
@@ -43,6 +44,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     near: NearOpt = None,
+    pool: PoolOpt = None,
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
@@ -50,7 +52,7 @@ def serve(
     trace: TraceOpt = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
-    made = options(device, near, kv, threads, trace, activations)
+    made = options(device, near, kv, threads, trace, activations, pool)
     with _listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -78,8 +79,9 @@ class CudaDevice:
 
     @property
     def spec(self) -> MachineSpec:
-        """Tiers nearest first, links, launch costs; frozen."""
-        return self._spec
+        """Tiers nearest first, links, launch costs; frozen, but for notes of what was remarked since."""
+        remarks = self.remarks
+        return replace(self._spec, notes=(*self._spec.notes, *remarks)) if remarks else self._spec
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -88,7 +90,7 @@ class CudaDevice:
         if self._memory.unpinned is not None:
             size, reason = self._memory.unpinned
             fact = f"the system does not pin the pool of {format_bytes(size)} ({reason})"
-            found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or use fewer experts")
+            found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or lower --pool")
         if self._shared.uncaptured:
             found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
         return tuple(found)

@@ -13,6 +13,7 @@ Knows nothing about lanes, gates or files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -142,7 +143,8 @@ class Bound:
             if input_bytes:
                 driver.copy(at[:input_bytes], packet.down[self._sent_bytes : self._sent_bytes + input_bytes], stream)
         except BaseException:
-            driver.wait(driver.mark(stream))
+            with suppress(Exception):  # a GPU that is gone reads the packet no more
+                driver.wait(driver.mark(stream))
             shared.packets.give_back(packet)
             raise
         return packet

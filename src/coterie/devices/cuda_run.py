@@ -50,12 +50,16 @@ class Interrupts:
         self._next = False
         self._stream: Stream = None
         self._one: torch.Tensor | None = None
+        self._written: Mark | None = None
 
     def begin(
         self, bound: Bound, turn: Turn, binding: Binding, step: StepRows, steps: int, at: Addresses
     ) -> tuple[Packet, _UnderWay]:
         """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
         with self._lock:
+            if self._written is not None:  # a word for a run before this one: it must not come late
+                self._driver.follow(turn.stream, self._written)
+                self._written = None
             packet = bound.put(binding, step, steps, at, turn.stream, self._next)
             run = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
             self._next = False
@@ -83,6 +87,7 @@ class Interrupts:
                 self._one.view(torch.int32)[0] = 1
             self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
             self._driver.copy(run.stop, self._one, self._stream)
+            self._written = self._driver.mark(self._stream)
 
 
 class Runs:
@@ -155,9 +160,11 @@ class Runs:
 
     def _abandon(self, turn: Turn, packet: Packet, run: _UnderWay) -> None:
         """Wait for what was queued of a run that cannot be queued whole."""
-        self._driver.wait(self._driver.mark(turn.stream))
-        self.interrupts.end(run)
-        self._shared.packets.give_back(packet)
+        try:
+            self._driver.wait(self._driver.mark(turn.stream))
+        finally:
+            self.interrupts.end(run)
+            self._shared.packets.give_back(packet)
 
 
 def _longest(step: StepRows, steps: int) -> int:

@@ -56,7 +56,8 @@ class TorchDriver:
     def pinned_memory(self, size_bytes: int) -> torch.Tensor:
         """Page-locked memory of the host. Raises NoRoomError."""
         try:
-            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+            with torch.cuda.device(self._device):  # else the first GPU is opened too
+                return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:  # torch has no class of its own for a refusal of cudaHostAlloc
             raise NoRoomError(str(error)) from error
 

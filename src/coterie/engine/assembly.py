@@ -41,11 +41,13 @@ EXPERTS_SHARE, KV_SHARE = 0.5, 0.2  # of the run tier, at most, by default; the 
 class Settings:
     """How to serve, whatever the device. None means: chosen by `plan`, which says what it chose.
 
+    `pool_bytes`: of each tier between the run tier and the files, at most; None: all experts, as far as there is room.
     `record`: how much work to remember for a trace or a replay (pieces of work, the last ones); 0 keeps no record.
     """
 
     near_bytes: int | None = None
     kv_bytes: int | None = None
+    pool_bytes: int | None = None
     rule_set: str | None = None
     evict: str = "lru"
     policy: Policy = field(default_factory=Policy)
@@ -168,7 +170,11 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     between = (
         spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
     )
-    lower = {name: min(made.total_bytes, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
+    if settings.pool_bytes is not None and not between:
+        fact = f"{spec.name} has no memory between {spec.run_tier} and the files"
+        raise UsageError("--pool", fact, "leave it out, or serve on a device that has")
+    most = made.total_bytes if settings.pool_bytes is None else min(made.total_bytes, settings.pool_bytes)
+    lower = {name: min(most, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
     cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, settings.evict)
     both: Cache = cache
     if made.router_bytes:
