@@ -7,7 +7,7 @@ PORT ?= 8000
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 
-.PHONY: serve demo check test test-long sanitize bench setup setup-dev clean
+.PHONY: serve demo check test test-long sanitize sanitize-tsan sanitize-asan bench setup setup-dev clean
 
 serve: setup
 	$(COTERIE) serve demo --port $(PORT)
@@ -41,14 +41,19 @@ test: setup-dev
 test-long: setup-dev
 	$(BIN)/python -m pytest
 
-# The native tests under ThreadSanitizer, then under AddressSanitizer and UBSan.
-sanitize:
-	cmake -S . -B build/tsan -DCOTERIE_PYTHON=OFF -DCOTERIE_TESTS=ON -DCOTERIE_SANITIZE=thread
-	cmake --build build/tsan --target native_tests --parallel
-	build/tsan/native_tests
-	cmake -S . -B build/asan -DCOTERIE_PYTHON=OFF -DCOTERIE_TESTS=ON -DCOTERIE_SANITIZE=address,undefined
-	cmake --build build/asan --target native_tests --parallel
-	build/asan/native_tests
+# The native tests, then what runs on threads from Python, under ThreadSanitizer, and under AddressSanitizer and UBSan. GCC's.
+SANITIZED := tests/device/test_kernels_team.py tests/device/test_cpu_device.py tests/device/test_fetch.py tests/device/test_contract.py
+LIBRARIES = $$(c++ -print-file-name=lib$*.so) $$(c++ -print-file-name=libstdc++.so)
+SANITIZED_PYTHON = env LD_PRELOAD="$(LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 COTERIE_SANITIZED=build/$* $(BIN)/python
+
+sanitize: sanitize-tsan sanitize-asan
+sanitize-tsan: CHECKS := thread
+sanitize-asan: CHECKS := address,undefined
+sanitize-tsan sanitize-asan: sanitize-%: setup-dev
+	cmake -S . -B build/$* -DCOTERIE_TESTS=ON -DCOTERIE_SANITIZE=$(CHECKS) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/$* --parallel
+	build/$*/native_tests
+	$(SANITIZED_PYTHON) -m pytest -p tests.sanitized -m "not long" $(SANITIZED)
 
 bench: setup
 	$(COTERIE) bench
