@@ -62,11 +62,17 @@ def _walked_size(walk: Walk, at: int) -> str:
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
-    t = sizes.of(graph.values[op.outputs[0]].shape[0])
+    """A linear or one of its gradients: a product of tokens, rows and columns, each in another place."""
+    weight = graph.values[op.outputs[0] if op.kind == "linear_dw" else op.inputs[1]]
+    (rows, columns), t = (sizes.of(dim) for dim in weight.shape), sizes.of(graph.values[op.inputs[0]].shape[0])
+    m, n, k = {
+        "linear": (t, rows, _dense(columns, weight)),
+        "linear_dx": (t, columns, _dense(rows, weight)),
+        "linear_dw": (rows, _dense(columns, weight), t),
+    }[op.kind]
     flops = FLOPS[op.kind](graph, op, sizes)
     stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=rows, k=_dense(columns, graph.values[op.inputs[1]]), walks=where.walks),)
+    return (replace(stage, m=m, n=n, k=k, walks=where.walks),)
 
 
 def _dense(size: int, weight: Value) -> int:
@@ -117,20 +123,6 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Seque
         ),
         replace(base, name=f"{op.name}.weigh", kind="weigh", n=channels, k=group),
     )
-
-
-def _linear_dx(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape)
-    t, flops = sizes.of(graph.values[op.outputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=t, n=columns, k=_dense(rows, graph.values[op.inputs[1]]), walks=where.walks),)
-
-
-def _linear_dw(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    rows, columns = (sizes.of(dim) for dim in graph.values[op.outputs[0]].shape)
-    t, flops = sizes.of(graph.values[op.inputs[0]].shape[0]), FLOPS[op.kind](graph, op, sizes)
-    stage = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, flops)
-    return (replace(stage, m=rows, n=_dense(columns, graph.values[op.outputs[0]]), k=t, walks=where.walks),)
 
 
 def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
@@ -208,7 +200,7 @@ WORK: Mapping[str, _Rows] = {
     "attention": _attention,
     "alibi_attention": _attention,
     "group_attention": _group_attention,
-    "linear_dx": _linear_dx,
-    "linear_dw": _linear_dw,
+    "linear_dx": _linear,
+    "linear_dw": _linear,
     "attention_grad": _attention_grad,
 }

@@ -5,7 +5,8 @@
         ends      r0, then r1, then r2                       each when its own pieces are there, after the one before
 
 A range waits to begin for what it must follow on other lanes, and for a range before it that writes the same bytes.
-Scattered parts have the disk to themselves: behind reads of megabytes each of their small ones would take milliseconds.
+Scattered parts are waited for before a read behind them begins: among reads of megabytes each small one would take
+milliseconds. They do begin beside reads of ranges before them.
 Knows nothing about what the bytes mean.
 """
 
