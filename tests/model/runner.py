@@ -5,6 +5,8 @@ sequence = stepper.sequence()
 logits = stepper.feed((sequence, [1, 2, 3]))             # [tokens fed, V]
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 
 from coterie.device import Binding, Rows, Sampling
@@ -106,7 +108,17 @@ def on_cpu(model, rule_set="cache", **options):
     return DeviceBackend(CpuDevice(**options), model, rule_set)
 
 
+def on_cuda(model, rule_set="cache", **options):
+    """The CUDA device on a GPU that is none, with the CPU's kernels: its bytes, addresses, rows and their order."""
+    return DeviceBackend(cuda(driver=LazyDriver(settle_s=2e-4), **options), model, rule_set)
+
+
 BACKENDS = {"reference": ReferenceBackend, "cpu": on_cpu}
+if find_spec("torch") is not None:
+    from tests.device.cuda_devices import cuda
+    from tests.device.lazy_gpu import LazyDriver
+
+    BACKENDS |= {"cuda": on_cuda}
 
 
 def block_bytes_for(model):
@@ -126,6 +138,7 @@ def wait(device, *events):
 def fetch(device, model):
     """Read a model's ranges into a slab of its own."""
     slab = device.reserve(device.spec.run_tier, model.layout.size_bytes)
+    device.place(slab, model.layout.spans)
     events = [
         device.fetch(slab.view(placed.offset, placed.source.size_bytes), placed.source)
         for placed in model.layout.ranges

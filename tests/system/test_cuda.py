@@ -105,6 +105,20 @@ def test_with_everything_on_tokens_are_the_same(models: dict) -> None:
     assert served[0].tokens == served[1].tokens
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_the_order_tokens_are_the_same(models: dict, seed: int) -> None:
+    """Other workloads, other orders of streams, host and device orchestration, two tiers and three."""
+    moves = workload(models, seed)
+    orchestration, machine = ("host", "device")[seed % 2], ("toy", "toy-tiers")[seed // 2 % 2]
+    driver = LazyDriver(seed, eager=(0.0, 0.3, 1.0)[seed % 3], settle_s=1e-3)
+    served = []
+    for device in (cuda(orchestration, machine=machine, driver=driver), CpuDevice(threads=1)):
+        served.append(serve(device, models, EVERYTHING, moves))
+        device.close()
+    assert served[0].tokens == served[1].tokens
+
+
 def test_a_cuda_error_fails_the_requests_of_a_step_and_the_server_goes_on(folder: Path, lazy: Gpu) -> None:
     coterie = Coterie.open(str(folder), Options(device="cuda"))
     with TestClient(make_app(coterie)) as client:
