@@ -15,5 +15,10 @@ from coterie.spec.load import load_machine
 
 def cuda(orchestration="device", seed=0, machine="toy-tiers", **options):
     """The toy machine's sizes, the CPU's kernels, and staging blocks of which a layer needs several."""
-    options = {"driver": LazyDriver(seed), "kernels": NativeKernels(), "staging_bytes": 2 * BLOCK_BYTES, **options}
+    options = {
+        "driver": LazyDriver(seed, settle_s=1e-3),
+        "kernels": NativeKernels(),
+        "staging_bytes": 2 * BLOCK_BYTES,
+        **options,
+    }
     return CudaDevice(load_machine(machine), orchestration, **options)

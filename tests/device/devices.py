@@ -38,7 +38,7 @@ DEVICES = {
 if find_spec("torch") is not None:  # the extra cuda; the GPU is one that is none
     from tests.device.cuda_devices import cuda
 
-    DEVICES |= {"cuda": cuda, "cuda-host": lambda: cuda("host", seed=1), "cuda-seed-2": lambda: cuda(seed=2)}
+    DEVICES |= {"cuda": cuda, "cuda-host": lambda: cuda("host", seed=1)}
 
 ON_GPU = bool(os.environ.get("COTERIE_TEST_GPU"))
 
