@@ -6,6 +6,7 @@ Kernels are the CPU's, so its tokens must be the same to the bit. Knows nothing 
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -400,6 +401,25 @@ def test_a_damaged_read_in_the_middle_of_a_range_fails_it_and_what_follows_and_g
     expected = desk.tokens(desk.run(rows([(PROMPT, 0)]), gates=desk.fetch()))
     assert expected == desk.tokens(desk.run(rows([(PROMPT, 0)])))
     assert len(desk.device._staged._free) == 16
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_lane_whose_threads_did_not_start_can_be_started_later(make, on_cpu, layout, monkeypatch, refused):
+    desk, real, asked = Desk(make(), layout), threading.Thread.start, []
+
+    def refuse(thread):
+        asked.append(thread)
+        if len(asked) > refused:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(DeviceError, match="the thread of lane compute could not be started"):
+            desk.run(rows([(PROMPT, 0)]))
+    assert desk.tokens(desk.run(rows([(PROMPT, 0)]), gates=desk.fetch())) == on_cpu.tokens(
+        on_cpu.run(rows([(PROMPT, 0)]))
+    )
 
 
 def test_closing_with_work_queued_fails_it_and_ends_threads(layout):

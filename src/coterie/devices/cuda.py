@@ -108,7 +108,10 @@ class CudaDevice:
         free = capacity - self._used_bytes[tier]
         if size > free:
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, (f"reserve less in {tier}",))
-        buffer = self._memory.reserve(tier, size_bytes)
+        try:
+            buffer = self._memory.reserve(tier, size_bytes)
+        except Exception as error:
+            raise self._health.failure(f"reserving {format_bytes(size)} of {tier}", error) from error
         self._used_bytes[tier] += size
         return buffer
 
@@ -283,10 +286,12 @@ class CudaDevice:
 
     def _constant(self, values: F32) -> int:
         """Put a constant of a program on the GPU and say where."""
-        if self._loading is None:
-            self._loading = self.driver.stream()
-        memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
-        upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)
+        try:
+            self._loading = self._loading or self.driver.stream()
+            memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
+            upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)
+        except Exception as error:
+            raise self._health.failure("loading a program", error) from error
         self._constants.append(memory)
         return memory.data_ptr()
 

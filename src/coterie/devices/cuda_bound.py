@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
 from coterie.device import Binding
 from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, take
@@ -56,25 +57,28 @@ class Addresses:
 
 
 class Grown:
-    """Memory of the GPU that grows by powers of two. What is dropped for more has no more work on the stream."""
+    """Memory of the GPU that grows by powers of two, and holds nothing from one run to the next."""
 
     def __init__(self, driver: Driver, what: str) -> None:
         self._driver, self._what = driver, what
         self.tensor: torch.Tensor | None = None
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes taken so far."""
-        return 0 if self.tensor is None else self.tensor.numel()
-
     def at_least(self, size_bytes: int, stream: Stream) -> torch.Tensor:
-        """With room for so many bytes. Raises CapacityError, and then what there was is kept."""
-        if self.tensor is None or self.tensor.numel() < size_bytes:
-            bigger = take(self._driver, self._what, power_of_two(max(size_bytes, 16)), LEVERS)
-            if self.tensor is not None:
-                self._driver.wait(self._driver.mark(stream))
-            self.tensor = bigger
+        """With room for so many bytes. Raises CapacityError, and then there is as much as there was."""
+        if self.tensor is None:
+            self.tensor = self._take(size_bytes)
+        elif self.tensor.numel() < size_bytes:
+            self._driver.wait(self._driver.mark(stream))  # earlier runs use it
+            before, self.tensor = self.tensor.numel(), None
+            try:
+                self.tensor = self._take(size_bytes)
+            except CapacityError:
+                self.tensor = self._take(before)
+                raise
         return self.tensor
+
+    def _take(self, size_bytes: int) -> torch.Tensor:
+        return take(self._driver, self._what, power_of_two(max(size_bytes, 16)), LEVERS)
 
 
 class Shared:
@@ -253,7 +257,7 @@ class Binder:
         return bound
 
     def forget(self) -> None:
-        """Make all anew: after a fault nobody knows what the GPU holds of them."""
+        """Let all of them go."""
         self._kept.clear()
 
 

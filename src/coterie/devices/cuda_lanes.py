@@ -91,8 +91,7 @@ class StreamLane:
         with self._changed:
             if self._closed:
                 raise self._lanes.closed()
-            if not self._threads:
-                self._start()
+            self._start()
             event = self._lanes.new_event(self.name, label)
             self._works.append(_Work(event, awaited, issue))
             self._changed.notify_all()
@@ -111,8 +110,10 @@ class StreamLane:
         self._threads.clear()
 
     def _start(self) -> None:
-        self._stream = self._driver.stream()
-        for part in (self._queue, self._end):
+        """Start what has not been started yet: the system may refuse a thread, and give it later."""
+        if self._stream is None:
+            self._stream = self._driver.stream()
+        for part in (self._end, self._queue)[len(self._threads) :]:
             thread = threading.Thread(target=part, name=f"coterie {self.name}", daemon=True)
             try:
                 thread.start()

@@ -150,19 +150,16 @@ class Memory:
         inside = weights.offset - placed.buffer.offset
         return placed.moved(offsets + inside) + (base - inside)
 
-    def pairs(self, dst: Buffer, src: Tensor, moved: Sequence[tuple[int, int]] = ()) -> list[tuple[Tensor, Tensor]]:
-        """What to copy where so that the layout's bytes `src` are in `dst`; of `moved` (offset, size), only those."""
-        slab = self._slabs[dst.slab_id]
-        placed = self._placed(dst)
+    def pairs(self, dst: Buffer, src: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What to copy where so that the layout's bytes `src` are in `dst`, each tensor in its place."""
+        arena, placed = self._slabs[dst.slab_id].tensor, self._placed(dst)
         if placed is None:
-            whole = slab.tensor[dst.offset : dst.offset + dst.size_bytes]
-            return [(whole[at : at + size], src[at : at + size]) for at, size in _parts(src, moved)]
+            return [(self.tensor(dst), src)]
         base, found = placed.buffer.offset, []
         first = dst.offset - base
-        for at, size in _parts(src, moved):
-            for start, stop, shift in placed.pieces(first + at, size):
-                to = base + start + shift
-                found.append((slab.tensor[to : to + stop - start], src[start - first : stop - first]))
+        for start, stop, shift in placed.pieces(first, dst.size_bytes):
+            to = base + start + shift
+            found.append((arena[to : to + stop - start], src[start - first : stop - first]))
         return found
 
     def close(self) -> None:
@@ -191,10 +188,6 @@ class Memory:
         except NoRoomError as error:
             self.unpinned = size, str(error)
             return _Reserved(torch.from_numpy(slab.bytes), slab)
-
-
-def _parts(src: Tensor, parts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    return parts or ((0, src.numel()),)
 
 
 def _overlap(one: Buffer, other: Buffer) -> bool:

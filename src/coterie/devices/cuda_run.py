@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,16 +79,19 @@ class Interrupts:
                 self._next = True
                 return
             run = self._under_way[0]
-            if run.is_stopped:
-                return
-            run.is_stopped = True
-            if self._one is None:
-                self._stream = self._driver.stream()
-                self._one = take_pinned(self._driver, "a word that ends a run", 4)
-                self._one.view(torch.int32)[0] = 1
-            self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
-            self._driver.copy(run.stop, self._one, self._stream)
-            self._written = self._driver.mark(self._stream)
+            if not run.is_stopped:
+                run.is_stopped = True
+                with suppress(Exception):  # a run that cannot be told ends by itself, as all do on a GPU that is gone
+                    self._stop(run)
+
+    def _stop(self, run: _UnderWay) -> None:
+        if self._one is None:
+            self._stream = self._driver.stream()
+            self._one = take_pinned(self._driver, "a word that ends a run", 4)
+            self._one.view(torch.int32)[0] = 1
+        self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
+        self._driver.copy(run.stop, self._one, self._stream)
+        self._written = self._driver.mark(self._stream)
 
 
 class Runs:
