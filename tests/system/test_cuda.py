@@ -185,6 +185,18 @@ def test_a_file_that_changes_between_two_loads(folder: Path, lazy: Gpu, tmp_path
         assert coterie.ask(query("bob")).token_ids
 
 
+def test_diff_compares_a_gpu_with_the_reference(folder: Path, lazy: Gpu) -> None:
+    code, text = run("diff", str(folder / "ada"), "--prompt", "hello", "--device", "cuda", "--json")
+    assert code == 0, text
+    got = json.loads(text)
+    assert got["tolerance"] == 0.03
+    assert {row["rule_set"] for row in got["rows"]} == {"cache", "none"}
+    assert max(row["max_error"] for row in got["rows"]) < 1e-4  # these kernels are the CPU's
+    code, text = run("check", str(folder), "--device", "cuda")
+    assert code == 0
+    assert "hbm: " in text
+
+
 # ---- what is missing
 
 

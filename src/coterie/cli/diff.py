@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.api.assemble import Options
-from coterie.api.compare import TOLERANCE, Row, compare, open_one
+from coterie.api.compare import Row, compare, open_one, tolerance_of
 from coterie.cli.options import DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
 from coterie.core.errors import DeviceError
 from coterie.graph.fuse import KERNEL_SETS
@@ -33,16 +33,17 @@ def diff(
     """Compare a device with the reference: first values and largest error of every stored buffer."""
     opened, ids = open_one(model, expert, prompt)
     rows = compare(opened, ids, tuple(rule_set or KERNEL_SETS), Options(device=device, threads=threads))
+    tolerance = tolerance_of(device)
     worst = max(rows, key=lambda row: row.max_error)
     if json_:
-        print_json({"model": opened.name, "tolerance": TOLERANCE, "rows": [row.to_dict() for row in rows]})
+        print_json({"model": opened.name, "tolerance": tolerance, "rows": [row.to_dict() for row in rows]})
     else:
         out.print(_table(rows))
         out.print(
             f"largest error {worst.max_error:.2e} of the largest value, in {escape(worst.name)} ({worst.rule_set})"
         )
-    if not worst.max_error <= TOLERANCE:
-        fact = f"{worst.name} is off by {worst.max_error:.2e} of its largest value, more than {TOLERANCE:.0e}"
+    if not worst.max_error <= tolerance:
+        fact = f"{worst.name} is off by {worst.max_error:.2e} of its largest value, more than {tolerance:.0e}"
         raise DeviceError(opened.name, fact, "report it: a kernel is wrong")
 
 
