@@ -114,6 +114,22 @@ def test_this_machines_own_benches():
     assert not any("135m" in row.name for row in held if row.dataset != "this CPU: switch"), "that work calibrates"
 
 
+def test_one_token_waits_for_the_cores_where_they_unpack_slower_than_memory_reads(tmp_path):
+    def decodes(rate):
+        for file in RESULTS.glob("*.json"):
+            raw = json.loads(file.read_text())
+            if file.stem == "decode-1b-int4" and rate:
+                raw["cached_flops_per_s"] = rate
+            (tmp_path / file.name).write_text(json.dumps(raw))
+        rows = [row for row in cpu_rows(tmp_path, shape_config)[0] if "1b int4" in row.name]
+        return {batch: row.modelled_s for row in rows for batch in (1, 8) if f"batch {batch} " in row.name}
+
+    without, fast, slow = decodes(None), decodes(1e15), decodes(40e9)
+    assert slow[8] == fast[8] == without[8]
+    assert fast[1] <= without[1]
+    assert slow[1] > 2 * 1.0e9 / 40e9, "a thousand million weights at 20 thousand million a second"
+
+
 def test_a_folder_without_what_calibrates_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"no decode-135m.json"):
         cpu_rows(tmp_path, shape_config)

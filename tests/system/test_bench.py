@@ -107,6 +107,7 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     assert got["batch"]["tokens_per_s"] == pytest.approx(8 / got["batch"]["seconds_per_step"])
     rates = got["multiply_add_flops_per_s"], got["stick"]["bytes_per_s"]
     assert got["batch"]["gain_aim"] == pytest.approx(0.7 * min(8, rates[0] / rates[1]))
+    assert 0 < got["cached_flops_per_s"] < 1.5 * rates[0]
     assert got["peers"] == {}
     assert not list(temporary.iterdir())
 

@@ -1,6 +1,6 @@
 """Decode: tokens per second and the share of the memory's read rate, at batch 1 and at a larger batch, beside peers.
 
-    round:  coterie | batch of coterie | read loops ... | multiply-adds | peer | peer      every way once a round
+    round:  coterie | batch of coterie | read loops ... | multiply-adds | cached products | peer ...   each once
 
 Knows nothing about requests or experts of a composition.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import packed_expert, random_experts
+from coterie.bench.experts import WEIGHTS, packed_expert, random_experts
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
@@ -31,13 +31,15 @@ from coterie.bench.report import (
 )
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.sticks import multiply_adds, read_loops
+from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
+from coterie.core.dtypes import DType
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 from coterie.models.model import FLOAT32, with_activations
+from coterie.models.packing import BY_BITS
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
-OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
+OURS, BATCH, PEAK, CACHED = "coterie", "coterie batch", "multiply-adds", "cached products"
 
 
 def decode(
@@ -67,7 +69,10 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        ways |= {PEAK: partial(multiply_adds, cpus)}
+        packing, hidden = WEIGHTS[weights], model.config.hidden_size
+        dtype = DType.BF16 if packing is None else BY_BITS[packing.bits]
+        cached = CachedProducts(cpus, dtype, hidden, rounded=activations != FLOAT32)
+        ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached.flops_per_s}
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
@@ -99,6 +104,7 @@ def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_byt
         "kv_bytes_per_token": cost.kv_read_bytes,
         "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
         "multiply_add_flops_per_s": median(samples[PEAK]),
+        "cached_flops_per_s": median(samples[CACHED]),
         "rounds": len(samples[OURS]),
     }
 
@@ -143,6 +149,8 @@ def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
         f"ratio: tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}); of a peer, its time over ours",
         f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
         f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
+        "one token's products with weights of this type from cache: "
+        f"{results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s; more of them than memory gives cannot be done",
         *peer_notes(results["peers"]),
     ]
     cache = last_level_cache_bytes()

@@ -1,4 +1,4 @@
-"""Measuring sticks: loops that only read memory, only multiply and add, or only read a file.
+"""Measuring sticks: loops that only read memory, only multiply and add, only unpack weights, or only read a file.
 
 Knows nothing about what is held against them.
 """
@@ -12,11 +12,16 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
+from coterie.core.dtypes import DType
 from coterie.devices.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
 WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ
 MULTIPLY_ADD_ROUNDS = 200_000  # some 25 ms
+CACHED_BYTES = 2 << 20  # of weights: they stay in a cache, and are enough for starting on them not to count
+CACHED_ROWS = 64  # instructions of one call, some milliseconds
 
 
 def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
@@ -37,6 +42,31 @@ def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
 def multiply_adds(threads: int) -> float:
     """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads."""
     return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads)
+
+
+class CachedProducts:
+    """One token's products with weights of a type that lie in the caches: what the cores could do if memory were free.
+
+    Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
+    what a step of one token waits for.
+    """
+
+    def __init__(self, threads: int, dtype: DType, columns: int, rounded: bool = False) -> None:
+        n = max(1, CACHED_BYTES // dtype.row_bytes(columns))
+        self._weight = np.zeros(n * dtype.row_bytes(columns), np.uint8)
+        self._x, self._y = np.ones(columns, np.float32), np.empty(n, np.float32)
+        x, weight, y = (kernels.address(array) for array in (self._x, self._weight, self._y))
+        sizes = {"T": 1, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded=rounded)}
+        row = kernels.encode("linear", {"x": x, "weight": weight, "bias": 0, "bias_dtype": 0, "y": y, **sizes})
+        self._rows = np.tile(row, (CACHED_ROWS, 1))
+        self._flops = 2 * n * columns * CACHED_ROWS
+        self._team = kernels.Team(threads)
+
+    def flops_per_s(self) -> float:
+        """Run once."""
+        start = perf_counter()
+        self._team.run(self._rows)
+        return self._flops / (perf_counter() - start)
 
 
 def drop_page_cache(file: Path) -> None:
