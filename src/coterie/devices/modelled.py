@@ -155,7 +155,8 @@ class ModelledDevice:
         after: Iterable[Event] = (),
     ) -> Event:
         """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
-        gates, after = dict(gates or {}), list(after)
+        gates, before = gates or {}, [own(event).work for event in after]
+        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else {}
         self._check_buffers(binding.weights, binding.kv)
         sizes = binding.rows.sizes
         mine = own_executable(exe, binding, sizes, gates, steps)
@@ -170,14 +171,13 @@ class ModelledDevice:
                 drawn.append(numerics.tokens(event))
             return failure
 
-        failure = self._compute(mine.label, [*after, *gates.values()], compute)
+        failure = self._compute(mine.label, [*before, *awaited.values()], compute)
         if self._numerics is not None:
             steps, tokens = (len(drawn[0]), partial(drawn.__getitem__, 0)) if drawn else (1, None)
         elif steps > 1 and any(binding.rows.end_ids):
             steps = len(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
-        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else {}
         phases, cuts = self._phases(mine, sizes, (binding.weights.tier, binding.kv.tier), steps, awaited)
-        return self._append(COMPUTE_LANE, mine.label, after, phases, failure, tokens, cuts)
+        return self._append(COMPUTE_LANE, mine.label, before, phases, failure, tokens, cuts)
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.
@@ -265,19 +265,18 @@ class ModelledDevice:
         phases: list[Phase],
         compute: Callable[[Device], Exception | None],
     ) -> Event:
-        events = list(after)
-        return self._append(lane, label, events, phases, self._compute(label, events, compute))
+        works = [own(event).work for event in after]
+        return self._append(lane, label, works, phases, self._compute(label, works, compute))
 
     def _compute(
-        self, label: str, causes: Iterable[Event], compute: Callable[[Device], Exception | None]
+        self, label: str, causes: Iterable[Work], compute: Callable[[Device], Exception | None]
     ) -> Exception | None:
         """Let the numerics device work now, unless it is bound to fail; every dependency was issued before."""
         self._check_open()
         injected = self._fail(label) if self._fail else None
         if injected is not None:
             return injected
-        for event in causes:
-            work = own(event).work
+        for work in causes:
             if work.failure is not None:
                 return work.failure
         return None if self._numerics is None else compute(self._numerics)
@@ -286,7 +285,7 @@ class ModelledDevice:
         self,
         lane: str,
         label: str,
-        after: Iterable[Event],
+        after: list[Work],
         phases: list[Phase],
         failure: Exception | None,
         tokens: Callable[[], I32] | None = None,
@@ -295,7 +294,7 @@ class ModelledDevice:
         if self._durations is not None:
             gates = (phase.gate for phase in phases)
             phases = [self._recorded(lane), *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
-        work = self._clock.issue(lane, [own(event).work for event in after], phases, failure, cuts)
+        work = self._clock.issue(lane, after, phases, failure, cuts)
         return ModelledEvent(work.number, lane, label, work, tokens)
 
     def _recorded(self, lane: str) -> Phase:

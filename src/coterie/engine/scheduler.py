@@ -165,8 +165,9 @@ def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
     if run.admit:
         return 1
     streak = view.streak if view.current == run.expert_id else 0
-    group, most = _named(view, run.expert_id), policy.quantum_steps - streak
-    if view.refused and group is not None and group.turn_steps < policy.turn_steps:
+    most = policy.quantum_steps - streak
+    group = _named(view, run.expert_id) if view.refused else None
+    if group is not None and group.turn_steps < policy.turn_steps:
         most = min(most, policy.turn_steps - group.turn_steps)
     return max(1, most)
 

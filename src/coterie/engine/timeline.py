@@ -31,6 +31,7 @@ class Timeline:
     def __init__(self, device: Device, recording: Recording | None = None) -> None:
         self._device, self._recording = device, recording
         self._as_of = device.now()
+        self._last: Event | None = None  # was found done last: the end of a run is asked for by several
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
@@ -49,7 +50,12 @@ class Timeline:
 
     def done(self, event: Event) -> bool:
         """True when the event had ended by the end of the last wait."""
-        return self._device.done(event) and self._device.span(event).end_s <= self._as_of
+        if event is self._last:
+            return True
+        found = self._device.done(event) and self._device.span(event).end_s <= self._as_of
+        if found:
+            self._last = event
+        return found
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

@@ -168,8 +168,12 @@ class ExpertCache:
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
-        watched = (copy for ledger in self._ledgers if ledger.is_watched for copy in ledger.watched)
-        return tuple([event for copy in watched for event in copy.pending])
+        found: list[Event] = []
+        for ledger in self._ledgers:
+            if ledger.is_watched:
+                for copy in ledger.watched:
+                    found += copy.pending
+        return tuple(found)
 
     @property
     def ledgers(self) -> tuple[TierLedger, ...]:
