@@ -40,8 +40,11 @@ class Timeline:
                 return
         device = self._device
         device.wait_any(events, until)
-        ends = [device.span(event).end_s for event in events if device.done(event)]
-        moment = min(ends) if ends else device.now() if until is None else until
+        ends = [(device.span(event).end_s, event) for event in events if device.done(event)]
+        if ends:
+            moment, self._last = min(ends, key=_end) if len(ends) > 1 else ends[0]
+        else:
+            moment = device.now() if until is None else until
         self._as_of = max(self._as_of, moment)
 
     def now(self) -> float:
@@ -135,3 +138,7 @@ class Timeline:
     def close(self) -> None:
         """As the device's."""
         self._device.close()
+
+
+def _end(ended: tuple[float, Event]) -> float:
+    return ended[0]

@@ -78,7 +78,6 @@ class ExpertCache:
             TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES)) for name in names
         )
         self._near = self._ledgers[0]
-        self._below = (*self._ledgers[1:], None)
         self._links = fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
@@ -292,9 +291,11 @@ class ExpertCache:
 
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
         level, entries = self._ledgers.index(ledger), []
+        below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
         for name, copy in ledger.copies.items():
             use, extent = self._uses[name], copy.extent
-            cost = extent.size_bytes * self._refetch_weight(name, level)
+            weight = self._weights[level] if name in below else self._refetch_weight(name, level)
+            cost = extent.size_bytes * weight
             kept_here = name in kept and not copy.is_doomed
             # In the order of the fields: this is half of what finding room takes.
             entries.append(
@@ -305,9 +306,9 @@ class ExpertCache:
     def _refetch_weight(self, expert_id: str, level: int) -> int:
         """Sum of the weights of the links that the bytes would cross again: a copy left below makes that cheaper."""
         total = 0
-        for weight, below in zip(self._weights[level:], self._below[level:], strict=True):
-            total += weight
-            if below is not None and expert_id in below.copies:
+        for below in range(level, len(self._ledgers)):
+            total += self._weights[below]
+            if below + 1 < len(self._ledgers) and expert_id in self._ledgers[below + 1].copies:
                 break
         return total
 
