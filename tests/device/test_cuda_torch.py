@@ -1,0 +1,202 @@
+"""The driver that is PyTorch's, on stand-ins for what of torch.cuda needs a GPU: every line of it runs at least once.
+
+A stand-in does its work at once, so this says nothing about order; tests/device/test_gpu.py does, on a GPU.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+
+import torch
+from tests.device import test_gpu as promises
+from tests.device.cuda_devices import cuda
+from tests.device.programs import Desk, rows
+
+from coterie.core.errors import CapacityError, DeviceError
+from coterie.devices.cuda_driver import NoRoomError
+from coterie.devices.cuda_torch import TorchDriver
+
+GIB = 2**30
+real_empty = torch.empty
+
+
+class Stream:
+    def __init__(self, device=None):
+        self.device = device
+
+    def wait_event(self, event):
+        assert event.recorded, "nobody waits for what was not recorded"
+
+
+class Event:
+    def __init__(self, enable_timing=False, blocking=False):
+        assert enable_timing
+        assert blocking
+        self.recorded = False
+
+    def record(self, stream):
+        assert isinstance(stream, Stream)
+        self.recorded = True
+
+    def synchronize(self):
+        assert self.recorded
+
+    def elapsed_time(self, end_event):
+        assert end_event.recorded
+        return 2.0
+
+
+class Graph:
+    """Captures by remembering that it was told to, and runs nothing when replayed."""
+
+    def __init__(self):
+        self.state = "new"
+
+    def capture_begin(self, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.state = "capturing"
+
+    def capture_end(self):
+        assert self.state == "capturing"
+        self.state = "captured"
+
+    def replay(self):
+        assert self.state == "captured"
+
+
+class Cudart:
+    def __init__(self):
+        self.answer = 0
+        self.pinned = {}
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802
+        assert flags == 1
+        if not self.answer:
+            self.pinned[address] = size
+        return self.answer
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        del self.pinned[address]
+        return 0
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """What torch.cuda would be with one GPU whose memory is the host's."""
+    state = SimpleNamespace(cudart=Cudart(), free=GIB, gone=False)
+
+    def empty(size, dtype, device=None, pin_memory=False):
+        if device is not None and size > state.free:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if pin_memory and size > state.free:
+            raise RuntimeError("CUDA error: out of memory")
+        return real_empty(size, dtype=dtype)
+
+    def synchronize(device):
+        if state.gone:
+            raise RuntimeError("CUDA error: unspecified launch failure\nmore lines")
+
+    found = SimpleNamespace(name="fake", total_memory=2 * GIB, multi_processor_count=3, major=9, minor=0)
+    for name, stand_in in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_properties": lambda device: found,
+        "mem_get_info": lambda device: (state.free, 2 * GIB),
+        "memory_reserved": lambda device: 5,
+        "memory_allocated": lambda device: 3,
+        "cudart": lambda: state.cudart,
+        "device": lambda device: nullcontext(),
+        "stream": lambda stream: nullcontext(),
+        "synchronize": synchronize,
+        "Stream": Stream,
+        "Event": Event,
+        "CUDAGraph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch, "empty", empty)
+    return state
+
+
+@pytest.fixture
+def driver(fake):
+    made = TorchDriver()
+    made._device = torch.device("cpu")
+    return made
+
+
+def test_it_says_what_the_gpu_is(driver):
+    assert (driver.facts.name, driver.facts.total_bytes, driver.facts.capability) == ("fake", 2 * GIB, (9, 0))
+    assert driver.facts.software.endswith("CUDA 12.8")
+    assert driver.free_bytes() == GIB + 2
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        promises.test_bytes_go_down_one_stream_and_up_another_behind_a_mark,
+        promises.test_memory_that_exists_can_be_pinned,
+        promises.test_sticks_read_multiply_and_copy,
+    ],
+    ids=lambda promise: promise.__name__,
+)
+def test_it_keeps_what_needs_no_order(driver, fake, promise):
+    promise(driver)
+    assert not fake.cudart.pinned
+
+
+def test_a_capture_that_fails_is_ended_and_leaves_the_collector_on(driver):
+    stream = driver.stream()
+    assert driver.capture(stream, [lambda: None]).state == "captured"
+    driver.replay(stream, driver.capture(stream, [lambda: None]))
+    with pytest.raises(ZeroDivisionError):
+        driver.capture(stream, [lambda: 1 / 0])
+
+
+def test_refusals_are_no_room(driver, fake):
+    fake.free = 10
+    with pytest.raises(NoRoomError, match="out of memory"):
+        driver.device_memory(11)
+    with pytest.raises(NoRoomError, match="out of memory"):
+        driver.pinned_memory(11)
+    fake.cudart.answer = 2
+    with pytest.raises(NoRoomError, match="cudaHostRegister answers 2"):
+        driver.pin(np.zeros(4, np.uint8))
+
+
+def test_a_gpu_that_is_gone_says_why(driver, fake):
+    assert driver.lost() == ""
+    fake.gone = True
+    assert driver.lost() == "CUDA error: unspecified launch failure"
+
+
+def test_what_is_no_stream_or_event_or_graph_is_refused(driver):
+    for call in (
+        lambda: driver.mark(object()),
+        lambda: driver.wait(object()),
+        lambda: driver.replay(driver.stream(), object()),
+    ):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_the_device_runs_on_it(driver, fake, layout):
+    """Launch by launch: a stand-in for a graph runs nothing."""
+    device = cuda("host", driver=driver)
+    desk = Desk(device, layout)
+    first = desk.tokens(desk.run(rows([([3, 14, 15], 0)]), gates=desk.fetch()))
+    assert desk.tokens(desk.run(rows([([3, 14, 15], 0)]))) == first
+    fake.free = 0
+    with pytest.raises(CapacityError, match="hbm"):
+        device.reserve("hbm", 2**20)
+    fake.gone = True
+    driver.launch = lambda stream, launches: (_ for _ in ()).throw(RuntimeError("CUDA error: launch failure"))
+    with pytest.raises(DeviceError, match="no longer answers"):
+        desk.tokens(desk.run(rows([([3, 14, 15], 0)])))
+    device.close()
