@@ -256,6 +256,9 @@ def test_weights_that_nobody_placed_are_refused_when_they_are_odd(make, layout):
     odd = Binding(good.weights, (good.offsets[0] + 2, *good.offsets[1:]), good.kv, good.block_bytes, good.rows)
     with pytest.raises(ValueError, match=r"embed\.table is at \d+, no multiple of 16"):
         desk.device.run(desk.exe, odd)
+    pages = good.kv.view(8, good.kv.size_bytes - 8)
+    with pytest.raises(ValueError, match="KV pages are at"):
+        desk.device.run(desk.exe, Binding(good.weights, good.offsets, pages, good.block_bytes, good.rows))
 
 
 @given(

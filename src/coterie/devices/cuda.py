@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable, Span
@@ -276,13 +276,16 @@ class CudaDevice:
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
         weights = self._memory.weights_at(binding.weights, exe.offsets(binding))
-        odd = np.flatnonzero(weights % 16)
+        odd = np.flatnonzero(weights % ALIGN_BYTES)
         if len(odd):
             name = exe.program.weights[int(odd[0])]
             raise ValueError(
                 f"{name} is at {int(weights[odd[0]])}, no multiple of 16: place tensors before they are filled"
             )
-        return Addresses(weights, self._memory.tensor(binding.kv).data_ptr())
+        kv = self._memory.tensor(binding.kv).data_ptr()
+        if kv % ALIGN_BYTES:
+            raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
+        return Addresses(weights, kv)
 
     def _constant(self, values: F32) -> int:
         """Put a constant of a program on the GPU and say where."""

@@ -49,7 +49,8 @@ class TritonKernels:
     def row(
         self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
     ) -> list[Launch]:
-        """Grids and constants are worked out here, once."""
+        """Grids and constants are worked out here, once, for a complete row. Raises ValueError for odd addresses."""
+        self._launch.check_aligned(host_rows[index : index + 1])
         return self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles)
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
