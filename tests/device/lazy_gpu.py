@@ -1,7 +1,7 @@
 """A GPU for tests that is none: work on its streams is done late and in any order that marks allow.
 
 What a program forgets to wait for is so not there yet, or is overwritten: results are wrong, not only on bad days.
-Memory that nobody wrote is full of ones: NaN in every float.
+Memory that nobody wrote, and memory that was let go, is full of ones: NaN in every float.
 
     LazyDriver      the CUDA device's driver: streams are queues, done when somebody waits for a mark
     NativeKernels   rows by the CPU's native kernels: the device's own logic at full speed
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import random
 import threading
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
@@ -24,6 +25,8 @@ import torch
 
 from coterie.devices.cuda_driver import Facts, NoRoomError
 from coterie.kernels.cpu import FEED, Team
+
+MAX_BURIED_BYTES = 1 << 20
 
 
 @dataclass(eq=False)
@@ -53,7 +56,8 @@ class LazyDriver:
         self._settle_s, self._last_put_s = settle_s, 0.0
         self._newest_first, self._held, self._puts = newest_first, False, 0
         self._lock = threading.RLock()
-        self._streams = []
+        self._others = LazyStream()
+        self._streams, self._buried = [self._others], []
         self._capturing = False
         self.taken_bytes = self.pinned_bytes = 0
         self.pin_limit_bytes = None
@@ -74,7 +78,18 @@ class LazyDriver:
             if size_bytes > self.free_bytes():
                 raise NoRoomError(f"CUDA out of memory. Tried to allocate {size_bytes} bytes")
             self.taken_bytes += size_bytes
-        return torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+        memory = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+        given = memory[:]
+        weakref.finalize(given, self._bury, memory)
+        return given
+
+    def _bury(self, memory):
+        """Who lets memory go does not know when another takes it: somebody else's stream fills it, now and then."""
+        with self._lock:
+            self.taken_bytes -= memory.numel()
+            if memory.numel() <= MAX_BURIED_BYTES:
+                self._others.queue.extend([lambda: memory.fill_(0xFF)] * 8)
+                self._buried = [*self._buried, memory][-64:]  # what still uses it fails, but not this process
 
     def pinned_memory(self, size_bytes):
         self._pin(size_bytes)

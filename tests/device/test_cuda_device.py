@@ -77,6 +77,7 @@ def test_runs_queued_behind_each_other_do_not_share_what_crosses(make, on_cpu, l
     """Nothing is waited for between them: the words of a later run must not reach an earlier one, nor its tokens."""
     desk = loaded(make(orchestration, seed), layout)
     steps = [rows([([token, token + 1], 0)], [WARM]) for token in range(1, 9)]
+    steps += [rows([(list(range(size)), 0)], [WARM]) for size in (4, 8, 16)]  # each has more memory than the one before
     events = [desk.run(step) for step in steps]
     assert [desk.tokens(event) for event in events] == [on_cpu.tokens(on_cpu.run(step)) for step in steps]
 
