@@ -188,6 +188,60 @@ def test_ops_that_read_the_same_rows_walk_them_together(order, tiles):
     check_outputs(ran, run_graph(graph, values))
 
 
+def waiting(wide):
+    """Rows put back, for which all must be there, and added to a product of `wide` columns, made of four."""
+    b = GraphBuilder("waiting", "s")
+    for name, shape, kind in (
+        ("x", (T, 12), Kind.INPUT),
+        ("wa", (4, 12), Kind.WEIGHT),
+        ("wb", (wide, 4), Kind.WEIGHT),
+        ("scale", (wide,), Kind.WEIGHT),
+        ("r", (Symbol.R, wide), Kind.INPUT),
+        *(("a", (T, 4), Kind.TENSOR), ("b", (T, wide), Kind.TENSOR), ("s", (Symbol.R, wide), Kind.TENSOR)),
+        *(("p", (T, wide), Kind.TENSOR), ("y", (T, wide), Kind.OUTPUT), ("z", (T, 4), Kind.OUTPUT)),
+    ):
+        b.value(name, shape, DType.F32, kind)
+    b.value("rows", (Symbol.R,), DType.I32, Kind.INPUT)
+    b.value("positions", (T,), DType.I32, Kind.INPUT)
+    b.op("rms_norm", "s", ("r", "scale"), ("s",), eps=1e-3)
+    b.op("linear", "a", ("x", "wa", ""), ("a",))
+    b.op("silu", "z", ("a",), ("z",))
+    b.op("linear", "b", ("a", "wb", ""), ("b",))
+    b.op("take_rows_dx", "p", ("s", "rows"), ("p",))
+    b.op("add", "y", ("p", "b"), ("y",))
+    return b.build()
+
+
+@pytest.mark.parametrize(("wide", "held"), [(40, "a"), (4, "b"), (3, "b")])
+def test_what_waits_for_a_later_phase_is_held_where_it_is_least(wide, held):
+    """A product that its reader takes only later is made later, if what it is made of is less to hold."""
+    graph, sizes, dice = waiting(wide), Sizes(12, 1, 6, 12, 78), np.random.default_rng(0)
+    steps = walk(graph, graph.ops, sizes)
+    assert {edge.value for edge in steps.edges if edge.way is Way.FULL} == {"s", held}
+    assert steps.phases == (0, 0, 0, int(held == "a"), 1, 1)
+    shapes = {"x": (12, 12), "wa": (4, 12), "wb": (wide, 4), "r": (6, wide), "scale": (wide,)}
+    values = {name: dice.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    values |= {"rows": dice.permutation(12)[:6].astype(np.int32), "positions": np.arange(12, dtype=np.int32)}
+    mapped = map_section(graph, graph.ops, sizes, chip(), tiles=3)
+    assert isinstance(mapped, Mapped)
+    ran = Interpreter(graph, mapped).run(values)
+    check_run(ran, mapped)
+    check_outputs(ran, run_graph(graph, values))
+
+
+def test_a_whole_value_is_held_once_for_all_its_readers():
+    """Slopes of all values go to two ops: one buffer, as large as the float32 sums, with room for all that read it."""
+    train, values, sizes = step_of(decoder(num_layers=1, windows=(0,)), (12,))
+    mapped = map_section(train, layer(train, "layers.0.grad"), sizes, chip(pmus=200), tiles=4)
+    assert isinstance(mapped, Mapped)
+    name = "layers.0.grad/attention.dv"
+    readers = [flow.dst for flow in mapped.flows if flow.value == name]
+    (buffer,) = [buffer for buffer in mapped.buffers if buffer.name == name]
+    assert (buffer.stage, *buffer.also) == tuple(readers)
+    assert len(readers) == 2
+    assert buffer.size_bytes == 4 * int(np.prod(values[name].shape))
+
+
 @pytest.mark.long
 def test_a_hundred_training_steps():
     claim = test_a_training_step_is_the_reference_section_by_section.hypothesis.inner_test

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from coterie.core.shapes import Sizes
@@ -138,7 +138,63 @@ def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
         edges += found
         for access in reader.writes:
             made[access.value] = (at, access)
-    return Walk(nests, tuple(loops), tuple(phases), tuple(edges))
+    return _delayed(Walk(nests, tuple(loops), tuple(phases), tuple(edges)))
+
+
+def _delayed(found: Walk) -> Walk:
+    """Ops whose readers wait for a later phase wait too, where what they read is less to hold than what they make."""
+    for at in reversed(range(len(found.nests))):
+        later = _wait(found, at)
+        found = later or found
+    return found
+
+
+def _wait(found: Walk, at: int) -> Walk | None:
+    """The walk with one op in the phase of its first reader; None if it cannot be there, or holds no less."""
+    nest, loop = found.nests[at], found.loops[at]
+    outs, ins = [e for e in found.edges if e.src == at], [e for e in found.edges if e.dst == at]
+    ends = [found.nests[edge.dst] for edge in outs]
+    if not outs or nest.is_view or nest.by_token or any(end.is_view or end.by_token for end in ends):
+        return None
+    phase = min(found.phases[edge.dst] for edge in outs)
+    if phase <= found.phases[at] or any(edge.way is not Way.FULL for edge in outs):
+        return None
+    now = [edge for edge in outs if found.phases[edge.dst] == phase]
+    written = {access.value: access for access in nest.writes}
+    for edge in now:
+        access = next(access for access in found.nests[edge.dst].reads if access.value == edge.value)
+        goes, _ = _loop_of(nest, written[edge.value], loop, found.nests[edge.dst], access)
+        if not goes or goes != found.loops[edge.dst]:
+            return None
+    phases = (*found.phases[:at], phase, *found.phases[at + 1 :])
+    moved = replace(found, phases=phases)
+    if moved.tiles_of(at) != found.tiles_of(now[0].dst):
+        return None
+    rest = {edge.value for edge in found.edges if edge.dst != at and edge.way is Way.FULL}
+    shared = {access.value for n, other in enumerate(found.nests) if n != at for access in other.reads}
+    held = {edge.value for edge in ins if edge.way is Way.STREAM} - rest
+    made = {access.value for other in found.nests for access in other.writes}
+    held |= {a.value for a in nest.reads if a.value in shared - made and place_of(a, loop) is not None}
+    sizes = {access.value: nest.elements(access) for access in nest.reads}
+    saved = sum(nest.elements(written[name]) for name in {edge.value for edge in now})
+    if sum(sizes[name] for name in held) >= saved:
+        return None
+    edges = [_moved(found, edge, at, now) for edge in found.edges]
+    return replace(moved, edges=tuple(edges))
+
+
+def _moved(found: Walk, edge: Edge, at: int, now: Sequence[Edge]) -> Edge:
+    """An edge after its op went to the phase of its readers: it reads whole values, and they stream from it."""
+    if edge.dst == at:
+        return replace(edge, way=Way.FULL, transposed=False, reason="it is less to hold than what is made of it")
+    if edge not in now:
+        return edge
+    writer, reader = found.nests[at], found.nests[edge.dst]
+    ends = (access for access in (*writer.writes, *reader.reads) if access.value == edge.value)
+    places = {
+        place_of(access, loop) for access, loop in zip(ends, (found.loops[at], found.loops[edge.dst]), strict=True)
+    }
+    return replace(edge, way=Way.STREAM, transposed=len(places) > 1, reason="it is made when its reader walks")
 
 
 def _enter(

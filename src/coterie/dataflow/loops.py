@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from typing import TypeAlias
 
 from coterie.core.shapes import Sizes
@@ -66,6 +67,10 @@ class Nest:
             if loop.name == name:
                 return loop
         raise KeyError(f"{self.op.name} has no loop {name}")
+
+    def elements(self, access: Access) -> int:
+        """Elements of a value that the op's loops index."""
+        return prod(self.loop(name).size for index in access.index if index != GATHER for name in index)
 
     @property
     def is_view(self) -> bool:

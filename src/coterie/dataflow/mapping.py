@@ -192,7 +192,8 @@ def map_section(
     fitting = [found for found in tried if isinstance(found, Mapped)]
     if fitting:
         return min(fitting, key=lambda found: (found.work_s, found.pmus))
-    return min((found for found in tried if isinstance(found, Misfit)), key=lambda found: (found.pcus, found.pmus))
+    misfits = (found for found in tried if isinstance(found, Misfit))
+    return min(misfits, key=lambda found: (max(0, found.pcus - found.bound_pcus), found.pmus))
 
 
 def tile_counts(rows: int) -> list[int]:

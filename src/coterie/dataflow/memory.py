@@ -13,7 +13,7 @@ Knows nothing about where the PMUs are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.dataflow.legal import Way
 from coterie.dataflow.stage import Split, Stage, Unit, blocks
@@ -27,7 +27,7 @@ CHUNKS = 2  # a streamed value is read into one chunk (a PMU) while another is i
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Bytes on chip that stage `stage` reads. `depth` counts tiles (or chunks)."""
+    """Bytes on chip that stage `stage` reads, and those in `also`. `depth` counts tiles (or chunks)."""
 
     name: str
     kind: str
@@ -35,6 +35,7 @@ class Buffer:
     size_bytes: int
     depth: int
     pmus: int
+    also: tuple[int, ...] = ()
 
 
 def depths(flows: Sequence[Flow], stages: int) -> list[int]:
@@ -50,8 +51,9 @@ def flow_buffers(
     rates: Sequence[float],
     grid: SpatialUnits,
 ) -> list[Buffer]:
-    """A buffer per edge. `rates`: cycles per tile of each stage's reader side."""
-    found = []
+    """A buffer per edge, one for all readers of a whole value. `rates`: cycles per tile of each stage's reader side."""
+    found: list[Buffer] = []
+    whole: dict[tuple[str, int], tuple[int, float]] = {}
     for flow, deep in zip(flows, depths(flows, len(stages)), strict=True):
         reader = stages[flow.dst]
         if reader.unit is Unit.LINK or flow.size_bytes == 0:
@@ -63,6 +65,16 @@ def flow_buffers(
         again = _passes(reader, tiles, splits[flow.dst], grid)
         per_cycle = again * flow.size_bytes / tiles / max(1.0, rates[flow.dst])
         kind = "whole" if flow.way is Way.FULL else "tile"
+        key = flow.value, flow.src
+        if kind == "whole" and key in whole:
+            first, before = whole[key]
+            whole[key] = first, before + per_cycle
+            other = found[first]
+            more = _buffer(flow.value, kind, other.stage, (size, depth), before + per_cycle, grid)
+            found[first] = replace(more, also=(*other.also, flow.dst))
+            continue
+        if kind == "whole":
+            whole[key] = len(found), per_cycle
         found.append(_buffer(flow.value, kind, flow.dst, (size, depth), per_cycle, grid))
     return found
 

@@ -172,14 +172,15 @@ def _swap(
     pmus[:] = [tuple(found) for found in cells]
 
 
-def _rate(mapped: Mapped, buffer: Buffer) -> float:
-    """Bytes through a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
+def _rate(mapped: Mapped, buffer: Buffer, reader: int | None = None) -> float:
+    """Bytes from a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
 
     What leaves the chip is written to its buffer once, a sum for every tile, and read as often.
     """
-    stage, split = mapped.stages[buffer.stage], mapped.splits[buffer.stage]
-    stream = next((s for s in mapped.streams if (s.value, s.stage) == (buffer.name, buffer.stage)), None)
-    moved = next((f.size_bytes for f in mapped.flows if (f.value, f.dst) == (buffer.name, buffer.stage)), 0)
+    at = buffer.stage if reader is None else reader
+    stage, split = mapped.stages[at], mapped.splits[at]
+    stream = next((s for s in mapped.streams if (s.value, s.stage) == (buffer.name, at)), None)
+    moved = next((f.size_bytes for f in mapped.flows if (f.value, f.dst) == (buffer.name, at)), 0)
     if stream is not None and stream.kind in ("output", "kv_write"):
         return float(max(stream.size_bytes, 2 * stream.sum_bytes * mapped.tiles))
     if stream is not None:
@@ -202,9 +203,14 @@ def _loads(
     """
     trees: list[tuple[int, float, tuple[frozenset[Link], ...]]] = []
     hops = moved = crossing = 0.0
-    for at, (buffer, cells) in enumerate(zip(mapped.buffers, pmus, strict=True)):
-        targets = pcus[buffer.stage]
-        share = _rate(mapped, buffer) / len(cells) if targets and cells else 0.0
+    ways_out = [
+        (at, buffer, reader, cells)
+        for at, (buffer, cells) in enumerate(zip(mapped.buffers, pmus, strict=True))
+        for reader in (buffer.stage, *buffer.also)
+    ]
+    for at, buffer, reader, cells in ways_out:
+        targets = pcus[reader]
+        share = _rate(mapped, buffer, reader) / len(cells) if targets and cells else 0.0
         for i, cell in enumerate(cells if share else ()):
             mine = _readers(targets, i, len(cells))
             ways = (frozenset(link for to in mine for link in _route(cell, to, x_first)) for x_first in (True, False))
