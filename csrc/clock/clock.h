@@ -3,6 +3,7 @@
 // Knows nothing about programs, bytes, tiers, or Python.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 
 #include "share.h"
