@@ -10,6 +10,7 @@
 
 #include "quant.h"
 #include "scratch.h"
+#include "streams.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -32,12 +33,6 @@ struct Work {
 
 constexpr int64_t panel_floats(int64_t K) { return kBlockRows * block_columns(K); }
 constexpr int64_t sums_floats(int64_t tokens, int64_t K) { return K > kBlockColumns ? tokens * kBlockRows * W : 0; }
-
-inline void fetch_ahead(bytes* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at, 0, 2);
-#endif
-}
 
 // Columns [first, first + count) of a row of K, W at a time, to every kGroupRows-th vector of `out`; zeros after the last.
 inline void widen_columns(bytes* row, int64_t dtype, int64_t K, int64_t first, int64_t count, float* out) {

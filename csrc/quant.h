@@ -9,8 +9,11 @@
 // weights stored as float32 would give.
 #pragma once
 
-#include "scratch.h"
+#include <type_traits>
+
 #include "quant_widen.h"
+#include "scratch.h"
+#include "streams.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -194,6 +197,74 @@ inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes*
     for (int64_t n = 0; n < rows; ++n) out[t * out_stride + n] = sum(acc[t][n]);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+constexpr int64_t kWidenedAgain = 8;  // up to so many tokens an int8 weight is widened in a register for every four of them
+
+// Rows of whole blocks of int8 as streams.h reads them. Four bits do not: 32 of them are widened together, more than registers hold.
+struct Q8Rows {
+  static int64_t row_bytes(int64_t K) { return Q8::row_bytes(K); }
+
+  template <int M, int N>
+  [[gnu::noinline]] static void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out,
+                                     int64_t out_stride, int64_t out_step, bytes* ahead) {
+    V acc[M][N], scale[N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[m][n] = V{};
+    for (int64_t first = 0; first < K; first += Q8::kGroup) {
+      const int64_t end = K - first < Q8::kGroup ? K : first + Q8::kGroup;
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        scale[n] = scale_of<Q8>(w + n * stride, K, first);
+        if (ahead != nullptr) fetch_packed(ahead + n * stride + first, Q8::kGroup);
+      }
+#pragma GCC unroll 1
+      for (int64_t k = first; k < end; k += W) {
+        V wv[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) keep_loaded(wv[n] = Q8::widen_vector(w + n * stride + k, scale[n]));
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          V xv = load(x + m * x_stride + k);
+          keep_loaded(xv);
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sum(acc[m][n]);
+  }
+};
+
+// Whether a batch was small enough, and its rows whole.
+template <class Q>
+inline bool few_streamed(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  if constexpr (std::is_same_v<Q, Q8>) {
+    if (tokens > kWidenedAgain || K % kBlockWeights != 0) return false;
+    if (tokens == 2) {
+      dots_streamed<Q8Rows, 4>(x, x_stride, tokens, w, N, K, out, out_stride);
+    } else {
+      dots_streamed<Q8Rows, 3>(x, x_stride, tokens, w, N, K, out, out_stride);
+    }
+    return true;
+  }
+  return false;
+}
+
+#else
+
+template <class Q>
+inline bool few_streamed(const float*, int64_t, int64_t, bytes*, int64_t, int64_t, float*, int64_t) {
+  return false;
+}
+
+#endif
+
 template <class Q>
 inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
                        int64_t out_stride) {
@@ -204,6 +275,7 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       bytes* rows = w + n * Q::row_bytes(K);
       quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
     }
+  if (tokens > 1 && few_streamed<Q>(x, x_stride, tokens, w, N, K, out, out_stride)) return;
   for (; n < N; n += kPanelTile) {
     const int64_t rows = N - n < kPanelTile ? N - n : kPanelTile;
     quant_panel<Q>(x, x_stride, tokens, w + n * Q::row_bytes(K), rows, K, out + n, out_stride);

@@ -29,21 +29,20 @@ struct Q8 {
   static Scale prepare(const float* scale) { return broadcast(scale); }
   static Scale scale_of_lanes(V scale) { return scale; }
 
-  static void widen(bytes* row, int64_t k, Scale scale, V* out) {
-    for (int i = 0; i < kBlockWeights / W; ++i) {
-      bytes* at = row + k + i * W;
+  static V widen_vector(bytes* at, Scale scale) {
 #if defined(__AVX512F__)
-      const I q = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-      out[i] = _mm512_cvtepi32_ps(q) * scale;
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))) * scale;
 #elif defined(__AVX2__)
-      const I q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-      out[i] = _mm256_cvtepi32_ps(q) * scale;
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)))) * scale;
 #else
-      V q{};
-      for (int lane = 0; lane < W; ++lane) q[lane] = static_cast<float>(static_cast<int8_t>(at[lane]));
-      out[i] = q * scale;
+    V q{};
+    for (int lane = 0; lane < W; ++lane) q[lane] = static_cast<float>(static_cast<int8_t>(at[lane]));
+    return q * scale;
 #endif
-    }
+  }
+
+  static void widen(bytes* row, int64_t k, Scale scale, V* out) {
+    for (int i = 0; i < kBlockWeights / W; ++i) out[i] = widen_vector(row + k + i * W, scale);
   }
 };
 

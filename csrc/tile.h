@@ -11,6 +11,7 @@
 #include "quant.h"
 #include "rounded.h"
 #include "scratch.h"
+#include "streams.h"
 #include "vec.h"
 
 namespace coterie::COTERIE_ISA {
@@ -202,40 +203,16 @@ template <DType D, int M, int N>
   }
 }
 
-// All tokens of a tile against N rows, which stay in the caches meanwhile. `next`: what comes after them in their streams is fetched while
-// they are used again, or, with `last`, when they are used once: hardware knows nothing of what follows the end of a stream.
-template <DType D, int N>
-inline void dots_group(const Input& in, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                       int64_t out_step, bytes* next, bool last) {
-  constexpr int kTokens = W == 16 || N < 4 ? 4 : 2;  // what registers allow
-  int64_t t = 0;
-  const auto some = [&]<int M>() {
-    bytes* ahead = t == 0 ? (last && tokens <= kTokens ? next : nullptr) : (t < 2 * kTokens ? next : nullptr);
-    dots<D, M, N>(in.x + t * in.stride, in.stride, w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
-    t += M;
-  };
-  while (t + kTokens <= tokens) some.template operator()<kTokens>();
-  if (kTokens > 2 && tokens - t == 3) some.template operator()<3>();
-  if (tokens - t == 2) some.template operator()<2>();
-  if (tokens - t == 1) some.template operator()<1>();
-}
-
-// Few tokens against N rows. The rows are read as a few streams, each an equal part of them from end to end, side by side:
-//
-//   rows   | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
-//
-// Hardware prefetchers follow a few long streams; of neighbouring rows side by side they lose track. No result depends on it.
-template <DType D, int Streams>
-inline void dots_streamed(const Input& in, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  const int64_t row = row_bytes(static_cast<int64_t>(D), K), each = N / Streams;
-  for (int64_t n = 0; n < each; ++n) {
-    const bool last = n + 1 == each;
-    bytes* next = w + (last ? N : n + 1) * row;
-    dots_group<D, Streams>(in, tokens, w + n * row, each * row, K, out + n, out_stride, each, next, last);
+// Rows of a type as streams.h reads them.
+template <DType D>
+struct PlainRows {
+  static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
+  template <int M, int N>
+  static void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                   int64_t out_step, bytes* ahead) {
+    COTERIE_ISA::dots<D, M, N>(x, x_stride, w, stride, K, out, out_stride, out_step, ahead);
   }
-  for (int64_t n = each * Streams; n < N; ++n)
-    dots_group<D, 1>(in, tokens, w + n * row, row, K, out + n, out_stride, 1, w + (n + 1) * row, false);
-}
+};
 
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
 // The one place where kernels meet the type of a weight, with widen_columns().
@@ -245,8 +222,11 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
   if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   with_dtype(dtype, [&]<DType D>() {
-    if (W == 16 || tokens <= 2) return dots_streamed<D, 4>(in, tokens, w, N, K, out, out_stride);
-    dots_streamed<D, 3>(in, tokens, w, N, K, out, out_stride);  // 4 tokens x 3 rows: as many sums as registers allow
+    const auto streamed = [&]<int Streams>() {
+      dots_streamed<PlainRows<D>, Streams>(in.x, in.stride, tokens, w, N, K, out, out_stride);
+    };
+    if (W == 16 || tokens <= 2) return streamed.template operator()<4>();
+    streamed.template operator()<3>();  // 4 tokens x 3 rows: as many sums as registers allow
   });
 }
 
