@@ -112,14 +112,14 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = load(queries[m].partial + c + n * W);
   for (int64_t j = first; j < last; ++j) {
-    V v[N];
+    V weight[M];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) v[n] = load_weights<D>(values[j] + (c + n * W) * size);
+    for (int m = 0; m < M; ++m) weight[m] = kept(splat(weights[m * kSpan + j]));
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-      const V weight = splat(weights[m * kSpan + j]);
+    for (int n = 0; n < N; ++n) {
+      const V v = kept(load_weights<D>(values[j] + (c + n * W) * size));  // one at a time: sums and weights fill the registers
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(weight, v[n], acc[m][n]);
+      for (int m = 0; m < M; ++m) acc[m][n] = fma(weight[m], v, acc[m][n]);
     }
   }
 #pragma GCC unroll 4
@@ -132,7 +132,7 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 template <DType D, int M>
 inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries,
                            Ahead& ahead) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = D == DType::f32 ? 32 : 8;
+  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 32;
   constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);

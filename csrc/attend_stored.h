@@ -38,44 +38,55 @@ inline V fold_quads(V a, V b, V c, V d) {
 #endif
 }
 
+// Lanes of the scores of M queries with the keys of G quads from `g` on: key n of quad i is `j` + g + i + 4 n.
+template <DType D, int M, int G>
+inline void score_quads(const float* q, const Span& span, int64_t offset, int64_t j, int g, V (*quads)[4]) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  constexpr int kKeys = G * kFold;
+  const int64_t C = span.C, width = span.width;
+  V acc[M][kKeys];
+  bytes* key[kKeys];
+#pragma GCC unroll 8
+  for (int n = 0; n < kKeys; ++n) {
+    key[n] = span.keys[j + g + n / kFold + 4 * (n % kFold)] + offset;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) acc[m][n] = V{};
+  }
+  int64_t c = 0;
+  for (; c + W <= C; c += W) {
+    V x[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) x[m] = kept(load(q + m * width + c));
+#pragma GCC unroll 8
+    for (int n = 0; n < kKeys; ++n) {
+      const V k = kept(load_weights<D>(key[n] + c * size));  // one at a time: sums and queries fill the registers
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) acc[m][n] = fma(x[m], k, acc[m][n]);
+    }
+  }
+  if (c < C) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kKeys; ++n) {
+      const V k = load_weights_part<D>(key[n] + c * size, C - c);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) acc[m][n] = fma(load(q + m * width + c), k, acc[m][n]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int i = 0; i < G; ++i) quads[m][g + i] = fold_to_quads(acc[m] + i * kFold);
+}
+
 // Scores of M queries (rows of `width`) with W keys from `j` on, read as they lie, `offset` bytes after the span's.
 template <DType D, int M>
 inline void score_stored(const float* q, const Span& span, int64_t offset, int64_t j, V scale, float* scores, Ahead& ahead) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2;
-  const int64_t C = span.C, width = span.width;
+  constexpr int kQuads = W > 8 ? 1 : M == 1 ? 4 : M < 4 ? 2 : 1;  // as many sums as registers allow
   V quads[M][4];
-  for (int g = 0; g < 4; ++g) {
-    ahead.ask(kFold);
-    V acc[M][kFold];
-    bytes* key[kFold];
 #pragma GCC unroll 4
-    for (int n = 0; n < kFold; ++n) {
-      key[n] = span.keys[j + g + 4 * n] + offset;
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) acc[m][n] = V{};
-    }
-    int64_t c = 0;
-    for (; c + W <= C; c += W) {
-      V k[kFold];
-#pragma GCC unroll 4
-      for (int n = 0; n < kFold; ++n) k[n] = load_weights<D>(key[n] + c * size);
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) {
-        const V x = load(q + m * width + c);
-#pragma GCC unroll 4
-        for (int n = 0; n < kFold; ++n) acc[m][n] = fma(x, k[n], acc[m][n]);
-      }
-    }
-    if (c < C) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kFold; ++n) {
-        const V k = load_weights_part<D>(key[n] + c * size, C - c);
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) acc[m][n] = fma(load(q + m * width + c), k, acc[m][n]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) quads[m][g] = fold_to_quads(acc[m]);
+  for (int g = 0; g < 4; g += kQuads) {
+    ahead.ask(kQuads * kFold);
+    score_quads<D, M, kQuads>(q, span, offset, j, g, quads);
   }
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)

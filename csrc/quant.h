@@ -224,11 +224,10 @@ struct Q8Rows {
       for (int64_t k = first; k < end; k += W) {
         V wv[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) keep_loaded(wv[n] = Q8::widen_vector(w + n * stride + k, scale[n]));
+        for (int n = 0; n < N; ++n) wv[n] = kept(Q8::widen_vector(w + n * stride + k, scale[n]));
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-          V xv = load(x + m * x_stride + k);
-          keep_loaded(xv);
+          const V xv = kept(load(x + m * x_stride + k));
 #pragma GCC unroll 8
           for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
         }

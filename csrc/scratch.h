@@ -78,9 +78,8 @@ class Scratch {
 
   void forget() { tile_ = -1; }
 
-  void share(uint8_t* memory, int64_t threads) { shared_ = memory, threads_ = threads; }
+  void share(uint8_t* memory) { shared_ = memory; }
   uint8_t* shared() const { return shared_; }
-  int64_t threads() const { return threads_; }  // of the team: tells which unit is likely this thread's next, never what a unit computes
 
   void stored(int64_t size_bytes) { stored_bytes_ += size_bytes; }
 
@@ -97,7 +96,6 @@ class Scratch {
   int64_t stored_bytes_ = 0;
   int64_t tile_ = -1;
   uint8_t* shared_ = nullptr;
-  int64_t threads_ = 1;
 };
 
 }  // namespace coterie

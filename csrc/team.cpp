@@ -67,7 +67,7 @@ void Team::prepare(const Row* rows, int64_t count) {
   shared_.grow(static_cast<size_t>(shared_bytes));
   for (auto& scratch : scratch_) {
     scratch->grow(static_cast<size_t>(scratch_bytes));
-    scratch->share(shared_.base(), static_cast<int64_t>(scratch_.size()));
+    scratch->share(shared_.base());
   }
 }
 

@@ -160,11 +160,10 @@ template <DType D, int M, int N>
   const auto add = [&](int64_t k) {
     V wv[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) keep_loaded(wv[n] = load_weights<D>(w + n * stride + k * size));
+    for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(w + n * stride + k * size));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      V xv = load(x + m * x_stride + k);
-      keep_loaded(xv);
+      const V xv = kept(load(x + m * x_stride + k));
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
     }

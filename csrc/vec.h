@@ -114,11 +114,12 @@ inline V load(const float* at) {
 
 inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 
-// Keeps a loaded vector in its register: compilers rather load it again as an operand of every use, and loads are few in a cycle.
-inline void keep_loaded([[maybe_unused]] V& v) {
+// A loaded vector that stays in its register: compilers rather load it again as an operand of every use, and loads are few in a cycle.
+inline V kept(V v) {
 #if defined(__GNUC__) && defined(__x86_64__)
   asm("" : "+v"(v));
 #endif
+  return v;
 }
 
 // W weights, widened. `at` has any alignment.

@@ -248,10 +248,10 @@ void put_out(const Attention& op, int64_t token, int64_t head, const float* stat
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 
-// The likely next unit of this thread, when each thread of the team takes every so many-th: its span, so that it can be asked for.
-Ahead next_of(const Attention& op, const Tile& tile, int64_t number, int64_t threads, Span& span) {
+// The likely next unit of this thread, which takes one after the other of its share: its span, so that it can be asked for.
+Ahead next_of(const Attention& op, const Tile& tile, int64_t number, Span& span) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens), together = heads_together(op), groups = tiles(op.K, together);
-  const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + threads;
+  const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + 1;
   const int64_t next = order / groups / count;
   if (next >= spans_of_table(op)) return {};
   const Tile later = tile_of(op, order / groups * op.K + order % groups * together);
@@ -269,7 +269,7 @@ void attend_run(const Attention& op, const Tile& tile, const Run& run, int64_t f
   const int64_t count = tile.heads * rows.tokens * rows.G;
   load_queries(op, rows, count, room.q);
   Span span, next;
-  const Ahead ahead = tile.split && run.last == tile.last ? next_of(op, tile, first, scratch.threads(), next) : Ahead();
+  const Ahead ahead = tile.split && run.last == tile.last ? next_of(op, tile, first, next) : Ahead();
   for (int64_t number = first; number < last; ++number)
     SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy, ahead);
   if (tile.split) return;
