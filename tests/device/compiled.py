@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
+from coterie.kernels.triton.feed import launch_feed
 from coterie.kernels.triton.launch import Bucket
 
 CAPABILITY = 90
@@ -55,6 +56,7 @@ class Compiled:
     products: str
     widest_load_bits: int
     copies_ahead: bool
+    atomics: int
 
     @property
     def is_shown(self):
@@ -130,7 +132,18 @@ def measure(kernel, dtype, step, compiled):
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
     widths = [int(many or 1) * int(bits) for many, bits in loads] + [8 * int(size, 0) for size in copies]
     shared = int(compiled.metadata.shared)
-    return Compiled(kernel, dtype, step, registers, spilled, shared, products, max(widths, default=0), bool(copies))
+    return Compiled(
+        kernel,
+        dtype,
+        step,
+        registers,
+        spilled,
+        shared,
+        products,
+        max(widths, default=0),
+        bool(copies),
+        len(re.findall(r"\batom\.global", ptx)),
+    )
 
 
 def compile_all(names, dtypes, steps):
@@ -148,6 +161,10 @@ def compile_all(names, dtypes, steps):
             for step in steps if not names or name in names else ():
                 scratch = torch.zeros(gpu.scratch_bytes(row, STEPS[step]), dtype=torch.uint8)
                 gpu.launch(row, torch.from_numpy(row.copy()), 0, STEPS[step], scratch)
+    if not names or "feed" in names:
+        name, dtype, step = "feed", DType.F32, "decode 1"
+        words, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
+        launch_feed(words, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
     return [measure(*key, compiled) for key, compiled in found.items()]
 
 

@@ -50,6 +50,13 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     check(found)
 
 
+def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_writes(tmp_path):
+    """Triton lets each warp load a word for itself, and that may change between two loads; an atomic is done once."""
+    (found,) = compiled(tmp_path, "feed")
+    check([found])
+    assert found["atomics"] == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q4", "F32"])
 def test_every_kernel_compiles(tmp_path, dtype):

@@ -36,7 +36,9 @@ def _feed(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
     done = tl.load(state + DONE)
     if tl.load(state + ENDED) == 0:
         sampled = integer(feed, R)
-        ended = (tl.load(state + STOP, volatile=True) != 0).to(tl.int32)
+        # Another stream may write this word now. By an atomic one thread reads it for all, who wait for it: each warp
+        # by itself could see another word, and half of a program would end the run while the other half fed it.
+        ended = (tl.atomic_or(state + STOP, 0) != 0).to(tl.int32)
         for first in tl.range(0, sampled, STEP):
             r = first + tl.arange(0, STEP)
             mask = r < sampled
