@@ -19,11 +19,11 @@ from tests.device.cuda_devices import cuda
 from tests.device.programs import Desk, rows
 
 from coterie.core.errors import CapacityError, DeviceError
-from coterie.devices.cuda_driver import NoRoomError
+from coterie.devices.cuda_driver import Health, NoRoomError
 from coterie.devices.cuda_torch import TorchDriver
 
 GIB = 2**30
-real_empty = torch.empty
+real_empty, real_zeros = torch.empty, torch.zeros
 
 
 class Stream:
@@ -98,9 +98,13 @@ def fake(monkeypatch):
             raise RuntimeError("CUDA error: out of memory")
         return real_empty(size, dtype=dtype)
 
-    def synchronize(device):
+    def zeros(size, device):
         if state.gone:
             raise RuntimeError("CUDA error: unspecified launch failure\nmore lines")
+        return real_zeros(size, device=device)
+
+    def synchronize(device=None):
+        raise AssertionError("CUDA refuses to wait for the whole device while a stream is captured")
 
     found = SimpleNamespace(name="fake", total_memory=2 * GIB, multi_processor_count=3, major=9, minor=0)
     for name, stand_in in {
@@ -121,6 +125,7 @@ def fake(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "zeros", zeros)
     return state
 
 
@@ -157,6 +162,13 @@ def test_a_capture_that_fails_is_ended_and_leaves_the_collector_on(driver):
     driver.replay(stream, driver.capture(stream, [lambda: None]))
     with pytest.raises(ZeroDivisionError):
         driver.capture(stream, [lambda: 1 / 0])
+
+
+def test_a_failure_says_the_first_line_of_what_cuda_says(driver):
+    advice = "CUDA kernel errors might be asynchronously reported"
+    failure = Health(driver).failure("a run", RuntimeError(f"CUDA error: invalid argument\n{advice}"))
+    assert "a run failed: CUDA error: invalid argument; the GPU goes on" in str(failure)
+    assert advice not in str(failure)
 
 
 def test_refusals_are_no_room(driver, fake):

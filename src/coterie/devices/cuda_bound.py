@@ -24,7 +24,7 @@ import torch
 from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
 from coterie.device import Binding
-from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, take
+from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, first_line, take
 from coterie.devices.cuda_kernels import Kernels
 from coterie.devices.cuda_packet import Packet, Packets, Place, places_of
 from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
@@ -177,7 +177,7 @@ class Bound:
             try:
                 self._captured = driver.capture(stream, self._step)
             except Exception as error:  # captured or not, a step gives the same: a remark tells
-                self._shared.uncaptured = str(error).strip() or repr(error)
+                self._shared.uncaptured = first_line(error)
         if captured and self._captured is not None:
             driver.replay(stream, self._captured)
         else:

@@ -121,10 +121,15 @@ class Health:
                 self._gone = DeviceError(NAME, fact, "its memory is lost: end this process and start Coterie again")
         if self._gone is not None:
             return self._gone
-        fact = f"{label} failed: {str(error).strip() or repr(error)}"
+        fact = f"{label} failed: {first_line(error)}"
         return DeviceError(
             NAME, fact, "the GPU goes on: ask again, and if it fails again run with CUDA_LAUNCH_BLOCKING=1"
         )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in its first line: CUDA's go on with advice for who writes kernels."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def take(driver: Driver, what: str, size_bytes: int, levers: Sequence[str]) -> Tensor:

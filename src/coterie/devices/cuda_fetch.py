@@ -127,7 +127,7 @@ class StagedLane:
                     failure = self._lanes.wait(event)
                     if failure is not None:
                         raise failure
-        except DeviceError as error:
+        except Exception as error:  # whatever it is, it belongs to who holds the event
             fetch.failure = error
         for start, stop in fetch.spans:
             self._read_block(fetch, start, stop)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -80,12 +80,19 @@ def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Mov
 
 @dataclass(slots=True)
 class _Reserved:
-    """A slab: memory of the GPU, or of the host, and whether that is pinned."""
+    """A slab: memory of the GPU, or of the host, and whether that is pinned.
+
+    `placed` is replaced and never changed: a lane's thread may be looking through it.
+    """
 
     tensor: Tensor
     slab: Slab | None = None
     is_pinned: bool = False
-    placed: list[Placed] = field(default_factory=list)
+    placed: tuple[Placed, ...] = ()
+
+    def place(self, dst: Buffer, *placed: Placed) -> None:
+        """Forget what was said of pieces that overlap this one, and say something else."""
+        self.placed = (*(one for one in self.placed if not _overlap(one.buffer, dst)), *placed)
 
 
 class Memory:
@@ -127,19 +134,14 @@ class Memory:
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Say where tensors will be; what was said of buffers that overlap this one is forgotten."""
         if dst.tier == self._run_tier:
-            placed = self._slabs[dst.slab_id].placed
-            placed[:] = [one for one in placed if not _overlap(one.buffer, dst)]
-            if tensors:
-                placed.append(Placed.of(dst, tensors))
+            self._slabs[dst.slab_id].place(dst, *([Placed.of(dst, tensors)] if tensors else []))
 
     def inherit(self, dst: Buffer, src: Buffer) -> None:
         """Bytes of one arena's piece are copied into another as they lie, so tensors are where they were."""
         found = self._placed(src)
         same = found is not None and (found.buffer.offset, found.buffer.size_bytes) == (src.offset, src.size_bytes)
-        placed = self._slabs[dst.slab_id].placed
-        placed[:] = [one for one in placed if not _overlap(one.buffer, dst)]
-        if found is not None and same:
-            placed.append(Placed(dst, found.moves, found.offsets, found.shifts))
+        moved = [Placed(dst, found.moves, found.offsets, found.shifts)] if found is not None and same else []
+        self._slabs[dst.slab_id].place(dst, *moved)
 
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
         """Addresses of an expert's tensors, given by their offsets in its layout."""

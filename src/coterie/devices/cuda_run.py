@@ -51,7 +51,7 @@ class Interrupts:
         self._next = False
         self._stream: Stream = None
         self._one: torch.Tensor | None = None
-        self._written: Mark | None = None
+        self._written: tuple[Mark, torch.Tensor] | None = None  # a word, and where, which must stay until then
 
     def begin(
         self, bound: Bound, turn: Turn, binding: Binding, step: StepRows, steps: int, at: Addresses
@@ -59,7 +59,7 @@ class Interrupts:
         """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
         with self._lock:
             if self._written is not None:  # a word for a run before this one: it must not come late
-                self._driver.follow(turn.stream, self._written)
+                self._driver.follow(turn.stream, self._written[0])
                 self._written = None
             packet = bound.put(binding, step, steps, at, turn.stream, self._next)
             run = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
@@ -91,7 +91,7 @@ class Interrupts:
             self._one.view(torch.int32)[0] = 1
         self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
         self._driver.copy(run.stop, self._one, self._stream)
-        self._written = self._driver.mark(self._stream)
+        self._written = self._driver.mark(self._stream), run.stop
 
 
 class Runs:

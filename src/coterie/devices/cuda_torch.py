@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from coterie.core.errors import UsageError
-from coterie.devices.cuda_driver import Captured, Facts, Launch, Mark, NoRoomError, Stream
+from coterie.devices.cuda_driver import Captured, Facts, Launch, Mark, NoRoomError, Stream, first_line
 from coterie.devices.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
@@ -51,7 +51,7 @@ class TorchDriver:
         try:
             return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
         except torch.OutOfMemoryError as error:
-            raise NoRoomError(str(error)) from error
+            raise NoRoomError(first_line(error)) from error
 
     def pinned_memory(self, size_bytes: int) -> torch.Tensor:
         """Page-locked memory of the host. Raises NoRoomError."""
@@ -59,7 +59,7 @@ class TorchDriver:
             with torch.cuda.device(self._device):  # else the first GPU is opened too
                 return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:  # torch has no class of its own for a refusal of cudaHostAlloc
-            raise NoRoomError(str(error)) from error
+            raise NoRoomError(first_line(error)) from error
 
     def pin(self, memory: Bytes) -> torch.Tensor:
         """Register memory with CUDA. Raises NoRoomError."""
@@ -134,12 +134,14 @@ class TorchDriver:
             captured.replay()
 
     def lost(self) -> str:
-        """Ask for something small: after a fault that ends the context every call fails."""
+        """Ask for something small: after a fault that ends the context every call fails.
+
+        Not for the whole device to be done: while another thread captures, CUDA refuses that.
+        """
         try:
-            torch.cuda.synchronize(self._device)
             torch.zeros(1, device=self._device).item()
         except Exception as error:  # whatever it is, the GPU gave no answer
-            return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            return first_line(error)
         return ""
 
     def _forget_error(self) -> None:
@@ -149,7 +151,8 @@ class TorchDriver:
 
     @contextmanager
     def _on(self, stream: Stream) -> Iterator[None]:
-        with torch.cuda.stream(_stream(stream)):
+        # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
+        with torch.cuda.device(self._device), torch.cuda.stream(_stream(stream)):
             yield
 
 
