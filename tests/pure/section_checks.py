@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from coterie.dataflow.interpret import Interpreter, run_sockets
+from coterie.dataflow.interpret_bytes import KINDS
 from coterie.graph.ir import Kind
 from coterie.graph.reference import Step, run_op
 
@@ -15,6 +16,8 @@ from coterie.graph.reference import Step, run_op
 def check_run(ran, mapped):
     """Bytes are the mapping's, FIFOs are never fuller than they are deep, each token is made and used once."""
     assert ran.moved_bytes == mapped.memory_bytes
+    if not mapped.streamed:
+        assert ran.moved == {kind: getattr(mapped.cost, f"{kind}_bytes") for kind in KINDS}
     for channel in ran.channels:
         assert channel.put == channel.taken == channel.tokens
         assert not channel.tiles
@@ -33,6 +36,7 @@ def check_plan(graph, plan, values, state=None, sampling=(), block=4, rtol=2e-4,
         check_run(ran, mapped)
         check_outputs(ran, values, rtol, atol)
         known |= ran.outputs
+    assert results(graph) <= set(known)
     return known
 
 
@@ -52,7 +56,13 @@ def check_sockets(graphs, plans, values, states, sampling=(), block=4, rtol=2e-4
             check_run(ran, plans[rank].mapped[which])
             check_outputs(ran, values[rank], rtol, atol)
             known[rank] |= ran.outputs
+    assert all(results(graph) <= set(own) for graph, own in zip(graphs, known, strict=True))
     return known
+
+
+def results(graph):
+    """Names of what a step gives."""
+    return {name for name, value in graph.values.items() if value.kind is Kind.OUTPUT}
 
 
 def check_outputs(ran, values, rtol=2e-4, atol=2e-5):

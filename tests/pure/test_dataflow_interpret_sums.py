@@ -128,8 +128,9 @@ def test_sums_are_on_chip_in_float32_until_they_leave():
     assert not shallow(network)
 
 
-def test_sums_that_have_no_room_are_read_and_written_for_each_tile():
-    train, values, sizes = step_of(decoder(num_layers=1, windows=(0,), density=0.25), (12,))
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
+def test_sums_that_have_no_room_are_read_and_written_for_each_tile(dtype):
+    train, values, sizes = step_of(decoder((dtype,), num_layers=1, windows=(0,), density=0.25), (12,))
     mapped = map_section(train, layer(train, "layers.0.grad"), sizes, chip(pmus=200), tiles=4)
     assert isinstance(mapped, Mapped)
     name = "layers.0.grad/down.model.layers.0.mlp.down_proj.weight"
@@ -141,8 +142,9 @@ def test_sums_that_have_no_room_are_read_and_written_for_each_tile():
     assert again.l1_s <= again.l2_s() * (1 + 1e-9)
 
 
-def test_a_layer_too_large_for_its_chip_sends_sums_to_and_fro():
-    graph = decoder(num_layers=1, windows=(0,), hidden_size=40, intermediate_size=60)
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
+def test_a_layer_too_large_for_its_chip_sends_sums_to_and_fro(dtype):
+    graph = decoder((dtype,), num_layers=1, windows=(0,), hidden_size=40, intermediate_size=60)
     train, values, sizes = step_of(graph, (12,))
     mapped = map_section(train, layer(train, "layers.0.grad"), sizes, chip(pmus=110, pmu_bytes=1024), tiles=4)
     assert isinstance(mapped, Mapped)
@@ -232,9 +234,11 @@ def test_what_waits_for_a_later_phase_is_held_where_it_is_least(wide, held):
 def test_a_whole_value_is_held_once_for_all_its_readers():
     """Slopes of all values go to two ops: one buffer, as large as the float32 sums, with room for all that read it."""
     train, values, sizes = step_of(decoder(num_layers=1, windows=(0,)), (12,))
+    name = "layers.0.grad/attention.dv"
+    narrow = with_(train.values[name], dtype=DType.BF16)
+    train = with_(train, values={**train.values, name: narrow})
     mapped = map_section(train, layer(train, "layers.0.grad"), sizes, chip(pmus=200), tiles=4)
     assert isinstance(mapped, Mapped)
-    name = "layers.0.grad/attention.dv"
     readers = [flow.dst for flow in mapped.flows if flow.value == name]
     (buffer,) = [buffer for buffer in mapped.buffers if buffer.name == name]
     assert (buffer.stage, *buffer.also) == tuple(readers)

@@ -257,14 +257,14 @@ class _Socket:
         nest, tile = self.owner.walk.nests[at], self.fired[at]
         first, last = self.owner.rows(at, tile)
         return Firing(
-            self.graph,
-            nest,
-            self.owner.walk.loops[at],
-            first,
-            last,
-            self.owner.walk.size_of(at),
-            operands,
-            self.outside,
-            self.owner.key_block,
-            lambda op, sequence, begin, end: self.tally.reads_keys(op, sequence, begin, end, tile),
+            graph=self.graph,
+            nest=nest,
+            loop=self.owner.walk.loops[at],
+            first=first,
+            last=last,
+            size=self.owner.walk.size_of(at),
+            operands=operands,
+            outside=self.outside,
+            key_block=self.owner.key_block,
+            reads_keys=lambda op, sequence, begin, end: self.tally.reads_keys(op, sequence, begin, end, tile),
         )
