@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from coterie.core.shapes import Sizes
 from coterie.graph import closed
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
-from coterie.graph.cost import reads_batch, reads_context, region_cost
+from coterie.graph.cost import Cost, reads_batch, reads_context, region_cost
 from coterie.graph.eager import expand
 from coterie.graph.shard import shard
 from coterie.models.zoo import model_names, zoo_graph
@@ -65,6 +66,30 @@ def test_a_window_has_a_form_for_each_side(monkeypatch):
     monkeypatch.setattr(closed, "MAX_FORMS", 1)
     assert [one.of(sizes) for sizes in asked] == expected
     assert one.is_counted, "the sides are more than the one form that is kept"
+
+
+@pytest.mark.parametrize("equal", [operator.eq, lambda a, b: not operator.ne(a, b)])
+def test_sizes_that_are_equal_have_a_form_of_their_own(equal, monkeypatch):
+    def counted(program, region, sizes):
+        return Cost(flops=7 * sizes.T if equal(sizes.T, sizes.B) else 3 * sizes.B)
+
+    program = compile_graph(decoder(), "cache")
+    monkeypatch.setattr(closed, "region_cost", counted)
+    form = ClosedCost(program, program.regions[0])
+    asked = [Sizes.decode(4, 9), Sizes.prefill(2, 8), Sizes.decode(6, 9), Sizes.prefill(1, 5)] * 2
+    assert [form.of(sizes).flops for sizes in asked] == [28, 6, 42, 3] * 2
+    assert not form.is_counted
+
+
+def test_what_looks_a_size_up_is_counted_anew(monkeypatch):
+    def counted(program, region, sizes):
+        return Cost(flops={1: 10, 2: 20}.get(sizes.B, 0))
+
+    program = compile_graph(decoder(), "cache")
+    monkeypatch.setattr(closed, "region_cost", counted)
+    form = ClosedCost(program, program.regions[0])
+    assert [form.of(Sizes.decode(n, 9)).flops for n in (1, 2, 3)] == [10, 20, 0]
+    assert form.is_counted
 
 
 def test_a_mistake_of_counting_is_not_hidden(monkeypatch):

@@ -81,6 +81,14 @@ class _Traced:
     def __gt__(self, other: int | _Traced) -> bool:
         return self._compared(other, operator.gt)
 
+    def __eq__(self, other: object) -> bool:
+        return self._compared(other, operator.eq) if isinstance(other, int | _Traced) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return self._compared(other, operator.ne) if isinstance(other, int | _Traced) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # a look-up by number is no comparison: TypeError
+
     def __bool__(self) -> bool:
         return self._compared(0, operator.ne)
 
