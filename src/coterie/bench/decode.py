@@ -77,7 +77,7 @@ def decode(
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
     results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
-    results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"])
+    results["batch"] = _batch(samples, batch, one.cost(), many.cost(), results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     workload["activations"] = activations
@@ -109,10 +109,12 @@ def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_byt
     }
 
 
-def _batch(samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate: float) -> dict[str, Any]:
-    """What a batch gains, beside 0.7 of what either limit allows: the cores' arithmetic, or all tokens for one read."""
+def _batch(samples: Mapping[str, list[float]], batch: int, one: Cost, cost: Cost, read_rate: float) -> dict[str, Any]:
+    """What a batch gains, beside 0.7 of what the limits allow: the read for one token, that or arithmetic for all."""
     gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
-    allowed = min(batch, median(samples[PEAK]) / read_rate)
+    alone_s = (one.weight_bytes + one.kv_read_bytes) / read_rate
+    limit_s = max((cost.weight_bytes + cost.kv_read_bytes) / read_rate, cost.flops / median(samples[PEAK]))
+    allowed = batch * alone_s / limit_s
     return {
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
