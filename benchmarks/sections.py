@@ -47,7 +47,8 @@ def _rows(plan: Sections) -> list[str]:
 
 def _boundaries(plan: Sections) -> list[str]:
     """What a step takes, and why it is cut where it is; equal reasons once."""
-    step = f"A step by L1: {format_seconds(plan.seconds())} in {plan.launches} launches"
+    launches = "1 launch" if plan.launches == 1 else f"{plan.launches} launches"
+    step = f"A step by L1: {format_seconds(plan.seconds())} in {launches}"
     if len(plan.calls) < plan.launches:
         looped = f"{format_seconds(plan.seconds(looping=True))} in {len(plan.calls)} calls"
         step += f"; {looped} with equal layers looped"
