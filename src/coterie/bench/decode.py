@@ -71,13 +71,14 @@ def decode(
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
         packing, hidden = WEIGHTS[weights], model.config.hidden_size
         dtype = DType.BF16 if packing is None else BY_BITS[packing.bits]
+        width = dtype.row_bytes(hidden) / DType.BF16.row_bytes(hidden)
         cached = CachedProducts(cpus, dtype, hidden, rounded=activations != FLOAT32)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached.flops_per_s}
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
     results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
-    results["batch"] = _batch(samples, batch, one.cost(), many.cost(), results["stick"]["bytes_per_s"])
+    results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"], width)
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     workload["activations"] = activations
@@ -109,12 +110,15 @@ def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_byt
     }
 
 
-def _batch(samples: Mapping[str, list[float]], batch: int, one: Cost, cost: Cost, read_rate: float) -> dict[str, Any]:
-    """What a batch gains, beside 0.7 of what the limits allow: the read for one token, that or arithmetic for all."""
+def _batch(
+    samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate: float, width: float
+) -> dict[str, Any]:
+    """What a batch gains, beside 0.7 of what either limit allows: the cores' arithmetic, or all tokens for one read.
+
+    `width`: bytes of a weight over bf16's two, for which a byte read asks for one operation.
+    """
     gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
-    alone_s = (one.weight_bytes + one.kv_read_bytes) / read_rate
-    limit_s = max((cost.weight_bytes + cost.kv_read_bytes) / read_rate, cost.flops / median(samples[PEAK]))
-    allowed = batch * alone_s / limit_s
+    allowed = min(batch, median(samples[PEAK]) / read_rate * width)
     return {
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
