@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.model import tiny
 
@@ -230,5 +230,7 @@ def test_any_config_is_understood_or_refused_in_a_sentence(model_type, changes):
 
 @settings(max_examples=200, deadline=None)
 @given(ROPE)
+@example({"rope_type": "yarn", "beta_fast": 2.2250738585e-313})
+@example({"rope_type": "yarn", "beta_slow": 1e308})
 def test_any_rope_is_understood_or_refused_in_a_sentence(rope):
     assert understood_or_refused({**RAW, "rope_parameters": rope})

@@ -138,11 +138,14 @@ def _yarn_border(settings: _Settings) -> tuple[float, float]:
     """Dimensions between which yarn goes over from keeping a frequency to dividing it."""
     rope, dim = settings.rope, settings.head_dim
 
-    def dimension(turns: float) -> float:
+    def dimension(key: str, default: float) -> float:
+        turns = rope.number(key, default)
         ratio = settings.original_positions / (turns * 2 * math.pi)
+        if not 0 < ratio < math.inf:
+            raise rope.wrong(key, f"is {turns:g}", "some turns of a wave over the original length, as 1 or 32")
         return dim * math.log(ratio) / (2 * math.log(settings.theta))
 
-    low, high = dimension(rope.number("beta_fast", 32.0)), dimension(rope.number("beta_slow", 1.0))
+    low, high = dimension("beta_fast", 32.0), dimension("beta_slow", 1.0)
     if rope.flag("truncate", True):
         low, high = float(math.floor(low)), float(math.ceil(high))
     return max(low, 0.0), min(high, dim - 1.0)
