@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -20,13 +19,14 @@ import numpy.typing as npt
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Event, Executable, Span
+from coterie.device import I32, Binding, Buffer, Event, Executable
 from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Bytes, Read, Slab
-from coterie.devices.lanes import COMPUTE, Lanes, own
+from coterie.devices.lanes import COMPUTE
+from coterie.devices.real import RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
-from coterie.graph.program import Program, architecture_key
+from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 from coterie.spec.machine import MachineSpec
@@ -37,7 +37,7 @@ NAME = "cpu"
 Orchestration = Literal["host", "device"]
 
 
-class CpuDevice:
+class CpuDevice(RealDevice):
     """This machine's memory, disk and processors.
 
     `spec`: by default what this process may use. `threads`: by default the CPUs that it may use.
@@ -53,17 +53,15 @@ class CpuDevice:
         isa: str = kernels.ISAS[-1],
         read: Read = os.preadv,
     ) -> None:
+        super().__init__(NAME)
         self._spec = spec or this_machine()
         self._orchestration = orchestration
-        self._lanes = Lanes(NAME)
         self._disk = FetchLane(self._lanes, read)
         self._team = _team(threads, isa)
         self._slabs: dict[int, Slab] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
-        self._loaded: dict[object, LoweredExecutable] = {}
         self._binder = Binder()
         self._interrupted = False
-        self._closed = False
 
     @property
     def spec(self) -> MachineSpec:
@@ -133,12 +131,7 @@ class CpuDevice:
 
     def load(self, program: Program) -> LoweredExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
-        self._check_open()
-        plan = tuple(sorted(program.buffers.slot_of.items()))
-        key = (architecture_key(program.graph), program.rule_set, plan)
-        if key not in self._loaded:
-            self._loaded[key] = LoweredExecutable(program, NAME, "the CPU")
-        return self._loaded[key]
+        return self._once(program, lambda: LoweredExecutable(program, NAME, "the CPU"))
 
     def run(
         self,
@@ -152,11 +145,8 @@ class CpuDevice:
 
         The event fails with DeviceError when logits are not numbers.
         """
-        mine, gates = _own(exe), dict(gates or {})
-        unknown = gates.keys() - mine.first_rows.keys()
-        if unknown:
-            raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {mine.program.graph.name}")
-        waits = {mine.first_rows[stage]: own(event) for stage, event in gates.items()}
+        mine = self._own(exe)
+        waits = waits_of(mine, gates)
         step, bases = self._prepare(mine, binding, steps)
 
         def body() -> I32:
@@ -177,18 +167,9 @@ class CpuDevice:
         self._interrupted = True
         self._team.interrupt()
 
-    def tokens(self, event: Event) -> I32:
-        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
-        state = self._lanes.finished(event).state
-        if state.failure is not None:
-            raise state.failure
-        if not isinstance(state.result, np.ndarray):
-            raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
-        return state.result
-
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
-        mine = _own(exe)
+        mine = self._own(exe)
         step, bases = self._prepare(mine, binding, 1)
         found: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -201,32 +182,6 @@ class CpuDevice:
         if failure is not None:
             raise failure
         return found
-
-    def synthetic(self) -> bool:
-        """False: the numbers are real."""
-        return False
-
-    def now(self) -> float:
-        """Seconds on the machine's monotonic clock."""
-        return perf_counter()
-
-    def done(self, event: Event) -> bool:
-        """True when the event is done or failed. Never blocks."""
-        return own(event).state.finished
-
-    def failure(self, event: Event) -> Exception | None:
-        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
-        return self._lanes.finished(event).state.failure
-
-    def span(self, event: Event) -> Span:
-        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
-        return self._lanes.span(event)
-
-    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Block until one of the events is finished or the clock reaches `until`. Raises ValueError without either."""
-        if not events and until is None:
-            raise ValueError("wait_any has neither events nor a time to wait for")
-        self._lanes.wait_any(events, until)
 
     def close(self) -> None:
         """Stop lanes, fail what has not begun, and let memory go. May be called again."""
@@ -250,10 +205,6 @@ class CpuDevice:
     def reset_counters(self) -> None:
         """Count from zero."""
         self._team.reset_counters()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._lanes.closed()
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
         """Check everything now, on the caller's thread, and copy the rows."""
@@ -297,10 +248,3 @@ def _team(threads: int | None, isa: str) -> kernels.Team:
         return kernels.Team(wanted, isa)
     except RuntimeError as error:
         raise DeviceError("--threads", str(error), "give fewer or end other programs") from error
-
-
-def _own(exe: Executable) -> LoweredExecutable:
-    """The executable as one of ours. Raises ValueError for another device's."""
-    if not isinstance(exe, LoweredExecutable) or exe.device != NAME:
-        raise ValueError(f"{exe.program.graph.name} was loaded by another device")
-    return exe

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ import torch
 from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Event, Executable, Span
+from coterie.device import Binding, Buffer, Event, Executable
 from coterie.devices.cuda_bound import Addresses, Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
@@ -35,15 +34,16 @@ from coterie.devices.cuda_run import Orchestration, Runs
 from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Read
-from coterie.devices.lanes import COMPUTE, Lanes, own
+from coterie.devices.lanes import COMPUTE
 from coterie.devices.lower import F32
+from coterie.devices.real import RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows
-from coterie.graph.program import Program, architecture_key
+from coterie.graph.program import Program
 from coterie.kernels.triton.bucket import Bucket
 from coterie.spec.machine import MachineSpec
 
 
-class CudaDevice:
+class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
 
     `spec`: by default what is free now. `orchestration`: `device` queues whole decode steps as captured graphs, `host`
@@ -59,9 +59,9 @@ class CudaDevice:
         read: Read = os.preadv,
         staging_bytes: int = STAGING_BYTES,
     ) -> None:
+        super().__init__(NAME)
         self.driver: Driver = driver or TorchDriver()
         self._spec = spec or gpu_machine(self.driver)
-        self._lanes = Lanes(NAME)
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
         self._shared = Shared(self.driver, kernels or TritonKernels())
@@ -73,9 +73,7 @@ class CudaDevice:
         )
         self._loading: Stream = None
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
-        self._loaded: dict[object, LoweredExecutable] = {}
         self._constants: list[torch.Tensor] = []
-        self._closed = False
 
     @property
     def spec(self) -> MachineSpec:
@@ -152,14 +150,7 @@ class CudaDevice:
 
     def load(self, program: Program) -> LoweredExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
-        self._check_open()
-        plan = tuple(sorted(program.buffers.slot_of.items()))
-        key = (architecture_key(program.graph), program.rule_set, plan)
-        if key not in self._loaded:
-            exe = LoweredExecutable(program, NAME, "the GPU", self._constant)
-            self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
-            self._loaded[key] = exe
-        return self._loaded[key]
+        return self._once(program, lambda: self._encode(program))
 
     def run(
         self,
@@ -174,11 +165,8 @@ class CudaDevice:
         The event fails with DeviceError when logits are not numbers or the GPU fails, CapacityError when it is full.
         """
         self._check_open()
-        mine, gates = _own(exe), dict(gates or {})
-        unknown = gates.keys() - mine.first_rows.keys()
-        if unknown:
-            raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {mine.program.graph.name}")
-        waits = {mine.first_rows[stage]: own(event) for stage, event in gates.items()}
+        mine = self._own(exe)
+        waits = waits_of(mine, gates)
         step, at = StepRows.copy(mine.program, binding, steps), self._addresses(mine, binding)
 
         def issue(turn: Turn) -> Finish:
@@ -190,18 +178,9 @@ class CudaDevice:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
         self._runs.interrupts.interrupt()
 
-    def tokens(self, event: Event) -> I32:
-        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
-        state = self._lanes.finished(event).state
-        if state.failure is not None:
-            raise state.failure
-        if not isinstance(state.result, np.ndarray):
-            raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
-        return state.result
-
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
-        mine = _own(exe)
+        mine = self._own(exe)
         step, at = StepRows.copy(mine.program, binding, 1), self._addresses(mine, binding)
         found: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -213,32 +192,6 @@ class CudaDevice:
         if failure is not None:
             raise failure
         return found
-
-    def synthetic(self) -> bool:
-        """False: the numbers are real."""
-        return False
-
-    def now(self) -> float:
-        """Seconds on the host's monotonic clock."""
-        return perf_counter()
-
-    def done(self, event: Event) -> bool:
-        """True when the event is done or failed. Never blocks."""
-        return own(event).state.finished
-
-    def failure(self, event: Event) -> Exception | None:
-        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
-        return self._lanes.finished(event).state.failure
-
-    def span(self, event: Event) -> Span:
-        """When a finished event's work began and ended: its end as the host saw it, its length as the GPU did."""
-        return self._lanes.span(event)
-
-    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Block until one of the events is finished or the clock reaches `until`. Raises ValueError without either."""
-        if not events and until is None:
-            raise ValueError("wait_any has neither events nor a time to wait for")
-        self._lanes.wait_any(events, until)
 
     def close(self) -> None:
         """Stop lanes, fail what has not begun, and let memory go. May be called again."""
@@ -258,10 +211,6 @@ class CudaDevice:
         """The bytes of a buffer where they lie, for tests and benchmarks."""
         self._check_open()
         return self._memory.tensor(buffer)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._lanes.closed()
 
     def _lane(self, name: str) -> StreamLane:
         if name not in self._streams:
@@ -287,6 +236,11 @@ class CudaDevice:
             raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
         return Addresses(weights, kv)
 
+    def _encode(self, program: Program) -> LoweredExecutable:
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant)
+        self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
+        return exe
+
     def _constant(self, values: F32) -> int:
         """Put a constant of a program on the GPU and say where."""
         try:
@@ -297,10 +251,3 @@ class CudaDevice:
             raise self._health.failure("loading a program", error) from error
         self._constants.append(memory)
         return memory.data_ptr()
-
-
-def _own(exe: Executable) -> LoweredExecutable:
-    """The executable as one of ours. Raises ValueError for another device's."""
-    if not isinstance(exe, LoweredExecutable) or exe.device != NAME:
-        raise ValueError(f"{exe.program.graph.name} was loaded by another device")
-    return exe

@@ -18,7 +18,7 @@ from functools import partial
 from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Buffer, Event
-from coterie.devices.cuda_driver import NAME, Driver, take_pinned
+from coterie.devices.cuda_driver import Driver, take_pinned
 from coterie.devices.cuda_lanes import Finish, Issue, StreamLane, Turn, nothing
 from coterie.devices.cuda_memory import Memory, Tensor
 from coterie.devices.fetch import FetchLane
@@ -102,12 +102,7 @@ class StagedLane:
     def _start(self, lane: str) -> None:
         memory = take_pinned(self._driver, "staging", self._num_blocks * self._block_bytes)
         self._free = [memory[i * self._block_bytes : (i + 1) * self._block_bytes] for i in range(self._num_blocks)]
-        thread = threading.Thread(target=self._serve, name=f"coterie {lane}", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise DeviceError(NAME, f"the thread of lane {lane} could not be started", "end other programs") from error
-        self._thread = thread
+        self._thread = self._lanes.start_thread(lane, self._serve)
 
     def _serve(self) -> None:
         while True:

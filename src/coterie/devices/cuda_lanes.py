@@ -5,7 +5,7 @@
         stream         [ w0 ][ w1 ]          so the GPU finds the next work there when it has done one
         ending     w0, then w1               the host learns of it by marks; an event's failure is its own
 
-Knows nothing about what the work is.
+An event ends when the host saw it end, and lasted as long as the GPU says. Knows nothing about what the work is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeAlias
 
-from coterie.core.errors import DeviceError
 from coterie.device import Event
-from coterie.devices.cuda_driver import NAME, Driver, Health, Mark, Stream
+from coterie.devices.cuda_driver import Driver, Health, Mark, Stream
 from coterie.devices.lanes import LaneEvent, Lanes, own
 
 Finish: TypeAlias = Callable[[bool], object]
@@ -114,13 +113,7 @@ class StreamLane:
         if self._stream is None:
             self._stream = self._driver.stream()
         for part in (self._end, self._queue)[len(self._threads) :]:
-            thread = threading.Thread(target=part, name=f"coterie {self.name}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                fact = f"the thread of lane {self.name} could not be started"
-                raise DeviceError(NAME, fact, "end other programs") from error
-            self._threads.append(thread)
+            self._threads.append(self._lanes.start_thread(self.name, part))
 
     # ---- the thread that queues
 

@@ -118,15 +118,12 @@ class FetchLane:
     def _start(self, lane: str) -> None:
         """Start the readers; the system may give fewer, but none is an error."""
         for number in range(READERS):
-            thread = threading.Thread(target=self._serve, name=f"coterie {lane} {number}", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:
+                self._threads.append(self._lanes.start_thread(lane, self._serve, number))
+            except DeviceError:
                 if self._threads:
                     return
-                fact = f"the thread of lane {lane} could not be started"
-                raise DeviceError(self._lanes.device, fact, "end other programs") from error
-            self._threads.append(thread)
+                raise
 
     def _look(self, _passed: bool) -> None:
         """Something was queued, or something awaited has ended."""

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from time import perf_counter
 
@@ -202,6 +203,17 @@ class Lanes:
         """What work meets when the device was closed before it began."""
         return DeviceError(self.device, "the device was closed", "make a new one")
 
+    def start_thread(self, lane: str, work: Callable[[], None], number: int | None = None) -> threading.Thread:
+        """Start a thread of a lane, of several its `number`. Raises DeviceError when the system gives none."""
+        name = f"coterie {lane}" if number is None else f"coterie {lane} {number}"
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            fact = f"the thread of lane {lane} could not be started"
+            raise DeviceError(self.device, fact, "end other programs") from error
+        return thread
+
     def _check_open(self) -> None:
         if self._closed:
             raise self.closed()
@@ -209,14 +221,7 @@ class Lanes:
     def _start(self, name: str) -> _Lane:
         """Start a lane's thread and return the lane; it exists only if that worked."""
         lane = _Lane(threading.Condition(self._lock))
-        thread = threading.Thread(target=self._serve, args=(lane,), name=f"coterie {name}", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise DeviceError(
-                self.device, f"the thread of lane {name} could not be started", "end other programs"
-            ) from error
-        self._threads.append(thread)
+        self._threads.append(self.start_thread(name, partial(self._serve, lane)))
         return lane
 
     def _serve(self, lane: _Lane) -> None:
