@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Bytes of a weight, its part of a scale included, over bf16's two.
-WIDTHS = {"bf16": 1.0, "int8": (1 + 2 / 128) / 2, "int4": (1 / 2 + 2 / 32) / 2}
+from coterie.bench.decode import gain_aim
+
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("llama.cpp", "transformers")
 Result = Mapping[str, Any]
@@ -56,24 +56,19 @@ def _stored(work: Mapping[str, Any]) -> str:
 def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
-        work, batch = r["workload"], r["batch"]
+        work, batch, weights = r["workload"], r["batch"], str(r["workload"]["weights"]).removeprefix("random ")
+        # By one rule for results of all ages.
+        aim = gain_aim(weights, batch["size"], r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
         cells = [
             f"{work['shape']}, {_stored(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
             f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
-            f"{batch['gain']:.2f} ({_gain_aim(r):.2f})",
+            f"{batch['gain']:.2f} ({aim:.2f})",
             *(_ratio(r, name) for name in PEERS),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     head = "| decode, batch 1 | tokens/s | share of the read rate | batch 8 gains (aim) | llama.cpp | transformers |"
     return _table(head, rows)
-
-
-def _gain_aim(r: Result) -> float:
-    """0.7 of what one read for all and float32 arithmetic allow, as measured; one rule for all results."""
-    stored = str(r["workload"]["weights"]).removeprefix("random ")
-    by_arithmetic = r["multiply_add_flops_per_s"] / r["stick"]["bytes_per_s"] * WIDTHS[stored]
-    return float(0.7 * min(r["batch"]["size"], by_arithmetic))
 
 
 def _prefill(results: list[Result]) -> str:

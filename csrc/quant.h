@@ -197,8 +197,6 @@ inline void quant_panel(const float* x, int64_t x_stride, int64_t tokens, bytes*
     for (int64_t n = 0; n < rows; ++n) out[t * out_stride + n] = sum(acc[t][n]);
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-
 constexpr int64_t kWidenedAgain = 8;  // up to so many tokens an int8 weight is widened in a register for every four of them
 
 // Rows of whole blocks of int8 as streams.h reads them. Four bits do not: 32 of them are widened together, more than registers hold.
@@ -240,30 +238,6 @@ struct Q8Rows {
   }
 };
 
-// Whether a batch was small enough, and its rows whole.
-template <class Q>
-inline bool few_streamed(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  if constexpr (std::is_same_v<Q, Q8>) {
-    if (tokens > kWidenedAgain || K % kBlockWeights != 0) return false;
-    if (tokens == 2) {
-      dots_streamed<Q8Rows, 4>(x, x_stride, tokens, w, N, K, out, out_stride);
-    } else {
-      dots_streamed<Q8Rows, 3>(x, x_stride, tokens, w, N, K, out, out_stride);
-    }
-    return true;
-  }
-  return false;
-}
-
-#else
-
-template <class Q>
-inline bool few_streamed(const float*, int64_t, int64_t, bytes*, int64_t, int64_t, float*, int64_t) {
-  return false;
-}
-
-#endif
-
 template <class Q>
 inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
                        int64_t out_stride) {
@@ -274,7 +248,11 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       bytes* rows = w + n * Q::row_bytes(K);
       quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
     }
-  if (tokens > 1 && few_streamed<Q>(x, x_stride, tokens, w, N, K, out, out_stride)) return;
+  if constexpr (std::is_same_v<Q, Q8> && W == 8)  // with other vectors it has not been measured
+    if (tokens > 1 && tokens <= kWidenedAgain && K % kBlockWeights == 0) {
+      if (tokens == 2) return dots_streamed<Q8Rows, 4>(x, x_stride, tokens, w, N, K, out, out_stride);
+      return dots_streamed<Q8Rows, 3>(x, x_stride, tokens, w, N, K, out, out_stride);
+    }
   for (; n < N; n += kPanelTile) {
     const int64_t rows = N - n < kPanelTile ? N - n : kPanelTile;
     quant_panel<Q>(x, x_stride, tokens, w + n * Q::row_bytes(K), rows, K, out + n, out_stride);

@@ -32,7 +32,7 @@ from coterie.bench.report import (
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
-from coterie.core.dtypes import DType
+from coterie.core.dtypes import PACKED, DType
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 from coterie.models.model import FLOAT32, with_activations
@@ -40,6 +40,7 @@ from coterie.models.packing import BY_BITS
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK, CACHED = "coterie", "coterie batch", "multiply-adds", "cached products"
+GROUP = max(group for _, group in PACKED.values())  # weights of a row without padding in any type
 
 
 def decode(
@@ -69,16 +70,13 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        packing, hidden = WEIGHTS[weights], model.config.hidden_size
-        dtype = DType.BF16 if packing is None else BY_BITS[packing.bits]
-        width = dtype.row_bytes(hidden) / DType.BF16.row_bytes(hidden)
-        cached = CachedProducts(cpus, dtype, hidden, rounded=activations != FLOAT32)
+        cached = CachedProducts(cpus, _stored(weights), model.config.hidden_size, rounded=activations != FLOAT32)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached.flops_per_s}
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
     results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
-    results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"], width)
+    results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"], weights)
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     workload["activations"] = activations
@@ -110,22 +108,31 @@ def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_byt
     }
 
 
-def _batch(
-    samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate: float, width: float
-) -> dict[str, Any]:
-    """What a batch gains, beside 0.7 of what either limit allows: the cores' arithmetic, or all tokens for one read.
+def gain_aim(weights: str, batch: int, flops_per_s: float, read_bytes_per_s: float) -> float:
+    """0.7 of what either limit lets a batch gain: the cores' multiply-adds, or all tokens for one read.
 
-    `width`: bytes of a weight over bf16's two, for which a byte read asks for one operation.
+    A byte of bf16 asks for one operation a token, a byte of narrower weights for more.
     """
+    width = _stored(weights).row_bytes(GROUP) / DType.BF16.row_bytes(GROUP)
+    return 0.7 * min(batch, flops_per_s / read_bytes_per_s * width)
+
+
+def _stored(weights: str) -> DType:
+    packing = WEIGHTS[weights]
+    return DType.BF16 if packing is None else BY_BITS[packing.bits]
+
+
+def _batch(
+    samples: Mapping[str, list[float]], batch: int, cost: Cost, read_rate: float, weights: str
+) -> dict[str, Any]:
     gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
-    allowed = min(batch, median(samples[PEAK]) / read_rate * width)
     return {
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
         "tokens_per_s": batch / median(samples[BATCH]),
         "gain": gain.median,
         "gain_quartiles": [gain.low, gain.high],
-        "gain_aim": 0.7 * allowed,
+        "gain_aim": gain_aim(weights, batch, median(samples[PEAK]), read_rate),
         "flops_per_s": cost.flops / median(samples[BATCH]),
     }
 
