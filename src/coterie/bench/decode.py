@@ -75,7 +75,9 @@ def decode(
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
-    results = _rates(samples, one.cost(), stick, model.layout.size_bytes)
+    results = read_rates(samples, one.cost(), stick, model.layout.size_bytes)
+    results["multiply_add_flops_per_s"] = median(samples[PEAK])
+    results["cached_flops_per_s"] = median(samples[CACHED])
     results["batch"] = _batch(samples, batch, many.cost(), results["stick"]["bytes_per_s"], weights)
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
@@ -89,7 +91,8 @@ def _peer_seconds(session: Session, context: int) -> float:
     return seconds_of(lambda: session.decode(STEPS)) / STEPS
 
 
-def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:
+def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:
+    """Rates of one token, from the samples of OURS, beside those of the stick, which reads so many bytes."""
     seconds, read = median(samples[OURS]), cost.weight_bytes + cost.kv_read_bytes
     # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
     mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
@@ -102,8 +105,6 @@ def _rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_byt
         "weight_bytes_per_token": cost.weight_bytes,
         "kv_bytes_per_token": cost.kv_read_bytes,
         "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
-        "multiply_add_flops_per_s": median(samples[PEAK]),
-        "cached_flops_per_s": median(samples[CACHED]),
         "rounds": len(samples[OURS]),
     }
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from rich.table import Table
 
+from coterie.bench.decode import BATCH, OURS, STEPS, read_rates
 from coterie.bench.experts import packed_expert, random_experts
+from coterie.bench.fusion import WAYS
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step
@@ -24,13 +26,7 @@ from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.gpu import Gpu
 from coterie.models.model import Model
 
-STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
-OURS, BATCH, COPY, PRODUCT = "coterie", "coterie batch", "copy", "product"
-WAYS: Mapping[str, tuple[str, str]] = {
-    "unfused/host": ("none", "host"),
-    "fused/host": ("cache", "host"),
-    "fused/device": ("cache", "device"),
-}
+PRODUCT = "product"
 WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
 
 
@@ -50,24 +46,15 @@ def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Ef
         samples = interleave(ways, effort)
         cost, stick_bytes = one.cost(), sticks.size_bytes
     stick = min(loops, key=lambda name: median(samples[name]))
-    read = cost.weight_bytes + cost.kv_read_bytes
-    mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
-    results: dict[str, Any] = {
-        "mbu": mbu.median,
-        "mbu_quartiles": [mbu.low, mbu.high],
-        "seconds_per_token": median(samples[OURS]),
-        "tokens_per_s": 1 / median(samples[OURS]),
-        "weight_bytes_per_token": cost.weight_bytes,
-        "kv_bytes_per_token": cost.kv_read_bytes,
-        "batch": {"size": batch, "tokens_per_s": batch / median(samples[BATCH])},
-        "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
-        "rounds": len(samples[OURS]),
-    }
+    results = read_rates(samples, cost, stick, stick_bytes)
+    results["batch"] = {"size": batch, "tokens_per_s": batch / median(samples[BATCH])}
+    mbu = Spread(results["mbu"], *results["mbu_quartiles"])
     table = Table("way", "per token", "tokens/s", "share of the read rate")
     table.add_row("batch 1", format_seconds(results["seconds_per_token"]), f"{results['tokens_per_s']:.1f}", str(mbu))
     table.add_row(f"batch {batch}", "", f"{batch / median(samples[BATCH]):.1f}", "")
     notes = [
-        f"a token must read {format_bytes(read)}; {STEPS} steps a call, timed from the call to the tokens in Python",
+        f"a token must read {format_bytes(cost.weight_bytes + cost.kv_read_bytes)}; {STEPS} steps a call, timed from "
+        "the call to the tokens in Python",
         f"the stick: {stick} over {format_bytes(stick_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
         *([SHORT_STICK] if mbu.median > MEASURING_ERROR else []),
         *loaded.device.remarks,
