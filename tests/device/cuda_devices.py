@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -22,3 +23,17 @@ def cuda(orchestration="device", seed=0, machine="toy-tiers", **options):
         **options,
     }
     return CudaDevice(load_machine(machine), orchestration, **options)
+
+
+@contextmanager
+def making(**fixed):
+    """A function that makes devices, which are closed at the end."""
+    devices = []
+
+    def make(*args, **options):
+        devices.append(cuda(*args, **fixed, **options))
+        return devices[-1]
+
+    yield make
+    for device in devices:
+        device.close()

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.device.cuda_devices import cuda
+from tests.device.cuda_devices import cuda, making
 from tests.device.lazy_gpu import LazyDriver
 from tests.device.programs import Desk, rows, tiny_graph, write_weights
 from tests.system.tiny import write_expert
@@ -38,15 +38,8 @@ SEEDS = range(4)
 
 @pytest.fixture
 def make():
-    devices = []
-
-    def make_device(*args, **options):
-        devices.append(cuda(*args, **options))
-        return devices[-1]
-
-    yield make_device
-    for device in devices:
-        device.close()
+    with making() as make_device:
+        yield make_device
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from tests.device import test_contract as contract
-from tests.device.cuda_devices import cuda
+from tests.device.cuda_devices import making
 from tests.device.interpreted import WIDE
 from tests.device.programs import Desk, rows, tiny_graph, write_weights
 from tests.device.random_expert import BASE
@@ -28,15 +28,8 @@ WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 
 @pytest.fixture
 def make():
-    devices = []
-
-    def make_device(**options):
-        devices.append(cuda(kernels=TritonKernels(WIDE), **options))
-        return devices[-1]
-
-    yield make_device
-    for device in devices:
-        device.close()
+    with making(kernels=TritonKernels(WIDE)) as make_device:
+        yield make_device
 
 
 @pytest.fixture

@@ -62,6 +62,17 @@ def of_family(name, **changes):
     return {"family": name, **flags, **biases, **changes}
 
 
+# Decoders that training graphs are made of.
+TRAINABLE = st.builds(
+    decoder,
+    num_kv_heads=st.sampled_from([1, 2, 4]),
+    qkv_bias=st.booleans(),
+    qk_norm=st.booleans(),
+    windows=st.sampled_from([(0, 0), (3, 2)]),
+    density=st.sampled_from([1.0, 0.25]),
+)
+
+
 @st.composite
 def decoders(draw) -> Graph:
     """Decoders of any flags and sizes, with a type per weight."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, Player, decoder, of_family, random_weights, with_values
+from graphs import STEADY, TRAINABLE, Choice, Player, decoder, of_family, random_weights, with_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,15 +23,6 @@ from coterie.graph.reference import KvState, Reference, Step, run_op
 from coterie.graph.verify import verify
 from coterie.models.family import FeedForward
 from coterie.models.zoo import zoo_graph
-
-small = st.builds(
-    decoder,
-    num_kv_heads=st.sampled_from([1, 2, 4]),
-    qkv_bias=st.booleans(),
-    qk_norm=st.booleans(),
-    windows=st.sampled_from([(0, 0), (3, 2)]),
-    density=st.sampled_from([1.0, 0.25]),
-)
 
 
 def gpt(form, density):
@@ -53,7 +44,7 @@ def loss(graph, weights, rows, targets):
 
 
 @settings(STEADY, max_examples=3)
-@given(st.one_of(small, gpts), st.integers(0, 99))
+@given(st.one_of(TRAINABLE, gpts), st.integers(0, 99))
 def test_gradients_are_slopes_of_the_loss(graph, seed):
     train = training_graph(graph)
     verify(train)
@@ -100,7 +91,7 @@ def test_an_op_without_a_rule_is_named():
 @pytest.mark.long
 def test_gradients_of_forty_decoders():
     claim = test_gradients_are_slopes_of_the_loss.hypothesis.inner_test
-    settings(STEADY, max_examples=40)(given(st.one_of(small, gpts), st.integers(0, 99))(claim))()
+    settings(STEADY, max_examples=40)(given(st.one_of(TRAINABLE, gpts), st.integers(0, 99))(claim))()
 
 
 @pytest.mark.parametrize("form", ["erf", "tanh", "sigmoid"])
