@@ -324,13 +324,9 @@ def test_many_experts_are_served_from_the_pool(shape: Path) -> None:
 
 
 def test_what_a_gpu_is_not_measured_with_is_refused(shape: Path) -> None:
-    for words, sentence in (
-        (("decode", "--peer", "transformers"), "a peer cannot run on cuda"),
-        (("prefill", "--activations", "int8"), "round no activations to int8"),
-    ):
-        code, text = run("bench", *words, "--shape", str(shape), "--device", "cuda")
-        assert code == 2
-        assert sentence in text
+    code, text = run("bench", "prefill", "--activations", "int8", "--shape", str(shape), "--device", "cuda")
+    assert code == 2
+    assert "round no activations to int8" in text
     code, text = run("bench", "switch", "--device", "synthetic:toy")
     assert code == 2
     assert "'synthetic:toy' is not measured here; use cpu or cuda" in text

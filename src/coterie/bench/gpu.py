@@ -9,7 +9,7 @@ Knows nothing about requests or experts of a composition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import Any
@@ -19,9 +19,13 @@ from rich.table import Table
 from coterie.bench.decode import BATCH, OURS, STEPS, read_rates
 from coterie.bench.experts import packed_expert, random_experts
 from coterie.bench.fusion import WAYS
+from coterie.bench.gpu_peers import add_rows, engines, open_on_gpu, peer_rows, synchronized
+from coterie.bench.gpu_peers import notes as peer_notes
+from coterie.bench.peers.best import Work
+from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
-from coterie.bench.step import Loaded, Step
+from coterie.bench.step import Loaded, Step, prompt_ids
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.gpu import Gpu
 from coterie.models.model import Model
@@ -30,9 +34,14 @@ PRODUCT = "product"
 WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
 
 
-def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Effort, gpu: Gpu) -> Report:
-    """Tokens per second at batch 1 and in a batch, beside HBM's read rate. Raises UsageError, CapacityError."""
-    room = context_tokens + STEPS
+def decode(
+    shape: str, context_tokens: int, batch: int, weights: str, effort: Effort, gpu: Gpu, peers: Sequence[str] = ()
+) -> Report:
+    """Tokens per second at batch 1 and in a batch, beside HBM's read rate and peers.
+
+    Raises UsageError, CapacityError.
+    """
+    others, room = engines(peers, gpu.torch_device, "decode"), context_tokens + STEPS
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
         loaded = Loaded(model, gpu.make(), room, batch)
@@ -41,7 +50,13 @@ def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Ef
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
         sticks = gpu.sticks()
         loops = sticks.read_loops()
+        prompt = prompt_ids(model, context_tokens - 1)
+        work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
+        beside = open_on_gpu(stack, others, plain, weights, room, work)
+        for other in beside.open:
+            other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | loops
+        ways |= beside.ways(lambda session: _peer_step(session, context_tokens))
         _warm(ways)
         samples = interleave(ways, effort)
         cost, stick_bytes = one.cost(), sticks.size_bytes
@@ -49,13 +64,17 @@ def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Ef
     results = read_rates(samples, cost, stick, stick_bytes)
     results["batch"] = {"size": batch, "tokens_per_s": batch / median(samples[BATCH])}
     mbu = Spread(results["mbu"], *results["mbu_quartiles"])
-    table = Table("way", "per token", "tokens/s", "share of the read rate")
-    table.add_row("batch 1", format_seconds(results["seconds_per_token"]), f"{results['tokens_per_s']:.1f}", str(mbu))
-    table.add_row(f"batch {batch}", "", f"{batch / median(samples[BATCH]):.1f}", "")
+    results["peers"] = peer_rows(samples, OURS, beside)
+    table = Table("way", "per token", "tokens/s", "share of the read rate", "a peer's time over ours")
+    per_token = format_seconds(results["seconds_per_token"])
+    table.add_row("batch 1", per_token, f"{results['tokens_per_s']:.1f}", str(mbu), "")
+    table.add_row(f"batch {batch}", "", f"{batch / median(samples[BATCH]):.1f}", "", "")
+    add_rows(table, results["peers"])
     notes = [
         f"a token must read {format_bytes(cost.weight_bytes + cost.kv_read_bytes)}; {STEPS} steps a call, timed from "
         "the call to the tokens in Python",
         f"the stick: {stick} over {format_bytes(stick_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
+        *peer_notes(results["peers"]),
         *([SHORT_STICK] if mbu.median > MEASURING_ERROR else []),
         *loaded.device.remarks,
     ]
@@ -63,14 +82,21 @@ def decode(shape: str, context_tokens: int, batch: int, weights: str, effort: Ef
     return Report("decode", workload, results, (table,), tuple(notes))
 
 
-def prefill(shape: str, prompt_tokens: int, weights: str, effort: Effort, gpu: Gpu) -> Report:
-    """One prompt's tokens per second, beside a product's rate. Raises UsageError, CapacityError."""
+def prefill(
+    shape: str, prompt_tokens: int, weights: str, effort: Effort, gpu: Gpu, peers: Sequence[str] = ()
+) -> Report:
+    """One prompt's tokens per second, beside a product's rate and peers. Raises UsageError, CapacityError."""
+    others = engines(peers, gpu.torch_device, "prefill")
     config = with_context(shape_config(shape), prompt_tokens + 1)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
         loaded = Loaded(model, gpu.make(), prompt_tokens)
         stack.callback(loaded.close)
         step, sticks = loaded.step("cache", 0, prompt_tokens), gpu.sticks()
+        prompt = prompt_ids(model, prompt_tokens)
+        work = Work(lambda session: session.prefill(prompt))
+        beside = open_on_gpu(stack, others, plain, weights, prompt_tokens + 1, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: sticks.multiply_seconds}
+        ways |= beside.ways(lambda session: synchronized(session, work.timed))
         _warm(ways)
         samples = interleave(ways, effort)
         flops, product_flops = step.cost().flops, sticks.product_flops
@@ -85,10 +111,13 @@ def prefill(shape: str, prompt_tokens: int, weights: str, effort: Effort, gpu: G
         "flops_per_s": flops / seconds,
         "product_flops_per_s": peak,
         "rounds": len(samples[OURS]),
+        "peers": peer_rows(samples, OURS, beside, prompt_tokens),
     }
-    table = Table("prompt", "seconds", "tokens/s", "share of the product's rate")
-    table.add_row(str(prompt_tokens), format_seconds(seconds), f"{prompt_tokens / seconds:.0f}", str(share))
-    notes = (f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s", *loaded.device.remarks)
+    table = Table("way", "prompt", "tokens/s", "share of the product's rate", "a peer's time over ours")
+    table.add_row("coterie", format_seconds(seconds), f"{prompt_tokens / seconds:.0f}", str(share), "")
+    add_rows(table, results["peers"], prompt_tokens)
+    stick = f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s"
+    notes = (stick, *peer_notes(results["peers"]), *loaded.device.remarks)
     workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "gpu": gpu.name}
     return Report("prefill", workload, results, (table,), notes)
 
@@ -114,6 +143,12 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
     notes = ("prefill is launched kernel by kernel in every way: only decode steps are captured", *remarks)
     workload = {"shape": shape, "prefill_tokens": prompt, "weights": _size(model), "gpu": gpu.name}
     return Report("fusion", workload, {"grid": cells}, (table,), notes)
+
+
+def _peer_step(session: Session, context_tokens: int) -> float:
+    """Seconds per step, from the same positions in every round."""
+    session.rewind(context_tokens - 1)
+    return synchronized(session, lambda one: one.decode(STEPS)) / STEPS
 
 
 def _cells(phase: str, steps: Mapping[str, Step], effort: Effort) -> list[dict[str, Any]]:

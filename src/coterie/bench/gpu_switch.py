@@ -8,7 +8,7 @@ None of this has run on a GPU. Knows nothing about routers or text: prompts are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from statistics import median
@@ -18,6 +18,9 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
+from coterie.bench.gpu_peers import check_peers
+from coterie.bench.gpu_switch_peers import add_rows, switch_peers
+from coterie.bench.gpu_switch_peers import notes as peer_notes
 from coterie.bench.report import Effort, Report, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.switch_serve import ask, settings_for, ttft
@@ -37,9 +40,16 @@ WARM_ROUNDS = 2  # of all experts: kernels are compiled, and experts come from t
 
 
 def switch(
-    shape: str, prompt_tokens: int, experts: int, effort: Effort, gpu: Gpu, record: bool = False
+    shape: str,
+    prompt_tokens: int,
+    experts: int,
+    effort: Effort,
+    gpu: Gpu,
+    record: bool = False,
+    peers: Sequence[str] = (),
 ) -> tuple[Report, Trace | None]:
-    """Cold switches round robin, each beside a warm prompt and a copy. Raises UsageError, CapacityError."""
+    """Cold switches round robin, each beside a warm prompt and a copy; then peers. Raises UsageError, CapacityError."""
+    names = check_peers(peers)
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
@@ -68,12 +78,14 @@ def switch(
             remarks = made.remarks
         finally:
             made.close()
+        beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
     workload = {"shape": shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt, "gpu": gpu.name}
-    results = _results(rounds, size)
+    results = _results(rounds, size) | {"peers": beside}
     notes = (
         f"cold: hbm for one expert of {format_bytes(size)}, all experts in the pinned pool; {results['rounds']} rounds",
         "the ideal: stages of the warm prefill, split by flops, each when the copy's rate has brought its bytes",
         *remarks,
+        *peer_notes(beside),
     )
     return Report("switch", workload, results, (_table(results),), notes), trace
 
@@ -114,4 +126,5 @@ def _table(results: Mapping[str, Any]) -> Table:
     ratio = f"{results['cold_ttft_over_ideal']:.2f}"
     table.add_row("cold switch to first token", format_seconds(results["cold_ttft_s"]), ideal, ratio)
     table.add_row("the same prompt, resident", format_seconds(results["warm_ttft_s"]), "", "")
+    add_rows(table, results["peers"])
     return table

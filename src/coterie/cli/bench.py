@@ -113,9 +113,9 @@ def bench_decode(
     json_: JsonOpt = False,
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
-    gpu = _gpu(device, peer, activations)
+    gpu = _gpu(device, activations)
     if gpu is not None:
-        _print(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu), json_)
+        _print(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
     _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_)
 
@@ -135,9 +135,9 @@ def bench_prefill(
     json_: JsonOpt = False,
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
-    gpu = _gpu(device, peer, activations)
+    gpu = _gpu(device, activations)
     if gpu is not None:
-        _print(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu), json_)
+        _print(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
     _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
 
@@ -157,9 +157,9 @@ def bench_switch(
     json_: JsonOpt = False,
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
-    effort, gpu = Effort(rounds, seconds), _gpu(device, peer)
+    effort, gpu = Effort(rounds, seconds), _gpu(device)
     if gpu is not None:
-        report, recorded = gpu_switch(shape, prompt, experts, effort, gpu, trace is not None)
+        report, recorded = gpu_switch(shape, prompt, experts, effort, gpu, trace is not None, peer or ())
     else:
         report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
     if trace is not None and recorded is not None:
@@ -234,15 +234,13 @@ def bench_coe(
     _print(report, json_)
 
 
-def _gpu(device: str, peers: list[str] | None = None, activations: str = FLOAT32) -> Gpu | None:
+def _gpu(device: str, activations: str = FLOAT32) -> Gpu | None:
     """The GPU to measure, None for the CPU. Raises UsageError for what is neither, and for what a GPU lacks."""
     number = gpu_number(device)
     if number is None and device != "cpu":
         raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
     if number is None:
         return None
-    if peers:
-        raise UsageError("--peer", f"a peer cannot run on {device}", "compare on --device cpu")
     if activations != FLOAT32:
         raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
     return Gpu(number)

@@ -41,6 +41,11 @@ class Gpu:
         room = f"{format_bytes(self._driver.free_bytes())} free of {format_bytes(facts.total_bytes)}"
         return f"{self.name}, {facts.multiprocessors} multiprocessors of capability {major}.{minor}, {room}"
 
+    @property
+    def torch_device(self) -> str:
+        """What torch calls it: other engines are told to compute there too."""
+        return str(self._driver.device_memory(1).device)
+
     def spec(self) -> MachineSpec:
         """The machine that it and its host are, with what is free now."""
         from coterie.devices.cuda_machine import gpu_machine

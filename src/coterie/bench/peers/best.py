@@ -89,14 +89,20 @@ def choose(peer: Peer, prepared: Mapping[str, Path], cpus: int, max_tokens: int,
     return Chosen(peer, precision, settings, prepared[precision])
 
 
+def trial_of(session: Session, work: Work) -> float:
+    """Seconds of the fastest of a few rounds of the work, on an open session."""
+    return min(_timed(session, work) for _ in range(TRIALS))
+
+
 def _trial(peer: Peer, path: Path, settings: Settings, max_tokens: int, work: Work) -> float:
     session = peer.open(path, settings, max_tokens)
     try:
-        return min(_timed(session, work) for _ in range(TRIALS))
+        return trial_of(session, work)
     finally:
         session.close()
 
 
 def _timed(session: Session, work: Work) -> float:
     work.ready(session)
+    session.synchronize()
     return seconds_of(lambda: work.timed(session))

@@ -103,6 +103,9 @@ class LlamaSession:
         """Remove the positions from `tokens` on."""
         self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), 0, tokens, -1)
 
+    def synchronize(self) -> None:
+        """A call returns when it is done."""
+
     def close(self) -> None:
         """Free context and model."""
         if self._context:

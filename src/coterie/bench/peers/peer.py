@@ -40,6 +40,9 @@ class Session(Protocol):
     def rewind(self, tokens: int) -> None:
         """Keep only the first `tokens` of the cache, so that the next decode steps see the same context again."""
 
+    def synchronize(self) -> None:
+        """Wait until nothing is under way; on a CPU nothing ever is."""
+
     def close(self) -> None:
         """Give everything back."""
 

@@ -1,4 +1,7 @@
-"""Hugging Face transformers on the CPU: greedy decoding with a key/value cache.
+"""Hugging Face transformers on the CPU or a GPU: greedy decoding with a key/value cache, eager or compiled.
+
+    load  safetensors   from the file, by way of the page cache
+          host          a module that was loaded before and waits in host memory, moved to where torch computes
 
 Knows nothing about what is measured.
 """
@@ -6,37 +9,63 @@ Knows nothing about what is measured.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from coterie.bench.peers.peer import Settings, missing_extra
+from coterie.bench.peers.host_module import HostModule
+from coterie.bench.peers.peer import Session, Settings, missing_extra
 
+FILE, HOST = "safetensors", "host"
 _PRECISIONS = {"bf16": ("bfloat16", "float32")}
+_GPU_PRECISIONS = {"bf16": ("bfloat16",)}
+_FLASH = "flash_attention_2"
+
+BACKEND = "inductor"  # of torch.compile: on a GPU, Triton kernels in CUDA graphs
+
+Phase = Literal["prefill", "decode"]
 
 
 class Transformers:
-    """The engine. Raises UsageError when its packages are not installed."""
+    """The engine on the CPU, or on torch's `device`. Raises UsageError when its packages are not installed.
 
-    name = "transformers"
+    `compiled`: None runs op by op, with a cache that grows; else that pass is compiled, with a cache of fixed size.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None, compiled: Phase | None = None) -> None:
         try:
             self._torch = importlib.import_module("torch")
             self._transformers = importlib.import_module("transformers")
         except ImportError:
-            raise missing_extra(self.name, "transformers") from None
+            raise missing_extra("transformers", "transformers") from None
         self._transformers.logging.set_verbosity_error()
         self._transformers.logging.disable_progress_bar()
+        self._on_cpu, self._device, self._compiled = device is None, device or "cpu", compiled
+        self._kept: dict[tuple[Path, str], HostModule] = {}
+        self._compiled_open = 0
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return "transformers compiled" if self._compiled is not None else "transformers"
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """Types of torch; it has no whole-number formats of its own on a CPU."""
-        return _PRECISIONS.get(weights, ())
+        """Types of torch; it has no whole-number formats of its own."""
+        return (_PRECISIONS if self._on_cpu else _GPU_PRECISIONS).get(weights, ())
 
     def candidates(self, cpus: int) -> tuple[Settings, ...]:
-        """All threads and one, with torch's fused attention and without."""
-        counts = sorted({1, cpus}, reverse=True)
-        return tuple(Settings(n, "safetensors", how) for n in counts for how in ("sdpa", "eager"))
+        """On a CPU all threads and one; on a GPU from the file and from host memory; each with every attention."""
+        ways: tuple[str, ...] = ("sdpa", "eager")
+        if self._on_cpu:
+            counts = sorted({1, cpus}, reverse=True)
+            return tuple(Settings(n, FILE, how) for n in counts for how in ways)
+        if self._compiled is not None:
+            return tuple(Settings(cpus, FILE, how) for how in ways)
+        ways = (*ways, _FLASH) if find_spec("flash_attn") is not None else ways
+        return tuple(Settings(cpus, load, how) for load in (FILE, HOST) for how in ways)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """The folder itself is what it opens; `out` holds a link that is named after the precision."""
@@ -49,31 +78,96 @@ class Transformers:
         """The weights."""
         return tuple(prepared.glob("*.safetensors"))
 
-    def open(self, prepared: Path, settings: Settings, max_tokens: int) -> TransformersSession:
-        """Load the folder in the type that the link is named after."""
-        self._torch.set_num_threads(settings.threads)
-        dtype = getattr(self._torch, prepared.name)
+    def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
+        """Load the folder in the type that the link is named after, or move what was loaded before."""
+        where = Where(self._torch, settings.threads, self._device)
+        where.set_threads()
+        if settings.load == HOST:
+            key = (prepared, settings.attention)
+            if key not in self._kept:
+                self._kept[key] = HostModule(self._torch, self._load(prepared, settings), self._device)
+            self._kept[key].move()
+            return TransformersSession(where, self._kept[key].module, self._kept[key].leave)
+        model = self._load(prepared, settings).to(self._device)
+        if self._compiled is None:
+            return TransformersSession(where, model)
+        cache = self._fixed_cache(model, max_tokens)
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+        forward = self._torch.compile(model, mode="reduce-overhead", dynamic=False, backend=BACKEND)
+        forwards = {"prefill": model, "decode": model, self._compiled: forward}
+        self._compiled_open += 1
+        return CompiledSession(where, forwards, cache, self._closed)
+
+    def forget(self) -> None:
+        """Give back what waits in host memory."""
+        self._kept.clear()
+
+    def _fixed_cache(self, model: Any, max_tokens: int) -> Any:
+        """Made before anything is traced: what is made in a traced pass has no fixed address, and gets no graph."""
+        cache, config = self._transformers.StaticCache(config=model.config, max_cache_len=max_tokens), model.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        sizes = {"batch_size": 1, "num_heads": config.num_key_value_heads, "head_dim": width}
+        cache.early_initialization(**sizes, dtype=model.dtype, device=self._device)
+        return cache
+
+    def _closed(self) -> None:
+        """What was compiled is dropped with the last who uses it: torch can only drop all of it."""
+        self._compiled_open -= 1
+        if self._compiled_open == 0:
+            self._torch._dynamo.reset()
+
+    def _load(self, prepared: Path, settings: Settings) -> Any:
         load = self._transformers.AutoModelForCausalLM.from_pretrained
-        model = load(prepared, dtype=dtype, attn_implementation=settings.attention, local_files_only=True)
-        return TransformersSession(self._torch, model.eval(), settings.threads)
+        dtype = getattr(self._torch, prepared.name)
+        return load(prepared, dtype=dtype, attn_implementation=settings.attention, local_files_only=True).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Torch, the threads of the host and the device that a session computes on."""
+
+    torch: Any
+    threads: int
+    device: str
+
+    def set_threads(self) -> None:
+        """A setting of the process, which other sessions change."""
+        self.torch.set_num_threads(self.threads)
+
+    def tokens(self, ids: Sequence[int]) -> Any:
+        """Ids [1, T] on the device."""
+        return self.torch.tensor([list(ids)], device=self.device)
+
+    def drawn(self, logits: Any) -> Any:
+        """The greedy token after the last one, [1, 1], on the device."""
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        if self.device.startswith("cuda"):
+            self.torch.cuda.synchronize(self.device)
 
 
 class TransformersSession:
-    """A model and the cache of one sequence."""
+    """A model and the cache of one sequence; drawn tokens stay on the device until all of them are asked for.
 
-    def __init__(self, torch: Any, model: Any, threads: int) -> None:
-        self._torch, self._model, self._threads = torch, model, threads
+    `left` is called at the end, for a model that goes on to wait in host memory.
+    """
+
+    def __init__(self, where: Where, model: Any, left: Callable[[], None] = lambda: None) -> None:
+        self._where, self._model, self._left = where, model, left
         self._cache: Any = None
-        self._last = 0
+        self._last: Any = None
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """One forward pass over the prompt; only the last token's logits are made."""
         self._cache = None
-        return self._step(prompt_ids)
+        return int(self._step(self._where.tokens(prompt_ids)))
 
     def decode(self, count: int) -> list[int]:
         """One forward pass a token."""
-        return [self._step((self._last,)) for _ in range(count)]
+        drawn = [self._step(self._last) for _ in range(count)]
+        return [int(token) for token in self._where.torch.cat(drawn).flatten().tolist()]
 
     def rewind(self, tokens: int) -> None:
         """Cut the cache."""
@@ -81,16 +175,60 @@ class TransformersSession:
         if surplus > 0:
             self._cache.crop(-surplus)
 
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        self._where.synchronize()
+
     def close(self) -> None:
         """Drop the model."""
-        self._model = self._cache = None
+        self._model = self._cache = self._last = None
+        self._left()
 
-    def _step(self, ids: Sequence[int]) -> int:
-        self._torch.set_num_threads(self._threads)  # a setting of the process, which other sessions change
-        with self._torch.inference_mode():
-            out = self._model(
-                self._torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
-        self._cache = out.past_key_values
-        self._last = int(out.logits[0, -1].argmax())
+    def _step(self, ids: Any) -> Any:
+        self._where.set_threads()
+        with self._where.torch.inference_mode():
+            out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache, self._last = out.past_key_values, self._where.drawn(out.logits)
+        return self._last
+
+
+class CompiledSession:
+    """The same with a cache of fixed size, and one phase compiled, as its own `generate` does with decoding."""
+
+    def __init__(self, where: Where, forwards: Mapping[str, Any], cache: Any, left: Callable[[], None]) -> None:
+        self._where, self._forwards, self._left = where, dict(forwards), left
+        self._cache, self._last = cache, None
+
+    def prefill(self, prompt_ids: Sequence[int]) -> int:
+        """One pass over the prompt, from the start of the cache."""
+        self.rewind(0)
+        return int(self._step("prefill", self._where.tokens(prompt_ids)))
+
+    def decode(self, count: int) -> list[int]:
+        """One pass a token."""
+        drawn = [self._step("decode", self._last) for _ in range(count)]
+        return [int(token) for token in self._where.torch.cat(drawn).flatten().tolist()]
+
+    def rewind(self, tokens: int) -> None:
+        """Say where the next token goes; what lies behind it is masked."""
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(tokens)
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        self._where.synchronize()
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._forwards.clear()
+        self._cache = self._last = None
+        self._left()
+
+    def _step(self, phase: str, ids: Any) -> Any:
+        torch = self._where.torch
+        self._where.set_threads()
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():  # what is made in inference mode cannot be changed in place outside of it
+            out = self._forwards[phase](ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._last = self._where.drawn(out.logits)
         return self._last

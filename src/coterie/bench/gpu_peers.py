@@ -1,0 +1,152 @@
+"""Other engines on the same GPU, in the same rounds: transformers eager and compiled, each at its best attention.
+
+    eager       a cache that grows, every kernel started from Python
+    compiled    a cache of fixed size, torch.compile(mode="reduce-overhead"): a CUDA graph for each step
+
+The fastest way is shown, each is in the JSON; one that cannot run says why, and the others go on. None of this has run
+on a GPU. Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.peers.beside import Beside, add_peer_rows, peer_row
+from coterie.bench.peers.best import PEERS, Chosen, Work, prepared_peer, seconds_of, trial_of
+from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.peers.transformers import FILE, Phase, Transformers
+from coterie.core.errors import UsageError
+from coterie.models.model import Model
+from coterie.spec.this_machine import allowed_cpus
+
+NAME = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """Ways that are open and measured, and those that are not, with a sentence each."""
+
+    open: tuple[Beside, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def ways(self, timed: Callable[[Session], float]) -> dict[str, Callable[[], float]]:
+        """What to interleave: name -> runs once and returns seconds."""
+        return {other.name: partial(timed, other.session) for other in self.open}
+
+
+def check_peers(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises UsageError for one that is no peer on a GPU."""
+    for name in names:
+        if name != NAME:
+            fact = f"{name!r} is not compared on a GPU" if name in PEERS else f"{name!r} is not a peer"
+            raise UsageError("--peer", fact, f"use {NAME}")
+    return tuple(dict.fromkeys(names))
+
+
+def engines(names: Sequence[str], device: str, phase: Phase) -> tuple[Peer, ...]:
+    """Both ways of each peer on torch's `device`. Raises UsageError for an unknown name or a missing extra."""
+    return (Transformers(device), Transformers(device, phase)) if check_peers(names) else ()
+
+
+def open_on_gpu(
+    stack: ExitStack, peers: Sequence[Peer], model: Model, weights: str, max_tokens: int, work: Work
+) -> OnGpu:
+    """Each way with the attention that is fastest for the work, open until the stack closes."""
+    opened: list[Beside] = []
+    failed: dict[str, str] = {}
+    for peer in peers:
+        prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, weights))
+        if not prepared:
+            failed[peer.name] = f"it has no {weights} weights of its own"
+        for precision, path in prepared.items():
+            try:
+                settings, session = fastest(peer, path, max_tokens, work)
+            except Exception as error:  # whatever another engine fails with, our own figures are still wanted
+                failed[peer.name] = sentence(error)
+                continue
+            stack.callback(session.close)
+            opened.append(Beside(peer.name, Chosen(peer, precision, settings, path), session, same=True))
+    return OnGpu(tuple(opened), failed)
+
+
+def fastest(peer: Peer, path: Path, max_tokens: int, work: Work) -> tuple[Settings, Session]:
+    """The setting that is fastest among those that work, left open, so that what was compiled is compiled once.
+
+    Raises what the first of them failed with when none works.
+    """
+    best: tuple[float, Settings, Session] | None = None
+    failure: Exception | None = None
+    for settings in (one for one in peer.candidates(allowed_cpus()[0]) if one.load == FILE):
+        try:
+            session = peer.open(path, settings, max_tokens)
+        except Exception as error:  # an attention that is not there
+            failure = failure or error
+            continue
+        try:
+            took = trial_of(session, work)
+        except Exception as error:  # a compiler that is not there, memory that does not suffice
+            failure = failure or error
+            session.close()
+            continue
+        if best is not None and best[0] <= took:
+            session.close()
+            continue
+        if best is not None:
+            best[2].close()
+        best = took, settings, session
+    if best is None:
+        raise failure or RuntimeError(f"{peer.name} has no setting to try")
+    return best[1:]
+
+
+def sentence(error: Exception) -> str:
+    """The first line that says anything, and what kind of error it is where the line does not."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    return f"{type(error).__name__}: {said}"
+
+
+def synchronized(session: Session, work: Callable[[Session], object]) -> float:
+    """Seconds of the work with nothing under way before, and nothing left of it afterwards."""
+    session.synchronize()
+
+    def all_of_it() -> None:
+        work(session)
+        session.synchronize()
+
+    return seconds_of(all_of_it)
+
+
+def peer_rows(samples: Mapping[str, list[float]], ours: str, found: OnGpu, tokens: int = 1) -> dict[str, Any]:
+    """The fastest way's row under the peer's name, with all `ways`; only `ways` where none could run."""
+    rows = {other.name: peer_row(samples, ours, other, tokens) for other in found.open}
+    if not rows and not found.failed:
+        return {}
+    ways = {**rows, **{name: {"failed": why} for name, why in found.failed.items()}}
+    best = min(rows, key=lambda name: rows[name]["ratio"], default=None)
+    shown: dict[str, Any] = {} if best is None else {**rows[best], "way": best}
+    return {NAME: {**shown, "ways": ways}}
+
+
+def add_rows(table: Table, peers: Mapping[str, Mapping[str, Any]], tokens: float = 1) -> None:
+    """The fastest way of each peer: way, time of `tokens` tokens, tokens/s, nothing, ratio."""
+    add_peer_rows(table, {row["way"]: row for row in peers.values() if "way" in row}, tokens)
+
+
+def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each way: its setting and rate, or why it did not run."""
+    lines = []
+    for row in peers.values():
+        for name, way in row["ways"].items():
+            if "failed" in way:
+                lines.append(f"{name} did not run: {way['failed']}")
+            else:
+                rate = f"{way['tokens_per_s']:.1f} tokens/s, {way['ratio']:.2f} x our time"
+                lines.append(f"{name}: {rate}; {way['precision']}, {way['settings']}")
+    return lines

@@ -1,0 +1,214 @@
+"""Switching beside transformers on the same GPU, in the same rounds: from the disk, the page cache, host memory, HBM.
+
+    ours     cold: hbm for one of two experts, both in the pinned pool       warm: both in hbm
+    theirs   disk: page cache dropped, open, first token    file: the same from the page cache
+             host: a module in pinned memory is copied up, first token       held: both open on the GPU
+
+A way that cannot run says why, and the others go on. None of this has run on a GPU.
+Knows nothing about routers or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.gpu_peers import NAME, fastest, sentence, synchronized
+from coterie.bench.peers.best import Work, prepared_peer, seconds_of
+from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.peers.transformers import HOST, Transformers
+from coterie.bench.report import Effort, interleave, paired_ratio
+from coterie.bench.step import prompt_ids
+from coterie.bench.sticks import drop_page_cache
+from coterie.bench.switch_serve import ask, settings_for, ttft
+from coterie.core.units import format_seconds
+from coterie.devices.gpu import Gpu
+from coterie.engine.assembly import plan, warm_up, wire
+from coterie.models.model import Model
+
+WARM_PROMPT = 1  # a switch between models in HBM is not to be hidden by a long prompt
+COLD, WARM = "cold", "warm"
+DISK, PAGES, HELD, HELD_COMPILED = "disk", "page cache", "held open", "held open, compiled"
+# Each way of theirs, what it is called in the JSON, and which of ours it is held against.
+AGAINST: Mapping[str, str] = {DISK: COLD, PAGES: COLD, HOST: COLD, HELD: WARM, HELD_COMPILED: WARM}
+
+Way = Callable[[int], float]
+"""Seconds of turn 0, 1, 2, ...: each turn switches to the other model."""
+
+
+def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gpu: Gpu) -> dict[str, Any]:
+    """A row for transformers: its `ways`, each with its seconds, ours of the same rounds, and their ratio.
+
+    Raises UsageError for a missing extra, CapacityError where the GPU has no room for our two engines.
+    """
+    prompt = prompt_ids(models[0], prompt_tokens)
+    plain, compiled = Transformers(gpu.torch_device), Transformers(gpu.torch_device, "prefill")
+    with ExitStack() as stack:
+        stack.callback(plain.forget)
+        ours = {
+            COLD: _Ours(stack, models, 1, prompt_tokens, gpu).asked(prompt_tokens),
+            WARM: _Ours(stack, models, 2, prompt_tokens, gpu).asked(WARM_PROMPT),
+        }
+        paths = tuple(
+            stack.enter_context(prepared_peer(plain, model.checkpoint.path, "bf16"))["bfloat16"] for model in models
+        )
+        rounds = _Rounds(ours, effort)
+        settings = _settings(plain, paths[0], Work(lambda session: session.prefill(prompt)), len(prompt) + 1)
+        if isinstance(settings, str):
+            return {NAME: {"ways": {way: {"failed": settings} for way in AGAINST}}}
+        other = _Theirs(plain, settings, paths, prompt)
+        rounds.take({DISK: other.from_disk, PAGES: other.from_pages, HOST: other.from_host})
+        # Only now: a file that a session has mapped cannot be dropped from the page cache.
+        rounds.take({HELD: partial(other.held, stack, plain), HELD_COMPILED: partial(other.held, stack, compiled)})
+    return {NAME: {"settings": str(settings), "ways": rounds.rows}}
+
+
+class _Rounds:
+    """Ours and theirs in turn; what cannot run is left out with a sentence."""
+
+    def __init__(self, ours: Mapping[str, Way], effort: Effort) -> None:
+        self._ours, self._effort = ours, effort
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def take(self, ways: Mapping[str, Way]) -> None:
+        """Each way twice, to see whether it works; then those that do, in the same rounds."""
+        working: dict[str, Callable[[], float]] = {}
+        for name, way in ways.items():
+            try:
+                way(0), way(1)
+            except Exception as error:  # whatever another engine fails with, the other ways are still wanted
+                self.rows[name] = {"failed": sentence(error)}
+            else:
+                working[name] = _turns(way)
+        if working:
+            mine = {name: _turns(self._ours[name]) for name in {AGAINST[name] for name in working}}
+            samples = interleave({**mine, **working}, self._effort)
+            self.rows |= {name: _row(samples[name], samples[AGAINST[name]]) for name in working}
+
+
+def _row(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    ratio = paired_ratio(theirs, ours)
+    times = {"seconds": median(theirs), "ours_s": median(ours)}
+    return {**times, "ratio": ratio.median, "ratio_quartiles": [ratio.low, ratio.high]}
+
+
+class _Ours:
+    """Our engine with hbm for so many residents, asked for the models in turn."""
+
+    def __init__(self, stack: ExitStack, models: Sequence[Model], residents: int, tokens: int, gpu: Gpu) -> None:
+        named, settings = {model.name: model for model in models}, settings_for(tuple(models), residents, tokens + 1)
+        device = gpu.make()
+        stack.callback(device.close)
+        self._parts = wire(named, plan(named, device.spec, settings), settings, device)
+        self._models, self._ids = models, count()
+        warm_up(self._parts, named, named)
+
+    def asked(self, prompt_tokens: int) -> Way:
+        """Seconds from the request to the first token, after a first turn of each model: kernels are compiled."""
+
+        def way(turn: int) -> float:
+            model = self._models[turn % len(self._models)]
+            return ttft(ask(self._parts, model, f"{next(self._ids)}", prompt_tokens))
+
+        for turn in range(2 * len(self._models)):
+            way(turn)
+        return way
+
+
+@dataclass(frozen=True, slots=True)
+class _Theirs:
+    """Two models of a peer, brought to a first token from wherever they lie."""
+
+    peer: Transformers
+    settings: Settings
+    paths: Sequence[Path]
+    prompt: list[int]
+    sessions: dict[str, tuple[Session, ...]] = field(default_factory=dict)
+
+    def from_disk(self, turn: int) -> float:
+        """Nothing of the file in the page cache; closing is not counted."""
+        path = self.paths[turn % len(self.paths)]
+        for file in self.peer.files(path):
+            drop_page_cache(file)
+        return self._first_token(path, self.settings)
+
+    def from_pages(self, turn: int) -> float:
+        """The file's pages are in memory."""
+        return self._first_token(self.paths[turn % len(self.paths)], self.settings)
+
+    def from_host(self, turn: int) -> float:
+        """The module waits in pinned memory, but for its first turn."""
+        return self._first_token(self.paths[turn % len(self.paths)], replace(self.settings, load=HOST))
+
+    def held(self, stack: ExitStack, peer: Transformers, turn: int) -> float:
+        """Both models open on the GPU until the stack closes: a short prompt on the one that was not used last."""
+        if peer.name not in self.sessions:
+            opened = tuple(peer.open(path, self.settings, len(self.prompt) + 1) for path in self.paths)
+            for session in opened:
+                stack.callback(session.close)
+            self.sessions[peer.name] = opened
+        session = self.sessions[peer.name][turn % len(self.paths)]
+        return synchronized(session, lambda one: one.prefill(self.prompt[:WARM_PROMPT]))
+
+    def _first_token(self, path: Path, settings: Settings) -> float:
+        opened: list[Session] = []
+
+        def work() -> None:
+            opened.append(self.peer.open(path, settings, len(self.prompt) + 1))
+            opened[0].prefill(self.prompt)  # a number in Python: the GPU is done
+
+        try:
+            return seconds_of(work)
+        finally:
+            for session in opened:
+                session.close()
+
+
+def _settings(peer: Peer, path: Path, work: Work, max_tokens: int) -> Settings | str:
+    """With the attention that prefills fastest, or why none does."""
+    try:
+        settings, session = fastest(peer, path, max_tokens, work)
+    except Exception as error:  # as in _Rounds
+        return sentence(error)
+    session.close()
+    return settings
+
+
+def _turns(way: Way) -> Callable[[], float]:
+    numbers = count()
+    return lambda: way(next(numbers))
+
+
+def add_rows(table: Table, peers: Mapping[str, Mapping[str, Any]]) -> None:
+    """The fastest of the ways from below HBM, and the fastest of both models in HBM."""
+    for name, row in peers.items():
+        for ours, what in ((COLD, "to first token"), (WARM, "a resident switch")):
+            found = {way: at for way, at in row["ways"].items() if AGAINST[way] == ours and "failed" not in at}
+            if found:
+                best = min(found, key=lambda way: float(found[way]["seconds"]))
+                mine = f"ours {format_seconds(found[best]['ours_s'])}"
+                seconds, ratio = format_seconds(found[best]["seconds"]), f"{found[best]['ratio']:.2f}"
+                table.add_row(f"{name}, {best}: {what}", seconds, mine, ratio)
+
+
+def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each way."""
+    lines = []
+    for name, row in peers.items():
+        if "settings" in row:
+            lines.append(f"{name} at its best: {row['settings']}; ratios are its time over ours")
+        for way, at in row["ways"].items():
+            if "failed" in at:
+                lines.append(f"{name}, {way}: did not run: {at['failed']}")
+            else:
+                times = f"{format_seconds(at['seconds'])}, ours {format_seconds(at['ours_s'])}"
+                lines.append(f"{name}, {way}: {times}, ratio {at['ratio']:.2f}")
+    return lines
