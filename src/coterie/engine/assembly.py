@@ -34,7 +34,8 @@ from coterie.spec.machine import MachineSpec
 PAGE_TOKENS = 16  # tokens of the largest architecture in one KV block; smaller ones get more
 KV_SEQUENCES = 16  # the default KV budget holds this many sequences of the longest default context
 KV_CONTEXT = 4096  # contexts above this are possible, but the default budget is not sized for many of them
-EXPERTS_SHARE, KV_SHARE = 0.5, 0.2  # of the run tier, at most, by default; the rest is left to the system
+KV_SHARE = 0.2  # of the run tier, at most, by default
+EXPERTS_SHARE = 0.5  # of a run tier that is the system's own memory; the rest is left to everybody else
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,16 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
     sizes = {name: model.layout.size_bytes for name, model in models.items() if name != ROUTER}
-    near = plan_budget(_default_near(sizes, capacity) if settings.near_bytes is None else settings.near_bytes, sizes)
     block = max(page_bytes(model.kv) for model in models.values())
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
     programs = _programs(models, settings.rule_set or spec.rule_set)
     work = _work_bytes(programs, settings.policy)
+    room = settings.near_bytes
+    if room is None:
+        room = max((_room_for_experts(spec, kv + router + work), *sizes.values()))
+    near = plan_budget(room, sizes)
     if near + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
         what = f"experts, {'router, ' if router else ''}KV cache and the values of a step together"
@@ -143,8 +147,19 @@ def _work_bytes(programs: Mapping[str, Program], policy: Policy) -> int:
     return 1 << max(needed - 1, 0).bit_length()
 
 
-def _default_near(sizes: Mapping[str, int], capacity: int) -> int:
-    return max(min(sum(sizes.values()), int(capacity * EXPERTS_SHARE)), *sizes.values())
+def _room_for_experts(spec: MachineSpec, taken_bytes: int) -> int:
+    """What experts get of the run tier by default, beside KV, the router and the values of a step.
+
+    With host memory below it the run tier (HBM) is ours alone, and what is free there helps nobody: experts get all
+    that is left. What code and scratch need, a real device's spec has kept back. Without, it is the system's memory.
+    """
+    capacity = spec.tier(spec.run_tier).capacity_bytes
+    return capacity - taken_bytes if memories_below(spec) else int(capacity * EXPERTS_SHARE)
+
+
+def memories_below(spec: MachineSpec) -> tuple[str, ...]:
+    """Tiers between the run tier and the files; a CPU has none."""
+    return tuple(name for name in spec.weight_tiers[1:] if name != "disk")
 
 
 def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
@@ -166,10 +181,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     recording = Recording(settings.record) if settings.record else None
     device = Timeline(device, recording)
     spec = device.spec
-    # Tiers between the run tier and the files keep every expert that fits there; the CPU has none.
-    between = (
-        spec.weight_tiers[1 : spec.weight_tiers.index("disk")] if "disk" in spec.weight_tiers else spec.weight_tiers[1:]
-    )
+    between = memories_below(spec)  # they keep every expert that fits there
     if settings.pool_bytes is not None and not between:
         fact = f"{spec.name} has no memory between {spec.run_tier} and the files"
         raise UsageError("--pool", fact, "leave it out, or serve on a device that has")
