@@ -10,16 +10,25 @@ from math import log
 
 HEADS = 32  # of measured attention; x counts batches of so many heads
 ELEMENT_WISE = "element-wise"
+DECODE = "attention-decode"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """What was measured, or is asked for. `shape` is m, n, k of a gemm; heads, kv heads, channels, batch, length of
     attention (tokens in prefill, context in decode, both of one sequence); bytes and tokens of an element-wise one.
+
+    `planes` of a decode step's cache come from memory: keys and values, or 1 where a bench gave both the same memory.
     """
 
     family: str
     shape: tuple[int, ...]
+    planes: int = 2
+
+    @property
+    def grouped(self) -> bool:
+        """Decode attention with fewer kv heads than query heads."""
+        return self.family == DECODE and self.variant > 1
 
     @property
     def variant(self) -> int:
@@ -36,7 +45,7 @@ class Kernel:
     @property
     def work(self) -> tuple[str | int, ...]:
         """All but y."""
-        return (self.family, *(self.shape[1:] if self.family == "gemm" else self.shape[:4]))
+        return (self.family, self.planes, *(self.shape[1:] if self.family == "gemm" else self.shape[:4]))
 
     @property
     def form(self) -> float:
@@ -51,7 +60,7 @@ class Kernel:
     def at(self, y: float) -> Kernel:
         """The same work with as many tokens or as long a context."""
         where = 0 if self.family == "gemm" else 4
-        return Kernel(self.family, (*self.shape[:where], round(y), *self.shape[where + 1 :]))
+        return Kernel(self.family, (*self.shape[:where], round(y), *self.shape[where + 1 :]), self.planes)
 
     @property
     def flops(self) -> float:
@@ -75,4 +84,4 @@ class Kernel:
             return 2.0 * (m * k + n * k + m * n)
         heads, kv_heads, channels, batch, length = self.shape
         rows = length if self.family == "attention-prefill" else 1
-        return 2.0 * channels * batch * (2 * kv_heads * length + 2 * heads * rows)
+        return 2.0 * channels * batch * (self.planes * kv_heads * length + 2 * heads * rows)

@@ -25,7 +25,7 @@ from coterie.spec.stack import read_text, with_stack
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
-    "step_floor", "step_sequence", "kernel_share",
+    "step_floor", "step_sequence", "kernel_share", "multiprocessors",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -130,6 +130,7 @@ class _Machine(q.Reader):
             step_floor_s=self.time("step_floor"),
             step_sequence_s=self.time("step_sequence"),
             kernel_share=self.share("kernel_share"),
+            multiprocessors=self.multiprocessors(),
             peers=peers,
             grid=self.grid(peers),
             host_links=self.host_links,
@@ -170,6 +171,10 @@ class _Machine(q.Reader):
 
     def time(self, key: str) -> float:
         return self.quantity(self.raw[key], key, q.TIME).value if key in self.raw else 0.0
+
+    def multiprocessors(self) -> int:
+        key = "multiprocessors"
+        return int(self.quantity(self.raw[key], key, q.COUNT).value) if key in self.raw else 0
 
     def share(self, key: str) -> float:
         return self.quantity(self.raw[key], key, q.SHARE).value if key in self.raw else 1.0

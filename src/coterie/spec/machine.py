@@ -130,6 +130,8 @@ class MachineSpec:
     Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
     less than `step_floor_s`, in which it issues the kernels one by one; `kernel_share` is how fast its kernels are next
     to those measured on the GPU that `kernels` names; `stack` is its name (spec/stacks).
+
+    `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
     """
 
     name: str
@@ -151,6 +153,7 @@ class MachineSpec:
     step_floor_s: float = 0.0
     step_sequence_s: float = 0.0
     kernel_share: float = 1.0
+    multiprocessors: int = 0
     peers: Peers | None = None
     grid: SpatialUnits | None = None
     host_links: int = 1

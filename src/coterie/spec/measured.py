@@ -1,9 +1,11 @@
 """Measured kernels (calibration/*.csv) and how fast others run that are near them.
 
     possible      what the peaks allow <= what was measured; else the row is wrong: dropped, and listed
-    effort        hypot(time of flops at the peak, time of bytes at the peak): near the ridge a kernel waits for both
-    along y       tokens or context, between two neighbours: gemms hypot(fixed, rate * effort); attention's effort per
-                  second is linear in log y, its time within theirs
+    effort        hypot(time of flops at the peak, time of bytes at the peak): near the ridge a kernel waits for both;
+                  decode attention with grouped heads: the time of its thread blocks (waves.py), which goes for all x
+    along y       tokens or context, between two neighbours: gemms hypot(fixed, rate * effort), decode attention
+                  fixed + rate * effort; effort per second of prefill and of grouped heads is linear in log y, their
+                  time within their neighbours'
     above y       gemms as the last row; attention goes on at the last two rows' seconds per effort
     form          n / k of a gemm: effort per second is linear in its log between two
     along x       work at one y: time = fixed + rate * x between two neighbours; that also holds outside, for a while
@@ -26,8 +28,10 @@ from importlib.resources import files
 from itertools import groupby, pairwise
 from math import hypot, log, sqrt
 
-from coterie.spec.kernel import ELEMENT_WISE, Kernel
+from coterie.spec.kernel import DECODE, ELEMENT_WISE, Kernel
+from coterie.spec.lines import across, bend, between
 from coterie.spec.load import load_machine, machine_names
+from coterie.spec.waves import Blocks
 
 MAX_EFFORTS = 1 << 14  # that are kept; a bound on memory, not on use
 REACH = 16.0  # how many times outside measured work a kernel's speed is still transferred
@@ -35,7 +39,7 @@ MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC = "measured", "interpolated", "tra
 _NAMES = {
     "gemm": ("m", "n", "k"),
     "attention-prefill": ("heads", "kv_heads", "channels", "batch", "length"),
-    "attention-decode": ("heads", "kv_heads", "channels", "batch", "length"),
+    DECODE: ("heads", "kv_heads", "channels", "batch", "length"),
     ELEMENT_WISE: ("bytes", "tokens"),
 }
 
@@ -117,23 +121,29 @@ class _Variant:
 
 
 class Kernels:
-    """The speeds of one device's kernels, from rows; those that are not possible are left out."""
+    """The speeds of one device's kernels, from rows; those that are not possible are left out.
+
+    `blocks`, by query heads for each kv head: what was fitted to decode attention with grouped heads.
+    """
 
     def __init__(self, device: str, rows: Iterable[Row]) -> None:
         self.device = device
         self._exact: dict[Kernel, float] = {}
         moves: list[tuple[float, float]] = []
         found: dict[tuple[str, int], dict[tuple[float, float], list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for row in rows:
+        kept = tuple(rows)
+        for row in kept:
             if row.possible and row.kernel.family == ELEMENT_WISE:
                 moves.append((row.kernel.bytes, row.seconds))
             elif row.possible:
                 self._exact[row.kernel] = row.ideal_s / row.seconds
                 found[row.kernel.family, row.kernel.variant][row.kernel.x, row.kernel.form].append(row)
-        self._known = {key: _Variant.of(self._curves_of(by_work)) for key, by_work in found.items()}
+        self._variants = tuple(found)
         self._nearest: dict[tuple[str, int], int | None] = {}
         self._efforts_s: dict[tuple[tuple[str | int, ...], float], float] = {}
-        self._moves = _bend(moves) if len({size for size, _ in moves}) > 1 else None
+        self.blocks = self._blocks_of(kept)
+        self._known = {key: _Variant.of(self._curves_of(by_work)) for key, by_work in found.items()}
+        self._moves = bend(moves) if len({size for size, _ in moves}) > 1 else None
         self._moved = (min(size for size, _ in moves), max(size for size, _ in moves)) if moves else (0.0, 0.0)
 
     def speed(self, kernel: Kernel) -> Speed | None:
@@ -153,7 +163,9 @@ class Kernels:
         # Only the two beside it matter.
         at = min(max(1, bisect_left(known.xs, x)), len(known.xs) - 1)
         beside = zip(known.xs[max(0, at - 1) : at + 1], known.curves[max(0, at - 1) : at + 1], strict=True)
-        seconds = self._effort_s(kernel) / _across([(at_x, self._of_form(same, kernel)) for at_x, same in beside], x)
+        shares = [(at_x, self._of_form(same, kernel)) for at_x, same in beside]
+        share = between(shares, x) if self._block_times(kernel) else across(shares, x)
+        seconds = self._effort_s(kernel) / share
         util = min(1.0, ideal_s(self.device, kernel) / seconds)
         return Speed(util, INTERPOLATED if inside else TRANSFERRED)
 
@@ -161,7 +173,7 @@ class Kernels:
         """The measured variant of a family that is nearest to one; None where none was measured."""
         key = family, variant
         if key not in self._nearest:
-            variants = [known for name, known in self._known if name == family]
+            variants = [known for name, known in self._variants if name == family]
             distance = {known: abs(log(max(known, 1) / max(variant, 1))) for known in variants}
             self._nearest[key] = min(variants, key=distance.__getitem__, default=None)
         return self._nearest[key]
@@ -175,7 +187,24 @@ class Kernels:
         return Speed(min(1.0, util), INTERPOLATED if inside else TRANSFERRED)
 
     def _effort_s(self, kernel: Kernel) -> float:
-        return effort_s(self.device, kernel)
+        effort, blocks = effort_s(self.device, kernel), self._block_times(kernel)
+        return blocks.seconds(kernel, effort) if blocks else effort
+
+    def _block_times(self, kernel: Kernel) -> Blocks | None:
+        """How long thread blocks take that are like the kernel's; None for other kernels, or where that is unknown."""
+        if kernel.family != DECODE:
+            return None
+        near = self._near(DECODE, kernel.variant)
+        return None if near is None else self.blocks.get(near)
+
+    def _blocks_of(self, rows: Iterable[Row]) -> dict[int, Blocks]:
+        """By variant, what thread blocks of grouped heads take, where there are rows enough."""
+        multiprocessors, points = load_machine(self.device).multiprocessors, defaultdict(list)
+        for row in rows:
+            if row.possible and row.kernel.grouped and multiprocessors:
+                points[row.kernel.variant].append((row.kernel, effort_s(self.device, row.kernel), row.seconds))
+        fits = {variant: Blocks.fit(multiprocessors, found) for variant, found in points.items()}
+        return {variant: blocks for variant, blocks in fits.items() if blocks}
 
     def _effort_at(self, kernel: Kernel, y: float) -> float:
         """The effort of the same work with as many tokens, or as long a context, as a row has."""
@@ -198,7 +227,7 @@ class Kernels:
                 shares = [self._effort_s(row.kernel) / row.seconds for row in same]
                 points.append((y, sum(shares) / len(shares)))
             curves.append(_Curve(x, form, tuple(points)))
-            if len(points) > 1 and rows[0].kernel.family != "gemm":
+            if len(points) > 1 and rows[0].kernel.family != "gemm" and not self._block_times(rows[0].kernel):
                 rates[x] = self._rate(rows[0].kernel, points)
         if not rates:
             return curves
@@ -227,13 +256,18 @@ class Kernels:
         if len(points) == 1:
             return last
         if y < points[0][0]:  # a fixed time remains
-            return _across([(self._effort_at(kernel, at), share) for at, share in points[:2]], effort)
+            if self._block_times(kernel):
+                return points[0][1]
+            return across([(self._effort_at(kernel, at), share) for at, share in points[:2]], effort)
         i = max(1, bisect_left(points, (y,)))
         (y0, u0), (y1, u1) = points[i - 1], points[i]
         e0, e1 = self._effort_at(kernel, y0), self._effort_at(kernel, y1)
         if kernel.family == "gemm":  # hypot(fixed, rate * effort) through both
             part = (effort**2 - e0**2) / (e1**2 - e0**2)
             return effort / sqrt((1 - part) * (e0 / u0) ** 2 + part * (e1 / u1) ** 2)
+        if kernel.family == DECODE and not self._block_times(kernel):  # fixed + rate * effort
+            part = (effort - e0) / (e1 - e0)
+            return effort / ((1 - part) * e0 / u0 + part * e1 / u1)
         seconds = effort / (u0 + (u1 - u0) * log(y / y0) / log(y1 / y0))
         low, high = sorted((e0 / u0, e1 / u1))
         return effort / min(max(seconds, low), high)
@@ -247,36 +281,6 @@ def kernels_of(device: str) -> Kernels:
     return Kernels(device, measured_rows(device))
 
 
-def _bend(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """a and b of y = hypot(a, b x), fitted as the line y^2 = a^2 + b^2 x^2."""
-    a, b = _line([(x * x, y * y) for x, y in points])
-    return sqrt(a), sqrt(b)
-
-
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """a and b of y = a + b x with the least sum of squared relative errors; neither below 0."""
-    w = [1 / y**2 for _, y in points]
-    sx, sy = (sum(wi * point[i] for wi, point in zip(w, points, strict=True)) for i in (0, 1))
-    sxx = sum(wi * x * x for wi, (x, _) in zip(w, points, strict=True))
-    sxy = sum(wi * x * y for wi, (x, y) in zip(w, points, strict=True))
-    b = max(0.0, (sum(w) * sxy - sx * sy) / (sum(w) * sxx - sx * sx))
-    return max(0.0, (sy - b * sx) / sum(w)), b
-
-
-def _across(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Effort / seconds u at x: x / u is a time, affine in x between the nearest two points, and outside them."""
-    if len(points) == 1:
-        return points[0][1]
-    i = min(max(1, bisect_left([at for at, _ in points], x)), len(points) - 1)
-    (x0, u0), (x1, u1) = points[i - 1], points[i]
-    t0, t1 = x0 / u0, x1 / u1
-    rate = max(0.0, (t1 - t0) / (x1 - x0))
-    if x < x0:
-        rate = min(rate, t0 / x0)  # less work is not done at a higher share of the peaks
-    time = t0 + rate * (x - x0) if x <= x1 else t1 + rate * (x - x1)
-    return x / time if time > 0 else 1.0
-
-
 @cache
 def _peaks(device: str) -> tuple[float, float]:
     spec = load_machine(device)
@@ -288,7 +292,7 @@ def _rows() -> tuple[Row, ...]:
     found = []
     for family, names in _NAMES.items():
         for raw in read_table("coterie.spec", f"calibration/{family}.csv"):
-            kernel = Kernel(family, tuple(int(raw[name]) for name in names))
+            kernel = Kernel(family, tuple(int(raw[name]) for name in names), int(raw.get("planes", 2)))
             if raw["device"] not in machine_names():
                 raise KeyError(f"{family}.csv names {raw['device']}, of which there is no machine file")
             backend = f"{raw['backend']} {raw['version']}"

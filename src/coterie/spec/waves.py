@@ -1,0 +1,71 @@
+"""Decode attention with grouped heads as thread blocks on a GPU's multiprocessors, and what they take.
+
+    parts    of a context, each a block: context / 128, but no more than sqrt(8 context / 128), and fewer where blocks
+             would be more than 8 waves; the rule of TensorRT-LLM (computeMultiBlockCount of its XQA kernels)
+    waves    sequences * kv heads * parts / multiprocessors, the last one as long as the others
+    time     fixed + waves * start of a block + effort / share
+
+Fixed, start and share are fitted to a GPU's rows, by least relative squares. Knows nothing about interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, sqrt
+
+import numpy as np
+
+from coterie.spec.kernel import Kernel
+
+PART_TOKENS = 128  # of a context, at least, in a part
+MOST_WAVES = 8
+_ROUNDING = 1e-6
+
+
+def parts(batch: int, kv_heads: int, context: int, multiprocessors: int) -> int:
+    """Into how many parts a context is cut, each of which is a thread block for each kv head."""
+    cut = context // PART_TOKENS
+    cut = max(1, min(cut, round(sqrt(MOST_WAVES * cut))))
+    over = batch * kv_heads * cut / multiprocessors / MOST_WAVES
+    return max(1, floor(cut / over)) if over > 1 else cut
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What a GPU's thread blocks take: `fixed_s` for all, `start_s` for each wave, bytes at a `share` of the peak."""
+
+    multiprocessors: int
+    fixed_s: float
+    start_s: float
+    share: float
+
+    @classmethod
+    def fit(cls, multiprocessors: int, points: Sequence[tuple[Kernel, float, float]]) -> Blocks | None:
+        """From kernels with their efforts and seconds; None where those are too few, or bytes would beat the peak."""
+        if len(points) < 4:
+            return None
+        terms = [
+            (1.0 / seconds, cls.waves_of(kernel, multiprocessors) / seconds, effort_s / seconds)
+            for kernel, effort_s, seconds in points
+        ]
+        used, found = [0, 1, 2], np.zeros(3)
+        while used:  # a part that would be below 0 is left out
+            found[:] = 0.0
+            found[used] = np.linalg.lstsq(np.array(terms)[:, used], np.ones(len(points)), rcond=None)[0]
+            if found.min() >= 0:
+                break
+            used.remove(int(found.argmin()))
+        fixed_s, start_s, rate = (float(value) for value in found)
+        return cls(multiprocessors, fixed_s, start_s, min(1.0, 1.0 / rate)) if rate > 1 - _ROUNDING else None
+
+    @staticmethod
+    def waves_of(kernel: Kernel, multiprocessors: int) -> int:
+        """Waves of a decode attention's blocks."""
+        _, kv_heads, _, batch, context = kernel.shape
+        blocks = batch * kv_heads * parts(batch, kv_heads, context, multiprocessors)
+        return ceil(blocks / multiprocessors)
+
+    def seconds(self, kernel: Kernel, effort_s: float) -> float:
+        """Of a decode attention whose flops and bytes take `effort_s` at the peaks."""
+        return self.fixed_s + self.waves_of(kernel, self.multiprocessors) * self.start_s + effort_s / self.share
