@@ -3,6 +3,7 @@
     tables    every other number of tokens, length of context or message size calibrates, and both ends; the rest is
               predicted from them
     layers    all validation: the tables are those of TensorRT-LLM in AIConfigurator, the layers of Vidur and LLMCompass
+    called    LLMCompass times a call from the host, not a kernel (called.py); its single operators calibrate its layer
 
 Knows nothing about serving.
 """
@@ -11,16 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coterie.plan.validate.called import called_piece, called_rows, gemm_piece
 from coterie.plan.validate.rows import CALIBRATION, GPU_KERNEL, VALIDATION, Dropped, Row, alternate
 from coterie.spec.exchange import Exchanges, all_exchanges, exchange_rows
-from coterie.spec.kernel import ELEMENT_WISE, Kernel
-from coterie.spec.load import load_machine
 from coterie.spec.measured import (
-    ANALYTIC,
     MEASURED,
     Kernels,
-    ideal_s,
-    kernels_of,
     measured_devices,
     measured_rows,
     read_table,
@@ -94,28 +91,19 @@ def layer_rows() -> tuple[list[Row], list[Dropped]]:
 
 def _piece(raw: dict[str, str]) -> tuple[float, float, str]:
     """Modelled seconds of a piece, the least that the peaks allow, and how it is known."""
+    if raw["calls"]:
+        return called_piece(raw)
     device = raw["device"]
     if raw["family"] == "gemm":
-        kernel = Kernel("gemm", (int(raw["m"]), int(raw["n"]), int(raw["k"])))
-        ideal = ideal_s(device, kernel)
-        speed = kernels_of(device).speed(kernel)
-        if speed is None:
-            spec = load_machine(device)
-            return ideal / spec.flops_share, ideal, ANALYTIC
-        return ideal / speed.util, ideal, speed.provenance
-    spec, size_bytes = load_machine(device), float(raw["bytes"])
+        return gemm_piece(device, int(raw["m"]), int(raw["n"]), int(raw["k"]))
     if raw["family"] == "all-reduce":
-        time = all_exchanges().all_reduce(_NVLINK[device], int(raw["ranks"]), round(size_bytes))
+        time = all_exchanges().all_reduce(_NVLINK[device], int(raw["ranks"]), int(raw["bytes"]))
         return (time.seconds, 0.0, time.provenance) if time else (0.0, 0.0, MEASURED)
-    kernel = Kernel(ELEMENT_WISE, (round(size_bytes), 0))
-    ideal, speed = ideal_s(device, kernel), kernels_of(device).speed(kernel)
-    if speed is None:
-        return spec.launch_host_s + ideal / spec.tier(spec.run_tier).share, ideal, ANALYTIC
-    return ideal / speed.util, ideal, speed.provenance
+    raise ValueError(f"{raw['name']}: nothing models {raw['family']} timed on the device")
 
 
 def gpu_kernel_rows() -> Iterator[Row | Dropped]:
     """All of them."""
-    for rows, dropped in (table_rows(), (exchange_table_rows(), []), layer_rows()):
+    for rows, dropped in (table_rows(), (exchange_table_rows(), []), (called_rows(), []), layer_rows()):
         yield from rows
         yield from dropped
