@@ -39,6 +39,7 @@ if find_spec("torch") is not None:  # the extra cuda; the GPU is one that is non
     from tests.device.cuda_devices import cuda
 
     DEVICES |= {"cuda": cuda, "cuda-host": lambda: cuda("host", seed=1)}
+    DEVICES |= {"cuda-persistent": lambda: cuda("persistent", seed=2)}
 
 ON_GPU = bool(os.environ.get("COTERIE_TEST_GPU"))
 
@@ -49,4 +50,4 @@ def gpu(orchestration="device"):
 
 
 if ON_GPU:
-    DEVICES |= {"gpu": gpu, "gpu-host": lambda: gpu("host")}
+    DEVICES |= {"gpu": gpu, "gpu-host": lambda: gpu("host"), "gpu-persistent": lambda: gpu("persistent")}

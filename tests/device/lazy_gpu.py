@@ -23,6 +23,7 @@ from time import perf_counter, sleep
 import numpy as np
 import torch
 
+from coterie.core.errors import UnsupportedError
 from coterie.devices.cuda_driver import Facts, NoRoomError
 from coterie.kernels.cpu import FEED, Team
 
@@ -262,6 +263,28 @@ class NativeKernels:
     def feed(self, feed, state, rows, stops):
         words = feed.numpy(), state.numpy(), rows.numpy().reshape(-1), stops.numpy()
         return lambda: feed_back(*words)
+
+    def plan(self, host_rows, rows, bucket, scratch):
+        if bucket.tokens > 4:
+            raise UnsupportedError("kernels for tests", "products of many tokens are launched", "decode fewer")
+        return NativePlan(self._team, rows)
+
+
+class NativePlan:
+    """All rows by the CPU's team, step after step, and none of it twice."""
+
+    def __init__(self, team, rows):
+        self._team, self._rows, self.words = team, rows.numpy(), np.zeros(2, np.int64)
+
+    def walk(self, words, feed, state, stops, multiprocessors):
+        fixed = feed.numpy(), state.numpy(), self._rows.reshape(-1), stops.numpy()
+
+        def walk():
+            while not state[1] and state[0] < feed[FEED["steps"]]:
+                self._team.run(self._rows)
+                feed_back(*fixed)
+
+        return walk
 
 
 def feed_back(feed, state, rows, stops):

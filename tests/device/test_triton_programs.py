@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tests.device.interpreted import Bucket, bound_rows, gpu, inspect, run
 from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
+from triton.runtime.interpreter import InterpretedFunction
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
@@ -146,3 +148,12 @@ def test_rounded_activations_are_refused_by_name():
     row = kernels.encode("linear", dict.fromkeys(words, 0) | {"weight_dtype": kernels.dtype_number(Q8, rounded=True)})
     with pytest.raises(UnsupportedError, match="weight of linear is Q8 that meets int8 activations; leave out"):
         run(row.reshape(1, -1), Bucket(1, 1, 1, 1))
+
+
+def test_to_find_launches_launches_nothing(make, monkeypatch):
+    """A device finds them once, before the rows' inputs are there, and launches them again and again."""
+    rows = bound_rows(make("one-head", (BF16,), "none"), step_of(([3], 0))).rows
+    monkeypatch.setattr(InterpretedFunction, "run", None)
+    scratch = torch.zeros(16, dtype=torch.uint8)
+    for index in range(len(rows)):
+        assert gpu.launches(rows, torch.from_numpy(rows), index, Bucket(1, 1, 1, 256), scratch)

@@ -46,8 +46,9 @@ from coterie.spec.machine import MachineSpec
 class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
 
-    `spec`: by default what is free now. `orchestration`: `device` queues whole decode steps as captured graphs, `host`
-    starts each kernel by a call. `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
+    `spec`: by default what is free now. `orchestration`: `device` queues whole decode steps as captured graphs,
+    `persistent` all steps of a run as one launch where sequences are few, `host` starts each kernel by a call.
+    `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class CudaDevice(RealDevice):
             found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or lower --pool")
         if self._shared.uncaptured:
             found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
+        found += [f"decode steps are launched one by one for {reason}" for reason in self._shared.unwalked]
         return tuple(found)
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:

@@ -90,6 +90,7 @@ class Shared:
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
         self.uncaptured = ""  # why steps are not captured, when one could not be
+        self.unwalked: dict[str, None] = {}  # why steps are not walked in one launch, each reason once
 
 
 class Bound:
@@ -120,6 +121,9 @@ class Bound:
         self._step: list[Launch] = []
         self._captured: Captured = None
         self._launched = False
+        self._walk: Launch | None = None
+        self._walked: torch.Tensor | None = None
+        self._walks = True
 
     def put(
         self, binding: Binding, step: StepRows, steps: int, addresses: Addresses, stream: Stream, stop: bool
@@ -184,6 +188,17 @@ class Bound:
             driver.launch(stream, self._step)
             self._launched = True
 
+    def queue_walk(self, stream: Stream) -> bool:
+        """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""
+        if self._walks:
+            try:
+                self._walk = self._walk or self._find_walk(stream)
+                self._shared.driver.launch(stream, [self._walk])
+            except Exception as error:  # walked or not, a run gives the same: a remark tells
+                self._walks = False
+                self._shared.unwalked[f"up to {self.bucket.tokens} sequences: {first_line(error)}"] = None
+        return self._walks
+
     def take_back(self, packet: Packet, steps: int, sampled: int, stream: Stream) -> None:
         """Queue the copies that bring a run's tokens up."""
         driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * steps * sampled
@@ -237,6 +252,15 @@ class Bound:
         end = kernels.feed(self.feed, self.state, self.rows, self.stops)
         self._step = [*(launch for row in self._launches for launch in row), end]
         self._is_new = False
+
+    def _find_walk(self, stream: Stream) -> Launch:
+        """Put on the GPU what a walk finds there. Raises UnsupportedError, CapacityError."""
+        shared = self._shared
+        plan = shared.kernels.plan(self._rows, self.rows, self.bucket, shared.scratch.at_least(1, stream))
+        self._walked = take(shared.driver, "phases of a program", plan.words.nbytes, LEVERS)
+        upload(shared.driver, shared.packets, self._walked, plan.words, stream)
+        words = self._walked.view(torch.int64)
+        return plan.walk(words, self.feed, self.state, self.stops, shared.driver.facts.multiprocessors)
 
 
 class Binder:

@@ -16,6 +16,19 @@ from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import H100, Tiles
 
 
+class Plan(Protocol):
+    """How all rows are walked in one launch. `words` must be copied to the GPU before the first walk."""
+
+    @property
+    def words(self) -> I64:
+        """What the walk finds on the GPU, and changes there from one run to the next."""
+
+    def walk(
+        self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
+    ) -> Launch:
+        """What does all that is left of a run, on the current stream; it may compile now."""
+
+
 class Kernels(Protocol):
     """What launches rows. `host_rows` give sizes and types, `rows` on the GPU the rest; see triton/launch.py."""
 
@@ -30,17 +43,20 @@ class Kernels(Protocol):
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
         """What ends a step; see kernels/triton/feed.py."""
 
+    def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
+        """How rows are walked; see kernels/triton/persistent.py. Raises UnsupportedError where only launches do."""
+
 
 class TritonKernels:
     """The kernels of kernels/triton/. Raises UsageError without triton."""
 
     def __init__(self, tiles: Tiles = H100) -> None:
         try:
-            from coterie.kernels.triton import feed, launch
+            from coterie.kernels.triton import feed, launch, persistent
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
             raise UsageError("--device cuda", fact, "install the extra: pip install 'coterie[cuda]'") from error
-        self._launch, self._feed, self._tiles = launch, feed, tiles
+        self._launch, self._feed, self._persistent, self._tiles = launch, feed, persistent, tiles
 
     def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
         """The most scratch that a row needs."""
@@ -51,9 +67,13 @@ class TritonKernels:
     ) -> list[Launch]:
         """Grids and constants are worked out here, once, for a complete row. Raises ValueError for odd addresses."""
         self._launch.check_aligned(host_rows[index : index + 1])
-        return self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles)
+        return [*self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles)]
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
         """One program."""
         launch_feed = self._feed.launch_feed
         return lambda: launch_feed(feed, state, rows, stops)
+
+    def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
+        """The kernels of those launches, with tiles for programs that run all of them."""
+        return self._persistent.plan_of(host_rows, rows, bucket, scratch, self._tiles.for_walk())

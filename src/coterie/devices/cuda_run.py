@@ -1,7 +1,7 @@
 """Runs on the GPU: a program's steps queued on the compute stream, all at once, and ended early from outside.
 
     put | stage 0  stage 1  stage 2 ... | end | step | end | step | end | tokens up
-            ^ waits on the stream for its gate   ^ whole steps: captured, or launch by launch
+            ^ waits on the stream for its gate   ^ whole steps: in one launch, captured, or kernel by kernel
 
 Nothing here waits for the GPU: the host queues n steps, `feed` stops them on the GPU where a row ends, and `interrupt`
 writes a word that `feed` reads.
@@ -30,7 +30,7 @@ from coterie.devices.host_memory import Bytes
 from coterie.devices.lanes import LaneEvent
 from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
 
-Orchestration = Literal["host", "device"]
+Orchestration = Literal["host", "device", "persistent"]
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +99,7 @@ class Runs:
 
     def __init__(self, shared: Shared, orchestration: Orchestration) -> None:
         self._shared, self._driver = shared, shared.driver
-        self._captures = orchestration == "device"
+        self._captures, self._walks = orchestration != "host", orchestration == "persistent"
         self.binder = Binder(shared)
         self.interrupts = Interrupts(shared.driver)
 
@@ -117,11 +117,9 @@ class Runs:
         bound = self.binder.bind(exe, bucket_of(step.sizes, _longest(step, steps)), turn.stream)
         packet, run = self.interrupts.begin(bound, turn, binding, step, steps, at)
         try:
-            for number in range(steps):
-                if number == 0 and waits:
-                    self._queue_gated(turn, bound, waits)
-                else:
-                    bound.queue_step(turn.stream, self._captures and step.sizes.T == step.sizes.B)
+            if waits:
+                self._queue_gated(turn, bound, waits)
+            self._queue_steps(turn, bound, steps - bool(waits), step.sizes.T == step.sizes.B)
             bound.take_back(packet, steps, step.sizes.R, turn.stream)
         except BaseException:
             self._abandon(turn, packet, run)
@@ -153,6 +151,13 @@ class Runs:
         self._driver.wait(self._driver.mark(turn.stream))
         self._shared.packets.give_back(packet)
         return _values(exe, step, host.numpy(), bound.stored)
+
+    def _queue_steps(self, turn: Turn, bound: Bound, steps: int, decodes: bool) -> None:
+        """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""
+        if steps and self._walks and decodes and bound.queue_walk(turn.stream):
+            return
+        for _ in range(steps):
+            bound.queue_step(turn.stream, self._captures and decodes)
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
         """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""

@@ -1,4 +1,4 @@
-"""Small parts of kernels: pointers out of rows, rounding to nearest, products on tensor cores, silu, angles.
+"""Small parts of kernels: pointers out of rows, units of work, rounding to nearest, products on tensor cores, silu.
 
 Knows nothing about any particular op.
 """
@@ -29,6 +29,20 @@ def integer(row, WORD: tl.constexpr):
 def real(row, WORD: tl.constexpr):
     """A number that the row holds as the bits of a double."""
     return tl.load(row + WORD).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def along(unit, AXIS: tl.constexpr):
+    """Where a unit of work lies along an axis of its kernel's grid.
+
+    Kernels with a parameter `unit` work alone, a unit for each program of a launch, or are told by one that walks rows
+    (persistent.py) which unit is next.
+    """
+    if unit is None:
+        place = tl.program_id(AXIS)
+    else:
+        place = unit[AXIS]
+    return place
 
 
 @triton.jit

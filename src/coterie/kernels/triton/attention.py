@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import add_product, along, integer, narrow, pointer, real
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -133,8 +133,9 @@ def _alone(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
+    unit=None,
 ):
-    i, head, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
@@ -179,8 +180,9 @@ def _join(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
+    unit=None,
 ):
-    i, head = tl.program_id(0), tl.program_id(1)
+    i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
     if alone:
         position = tl.load(pointer(row, PAGES, tl.int32) + t)

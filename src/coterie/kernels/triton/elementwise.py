@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, pointer, silu_of
+from coterie.kernels.triton.arithmetic import along, integer, pointer, silu_of
 from coterie.kernels.triton.rows import Call
 
 ADD, MUL, SILU = (tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu"))
@@ -25,8 +25,9 @@ def _map(
     T: tl.constexpr,
     N: tl.constexpr,
     STEP: tl.constexpr,
+    unit=None,
 ):
-    i = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
+    i = along(unit, 0).to(tl.int64) * STEP + tl.arange(0, STEP)
     mask = i < integer(row, T).to(tl.int64) * N
     y = tl.load(pointer(row, A, tl.float32) + i, mask=mask, other=0.0)
     if OP == SILU:

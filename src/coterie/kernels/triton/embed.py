@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.arithmetic import along, integer, pointer
 from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8
 from coterie.kernels.triton.rows import Call, places
 
@@ -24,12 +24,13 @@ def _embed(
     COLUMNS: tl.constexpr,
     ALIGN: tl.constexpr,
     STEP: tl.constexpr,
+    unit=None,
 ):
-    t = tl.program_id(0)
+    t = along(unit, 0)
     if t < integer(row, T):
         token = tl.load(pointer(row, TOKENS, tl.int32) + t)
         weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
-        k = tl.program_id(1) * STEP + tl.arange(0, STEP)
+        k = along(unit, 1) * STEP + tl.arange(0, STEP)
         if TYPE == tl.uint8:
             c = k // (2 * GROUP_Q4) * GROUP_Q4 + k % GROUP_Q4
             both = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)

@@ -28,11 +28,11 @@ DONE, ENDED, STOP = (
     tl.constexpr(i) for i in range(3)
 )  # of a run's state: steps done, 1 once it has ended, 1 to end it
 STATE_WORDS = 3
-_AT_ONCE = 256  # rows, tokens or words; never timed
+AT_ONCE = 256  # rows, tokens or words; never timed
 
 
 @triton.jit
-def _feed(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
+def end_step(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
     done = tl.load(state + DONE)
     if tl.load(state + ENDED) == 0:
         sampled = integer(feed, R)
@@ -77,4 +77,4 @@ def launch_feed(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, sto
     done, whether the run ended, and what another stream sets to 1 to end it after the step that it is in. stops:
     `stops_of` the rows; after a run that ended so, T and R must be written again.
     """
-    _feed[(1,)](feed, state, rows, stops, STOPS=stops.numel(), STEP=_AT_ONCE)
+    end_step[(1,)](feed, state, rows, stops, STOPS=stops.numel(), STEP=AT_ONCE)

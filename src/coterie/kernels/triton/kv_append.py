@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, narrow, pointer
+from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -26,8 +26,9 @@ def _append(
     BLOCK_BYTES: tl.constexpr,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    unit=None,
 ):
-    t = tl.program_id(0)
+    t = along(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
 from coterie.kernels.triton.rows import Call
 
@@ -38,10 +38,11 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    unit=None,
 ):
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     mask_N = n < N
     source = m
     if ROWS_AT is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, pointer, real, silu_of
+from coterie.kernels.triton.arithmetic import along, integer, pointer, real, silu_of
 from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
 from coterie.kernels.triton.rows import Call, Matrix, places
 
@@ -47,15 +47,16 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    unit=None,
 ):
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x = pointer(row, X, tl.float32) + m * K
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
-    f = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
-        r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
         rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
         both = few_dots(x, mask_M, rows, r < 2 * F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))

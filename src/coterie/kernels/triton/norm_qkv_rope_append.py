@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer, real
 from coterie.kernels.triton.dots import few_dots, many_dots, stage, staged_bytes, tile_at
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rope import rotation
@@ -144,8 +144,9 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    unit=None,
 ):
-    part, first, heads = part_of(tl.program_id(0), FIRST, H, K, PADDED, ROWS)
+    part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)

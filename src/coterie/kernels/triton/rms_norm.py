@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.dots import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
@@ -16,8 +16,8 @@ X, WEIGHT, Y, T, EPS = places("rms_norm", "x", "weight", "y", "T", "eps")
 
 
 @triton.jit
-def _norm(row, PER_TOKEN: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr, STEP: tl.constexpr):
-    i = tl.program_id(0)
+def _norm(row, PER_TOKEN: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr, STEP: tl.constexpr, unit=None):
+    i = along(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * C
         y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C

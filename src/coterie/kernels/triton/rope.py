@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -23,8 +23,8 @@ def rotation(positions, inv_freq, scale):
 
 
 @triton.jit
-def _rope(row, H: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr):
-    t = tl.program_id(0)
+def _rope(row, H: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, unit=None):
+    t = along(unit, 0)
     if t < integer(row, T):
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, POSITIONS, tl.int32) + t)

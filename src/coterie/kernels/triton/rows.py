@@ -9,11 +9,10 @@ Knows nothing about what kernels compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from math import gcd
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -88,7 +87,18 @@ class Matrix:
         return {name: getattr(self, name) for name in ("TYPE", "K", "STRIDE", "COLUMNS", "ALIGN")}
 
 
-Launch: TypeAlias = Callable[[], object]
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with its grid, what it is given, and what it is compiled for; calling it launches it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[object, ...]
+    constants: Mapping[str, object]
+
+    def __call__(self) -> object:
+        """Launch on the current stream."""
+        return self.kernel[self.grid](*self.args, **self.constants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ class Call:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
         """One kernel more, with its grid."""
-        self.launches.append(partial(kernel[grid], *args, **constants))
+        self.launches.append(Launch(kernel, grid, args, constants))
 
     def integer(self, operand: str) -> int:
         """An operand's value: a size, a type's number or an address."""

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import SETTING_WORDS
-from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.arithmetic import along, integer, pointer
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -160,8 +160,8 @@ def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP
 
 
 @triton.jit
-def _sample(row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr):
-    r = tl.program_id(0)
+def _sample(row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, unit=None):
+    r = along(unit, 0)
     if r < integer(row, R):
         logits = pointer(row, LOGITS, tl.float32) + r.to(tl.int64) * V
         best = tl.full([STEP], -float("inf"), tl.float32)

@@ -8,18 +8,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.arithmetic import along, integer, pointer
 from coterie.kernels.triton.rows import Call, places
 
 X, ROWS, Y, R = places("take_rows", "x", "rows", "y", "R")
 
 
 @triton.jit
-def _take(row, D: tl.constexpr, STEP: tl.constexpr):
-    r = tl.program_id(0)
+def _take(row, D: tl.constexpr, STEP: tl.constexpr, unit=None):
+    r = along(unit, 0)
     if r < integer(row, R):
         source = tl.load(pointer(row, ROWS, tl.int32) + r).to(tl.int64)
-        d = tl.program_id(1) * STEP + tl.arange(0, STEP)
+        d = along(unit, 1) * STEP + tl.arange(0, STEP)
         values = tl.load(pointer(row, X, tl.float32) + source * D + d, mask=d < D)
         tl.store(pointer(row, Y, tl.float32) + r.to(tl.int64) * D + d, values, mask=d < D)
 
@@ -27,4 +27,4 @@ def _take(row, D: tl.constexpr, STEP: tl.constexpr):
 def launch(call: Call) -> None:
     """A program for a row and a piece of it."""
     D, step = call.integer("D"), call.tiles.elements
-    _take[(call.bucket.sampled, triton.cdiv(D, step))](call.row, D=D, STEP=step)
+    call.launch(_take, (call.bucket.sampled, triton.cdiv(D, step)), call.row, D=D, STEP=step)

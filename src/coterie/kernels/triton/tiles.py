@@ -75,6 +75,10 @@ class Tiles:
     elements: int = 1024  # of a program that maps values one by one
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
+    walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
+    walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
+    walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
+    walk_search: int = 128
 
     def few(self, rows: int, tokens: int, group: int, wide: bool, least_rows: int = 1) -> Few:
         """For a weight with so many rows, of which `least_rows` stay together.
@@ -85,6 +89,10 @@ class Tiles:
         columns = max(self.few_sums // mine, group, 64)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
+
+    def for_walk(self) -> Tiles:
+        """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
+        return replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""

@@ -1,0 +1,192 @@
+"""A run of decode steps as one launch: programs that stay walk the rows of the program together, step after step.
+
+    phases, in memory    kind row | kind row | ...    one after another; decode attention is two phases of one row
+    kinds, compiled      kernel, grid, constants      those that occur, each once; found when a program is bound
+
+    program 0    units 0, P, 2P ... | meet | units 0, P ... | meet | ... | feed | meet | the next step
+    program 1    units 1, P+1   ... | meet | units 1 ...    | meet | ... |      | meet |
+
+What csrc/team.cpp does with threads, but for two things: units are dealt out, not taken, as all programs are alike;
+and a phase is over when all programs have met, whether they had a unit or not. The kernels are those of other launches,
+told which unit is theirs. Rows are read in each step from memory, so a switch of weights compiles nothing.
+
+All programs must be on the GPU at once, or those that wait would keep the others out for ever: the launch is
+cooperative, which CUDA refuses where that cannot be.
+Knows nothing about what kernels compute, or who puts rows on the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from coterie.core.errors import UnsupportedError
+from coterie.kernels.cpu import I64
+from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
+from coterie.kernels.triton.arithmetic import INTERPRETED, integer
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.feed import AT_ONCE, DONE, ENDED, STEPS, end_step
+from coterie.kernels.triton.launch import launches
+from coterie.kernels.triton.rows import Launch
+from coterie.kernels.triton.tiles import Tiles
+
+ROW_WORDS = tl.constexpr(_ROW_WORDS)
+FIRST_PHASE = tl.constexpr(16)  # word of a plan: programs that wait look at the line before it
+ALONE = "unit"  # the parameter of kernels that do one unit of work; see arithmetic.along
+REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
+
+
+@triton.jit
+def meet(arrived):
+    """Wait until all programs of the launch have come here as often as this one.
+
+    `arrived` counts every arrival since it was set to 0, and never goes back. The k-th arrival belongs to meeting
+    k // programs, since no program comes to a meeting before all have come to the one before it; so whoever arrives
+    knows the count at which its meeting is complete, and there is nothing to reset that a late program might miss.
+
+    What a program stored before it came is seen by all who have met: the barrier orders the stores of its threads
+    before the one thread that counts, whose atomic releases them to the GPU; the thread that sees the last arrival
+    acquires them, which drops what its multiprocessor's first-level cache holds; and the second barrier orders the
+    loads of the other threads behind it. So loads may be plain ones. None may be `ld.global.nc` or stand before the
+    first barrier: a test reads the PTX for that.
+    """
+    tl.debug_barrier()
+    programs = tl.num_programs(0).to(tl.int64)
+    before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
+    complete = (before // programs + 1) * programs
+    while tl.atomic_add(arrived, 0, sem="acquire", scope="gpu") < complete:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def units_of(row, scratch, KIND):
+    """The units of a phase that are this program's: each kind is a kernel, whether it uses scratch, grid, constants."""
+    X: tl.constexpr = KIND[2][0]
+    Y: tl.constexpr = KIND[2][1]
+    UNITS: tl.constexpr = X * Y * KIND[2][2]
+    for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0)):
+        unit = (i % X, i // X % Y, i // (X * Y))
+        if KIND[1]:
+            KIND[0](row, scratch, *KIND[3], unit=unit)
+        else:
+            KIND[0](row, *KIND[3], unit=unit)
+
+
+@triton.jit
+def goes_on(words, state):
+    """Whether there is another step to do. Only `feed` writes what is read here, and nobody reads it meanwhile."""
+    return (tl.load(state + ENDED) == 0) & (tl.load(state + DONE) < integer(words, STEPS))
+
+
+@triton.jit
+def walk(rows, plan, count, words, state, stops, scratch, KINDS, STOPS: tl.constexpr, STEP: tl.constexpr):
+    """Walk `count` phases and feed back, until a run is over; `plan` begins with the number of arrivals."""
+    going = goes_on(words, state)
+    while going:
+        for phase in tl.range(0, count):
+            at = plan + FIRST_PHASE + 2 * phase
+            kind = tl.load(at)
+            row = rows + tl.load(at + 1) * ROW_WORDS
+            for i in tl.static_range(len(KINDS)):
+                if kind == i:
+                    units_of(row, scratch, KINDS[i])
+            meet(plan)
+        if tl.program_id(0) == 0:
+            end_step(words, state, rows, stops, STOPS, STEP)
+        meet(plan)
+        going = goes_on(words, state)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The phases of a program in one bucket: `words` go to the GPU, `kinds` to the compiler."""
+
+    kinds: tuple[tuple[object, ...], ...]
+    words: I64
+    rows: torch.Tensor
+    scratch: torch.Tensor
+    tiles: Tiles
+
+    def walk(
+        self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
+    ) -> Launch:
+        """What does what is left of a run; compiled here, to learn how many programs have room at once.
+
+        words: this plan's, on the GPU. feed, state, stops: as launch_feed takes them.
+        """
+        scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
+        phases = (len(self.words) - FIRST_PHASE.value) // 2
+        args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
+        constants = {"STOPS": stops.numel(), "STEP": AT_ONCE, "num_warps": self.tiles.walk_warps}
+        constants["launch_cooperative_grid"] = True
+        compiled = walk.run(*args, grid=(1,), warmup=True, **constants)
+        return Launch(walk, (multiprocessors * _programs(compiled, self.tiles),), args, constants)
+
+
+def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Plan:
+    """The launches of all rows as phases, one after another. Raises UnsupportedError as launches, and for many tokens.
+
+    As with launches, rows and scratch must stay where they are.
+    """
+    kinds: list[tuple[object, ...]] = []
+    phases = []
+    for index in range(len(host_rows)):
+        for launch in launches(host_rows, rows, index, bucket, scratch, tiles):
+            kind = _kind(launch)
+            if kind not in kinds:
+                kinds.append(kind)
+            phases.append((kinds.index(kind), index))
+    words = np.zeros(FIRST_PHASE.value + 2 * len(phases), np.int64)
+    words[FIRST_PHASE.value :] = np.array(phases, np.int64).reshape(-1)
+    return Plan(tuple(kinds), words, rows, scratch, tiles)
+
+
+def _kind(launch: Launch) -> tuple[object, ...]:
+    """What a launch is compiled for, as units_of reads it. Raises UnsupportedError for a kernel that works in tiles."""
+    names = launch.kernel.arg_names
+    if names[-1] != ALONE:
+        fact = "products of many tokens are launched by themselves, not walked"
+        raise UnsupportedError("the GPU's kernels", fact, "decode few sequences at once")
+    grid = (*launch.grid, 1, 1)[:3]
+    constants = (launch.constants[name] for name in names[len(launch.args) : -1])
+    return launch.kernel, len(launch.args) > 1, grid, tuple(constants)
+
+
+def _compiled(value: Any) -> Any:
+    """Nested compile-time values as Triton takes them in one argument; its interpreter takes them as they are."""
+    if isinstance(value, tuple):
+        return [*map(_compiled, value)] if INTERPRETED.value else tuple(map(_compiled, value))
+    if INTERPRETED.value or hasattr(value, "arg_names"):
+        return value
+    return tl.constexpr(value)
+
+
+def _programs(compiled: Any, tiles: Tiles) -> int:
+    """How many programs a multiprocessor has room for, by what the compiler made of the kernel."""
+    if compiled is None:  # interpreted
+        return 1
+    compiled._init_handles()
+    device = triton.runtime.driver.active.get_current_device()
+    limits = triton.runtime.driver.active.utils.get_device_properties(device)
+    room = programs_that_fit(
+        compiled.n_regs, compiled.metadata.shared, tiles.walk_warps, limits["max_num_regs"], limits["max_shared_mem"]
+    )
+    return max(min(room, tiles.walk_programs), 1)
+
+
+def programs_that_fit(registers: int, shared_bytes: int, warps: int, most_registers: int, most_shared: int) -> int:
+    """How many programs share a multiprocessor, by registers of a thread and shared memory of a program.
+
+    Registers are given to warps in steps of 256, and CUDA keeps 1 KiB of shared memory for each program. Source: CUDA
+    C++ Programming Guide, technical specifications of compute capability 8.0 to 12.0. The other limits (32 programs, or
+    1536 threads) are not reached by few warps.
+    """
+    of_warp = -(-registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
+    by_shared = (most_shared + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
+    return min(most_registers // (of_warp * warps), by_shared)
