@@ -97,8 +97,7 @@ class _Rates:
 
 def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE) -> Calibration:
     """Measure this machine; seconds, and more the slower it is. Raises UsageError for a bad name, CapacityError."""
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise UsageError("--out", f"{name!r} cannot name a machine", "use letters, digits, - and _")
+    check_name(name)
     device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
     config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
     with random_experts(config, 1) as (model,):
@@ -126,6 +125,12 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
         disk_bytes_per_s=disk_bytes_per_s,
         source=source.replace('"', "'"),
     )
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for what cannot name a machine."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError("--out", f"{name!r} cannot name a machine", "use letters, digits, - and _")
 
 
 def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> _Rates:

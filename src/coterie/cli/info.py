@@ -18,12 +18,14 @@ from rich.table import Table
 from coterie import __version__
 from coterie.bench.calibrate import SHAPE
 from coterie.bench.calibrate import calibrate as measure
+from coterie.bench.gpu_calibrate import SHAPE as GPU_SHAPE
+from coterie.bench.gpu_calibrate import calibrate_gpu
 from coterie.bench.report import Effort
 from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.gpu import describe_gpu
+from coterie.devices.gpu import Gpu, describe_gpu, gpu_number
 from coterie.devices.modelled_price import step_time
 from coterie.devices.modelled_shard import rank_program
 from coterie.graph.compile import compile_graph
@@ -44,18 +46,21 @@ def info(
     host_links: Annotated[int | None, typer.Option(help="How many of a DGX's host links copy at once.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine and write its file.")] = False,
     out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where.")] = Path("this-machine.toml"),
-    shape: Annotated[str, typer.Option(help="The model to calibrate with.")] = SHAPE,
+    shape: Annotated[str, typer.Option(help=f"The model to calibrate with; {SHAPE}, on a GPU {GPU_SHAPE}.")] = "",
+    device: Annotated[str, typer.Option("--device", help="Calibrates: cpu, or cuda: a GPU and its host.")] = "cpu",
     threads: ThreadsOpt = None,
     model: Annotated[str, typer.Option("--sensitivity", metavar="MODEL", help="A model of the zoo: its steps.")] = "",
     json_: JsonOpt = False,
 ) -> None:
     """Show a machine: its tiers and links, with the source of each number, and what nobody published."""
+    if device != "cpu" and not calibrate:
+        raise UsageError("--device", "says what to calibrate", "add --calibrate, or leave it out: a GPU is named here")
     if model and not machine:
         raise UsageError("--sensitivity", "asks about a modelled machine", "name one, such as sn40l-node")
     if calibrate:
         if machine or host_links is not None:
             raise UsageError("--calibrate", "measures this machine and no other", "leave the machine's name out")
-        spec = _calibrated(out_file, shape, threads)
+        spec = _calibrated(out_file, shape, threads, device)
     elif machine:
         spec = load_machine(machine if host_links is None else with_setting(machine, "host_links", host_links))
     elif host_links is not None:
@@ -93,9 +98,15 @@ def info(
     out.print(f"modelled machines: {', '.join(machine_names())}")
 
 
-def _calibrated(file: Path, shape: str, threads: int | None) -> MachineSpec:
+def _calibrated(file: Path, shape: str, threads: int | None, device: str) -> MachineSpec:
     """Measure this machine, write its file, and read that as any other. Raises UsageError when it cannot be written."""
-    text = measure(file.stem, threads, Effort(), shape).to_toml()
+    number = gpu_number(device)
+    if number is None and device != "cpu":
+        raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
+    if number is None:
+        text = measure(file.stem, threads, Effort(), shape or SHAPE).to_toml()
+    else:
+        text = calibrate_gpu(file.stem, Gpu(number), Effort(), shape or GPU_SHAPE).to_toml()
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:

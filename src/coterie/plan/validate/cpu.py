@@ -71,7 +71,7 @@ def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]
 
 
 def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
-    found = {file.stem: _read(file) for file in sorted(results.glob("*.json"))}
+    found = {name: raw for name, raw in read_results(results).items() if not of_gpu(raw)}
     decodes = {name: raw for name, raw in found.items() if raw.get("bench") == "decode"}
     fit = _fit(found, shapes, str(results))
     rows: list[Row] = []
@@ -160,7 +160,7 @@ def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
 def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Iterator[Row]:
     load = raw["workload"]
     spec = _spec(sticks, fit, "bf16", raw["fetch_bytes_per_s"])
-    model, label = _model(shapes, load), f"{load['shape']}, {load['prompt_tokens']} tokens"
+    model, label = model_of(shapes, load), f"{load['shape']}, {load['prompt_tokens']} tokens"
     for kind, warm in (("cold", False), ("warm", True)):
         modelled_s = first_token_s(spec, model, load["prompt_tokens"], warm)
         row = f"{kind} {label} ({name}, commit {raw['commit']})"
@@ -174,7 +174,7 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
         fused, by = way["way"].split("/")
         if by != "device":
             continue  # what software needs to start a region from Python is measured nowhere else
-        program = compile_graph(_model(shapes, load).graph, "cache" if fused == "fused" else "none")
+        program = compile_graph(model_of(shapes, load).graph, "cache" if fused == "fused" else "none")
         decodes = way["phase"] == "decode"
         sizes = Sizes.decode(1, load["decode_context"]) if decodes else Sizes.prefill(1, way["tokens"])
         label = f"{way['way']} {way['phase']} {load['shape']} ({name}, commit {raw['commit']})"
@@ -216,18 +216,20 @@ def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> f
 
 
 def _program(shapes: Shapes, load: Mapping[str, Any]) -> Program:
-    return compile_graph(_model(shapes, load).graph, "cache")
+    return compile_graph(model_of(shapes, load).graph, "cache")
 
 
-def _model(shapes: Shapes, load: Mapping[str, Any]) -> Model:
+def model_of(shapes: Shapes, load: Mapping[str, Any]) -> Model:
+    """The model of a workload, without bytes."""
     raw = dict(shapes(load.get("shape", _SMALL)))
-    bits = _BITS.get(_weights(load))
+    bits = _BITS.get(weights_of(load))
     if bits:
         raw[KEY] = Packing(bits, 8).to_config()
     return synthetic_model(raw, load.get("shape", _SMALL))
 
 
-def _weights(load: Mapping[str, Any]) -> str:
+def weights_of(load: Mapping[str, Any]) -> str:
+    """The type of weights of a workload: bf16, int8 or int4."""
     kind = str(load.get("weights", "bf16")).split()[-1]
     return kind if kind in _BITS else "bf16"
 
@@ -235,7 +237,7 @@ def _weights(load: Mapping[str, Any]) -> str:
 def _kind(load: Mapping[str, Any]) -> str:
     """The type of weights, and what they meet where that is not float32: other kernels, with a rate of their own."""
     met = load.get("activations", "float32")
-    return _weights(load) if met == "float32" else f"{_weights(load)} with {met} activations"
+    return weights_of(load) if met == "float32" else f"{weights_of(load)} with {met} activations"
 
 
 def _decode_sizes(load: Mapping[str, Any], batch: int) -> Sizes:
@@ -246,6 +248,16 @@ def _sticks(raw: Mapping[str, Any]) -> Sticks:
     cached = raw.get("cached_flops_per_s")
     rates = float(raw["stick"]["bytes_per_s"]), float(raw["multiply_add_flops_per_s"])
     return Sticks(*rates, None if cached is None else float(cached))
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every result of a folder, by the name of its file. Raises UsageError for a file that is none."""
+    return {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
+
+
+def of_gpu(raw: Mapping[str, Any]) -> bool:
+    """Whether a result is a GPU's: its workload names one."""
+    return "gpu" in raw.get("workload", ())
 
 
 def _read(file: Path) -> dict[str, Any]:

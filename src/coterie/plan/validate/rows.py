@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 CALIBRATION, VALIDATION = "calibration", "validation"
-GPU_KERNEL, TOKEN_TIME, FIRST_TOKEN, REQUEST, CPU = (
-    "GPU kernel", "time per output token", "time to first token", "whole request", "this CPU",
+GPU_KERNEL, TOKEN_TIME, FIRST_TOKEN, REQUEST, CPU, GPU = (
+    "GPU kernel", "time per output token", "time to first token", "whole request", "this CPU", "this GPU",
 )  # fmt: skip
-AIMS = {GPU_KERNEL: 0.10, TOKEN_TIME: 0.08, FIRST_TOKEN: 0.15, CPU: 0.10}  # mean error on validation rows
+AIMS = {GPU_KERNEL: 0.10, TOKEN_TIME: 0.08, FIRST_TOKEN: 0.15, CPU: 0.10, GPU: 0.10}  # mean error on validation rows
 
 
 @dataclass(frozen=True, slots=True)

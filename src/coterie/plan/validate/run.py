@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coterie.plan.validate.called import called_bytes_per_s
-from coterie.plan.validate.cpu import Shapes, cpu_rows
+from coterie.plan.validate.cpu import Shapes, cpu_rows, of_gpu, read_results
 from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
+from coterie.plan.validate.gpu_own import gpu_rows
 from coterie.plan.validate.gpu_serving import nemo_rows, splitwise_rows
 from coterie.plan.validate.rows import Dropped, Outcome, Row
 from coterie.spec.measured import kernels_of, measured_devices
@@ -31,7 +32,7 @@ CAVEATS = (
 
 
 def validate(results: Path | None, shapes: Shapes) -> Outcome:
-    """Model every row. `results`: this machine's benches, None for none; `shapes` gives the config of a named shape.
+    """Model every row. `results`: benches of this machine or of its GPU, None for none; `shapes`: config by name.
 
     Raises UsageError for a folder without the results that calibrate.
     """
@@ -43,10 +44,16 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
         else:
             dropped.append(item)
     said: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
+    on_gpu: tuple[str, ...] = ()
     if results is not None:
-        mine, said = cpu_rows(results, shapes)
+        found = read_results(results)
+        gpus = {name: raw for name, raw in found.items() if of_gpu(raw)}
+        mine, on_gpu = gpu_rows(gpus, results, shapes)
         rows += mine
-    return Outcome(tuple(rows), tuple(dropped), (*CAVEATS, *_fitted(), *said))
+        if len(gpus) < len(found) or not found:
+            mine, said = cpu_rows(results, shapes)
+            rows += mine
+    return Outcome(tuple(rows), tuple(dropped), (*CAVEATS, *_fitted(), *said, *on_gpu))
 
 
 def _fitted() -> Iterator[str]:

@@ -1,0 +1,218 @@
+"""A GPU and its host as a machine file: what its sticks and a few small steps say, in the form that models read.
+
+    hbm, flops      the fastest read loop over its memory; a product of square bfloat16 matrices
+    achieved        a decode step's bytes, and a prompt's flops, over what is left of their seconds without launches
+    launches        a step of a tiny model over its regions: as captured graphs, or each kernel by a call
+    links           one copy of pinned memory, and one of a block; a file read with direct I/O
+
+None of this has run on a GPU. Knows nothing about how a machine file is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from coterie.bench.calibrate import CONTEXT, STEPS, TINY, check_name
+from coterie.bench.disk import DiskStick
+from coterie.bench.experts import random_experts
+from coterie.bench.gpu import WARM_ROUNDS
+from coterie.bench.report import Effort, commit, interleave
+from coterie.bench.shapes import shape_config, with_context
+from coterie.bench.step import Loaded
+from coterie.bench.sticks import read_loops
+from coterie.core.units import format_bytes
+from coterie.devices.cpu import Orchestration
+from coterie.devices.gpu import Gpu
+from coterie.devices.host_memory import Slab
+from coterie.plan.validate.gpu_own import calibrated_on
+from coterie.spec.machine import MachineSpec
+from coterie.spec.this_machine import allowed_cpus
+
+if TYPE_CHECKING:
+    from coterie.devices.cuda import CudaDevice
+
+SHAPE = "1b"  # its weights are far larger than a GPU's caches, and its prompt keeps all multiprocessors busy
+PROMPT_TOKENS = 2048
+BLOCK_BYTES = 4096  # what is copied in no time but the link's latency
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCalibration:
+    """What was measured, in SI units; shares are of the sticks."""
+
+    name: str
+    gpu: str
+    shape: str
+    hbm_bytes: int
+    hbm_source: str
+    dram_bytes: int
+    dram_source: str
+    disk_bytes: int
+    read_bytes_per_s: float
+    read_share: float
+    product_flops_per_s: float
+    flops_share: float
+    copy_bytes_per_s: float
+    copy_latency_s: float
+    host_bytes_per_s: float
+    disk_bytes_per_s: float
+    launch_host_s: float
+    launch_device_s: float
+    source: str
+
+    def to_toml(self) -> str:
+        """A machine file that `load_machine` reads."""
+        measured = f"measured: {self.source}"
+        step = f"{measured}; a step of the {TINY} shape over its regions"
+        disk = _number(self.disk_bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
+        flops = _number(
+            self.product_flops_per_s / 1e12, "TFLOP/s", f"{measured}; a product of square bfloat16 matrices",
+            self.flops_share, f"{measured}; prefill of {PROMPT_TOKENS} tokens, without its launches",
+        )  # fmt: skip
+        hbm = _number(
+            self.read_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop",
+            self.read_share, f"{measured}; decode, without its launches",
+        )  # fmt: skip
+        return f"""# A GPU and its host, as coterie info --calibrate --device cuda measured them.
+name = "{self.name}"
+rule_set = "cache"
+notes = ["{calibrated_on(self.shape)}", "GPU: {_plain(self.gpu)}"]
+flops = {flops}
+launch_host = {_number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by a call")}
+launch_device = {_number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
+
+[[tier]]
+name = "hbm"
+capacity = {_number(self.hbm_bytes, "B", self.hbm_source)}
+bandwidth = {hbm}
+
+[[tier]]
+name = "dram"
+capacity = {_number(self.dram_bytes, "B", self.dram_source)}
+bandwidth = {_number(self.host_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop of the CPUs")}
+
+[[tier]]
+name = "disk"
+capacity = {_number(self.disk_bytes, "B", "the file system of the working folder")}
+bandwidth = {disk}
+
+[[link]]
+src = "dram"
+dst = "hbm"
+bandwidth = {_number(self.copy_bytes_per_s / 1e9, "GB/s", f"{measured}; one copy of pinned memory")}
+latency = {_number(self.copy_latency_s * 1e6, "us", f"{measured}; a copy of {format_bytes(BLOCK_BYTES)}")}
+
+[[link]]
+src = "disk"
+dst = "dram"
+bandwidth = {disk}
+latency = {{ value = 100, unit = "us", assumed = true, source = "a typical read" }}
+"""
+
+
+def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> GpuCalibration:
+    """Measure a GPU; a minute or less. Raises UsageError for a bad name, CapacityError."""
+    check_name(name)
+    spec = gpu.spec()
+    orders: tuple[Orchestration, ...] = ("host", "device")
+    launches: dict[str, float] = {how: _launch_s(gpu, how, effort) for how in orders}
+    room = max(PROMPT_TOKENS, CONTEXT) + STEPS
+    config = with_context(shape_config(shape), room)
+    with random_experts(config, 1) as (model,):
+        disk = DiskStick()
+        file = Path(model.layout.ranges[0].source.path)
+        disk.search(file)
+        disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
+        rates = _rates(Loaded(model, gpu.make(), room), gpu, effort, launches)
+    when = f"{datetime.now(UTC):%Y-%m-%d}"
+    return GpuCalibration(
+        name=name,
+        gpu=gpu.name,
+        shape=Path(shape).stem,
+        disk_bytes_per_s=disk_bytes_per_s,
+        launch_host_s=launches["host"],
+        launch_device_s=launches["device"],
+        source=f"{gpu.name}, {Path(shape).stem} shape, coterie {commit()}, {when}",
+        **_capacities(spec),
+        **rates,
+    )
+
+
+def _capacities(spec: MachineSpec) -> dict[str, Any]:
+    hbm, dram, disk = spec.tiers
+    return {
+        "hbm_bytes": hbm.capacity_bytes,
+        "hbm_source": _what_bounds(hbm.source),
+        "dram_bytes": dram.capacity_bytes,
+        "dram_source": _what_bounds(dram.source),
+        "disk_bytes": max(disk.capacity_bytes, dram.capacity_bytes + 1),
+    }
+
+
+def _what_bounds(source: str) -> str:
+    return source.partition(";")[0].removeprefix("capacity: ")
+
+
+def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mapping[str, float]) -> dict[str, Any]:
+    """Sticks, and what steps of a model that no cache holds reach of them; closes what is loaded."""
+    try:
+        prompt = loaded.step("cache", 0, PROMPT_TOKENS)
+        token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
+        sticks, block = gpu.sticks(), gpu.sticks(BLOCK_BYTES)
+        loops, host = sticks.read_loops(), read_loops(Slab(sticks.size_bytes).bytes, allowed_cpus()[0])
+        ways: dict[str, Callable[[], float]] = {"prompt": prompt.seconds, "token": token.seconds}
+        ways |= {"product": sticks.multiply_seconds, "copy": sticks.copy_seconds, "block": block.copy_seconds}
+        for _ in range(WARM_ROUNDS):
+            prompt.seconds(), token.seconds()
+        found = {name: median(times) for name, times in interleave({**ways, **loops, **host}, effort).items()}
+    finally:
+        loaded.close()
+    regions = len(token.exe.program.regions)
+    read = sticks.size_bytes / min(found[name] for name in loops)
+    peak = sticks.product_flops / found["product"]
+    prompt_s = max(found["prompt"] - launches["host"] * regions, 1e-9)  # a prompt's kernels are started by calls
+    token_s = max(found["token"] - launches["device"] * regions, 1e-9)
+    return {
+        "read_bytes_per_s": read,
+        "read_share": min(1.0, token.cost().total_bytes / token_s / read),
+        "product_flops_per_s": peak,
+        "flops_share": min(1.0, prompt.cost().flops / prompt_s / peak),
+        "copy_bytes_per_s": sticks.size_bytes / found["copy"],
+        "copy_latency_s": found["block"],
+        "host_bytes_per_s": sticks.size_bytes / min(found[name] for name in host),
+    }
+
+
+def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
+    """Seconds from a region to the next where there is next to nothing to do in between."""
+    with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
+        loaded = Loaded(model, gpu.make(orchestration), CONTEXT + STEPS)
+        try:
+            step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
+            for _ in range(WARM_ROUNDS):
+                step.seconds()
+            samples = interleave({"step": step.seconds}, effort)
+        finally:
+            loaded.close()
+    return median(samples["step"]) / len(step.exe.program.regions)
+
+
+def _number(value: float, unit: str, source: str, share: float | None = None, share_source: str = "") -> str:
+    """A number of a machine file: whole numbers of bytes exactly, others to six digits."""
+    digits = str(value) if isinstance(value, int) else f"{value:.6g}"
+    achieved = "" if share is None else f', achieved = {share:.4g}, achieved_source = "{_plain(share_source)}"'
+    return f'{{ value = {digits}, unit = "{unit}", source = "{_plain(source)}"{achieved} }}'
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "/").replace('"', "'")
+
+
+def to_plain(found: GpuCalibration) -> Mapping[str, Any]:
+    """For JSON."""
+    return {item.name: getattr(found, item.name) for item in fields(found)}
