@@ -6,7 +6,7 @@ Knows nothing about how anything is measured; a result that is not stored has no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from coterie.bench.decode import gain_aim
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("llama.cpp", "transformers")
+OURS, FCFS = "coterie", "fcfs"
 Result = Mapping[str, Any]
 
 
@@ -30,12 +31,9 @@ def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
 
 def tables(results: Mapping[str, Result]) -> str:
     """All tables as Markdown."""
-    decode = [r for name, r in results.items() if name.startswith("decode-")]
-    prefill = [r for name, r in results.items() if name.startswith("prefill-")]
-    switch = [r for name, r in results.items() if name.startswith("switch-")]
-    fusion = [r for name, r in results.items() if name.startswith("fusion-")]
-    parts = [_decode(decode), _prefill(prefill), _switch(switch), _fusion(fusion)]
-    return "\n\n".join(part for part in [*parts, _machines([*decode, *prefill, *switch, *fusion])] if part)
+    shown = [(make, [r for r in results.values() if r.get("bench") == bench]) for bench, make in MAKERS.items()]
+    parts = [make(found) for make, found in shown]
+    return "\n\n".join(part for part in [*parts, _machines([r for _, found in shown for r in found])] if part)
 
 
 def _table(head: str, rows: list[str]) -> str:
@@ -124,6 +122,50 @@ def _fusion(results: list[Result]) -> str:
     return _table("| fusion | way | launches | stored between kernels | step | speed-up |", rows)
 
 
+def _coe(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        cells = {(run["mix"], run["in_flight"], run["policy"]): run for run in r["runs"]}
+        for (mix, in_flight, policy), ours in cells.items():
+            if policy != OURS:
+                continue
+            for beside in (FCFS, *PEERS):
+                theirs = cells.get((mix, in_flight, beside))
+                if theirs is None:
+                    continue
+                line = [
+                    f"{mix}, {in_flight} in flight, {ours['requests']} requests",
+                    "first come first served, LRU" if beside == FCFS else f"{beside}, the same",
+                    f"{ours['switches']} : {theirs['switches']}",
+                    f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
+                    f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",
+                    f"{ours['ttft_p50_s']:.2f} : {theirs['ttft_p50_s']:.2f} s",
+                    f"{ours['ttft_p99_s']:.1f} : {theirs['ttft_p99_s']:.1f} s",
+                ]
+                rows.append(f"| {' | '.join(line)} |")
+    head = "| 150 experts in 2 GiB | beside | switches | tokens/s | ratio | first token p50 | p99 |"
+    return _table(head, rows)
+
+
+def _quality(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        for kind in ("demo", "random"):
+            for name, it in r[kind].items():
+                if it["kl_divergence"] == 0:
+                    continue
+                cells = [
+                    f"{kind}, {name}",
+                    f"{it['perplexity'] / r[kind]['unquantised']['perplexity']:.4f} x",
+                    f"{it['kl_divergence']:.6f}",
+                    f"{it['top1_agreement']:.2%}",
+                    f"{it['greedy_answers_equal']:.1%} of {it['answers']}",
+                ]
+                rows.append(f"| {' | '.join(cells)} |")
+    head = "| quality beside unquantised | perplexity | KL divergence | same next token | same greedy answer |"
+    return _table(head, rows)
+
+
 def _machines(results: list[Result]) -> str:
     machines = dict.fromkeys(
         f"{r['machine']['cpu_model']}, {r['machine']['cpus']} CPUs, {r['machine']['isa']}" for r in results
@@ -131,6 +173,15 @@ def _machines(results: list[Result]) -> str:
     commits = dict.fromkeys(r["commit"] for r in results)
     return f"Machine: {'; '.join(machines)}. Commits: {', '.join(commits)}." if results else ""
 
+
+MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
+    "decode": _decode,
+    "prefill": _prefill,
+    "switch": _switch,
+    "coe": _coe,
+    "fusion": _fusion,
+    "quality": _quality,
+}
 
 if __name__ == "__main__":
     print("\n\n".join(tables(results) for results in machines()))
