@@ -1,18 +1,29 @@
-"""The README's tables of speed, made from the stored results of `coterie bench ... --json`; run it to print them.
+"""Tables of speed, made from the stored results of `coterie bench ... --json`: the README's, and docs/speed.md.
 
-Knows nothing about how anything is measured; a result that is not stored has no row.
+Run it to write both. Knows nothing about how anything is measured; a result that is not stored has no row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from coterie.bench.decode import gain_aim
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
+BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
+HEADLINES = ("decode", "prefill", "switch", "coe")  # what the README shows, of one machine
+HEAD = """# Speed
+
+All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables; written by
+`python -m benchmarks.table`. Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the
+same rounds as what is compared with them, and so were peers, each at its fastest setting. Ratios are their time over
+ours: below 1 the peer wins. [log.md](log.md) says how, what fell short and why.
+"""
 PEERS = ("llama.cpp", "transformers")
 OURS, FCFS = "coterie", "fcfs"
 Result = Mapping[str, Any]
@@ -29,9 +40,28 @@ def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
     return [*others, stored(folder)]
 
 
-def tables(results: Mapping[str, Result]) -> str:
-    """All tables as Markdown."""
-    shown = [(make, [r for r in results.values() if r.get("bench") == bench]) for bench, make in MAKERS.items()]
+def headlines() -> str:
+    """The README's tables: those of the machine that was measured last."""
+    return tables(machines()[0], HEADLINES)
+
+
+def page() -> str:
+    """docs/speed.md: every table of every machine."""
+    parts = [f"## {_machine(results)}\n\n{tables(results)}\n" for results in machines()]
+    return "\n".join([HEAD, *parts])
+
+
+def write() -> None:
+    """Put both in their places."""
+    PAGE.write_text(page(), encoding="utf-8")
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    README.write_text(f"{before}{BEGIN}{headlines()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def tables(results: Mapping[str, Result], benches: Collection[str] = ()) -> str:
+    """Tables of these benches, or of all, as Markdown."""
+    makers = {bench: make for bench, make in MAKERS.items() if not benches or bench in benches}
+    shown = [(make, [r for r in results.values() if r.get("bench") == bench]) for bench, make in makers.items()]
     parts = [make(found) for make, found in shown]
     return "\n\n".join(part for part in [*parts, _machines([r for _, found in shown for r in found])] if part)
 
@@ -167,11 +197,18 @@ def _quality(results: list[Result]) -> str:
 
 
 def _machines(results: list[Result]) -> str:
-    machines = dict.fromkeys(
-        f"{r['machine']['cpu_model']}, {r['machine']['cpus']} CPUs, {r['machine']['isa']}" for r in results
-    )
+    machines = dict.fromkeys(_machine_of(r) for r in results)
     commits = dict.fromkeys(r["commit"] for r in results)
     return f"Machine: {'; '.join(machines)}. Commits: {', '.join(commits)}." if results else ""
+
+
+def _machine_of(result: Result) -> str:
+    it = result["machine"]
+    return f"{it['cpu_model']}, {it['cpus']} CPUs, {it['isa']}"
+
+
+def _machine(results: Mapping[str, Result]) -> str:
+    return _machine_of(next(r for r in results.values() if r.get("bench") == "decode"))
 
 
 MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
@@ -184,4 +221,4 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
 }
 
 if __name__ == "__main__":
-    print("\n\n".join(tables(results) for results in machines()))
+    write()

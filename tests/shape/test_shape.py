@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.table import machines, tables
+from benchmarks import table
 
 import coterie
 
@@ -118,9 +118,11 @@ def test_nothing_large_is_tracked() -> None:
     assert weights <= 24_000_000, "the demo's weights ship in at most 24 MB"
 
 
-def test_the_readme_shows_the_stored_speeds() -> None:
-    shown = (ROOT / "README.md").read_text()
-    for results in machines():
-        assert [name for name in results if name.startswith(("decode-", "prefill-", "switch-", "fusion-"))]
-        table = tables(results)
-        assert table in shown, f"the README's tables of speed should be:\n{table}"
+def test_the_readme_and_the_page_show_the_stored_speeds() -> None:
+    for results in table.machines():
+        kinds = [result.get("bench") for result in results.values()]
+        assert {"decode", "prefill", "switch", "fusion"} <= set(kinds)
+    assert f"{table.BEGIN}{table.headlines()}\n{table.END}" in table.README.read_text(), (
+        "run python -m benchmarks.table"
+    )
+    assert table.PAGE.read_text() == table.page(), "run python -m benchmarks.table"
