@@ -25,7 +25,8 @@ same rounds as what is compared with them, and so were peers, each at its fastes
 ours: below 1 the peer wins. [log.md](log.md) says how, what fell short and why.
 """
 PEERS = ("llama.cpp", "transformers")
-OURS, FCFS = "coterie", "fcfs"
+OURS = "coterie"
+BESIDE = {"fcfs": "first come first served, LRU", "llama.cpp": "llama.cpp, LRU", "transformers": "transformers, LRU"}
 Result = Mapping[str, Any]
 
 
@@ -153,28 +154,27 @@ def _fusion(results: list[Result]) -> str:
 
 
 def _coe(results: list[Result]) -> str:
-    rows = []
+    found = []
     for r in results:
-        cells = {(run["mix"], run["in_flight"], run["policy"]): run for run in r["runs"]}
-        for (mix, in_flight, policy), ours in cells.items():
-            if policy != OURS:
-                continue
-            for beside in (FCFS, *PEERS):
-                theirs = cells.get((mix, in_flight, beside))
-                if theirs is None:
-                    continue
-                line = [
-                    f"{mix}, {in_flight} in flight, {ours['requests']} requests",
-                    "first come first served, LRU" if beside == FCFS else f"{beside}, the same",
-                    f"{ours['switches']} : {theirs['switches']}",
-                    f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
-                    f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",
-                    f"{ours['ttft_p50_s']:.2f} : {theirs['ttft_p50_s']:.2f} s",
-                    f"{ours['ttft_p99_s']:.1f} : {theirs['ttft_p99_s']:.1f} s",
-                ]
-                rows.append(f"| {' | '.join(line)} |")
-    head = "| 150 experts in 2 GiB | beside | switches | tokens/s | ratio | first token p50 | p99 |"
-    return _table(head, rows)
+        runs = {(run["mix"], run["in_flight"], run["policy"]): run for run in r["runs"]}
+        for (mix, in_flight, policy), ours in runs.items():
+            if policy == OURS:
+                beside = [(name, runs[mix, in_flight, name]) for name in BESIDE if (mix, in_flight, name) in runs]
+                found += [((mix, in_flight), _coe_row(ours, name, theirs)) for name, theirs in beside]
+    rows = [row for _, row in sorted(found)]
+    return _table("| 150 experts in 2 GiB, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
+
+
+def _coe_row(ours: Result, name: str, theirs: Result) -> str:
+    cells = [
+        f"{ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}",
+        f"{ours['switches']} : {theirs['switches']}",
+        f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
+        f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",
+        f"{ours['ttft_p50_s']:.2f} : {theirs['ttft_p50_s']:.2f} s",
+        f"{ours['ttft_p99_s']:.1f} : {theirs['ttft_p99_s']:.1f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _quality(results: list[Result]) -> str:
