@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.device.made_up import NEAR, PREFILL, desk_on, machine, took
+from tests.device.programs import rows
 from tests.pure.graphs import STEADY, decoders
 
 from coterie.core.errors import UsageError
@@ -164,6 +165,19 @@ def test_software_between_steps_is_charged_to_every_step():
     assert added == pytest.approx(slow.step_host_s + 4 * slow.step_sequence_s)
     floor = load_machine("dgx-a100:stack=splitwise-2023")
     assert step_time(floor, llama(8, "cache"), Sizes.decode(1, 64)).seconds >= 44e-3
+
+
+def test_software_issues_a_prompt_for_longer_than_a_token(layout):
+    spec = replace(load_machine("toy"), step_floor_s=30.0, prompt_floor_s=50.0)
+    desk = desk_on(spec, layout)
+    program, decode = rank_program(spec, desk.exe.program), rows([([9], 5)])
+    prompt, token = (step_time(spec, program, at.sizes) for at in (PREFILL, decode))
+    assert (prompt.floor_s, token.floor_s) == (50.0, 30.0)
+    begins_s = load_machine("toy").launch_host_s  # of a run, which the device charges beside the floor
+    assert took(desk, desk.run(PREFILL)) == pytest.approx(prompt.seconds, abs=1.01 * begins_s)
+    assert took(desk, desk.run(decode)) == pytest.approx(token.seconds, abs=1.01 * begins_s)
+    assert 50.0 <= prompt.seconds < 51.0, "in which the device works too"
+    assert step_time(replace(spec, prompt_floor_s=0.0), program, PREFILL.sizes).floor_s == 30.0
 
 
 MACHINES = ("toy", "sn40l-socket", "a100", "h200", "epyc-2core")

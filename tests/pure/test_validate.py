@@ -120,6 +120,40 @@ def test_what_is_said_of_long_prompts_is_in_the_data(outcome):
     assert f"{grown['dgx-a100', 8]:.1f} and {grown['dgx-h100', 8]:.1f} on 8" in said
 
 
+def test_a_token_above_2048_costs_more_on_more_gpus_as_is_said(outcome):
+    rows = {row.name: row.measured_s for row in outcome.rows if row.metric == "time to first token"}
+
+    def each(name, gpus, low, high):
+        times = [rows[f"{name} {gpus} GPUs, prompt {tokens}, batch 1"] for tokens in (low, high)]
+        return (times[1] - times[0]) / (high - low)
+
+    said = next(text for text in outcome.caveats if "above 2048 tokens" in text)
+    for gpus in (2, 4, 8):
+        dearer = [each(name, gpus, 2048, 4096) / each(name, gpus, 1024, 2048) for name in ("dgx-h100", "dgx-a100")]
+        assert f"{min(dearer):.1f} to {max(dearer):.1f} on {gpus}" in said
+
+
+def test_short_prompts_take_what_software_needs_to_issue_them(outcome):
+    rows = {row.name: row for row in outcome.rows if row.metric == "time to first token"}
+    fitted = [name for name, row in rows.items() if row.split == CALIBRATION]
+    assert sorted(fitted) == [f"dgx-{gpu} {n} GPUs, prompt 128, batch 1" for gpu in ("a100", "h100") for n in (4, 8)]
+    held = [row for name, row in rows.items() if "prompt 256" in name]
+    assert len(held) == 6
+    assert sum(abs(row.error) for row in held) / len(held) < 0.08
+
+
+def test_first_tokens_are_as_far_off_as_the_log_says(outcome):
+    """All 76 rows of the data set but the four that calibrate; the aim of 15 % is missed above 2048 tokens."""
+    rows = [row for row in outcome.rows if row.metric == "time to first token" and row.split == VALIDATION]
+    assert len(rows) == 72
+    short, long = [], []
+    for row in rows:
+        words = row.name.replace(",", "").split()
+        (short if int(words[4]) * int(words[6]) <= 2048 else long).append(abs(row.error))
+    assert sum(short) / len(short) < 0.12
+    assert sum(short + long) / len(rows) < 0.215
+
+
 def test_factors_of_stacks_are_what_their_calibration_rows_give():
     for machine, gpu in (("dgx-a100", "a100"), ("dgx-h100", "h100")):
         nemo, splitwise = (load_machine(f"{machine}:stack={stack}") for stack in ("nemo-2023", "splitwise-2023"))
@@ -129,6 +163,7 @@ def test_factors_of_stacks_are_what_their_calibration_rows_give():
         fitted = fit_splitwise(machine)
         assert splitwise.kernel_share == pytest.approx(fitted["kernel_share"], rel=0.02), gpu
         assert splitwise.step_floor_s == pytest.approx(fitted["step_floor"], rel=0.02), gpu
+        assert splitwise.prompt_floor_s == pytest.approx(fitted["prompt_floor"], rel=0.02), gpu
         assert splitwise.step_sequence_s == pytest.approx(fitted["step_sequence"], rel=0.02), gpu
 
 

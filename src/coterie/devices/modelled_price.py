@@ -58,7 +58,7 @@ def step_time(
     ]
     if starts_run:
         rows[0] = replace(rows[0], launch_s=rows[0].launch_s + begins_s(spec, orchestration))
-    return StepTime(tuple(rows), host_s(spec, sizes), spec.step_floor_s)
+    return StepTime(tuple(rows), host_s(spec, sizes), floor_s(spec, sizes))
 
 
 def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes, tiers: tuple[str, str] | None = None) -> float:
@@ -107,9 +107,10 @@ class StepPricer:
             unique.append(known[key])
         spec, order = self._spec, self._order
         waits_s = host_s(spec, sizes)
-        if spec.step_floor_s > 0:
+        least_s = floor_s(spec, sizes)
+        if least_s > 0:
             alone_s = kit.parts(unique, order.places).merged().alone_s
-            waits_s += max(0.0, spec.step_floor_s - (alone_s or 0.0))
+            waits_s += max(0.0, least_s - (alone_s or 0.0))
         return kit.parts([*unique, unique[0].delayed(waits_s)], order.headed)
 
     def _look_at(self, tiers: tuple[str, str]) -> list[tuple[RegionPricer, tuple[bool, bool] | None]]:
@@ -144,6 +145,11 @@ class _Order(NamedTuple):
 def host_s(spec: MachineSpec, sizes: Sizes) -> float:
     """Software's work between two steps."""
     return spec.step_host_s + sizes.B * spec.step_sequence_s
+
+
+def floor_s(spec: MachineSpec, sizes: Sizes) -> float:
+    """The least that software takes to issue a step, in which the device works too."""
+    return max(spec.step_floor_s, spec.prompt_floor_s) if sizes.T > sizes.B else spec.step_floor_s
 
 
 def begins_s(spec: MachineSpec, orchestration: str) -> float:

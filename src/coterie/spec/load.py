@@ -25,7 +25,7 @@ from coterie.spec.stack import read_text, with_stack
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
-    "step_floor", "step_sequence", "kernel_share", "multiprocessors",
+    "step_floor", "prompt_floor", "step_sequence", "kernel_share", "multiprocessors",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -128,6 +128,7 @@ class _Machine(q.Reader):
             program_device_s=self.time("program_device"),
             step_host_s=self.time("step_host"),
             step_floor_s=self.time("step_floor"),
+            prompt_floor_s=self.time("prompt_floor"),
             step_sequence_s=self.time("step_sequence"),
             kernel_share=self.share("kernel_share"),
             multiprocessors=self.multiprocessors(),

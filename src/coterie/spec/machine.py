@@ -128,7 +128,8 @@ class MachineSpec:
     of all units' grids, a smaller one in proportion.
 
     Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
-    less than `step_floor_s`, in which it issues the kernels one by one; `kernel_share` is how fast its kernels are next
+    less than `step_floor_s`, in which it issues the kernels one by one, and one that reads prompts no less than
+    `prompt_floor_s`; `kernel_share` is how fast its kernels are next
     to those measured on the GPU that `kernels` names; `stack` is its name (spec/stacks).
 
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
@@ -151,6 +152,7 @@ class MachineSpec:
     program_device_s: float = 0.0
     step_host_s: float = 0.0
     step_floor_s: float = 0.0
+    prompt_floor_s: float = 0.0
     step_sequence_s: float = 0.0
     kernel_share: float = 1.0
     multiprocessors: int = 0

@@ -17,7 +17,7 @@ from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
 
-_FACTORS = {"launch_host", "launch_device", "step_host", "step_floor", "step_sequence", "kernel_share"}
+_FACTORS = {"launch_host", "launch_device", "step_host", "step_floor", "prompt_floor", "step_sequence", "kernel_share"}
 _KEYS = _FACTORS | {"name", "notes", "library", "rule_set"}
 
 

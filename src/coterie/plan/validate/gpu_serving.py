@@ -2,7 +2,8 @@
 
 Nothing but a stack's factors (spec/stacks) is fitted to them, by rule:
 
-    splitwise-2023   the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16
+    splitwise-2023   the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16; prompts of 128
+                     tokens on 4 and 8 GPUs, which take as long on both: software, not the machine
     nemo-2023        the rows of one GPU; more GPUs, the paper's 20-token figures among them, are predicted
 
 Knows nothing about kernels beyond `step_time`.
@@ -35,6 +36,7 @@ from coterie.spec.measured import read_table
 
 SPLITWISE, NEMO = "splitwise-2023", "nemo-2023"
 _LOOKS = 3  # contexts at which a growing decode step is priced; its time is all but affine in the context
+SHORT_ON = ("4", "8")  # GPUs on which a prompt of 128 tokens gives a stack's prompt_floor
 _FITTED_SPLITWISE = {("2", "1"), ("8", "1"), ("8", "16")}  # GPUs and batch, at prompt 512
 
 Load = Callable[[str], MachineSpec]
@@ -77,7 +79,8 @@ def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
             token_s(spec, raw["model"], batch, tokens), spec.stack,
         )  # fmt: skip
         modelled_s = prompt_s(spec, raw["model"], batch, tokens)
-        yield Row(dataset, FIRST_TOKEN, name, VALIDATION, float(raw["prompt_ms"]) * 1e-3, modelled_s, spec.stack)
+        split = CALIBRATION if tokens == 128 and raw["gpus"] in SHORT_ON else VALIDATION
+        yield Row(dataset, FIRST_TOKEN, name, split, float(raw["prompt_ms"]) * 1e-3, modelled_s, spec.stack)
 
 
 def nemo_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
