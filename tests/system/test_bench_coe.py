@@ -104,6 +104,7 @@ class Echo:
     """A peer that only keeps count."""
 
     name = "echo"
+    converts = True
 
     def __init__(self) -> None:
         self.closed: list[str] = []
@@ -128,6 +129,9 @@ class Echo:
         return SimpleNamespace(
             prefill=lambda ids: 1, decode=lambda count: [1] * count, close=lambda: closed.append(name)
         )
+
+    def forget(self):
+        pass
 
 
 def test_a_peer_serves_the_same_mix_within_the_same_bytes(config: Path) -> None:

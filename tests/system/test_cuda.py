@@ -321,6 +321,8 @@ def test_many_experts_are_served_from_the_pool(shape: Path) -> None:
     assert {run["policy"] for run in got["runs"]} == set(POLICIES)
     assert all(run["moved_bytes"] > 0 for run in got["runs"])
     assert any("from pinned memory" in note for note in got["notes"])
+    assert got["workload"]["gpu"] == "lazy (no CUDA)"
+    assert not any("chosen" in note and "experts of" in note for note in got["notes"])  # 3 were asked for
 
 
 def test_what_a_gpu_is_not_measured_with_is_refused(shape: Path) -> None:

@@ -23,8 +23,10 @@ from coterie.api.assemble import Options, make_device, make_spec
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
 from coterie.bench.experts import check_room, random_experts
+from coterie.bench.gpu_peers import check_peers
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
+from coterie.bench.peers.transformers import Transformers
 from coterie.bench.report import Report
 from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.checkpoint.folder import SINGLE
@@ -69,7 +71,7 @@ PEER_SHAPES = tuple(_shape(*_FAMILIES[0], *sizes) for sizes in _SIZES)  # what p
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to run: every mix with every number in flight under every policy."""
+    """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen."""
 
     experts: int
     requests: int
@@ -84,6 +86,7 @@ class Grid:
     shapes: tuple[Mapping[str, Any], ...] = SHAPES
     peers: tuple[str, ...] = ()
     seed: int = SEED
+    why: str = ""
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -92,9 +95,9 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
     Raises UsageError, and CapacityError where the temporary folder or memory has no room.
     """
     _check(grid)
-    peers = peers_named(grid.peers)
+    peers = _peers(grid)
     begun = perf_counter()
-    with _experts(grid, say) as models:
+    with _experts(grid, sum(peer.converts for peer in peers), say) as models:
         rate = _link_rate(grid, models)
         runs, trace = _runs(grid, models, rate, say)
         peer_settings = _peer_runs(grid, models, peers, runs, say)
@@ -115,24 +118,36 @@ def _check(grid: Grid) -> None:
     unknown = [name for name in grid.policies if name not in POLICIES]
     if unknown:
         raise UsageError("--policy", f"{unknown[0]!r} is not a policy", f"use one of {', '.join(POLICIES)}")
-    if grid.peers and grid.device != "cpu":
-        raise UsageError("--peer", f"a peer cannot run on {grid.device}", "compare on --device cpu")
+    if grid.peers and grid.device != "cpu" and gpu_number(grid.device) is None:
+        raise UsageError("--peer", f"a peer cannot run on {grid.device}", "compare on --device cpu or cuda")
     if BELADY in grid.policies and OURS.name not in grid.policies:
         raise UsageError("--policy", f"{BELADY} needs the turns that {OURS.name} took", f"add --policy {OURS.name}")
     for mix in grid.mixes:
         draw(mix, grid.experts, 1, grid.seed)
 
 
+def _peers(grid: Grid) -> tuple[Peer, ...]:
+    """The engines to compare with, on the GPU where that is the device. Raises UsageError."""
+    gpu = gpu_number(grid.device)
+    if gpu is None:
+        return peers_named(grid.peers)
+    # What is compiled is compiled for one model: nothing for who switches between many.
+    return (Transformers(Gpu(gpu).torch_device),) if check_peers(grid.peers) else ()
+
+
 @contextmanager
-def _experts(grid: Grid, say: Callable[[str], None]) -> Iterator[dict[str, Model]]:
-    """Random experts of every shape in turn, named by number; gone afterwards. Without bytes on a synthetic device."""
+def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[dict[str, Model]]:
+    """Random experts of every shape in turn, named by number; gone afterwards. Without bytes on a synthetic device.
+
+    `copies`: how many peers write all of them again.
+    """
     counts = [len(range(first, grid.experts, len(grid.shapes))) for first in range(len(grid.shapes))]
     kinds = [(shape, count) for shape, count in zip(grid.shapes, counts, strict=True) if count]
     with ExitStack() as stack:
         if grid.device.startswith("synthetic"):
             made = [[synthetic_model(shape)] * count for shape, count in kinds]
         else:
-            need = check_room([(shape, count * (1 + len(grid.peers))) for shape, count in kinds])
+            need = check_room([(shape, count * (1 + copies)) for shape, count in kinds])
             say(f"writing {grid.experts} random experts, {format_bytes(need)}")
             made = [list(stack.enter_context(random_experts(shape, count))) for shape, count in kinds]
         turns = [made[number % len(made)][number // len(made)] for number in range(grid.experts)]
@@ -210,7 +225,7 @@ def _peer_runs(
     loads = [_load(grid, list(models), mix, in_flight) for mix, in_flight in product(grid.mixes, grid.in_flight)]
     for peer in peers:
         say(f"converting {len(models)} experts for {peer.name}")
-        with converted(peer, models, loads[0], cpus) as made:
+        with converted(peer, models, loads[0], cpus, drops_pages=gpu_number(grid.device) is None) as made:
             settings[peer.name] = str(made)
             for load in loads:
                 row = serve_peer(made, models, load, grid.near_bytes)
@@ -236,7 +251,9 @@ def _ratios(runs: Sequence[Mapping[str, Any]], field: str, under: str = FCFS.nam
 
 def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
     sizes = [model.layout.size_bytes for model in models.values()]
+    gpu = gpu_number(grid.device)
     return {
+        **({} if gpu is None else {"gpu": Gpu(gpu).name}),
         "experts": grid.experts,
         "architectures": len({model.key for model in models.values()}),
         "expert_bytes": [min(sizes), max(sizes)],
@@ -280,6 +297,8 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
         f"those of them that came later, of which the policy allows {results['age_bound']}",
         f"the link, read alone from end to end: {format_rate(results['link_bytes_per_s'])}",
     ]
+    if grid.why:
+        notes.append(f"chosen: {grid.why}")
     if gpu_number(grid.device) is not None:
         notes.append("the link is from pinned memory to the GPU; in each run every expert is read from the disk once")
     elif grid.device != "cpu":

@@ -2,16 +2,18 @@
 
     request -> open? no: close the least recently used until it fits, open -> prefill -> decode, one sequence at a time
 
-What is closed leaves the page cache too, or its bytes would not be in the budget. Conversion and the choice of settings
-are not timed. Knows nothing about our own engine.
+On a CPU what is closed leaves the page cache too, or its bytes would not be in the budget; on a GPU the budget is of
+HBM, and files stay in memory, as our pool does. Conversion and the choice of settings are not timed.
+Knows nothing about our own engine.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -25,17 +27,16 @@ from coterie.bench.sticks import drop_page_cache
 from coterie.core.errors import CapacityError
 from coterie.models.model import Model
 
-SAME_BYTES = ("BF16", "F16")  # the formats of a peer that store bf16 weights in as many bytes as we do
+SAME_BYTES = ("BF16", "F16", "bfloat16")  # the formats of a peer that store bf16 weights in as many bytes as we do
 TRIALS = 2
 
 
 class OpenModels:
     """Sessions within a budget in bytes, as files count them; the least recently used is closed first."""
 
-    def __init__(
-        self, peer: Peer, settings: Settings, files: Mapping[str, Path], budget_bytes: int, tokens: int
-    ) -> None:
-        self._peer, self._settings, self._files, self._tokens = peer, settings, files, tokens
+    def __init__(self, made: Converted, budget_bytes: int, tokens: int) -> None:
+        self._peer, self._settings, self._files, self._tokens = made.peer, made.settings, made.files, tokens
+        self._drops_pages = made.drops_pages
         self._budget_bytes, self._used_bytes = budget_bytes, 0
         self._open: dict[str, Session] = {}
         self.opened = self.moved_bytes = 0
@@ -64,8 +65,8 @@ class OpenModels:
     def _close(self, name: str) -> None:
         self._open.pop(name).close()
         self._used_bytes -= self._size(name)
-        for file in self._peer.files(self._files[name]):
-            drop_page_cache(file)
+        if self._drops_pages:
+            _drop(self._peer, self._files[name])
 
     def _size(self, name: str) -> int:
         return sum(file.stat().st_size for file in self._peer.files(self._files[name]))
@@ -73,39 +74,46 @@ class OpenModels:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A peer's form of every expert, and the settings that won its trial."""
+    """A peer's form of every expert, and the settings that won its trial.
+
+    `drops_pages`: what is closed leaves the page cache.
+    """
 
     peer: Peer
     files: Mapping[str, Path]
     precision: str
     settings: Settings
+    drops_pages: bool = True
 
     def __str__(self) -> str:
         return f"{self.precision}, {self.settings}"
 
 
 @contextmanager
-def converted(peer: Peer, models: Mapping[str, Model], load: Workload, cpus: int) -> Iterator[Converted]:
+def converted(
+    peer: Peer, models: Mapping[str, Model], load: Workload, cpus: int, drops_pages: bool = True
+) -> Iterator[Converted]:
     """Every expert as the peer reads it, in a temporary folder, once for all workloads like `load`."""
     with TemporaryDirectory(prefix="coterie-peer-") as folder:
-        prompt = _prompts(models, load)[0]
-        first = models[load.asked[0]]
-        precision, settings = _best(peer, first, Path(folder) / "trial", prompt, load, cpus)
+        ask = partial(_once, peer, prompt=_prompts(models, load)[0], load=load, drops_pages=drops_pages)
+        precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", cpus, ask)
+        peer.forget()
         files = {name: _prepare(peer, model, Path(folder) / name, precision) for name, model in models.items()}
         os.sync()  # pages that wait to be written cannot be dropped from the page cache
-        for file in files.values():
-            for part in peer.files(file):
-                drop_page_cache(part)
-        yield Converted(peer, files, precision, settings)
+        if drops_pages:
+            for file in files.values():
+                _drop(peer, file)
+        yield Converted(peer, files, precision, settings, drops_pages)
 
 
 def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int) -> dict[str, Any]:
     """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
-    held = OpenModels(made.peer, made.settings, made.files, near_bytes, load.prompt_tokens + load.new_tokens)
+    held = OpenModels(made, near_bytes, load.prompt_tokens + load.new_tokens)
     try:
         ends, ttfts = _serve(held, load, _prompts(models, load))
     finally:
         held.close()
+        made.peer.forget()
     ordered = sorted(ttfts)
     return {
         "mix": load.mix,
@@ -146,25 +154,23 @@ def _serve(held: OpenModels, load: Workload, prompts: Sequence[Sequence[int]]) -
 
 
 def _best(
-    peer: Peer, model: Model, folder: Path, prompt: Sequence[int], load: Workload, cpus: int
+    peer: Peer, model: Model, folder: Path, cpus: int, ask: Callable[[Path, Settings], float]
 ) -> tuple[str, Settings]:
     """What serves one request of a closed model fastest: open, prefill, decode, close."""
     found: list[tuple[float, str, Settings]] = []
     for precision in (name for name in peer.precisions("bf16") if name in SAME_BYTES):
         file = _prepare(peer, model, folder / precision, precision)
         for settings in peer.candidates(cpus):
-            found += [(_fastest(peer, file, settings, prompt, load), precision, settings)]
+            found += [(min(ask(file, settings) for _ in range(TRIALS)), precision, settings)]
     _, precision, settings = min(found, key=lambda trial: trial[0])
     return precision, settings
 
 
-def _fastest(peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload) -> float:
-    return min(_once(peer, file, settings, prompt, load) for _ in range(TRIALS))
-
-
-def _once(peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload) -> float:
-    for part in peer.files(file):
-        drop_page_cache(part)
+def _once(
+    peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload, drops_pages: bool
+) -> float:
+    if drops_pages:
+        _drop(peer, file)
     start = perf_counter()
     session = peer.open(file, settings, load.prompt_tokens + load.new_tokens)
     try:
@@ -173,6 +179,11 @@ def _once(peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], loa
     finally:
         session.close()
     return perf_counter() - start
+
+
+def _drop(peer: Peer, prepared: Path) -> None:
+    for file in peer.files(prepared):
+        drop_page_cache(file)
 
 
 def _prepare(peer: Peer, model: Model, out: Path, precision: str) -> Path:

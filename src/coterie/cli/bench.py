@@ -14,6 +14,8 @@ from coterie.bench import gpu as gpu_bench
 from coterie.bench.coe import PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
+from coterie.bench.gpu_coe import SHAPE as GPU_COE_SHAPE
+from coterie.bench.gpu_coe import Chosen, choose_sizes
 from coterie.bench.gpu_switch import switch as gpu_switch
 from coterie.bench.neighbour import neighbour
 from coterie.bench.prefill import prefill
@@ -54,7 +56,7 @@ SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many 
 SHAPE, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", 128, 64, 3
 PREFILL_TOKENS, BATCH = 512, 8
 EFFORT = Effort()
-IN_FLIGHT, NEAR_BYTES = (8, 32, 128), 2 * 2**30
+IN_FLIGHT, NEAR_BYTES, COE_EXPERTS = (8, 32, 128), 2 * 2**30, 150
 
 
 @app.callback()
@@ -193,7 +195,9 @@ def bench_quality(
 @app.command("coe")
 @sentences
 def bench_coe(
-    experts: Annotated[int, typer.Option(min=2, help="How many random experts.")] = 150,
+    experts: Annotated[
+        int | None, typer.Option(min=2, help=f"How many random experts; {COE_EXPERTS}, on a GPU by its host's memory.")
+    ] = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests of a run.")] = 2000,
     mix: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MIXES)}; may be repeated.")] = None,
     in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated.")] = None,
@@ -211,15 +215,23 @@ def bench_coe(
 ) -> None:
     """Many experts in little memory, by policy. All of it is 18 runs, an hour on two cores: --requests 200 is a tenth.
 
-    On --device synthetic:MACHINE the same engine serves in modelled time, without weights. With --peer all are Llamas.
+    On --device synthetic:MACHINE the same engine serves in modelled time, without weights. With --peer all are Llamas;
+    on --device cuda all have the 1b shape, and the output says how many experts and how much HBM were chosen.
     """
+    chosen, gpu_index = Chosen(experts or COE_EXPERTS, NEAR_BYTES if near is None else near, ""), gpu_number(device)
+    if gpu_index is not None:
+        shape, spec = shape or GPU_COE_SHAPE, Gpu(gpu_index).spec()
+        at_once = max(in_flight or IN_FLIGHT)
+        chosen = choose_sizes(spec, shape_config(shape), at_once, prompt + tokens, experts, near)
+    if chosen.why:
+        err.print(f"chosen: {chosen.why}", style="dim", markup=False)
     grid = Grid(
-        experts=experts,
+        experts=chosen.experts,
         requests=requests,
         mixes=tuple(mix or MIXES),
         in_flight=tuple(in_flight or IN_FLIGHT),
         policies=tuple(policy or POLICIES),
-        near_bytes=NEAR_BYTES if near is None else near,
+        near_bytes=chosen.near_bytes,
         prompt_tokens=prompt,
         new_tokens=tokens,
         device=device,
@@ -227,6 +239,7 @@ def bench_coe(
         shapes=(shape_config(shape),) if shape else PEER_SHAPES if peer else SHAPES,
         peers=tuple(peer or ()),
         seed=seed,
+        why=chosen.why,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

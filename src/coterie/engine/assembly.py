@@ -119,7 +119,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     work = _work_bytes(programs, settings.policy)
     room = settings.near_bytes
     if room is None:
-        room = max((_room_for_experts(spec, kv + router + work), *sizes.values()))
+        room = max((room_for_experts(spec, kv + router + work), *sizes.values()))
     near = plan_budget(room, sizes)
     if near + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
@@ -147,7 +147,7 @@ def _work_bytes(programs: Mapping[str, Program], policy: Policy) -> int:
     return 1 << max(needed - 1, 0).bit_length()
 
 
-def _room_for_experts(spec: MachineSpec, taken_bytes: int) -> int:
+def room_for_experts(spec: MachineSpec, taken_bytes: int) -> int:
     """What experts get of the run tier by default, beside KV, the router and the values of a step.
 
     With host memory below it the run tier (HBM) is ours alone, and what is free there helps nobody: experts get all

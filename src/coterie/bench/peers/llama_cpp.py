@@ -28,6 +28,7 @@ class LlamaCpp:
     """The engine. Raises UsageError when its package is not installed."""
 
     name = "llama.cpp"
+    converts = True
 
     def __init__(self) -> None:
         try:
@@ -60,6 +61,9 @@ class LlamaCpp:
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> LlamaSession:
         """Load the file. Raises DeviceError when llama.cpp cannot."""
         return LlamaSession(self._api, prepared, settings, max_tokens)
+
+    def forget(self) -> None:
+        """It keeps nothing."""
 
 
 class LlamaSession:

@@ -54,6 +54,10 @@ class Peer(Protocol):
     def name(self) -> str:
         """What people call it."""
 
+    @property
+    def converts(self) -> bool:
+        """Whether `prepare` writes the weights again, in a form of the engine's own."""
+
     def precisions(self, weights: str) -> tuple[str, ...]:
         """The engine's own names of formats that store `weights` (bf16, int8 or int4) as precisely; tried in turn."""
 
@@ -68,6 +72,9 @@ class Peer(Protocol):
 
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
         """Load the model with room for `max_tokens` of one sequence. Raises DeviceError when the engine refuses."""
+
+    def forget(self) -> None:
+        """Give back what it keeps of closed models."""
 
 
 def missing_extra(name: str, package: str) -> UsageError:

@@ -35,6 +35,8 @@ class Transformers:
     `compiled`: None runs op by op, with a cache that grows; else that pass is compiled, with a cache of fixed size.
     """
 
+    converts = False
+
     def __init__(self, device: str | None = None, compiled: Phase | None = None) -> None:
         try:
             self._torch = importlib.import_module("torch")

@@ -1,0 +1,71 @@
+"""How many experts, and how much HBM for them, `bench coe` takes on a GPU when nobody says: by what there is.
+
+    experts    as many as the pinned pool holds, and the temporary folder, where they are written first
+    hbm        what KV and a step leave of it; less where that would hold so many that nothing is switched
+
+Knows nothing about how they are served.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from coterie.core.errors import CapacityError
+from coterie.core.units import format_bytes
+from coterie.engine.assembly import memories_below, page_bytes, room_for_experts, work_bytes
+from coterie.engine.policy import Policy
+from coterie.memory.slab import round_up
+from coterie.models.model import synthetic_model
+from coterie.spec.machine import MachineSpec
+
+SHAPE = "1b"
+NEAR_SHARE = 0.2  # of all experts' bytes, at most: as 2 GiB are of the 150 experts of a CPU's run
+FOLDER_SHARE = 0.95  # of what the temporary folder has free
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Sizes of a run, and why they are these, for people."""
+
+    experts: int
+    near_bytes: int
+    why: str
+
+
+def choose_sizes(
+    spec: MachineSpec, config: Mapping[str, Any], sequences: int, tokens: int, experts: int | None, near: int | None
+) -> Chosen:
+    """Sizes for `sequences` at once of `tokens` each; what is given stays. Raises CapacityError for less than 2."""
+    model = synthetic_model(config)
+    size = round_up(model.layout.size_bytes)
+    reasons = []
+    if experts is None:
+        pool = memories_below(spec)[0]
+        bounds = {
+            f"the pinned pool of {format_bytes(spec.tier(pool).capacity_bytes)}": spec.tier(pool).capacity_bytes,
+            f"the temporary folder {tempfile.gettempdir()}": int(
+                shutil.disk_usage(tempfile.gettempdir()).free * FOLDER_SHARE
+            ),
+        }
+        where = min(bounds, key=lambda name: bounds[name])
+        experts = bounds[where] // size
+        if experts < 2:
+            levers = ("choose a smaller --shape", "set TMPDIR to a folder with more room")
+            raise CapacityError("bench coe", f"2 experts in {where}", 2 * size, bounds[where], levers)
+        reasons.append(f"{experts} experts of {format_bytes(size)}: as many as {where} holds")
+    if near is None:
+        block = page_bytes(model.kv)
+        kv = sequences * ceil(tokens / model.kv.tokens_per_block(block)) * block
+        room = room_for_experts(spec, kv + work_bytes({"one": model}, spec.rule_set, Policy()))
+        near = max(min(room, int(experts * size * NEAR_SHARE)), size)
+        held = f"{format_bytes(near)} of {spec.run_tier} for them"
+        if near < room:
+            reasons.append(f"{held}: {NEAR_SHARE:.0%} of their bytes, as {format_bytes(room)} would hold too many")
+        else:
+            reasons.append(f"{held}: what KV and a step leave of it")
+    return Chosen(experts, near, "; ".join(reasons))
