@@ -33,6 +33,7 @@ AT_ONCE = 256  # rows, tokens or words; never timed
 
 @triton.jit
 def end_step(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
+    """Keep what a step drew; end the run, or feed it back. For one program."""
     done = tl.load(state + DONE)
     if tl.load(state + ENDED) == 0:
         sampled = integer(feed, R)
