@@ -90,6 +90,30 @@ def test_layers_with_layer_norms_fuse_as_far_as_a_tile_is_all_that_is_read():
     assert kernels_of(falcon, stage="layers.0") == [*wanted, "linear", "add", "add"]
 
 
+def test_served_launches_merged_projections_and_the_rest_as_kernels_of_their_own():
+    attention = ["rms_norm", "projections", "ropes", "kv_append", "attention", "linear", "add"]
+    assert kernels_of(decoder(), "served", "layers.0") == [
+        *attention,
+        "rms_norm",
+        "gate_up",
+        "silu_mul",
+        "linear",
+        "add",
+    ]
+    assert region_at(decoder(), "projections", "served").outputs == ("layers.0/q", "layers.0/k", "layers.0/v")
+    assert kernels_of(decoder(), "served", "head") == kernels_of(decoder(), "none", "head")
+
+
+def test_matrices_that_read_different_rows_are_not_merged():
+    """Falcon's output projection stands before its mlp, whose input is a norm of the layer's."""
+    falcon = decoder(**of_family("falcon", num_kv_heads=4))
+    kinds = [op.kind for op in falcon.ops if op.stage == "layers.0"]
+    assert any(kinds[i : i + 2] == ["linear", "linear"] for i in range(len(kinds)))
+    found = kernels_of(falcon, "served", "layers.0")
+    assert "gate_up" not in found
+    assert "projections" not in found
+
+
 @given(decoders())
 @settings(STEADY, max_examples=10)
 def test_unfused_is_an_op_a_region(graph):
@@ -286,7 +310,7 @@ def test_rules_are_rows_with_reasons():
             assert rule.reason
             assert rule.name not in OPS
             assert len(set(roles)) == len(roles)
-            assert set(rule.alike) <= set(roles)
+            assert set(rule.alike) | set(rule.share) <= set(roles)
             assert {part.kind for part in rule.pattern} <= set(OPS)
             for i, part in enumerate(rule.pattern):
                 assert all(set(role.split("|")) <= set(roles[:i]) for _, role in part.reads)

@@ -163,7 +163,7 @@ def test_the_random_number_is_that_of_the_sampled_position():
 def test_each_region_alone_gives_what_the_whole_step_gives(graph):
     V = graph.values["head/logits"].shape[-1]
     tokens = [t % V for t in prompt(7)]
-    for rule_set in ("none", "cache"):
+    for rule_set in ("none", "cache", "served"):
         player = Player(graph)
         player.feed((0, tokens[:3]))
         rows = player.rows((0, tokens[3:]))

@@ -61,7 +61,9 @@ def map_(
     phase: Annotated[Phase, typer.Option(help="The step to map.")] = Phase.prefill,
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens (prefill) or context (decode) of each.")] = 4096,
-    how: Annotated[str, typer.Option(help="best, stage, unfused, or none, cache, epilogue, section, o0.")] = "best",
+    how: Annotated[
+        str, typer.Option(help="best, stage, unfused, or none, cache, epilogue, served, section, o0.")
+    ] = "best",
     tp: Annotated[int, typer.Option(min=1, help="Sockets that share the model (tensor parallel).")] = 1,
     section: Annotated[str, typer.Option(help="The section to draw; by default the one that takes longest.")] = "",
     orchestration: Annotated[str, typer.Option(help="Who starts kernels: device or host.")] = "device",

@@ -39,13 +39,15 @@ class Part:
 class Rule:
     """A row: the name is the kernel's; `reason` says why these ops belong in one kernel.
 
-    The ops in the roles `alike` must agree in their attributes and in every input but the first.
+    The ops in the roles `alike` must agree in their attributes and in every input but the first; those in the roles
+    `share` must read the same first input.
     """
 
     name: str
     pattern: tuple[Part, ...]
     reason: str
     alike: tuple[str, ...] = ()
+    share: tuple[str, ...] = ()
 
 
 NORM_QKV_ROPE_APPEND = Rule(
@@ -115,9 +117,35 @@ LINEAR_MUL_SWAP = Rule(
     "a product's tile is scaled in registers and written where the reader of the transpose wants it",
 )
 
+PROJECTIONS = Rule(
+    "projections",
+    (Part("q", "linear"), Part("k", "linear"), Part("v", "linear")),
+    "three weights that follow each other in memory are one matrix",
+    share=("q", "k", "v"),
+)
+GATE_UP = Rule(
+    "gate_up",
+    (Part("gate", "linear"), Part("up", "linear")),
+    "two weights that follow each other in memory are one matrix",
+    share=("gate", "up"),
+)
+SILU_MUL = Rule(
+    "silu_mul",
+    (Part("silu", "silu"), Part("mul", "mul", ((0, "silu"),))),
+    "the gate's activation is multiplied while it is in registers",
+)
+ROPES = Rule(
+    "ropes",
+    (Part("q", "rope"), Part("k", "rope")),
+    "one pass over queries and keys shares the angles",
+    alike=("q", "k"),
+)
+
 # "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
 # "section" is for dataflow machines: a whole stage (embedding, a decoder layer, head) is one region, mapped in space.
 # "epilogue" is what a GPU compiler makes of the paper's Figure 3, the middle row of its Table I.
+# "served" is what serving software of 2023 launched (vLLM 0.1 and 0.2, models/llama.py): merged projections, the rest
+# kernels of their own.
 # A view joins the op behind it, which reads through it; "o0" is the exception: every op is a kernel, views copy.
 SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
@@ -127,6 +155,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
         *(NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
+    "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),
     SECTION: (),
     O0: (),
 }
@@ -187,6 +216,8 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
         elif not part.optional:
             return None
     if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for role, op in bound.items() if role in rule.alike}) > 1:
+        return None
+    if len({op.inputs[0] for role, op in bound.items() if role in rule.share}) > 1:
         return None
     inside = set(range(at, position))
     hidden = [
