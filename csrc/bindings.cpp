@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "reads.h"
 #include "team.h"
 
 namespace nb = nanobind;
@@ -105,6 +106,25 @@ bool within(const Ints& values, int64_t bound) {
   return true;
 }
 
+using Parts = nb::ndarray<const int64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+
+void add_reads(Reads& reads, int64_t tag, int file, int64_t to, int64_t offset, int64_t there, const Parts& parts, bool scattered) {
+  const Range range{file, reinterpret_cast<uint8_t*>(to), offset, there};
+  const nb::gil_scoped_release unlocked;
+  reads.add(tag, range, reinterpret_cast<const Part*>(parts.data()), parts.shape(0), scattered);
+}
+
+// (tag, whether all of it was read), or None.
+nb::object next_read(Reads& reads) {
+  Reads::Ended ended{};
+  bool any = false;
+  {
+    const nb::gil_scoped_release unlocked;
+    any = reads.next(ended);
+  }
+  return any ? nb::object(nb::make_tuple(ended.tag, ended.whole)) : nb::none();
+}
+
 nb::dict counters(const Team& team) {
   const Counters c = team.counters();
   nb::dict out;
@@ -148,6 +168,16 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("threads", &Team::threads)
       .def_prop_ro("memory_bytes", &Team::memory_bytes)
       .def_prop_ro("isa", &Team::isa);
+  nb::class_<Reads>(m, "Reads")
+      .def(nb::init<>())
+      .def("add", &add_reads, nb::arg("tag"), nb::arg("file"), nb::arg("to"), nb::arg("offset"), nb::arg("there"),
+           nb::arg("parts").noconvert(), nb::arg("scattered"))
+      .def("next", &next_read)
+      .def_prop_ro("scattered", &Reads::scattered)
+      .def_prop_ro("long_bytes", &Reads::long_bytes);
+  m.attr("READ_PIECE_BYTES") = kPieceBytes;
+  m.attr("READ_LONG_BYTES") = kLongBytes;
+  m.attr("READS_AT_ONCE") = kReadsAtOnce;
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
   m.def("read_seconds", &read_seconds_of, nb::arg("address"), nb::arg("size_bytes"), nb::arg("threads"), nb::arg("ahead_bytes"),
         nb::arg("streams"), nb::arg("isa"));

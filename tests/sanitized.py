@@ -43,5 +43,11 @@ def seen_preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     return done
 
 
+def unseen_reads() -> None:
+    """ThreadSanitizer knows nothing of what the system writes by itself; tests/native/reads.cpp tests those reads."""
+    raise RuntimeError("reads that are not seen")
+
+
 stand_in(Path(os.environ["COTERIE_SANITIZED"]))
+sys.modules["coterie.kernels._cpu"].Reads = unseen_reads  # type: ignore[attr-defined]
 os.preadv = seen_preadv

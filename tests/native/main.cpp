@@ -5,6 +5,7 @@ int main() {
   testing::test_ops();
   testing::test_fused();
   testing::test_packed();
+  testing::test_reads();
   testing::test_sticks();
   testing::test_teams();
   testing::crews().clear();

@@ -8,7 +8,6 @@ Knows nothing about models, requests or why it is asked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -51,7 +50,7 @@ class CpuDevice(RealDevice):
         threads: int | None = None,
         orchestration: Orchestration = "device",
         isa: str = kernels.ISAS[-1],
-        read: Read = os.preadv,
+        read: Read | None = None,
     ) -> None:
         super().__init__(NAME)
         self._spec = spec or this_machine()

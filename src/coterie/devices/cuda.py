@@ -10,7 +10,6 @@ Knows nothing about models, requests or why it is asked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,7 +56,7 @@ class CudaDevice(RealDevice):
         orchestration: Orchestration = "device",
         driver: Driver | None = None,
         kernels: Kernels | None = None,
-        read: Read = os.preadv,
+        read: Read | None = None,
         staging_bytes: int = STAGING_BYTES,
     ) -> None:
         super().__init__(NAME)

@@ -1,21 +1,25 @@
-"""The disk lane of a real device: several readers, so that the disk always has reads waiting; ranges end in order.
+"""The disk lane of a real device: several reads at once, so that the disk always has some waiting; ranges end in order.
 
         queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are handed out in order, on through the ranges
-        readers       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
+        reading       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
         ends      r0, then r1, then r2                       each when its own pieces are there, after the one before
 
-A range waits to begin for what it must follow on other lanes, and for a range before it that writes the same bytes.
-Scattered parts are waited for before a read behind them begins: among reads of megabytes each small one would take
-milliseconds. They do begin beside reads of ranges before them.
+Files that can be read by direct I/O are read by the system, to which one thread hands them (`DirectReads`); others, and
+all where a `read` is given, by several readers, which take a piece each. A range waits to begin for what it must follow
+on other lanes, and for a range before it that writes the same bytes. Scattered parts are waited for before a read
+behind them begins: among reads of megabytes each small one would take milliseconds. They do begin beside reads of
+ranges before them.
 Knows nothing about what the bytes mean.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import TypeAlias
@@ -24,6 +28,7 @@ from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Event
 from coterie.devices import host_memory
+from coterie.devices.fetch_direct import DirectReads
 from coterie.devices.host_memory import Bytes, Read, SourceFile, read_piece
 from coterie.devices.lanes import LaneEvent, Lanes, own
 from coterie.kernels import cpu as kernels
@@ -33,6 +38,8 @@ Piece: TypeAlias = Sequence[tuple[int, int]]
 PARTS_AT_ONCE = 4  # small parts that one reader takes, so that readers seldom meet at the lock
 
 READERS = 8  # reads that the disk has at once; measured: with 4 it idles for a tenth of the time
+BEGIN_S = 1e-3  # how long who ends the lane's idleness waits for its range to be begun
+
 FIRST_READERS, MORE_EVERY = 2, 2  # after idleness so many at first, and one more with so many pieces
 
 
@@ -47,6 +54,7 @@ class _Fetch:
     file: SourceFile
     pieces: Sequence[Piece]
     is_scattered: bool
+    by_readers: bool
     at: int = 0
     reading: int = 0
     start_s: float | None = None
@@ -59,16 +67,25 @@ class _Fetch:
 
 
 class FetchLane:
-    """Reads file ranges into memory. Failures belong to their range and to those that were told to come after it."""
+    """Reads file ranges into memory. Failures belong to their range and to those that were told to come after it.
 
-    def __init__(self, lanes: Lanes, read: Read) -> None:
-        self._lanes, self._read = lanes, read
-        self._changed = threading.Condition()
+    `read`: preads into buffers, in place of the system's.
+    """
+
+    def __init__(self, lanes: Lanes, read: Read | None = None) -> None:
+        self._lanes, self._read = lanes, read or os.preadv
+        self._may_be_direct = read is None
+        self._direct: DirectReads[_Fetch] | None = None
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # readers wait here
+        self._waiting = threading.Condition(self._lock)  # who hands ranges to the system waits here
+        self._begun = threading.Condition(self._lock)  # and here who queued one to an idle lane
         self._queue: deque[_Fetch] = deque()
         self._files: dict[str, SourceFile] = {}
         self._threads: list[threading.Thread] = []
+        self._lane = ""
         self._free_s = 0.0
-        self._reading = self._taken = 0
+        self._readers = self._reading = self._taken = 0
         self._closed = False
 
     def submit(
@@ -91,12 +108,16 @@ class FetchLane:
             file = self._files.setdefault(source.path, SourceFile(source.path))
             file.users += 1
             here = {fetch.event.event_id for fetch in self._queue}
-            fetch = _Fetch(event, awaited, target, source, file, _pieces(source.size_bytes, parts), bool(parts))
+            pieces = _pieces(source.size_bytes, parts)
+            was_idle, by_readers = not self._queue, self._direct is None
+            fetch = _Fetch(event, awaited, target, source, file, pieces, bool(parts), by_readers)
             self._queue.append(fetch)
         for other in awaited:
             if other.event_id not in here:
                 self._lanes.when_ended(other, self._look)
         self._look(True)
+        if was_idle and not awaited:
+            self._let_begin(fetch)
         return event
 
     def cancel(self) -> None:
@@ -108,6 +129,7 @@ class FetchLane:
                     fetch.failure = self._lanes.closed()
             self._settle()
             self._changed.notify_all()
+            self._waiting.notify_all()
 
     def join(self) -> None:
         """Wait for the readers, after cancel."""
@@ -116,12 +138,21 @@ class FetchLane:
         self._threads.clear()
 
     def _start(self, lane: str) -> None:
-        """Start the readers; the system may give fewer, but none is an error."""
-        for number in range(READERS):
+        self._lane = lane
+        self._direct = _direct_reads() if self._may_be_direct else None
+        if self._direct is None:
+            self._start_readers()
+        else:
+            self._threads.append(self._lanes.start_thread(lane, partial(self._serve_direct, self._direct)))
+
+    def _start_readers(self) -> None:
+        """Start the readers, once; the system may give fewer, but none is an error."""
+        for number in range(self._readers, READERS):
             try:
-                self._threads.append(self._lanes.start_thread(lane, self._serve, number))
+                self._threads.append(self._lanes.start_thread(self._lane, self._serve, number))
+                self._readers += 1
             except DeviceError:
-                if self._threads:
+                if self._readers:
                     return
                 raise
 
@@ -129,7 +160,17 @@ class FetchLane:
         """Something was queued, or something awaited has ended."""
         with self._changed:
             self._settle()
-            self._changed.notify()
+            self._wake()
+
+    def _let_begin(self, fetch: _Fetch) -> None:
+        """Let the lane's thread have the interpreter, which it would get only when all of an expert is queued."""
+        with self._begun:
+            self._begun.wait_for(lambda: fetch.is_issued or fetch.by_readers, BEGIN_S)
+
+    def _wake(self) -> None:
+        """Let one who may begin something look for it; called with the lock held."""
+        self._changed.notify()
+        self._waiting.notify()
 
     def _serve(self) -> None:
         while self._read_one():
@@ -153,12 +194,13 @@ class FetchLane:
             fetch.failure = fetch.failure or failure
             self._settle()
             self._taken = self._taken if self._queue else 0
+            self._waiting.notify()
         return True
 
     def _take(self) -> tuple[_Fetch, Piece] | None:
         with self._changed:
             while not self._closed:
-                fetch = self._next()
+                fetch = self._next(by_readers=True)
                 if fetch is not None and self._reading < self._at_once(fetch):
                     piece = fetch.pieces[fetch.at]
                     fetch.at += 1
@@ -166,7 +208,7 @@ class FetchLane:
                     fetch.start_s = perf_counter() if fetch.start_s is None else fetch.start_s
                     self._reading += 1
                     self._taken += not fetch.is_scattered
-                    self._changed.notify()  # one more may look; who has no place goes back to sleep
+                    self._wake()  # one more may look; who has no place goes back to sleep
                     return fetch, piece
                 self._changed.wait()
             return None
@@ -175,14 +217,66 @@ class FetchLane:
         """How many reads may be under way: of many at once each takes long, and the first layers are waited for."""
         return READERS if fetch.is_scattered else min(READERS, FIRST_READERS + self._taken // MORE_EVERY)
 
-    def _next(self) -> _Fetch | None:
-        """The first range with pieces left, if it may begin; the lane is in order, so none behind it may otherwise."""
+    def _serve_direct(self, direct: DirectReads[_Fetch]) -> None:
+        while self._hand_over(direct):
+            self._hear(direct)
+
+    def _hand_over(self, direct: DirectReads[_Fetch]) -> bool:
+        """Hand the system what may begin, waiting for something if it has nothing; False when the lane is closed."""
+        while True:
+            with self._lock:
+                fetch = None if direct.is_full else self._next(by_readers=False)
+                if fetch is not None:
+                    fetch.at, fetch.reading = len(fetch.pieces), 1
+                elif direct.is_busy:
+                    return True
+                elif self._closed:
+                    return False
+                else:
+                    self._waiting.wait()
+            if fetch is not None:
+                self._begin(direct, fetch)
+
+    def _begin(self, direct: DirectReads[_Fetch], fetch: _Fetch) -> None:
+        """Hand a range to the system, or to the readers if its file cannot be read so."""
+        failure: Exception | None = None
+        start_s = perf_counter()
+        try:
+            parts = [part for piece in fetch.pieces for part in piece]
+            if direct.begin(fetch, fetch.target, fetch.source, fetch.file, parts, fetch.is_scattered):
+                with self._lock:
+                    fetch.start_s = start_s
+                    self._begun.notify()
+                return
+            with self._lock:
+                self._start_readers()
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = error
+        with self._lock:
+            fetch.at, fetch.reading, fetch.by_readers = 0, 0, True
+            fetch.failure = failure or (self._lanes.closed() if self._closed else None)
+            self._settle()
+            self._begun.notify()
+            self._changed.notify()
+
+    def _hear(self, direct: DirectReads[_Fetch]) -> None:
+        """Wait for the end of a range that was handed over. Keeps nothing of it."""
+        fetch, failure = direct.next()
+        with self._lock:
+            fetch.reading, fetch.failure = 0, fetch.failure or failure
+            self._settle()
+            self._changed.notify()
+
+    def _next(self, by_readers: bool) -> _Fetch | None:
+        """The first range with pieces left, if it is read so and may begin: the lane is in order."""
         for index, fetch in enumerate(self._queue):
             if fetch.is_issued:
-                if fetch.reading and fetch.is_scattered:
+                if fetch.reading and fetch.is_scattered and fetch.by_readers:
                     return None
+            elif fetch.by_readers != by_readers:
+                return None
             else:
-                begun = fetch.start_s is not None
+                begun = fetch.at > 0
                 return fetch if begun or self._may_begin(fetch, list(islice(self._queue, index))) else None
         return None
 
@@ -214,6 +308,14 @@ class FetchLane:
         if fetch.file.users == 0:
             del self._files[fetch.source.path]
             fetch.file.close()
+
+
+def _direct_reads() -> DirectReads[_Fetch] | None:
+    """None where the system does not read so."""
+    try:
+        return DirectReads()
+    except RuntimeError:
+        return None
 
 
 def _pieces(size_bytes: int, parts: Sequence[tuple[int, int]]) -> list[Piece]:

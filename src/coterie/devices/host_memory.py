@@ -91,25 +91,34 @@ def read_piece(dst: Bytes, source: FileRange, start: int, stop: int, file: Sourc
     `dst` is source.size_bytes long, and `start` a multiple of BLOCK_BYTES. Raises TransferError when the file is
     missing, is not what its header's reader saw, or cannot be read to the end.
     """
-    where = source.path or "expert without bytes"
     if not source.path:
-        raise TransferError(where, "there is no file to read", "give it a checkpoint or run it on a modelled device")
+        fact = "there is no file to read"
+        raise TransferError("expert without bytes", fact, "give it a checkpoint or run it on a modelled device")
     try:
         _read(dst, source, start, stop, file, read)
     except OSError as error:
         fact = f"reading {format_bytes(source.size_bytes)} at {source.offset} failed: {error.strerror or error}"
-        raise TransferError(where, fact, "check the file and its disk") from error
+        raise TransferError(source.path, fact, "check the file and its disk") from error
 
 
-def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read) -> None:
-    """Read one piece; a read that comes short is continued, the ordinary way once its alignment is lost."""
+def open_range(dst: Bytes, source: FileRange, file: SourceFile) -> tuple[int, bool, int]:
+    """A descriptor to read a range by into `dst`, whether its reads are direct, and how much of it is in the file.
+
+    Raises OSError, and TransferError when the file is not what its header's reader saw.
+    """
     aligned = kernels.address(dst) % BLOCK_BYTES == 0
     descriptor, direct = file.descriptor(aligned)
-    _check_unchanged(os.fstat(descriptor), source)
+    check_unchanged(descriptor, source)
     want = min(source.size_bytes, source.identity.size_bytes - source.offset)
     if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
         fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
         raise TransferError(source.path, fact, "load the expert again")
+    return descriptor, direct, want
+
+
+def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read) -> None:
+    """Read one piece; a read that comes short is continued, the ordinary way once its alignment is lost."""
+    descriptor, direct, want = open_range(dst, source, file)
     view, got = dst.data, start
     while got < min(stop, want):
         if direct and got % BLOCK_BYTES:
@@ -126,12 +135,12 @@ def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile
             fact = f"the file ended after {got} of {want} bytes at {source.offset}"
             raise TransferError(source.path, fact, "restore the file")
         got += count
-    _check_unchanged(os.fstat(descriptor), source)
+    check_unchanged(descriptor, source)
 
 
-def _check_unchanged(stat: os.stat_result, source: FileRange) -> None:
+def check_unchanged(descriptor: int, source: FileRange) -> None:
     """Compare the file with what its header's reader saw. Times can be set back; the status time and inode cannot."""
-    now = FileIdentity.of(stat)
+    now = FileIdentity.of(os.fstat(descriptor))
     if now == source.identity:
         return
     for name, before, after, unit in (

@@ -24,6 +24,9 @@ SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, 
 ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
 GATE_PASSED, GATE_FAILED = 1, 2
 FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h
+READ_PIECE_BYTES: int = _cpu.READ_PIECE_BYTES  # how `Reads` cuts long parts,
+READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # how many bytes of them are under way at once,
+READS_AT_ONCE: int = _cpu.READS_AT_ONCE  # and how many reads there are at once of any kind
 MAX_THREADS = 1024  # of a team; more is a slip of the keyboard
 
 
@@ -97,6 +100,34 @@ def within(values: npt.NDArray[np.int32], bound: int) -> bool:
 def signal(gate: int, passed: bool) -> None:
     """Set the int32 gate at this address and wake the threads that wait for it."""
     _cpu.signal_gate(gate, GATE_PASSED if passed else GATE_FAILED)
+
+
+class Reads:
+    """Direct reads of files that are under way together, handed over and awaited by one thread."""
+
+    def __init__(self) -> None:
+        """Raises RuntimeError where the system does not read this way."""
+        self._native = _cpu.Reads()
+
+    def add(self, tag: int, file: int, to: int, offset: int, there: int, parts: I64, scattered: bool) -> None:
+        """Queue parts [n, 2] (start, stop) of what begins at `offset` in an open file, for the address `to` + start.
+
+        `there` bytes of it are in the file. Scattered parts are all begun at once, and long ones wait for them.
+        """
+        self._native.add(tag, file, to, offset, there, parts, scattered)
+
+    def next(self) -> tuple[int, bool] | None:
+        """Wait, without the interpreter lock, until a range is over: its tag, and whether it was read whole.
+
+        None when there is nothing to wait for.
+        """
+        ended = self._native.next()
+        return None if ended is None else (int(ended[0]), bool(ended[1]))
+
+    @property
+    def under_way(self) -> tuple[int, int]:
+        """Scattered parts, and bytes of long ones, that were begun and whose end was not heard of since."""
+        return int(self._native.scattered), int(self._native.long_bytes)
 
 
 class Team:

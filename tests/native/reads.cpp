@@ -1,0 +1,95 @@
+// Reads: every byte arrives once at its place, whatever is cut how; what is not in the file is said not to be.
+#include "../../csrc/reads.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "testing.h"
+
+namespace testing {
+
+namespace {
+
+constexpr int64_t kBlock = 4096;
+
+struct Aligned {
+  explicit Aligned(int64_t size) : at(static_cast<uint8_t*>(std::aligned_alloc(kBlock, static_cast<size_t>(size)))) { std::memset(at, 0, static_cast<size_t>(size)); }
+  ~Aligned() { std::free(at); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  uint8_t* at;
+};
+
+// A file of random bytes, without direct I/O: sanitizers and file systems of all kinds do with it.
+int written(const std::vector<uint8_t>& data) {
+  char name[] = "/tmp/coterie-reads-XXXXXX";
+  const int file = mkstemp(name);
+  unlink(name);
+  size_t done = 0;
+  while (done < data.size()) {
+    const ssize_t count = write(file, data.data() + done, data.size() - done);
+    if (count <= 0) break;
+    done += static_cast<size_t>(count);
+  }
+  return file;
+}
+
+void test_bytes(Reads& reads) {
+  const int64_t blocks = 3 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
+  std::vector<uint8_t> data(static_cast<size_t>(size));
+  for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng()());
+  const int file = written(data);
+  Aligned memory(blocks * kBlock);
+  std::vector<Part> odd;  // every second block of the first 300, which are more than may be under way
+  for (int64_t block = 0; block < 300; block += 2) odd.push_back({block * kBlock, (block + 1) * kBlock});
+  const Part rest{300 * kBlock, blocks * kBlock}, even{0, 300 * kBlock};
+  const Range range{file, memory.at, 0, size};
+  reads.add(7, range, odd.data(), odd.size(), true);
+  reads.add(8, range, &rest, 1, false);
+  check(reads.scattered() == kReadsAtOnce && reads.long_bytes() == 0, "scattered parts are begun at once, and nothing behind them");
+  Reads::Ended ended{};
+  check(reads.next(ended) && ended.tag == 7 && ended.whole, "scattered parts end first");
+  check(reads.scattered() == 0 && reads.long_bytes() == std::min(kLongBytes, rest.stop - rest.start), "then long parts are begun");
+  bool right = true;
+  for (int64_t at = 0; at < 300 * kBlock; ++at) right = right && memory.at[at] == (at / kBlock % 2 == 0 ? data[static_cast<size_t>(at)] : 0);
+  check(right, "scattered parts are where they belong, and nothing else");
+  reads.add(9, range, &even, 1, false);
+  for (int64_t tag : {8, 9}) check(reads.next(ended) && ended.tag == tag && ended.whole, "long parts end whole");
+  check(std::memcmp(memory.at, data.data(), data.size()) == 0, "all bytes are there");
+  check(!reads.next(ended), "there is no more");
+  ::close(file);
+}
+
+void test_failures(Reads& reads) {
+  const std::vector<uint8_t> data(2 * kBlock);
+  const int file = written(data);
+  Aligned memory(4 * kBlock);
+  const Part all{0, 4 * kBlock}, none{kBlock, kBlock};
+  Reads::Ended ended{};
+  reads.add(1, {file, memory.at, 0, 4 * kBlock}, &all, 1, false);
+  check(reads.next(ended) && ended.tag == 1 && !ended.whole, "a file that ends early is not read whole");
+  reads.add(2, {-1, memory.at, 0, 4 * kBlock}, &all, 1, true);
+  check(reads.next(ended) && ended.tag == 2 && !ended.whole, "a file that is not open is not read");
+  reads.add(3, {file, memory.at, 0, 4 * kBlock}, &none, 1, false);
+  check(reads.next(ended) && ended.tag == 3 && ended.whole, "nothing is read at once");
+  check(reads.scattered() == 0 && reads.long_bytes() == 0, "nothing is left under way");
+  ::close(file);
+}
+
+}  // namespace
+
+void test_reads() {
+  try {
+    Reads reads;
+    test_bytes(reads);
+    test_failures(reads);
+  } catch (const std::runtime_error& error) {
+    std::printf("no test of reads: %s\n", error.what());
+  }
+}
+
+}  // namespace testing
