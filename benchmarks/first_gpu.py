@@ -1,0 +1,208 @@
+"""Everything that a first session on a GPU should run, in order, within ten minutes, each part with its own limit.
+
+    correct    the driver, stored values and every promise of a device, beside the CPU's
+    measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
+               what a model of it says about these; last, transformers beside decode, prefill and switch
+
+A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
+NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part.
+
+    python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
+
+Knows nothing about how anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+ROOT = Path(__file__).resolve().parents[1]
+COTERIE = (str(Path(sys.executable).with_name("coterie")),)
+NO_GPU = "none for "
+MINUTES, INFO_S = 10.0, 60.0
+LEAST_S = 5.0  # a part that has less than this left is not begun
+GRACE_S = 3.0  # from the request to end to the end of asking
+# Kernels are compiled, never interpreted, whatever the shell says; the tests find the GPU by the other variable.
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1"}
+TESTS = tuple(str(ROOT / "tests" / "device" / name) for name in ("test_gpu.py", "test_contract.py"))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A command and the longest that it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a part ended: `ok`, or a few words; `result` says whether it left one."""
+
+    name: str
+    status: str
+    seconds: float
+    result: bool
+    command: str
+
+
+def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERIE) -> tuple[Part, ...]:
+    """All of them, in order."""
+    on, peer = ("--device", device, "--shape", shape), ("--peer", "transformers")
+    trace, machine = folder / "trace" / "switch.json", folder / "machine.toml"
+    decode = ("bench", "decode", *on, "--context", "512")
+    prefill = ("bench", "prefill", *on, "--prompt", "2048")
+    switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
+    few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
+    calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
+    ours = {
+        "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 60),
+        "decode": (decode, 75),
+        "prefill": (prefill, 75),
+        "switch": ((*switch, "--trace", str(trace)), 90),
+        "fusion": (("bench", "fusion", "--device", device), 60),
+        "coe": (("bench", "coe", *on, *few), 150),
+        "trace": (("trace", str(trace)), 30),
+        "calibrate": (calibrate, 90),
+        "validate": (("validate", "--results", str(folder), "--rows"), 60),
+        "decode-peers": ((*decode, *peer), 120),
+        "prefill-peers": ((*prefill, *peer), 120),
+        "switch-peers": ((*switch, *peer), 120),
+    }
+    tests = (sys.executable, "-m", "pytest", "-q", "--rootdir", str(ROOT), *TESTS, "-k", "gpu")
+    return (
+        Part("tests", tests, 150),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
+    )
+
+
+def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callable[[str], None]) -> list[Outcome]:
+    """Run them in order within `total_s`; what each printed and gave is in the folder, whatever happens to the next."""
+    deadline, outcomes = monotonic() + total_s, []
+    with (folder / "summary.jsonl").open("w", encoding="utf-8") as summary:
+        for part in chosen:
+            left_s = deadline - monotonic()
+            if left_s < min(LEAST_S, part.limit_s):
+                outcome = Outcome(part.name, "not begun: no time left", 0.0, False, " ".join(part.command))
+            else:
+                outcome = _run(part, folder, min(part.limit_s, left_s))
+            outcomes.append(outcome)
+            summary.write(json.dumps(asdict(outcome)) + "\n")
+            summary.flush()
+            say(f"{part.name}: {outcome.status}, {outcome.seconds:.1f} s")
+    return outcomes
+
+
+def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
+    text, result, start = folder / f"{part.name}.txt", folder / f"{part.name}.json", monotonic()
+    result.unlink(missing_ok=True)  # one of an earlier session would be taken for this one's
+    # A folder for what it writes meanwhile: experts of many gigabytes are gone even where it could not remove them.
+    with TemporaryDirectory(prefix="coterie-first-gpu-", ignore_cleanup_errors=True) as room, text.open("wb") as log:
+        try:
+            status = _wait(part.command, log.fileno(), limit_s, {**ENVIRONMENT, "TMPDIR": room})
+        except OSError as error:
+            status = f"cannot be started: {error.strerror}"
+    printed = text.read_text(encoding="utf-8", errors="replace")
+    found = next(_results(printed), None)
+    if found is not None:
+        result.write_text(found + "\n", encoding="utf-8")
+    if status != "ok":
+        said = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
+        status = f"{status}; {text.name} ends with: {said}"
+    return Outcome(part.name, status, monotonic() - start, found is not None, " ".join(part.command))
+
+
+def _wait(command: Sequence[str], log: int, limit_s: float, environment: Mapping[str, str]) -> str:
+    """Its end in words. All processes that it started are gone afterwards."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        code = child.wait(limit_s)
+        return "ok" if code == 0 else f"failed with status {code}"
+    except subprocess.TimeoutExpired:
+        return f"stopped after its {limit_s:.0f} s"
+    finally:
+        _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask the group that the child leads to end, then end it."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, how)
+            child.wait(GRACE_S)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    child.wait()
+
+
+def _results(printed: str) -> Iterator[str]:
+    """Lines that are a bench's JSON, the last first."""
+    for line in reversed(printed.splitlines()):
+        if line.startswith("{"):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict) and "bench" in value:
+                yield line
+
+
+def gpu_of(coterie: Sequence[str] = COTERIE) -> str:
+    """What `coterie info` says about the GPU: its line, or `none for ...` and why."""
+    try:
+        command = [*coterie, "info", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=INFO_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{NO_GPU}coterie info: {error}"
+    return str(json.loads(done.stdout)["gpu"])
+
+
+def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERIE) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_gpu", description="A first session on a GPU.")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="The folder of results.")
+    parser.add_argument("--device", default="cuda", help="cuda, or cuda:NUMBER.")
+    parser.add_argument("--shape", default="1b", help="What is measured; coe and calibrate too.")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="The longest that all of it may take.")
+    parser.add_argument("--only", action="append", metavar="PART", help="Run this part; may be repeated.")
+    given = parser.parse_args(arguments)
+    every = parts(given.out.resolve(), given.device, given.shape, coterie)
+    names = [part.name for part in every]
+    for name in given.only or ():
+        if name not in names:
+            parser.error(f"{name!r} is not a part; use one of {', '.join(names)}")
+    gpu = gpu_of(coterie)
+    if gpu.startswith(NO_GPU):
+        print(f"no GPU, so nothing was run: {gpu}")
+        return 2
+    (given.out / "trace").mkdir(parents=True, exist_ok=True)
+    print(f"{gpu}\n{len(every)} parts, results in {given.out}", flush=True)
+    chosen = [part for part in every if part.name in (given.only or names)]
+    outcomes = run_parts(chosen, given.out.resolve(), 60 * given.minutes, lambda line: print(line, flush=True))
+    failed = [outcome.name for outcome in outcomes if outcome.status != "ok"]
+    print(f"all {len(outcomes)} parts ran" if not failed else f"not all parts ran: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""The command line on a GPU that is none, in a process of its own: python -m tests.system.lazy_coterie bench ...
+
+Knows nothing about what is run.
+"""
+
+from __future__ import annotations
+
+from tests.device.lazy_gpu import LazyDriver, NativeKernels
+
+from coterie.cli.main import main
+from coterie.devices import cuda, cuda_sticks, gpu
+
+BYTES = 1 << 16  # of sticks: the lazy GPU is this machine's processor
+
+if __name__ == "__main__":
+    driver = LazyDriver(total_bytes=2**30, settle_s=2e-4)
+    gpu.open_driver = lambda index=0: driver
+    cuda.TritonKernels = NativeKernels
+    gpu.STICK_BYTES = BYTES
+    cuda_sticks.Sticks.__init__.__defaults__ = (BYTES, 32)
+    gpu.Gpu.sticks.__defaults__ = (BYTES,)
+    main()

@@ -1,0 +1,145 @@
+"""The first session on a GPU, without one: what it says then, and that no part can take the later ones with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmarks import first_gpu
+from benchmarks.first_gpu import Part, main, parts, run_parts
+from tests.system.tiny import CONFIG
+
+ROOT = Path(__file__).resolve().parents[2]
+LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
+
+
+def code(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+def said(text: str) -> tuple[str, ...]:
+    """Stands in for `coterie info --json`, which names the GPU."""
+    return code(f"print('''{json.dumps({'gpu': text})}''')")
+
+
+def test_without_a_gpu_it_is_one_sentence_and_nothing_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "out")], said("none for --device cuda: PyTorch is not installed")) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "no GPU, so nothing was run: none for --device cuda: PyTorch is not installed"
+    assert not (tmp_path / "out").exists()
+    assert main(["--out", str(tmp_path / "out")], code("raise SystemExit(3)")) == 2
+    assert main(["--out", str(tmp_path / "out")], ("/no/such/coterie",)) == 2
+    assert "no GPU, so nothing was run: none for coterie info" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--only", "everything"], said("a GPU"))
+
+
+def test_the_script_ends_with_a_status_on_this_machine(tmp_path: Path) -> None:
+    """Where a GPU is, one part that needs no time: the sentence is only for where there is none."""
+    command = (sys.executable, "-m", "benchmarks.first_gpu", "--out", str(tmp_path), "--only", "trace")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert ("no GPU, so nothing was run: " in done.stdout) == (done.returncode == 2)
+    assert "Traceback" not in done.stderr
+
+
+GRANDCHILD = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+open(os.environ["TMPDIR"] + "/left behind", "w").write("x" * 1000)
+print(os.environ["TMPDIR"], child.pid, flush=True)
+time.sleep(600)
+"""  # noqa: E501
+
+
+def test_a_part_that_fails_or_hangs_does_not_stop_the_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_gpu, "GRACE_S", 0.2)
+    result = json.dumps({"bench": "decode", "mbu": 0.5})
+    (tmp_path / "fails.json").write_text("of an earlier session")
+    heard: list[str] = []
+    chosen = (
+        Part("gives", code(f"import sys; print('a table'); print('{result}'); print('{{no', file=sys.stderr)"), 20),
+        Part("fails", code("raise SystemExit('coterie: the GPU no longer answers')"), 20),
+        Part("hangs", code(GRANDCHILD), 1.5),
+        Part("is missing", ("/no/such/program",), 20),
+        Part(
+            "comes last", code("import os; print(os.environ['TRITON_INTERPRET'], os.environ['COTERIE_TEST_GPU'])"), 20
+        ),
+    )
+    outcomes = run_parts(chosen, tmp_path, 60, heard.append)
+    assert [outcome.status.split(";")[0] for outcome in outcomes] == [
+        "ok", "failed with status 1", "stopped after its 2 s", "cannot be started: No such file or directory", "ok",
+    ]  # fmt: skip
+    assert outcomes[1].status.endswith("fails.txt ends with: coterie: the GPU no longer answers")
+    assert "a table" in (tmp_path / "gives.txt").read_text()
+    assert json.loads((tmp_path / "gives.json").read_text()) == json.loads(result)
+    assert [outcome.result for outcome in outcomes] == [True, False, False, False, False]
+    assert not (tmp_path / "fails.json").exists()
+    assert (tmp_path / "comes last.txt").read_text().split() == ["0", "1"]
+    folder, pid = (tmp_path / "hangs.txt").read_text().split()
+    assert not Path(folder).exists()
+    assert not alive(int(pid))
+    lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [part.name for part in chosen]
+    assert len(heard) == 5
+
+
+def alive(pid: int) -> bool:
+    """It may take a moment to go, and stay as a zombie where nobody collects orphans."""
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_what_has_no_time_left_is_not_begun(tmp_path: Path) -> None:
+    chosen = (Part("long", code("import time; time.sleep(600)"), 100), Part("late", code("print(1)"), 100))
+    outcomes = run_parts(chosen, tmp_path, 5.3, lambda line: None)
+    assert outcomes[0].status.startswith("stopped after its 5 s")
+    assert outcomes[1].status == "not begun: no time left"
+    assert not (tmp_path / "late.txt").exists()
+
+
+def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: Path) -> None:
+    every = parts(tmp_path, "cuda:1", "135m")
+    names = [part.name for part in every]
+    assert names[:2] == ["tests", "diff"]
+    assert len(set(names)) == len(names)
+    order = ["decode", "prefill", "switch", "fusion", "coe", "trace", "calibrate", "validate"]
+    assert [name for name in names if name in order] == order
+    assert all("cuda:1" in part.command for part in every if part.name not in ("tests", "trace", "validate"))
+    assert all(0 < part.limit_s <= 150 for part in every)
+
+
+@pytest.mark.long
+def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command but the tests' own, in processes of their own; peers too, compiled for this processor: minutes."""
+    config, out = tmp_path / "config.json", tmp_path / "out"
+    config.write_text(json.dumps(CONFIG))
+    every = [part.name for part in parts(out, "cuda", str(config)) if part.name != "tests"]
+    only = [word for name in every for word in ("--only", name)]
+    status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
+    shown = capsys.readouterr().out
+    assert status == 0, shown
+    for name in ("decode", "prefill", "switch", "fusion", "coe", "decode-peers", "prefill-peers", "switch-peers"):
+        assert json.loads((out / f"{name}.json").read_text())["workload"]["gpu"] == "lazy (no CUDA)"
+    assert "this GPU: decode" in (out / "validate.txt").read_text()
+    assert "dram->hbm" in (out / "trace.txt").read_text()
+    assert set(json.loads((out / "decode-peers.json").read_text())["peers"]["transformers"]["ways"]) == {
+        "transformers", "transformers compiled",
+    }  # fmt: skip
