@@ -3,6 +3,7 @@
     python -m tests.device.compiled            all kernels; writes their table in docs/triton.md
     python -m tests.device.compiled all Q4     all of them for one type of weights; a line of JSON for each
     python -m tests.device.compiled linear     some of them
+    python -m tests.device.compiled walk       the kernel that walks all rows, for each type; writes its own table
 
 Run as a program of its own: a process that interprets kernels cannot compile them.
 Knows nothing about what kernels compute.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import triton
 from tests.device.triton_table import DOCS, put
@@ -28,9 +30,12 @@ from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
 from coterie.kernels.triton.feed import launch_feed
-from coterie.kernels.triton.launch import Bucket
+from coterie.kernels.triton.launch import H100, Bucket
+from coterie.kernels.triton.persistent import plan_of, programs_that_fit
 
 CAPABILITY = 90
+# Of a multiprocessor, and of a program: CUDA C++ Programming Guide, technical specifications of capability 9.0.
+MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 # A Llama of 1B: hidden, intermediate, heads, kv heads, channels, vocabulary; tokens in a page, and its bytes.
 D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 2 * 8 * 64 * 2
 STEPS = {
@@ -41,6 +46,16 @@ STEPS = {
 }
 HEAD = "| kernel | type | step | registers | spilled | shared | products by | widest load | copies ahead |\n"
 HEAD += "|---|---|---|---|---|---|---|---|---|\n"
+WALK_HEAD = "| type | step | registers | spilled | shared | programs a multiprocessor | widest load |\n"
+WALK_HEAD += "|---|---|---|---|---|---|---|\n"
+WALK_STEPS = ("decode 1", "decode 4")
+# PTX that bears on what a program sees of others: a barrier of its threads, arrivals, looks at their count, all else.
+ORDER = {
+    "B": r"\bbar\.sync\b",
+    "R": r"\batom\.global\.gpu\.acq_rel\.add\.u64\b",
+    "A": r"\b(?:ld\.global\.gpu\.acquire|atom\.global\.gpu\.acquire\.\w+)\.\w+\b",
+    "M": r"\b(?:ld\.global|st\.global|cp\.async\.c[ag]|atom\.global)\b",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,9 @@ class Compiled:
     widest_load_bits: int
     copies_ahead: bool
     atomics: int
+    releases: int
+    meetings: int
+    noncoherent_loads: int
 
     @property
     def is_shown(self):
@@ -69,6 +87,14 @@ class Compiled:
         cells = (self.kernel, self.dtype, self.step, self.registers, self.spilled_bytes, self.shared_bytes)
         ahead = "yes" if self.copies_ahead else ""
         return "| " + " | ".join(map(str, (*cells, self.products, self.widest_load_bits, ahead))) + " |\n"
+
+    @property
+    def walk_row(self):
+        """What decides how many programs of the walk are on a multiprocessor at once, and how many that is."""
+        warps, most = H100.walk_warps, H100.walk_programs
+        fit = programs_that_fit(self.registers, self.shared_bytes, warps, MOST_REGISTERS, MOST_SHARED_BYTES)
+        cells = (self.dtype, self.step, self.registers, self.spilled_bytes, self.shared_bytes, min(fit, most))
+        return "| " + " | ".join(map(str, (*cells, self.widest_load_bits))) + " |\n"
 
 
 class NoGpu:
@@ -117,6 +143,30 @@ def rows_of(dtype):
     return {name: kernels.encode(name, zeros[name] | given).reshape(1, -1) for name, given in operands.items()}
 
 
+def program_of(dtype):
+    """Rows of a program of one layer, which have every kernel that a program of many has."""
+    plain, rows = rows_of(DType.BF16), rows_of(dtype)
+    rows = plain | rows
+    out = rows["linear_add"].copy()
+    out[0, kernels.OPCODES["linear_add"].words["K"]] = D
+    layer = (rows["norm_qkv_rope_append"], rows["attention"], out, rows["norm_gate_up_silu_mul"], rows["linear_add"])
+    return np.concatenate([rows["embed"], *layer, rows["take_norm_linear"], rows["sample"]])
+
+
+def order_of(ptx):
+    """A letter of ORDER for each instruction, as they stand in the text."""
+    either = "|".join(f"(?P<{letter}>{pattern})" for letter, pattern in ORDER.items())
+    return "".join(str(found.lastgroup) for found in re.finditer(either, ptx))
+
+
+def noncoherent_loads(ptx):
+    """Loads that may go by what a cache held before, but for those of constant tables of CUDA's: angles have one."""
+    tables = set(re.findall(r"mov\.b64\s+(%rd\d+), __cudart\w+;", ptx))
+    within = {to for to, base in re.findall(r"add\.s64\s+(%rd\d+), (%rd\d+),", ptx) if base in tables}
+    at = re.findall(r"\bld\.global\.nc\b[^;]*\[\s*(%rd\d+)", ptx)
+    return sum(one not in tables | within for one in at)
+
+
 def measure(kernel, dtype, step, compiled):
     """Read the compiler's output."""
     ptx = compiled.asm["ptx"]
@@ -131,7 +181,7 @@ def measure(kernel, dtype, step, compiled):
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
     widths = [int(many or 1) * int(bits) for many, bits in loads] + [8 * int(size, 0) for size in copies]
-    shared = int(compiled.metadata.shared)
+    shared, order = int(compiled.metadata.shared), order_of(ptx)
     return Compiled(
         kernel,
         dtype,
@@ -143,6 +193,9 @@ def measure(kernel, dtype, step, compiled):
         max(widths, default=0),
         bool(copies),
         len(re.findall(r"\batom\.global", ptx)),
+        order.count("R"),
+        len(re.findall("BRB*AB", order)),
+        noncoherent_loads(ptx),
     )
 
 
@@ -165,7 +218,22 @@ def compile_all(names, dtypes, steps):
         name, dtype, step = "feed", DType.F32, "decode 1"
         words, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
         launch_feed(words, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    for dtype in dtypes if "walk" in names else ():
+        for step in (step for step in steps if step in WALK_STEPS):
+            name = "walk"
+            walk_all(program_of(dtype), STEPS[step])
+    if "meet" in names:  # the walk of one row, which takes less time
+        name, dtype, step = "meet", DType.BF16, "decode 1"
+        walk_all(rows_of(dtype)["linear"], STEPS[step])
     return [measure(*key, compiled) for key, compiled in found.items()]
+
+
+def walk_all(rows, bucket):
+    """Compile what walks these rows."""
+    scratch = torch.zeros(max(gpu.scratch_bytes(rows, bucket), 16), dtype=torch.uint8)
+    plan = plan_of(rows, torch.from_numpy(rows.copy()), bucket, scratch, H100.for_walk())
+    feed, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
+    plan.walk(torch.from_numpy(plan.words), feed, state, torch.zeros(2, dtype=torch.int64), 1)
 
 
 def main():
@@ -173,6 +241,11 @@ def main():
     names, types = sys.argv[1:], (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.F32)
     if names[:1] == ["all"]:
         found = compile_all((), [DType[names[1]]], tuple(STEPS))
+    elif names == ["walk"]:
+        found = compile_all(names, types, WALK_STEPS)
+        put(DOCS, "walk", WALK_HEAD, [one.walk_row for one in found])
+    elif names[:1] == ["walk"]:
+        found = compile_all(names[:1], [DType[names[1]]], WALK_STEPS)
     elif names:
         found = compile_all(names, types[:1], ("decode 1", "prefill 2048"))
     else:

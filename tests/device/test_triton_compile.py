@@ -19,6 +19,7 @@ if find_spec("torch") is None or find_spec("triton") is None:
 
 MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
 MOST_SPILLED_BYTES = 16
+MOST_SPILLED_BY_WALK_BYTES = 256  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
 def compiled(tmp_path, *names):
@@ -55,6 +56,32 @@ def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_wri
     (found,) = compiled(tmp_path, "feed")
     check([found])
     assert found["atomics"] == 1
+
+
+def test_programs_of_a_walk_see_what_others_stored(tmp_path):
+    """Around each arrival and each look at the count stand barriers of a program's threads, and nothing else.
+
+    So the one thread that releases and acquires does it for all; and no load may go by what a cache held before.
+    """
+    (found,) = compiled(tmp_path, "meet")
+    assert found["kernel"] == "meet: walk"
+    assert found["releases"] == found["meetings"] == 2  # after each phase, and after the end of a step
+    assert found["atomics"] >= 3
+    assert found["noncoherent_loads"] == 0
+    check([found])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q4", "F32"])
+def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
+    found = compiled(tmp_path, "walk", dtype)
+    assert [one["step"] for one in found] == ["decode 1", "decode 4"]
+    for one in found:
+        assert one["releases"] == one["meetings"] == 2, one
+        assert one["noncoherent_loads"] == 0, one
+        assert one["widest_load_bits"] == 128, one
+        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        assert one["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES, one
 
 
 @pytest.mark.long

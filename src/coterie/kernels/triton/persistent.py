@@ -52,8 +52,8 @@ def meet(arrived):
     What a program stored before it came is seen by all who have met: the barrier orders the stores of its threads
     before the one thread that counts, whose atomic releases them to the GPU; the thread that sees the last arrival
     acquires them, which drops what its multiprocessor's first-level cache holds; and the second barrier orders the
-    loads of the other threads behind it. So loads may be plain ones. None may be `ld.global.nc` or stand before the
-    first barrier: a test reads the PTX for that.
+    loads of the other threads behind it. So loads may be plain ones, but for `ld.global.nc`, which a cache may answer
+    that nothing drops: a test reads the PTX for the barriers and for such loads.
     """
     tl.debug_barrier()
     programs = tl.num_programs(0).to(tl.int64)
