@@ -233,7 +233,7 @@ def walk_all(rows, bucket):
     scratch = torch.zeros(max(gpu.scratch_bytes(rows, bucket), 16), dtype=torch.uint8)
     plan = plan_of(rows, torch.from_numpy(rows.copy()), bucket, scratch, H100.for_walk())
     feed, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
-    plan.walk(torch.from_numpy(plan.words), feed, state, torch.zeros(2, dtype=torch.int64), 1)
+    plan.walk(torch.from_numpy(plan.words), feed, state, torch.zeros(2, dtype=torch.int64), 1).compile()
 
 
 def main():

@@ -296,7 +296,7 @@ def test_decode_and_prefill_are_held_against_the_gpus_sticks(shape: Path) -> Non
 
 def test_the_fusion_grid_has_every_way_on_a_gpu(shape: Path) -> None:
     grid = {(cell["phase"], cell["way"]): cell for cell in bench("fusion", "--shape", shape, "--prompt", 5)["grid"]}
-    ways = ("unfused/host", "fused/host", "fused/device")
+    ways = ("unfused/host", "fused/host", "fused/device", "fused/persistent")
     assert set(grid) == {(phase, way) for phase in ("prefill", "decode") for way in ways}
     assert grid["decode", "unfused/host"]["regions"] > grid["decode", "fused/device"]["regions"]
 

@@ -1,7 +1,7 @@
 """Decode, prefill and the fusion grid on a GPU, beside its own sticks: the CPU's benches where a GPU has other limits.
 
     decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
-    fusion     unfused/host, fused/host, fused/device
+    fusion     unfused/host, fused/host, fused/device, fused/persistent
 
 None of this has run on a GPU. Absolute times count here: the GPU's name is in the workload.
 Knows nothing about requests or experts of a composition.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -30,6 +30,11 @@ from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.gpu import Gpu
 from coterie.models.model import Model
 
+if TYPE_CHECKING:
+    from coterie.devices.cuda_run import Orchestration
+
+# Beyond the CPU's ways, all steps of a run in one launch.
+GPU_WAYS: Mapping[str, tuple[str, Orchestration]] = {**WAYS, "fused/persistent": ("cache", "persistent")}
 PRODUCT = "product"
 WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
 
@@ -127,20 +132,20 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
     with random_experts(shape_config(shape), 1) as (model,), ExitStack() as stack:
         prompt = min(prompt_tokens, model.max_context - 1)
         loaded = {}
-        for how in ("host", "device"):
+        for how in dict.fromkeys(how for _, how in GPU_WAYS.values()):
             loaded[how] = Loaded(model, gpu.make(how), prompt + 1)
             stack.callback(loaded[how].close)
         cells = []
         for phase, span in (("prefill", (0, prompt)), ("decode", (prompt, 1))):
-            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in WAYS.items()}
+            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in GPU_WAYS.items()}
             cells += _cells(phase, steps, effort)
-        remarks = loaded["device"].device.remarks
+        remarks = tuple(dict.fromkeys(remark for one in loaded.values() for remark in one.device.remarks))
     table = Table("phase", "way", "per step", "speed-up", "regions")
     for cell in cells:
         speedup = Spread(cell["speedup"], *cell["speedup_quartiles"])
         seconds = format_seconds(cell["seconds_per_step"])
         table.add_row(cell["phase"], cell["way"], seconds, str(speedup), str(cell["regions"]))
-    notes = ("prefill is launched kernel by kernel in every way: only decode steps are captured", *remarks)
+    notes = ("prefill is launched kernel by kernel in every way: only decode steps are captured, or walked", *remarks)
     workload = {"shape": shape, "prefill_tokens": prompt, "weights": _size(model), "gpu": gpu.name}
     return Report("fusion", workload, {"grid": cells}, (table,), notes)
 

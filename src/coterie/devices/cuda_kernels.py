@@ -26,7 +26,7 @@ class Plan(Protocol):
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
     ) -> Launch:
-        """What does all that is left of a run, on the current stream; it may compile now."""
+        """What does all that is left of a run, on the current stream."""
 
 
 class Kernels(Protocol):

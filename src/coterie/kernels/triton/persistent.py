@@ -17,6 +17,7 @@ Knows nothing about what kernels compute, or who puts rows on the GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,18 +116,36 @@ class Plan:
 
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
-    ) -> Launch:
-        """What does what is left of a run; compiled here, to learn how many programs have room at once.
-
-        words: this plan's, on the GPU. feed, state, stops: as launch_feed takes them.
-        """
+    ) -> Walk:
+        """What does what is left of a run. words: this plan's, on the GPU; feed, state, stops as launch_feed's."""
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
         phases = (len(self.words) - FIRST_PHASE.value) // 2
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
         constants = {"STOPS": stops.numel(), "STEP": AT_ONCE, "num_warps": self.tiles.walk_warps}
         constants["launch_cooperative_grid"] = True
-        compiled = walk.run(*args, grid=(1,), warmup=True, **constants)
-        return Launch(walk, (multiprocessors * _programs(compiled, self.tiles),), args, constants)
+        return Walk(multiprocessors, self.tiles, args, constants)
+
+
+class Walk:
+    """A plan on the GPU; calling it launches it. It is compiled by the first call, as all kernels are."""
+
+    def __init__(
+        self, multiprocessors: int, tiles: Tiles, args: tuple[object, ...], constants: Mapping[str, object]
+    ) -> None:
+        self._multiprocessors, self._tiles = multiprocessors, tiles
+        self._args, self._constants = args, constants
+        self._launch: Launch | None = None
+
+    def __call__(self) -> object:
+        """Launch on the current stream. Raises what CUDA says where not all programs have room at once."""
+        if self._launch is None:
+            programs = self._multiprocessors * _programs(self.compile(), self._tiles)
+            self._launch = Launch(walk, (programs,), self._args, self._constants)
+        return self._launch()
+
+    def compile(self) -> Any:
+        """What the compiler makes of it for the current GPU; None where it is interpreted."""
+        return walk.run(*self._args, grid=(1,), warmup=True, **self._constants)
 
 
 def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Plan:
