@@ -18,6 +18,7 @@ from coterie.graph.ir import Graph, Op
 from coterie.graph.reference import KvState, Reference
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
+from coterie.models.family import FeedForward
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.rope import Rope
 
@@ -71,6 +72,15 @@ TRAINABLE = st.builds(
     windows=st.sampled_from([(0, 0), (3, 2)]),
     density=st.sampled_from([1.0, 0.25]),
 )
+
+
+def gpt(form, density):
+    """Layer norms, biases, learned positions, gelu; its linears sparse."""
+    shape = of_family("opt", num_kv_heads=4, density=density)
+    return decoder(**{**shape, "feed_forward": FeedForward(form)})
+
+
+GPTS = st.builds(gpt, st.sampled_from(["erf", "tanh"]), st.sampled_from([0.5, 1.0]))
 
 
 @st.composite

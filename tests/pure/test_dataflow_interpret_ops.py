@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, decoder, of_family, random_weights
+from graphs import STEADY, Choice, decoder, gpt, of_family, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_outputs, check_plan, check_run, check_sockets, run_graph
@@ -18,7 +18,6 @@ from test_dataflow_interpret import lived, many
 from test_dataflow_interpret_sockets import linked, sharded, training_sockets
 from test_dataflow_interpret_sums import step_of
 from test_dataflow_sections import SOCKET, chip
-from test_graph_backward import gpt
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError

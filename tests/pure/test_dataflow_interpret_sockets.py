@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, Player, decoder, of_family, random_weights
+from graphs import STEADY, Choice, Player, decoder, gpt, of_family, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_run, check_sockets
 from test_dataflow_sections import chip, layer
-from test_graph_backward import gpt
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError

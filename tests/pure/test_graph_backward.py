@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, TRAINABLE, Choice, Player, decoder, of_family, random_weights, with_values
+from graphs import GPTS, STEADY, TRAINABLE, Choice, Player, decoder, of_family, random_weights, with_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,17 +21,7 @@ from coterie.graph.cost import op_cost
 from coterie.graph.ir import Kind, Value
 from coterie.graph.reference import KvState, Reference, Step, run_op
 from coterie.graph.verify import verify
-from coterie.models.family import FeedForward
 from coterie.models.zoo import zoo_graph
-
-
-def gpt(form, density):
-    """Layer norms, biases, learned positions, gelu; its linears sparse."""
-    shape = of_family("opt", num_kv_heads=4, density=density)
-    return decoder(**{**shape, "feed_forward": FeedForward(form)})
-
-
-gpts = st.builds(gpt, st.sampled_from(["erf", "tanh"]), st.sampled_from([0.5, 1.0]))
 
 
 def loss(graph, weights, rows, targets):
@@ -44,7 +34,7 @@ def loss(graph, weights, rows, targets):
 
 
 @settings(STEADY, max_examples=3)
-@given(st.one_of(TRAINABLE, gpts), st.integers(0, 99))
+@given(st.one_of(TRAINABLE, GPTS), st.integers(0, 99))
 def test_gradients_are_slopes_of_the_loss(graph, seed):
     train = training_graph(graph)
     verify(train)
@@ -91,7 +81,7 @@ def test_an_op_without_a_rule_is_named():
 @pytest.mark.long
 def test_gradients_of_forty_decoders():
     claim = test_gradients_are_slopes_of_the_loss.hypothesis.inner_test
-    settings(STEADY, max_examples=40)(given(st.one_of(TRAINABLE, gpts), st.integers(0, 99))(claim))()
+    settings(STEADY, max_examples=40)(given(st.one_of(TRAINABLE, GPTS), st.integers(0, 99))(claim))()
 
 
 @pytest.mark.parametrize("form", ["erf", "tanh", "sigmoid"])

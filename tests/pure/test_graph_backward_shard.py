@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Player, change_op, change_value, decoder, of_family, random_weights
+from graphs import STEADY, Player, change_op, change_value, decoder, gpt, of_family, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dataflow_sections import chip
-from test_graph_backward import gpt
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes, Symbol
