@@ -16,6 +16,7 @@ from tests.system.tiny import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
+TESTS = ("tests", "tests-persistent")
 
 
 def code(text: str) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: 
     assert len(set(names)) == len(names)
     order = ["decode", "prefill", "switch", "fusion", "coe", "trace", "calibrate", "validate"]
     assert [name for name in names if name in order] == order
-    assert all("cuda:1" in part.command for part in every if part.name not in ("tests", "trace", "validate"))
+    assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
     assert all(0 < part.limit_s <= 150 for part in every)
 
 
@@ -131,7 +132,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
     """Every command but the tests' own, in processes of their own; peers too, compiled for this processor: minutes."""
     config, out = tmp_path / "config.json", tmp_path / "out"
     config.write_text(json.dumps(CONFIG))
-    every = [part.name for part in parts(out, "cuda", str(config)) if part.name != "tests"]
+    every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in TESTS]
     only = [word for name in every for word in ("--only", name)]
     status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
     shown = capsys.readouterr().out
