@@ -32,8 +32,9 @@ NO_GPU = "none for "
 MINUTES, INFO_S = 10.0, 60.0
 LEAST_S = 5.0  # a part that has less than this left is not begun
 GRACE_S = 3.0  # from the request to end to the end of asking
-# Kernels are compiled, never interpreted, whatever the shell says; the tests find the GPU by the other variable.
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1"}
+# Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
+# as wide as the third says.
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
 TESTS = tuple(str(ROOT / "tests" / "device" / name) for name in ("test_gpu.py", "test_contract.py"))
 
 
