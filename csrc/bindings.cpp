@@ -169,7 +169,12 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("memory_bytes", &Team::memory_bytes)
       .def_prop_ro("isa", &Team::isa);
   nb::class_<Reads>(m, "Reads")
-      .def(nb::init<>())
+      .def("__init__",
+           [](Reads* self, int64_t piece_bytes, int64_t long_bytes) {
+             if (piece_bytes < 1 || long_bytes < 1) throw nb::value_error("a piece, and what is under way, has at least one byte");
+             new (self) Reads(piece_bytes, long_bytes);
+           },
+           nb::arg("piece_bytes") = kPieceBytes, nb::arg("long_bytes") = kLongBytes)
       .def("add", &add_reads, nb::arg("tag"), nb::arg("file"), nb::arg("to"), nb::arg("offset"), nb::arg("there"),
            nb::arg("parts").noconvert(), nb::arg("scattered"))
       .def("next", &next_read)

@@ -16,7 +16,8 @@ namespace coterie {
 
 static_assert(sizeof(unsigned long) == sizeof(aio_context_t));
 
-Reads::Reads() : pieces_(kReadsAtOnce) {
+Reads::Reads(int64_t piece_bytes, int64_t long_bytes)
+    : piece_bytes_(piece_bytes), most_long_bytes_(long_bytes), pieces_(kReadsAtOnce) {
   if (syscall(SYS_io_setup, kReadsAtOnce, &context_) != 0) throw std::runtime_error("this system does not read asynchronously");
   for (int slot = kReadsAtOnce; slot-- > 0;) free_.push_back(slot);
 }
@@ -66,7 +67,9 @@ void Reads::collect() {
 
 #else
 
-Reads::Reads() { throw std::runtime_error("this system does not read asynchronously"); }
+Reads::Reads(int64_t piece_bytes, int64_t long_bytes) : piece_bytes_(piece_bytes), most_long_bytes_(long_bytes) {
+  throw std::runtime_error("this system does not read asynchronously");
+}
 Reads::~Reads() = default;
 void Reads::start() {}
 void Reads::collect() {}
@@ -76,8 +79,8 @@ void Reads::collect() {}
 void Reads::add(int64_t tag, const Range& range, const Part* parts, size_t count, bool scattered) {
   Pending& pending = ranges_[tag] = Pending{0, scattered, true};
   for (size_t i = 0; i < count; ++i)
-    for (int64_t at = parts[i].start; at < parts[i].stop; at += kPieceBytes, ++pending.left)
-      waiting_.push_back({tag, range, {at, std::min(at + kPieceBytes, parts[i].stop)}});
+    for (int64_t at = parts[i].start; at < parts[i].stop; at += piece_bytes_, ++pending.left)
+      waiting_.push_back({tag, range, {at, std::min(at + piece_bytes_, parts[i].stop)}});
   if (pending.left > 0) return start();
   ranges_.erase(tag);
   ended_.push_back({tag, true});
@@ -97,7 +100,7 @@ bool Reads::next(Ended& ended) {
 
 bool Reads::may_begin(const Piece& piece) const {
   if (ranges_.at(piece.tag).scattered) return true;
-  return scattered_ == 0 && long_bytes_ < kLongBytes;
+  return scattered_ == 0 && long_bytes_ < most_long_bytes_;
 }
 
 // A piece more, or one less, is under way.

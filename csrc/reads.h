@@ -40,8 +40,8 @@ class Reads {
     bool whole;
   };
 
-  // Throws std::runtime_error where the system does not read this way.
-  Reads();
+  // Throws std::runtime_error where the system does not read this way. The sizes are for who measures the disk.
+  explicit Reads(int64_t piece_bytes = kPieceBytes, int64_t long_bytes = kLongBytes);
   // Waits for what is under way.
   ~Reads();
   Reads(const Reads&) = delete;
@@ -74,6 +74,7 @@ class Reads {
   void collect();
   void end(const Piece& piece, int64_t got);
 
+  const int64_t piece_bytes_, most_long_bytes_;
   unsigned long context_ = 0;
   std::unordered_map<int64_t, Pending> ranges_;
   std::deque<Piece> waiting_;

@@ -1,5 +1,7 @@
 """The disk's measuring stick: a file read from end to end with direct I/O, best over block size and reads at once.
 
+    threads    each with one read under way          queue    one thread with all of them, as a fetch has (csrc/reads.h)
+
 It reads into as much memory as the file has, as a fetch does: one small buffer, filled again, could stay in a cache.
 Knows nothing about what is held against it.
 """
@@ -15,12 +17,21 @@ from pathlib import Path
 from statistics import median
 from threading import Lock, Thread
 from time import perf_counter
+from typing import Literal, TypeAlias
+
+import numpy as np
 
 from coterie.bench.sticks import drop_page_cache
+from coterie.core.errors import TransferError
 from coterie.devices.host_memory import Slab
+from coterie.kernels import cpu as kernels
 
-BLOCK_SIZES = (2**20, 2**22, 2**23)
-DEPTHS = (1, 2, 4, 8)
+By = Literal["threads", "queue"]
+Way: TypeAlias = tuple[By, int, int]
+"""Who reads, the bytes of a read, and how many are under way."""
+
+BY_THREADS: tuple[Way, ...] = tuple(("threads", *way) for way in product((2**20, 2**22, 2**23), (1, 2, 4, 8)))
+BY_QUEUE: tuple[Way, ...] = tuple(("queue", *way) for way in product((2**20, 2**21, 2**22), (2, 4, 8, 16)))
 SEARCH_BYTES = 512 * 2**20  # of a larger file the search reads this much
 SEARCH_ROUNDS = 3
 
@@ -29,43 +40,69 @@ SEARCH_ROUNDS = 3
 class DiskStick:
     """Finds the way to read that this disk likes best, then reads that way. `direct`: the file system allowed it."""
 
-    block_bytes: int = 0
-    depth: int = 0
+    way: Way = BY_THREADS[0]
     direct: bool = True
     _buffer: Slab = field(default_factory=lambda: Slab(0))
 
     def search(self, file: Path) -> None:
-        """Choose block size and depth by the median rate of a few rounds, every way once a round."""
-        rates: dict[tuple[int, int], list[float]] = {way: [] for way in product(BLOCK_SIZES, DEPTHS)}
+        """Choose who reads, block size and depth by the median rate of a few rounds, every way once a round."""
+        os.close(self._open(file))  # says whether reads are direct; a queue of others is none
+        rates: dict[Way, list[float]] = {way: [] for way in self.ways()}
         for _ in range(SEARCH_ROUNDS):
             for way, taken in rates.items():
-                taken.append(self._read(file, *way, SEARCH_BYTES))
-        self.block_bytes, self.depth = max(rates, key=lambda way: median(rates[way]))
+                taken.append(self._read(file, way, SEARCH_BYTES))
+        self.way = max(rates, key=lambda way: median(rates[way]))
+
+    def ways(self) -> tuple[Way, ...]:
+        """All that can be tried here."""
+        if not self.direct:
+            return BY_THREADS
+        try:
+            kernels.Reads()
+        except RuntimeError:  # a system without such a queue
+            return BY_THREADS
+        return BY_THREADS + BY_QUEUE
 
     def read(self, file: Path) -> float:
         """Bytes per second of one reading of the whole file, the best way; its pages are dropped first."""
-        return self._read(file, self.block_bytes, self.depth, file.stat().st_size)
+        return self._read(file, self.way, file.stat().st_size)
 
-    def _read(self, file: Path, block_bytes: int, depth: int, limit_bytes: int) -> float:
+    def _read(self, file: Path, way: Way, limit_bytes: int) -> float:
         drop_page_cache(file)
+        by, block_bytes, depth = way
         size = min(limit_bytes, file.stat().st_size)
         if len(self._buffer.bytes) < size:
-            self._buffer = Slab(-(-size // max(BLOCK_SIZES)) * max(BLOCK_SIZES))
+            largest = max(block for _, block, _ in BY_THREADS)
+            self._buffer = Slab(-(-size // largest) * largest)
         descriptor = self._open(file)
         try:
-            offsets, lock, done = iter(range(0, size, block_bytes)), Lock(), [0] * depth
-            threads = [
-                Thread(target=self._reads, args=(descriptor, offsets, lock, block_bytes, index, done))
-                for index in range(depth)
-            ]
+            read = self._by_queue if by == "queue" else self._by_threads
             start = perf_counter()
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            return sum(done) / (perf_counter() - start)
+            done = read(descriptor, size, block_bytes, depth)
+            return done / (perf_counter() - start)
         finally:
             os.close(descriptor)
+
+    def _by_queue(self, descriptor: int, size_bytes: int, block_bytes: int, depth: int) -> int:
+        queue = kernels.Reads(block_bytes, block_bytes * depth)
+        blocks = -(-size_bytes // block_bytes) * block_bytes  # direct reads are of whole blocks, beyond the end too
+        parts = np.array([(0, min(blocks, len(self._buffer.bytes)))], np.int64)
+        queue.add(0, descriptor, self._buffer.address, 0, size_bytes, parts, False)
+        if queue.next() != (0, True):
+            raise TransferError("the disk's stick", f"{size_bytes} B were not read whole", "is the file changing?")
+        return size_bytes
+
+    def _by_threads(self, descriptor: int, size_bytes: int, block_bytes: int, depth: int) -> int:
+        offsets, lock, done = iter(range(0, size_bytes, block_bytes)), Lock(), [0] * depth
+        threads = [
+            Thread(target=self._reads, args=(descriptor, offsets, lock, block_bytes, index, done))
+            for index in range(depth)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(done)
 
     def _reads(
         self, descriptor: int, offsets: Iterator[int], lock: Lock, block_bytes: int, index: int, done: list[int]

@@ -208,8 +208,9 @@ def _results(cold: list[ColdRound], stick: DiskStick, same: list[float], changed
         "warm_ttft_s": median(c.warm_ttft_s for c in cold),
         "disk_bytes_per_s": median(disk),
         "disk_read_is_direct": stick.direct,
-        "disk_read_block_bytes": stick.block_bytes,
-        "disk_read_depth": stick.depth,
+        "disk_read_by": stick.way[0],
+        "disk_read_block_bytes": stick.way[1],
+        "disk_read_depth": stick.way[2],
         "cold_ideal_s": median(c.ideal_s for c in cold),
         "cold_ttft_over_ideal": ideal.median,
         "cold_ttft_over_ideal_quartiles": [ideal.low, ideal.high],
@@ -248,12 +249,13 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[str, ...]:
     how = "O_DIRECT" if results["disk_read_is_direct"] else "an ordinary read, as this file system refuses O_DIRECT"
+    by = "one thread's queue" if results["disk_read_by"] == "queue" else "threads"
     low, high = results["resident_switch_quartiles_s"]
     notes = [
         f"cold: near budget of one expert of {format_bytes(expert_bytes)}, prompt of {prompt} tokens, page cache "
         f"dropped; {results['cold_rounds']} rounds, each beside the same file read again",
         f"the stick: {how}, {results['disk_read_depth']} reads of {format_bytes(results['disk_read_block_bytes'])} at "
-        "once: the best of several block sizes and depths on the same file",
+        f"once, by {by}: the best of several ways, block sizes and depths on the same file",
         "the ideal: stage after stage of the warm prefill, each when its bytes are there at the fetch's own rate; of "
         "an embedding only the prompt's rows come first",
         "the fetch and the stick go first in turn: below a virtual disk, its host's memory may serve the second",

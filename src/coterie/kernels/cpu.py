@@ -105,9 +105,9 @@ def signal(gate: int, passed: bool) -> None:
 class Reads:
     """Direct reads of files that are under way together, handed over and awaited by one thread."""
 
-    def __init__(self) -> None:
-        """Raises RuntimeError where the system does not read this way."""
-        self._native = _cpu.Reads()
+    def __init__(self, piece_bytes: int = READ_PIECE_BYTES, long_bytes: int = READ_LONG_BYTES) -> None:
+        """How long parts are cut, and how much of them is under way. Raises RuntimeError where the system cannot."""
+        self._native = _cpu.Reads(piece_bytes, long_bytes)
 
     def add(self, tag: int, file: int, to: int, offset: int, there: int, parts: I64, scattered: bool) -> None:
         """Queue parts [n, 2] (start, stop) of what begins at `offset` in an open file, for the address `to` + start.

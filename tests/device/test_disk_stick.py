@@ -1,0 +1,53 @@
+"""The disk's measuring stick reads all of a file, by every way that it may choose.
+
+Knows nothing about how fast.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coterie.bench import disk
+from coterie.bench.disk import BY_QUEUE, BY_THREADS, DiskStick
+from coterie.devices.host_memory import BLOCK_BYTES
+
+SIZE = 9 * 2**20 + 3 * BLOCK_BYTES + 17
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("disk") / "some.bin"
+    path.write_bytes(np.random.default_rng(0).bytes(SIZE))
+    return path
+
+
+def ways():
+    return DiskStick().ways()
+
+
+@pytest.mark.parametrize("way", ways(), ids=str)
+def test_every_way_reads_the_whole_file(file, way):
+    stick = DiskStick(way)
+    assert stick.read(file) > 0
+    assert stick._buffer.bytes[:SIZE].tobytes() == file.read_bytes()
+
+
+def test_the_fastest_way_is_chosen(file, monkeypatch):
+    stick, fast = DiskStick(), BY_THREADS[3]
+    monkeypatch.setattr(DiskStick, "_read", lambda self, file, way, limit: 2.0 if way == fast else 1.0)
+    stick.search(file)
+    assert stick.way == fast
+
+
+def test_without_direct_reads_there_is_no_queue():
+    assert DiskStick(direct=False).ways() == BY_THREADS
+    assert not set(BY_THREADS) & set(BY_QUEUE)
+
+
+def test_a_system_without_a_queue_is_read_by_threads(monkeypatch):
+    def refuse(*sizes):
+        raise RuntimeError("no queue")
+
+    monkeypatch.setattr(disk.kernels, "Reads", refuse)
+    assert DiskStick().ways() == BY_THREADS
