@@ -104,9 +104,9 @@ class Arrivals:
             self._join(expert_id)
         return self._residencies[expert_id]
 
-    def touch(self, expert_id: str) -> None:
-        """Tell the cache that new requests use a resident expert."""
-        self._join(expert_id)
+    def touch(self, expert_id: str, requests: int) -> None:
+        """Tell the cache that so many new requests use a resident expert."""
+        self._join(expert_id, uses=requests)
 
     def residence(self, expert_id: str) -> Residence:
         """How much of the expert is there, as of the last poll."""
@@ -136,9 +136,11 @@ class Arrivals:
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
         return [*nexts, *self._cache.pending()]
 
-    def _join(self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = ()) -> Residency:
+    def _join(
+        self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = (), uses: int = 0
+    ) -> Residency:
         want_s = self._device.now()  # before the transfers are issued: that is a part of the wait
-        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected)
+        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected, uses)
         self._residencies[expert_id] = residency
         first, ready = residency.first, residency.ready
         if first is not None and ready is not None and expert_id not in self._under_way:

@@ -236,7 +236,7 @@ class Engine:
         for sequence in [waiting[number] for number in run.admit]:
             self._admit(sequence)
         if run.admit:
-            self._arrivals.touch(run.expert_id)
+            self._arrivals.touch(run.expert_id, len(run.admit))
         parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
         alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
         most = self.policy.steps_of(expert.layout.size_bytes)

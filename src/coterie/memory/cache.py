@@ -27,6 +27,7 @@ from coterie.memory.rows import early_rows
 from coterie.memory.slab import round_up
 from coterie.memory.tiers import Copy, Ended, TierLedger
 from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
+from coterie.memory.uses import Uses
 
 Decision: TypeAlias = tuple[str, str, str]
 """(what, expert_id, where): hit, miss, evict, fetch, copy, drop. No times: a join is written as a hit."""
@@ -56,12 +57,6 @@ class Stats:
     moved_bytes: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Use:
-    last_used: int = 0
-    uses: int = 0
-
-
 class ExpertCache:
     """Owns the slabs for weights. `tiers` maps each managed tier (all but the files' own) to its budget in bytes.
 
@@ -82,17 +77,16 @@ class ExpertCache:
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
         self._pin_changes = 0
-        self._uses: dict[str, _Use] = {}
-        self._wants = 0
+        self._uses = Uses()
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
 
     def want(
-        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY
+        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
     ) -> Residency:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
-        Evicts none of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy
+        `uses` is how many requests want it now; 0 for one that is brought in ahead, or asked for again. Evicts none of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy
         when room opens only after work in flight, CapacityError when it never will (as long as they are protected);
         neither evicts anybody.
         """
@@ -104,9 +98,7 @@ class ExpertCache:
             self.stats.joins += copy.is_loading
         else:
             self.stats.misses += 1
-        use = self._uses[expert_id]
-        use.last_used, use.uses = self._wants, use.uses + 1
-        self._wants += 1
+        self._uses.add(expert_id, uses)
         return _residency(expert_id, copy, evicted)
 
     def hold(self, expert_id: str, event: Event) -> None:
@@ -148,7 +140,7 @@ class ExpertCache:
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, also those still loading, least recently used first."""
         names = (name for name, copy in self._near.copies.items() if not copy.is_doomed)
-        return tuple(sorted(names, key=lambda name: (self._uses[name].last_used, name)))
+        return tuple(sorted(names, key=lambda name: (self._uses.known(name).last_used, name)))
 
     def loading(self) -> tuple[str, ...]:
         """Experts on their way into the run tier, in the order in which their loads began."""
@@ -217,7 +209,7 @@ class ExpertCache:
                 evicted.append((entry.expert_id, ledger.tier))
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self.decisions.append(("evict", entry.expert_id, ledger.tier))
-        self._uses.setdefault(expert_id, _Use())
+        self._uses.known(expert_id)
         new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
         if below is None and depth == 1:
@@ -280,7 +272,7 @@ class ExpertCache:
         entries = self._entries(ledger, kept)
         need = round_up(layout.size_bytes)
         try:
-            return self._policy(entries, ledger.capacity_bytes, need, self._wants)
+            return self._policy(entries, ledger.capacity_bytes, need, self._uses.now)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
@@ -293,13 +285,14 @@ class ExpertCache:
         level, entries = self._ledgers.index(ledger), []
         below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
         for name, copy in ledger.copies.items():
-            use, extent = self._uses[name], copy.extent
+            use, extent = self._uses.known(name), copy.extent
             weight = self._weights[level] if name in below else self._refetch_weight(name, level)
             cost = extent.size_bytes * weight
             kept_here = name in kept and not copy.is_doomed
+            recent, busy = self._uses.recent(use), copy.is_busy
             # In the order of the fields: this is half of what finding room takes.
             entries.append(
-                Entry(name, extent.offset, extent.size_bytes, use.last_used, use.uses, cost, kept_here, copy.is_busy)
+                Entry(name, extent.offset, extent.size_bytes, use.last_used, use.uses, recent, cost, kept_here, busy)
             )
         return entries
 

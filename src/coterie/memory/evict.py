@@ -24,9 +24,9 @@ from coterie.core.values import value
 class Entry:
     """An expert's copy in a tier, as a policy sees it.
 
-    `last_used` is the number of the want that used it last, `uses` how often it was wanted in all; `refetch_cost` is
-    what bringing it back would cost, in bytes over the fastest link. `pinned` never goes; `busy` may go once its events
-    are finished.
+    `last_used` is the number of the want that used it last, `uses` how often it was wanted in all, `recent` the same
+    but fading with the wants that follow; `refetch_cost` is what bringing it back would cost, in bytes over the fastest
+    link. `pinned` never goes; `busy` may go once its events are finished.
     """
 
     expert_id: str
@@ -34,6 +34,7 @@ class Entry:
     size_bytes: int
     last_used: int
     uses: int = 0
+    recent: float = 0.0
     refetch_cost: int = 0
     pinned: bool = False
     busy: bool = False
@@ -73,6 +74,16 @@ def lfu(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: in
     )
 
 
+def recent(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
+    """Least used of late: the window with the least sum of recent uses.
+
+    Who was used often lately is soon wanted again, and every victim of a window is: so the sum is what the hole costs
+    in switches. An old favourite fades, one quiet spell does not cost a favourite its place, and of two like experts
+    none goes where one would do.
+    """
+    return _best(entries, capacity_bytes, need_bytes, lambda window: (sum([e.recent for e in window]),))
+
+
 def cost(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, now: int) -> Window:
     """Cost-aware: the window with the least sum of (cost to bring back / wants since the last use)."""
     return _best(
@@ -106,7 +117,7 @@ def belady(order: Sequence[str]) -> Policy:
     return policy
 
 
-EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost": cost})
+EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost": cost, "recent": recent})
 
 
 def _best(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, score: Callable[[Window], Score]) -> Window:

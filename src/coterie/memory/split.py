@@ -30,10 +30,10 @@ class SplitCache:
         return self.routers if expert_id in self._router_ids else self.experts
 
     def want(
-        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY
+        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
     ) -> Residency:
         """As ExpertCache.want."""
-        return self.side(expert_id).want(expert_id, layout, rows, protected)
+        return self.side(expert_id).want(expert_id, layout, rows, protected, uses)
 
     def hold(self, expert_id: str, event: Event) -> None:
         """As ExpertCache.hold."""

@@ -23,7 +23,7 @@ class Setup:
 
 # The paper's runtime: no prefetch, no reordering, the whole expert is copied before it runs (section V-B).
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
-OURS = Setup("coterie", Policy(), "lfu")
+OURS = Setup("coterie", Policy(), "recent")
 SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
 
 
