@@ -30,6 +30,7 @@ def slabs(draw):
         size = draw(st.integers(1, 4))
         state = draw(st.sampled_from(["free", "free", "free", "pinned", "busy"]))
         use = {"last_used": draw(st.integers(0, 20)), "uses": draw(st.integers(1, 5)), "refetch_cost": size}
+        use["recent"] = use["uses"] / 2
         entries.append(Entry(f"e{index}", at, size, pinned=state == "pinned", busy=state == "busy", **use))
         at += size
     return draw(st.permutations(entries)), at + draw(st.integers(0, 2))

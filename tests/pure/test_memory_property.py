@@ -31,7 +31,10 @@ EXPERTS = st.integers(0, NUM_EXPERTS - 1)
 PICK = st.integers(0, 99)
 BUDGETS = st.one_of(st.tuples(st.integers(4, 12)), st.tuples(st.integers(4, 12), st.integers(4, 16)))
 SIZES = st.lists(st.integers(1, 14), min_size=NUM_EXPERTS, max_size=NUM_EXPERTS)
-POLICIES = {"lru": "lru", "lfu": "lfu", "cost": "cost", "belady": belady([f"e{i % NUM_EXPERTS}" for i in range(60)])}
+POLICIES = {
+    **{name: name for name in ("lru", "lfu", "cost", "recent")},
+    "belady": belady([f"e{i % NUM_EXPERTS}" for i in range(60)]),
+}
 
 
 def contents(layout):

@@ -86,9 +86,10 @@ class ExpertCache:
     ) -> Residency:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
-        `uses` is how many requests want it now; 0 for one that is brought in ahead, or asked for again. Evicts none of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy
-        when room opens only after work in flight, CapacityError when it never will (as long as they are protected);
-        neither evicts anybody.
+        `uses` is how many requests want it now; 0 for one that is brought in ahead, or asked for again. Evicts none
+        of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy when room
+        opens only after work in flight, CapacityError when it never will (as long as they are protected); neither
+        evicts anybody.
         """
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]

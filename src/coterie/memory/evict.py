@@ -78,8 +78,8 @@ def recent(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now:
     """Least used of late: the window with the least sum of recent uses.
 
     Who was used often lately is soon wanted again, and every victim of a window is: so the sum is what the hole costs
-    in switches. An old favourite fades, one quiet spell does not cost a favourite its place, and of two like experts
-    none goes where one would do.
+    in switches. An old favourite fades, one quiet spell does not cost a favourite its place, and two do not go where
+    one like them would do.
     """
     return _best(entries, capacity_bytes, need_bytes, lambda window: (sum([e.recent for e in window]),))
 

@@ -36,7 +36,7 @@ class Uses:
         return self._of.setdefault(expert_id, Use())
 
     def add(self, expert_id: str, count: int) -> None:
-        """It was used so many times; with none it was brought in ahead of its use, which orders it and counts nothing."""
+        """It was used so many times; none: it was brought in ahead of its use, still the latest then."""
         use = self.known(expert_id)
         use.faded = self.recent(use) + count
         use.last_used, use.uses = self.now, use.uses + count
