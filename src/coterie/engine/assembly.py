@@ -50,7 +50,7 @@ class Settings:
     kv_bytes: int | None = None
     pool_bytes: int | None = None
     rule_set: str | None = None
-    evict: str = "lru"
+    evict: str = "recent"
     policy: Policy = field(default_factory=Policy)
     record: int = 0
 

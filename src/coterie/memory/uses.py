@@ -12,7 +12,7 @@ from math import exp
 
 # A use fades to 1/e over this many uses for each known expert. So an average one has this count: with less memory the
 # counts say little, with more an old favourite stays after its time.
-MEMORY_USES = 4
+MEMORY_USES = 8
 
 
 @dataclass(slots=True)
