@@ -1,7 +1,7 @@
 """Decode, prefill and the fusion grid on a GPU, beside its own sticks: the CPU's benches where a GPU has other limits.
 
     decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
-    fusion     unfused/host, fused/host, fused/device, fused/persistent
+    fusion     unfused/host, fused/host, fused/device; fused/persistent where asked for
 
 None of this has run on a GPU. Absolute times count here: the GPU's name is in the workload.
 Knows nothing about requests or experts of a composition.
@@ -26,6 +26,7 @@ from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step, prompt_ids
+from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.gpu import Gpu
 from coterie.models.model import Model
@@ -127,17 +128,25 @@ def prefill(
     return Report("prefill", workload, results, (table,), notes)
 
 
-def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
-    """The grid of fusion and orchestration, for prefill and decode. Raises UsageError, CapacityError."""
+def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Sequence[str] = ()) -> Report:
+    """The grid of fusion and orchestration, for prefill and decode, in some of GPU_WAYS; none given: WAYS.
+
+    Programs that wait for each other may hang a GPU, so they are run where they are asked for. Raises UsageError,
+    CapacityError.
+    """
+    unknown = [way for way in ways if way not in GPU_WAYS]
+    if unknown:
+        raise UsageError("--way", f"{unknown[0]!r} is no way to run a step", f"use one of {', '.join(GPU_WAYS)}")
+    grid = {way: how for way, how in GPU_WAYS.items() if way in (ways or WAYS)}
     with random_experts(shape_config(shape), 1) as (model,), ExitStack() as stack:
         prompt = min(prompt_tokens, model.max_context - 1)
         loaded = {}
-        for how in dict.fromkeys(how for _, how in GPU_WAYS.values()):
+        for how in dict.fromkeys(how for _, how in grid.values()):
             loaded[how] = Loaded(model, gpu.make(how), prompt + 1)
             stack.callback(loaded[how].close)
         cells = []
         for phase, span in (("prefill", (0, prompt)), ("decode", (prompt, 1))):
-            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in GPU_WAYS.items()}
+            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in grid.items()}
             cells += _cells(phase, steps, effort)
         remarks = tuple(dict.fromkeys(remark for one in loaded.values() for remark in one.device.remarks))
     table = Table("phase", "way", "per step", "speed-up", "regions")

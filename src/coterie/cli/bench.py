@@ -87,6 +87,10 @@ def bench_fusion(
     prompt: PromptOpt = PROMPT_TOKENS,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Of a GPU, {', '.join(gpu_bench.GPU_WAYS)}; repeatable. All but the last."),
+    ] = None,
     device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
@@ -94,8 +98,10 @@ def bench_fusion(
     """Unfused, fused, and fused with device orchestration: time, launches, bytes stored between kernels."""
     gpu = _gpu(device)
     if gpu is not None:
-        _print(gpu_bench.fusion(shape, prompt, Effort(rounds, seconds), gpu), json_)
+        _print(gpu_bench.fusion(shape, prompt, Effort(rounds, seconds), gpu, way or ()), json_)
         return
+    if way:
+        raise UsageError("--way", "the ways of a CPU are always compared", "leave it out, or add --device cuda")
     _print(fusion(shape, prompt, threads, Effort(rounds, seconds)), json_)
 
 
