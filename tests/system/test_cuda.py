@@ -294,36 +294,6 @@ def test_decode_and_prefill_are_held_against_the_gpus_sticks(shape: Path) -> Non
     assert got["tokens_per_s"] == pytest.approx(9 / got["seconds"])
 
 
-ALL_WAYS = ("unfused/host", "fused/host", "fused/device", "fused/persistent")
-
-
-@pytest.mark.parametrize(("asked", "ways"), [((), ALL_WAYS[:3]), (ALL_WAYS[:1:-1], ALL_WAYS[2:]), (ALL_WAYS, ALL_WAYS)])
-def test_the_fusion_grid_has_the_ways_that_are_asked_for(
-    shape: Path, asked: tuple[str, ...], ways: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By default not the one whose programs wait for each other."""
-    made, make = [], gpu.Gpu.make
-    monkeypatch.setattr(gpu.Gpu, "make", lambda self, how="device": made.append(how) or make(self, how))
-    words = [word for way in asked for word in ("--way", way)]
-    grid = {
-        (cell["phase"], cell["way"]): cell for cell in bench("fusion", "--shape", shape, "--prompt", 5, *words)["grid"]
-    }
-    assert list(grid) == [(phase, way) for phase in ("prefill", "decode") for way in ways]
-    assert made == [*dict.fromkeys(way.split("/")[1] for way in ways)]
-    assert grid["decode", ways[0]]["speedup"] == 1
-    if "unfused/host" in ways:
-        assert grid["decode", "unfused/host"]["regions"] > grid["decode", "fused/device"]["regions"]
-
-
-def test_a_way_that_there_is_not_is_refused_with_those_that_there_are(shape: Path) -> None:
-    code, text = run("bench", "fusion", "--shape", str(shape), "--device", "cuda", "--way", "fused/twice")
-    assert code == 2
-    assert "'fused/twice' is no way to run a step; use one of unfused/host, fused/host" in text
-    code, text = run("bench", "fusion", "--shape", str(shape), "--way", "fused/host")
-    assert code == 2
-    assert "leave it out, or add --device cuda" in text
-
-
 def test_a_switch_is_held_against_a_copy_and_the_ideal(shape: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     got = bench("switch", "--shape", shape, "--prompt", 5, "--experts", 2, "--trace", trace)

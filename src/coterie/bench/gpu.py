@@ -138,15 +138,15 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
     if unknown:
         raise UsageError("--way", f"{unknown[0]!r} is no way to run a step", f"use one of {', '.join(GPU_WAYS)}")
     grid = {way: how for way, how in GPU_WAYS.items() if way in (ways or WAYS)}
-    with random_experts(shape_config(shape), 1) as (model,), ExitStack() as stack:
-        prompt = min(prompt_tokens, model.max_context - 1)
+    config = with_context(shape_config(shape), prompt_tokens + STEPS)
+    with random_experts(config, 1) as (model,), ExitStack() as stack:
         loaded = {}
         for how in dict.fromkeys(how for _, how in grid.values()):
-            loaded[how] = Loaded(model, gpu.make(how), prompt + 1)
+            loaded[how] = Loaded(model, gpu.make(how), prompt_tokens + STEPS)
             stack.callback(loaded[how].close)
         cells = []
-        for phase, span in (("prefill", (0, prompt)), ("decode", (prompt, 1))):
-            steps = {way: loaded[how].step(rules, *span) for way, (rules, how) in grid.items()}
+        for phase, first, tokens, at_once in (("prefill", 0, prompt_tokens, 1), ("decode", prompt_tokens, 1, STEPS)):
+            steps = {way: loaded[how].step(rules, first, tokens, steps=at_once) for way, (rules, how) in grid.items()}
             cells += _cells(phase, steps, effort)
         remarks = tuple(dict.fromkeys(remark for one in loaded.values() for remark in one.device.remarks))
     table = Table("phase", "way", "per step", "speed-up", "regions")
@@ -154,8 +154,13 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
         speedup = Spread(cell["speedup"], *cell["speedup_quartiles"])
         seconds = format_seconds(cell["seconds_per_step"])
         table.add_row(cell["phase"], cell["way"], seconds, str(speedup), str(cell["regions"]))
-    notes = ("prefill is launched kernel by kernel in every way: only decode steps are captured, or walked", *remarks)
-    workload = {"shape": shape, "prefill_tokens": prompt, "weights": _size(model), "gpu": gpu.name}
+    notes = (
+        "prefill is launched kernel by kernel in every way: only decode steps are captured, or walked",
+        f"{STEPS} decode steps a call, as a server makes them: where a way starts several at once, it is seen",
+        *remarks,
+    )
+    workload = {"shape": shape, "prefill_tokens": prompt_tokens, "weights": _size(model), "gpu": gpu.name}
+    workload["decode_steps"] = STEPS
     return Report("fusion", workload, {"grid": cells}, (table,), notes)
 
 
