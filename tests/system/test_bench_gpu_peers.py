@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 import torch
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, SHAPE, our_tokens
+from tests.system.test_cuda import Gpu as LazyGpu
 from tests.system.test_cuda import bench, lazy, run, shape
 
 from coterie.bench import gpu_peers
@@ -36,6 +38,8 @@ from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import FILE, HOST, Transformers
 from coterie.bench.step import prompt_ids
 from coterie.core.errors import CapacityError
+from coterie.devices.cuda_machine import HBM_SHARE
+from coterie.devices.gpu import Gpu
 from coterie.models.model import Model, synthetic_model
 from coterie.spec.load import load_machine
 
@@ -292,11 +296,31 @@ def test_hbm_is_filled_or_kept_so_small_that_experts_are_switched(pool: int, hbm
     assert said in found.why
     assert size <= found.near_bytes <= 0.2 * found.experts * size * 1.1
     assert found.near_bytes < hbm * size
+    for experts, resident in ((2, 1), (3, 2), (8, 3)):  # some stay and some are switched
+        near = choose_sizes(spec, SHAPE, 4, 8, experts, None).near_bytes
+        assert resident * size <= near < (resident + 1) * size
     given = choose_sizes(spec, SHAPE, 4, 8, 7, 3 * size)
     assert (given.experts, given.near_bytes, given.why) == (7, 3 * size, "")
     large = {**SHAPE, "vocab_size": 10**7}
     with pytest.raises(CapacityError, match="2 experts in the pinned pool"):
         choose_sizes(spec, large, 4, 8, None, None)
+
+
+def test_sizes_that_fill_a_gpu_hold_in_every_run_though_it_has_less_free_each_time(
+    shape: Path, lazy: LazyGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code, graphs and sticks of the runs before take HBM, and a spec is made of what is free."""
+    config, spec = json.loads(shape.read_text()), Gpu().spec()
+    size = synthetic_model(config).layout.size_bytes
+    taken = spec.tier("hbm").capacity_bytes - choose_sizes(spec, config, 3, 7, 10**5, None).near_bytes
+    driver, asked = lazy.driver, count()
+    driver.facts = replace(driver.facts, total_bytes=int((taken + 3.5 * size) / HBM_SHARE))
+    free_bytes = driver.free_bytes
+    monkeypatch.setattr(driver, "free_bytes", lambda: free_bytes() - 64 * next(asked))
+    got = coe("--shape", shape, "--experts", 24, "--policy", "fcfs", "--policy", "coterie")
+    assert any("what KV and a step leave of it" in note for note in got["notes"])
+    assert len(got["runs"]) == 2
+    assert 3 * size < got["workload"]["near_bytes"] < 4 * size
 
 
 def test_many_experts_are_served_beside_transformers_on_the_same_gpu(shape: Path) -> None:

@@ -38,6 +38,7 @@ from coterie.devices.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import FCFS, OURS, SETUPS
+from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
 BELADY = "belady"
@@ -71,7 +72,10 @@ PEER_SHAPES = tuple(_shape(*_FAMILIES[0], *sizes) for sizes in _SIZES)  # what p
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen."""
+    """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen.
+
+    `spec`: the machine that sizes were chosen for. A GPU asked again has less free, and they would no longer fit.
+    """
 
     experts: int
     requests: int
@@ -87,6 +91,7 @@ class Grid:
     peers: tuple[str, ...] = ()
     seed: int = SEED
     why: str = ""
+    spec: MachineSpec | None = None
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -186,12 +191,12 @@ def _runs(
     cells = list(product(grid.mixes, grid.in_flight))
     timed = [name for name in grid.policies if name in SETUPS]
     total, begun = len(cells) * len(timed), perf_counter()
+    options = Options(device=grid.device, threads=grid.threads)
+    spec = grid.spec or make_spec(options)
     for mix, in_flight in cells:
         load = _load(grid, list(models), mix, in_flight)
         for name in timed:
-            options = Options(device=grid.device, threads=grid.threads)
-            device = make_device(make_spec(options), options)
-            outcome = serve(models, SETUPS[name], load, grid.near_bytes, device, rate)
+            outcome = serve(models, SETUPS[name], load, grid.near_bytes, make_device(spec, options), rate)
             rows.append(outcome.row)
             done = sum(row["policy"] in SETUPS for row in rows)
             left = (perf_counter() - begun) / done * (total - done)

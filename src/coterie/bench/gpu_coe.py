@@ -25,6 +25,7 @@ from coterie.spec.machine import MachineSpec
 
 SHAPE = "1b"
 NEAR_SHARE = 0.2  # of all experts' bytes, at most: as 2 GiB are of the 150 experts of a CPU's run
+LEAST = 3  # experts in HBM, where it has room and there are more: with one nothing is chosen, and nothing overlaps
 FOLDER_SHARE = 0.95  # of what the temporary folder has free
 
 
@@ -62,10 +63,12 @@ def choose_sizes(
         block = page_bytes(model.kv)
         kv = sequences * ceil(tokens / model.kv.tokens_per_block(block)) * block
         room = room_for_experts(spec, kv + work_bytes({"one": model}, spec.rule_set, Policy()))
-        near = max(min(room, int(experts * size * NEAR_SHARE)), size)
+        wanted = max(int(experts * size * NEAR_SHARE), min(LEAST, experts - 1) * size)
+        near = max(min(room, wanted), size)
         held = f"{format_bytes(near)} of {spec.run_tier} for them"
         if near < room:
-            reasons.append(f"{held}: {NEAR_SHARE:.0%} of their bytes, as {format_bytes(room)} would hold too many")
+            small = f"{NEAR_SHARE:.0%} of their bytes, or {LEAST} of them"
+            reasons.append(f"{held}: {small}, as {format_bytes(room)} would hold too many")
         else:
             reasons.append(f"{held}: what KV and a step leave of it")
     return Chosen(experts, near, "; ".join(reasons))

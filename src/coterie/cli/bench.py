@@ -39,6 +39,7 @@ from coterie.core.errors import UsageError
 from coterie.devices.gpu import Gpu, gpu_number
 from coterie.models.model import FLOAT32
 from coterie.plan.mix import MIXES
+from coterie.spec.machine import MachineSpec
 
 app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
 
@@ -225,6 +226,7 @@ def bench_coe(
     on --device cuda all have the 1b shape, and the output says how many experts and how much HBM were chosen.
     """
     chosen, gpu_index = Chosen(experts or COE_EXPERTS, NEAR_BYTES if near is None else near, ""), gpu_number(device)
+    spec: MachineSpec | None = None
     if gpu_index is not None:
         shape, spec = shape or GPU_COE_SHAPE, Gpu(gpu_index).spec()
         at_once = max(in_flight or IN_FLIGHT)
@@ -246,6 +248,7 @@ def bench_coe(
         peers=tuple(peer or ()),
         seed=seed,
         why=chosen.why,
+        spec=spec,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:
