@@ -147,14 +147,15 @@ def _work_bytes(programs: Mapping[str, Program], policy: Policy) -> int:
     return 1 << max(needed - 1, 0).bit_length()
 
 
-def room_for_experts(spec: MachineSpec, taken_bytes: int) -> int:
+def room_for_experts(spec: MachineSpec, taken_bytes: int, alone: bool = False) -> int:
     """What experts get of the run tier by default, beside KV, the router and the values of a step.
 
     With host memory below it the run tier (HBM) is ours alone, and what is free there helps nobody: experts get all
-    that is left. What code and scratch need, a real device's spec has kept back. Without, it is the system's memory.
+    that is left. What code and scratch need, a real device's spec has kept back. Without, the tier is the system's
+    memory, and a share of it is theirs, unless the machine does nothing else: `alone`.
     """
     capacity = spec.tier(spec.run_tier).capacity_bytes
-    return capacity - taken_bytes if memories_below(spec) else int(capacity * EXPERTS_SHARE)
+    return capacity - taken_bytes if alone or memories_below(spec) else int(capacity * EXPERTS_SHARE)
 
 
 def memories_below(spec: MachineSpec) -> tuple[str, ...]:

@@ -23,7 +23,17 @@ from coterie.composition.routing import make_router
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.trace import Trace
 from coterie.devices.modelled import ModelledDevice
-from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire, work_bytes
+from coterie.engine.assembly import (
+    Parts,
+    Plan,
+    Settings,
+    page_bytes,
+    plan,
+    room_for_experts,
+    warm_up,
+    wire,
+    work_bytes,
+)
 from coterie.engine.metrics import Metrics
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
@@ -124,7 +134,7 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
-    near = capacity - router - kv - work_bytes(models, spec.rule_set, policy)
+    near = room_for_experts(spec, router + kv + work_bytes(models, spec.rule_set, policy), alone=True)
     largest = max(round_up(model.layout.size_bytes) for name, model in models.items() if name != ROUTER)
     if case.near_bytes is None and near < largest:
         what = "the largest expert beside the KV cache, the router and the values of a step"
