@@ -22,6 +22,7 @@ from coterie.bench.shapes import shape_config
 from coterie.cli import info
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.devices.cuda_sticks import Sticks
 from coterie.devices.gpu import Gpu
 from coterie.devices.modelled_price import step_time
 from coterie.graph.compile import compile_graph
@@ -75,6 +76,21 @@ def test_a_calibrations_fields_are_those_of_its_file(shape: Path, quick: None) -
     assert spec.link("dram", "hbm").bytes_per_s == pytest.approx(plain["copy_bytes_per_s"], rel=1e-5)
     assert spec.launch_host_s == pytest.approx(plain["launch_host_s"], rel=1e-5)
     assert "quote'" in gpu_calibrate._number(1.0, "us", 'a "quote"')
+
+
+def test_a_share_above_its_stick_is_taken_as_1_and_a_note_says_so(
+    shape: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where launches that hide behind other kernels are taken off a prompt's time."""
+    slow, fast = 1e3, 1e-9
+    for launch_s, multiply_s, notes in ((0.0, slow, 1), (0.0, fast, 0)):
+        monkeypatch.setattr(gpu_calibrate, "_launch_s", lambda *args, launch_s=launch_s: launch_s)
+        monkeypatch.setattr(Sticks, "multiply_seconds", lambda self, multiply_s=multiply_s: multiply_s)
+        found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(2, 0.0), str(shape))
+        assert (found.flops_share == 1) == bool(notes)
+        said = [note for note in parse_machine(found.to_toml(), "mine.toml").notes if "prefill: " in note]
+        assert len(said) == notes
+        assert all(note.endswith("of the product's rate without launches, taken as 1") for note in said)
 
 
 def test_calibrating_says_what_it_cannot_do(lazy: object, tmp_path: Path) -> None:

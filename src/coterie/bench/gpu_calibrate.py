@@ -43,7 +43,7 @@ BLOCK_BYTES = 4096  # what is copied in no time but the link's latency
 
 @dataclass(frozen=True, slots=True)
 class GpuCalibration:
-    """What was measured, in SI units; shares are of the sticks."""
+    """What was measured, in SI units; shares are of the sticks, and `capped` says which came out above 1."""
 
     name: str
     gpu: str
@@ -64,6 +64,7 @@ class GpuCalibration:
     launch_host_s: float
     launch_device_s: float
     source: str
+    capped: tuple[str, ...]
 
     def to_toml(self) -> str:
         """A machine file that `load_machine` reads."""
@@ -78,10 +79,11 @@ class GpuCalibration:
             self.read_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop",
             self.read_share, f"{measured}; decode, without its launches",
         )  # fmt: skip
+        notes = ", ".join(f'"{_plain(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped))
         return f"""# A GPU and its host, as coterie info --calibrate --device cuda measured them.
 name = "{self.name}"
 rule_set = "cache"
-notes = ["{calibrated_on(self.shape)}", "GPU: {_plain(self.gpu)}"]
+notes = [{notes}]
 flops = {flops}
 launch_host = {_number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by a call")}
 launch_device = {_number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
@@ -177,15 +179,23 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     peak = sticks.product_flops / found["product"]
     prompt_s = max(found["prompt"] - launches["host"] * regions, 1e-9)  # a prompt's kernels are started by calls
     token_s = max(found["token"] - launches["device"] * regions, 1e-9)
+    read_share = token.cost().total_bytes / token_s / read
+    flops_share = prompt.cost().flops / prompt_s / peak
     return {
         "read_bytes_per_s": read,
-        "read_share": min(1.0, token.cost().total_bytes / token_s / read),
+        "read_share": min(1.0, read_share),
         "product_flops_per_s": peak,
-        "flops_share": min(1.0, prompt.cost().flops / prompt_s / peak),
+        "flops_share": min(1.0, flops_share),
+        "capped": (*_capped("decode reads", "read loop", read_share), *_capped("prefill", "product", flops_share)),
         "copy_bytes_per_s": sticks.size_bytes / found["copy"],
         "copy_latency_s": found["block"],
         "host_bytes_per_s": sticks.size_bytes / min(found[name] for name in host),
     }
+
+
+def _capped(what: str, stick: str, share: float) -> tuple[str, ...]:
+    """A note where a share cannot be true: launches that hide behind others were taken off, or the stick is short."""
+    return (f"{what}: {share:.3g} of the {stick}'s rate without launches, taken as 1",) if share > 1 else ()
 
 
 def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
