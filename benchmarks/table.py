@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from coterie.bench.decode import gain_aim
+from coterie.core.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
-HEADLINES = ("decode", "prefill", "switch", "coe")  # what the README shows, of one machine
+MACHINE, HEADLINES = "avx2", ("decode", "prefill", "switch", "coe")  # what the README shows: a folder, and its benches
 HEAD = """# Speed
 
 All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables; written by
@@ -42,8 +43,8 @@ def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
 
 
 def headlines() -> str:
-    """The README's tables: those of the machine that was measured last."""
-    return tables(machines()[0], HEADLINES)
+    """The README's tables, of one machine."""
+    return tables(stored(RESULTS / MACHINE), HEADLINES)
 
 
 def page() -> str:
@@ -160,14 +161,15 @@ def _coe(results: list[Result]) -> str:
         for (mix, in_flight, policy), ours in runs.items():
             if policy == OURS:
                 beside = [(name, runs[mix, in_flight, name]) for name in BESIDE if (mix, in_flight, name) in runs]
-                found += [((mix, in_flight), _coe_row(ours, name, theirs)) for name, theirs in beside]
+                work = f"{r['workload']['experts']} in {format_bytes(r['workload']['near_bytes'])}"
+                found += [((mix, in_flight), _coe_row(work, ours, name, theirs)) for name, theirs in beside]
     rows = [row for _, row in sorted(found)]
-    return _table("| 150 experts in 2 GiB, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
+    return _table("| many experts, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
 
 
-def _coe_row(ours: Result, name: str, theirs: Result) -> str:
+def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> str:
     cells = [
-        f"{ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}",
+        f"{work}, {ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}",
         f"{ours['switches']} : {theirs['switches']}",
         f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
         f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",

@@ -91,7 +91,7 @@ bool Reads::next(Ended& ended) {
     start();  // also before what has ended is told: the disk shall not wait for whoever hears of it
     if (!ended_.empty()) break;
     if (ranges_.empty()) return false;
-    collect();
+    if (scattered_ > 0 || long_bytes_ > 0) collect();  // else the system refused all that was handed to it: on with the rest
   }
   ended = ended_.front();
   ended_.pop_front();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import DeviceError, TransferError
 from coterie.devices import fetch as lane
 from coterie.devices.cpu import CpuDevice
+from coterie.devices.fetch_direct import DirectReads
 from coterie.devices.host_memory import Slab, SourceFile
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import READ_LONG_BYTES, READ_PIECE_BYTES, READS_AT_ONCE
@@ -72,8 +74,47 @@ def spans(*blocks):
     return np.array([(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES) for block in blocks], dtype=np.int64)
 
 
+@pytest.fixture
+def direct(reads, path):
+    """Skips where the file system of temporary files refuses direct reads."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system refuses direct reads")
+
+
 def is_direct(device):
     return device._disk._direct is not None
+
+
+def test_a_file_that_allows_it_is_read_directly(direct, device, slab, path, monkeypatch):
+    begin, begun = DirectReads.begin, []
+    monkeypatch.setattr(DirectReads, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
+    assert finish(device, fetch(device, path, slab, 0, BLOCKS)) is None
+    assert begun == [True]
+
+
+def test_there_is_always_a_range_behind_the_one_that_is_read_however_long(direct, device, slab, path, monkeypatch):
+    queued, waited, tags = threading.Event(), [], []
+
+    class Slow:
+        """Ends ranges in order, once all are queued; notes how many were handed over by then."""
+
+        def add(self, tag, *rest):
+            tags.append(tag)
+
+        def next(self):
+            queued.wait(10)
+            waited.append(len(tags))
+            return tags.pop(0), True
+
+    monkeypatch.setattr(kernels, "Reads", Slow)
+    monkeypatch.setattr("coterie.devices.fetch_direct.AHEAD_BYTES", BLOCK_BYTES)
+    events = [fetch(device, path, slab, 4 * at, 4) for at in range(6)]
+    queued.set()
+    assert all(finish(device, event) is None for event in events)
+    assert waited[1:-1] == [2] * 4
+    assert waited[-1] == 1
 
 
 def test_scattered_parts_are_begun_at_once_and_long_ones_behind_them_up_to_a_bound(reads, path):
@@ -117,7 +158,7 @@ def test_all_ranges_arrive_in_order_and_right(device, slab, path, data):
     np.testing.assert_array_equal(device.memory(slab)[:SIZE], wanted)
 
 
-def test_who_queues_to_an_idle_lane_lets_it_begin_first(device, reads, path, monkeypatch):
+def test_who_queues_to_an_idle_lane_lets_it_begin_first(direct, device, reads, path, monkeypatch):
     slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
     monkeypatch.setattr(lane, "BEGIN_S", WAIT_S)
     for _ in range(3):
@@ -202,7 +243,7 @@ def test_faults_are_told_in_the_words_of_the_plain_reader(path, tmp_path, break_
 
 
 @pytest.mark.parametrize("cut_off", [False, True])
-def test_what_the_system_did_not_read_whole_is_read_again(device, path, tmp_path, monkeypatch, cut_off):
+def test_what_the_system_did_not_read_whole_is_read_again(direct, device, path, tmp_path, monkeypatch, cut_off):
     copy = tmp_path / "weights"
     copy.write_bytes(path.read_bytes())
     slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
@@ -229,8 +270,7 @@ def test_what_the_system_did_not_read_whole_is_read_again(device, path, tmp_path
     np.testing.assert_array_equal(device.memory(slab)[:SIZE], np.fromfile(path, np.uint8))
 
 
-def test_closing_ends_what_is_being_read_and_cancels_the_rest(reads, path, monkeypatch):
-    monkeypatch.setattr("coterie.devices.fetch_direct.AHEAD_BYTES", 1)
+def test_closing_ends_what_is_being_read_and_cancels_the_rest(reads, path):
     device = CpuDevice(this_machine(), threads=1)
     slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
     begun = fetch(device, path, slab, 0, 1)

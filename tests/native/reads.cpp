@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -39,7 +38,7 @@ int written(const std::vector<uint8_t>& data) {
 }
 
 void test_bytes(Reads& reads) {
-  const int64_t blocks = 3 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
+  const int64_t blocks = 6 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
   std::vector<uint8_t> data(static_cast<size_t>(size));
   for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng()());
   const int file = written(data);
@@ -53,7 +52,7 @@ void test_bytes(Reads& reads) {
   check(reads.scattered() == kReadsAtOnce && reads.long_bytes() == 0, "scattered parts are begun at once, and nothing behind them");
   Reads::Ended ended{};
   check(reads.next(ended) && ended.tag == 7 && ended.whole, "scattered parts end first");
-  check(reads.scattered() == 0 && reads.long_bytes() == std::min(kLongBytes, rest.stop - rest.start), "then long parts are begun");
+  check(reads.scattered() == 0 && reads.long_bytes() == kLongBytes, "then long parts are begun");
   bool right = true;
   for (int64_t at = 0; at < 300 * kBlock; ++at) right = right && memory.at[at] == (at / kBlock % 2 == 0 ? data[static_cast<size_t>(at)] : 0);
   check(right, "scattered parts are where they belong, and nothing else");
@@ -74,6 +73,13 @@ void test_failures(Reads& reads) {
   check(reads.next(ended) && ended.tag == 1 && !ended.whole, "a file that ends early is not read whole");
   reads.add(2, {-1, memory.at, 0, 4 * kBlock}, &all, 1, true);
   check(reads.next(ended) && ended.tag == 2 && !ended.whole, "a file that is not open is not read");
+  // Refused before memory is looked at: more than is handed over at once.
+  const Part many_pieces{0, 2 * kLongBytes};
+  const std::vector<Part> many_parts(3 * kReadsAtOnce, Part{0, kBlock});
+  reads.add(4, {-1, memory.at, 0, 2 * kLongBytes}, &many_pieces, 1, false);
+  check(reads.next(ended) && ended.tag == 4 && !ended.whole, "all pieces of a file that is not open are refused, then it ends");
+  reads.add(5, {-1, memory.at, 0, kBlock}, many_parts.data(), many_parts.size(), true);
+  check(reads.next(ended) && ended.tag == 5 && !ended.whole, "and all scattered ones");
   reads.add(3, {file, memory.at, 0, 4 * kBlock}, &none, 1, false);
   check(reads.next(ended) && ended.tag == 3 && ended.whole, "nothing is read at once");
   check(reads.scattered() == 0 && reads.long_bytes() == 0, "nothing is left under way");

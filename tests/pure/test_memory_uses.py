@@ -23,15 +23,29 @@ def evicted(evict, *wants, blocks=2, sizes=None):
     return got.evicted
 
 
-def test_a_use_fades_to_1_over_e_in_four_uses_for_each_known_expert():
+def test_a_use_fades_to_1_over_e_in_so_many_requests_for_each_known_expert():
     uses = Uses()
     uses.add("a", 10)
     uses.add("b", 1)
-    assert uses.recent(uses.known("b")) < 1
+    assert uses.recent(uses.known("b")) == pytest.approx(1)
     before = uses.recent(uses.known("a"))
     uses.add("b", 2 * MEMORY_USES)
     assert uses.recent(uses.known("a")) == pytest.approx(before / 2.718281828)
     assert uses.known("a").uses == 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 32, 128])
+def test_requests_admitted_together_count_as_those_one_after_the_other(count):
+    together, alone = Uses(), Uses()
+    for uses in (together, alone):
+        uses.add("a", 3)
+        uses.add("b", 1)
+    together.add("a", count)
+    for _ in range(count):
+        alone.add("a", 1)
+    for name in "ab":
+        assert together.recent(together.known(name)) == pytest.approx(alone.recent(alone.known(name)))
+    assert together.requests == alone.requests == count + 4
 
 
 def test_to_be_brought_in_ahead_is_no_use_but_is_the_latest():
@@ -40,6 +54,8 @@ def test_to_be_brought_in_ahead_is_no_use_but_is_the_latest():
     uses.add("b", 0)
     assert (uses.known("b").uses, uses.recent(uses.known("b"))) == (0, 0)
     assert uses.known("b").last_used > uses.known("a").last_used
+    assert uses.recent(uses.known("a")) == pytest.approx(3, rel=0.2)
+    assert (uses.wants, uses.requests) == (2, 3)
 
 
 def test_an_old_favourite_fades():

@@ -45,7 +45,7 @@ class ColdRound:
 
     `ttft_s`: want to first token. `arrival_s`: want to the last byte, while layers that are there run already.
     `warm_ttft_s`: the same prompt once resident. `fetch_s`: the same ranges fetched with nothing else going on.
-    `disk_bytes_per_s`: the same file read from end to end, best over block size and depth, by O_DIRECT where allowed.
+    `disk_bytes_per_s`: the same file read from end to end, the fastest of several ways; by O_DIRECT where allowed.
     `ideal_s`: the ideal two-lane schedule of this round's fetch rate and prefill.
     """
 

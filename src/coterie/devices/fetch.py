@@ -7,8 +7,8 @@
 Files that can be read by direct I/O are read by the system, to which one thread hands them (`DirectReads`); others, and
 all where a `read` is given, by several readers, which take a piece each. A range waits to begin for what it must follow
 on other lanes, and for a range before it that writes the same bytes. Scattered parts are waited for before a read
-behind them begins: among reads of megabytes each small one would take milliseconds. They do begin beside reads of
-ranges before them.
+behind them begins, by readers here and by the system's queue in csrc/reads.h: among reads of megabytes each small one
+would take milliseconds. They do begin beside reads of ranges before them.
 Knows nothing about what the bytes mean.
 """
 

@@ -60,8 +60,9 @@ class DirectReads(Generic[Owner]):
 
     @property
     def is_full(self) -> bool:
-        """True while enough is handed over."""
-        return self._ahead_bytes >= AHEAD_BYTES
+        """True while enough is handed over behind the range that ends next, however long that one is."""
+        oldest = next(iter(self._begun.values()), None)
+        return oldest is not None and self._ahead_bytes - oldest.size_bytes >= AHEAD_BYTES
 
     def begin(
         self,

@@ -250,7 +250,7 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weighe
         if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:
             return None
         stay = [g for g in working if g.residence is not Residence.READY or g.turn_steps < policy.turn_steps]
-        return Fetch(wanted.expert_id, _resident(stay), _resident(working))
+        return Fetch(wanted.expert_id, _resident(stay), _resident(view.groups))
     if not ahead:
         return None
     known = _heaviest([g for g in view.groups if g.residence is ABSENT], weight)

@@ -273,7 +273,7 @@ class ExpertCache:
         entries = self._entries(ledger, kept)
         need = round_up(layout.size_bytes)
         try:
-            return self._policy(entries, ledger.capacity_bytes, need, self._uses.now)
+            return self._policy(entries, ledger.capacity_bytes, need, self._uses.wants)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)

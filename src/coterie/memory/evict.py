@@ -24,9 +24,9 @@ from coterie.core.values import value
 class Entry:
     """An expert's copy in a tier, as a policy sees it.
 
-    `last_used` is the number of the want that used it last, `uses` how often it was wanted in all, `recent` the same
-    but fading with the wants that follow; `refetch_cost` is what bringing it back would cost, in bytes over the fastest
-    link. `pinned` never goes; `busy` may go once its events are finished.
+    `last_used` is the number of the want that used it last, `uses` how many requests wanted it in all, `recent` the
+    same but fading with the requests that follow; `refetch_cost` is what bringing it back would cost, in bytes over the
+    fastest link. `pinned` never goes; `busy` may go once its events are finished.
     """
 
     expert_id: str

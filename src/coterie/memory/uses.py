@@ -1,8 +1,8 @@
 """Uses: how often, and how lately, each expert was wanted.
 
-        count   1 .. 0.6 .. 0.4 + 1 .. 0.9 ..        fades with every use of anybody, grows by one's own
+        count   1 .. 0.6 .. 0.4 + 1 .. 0.9 ..        fades with every request of anybody, grows by one's own
 
-Knows nothing about tiers, bytes or the clock: the number of uses so far is its time.
+Knows nothing about tiers, bytes or the clock: the number of requests so far is its time.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp
 
-# A use fades to 1/e over this many uses for each known expert. So an average one has this count: with less memory the
-# counts say little, with more an old favourite stays after its time.
+# A request fades to 1/e over this many requests for each known expert. So an average one has this count: with less
+# memory the counts say little, with more an old favourite stays after its time.
 MEMORY_USES = 8
 
 
 @dataclass(slots=True)
 class Use:
-    """What is known of one expert. `last_used` is a number of `now`; `faded` is its recent count as of then."""
+    """What is known of one expert. `last_used` is the number of its last want; `faded` its count as of `as_of`."""
 
     last_used: int = 0
     uses: int = 0
     faded: float = 0.0
+    as_of: int = 0
 
 
 class Uses:
-    """Counts for each expert that was ever wanted, resident or not. `now` counts the uses so far."""
+    """Counts for each expert that was ever wanted, resident or not. `wants` and `requests` are those so far, of all."""
 
     def __init__(self) -> None:
-        self.now = 0
+        self.wants = self.requests = 0
         self._of: dict[str, Use] = {}
 
     def known(self, expert_id: str) -> Use:
@@ -36,12 +37,21 @@ class Uses:
         return self._of.setdefault(expert_id, Use())
 
     def add(self, expert_id: str, count: int) -> None:
-        """It was used so many times; none: it was brought in ahead of its use, still the latest then."""
+        """It was wanted for so many requests, which count as if one came after the other; none: ahead of them."""
         use = self.known(expert_id)
-        use.faded = self.recent(use) + count
-        use.last_used, use.uses = self.now, use.uses + count
-        self.now += max(count, 1)
+        use.last_used, use.uses = self.wants, use.uses + count
+        self.wants += 1
+        if count:
+            # Each fades what was before it by one request: a geometric series.
+            one, all_ = exp(-1 / self._memory), exp(-count / self._memory)
+            use.faded = self.recent(use) * all_ + (1 - all_) / (1 - one)
+            self.requests += count
+            use.as_of = self.requests
 
     def recent(self, use: Use) -> float:
-        """How often it was used lately: every use counts, less the more uses of anybody came after it."""
-        return use.faded * exp((use.last_used - self.now) / (MEMORY_USES * len(self._of)))
+        """How often it was used lately: every request counts, less the more requests of anybody came after it."""
+        return use.faded * exp((use.as_of - self.requests) / self._memory)
+
+    @property
+    def _memory(self) -> int:
+        return MEMORY_USES * max(len(self._of), 1)
