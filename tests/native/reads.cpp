@@ -38,7 +38,7 @@ int written(const std::vector<uint8_t>& data) {
 }
 
 void test_bytes(Reads& reads) {
-  const int64_t blocks = 6 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
+  const int64_t blocks = 8 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
   std::vector<uint8_t> data(static_cast<size_t>(size));
   for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng()());
   const int file = written(data);
