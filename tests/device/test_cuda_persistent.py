@@ -17,6 +17,7 @@ from tests.device.interpreted import WIDE
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 from tests.device.programs import Desk, rows, tiny_graph, write_weights
 
+from coterie.core.errors import CapacityError
 from coterie.device import Sampling
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.cuda_kernels import TritonKernels
@@ -109,6 +110,31 @@ def test_a_gpu_that_refuses_the_launch_runs_captured_steps(make, on_cpu, layout)
     assert desk.device.driver.replayed > 0
     (remark,) = desk.device.remarks
     assert remark.endswith("for up to 1 sequences: Triton Error [CUDA]: too many blocks in cooperative launch")
+
+
+class Crowded(NativeKernels):
+    """A GPU whose memory is full when a walk is found for the first time."""
+
+    refusals = 1
+
+    def plan(self, *args):
+        if self.refusals:
+            self.refusals -= 1
+            raise CapacityError("hbm", "phases of a program", 1024, 0, ["lower --near"])
+        return super().plan(*args)
+
+
+def test_memory_that_is_full_at_one_run_does_not_keep_the_next_from_being_walked(make, on_cpu, layout):
+    desk = loaded(make(kernels=Crowded()), layout)
+    expected, launches = [on_cpu.tokens(on_cpu.run(decode(7), steps=STEPS)) for _ in range(3)], []
+    for tokens in expected:
+        before = desk.device.driver.launched
+        assert desk.tokens(desk.run(decode(7), steps=STEPS)) == tokens
+        launches.append(desk.device.driver.launched - before)
+    assert launches[0] > STEPS
+    assert launches[1:] == [1, 1]
+    (remark,) = desk.device.remarks
+    assert remark.startswith("decode steps are launched one by one for some runs of up to 1 sequences: [hbm] phases")
 
 
 def test_a_word_that_ends_a_run_ends_a_walk(make, layout):

@@ -62,6 +62,7 @@ def test_programs_of_a_walk_see_what_others_stored(tmp_path):
     """Around each arrival and each look at the count stand barriers of a program's threads, and nothing else.
 
     So the one thread that releases and acquires does it for all; and no load may go by what a cache held before.
+    Of 1 phase or 16 it is the same kernel, or the program would have ended with a status.
     """
     (found,) = compiled(tmp_path, "meet")
     assert found["kernel"] == "meet: walk"

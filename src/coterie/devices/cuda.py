@@ -91,7 +91,9 @@ class CudaDevice(RealDevice):
             found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or lower --pool")
         if self._shared.uncaptured:
             found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
-        found += [f"decode steps are launched one by one for {reason}" for reason in self._shared.unwalked]
+        found += [
+            f"decode steps are launched one by one for {those}: {why}" for those, why in self._shared.unwalked.items()
+        ]
         return tuple(found)
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:

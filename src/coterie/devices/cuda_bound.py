@@ -90,7 +90,7 @@ class Shared:
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
         self.uncaptured = ""  # why steps are not captured, when one could not be
-        self.unwalked: dict[str, None] = {}  # why steps are not walked in one launch, each reason once
+        self.unwalked: dict[str, str] = {}  # steps that are not walked in one launch, and why the first were not
 
 
 class Bound:
@@ -190,13 +190,18 @@ class Bound:
 
     def queue_walk(self, stream: Stream) -> bool:
         """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""
-        if self._walks:
-            try:
-                self._walk = self._walk or self._find_walk(stream)
-                self._shared.driver.launch(stream, [self._walk])
-            except Exception as error:  # walked or not, a run gives the same: a remark tells
-                self._walks = False
-                self._shared.unwalked[f"up to {self.bucket.tokens} sequences: {first_line(error)}"] = None
+        if not self._walks:
+            return False
+        unwalked, those = self._shared.unwalked, f"up to {self.bucket.tokens} sequences"
+        try:
+            self._walk = self._walk or self._find_walk(stream)
+            self._shared.driver.launch(stream, [self._walk])
+        except CapacityError as error:  # what has no room now may have it at the next run
+            unwalked.setdefault(f"some runs of {those}", first_line(error))
+            return False
+        except Exception as error:  # walked or not, a run gives the same: a remark tells
+            self._walks = False
+            unwalked.setdefault(those, first_line(error))
         return self._walks
 
     def take_back(self, packet: Packet, steps: int, sampled: int, stream: Stream) -> None:

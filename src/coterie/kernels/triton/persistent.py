@@ -39,6 +39,7 @@ from coterie.kernels.triton.tiles import Tiles
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
 FIRST_PHASE = tl.constexpr(16)  # word of a plan: programs that wait look at the line before it
 ALONE = "unit"  # the parameter of kernels that do one unit of work; see arithmetic.along
+TOO_MANY = "too many blocks in cooperative launch"  # CUDA's words, which Triton repeats
 REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
 
@@ -85,7 +86,8 @@ def goes_on(words, state):
     return (tl.load(state + ENDED) == 0) & (tl.load(state + DONE) < integer(words, STEPS))
 
 
-@triton.jit
+# How many phases there are is one word of no use to the compiler, which would else make two kernels of it.
+@triton.jit(do_not_specialize=["count"])
 def walk(rows, plan, count, words, state, stops, scratch, KINDS, STOPS: tl.constexpr, STEP: tl.constexpr):
     """Walk `count` phases and feed back, until a run is over; `plan` begins with the number of arrivals."""
     going = goes_on(words, state)
@@ -136,12 +138,25 @@ class Walk:
         self._args, self._constants = args, constants
         self._launch: Launch | None = None
 
-    def __call__(self) -> object:
-        """Launch on the current stream. Raises what CUDA says where not all programs have room at once."""
-        if self._launch is None:
-            programs = self._multiprocessors * _programs(self.compile(), self._tiles)
-            self._launch = Launch(walk, (programs,), self._args, self._constants)
-        return self._launch()
+    def __call__(self) -> None:
+        """Launch on the current stream; the first time with fewer programs if CUDA says that not all have room at once.
+
+        Never fewer later: arrivals are counted on from launch to launch, and the count tells meetings apart by how many
+        programs there are. Raises what CUDA says of one program a multiprocessor, or of anything else.
+        """
+        if self._launch is not None:
+            self._launch()
+            return
+        for programs in range(_programs(self.compile(), self._tiles), 0, -1):
+            launch = Launch(walk, (self._multiprocessors * programs,), self._args, self._constants)
+            try:
+                launch()
+            except RuntimeError as error:
+                if TOO_MANY not in str(error) or programs == 1:
+                    raise
+            else:
+                self._launch = launch
+                return
 
     def compile(self) -> Any:
         """What the compiler makes of it for the current GPU; None where it is interpreted."""
