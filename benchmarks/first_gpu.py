@@ -2,10 +2,12 @@
 
     correct    the driver, stored values and every promise of a device, beside the CPU's
     measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
-               what a model of it says about these; last, transformers beside decode, prefill and switch
+               what a model of it says about these; then transformers beside decode, prefill and switch
+    last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
-NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part.
+NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part, cache/ what
+compilers keep for the parts and sessions that follow.
 
     python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
 
@@ -30,8 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COTERIE = (str(Path(sys.executable).with_name("coterie")),)
 NO_GPU = "none for "
 MINUTES, INFO_S = 10.0, 60.0
+COMPILE_S = 240.0  # the limit of what compiles long: whole models, or a run in one launch, 10 to 40 s for each bucket
 LEAST_S = 5.0  # a part that has less than this left is not begun
 GRACE_S = 3.0  # from the request to end to the end of asking
+STUCK_S = 60  # a test that takes longer shows what each of its threads does: compiles, or waits for the GPU
+STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
@@ -65,28 +70,28 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     decode = ("bench", "decode", *on, "--context", "512")
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
+    measured = {"decode": decode, "prefill": prefill, "switch": switch}
     few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
     ours = {
-        "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 60),
-        "decode": (decode, 75),
-        "prefill": (prefill, 75),
-        "switch": ((*switch, "--trace", str(trace)), 90),
-        "fusion": (("bench", "fusion", "--device", device), 120),  # it compiles all kernels as one: some 30 s
-        "coe": (("bench", "coe", *on, *few), 150),
-        "trace": (("trace", str(trace)), 30),
-        "calibrate": (calibrate, 90),
-        "validate": (("validate", "--results", str(folder), "--rows"), 60),
-        "decode-peers": ((*decode, *peer), 120),
-        "prefill-peers": ((*prefill, *peer), 120),
-        "switch-peers": ((*switch, *peer), 120),
+        "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
+        "decode": (decode, 60),
+        "prefill": (prefill, 60),
+        "switch": ((*switch, "--trace", str(trace)), 60),
+        "fusion": (("bench", "fusion", *on), 60),
+        "coe": (("bench", "coe", *on, *few), 90),
+        "trace": (("trace", str(trace)), 15),
+        "calibrate": (calibrate, 60),
+        "validate": (("validate", "--results", str(folder), "--rows"), 30),
+        **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
     }
-    tests = (sys.executable, "-m", "pytest", "-q", "--rootdir", str(ROOT), *TESTS, "-k")
-    # Programs that wait for each other may hang a GPU where other kernels are only wrong: they are tested last.
+    walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
+    tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT), *TESTS, "-k")
     return (
-        Part("tests", (*tests, "gpu and not persistent"), 150),
+        Part("tests", (*tests, "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
-        Part("tests-persistent", (*tests, "gpu-persistent"), 150),
+        Part("tests-persistent", (*tests, "gpu-persistent"), COMPILE_S),
+        Part("fusion-persistent", (*coterie, *walked), COMPILE_S),
     )
 
 
@@ -113,7 +118,7 @@ def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
     # A folder for what it writes meanwhile: experts of many gigabytes are gone even where it could not remove them.
     with TemporaryDirectory(prefix="coterie-first-gpu-", ignore_cleanup_errors=True) as room, text.open("wb") as log:
         try:
-            status = _wait(part.command, log.fileno(), limit_s, {**ENVIRONMENT, "TMPDIR": room})
+            status = _wait(part.command, log.fileno(), limit_s, {**ENVIRONMENT, **_caches(folder), "TMPDIR": room})
         except OSError as error:
             status = f"cannot be started: {error.strerror}"
     printed = text.read_text(encoding="utf-8", errors="replace")
@@ -126,8 +131,14 @@ def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
     return Outcome(part.name, status, monotonic() - start, found is not None, " ".join(part.command))
 
 
+def _caches(folder: Path) -> dict[str, str]:
+    """Where compilers keep what they made: not in a part's own folder, or the next would compile all of it again."""
+    names = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    return {variable: str(folder / "cache" / name) for variable, name in names.items()}
+
+
 def _wait(command: Sequence[str], log: int, limit_s: float, environment: Mapping[str, str]) -> str:
-    """Its end in words. All processes that it started are gone afterwards."""
+    """Its end in words. All processes that it started are gone afterwards, or the words say that they are not."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -138,15 +149,17 @@ def _wait(command: Sequence[str], log: int, limit_s: float, environment: Mapping
     )
     try:
         code = child.wait(limit_s)
-        return "ok" if code == 0 else f"failed with status {code}"
+        status = "ok" if code == 0 else f"failed with status {code}"
     except subprocess.TimeoutExpired:
-        return f"stopped after its {limit_s:.0f} s"
-    finally:
+        status = f"stopped after its {limit_s:.0f} s"
+    except BaseException:
         _end(child)
+        raise
+    return status if _end(child) else f"{status}: it could not be ended, and may still hold the GPU"
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ask the group that the child leads to end, then end it."""
+def _end(child: subprocess.Popen[bytes]) -> bool:
+    """Ask the group that the child leads to end, then end it; False where the child is still there."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, how)
@@ -155,7 +168,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             break
         except subprocess.TimeoutExpired:
             continue
-    child.wait()
+    try:
+        child.wait(GRACE_S)  # the system keeps who waits in a driver, whatever signal was sent
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _results(printed: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_later_ones(
     result = json.dumps({"bench": "decode", "mbu": 0.5})
     (tmp_path / "fails.json").write_text("of an earlier session")
     heard: list[str] = []
+    with_caches = "import os; print(os.environ['TORCHINDUCTOR_CACHE_DIR'], os.environ['TRITON_CACHE_DIR'])"
     chosen = (
         Part("gives", code(f"import sys; print('a table'); print('{result}'); print('{{no', file=sys.stderr)"), 20),
         Part("fails", code("raise SystemExit('coterie: the GPU no longer answers')"), 20),
@@ -76,15 +78,17 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_later_ones(
         Part(
             "comes last", code("import os; print(os.environ['TRITON_INTERPRET'], os.environ['COTERIE_TEST_GPU'])"), 20
         ),
+        Part("keeps", code(with_caches), 20),
     )
     outcomes = run_parts(chosen, tmp_path, 60, heard.append)
     assert [outcome.status.split(";")[0] for outcome in outcomes] == [
-        "ok", "failed with status 1", "stopped after its 2 s", "cannot be started: No such file or directory", "ok",
+        "ok", "failed with status 1", "stopped after its 2 s", "cannot be started: No such file or directory",
+        "ok", "ok",
     ]  # fmt: skip
     assert outcomes[1].status.endswith("fails.txt ends with: coterie: the GPU no longer answers")
     assert "a table" in (tmp_path / "gives.txt").read_text()
     assert json.loads((tmp_path / "gives.json").read_text()) == json.loads(result)
-    assert [outcome.result for outcome in outcomes] == [True, False, False, False, False]
+    assert [outcome.result for outcome in outcomes] == [True, False, False, False, False, False]
     assert not (tmp_path / "fails.json").exists()
     assert (tmp_path / "comes last.txt").read_text().split() == ["0", "1"]
     folder, pid = (tmp_path / "hangs.txt").read_text().split()
@@ -92,7 +96,9 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_later_ones(
     assert not alive(int(pid))
     lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == [part.name for part in chosen]
-    assert len(heard) == 5
+    assert len(heard) == 6
+    caches = (tmp_path / "keeps.txt").read_text().split()
+    assert caches == [str(tmp_path / "cache" / name) for name in ("inductor", "triton")]  # later parts find them
 
 
 def alive(pid: int) -> bool:
@@ -106,6 +112,20 @@ def alive(pid: int) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # it is left behind on purpose
+def test_what_cannot_be_ended_is_left_behind_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that waits in a driver: no signal reaches it."""
+    led: list[int] = []
+    monkeypatch.setattr(first_gpu, "GRACE_S", 0.1)
+    monkeypatch.setattr(first_gpu.os, "killpg", lambda group, how: led.append(group))
+    chosen = (Part("stays", code("import time; time.sleep(600)"), 0.5), Part("follows", code("print(1)"), 20))
+    outcomes = run_parts(chosen, tmp_path, 60, lambda line: None)
+    monkeypatch.undo()
+    os.killpg(led[0], signal.SIGKILL)
+    assert outcomes[0].status.startswith("stopped after its 0 s: it could not be ended, and may still hold the GPU")
+    assert outcomes[1].status == "ok"
 
 
 def test_what_has_no_time_left_is_not_begun(tmp_path: Path) -> None:
@@ -124,7 +144,12 @@ def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: 
     order = ["decode", "prefill", "switch", "fusion", "coe", "trace", "calibrate", "validate"]
     assert [name for name in names if name in order] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
-    assert all(0 < part.limit_s <= 150 for part in every)
+    assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
+    walks = [part.name for part in every if "fused/persistent" in part.command or "gpu-persistent" in part.command]
+    assert walks == names[-2:]
+    peers = next(number for number, name in enumerate(names) if name.endswith("-peers"))
+    assert sum(part.limit_s for part in every[:peers]) <= 60 * first_gpu.MINUTES
+    assert all(0 < part.limit_s <= 240 for part in every)
 
 
 @pytest.mark.long
@@ -137,7 +162,17 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
     status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
     shown = capsys.readouterr().out
     assert status == 0, shown
-    for name in ("decode", "prefill", "switch", "fusion", "coe", "decode-peers", "prefill-peers", "switch-peers"):
+    for name in (
+        "decode",
+        "prefill",
+        "switch",
+        "fusion",
+        "fusion-persistent",
+        "coe",
+        "decode-peers",
+        "prefill-peers",
+        "switch-peers",
+    ):
         assert json.loads((out / f"{name}.json").read_text())["workload"]["gpu"] == "lazy (no CUDA)"
     assert "this GPU: decode" in (out / "validate.txt").read_text()
     assert "dram->hbm" in (out / "trace.txt").read_text()
