@@ -26,7 +26,7 @@ from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, SHAPE, our_token
 from tests.system.test_cuda import Gpu as LazyGpu
 from tests.system.test_cuda import bench, lazy, run, shape
 
-from coterie.bench import gpu_peers
+from coterie.bench import gpu_peers, gpu_switch_peers
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload
 from coterie.bench.experts import random_experts
@@ -36,6 +36,7 @@ from coterie.bench.peers.best import Work, prepared_peer
 from coterie.bench.peers.host_module import ALIGN, HostModule
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import FILE, HOST, Transformers
+from coterie.bench.report import Effort
 from coterie.bench.step import prompt_ids
 from coterie.core.errors import CapacityError
 from coterie.devices.cuda_machine import HBM_SHARE
@@ -181,6 +182,87 @@ def test_the_fastest_attention_that_works_stays_open(model: Model, monkeypatch: 
     assert settings.attention == "eager"
     assert session.prefill([1, 2]) == session.prefill([1, 2])
     session.close()
+
+
+def broken_in(peer: Transformers, attention: str) -> list[weakref.ref]:
+    """Its weights on the device, of every model that it opens; prompts fail with one attention."""
+    weights: list[weakref.ref] = []
+    load_one = peer._load
+
+    def load(path: Path, settings: Settings) -> object:
+        module = load_one(path, settings)
+        weights.append(weakref.ref(next(module.parameters())))
+        if settings.attention == attention:
+            module.forward = broken()
+        return module
+
+    peer._load = load
+    return weights
+
+
+def test_an_attention_that_fails_or_loses_leaves_no_model_in_memory(model: Model) -> None:
+    work = Work(lambda one: one.prefill([1, 2]))
+    for attention in ("sdpa", "eager", "none of them"):
+        peer = Transformers("cpu")
+        weights = broken_in(peer, attention)
+        with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+            _, session = gpu_peers.fastest(peer, prepared["bfloat16"], 8, work)
+        assert sum(weight() is not None for weight in weights) == 1
+        session.close()
+
+
+def test_what_compiles_tries_another_attention_only_where_the_first_fails(model: Model, dynamo: None) -> None:
+    for attention, tried in (("none of them", 1), ("sdpa", 2)):
+        peer = Transformers("cpu", "decode")
+        weights = broken_in(peer, attention)
+        work = Work(lambda one: one.decode(2), lambda one: one.prefill([1, 2]))
+        with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+            _, session = gpu_peers.fastest(peer, prepared["bfloat16"], 8, work)
+        assert len(weights) == tried
+        session.close()
+        assert peer._compiled_open == 0
+
+
+def test_a_cuda_graph_that_the_compiler_gave_up_on_is_said(
+    shape: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skips = count(0, 3)
+    monkeypatch.setattr(Transformers, "graph_skips", property(lambda self: next(skips)))
+    got = bench("prefill", "--shape", shape, "--prompt", 3, *PEER)
+    ways = got["peers"]["transformers"]["ways"]
+    assert ways["transformers compiled"]["cuda_graph_skips"] == 3
+    assert "cuda_graph_skips" not in ways["transformers"]
+    assert sum("gave up on 3 CUDA graphs" in note for note in got["notes"]) == 1
+
+
+def test_two_models_of_which_one_does_not_open_are_both_gone(
+    shape: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held open, and held open compiled; the other ways open one at a time."""
+    held: list[Transformers] = []
+    open_one = Transformers.open
+
+    def no_second(self: Transformers, path: Path, settings: Settings, max_tokens: int) -> Session:
+        if self.compiles and self._compiled_open:
+            held.append(self)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return open_one(self, path, settings, max_tokens)
+
+    monkeypatch.setattr(Transformers, "open", no_second)
+    row = bench("switch", "--shape", shape, "--prompt", 3, "--experts", 2, *PEER)["peers"]["transformers"]
+    assert [name for name, way in row["ways"].items() if "failed" in way] == ["held open, compiled"]
+    assert [peer._compiled_open for peer in held] == [0]
+
+
+def test_a_compiled_model_is_recorded_and_replayed_before_it_is_measured() -> None:
+    turns: list[int] = []
+    gpu_switch_peers._Rounds(Effort(1, 0.0)).take(
+        lambda turn: turns.append(-1) or 1.0,
+        {"held open": lambda turn: turns.append(turn) or 1.0},
+        gpu_switch_peers.HELD_TURNS,
+    )
+    warm = turns[: turns.index(-1)]
+    assert warm[:6] == list(range(6))  # run, recorded, replayed: of each of two models
 
 
 def test_decode_and_prefill_show_the_best_way_and_hold_each(shape: Path, dynamo: None) -> None:

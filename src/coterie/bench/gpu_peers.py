@@ -20,7 +20,7 @@ from rich.table import Table
 
 from coterie.bench.peers.beside import Beside, add_peer_rows, peer_row
 from coterie.bench.peers.best import PEERS, Chosen, Work, prepared_peer, seconds_of, trial_of
-from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import FILE, Phase, Transformers
 from coterie.core.errors import UsageError
 from coterie.models.model import Model
@@ -31,10 +31,14 @@ NAME = "transformers"
 
 @dataclass(frozen=True, slots=True)
 class OnGpu:
-    """Ways that are open and measured, and those that are not, with a sentence each."""
+    """Ways that are open and measured, and those that are not, with a sentence each.
+
+    `graph_skips` of those that are compiled: how often the compiler gave up on a CUDA graph.
+    """
 
     open: tuple[Beside, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    graph_skips: Mapping[str, int] = field(default_factory=dict)
 
     def ways(self, timed: Callable[[Session], float]) -> dict[str, Callable[[], float]]:
         """What to interleave: name -> runs once and returns seconds."""
@@ -50,36 +54,41 @@ def check_peers(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def engines(names: Sequence[str], device: str, phase: Phase) -> tuple[Peer, ...]:
+def engines(names: Sequence[str], device: str, phase: Phase) -> tuple[Transformers, ...]:
     """Both ways of each peer on torch's `device`. Raises UsageError for an unknown name or a missing extra."""
     return (Transformers(device), Transformers(device, phase)) if check_peers(names) else ()
 
 
 def open_on_gpu(
-    stack: ExitStack, peers: Sequence[Peer], model: Model, weights: str, max_tokens: int, work: Work
+    stack: ExitStack, peers: Sequence[Transformers], model: Model, weights: str, max_tokens: int, work: Work
 ) -> OnGpu:
     """Each way with the attention that is fastest for the work, open until the stack closes."""
     opened: list[Beside] = []
     failed: dict[str, str] = {}
+    skips: dict[str, int] = {}
     for peer in peers:
         prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, weights))
         if not prepared:
             failed[peer.name] = f"it has no {weights} weights of its own"
         for precision, path in prepared.items():
+            before = peer.graph_skips
             try:
                 settings, session = fastest(peer, path, max_tokens, work)
             except Exception as error:  # whatever another engine fails with, our own figures are still wanted
                 failed[peer.name] = sentence(error)
                 continue
+            if peer.compiles:
+                skips[peer.name] = peer.graph_skips - before
             stack.callback(session.close)
             opened.append(Beside(peer.name, Chosen(peer, precision, settings, path), session, same=True))
-    return OnGpu(tuple(opened), failed)
+    return OnGpu(tuple(opened), failed, skips)
 
 
-def fastest(peer: Peer, path: Path, max_tokens: int, work: Work) -> tuple[Settings, Session]:
+def fastest(peer: Transformers, path: Path, max_tokens: int, work: Work) -> tuple[Settings, Session]:
     """The setting that is fastest among those that work, left open, so that what was compiled is compiled once.
 
-    Raises what the first of them failed with when none works.
+    What compiles is not tried further once one works: each takes minutes. Raises what the first of them failed with
+    when none works. What was closed or failed holds no memory afterwards.
     """
     best: tuple[float, Settings, Session] | None = None
     failure: Exception | None = None
@@ -87,23 +96,39 @@ def fastest(peer: Peer, path: Path, max_tokens: int, work: Work) -> tuple[Settin
         try:
             session = peer.open(path, settings, max_tokens)
         except Exception as error:  # an attention that is not there
-            failure = failure or error
+            failure = failure or _forgetful(error)
+            peer.forget()
             continue
         try:
             took = trial_of(session, work)
         except Exception as error:  # a compiler that is not there, memory that does not suffice
-            failure = failure or error
+            failure = failure or _forgetful(error)
             session.close()
+            del session
+            peer.forget()
             continue
-        if best is not None and best[0] <= took:
+        if best is None or took < best[0]:
+            if best is not None:
+                best[2].close()
+            best = took, settings, session
+        else:
             session.close()
-            continue
-        if best is not None:
-            best[2].close()
-        best = took, settings, session
+        del session
+        peer.forget()
+        if peer.compiles:
+            break
     if best is None:
         raise failure or RuntimeError(f"{peer.name} has no setting to try")
     return best[1:]
+
+
+def _forgetful(error: Exception) -> Exception:
+    """The error without the frames that it passed, which hold a model."""
+    before: BaseException | None = error
+    while before is not None:
+        before.__traceback__ = None
+        before = before.__cause__ or before.__context__
+    return error
 
 
 def sentence(error: Exception) -> str:
@@ -126,6 +151,8 @@ def synchronized(session: Session, work: Callable[[Session], object]) -> float:
 def peer_rows(samples: Mapping[str, list[float]], ours: str, found: OnGpu, tokens: int = 1) -> dict[str, Any]:
     """The fastest way's row under the peer's name, with all `ways`; only `ways` where none could run."""
     rows = {other.name: peer_row(samples, ours, other, tokens) for other in found.open}
+    for name, skips in found.graph_skips.items():
+        rows[name]["cuda_graph_skips"] = skips
     if not rows and not found.failed:
         return {}
     ways = {**rows, **{name: {"failed": why} for name, why in found.failed.items()}}
@@ -148,5 +175,11 @@ def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 lines.append(f"{name} did not run: {way['failed']}")
             else:
                 rate = f"{way['tokens_per_s']:.1f} tokens/s, {way['ratio']:.2f} x our time"
-                lines.append(f"{name}: {rate}; {way['precision']}, {way['settings']}")
+                lines.append(f"{name}: {rate}; {way['precision']}, {way['settings']}{graphs(way)}")
     return lines
+
+
+def graphs(way: Mapping[str, Any]) -> str:
+    """What is to be said of a way that was to run as CUDA graphs, and did not."""
+    skips = way.get("cuda_graph_skips")
+    return f"; its compiler gave up on {skips} CUDA graphs, so it is not at its best" if skips else ""

@@ -78,6 +78,7 @@ def switch(
             remarks = made.remarks
         finally:
             made.close()
+        del sticks, parts, made  # what they hold of HBM, the peers' models need
         beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
     workload = {"shape": shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt, "gpu": gpu.name}
     results = _results(rounds, size) | {"peers": beside}

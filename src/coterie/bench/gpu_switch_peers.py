@@ -21,9 +21,9 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.gpu_peers import NAME, fastest, sentence, synchronized
+from coterie.bench.gpu_peers import NAME, fastest, graphs, sentence, synchronized
 from coterie.bench.peers.best import Work, prepared_peer, seconds_of
-from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
@@ -34,8 +34,10 @@ from coterie.devices.gpu import Gpu
 from coterie.engine.assembly import plan, warm_up, wire
 from coterie.models.model import Model
 
+WARM_TURNS = 2
+HELD_TURNS = 6  # a compiled model runs, is recorded as a graph, and is replayed: three turns, of each of two
 WARM_PROMPT = 1  # a switch between models in HBM is not to be hidden by a long prompt
-COLD, WARM = "cold", "warm"
+COLD, WARM, OURS = "cold", "warm", "coterie"
 DISK, PAGES, HELD, HELD_COMPILED = "disk", "page cache", "held open", "held open, compiled"
 # Each way of theirs, what it is called in the JSON, and which of ours it is held against.
 AGAINST: Mapping[str, str] = {DISK: COLD, PAGES: COLD, HOST: COLD, HELD: WARM, HELD_COMPILED: WARM}
@@ -53,45 +55,52 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
     plain, compiled = Transformers(gpu.torch_device), Transformers(gpu.torch_device, "prefill")
     with ExitStack() as stack:
         stack.callback(plain.forget)
-        ours = {
-            COLD: _Ours(stack, models, 1, prompt_tokens, gpu).asked(prompt_tokens),
-            WARM: _Ours(stack, models, 2, prompt_tokens, gpu).asked(WARM_PROMPT),
-        }
         paths = tuple(
             stack.enter_context(prepared_peer(plain, model.checkpoint.path, "bf16"))["bfloat16"] for model in models
         )
-        rounds = _Rounds(ours, effort)
+        rounds = _Rounds(effort)
         settings = _settings(plain, paths[0], Work(lambda session: session.prefill(prompt)), len(prompt) + 1)
         if isinstance(settings, str):
             return {NAME: {"ways": {way: {"failed": settings} for way in AGAINST}}}
         other = _Theirs(plain, settings, paths, prompt)
-        rounds.take({DISK: other.from_disk, PAGES: other.from_pages, HOST: other.from_host})
+        # One of these after the other: what is open takes HBM that the next needs.
+        with ExitStack() as open_now:
+            cold = _Ours(open_now, models, 1, prompt_tokens, gpu).asked(prompt_tokens)
+            rounds.take(cold, {DISK: other.from_disk, PAGES: other.from_pages, HOST: other.from_host})
+        plain.forget()
         # Only now: a file that a session has mapped cannot be dropped from the page cache.
-        rounds.take({HELD: partial(other.held, stack, plain), HELD_COMPILED: partial(other.held, stack, compiled)})
+        warm = _Ours(stack, models, 2, prompt_tokens, gpu).asked(WARM_PROMPT)
+        for name, peer in ((HELD, plain), (HELD_COMPILED, compiled)):
+            with ExitStack() as open_now:
+                before = peer.graph_skips
+                rounds.take(warm, {name: partial(other.held, open_now, peer)}, HELD_TURNS)
+                if peer.compiles and "failed" not in rounds.rows[name]:
+                    rounds.rows[name]["cuda_graph_skips"] = peer.graph_skips - before
+            peer.forget()
     return {NAME: {"settings": str(settings), "ways": rounds.rows}}
 
 
 class _Rounds:
     """Ours and theirs in turn; what cannot run is left out with a sentence."""
 
-    def __init__(self, ours: Mapping[str, Way], effort: Effort) -> None:
-        self._ours, self._effort = ours, effort
+    def __init__(self, effort: Effort) -> None:
+        self._effort = effort
         self.rows: dict[str, dict[str, Any]] = {}
 
-    def take(self, ways: Mapping[str, Way]) -> None:
-        """Each way twice, to see whether it works; then those that do, in the same rounds."""
+    def take(self, ours: Way, ways: Mapping[str, Way], warm_turns: int = WARM_TURNS) -> None:
+        """Some turns of each way, to see whether it works; then those that do, in the same rounds."""
         working: dict[str, Callable[[], float]] = {}
         for name, way in ways.items():
             try:
-                way(0), way(1)
+                for turn in range(warm_turns):
+                    way(turn)
             except Exception as error:  # whatever another engine fails with, the other ways are still wanted
                 self.rows[name] = {"failed": sentence(error)}
             else:
                 working[name] = _turns(way)
         if working:
-            mine = {name: _turns(self._ours[name]) for name in {AGAINST[name] for name in working}}
-            samples = interleave({**mine, **working}, self._effort)
-            self.rows |= {name: _row(samples[name], samples[AGAINST[name]]) for name in working}
+            samples = interleave({OURS: _turns(ours), **working}, self._effort)
+            self.rows |= {name: _row(samples[name], samples[OURS]) for name in working}
 
 
 def _row(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
@@ -151,10 +160,11 @@ class _Theirs:
     def held(self, stack: ExitStack, peer: Transformers, turn: int) -> float:
         """Both models open on the GPU until the stack closes: a short prompt on the one that was not used last."""
         if peer.name not in self.sessions:
-            opened = tuple(peer.open(path, self.settings, len(self.prompt) + 1) for path in self.paths)
-            for session in opened:
-                stack.callback(session.close)
-            self.sessions[peer.name] = opened
+            opened = []
+            for path in self.paths:
+                opened.append(peer.open(path, self.settings, len(self.prompt) + 1))
+                stack.callback(opened[-1].close)
+            self.sessions[peer.name] = tuple(opened)
         session = self.sessions[peer.name][turn % len(self.paths)]
         return synchronized(session, lambda one: one.prefill(self.prompt[:WARM_PROMPT]))
 
@@ -172,7 +182,7 @@ class _Theirs:
                 session.close()
 
 
-def _settings(peer: Peer, path: Path, work: Work, max_tokens: int) -> Settings | str:
+def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Settings | str:
     """With the attention that prefills fastest, or why none does."""
     try:
         settings, session = fastest(peer, path, max_tokens, work)
@@ -210,5 +220,5 @@ def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 lines.append(f"{name}, {way}: did not run: {at['failed']}")
             else:
                 times = f"{format_seconds(at['seconds'])}, ours {format_seconds(at['ours_s'])}"
-                lines.append(f"{name}, {way}: {times}, ratio {at['ratio']:.2f}")
+                lines.append(f"{name}, {way}: {times}, ratio {at['ratio']:.2f}{graphs(at)}")
     return lines

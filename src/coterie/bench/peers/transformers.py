@@ -8,6 +8,7 @@ Knows nothing about what is measured.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ _PRECISIONS = {"bf16": ("bfloat16", "float32")}
 _GPU_PRECISIONS = {"bf16": ("bfloat16",)}
 _FLASH = "flash_attention_2"
 
+CACHE_MULTIPLE = 64  # tokens; a fixed cache of an odd length has rows that no kernel reads 16 bytes at a time
 BACKEND = "inductor"  # of torch.compile: on a GPU, Triton kernels in CUDA graphs
 
 Phase = Literal["prefill", "decode"]
@@ -53,6 +55,17 @@ class Transformers:
     def name(self) -> str:
         """What people call it."""
         return "transformers compiled" if self._compiled is not None else "transformers"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a first pass takes as long as a compiler needs for a whole model."""
+        return self._compiled is not None
+
+    @property
+    def graph_skips(self) -> int:
+        """How often this process's compiler has given up on a CUDA graph."""
+        counters = importlib.import_module("torch._dynamo.utils").counters
+        return int(counters["inductor"]["cudagraph_skips"])
 
     def precisions(self, weights: str) -> tuple[str, ...]:
         """Types of torch; it has no whole-number formats of its own."""
@@ -101,12 +114,16 @@ class Transformers:
         return CompiledSession(where, forwards, cache, self._closed)
 
     def forget(self) -> None:
-        """Give back what waits in host memory."""
+        """Give back what waits in host memory, and what torch keeps of closed models on the GPU."""
         self._kept.clear()
+        gc.collect()  # modules and what was compiled of them hold each other
+        if self._device.startswith("cuda"):
+            self._torch.cuda.empty_cache()
 
     def _fixed_cache(self, model: Any, max_tokens: int) -> Any:
         """Made before anything is traced: what is made in a traced pass has no fixed address, and gets no graph."""
-        cache, config = self._transformers.StaticCache(config=model.config, max_cache_len=max_tokens), model.config
+        room, config = -(-max_tokens // CACHE_MULTIPLE) * CACHE_MULTIPLE, model.config
+        cache = self._transformers.StaticCache(config=config, max_cache_len=room)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         sizes = {"batch_size": 1, "num_heads": config.num_key_value_heads, "head_dim": width}
         cache.early_initialization(**sizes, dtype=model.dtype, device=self._device)
