@@ -130,6 +130,9 @@ class Echo:
             prefill=lambda ids: 1, decode=lambda count: [1] * count, close=lambda: closed.append(name)
         )
 
+    def reserve(self, prepared, settings):
+        pass
+
     def forget(self):
         pass
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +21,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'coterie[peers]'")
 
 import torch
+from tests.device.lazy_gpu import LazyDriver
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, SHAPE, our_tokens
 from tests.system.test_cuda import Gpu as LazyGpu
 from tests.system.test_cuda import bench, lazy, run, shape
@@ -33,7 +33,7 @@ from coterie.bench.experts import random_experts
 from coterie.bench.gpu_coe import choose_sizes
 from coterie.bench.peers import transformers as peer_file
 from coterie.bench.peers.best import Work, prepared_peer
-from coterie.bench.peers.host_module import ALIGN, HostModule
+from coterie.bench.peers.host_module import ALIGN, HostModule, HostRoom, room_bytes
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import FILE, HOST, Transformers
 from coterie.bench.report import Effort
@@ -59,6 +59,12 @@ def model() -> Iterator[Model]:
 def dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.compile traces, run op by op: the same calls in a second, without a compiler."""
     monkeypatch.setattr(peer_file, "BACKEND", "eager")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is traced either: for what is done with a compiled model, whoever compiles it."""
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
 def opened(peer: Transformers, model: Model, stack: Path, load: str = FILE) -> Session:
@@ -144,24 +150,38 @@ def test_a_module_that_waits_in_host_memory_is_moved_there_and_back(model: Model
     again.close()
 
 
-@pytest.mark.parametrize("answer", [0, 2])
-def test_host_memory_is_pinned_once_and_given_back(answer: int) -> None:
-    """CUDA's calls are counted, not made; what does not pin works unpinned."""
-    calls: list[tuple[str, int]] = []
-    runtime = SimpleNamespace(
-        cudaHostRegister=lambda address, size, flags: calls.append(("pin", size)) or answer,
-        cudaHostUnregister=lambda address: calls.append(("unpin", address)),
-    )
-    fake = SimpleNamespace(
-        empty=torch.empty, uint8=torch.uint8, cuda=SimpleNamespace(cudart=lambda: runtime), empty_like=torch.empty_like
-    )
-    kept = HostModule(fake, torch.nn.Linear(3, 5), "cuda:0")
-    assert calls == [("pin", 2 * ALIGN)]
-    assert kept.is_pinned == (answer == 0)
-    address = kept._held[0][1].data_ptr()
+@pytest.mark.parametrize("limit_bytes", [None, 0])
+def test_host_memory_is_pinned_once_and_given_back(limit_bytes: int | None) -> None:
+    """By a driver that counts; what does not pin works unpinned."""
+    driver, linear = LazyDriver(), torch.nn.Linear(3, 5)
+    driver.pin_limit_bytes = limit_bytes
+    kept = HostModule(torch, linear, "cpu", HostRoom(room_bytes(linear), driver))
+    assert kept.room.is_pinned == (limit_bytes is None)
+    assert driver.pinned_bytes == (2 * ALIGN if limit_bytes is None else 0)
+    kept.move()
+    assert linear(torch.ones(3)).shape == (5,)
     del kept
     gc.collect()
-    assert calls[1:] == ([] if answer else [("unpin", address)])
+    assert driver.pinned_bytes == 0
+
+
+def test_host_memory_is_pinned_before_the_first_open(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, peer = LazyDriver(), Transformers("cpu")
+    monkeypatch.setattr(peer, "_driver", lambda: driver)
+    path = peer.prepare(model.checkpoint.path, tmp_path, "float32")
+    settings = Settings(1, HOST, "sdpa")
+    peer.reserve([path], replace(settings, load=FILE))
+    assert driver.pinned_bytes == 0
+    peer.reserve([path], settings)
+    reserved = driver.pinned_bytes
+    assert reserved > model.layout.size_bytes
+    peer.open(path, settings, 8).close()
+    assert driver.pinned_bytes == reserved
+    assert peer.pins
+    peer.forget()
+    assert driver.pinned_bytes == 0
 
 
 def test_the_fastest_attention_that_works_stays_open(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +231,7 @@ def test_an_attention_that_fails_or_loses_leaves_no_model_in_memory(model: Model
         session.close()
 
 
-def test_what_compiles_tries_another_attention_only_where_the_first_fails(model: Model, dynamo: None) -> None:
+def test_what_compiles_tries_another_attention_only_where_the_first_fails(model: Model, uncompiled: None) -> None:
     for attention, tried in (("none of them", 1), ("sdpa", 2)):
         peer = Transformers("cpu", "decode")
         weights = broken_in(peer, attention)
@@ -223,20 +243,8 @@ def test_what_compiles_tries_another_attention_only_where_the_first_fails(model:
         assert peer._compiled_open == 0
 
 
-def test_a_cuda_graph_that_the_compiler_gave_up_on_is_said(
-    shape: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    skips = count(0, 3)
-    monkeypatch.setattr(Transformers, "graph_skips", property(lambda self: next(skips)))
-    got = bench("prefill", "--shape", shape, "--prompt", 3, *PEER)
-    ways = got["peers"]["transformers"]["ways"]
-    assert ways["transformers compiled"]["cuda_graph_skips"] == 3
-    assert "cuda_graph_skips" not in ways["transformers"]
-    assert sum("gave up on 3 CUDA graphs" in note for note in got["notes"]) == 1
-
-
 def test_two_models_of_which_one_does_not_open_are_both_gone(
-    shape: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch
+    shape: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held open, and held open compiled; the other ways open one at a time."""
     held: list[Transformers] = []
@@ -265,7 +273,11 @@ def test_a_compiled_model_is_recorded_and_replayed_before_it_is_measured() -> No
     assert warm[:6] == list(range(6))  # run, recorded, replayed: of each of two models
 
 
-def test_decode_and_prefill_show_the_best_way_and_hold_each(shape: Path, dynamo: None) -> None:
+def test_decode_and_prefill_show_the_best_way_and_hold_each(
+    shape: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skips = count(0, 3)  # CUDA graphs that the compiler gave up on, each time that somebody asks
+    monkeypatch.setattr(Transformers, "graph_skips", property(lambda self: next(skips)))
     for words, tokens in ((("decode", "--context", 7, "--batch", 2), 1), (("prefill", "--prompt", 9), 9)):
         got = bench(*words, "--shape", shape, *PEER)
         row = got["peers"]["transformers"]
@@ -277,11 +289,17 @@ def test_decode_and_prefill_show_the_best_way_and_hold_each(shape: Path, dynamo:
             assert way["settings"].split(", ")[1] == FILE
             ours_s = got["seconds_per_token"] if tokens == 1 else got["seconds"]
             assert tokens / way["tokens_per_s"] == pytest.approx(way["ratio"] * ours_s, rel=0.9)
+        assert row["ways"]["transformers compiled"]["cuda_graph_skips"] == 3
+        assert "cuda_graph_skips" not in row["ways"]["transformers"]
         assert sum("transformers" in note for note in got["notes"]) == 2
+        assert sum("gave up on 3 CUDA graphs" in note for note in got["notes"]) == 1
 
 
-def test_a_switch_is_held_against_every_way_to_another_model(shape: Path, dynamo: None) -> None:
-    row = bench("switch", "--shape", shape, "--prompt", 5, "--experts", 2, *PEER)["peers"]["transformers"]
+def test_a_switch_is_held_against_every_way_to_another_model(shape: Path, uncompiled: None) -> None:
+    got = bench("switch", "--shape", shape, "--prompt", 5, "--experts", 2, *PEER)
+    row = got["peers"]["transformers"]
+    assert row["ways"]["host"]["pinned"] is False  # its driver is asked only for a GPU of CUDA's
+    assert [note.startswith("transformers, host") for note in got["notes"] if "not pinned" in note] == [True]
     assert set(row["ways"]) == {"disk", "page cache", "host", "held open", "held open, compiled"}
     for name, way in row["ways"].items():
         low, high = way["ratio_quartiles"]

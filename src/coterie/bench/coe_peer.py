@@ -3,7 +3,9 @@
     request -> open? no: close the least recently used until it fits, open -> prefill -> decode, one sequence at a time
 
 On a CPU what is closed leaves the page cache too, or its bytes would not be in the budget; on a GPU the budget is of
-HBM, and files stay in memory, as our pool does. Conversion and the choice of settings are not timed.
+HBM, and files stay in memory, as our pool does. Conversion, the choice of settings and, as of our pool, the pinning of
+host memory are not timed; the first open of each is, as is our first read of each. From the file, a model comes to a
+GPU through memory that is not pinned.
 Knows nothing about our own engine.
 """
 
@@ -110,6 +112,7 @@ def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, nea
     """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
     held = OpenModels(made, near_bytes, load.prompt_tokens + load.new_tokens)
     try:
+        made.peer.reserve(made.files.values(), made.settings)
         ends, ttfts = _serve(held, load, _prompts(models, load))
     finally:
         held.close()

@@ -67,6 +67,8 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
         with ExitStack() as open_now:
             cold = _Ours(open_now, models, 1, prompt_tokens, gpu).asked(prompt_tokens)
             rounds.take(cold, {DISK: other.from_disk, PAGES: other.from_pages, HOST: other.from_host})
+            if "failed" not in rounds.rows[HOST]:
+                rounds.rows[HOST]["pinned"] = plain.pins
         plain.forget()
         # Only now: a file that a session has mapped cannot be dropped from the page cache.
         warm = _Ours(stack, models, 2, prompt_tokens, gpu).asked(WARM_PROMPT)
@@ -220,5 +222,6 @@ def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 lines.append(f"{name}, {way}: did not run: {at['failed']}")
             else:
                 times = f"{format_seconds(at['seconds'])}, ours {format_seconds(at['ours_s'])}"
-                lines.append(f"{name}, {way}: {times}, ratio {at['ratio']:.2f}{graphs(at)}")
+                pinned = "" if at.get("pinned", True) else "; not pinned"
+                lines.append(f"{name}, {way}: {times}, ratio {at['ratio']:.2f}{graphs(at)}{pinned}")
     return lines

@@ -9,20 +9,35 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+from coterie.devices.cuda_driver import Driver, NoRoomError
+from coterie.devices.host_memory import Slab
+
 ALIGN = 256  # bytes, at which tensors of any type may begin
-PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU. Source: CUDA runtime API, memory management
+
+
+class HostRoom:
+    """Memory of the host, pinned where a GPU's driver does that; `is_pinned` is False where the system refuses."""
+
+    def __init__(self, size_bytes: int, driver: Driver | None) -> None:
+        self.bytes, self.is_pinned = Slab(size_bytes).bytes, False
+        if driver is not None:
+            try:
+                driver.pin(self.bytes)  # torch's own way would round its size up to a power of two
+            except NoRoomError:
+                return
+            self.is_pinned = True
+            weakref.finalize(self, driver.unpin, self.bytes)
 
 
 class HostModule:
     """Weights are read-only, so a copy on the device is dropped, never brought back."""
 
-    def __init__(self, torch: Any, module: Any, device: str) -> None:
-        self._torch, self.module, self._device = torch, module, device
+    def __init__(self, torch: Any, module: Any, device: str, room: HostRoom) -> None:
+        self._torch, self.module, self._device, self.room = torch, module, device, room
         found = list(_tensors(module))
         sizes = [tensor.numel() * tensor.element_size() for tensor in found]
         places = [-(-size // ALIGN) * ALIGN for size in sizes]
-        memory = torch.empty(sum(places), dtype=torch.uint8)
-        self.is_pinned = device.startswith("cuda") and _pin(torch, memory, self)
+        memory = torch.from_numpy(room.bytes)
         self._held: list[tuple[Any, Any]] = []
         start = 0
         for tensor, size, place in zip(found, sizes, places, strict=True):
@@ -45,20 +60,12 @@ class HostModule:
             tensor.data = host
 
 
+def room_bytes(module: Any) -> int:
+    """What its tensors take, each from a place where any type may begin."""
+    return sum(-(-tensor.numel() * tensor.element_size() // ALIGN) * ALIGN for tensor in _tensors(module))
+
+
 def _tensors(module: Any) -> Iterator[Any]:
     """Parameters and buffers, tied ones once."""
     yield from module.parameters()
     yield from module.buffers()
-
-
-def _pin(torch: Any, memory: Any, owner: object) -> bool:
-    """Pin what torch would round up to a power of two; undone with its owner. False where the system refuses."""
-    runtime, address = torch.cuda.cudart(), memory.data_ptr()
-    if int(runtime.cudaHostRegister(address, memory.numel(), PORTABLE)):
-        return False
-    weakref.finalize(owner, _unpin, runtime, memory)
-    return True
-
-
-def _unpin(runtime: Any, memory: Any) -> None:
-    runtime.cudaHostUnregister(memory.data_ptr())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ class LlamaCpp:
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> LlamaSession:
         """Load the file. Raises DeviceError when llama.cpp cannot."""
         return LlamaSession(self._api, prepared, settings, max_tokens)
+
+    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
+        """It keeps nothing."""
 
     def forget(self) -> None:
         """It keeps nothing."""

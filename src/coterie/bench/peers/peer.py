@@ -7,7 +7,7 @@ Knows nothing about any engine in particular.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -72,6 +72,9 @@ class Peer(Protocol):
 
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
         """Load the model with room for `max_tokens` of one sequence. Raises DeviceError when the engine refuses."""
+
+    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
+        """Take the memory in which it will keep closed models, so that opening them does not take it."""
 
     def forget(self) -> None:
         """Give back what it keeps of closed models."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from coterie.bench.peers.host_module import HostModule
+from coterie.bench.peers.host_module import HostModule, HostRoom, room_bytes
 from coterie.bench.peers.peer import Session, Settings, missing_extra
+from coterie.devices.cuda_driver import Driver
+from coterie.devices.gpu import open_driver
 
 FILE, HOST = "safetensors", "host"
 _PRECISIONS = {"bf16": ("bfloat16", "float32")}
@@ -26,6 +28,7 @@ _GPU_PRECISIONS = {"bf16": ("bfloat16",)}
 _FLASH = "flash_attention_2"
 
 CACHE_MULTIPLE = 64  # tokens; a fixed cache of an odd length has rows that no kernel reads 16 bytes at a time
+ROOM_BESIDE_FILE_BYTES = 2**20  # of host memory, for what a module holds that is in no file: a few tables
 BACKEND = "inductor"  # of torch.compile: on a GPU, Triton kernels in CUDA graphs
 
 Phase = Literal["prefill", "decode"]
@@ -49,6 +52,7 @@ class Transformers:
         self._transformers.logging.disable_progress_bar()
         self._on_cpu, self._device, self._compiled = device is None, device or "cpu", compiled
         self._kept: dict[tuple[Path, str], HostModule] = {}
+        self._rooms: list[HostRoom] = []
         self._compiled_open = 0
 
     @property
@@ -100,7 +104,8 @@ class Transformers:
         if settings.load == HOST:
             key = (prepared, settings.attention)
             if key not in self._kept:
-                self._kept[key] = HostModule(self._torch, self._load(prepared, settings), self._device)
+                module = self._load(prepared, settings)
+                self._kept[key] = HostModule(self._torch, module, self._device, self._room(room_bytes(module)))
             self._kept[key].move()
             return TransformersSession(where, self._kept[key].module, self._kept[key].leave)
         model = self._load(prepared, settings).to(self._device)
@@ -113,9 +118,36 @@ class Transformers:
         self._compiled_open += 1
         return CompiledSession(where, forwards, cache, self._closed)
 
+    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
+        """Pin the host memory that these will wait in."""
+        if settings.load == HOST:
+            for path in prepared:
+                size = sum(file.stat().st_size for file in self.files(path))
+                self._rooms.append(HostRoom(size + ROOM_BESIDE_FILE_BYTES, self._driver()))
+
+    @property
+    def pins(self) -> bool:
+        """Whether all that waits in host memory is pinned."""
+        return all(kept.room.is_pinned for kept in self._kept.values())
+
+    def _room(self, size_bytes: int) -> HostRoom:
+        """The smallest of those reserved that is large enough, or a new one."""
+        found = min(
+            (r for r in self._rooms if r.bytes.nbytes >= size_bytes), key=lambda r: r.bytes.nbytes, default=None
+        )
+        if found is None:
+            return HostRoom(size_bytes, self._driver())
+        self._rooms = [room for room in self._rooms if room is not found]
+        return found
+
+    def _driver(self) -> Driver | None:
+        """Of the GPU that it computes on."""
+        return open_driver(self._torch.device(self._device).index or 0) if self._device.startswith("cuda") else None
+
     def forget(self) -> None:
         """Give back what waits in host memory, and what torch keeps of closed models on the GPU."""
         self._kept.clear()
+        self._rooms.clear()
         gc.collect()  # modules and what was compiled of them hold each other
         if self._device.startswith("cuda"):
             self._torch.cuda.empty_cache()
