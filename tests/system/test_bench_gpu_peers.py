@@ -49,6 +49,18 @@ PEER = ("--peer", "transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch says it to its own compiler
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    """Collecting garbage, and torch's threads where others have work too, would take most of the time."""
+    Transformers("cpu")  # its packages are imported
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_peers, "allowed_cpus", lambda: (1, "for a test"))
+        yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     with random_experts(SHAPE, 1) as (made,):
@@ -360,7 +372,7 @@ def test_another_engine_is_no_peer_on_a_gpu(shape: Path) -> None:
 
 
 def coe(*words: object) -> dict:
-    common = ("--requests", 8, "--in-flight", 3, "--mix", "uniform", "--prompt", 4, "--tokens", 3)
+    common = ("--requests", 8, "--in-flight", 3, "--mix", "uniform", "--prompt", 4, "--tokens", 3, "--threads", 1)
     code, text = run("bench", "coe", *map(str, (*words, *common)), "--device", "cuda", "--json")
     assert code == 0, text
     return json.loads(text[text.index('{"machine"') :])
