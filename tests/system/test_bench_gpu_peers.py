@@ -26,7 +26,7 @@ from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, SHAPE, our_token
 from tests.system.test_cuda import Gpu as LazyGpu
 from tests.system.test_cuda import bench, lazy, run, shape
 
-from coterie.bench import gpu_peers, gpu_switch_peers
+from coterie.bench import gpu_peers, gpu_switch, gpu_switch_peers
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload
 from coterie.bench.experts import random_experts
@@ -253,6 +253,15 @@ def test_what_compiles_tries_another_attention_only_where_the_first_fails(model:
         assert len(weights) == tried
         session.close()
         assert peer._compiled_open == 0
+
+
+def test_nothing_of_ours_is_left_in_hbm_when_the_peers_models_come(
+    shape: Path, lazy: LazyGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(gpu_switch, "switch_peers", lambda *_: taken.append(lazy.driver.taken_bytes) or {})
+    got = bench("switch", "--shape", shape, "--prompt", 3, "--experts", 2, *PEER)
+    assert taken[0] < got["workload"]["expert_bytes"]  # neither a resident nor the stick, which is as large
 
 
 def test_two_models_of_which_one_does_not_open_are_both_gone(
