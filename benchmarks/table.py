@@ -68,8 +68,10 @@ def tables(results: Mapping[str, Result], benches: Collection[str] = ()) -> str:
     return "\n\n".join(part for part in [*parts, _machines([r for _, found in shown for r in found])] if part)
 
 
-def _table(head: str, rows: list[str]) -> str:
-    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]) if rows else ""
+def _table(head: str, rows: list[list[str]]) -> str:
+    """Markdown of a head and the cells of each row; nothing without rows."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *lines]) if lines else ""
 
 
 def _ratio(result: Result, name: str) -> str:
@@ -96,7 +98,7 @@ def _decode(results: list[Result]) -> str:
             f"{batch['gain']:.2f} ({aim:.2f})",
             *(_ratio(r, name) for name in PEERS),
         ]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     head = "| decode, batch 1 | tokens/s | share of the read rate | batch 8 gains (aim) | llama.cpp | transformers |"
     return _table(head, rows)
 
@@ -111,7 +113,7 @@ def _prefill(results: list[Result]) -> str:
             f"{r['share_of_peak']:.2f}",
             *(_ratio(r, name) for name in PEERS),
         ]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     return _table("| prefill | tokens/s | share of the multiply-add rate | llama.cpp | transformers |", rows)
 
 
@@ -126,7 +128,7 @@ def _switch(results: list[Result]) -> str:
             f"{r['cold_ttft_over_ideal']:.2f}",
             *(_switch_ratios(r, name) for name in PEERS),
         ]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     head = "| switch | share of the disk's rate | cold first token | over the ideal | llama.cpp | transformers |"
     return _table(head, rows)
 
@@ -150,7 +152,7 @@ def _fusion(results: list[Result]) -> str:
                 f"{cell['seconds_per_step'] * 1e3:.1f} ms",
                 f"{cell['speedup']['median']:.2f} x",
             ]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append(cells)
     return _table("| fusion | way | launches | stored between kernels | step | speed-up |", rows)
 
 
@@ -167,8 +169,8 @@ def _coe(results: list[Result]) -> str:
     return _table("| many experts, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
 
 
-def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> str:
-    cells = [
+def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> list[str]:
+    return [
         f"{work}, {ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}",
         f"{ours['switches']} : {theirs['switches']}",
         f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
@@ -176,7 +178,6 @@ def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> str:
         f"{ours['ttft_p50_s']:.2f} : {theirs['ttft_p50_s']:.2f} s",
         f"{ours['ttft_p99_s']:.1f} : {theirs['ttft_p99_s']:.1f} s",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _quality(results: list[Result]) -> str:
@@ -193,7 +194,7 @@ def _quality(results: list[Result]) -> str:
                     f"{it['top1_agreement']:.2%}",
                     f"{it['greedy_answers_equal']:.1%} of {it['answers']}",
                 ]
-                rows.append(f"| {' | '.join(cells)} |")
+                rows.append(cells)
     head = "| quality beside unquantised | perplexity | KL divergence | same next token | same greedy answer |"
     return _table(head, rows)
 

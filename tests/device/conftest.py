@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 from tests.device.devices import DEVICES
-from tests.device.programs import Desk, tiny_graph, write_weights
+from tests.device.programs import Desk, loaded, tiny_graph, write_weights
+
+from coterie.devices.cpu import CpuDevice
+from coterie.spec.load import load_machine
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,11 @@ def device(request):
 @pytest.fixture
 def desk(device, layout):
     return Desk(device, layout)
+
+
+@pytest.fixture
+def on_cpu(layout):
+    """The expert, resident, on the CPU with the toy machine's sizes: what other devices must answer too."""
+    device = CpuDevice(load_machine("toy"), threads=1)
+    yield loaded(Desk(device, layout))
+    device.close()

@@ -175,3 +175,9 @@ class Desk:
         """Wait for a run and return its tokens."""
         self.wait(event)
         return self.device.tokens(event).tolist()
+
+
+def loaded(desk: Desk) -> Desk:
+    """The desk, once all of its expert is there."""
+    desk.wait(*desk.fetch().values())
+    return desk

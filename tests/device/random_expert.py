@@ -5,6 +5,7 @@ Knows nothing about files: bytes are put into the slab by hand.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -136,6 +137,20 @@ class RandomExpert:
 
     def prompt(self, length, seed=1):
         return np.random.default_rng(seed).integers(0, self.program.vocab_size, length).tolist()
+
+
+@contextmanager
+def making():
+    """A function that makes experts whose weights lie as on a GPU, on devices that are closed at the end."""
+    devices = []
+
+    def make(shape, dtypes, rule_set="cache", seed=0):
+        devices.append(CpuDevice(SPEC, threads=1))
+        return RandomExpert(devices[-1], shape, dtypes, rule_set, seed=seed, align_bytes=16)
+
+    yield make
+    for device in devices:
+        device.close()
 
 
 def step_of(*chunks, **options):

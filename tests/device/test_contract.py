@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from tests.device.devices import BROKEN
-from tests.device.programs import V, rows, tiny_graph, write_weights
+from tests.device.programs import V, loaded, rows, tiny_graph, write_weights
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError
@@ -28,11 +28,6 @@ def prompt_rows(**options):
 
 def broken_range(layout):
     return dataclasses.replace(layout.ranges[0].source, path=f"/nonexistent/{BROKEN}.weights")
-
-
-def loaded(desk):
-    desk.wait(*desk.fetch().values())
-    return desk
 
 
 def needs_bytes(device):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.device.cuda_devices import cuda, making
 from tests.device.lazy_gpu import LazyDriver
-from tests.device.programs import Desk, rows, tiny_graph, write_weights
+from tests.device.programs import Desk, loaded, rows, tiny_graph, write_weights
 from tests.system.tiny import write_expert
 
 from coterie.checkpoint.layout import BLOCK_BYTES
@@ -42,21 +42,6 @@ def make():
         yield make_device
 
 
-@pytest.fixture
-def on_cpu(layout):
-    device = CpuDevice(load_machine("toy"), threads=1)
-    desk = Desk(device, layout)
-    desk.wait(*desk.fetch().values())
-    yield desk
-    device.close()
-
-
-def loaded(device, layout):
-    desk = Desk(device, layout)
-    desk.wait(*desk.fetch().values())
-    return desk
-
-
 def decode(token, at, **options):
     return rows([([token], at)], **options)
 
@@ -68,7 +53,7 @@ def decode(token, at, **options):
 @pytest.mark.parametrize("orchestration", ["host", "device"])
 def test_runs_queued_behind_each_other_do_not_share_what_crosses(make, on_cpu, layout, seed, orchestration):
     """Nothing is waited for between them: the words of a later run must not reach an earlier one, nor its tokens."""
-    desk = loaded(make(orchestration, seed), layout)
+    desk = loaded(Desk(make(orchestration, seed), layout))
     steps = [rows([([token, token + 1], 0)], [WARM]) for token in range(1, 9)]
     steps += [rows([(list(range(size)), 0)], [WARM]) for size in (4, 8, 16)]  # each has more memory than the one before
     events = [desk.run(step) for step in steps]
@@ -85,7 +70,7 @@ def test_a_cold_run_waits_on_its_stream_for_each_stage(make, on_cpu, layout, see
 
 def test_an_interrupt_reaches_a_run_that_is_queued_whole(make, layout):
     """The stream that writes the word goes first whenever it may: so the run ends after its first step."""
-    desk = loaded(make(driver=LazyDriver(newest_first=True)), layout)
+    desk = loaded(Desk(make(driver=LazyDriver(newest_first=True)), layout))
     desk.wait(desk.run(rows([(PROMPT, 0)])))
     desk.device.interrupt()  # a run that is none ends the next one, and makes the stream for it
     free = desk.tokens(desk.run(decode(7, 5), steps=6))
@@ -106,7 +91,7 @@ def test_an_interrupt_reaches_a_run_that_is_queued_whole(make, layout):
 @pytest.mark.parametrize("seed", range(8))
 def test_an_interrupt_that_comes_late_does_not_end_the_next_run(make, layout, seed):
     """The stream that writes the word does nothing before the run that it is for has ended."""
-    desk = loaded(make(driver=LazyDriver(seed)), layout)
+    desk = loaded(Desk(make(driver=LazyDriver(seed)), layout))
     whole, driver = desk.tokens(desk.run(decode(7, 5), steps=6)), desk.device.driver
     for _ in range(3):
         driver.hold()
@@ -124,7 +109,7 @@ def test_an_interrupt_that_comes_late_does_not_end_the_next_run(make, layout, se
 
 
 def test_a_step_is_captured_once_for_a_bucket_and_a_switch_captures_nothing(make, layout, tmp_path):
-    desk = loaded(make(), layout)
+    desk = loaded(Desk(make(), layout))
     other = write_weights(tmp_path / "other.weights", tiny_graph(), seed=9)
     twin = desk.device.reserve("hbm", other.size_bytes)
     desk.layout = other
@@ -147,7 +132,7 @@ def test_a_step_is_captured_once_for_a_bucket_and_a_switch_captures_nothing(make
 
 def test_a_step_that_cannot_be_captured_is_launched(make, on_cpu, layout):
     driver = LazyDriver()
-    desk = loaded(make(driver=driver), layout)
+    desk = loaded(Desk(make(driver=driver), layout))
     driver.capture = lambda *_: (_ for _ in ()).throw(RuntimeError("operation not permitted when stream is capturing"))
     expected = on_cpu.tokens(on_cpu.run(decode(7, 0), steps=4))
     assert desk.tokens(desk.run(decode(7, 0), steps=4)) == expected
@@ -245,7 +230,7 @@ def test_weights_that_a_file_has_at_odd_places_are_aligned_on_the_way(make, tmp_
 
 
 def test_weights_that_nobody_placed_are_refused_when_they_are_odd(make, layout):
-    desk = loaded(make(), layout)
+    desk = loaded(Desk(make(), layout))
     good = desk.binding(rows([(PROMPT, 0)]))
     odd = Binding(good.weights, (good.offsets[0] + 2, *good.offsets[1:]), good.kv, good.block_bytes, good.rows)
     with pytest.raises(ValueError, match=r"embed\.table is at \d+, no multiple of 16"):
@@ -310,7 +295,7 @@ def test_a_gpu_without_room_for_a_slab_says_how_much_there_is(make):
 
 def test_a_step_without_room_fails_and_smaller_ones_go_on(make, layout):
     driver = LazyDriver()
-    desk = loaded(make(driver=driver), layout)
+    desk = loaded(Desk(make(driver=driver), layout))
     expected = desk.tokens(desk.run(decode(7, 0)))
     driver.facts = driver.facts.__class__("full", driver.taken_bytes + 100, 1, (9, 0), "")
     failed = desk.run(rows([(list(range(16)), 0)]))
@@ -346,7 +331,7 @@ def test_staging_that_the_system_does_not_pin_is_a_sentence(make, layout):
 @pytest.mark.parametrize("orchestration", ["host", "device"])
 def test_an_error_in_the_middle_of_a_step_fails_the_run_and_the_next_one_works(make, layout, at, orchestration):
     driver = LazyDriver()
-    desk = loaded(make(orchestration, driver=driver), layout)
+    desk = loaded(Desk(make(orchestration, driver=driver), layout))
     expected = [desk.tokens(desk.run(decode(7, 0), steps=3)) for _ in range(2)]
     driver.fail_at = at
     failed, behind = desk.run(decode(7, 0), steps=3), desk.run(decode(7, 0), steps=3)
@@ -361,7 +346,7 @@ def test_an_error_in_the_middle_of_a_step_fails_the_run_and_the_next_one_works(m
 def test_a_gpu_that_disappears_fails_everything_at_once_with_one_sentence(make, layout):
     driver = LazyDriver()
     driver.is_fatal = True
-    desk = loaded(make(driver=driver), layout)
+    desk = loaded(Desk(make(driver=driver), layout))
     desk.tokens(desk.run(decode(7, 0)))
     driver.fail_at = 3
     runs = [desk.run(decode(7, 0), steps=2) for _ in range(3)]

@@ -15,13 +15,11 @@ from tests.device.cuda_devices import making
 from tests.device.in_turns import in_turns
 from tests.device.interpreted import WIDE
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
-from tests.device.programs import Desk, rows, tiny_graph, write_weights
+from tests.device.programs import Desk, loaded, rows, tiny_graph, write_weights
 
 from coterie.core.errors import CapacityError
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
 from coterie.devices.cuda_kernels import TritonKernels
-from coterie.spec.load import load_machine
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 STEPS = 6
@@ -33,28 +31,13 @@ def make():
         yield make_device
 
 
-@pytest.fixture
-def on_cpu(layout):
-    device = CpuDevice(load_machine("toy"), threads=1)
-    desk = Desk(device, layout)
-    desk.wait(*desk.fetch().values())
-    yield desk
-    device.close()
-
-
-def loaded(device, layout):
-    desk = Desk(device, layout)
-    desk.wait(*desk.fetch().values())
-    return desk
-
-
 def decode(*tokens, at=5):
     return rows([([token], at) for token in tokens], [WARM] * len(tokens))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_runs_of_several_steps_are_one_launch_and_give_the_cpus_tokens(make, on_cpu, layout, seed):
-    desk = loaded(make(seed=seed), layout)
+    desk = loaded(Desk(make(seed=seed), layout))
     runs = [decode(7), decode(7, 8), decode(1, 2, 3, 4), decode(9), decode(5, 6, 7)]
     before = desk.device.driver.launched
     events = [desk.run(step, steps=STEPS) for step in runs]
@@ -66,7 +49,7 @@ def test_runs_of_several_steps_are_one_launch_and_give_the_cpus_tokens(make, on_
 
 
 def test_another_expert_is_walked_by_the_same_plan(make, on_cpu, layout, tmp_path):
-    desk = loaded(make(), layout)
+    desk = loaded(Desk(make(), layout))
     whole = desk.tokens(desk.run(decode(7), steps=STEPS))
     found = desk.device._shared.kernels.rows_found
     other = write_weights(tmp_path / "other.weights", tiny_graph(), seed=9)
@@ -81,7 +64,7 @@ def test_another_expert_is_walked_by_the_same_plan(make, on_cpu, layout, tmp_pat
 
 
 def test_more_sequences_than_are_walked_are_captured_and_a_remark_says_so(make, on_cpu, layout):
-    desk = loaded(make(), layout)
+    desk = loaded(Desk(make(), layout))
     step = decode(*range(5))
     for _ in range(2):
         assert desk.tokens(desk.run(step, steps=3)) == on_cpu.tokens(on_cpu.run(step, steps=3))
@@ -104,7 +87,7 @@ class Unwilling(NativeKernels):
 
 
 def test_a_gpu_that_refuses_the_launch_runs_captured_steps(make, on_cpu, layout):
-    desk = loaded(make(kernels=Unwilling()), layout)
+    desk = loaded(Desk(make(kernels=Unwilling()), layout))
     for _ in range(2):
         assert desk.tokens(desk.run(decode(7), steps=3)) == on_cpu.tokens(on_cpu.run(decode(7), steps=3))
     assert desk.device.driver.replayed > 0
@@ -125,7 +108,7 @@ class Crowded(NativeKernels):
 
 
 def test_memory_that_is_full_at_one_run_does_not_keep_the_next_from_being_walked(make, on_cpu, layout):
-    desk = loaded(make(kernels=Crowded()), layout)
+    desk = loaded(Desk(make(kernels=Crowded()), layout))
     expected, launches = [on_cpu.tokens(on_cpu.run(decode(7), steps=STEPS)) for _ in range(3)], []
     for tokens in expected:
         before = desk.device.driver.launched
@@ -138,7 +121,7 @@ def test_memory_that_is_full_at_one_run_does_not_keep_the_next_from_being_walked
 
 
 def test_a_word_that_ends_a_run_ends_a_walk(make, layout):
-    desk = loaded(make(driver=LazyDriver(newest_first=True)), layout)
+    desk = loaded(Desk(make(driver=LazyDriver(newest_first=True)), layout))
     whole, driver = desk.tokens(desk.run(decode(7), steps=STEPS)), desk.device.driver
     desk.device.interrupt()
     desk.tokens(desk.run(decode(7), steps=STEPS))

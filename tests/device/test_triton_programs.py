@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from tests.device.interpreted import Bucket, bound_rows, gpu, inspect, run
-from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
+from tests.device.random_expert import SHAPES, making, step_of
 from triton.runtime.interpreter import InterpretedFunction
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
 from coterie.graph.sampling import draw
 from coterie.kernels import cpu as kernels
 
@@ -45,16 +44,8 @@ LONG += [
 
 @pytest.fixture
 def make():
-    """Make experts whose weights lie as on a GPU, on devices that are closed at the end."""
-    devices = []
-
-    def make_expert(shape, dtypes, rule_set="cache", seed=0):
-        devices.append(CpuDevice(SPEC, threads=1))
-        return RandomExpert(devices[-1], shape, dtypes, rule_set, seed=seed, align_bytes=16)
-
-    yield make_expert
-    for device in devices:
-        device.close()
+    with making() as make_expert:
+        yield make_expert
 
 
 def steps(expert):

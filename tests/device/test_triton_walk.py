@@ -12,11 +12,10 @@ import triton
 import triton.language as tl
 from tests.device.in_turns import StuckError, in_turns
 from tests.device.interpreted import WIDE, Bucket, bound_rows, gpu
-from tests.device.random_expert import SPEC, RandomExpert, step_of
+from tests.device.random_expert import making, step_of
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
-from coterie.devices.cpu import CpuDevice
 from coterie.kernels.triton import persistent
 from coterie.kernels.triton.feed import launch_feed, stops_of
 
@@ -134,15 +133,8 @@ class Run:
 
 @pytest.fixture
 def make():
-    devices = []
-
-    def make_expert(shape, dtypes, rule_set="cache", seed=0):
-        devices.append(CpuDevice(SPEC, threads=1))
-        return RandomExpert(devices[-1], shape, dtypes, rule_set, seed=seed, align_bytes=16)
-
-    yield make_expert
-    for device in devices:
-        device.close()
+    with making() as make_expert:
+        yield make_expert
 
 
 def decoding(*tokens, at=0, **options):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coterie.core.errors import UsageError
+from coterie.engine.assembly import Settings
 from coterie.engine.policy import Policy
 
 
@@ -23,7 +24,8 @@ class Setup:
 
 # The paper's runtime: no prefetch, no reordering, the whole expert is copied before it runs (section V-B).
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
-OURS = Setup("coterie", Policy(), "recent")
+SERVING = Settings()  # as `coterie serve` does by default: what is compared is what is served
+OURS = Setup("coterie", SERVING.policy, SERVING.evict)
 SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
 
 
