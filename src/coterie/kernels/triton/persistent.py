@@ -88,7 +88,19 @@ def goes_on(words, state):
 
 # How many phases there are is one word of no use to the compiler, which would else make two kernels of it.
 @triton.jit(do_not_specialize=["count"])
-def walk(rows, plan, count, words, state, stops, scratch, KINDS, STOPS: tl.constexpr, STEP: tl.constexpr):
+def walk(
+    rows,
+    plan,
+    count,
+    words,
+    state,
+    stops,
+    scratch,
+    KINDS,
+    KIND_COUNT: tl.constexpr,
+    STOPS: tl.constexpr,
+    STEP: tl.constexpr,
+):
     """Walk `count` phases and feed back, until a run is over; `plan` begins with the number of arrivals."""
     going = goes_on(words, state)
     while going:
@@ -96,7 +108,7 @@ def walk(rows, plan, count, words, state, stops, scratch, KINDS, STOPS: tl.const
             at = plan + FIRST_PHASE + 2 * phase
             kind = tl.load(at)
             row = rows + tl.load(at + 1) * ROW_WORDS
-            for i in tl.static_range(len(KINDS)):
+            for i in tl.static_range(KIND_COUNT):
                 if kind == i:
                     units_of(row, scratch, KINDS[i])
             meet(plan)
@@ -123,7 +135,12 @@ class Plan:
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
         phases = (len(self.words) - FIRST_PHASE.value) // 2
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
-        constants = {"STOPS": stops.numel(), "STEP": AT_ONCE, "num_warps": self.tiles.walk_warps}
+        constants = {
+            "KIND_COUNT": len(self.kinds),
+            "STOPS": stops.numel(),
+            "STEP": AT_ONCE,
+            "num_warps": self.tiles.walk_warps,
+        }
         constants["launch_cooperative_grid"] = True
         return Walk(multiprocessors, self.tiles, args, constants)
 
