@@ -46,6 +46,23 @@ def along(unit, AXIS: tl.constexpr):
 
 
 @triton.jit
+def let_next_begin(EARLY: tl.constexpr):
+    """Let the launch behind this one begin where there is room, though this one goes on."""
+    if EARLY and not INTERPRETED:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_last(EARLY: tl.constexpr):
+    """Wait until the launch before this one is over and what it stored can be seen. An early launch must wait once.
+
+    All of its programs, or it could be over before the one before it, and the next would begin too soon.
+    """
+    if EARLY and not INTERPRETED:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def narrow(x, TYPE: tl.constexpr):
     """Round float32 to the nearest of a type, ties to even; values of that type stay as they are."""
     if x.dtype == TYPE:

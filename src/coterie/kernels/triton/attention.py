@@ -20,7 +20,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import add_product, along, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import (
+    add_product,
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    wait_for_last,
+)
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -133,8 +142,11 @@ def _alone(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
+    EARLY: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(EARLY)
+    wait_for_last(EARLY)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
@@ -180,8 +192,11 @@ def _join(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
+    EARLY: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(EARLY)
+    wait_for_last(EARLY)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
     if alone:

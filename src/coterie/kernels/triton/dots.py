@@ -20,18 +20,35 @@ import triton.language as tl
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, integer, narrow, pointer, real
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
+LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 
 
 @triton.jit
 def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
     """Pointers to rows n of a weight."""
     return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, N: tl.constexpr, LINES: tl.constexpr, EARLY: tl.constexpr):
+    """Ask for rows of a weight before what they meet is known: into the second-level cache, and wait for nothing.
+
+    `LINES` of a row are asked for at once. Rows beyond the weight count as its first.
+    """
+    if EARLY and not INTERPRETED:
+        each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
+        for first in tl.static_range(0, STRIDE, each * LINES):
+            c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
+            at = rows_N[:, None] + tl.where(mask_N[:, None], c[None, :], 0)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+            )
 
 
 @triton.jit

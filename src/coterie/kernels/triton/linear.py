@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real
-from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
 from coterie.kernels.triton.rows import Call
 
 
@@ -38,12 +38,18 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    EARLY: tl.constexpr,
     unit=None,
 ):
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, COUNT)
+    let_next_begin(EARLY)
     n = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     mask_N = n < N
+    rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
+    bring_nearer(rows_N, mask_N, STRIDE, ROWS, LINES, EARLY)
+    wait_for_last(EARLY)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, COUNT)
     source = m
     if ROWS_AT is not None:
         source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
@@ -53,7 +59,6 @@ def _few(
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
         eps = real(row, EPS).to(tl.float32)
-    rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
     y = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], BIAS_AT, RESIDUAL, Y, N, BIAS)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real, silu_of
-from coterie.kernels.triton.dots import few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, silu_of, wait_for_last
+from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
@@ -47,16 +47,22 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    EARLY: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(EARLY)
+    r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
+    f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    if TYPE == UP_TYPE:
+        bring_nearer(rows_in_turn(row, r, TYPE, STRIDE, ALIGN), r < 2 * F, STRIDE, ROWS, LINES, EARLY)
+    wait_for_last(EARLY)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x = pointer(row, X, tl.float32) + m * K
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
-    f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
-        r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
         rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
         both = few_dots(x, mask_M, rows, r < 2 * F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer, real
-from coterie.kernels.triton.dots import few_dots, many_dots, stage, staged_bytes, tile_at
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, stage, staged_bytes, tile_at
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import Call, Matrix, places
@@ -144,13 +144,18 @@ def _few(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    EARLY: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(EARLY)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, T)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+    bring_nearer(rows, there, STRIDE, ROWS, LINES, EARLY)
+    wait_for_last(EARLY)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, T)
     x = pointer(row, X, tl.float32) + m * D
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)

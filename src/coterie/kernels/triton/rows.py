@@ -37,6 +37,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 }
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
+EARLY = "EARLY"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
@@ -117,7 +118,9 @@ class Call:
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
-        """One kernel more, with its grid."""
+        """One kernel more, with its grid. One that knows how begins while the launch before it is still running."""
+        if EARLY in kernel.arg_names:
+            constants |= {EARLY: self.tiles.early, "launch_pdl": self.tiles.early}
         self.launches.append(Launch(kernel, grid, args, constants))
 
     def integer(self, operand: str) -> int:

@@ -27,7 +27,9 @@ class Few:
 
     def constants(self, tokens: int) -> dict[str, int]:
         """Names and values of the compile-time parameters, for up to so many tokens."""
-        return {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
+        ahead = max(32 * self.warps // self.rows, 1)  # a line of the weight for each thread
+        tile = {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
+        return {**tile, "LINES": ahead}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,9 @@ class Tiles:
     elements: int = 1024  # of a program that maps values one by one
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
+    # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
+    # (programmatic dependent launch: capability 9.0 and later).
+    early: bool = True
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
@@ -92,7 +97,7 @@ class Tiles:
 
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
-        return replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search)
+        return replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
