@@ -39,6 +39,7 @@ from coterie.devices.real import RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
 from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import tiles_for
 from coterie.spec.machine import MachineSpec
 
 
@@ -64,7 +65,7 @@ class CudaDevice(RealDevice):
         self._spec = spec or gpu_machine(self.driver)
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
-        self._shared = Shared(self.driver, kernels or TritonKernels())
+        self._shared = Shared(self.driver, kernels or TritonKernels(tiles_for(self.driver.facts.capability)))
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
         self._streams: dict[str, StreamLane] = {}

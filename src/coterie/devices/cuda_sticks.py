@@ -11,8 +11,10 @@ from functools import partial
 import torch
 
 from coterie.devices.cuda_driver import Driver, Launch, take, take_pinned
+from coterie.kernels.triton import stick
 
 LEVERS = ("end other programs that use the GPU",)
+READERS = ((4, 1 << 13), (8, 1 << 12), (16, 1 << 12))  # programs of a multiprocessor, words that each reads at once
 
 
 class Sticks:
@@ -23,18 +25,20 @@ class Sticks:
         self._memory = take(driver, "memory to read", size_bytes, LEVERS)
         self._host = take_pinned(driver, "memory to copy", size_bytes)
         self._host.zero_()
-        sums = take(driver, "a sum", 16, LEVERS)
+        multiprocessors = driver.facts.multiprocessors
+        sums = take(driver, "sums", 4 * max(many for many, _ in READERS) * multiprocessors, LEVERS).view(torch.int32)
         self._edge, words = edge, self._memory.view(torch.int32)
         matrices = take(driver, "matrices", 3 * 2 * edge * edge, LEVERS).view(torch.bfloat16).view(3, edge, edge)
         # On this stream, as nothing else waits for them; products of zeros would take less power, and so be faster.
         driver.launch(self._stream, [self._memory.zero_, matrices.normal_])
         driver.wait(driver.mark(self._stream))
-        total = sums[:4].view(torch.int32)
-        most = sums[4:8].view(torch.int32)
         self._reads: dict[str, Launch] = {
-            "sum": lambda: torch.sum(words, dim=0, dtype=torch.int32, out=total[0]),
-            "maximum": lambda: torch.amax(words, dim=0, out=most[0]),
+            "sum": lambda: torch.sum(words, dim=0, dtype=torch.int32, out=sums[0]),
+            "maximum": lambda: torch.amax(words, dim=0, out=sums[0]),
         }
+        for many, each in READERS:
+            name = f"{many} programs a multiprocessor, {4 * each // 2**10} KiB at once"
+            self._reads[name] = partial(stick.read, words, sums, many * multiprocessors, each)
         self._product: Launch = lambda: torch.mm(matrices[0], matrices[1], out=matrices[2])
 
     @property

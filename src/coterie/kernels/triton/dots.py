@@ -72,6 +72,41 @@ def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
 
 
 @triton.jit
+def one_dot(
+    x,
+    mask_M,
+    rows_N,
+    mask_N,
+    norm,
+    eps,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """[1, N] products of the one row x (a pointer) with rows of a weight that is not packed; norm as in few_dots.
+
+    Each thread loads the values that its own weights meet, as wide as those: nothing goes through shared memory.
+    """
+    acc = tl.zeros([N, STEP], tl.float32)
+    squares = tl.zeros([N, STEP], tl.float32)
+    none = tl.zeros([N, 1], tl.int32)
+    for first in tl.range(0, K, STEP, loop_unroll_factor=UNROLL):
+        k = first + tl.arange(0, STEP)[None, :] + none
+        w = tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0).to(tl.float32)
+        values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
+        if NORM is not None:
+            squares += values * values
+            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+        acc += w * values
+    sums = tl.sum(acc, axis=1)
+    if NORM is not None:
+        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + eps)
+    return sums[None, :]
+
+
+@triton.jit
 def few_dots(
     x,
     mask_M,
@@ -92,6 +127,8 @@ def few_dots(
 
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
     """
+    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
+        return one_dot(x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):

@@ -121,3 +121,9 @@ def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
 
 
 H100 = Tiles()
+EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. Source: CUDA C++ Programming Guide
+
+
+def tiles_for(capability: tuple[int, int]) -> Tiles:
+    """Those for a GPU of a compute capability."""
+    return replace(H100, early=capability >= EARLY_FROM)
