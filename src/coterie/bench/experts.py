@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import floor, log2, prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from coterie.models.model import Model, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
+
+Bits: TypeAlias = npt.NDArray[np.uint16]
 
 PIECE_ELEMENTS = 1 << 22  # what is in memory at once while a file is written
 BF16_BYTES = 2
@@ -124,15 +126,19 @@ def _write_tensor(file: BinaryIO, rng: np.random.Generator, name: str, shape: tu
     for start in range(0, count, PIECE_ELEMENTS):
         size = min(PIECE_ELEMENTS, count - start)
         bits = rng.integers(0, 1 << 16, size, dtype=np.uint16)
-        file.write(_near_one(bits) if is_norm else _scaled(bits, shape[-1]))
+        made = _near_one(bits) if is_norm else _scaled(bits, shape[-1])
+        file.write(made.astype("<u2", copy=False).data)
 
 
-def _near_one(bits: npt.NDArray[np.uint16]) -> bytes:
-    """Random bits as bf16 from 1 to 2."""
-    return (bits & _MANTISSA | _BIAS << 7).astype("<u2").tobytes()
+def _near_one(bits: Bits) -> Bits:
+    """Random bits as bf16 from 1 to 2, in place."""
+    bits &= _MANTISSA
+    bits |= _BIAS << 7
+    return bits
 
 
-def _scaled(bits: npt.NDArray[np.uint16], fan_in: int) -> bytes:
+def _scaled(bits: Bits, fan_in: int) -> Bits:
     """Random bits as bf16 of either sign, about fan_in ** -0.5 large: sign and mantissa stay, the exponent is set."""
-    exponent = _BIAS + floor(log2(fan_in**-0.5))
-    return (bits & _SIGN_AND_MANTISSA | exponent << 7).astype("<u2").tobytes()
+    bits &= _SIGN_AND_MANTISSA
+    bits |= _BIAS + floor(log2(fan_in**-0.5)) << 7
+    return bits
