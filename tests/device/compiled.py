@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
-from coterie.kernels.triton.feed import launch_feed
+from coterie.kernels.triton.feed import feed_launch
 from coterie.kernels.triton.launch import H100, Bucket
 from coterie.kernels.triton.persistent import plan_of, programs_that_fit
 
@@ -207,7 +207,7 @@ def compile_all(names, dtypes, steps):
     def compile_only(self, *args, grid, warmup, **kwargs):
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
         found.setdefault((f"{name}: {self.fn.__name__.strip('_')}", dtype.value, step), compiled)
-        return compiled
+        return compiled if warmup else None  # as if interpreted: there is nothing to launch again
 
     JITFunction.run = compile_only
     for dtype in dtypes:
@@ -218,7 +218,9 @@ def compile_all(names, dtypes, steps):
     if not names or "feed" in names:
         name, dtype, step = "feed", DType.F32, "decode 1"
         words, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
-        launch_feed(words, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+        feed_launch(
+            words, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+        )()
     for dtype in dtypes if "walk" in names else ():
         for step in (step for step in steps if step in WALK_STEPS):
             name = "walk"

@@ -123,6 +123,11 @@ class LazyDriver:
         assert src.is_contiguous()
         self._put(stream, lambda: dst.copy_(src))
 
+    def copy_words(self, pairs, stream):
+        for dst, src in pairs:
+            assert src.numel() % 4 == 0
+            self.copy(dst, src, stream)
+
     def mark(self, stream):
         mark = LazyMark()
         self._put(stream, mark)

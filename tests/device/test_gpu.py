@@ -27,7 +27,7 @@ from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
-SIZE = 1 << 20
+SIZE, LARGE = 1 << 20, 1 << 28
 BOUND = 0.03  # of the largest value, for products in bfloat16 of more than four tokens; see test_triton_programs.py
 
 
@@ -57,6 +57,37 @@ def test_bytes_go_down_one_stream_and_up_another_behind_a_mark(driver):
     assert torch.equal(host, back)
     assert driver.seconds(first, last) >= 0
     assert driver.lost() == ""
+
+
+def test_words_cross_in_both_directions(driver):
+    there, host, back = driver.device_memory(SIZE), driver.pinned_memory(SIZE), driver.pinned_memory(SIZE)
+    host.copy_(torch.arange(SIZE, dtype=torch.int64).to(torch.uint8))
+    back.zero_()
+    stream = driver.stream()
+    driver.copy_words([(there, host)], stream)
+    driver.copy_words([(back[: SIZE // 2], there[: SIZE // 2]), (back[SIZE // 2 :], there[SIZE // 2 :])], stream)
+    driver.wait(driver.mark(stream))
+    assert torch.equal(host, back)
+
+
+def test_words_do_not_wait_for_a_copy_that_was_queued_before(driver):
+    """An expert on its way up is queued whole; a step of another must not wait for it."""
+    if driver.facts.software == "no CUDA":
+        pytest.skip("streams of the GPU that is none are late as they like")
+    large, there = driver.device_memory(LARGE), driver.device_memory(64)
+    source, word = driver.pinned_memory(LARGE), driver.pinned_memory(64)
+    copies, words = driver.stream(), driver.stream()
+    driver.copy_words([(there, word)], words)  # compiles
+    driver.wait(driver.mark(words))
+    first = driver.mark(copies)
+    for _ in range(8):
+        driver.copy(large, source, copies)
+    behind = driver.mark(copies)
+    driver.copy_words([(there, word)], words)
+    crossed = driver.mark(words)
+    driver.wait(behind)
+    driver.wait(crossed)
+    assert driver.seconds(first, crossed) < driver.seconds(first, behind) / 2
 
 
 def test_torch_has_the_calls_that_the_driver_makes_of_it():

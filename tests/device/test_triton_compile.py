@@ -24,9 +24,14 @@ MOST_SPILLED_BY_WALK_BYTES = 96  # one kernel that is all of a program's; docs/t
 
 def compiled(tmp_path, *names):
     """What a process that does not interpret makes of these kernels, or of all."""
+    return lines(tmp_path, "tests.device.compiled", *names)
+
+
+def lines(tmp_path, module, *names):
+    """What a program prints in a process that does not interpret, line by line."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.device.compiled", *names]
+    command = [sys.executable, "-W", "ignore", "-m", module, *names]
     ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return [json.loads(line) for line in ran.stdout.splitlines()]
@@ -91,3 +96,13 @@ def test_every_kernel_compiles(tmp_path, dtype):
     found = compiled(tmp_path, "all", dtype)
     assert len(found) > (60 if dtype == "BF16" else 30)
     check(found)
+
+
+def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_path):
+    """Grid, parameters and the way to start: Triton's own way through its compiler was the first."""
+    found = {one.pop("launch"): one for one in lines(tmp_path, "tests.device.launched")}
+    assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words"} <= set(found)
+    for name, one in found.items():
+        assert one["equal"], name
+        assert one["cooperative"] == (name == "walk")
+        assert one.get("first_us", 1e3) > one["again_us"], (name, one)

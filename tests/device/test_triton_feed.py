@@ -14,7 +14,7 @@ from tests.device.random_expert import SPEC, RandomExpert, step_of
 from coterie.core.dtypes import DType
 from coterie.core.errors import DeviceError
 from coterie.devices.cpu import CpuDevice
-from coterie.kernels.triton.feed import launch_feed, stops_of
+from coterie.kernels.triton.feed import feed_launch, stops_of
 
 STEPS = 4
 
@@ -40,7 +40,7 @@ def run_queued(expert, step, stop=0):
         for _ in range(STEPS):
             for index in range(len(bound.rows)):
                 gpu.launch(bound.rows, rows, index, bucket, scratch, WIDE)
-            launch_feed(feed, state, rows, stops)
+            feed_launch(feed, state, rows, stops)()
     done, ended, _ = state.tolist()
     assert (kept[done:] == -7).all()
     return kept[:done].tolist(), bool(ended), bound

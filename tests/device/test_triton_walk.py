@@ -17,7 +17,7 @@ from tests.device.random_expert import making, step_of
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton import persistent
-from coterie.kernels.triton.feed import launch_feed, stops_of
+from coterie.kernels.triton.feed import feed_launch, stops_of
 
 F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
 
@@ -112,7 +112,7 @@ class Run:
         for _ in range(steps or self.steps):
             for index in range(len(self.host)):
                 gpu.launch(self.host, self.rows, index, self.bucket, self.scratch, WIDE)
-            launch_feed(self.feed, self.state, self.rows, self.stops)
+            feed_launch(self.feed, self.state, self.rows, self.stops)()
 
     def plan(self):
         return persistent.plan_of(self.host, self.rows, self.bucket, self.scratch, WIDE)

@@ -147,9 +147,10 @@ class Bound:
             packet.put(self._places["state"].start, state)
             for name, array in inputs.items():
                 packet.put(self._sent_bytes + places[name].start, array)
-            driver.copy(self._fixed[: self._sent_bytes], packet.down[: self._sent_bytes], stream)
+            pairs = [(self._fixed[: self._sent_bytes], packet.down[: self._sent_bytes])]
             if input_bytes:
-                driver.copy(at[:input_bytes], packet.down[self._sent_bytes : self._sent_bytes + input_bytes], stream)
+                pairs.append((at[:input_bytes], packet.down[self._sent_bytes : self._sent_bytes + input_bytes]))
+            driver.copy_words(pairs, stream)
         except BaseException:
             with suppress(Exception):  # a GPU that is gone reads the packet no more
                 driver.wait(driver.mark(stream))
@@ -207,10 +208,10 @@ class Bound:
     def take_back(self, packet: Packet, steps: int, sampled: int, stream: Stream) -> None:
         """Queue the copies that bring a run's tokens up."""
         driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * steps * sampled
-        driver.copy(packet.up[:state_bytes], self.state.view(torch.uint8), stream)
-        kept = self._kept.tensor
+        pairs, kept = [(packet.up[:state_bytes], self.state.view(torch.uint8))], self._kept.tensor
         if kept_bytes and kept is not None:
-            driver.copy(packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes], stream)
+            pairs.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
+        driver.copy_words(pairs, stream)
 
     @property
     def stored(self) -> Mapping[str, int]:
@@ -295,7 +296,7 @@ def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, s
     if values.nbytes:
         packet = packets.take(values.nbytes, 0)
         packet.put(0, values)
-        driver.copy(dst, packet.down[: values.nbytes], stream)
+        driver.copy_words([(dst, packet.down[: values.nbytes])], stream)
         driver.wait(driver.mark(stream))
         packets.give_back(packet)
 

@@ -73,6 +73,12 @@ class Driver(Protocol):
     def copy(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
         """Queue a copy of equal sizes. What is on the host must be pinned, and stay as it is until the copy is done."""
 
+    def copy_words(self, pairs: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> None:
+        """Queue small copies (to, from), in multiples of 4 bytes, that do not wait for copies of other streams.
+
+        An engine that copies does so in order, whatever the stream: by `copy` they would come behind a whole expert.
+        """
+
     def mark(self, stream: Stream) -> Mark:
         """Mark what has been queued on a stream so far."""
 

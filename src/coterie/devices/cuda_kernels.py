@@ -71,8 +71,7 @@ class TritonKernels:
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
         """One program."""
-        launch_feed = self._feed.launch_feed
-        return lambda: launch_feed(feed, state, rows, stops)
+        return self._feed.feed_launch(feed, state, rows, stops)
 
     def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
         """The kernels of those launches, with tiles for programs that run all of them."""

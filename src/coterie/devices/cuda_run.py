@@ -90,7 +90,7 @@ class Interrupts:
             self._one = take_pinned(self._driver, "a word that ends a run", 4)
             self._one.view(torch.int32)[0] = 1
         self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
-        self._driver.copy(run.stop, self._one, self._stream)
+        self._driver.copy_words([(run.stop, self._one)], self._stream)
         self._written = self._driver.mark(self._stream), run.stop
 
 

@@ -7,7 +7,7 @@ Knows nothing about programs, lanes or files.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -26,6 +26,7 @@ class TorchDriver:
     def __init__(self, index: int = 0) -> None:
         _check_present(index)
         self._device = torch.device("cuda", index)
+        self._move: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         found = torch.cuda.get_device_properties(self._device)
         self._facts = Facts(
             name=found.name,
@@ -83,6 +84,16 @@ class TorchDriver:
         """cudaMemcpyAsync."""
         with self._on(stream):
             dst.copy_(src, non_blocking=True)
+
+    def copy_words(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: Stream) -> None:
+        """Triton launches: CUDA maps what it pins, at the same addresses, where kernels may read and write it."""
+        if self._move is None:
+            from coterie.kernels.triton.words import Mover
+
+            self._move = Mover()
+        with self._on(stream):
+            for dst, src in pairs:
+                self._move(dst, src)
 
     def mark(self, stream: Stream) -> torch.cuda.Event:
         """cudaEventRecord. Who waits for it sleeps: the host's cores have other things to do."""

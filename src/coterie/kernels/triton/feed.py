@@ -17,8 +17,9 @@ import triton.language as tl
 from coterie.kernels.cpu import FEED
 from coterie.kernels.triton.arithmetic import integer, pointer
 from coterie.kernels.triton.bucket import stops_of
+from coterie.kernels.triton.rows import Launch
 
-__all__ = ["STATE_WORDS", "launch_feed", "stops_of"]
+__all__ = ["STATE_WORDS", "feed_launch", "stops_of"]
 
 STEPS, DRAWN, ROWS_AT, TOKENS, POSITIONS = (
     tl.constexpr(FEED[name]) for name in ("steps", "drawn", "rows", "tokens", "positions")
@@ -71,11 +72,11 @@ def end_step(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
                 tl.store(at, tl.load(at, mask=mask, other=0) + 1, mask=mask)
 
 
-def launch_feed(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> None:
-    """End a step, behind the launches of its rows.
+def feed_launch(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
+    """What ends a step, behind the launches of its rows.
 
     feed: a word per name of FEED, addresses on the GPU. state: int32, 0 before the first step; how many steps were
     done, whether the run ended, and what another stream sets to 1 to end it after the step that it is in. stops:
     `stops_of` the rows; after a run that ended so, T and R must be written again.
     """
-    end_step[(1,)](feed, state, rows, stops, STOPS=stops.numel(), STEP=AT_ONCE)
+    return Launch(end_step, (1,), (feed, state, rows, stops), {"STOPS": stops.numel(), "STEP": AT_ONCE})

@@ -131,7 +131,7 @@ class Plan:
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
     ) -> Walk:
-        """What does what is left of a run. words: this plan's, on the GPU; feed, state, stops as launch_feed's."""
+        """What does what is left of a run. words: this plan's, on the GPU; feed, state, stops as feed_launch's."""
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
         phases = (len(self.words) - FIRST_PHASE.value) // 2
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))

@@ -9,8 +9,9 @@ Knows nothing about what kernels compute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -43,6 +44,11 @@ TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float16: torch.float16,
     tl.bfloat16: torch.bfloat16,
 }
+
+
+def _address(value: object) -> object:
+    """A tensor of the GPU as where it is: Triton would ask the tensor, and then CUDA whether that is the GPU's."""
+    return value.data_ptr() if isinstance(value, torch.Tensor) and value.is_cuda else value
 
 
 def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
@@ -88,18 +94,36 @@ class Matrix:
         return {name: getattr(self, name) for name in ("TYPE", "K", "STRIDE", "COLUMNS", "ALIGN")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Launch:
-    """A kernel with its grid, what it is given, and what it is compiled for; calling it launches it."""
+    """A kernel with its grid, what it is given, and what it is compiled for; calling it launches it.
+
+    What it is given stays where it is, so the first call alone goes by way of Triton's compiler, which looks at every
+    argument to find what it compiled before; the later ones start that at once.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[object, ...]
     constants: Mapping[str, object]
+    _again: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
-    def __call__(self) -> object:
-        """Launch on the current stream."""
-        return self.kernel[self.grid](*self.args, **self.constants)
+    def __call__(self) -> None:
+        """Launch on the current stream, always of the same GPU."""
+        if self._again is not None:
+            self._again()
+            return
+        compiled = self.kernel[self.grid](*self.args, **self.constants)
+        if compiled is not None:  # interpreted, there is nothing to keep
+            self._again = self._start_of(compiled)
+
+    def _start_of(self, compiled: Any) -> Callable[[], object]:
+        """What starts a compiled kernel: it is given all parameters in their order, those compiled in among them."""
+        signature = self.kernel.signature
+        named = {name: value for name, value in self.constants.items() if name in signature.parameters}
+        given = signature.bind(*self.args, **named)
+        given.apply_defaults()
+        return partial(compiled[(*self.grid, 1, 1)[:3]], *map(_address, given.arguments.values()))
 
 
 @dataclass(frozen=True, slots=True)
