@@ -204,13 +204,11 @@ struct Q8Rows {
   static int64_t row_bytes(int64_t K) { return Q8::row_bytes(K); }
 
   template <int M, int N>
-  [[gnu::noinline]] static void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out,
-                                     int64_t out_stride, int64_t out_step, bytes* ahead) {
-    V acc[M][N], scale[N];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[m][n] = V{};
+  [[gnu::noinline]] static void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                                     int64_t out_step, bytes* ahead) {
+    V acc[M * N], scale[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) acc[i] = V{};
     for (int64_t first = 0; first < K; first += Q8::kGroup) {
       const int64_t end = K - first < Q8::kGroup ? K : first + Q8::kGroup;
 #pragma GCC unroll 8
@@ -219,28 +217,25 @@ struct Q8Rows {
         if (ahead != nullptr) fetch_packed(ahead + n * stride + first, Q8::kGroup);
       }
 #pragma GCC unroll 1
-      for (int64_t k = first; k < end; k += W) {
+      for (int64_t k = first; k < end; k += W, x += M * W) {
         V wv[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) wv[n] = kept(Q8::widen_vector(w + n * stride + k, scale[n]));
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          const V xv = kept(load(x + m * x_stride + k));
-#pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
-        }
+        add_products<M, N>(x, wv, acc);
       }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sum(acc[m][n]);
+    put_sums<M, N>(acc, out, out_stride, out_step);
   }
 };
 
+// True where so many tokens are read side by side.
+constexpr bool quant_beside(int64_t dtype, int64_t tokens, int64_t K) {
+  return dtype == static_cast<int64_t>(DType::q8) && W == 8 && tokens > 1 && tokens <= kWidenedAgain && K % kBlockWeights == 0;
+}
+
 template <class Q>
-inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
-                       int64_t out_stride) {
+inline void quant_rows(const float* x, int64_t x_stride, const float* beside, int64_t tokens, bytes* w, int64_t N, int64_t K,
+                       float* out, int64_t out_stride) {
   constexpr int kRows = 4;
   int64_t n = 0;
   if (tokens == 1 && K % kBlockWeights == 0 && Q::row_bytes(K) >= 2 * W)
@@ -249,9 +244,9 @@ inline void quant_rows(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
     }
   if constexpr (std::is_same_v<Q, Q8> && W == 8)  // with other vectors it has not been measured
-    if (tokens > 1 && tokens <= kWidenedAgain && K % kBlockWeights == 0) {
-      if (tokens == 2) return dots_streamed<Q8Rows, 4>(x, x_stride, tokens, w, N, K, out, out_stride);
-      return dots_streamed<Q8Rows, 3>(x, x_stride, tokens, w, N, K, out, out_stride);
+    if (beside != nullptr && quant_beside(static_cast<int64_t>(DType::q8), tokens, K)) {
+      if (tokens == 2) return dots_streamed<Q8Rows, 4>(beside, tokens, w, N, K, out, out_stride);
+      return dots_streamed<Q8Rows, 3>(beside, tokens, w, N, K, out, out_stride);
     }
   for (; n < N; n += kPanelTile) {
     const int64_t rows = N - n < kPanelTile ? N - n : kPanelTile;
@@ -266,10 +261,11 @@ inline void with_packed(int64_t dtype, Body body) {
   body.template operator()<Q4>();
 }
 
-// out[t * out_stride + n] = dot(x row t, w row n) for packed rows; at most kPanelTokens tokens.
-inline void quant_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
-                       float* out, int64_t out_stride) {
-  with_packed(dtype, [&]<class Q>() { quant_rows<Q>(x, x_stride, tokens, w, N, K, out, out_stride); });
+// out[t * out_stride + n] = dot(x row t, w row n) for packed rows; at most kPanelTokens tokens. `beside`: the same tokens side by side,
+// or null.
+inline void quant_tile(const float* x, int64_t x_stride, const float* beside, int64_t tokens, bytes* w, int64_t dtype, int64_t N,
+                       int64_t K, float* out, int64_t out_stride) {
+  with_packed(dtype, [&]<class Q>() { quant_rows<Q>(x, x_stride, beside, tokens, w, N, K, out, out_stride); });
 }
 
 // One row as float32.

@@ -1,10 +1,11 @@
-// Few tokens against many rows of a weight, which are read as a few long streams.
+// Few tokens against many rows of a weight: the rows are read as a few long streams, the tokens as one.
 // Knows nothing about what a row holds.
 //
-//   rows   | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
+//   rows     | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
+//   tokens   | W columns of token 0 | of 1 | of 2 | of 3 | the next W of 0 | of 1 ..       four side by side, then the next four
 //
 // Each stream is an equal part of the rows from end to end. Hardware prefetchers follow a few long streams; of neighbouring rows side
-// by side they lose track. No result depends on it.
+// by side they lose track, and of four tokens too where those do not stay in the first-level cache. No result depends on it.
 #pragma once
 
 #include "vec.h"
@@ -17,17 +18,71 @@ inline void fetch_ahead([[maybe_unused]] bytes* at) {
 #endif
 }
 
-// All tokens of a tile against N rows, which stay in the caches meanwhile. `next`: what comes after them in their streams is fetched while
-// they are used again, or, with `last`, when they are used once: hardware knows nothing of what follows the end of a stream.
+constexpr int64_t kBeside = 4;  // tokens side by side; of the last ones fewer. One alone is a row as it is
+
+constexpr int64_t whole_vectors(int64_t K) { return (K + W - 1) / W * W; }
+constexpr int64_t beside_floats(int64_t tokens, int64_t K) { return tokens * whole_vectors(K); }
+
+// Puts a token's row in its place among `tokens` that lie side by side.
+inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out) {
+  const int64_t first = token / kBeside * kBeside, together = tokens - first < kBeside ? tokens - first : kBeside;
+  float* at = out + first * whole_vectors(K) + (token - first) * W;
+  int64_t k = 0;
+  for (; k + W <= K; k += W, at += together * W) store(at, load(row + k));
+  if (k < K) store(at, load_part(row + k, K - k));
+}
+
+// acc[m * N + n] += vector m of `x` * w[n].
+template <int M, int N>
+inline void add_products(const float* x, const V (&w)[N], V (&acc)[M * N]) {
+#if defined(__GNUC__) && defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (M == 4 && N == 3) {  // all 16 registers: left to themselves, compilers keep some of the sums in memory
+#define COTERIE_TOKEN(at, a, b, c)                                                                                       \
+  "vmovups " #at "(%[x]), %[t]\n\tvfmadd231ps %[p], %[t], %[" #a "]\n\tvfmadd231ps %[q], %[t], %[" #b "]\n\t"            \
+  "vfmadd231ps %[r], %[t], %[" #c "]\n\t"
+    V token;
+    asm(COTERIE_TOKEN(0, a, b, c) COTERIE_TOKEN(32, d, e, f) COTERIE_TOKEN(64, g, h, i) COTERIE_TOKEN(96, j, k, l)
+        : [a] "+x"(acc[0]), [b] "+x"(acc[1]), [c] "+x"(acc[2]), [d] "+x"(acc[3]), [e] "+x"(acc[4]),
+          [f] "+x"(acc[5]), [g] "+x"(acc[6]), [h] "+x"(acc[7]), [i] "+x"(acc[8]), [j] "+x"(acc[9]),
+          [k] "+x"(acc[10]), [l] "+x"(acc[11]), [t] "=&x"(token)
+        : [x] "r"(x), "m"(*reinterpret_cast<const float(*)[M * W]>(x)), [p] "x"(w[0]), [q] "x"(w[1]), [r] "x"(w[2]));
+#undef COTERIE_TOKEN
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const V xv = kept(load(x + m * W));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[m * N + n] = fma(xv, w[n], acc[m * N + n]);
+  }
+}
+
+// out[m * out_stride + n * out_step] = the sum of acc[m * N + n].
+template <int M, int N>
+inline void put_sums(const V (&acc)[M * N], float* out, int64_t out_stride, int64_t out_step) {
+  float sums[M * N];
+#pragma GCC unroll 4
+  for (int i = 0; i < M * N / 4; ++i) sum4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3], sums + 4 * i);
+#pragma GCC unroll 4
+  for (int i = M * N / 4 * 4; i < M * N; ++i) sums[i] = sum(acc[i]);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sums[m * N + n];
+}
+
+// All tokens of a tile, side by side, against N rows, which stay in the caches meanwhile. `next`: what comes after them in their streams is
+// fetched while they are used again, or, with `last`, when they are used once: hardware knows nothing of what follows the end of a stream.
 // Rows::dots<M, N> is M tokens by N rows at once.
 template <class Rows, int N>
-inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out,
-                       int64_t out_stride, int64_t out_step, bytes* next, bool last) {
-  constexpr int kTokens = W == 16 || N < 4 ? 4 : 2;  // what registers allow
+inline void dots_group(const float* x, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                       int64_t out_step, bytes* next, bool last) {
+  constexpr int kTokens = W == 16 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     bytes* ahead = t == 0 ? (last && tokens <= kTokens ? next : nullptr) : (t < 2 * kTokens ? next : nullptr);
-    Rows::template dots<M, N>(x + t * x_stride, x_stride, w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
+    Rows::template dots<M, N>(x + t * whole_vectors(K), w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
     t += M;
   };
   while (t + kTokens <= tokens) some.template operator()<kTokens>();
@@ -36,18 +91,17 @@ inline void dots_group(const float* x, int64_t x_stride, int64_t tokens, bytes* 
   if (tokens - t == 1) some.template operator()<1>();
 }
 
-// A tile of `tokens` x N dot products, in `Streams` streams; out[t * out_stride + n].
+// A tile of `tokens` x N dot products of tokens side by side, in `Streams` streams; out[t * out_stride + n].
 template <class Rows, int Streams>
-inline void dots_streamed(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out,
-                          int64_t out_stride) {
+inline void dots_streamed(const float* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   const int64_t row = Rows::row_bytes(K), each = N / Streams;
   for (int64_t n = 0; n < each; ++n) {
     const bool last = n + 1 == each;
     bytes* next = w + (last ? N : n + 1) * row;
-    dots_group<Rows, Streams>(x, x_stride, tokens, w + n * row, each * row, K, out + n, out_stride, each, next, last);
+    dots_group<Rows, Streams>(x, tokens, w + n * row, each * row, K, out + n, out_stride, each, next, last);
   }
   for (int64_t n = each * Streams; n < N; ++n)
-    dots_group<Rows, 1>(x, x_stride, tokens, w + n * row, row, K, out + n, out_stride, 1, w + (n + 1) * row, false);
+    dots_group<Rows, 1>(x, tokens, w + n * row, row, K, out + n, out_stride, 1, w + (n + 1) * row, false);
 }
 
 }  // namespace coterie::COTERIE_ISA

@@ -67,72 +67,79 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
 }
 
-// The packed types for which an op rounds its activations.
-struct Rounding {
-  bool q8 = false, q4 = false;
-  constexpr bool any() const { return q8 || q4; }
+// Forms of a tile's tokens beside rows that the weights of an op read: records of rounded activations for some packed types, tokens side
+// by side for kernels of few tokens.
+struct Forms {
+  bool q8 = false, q4 = false, beside = false;
+  constexpr bool any() const { return q8 || q4 || beside; }
 };
 
 template <class... DTypes>
-constexpr Rounding rounding_of(DTypes... dtypes) {
-  return {((dtypes == static_cast<int64_t>(DType::q8_rounded)) || ...), ((dtypes == static_cast<int64_t>(DType::q4_rounded)) || ...)};
+constexpr Forms forms_of(int64_t T, int64_t K, DTypes... dtypes) {
+  return {((dtypes == static_cast<int64_t>(DType::q8_rounded)) || ...), ((dtypes == static_cast<int64_t>(DType::q4_rounded)) || ...),
+          T > 1 && T <= kFewTokens && ((is_packed(dtypes) ? quant_beside(dtypes, T, K) : true) || ...)};
 }
 
-// The records of a tile's tokens, for each packed type that wants them; null for others.
-struct Records {
+// The tokens of a tile in each form that is wanted; null for others.
+struct Copies {
   uint8_t *q8 = nullptr, *q4 = nullptr;
+  float* beside = nullptr;
 
-  bytes* of(int64_t dtype) const {
+  bytes* records(int64_t dtype) const {
     if (!is_rounded(dtype)) return nullptr;
     return is_q8(dtype) ? q8 : q4;
   }
-  void put(int64_t token, const float* x, int64_t K) const {
+  void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
     for (const DType dtype : {DType::q8, DType::q4}) {
       const auto number = static_cast<int64_t>(dtype);
       uint8_t* records = dtype == DType::q8 ? q8 : q4;
       if (records != nullptr) round_row(x, K, number, records + token * rounded_bytes(number, K));
     }
+    if (beside != nullptr) put_beside(x, K, token, tokens, beside);
   }
 };
 
 constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return token_tile(T) * rounded_bytes(dtype, K) / 4; }
 
-constexpr int64_t records_bytes(Rounding rounding, int64_t T, int64_t K) {
+constexpr int64_t copies_bytes(Forms forms, int64_t T, int64_t K) {
   int64_t size = 0;
-  if (rounding.q8) size += bytes_of(records_floats(static_cast<int64_t>(DType::q8), T, K));
-  if (rounding.q4) size += bytes_of(records_floats(static_cast<int64_t>(DType::q4), T, K));
+  if (forms.q8) size += bytes_of(records_floats(static_cast<int64_t>(DType::q8), T, K));
+  if (forms.q4) size += bytes_of(records_floats(static_cast<int64_t>(DType::q4), T, K));
+  if (forms.beside) size += bytes_of(beside_floats(T, K));
   return size;
 }
 
-inline Records take_records(Scratch& scratch, Rounding rounding, int64_t T, int64_t K) {
+inline Copies take_copies(Scratch& scratch, Forms forms, int64_t T, int64_t K) {
   const auto take = [&](DType dtype) {
     return reinterpret_cast<uint8_t*>(scratch.floats(records_floats(static_cast<int64_t>(dtype), T, K)));
   };
-  Records records;
-  if (rounding.q8) records.q8 = take(DType::q8);
-  if (rounding.q4) records.q4 = take(DType::q4);
-  return records;
+  Copies copies;
+  if (forms.q8) copies.q8 = take(DType::q8);
+  if (forms.q4) copies.q4 = take(DType::q4);
+  if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
+  return copies;
 }
 
-// Tokens of a unit as dot_tile reads them. With records for a weight's type, the weight meets those, and not `x`.
+// Tokens of a unit as dot_tile reads them: where a weight's type reads another form, that, and not `x`.
 struct Input {
   const float* x;
   int64_t stride;
-  Records records = {};
+  Copies copies = {};
 };
 
-constexpr int64_t input_bytes(int64_t T, int64_t K, Rounding rounding) {
-  if (rounding.any()) return records_bytes(rounding, T, K);
+constexpr int64_t input_bytes(int64_t T, int64_t K, Forms forms) {
+  if (forms.any()) return copies_bytes(forms, T, K);
   return T <= kFewTokens ? 0 : tile_bytes(T, K);
 }
 
-// What one weight reads. Few tokens where they are; many, or rounded ones, in a scratch tile, which a thread keeps for its next units.
-inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, Rounding rounding) {
-  if (rounding.any()) {
-    const Records records = take_records(scratch, rounding, T, K);
+// What one weight reads. Few tokens where they are or side by side; many, or rounded ones, in a scratch tile. A thread keeps what it copied
+// for its next units.
+inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, Forms forms) {
+  if (forms.any()) {
+    const Copies copies = take_copies(scratch, forms, T, K);
     if (!scratch.holds(block.token))
-      for (int64_t t = 0; t < block.tokens; ++t) records.put(t, x + (block.token + t) * K, K);
-    return {x + block.token * K, K, records};
+      for (int64_t t = 0; t < block.tokens; ++t) copies.put(t, block.tokens, x + (block.token + t) * K, K);
+    return {x + block.token * K, K, copies};
   }
   if (T <= kFewTokens) return {x + block.token * K, K};
   const int64_t stride = tile_stride(T, K);
@@ -146,60 +153,51 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
   return {tile, stride};
 }
 
-// out[m * out_stride + n * out_step] = dot(x row m, w row n), M tokens by N rows at once; the rows are `stride` bytes apart.
+// acc[m * N + n] += the next W products.
+template <DType D, int M, int N>
+inline void add_vectors(const float* x, bytes* w, int64_t stride, V (&acc)[M * N]) {
+  V wv[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(w + n * stride));
+  add_products<M, N>(x, wv, acc);
+}
+
+// acc[m * N + n] += the last `count` < W products. It works on a copy, so that callers may keep their sums in registers.
+template <DType D, int M, int N>
+inline void add_last(const float* x, bytes* w, int64_t stride, int64_t count, V (&acc)[M * N]) {
+  V sums[M * N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; ++i) sums[i] = acc[i];
+#pragma GCC unroll 1
+  for (int n = 0; n < N; ++n) {
+    const V wv = load_weights_part<D>(w + n * stride, count);
+#pragma GCC unroll 1
+    for (int m = 0; m < M; ++m) sums[m * N + n] = fma(load_part(x + m * W, count), wv, sums[m * N + n]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; ++i) acc[i] = sums[i];
+}
+
+// out[m * out_stride + n * out_step] = dot(token m, w row n), M tokens side by side by N rows at once; the rows are `stride` bytes apart.
 // `ahead`: a row of the same kind in each stream, fetched meanwhile, or null.
 template <DType D, int M, int N>
-[[gnu::noinline]] inline void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                 int64_t out_step, bytes* ahead) {
+[[gnu::noinline]] inline void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
+                                   int64_t out_step, bytes* ahead) {
   constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
-  V acc[M][N];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) acc[m][n] = V{};
-  const auto add = [&](int64_t k) {
-    V wv[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(w + n * stride + k * size));
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const V xv = kept(load(x + m * x_stride + k));
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, wv[n], acc[m][n]);
-    }
-  };
+  V acc[M * N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; ++i) acc[i] = V{};
   int64_t k = 0;
   for (; k + line <= K; k += line) {
     if (ahead != nullptr)
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * stride + k * size);
-    if constexpr (M * N > 8 && W < 16) {  // sums fill the registers: no place for what another step loads early
-#pragma GCC unroll 1
-      for (int64_t i = 0; i < line; i += W) add(k + i);
-    } else {
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < line; i += W) add(k + i);
-    }
+    for (int64_t i = 0; i < line; i += W, x += M * W, w += W * size) add_vectors<D, M, N>(x, w, stride, acc);
   }
-  for (; k + W <= K; k += W) add(k);
-  if (k < K) {
-    for (int n = 0; n < N; ++n) {
-      const V wv = load_weights_part<D>(w + n * stride + k * size, K - k);
-      for (int m = 0; m < M; ++m) acc[m][n] = fma(load_part(x + m * x_stride + k, K - k), wv, acc[m][n]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    float sums[N];
-    if constexpr (N == 4) {
-      sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], sums);
-    } else {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sums[n] = sum(acc[m][n]);
-    }
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sums[n];
-  }
+  for (; k + W <= K; k += W, x += M * W, w += W * size) add_vectors<D, M, N>(x, w, stride, acc);
+  if (k < K) add_last<D, M, N>(x, w, stride, K - k, acc);
+  put_sums<M, N>(acc, out, out_stride, out_step);
 }
 
 // Rows of a type as streams.h reads them.
@@ -207,9 +205,9 @@ template <DType D>
 struct PlainRows {
   static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
   template <int M, int N>
-  static void dots(const float* x, int64_t x_stride, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                   int64_t out_step, bytes* ahead) {
-    COTERIE_ISA::dots<D, M, N>(x, x_stride, w, stride, K, out, out_stride, out_step, ahead);
+  static void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride, int64_t out_step,
+                   bytes* ahead) {
+    COTERIE_ISA::dots<D, M, N>(x, w, stride, K, out, out_stride, out_step, ahead);
   }
 };
 
@@ -217,12 +215,13 @@ struct PlainRows {
 // The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
-  if (bytes* records = in.records.of(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
-  if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride);
-  if (tokens > kFewTokens) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
+  if (bytes* records = in.copies.records(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
+  const float* beside = in.copies.beside;
+  if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, beside, tokens, w, dtype, N, K, out, out_stride);
+  if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   with_dtype(dtype, [&]<DType D>() {
     const auto streamed = [&]<int Streams>() {
-      dots_streamed<PlainRows<D>, Streams>(in.x, in.stride, tokens, w, N, K, out, out_stride);
+      dots_streamed<PlainRows<D>, Streams>(tokens == 1 ? in.x : beside, tokens, w, N, K, out, out_stride);
     };
     if (W == 16 || tokens <= 2) return streamed.template operator()<4>();
     streamed.template operator()<3>();  // 4 tokens x 3 rows: as many sums as registers allow

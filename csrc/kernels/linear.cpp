@@ -5,17 +5,17 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-Rounding rounding(const Linear& op) { return rounding_of(op.weight_dtype); }
+Forms forms(const Linear& op) { return forms_of(op.T, op.K, op.weight_dtype); }
 
 }  // namespace
 
 int64_t units(const Linear& op) { return block_units(op.T, op.N); }
-int64_t scratch_bytes(const Linear& op) { return input_bytes(op.T, op.K, rounding(op)) + work_bytes(op.T, op.K); }
+int64_t scratch_bytes(const Linear& op) { return input_bytes(op.T, op.K, forms(op)) + work_bytes(op.T, op.K); }
 int64_t flops(const Linear& op) { return 2 * op.T * op.N * op.K; }
 
 void run(const Linear& op, int64_t unit, Scratch& scratch) {
   const Block block = block_of(unit, op.T, op.N);
-  const Input x = take_input(scratch, op.x, block, op.T, op.K, rounding(op));
+  const Input x = take_input(scratch, op.x, block, op.T, op.K, forms(op));
   const Work work = take_work(scratch, op.T, op.K);
   float* y = op.y + block.token * op.N + block.row;
   bytes* w = weight_row(op.weight, op.weight_dtype, op.K, block.row);

@@ -30,7 +30,7 @@ Projection projection_of(const NormQkvRopeAppend& op, int64_t head) {
   return {op.wv, op.wv_dtype, op.bv, op.bv_dtype, nullptr, 0, 0.0, head - op.K};
 }
 
-Rounding rounding(const NormQkvRopeAppend& op) { return rounding_of(op.wq_dtype, op.wk_dtype, op.wv_dtype); }
+Forms forms(const NormQkvRopeAppend& op) { return forms_of(op.T, op.D, op.wq_dtype, op.wk_dtype, op.wv_dtype); }
 
 }  // namespace
 
@@ -40,7 +40,7 @@ int64_t units(const NormQkvRopeAppend& op) {
 
 int64_t scratch_bytes(const NormQkvRopeAppend& op) {
   const int64_t tile = token_tile(op.T);
-  return tile_bytes(op.T, op.D) + records_bytes(rounding(op), op.T, op.D) + work_bytes(op.T, op.D) + 2 * bytes_of(tile * (op.C / 2)) + bytes_of(tile * op.C);
+  return tile_bytes(op.T, op.D) + copies_bytes(forms(op), op.T, op.D) + work_bytes(op.T, op.D) + 2 * bytes_of(tile * (op.C / 2)) + bytes_of(tile * op.C);
 }
 
 int64_t flops(const NormQkvRopeAppend& op) { return 2 * op.T * op.D * (op.H + 2 * op.K) * op.C; }
@@ -50,7 +50,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
   const int64_t first = block.token, tokens = block.tokens, half = op.C / 2;
   const int64_t tile = token_tile(op.T), stride = tile_stride(op.T, op.D);
   float* x = take_tile(scratch, op.T, op.D);
-  const Records records = take_records(scratch, rounding(op), op.T, op.D);
+  const Copies copies = take_copies(scratch, forms(op), op.T, op.D);
   float* cosines = scratch.floats(tile * half);
   float* sines = scratch.floats(tile * half);
   const Work work = take_work(scratch, op.T, op.D);
@@ -59,7 +59,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
     for (int64_t t = 0; t < tokens; ++t) {
       norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
       pad_row(x + t * stride, op.T, op.D);
-      records.put(t, x + t * stride, op.D);
+      copies.put(t, tokens, x + t * stride, op.D);
       rope_angles(op.positions[first + t], op.inv_freq, half, op.scale, cosines + t * half, sines + t * half);
     }
   }
@@ -67,7 +67,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
     const Projection p = projection_of(op, head);
     const bool is_q = head < op.H, is_v = head >= op.H + op.K;
     bytes* w = weight_row(p.weight, p.dtype, op.D, p.head * op.C);
-    dot_tile({x, stride, records}, tokens, w, p.dtype, op.C, op.D, out, op.C, work);
+    dot_tile({x, stride, copies}, tokens, w, p.dtype, op.C, op.D, out, op.C, work);
     add_bias(out, op.C, tokens, p.bias, p.bias_dtype, p.head * op.C, op.C);
     for (int64_t t = 0; t < tokens; ++t) {
       float* row = out + t * op.C;

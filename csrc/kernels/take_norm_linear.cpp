@@ -5,30 +5,30 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-Rounding rounding(const TakeNormLinear& op) { return rounding_of(op.weight_dtype); }
+Forms forms(const TakeNormLinear& op) { return forms_of(op.R, op.D, op.weight_dtype); }
 
 }  // namespace
 
 int64_t units(const TakeNormLinear& op) { return block_units(op.R, op.N); }
-int64_t scratch_bytes(const TakeNormLinear& op) { return tile_bytes(op.R, op.D) + records_bytes(rounding(op), op.R, op.D) + work_bytes(op.R, op.D); }
+int64_t scratch_bytes(const TakeNormLinear& op) { return tile_bytes(op.R, op.D) + copies_bytes(forms(op), op.R, op.D) + work_bytes(op.R, op.D); }
 int64_t flops(const TakeNormLinear& op) { return 2 * op.R * op.N * op.D; }
 
 void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
   const Block block = block_of(unit, op.R, op.N);
   const int64_t stride = tile_stride(op.R, op.D);
   float* x = take_tile(scratch, op.R, op.D);
-  const Records records = take_records(scratch, rounding(op), op.R, op.D);
+  const Copies copies = take_copies(scratch, forms(op), op.R, op.D);
   const Work work = take_work(scratch, op.R, op.D);
   if (!scratch.holds(block.token)) {
     for (int64_t r = 0; r < block.tokens; ++r) {
       norm_row(op.x + op.rows[block.token + r] * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + r * stride);
       pad_row(x + r * stride, op.R, op.D);
-      records.put(r, x + r * stride, op.D);
+      copies.put(r, block.tokens, x + r * stride, op.D);
     }
   }
   float* y = op.y + block.token * op.N + block.row;
   bytes* w = weight_row(op.weight, op.weight_dtype, op.D, block.row);
-  dot_tile({x, stride, records}, block.tokens, w, op.weight_dtype, block.rows, op.D, y, op.N, work);
+  dot_tile({x, stride, copies}, block.tokens, w, op.weight_dtype, block.rows, op.D, y, op.N, work);
   add_bias(y, op.N, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
   scratch.stored(block.tokens * block.rows * 4);
 }
