@@ -27,6 +27,8 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
+# Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
+NEAR = tl.constexpr(8)
 
 
 @triton.jit
@@ -197,6 +199,13 @@ def many_dots(
 
 
 @triton.jit
+def halves(both, ROWS: tl.constexpr, M: tl.constexpr, NEAR: tl.constexpr):
+    """Of [ROWS, M] where NEAR rows of one thing and NEAR of another lie in turn: the rows of each, [ROWS / 2, M]."""
+    one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * NEAR), 2, NEAR, M]), [0, 2, 3, 1]))
+    return tl.reshape(one, [ROWS // 2, M]), tl.reshape(other, [ROWS // 2, M])
+
+
+@triton.jit
 def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
     """Which tile of rows and which tile of tokens a program has: GROUP tiles of rows with all tokens, then the next.
 
@@ -222,33 +231,47 @@ def _stage(
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take. A program a row."""
     t = tl.program_id(0)
     if t < integer(row, COUNT):
-        source = t
-        if ROWS is not None:
-            source = tl.load(pointer(row, ROWS, tl.int32) + t)
-        x = pointer(row, X, tl.float32) + source.to(tl.int64) * K
-        y += t.to(tl.int64) * K
-        if NORM is None:
-            for first in tl.range(0, K, STEP):
-                k = first + tl.arange(0, STEP)
-                tl.store(y + k, narrow(tl.load(x + k, mask=k < K, other=0.0), TYPE), mask=k < K)
-        else:
-            factor = norm_factor(x, real(row, EPS).to(tl.float32), K, STEP)
-            norm = pointer(row, NORM_AT, NORM)
-            for first in tl.range(0, K, STEP):
-                k = first + tl.arange(0, STEP)
-                weight = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-                values = tl.load(x + k, mask=k < K, other=0.0) * factor * weight
-                tl.store(y + k, narrow(values, TYPE), mask=k < K)
+        stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, TYPE, STEP)
+
+
+@triton.jit
+def stage_row(
+    row,
+    y,
+    t,
+    X: tl.constexpr,
+    ROWS: tl.constexpr,
+    NORM_AT: tl.constexpr,
+    EPS: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take."""
+    source = t
+    if ROWS is not None:
+        source = tl.load(pointer(row, ROWS, tl.int32) + t)
+    x = pointer(row, X, tl.float32) + source.to(tl.int64) * K
+    y += t.to(tl.int64) * K
+    factor = 1.0
+    if NORM is not None:
+        factor = norm_factor(x, real(row, EPS).to(tl.float32), K, STEP)
+    for first in tl.static_range(0, K, STEP):
+        k = first + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0)
+        if NORM is not None:
+            values = values * factor * tl.load(pointer(row, NORM_AT, NORM) + k, mask=k < K, other=0.0).to(tl.float32)
+        tl.store(y + k, narrow(values, TYPE), mask=k < K)
 
 
 @triton.jit
 def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
-    """1 / root mean square of K values."""
+    """1 / root mean square of K values. The compiler keeps those of a single step for whoever loads them again."""
     squares = tl.zeros([STEP], tl.float32)
-    for first in tl.range(0, K, STEP):
+    for first in tl.static_range(0, K, STEP):
         k = first + tl.arange(0, STEP)
         values = tl.load(x + k, mask=k < K, other=0.0)
         squares += values * values
@@ -256,27 +279,23 @@ def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
 
 
 def stage(call: Call, matrices: Sequence[Matrix], normed: bool = False, gathered: bool = False) -> torch.Tensor:
-    """Round the activations of a call to scratch, for the weights that they are about to meet."""
+    """Round the activations of a call to scratch, for the weights that they are about to meet: a program a row."""
+    y, rows, how = staging(call, matrices, normed, gathered)
     words = OPCODES[call.name].words
-    count, most = ("R", call.bucket.sampled) if gathered else ("T", call.bucket.tokens)
-    K, TYPE = matrices[0].K, staged_type(matrices)
-    y = call.scratch_as(TYPE, most * K)
-    call.launch(
-        _stage,
-        (most,),
-        call.row,
-        y,
-        X=words["x"],
-        ROWS=words["rows"] if gathered else None,
-        NORM_AT=words.get("norm"),
-        EPS=words.get("eps"),
-        COUNT=words[count],
-        K=K,
-        NORM=call.type("norm") if normed else None,
-        TYPE=TYPE,
-        STEP=call.tiles.elements,
-    )
+    how |= {"X": words["x"], "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
+    how |= {"ROWS": words["rows"] if gathered else None, "COUNT": words["R" if gathered else "T"]}
+    call.launch(_stage, (rows,), call.row, y, **how)
     return y
+
+
+def staging(
+    call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False
+) -> tuple[torch.Tensor, int, dict[str, object]]:
+    """Where activations are staged, how many rows at most, and what `stage_row` is compiled for but for words."""
+    rows, K, TYPE = call.bucket.sampled if gathered else call.bucket.tokens, matrices[0].K, staged_type(matrices)
+    step, warps = call.tiles.row(K)
+    norm = call.type("norm") if normed else None
+    return call.scratch_as(TYPE, rows * K), rows, {"K": K, "NORM": norm, "TYPE": TYPE, "STEP": step, "num_warps": warps}
 
 
 def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:

@@ -1,6 +1,6 @@
 """norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); gate and up stay in registers.
 
-Rows of gate and up lie in turn in a tile, so that both products of a value are in one program.
+Rows of gate and up lie in turn in a tile, `NEAR` of each, so that both products of a value are in one program.
 Where the two weights are of different types, a program multiplies by one and then by the other.
 Knows nothing about layers.
 """
@@ -11,7 +11,17 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, silu_of, wait_for_last
-from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
+from coterie.kernels.triton.dots import (
+    NEAR,
+    bring_nearer,
+    few_dots,
+    halves,
+    many_dots,
+    rows_at,
+    stage,
+    staged_bytes,
+    tile_at,
+)
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
@@ -20,11 +30,12 @@ X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
 
 
 @triton.jit
-def rows_in_turn(row, f, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to rows of gate and up in turn: f // 2 of gate where f is even, of up where it is odd."""
-    gate = rows_at(pointer(row, GATE_AT, TYPE), f // 2, STRIDE, ALIGN)
-    up = rows_at(pointer(row, UP_AT, TYPE), f // 2, STRIDE, ALIGN)
-    return tl.multiple_of(tl.where(f % 2 == 0, gate, up), ALIGN)
+def rows_in_turn(row, r, F, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
+    """Pointers to rows of gate and up in turn, NEAR of each, and whether there are such."""
+    f = r // (2 * NEAR) * NEAR + r % NEAR
+    gate = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
+    up = rows_at(pointer(row, UP_AT, TYPE), f, STRIDE, ALIGN)
+    return tl.multiple_of(tl.where(r // NEAR % 2 == 0, gate, up), ALIGN), f < F
 
 
 @triton.jit
@@ -55,7 +66,8 @@ def _few(
     r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
-        bring_nearer(rows_in_turn(row, r, TYPE, STRIDE, ALIGN), r < 2 * F, STRIDE, ROWS, LINES, EARLY)
+        rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
+        bring_nearer(rows, there, STRIDE, ROWS, LINES, EARLY)
     wait_for_last(EARLY)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
@@ -63,8 +75,7 @@ def _few(
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
     if TYPE == UP_TYPE:
-        rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
-        both = few_dots(x, mask_M, rows, r < 2 * F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        both = few_dots(x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
@@ -106,9 +117,9 @@ def _many(
         f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
         if TYPE == UP_TYPE:
             r = n_tile * ROWS + tl.arange(0, ROWS)
-            rows = rows_in_turn(row, r, TYPE, STRIDE, ALIGN)
-            both = many_dots(staged, m, mask_M, rows, r < 2 * F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-            gate, up = tl.split(tl.permute(tl.reshape(both, [ROWS // 2, 2, TOKENS]), [0, 2, 1]))
+            rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, NEAR)
+            both = many_dots(staged, m, mask_M, rows, there, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+            gate, up = halves(both, ROWS, TOKENS, NEAR)
         else:
             rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
             gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)

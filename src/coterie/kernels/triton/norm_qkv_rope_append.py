@@ -1,21 +1,33 @@
 """norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
-Rows of the three weights are numbered so that the two channels that rope mixes lie in turn: 0, C/2, 1, C/2 + 1 ... of a
-head, heads padded to a power of two. A program has rows of one part: q, k or v; whole heads where heads are normed.
-Where the three weights differ in type, each part is a launch of its own.
+Rows of the three weights are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in
+turn; one of each, 0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. A program has
+rows of one part: q, k or v; whole heads where heads are normed. Where the three weights differ in type, each part is a
+launch of its own. With many tokens, angles are taken once for each token, when its activations are staged.
 Knows nothing about attention.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
-from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, stage, staged_bytes, tile_at
+from coterie.kernels.triton.dots import (
+    NEAR,
+    bring_nearer,
+    few_dots,
+    halves,
+    many_dots,
+    stage_row,
+    staged_bytes,
+    staging,
+    tile_at,
+)
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rope import rotation
-from coterie.kernels.triton.rows import Call, Matrix, places
+from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
 from coterie.kernels.triton.tiles import power_of_two
 
 X, NORM_AT, EPS, INV_FREQ, SCALE, PAGES, Q, T = places(
@@ -47,11 +59,12 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
 
 
 @triton.jit
-def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr):
+def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
     """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
-    channel = r % PADDED // 2 + r % 2 * (C // 2)
+    i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
+    channel = i + r // NEAR % 2 * (C // 2)
     head = r // PADDED
-    return head * C + channel, channel, (head < heads) & (r % PADDED // 2 < C // 2)
+    return head * C + channel, channel, (head < heads) & (i < C // 2)
 
 
 @triton.jit
@@ -70,6 +83,7 @@ def _finish(
     heads,
     m,
     mask_M,
+    angles,
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     H: tl.constexpr,
@@ -81,9 +95,10 @@ def _finish(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
-    """From products [ROWS, M] to q and pages: bias, norm of heads, rope, store."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+    """From products [ROWS, M] to q and pages: bias, norm of heads, rope (by `angles` where they are given), store."""
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
         y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -95,15 +110,19 @@ def _finish(
         factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
         normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
         y = tl.where(part < 2, normed, y)
-    a, b = tl.split(tl.permute(tl.reshape(y, [ROWS // 2, 2, M]), [0, 2, 1]))
+    a, b = halves(y, ROWS, M, NEAR)
     pair = first // 2 + tl.arange(0, ROWS // 2)
     head = pair // (PADDED // 2)
     i = pair % (PADDED // 2)
     mask = ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
     position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
     if part < 2:
-        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-        cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+        if angles is None:
+            inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+            cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+        else:
+            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
         turned = a * cosine - b * sine
         b = b * cosine + a * sine
         a = turned
@@ -150,7 +169,7 @@ def _few(
 ):
     let_next_begin(EARLY)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     bring_nearer(rows, there, STRIDE, ROWS, LINES, EARLY)
     wait_for_last(EARLY)
@@ -161,13 +180,41 @@ def _few(
     eps = real(row, EPS).to(tl.float32)
     y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     y = tl.permute(y, [1, 0])
-    _finish(row, y, part, first, heads, m, mask_M, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, M)
+    _finish(
+        row, y, part, first, heads, m, mask_M, None,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, M, 1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _stage(
+    row,
+    y,
+    angles,
+    C: tl.constexpr,
+    HALF: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Beside what staging always does: C / 2 cosines of a token's angles, then as many sines."""
+    t = tl.program_id(0)
+    if t < integer(row, T):
+        stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, TYPE, STEP)
+        i = tl.arange(0, HALF)
+        position = tl.load(pointer(row, PAGES, tl.int32) + t)
+        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+        cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
+        tl.store(angles + t * C + i, cosine, mask=i < C // 2)
+        tl.store(angles + t * C + C // 2 + i, sine, mask=i < C // 2)
 
 
 @triton.jit
 def _many(
     row,
     staged,
+    angles,
     D: tl.constexpr,
     FIRST: tl.constexpr,
     BIAS: tl.constexpr,
@@ -188,6 +235,7 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    NEAR: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     tokens = integer(row, T)
@@ -197,29 +245,13 @@ def _many(
         part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
         m = m_tile * TOKENS + tl.arange(0, TOKENS)
         mask_M = m < tokens
-        n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED)
+        n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
         rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
         y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         _finish(
-            row,
-            y,
-            part,
-            first,
-            heads,
-            m,
-            mask_M,
-            BIAS,
-            HEAD_NORM,
-            H,
-            KV_TYPE,
-            K,
-            C,
-            Z,
-            BLOCK_BYTES,
-            PADDED,
-            ROWS,
-            TOKENS,
-        )
+            row, y, part, first, heads, m, mask_M, angles,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+        )  # fmt: skip
 
 
 def _matrices(call: Call) -> list[Matrix]:
@@ -238,7 +270,7 @@ def launch(call: Call) -> None:
     tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
     H, padded = call.integer("H"), power_of_two(pages.C)
     few_tokens = tokens <= call.tiles.few_tokens
-    staged = None if few_tokens else stage(call, matrices, normed=True)
+    staged = None if few_tokens else _staged(call, matrices, pages.C)
     for parts in _launches(call):
         matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
         shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
@@ -256,8 +288,20 @@ def launch(call: Call) -> None:
         many = call.tiles.many_of(tokens, matrix.group, matrix.is_wide).for_heads(padded)
         n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
-        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, **many.constants()}
-        call.launch(_many, (n_tiles * triton.cdiv(tokens, many.tokens),), call.row, staged, **shared, **how)
+        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, "NEAR": min(NEAR.value, padded // 2), **many.constants()}
+        call.launch(_many, (n_tiles * triton.cdiv(tokens, many.tokens),), call.row, *staged, **shared, **how)
+
+
+def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normed and rounded activations, and angles."""
+    y, rows, how = staging(call, matrices, normed=True)
+    angles = call.scratch_as(tl.float32, rows * C, _angles_at(call, matrices))
+    call.launch(_stage, (rows,), call.row, y, angles, C=C, HALF=power_of_two(C // 2), **how)
+    return y, angles
+
+
+def _angles_at(call: Call, matrices: list[Matrix]) -> int:
+    return -(-staged_bytes(call, matrices) // ALIGN_BYTES) * ALIGN_BYTES
 
 
 def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
@@ -266,5 +310,6 @@ def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take."""
-    return staged_bytes(call, _matrices(call))
+    """What staged activations and angles take."""
+    start = _angles_at(call, _matrices(call))
+    return start + 4 * call.bucket.tokens * call.integer("C") if start else 0

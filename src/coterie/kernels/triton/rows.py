@@ -167,10 +167,10 @@ class Call:
         """The layout of a weight with K columns."""
         return Matrix.of(self.dtype(operand), K)
 
-    def scratch_as(self, element: tl.dtype, count: int) -> torch.Tensor:
-        """The scratch as `count` elements of a type."""
+    def scratch_as(self, element: tl.dtype, count: int, start: int = 0) -> torch.Tensor:
+        """The scratch from byte `start` on, a multiple of 16, as `count` elements of a type."""
         dtype = TORCH[element]
-        size = count * dtype.itemsize
-        if size > self.scratch.numel():
-            raise ValueError(f"{self.name} needs {size} bytes of scratch but has {self.scratch.numel()}")
-        return self.scratch[:size].view(dtype)
+        end = start + count * dtype.itemsize
+        if end > self.scratch.numel():
+            raise ValueError(f"{self.name} needs {end} bytes of scratch but has {self.scratch.numel()}")
+        return self.scratch[start:end].view(dtype)

@@ -47,8 +47,8 @@ class Many:
         return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns}
 
     def for_heads(self, least_rows: int) -> Many:
-        """For whole heads, and what becomes of them: angles take as many registers as sums, so tokens are halved."""
-        return replace(self, rows=max(self.rows, least_rows), tokens=min(self.tokens, 64))
+        """For whole heads."""
+        return replace(self, rows=max(self.rows, least_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ class Tiles:
     span_step: int = 64
     queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head
     keys: int = 64  # positions that such a tile reads at once
+    staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
+    staged_warp: int = 512  # of these for each warp, of which there are at most 8
     elements: int = 1024  # of a program that maps values one by one
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
@@ -98,6 +100,11 @@ class Tiles:
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
         return replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
+
+    def row(self, size: int) -> tuple[int, int]:
+        """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""
+        step = min(power_of_two(size), self.staged)
+        return step, min(max(step // self.staged_warp, 1), 8)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
