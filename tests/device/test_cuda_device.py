@@ -130,6 +130,22 @@ def test_a_step_is_captured_once_for_a_bucket_and_a_switch_captures_nothing(make
     assert driver.launched - launched == 8 * (len(desk.exe.program.regions) + 1)
 
 
+def test_a_prompt_is_captured_when_its_bucket_is_met_again_but_not_where_it_waits_for_layers(make, on_cpu, layout):
+    desk = loaded(Desk(make(), layout))
+    driver, prompts = desk.device.driver, [rows([(ids, 0)], [WARM]) for ids in (PROMPT, PROMPT[::-1], [*PROMPT, 7, 8])]
+    expected = [on_cpu.tokens(on_cpu.run(prompt)) for prompt in prompts]
+    counts = []
+    for prompt, wanted in zip(prompts, expected, strict=True):
+        assert desk.tokens(desk.run(prompt)) == wanted
+        counts.append((driver.captured, driver.replayed))
+    assert counts == [(0, 0), (1, 1), (1, 2)], "prompts of 5 and of 7 tokens are one bucket"
+    assert desk.tokens(desk.run(prompts[0], gates=desk.fetch())) == expected[0]
+    assert (driver.captured, driver.replayed) == (1, 2)
+    host = loaded(Desk(make("host"), layout))
+    assert [host.tokens(host.run(prompt)) for prompt in prompts] == expected
+    assert host.device.driver.captured == 0
+
+
 def test_a_step_that_cannot_be_captured_is_launched(make, on_cpu, layout):
     driver = LazyDriver()
     desk = loaded(Desk(make(driver=driver), layout))

@@ -15,7 +15,7 @@ BYTES = 1 << 16  # of sticks: the lazy GPU is this machine's processor
 if __name__ == "__main__":
     driver = LazyDriver(total_bytes=2**30, settle_s=2e-4)
     gpu.open_driver = lambda index=0: driver
-    cuda.TritonKernels = NativeKernels
+    cuda.TritonKernels = lambda tiles: NativeKernels()
     gpu.STICK_BYTES = BYTES
     cuda_sticks.Sticks.__init__.__defaults__ = (BYTES, 32)
     gpu.Gpu.sticks.__defaults__ = (BYTES,)

@@ -51,7 +51,7 @@ class Gpu:
 def lazy(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu()
     monkeypatch.setattr(gpu, "open_driver", lambda index=0: found.driver)
-    monkeypatch.setattr(device_file, "TritonKernels", NativeKernels)
+    monkeypatch.setattr(device_file, "TritonKernels", lambda tiles: NativeKernels())
     return found
 
 

@@ -144,7 +144,7 @@ def test_errors_are_those_of_the_model_on_made_up_results() -> None:
     seconds = {
         "demo bf16, batch 1": step_time(spec, program, Sizes.decode(1, 32)).seconds,
         "demo bf16, batch 8": step_time(spec, program, Sizes.decode(8, 32)).seconds,
-        "demo bf16, 64 tokens": step_time(spec, program, Sizes.prefill(1, 64), orchestration="host").seconds,
+        "demo bf16, 64 tokens": step_time(spec, program, Sizes.prefill(1, 64)).seconds,
         **{f"{kind} demo, 64 tokens": s for kind, s in first_tokens_s(spec, model, 64).items()},
     }
     assert {name: row["modelled_s"] for name, row in rows.items()} == pytest.approx(seconds)

@@ -155,7 +155,7 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
         seconds = format_seconds(cell["seconds_per_step"])
         table.add_row(cell["phase"], cell["way"], seconds, str(speedup), str(cell["regions"]))
     notes = (
-        "prefill is launched kernel by kernel in every way: only decode steps are captured, or walked",
+        "prefill is captured as decode steps are, where they are; where those are walked, it is captured",
         f"{STEPS} decode steps a call, as a server makes them: where a way starts several at once, it is seen",
         *remarks,
     )

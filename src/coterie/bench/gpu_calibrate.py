@@ -177,8 +177,8 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     regions = len(token.exe.program.regions)
     read = sticks.size_bytes / min(found[name] for name in loops)
     peak = sticks.product_flops / found["product"]
-    prompt_s = max(found["prompt"] - launches["host"] * regions, 1e-9)  # a prompt's kernels are started by calls
-    token_s = max(found["token"] - launches["device"] * regions, 1e-9)
+    launches_s = launches["device"] * regions  # a prompt is captured as a decode step is
+    prompt_s, token_s = max(found["prompt"] - launches_s, 1e-9), max(found["token"] - launches_s, 1e-9)
     read_share = token.cost().total_bytes / token_s / read
     flops_share = prompt.cost().flops / prompt_s / peak
     return {

@@ -46,7 +46,7 @@ from coterie.spec.machine import MachineSpec
 class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
 
-    `spec`: by default what is free now. `orchestration`: `device` queues whole decode steps as captured graphs,
+    `spec`: by default what is free now. `orchestration`: `device` queues whole steps as captured graphs,
     `persistent` all steps of a run as one launch where sequences are few, `host` starts each kernel by a call.
     `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
     """

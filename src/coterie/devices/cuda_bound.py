@@ -120,7 +120,7 @@ class Bound:
         self._launches: list[list[Launch]] = []
         self._step: list[Launch] = []
         self._captured: Captured = None
-        self._launched = False
+        self.has_run = False  # a step was launched, so its kernels are compiled and loaded: it may be captured
         self._walk: Launch | None = None
         self._walked: torch.Tensor | None = None
         self._walks = True
@@ -178,7 +178,7 @@ class Bound:
         A step is captured when it has been launched once: kernels are compiled and loaded by their first launch.
         """
         driver = self._shared.driver
-        if captured and self._launched and self._captured is None and not self._shared.uncaptured:
+        if captured and self.has_run and self._captured is None and not self._shared.uncaptured:
             try:
                 self._captured = driver.capture(stream, self._step)
             except Exception as error:  # captured or not, a step gives the same: a remark tells
@@ -187,7 +187,7 @@ class Bound:
             driver.replay(stream, self._captured)
         else:
             driver.launch(stream, self._step)
-            self._launched = True
+            self.has_run = True
 
     def queue_walk(self, stream: Stream) -> bool:
         """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""

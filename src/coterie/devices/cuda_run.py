@@ -157,7 +157,7 @@ class Runs:
         if steps and self._walks and decodes and bound.queue_walk(turn.stream):
             return
         for _ in range(steps):
-            bound.queue_step(turn.stream, self._captures and decodes)
+            bound.queue_step(turn.stream, self._captures)
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
         """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""
@@ -166,6 +166,7 @@ class Runs:
                 turn.follow(waits[index])
             self._driver.launch(turn.stream, bound.launches(index))
         self._driver.launch(turn.stream, [bound.end])
+        bound.has_run = True
 
     def _abandon(self, turn: Turn, packet: Packet, run: _UnderWay) -> None:
         """Wait for what was queued of a run that cannot be queued whole."""

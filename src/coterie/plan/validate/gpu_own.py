@@ -4,7 +4,7 @@
     calibration     decode and prefill of the shape that was calibrated on
     validation      all else: other shapes, other weights, batches, cold and warm first tokens
 
-A decode step is priced as captured graphs, a prompt as kernels that are each started by a call: as the device does it.
+Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm.
 No such results have been made on a GPU yet. Knows nothing about how a GPU is measured.
 """
 
@@ -82,7 +82,7 @@ def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, spec: Machin
 def _prefill_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, spec: MachineSpec) -> Iterator[Row]:
     load, tokens = raw["workload"], int(raw["workload"]["prompt_tokens"])
     program = compile_graph(model_of(shapes, load).graph, spec.rule_set)
-    modelled_s = step_time(spec, program, Sizes.prefill(1, tokens), orchestration="host").seconds
+    modelled_s = step_time(spec, program, Sizes.prefill(1, tokens)).seconds
     label = f"{load['shape']} {weights_of(load)}, {tokens} tokens ({name}, commit {raw['commit']})"
     yield Row("this GPU: prefill", GPU, label, _split(spec, load), raw["seconds"], modelled_s)
 
@@ -119,7 +119,7 @@ def first_tokens_s(spec: MachineSpec, model: Model, tokens: int) -> dict[str, fl
         kv_bytes=2 * block * -(-(tokens + 1) // model.kv.tokens_per_block(block)),
         policy=Policy(max_steps=1),
     )
-    device = ModelledDevice(spec, orchestration="host")
+    device = ModelledDevice(spec)
     try:
         parts = wire(models, plan(models, spec, settings), settings, device)
         warm_up(parts, models, models)  # the last one stays in hbm
