@@ -128,7 +128,7 @@ class LazyDriver:
             assert src.numel() % 4 == 0
             self.copy(dst, src, stream)
 
-    def mark(self, stream):
+    def mark(self, stream, soon=False):
         mark = LazyMark()
         self._put(stream, mark)
         return mark

@@ -37,8 +37,7 @@ class Stream:
 class Event:
     def __init__(self, enable_timing=False, blocking=False):
         assert enable_timing
-        assert blocking
-        self.recorded = False
+        self.recorded, self.blocking = False, blocking
 
     def record(self, stream):
         assert isinstance(stream, Stream)
@@ -170,6 +169,12 @@ def test_a_failure_says_the_first_line_of_what_cuda_says(driver):
     failure = Health(driver).failure("a run", RuntimeError(f"CUDA error: invalid argument\n{advice}"))
     assert "a run failed: CUDA error: invalid argument; the GPU goes on" in str(failure)
     assert advice not in str(failure)
+
+
+def test_who_waits_for_a_mark_sleeps_but_for_one_that_comes_soon(driver):
+    stream = driver.stream()
+    assert driver.mark(stream).blocking
+    assert not driver.mark(stream, soon=True).blocking
 
 
 def test_refusals_are_no_room(driver, fake):

@@ -218,7 +218,7 @@ class CudaDevice(RealDevice):
 
     def _lane(self, name: str) -> StreamLane:
         if name not in self._streams:
-            self._streams[name] = StreamLane(name, self._lanes, self.driver, self._health)
+            self._streams[name] = StreamLane(name, self._lanes, self.driver, self._health, brief=name == COMPUTE)
         return self._streams[name]
 
     def _copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], turn: Turn) -> Finish:

@@ -27,6 +27,7 @@ from coterie.device import Binding
 from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, first_line, take
 from coterie.devices.cuda_kernels import Kernels
 from coterie.devices.cuda_packet import Packet, Packets, Place, places_of
+from coterie.devices.host_memory import Bytes
 from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels.cpu import FEED, I64, ROW_WORDS, SETTING_WORDS
 from coterie.kernels.triton.bucket import Bucket, stops_of
@@ -100,17 +101,21 @@ class Bound:
         self.exe, self.bucket, self._shared = exe, bucket, shared
         self._sizes = Sizes(bucket.tokens, bucket.sequences, bucket.sampled, 0, 0)
         self._plan, self._total_bytes = exe.plan(self._sizes)
-        self._rows = exe.template.rows()
-        self._feed = np.zeros(len(FEED), np.int64)
-        stops = stops_of(self._rows)
-        words = {"rows": self._rows.size, "feed": len(FEED), "state": STATE_WORDS // 2}
+        rows = exe.template.rows()
+        stops = stops_of(rows)
+        words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2}
         places, self._sent_bytes = places_of({name: 8 * count for name, count in words.items()})
         self._fixed = take(shared.driver, "a program's rows", self._sent_bytes + 8 * len(stops) + 16, LEVERS)
-        self._places = places
+        self._sent = np.zeros(self._sent_bytes, np.uint8)  # what each run sends: the host's rows, feed and state
+        self._rows = _host_part(self._sent, places["rows"]).reshape(rows.shape)
+        self._rows[:] = rows
+        self._feed = _host_part(self._sent, places["feed"])
+        self._state = _host_part(self._sent, places["state"]).view(np.int32)
+        self._stored = np.array([self._plan[name] for name in exe.template.stored], np.int64)
         self.rows, self.feed, state = (_part(self._fixed, places[name]) for name in words)
         self.rows = self.rows.view(torch.int64).view(-1, ROW_WORDS)
         self.feed = self.feed.view(torch.int64)
-        self.state = state.view(torch.int32)
+        self.state, self._state_bytes = state.view(torch.int32), state
         self.stop = state[4 * STOP : 4 * STOP + 4]
         self._stops = stops
         self.stops = self._fixed[self._sent_bytes : self._sent_bytes + 8 * len(stops)].view(torch.int64)
@@ -140,11 +145,8 @@ class Bound:
             workspace = shared.workspace.at_least(self._total_bytes, stream)
             self._fill(binding, step, steps, addresses, at, places, kept, workspace)
             self._prepare(stream)
-            state = np.zeros(STATE_WORDS, np.int32)
-            state[STOP] = stop
-            packet.put(self._places["rows"].start, self._rows)
-            packet.put(self._places["feed"].start, self._feed)
-            packet.put(self._places["state"].start, state)
+            self._state[STOP] = stop
+            packet.put(0, self._sent)
             for name, array in inputs.items():
                 packet.put(self._sent_bytes + places[name].start, array)
             pairs = [(self._fixed[: self._sent_bytes], packet.down[: self._sent_bytes])]
@@ -208,7 +210,7 @@ class Bound:
     def take_back(self, packet: Packet, steps: int, sampled: int, stream: Stream) -> None:
         """Queue the copies that bring a run's tokens up."""
         driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * steps * sampled
-        pairs, kept = [(packet.up[:state_bytes], self.state.view(torch.uint8))], self._kept.tensor
+        pairs, kept = [(packet.up[:state_bytes], self._state_bytes)], self._kept.tensor
         if kept_bytes and kept is not None:
             pairs.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
         driver.copy_words(pairs, stream)
@@ -237,10 +239,9 @@ class Bound:
         named["Z"] = self.exe.program.kv.tokens_per_block(binding.block_bytes)
         template.put_named(self._rows, np.array([named[name] for name in template.named], np.int64))
         template.put_weights(self._rows, addresses.weights)
-        stored = {name: workspace.data_ptr() + start for name, start in self._plan.items()}
-        template.put_stored(self._rows, np.array([stored[name] for name in template.stored], np.int64))
+        template.put_stored(self._rows, self._stored + workspace.data_ptr())
         feed = {name: named[name] for name in ("tokens", "positions", "rows", "T", "R", "ends", "first_end")}
-        feed |= {"steps": steps, "drawn": stored[self.exe.drawn], "kept": kept.data_ptr()}
+        feed |= {"steps": steps, "drawn": workspace.data_ptr() + self._plan[self.exe.drawn], "kept": kept.data_ptr()}
         for name, word in feed.items():
             self._feed[FEED[name]] = word
 
@@ -310,6 +311,10 @@ def _arrays(step: StepRows) -> dict[str, Array]:
     arrays["ends"] = np.array([token for one in ends for token in one], np.int32)
     arrays["first_end"] = firsts
     return arrays
+
+
+def _host_part(memory: Bytes, place: Place) -> I64:
+    return memory[place.start : place.start + place.size_bytes].view(np.int64)
 
 
 def _part(memory: torch.Tensor, place: Place) -> torch.Tensor:

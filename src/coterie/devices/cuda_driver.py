@@ -79,8 +79,8 @@ class Driver(Protocol):
         An engine that copies does so in order, whatever the stream: by `copy` they would come behind a whole expert.
         """
 
-    def mark(self, stream: Stream) -> Mark:
-        """Mark what has been queued on a stream so far."""
+    def mark(self, stream: Stream, soon: bool = False) -> Mark:
+        """Mark what has been queued on a stream so far. `soon`: who waits for it may keep a core of the host busy."""
 
     def follow(self, stream: Stream, mark: Mark) -> None:
         """Let what is queued on a stream from now on wait for a mark."""

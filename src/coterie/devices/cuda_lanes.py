@@ -70,10 +70,13 @@ class _Flight:
 
 
 class StreamLane:
-    """A lane of that name. Its threads start when it is first used."""
+    """A lane of that name. Its threads start when it is first used.
 
-    def __init__(self, name: str, lanes: Lanes, driver: Driver, health: Health) -> None:
-        self.name = name
+    `brief`: its work takes milliseconds, and somebody waits for each end, as for tokens.
+    """
+
+    def __init__(self, name: str, lanes: Lanes, driver: Driver, health: Health, brief: bool = False) -> None:
+        self.name, self._brief = name, brief
         self._lanes, self._driver, self._health = lanes, driver, health
         self._changed = threading.Condition()
         self._works: deque[_Work] = deque()
@@ -144,7 +147,7 @@ class StreamLane:
             except Exception as error:  # whatever it is, it belongs to who holds the event
                 failure = error
             try:
-                last = self._driver.mark(self._stream)
+                last = self._driver.mark(self._stream, self._brief)
             except Exception as error:  # the first failure is the cause
                 failure = failure or error
         if failure is None:

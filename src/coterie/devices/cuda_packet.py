@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from coterie.devices.cuda_driver import Driver, take_pinned
+from coterie.devices.host_memory import Bytes
 from coterie.kernels.triton.tiles import power_of_two
 
 ALIGN_BYTES = 16
@@ -43,13 +44,20 @@ class Packet:
 
     down: torch.Tensor
     up: torch.Tensor
+    sent: Bytes  # the bytes of `down`, and of `up`: to ask a tensor for them takes longer than to write a few
+    came: Bytes
+
+    @staticmethod
+    def of(down: torch.Tensor, up: torch.Tensor) -> Packet:
+        """A packet in this memory."""
+        return Packet(down, up, down.numpy(), up.numpy())
 
     def put(self, start: int, values: npt.NDArray[np.generic]) -> None:
         """Write numbers into what goes down."""
         if values.size == 0:
             return
         bits = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-        self.down.numpy()[start : start + len(bits)] = bits
+        self.sent[start : start + len(bits)] = bits
 
 
 class Packets:
@@ -67,7 +75,7 @@ class Packets:
             if free:
                 return free.pop()
         memory = take_pinned(self._driver, "a step", sum(size))
-        return Packet(memory[: size[0]], memory[size[0] :])
+        return Packet.of(memory[: size[0]], memory[size[0] :])
 
     def give_back(self, packet: Packet) -> None:
         """The run is over: nothing on a stream reads or writes the packet any more."""

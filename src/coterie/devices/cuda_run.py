@@ -127,7 +127,7 @@ class Runs:
 
         def finish(passed: bool) -> I32 | None:
             self.interrupts.end(run)
-            words = packet.up.numpy().view(np.int32)
+            words = packet.came.view(np.int32)
             drawn = words[STATE_WORDS : STATE_WORDS + steps * step.sizes.R].reshape(steps, step.sizes.R)
             kept: I32 | None = drawn[: words[0]].copy() if passed else None
             self._shared.packets.give_back(packet)
