@@ -49,12 +49,14 @@ HEAD += "|---|---|---|---|---|---|---|---|---|\n"
 WALK_HEAD = "| type | step | registers | spilled | shared | programs a multiprocessor | widest load |\n"
 WALK_HEAD += "|---|---|---|---|---|---|---|\n"
 WALK_STEPS = ("decode 1", "decode 4")
-# PTX that bears on what a program sees of others: a barrier of its threads, arrivals, looks at their count, all else.
+# PTX that bears on what a program sees of others: a barrier of its threads, an arrival, a look at the count, a load,
+# and all else.
 ORDER = {
     "B": r"\bbar\.sync\b",
     "R": r"\batom\.global\.gpu\.acq_rel\.add\.u64\b",
     "A": r"\b(?:ld\.global\.gpu\.acquire|atom\.global\.gpu\.acquire\.\w+)\.\w+\b",
-    "M": r"\b(?:ld\.global|st\.global|cp\.async\.c[ag]|atom\.global)\b",
+    "L": r"\bld\.global\b",
+    "M": r"\b(?:st\.global|cp\.async\.c[ag]|atom\.global)\b",
 }
 
 
@@ -194,7 +196,7 @@ def measure(kernel, dtype, step, compiled):
         bool(copies),
         len(re.findall(r"\batom\.global", ptx)),
         order.count("R"),
-        len(re.findall("BRB*AB", order)),
+        len(re.findall("BR[BL]*AB", order)),
         noncoherent_loads(ptx),
     )
 

@@ -64,8 +64,9 @@ def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_wri
 
 
 def test_programs_of_a_walk_see_what_others_stored(tmp_path):
-    """Around each arrival and each look at the count stand barriers of a program's threads, and nothing else.
+    """Around each arrival and each look at the count stand barriers of a program's threads.
 
+    Between the two are only loads, of what nobody changes: where the weights lie that are asked for meanwhile.
     So the one thread that releases and acquires does it for all; and no load may go by what a cache held before.
     Of 1 phase or 16 it is the same kernel, or the program would have ended with a status.
     """

@@ -181,21 +181,32 @@ def test_one_launch_gives_the_bits_of_many_on_other_shapes(make, shape, dtypes, 
     compare(make, shape, dtypes, rules, decoding(*tokens, at=3), programs, seed=1)
 
 
+def phases_of(plan):
+    """Kind, row, kind asked for and its row, of each phase."""
+    return plan.words[persistent.FIRST_PHASE.value :].reshape(-1, persistent.PHASE_WORDS.value).tolist()
+
+
 def test_a_long_context_is_walked_as_spans_and_then_joined(make):
     """Two phases of one row; the second reads what other programs left in scratch, which began as NaN."""
     expert = make("odd", (BF16,))
     plan = Run(expert, decoding(5), bucket=Bucket(4, 4, 4, 512)).plan()
-    phases = plan.words[persistent.FIRST_PHASE.value :].reshape(-1, 2)
-    names = [plan.kinds[kind][0].__name__ for kind, _ in phases]
+    phases = phases_of(plan)
+    names = [plan.kinds[kind][0].__name__ for kind, *_ in phases]
     assert len(names) == len(expert.program.regions) + 2  # of two layers
-    assert [row for (_, row), name in zip(phases.tolist(), names, strict=True) if name == "_join"] == [2, 7]
+    assert [row for (_, row, *_), name in zip(phases, names, strict=True) if name == "_join"] == [2, 7]
     compare(make, "odd", (BF16,), "cache", decoding(5, at=90), 2, Bucket(1, 1, 1, 512))
 
 
 def test_layers_alike_are_compiled_once(make):
     plan = Run(make("odd", (BF16,)), decoding(5)).plan()
     assert len(plan.kinds) == 8  # embed, qkv, attention, out, gate and up, down, logits, sample
-    assert (len(plan.words) - persistent.FIRST_PHASE.value) // 2 == 1 + 2 * 5 + 2
+    assert len(phases_of(plan)) == 1 + 2 * 5 + 2
+
+
+def test_behind_each_phase_the_weights_of_the_next_that_has_some_are_asked_for_once(make):
+    plan = Run(make("odd", (BF16,)), decoding(5)).plan()
+    rows = [row if kind >= 0 else None for _, _, kind, row in phases_of(plan)]
+    assert rows == [1, 3, None, 4, 5, 6, 8, None, 9, 10, 11, 1, None]  # embed, two layers, logits, sample
 
 
 def test_no_sequences_are_a_step_without_tokens(make):

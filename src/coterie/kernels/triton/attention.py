@@ -23,8 +23,8 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     add_product,
     along,
+    begin,
     integer,
-    let_next_begin,
     narrow,
     pointer,
     real,
@@ -142,11 +142,11 @@ def _alone(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
-    EARLY: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(EARLY)
-    wait_for_last(EARLY)
+    begin(row, WHEN)
+    wait_for_last(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
@@ -192,11 +192,11 @@ def _join(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
-    EARLY: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(EARLY)
-    wait_for_last(EARLY)
+    begin(row, WHEN)
+    wait_for_last(WHEN)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
     if alone:

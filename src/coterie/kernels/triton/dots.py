@@ -20,7 +20,7 @@ import triton.language as tl
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import INTERPRETED, NOW, add_product, ask, integer, narrow, pointer, real
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
@@ -29,6 +29,8 @@ GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
 NEAR = tl.constexpr(8)
+# Weights that are read once a step leave the caches first: rows, tables and activations stay.
+ONCE = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -38,19 +40,16 @@ def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, N: tl.constexpr, LINES: tl.constexpr, EARLY: tl.constexpr):
-    """Ask for rows of a weight before what they meet is known: into the second-level cache, and wait for nothing.
+def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, N: tl.constexpr, LINES: tl.constexpr, WHEN: tl.constexpr):
+    """Ask for rows of a weight before what they meet is known. `LINES` of a row are asked for at once.
 
-    `LINES` of a row are asked for at once. Rows beyond the weight count as its first.
+    Rows beyond the weight count as its first.
     """
-    if EARLY and not INTERPRETED:
+    if WHEN != NOW and not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
         for first in tl.static_range(0, STRIDE, each * LINES):
             c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
-            at = rows_N[:, None] + tl.where(mask_N[:, None], c[None, :], 0)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-            )
+            ask(rows_N[:, None] + tl.where(mask_N[:, None], c[None, :], 0))
 
 
 @triton.jit
@@ -96,7 +95,8 @@ def one_dot(
     none = tl.zeros([N, 1], tl.int32)
     for first in tl.range(0, K, STEP, loop_unroll_factor=UNROLL):
         k = first + tl.arange(0, STEP)[None, :] + none
-        w = tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0).to(tl.float32)
+        mask = mask_N[:, None] & (k < K)
+        w = tl.load(rows_N[:, None] + k, mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
         values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
         if NORM is not None:
             squares += values * values
@@ -137,7 +137,7 @@ def few_dots(
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
         if TYPE == tl.uint8:
-            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
             scale = _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             raw, scaled = _read(x, mask_M, k, K, norm, NORM)
@@ -147,7 +147,7 @@ def few_dots(
             acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
-            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.float32)
+            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
             if TYPE == tl.int8:
                 w *= _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
             raw, scaled = _read(x, mask_M, c, K, norm, NORM)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, pointer, real, wait_for_last
 from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
 from coterie.kernels.triton.rows import Call
 
@@ -39,26 +39,29 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
-    EARLY: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(EARLY)
+    begin(row, WHEN)
     n = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
-    bring_nearer(rows_N, mask_N, STRIDE, ROWS, LINES, EARLY)
-    wait_for_last(EARLY)
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, COUNT)
-    source = m
-    if ROWS_AT is not None:
-        source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
-    x = pointer(row, X, tl.float32) + source * K
+    bring_nearer(rows_N, mask_N, STRIDE, ROWS, LINES, WHEN)
+    if WHEN == AHEAD:
+        return
+    x = pointer(row, X, tl.float32)
     norm = x
     eps = 0.0
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
         eps = real(row, EPS).to(tl.float32)
+    wait_for_last(WHEN)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, COUNT)
+    source = m
+    if ROWS_AT is not None:
+        source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
+    x += source * K
     y = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
@@ -142,7 +145,7 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
     }
     shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
     if most <= call.tiles.few_tokens:
-        few = call.tiles.few(N, most, matrix.group, matrix.is_wide)
+        few = call.tiles.few(N, K, most, matrix.group, matrix.is_wide)
         norm = {"NORM": call.type("norm") if sampled else None, "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **norm}
         call.launch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, silu_of, wait_for_last
+from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, pointer, real, silu_of, wait_for_last
 from coterie.kernels.triton.dots import (
     NEAR,
     bring_nearer,
@@ -59,21 +59,24 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
-    EARLY: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(EARLY)
+    begin(row, WHEN)
     r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
         rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
-        bring_nearer(rows, there, STRIDE, ROWS, LINES, EARLY)
-    wait_for_last(EARLY)
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, T)
-    x = pointer(row, X, tl.float32) + m * K
+        bring_nearer(rows, there, STRIDE, ROWS, LINES, WHEN)
+    if WHEN == AHEAD:
+        return
+    x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
+    wait_for_last(WHEN)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, T)
+    x += m * K
     if TYPE == UP_TYPE:
         both = few_dots(x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
@@ -150,7 +153,7 @@ def launch(call: Call) -> None:
     apart = {f"UP_{name}": value for name, value in up.constants().items() if name != "K"}
     shared = {"F": F, "GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), **gate.constants(), **apart}
     if tokens <= call.tiles.few_tokens:
-        few = call.tiles.few(2 * F, tokens, group, wide, least_rows=2)
+        few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
         call.launch(
             _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, narrow, pointer, real, wait_for_last
 from coterie.kernels.triton.dots import (
     NEAR,
     bring_nearer,
@@ -164,20 +164,23 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
-    EARLY: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(EARLY)
+    begin(row, WHEN)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
-    bring_nearer(rows, there, STRIDE, ROWS, LINES, EARLY)
-    wait_for_last(EARLY)
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, T)
-    x = pointer(row, X, tl.float32) + m * D
+    bring_nearer(rows, there, STRIDE, ROWS, LINES, WHEN)
+    if WHEN == AHEAD:
+        return
+    x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
+    wait_for_last(WHEN)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, T)
+    x += m * D
     y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     y = tl.permute(y, [1, 0])
     _finish(
@@ -279,7 +282,7 @@ def launch(call: Call) -> None:
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
             least, rows = padded if head_norm else 2, sum(heads) * padded
-            few = call.tiles.few(rows, tokens, matrix.group, matrix.is_wide, least_rows=least)
+            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least_rows=least)
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
             call.launch(
                 _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps

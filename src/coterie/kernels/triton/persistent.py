@@ -17,7 +17,7 @@ Knows nothing about what kernels compute, or who puts rows on the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,24 +28,25 @@ import triton.language as tl
 
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64
-from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
-from coterie.kernels.triton.arithmetic import INTERPRETED, integer
+from coterie.kernels.triton.arithmetic import AHEAD, INTERPRETED, ROW_WORDS, integer
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.feed import AT_ONCE, DONE, ENDED, STEPS, end_step
 from coterie.kernels.triton.launch import launches
-from coterie.kernels.triton.rows import Launch
+from coterie.kernels.triton.rows import WHEN, Launch
 from coterie.kernels.triton.tiles import Tiles
 
-ROW_WORDS = tl.constexpr(_ROW_WORDS)
 FIRST_PHASE = tl.constexpr(16)  # word of a plan: programs that wait look at the line before it
+PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are asked for behind it; -1: none
+NOTHING = (-1, 0)  # to ask for
+LINES = "LINES"  # the parameter of kernels that can ask for their weights
 ALONE = "unit"  # the parameter of kernels that do one unit of work; see arithmetic.along
 TOO_MANY = "too many blocks in cooperative launch"  # CUDA's words, which Triton repeats
 REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
 
 @triton.jit
-def meet(arrived):
-    """Wait until all programs of the launch have come here as often as this one.
+def arrive(arrived):
+    """Say that this program has come to a meeting; the count at which all have. What follows must be `wait_for_all`.
 
     `arrived` counts every arrival since it was set to 0, and never goes back. The k-th arrival belongs to meeting
     k // programs, since no program comes to a meeting before all have come to the one before it; so whoever arrives
@@ -60,19 +61,42 @@ def meet(arrived):
     tl.debug_barrier()
     programs = tl.num_programs(0).to(tl.int64)
     before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
-    complete = (before // programs + 1) * programs
+    return (before // programs + 1) * programs
+
+
+@triton.jit
+def wait_for_all(arrived, complete):
+    """Wait until all programs of the launch have come as often as this one; see `arrive`."""
     while tl.atomic_add(arrived, 0, sem="acquire", scope="gpu") < complete:
         pass
     tl.debug_barrier()
 
 
 @triton.jit
-def units_of(row, scratch, KIND):
-    """The units of a phase that are this program's: each kind is a kernel, whether it uses scratch, grid, constants."""
+def meet(arrived):
+    """Wait until all programs of the launch have come here as often as this one."""
+    wait_for_all(arrived, arrive(arrived))
+
+
+@triton.jit
+def ask_for(row, unit, KIND):
+    """Ask for the weights of a unit, where there is such a unit and its kernel has weights."""
+    if KIND[4]:
+        if unit < KIND[2][0]:
+            KIND[0](row, *KIND[5], unit=(unit, 0, 0))
+
+
+@triton.jit
+def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
+    """The units of a phase that are this program's, each while the weights of later ones are on their way.
+
+    A kind: a kernel, whether it uses scratch, its grid and constants, whether it can ask, and the constants to ask by.
+    """
     X: tl.constexpr = KIND[2][0]
     Y: tl.constexpr = KIND[2][1]
     UNITS: tl.constexpr = X * Y * KIND[2][2]
     for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0)):
+        ask_for(row, i + DEPTH * tl.num_programs(0), KIND)
         unit = (i % X, i // X % Y, i // (X * Y))
         if KIND[1]:
             KIND[0](row, scratch, *KIND[3], unit=unit)
@@ -98,6 +122,7 @@ def walk(
     scratch,
     KINDS,
     KIND_COUNT: tl.constexpr,
+    DEPTH: tl.constexpr,
     STOPS: tl.constexpr,
     STEP: tl.constexpr,
 ):
@@ -105,13 +130,20 @@ def walk(
     going = goes_on(words, state)
     while going:
         for phase in tl.range(0, count):
-            at = plan + FIRST_PHASE + 2 * phase
+            at = plan + FIRST_PHASE + PHASE_WORDS * phase
             kind = tl.load(at)
             row = rows + tl.load(at + 1) * ROW_WORDS
+            later = tl.load(at + 2)
+            later_row = rows + tl.load(at + 3) * ROW_WORDS
             for i in tl.static_range(KIND_COUNT):
                 if kind == i:
-                    units_of(row, scratch, KINDS[i])
-            meet(plan)
+                    units_of(row, scratch, KINDS[i], DEPTH)
+            complete = arrive(plan)
+            for i in tl.static_range(KIND_COUNT):
+                if later == i:
+                    for n in tl.static_range(DEPTH):
+                        ask_for(later_row, tl.program_id(0) + n * tl.num_programs(0), KINDS[i])
+            wait_for_all(plan, complete)
         if tl.program_id(0) == 0:
             end_step(words, state, rows, stops, STOPS, STEP)
         meet(plan)
@@ -133,10 +165,11 @@ class Plan:
     ) -> Walk:
         """What does what is left of a run. words: this plan's, on the GPU; feed, state, stops as feed_launch's."""
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
-        phases = (len(self.words) - FIRST_PHASE.value) // 2
+        phases = (len(self.words) - FIRST_PHASE.value) // PHASE_WORDS.value
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
         constants = {
             "KIND_COUNT": len(self.kinds),
+            "DEPTH": self.tiles.walk_ahead,
             "STOPS": stops.numel(),
             "STEP": AT_ONCE,
             "num_warps": self.tiles.walk_warps,
@@ -193,9 +226,25 @@ def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.T
             if kind not in kinds:
                 kinds.append(kind)
             phases.append((kinds.index(kind), index))
-    words = np.zeros(FIRST_PHASE.value + 2 * len(phases), np.int64)
-    words[FIRST_PHASE.value :] = np.array(phases, np.int64).reshape(-1)
+    words = np.zeros(FIRST_PHASE.value + PHASE_WORDS.value * len(phases), np.int64)
+    asked = _asked(phases, [bool(kind[-2]) for kind in kinds])
+    words[FIRST_PHASE.value :] = np.array([(*now, *later) for now, later in zip(phases, asked, strict=True)]).reshape(
+        -1
+    )
     return Plan(tuple(kinds), words, rows, scratch, tiles)
+
+
+def _asked(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> list[tuple[int, int]]:
+    """What to ask for behind each phase: the next phase with weights, each once; the first behind the last."""
+    asked, known = [], -1
+    for place in range(len(phases)):
+        ahead = (
+            later for later in range(place + 1, place + 1 + len(phases)) if has_weights[phases[later % len(phases)][0]]
+        )
+        found = next(ahead, known)
+        asked.append(phases[found % len(phases)] if found != known else NOTHING)
+        known = found
+    return asked
 
 
 def _kind(launch: Launch) -> tuple[object, ...]:
@@ -205,8 +254,9 @@ def _kind(launch: Launch) -> tuple[object, ...]:
         fact = "products of many tokens are launched by themselves, not walked"
         raise UnsupportedError("the GPU's kernels", fact, "decode few sequences at once")
     grid = (*launch.grid, 1, 1)[:3]
-    constants = (launch.constants[name] for name in names[len(launch.args) : -1])
-    return launch.kernel, len(launch.args) > 1, grid, tuple(constants)
+    constants = tuple(launch.constants[name] for name in names[len(launch.args) : -1])
+    ahead = tuple(AHEAD.value if name == WHEN else launch.constants[name] for name in names[len(launch.args) : -1])
+    return launch.kernel, len(launch.args) > 1, grid, constants, LINES in names, ahead
 
 
 def _compiled(value: Any) -> Any:

@@ -21,6 +21,7 @@ import triton.language as tl
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODES, dtype_number
+from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import Tiles
 
@@ -38,7 +39,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 }
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
-EARLY = "EARLY"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
+WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
@@ -143,8 +144,9 @@ class Call:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
         """One kernel more, with its grid. One that knows how begins while the launch before it is still running."""
-        if EARLY in kernel.arg_names:
-            constants |= {EARLY: self.tiles.early, "launch_pdl": self.tiles.early}
+        if WHEN in kernel.arg_names:
+            early = self.tiles.early
+            constants |= {WHEN: (EARLY if early else NOW).value, "launch_pdl": early}
         self.launches.append(Launch(kernel, grid, args, constants))
 
     def integer(self, operand: str) -> int:

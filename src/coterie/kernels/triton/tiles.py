@@ -56,6 +56,8 @@ class Tiles:
     """The choices. Pairs are (up to this size, choice), the last one serving all sizes."""
 
     few_tokens: int = 4  # up to so many tokens are multiplied in float32 on ordinary cores
+    # One token and weights that are not packed, by columns of the weight. Measured: a Llama of 1B on an H100.
+    one: tuple[tuple[int, Few], ...] = ((2048, Few(2, 1024, 4, 2)), (1 << 62, Few(4, 2048, 8, 2)))
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
@@ -84,14 +86,19 @@ class Tiles:
     early: bool = True
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
+    walk_ahead: int = 2  # units of work whose weights are asked for before their turn
     walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
     walk_search: int = 128
 
-    def few(self, rows: int, tokens: int, group: int, wide: bool, least_rows: int = 1) -> Few:
-        """For a weight with so many rows, of which `least_rows` stay together.
+    def few(self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1) -> Few:
+        """For a weight with so many rows of K columns, of which `least_rows` rows stay together.
 
-        `group` columns share a scale; `wide` is float32.
+        `group` columns share a scale, 1 where none do; `wide` is float32.
         """
+        if tokens == 1 and group == 1:
+            one = _choose(self.one, K)
+            most = max(one.rows, least_rows)
+            return replace(one, rows=most, columns=max(one.columns * one.rows // most // (1 + wide), 64))
         mine = max(_choose(self.few_rows, rows), least_rows)
         columns = max(self.few_sums // mine, group, 64)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
