@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError
 from coterie.device import Buffer, Event, Sampling
-from coterie.engine.batch import build, common_steps, cut
+from coterie.engine.batch import Decoding, build, common_steps, cut
 from coterie.engine.kv import KVPool
 from coterie.engine.queue import Queue
 from coterie.engine.request import SamplingParams
@@ -96,6 +96,33 @@ def test_several_steps_only_when_nothing_can_happen_in_between():
     assert common_steps(cut([a, text], 8), 8) == 1
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.booleans()), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=6),
+    st.integers(1, 5),
+)
+def test_sequences_that_decode_give_the_batches_that_are_built_anew(shapes, runs, tokens_per_block):
+    made = []
+    for number, (length, left, stops) in enumerate(shapes):
+        fields = {"stop": ("x",), "detokenizer": object()} if stops else {"sampling": SamplingParams(0.5, seed=number)}
+        made.append(sequence(number, range(length), length, [7], max_tokens=left + 1, **fields))
+    tables = {s.number: tuple(range(10 * s.number, 10 * s.number + 30)) for s in made}
+    kept = Decoding(cut(made, len(made) + 1), tables, tokens_per_block)
+    for max_steps, taken in runs:
+        parts = cut(made, len(made) + 1)
+        anew = build(parts, tables, tokens_per_block, common_steps(parts, max_steps))
+        batch = kept.batch(max_steps)
+        assert batch == anew
+        assert batch.rows.sizes == anew.rows.sizes
+        for number, s in enumerate(made):  # so many of the steps were done, and each drew a token
+            steps = min(taken, batch.steps)
+            s.computed += steps
+            s.tokens += [number] * steps
+        if any(s.tokens_left == 0 for s in made):
+            break
+
+
 def pool(blocks=6, block_bytes=32):
     return KVPool(Buffer(0, "dram", 0, blocks * block_bytes + 5), block_bytes)
 
@@ -103,13 +130,28 @@ def pool(blocks=6, block_bytes=32):
 def test_blocks_are_free_again_only_when_the_last_step_is_finished():
     kv, event, finished = pool(), Event(1, "compute", "run"), []
     assert kv.allocate(1, 4) == (0, 1, 2, 3)
-    kv.use(1, event)
+    kv.use((1,), event)
     kv.free(1)
     kv.poll(finished.__contains__)
     assert kv.free_blocks == 2
     kv.check_integrity()
     finished.append(event)
     kv.poll(finished.__contains__)
+    assert kv.free_blocks == 6
+    kv.check_integrity()
+
+
+def test_blocks_of_a_step_that_is_said_to_be_finished_are_free_at_once():
+    kv, first, second = pool(), Event(1, "compute", "run"), Event(2, "compute", "run")
+    kv.allocate(1, 2)
+    kv.allocate(2, 2)
+    kv.use((1, 2), first)
+    kv.use((2,), second)
+    kv.finished(first)
+    kv.free(1)
+    kv.free(2)
+    assert kv.free_blocks == 4, "the second step still uses those of the second owner"
+    kv.poll([second].__contains__)
     assert kv.free_blocks == 6
     kv.check_integrity()
 

@@ -98,6 +98,50 @@ def test_a_held_expert_stays_until_the_event_is_finished_and_polled():
     assert not cache.want("b", B).hit
 
 
+def test_what_is_released_need_not_be_polled():
+    device, cache = make(2)
+    got = load(device, cache, "a", A)
+    first, second = device.read_weights(got.weights), device.read_weights(got.weights)
+    for reading in (first, second):
+        cache.hold("a", reading)
+        device.finish(reading)
+    cache.release("a", first)
+    assert cache.pending() == (second,)
+    with pytest.raises(Busy):
+        cache.want("b", B)
+    cache.release("a", second)
+    cache.release("a", second)  # again, or after the expert went, it changes nothing
+    cache.check_integrity()
+    assert not cache.want("b", B).hit
+    cache.release("a", second)
+
+
+def test_an_expert_that_was_told_to_go_goes_at_the_poll_though_it_was_released():
+    device, cache = make(2)
+    reading = device.read_weights(load(device, cache, "a", A).weights)
+    cache.hold("a", reading)
+    cache.forget("a")
+    device.finish(reading)
+    cache.release("a", reading)
+    assert cache.resident() == ()
+    assert cache.ledgers[0].used_bytes == 2 * BLOCK_BYTES
+    cache.poll()
+    assert cache.ledgers[0].used_bytes == 0
+    cache.check_integrity()
+
+
+def test_residents_are_those_that_are_told_in_order():
+    device, cache = make(6)
+    for name, layout in (("b", B), ("a", A), ("c", C)):
+        load(device, cache, name, layout)
+    cache.want("b", B)
+    assert cache.resident() == ("a", "c", "b")
+    assert cache.residents == {"a", "b", "c"}
+    cache.hold("a", device.read_weights(cache.want("a", A).weights))
+    cache.forget("a")
+    assert cache.residents == {"b", "c"}
+
+
 def test_hold_of_an_absent_expert_is_our_bug():
     _, cache = make(2)
     with pytest.raises(KeyError):

@@ -62,6 +62,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.layouts = [fake_layout(f"e{i}.0", size, stages) for i, size in enumerate(sizes)]
         self.versions = 0
         self.reads = {}
+        self.held = []  # (expert, event) of holds that were not released
         self.loads = {}
 
     # ---- what must come out of a want
@@ -141,6 +142,7 @@ class CacheMachine(RuleBasedStateMachine):
         if got is not None:
             reading = self.device.read_weights(got.weights, got.gates)
             self.cache.hold(got.expert_id, reading)
+            self.held.append((got.expert_id, reading))
             self.reads[reading] = (got.weights, contents(self.layouts[index]))
 
     @rule(index=EXPERTS, protected=st.frozensets(EXPERTS, max_size=4))
@@ -166,6 +168,15 @@ class CacheMachine(RuleBasedStateMachine):
     def fail(self, pick):
         runnable = self.device.runnable()
         self.device.fail(runnable[pick % len(runnable)])
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def release(self, pick):
+        """Of any that is finished, polled or not."""
+        name, reading = self.held[pick % len(self.held)]
+        if self.device.done(reading):
+            self.held.remove((name, reading))
+            self.cache.release(name, reading)
 
     @rule()
     def poll(self):

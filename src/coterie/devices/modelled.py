@@ -10,8 +10,8 @@ Knows nothing about how time is shared (modelled_time.py) or what work costs (mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -20,31 +20,27 @@ import numpy.typing as npt
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
+from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
+from coterie.devices.modelled_behind import Behind, Drawn
 from coterie.devices.modelled_clock import BEST, Kit
-from coterie.devices.modelled_event import ModelledEvent, finished, own
+from coterie.devices.modelled_event import ModelledEvent, finished, not_ours, own
 from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
 from coterie.devices.modelled_price import StepPricer, gated
 from coterie.devices.modelled_region import Pricing
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_time import Phase, Usage, Work
 from coterie.devices.modelled_tokens import synthetic_tokens
-from coterie.devices.modelled_transfer import Transfers, copy_label, resources, route
-from coterie.graph.compile import compile_graph
-from coterie.graph.fuse import KERNEL_SETS
+from coterie.devices.modelled_transfer import Transfers, resources, route
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 COMPUTE_LANE = "compute"
+NO_GATES: Mapping[str, Work] = MappingProxyType({})
 
 Orchestration = Literal["host", "device"]
 Fail = Callable[[str], Exception | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Slab:
-    buffer: Buffer
-    numerics: Buffer | None
+Compute = Callable[[], Exception | None]
 
 
 class ModelledDevice:
@@ -70,12 +66,12 @@ class ModelledDevice:
         kit: Kit = BEST,
     ) -> None:
         self._spec = spec
-        self._numerics = numerics
+        self._behind = None if numerics is None else Behind(numerics)
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
         self._pricing = Pricing(orchestration, mapped=mapped)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
-        self._slabs: dict[int, _Slab] = {}
+        self._slabs: dict[int, Buffer] = {}
         self._transfers = Transfers(spec, kit)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
@@ -97,27 +93,25 @@ class ModelledDevice:
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
         buffer = Buffer(slab_id, tier, 0, size_bytes)
-        behind = self._numerics.reserve(self._numerics.spec.run_tier, size_bytes) if self._numerics else None
-        self._slabs[slab_id] = _Slab(buffer, behind)
+        if self._behind is not None:
+            self._behind.reserve(slab_id, size_bytes)
+        self._slabs[slab_id] = buffer
         self._used[tier] += size
         return buffer
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """As the device behind does it, if there is one."""
-        if self._numerics is not None:
-            self._numerics.place(self._behind(dst), tensors)
+        if self._behind is not None:
+            self._behind.place(dst, tensors)
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """Copy between tiers. Raises ValueError when sizes differ, KeyError without links from `src` to `dst`."""
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        phases = self._transfer(src.tier, dst.tier, src.size_bytes)
-
-        def compute(numerics: Device) -> Exception | None:
-            return _wait(numerics, numerics.copy(self._behind(dst), self._behind(src)))
-
-        return self._issue(f"{src.tier}->{dst.tier}", copy_label(src.size_bytes), after, phases, compute)
+        lane, label, phases = self._transfer(src.tier, dst.tier, src.size_bytes)
+        compute = None if self._behind is None else partial(self._behind.copy, dst, src)
+        return self._issue(lane, label, after, phases, compute)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -127,22 +121,15 @@ class ModelledDevice:
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         disk = self._spec.home_tier
-        phases = self._transfer(disk, dst.tier, sum(size for _, size in parts) if parts else source.size_bytes)
-
-        def compute(numerics: Device) -> Exception | None:
-            return _wait(numerics, numerics.fetch(self._behind(dst), source, (), parts))
-
-        return self._issue(f"{disk}->{dst.tier}", f"fetch {source.path}@{source.offset}", after, phases, compute)
+        size_bytes = sum(size for _, size in parts) if parts else source.size_bytes
+        lane, _, phases = self._transfer(disk, dst.tier, size_bytes)
+        compute = None if self._behind is None else partial(self._behind.fetch, dst, source, parts)
+        return self._issue(lane, f"fetch {source.path}@{source.offset}", after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
         """Make a program ready; regions, of one rank where units share the work, are priced when sizes are known."""
         self._check_open()
-        numerics = None
-        if self._numerics is not None:
-            # No real device has kernels for whole sections: it fuses by its own rules. Weights keep their order.
-            runs = program.rule_set in KERNEL_SETS
-            own_rules = self._numerics.spec.rule_set
-            numerics = self._numerics.load(program if runs else compile_graph(program.graph, own_rules))
+        numerics = None if self._behind is None else self._behind.load(program)
         priced = rank_program(self._spec, program)
         return ModelledExecutable(program, numerics, StepPricer(self._spec, priced, self._pricing, self._kit))
 
@@ -155,28 +142,25 @@ class ModelledDevice:
         after: Iterable[Event] = (),
     ) -> Event:
         """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
-        gates, before = gates or {}, [own(event).work for event in after]
-        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else {}
-        self._check_buffers(binding.weights, binding.kv)
-        sizes = binding.rows.sizes
-        mine = own_executable(exe, binding, sizes, gates, steps)
-        steps, self._interrupted = 1 if self._interrupted else steps, False
-        tokens: Callable[[], I32] | None = partial(synthetic_tokens, binding.rows, mine.program.vocab_size, steps)
-        drawn: list[I32] = []
-
-        def compute(numerics: Device) -> Exception | None:
-            event = numerics.run(numerics_of(mine), self._bind_behind(binding), steps=steps)
-            failure = _wait(numerics, event)
-            if failure is None:
-                drawn.append(numerics.tokens(event))
-            return failure
-
-        failure = self._compute(mine.label, [*before, *awaited.values()], compute)
-        if self._numerics is not None:
-            steps, tokens = (len(drawn[0]), partial(drawn.__getitem__, 0)) if drawn else (1, None)
-        elif steps > 1 and any(binding.rows.end_ids):
-            steps = len(synthetic_tokens(binding.rows, mine.program.vocab_size, steps))
-        phases, cuts = self._phases(mine, sizes, (binding.weights.tier, binding.kv.tier), steps, awaited)
+        before = [own(event).work for event in after] if after else []
+        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
+        rows, sizes, weights, kv = binding.rows, binding.rows.sizes, binding.weights, binding.kv
+        self._check_buffers(weights, kv)
+        mine = own_executable(exe, binding, sizes, awaited, steps)
+        if self._interrupted:
+            steps, self._interrupted = 1, False
+        failure, drawn, compute = None, Drawn(), None
+        if self._behind is not None:
+            compute = partial(self._behind.run, numerics_of(mine), binding, steps, drawn)
+        if before or awaited or compute is not None or self._fail is not None:
+            failure = self._compute(mine.label, (*before, *awaited.values()), compute)
+        if self._behind is not None:
+            found = drawn.tokens
+            steps, tokens = (1, None) if found is None else (len(found), lambda: found)
+        else:
+            tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps)
+            steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
+        phases, cuts = self._phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
         return self._append(COMPUTE_LANE, mine.label, before, phases, failure, tokens, cuts)
 
     def interrupt(self) -> None:
@@ -191,24 +175,27 @@ class ModelledDevice:
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
-        mine = finished(event)
-        if mine.work.failure is not None:
-            raise mine.work.failure
-        if mine.tokens is None:
+        if not isinstance(event, ModelledEvent):
+            raise not_ours(event)
+        failure, pieces = finished(event).failure, event.work.pieces
+        if failure is not None:
+            raise failure
+        if event.tokens is None:
             raise ValueError(f"{event.label} draws no tokens")
-        return mine.tokens()[: mine.work.pieces]
+        drawn = event.tokens()
+        return drawn if pieces is None else drawn[:pieces]
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(binding.weights, binding.kv)
-        mine = own_executable(exe, binding, binding.rows.sizes, {}, 1)
-        if self._numerics is None:
+        mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
+        if self._behind is None:
             raise UnsupportedError(self._spec.name, "a modelled device computes no numbers", "give it a real device")
-        return self._numerics.inspect(numerics_of(mine), self._bind_behind(binding))
+        return self._behind.device.inspect(numerics_of(mine), self._behind.bind(binding))
 
     def synthetic(self) -> bool:
         """True without a numerics device: tokens are made up."""
-        return self._numerics is None or self._numerics.synthetic()
+        return self._behind is None or self._behind.device.synthetic()
 
     def now(self) -> float:
         """Modelled seconds since the device was made."""
@@ -216,24 +203,30 @@ class ModelledDevice:
 
     def done(self, event: Event) -> bool:
         """True when the event is done or failed; asking moves no time."""
-        return own(event).work.end_s is not None
+        if not isinstance(event, ModelledEvent):
+            raise not_ours(event)
+        return event.work.end_s is not None
 
     def failure(self, event: Event) -> Exception | None:
         """Why a finished event failed, or None. Raises ValueError if it is not finished."""
-        return finished(event).work.failure
+        return finished(event).failure
 
     def span(self, event: Event) -> Span:
         """When a finished event's work began and ended. Raises ValueError if it is not finished."""
-        work = finished(event).work
-        if work.start_s is None or work.end_s is None:
+        work = finished(event)
+        start_s, end_s = work.start_s, work.end_s
+        if start_s is None or end_s is None:
             raise RuntimeError(f"{event.label} is finished but has no times")
-        return Span(work.start_s, work.end_s)
+        return Span(start_s, end_s)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
-        if not self._clock.wait([own(event).work for event in events], until):
+        works = [event.work for event in events if isinstance(event, ModelledEvent)]
+        if len(works) < len(events):
+            raise not_ours(next(event for event in events if not isinstance(event, ModelledEvent)))
+        if not self._clock.wait(works, until):
             raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
 
     def usage(self) -> Mapping[str, Usage]:
@@ -246,16 +239,17 @@ class ModelledDevice:
 
     def close(self) -> None:
         """Give memory back, and close the numerics device. Closing again does nothing."""
-        if not self._closed and self._numerics is not None:
-            self._numerics.close()
+        if not self._closed and self._behind is not None:
+            self._behind.device.close()
         self._closed = True
         self._slabs.clear()
 
-    def _transfer(self, src: str, dst: str, size_bytes: int) -> list[Phase]:
-        if self._durations is not None:
-            route(self._spec, src, dst)
-            return []
-        return [self._transfers.phase(src, dst, size_bytes)]
+    def _transfer(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
+        """Lane, label and phases of a transfer; what was recorded has no phases of its own."""
+        if self._durations is None:
+            return self._transfers.of(src, dst, size_bytes)
+        route(self._spec, src, dst)
+        return f"{src}->{dst}", f"copy {format_bytes(size_bytes)}", []
 
     def _issue(
         self,
@@ -263,23 +257,21 @@ class ModelledDevice:
         label: str,
         after: Iterable[Event],
         phases: list[Phase],
-        compute: Callable[[Device], Exception | None],
+        compute: Compute | None,
     ) -> Event:
         works = [own(event).work for event in after]
         return self._append(lane, label, works, phases, self._compute(label, works, compute))
 
-    def _compute(
-        self, label: str, causes: Iterable[Work], compute: Callable[[Device], Exception | None]
-    ) -> Exception | None:
+    def _compute(self, label: str, causes: Iterable[Work], compute: Compute | None) -> Exception | None:
         """Let the numerics device work now, unless it is bound to fail; every dependency was issued before."""
-        self._check_open()
-        injected = self._fail(label) if self._fail else None
-        if injected is not None:
-            return injected
+        if self._fail is not None:
+            injected = self._fail(label)
+            if injected is not None:
+                return injected
         for work in causes:
             if work.failure is not None:
                 return work.failure
-        return None if self._numerics is None else compute(self._numerics)
+        return None if compute is None else compute()
 
     def _append(
         self,
@@ -317,30 +309,17 @@ class ModelledDevice:
             return [self._kit.phase(gate=gate) for gate in gated(exe.program, gates) if gate is not None], ()
         return run_phases(exe, sizes, tiers, steps, gates)
 
-    def _behind(self, buffer: Buffer) -> Buffer:
-        slab = self._slabs[buffer.slab_id].numerics
-        if slab is None:
-            raise RuntimeError(f"slab {buffer.slab_id} has no memory behind it")
-        return slab.view(buffer.offset, buffer.size_bytes)
-
-    def _bind_behind(self, binding: Binding) -> Binding:
-        return replace(binding, weights=self._behind(binding.weights), kv=self._behind(binding.kv))
-
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"device {self._spec.name} is closed")
 
     def _check_buffers(self, *buffers: Buffer) -> None:
         self._check_open()
+        slabs = self._slabs
         for buffer in buffers:
-            slab = self._slabs.get(buffer.slab_id)
-            if slab is None or slab.buffer.tier != buffer.tier:
+            slab = slabs.get(buffer.slab_id)
+            if slab is None or slab.tier != buffer.tier:
                 raise ValueError(f"{buffer} is not of this device")
-            if buffer.offset + buffer.size_bytes > slab.buffer.size_bytes or min(buffer.offset, buffer.size_bytes) < 0:
-                slab.buffer.view(buffer.offset, buffer.size_bytes)
-
-
-def _wait(numerics: Device, event: Event) -> Exception | None:
-    while not numerics.done(event):
-        numerics.wait_any([event])
-    return numerics.failure(event)
+            offset, size_bytes = buffer.offset, buffer.size_bytes
+            if offset < 0 or size_bytes < 0 or offset + size_bytes > slab.size_bytes:
+                slab.view(offset, size_bytes)

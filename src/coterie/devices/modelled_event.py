@@ -24,13 +24,19 @@ class ModelledEvent(Event):
 def own(event: Event) -> ModelledEvent:
     """The event as one of ours. Raises ValueError for another device's."""
     if not isinstance(event, ModelledEvent):
-        raise ValueError(f"event {event.event_id} ({event.label}) is of another device")
+        raise not_ours(event)
     return event
 
 
-def finished(event: Event) -> ModelledEvent:
-    """The same event, with its work. Raises ValueError if it is not finished."""
-    mine = own(event)
-    if mine.work.end_s is None:
+def finished(event: Event) -> Work:
+    """The work of an event of ours. Raises ValueError if it is not finished."""
+    if not isinstance(event, ModelledEvent):
+        raise not_ours(event)
+    if event.work.end_s is None:
         raise ValueError(f"{event.label} is not finished")
-    return mine
+    return event.work
+
+
+def not_ours(event: Event) -> ValueError:
+    """What is raised for an event of another device."""
+    return ValueError(f"event {event.event_id} ({event.label}) is of another device")

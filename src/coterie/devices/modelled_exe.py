@@ -5,11 +5,11 @@ Knows nothing about how prices are made or how time passes; prices found are kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coterie.core.shapes import Sizes
-from coterie.device import Binding, Event, Executable
+from coterie.device import Binding, Executable
 from coterie.devices.modelled_price import StepPricer, gated
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_work import Parts
@@ -71,8 +71,11 @@ class ModelledExecutable:
     prices: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = field(default_factory=dict)
     stages: frozenset[str] = frozenset()
     label: str = ""
+    vocab_size: int = 0
+    num_weights: int = 0
 
     def __post_init__(self) -> None:
+        self.vocab_size, self.num_weights = self.program.vocab_size, len(self.program.weights)
         self.label = f"run {self.program.graph.name}"
         self.stages = frozenset(region.stage for region in self.program.regions)
 
@@ -123,16 +126,17 @@ def _priced(exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> St
 
 
 def own_executable(
-    exe: Executable, binding: Binding, sizes: Sizes, gates: Mapping[str, Event], steps: int
+    exe: Executable, binding: Binding, sizes: Sizes, gates: Collection[str], steps: int
 ) -> ModelledExecutable:
     """The executable as one of ours. Raises ValueError for another device's, or a run that does not fit it."""
     if not isinstance(exe, ModelledExecutable):
         raise ValueError(f"{type(exe).__name__} was not loaded by this device")
-    _check_steps(sizes, steps)
-    if not exe.stages.issuperset(gates):
+    if steps != 1:
+        _check_steps(sizes, steps)
+    if gates and not exe.stages.issuperset(gates):
         unknown = sorted(set(gates) - exe.stages)
         raise ValueError(f"gates for stages that {exe.program.graph.name} does not have: {', '.join(unknown)}")
-    if len(binding.offsets) != len(exe.program.weights):
+    if len(binding.offsets) != exe.num_weights:
         raise ValueError(f"{len(binding.offsets)} offsets for {len(exe.program.weights)} weights")
     return exe
 

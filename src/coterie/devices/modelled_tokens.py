@@ -30,7 +30,7 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
     if any(rows.end_ids):
         steps = min([_until_end(tokens, ids) for tokens, ids in zip(by_row, rows.end_ids, strict=False)], default=steps)
         by_row = [tokens[:steps] for tokens in by_row]
-    return np.array(by_row, dtype=np.int32).reshape(len(by_row), steps).T
+    return np.array(by_row, dtype=np.int32).T if by_row else np.zeros((steps, 0), dtype=np.int32)
 
 
 def _until_end(tokens: tuple[int, ...], end_ids: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ Knows nothing about programs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -83,10 +83,10 @@ class Transfers:
     def __init__(self, spec: MachineSpec, kit: Kit = PLAIN) -> None:
         self._spec, self._kit = spec, kit
         self._ways: dict[tuple[str, str], Phase] = {}
-        self._known: dict[tuple[str, str, int], Phase] = {}
+        self._known: dict[tuple[str, str, int], tuple[str, str, list[Phase]]] = {}
 
-    def phase(self, src: str, dst: str, size_bytes: int) -> Phase:
-        """As `transfer`."""
+    def of(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
+        """A copy's lane and what it is called; its phases as `transfer` has them, in a list that nobody may change."""
         found = self._known.get((src, dst, size_bytes))
         if found is None:
             if len(self._known) >= MAX_TRANSFERS:
@@ -94,15 +94,9 @@ class Transfers:
             if (src, dst) not in self._ways:
                 self._ways[src, dst] = transfer(self._spec, src, dst, 1)
             way = self._ways[src, dst]
-            found = self._kit.phase(way.delay_s, (self._kit.flow(float(size_bytes), way.flows[0].uses),))
-            self._known[src, dst, size_bytes] = found
+            phase = self._kit.phase(way.delay_s, (self._kit.flow(float(size_bytes), way.flows[0].uses),))
+            found = self._known[src, dst, size_bytes] = f"{src}->{dst}", f"copy {format_bytes(size_bytes)}", [phase]
         return found
-
-
-@lru_cache(maxsize=1024)
-def copy_label(size_bytes: int) -> str:
-    """What a copy is called."""
-    return f"copy {format_bytes(size_bytes)}"
 
 
 @cache

@@ -7,8 +7,9 @@ Knows nothing about requests or schedules; who is evicted is the cache's affair.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.device import Device, Event
@@ -17,6 +18,8 @@ from coterie.engine.served import ServedExpert
 from coterie.memory.cache import NOBODY, Busy
 from coterie.memory.residency import Residency
 from coterie.memory.split import Cache
+
+NO_FAILURES: Mapping[str, CoterieError] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -43,21 +46,26 @@ class Arrivals:
         self._device, self._cache, self._experts = device, cache, experts
         self._under_way: dict[str, Load] = {}
         self._started: set[str] = set()
-        self._resident: frozenset[str] = frozenset(cache.resident())
+        self._resident = cache.residents
         self._changes = -1
         self._refused: tuple[object, ...] | None = None  # what was asked for last, if it was refused
         self.moves = 0  # counts what may have changed where experts are
+        self._moved: set[str] = set()
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
         self.latest: dict[str, Load] = {}
+        self.takes_rows = cache.takes_rows
 
-    def poll(self) -> dict[str, CoterieError]:
+    def poll(self) -> Mapping[str, CoterieError]:
         """Learn what has finished since the last poll; return the experts whose load failed, and why."""
         # The cache alone looks for ends: a load that it holds to be over and we do not would be begun a second time.
+        ended = self._cache.poll()
+        if not (ended or self._under_way) and self._cache.changes == self._changes:
+            return NO_FAILURES
         failed: dict[str, CoterieError] = {}
-        for expert_id, failure in self._cache.poll():
+        for expert_id, failure in ended:
             if expert_id in self._under_way:
-                self.moves += 1
+                self._has_moved(expert_id)
                 self._finish(expert_id, failure)
                 if failure is not None:
                     failed[expert_id] = as_error(expert_id, failure)
@@ -66,7 +74,7 @@ class Arrivals:
                 continue
             if self._device.failure(load.first) is None:
                 self._started.add(expert_id)
-                self.moves += 1
+                self._has_moved(expert_id)
         self._refresh()
         return failed
 
@@ -114,8 +122,17 @@ class Arrivals:
             return Residence.STARTED if expert_id in self._started else Residence.ARRIVING
         return Residence.READY if expert_id in self._resident else Residence.ABSENT
 
-    def take_durations(self) -> list[float]:
+    def take_moved(self) -> Collection[str]:
+        """The experts whose residence may have changed since this was asked last."""
+        if not self._moved:
+            return ()
+        taken, self._moved = self._moved, set()
+        return taken
+
+    def take_durations(self) -> Sequence[float]:
         """Seconds from want to ready of the loads that ended since this was asked last."""
+        if not self._durations_s:
+            return ()
         taken, self._durations_s = self._durations_s, []
         return taken
 
@@ -134,7 +151,7 @@ class Arrivals:
         """What to wait for when nothing can run: the next event of each load, and what keeps the cache busy."""
         # A first stage that failed is done, but not what follows it: who waited for it again would wait for nothing.
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
-        return [*nexts, *self._cache.pending()]
+        return list({event.event_id: event for event in (*nexts, *self._cache.pending())}.values())
 
     def _join(
         self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = (), uses: int = 0
@@ -146,7 +163,12 @@ class Arrivals:
         if first is not None and ready is not None and expert_id not in self._under_way:
             load = Load(residency, want_s, first, ready)
             self._under_way[expert_id] = self.latest[expert_id] = load
+            self._has_moved(expert_id)
         return residency
+
+    def _has_moved(self, expert_id: str) -> None:
+        self.moves += 1
+        self._moved.add(expert_id)
 
     def _finish(self, expert_id: str, failure: Exception | None) -> None:
         load = self._under_way.pop(expert_id)
@@ -164,9 +186,10 @@ class Arrivals:
             return
         self._changes = self._cache.changes
         self.moves += 1
-        self._resident = frozenset(self._cache.resident())
-        for gone in [name for name in self._residencies if name not in self._resident]:
-            del self._residencies[gone]
+        before, self._resident = self._resident, self._cache.residents
+        self._moved |= before ^ self._resident
+        for gone in before - self._resident:
+            self._residencies.pop(gone, None)
         for expert_id in self._cache.loading():
             if expert_id not in self._under_way and expert_id in self._experts:
                 self._join(expert_id)

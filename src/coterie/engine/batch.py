@@ -19,23 +19,21 @@ from coterie.engine.sequence import Sequence
 
 @value
 class Part:
-    """A sequence's share of a step: `count` tokens from `start` on; `sampled` when they reach its newest token."""
+    """A sequence's share of a step: `count` tokens from the first one that is not computed on."""
 
     sequence: Sequence
-    start: int
     count: int
-
-    @property
-    def sampled(self) -> bool:
-        """True when the logits of the last token are wanted."""
-        return self.start + self.count == len(self.sequence.tokens)
 
 
 @value
 class Batch:
-    """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R."""
+    """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
+
+    `owners` are the numbers of the sequences, by which KV blocks are owned.
+    """
 
     parts: tuple[Part, ...]
+    owners: tuple[int, ...]
     rows: Rows
     sampled: tuple[Sequence, ...]
     steps: int = 1
@@ -56,7 +54,7 @@ def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
     for sequence in order:
         count = min(len(sequence.tokens) - sequence.computed, left)
         if count > 0:
-            parts.append(Part(sequence, sequence.computed, count))
+            parts.append(Part(sequence, count))
             left -= count
     return tuple(parts)
 
@@ -75,7 +73,7 @@ def build(
     parts: tuple[Part, ...], tables: Mapping[int, tuple[int, ...]], tokens_per_block: int, steps: int = 1
 ) -> Batch:
     """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps."""
-    lengths = [part.start + part.count for part in parts]
+    lengths = [part.sequence.computed + part.count for part in parts]
     columns = -(-(max(lengths) + steps - 1) // tokens_per_block)
     tokens: list[int] = []
     positions: list[int] = []
@@ -83,16 +81,52 @@ def build(
     block_tables: list[Seq[int]] = []
     sampled: list[int] = []
     drawing: list[Sequence] = []
-    for row, part in enumerate(parts):
-        sequence, end = part.sequence, part.start + part.count
-        used = tables[sequence.number][:columns]
-        block_tables.append(used if len(used) == columns else [*used, *[0] * (columns - len(used))])
-        tokens += sequence.tokens[part.start : end]
-        positions += range(part.start, end)
+    for row, (part, end) in enumerate(zip(parts, lengths, strict=True)):
+        sequence, start = part.sequence, part.sequence.computed
+        block_tables.append(_row(tables[sequence.number], columns))
+        tokens += sequence.tokens[start:end]
+        positions += range(start, end)
         rows += [row] * part.count
         if end == len(sequence.tokens):
             sampled.append(len(tokens) - 1)
             drawing.append(sequence)
     sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
     made = Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids)
-    return Batch(parts, made, tuple(drawing), steps)
+    return Batch(parts, tuple([part.sequence.number for part in parts]), made, tuple(drawing), steps)
+
+
+class Decoding:
+    """Sequences that all decode, for as long as nobody joins or leaves: a step takes the newest token of each.
+
+    Gives the batches that `cut`, `common_steps` and `build` would, and keeps what is the same from step to step.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], tables: Mapping[int, tuple[int, ...]], tokens_per_block: int) -> None:
+        self._parts, self._sequences = parts, tuple([part.sequence for part in parts])
+        self._owners = tuple([sequence.number for sequence in self._sequences])
+        self._owned = [tables[number] for number in self._owners]
+        self._tokens_per_block = tokens_per_block
+        self._has_stops = any(sequence.request.stop for sequence in self._sequences)
+        self._rows = list(range(len(parts)))
+        self._sampling = tuple([sequence.sampling for sequence in self._sequences])
+        self._end_ids = tuple([sequence.end_ids for sequence in self._sequences])
+        self._columns, self._tables = 0, list[Seq[int]]()
+
+    def batch(self, max_steps: int) -> Batch:
+        """The next step, or as many of `max_steps` as may run without coming back."""
+        sequences = self._sequences
+        steps = 1 if self._has_stops else min(max_steps, *[s.max_length - len(s.tokens) for s in sequences])
+        positions = [sequence.computed for sequence in sequences]
+        lengths = [position + 1 for position in positions]
+        columns = -(-(max(lengths) + steps - 1) // self._tokens_per_block)
+        if columns != self._columns:
+            self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
+        tokens, each = [sequence.tokens[-1] for sequence in sequences], self._rows
+        rows = Rows(tokens, positions, each, self._tables, lengths, each, self._sampling, self._end_ids)
+        return Batch(self._parts, self._owners, rows, sequences, steps)
+
+
+def _row(blocks: tuple[int, ...], columns: int) -> Seq[int]:
+    """A sequence's row of the block table."""
+    used = blocks[:columns]
+    return used if len(used) == columns else [*used, *[0] * (columns - len(used))]

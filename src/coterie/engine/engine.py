@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from types import MappingProxyType
 
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
 from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
-from coterie.engine.batch import Batch, build, common_steps, cut
+from coterie.engine.batch import Batch
+from coterie.engine.batches import Batches
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
@@ -26,8 +28,10 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
+from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
+NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 
 
@@ -50,11 +54,13 @@ class Engine:
         self._schedule = schedule_named(self.policy.schedule)
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
+        self._batches = Batches(kv_pool, self.policy.max_step_tokens)
         self._queue = Queue()
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
         self._groups: dict[str, Group] = {}
+        self._first: tuple[First, ...] | None = None
         self._looked = -1
         self._decided = Run("", ())
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
@@ -88,7 +94,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would have nothing to do."""
-        return not self._live and not self._outputs
+        return not (self._live or self._outputs)
 
     @property
     def decisions(self) -> deque[tuple[str | int, ...]]:
@@ -104,9 +110,11 @@ class Engine:
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
-            event = self._start(decision.expert_id, batch)
             several = batch.steps > 1
-            self._finish(event, arrival_s if several else None, self._arrivals.awaited() if several else ())
+            others = self._arrivals.awaited() if several else ()
+            event = self._start(decision.expert_id, batch)
+            self._finish(event, arrival_s if several else None, others)
+            self._runner.finished(decision.expert_id, event)
             self._account(decision.expert_id, batch, event)
         elif self._live and not self._outputs:
             self._device.wait_any(self._arrivals.awaited(), until)
@@ -126,9 +134,8 @@ class Engine:
             self._fail(self._queue.of(expert_id), error)
         for seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
-        cancelled, self._cancelled = self._cancelled, []
-        for request_id in cancelled:
-            sequence = self._live.get(request_id)
+        while self._cancelled:
+            sequence = self._live.get(self._cancelled.pop(0))
             if sequence is not None:
                 self._end(sequence, (), sequence.rest(), "cancelled")
         self._kv.poll(self._device.done)
@@ -139,7 +146,7 @@ class Engine:
         """What to do, and in how many steps in a row the same would be decided."""
         if self._repeats > 0 and self._arrivals.moves == self._looked:
             return self._decided, self._repeats
-        refused: frozenset[str] = frozenset()
+        refused = NOBODY
         while True:
             view = self._view(refused)
             decision = self._schedule(view, self.policy)
@@ -155,53 +162,38 @@ class Engine:
     def _changed(self, expert_id: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
         self._groups.pop(expert_id, None)
+        self._first = None
         self._repeats = 0
 
     def _view(self, refused: frozenset[str]) -> View:
-        firsts = self._queue.firsts(2)
-        # Where experts are changes by fetches and the evictions that they begin with; without any, nobody is asked.
-        look, self._looked = self._arrivals.moves != self._looked, self._arrivals.moves
+        self._looked = self._arrivals.moves
         known = self._groups
-        if look:
-            groups = [self._group(expert_id, True) for expert_id in self._queue.experts]
-        else:
-            groups = [known.get(expert_id) or self._group(expert_id, False) for expert_id in self._queue.experts]
-        return View(
-            groups=tuple(groups),
-            free_blocks=self._kv.free_blocks,
-            firsts=tuple([First(s.request.expert_id, s.number, self._queue.overtaken(s.number)) for s in firsts]),
-            arrived=self._queue.arrived,
-            current=self._current,
-            streak=self._streak,
-            under_way=self._arrivals.under_way,
-            refused=refused,
-        )
+        for expert_id in self._arrivals.take_moved():
+            known.pop(expert_id, None)
+        groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
+        first = self._firsts() if self._first is None else self._first
+        queue, under_way = self._queue, self._arrivals.under_way
+        # In the order of the fields: it is made for every decision.
+        return View(groups, self._kv.free_blocks, first, queue.arrived, self._current, self._streak, under_way, refused)
 
-    def _group(self, expert_id: str, look: bool) -> Group:
-        """The group of an expert, made anew only when something about it has changed: most are as they were.
+    def _firsts(self) -> tuple[First, ...]:
+        """The first waiting requests of the two experts that have waited longest, kept until the queue changes."""
+        found, overtaken = self._queue.firsts(2), self._queue.overtaken
+        self._first = tuple([First(s.request.expert_id, s.number, overtaken(s.number)) for s in found])
+        return self._first
 
-        `look`: whether it may have come or gone since.
-        """
-        known = self._groups.get(expert_id)
-        if known is not None and not look:
-            return known
+    def _group(self, expert_id: str) -> Group:
+        """The group of an expert, kept until something about it changes."""
         residence = self._arrivals.residence(expert_id)
-        if known is not None and known.residence is residence:
-            return known
-        waiting = self._queue.waiting.get(expert_id, {})
-        running = self._queue.running.get(expert_id, {})
+        waiting = self._queue.waiting.get(expert_id, NO_SEQUENCES)
+        running = self._queue.running.get(expert_id, NO_SEQUENCES)
         # Of an absent expert only the first request and their number matter.
         shown = 1 if residence is Residence.ABSENT else self.policy.max_batch
-        group = self._groups[expert_id] = Group(
-            expert_id=expert_id,
-            residence=residence,
-            waiting=tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)]),
-            num_waiting=len(waiting),
-            running=len(running),
-            oldest=min([next(iter(side)) for side in (waiting, running) if side]),
-            last_run=self._last_run.get(expert_id, -1),
-            turn_steps=self._turn_steps.get(expert_id, 0),
-        )
+        first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
+        oldest = min([next(iter(side)) for side in (waiting, running) if side])
+        last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
+        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps)
+        self._groups[expert_id] = group
         return group
 
     def _bring(self, fetch: Fetch) -> bool:
@@ -211,7 +203,8 @@ class Engine:
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.
-        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if self.policy.overlap else ()
+        first = self.policy.overlap and self._arrivals.takes_rows
+        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if first else ()
         try:
             residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
@@ -231,24 +224,22 @@ class Engine:
     # ---- run
 
     def _batch(self, run: Run, repeats: int) -> Batch:
-        expert = self._experts[run.expert_id]
-        waiting = self._queue.waiting.get(run.expert_id, {})
-        for sequence in [waiting[number] for number in run.admit]:
-            self._admit(sequence)
+        expert, queue = self._experts[run.expert_id], self._queue
         if run.admit:
+            waiting = queue.waiting[run.expert_id]
+            for sequence in [waiting[number] for number in run.admit]:
+                self._admit(sequence)
             self._arrivals.touch(run.expert_id, len(run.admit))
-        parts = cut(tuple(self._queue.running[run.expert_id].values()), self.policy.max_step_tokens)
-        alone = not self._queue.waiting and len(self._queue.running) == 1 and not self._arrivals.under_way
         most = self.policy.steps_of(expert.layout.size_bytes)
-        repeats = repeats if self.policy.leap else 1
-        steps = common_steps(parts, most if alone else min(most, repeats)) if alone or repeats > 1 else 1
-        tables = {part.sequence.number: self._kv.blocks(part.sequence.number) for part in parts}
-        return build(parts, tables, expert.kv.tokens_per_block(self._kv.block_bytes), steps)
+        if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
+            most = min(most, repeats) if self.policy.leap else 1
+        return self._batches.next(expert, queue.running[run.expert_id], most)
 
     def _admit(self, sequence: Sequence) -> None:
         self._kv.allocate(sequence.number, sequence.blocks)
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
+        self._batches.changed(sequence.request.expert_id)
         sequence.scheduled_s = self._device.now()
         sequence.load = self._arrivals.latest.get(sequence.request.expert_id)
         self.metrics.admitted += 1
@@ -328,6 +319,7 @@ class Engine:
         request = sequence.request
         if sequence.scheduled_s is not None:
             self._kv.free(sequence.number)
+            self._batches.changed(request.expert_id)
         self._queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]

@@ -8,7 +8,7 @@ Knows nothing about experts, requests or what the bytes mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from coterie.core.errors import CapacityError
 from coterie.device import Buffer, Event
@@ -26,7 +26,7 @@ class KVPool:
             raise CapacityError("kv", "one KV block", block_bytes, buffer.size_bytes, levers)
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._owned: dict[int, tuple[int, ...]] = {}
-        self._last_use: dict[int, Event] = {}
+        self._uses: list[tuple[Event, Collection[int]]] = []
         self._retiring: list[tuple[Event, tuple[int, ...]]] = []
 
     @property
@@ -57,20 +57,25 @@ class KVPool:
             raise ValueError(
                 f"owner {owner} wants {blocks} blocks; {len(self._free)} are free, owners {sorted(self._owned)}"
             )
-        self._owned[owner] = tuple(self._free.pop() for _ in range(blocks))
-        return self._owned[owner]
+        taken = self._owned[owner] = tuple([self._free.pop() for _ in range(blocks)])
+        return taken
 
     def blocks(self, owner: int) -> tuple[int, ...]:
         """The owner's blocks, in the order of their tokens."""
         return self._owned[owner]
 
-    def use(self, owner: int, event: Event) -> None:
-        """Say that a step which reads or writes the owner's blocks is done with `event`."""
-        self._last_use[owner] = event
+    def use(self, owners: Collection[int], event: Event) -> None:
+        """Say that a step which reads or writes the blocks of these owners is done with `event`."""
+        self._uses.append((event, owners))
+
+    def finished(self, event: Event) -> None:
+        """Say that a step is done, which a poll would find out too."""
+        self._uses = [use for use in self._uses if use[0] is not event]
 
     def free(self, owner: int) -> None:
         """Take the owner's blocks back, as soon as the last step that uses them is finished."""
-        blocks, event = self._owned.pop(owner), self._last_use.pop(owner, None)
+        blocks = self._owned.pop(owner)
+        event = next((event for event, owners in reversed(self._uses) if owner in owners), None)
         if event is None:
             self._free.extend(reversed(blocks))
         else:
@@ -78,6 +83,8 @@ class KVPool:
 
     def poll(self, done: Callable[[Event], bool]) -> None:
         """Free the blocks whose last step is finished."""
+        if self._uses:
+            self._uses = [use for use in self._uses if not done(use[0])]
         if not self._retiring:
             return
         waiting = self._retiring

@@ -5,6 +5,7 @@ Knows nothing about who reads them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[next((i for i, end in enumerate(BUCKETS_S) if seconds <= end), len(BUCKETS_S))] += 1
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total += 1
         self.sum_s += seconds
 

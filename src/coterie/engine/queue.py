@@ -19,12 +19,12 @@ class Queue:
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
         self._overtakers: list[int] = []
-        self._next_number = 0
+        self.arrived = 0  # sequences so far
 
     def take_number(self) -> int:
         """The next place in the order of arrival."""
-        self._next_number += 1
-        return self._next_number - 1
+        self.arrived += 1
+        return self.arrived - 1
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
@@ -52,17 +52,13 @@ class Queue:
         else:
             self._leave(self.running, sequence)
 
-    @property
-    def arrived(self) -> int:
-        """How many sequences there have been."""
-        return self._next_number
-
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
         found: dict[str, Sequence] = {}
+        wanted = min(count, len(self.waiting))
         for sequence in self._order.values():
             found.setdefault(sequence.request.expert_id, sequence)
-            if len(found) == min(count, len(self.waiting)):
+            if len(found) == wanted:
                 break
         return tuple(found.values())
 

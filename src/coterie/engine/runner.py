@@ -29,6 +29,10 @@ class Runner:
         gates = residency.gates_of(batch.rows.tokens_T, batch.steps)
         event = self._device.run(expert.exe, binding, gates=gates, steps=batch.steps)
         self._cache.hold(expert.expert_id, event)
-        for part in batch.parts:
-            self._kv.use(part.sequence.number, event)
+        self._kv.use(batch.owners, event)
         return event
+
+    def finished(self, expert_id: str, event: Event) -> None:
+        """Say that what was started is done: nothing is kept for it any longer."""
+        self._cache.release(expert_id, event)
+        self._kv.finished(event)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import TypeAlias
 
 from coterie.core.errors import UsageError
@@ -130,7 +131,7 @@ def grouped(view: View, policy: Policy) -> Decision:
     is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
     oldest: so requests of one expert gather and share its switch, and still every expert gets its turn.
     """
-    working, weight = _working(view, policy), _weigher(view, policy)
+    working, weight = _working(view, policy), Weight(view, policy)
     fetch = _next_fetch(working, view, policy, weight)
     if fetch is not None:
         return fetch
@@ -237,7 +238,7 @@ def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tu
     return tuple(admitted)
 
 
-def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weigher) -> Fetch | None:
+def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight) -> Fetch | None:
     """The absent expert that should come in now, and those that must stay for it.
 
     When it is refused no other is tried: a large expert gets its hole because nobody smaller takes the room before it.
@@ -257,14 +258,13 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weighe
     return None if known is None or known.expert_id in view.refused else Fetch(known.expert_id, _resident(view.groups))
 
 
-def _there_before(wanted: Group, working: list[Group], weight: Weigher) -> int:
+def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
     """How many experts are there, or under way, with work that is not begun and weighs no less."""
-    least = weight(wanted)
     there = [g for g in working if g.residence is not ABSENT and not g.running]
-    return sum([weight(group) >= least for group in there])
+    return sum([weight.of(group) >= weight.of(wanted) for group in there])
 
 
-def _next_group(working: list[Group], view: View, policy: Policy, weight: Weigher) -> Group | None:
+def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
     """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire.
 
     `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do.
@@ -284,33 +284,36 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weighe
     return min(begun, key=_turn, default=None)
 
 
-def _turn(group: Group) -> tuple[int, int]:
-    return group.last_run, group.oldest
+_turn = attrgetter("last_run", "oldest")
 
 
-Weigher: TypeAlias = Callable[[Group], tuple[bool, int]]
-
-
-def _heaviest(groups: list[Group], weight: Weigher) -> Group | None:
+def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
     if len(groups) < 2:
         return groups[0] if groups else None
-    return max(groups, key=lambda group: (weight(group), -group.oldest))
+    return max(groups, key=lambda group: (weight.of(group), -group.oldest))
 
 
-def _weigher(view: View, policy: Policy) -> Weigher:
+class Weight:
     """What a switch to an expert is worth: requests times the square of the oldest one's age, in arrivals.
 
     Requests alone save the most switches and let single ones wait for the age bound; age alone is first come first
     served. Who has waited for more arrivals than `patience` times the requests that are here (with first come first
     served it would be once) goes before all others, the oldest first: so the longest waits stay near theirs.
     """
-    limit = policy.patience * sum([group.num_waiting + group.running for group in view.groups])
 
-    def weight(group: Group) -> tuple[bool, int]:
-        age = view.arrived - group.oldest
-        return (True, age) if age > limit else (False, (group.num_waiting + group.running) * age**2)
+    __slots__ = ("_limit", "_policy", "_view")
 
-    return weight
+    def __init__(self, view: View, policy: Policy) -> None:
+        self._view, self._policy = view, policy
+        self._limit: float | None = None  # most decisions weigh nobody
+
+    def of(self, group: Group) -> tuple[bool, int]:
+        """Weights compare: the larger goes first."""
+        if self._limit is None:
+            requests = sum([group.num_waiting + group.running for group in self._view.groups])
+            self._limit = self._policy.patience * requests
+        age = self._view.arrived - group.oldest
+        return (True, age) if age > self._limit else (False, (group.num_waiting + group.running) * age**2)
 
 
 def _named(view: View, expert_id: str | None) -> Group | None:

@@ -54,9 +54,12 @@ class Sequence:
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
         if self._only_length:
-            taken = tokens[: self.tokens_left]
-            self.tokens += taken
-            return len(taken), "", None if self.tokens_left else "length"
+            left = self.tokens_left
+            if len(tokens) < left:
+                self.tokens += tokens
+                return len(tokens), "", None
+            self.tokens += tokens[:left]
+            return left, "", "length"
         shown = []
         for count, token in enumerate(tokens, start=1):
             text, reason = self.accept(token)

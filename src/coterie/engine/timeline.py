@@ -10,7 +10,7 @@ them. Knows nothing about schedules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,11 @@ class Timeline:
 
     def __init__(self, device: Device, recording: Recording | None = None) -> None:
         self._device, self._recording = device, recording
+        # Asked for in every step, so without a call between.
+        self.now: Callable[[], float] = device.now
+        self.tokens: Callable[[Event], I32] = device.tokens
+        self.failure: Callable[[Event], Exception | None] = device.failure
+        self.span: Callable[[Event], Span] = device.span
         self._as_of = device.now()
         self._last: Event | None = None  # was found done last: the end of a run is asked for by several
 
@@ -40,16 +45,15 @@ class Timeline:
                 return
         device = self._device
         device.wait_any(events, until)
-        ends = [(device.span(event).end_s, event) for event in events if device.done(event)]
-        if ends:
-            moment, self._last = min(ends, key=_end) if len(ends) > 1 else ends[0]
-        else:
+        moment: float | None = None
+        for event in events:
+            if device.done(event):
+                end_s = device.span(event).end_s
+                if moment is None or end_s < moment:
+                    moment, self._last = end_s, event
+        if moment is None:
             moment = device.now() if until is None else until
         self._as_of = max(self._as_of, moment)
-
-    def now(self) -> float:
-        """As the device's."""
-        return self._device.now()
 
     def done(self, event: Event) -> bool:
         """True when the event had ended by the end of the last wait."""
@@ -77,10 +81,11 @@ class Timeline:
 
     def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
         """As the device's."""
+        if self._recording is None:
+            return self._device.copy(dst, src, after)
         after = tuple(after)
         event = self._device.copy(dst, src, after)
-        if self._recording is not None:
-            self._recording.issued(self._device, event, after, self._as_of, size_bytes=src.size_bytes)
+        self._recording.issued(self._device, event, after, self._as_of, size_bytes=src.size_bytes)
         return event
 
     def run(
@@ -115,10 +120,6 @@ class Timeline:
         """As the device's."""
         return self._device.load(program)
 
-    def tokens(self, event: Event) -> I32:
-        """As the device's."""
-        return self._device.tokens(event)
-
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """As the device's."""
         return self._device.inspect(exe, binding)
@@ -127,18 +128,6 @@ class Timeline:
         """As the device's."""
         return self._device.synthetic()
 
-    def failure(self, event: Event) -> Exception | None:
-        """As the device's."""
-        return self._device.failure(event)
-
-    def span(self, event: Event) -> Span:
-        """As the device's."""
-        return self._device.span(event)
-
     def close(self) -> None:
         """As the device's."""
         self._device.close()
-
-
-def _end(ended: tuple[float, Event]) -> float:
-    return ended[0]

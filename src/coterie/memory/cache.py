@@ -25,7 +25,7 @@ from coterie.memory.residency import NO_GATES, Evicted, Residency
 from coterie.memory.route import fill_links, link_weights, managed_tiers
 from coterie.memory.rows import early_rows
 from coterie.memory.slab import round_up
-from coterie.memory.tiers import Copy, Ended, TierLedger
+from coterie.memory.tiers import Changes, Copy, Ended, TierLedger
 from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
 from coterie.memory.uses import Uses
 
@@ -69,14 +69,14 @@ class ExpertCache:
         self._device = device
         self._policy = _policy(evict)
         names = managed_tiers(device.spec, tiers)
+        self._changes = Changes()
         self._ledgers = tuple(
-            TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES)) for name in names
+            TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES), self._changes) for name in names
         )
         self._near = self._ledgers[0]
         self._links = fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
-        self._pin_changes = 0
         self._uses = Uses()
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
@@ -105,17 +105,21 @@ class ExpertCache:
     def hold(self, expert_id: str, event: Event) -> None:
         """Keep a resident expert where it is until `event`, which reads its weights, is finished. Raises KeyError."""
         self._near.copies[expert_id].readers.append(event)
-        self._near.watch(expert_id)
+        self._near.watched.add(expert_id)
+
+    def release(self, expert_id: str, event: Event) -> None:
+        """Say that what was held for is finished, which a poll would find out too."""
+        self._near.release(expert_id, event)
 
     def pin(self, expert_id: str) -> None:
         """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin."""
         self._pins.add(expert_id)
-        self._pin_changes += 1
+        self._changes.count += 1
 
     def unpin(self, expert_id: str) -> None:
         """Undo pin; nothing happens if it was not pinned."""
         self._pins.discard(expert_id)
-        self._pin_changes += 1
+        self._changes.count += 1
 
     def forget(self, expert_id: str) -> None:
         """Drop every copy of an expert, pinned or not; one that is busy goes at the poll that finds it idle."""
@@ -133,15 +137,19 @@ class ExpertCache:
         """
         ended: tuple[Ended, ...] = ()
         for ledger in self._ledgers:
-            if ledger.is_watched:
+            if ledger.watched:
                 found = ledger.poll(self._device, self._dropped)
                 ended = found if ledger is self._near else ended
         return ended
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, also those still loading, least recently used first."""
-        names = (name for name, copy in self._near.copies.items() if not copy.is_doomed)
-        return tuple(sorted(names, key=lambda name: (self._uses.known(name).last_used, name)))
+        return tuple(sorted(self.residents, key=lambda name: (self._uses.known(name).last_used, name)))
+
+    @property
+    def residents(self) -> frozenset[str]:
+        """As `resident`, in no order."""
+        return frozenset([name for name, copy in self._near.copies.items() if not copy.is_doomed])
 
     def loading(self) -> tuple[str, ...]:
         """Experts on their way into the run tier, in the order in which their loads began."""
@@ -153,19 +161,16 @@ class ExpertCache:
 
         And as long as `pending` stays too, a want that was refused is refused again.
         """
-        changes = self._pin_changes
-        for ledger in self._ledgers:
-            changes += ledger.changes
-        return changes
+        return self._changes.count
 
     def pending(self) -> tuple[Event, ...]:
         """Events that a poll waits for: the last arrival of each load, and what reads extents."""
-        found: list[Event] = []
-        for ledger in self._ledgers:
-            if ledger.is_watched:
-                for copy in ledger.watched:
-                    found += copy.pending
-        return tuple(found)
+        return tuple([event for ledger in self._ledgers if ledger.watched for event in ledger.pending()])
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether `rows` of a want may come first: they do where experts come straight from files."""
+        return len(self._ledgers) == 1
 
     @property
     def ledgers(self) -> tuple[TierLedger, ...]:
@@ -198,6 +203,9 @@ class ExpertCache:
 
     def _load(self, expert_id: str, layout: Layout, protected: Set[str], rows: Collection[int]) -> Evicted | None:
         """Evict, take an extent in every tier above the nearest copy, and issue the transfers; None if it is here."""
+        here = self._near.copies.get(expert_id)
+        if here is not None and here.layout is layout and not here.is_doomed:
+            return None
         victims = self._choose(expert_id, layout, protected)
         depth = len(victims)
         if depth == 0:
@@ -213,7 +221,7 @@ class ExpertCache:
         self._uses.known(expert_id)
         new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
-        if below is None and depth == 1:
+        if below is None and self.takes_rows:
             new[0].early = early_rows(layout, rows)
         try:
             for level in reversed(range(depth)):
@@ -237,10 +245,10 @@ class ExpertCache:
                 copy_layout(self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals)
         finally:
             copy.writers = list(copy.arrivals)
-            self._ledgers[level].watch(expert_id)
+            self._ledgers[level].watched.add(expert_id)
             if below is not None:
                 below.copied += [list(copy.arrivals)] if copy.arrivals else []
-                self._ledgers[level + 1].watch(expert_id)
+                self._ledgers[level + 1].watched.add(expert_id)
         moved = sum(placed.source.size_bytes for placed in layout.ranges)
         moved += copy.early.size_bytes if copy.early is not None else 0
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
@@ -285,15 +293,15 @@ class ExpertCache:
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
         level, entries = self._ledgers.index(ledger), []
         below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
+        known, recently = self._uses.known, self._uses.recent
         for name, copy in ledger.copies.items():
-            use, extent = self._uses.known(name), copy.extent
-            weight = self._weights[level] if name in below else self._refetch_weight(name, level)
-            cost = extent.size_bytes * weight
+            use, extent = known(name), copy.extent
+            offset, size_bytes = extent.offset, extent.size_bytes
+            cost = size_bytes * (self._weights[level] if name in below else self._refetch_weight(name, level))
             kept_here = name in kept and not copy.is_doomed
-            recent, busy = self._uses.recent(use), copy.is_busy
             # In the order of the fields: this is half of what finding room takes.
             entries.append(
-                Entry(name, extent.offset, extent.size_bytes, use.last_used, use.uses, recent, cost, kept_here, busy)
+                Entry(name, offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, copy.is_busy)
             )
         return entries
 
@@ -316,7 +324,9 @@ def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency
     layout, events, hit = copy.layout, copy.arrivals, evicted is None
     if not events:
         return Residency(expert_id, copy.weights, NO_GATES, None, hit)
-    gates, early = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
+    if copy.gates is None:
+        copy.gates = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
+    gates, early = copy.gates
     return Residency(expert_id, copy.weights, gates, events[-1], hit, early, evicted or ())
 
 

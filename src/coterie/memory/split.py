@@ -39,6 +39,10 @@ class SplitCache:
         """As ExpertCache.hold."""
         self.side(expert_id).hold(expert_id, event)
 
+    def release(self, expert_id: str, event: Event) -> None:
+        """As ExpertCache.release."""
+        self.side(expert_id).release(expert_id, event)
+
     def poll(self) -> tuple[Ended, ...]:
         """As ExpertCache.poll."""
         ended, of_routers = self.experts.poll(), self.routers.poll()
@@ -47,6 +51,11 @@ class SplitCache:
     def resident(self) -> tuple[str, ...]:
         """As ExpertCache.resident: the experts, then the routers."""
         return (*self.experts.resident(), *self.routers.resident())
+
+    @property
+    def residents(self) -> frozenset[str]:
+        """As ExpertCache.residents."""
+        return self.experts.residents | self.routers.residents
 
     def loading(self) -> tuple[str, ...]:
         """As ExpertCache.loading."""
@@ -60,6 +69,11 @@ class SplitCache:
     def pending(self) -> tuple[Event, ...]:
         """As ExpertCache.pending."""
         return (*self.experts.pending(), *self.routers.pending())
+
+    @property
+    def takes_rows(self) -> bool:
+        """As ExpertCache.takes_rows."""
+        return self.experts.takes_rows or self.routers.takes_rows
 
     def check_integrity(self) -> None:
         """As ExpertCache.check_integrity."""

@@ -8,12 +8,13 @@ Knows nothing about policies, other tiers, or how bytes are moved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from coterie.checkpoint.layout import Layout
 from coterie.device import Buffer, Device, Event
+from coterie.memory.residency import Early
 from coterie.memory.rows import EarlyRows
 from coterie.memory.slab import Extent, Slab
 
@@ -28,6 +29,7 @@ class Copy:
     `arrivals`: one event per range (with `early` rows in the order of fetch_layout), until a poll has seen all of them
     finish; `writers`: those not finished as of the last poll; `readers`: unfinished events of programs that read it;
     `copied`: of each copy into the tier above that is under way, its events in order, each waiting for the one before.
+    `gates`: what these arrivals open, once somebody asked for that.
     """
 
     layout: Layout
@@ -38,6 +40,7 @@ class Copy:
     writers: list[Event] = field(default_factory=list)
     readers: list[Event] = field(default_factory=list)
     copied: list[list[Event]] = field(default_factory=list)
+    gates: tuple[Mapping[str, Event], Early | None] | None = None
     is_doomed: bool = False
     has_failed: bool = False
     number: int = 0
@@ -58,17 +61,25 @@ class Copy:
         return (*self.writers[-1:], *[chain[-1] for chain in self.copied], *self.readers)
 
 
+@dataclass(slots=True)
+class Changes:
+    """A count that several write, so that who asks every step whether anything changed looks at one number."""
+
+    count: int = 0
+
+
 class TierLedger:
     """Owns a tier's slab and says who is in it. Its state changes by admit, drop, doom and poll only.
 
-    `changes` counts what changed who is there or under way, so that who asks for it every step need not look.
+    `changes` counts what changed who is there or under way, in all tiers of a cache together. `watched`: whose events
+    must be looked at, because something reads or writes them.
     """
 
-    def __init__(self, buffer: Buffer) -> None:
+    def __init__(self, buffer: Buffer, changes: Changes) -> None:
         self.tier = buffer.tier
         self.copies: dict[str, Copy] = {}
-        self.changes = 0
-        self._watched: set[str] = set()
+        self.changes = changes
+        self.watched: set[str] = set()
         self._admitted = 0
         self._buffer = buffer
         self._slab = Slab(buffer.size_bytes)
@@ -100,30 +111,30 @@ class TierLedger:
         self.copies[expert_id] = copy
         self._admitted += 1
         copy.number = self._admitted
-        self.changes += 1
+        self.changes.count += 1
         return copy
 
-    def watch(self, expert_id: str) -> None:
-        """Say that a copy's events must be looked at: something reads or writes it."""
-        self._watched.add(expert_id)
+    def release(self, expert_id: str, event: Event) -> None:
+        """Say that a reader of a copy is finished: then there is one event less to be looked at."""
+        copy = self.copies.get(expert_id)
+        if copy is not None and event in copy.readers:
+            copy.readers.remove(event)
+            if not (copy.readers or copy.writers or copy.copied or copy.is_doomed):
+                self.watched.discard(expert_id)
 
-    @property
-    def is_watched(self) -> bool:
-        """True when any copy has events to be looked at."""
-        return bool(self._watched)
-
-    @property
-    def watched(self) -> list[Copy]:
-        """The copies with events to be looked at, in the order in which they were admitted."""
-        found = [self.copies[name] for name in self._watched]
-        return sorted(found, key=_number) if len(found) > 1 else found
+    def pending(self) -> list[Event]:
+        """The pending events of all copies, in the order in which these were admitted."""
+        found = [self.copies[name] for name in self.watched]
+        if len(found) > 1:
+            found.sort(key=_number)
+        return [event for copy in found for event in copy.pending]
 
     def doom(self, expert_id: str) -> Copy:
         """Tell a copy to go: at the poll that finds it idle, unless it is dropped before."""
         copy = self.copies[expert_id]
         copy.is_doomed = True
-        self.changes += 1
-        self._watched.add(expert_id)
+        self.changes.count += 1
+        self.watched.add(expert_id)
         return copy
 
     def drop(self, expert_id: str) -> None:
@@ -132,8 +143,8 @@ class TierLedger:
         if copy.is_busy:
             raise RuntimeError(f"{expert_id} in {self.tier} is dropped while {copy.pending} are pending")
         del self.copies[expert_id]
-        self._watched.discard(expert_id)
-        self.changes += 1
+        self.watched.discard(expert_id)
+        self.changes.count += 1
         self._slab.free(copy.extent)
 
     def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> tuple[Ended, ...]:
@@ -141,14 +152,14 @@ class TierLedger:
 
         Tells `on_drop(expert_id, tier, load failed)` of each doomed copy that went.
         """
-        if not self._watched:
+        if not self.watched:
             return ()
         ended: list[Ended] = []
-        watched = [(name, self.copies[name]) for name in self._watched]
+        watched = [(name, self.copies[name]) for name in self.watched]
         for expert_id, copy in sorted(watched, key=lambda item: item[1].number) if len(watched) > 1 else watched:
             if copy.writers:
                 ready = _retire_arrivals(device, copy)
-                self.changes += not copy.is_loading or copy.is_doomed
+                self.changes.count += not copy.is_loading or copy.is_doomed
                 if ready is not None:
                     ended.append((expert_id, device.failure(ready)))
             if copy.readers:
@@ -156,7 +167,7 @@ class TierLedger:
             if copy.copied:
                 copy.copied = [left for chain in copy.copied if (left := _unfinished(device, chain))]
             if not copy.is_busy:
-                self._watched.discard(expert_id)
+                self.watched.discard(expert_id)
                 if copy.is_doomed:
                     self.drop(expert_id)
                     on_drop(expert_id, self.tier, copy.has_failed)
@@ -165,9 +176,9 @@ class TierLedger:
     def check_integrity(self) -> None:
         """Raise RuntimeError unless free + used == total and every copy has exactly its own extent."""
         self._slab.check_integrity()
-        unwatched = [name for name, copy in self.copies.items() if copy.is_busy and name not in self._watched]
-        if unwatched or not self._watched <= self.copies.keys():
-            raise RuntimeError(f"{self.tier} does not watch {unwatched}, or watches who is gone: {self._watched}")
+        unwatched = [name for name, copy in self.copies.items() if copy.is_busy and name not in self.watched]
+        if unwatched or not self.watched <= self.copies.keys():
+            raise RuntimeError(f"{self.tier} does not watch {unwatched}, or watches who is gone: {self.watched}")
         owned = sum(copy.extent.size_bytes for copy in self.copies.values())
         if owned != self._slab.used_bytes or len({c.extent for c in self.copies.values()}) != len(self.copies):
             raise RuntimeError(f"copies in {self.tier} own {owned} bytes but {self._slab.used_bytes} are taken")
@@ -196,6 +207,9 @@ def _retire_arrivals(device: Device, copy: Copy) -> Event | None:
     if not device.done(last):
         return None
     ready = last if copy.arrivals[-1:] == [last] else None
+    if device.failure(last) is None:
+        copy.arrivals, copy.writers = [], []
+        return ready
     copy.writers = [event for event in copy.writers if not device.done(event)]
     finished = [event for event in copy.arrivals if event not in copy.writers]
     if any(device.failure(event) is not None for event in finished):

@@ -49,7 +49,7 @@ def copy_layout(
     for index, placed in enumerate(layout.ranges):
         offset, size_bytes = placed.offset, placed.source.size_bytes
         after = [*issued[-1:], *arrivals[index : index + 1]]
-        issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), after=after))
+        issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), after))
 
 
 def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> Mapping[str, Event]:
@@ -58,10 +58,11 @@ def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None
     With `early` rows this is for any batch: the stage of their table, and those that read it again, await all of it.
     """
     table, ranges = _split(layout, early)
-    gates = dict.fromkeys(layout.stages, events[-1])
-    gates |= {placed.stage: event for placed, event in zip(ranges, events[table is not None :], strict=True)}
-    if table is not None:
-        gates |= dict.fromkeys((layout.ranges[table.range_index].stage, *table.again), events[-1])
+    by_range = {placed.stage: event for placed, event in zip(ranges, events[table is not None :], strict=True)}
+    if table is None:
+        return MappingProxyType(by_range)
+    gates = dict.fromkeys(layout.stages, events[-1]) | by_range
+    gates |= dict.fromkeys((layout.ranges[table.range_index].stage, *table.again), events[-1])
     return MappingProxyType(gates)
 
 

@@ -31,10 +31,15 @@ class Uses:
     def __init__(self) -> None:
         self.wants = self.requests = 0
         self._of: dict[str, Use] = {}
+        self._memory = MEMORY_USES
 
     def known(self, expert_id: str) -> Use:
         """What is known of an expert, from now on if it is new."""
-        return self._of.setdefault(expert_id, Use())
+        found = self._of.get(expert_id)
+        if found is None:
+            found = self._of[expert_id] = Use()
+            self._memory = MEMORY_USES * len(self._of)
+        return found
 
     def add(self, expert_id: str, count: int) -> None:
         """It was wanted for so many requests, which count as if one came after the other; none: ahead of them."""
@@ -51,7 +56,3 @@ class Uses:
     def recent(self, use: Use) -> float:
         """How often it was used lately: every request counts, less the more requests of anybody came after it."""
         return use.faded * exp((use.as_of - self.requests) / self._memory)
-
-    @property
-    def _memory(self) -> int:
-        return MEMORY_USES * max(len(self._of), 1)

@@ -218,13 +218,15 @@ class _Run:
     def to_the_end(self, tell: Callable[[int], None] | None = None) -> None:
         """Serve until everybody has been answered. Raises the error that ended a request."""
         engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
+        in_flight = self._workload.in_flight
         every = told = max(1, count // TOLD) if tell is not None else count + 1
         while self._next < count or not engine.idle:
             if tell is not None and self._next - self._open >= told:
                 tell(self._next - self._open)
                 told = self._next - self._open + every
-            self._arrive()
-            until = self._at_s[self._next] if self._next < count and not self._workload.in_flight else None
+            if self._next < count and (in_flight or self._at_s[self._next] <= device.now()):
+                self._arrive()
+            until = self._at_s[self._next] if self._next < count and not in_flight else None
             if engine.idle:
                 device.wait_any([], until)
                 continue

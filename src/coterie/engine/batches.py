@@ -1,0 +1,38 @@
+"""Batches: the next batch of an expert's running sequences; those that only decode are kept from step to step.
+
+Knows nothing about who is chosen, or about weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coterie.engine.batch import Batch, Decoding, build, common_steps, cut
+from coterie.engine.kv import KVPool
+from coterie.engine.sequence import Sequence
+from coterie.engine.served import ServedExpert
+
+
+class Batches:
+    """Makes batches of at most `max_step_tokens` tokens. It must be told when an expert's sequences change."""
+
+    def __init__(self, kv: KVPool, max_step_tokens: int) -> None:
+        self._kv, self._max_step_tokens = kv, max_step_tokens
+        self._decoding: dict[str, Decoding] = {}
+
+    def changed(self, expert_id: str) -> None:
+        """One of the expert's running sequences came or went."""
+        self._decoding.pop(expert_id, None)
+
+    def next(self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int) -> Batch:
+        """The next step of these sequences, or as many of `max_steps` as may run without coming back."""
+        known = self._decoding.get(expert.expert_id)
+        if known is not None:
+            return known.batch(max_steps)
+        parts = cut(tuple(running.values()), self._max_step_tokens)
+        tables = {number: self._kv.blocks(number) for number in running}
+        tokens_per_block = expert.kv.tokens_per_block(self._kv.block_bytes)
+        if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
+            known = self._decoding[expert.expert_id] = Decoding(parts, tables, tokens_per_block)
+            return known.batch(max_steps)
+        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps))
