@@ -4,8 +4,7 @@ A token whose sequence has no other token beside it in the step is alone, as all
 
     alone       a program has the query heads of a kv head and one span of the context, at a multiple of its length; it
                 leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order
-    together    a program has a tile of tokens x query heads of a kv head, and walks the context of each sequence in
-                the tile with an online softmax
+    together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
 
 A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
 multiplied in two halves of their bits, so the result is that of float32 but for 2^-16; together, they are rounded to
@@ -30,28 +29,22 @@ from coterie.kernels.triton.arithmetic import (
     real,
     wait_for_last,
 )
+from coterie.kernels.triton.attention_chunks import (
+    LEAST_DOT,
+    NOTHING,
+    PAGES,
+    SCALE,
+    WINDOW,
+    Q,
+    T,
+    Y,
+    channels_of,
+    first_seen,
+    launch_chunks,
+)
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
-
-Q, PAGES, Y, T, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "scale", "window")
-LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
-NOTHING = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def first_seen(position, window):
-    """The first position that a token sees."""
-    return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
-
-
-@triton.jit
-def among_at(sequence, t, tokens, mask):
-    """The sequence of tokens t, and whether a token beside them is of the same one."""
-    mine = tl.load(sequence + t, mask=mask, other=-1)
-    before = tl.load(sequence + t - 1, mask=mask & (t > 0), other=-1)
-    after = tl.load(sequence + t + 1, mask=mask & (t + 1 < tokens), other=-1)
-    return mine, mask & ((mine == before) | (mine == after))
 
 
 @triton.jit
@@ -217,58 +210,6 @@ def _join(
         tl.store(pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c, acc / total, mask=c < C)
 
 
-@triton.jit
-def _together(
-    row,
-    H: tl.constexpr,
-    KV_TYPE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    Z: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    GROUP: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    tokens = integer(row, T)
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS  # the last tokens of a chunk see most: they come first
-    head = tl.program_id(1)
-    m = tl.arange(0, TOKENS * GROUP)
-    t = first + m // GROUP
-    here = (t < tokens) & (m % GROUP < H // K)
-    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
-    sequence_M, among = among_at(sequence_at, t, tokens, here)
-    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
-    low_M = first_seen(position_M, integer(row, WINDOW))
-    c = tl.arange(0, CHANNELS)
-    at = (t.to(tl.int64) * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
-    q = tl.load(pointer(row, Q, tl.float32) + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
-    scale = real(row, SCALE).to(tl.float32)
-    end = tl.minimum(first + TOKENS, tokens)
-    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
-    while run < end:
-        sequence = tl.load(sequence_at + run)
-        stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
-        mine = here & (t >= run) & (t < stop)
-        low = tl.min(tl.where(mine, low_M, 2147483647), axis=0)
-        high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
-        top = tl.full([TOKENS * GROUP], NOTHING, tl.float32)
-        total = tl.zeros([TOKENS * GROUP], tl.float32)
-        acc = tl.zeros([TOKENS * GROUP, CHANNELS], tl.float32)
-        last_M = tl.where(mine, position_M + 1, 0)
-        for start in tl.range(low // STEP * STEP, high, STEP):
-            j = start + tl.arange(0, STEP)
-            top, total, acc = _step(
-                row, q, top, total, acc, sequence, head, scale, j, high, low_M, last_M, False,
-                KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS,
-            )  # fmt: skip
-        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped.
-        mask = mine[:, None] & (c < C)[None, :]
-        tl.store(pointer(row, Y, tl.float32) + at, acc / total[:, None], mask=mask)
-        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
-
-
 def _spans(call: Call) -> int:
     return max(-(-call.bucket.context // call.tiles.span), 1)
 
@@ -276,14 +217,11 @@ def _spans(call: Call) -> int:
 def launch(call: Call) -> None:
     """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both."""
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
-    channels = max(power_of_two(pages.C), LEAST_DOT)
+    channels = channels_of(pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
     group, spans = power_of_two(H // pages.K), _spans(call)
     if not bucket.decodes:
-        tokens = max(tiles.queries // group * 128 // max(channels, 128), 1)  # wide heads: half the queries
-        grid = (triton.cdiv(bucket.tokens, tokens), pages.K)
-        how = {"TOKENS": tokens, "GROUP": group, "STEP": tiles.keys}
-        call.launch(_together, grid, call.row, **shared, **how, num_warps=8, num_stages=2)
+        launch_chunks(call, H, pages)
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": tiles.span_step}

@@ -74,8 +74,12 @@ class Tiles:
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     span: int = 256  # positions of a context that one program of decode attention reads, and that it reads at once
     span_step: int = 64
-    queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head
-    keys: int = 64  # positions that such a tile reads at once
+    queries: int = 64  # of a tile of prefill attention: tokens x the query heads of a kv head
+    keys: int = 64  # positions that such a tile reads at once, half of them where heads are wide
+    chunk_warps: int = 4
+    chunk_stages: int = 2
+    chunk_registers: int | None = 168  # of a thread: three such programs share a multiprocessor
+    chunk_channels: int = 64  # heads of more need more registers
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
     staged_warp: int = 512  # of these for each warp, of which there are at most 8
     elements: int = 1024  # of a program that maps values one by one

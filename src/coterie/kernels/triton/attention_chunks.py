@@ -1,0 +1,198 @@
+"""attention of chunks: tokens that have others of their sequence beside them in the step, in tiles of tokens x heads.
+
+A program has the query heads of a kv head for some tokens, and walks the context of each sequence among them with an
+online softmax. Steps of which each token sees all are not masked: of a long context, all but the last ones.
+Knows nothing about tokens that are alone.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+Q, PAGES, Y, T, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "scale", "window")
+LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
+NOTHING = tl.constexpr(float("-inf"))
+LOG2_E = tl.constexpr(1 / log(2))
+
+
+@triton.jit
+def first_seen(position, window):
+    """The first position that a token sees."""
+    return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
+
+
+@triton.jit
+def among_at(sequence, t, tokens, mask):
+    """The sequence of tokens t, and whether a token beside them is of the same one."""
+    mine = tl.load(sequence + t, mask=mask, other=-1)
+    before = tl.load(sequence + t - 1, mask=mask & (t > 0), other=-1)
+    after = tl.load(sequence + t + 1, mask=mask & (t + 1 < tokens), other=-1)
+    return mine, mask & ((mine == before) | (mine == after))
+
+
+@triton.jit
+def _blocks(
+    state,
+    q,
+    table,
+    slots,
+    begin,
+    end,
+    first_M,
+    last_M,
+    SEEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Attend to positions [begin, end) in steps: queries q [M, CHANNELS] see [first, last) of them, or all (SEEN).
+
+    `table` has the sequence's blocks; `slots` [STEP, CHANNELS] are where a step's keys would be in block 0. Scores are
+    exponents of two: q was scaled so. `state` is the largest score, the sum of weights, and that of weighted values.
+    """
+    top, total, acc = state
+    i = tl.arange(0, STEP)
+    there = (tl.arange(0, slots.shape[1]) < C)[None, :]
+    # The blocks of a step are loaded one step ahead of what lies in them.
+    block = tl.load(table + (begin + i) // Z, mask=begin + i < end, other=0)
+    for start in tl.range(begin, end, STEP):
+        j = start + i
+        if BLOCK_BYTES * 8 % KV_TYPE.primitive_bitwidth == 0:
+            at = slots + (block.to(tl.int64) * (BLOCK_BYTES * 8 // KV_TYPE.primitive_bitwidth))[:, None]
+        else:
+            at = slots.to(tl.pointer_type(tl.uint8), bitcast=True) + (block.to(tl.int64) * BLOCK_BYTES)[:, None]
+            at = at.to(tl.pointer_type(KV_TYPE), bitcast=True)
+        if STEP % Z != 0:
+            at += ((j % Z - i % Z) * C)[:, None]
+        block = tl.load(table + (j + STEP) // Z, mask=j + STEP < end, other=0)
+        if SEEN and slots.shape[1] == C:
+            k = tl.load(at)
+        else:
+            mask = there if SEEN else there & (j < end)[:, None]
+            k = tl.load(at, mask=mask, other=0.0)
+        scores = add_product(tl.zeros([q.shape[0], STEP], tl.float32), q, tl.trans(k))
+        if not SEEN:
+            seen = j[None, :] < last_M[:, None]
+            if WINDOWED:
+                seen &= j[None, :] >= first_M[:, None]
+            scores = tl.where(seen, scores, NOTHING)
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        base = higher if SEEN else tl.where(higher == NOTHING, 0.0, higher)
+        p = tl.exp2(scores - base[:, None])
+        keep = tl.exp2(top - base)
+        if SEEN and slots.shape[1] == C:
+            v = tl.load(at + K * Z * C)
+        else:
+            v = tl.load(at + K * Z * C, mask=mask, other=0.0)
+        acc = add_product(acc * keep[:, None], narrow(p, KV_TYPE), v)
+        total = total * keep + tl.sum(p, axis=1)
+        top = higher
+    return top, total, acc
+
+
+@triton.jit
+def _together(
+    row,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STEP: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    tokens = integer(row, T)
+    # The last tokens of a chunk see most: of all heads, they come first.
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
+    head = tl.program_id(0)
+    m = tl.arange(0, TOKENS * GROUP)
+    t = first + m // GROUP
+    here = (t < tokens) & (m % GROUP < H // K)
+    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
+    sequence_M, among = among_at(sequence_at, t, tokens, here)
+    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
+    low_M = first_seen(position_M, integer(row, WINDOW))
+    c = tl.arange(0, CHANNELS)
+    at = (t.to(tl.int64) * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
+    q = tl.load(pointer(row, Q, tl.float32) + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
+    q = narrow(q * (real(row, SCALE) * LOG2_E).to(tl.float32), KV_TYPE)
+    i = tl.arange(0, STEP) % Z
+    slots = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
+    slots = slots + i[:, None] * C + c[None, :]
+    end = tl.minimum(first + TOKENS, tokens)
+    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
+    while run < end:
+        sequence = tl.load(sequence_at + run)
+        table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
+        stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
+        mine = here & (t >= run) & (t < stop)
+        high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
+        last_M = tl.where(mine, position_M + 1, 0)
+        state = (
+            tl.full([TOKENS * GROUP], NOTHING, tl.float32),
+            tl.zeros([TOKENS * GROUP], tl.float32),
+            tl.zeros([TOKENS * GROUP, CHANNELS], tl.float32),
+        )
+        begin = 0
+        if WINDOWED:
+            low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
+            begin = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
+            state = _blocks(
+                state, q, table, slots, low, tl.minimum(begin, high), low_M, last_M, False, True,
+                KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+            )  # fmt: skip
+        # Steps of which each token sees all need no mask, and are most of a long context.
+        end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
+        state = _blocks(
+            state, q, table, slots, begin, end_of_all, low_M, last_M, True, WINDOWED,
+            KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+        )  # fmt: skip
+        state = _blocks(
+            state, q, table, slots, tl.maximum(begin, end_of_all), high, low_M, last_M, False, WINDOWED,
+            KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+        )  # fmt: skip
+        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped.
+        mask = mine[:, None] & (c < C)[None, :]
+        tl.store(pointer(row, Y, tl.float32) + at, state[2] / state[1][:, None], mask=mask)
+        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
+
+
+def launch_chunks(call: Call, H: int, pages: Pages) -> None:
+    """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone."""
+    tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
+    tokens, wide = max(tiles.queries // group, 1), 1 + (channels > 128)
+    how: dict[str, object] = {
+        "H": H,
+        "CHANNELS": channels,
+        "TOKENS": tokens,
+        "GROUP": group,
+        "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
+        "WINDOWED": call.integer("window") > 0,
+        "num_warps": wide * tiles.chunk_warps,
+        "num_stages": tiles.chunk_stages,
+    }
+    if channels <= tiles.chunk_channels:
+        how["maxnreg"] = tiles.chunk_registers
+    grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
+    call.launch(_together, grid, call.row, **pages.constants(), **how)
+
+
+def channels_of(C: int) -> int:
+    """How many channels a tile has, for tensor cores."""
+    return max(power_of_two(C), LEAST_DOT)
