@@ -145,6 +145,7 @@ def test_to_find_launches_launches_nothing(make, monkeypatch):
     """A device finds them once, before the rows' inputs are there, and launches them again and again."""
     rows = bound_rows(make("one-head", (BF16,), "none"), step_of(([3], 0))).rows
     monkeypatch.setattr(InterpretedFunction, "run", None)
-    scratch = torch.zeros(16, dtype=torch.uint8)
+    bucket = Bucket(1, 1, 1, 256)
+    scratch = torch.zeros(gpu.scratch_bytes(rows, bucket), dtype=torch.uint8)
     for index in range(len(rows)):
-        assert gpu.launches(rows, torch.from_numpy(rows), index, Bucket(1, 1, 1, 256), scratch)
+        assert gpu.launches(rows, torch.from_numpy(rows), index, bucket, scratch)

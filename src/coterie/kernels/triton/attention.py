@@ -46,6 +46,8 @@ from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
+KV_BYTES = {tl.float32: 4, tl.float16: 2, tl.bfloat16: 2}
+
 
 @triton.jit
 def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
@@ -185,6 +187,7 @@ def _join(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
+    JOINED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
@@ -199,13 +202,19 @@ def _join(
         total = 0.0
         acc = tl.zeros([CHANNELS], tl.float32)
         one = partials + (i.to(tl.int64) * H + head) * SPANS * (C + 2)
-        for span in tl.range(first_seen(position, integer(row, WINDOW)) // SPAN, position // SPAN + 1):
-            later = tl.load(one + span * (C + 2) + C)
-            higher = tl.maximum(top, later)
+        least = first_seen(position, integer(row, WINDOW)) // SPAN
+        most = position // SPAN
+        for first in tl.range(least // JOINED * JOINED, most + 1, JOINED):
+            span = first + tl.arange(0, JOINED)
+            there = (span >= least) & (span <= most)
+            at = one + span * (C + 2)
+            tops = tl.load(at + C, mask=there, other=NOTHING)
+            higher = tl.maximum(top, tl.max(tops, axis=0))
             keep = tl.exp(top - higher)
-            add = tl.exp(later - higher)
-            acc = acc * keep + tl.load(one + span * (C + 2) + c, mask=c < C, other=0.0) * add
-            total = total * keep + tl.load(one + span * (C + 2) + C + 1) * add
+            weights = tl.exp(tops - higher)
+            sums = tl.load(at[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0)
+            acc = acc * keep + tl.sum(sums * weights[:, None], axis=0)
+            total = total * keep + tl.sum(tl.load(at + C + 1, mask=there, other=0.0) * weights, axis=0)
             top = higher
         tl.store(pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c, acc / total, mask=c < C)
 
@@ -224,7 +233,8 @@ def launch(call: Call) -> None:
         launch_chunks(call, H, pages)
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
-    how = {"QUERIES": max(group, LEAST_DOT), "STEP": tiles.span_step}
+    wide = KV_BYTES[pages.KV_TYPE] * channels
+    how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, tiles.span), LEAST_DOT)}
     call.launch(
         _alone,
         (bucket.sequences, pages.K, spans),
@@ -238,7 +248,8 @@ def launch(call: Call) -> None:
     )
     if spans > 1:
         grid = (bucket.sequences, H)
-        call.launch(_join, grid, call.row, partials, H=H, C=pages.C, CHANNELS=channels, **split, num_warps=1)
+        how = {"C": pages.C, "CHANNELS": channels, "JOINED": max(tiles.joined // channels, 1)}
+        call.launch(_join, grid, call.row, partials, H=H, **how, **split, num_warps=1)
 
 
 def _partials(call: Call) -> int:

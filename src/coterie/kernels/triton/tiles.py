@@ -72,8 +72,9 @@ class Tiles:
     )
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
-    span: int = 256  # positions of a context that one program of decode attention reads, and that it reads at once
-    span_step: int = 64
+    span: int = 128  # positions of a context that one program of decode attention reads
+    span_bytes: int = 16384  # and bytes of keys that it reads at once
+    joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 64  # of a tile of prefill attention: tokens x the query heads of a kv head
     keys: int = 64  # positions that such a tile reads at once, half of them where heads are wide
     chunk_warps: int = 4
