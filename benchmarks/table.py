@@ -10,8 +10,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_table, markdown
+
 from coterie.bench.decode import gain_aim
 from coterie.core.units import format_bytes
+from coterie.plan.validate.cpu import of_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,6 +27,11 @@ All stored results (`benchmarks/results`, each with its machine, commit and work
 `python -m benchmarks.table`. Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the
 same rounds as what is compared with them, and so were peers, each at its fastest setting. Ratios are their time over
 ours: below 1 the peer wins. [log.md](log.md) says how, what fell short and why.
+"""
+GPU_HEAD = """\
+Shares are of the fastest loop that only reads HBM, of a product of square bfloat16 matrices, of one copy of as much
+pinned memory, measured in the same rounds; the ideal is each stage of the warm prompt as soon as that copy has brought
+its bytes. In brackets: what was aimed at. [cuda.md](cuda.md) says what was run on it, and what was not.
 """
 PEERS = ("llama.cpp", "transformers")
 OURS = "coterie"
@@ -38,19 +46,32 @@ def stored(folder: Path = RESULTS) -> dict[str, Result]:
 
 def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
     """Results by machine: those in folders of their own, then those that `coterie validate` takes for this CPU."""
-    others = [stored(path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    return [*others, stored(folder)]
+    found = [*(stored(path) for path in sorted(folder.iterdir()) if path.is_dir()), stored(folder)]
+    kept = [{name: r for name, r in results.items() if not of_gpu(r)} for results in found]
+    return [results for results in kept if results]
+
+
+def gpus(folder: Path = RESULTS) -> list[dict[str, Result]]:
+    """Results of GPUs, wherever they are stored, by GPU and its software."""
+    found: dict[str, dict[str, Result]] = {}
+    for path in [*sorted(path for path in folder.iterdir() if path.is_dir()), folder]:
+        for name, result in stored(path).items():
+            if of_gpu(result):
+                found.setdefault(result["workload"]["gpu"], {})[name] = result
+    return list(found.values())
 
 
 def headlines() -> str:
-    """The README's tables, of one machine."""
-    return tables(stored(RESULTS / MACHINE), HEADLINES)
+    """The README's tables, of one machine and of all GPUs."""
+    shown = [f"On a GPU: {_gpu(results)}.\n\n{tables(results, HEADLINES, gpu=True)}" for results in gpus()]
+    return "\n\n".join([tables(stored(RESULTS / MACHINE), HEADLINES), *shown])
 
 
 def page() -> str:
     """docs/speed.md: every table of every machine."""
     parts = [f"## {_machine(results)}\n\n{tables(results)}\n" for results in machines()]
-    return "\n".join([HEAD, *parts])
+    cards = [f"## {_gpu(results)}\n\n{GPU_HEAD}\n{tables(results, gpu=True, notes=True)}\n" for results in gpus()]
+    return "\n".join([HEAD, *parts, *cards])
 
 
 def write() -> None:
@@ -60,18 +81,15 @@ def write() -> None:
     README.write_text(f"{before}{BEGIN}{headlines()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def tables(results: Mapping[str, Result], benches: Collection[str] = ()) -> str:
-    """Tables of these benches, or of all, as Markdown."""
-    makers = {bench: make for bench, make in MAKERS.items() if not benches or bench in benches}
-    shown = [(make, [r for r in results.values() if r.get("bench") == bench]) for bench, make in makers.items()]
-    parts = [make(found) for make, found in shown]
-    return "\n\n".join(part for part in [*parts, _machines([r for _, found in shown for r in found])] if part)
-
-
-def _table(head: str, rows: list[list[str]]) -> str:
-    """Markdown of a head and the cells of each row; nothing without rows."""
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *lines]) if lines else ""
+def tables(results: Mapping[str, Result], benches: Collection[str] = (), gpu: bool = False, notes: bool = False) -> str:
+    """Tables of these benches, or of all, as Markdown; of a GPU's where said so, with what its runs had to say."""
+    makers = {name: make for name, make in (GPU_MAKERS if gpu else MAKERS).items() if not benches or name in benches}
+    parts, shown = [], []
+    for bench, make in makers.items():
+        found = [r for r in results.values() if r.get("bench") == bench]
+        parts += [make(found), gpu_table.notes(found) if notes else ""]
+        shown += found
+    return "\n\n".join(part for part in [*parts, _machines(shown)] if part)
 
 
 def _ratio(result: Result, name: str) -> str:
@@ -100,7 +118,7 @@ def _decode(results: list[Result]) -> str:
         ]
         rows.append(cells)
     head = "| decode, batch 1 | tokens/s | share of the read rate | batch 8 gains (aim) | llama.cpp | transformers |"
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def _prefill(results: list[Result]) -> str:
@@ -114,7 +132,7 @@ def _prefill(results: list[Result]) -> str:
             *(_ratio(r, name) for name in PEERS),
         ]
         rows.append(cells)
-    return _table("| prefill | tokens/s | share of the multiply-add rate | llama.cpp | transformers |", rows)
+    return markdown.table("| prefill | tokens/s | share of the multiply-add rate | llama.cpp | transformers |", rows)
 
 
 def _switch(results: list[Result]) -> str:
@@ -130,7 +148,7 @@ def _switch(results: list[Result]) -> str:
         ]
         rows.append(cells)
     head = "| switch | share of the disk's rate | cold first token | over the ideal | llama.cpp | transformers |"
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def _switch_ratios(result: Result, name: str) -> str:
@@ -153,7 +171,7 @@ def _fusion(results: list[Result]) -> str:
                 f"{cell['speedup']['median']:.2f} x",
             ]
             rows.append(cells)
-    return _table("| fusion | way | launches | stored between kernels | step | speed-up |", rows)
+    return markdown.table("| fusion | way | launches | stored between kernels | step | speed-up |", rows)
 
 
 def _coe(results: list[Result]) -> str:
@@ -166,7 +184,7 @@ def _coe(results: list[Result]) -> str:
                 work = f"{r['workload']['experts']} in {format_bytes(r['workload']['near_bytes'])}"
                 found += [((mix, in_flight), _coe_row(work, ours, name, theirs)) for name, theirs in beside]
     rows = [row for _, row in sorted(found)]
-    return _table("| many experts, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
+    return markdown.table("| many experts, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
 
 
 def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> list[str]:
@@ -196,7 +214,7 @@ def _quality(results: list[Result]) -> str:
                 ]
                 rows.append(cells)
     head = "| quality beside unquantised | perplexity | KL divergence | same next token | same greedy answer |"
-    return _table(head, rows)
+    return markdown.table(head, rows)
 
 
 def _machines(results: list[Result]) -> str:
@@ -206,12 +224,18 @@ def _machines(results: list[Result]) -> str:
 
 
 def _machine_of(result: Result) -> str:
+    if of_gpu(result):
+        return gpu_table.machine(result)
     it = result["machine"]
     return f"{it['cpu_model']}, {it['cpus']} CPUs, {it['isa']}"
 
 
 def _machine(results: Mapping[str, Result]) -> str:
     return _machine_of(next(r for r in results.values() if r.get("bench") == "decode"))
+
+
+def _gpu(results: Mapping[str, Result]) -> str:
+    return str(next(iter(results.values()))["workload"]["gpu"])
 
 
 MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
@@ -221,6 +245,14 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "coe": _coe,
     "fusion": _fusion,
     "quality": _quality,
+}
+# What a GPU prints has its own limits and aims; many experts are one table on both.
+GPU_MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
+    "decode": gpu_table.decode,
+    "prefill": gpu_table.prefill,
+    "switch": gpu_table.switch,
+    "coe": _coe,
+    "fusion": gpu_table.fusion,
 }
 
 if __name__ == "__main__":
