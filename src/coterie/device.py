@@ -149,8 +149,13 @@ class Device(Protocol):
         offsets. Holds until a buffer that overlaps it is placed. Raises ValueError when they cannot all be aligned.
         """
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
-        """Copy between tiers on that link's lane. Sizes must be equal (ValueError)."""
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy between tiers on that link's lane; of `parts`, as fetch has them, only those.
+
+        Sizes must be equal (ValueError).
+        """
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

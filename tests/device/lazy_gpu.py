@@ -128,6 +128,14 @@ class LazyDriver:
             assert src.numel() % 4 == 0
             self.copy(dst, src, stream)
 
+    def copy_pieces(self, pieces, stream):
+        def copy():
+            for to, of, size in pieces.view(torch.int64).view(-1, 3).tolist():
+                assert to % 4 == of % 4 == size % 4 == 0
+                ctypes.memmove(to, of, size)
+
+        self._put(stream, copy)
+
     def mark(self, stream, soon=False):
         mark = LazyMark()
         self._put(stream, mark)

@@ -164,6 +164,17 @@ def test_a_copy_moves_bytes(desk):
     assert desk.tokens(run) == expected
 
 
+def test_a_copy_of_parts_moves_those_and_no_others(desk):
+    loaded(desk)
+    expected = desk.tokens(desk.run(prompt_rows()))
+    twin = desk.device.reserve(desk.weights.tier, desk.weights.size_bytes)
+    blocks = [(at, 4096) for at in range(0, desk.weights.size_bytes, 4096)]
+    odd = desk.device.copy(twin, desk.weights, parts=blocks[1::2])
+    halves = desk.device.copy(twin, desk.weights, after=[odd], parts=blocks[::2])
+    run = desk.device.run(desk.exe, desk.binding(prompt_rows(), twin), after=[halves])
+    assert desk.tokens(run) == expected
+
+
 def test_a_copy_of_unequal_sizes_is_refused(desk):
     with pytest.raises(ValueError, match="equal"):
         desk.device.copy(desk.weights.view(0, 4096), desk.weights.view(0, 8192))

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.device.cuda_devices import cuda, making
@@ -210,6 +211,42 @@ class Expert:
 
 
 # ---- memory
+
+
+@pytest.mark.parametrize("gap", [0, 4, 6], ids=["aligned", "words", "no words"])
+@pytest.mark.parametrize("pins", [True, False])
+def test_parts_of_a_range_go_where_all_of_it_would(make, gap, pins):
+    """By one kernel where they are whole words of pinned memory, else as other copies; beside them nothing changes."""
+    driver = LazyDriver()
+    driver.pin_limit_bytes = None if pins else 0
+    device, size = make(driver=driver), 12 * BLOCK_BYTES
+    pool, whole, some = (device.reserve(tier, size) for tier in ("ddr", "hbm", "hbm"))
+    device.memory(pool).copy_(torch.arange(size, dtype=torch.int64).mul_(7).to(torch.uint8))
+    at, spans = gap, []
+    for tensor in (3 * BLOCK_BYTES + 40, 5 * BLOCK_BYTES + 2 * gap, 2 * BLOCK_BYTES):
+        spans.append((at, tensor))
+        at += tensor + gap
+    called = []
+    by_kernel = driver.copy_pieces
+    driver.copy_pieces = lambda *given: (called.append(1), by_kernel(*given))
+    for dst in (whole, some):
+        device.place(dst, spans)
+    parts = [(0, BLOCK_BYTES), (2 * BLOCK_BYTES, 3 * BLOCK_BYTES), (8 * BLOCK_BYTES, BLOCK_BYTES)]
+    wait_all(device, device.copy(whole, pool), device.copy(some, pool, parts=parts))
+    assert len(called) == (pins and gap != 6)
+    moved = np.zeros(size, bool)
+    for offset, count in parts:
+        for start, stop, shift in Placed.of(some, spans).pieces(offset, count):
+            moved[start + shift : stop + shift] = True
+    got, wanted = device.memory(some).numpy(), device.memory(whole).numpy()
+    np.testing.assert_array_equal(got, np.where(moved, wanted, 0))
+
+
+def wait_all(device, *events):
+    for event in events:
+        while not device.done(event):
+            device.wait_any([event])
+        assert device.failure(event) is None
 
 
 def shift_tensors(path):

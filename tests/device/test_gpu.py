@@ -70,6 +70,29 @@ def test_words_cross_in_both_directions(driver):
     assert torch.equal(host, back)
 
 
+def test_pieces_of_memory_that_was_pinned_cross(driver):
+    """Of the pool, which CUDA did not allocate."""
+    memory, there, back = np.zeros(SIZE, np.uint8), driver.device_memory(SIZE), driver.pinned_memory(SIZE)
+    pinned, table = driver.pin(memory), driver.pinned_memory(4096)
+    memory[:] = np.arange(SIZE)
+    sizes, at, to, pieces = (4, 4096, 100_000, 0, 300_004), 64, 128, []
+    for size in sizes:
+        pieces.append((there.data_ptr() + to, pinned.data_ptr() + at, size))
+        at, to = at + size + 8, to + size + 8
+    table.view(torch.int64)[: 3 * len(pieces)] = torch.tensor(pieces, dtype=torch.int64).view(-1)
+    stream = driver.stream()
+    driver.launch(stream, [there.zero_])
+    driver.copy_pieces(table[: 24 * len(pieces)], stream)
+    driver.copy(back, there, stream)
+    driver.wait(driver.mark(stream))
+    wanted = np.zeros(SIZE, np.uint8)
+    for to, at, size in pieces:
+        first, of = to - there.data_ptr(), at - pinned.data_ptr()
+        wanted[first : first + size] = memory[of : of + size]
+    np.testing.assert_array_equal(back.numpy(), wanted)
+    driver.unpin(memory)
+
+
 def test_words_do_not_wait_for_a_copy_that_was_queued_before(driver):
     """An expert on its way up is queued whole; a step of another must not wait for it."""
     if driver.facts.software == "no CUDA":

@@ -102,7 +102,7 @@ def test_every_kernel_compiles(tmp_path, dtype):
 def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_path):
     """Grid, parameters and the way to start: Triton's own way through its compiler was the first."""
     found = {one.pop("launch"): one for one in lines(tmp_path, "tests.device.launched")}
-    assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words"} <= set(found)
+    assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words", "pieces"} <= set(found)
     for name, one in found.items():
         assert one["equal"], name
         assert one["cooperative"] == (name == "walk")

@@ -116,10 +116,14 @@ class FakeDevice:
     def place(self, dst: Buffer, tensors) -> None:
         assert all(offset >= 0 and offset + size <= dst.size_bytes for offset, size in tensors)
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         self._may_refuse()
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"{dst.size_bytes} != {src.size_bytes}")
+        if parts:
+            return self._issue(f"{src.tier}->{dst.tier}", "copy", after, reads=src, parts=(dst, tuple(parts)))
         return self._issue(f"{src.tier}->{dst.tier}", "copy", after, writes=dst, reads=src)
 
     def load(self, program: Program) -> Executable:
@@ -187,6 +191,9 @@ class FakeDevice:
         if work.parts is not None:
             dst, parts = work.parts
             for offset, size_bytes in parts:
+                if work.source is None:
+                    self._store(dst.view(offset, size_bytes), self.content(work.reads.view(offset, size_bytes)))
+                    continue
                 first = (work.source.offset + offset) // BLOCK_BYTES
                 blocks = range(first, first + size_bytes // BLOCK_BYTES)
                 self._store(dst.view(offset, size_bytes), [(work.source.path, block) for block in blocks])

@@ -126,3 +126,29 @@ def test_a_prefetch_takes_rows_and_a_tier_between_takes_none():
     got = cache.want("a", layout(), {3})
     assert got.early is None
     assert got.first == got.gates["embed"]
+
+
+def test_rows_come_first_from_a_copy_below_too():
+    device, placed = FakeDevice(fake_spec("hbm", "ddr", "disk")), layout()
+    cache = ExpertCache(device, {"hbm": placed.size_bytes, "ddr": 2 * placed.size_bytes})
+    for name in ("a", "b"):  # in ddr there is room for both
+        cache.want(name, placed)
+        while device.open:
+            device.finish(device.runnable()[0])
+        cache.poll()
+    assert cache.resident() == ("b",)
+    got = cache.want("a", placed, {3, 500})
+    lane = [device.work[event.event_id] for event in cache._near.copies["a"].arrivals]
+    assert [work.parts is None for work in lane] == [False, True, True, True]
+    rows, layer, head, whole = (work.event for work in lane)
+    assert dict(got.gates) == {"embed": whole, "layers.0": layer, "head": head}
+    assert (got.first, got.ready, got.early.gate) == (rows, whole, rows)
+    device.finish(rows)
+    held = device.content(got.weights)
+    for row in (3, 500):
+        block = (placed.table.offset + row * ROW_BYTES) // BLOCK_BYTES
+        assert held[block] == ("file", block)
+    while device.open:
+        device.finish(device.runnable()[0])
+    cache.poll()
+    assert device.content(got.weights) == [("file", block) for block in range(placed.size_bytes // BLOCK_BYTES)]

@@ -21,7 +21,7 @@ from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Event, Executable
 from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
 from coterie.devices.fetch import FetchLane
-from coterie.devices.host_memory import Bytes, Read, Slab
+from coterie.devices.host_memory import Bytes, Read, Slab, copy_parts
 from coterie.devices.lanes import COMPUTE
 from coterie.devices.real import RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
@@ -109,13 +109,17 @@ class CpuDevice(RealDevice):
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Nothing to do: kernels take weights at any address."""
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
-        """Copy between two pieces of memory. Raises ValueError when sizes differ."""
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy between two pieces of memory, or parts of them. Raises ValueError when sizes differ."""
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         target, source = self.memory(dst), self.memory(src)
         label = f"copy {format_bytes(src.size_bytes)}"
-        return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: np.copyto(target, source))
+        return self._lanes.submit(
+            f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, tuple(parts))
+        )
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

@@ -32,12 +32,13 @@ from coterie.devices.cuda_memory import Memory
 from coterie.devices.cuda_run import Orchestration, Runs
 from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
-from coterie.devices.host_memory import Read
+from coterie.devices.host_memory import Read, copy_parts
 from coterie.devices.lanes import COMPUTE
 from coterie.devices.lower import F32
 from coterie.devices.real import RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
+from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import tiles_for
 from coterie.spec.machine import MachineSpec
@@ -122,8 +123,10 @@ class CudaDevice(RealDevice):
         self._check_open()
         self._memory.place(dst, tensors)
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
-        """Copy up, or within a tier. Raises ValueError when sizes differ, or for a way down: eviction forgets."""
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy up, or within a tier, all or parts. Raises ValueError when sizes differ, or for a way down."""
         self._check_open()
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
@@ -132,11 +135,18 @@ class CudaDevice(RealDevice):
             if src.tier == self._spec.run_tier:
                 raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
             target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
-            return self._lanes.submit(lane, label, after, lambda: np.copyto(target, source))
-        pairs = self._memory.pairs(dst, self._memory.tensor(src))
-        if src.tier == dst.tier:
-            pairs = [(self._memory.tensor(dst), self._memory.tensor(src))]
+            return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, tuple(parts)))
+        within = src.tier == dst.tier
+        pieces = self._memory.pieces(dst, src, parts) if parts and not within else None
+        if pieces is not None:
+            return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces))
+        spans = parts or ((0, src.size_bytes),)
+        views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
+        if within:
+            pairs = [(self._memory.tensor(to), of) for to, of in views]
             self._memory.inherit(dst, src)
+        else:
+            pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
         return self._lane(lane).submit(label, after, partial(self._copy, pairs))
 
     def fetch(
@@ -225,6 +235,14 @@ class CudaDevice(RealDevice):
         for dst, src in pairs:
             self.driver.copy(dst, src, turn.stream)
         return nothing
+
+    def _copy_pieces(self, pieces: I64, turn: Turn) -> Finish:
+        """By a kernel: hundreds of rows are one launch, where an engine would take a call for each."""
+        packets = self._shared.packets
+        packet = packets.take(pieces.nbytes, 0)
+        packet.put(0, pieces)
+        self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
+        return lambda _passed: packets.give_back(packet)
 
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""

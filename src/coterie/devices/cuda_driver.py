@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Tensor: TypeAlias = torch.Tensor
 
 NAME = "cuda"  # what failures call the device
+WORD_BYTES = 4  # what kernels copy at least
 
 Launch: TypeAlias = Callable[[], object]
 Stream: TypeAlias = object
@@ -77,6 +78,12 @@ class Driver(Protocol):
         """Queue small copies (to, from), in multiples of 4 bytes, that do not wait for copies of other streams.
 
         An engine that copies does so in order, whatever the stream: by `copy` they would come behind a whole expert.
+        """
+
+    def copy_pieces(self, pieces: Tensor, stream: Stream) -> None:
+        """Queue copies of many small pieces of pinned memory, which do not wait for copies of other streams either.
+
+        `pieces`, pinned as well: three int64 for each, where to, where from, and bytes, all multiples of 4.
         """
 
     def mark(self, stream: Stream, soon: bool = False) -> Mark:

@@ -20,7 +20,7 @@ import torch
 from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, aligned_starts
 from coterie.core.errors import CapacityError
 from coterie.device import Buffer
-from coterie.devices.cuda_driver import NAME, Driver, NoRoomError, take
+from coterie.devices.cuda_driver import NAME, WORD_BYTES, Driver, NoRoomError, take
 from coterie.devices.host_memory import Bytes, Slab
 from coterie.kernels.cpu import I64
 
@@ -163,6 +163,31 @@ class Memory:
             to = base + start + shift
             found.append((arena[to : to + stop - start], src[start - first : stop - first]))
         return found
+
+    def pieces(self, dst: Buffer, src: Buffer, parts: Sequence[tuple[int, int]]) -> I64 | None:
+        """Of parts of what `pairs` says: a row each of where to, where from and how many bytes.
+
+        None where kernels of the GPU cannot copy them: from memory that is not pinned, or of what are no whole words.
+        """
+        if not self._slabs[src.slab_id].is_pinned:
+            return None
+        to, of, placed = self.tensor(dst).data_ptr(), self.tensor(src).data_ptr(), self._placed(dst)
+        first = dst.offset - placed.buffer.offset if placed is not None else 0
+        spans = np.array(parts, np.int64).reshape(-1, 2)
+        starts, stops = spans[:, 0] + first, spans[:, 0] + spans[:, 1] + first
+        shifts, inside = np.zeros_like(starts), np.ones(len(starts), bool)
+        found: list[Move] = []
+        if placed is not None and placed.moves:
+            begin, end, shift = np.array(placed.moves, np.int64).T
+            at = np.maximum(np.searchsorted(begin, starts, side="right") - 1, 0)
+            shifts, inside = shift[at], (begin[at] <= starts) & (stops <= end[at])
+            for start, stop in zip(starts[~inside].tolist(), stops[~inside].tolist(), strict=True):  # few: at the ends
+                found += placed.pieces(start, stop - start)
+        rest = np.array(found, np.int64).reshape(-1, 3)
+        moves = np.concatenate([np.stack([starts, stops, shifts], 1)[inside], rest])
+        rows = np.stack([moves[:, 0] + moves[:, 2] + (to - first), moves[:, 0] + (of - first)], 1)
+        rows = np.concatenate([rows, (moves[:, 1] - moves[:, 0])[:, None]], 1)
+        return None if (rows % WORD_BYTES).any() else rows
 
     def close(self) -> None:
         """Let all of it go."""

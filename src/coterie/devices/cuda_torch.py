@@ -7,8 +7,9 @@ Knows nothing about programs, lanes or files.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +18,12 @@ from coterie.devices.cuda_driver import Captured, Facts, Launch, Mark, NoRoomErr
 from coterie.devices.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
-PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context. Source: CUDA runtime API, memory management
+if TYPE_CHECKING:
+    from coterie.kernels.triton.words import Mover
+
+# cudaHostRegisterPortable: pinned for every context; cudaHostRegisterMapped: kernels may read it where it is.
+# Source: CUDA runtime API, memory management
+PORTABLE, MAPPED = 1, 2
 
 
 class TorchDriver:
@@ -26,7 +32,7 @@ class TorchDriver:
     def __init__(self, index: int = 0) -> None:
         _check_present(index)
         self._device = torch.device("cuda", index)
-        self._move: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+        self._moves: Mover | None = None
         found = torch.cuda.get_device_properties(self._device)
         self._facts = Facts(
             name=found.name,
@@ -65,7 +71,7 @@ class TorchDriver:
     def pin(self, memory: Bytes) -> torch.Tensor:
         """Register memory with CUDA. Raises NoRoomError."""
         with torch.cuda.device(self._device):
-            code = int(torch.cuda.cudart().cudaHostRegister(kernels.address(memory), memory.nbytes, PORTABLE))
+            code = int(torch.cuda.cudart().cudaHostRegister(kernels.address(memory), memory.nbytes, PORTABLE | MAPPED))
             if code:
                 self._forget_error()
                 raise NoRoomError(f"cudaHostRegister answers {code}")
@@ -87,13 +93,16 @@ class TorchDriver:
 
     def copy_words(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: Stream) -> None:
         """Triton launches: CUDA maps what it pins, at the same addresses, where kernels may read and write it."""
-        if self._move is None:
-            from coterie.kernels.triton.words import Mover
-
-            self._move = Mover()
+        mover = self._mover()
         with self._on(stream):
             for dst, src in pairs:
-                self._move(dst, src)
+                mover.move(dst, src)
+
+    def copy_pieces(self, pieces: torch.Tensor, stream: Stream) -> None:
+        """A Triton launch that reads the pieces where they are."""
+        mover = self._mover()
+        with self._on(stream):
+            mover.gather(pieces)
 
     def mark(self, stream: Stream, soon: bool = False) -> torch.cuda.Event:
         """cudaEventRecord. Who waits for it sleeps, as the host's cores have other things to do; or spins, when soon.
@@ -157,6 +166,13 @@ class TorchDriver:
         except Exception as error:  # whatever it is, the GPU gave no answer
             return first_line(error)
         return ""
+
+    def _mover(self) -> Mover:
+        if self._moves is None:
+            from coterie.kernels.triton.words import Mover
+
+            self._moves = Mover()
+        return self._moves
 
     def _forget_error(self) -> None:
         """CUDA keeps a refusal as its last error, and would hand it to the next kernel's launch."""

@@ -45,6 +45,12 @@ class Slab:
         self.address = kernels.address(whole) + start
 
 
+def copy_parts(dst: Bytes, src: Bytes, parts: Sequence[tuple[int, int]]) -> None:
+    """Copy parts (offset, size) of memory to the same places of as much other memory; all of it without parts."""
+    for offset, size in parts or ((0, len(src)),):
+        dst[offset : offset + size] = src[offset : offset + size]
+
+
 class SourceFile:
     """A file to read pieces of, opened when first needed: for direct I/O, unless the file system refuses it."""
 

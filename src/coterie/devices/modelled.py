@@ -104,13 +104,16 @@ class ModelledDevice:
         if self._behind is not None:
             self._behind.place(dst, tensors)
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         """Copy between tiers. Raises ValueError when sizes differ, KeyError without links from `src` to `dst`."""
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        lane, label, phases = self._transfer(src.tier, dst.tier, src.size_bytes)
-        compute = None if self._behind is None else partial(self._behind.copy, dst, src)
+        size_bytes = sum(size for _, size in parts) if parts else src.size_bytes
+        lane, label, phases = self._transfer(src.tier, dst.tier, size_bytes)
+        compute = None if self._behind is None else partial(self._behind.copy, dst, src, parts)
         return self._issue(lane, label, after, phases, compute)
 
     def fetch(

@@ -46,9 +46,9 @@ class Behind:
         runs = program.rule_set in KERNEL_SETS
         return self.device.load(program if runs else compile_graph(program.graph, self.device.spec.rule_set))
 
-    def copy(self, dst: Buffer, src: Buffer) -> Exception | None:
+    def copy(self, dst: Buffer, src: Buffer, parts: Sequence[tuple[int, int]]) -> Exception | None:
         """Copy, and wait for it."""
-        return self._wait(self.device.copy(self._view(dst), self._view(src)))
+        return self._wait(self.device.copy(self._view(dst), self._view(src), (), parts))
 
     def fetch(self, dst: Buffer, source: FileRange, parts: Sequence[tuple[int, int]]) -> Exception | None:
         """Fetch, and wait for it."""

@@ -54,7 +54,6 @@ class Arrivals:
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[float] = []
         self.latest: dict[str, Load] = {}
-        self.takes_rows = cache.takes_rows
 
     def poll(self) -> Mapping[str, CoterieError]:
         """Learn what has finished since the last poll; return the experts whose load failed, and why."""

@@ -203,8 +203,8 @@ class Engine:
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.
-        first = self.policy.overlap and self._arrivals.takes_rows
-        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if first else ()
+        overlap = self.policy.overlap
+        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if overlap else ()
         try:
             residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:

@@ -79,13 +79,16 @@ class Timeline:
         """As the device's."""
         self._device.place(dst, tensors)
 
-    def copy(self, dst: Buffer, src: Buffer, after: Iterable[Event] = ()) -> Event:
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
         """As the device's."""
         if self._recording is None:
-            return self._device.copy(dst, src, after)
+            return self._device.copy(dst, src, after, parts)
         after = tuple(after)
-        event = self._device.copy(dst, src, after)
-        self._recording.issued(self._device, event, after, self._as_of, size_bytes=src.size_bytes)
+        event = self._device.copy(dst, src, after, parts)
+        size_bytes = sum(size for _, size in parts) if parts else src.size_bytes
+        self._recording.issued(self._device, event, after, self._as_of, size_bytes=size_bytes)
         return event
 
     def run(

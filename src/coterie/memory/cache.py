@@ -87,9 +87,9 @@ class ExpertCache:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
         `uses` is how many requests want it now; 0 for one that is brought in ahead, or asked for again. Evicts none
-        of `protected`; `rows` of its embedding come first when it comes straight from files. Raises Busy when room
-        opens only after work in flight, CapacityError when it never will (as long as they are protected); neither
-        evicts anybody.
+        of `protected`; `rows` of its embedding come first when it comes by one link, from files or a copy below.
+        Raises Busy when room opens only after work in flight, CapacityError when it never will (as long as they are
+        protected); neither evicts anybody.
         """
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
@@ -168,11 +168,6 @@ class ExpertCache:
         return tuple([event for ledger in self._ledgers if ledger.watched for event in ledger.pending()])
 
     @property
-    def takes_rows(self) -> bool:
-        """Whether `rows` of a want may come first: they do where experts come straight from files."""
-        return len(self._ledgers) == 1
-
-    @property
     def ledgers(self) -> tuple[TierLedger, ...]:
         """One per managed tier, nearest first: capacity, used bytes, residents."""
         return self._ledgers
@@ -221,7 +216,7 @@ class ExpertCache:
         self._uses.known(expert_id)
         new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
-        if below is None and self.takes_rows:
+        if depth == 1 and (below is None or not below.arrivals):
             new[0].early = early_rows(layout, rows)
         try:
             for level in reversed(range(depth)):
@@ -242,7 +237,9 @@ class ExpertCache:
             if below is None:
                 fetch_layout(self._device, layout, copy.weights, copy.arrivals, copy.early)
             else:
-                copy_layout(self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals)
+                copy_layout(
+                    self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals, copy.early
+                )
         finally:
             copy.writers = list(copy.arrivals)
             self._ledgers[level].watched.add(expert_id)

@@ -70,11 +70,6 @@ class SplitCache:
         """As ExpertCache.pending."""
         return (*self.experts.pending(), *self.routers.pending())
 
-    @property
-    def takes_rows(self) -> bool:
-        """As ExpertCache.takes_rows."""
-        return self.experts.takes_rows or self.routers.takes_rows
-
     def check_integrity(self) -> None:
         """As ExpertCache.check_integrity."""
         self.experts.check_integrity()

@@ -31,25 +31,33 @@ def fetch_layout(
     table, ranges = _split(layout, early)
     if table is not None and early is not None:
         placed = layout.ranges[table.range_index]
-        issued.append(device.fetch(dst.view(placed.offset, placed.source.size_bytes), placed.source, (), early.parts))
+        issued.append(device.fetch(_view(dst, placed), placed.source, (), early.parts))
     for placed in ranges:
-        view = dst.view(placed.offset, placed.source.size_bytes)
-        issued.append(device.fetch(view, placed.source, after=issued[-1:]))
+        issued.append(device.fetch(_view(dst, placed), placed.source, after=issued[-1:]))
 
 
 def copy_layout(
-    device: Device, layout: Layout, dst: Buffer, src: Buffer, arrivals: Sequence[Event], issued: list[Event]
+    device: Device,
+    layout: Layout,
+    dst: Buffer,
+    src: Buffer,
+    arrivals: Sequence[Event],
+    issued: list[Event],
+    early: EarlyRows | None = None,
 ) -> None:
-    """Copy every range of `layout` from `src`, a copy in a tier below, into `dst`.
+    """Copy every range of `layout` from `src`, a copy in a tier below, into `dst`; `early` rows as in fetch_layout.
 
-    `arrivals` has one event per range while `src` is itself still arriving, and is empty once it is there.
-    Appends one event per range to `issued` as it goes.
+    `arrivals` has one event per range while `src` is itself still arriving, which it must not be with `early` rows,
+    and is empty once it is there. Appends one event for the rows and one per range to `issued` as it goes.
     """
     device.place(dst, layout.spans)
-    for index, placed in enumerate(layout.ranges):
-        offset, size_bytes = placed.offset, placed.source.size_bytes
+    table, ranges = _split(layout, early)
+    if table is not None and early is not None:
+        placed = layout.ranges[table.range_index]
+        issued.append(device.copy(_view(dst, placed), _view(src, placed), (), early.parts))
+    for index, placed in enumerate(ranges):
         after = [*issued[-1:], *arrivals[index : index + 1]]
-        issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), after))
+        issued.append(device.copy(_view(dst, placed), _view(src, placed), after))
 
 
 def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> Mapping[str, Event]:
@@ -74,6 +82,11 @@ def early_gate(layout: Layout, events: Sequence[Event], early: EarlyRows | None)
     stage = layout.ranges[table.range_index].stage
     beside = [event for placed, event in zip(ranges[:-1], events[1:-1], strict=True) if placed.stage == stage]
     return Early(stage, early.rows, beside[-1] if beside else events[0])
+
+
+def _view(buffer: Buffer, placed: PlacedRange) -> Buffer:
+    """Where a range is in an extent."""
+    return buffer.view(placed.offset, placed.source.size_bytes)
 
 
 def _split(layout: Layout, early: EarlyRows | None) -> tuple[Table | None, tuple[PlacedRange, ...]]:
