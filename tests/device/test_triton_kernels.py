@@ -5,14 +5,18 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from tests.device import triton_cases
 from tests.device.interpreted import Bucket, call
 from tests.device.native import empty, ints, random
-from tests.device.triton_cases import BF16, F16, F32, LONG, QUICK, pages_of
+from tests.device.triton_cases import BF16, F16, F32, LONG, QUICK, gate_up, linear, pages_of, qkv
 from tests.device.triton_table import DOCS, stored_cases
 
 from coterie.core.dtypes import from_f32, to_f32
+from coterie.kernels.triton.tiles import H100, Many, Tiles
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
@@ -24,6 +28,35 @@ def test_kernel(case):
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
 def test_kernel_on_larger_shapes(case):
     assert case.error() <= case.bound
+
+
+CUT = [
+    linear("linear_add", BF16, 131, 150, 70, True),
+    gate_up(F16, F16, 70, 45, 33, True),
+    qkv((BF16,) * 3, 70, 33, 3, 1, 32, True, True, F32),
+]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+@pytest.mark.parametrize("case", CUT, ids=lambda case: case.kernel)
+def test_tiles_that_are_left_after_full_waves_are_cut(monkeypatch, case, pieces):
+    """On a GPU of three multiprocessors, whose waves are full long before all tiles are dealt out."""
+    tiles = Tiles(waves=((1.0, 1.0, Many(32, 64, 32, 4, 2, pieces)),), multiprocessors=3)
+    monkeypatch.setattr(triton_cases, "call", partial(call, tiles=tiles))
+    assert case.error() <= case.bound
+
+
+@pytest.mark.parametrize("tokens", [65, 128, 512, 2048])
+@pytest.mark.parametrize("rows", [640, 2048, 2560, 11264, 22016])
+def test_prefill_takes_the_way_that_is_over_first(rows, tokens):
+    chosen = H100.many_of(rows, tokens, 1, False)
+
+    def time(of_tile, of_piece, many):
+        tiles, pieces = many.waves(-(-rows // many.rows), tokens, H100.multiprocessors)
+        return tiles * of_tile + pieces * of_piece
+
+    assert min(time(*way) for way in H100.waves) == next(time(*way) for way in H100.waves if way[2] == chosen)
+    assert H100.many_of(rows, tokens, 32, False).tokens == 128  # packed: they take registers
 
 
 def test_the_docs_show_each_case_and_no_other():

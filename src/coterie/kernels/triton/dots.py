@@ -13,6 +13,7 @@ Knows nothing about what becomes of the products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -22,6 +23,7 @@ from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import INTERPRETED, NOW, add_product, ask, integer, narrow, pointer, real
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
+from coterie.kernels.triton.tiles import Many
 
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
@@ -218,6 +220,22 @@ def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
+def work_of(i, n_tiles, m_tiles, TOKENS: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr, WAVE: tl.constexpr):
+    """What program i has: a tile of rows, its first token, and whether all tokens of the tile, a piece, or neither.
+
+    Tiles are whole for as many full waves as there are; each of the others is that of PIECES programs.
+    """
+    tiles = n_tiles * m_tiles
+    whole = tiles
+    if PIECES > 1:
+        whole = tiles // WAVE * WAVE
+    piece = tl.maximum(i - whole, 0)
+    n_tile, m_tile = tile_at(tl.minimum(i, whole) + piece // PIECES, n_tiles, m_tiles, GROUP)
+    first = m_tile * TOKENS + piece % PIECES * (TOKENS // PIECES)
+    return n_tile, first, i < whole, (i >= whole) & (piece < (tiles - whole) * PIECES)
+
+
+@triton.jit
 def _stage(
     row,
     y,
@@ -276,6 +294,16 @@ def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
         values = tl.load(x + k, mask=k < K, other=0.0)
         squares += values * values
     return 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
+
+
+def launch_tiles(
+    call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
+) -> None:
+    """Launch a kernel that has tiles of rows and tokens, as `work_of` deals them out."""
+    wave = call.tiles.multiprocessors
+    how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
+    grid = (many.programs(n_tiles, tokens, wave),)
+    call.launch(kernel, grid, call.row, *args, **constants, **many.constants(), **how)
 
 
 def stage(call: Call, matrices: Sequence[Matrix], normed: bool = False, gathered: bool = False) -> torch.Tensor:

@@ -10,7 +10,16 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, pointer, real, wait_for_last
-from coterie.kernels.triton.dots import bring_nearer, few_dots, many_dots, rows_at, stage, staged_bytes, tile_at
+from coterie.kernels.triton.dots import (
+    bring_nearer,
+    few_dots,
+    launch_tiles,
+    many_dots,
+    rows_at,
+    stage,
+    staged_bytes,
+    work_of,
+)
 from coterie.kernels.triton.rows import Call
 
 
@@ -86,19 +95,67 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    PIECES: tl.constexpr,
     GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
 ):
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
-    if tl.program_id(0) < n_tiles * m_tiles:
-        n_tile, m_tile = tile_at(tl.program_id(0), n_tiles, m_tiles, GROUP)
-        m = m_tile * TOKENS + tl.arange(0, TOKENS)
-        n = n_tile * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(0)
+    n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
+    if whole:
+        _tile(
+            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, Y, N, BIAS,
+            TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP,
+        )  # fmt: skip
+    if PIECES > 1:
+        if piece:
+            _tile(
+                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, Y, N, BIAS,
+                TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    staged,
+    n_tile,
+    first,
+    tokens,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Products of a tile of rows with TOKENS tokens from `first` on."""
+    m = first + tl.arange(0, TOKENS)
+    n = n_tile * ROWS + tl.arange(0, ROWS)
+    mask_M = m < tokens
+    mask_N = n < N
+    rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
+    y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
+        half: tl.constexpr = TOKENS // 2
+        y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))
+        m = first + tl.arange(0, half)
         mask_M = m < tokens
-        mask_N = n < N
-        rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
-        y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
+        _put(
+            row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
+            BIAS_AT, RESIDUAL, Y, N, BIAS,
+        )  # fmt: skip
+    _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 @triton.jit
@@ -153,12 +210,8 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
         )
         return
     staged = stage(call, [matrix], normed=sampled, gathered=sampled)
-    many = call.tiles.many_of(most, matrix.group, matrix.is_wide)
-    grid = (triton.cdiv(N, many.rows) * triton.cdiv(most, many.tokens),)
-    how = {"num_warps": many.warps, "num_stages": many.stages}
-    call.launch(
-        _many, grid, call.row, staged, **shared, DOT=matrix.dot_type, GROUP=call.tiles.group, **many.constants(), **how
-    )
+    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide)
+    launch_tiles(call, _many, many, triton.cdiv(N, many.rows), most, staged, **shared, DOT=matrix.dot_type)
 
 
 def scratch_bytes(call: Call) -> int:

@@ -16,11 +16,12 @@ from coterie.kernels.triton.dots import (
     bring_nearer,
     few_dots,
     halves,
+    launch_tiles,
     many_dots,
     rows_at,
     stage,
     staged_bytes,
-    tile_at,
+    work_of,
 )
 from coterie.kernels.triton.rows import Call, Matrix, places
 
@@ -109,26 +110,67 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    PIECES: tl.constexpr,
     GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
 ):
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
-    if tl.program_id(0) < n_tiles * m_tiles:
-        n_tile, m_tile = tile_at(tl.program_id(0), n_tiles, m_tiles, GROUP)
-        m = m_tile * TOKENS + tl.arange(0, TOKENS)
-        mask_M = m < tokens
-        f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
-        if TYPE == UP_TYPE:
-            r = n_tile * ROWS + tl.arange(0, ROWS)
-            rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, NEAR)
-            both = many_dots(staged, m, mask_M, rows, there, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-            gate, up = halves(both, ROWS, TOKENS, NEAR)
-        else:
-            rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-            gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
-            rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-            up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
-        _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS)
+    i = tl.program_id(0)
+    n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
+    if whole:
+        _tile(
+            row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
+            UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP,
+        )  # fmt: skip
+    if PIECES > 1:
+        if piece:
+            _tile(
+                row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
+                UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    staged,
+    n_tile,
+    first,
+    tokens,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    UP_TYPE: tl.constexpr,
+    UP_STRIDE: tl.constexpr,
+    UP_COLUMNS: tl.constexpr,
+    UP_ALIGN: tl.constexpr,
+    UP_DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Values of a tile: half as many as rows, for TOKENS tokens from `first` on."""
+    m = first + tl.arange(0, TOKENS)
+    mask_M = m < tokens
+    f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    if TYPE == UP_TYPE:
+        r = n_tile * ROWS + tl.arange(0, ROWS)
+        rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, NEAR)
+        both = many_dots(staged, m, mask_M, rows, there, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        gate, up = halves(both, ROWS, TOKENS, NEAR)
+    else:
+        rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
+        gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
+        rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
+        up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
+    _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS)
 
 
 @triton.jit
@@ -160,12 +202,9 @@ def launch(call: Call) -> None:
         )
         return
     staged = stage(call, [gate, up], normed=True)
-    many = call.tiles.many_of(tokens, group, wide)
-    grid = (triton.cdiv(2 * F, many.rows) * triton.cdiv(tokens, many.tokens),)
-    how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
-    call.launch(
-        _many, grid, call.row, staged, **shared, DOT=gate.dot_type, UP_DOT=up.dot_type, **many.constants(), **how
-    )
+    many = call.tiles.many_of(2 * F, tokens, group, wide)
+    shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type}
+    launch_tiles(call, _many, many, triton.cdiv(2 * F, many.rows), tokens, staged, **shared)
 
 
 def scratch_bytes(call: Call) -> int:

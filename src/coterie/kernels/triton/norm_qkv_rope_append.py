@@ -19,11 +19,12 @@ from coterie.kernels.triton.dots import (
     bring_nearer,
     few_dots,
     halves,
+    launch_tiles,
     many_dots,
     stage_row,
     staged_bytes,
     staging,
-    tile_at,
+    work_of,
 )
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rope import rotation
@@ -239,22 +240,67 @@ def _many(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     NEAR: tl.constexpr,
+    PIECES: tl.constexpr,
     GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
 ):
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
-    if tl.program_id(0) < N_TILES * m_tiles:
-        tile, m_tile = tile_at(tl.program_id(0), N_TILES, m_tiles, GROUP)
-        part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
-        m = m_tile * TOKENS + tl.arange(0, TOKENS)
-        mask_M = m < tokens
-        n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
-        rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
-        y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        _finish(
-            row, y, part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+    i = tl.program_id(0)
+    n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
+    if whole:
+        _tile(
+            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES,
+            PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
+    if PIECES > 1:
+        if piece:
+            _tile(
+                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES,
+                PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    staged,
+    angles,
+    tile,
+    first_token,
+    tokens,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """A tile of rows for TOKENS tokens from the first one on."""
+    part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
+    m = first_token + tl.arange(0, TOKENS)
+    mask_M = m < tokens
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
+    rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+    y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    _finish(
+        row, y, part, first, heads, m, mask_M, angles,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+    )  # fmt: skip
 
 
 def _matrices(call: Call) -> list[Matrix]:
@@ -288,11 +334,10 @@ def launch(call: Call) -> None:
                 _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
             )
             continue
-        many = call.tiles.many_of(tokens, matrix.group, matrix.is_wide).for_heads(padded)
+        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide).for_heads(padded)
         n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
-        how = {"GROUP": call.tiles.group, "num_warps": many.warps, "num_stages": many.stages}
-        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, "NEAR": min(NEAR.value, padded // 2), **many.constants()}
-        call.launch(_many, (n_tiles * triton.cdiv(tokens, many.tokens),), call.row, *staged, **shared, **how)
+        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, "NEAR": min(NEAR.value, padded // 2)}
+        launch_tiles(call, _many, many, n_tiles, tokens, *staged, **shared)
 
 
 def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, torch.Tensor]:

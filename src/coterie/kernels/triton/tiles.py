@@ -34,17 +34,35 @@ class Few:
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """A program of a product with many tokens: a tile of rows x tokens, `columns` a step, steps under way at once."""
+    """A program of a product with many tokens: a tile of rows x tokens, `columns` a step, steps under way at once.
+
+    What is left after full waves of tiles is cut in `pieces` of fewer tokens, so that all multiprocessors end alike.
+    """
 
     rows: int
     tokens: int
     columns: int
     warps: int
     stages: int
+    pieces: int = 1
 
     def constants(self) -> dict[str, int]:
         """Names and values of the compile-time parameters."""
-        return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns}
+        return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns, "PIECES": self.pieces}
+
+    def programs(self, n_tiles: int, tokens: int, wave: int) -> int:
+        """How many a launch for up to so many tokens may need: fewer tokens may leave more tiles to be cut."""
+        tiles = (n_tiles * m_tiles for m_tiles in range(1, -(-tokens // self.tokens) + 1))
+        return max((self._whole(n, wave) + (n - self._whole(n, wave)) * self.pieces for n in tiles), default=0)
+
+    def waves(self, n_tiles: int, tokens: int, wave: int) -> tuple[int, int]:
+        """How many tiles, and then how many pieces, follow one another on a multiprocessor."""
+        tiles = n_tiles * -(-tokens // self.tokens)
+        whole = self._whole(tiles, wave)
+        return -(-whole // wave), -(-(tiles - whole) * self.pieces // wave)
+
+    def _whole(self, tiles: int, wave: int) -> int:
+        return tiles if self.pieces == 1 else tiles // wave * wave
 
     def for_heads(self, least_rows: int) -> Many:
         """For whole heads."""
@@ -63,13 +81,22 @@ class Tiles:
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
     few_warps: int = 4
     few_unroll: int = 4  # loads of so many steps are under way; half as many with more tokens, and again in float32
-    # By tokens: a step of decode for a batch has narrow tiles; prefill has square ones.
+    # By tokens: a step of decode for a batch has narrow tiles; prefill has large ones.
     many: tuple[tuple[int, Many], ...] = (
         (16, Many(64, 16, 128, 4, 4)),
         (32, Many(64, 32, 128, 4, 4)),
         (64, Many(128, 64, 64, 4, 4)),
         (1 << 62, Many(128, 128, 64, 8, 3)),
     )
+    # Prefill with weights that are not packed has larger tiles. Of each way, how long a tile takes, and a piece of one;
+    # the way that takes least for all multiprocessors is taken.
+    waves: tuple[tuple[float, float, Many], ...] = (
+        (1.0, 1.0, Many(128, 256, 64, 8, 4)),
+        (1.0, 0.55, Many(128, 256, 64, 8, 4, 2)),
+        (1.0, 0.35, Many(128, 256, 64, 8, 4, 4)),
+        (0.55, 0.55, Many(128, 128, 64, 8, 3)),
+    )
+    multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     span: int = 128  # positions of a context that one program of decode attention reads
@@ -122,9 +149,20 @@ class Tiles:
         """Of a program that walks one row of values: the row at once where it is short."""
         return min(power_of_two(size), self.elements)
 
-    def many_of(self, tokens: int, group: int, wide: bool) -> Many:
-        """For a step with up to so many tokens. `group` columns share a scale; `wide` is float32."""
+    def many_of(self, rows: int, tokens: int, group: int, wide: bool) -> Many:
+        """For a weight with so many rows and a step with up to so many tokens.
+
+        `group` columns share a scale, 1 where none do; `wide` is float32.
+        """
         chosen = _choose(self.many, tokens)
+        if chosen is self.many[-1][1] and group == 1 and not wide:
+
+            def cost(way: tuple[float, float, Many]) -> float:
+                of_tile, of_piece, many = way
+                tiles, pieces = many.waves(-(-rows // many.rows), tokens, self.multiprocessors)
+                return tiles * of_tile + pieces * of_piece
+
+            chosen = min(self.waves, key=cost)[2]
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return replace(chosen, columns=max(chosen.columns, group))
