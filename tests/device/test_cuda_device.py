@@ -242,6 +242,35 @@ def test_parts_of_a_range_go_where_all_of_it_would(make, gap, pins):
     np.testing.assert_array_equal(got, np.where(moved, wanted, 0))
 
 
+@pytest.mark.parametrize("pins", [True, False])
+def test_a_copy_of_pinned_memory_is_queued_by_who_asks_for_it(make, pins):
+    """In order, behind what is queued; where the host would wait for its end, the lane's own thread queues it."""
+    driver = LazyDriver()
+    driver.pin_limit_bytes = None if pins else 0
+    device = make(driver=driver)
+    pool, near = device.reserve("ddr", 8 * BLOCK_BYTES), device.reserve("hbm", 4 * BLOCK_BYTES)
+    device.memory(pool).copy_(torch.arange(8 * BLOCK_BYTES, dtype=torch.int64).div(BLOCK_BYTES).to(torch.uint8))
+    threads, by_driver = [], driver.copy
+    driver.copy = lambda *given: (threads.append(threading.current_thread()), by_driver(*given))
+    events = []
+    for number in (0, 1, 0, 1):
+        part = pool.view(4 * number * BLOCK_BYTES, 4 * BLOCK_BYTES)
+        events.append(device.copy(near, part, after=events[-1:]))
+    wait_all(device, *events)
+    assert [thread is threading.main_thread() for thread in threads] == [pins] * 4
+    assert device.memory(near).view(-1, BLOCK_BYTES)[:, 0].tolist() == [4, 5, 6, 7]
+
+
+def test_a_thread_that_is_stopped_while_it_queues_a_copy_leaves_the_lane_to_others(make):
+    device = make()
+    pool, near = device.reserve("ddr", BLOCK_BYTES), device.reserve("hbm", BLOCK_BYTES)
+    by_driver, device.driver.copy = device.driver.copy, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device.copy(near, pool)
+    device.driver.copy = by_driver
+    wait_all(device, device.copy(near, pool))
+
+
 def wait_all(device, *events):
     for event in events:
         while not device.done(event):

@@ -139,7 +139,7 @@ class CudaDevice(RealDevice):
         within = src.tier == dst.tier
         pieces = self._memory.pieces(dst, src, parts) if parts and not within else None
         if pieces is not None:
-            return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces))
+            return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces), here=True)
         spans = parts or ((0, src.size_bytes),)
         views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
         if within:
@@ -147,7 +147,8 @@ class CudaDevice(RealDevice):
             self._memory.inherit(dst, src)
         else:
             pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
-        return self._lane(lane).submit(label, after, partial(self._copy, pairs))
+        pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
+        return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

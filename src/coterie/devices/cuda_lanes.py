@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeAlias
 
+from coterie.core.errors import DeviceError
 from coterie.device import Event
-from coterie.devices.cuda_driver import Driver, Health, Mark, Stream
+from coterie.devices.cuda_driver import NAME, Driver, Health, Mark, Stream
 from coterie.devices.lanes import LaneEvent, Lanes, own
 
 Finish: TypeAlias = Callable[[bool], object]
@@ -87,16 +88,27 @@ class StreamLane:
         self._queueing = False
         self._closed = False
 
-    def submit(self, label: str, after: Iterable[Event], issue: Issue) -> LaneEvent:
-        """Queue work behind what was submitted before and behind `after`. Raises DeviceError when closed."""
+    def submit(self, label: str, after: Iterable[Event], issue: Issue, here: bool = False) -> LaneEvent:
+        """Queue work behind what was submitted before and behind `after`. Raises DeviceError when closed.
+
+        `here`: it takes microseconds, so this thread may put it on the stream where nothing has to be waited for. The
+        lane's own would get the interpreter only when this one has nothing more to do, and the GPU wait for it.
+        """
         awaited = tuple(own(event) for event in after)
         with self._changed:
             if self._closed:
                 raise self._lanes.closed()
             self._start()
             event = self._lanes.new_event(self.name, label)
-            self._works.append(_Work(event, awaited, issue))
-            self._changed.notify_all()
+            work = _Work(event, awaited, issue)
+            here = here and not (self._works or self._queueing) and all(map(self._lanes.is_queued, awaited))
+            if here:
+                self._queueing = True
+            else:
+                self._works.append(work)
+                self._changed.notify_all()
+        if here:
+            self._put(work)
         return event
 
     def cancel(self) -> None:
@@ -123,16 +135,24 @@ class StreamLane:
     def _queue(self) -> None:
         while True:
             with self._changed:
-                self._queueing = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._works or self._closed)
+                self._changed.wait_for(lambda: not self._queueing and (self._works or self._closed))
                 if not self._works:
                     return
                 work = self._works.popleft()
                 self._queueing = True
+            self._put(work)
+            del work  # keeps nothing of it
+
+    def _put(self, work: _Work) -> None:
+        """Queue one piece of work, by the only thread that does so now, and let its end be seen."""
+        flight: _Flight | None = None
+        try:
             flight = self._queue_one(work)
+        finally:
             with self._changed:
-                self._flights.append(flight)
+                self._flights.append(flight or _stopped(work))
+                self._queueing = False
+                self._changed.notify_all()
 
     def _queue_one(self, work: _Work) -> _Flight:
         """Put work on the stream. Keeps nothing of it."""
@@ -192,6 +212,12 @@ class StreamLane:
         begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
         start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
         self._free_s = self._lanes.end(event, failure, start_s)
+
+
+def _stopped(work: _Work) -> _Flight:
+    """Work whose thread was stopped from outside while it queued it."""
+    failure = DeviceError(NAME, f"{work.event.label} was stopped while it was queued", "ask again")
+    return _Flight(work.event, (), work.after, None, None, nothing, failure)
 
 
 def nothing(_passed: bool) -> None:

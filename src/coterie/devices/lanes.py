@@ -155,6 +155,11 @@ class Lanes:
             event.state.mark = mark
             self._changed.notify_all()
 
+    def is_queued(self, event: LaneEvent) -> bool:
+        """Whether wait_queued would return at once."""
+        with self._lock:
+            return event.state.finished or event.state.mark is not None
+
     def wait_queued(self, event: LaneEvent) -> object:
         """Block until an event's work is queued or finished; return its mark, None if there is nothing to wait for.
 
