@@ -3,7 +3,7 @@
     decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
     fusion     unfused/host, fused/host, fused/device; fused/persistent where asked for
 
-None of this has run on a GPU. Absolute times count here: the GPU's name is in the workload.
+Absolute times count here: the GPU's name is in the workload.
 Knows nothing about requests or experts of a composition.
 """
 

@@ -5,7 +5,7 @@
     launches        a step of a tiny model over its regions: as captured graphs, or each kernel by a call
     links           one copy of pinned memory, and one of a block; a file read with direct I/O
 
-None of this has run on a GPU. Knows nothing about how a machine file is used.
+Knows nothing about how a machine file is used.
 """
 
 from __future__ import annotations

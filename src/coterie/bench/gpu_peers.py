@@ -3,8 +3,8 @@
     eager       a cache that grows, every kernel started from Python
     compiled    a cache of fixed size, torch.compile(mode="reduce-overhead"): a CUDA graph for each step
 
-The fastest way is shown, each is in the JSON; one that cannot run says why, and the others go on. None of this has run
-on a GPU. Knows nothing about what the work is.
+The fastest way is shown, each is in the JSON; one that cannot run says why, and the others go on.
+Knows nothing about what the work is.
 """
 
 from __future__ import annotations

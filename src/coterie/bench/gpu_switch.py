@@ -3,7 +3,7 @@
     cold      hbm budget of one expert, all in the pool: want -> copy of layer 0, 1, ... -> first token
     ideal     stage after stage of the warm prefill, each when its bytes are there at the stick's rate
 
-None of this has run on a GPU. Knows nothing about routers or text: prompts are token ids.
+Knows nothing about routers or text: prompts are token ids.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     theirs   disk: page cache dropped, open, first token    file: the same from the page cache
              host: a module in pinned memory is copied up, first token       held: both open on the GPU
 
-A way that cannot run says why, and the others go on. None of this has run on a GPU.
+A way that cannot run says why, and the others go on.
 Knows nothing about routers or text.
 """
 

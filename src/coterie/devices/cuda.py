@@ -4,7 +4,7 @@
     lane disk->hbm    the same two in one, through staging        lane compute     a stream that runs programs
 
 A run follows its gates on the stream: layer 0 runs while layer 1 arrives, and no thread of the host is in between.
-It has been tested with a driver that is no GPU, and has never run on one: see docs/cuda.md.
+CI tests it with a driver that is no GPU; docs/cuda.md says on which GPU it has run, and what was not run there.
 Knows nothing about models, requests or why it is asked.
 """
 

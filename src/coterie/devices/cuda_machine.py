@@ -13,7 +13,7 @@ from coterie.spec.machine import Link, MachineSpec, Tier
 from coterie.spec.this_machine import this_machine
 
 # Of what is free when the device is opened. The rest is for what nobody reserves: kernels' code, scratch, rows of
-# programs, staged values of a step; an estimate, as no GPU has run this.
+# programs, staged values of a step; an estimate: what they take was not measured.
 HBM_SHARE = 0.92
 POOL_SHARE = 0.6  # of the memory that this process may take: pinned memory is gone for everybody else
 

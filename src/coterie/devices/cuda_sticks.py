@@ -1,6 +1,6 @@
 """Measuring sticks of a GPU: what only reads its memory, only multiplies matrices, or only copies pinned memory to it.
 
-Times are the GPU's own, between marks. None of this has run on a GPU. Knows nothing about what is held against them.
+Times are the GPU's own, between marks. Knows nothing about what is held against them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The driver that is PyTorch's: streams, events, pinned memory and graphs of torch.cuda.
 
-It was written against torch 2.13's documentation and has never run on a GPU; docs/cuda.md says what to run first.
+It is written against torch 2.13's documentation; docs/cuda.md says with which versions, on which GPU, it has run.
 Knows nothing about programs, lanes or files.
 """
 

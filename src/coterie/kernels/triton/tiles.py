@@ -1,7 +1,7 @@
-"""How large the tiles of kernels are, in one table. None of these numbers was timed: no GPU has run them yet.
+"""How large the tiles of kernels are, in one table. What was timed, on an H100, says so.
 
-They come from counting registers, shared memory and bytes under way on an H100 (132 multiprocessors, 64 K registers and
-228 KB of shared memory each), and wait for measurements.
+The others come from counting registers, shared memory and bytes under way there (132 multiprocessors, 64 K registers
+and 228 KB of shared memory each), and wait for measurements.
 Knows nothing about kernels' operands.
 """
 
@@ -99,7 +99,7 @@ class Tiles:
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
-    span: int = 128  # positions of a context that one program of decode attention reads
+    span: int = 128  # positions of a context that one program of decode attention reads. Measured as `one` was
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 64  # of a tile of prefill attention: tokens x the query heads of a kv head

@@ -5,7 +5,7 @@
     validation      all else: other shapes, other weights, batches, cold and warm first tokens
 
 Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm.
-No such results have been made on a GPU yet. Knows nothing about how a GPU is measured.
+Knows nothing about how a GPU is measured.
 """
 
 from __future__ import annotations
