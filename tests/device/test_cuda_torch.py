@@ -137,7 +137,9 @@ def driver(fake):
 
 def test_it_says_what_the_gpu_is(driver):
     assert (driver.facts.name, driver.facts.total_bytes, driver.facts.capability) == ("fake", 2 * GIB, (9, 0))
-    assert driver.facts.software.endswith("CUDA 12.8")
+    torch_, triton_, cuda_ = driver.facts.software.split(", ")
+    assert (torch_, cuda_) == (f"torch {torch.__version__}", "CUDA 12.8")
+    assert triton_.startswith("Triton 3."), "kernels are what it compiles"
     assert driver.free_bytes() == GIB + 2
 
 

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from benchmarks import gpu_table, table
 
+from coterie.bench.shapes import shape_config
+from coterie.plan.validate.cpu import of_gpu
+from coterie.plan.validate.gpu_own import MACHINE, gpu_rows
+
 GPU = "a GPU made up for a test (software 1.0)"
 HOST = {"cpu_model": "a CPU", "cpus": 4, "isa": "plain"}
 
@@ -105,3 +109,11 @@ def test_many_experts_on_a_gpu_and_the_grid_of_fusion_have_their_tables() -> Non
     assert "8 in 6.00 GiB, zipf, 8 in flight, 60 requests : transformers, LRU" in text
     assert "| 1b, decode, 8 steps a call | fused/device | 5 | 1 ms | 1.50 x (1.40 to 1.60) |" in text
     assert f"Machine: {GPU}; host: a CPU, 4 CPUs, plain. Commits: abc." in text
+
+
+@pytest.mark.parametrize("file", sorted(table.RESULTS.glob(f"*/{MACHINE}")), ids=lambda file: file.parent.name)
+def test_a_stored_machine_is_of_the_gpu_whose_results_lie_beside_it(file: Path) -> None:
+    found = {name: result for name, result in table.stored(file.parent).items() if of_gpu(result)}
+    rows, _ = gpu_rows(found, file.parent, shape_config)
+    assert rows
+    assert all(row.modelled_s > 0 for row in rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,7 @@ class TorchDriver:
             total_bytes=found.total_memory,
             multiprocessors=found.multi_processor_count,
             capability=(found.major, found.minor),
-            software=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
+            software=_software(),
         )
 
     @property
@@ -184,6 +185,14 @@ class TorchDriver:
         # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
         with torch.cuda.device(self._device), torch.cuda.stream(_stream(stream)):
             yield
+
+
+def _software() -> str:
+    """What drives the GPU and compiles for it."""
+    triton = ""
+    with suppress(PackageNotFoundError):  # who asks for kernels is told
+        triton = f", Triton {version('triton')}"
+    return f"torch {torch.__version__}{triton}, CUDA {torch.version.cuda}"
 
 
 def _check_present(index: int) -> None:
