@@ -8,9 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
-from coterie.kernels.triton.tiles import power_of_two
-
 # Triton's interpreter (3.9) cuts float32 to bfloat16 instead of rounding it, and multiplies the bits of bfloat16 as
 # whole numbers. Where it runs, these two are written out; a GPU has an instruction for each that does the same.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -18,9 +15,6 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # When a kernel is run: after all before it are over; launched while the one before it is still running; or before
 # its turn, only to ask for the weights that it will need.
 NOW, EARLY, AHEAD = (tl.constexpr(i) for i in range(3))
-ROW_WORDS = tl.constexpr(_ROW_WORDS)
-SECTOR_WORDS = tl.constexpr(4)  # of a row: what the second-level cache is filled by, 32 bytes
-SECTORS = tl.constexpr(power_of_two(-(-_ROW_WORDS // 4)))
 
 
 @triton.jit
@@ -56,15 +50,10 @@ def along(unit, AXIS: tl.constexpr):
 
 
 @triton.jit
-def begin(row, WHEN: tl.constexpr):
-    """Begin a kernel that may be launched EARLY: let the next launch do so too, and ask for all words of the row.
-
-    They come from memory together then, where loads that wait for each other would wait for memory each time.
-    """
-    if WHEN != NOW and not INTERPRETED:
-        if WHEN == EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-        ask(row + tl.minimum(tl.arange(0, SECTORS) * SECTOR_WORDS, ROW_WORDS - 1))
+def let_next_begin(WHEN: tl.constexpr):
+    """Let the launch behind this one begin where there is room, though this one goes on."""
+    if WHEN == EARLY and not INTERPRETED:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -79,7 +68,10 @@ def wait_for_last(WHEN: tl.constexpr):
 
 @triton.jit
 def ask(at):
-    """Ask for what lies at these addresses, into the second-level cache, and wait for nothing."""
+    """Ask for what lies at these addresses, into the second-level cache, and wait for nothing.
+
+    Each address once: thousands of programs that ask for one line, as for an instruction's row, double a step's time.
+    """
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
     )

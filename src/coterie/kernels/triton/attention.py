@@ -22,8 +22,8 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     add_product,
     along,
-    begin,
     integer,
+    let_next_begin,
     narrow,
     pointer,
     real,
@@ -140,7 +140,7 @@ def _alone(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
@@ -191,7 +191,7 @@ def _join(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import INTERPRETED, NOW, add_product, ask, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, ask, integer, narrow, pointer, real
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -42,12 +42,12 @@ def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, N: tl.constexpr, LINES: tl.constexpr, WHEN: tl.constexpr):
+def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr):
     """Ask for rows of a weight before what they meet is known. `LINES` of a row are asked for at once.
 
     Rows beyond the weight count as its first.
     """
-    if WHEN != NOW and not INTERPRETED:
+    if not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
         for first in tl.static_range(0, STRIDE, each * LINES):
             c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
@@ -75,7 +75,34 @@ def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
 
 
 @triton.jit
+def first_weights(
+    rows_N, mask_N, K: tl.constexpr, TYPE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr
+):
+    """The first STEP columns of rows of a weight that meet one token: they can be loaded before the token is there."""
+    first = 0
+    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
+        first = _weights(rows_N, mask_N, tl.arange(0, STEP)[None, :] + tl.zeros([N, 1], tl.int32), K)
+    return first
+
+
+@triton.jit
+def _weights(rows_N, mask_N, k, K: tl.constexpr):
+    return tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0, eviction_policy=ONCE).to(tl.float32)
+
+
+@triton.jit
+def _add_one(acc, squares, w, x, mask_M, k, norm, K: tl.constexpr, NORM: tl.constexpr):
+    """Add products of weights [N, STEP] and a token's values at columns k to their sums, and squares of the values."""
+    values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
+    if NORM is not None:
+        squares += values * values
+        values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+    return acc + w * values, squares
+
+
+@triton.jit
 def one_dot(
+    first_w,
     x,
     mask_M,
     rows_N,
@@ -92,26 +119,23 @@ def one_dot(
 
     Each thread loads the values that its own weights meet, as wide as those: nothing goes through shared memory.
     """
-    acc = tl.zeros([N, STEP], tl.float32)
-    squares = tl.zeros([N, STEP], tl.float32)
     none = tl.zeros([N, 1], tl.int32)
-    for first in tl.range(0, K, STEP, loop_unroll_factor=UNROLL):
+    k = tl.arange(0, STEP)[None, :] + none
+    sums, squares = tl.zeros([N, STEP], tl.float32), tl.zeros([N, STEP], tl.float32)
+    sums, squares = _add_one(sums, squares, first_w, x, mask_M, k, norm, K, NORM)
+    for first in tl.range(STEP, K, STEP, loop_unroll_factor=UNROLL):
         k = first + tl.arange(0, STEP)[None, :] + none
-        mask = mask_N[:, None] & (k < K)
-        w = tl.load(rows_N[:, None] + k, mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
-        values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
-        if NORM is not None:
-            squares += values * values
-            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        acc += w * values
-    sums = tl.sum(acc, axis=1)
+        w = _weights(rows_N, mask_N, k, K)
+        sums, squares = _add_one(sums, squares, w, x, mask_M, k, norm, K, NORM)
+    y = tl.sum(sums, axis=1)
     if NORM is not None:
-        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + eps)
-    return sums[None, :]
+        y = y / tl.sqrt(tl.sum(squares, axis=1) / K + eps)
+    return y[None, :]
 
 
 @triton.jit
 def few_dots(
+    first_w,
     x,
     mask_M,
     rows_N,
@@ -130,9 +154,10 @@ def few_dots(
     """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
 
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
+    `first_w` is what first_weights gave.
     """
     if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        return one_dot(x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
+        return one_dot(first_w, x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):

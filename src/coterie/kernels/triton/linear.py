@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import AHEAD, along, integer, let_next_begin, pointer, real, wait_for_last
 from coterie.kernels.triton.dots import (
     bring_nearer,
     few_dots,
+    first_weights,
     launch_tiles,
     many_dots,
     rows_at,
@@ -51,12 +52,12 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     n = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
-    bring_nearer(rows_N, mask_N, STRIDE, ROWS, LINES, WHEN)
     if WHEN == AHEAD:
+        bring_nearer(rows_N, mask_N, STRIDE, LINES)
         return
     x = pointer(row, X, tl.float32)
     norm = x
@@ -64,6 +65,7 @@ def _few(
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
         eps = real(row, EPS).to(tl.float32)
+    first_w = first_weights(rows_N, mask_N, K, TYPE, M, ROWS, STEP)
     wait_for_last(WHEN)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
@@ -71,7 +73,7 @@ def _few(
     if ROWS_AT is not None:
         source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
     x += source * K
-    y = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    y = few_dots(first_w, x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 

@@ -10,11 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, pointer, real, silu_of, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    AHEAD,
+    along,
+    integer,
+    let_next_begin,
+    pointer,
+    real,
+    silu_of,
+    wait_for_last,
+)
 from coterie.kernels.triton.dots import (
     NEAR,
     bring_nearer,
     few_dots,
+    first_weights,
     halves,
     launch_tiles,
     many_dots,
@@ -63,29 +73,36 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
     f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
         rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
-        bring_nearer(rows, there, STRIDE, ROWS, LINES, WHEN)
     if WHEN == AHEAD:
+        if TYPE == UP_TYPE:
+            bring_nearer(rows, there, STRIDE, LINES)
         return
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
+    if TYPE == UP_TYPE:
+        first_w = first_weights(rows, there, K, TYPE, M, ROWS, STEP)
     wait_for_last(WHEN)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * K
     if TYPE == UP_TYPE:
-        both = few_dots(x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        both = few_dots(first_w, x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        gate = few_dots(x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        first_w = first_weights(rows, f < F, K, TYPE, M, ROWS // 2, STEP)
+        gate = few_dots(first_w, x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        up = few_dots(x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        first_w = first_weights(rows, f < F, K, UP_TYPE, M, ROWS // 2, STEP)
+        up = few_dots(
+            first_w, x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
+        )
     _put(row, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS)
 
 

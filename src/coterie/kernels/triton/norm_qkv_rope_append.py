@@ -13,11 +13,21 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import AHEAD, along, begin, integer, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    AHEAD,
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    wait_for_last,
+)
 from coterie.kernels.triton.dots import (
     NEAR,
     bring_nearer,
     few_dots,
+    first_weights,
     halves,
     launch_tiles,
     many_dots,
@@ -168,21 +178,22 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
-    bring_nearer(rows, there, STRIDE, ROWS, LINES, WHEN)
     if WHEN == AHEAD:
+        bring_nearer(rows, there, STRIDE, LINES)
         return
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
+    first_w = first_weights(rows, there, D, TYPE, M, ROWS, STEP)
     wait_for_last(WHEN)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * D
-    y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    y = few_dots(first_w, x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     y = tl.permute(y, [1, 0])
     _finish(
         row, y, part, first, heads, m, mask_M, None,

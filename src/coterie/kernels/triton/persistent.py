@@ -28,7 +28,8 @@ import triton.language as tl
 
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64
-from coterie.kernels.triton.arithmetic import AHEAD, INTERPRETED, ROW_WORDS, integer
+from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
+from coterie.kernels.triton.arithmetic import AHEAD, INTERPRETED, integer
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.feed import AT_ONCE, DONE, ENDED, STEPS, end_step
 from coterie.kernels.triton.launch import launches
@@ -36,6 +37,7 @@ from coterie.kernels.triton.rows import WHEN, Launch
 from coterie.kernels.triton.tiles import Tiles
 
 FIRST_PHASE = tl.constexpr(16)  # word of a plan: programs that wait look at the line before it
+ROW_WORDS = tl.constexpr(_ROW_WORDS)
 PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are asked for behind it; -1: none
 NOTHING = (-1, 0)  # to ask for
 LINES = "LINES"  # the parameter of kernels that can ask for their weights
@@ -96,7 +98,8 @@ def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
     Y: tl.constexpr = KIND[2][1]
     UNITS: tl.constexpr = X * Y * KIND[2][2]
     for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0)):
-        ask_for(row, i + DEPTH * tl.num_programs(0), KIND)
+        if DEPTH > 0:
+            ask_for(row, i + DEPTH * tl.num_programs(0), KIND)
         unit = (i % X, i // X % Y, i // (X * Y))
         if KIND[1]:
             KIND[0](row, scratch, *KIND[3], unit=unit)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import SETTING_WORDS
-from coterie.kernels.triton.arithmetic import along, begin, integer, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -161,7 +161,7 @@ def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP
 
 @triton.jit
 def _sample(row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, WHEN: tl.constexpr, unit=None):
-    begin(row, WHEN)
+    let_next_begin(WHEN)
     wait_for_last(WHEN)
     r = along(unit, 0)
     if r < integer(row, R):
