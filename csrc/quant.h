@@ -32,35 +32,43 @@ inline void fetch_packed(bytes* at, int64_t size_bytes) {
 
 // acc += x * the block of a row from weight k on.
 template <class Q>
-inline V add_block(const float* x, bytes* row, int64_t K, int64_t k, V acc) {
+inline V add_block(const float* x, bytes* row, int64_t k, typename Q::Scale scale, V acc) {
   V wide[kBlockWeights / W];
-  Q::widen(row, k, scale_of<Q>(row, K, k), wide);
+  Q::widen(row, k, scale, wide);
 #pragma GCC unroll 4
   for (int i = 0; i < kBlockWeights / W; ++i) acc = fma(load(x + k + i * W), wide[i], acc);
   return acc;
 }
 
-// One token against N rows of whole blocks. Weights from `ahead` on are fetched meanwhile. A row's scale is loaded where it is used:
-// there are not enough registers for the scales of N rows.
+// One token against N rows of whole blocks. Weights from `ahead` on are fetched meanwhile. The scales of int8 serve four blocks; those of
+// int4 are loaded where they are used: there are not enough registers for N rows of them.
 template <class Q, int N>
 inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* ahead) {
   const int64_t stride = Q::row_bytes(K);
   constexpr int64_t kStrideBytes = N * Q::row_bytes(kStrideWeights);
+  constexpr bool kKeepScales = Q::kGroup == kStrideWeights;
   V acc[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) acc[n] = V{};
   int64_t k = 0;
   for (; k + kStrideWeights <= K; k += kStrideWeights, ahead += kStrideBytes) {
     fetch_packed(ahead, kStrideBytes);
+    typename Q::Scale scale[N];
+    if constexpr (kKeepScales)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) scale[n] = scale_of<Q>(w + n * stride, K, k);
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights)
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, K, k + i, acc[n]);
+      for (int n = 0; n < N; ++n) {
+        if constexpr (!kKeepScales) scale[n] = scale_of<Q>(w + n * stride, K, k + i);
+        acc[n] = add_block<Q>(x, w + n * stride, k + i, scale[n], acc[n]);
+      }
   }
   for (; k < K; k += kBlockWeights, ahead += kStrideBytes / 4) {
     fetch_packed(ahead, kStrideBytes / 4);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, K, k, acc[n]);
+    for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, k, scale_of<Q>(w + n * stride, K, k), acc[n]);
   }
   static_assert(N == 4);
   sum4(acc[0], acc[1], acc[2], acc[3], out);
