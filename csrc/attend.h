@@ -73,33 +73,51 @@ struct Values {
   bytes* operator[](int64_t j) const { return rows[j] + offset; }
 };
 
-// Asks for a span that comes next while another is in use, so that memory never rests: a few rows (a head's key or value of a position)
-// at a time, in the order in which pages hold them.
+// Asks for keys or values that come next while others are in use, so that memory never rests: a few rows (a head's of a position) at a
+// time, in the order in which pages hold them. What is in use and what comes next stay in the second-level cache together.
 class Ahead {
  public:
   Ahead() = default;
-  Ahead(const Span& span, int64_t heads, Range seen) : span_(&span), heads_(heads), first_(seen.first), last_(seen.last) {}
+  // `offset`: of the first head's rows from the span's addresses.
+  Ahead(const Span& span, int64_t offset, int64_t heads, Range seen)
+      : keys_(span.keys), offset_(offset), to_head_(span.to_head), row_bytes_(span.C * size_of(span.dtype)),
+        row_lines_(tiles(row_bytes_, kLineBytes)), heads_(heads), first_(seen.first), last_(seen.last) {
+    find_piece();
+  }
 
   void ask(int64_t rows) {
-    if (first_ >= last_) return;
-    const int64_t row_bytes = span_->C * size_of(span_->dtype);
-    while (rows > 0 && first_ < last_) {
-      const int64_t offset = part_ / heads_ * span_->to_value + part_ % heads_ * span_->to_head;
-      const int64_t begin = first_ + done_, end = smaller(smaller(begin + rows, first_ + kPiece), last_);
-      for (int64_t j = begin; j < end; ++j)
-        for (int64_t b = 0; b < row_bytes; b += static_cast<int64_t>(kLine)) __builtin_prefetch(span_->keys[j] + offset + b, 0, 2);
-      rows -= end - begin;
-      done_ = end - first_;
-      if (end < smaller(first_ + kPiece, last_)) return;
-      done_ = 0;
-      if (++part_ == 2 * heads_) part_ = 0, first_ += kPiece;
+    for (int64_t lines = rows * row_lines_; lines > 0 && left_ > 0;) {
+      const int64_t count = smaller(lines, left_);
+      for (bytes* end = at_ + count * kLineBytes; at_ != end; at_ += kLineBytes) fetch_ahead(at_);
+      lines -= count;
+      if ((left_ -= count) == 0) next_piece();
     }
   }
 
  private:
-  const Span* span_ = nullptr;
-  static constexpr int64_t kPiece = 16;
-  int64_t heads_ = 1, first_ = 0, last_ = 0, part_ = 0, done_ = 0;
+  static constexpr int64_t kPiece = 16, kLineBytes = static_cast<int64_t>(kLine);
+
+  // Positions from first_ on that lie one after the other.
+  void find_piece() {
+    for (count_ = first_ < last_; count_ > 0 && count_ < smaller(kPiece, last_ - first_); ++count_)
+      if (keys_[first_ + count_] != keys_[first_ + count_ - 1] + row_bytes_) break;
+    begin();
+  }
+  void begin() {
+    left_ = tiles(count_ * row_bytes_, kLineBytes);
+    if (left_ > 0) at_ = keys_[first_] + offset_ + head_ * to_head_;
+  }
+  void next_piece() {
+    if (++head_ < heads_) return begin();
+    head_ = 0;
+    first_ += count_;
+    find_piece();
+  }
+
+  bytes* const* keys_ = nullptr;
+  int64_t offset_ = 0, to_head_ = 0, row_bytes_ = 0, row_lines_ = 0, heads_ = 0, first_ = 0, last_ = 0;
+  bytes* at_ = nullptr;
+  int64_t head_ = 0, count_ = 0, left_ = 0;
 };
 
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
@@ -136,7 +154,7 @@ inline void add_all_values(const float* weights, Values values, int64_t first, i
   constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
-    ahead.ask(kStep);
+    ahead.ask(end - begin);
     int64_t c = 0;
     for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries);
     for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries);
@@ -180,6 +198,18 @@ inline void with_count(int64_t count, Body body) {
     case 3: return body.template operator()<3>();
     default: return body.template operator()<kGroup>();
   }
+}
+
+// The scores of a query become weights; its sums begin at 0.
+inline void begin_partial(const Query& query, float* scores, int64_t width) {
+  soften(scores, query.first, query.last, query.partial + width);
+  for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
+}
+
+inline bool see_the_same(const Query* queries, int64_t count) {
+  for (int64_t i = 1; i < count; ++i)
+    if (queries[i].first != queries[0].first || queries[i].last != queries[0].last) return false;
+  return true;
 }
 
 // From the scores of `count` queries to their partials.

@@ -93,24 +93,41 @@ inline void score_stored(const float* q, const Span& span, int64_t offset, int64
     store(scores + m * kSpan + j, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
 }
 
+constexpr int64_t kAtOnce = 16;  // positions of a head, then of the next one: of several heads their rows follow one another in memory
+
 // The partials of the queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another;
-// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory.
+// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory. Meanwhile the values are asked for,
+// and while these are in use the keys that `next` is for.
 inline void attend_stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores,
-                          Ahead ahead) {
+                          Ahead next) {
   with_dtype(span.dtype, [&]<DType D>() {
     const Range range = seen_by(queries, per_head);
-    for (int64_t j = range.first / W * W; j < range.last; j += W)
-      for (int64_t head = 0; head < heads; ++head) {
+    Ahead values(span, span.to_value, heads, range);
+    for (int64_t begin = range.first / W * W; begin < range.last; begin += kAtOnce)
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t j = begin; j < smaller(begin + kAtOnce, range.last); j += W)
+          for (int64_t m = 0; m < per_head; m += kGroup) {
+            const int64_t row = head * per_head + m;
+            with_count(smaller(kGroup, per_head - m), [&]<int M>() {
+              score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan, values);
+            });
+          }
+    const auto values_of = [&](int64_t head) { return Values{span.keys, span.to_value + head * span.to_head}; };
+    if (!see_the_same(queries, per_head)) {
+      for (int64_t head = 0; head < heads; ++head)
+        finish<D>(queries + head * per_head, per_head, values_of(head), span.C, span.width, scores + head * per_head * kSpan, next);
+      return;
+    }
+    for (int64_t i = 0; i < heads * per_head; ++i) begin_partial(queries[i], scores + i * kSpan, span.width);
+    for (int64_t begin = range.first; begin < range.last; begin += kAtOnce)
+      for (int64_t head = 0; head < heads; ++head)
         for (int64_t m = 0; m < per_head; m += kGroup) {
           const int64_t row = head * per_head + m;
           with_count(smaller(kGroup, per_head - m), [&]<int M>() {
-            score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan, ahead);
+            add_all_values<D, M>(scores + row * kSpan, values_of(head), begin, smaller(begin + kAtOnce, range.last), span.C,
+                                 queries + row, next);
           });
         }
-      }
-    for (int64_t head = 0; head < heads; ++head)
-      finish<D>(queries + head * per_head, per_head, {span.keys, span.to_value + head * span.to_head}, span.C, span.width,
-                scores + head * per_head * kSpan, ahead);
   });
 }
 

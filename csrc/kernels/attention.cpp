@@ -248,7 +248,7 @@ void put_out(const Attention& op, int64_t token, int64_t head, const float* stat
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 
-// The likely next unit of this thread, which takes one after the other of its share: its span, so that it can be asked for.
+// The likely next unit of this thread, which takes one after the other of its share: the keys of its span, so that they can be asked for.
 Ahead next_of(const Attention& op, const Tile& tile, int64_t number, Span& span) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens), together = heads_together(op), groups = tiles(op.K, together);
   const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + 1;
@@ -260,7 +260,7 @@ Ahead next_of(const Attention& op, const Tile& tile, int64_t number, Span& span)
   const Range seen{larger(run.low - next * kSpan, 0), smaller(run.high - next * kSpan, kSpan)};
   if (seen.first >= seen.last) return {};
   find_span(op, op.sequence[run.first], later.kv_head, next * kSpan, seen.first, seen.last, span);
-  return {span, later.heads, seen};
+  return {span, 0, later.heads, seen};
 }
 
 // Spans [first, last) of the tokens of one sequence.
