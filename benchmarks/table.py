@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import gpu_table, markdown
 
 from coterie.bench.decode import gain_aim
-from coterie.core.units import format_bytes
+from coterie.core.units import format_bytes, format_seconds
 from coterie.plan.validate.cpu import of_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,8 +193,7 @@ def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> list[str]:
         f"{ours['switches']} : {theirs['switches']}",
         f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
         f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",
-        f"{ours['ttft_p50_s']:.2f} : {theirs['ttft_p50_s']:.2f} s",
-        f"{ours['ttft_p99_s']:.1f} : {theirs['ttft_p99_s']:.1f} s",
+        *(f"{format_seconds(ours[p])} : {format_seconds(theirs[p])}" for p in ("ttft_p50_s", "ttft_p99_s")),
     ]
 
 

@@ -89,7 +89,7 @@ class Tiles:
         (1 << 62, Many(128, 128, 64, 8, 3)),
     )
     # Prefill with weights that are not packed has larger tiles. Of each way, how long a tile takes, and a piece of one;
-    # the way that takes least for all multiprocessors is taken.
+    # the way that takes least for all multiprocessors is taken. Tiles were measured as `one` was, pieces were not.
     waves: tuple[tuple[float, float, Many], ...] = (
         (1.0, 1.0, Many(128, 256, 64, 8, 4)),
         (1.0, 0.55, Many(128, 256, 64, 8, 4, 2)),
