@@ -50,12 +50,14 @@ KV_BYTES = {tl.float32: 4, tl.float16: 2, tl.bfloat16: 2}
 
 
 @triton.jit
-def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
+def only_token(row, i, DECODES: tl.constexpr, SINGLE: tl.constexpr, SEARCH: tl.constexpr):
     """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
     tokens = integer(row, T)
     found = i
     alone = i < tokens
-    if not DECODES:
+    if SINGLE:
+        alone = tokens == 1
+    elif not DECODES:
         sequence = pointer(row, PAGES + SEQUENCE, tl.int32)
         found = tokens
         count = 0
@@ -136,6 +138,7 @@ def _alone(
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
+    SINGLE: tl.constexpr,
     SEARCH: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -143,7 +146,7 @@ def _alone(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = only_token(row, i, DECODES, SINGLE, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
     high = tl.minimum(position + 1, (span + 1) * SPAN)
@@ -186,6 +189,7 @@ def _join(
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
+    SINGLE: tl.constexpr,
     SEARCH: tl.constexpr,
     JOINED: tl.constexpr,
     WHEN: tl.constexpr,
@@ -194,7 +198,7 @@ def _join(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head = along(unit, 0), along(unit, 1)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = only_token(row, i, DECODES, SINGLE, SEARCH)
     if alone:
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         c = tl.arange(0, CHANNELS)
@@ -232,7 +236,8 @@ def launch(call: Call) -> None:
     if not bucket.decodes:
         launch_chunks(call, H, pages)
     partials = call.scratch_as(tl.float32, _partials(call))
-    split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes}
+    split |= {"SINGLE": bucket.sequences == 1 and not bucket.decodes, "SEARCH": tiles.elements}
     wide = KV_BYTES[pages.KV_TYPE] * channels
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, tiles.span), LEAST_DOT)}
     call.launch(

@@ -12,7 +12,7 @@ from math import log
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import add_product, integer, let_next_begin, narrow, pointer, real, wait_for_last
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -44,8 +44,8 @@ def _blocks(
     q,
     table,
     slots,
-    begin,
-    end,
+    low,
+    high,
     first_M,
     last_M,
     SEEN: tl.constexpr,
@@ -57,7 +57,7 @@ def _blocks(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Attend to positions [begin, end) in steps: queries q [M, CHANNELS] see [first, last) of them, or all (SEEN).
+    """Attend to positions [low, high) in steps: queries q [M, CHANNELS] see [first, last) of them, or all (SEEN).
 
     `table` has the sequence's blocks; `slots` [STEP, CHANNELS] are where a step's keys would be in block 0. Scores are
     exponents of two: q was scaled so. `state` is the largest score, the sum of weights, and that of weighted values.
@@ -66,8 +66,8 @@ def _blocks(
     i = tl.arange(0, STEP)
     there = (tl.arange(0, slots.shape[1]) < C)[None, :]
     # The blocks of a step are loaded one step ahead of what lies in them.
-    block = tl.load(table + (begin + i) // Z, mask=begin + i < end, other=0)
-    for start in tl.range(begin, end, STEP):
+    block = tl.load(table + (low + i) // Z, mask=low + i < high, other=0)
+    for start in tl.range(low, high, STEP):
         j = start + i
         if BLOCK_BYTES * 8 % KV_TYPE.primitive_bitwidth == 0:
             at = slots + (block.to(tl.int64) * (BLOCK_BYTES * 8 // KV_TYPE.primitive_bitwidth))[:, None]
@@ -76,11 +76,11 @@ def _blocks(
             at = at.to(tl.pointer_type(KV_TYPE), bitcast=True)
         if STEP % Z != 0:
             at += ((j % Z - i % Z) * C)[:, None]
-        block = tl.load(table + (j + STEP) // Z, mask=j + STEP < end, other=0)
+        block = tl.load(table + (j + STEP) // Z, mask=j + STEP < high, other=0)
         if SEEN and slots.shape[1] == C:
             k = tl.load(at)
         else:
-            mask = there if SEEN else there & (j < end)[:, None]
+            mask = there if SEEN else there & (j < high)[:, None]
             k = tl.load(at, mask=mask, other=0.0)
         scores = add_product(tl.zeros([q.shape[0], STEP], tl.float32), q, tl.trans(k))
         if not SEEN:
@@ -116,7 +116,10 @@ def _together(
     GROUP: tl.constexpr,
     STEP: tl.constexpr,
     WINDOWED: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     tokens = integer(row, T)
     # The last tokens of a chunk see most: of all heads, they come first.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
@@ -149,22 +152,22 @@ def _together(
             tl.zeros([TOKENS * GROUP], tl.float32),
             tl.zeros([TOKENS * GROUP, CHANNELS], tl.float32),
         )
-        begin = 0
+        whole = 0
         if WINDOWED:
             low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
-            begin = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
+            whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
             state = _blocks(
-                state, q, table, slots, low, tl.minimum(begin, high), low_M, last_M, False, True,
+                state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, False, True,
                 KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
             )  # fmt: skip
         # Steps of which each token sees all need no mask, and are most of a long context.
         end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
         state = _blocks(
-            state, q, table, slots, begin, end_of_all, low_M, last_M, True, WINDOWED,
+            state, q, table, slots, whole, end_of_all, low_M, last_M, True, WINDOWED,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
         state = _blocks(
-            state, q, table, slots, tl.maximum(begin, end_of_all), high, low_M, last_M, False, WINDOWED,
+            state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, False, WINDOWED,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped.

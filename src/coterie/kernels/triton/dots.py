@@ -21,7 +21,17 @@ import triton.language as tl
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, ask, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import (
+    INTERPRETED,
+    add_product,
+    ask,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    wait_for_last,
+)
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -273,7 +283,10 @@ def _stage(
     NORM: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     t = tl.program_id(0)
     if t < integer(row, COUNT):
         stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, TYPE, STEP)

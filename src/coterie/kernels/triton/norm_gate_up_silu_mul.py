@@ -130,7 +130,10 @@ def _many(
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
     i = tl.program_id(0)

@@ -212,8 +212,11 @@ def _stage(
     NORM: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
     """Beside what staging always does: C / 2 cosines of a token's angles, then as many sines."""
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     t = tl.program_id(0)
     if t < integer(row, T):
         stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, TYPE, STEP)
@@ -254,7 +257,10 @@ def _many(
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
     i = tl.program_id(0)
