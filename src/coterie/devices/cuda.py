@@ -66,7 +66,9 @@ class CudaDevice(RealDevice):
         self._spec = spec or gpu_machine(self.driver)
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
-        self._shared = Shared(self.driver, kernels or TritonKernels(tiles_for(self.driver.facts.capability)))
+        facts = self.driver.facts
+        tiles = tiles_for(facts.capability, facts.multiprocessors)
+        self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
         self._streams: dict[str, StreamLane] = {}

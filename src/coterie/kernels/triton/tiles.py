@@ -83,7 +83,7 @@ class Tiles:
     few_unroll: int = 4  # loads of so many steps are under way; half as many with more tokens, and again in float32
     # By tokens: a step of decode for a batch has narrow tiles; prefill has large ones.
     many: tuple[tuple[int, Many], ...] = (
-        (16, Many(64, 16, 128, 4, 4)),
+        (16, Many(64, 16, 256, 4, 4)),
         (32, Many(64, 32, 128, 4, 4)),
         (64, Many(128, 64, 64, 4, 4)),
         (1 << 62, Many(128, 128, 64, 8, 3)),
@@ -181,6 +181,6 @@ H100 = Tiles()
 EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. Source: CUDA C++ Programming Guide
 
 
-def tiles_for(capability: tuple[int, int]) -> Tiles:
-    """Those for a GPU of a compute capability."""
-    return replace(H100, early=capability >= EARLY_FROM)
+def tiles_for(capability: tuple[int, int], multiprocessors: int) -> Tiles:
+    """Those for a GPU of a compute capability, with so many multiprocessors."""
+    return replace(H100, early=capability >= EARLY_FROM, multiprocessors=multiprocessors)
