@@ -9,8 +9,19 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import AHEAD, along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    AHEAD,
+    INTERPRETED,
+    along,
+    ask,
+    integer,
+    let_next_begin,
+    pointer,
+    real,
+    wait_for_last,
+)
 from coterie.kernels.triton.dots import (
+    LINE_BYTES,
     bring_nearer,
     few_dots,
     first_weights,
@@ -150,6 +161,10 @@ def _tile(
     mask_M = m < tokens
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
+    if RESIDUAL is not None and not INTERPRETED:  # it comes from memory while tensor cores work
+        line: tl.constexpr = LINE_BYTES // 4
+        lines = tl.minimum(n_tile * ROWS + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
+        ask(pointer(row, RESIDUAL, tl.float32) + tl.minimum(m, tokens - 1).to(tl.int64)[:, None] * N + lines[None, :])
     y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
         half: tl.constexpr = TOKENS // 2

@@ -127,6 +127,7 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    NEAR: tl.constexpr,
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
@@ -141,13 +142,13 @@ def _many(
     if whole:
         _tile(
             row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
-            UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP,
+            UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
                 row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
-                UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP,
+                UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
             )  # fmt: skip
 
 
@@ -175,6 +176,7 @@ def _tile(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     """Values of a tile: half as many as rows, for TOKENS tokens from `first` on."""
     m = first + tl.arange(0, TOKENS)
@@ -223,7 +225,7 @@ def launch(call: Call) -> None:
         return
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(2 * F, tokens, group, wide)
-    shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type}
+    shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
     launch_tiles(call, _many, many, triton.cdiv(2 * F, many.rows), tokens, staged, **shared)
 
 

@@ -105,7 +105,7 @@ class Tiles:
     queries: int = 64  # of a tile of prefill attention: tokens x the query heads of a kv head
     keys: int = 64  # positions that such a tile reads at once, half of them where heads are wide
     chunk_warps: int = 4
-    chunk_stages: int = 2
+    chunk_stages: int = 3
     chunk_registers: int | None = 168  # of a thread: three such programs share a multiprocessor
     chunk_channels: int = 64  # heads of more need more registers
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
