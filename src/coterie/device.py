@@ -89,13 +89,9 @@ class Rows:
     @property
     def sizes(self) -> Sizes:
         """The numbers of this step that programs are symbolic in."""
-        return Sizes(
-            T=len(self.tokens_T),
-            B=len(self.lengths_B),
-            R=len(self.rows_R),
-            context_tokens=int(sum(self.lengths_B)),
-            pairs=int(sum(self.positions_T)) + len(self.positions_T),
-        )
+        tokens = len(self.tokens_T)
+        context_tokens, pairs = int(sum(self.lengths_B)), int(sum(self.positions_T)) + tokens
+        return Sizes(tokens, len(self.lengths_B), len(self.rows_R), context_tokens, pairs)
 
 
 @value

@@ -23,10 +23,14 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
     Stops after a step in which any row drew one of its end_ids, like a real run.
     """
     positions = rows.positions_T
-    by_row = [
-        _tokens(row.seed, int(positions[place]), vocab_size, steps)
-        for row, place in zip(rows.sampling, rows.rows_R, strict=True)
-    ]
+    by_row = []
+    for row, place in zip(rows.sampling, rows.rows_R, strict=True):
+        number, first = divmod(int(positions[place]), BLOCK)
+        tokens = _block(row.seed, number, vocab_size)[first : first + steps]
+        while len(tokens) < steps:
+            number += 1
+            tokens += _block(row.seed, number, vocab_size)[: steps - len(tokens)]
+        by_row.append(tokens)
     if any(rows.end_ids):
         steps = min([_until_end(tokens, ids) for tokens, ids in zip(by_row, rows.end_ids, strict=False)], default=steps)
         by_row = [tokens[:steps] for tokens in by_row]
@@ -36,16 +40,6 @@ def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
 def _until_end(tokens: tuple[int, ...], end_ids: tuple[int, ...]) -> int:
     ends = (step for step, token in enumerate(tokens, start=1) if token in end_ids)
     return next(ends, len(tokens))
-
-
-def _tokens(seed: int, position: int, vocab_size: int, count: int) -> tuple[int, ...]:
-    """So many tokens, the first of which follows that at `position`."""
-    number, first = divmod(position, BLOCK)
-    tokens = _block(seed, number, vocab_size)[first : first + count]
-    while len(tokens) < count:
-        number += 1
-        tokens += _block(seed, number, vocab_size)[: count - len(tokens)]
-    return tokens
 
 
 @lru_cache(maxsize=KEPT)

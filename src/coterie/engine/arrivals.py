@@ -148,9 +148,12 @@ class Arrivals:
 
     def awaited(self) -> list[Event]:
         """What to wait for when nothing can run: the next event of each load, and what keeps the cache busy."""
+        pending = self._cache.pending()
+        if not self._under_way:
+            return list(pending)
         # A first stage that failed is done, but not what follows it: who waited for it again would wait for nothing.
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
-        return list({event.event_id: event for event in (*nexts, *self._cache.pending())}.values())
+        return list({event.event_id: event for event in (*nexts, *pending)}.values())
 
     def _join(
         self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = (), uses: int = 0

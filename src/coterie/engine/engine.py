@@ -51,7 +51,7 @@ class Engine:
         self.metrics = Metrics()
         self.log = DecisionLog()
         self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
-        self._schedule = schedule_named(self.policy.schedule)
+        self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
         self._batches = Batches(kv_pool, self.policy.max_step_tokens)
@@ -152,7 +152,7 @@ class Engine:
             decision = self._schedule(view, self.policy)
             if isinstance(decision, Run):
                 self._decided = decision
-                self._repeats = REPEATS[self.policy.schedule](view, decision, self.policy)
+                self._repeats = self._repeats_of(view, decision, self.policy)
                 return decision, self._repeats
             if not isinstance(decision, Fetch):
                 return decision, 1

@@ -22,14 +22,14 @@ class Runner:
 
     def start(self, expert: ServedExpert, residency: Residency, batch: Batch) -> Event:
         """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done."""
-        if expert.expert_id not in self._offsets:
-            self._offsets[expert.expert_id] = expert.offsets
-        offsets = self._offsets[expert.expert_id]
-        binding = Binding(residency.weights, offsets, self._kv.buffer, self._kv.block_bytes, batch.rows)
-        gates = residency.gates_of(batch.rows.tokens_T, batch.steps)
-        event = self._device.run(expert.exe, binding, gates=gates, steps=batch.steps)
-        self._cache.hold(expert.expert_id, event)
-        self._kv.use(batch.owners, event)
+        expert_id, kv, rows, steps = expert.expert_id, self._kv, batch.rows, batch.steps
+        offsets = self._offsets.get(expert_id)
+        if offsets is None:
+            offsets = self._offsets[expert_id] = expert.offsets
+        binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows)
+        event = self._device.run(expert.exe, binding, residency.gates_of(rows.tokens_T, steps), steps)
+        self._cache.hold(expert_id, event)
+        kv.use(batch.owners, event)
         return event
 
     def finished(self, expert_id: str, event: Event) -> None:
