@@ -111,7 +111,7 @@ class ModelledDevice:
         self._check_buffers(dst, src)
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        size_bytes = sum(size for _, size in parts) if parts else src.size_bytes
+        size_bytes = sum([size for _, size in parts]) if parts else src.size_bytes
         lane, label, phases = self._transfer(src.tier, dst.tier, size_bytes)
         compute = None if self._behind is None else partial(self._behind.copy, dst, src, parts)
         return self._issue(lane, label, after, phases, compute)
@@ -124,7 +124,7 @@ class ModelledDevice:
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         disk = self._spec.home_tier
-        size_bytes = sum(size for _, size in parts) if parts else source.size_bytes
+        size_bytes = sum([size for _, size in parts]) if parts else source.size_bytes
         lane, _, phases = self._transfer(disk, dst.tier, size_bytes)
         compute = None if self._behind is None else partial(self._behind.fetch, dst, source, parts)
         return self._issue(lane, f"fetch {source.path}@{source.offset}", after, phases, compute)

@@ -246,7 +246,7 @@ class ExpertCache:
             if below is not None:
                 below.copied += [list(copy.arrivals)] if copy.arrivals else []
                 self._ledgers[level + 1].watched.add(expert_id)
-        moved = sum(placed.source.size_bytes for placed in layout.ranges)
+        moved = sum([placed.source.size_bytes for placed in layout.ranges])
         moved += copy.early.size_bytes if copy.early is not None else 0
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
         self.decisions.append(("fetch" if below is None else "copy", expert_id, link))

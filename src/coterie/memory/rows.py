@@ -29,7 +29,7 @@ class EarlyRows:
     @property
     def size_bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(size for _, size in self.parts)
+        return sum([size for _, size in self.parts])
 
 
 def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
