@@ -56,6 +56,14 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     check(found)
 
 
+def test_wide_heads_fit_a_multiprocessor(tmp_path):
+    """A tile holds whole heads: of 128 channels it once asked for more shared memory than there is."""
+    found = compiled(tmp_path, "wide")
+    assert {one["step"] for one in found} >= {"decode 1", "decode 4", "decode 16", "prefill 2048"}
+    for one in found:
+        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+
+
 def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_writes(tmp_path):
     """Triton lets each warp load a word for itself, and that may change between two loads; an atomic is done once."""
     (found,) = compiled(tmp_path, "feed")

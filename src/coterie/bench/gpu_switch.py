@@ -23,7 +23,7 @@ from coterie.bench.gpu_switch_peers import add_rows, switch_peers
 from coterie.bench.gpu_switch_peers import notes as peer_notes
 from coterie.bench.report import Effort, Report, paired_ratio
 from coterie.bench.shapes import shape_config
-from coterie.bench.switch_serve import ask, settings_for, ttft
+from coterie.bench.switch_serve import COLD_TOKENS, ask, settings_for, ttft
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
@@ -54,17 +54,17 @@ def switch(
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
     with random_experts(shape_config(shape), experts) as models:
-        prompt = min(prompt_tokens, models[0].max_context - 1)
+        prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         size, sticks = models[0].layout.size_bytes, gpu.sticks(models[0].layout.size_bytes)
         shares, need = stage_shares(models[0], prompt), first_token_bytes(models[0], prompt)
         named, made = {model.name: model for model in models}, gpu.make()
-        settings = replace(settings_for(models, 1, prompt + 1), record=RECORD if record else 0)
+        settings = replace(settings_for(models, 1, prompt + COLD_TOKENS), record=RECORD if record else 0)
         try:
             parts = wire(named, plan(named, made.spec, settings), settings, made)
             warm_up(parts, named, named)
             start = perf_counter()
             for number, model in enumerate(cycle(models)):
-                cold = ask(parts, model, f"cold-{number}", prompt)
+                cold = ask(parts, model, f"cold-{number}", prompt, COLD_TOKENS)
                 warm = ask(parts, model, f"warm-{number}", prompt)
                 copied_s = sticks.copy_seconds()
                 if number >= WARM_ROUNDS * experts:

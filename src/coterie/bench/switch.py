@@ -25,7 +25,16 @@ from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
 from coterie.bench.sticks import drop_page_cache
 from coterie.bench.switch_peers import switch_peers
-from coterie.bench.switch_serve import TURN_STEPS, RecordingDevice, ask, raise_failure, request, serve_models, ttft
+from coterie.bench.switch_serve import (
+    COLD_TOKENS,
+    TURN_STEPS,
+    RecordingDevice,
+    ask,
+    raise_failure,
+    request,
+    serve_models,
+    ttft,
+)
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds, stage_shares
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
@@ -80,7 +89,7 @@ def switch(
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     with random_experts(shape_config(shape), experts) as models:
-        prompt = min(prompt_tokens, models[0].max_context - 1)
+        prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         cold, stick, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
         beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
@@ -104,14 +113,14 @@ def _cold(
 ) -> tuple[list[ColdRound], DiskStick, Trace | None]:
     """Cold switches round robin, each beside reads of the same file; the way of those reads; what ran when."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
-    parts, device = serve_models(models, 1, prompt + 1, threads, record)
+    parts, device = serve_models(models, 1, prompt + COLD_TOKENS, threads, record)
     rounds: list[ColdRound] = []
     try:
         disk = _Disk(device, models[0])
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
             drop_page_cache(model.checkpoint.path / SINGLE)
-            cold = ask(parts, model, f"cold-{number}", prompt)
+            cold = ask(parts, model, f"cold-{number}", prompt, COLD_TOKENS)
             warm = ask(parts, model, f"warm-{number}", prompt)
             ran = device.span(device.runs[-1].event)
             fetch_s, rate = disk.both(model, stick_first=number % 2 == 0)

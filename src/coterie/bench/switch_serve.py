@@ -18,6 +18,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.request import Output, Request, Timings
 from coterie.models.model import Model
 
+COLD_TOKENS = 2  # of a cold request: see ask
 TURN_STEPS = 2  # the first step of a turn follows another expert's, the second its own
 
 
@@ -86,9 +87,13 @@ def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Requ
     return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
 
 
-def ask(parts: Parts, model: Model, request_id: str, prompt: int) -> Timings:
-    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it."""
-    parts.engine.submit(request(model, request_id, prompt, 1))
+def ask(parts: Parts, model: Model, request_id: str, prompt: int, tokens: int = 1) -> Timings:
+    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it.
+
+    The first token of a cold expert may be there before all of the expert is, as rows that no prompt reads come last:
+    who asks when it was there needs two.
+    """
+    parts.engine.submit(request(model, request_id, prompt, tokens))
     while True:
         for output in parts.engine.step():
             raise_failure(output)

@@ -81,8 +81,8 @@ class Timings:
     """When things happened, in seconds on the device's clock.
 
     `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
-    being there. `queue_admissions`: requests admitted while this one waited; `overtaken`: those of them that came
-    later.
+    being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
+    waited; `overtaken`: those of them that came later.
     """
 
     arrival_s: float

@@ -90,7 +90,7 @@ class Sequence:
             first_token_s=self.first_token_s,
             end_s=end_s,
             hit=not waited,
-            switch_s=ready_s - load.want_s if waited and load is not None and ready_s is not None else 0.0,
+            switch_s=(end_s if ready_s is None else ready_s) - load.want_s if waited and load is not None else 0.0,
             queue_admissions=self.queue_admissions,
             overtaken=self.overtaken,
         )

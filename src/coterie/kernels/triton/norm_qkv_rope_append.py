@@ -351,7 +351,9 @@ def launch(call: Call) -> None:
                 _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
             )
             continue
-        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide).for_heads(padded)
+        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide).for_heads(
+            padded, matrix.group
+        )
         n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, "NEAR": min(NEAR.value, padded // 2)}
         launch_tiles(call, _many, many, n_tiles, tokens, *staged, **shared)

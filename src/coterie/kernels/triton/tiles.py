@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 Choice = TypeVar("Choice")
+LEAST_COLUMNS = 64  # of a step of a product on tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,10 @@ class Many:
     def _whole(self, tiles: int, wave: int) -> int:
         return tiles if self.pieces == 1 else tiles // wave * wave
 
-    def for_heads(self, least_rows: int) -> Many:
-        """For whole heads."""
-        return replace(self, rows=max(self.rows, least_rows))
+    def for_heads(self, least_rows: int, group: int) -> Many:
+        """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
+        rows = max(self.rows, least_rows)
+        return replace(self, rows=rows, columns=max(self.columns * self.rows // rows, LEAST_COLUMNS, group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Tiles:
 
     few_tokens: int = 4  # up to so many tokens are multiplied in float32 on ordinary cores
     # One token and weights that are not packed, by columns of the weight. Measured: a Llama of 1B on an H100.
-    one: tuple[tuple[int, Few], ...] = ((2048, Few(2, 1024, 4, 2)), (1 << 62, Few(4, 2048, 8, 2)))
+    one: tuple[tuple[int, Few], ...] = ((2048, Few(2, 2048, 4, 1)), (1 << 62, Few(2, 2048, 8, 1)))
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
@@ -118,7 +120,7 @@ class Tiles:
     early: bool = True
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
-    walk_ahead: int = 2  # units of work whose weights are asked for before their turn
+    walk_ahead: int = 1  # units of work whose weights are asked for before their turn
     walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
     walk_search: int = 128
 
