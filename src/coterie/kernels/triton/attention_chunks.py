@@ -17,9 +17,11 @@ from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pag
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-Q, PAGES, Y, T, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "scale", "window")
+Q, PAGES, Y, T, HEADS, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "H", "scale", "window")
 LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
 NOTHING = tl.constexpr(float("-inf"))
+NARROW = 64  # channels that the tiles are for; more of them take the registers of queries
+LEAST_QUERIES = 64  # of a product of Hopper's tensor cores
 LOG2_E = tl.constexpr(1 / log(2))
 
 
@@ -132,8 +134,9 @@ def _together(
     position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
     low_M = first_seen(position_M, integer(row, WINDOW))
     c = tl.arange(0, CHANNELS)
-    at = (t.to(tl.int64) * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
-    q = tl.load(pointer(row, Q, tl.float32) + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
+    start = first.to(tl.int64) * (H * C)
+    at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
+    q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
     q = narrow(q * (real(row, SCALE) * LOG2_E).to(tl.float32), KV_TYPE)
     i = tl.arange(0, STEP) % Z
     slots = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
@@ -170,16 +173,19 @@ def _together(
             state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, False, WINDOWED,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
-        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped.
+        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
+        # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
-        tl.store(pointer(row, Y, tl.float32) + at, state[2] / state[1][:, None], mask=mask)
+        at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
+        tl.store(pointer(row, Y, tl.float32) + start + at, state[2] / state[1][:, None], mask=mask)
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
 
 
 def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone."""
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
-    tokens, wide = max(tiles.queries // group, 1), 1 + (channels > 128)
+    queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
+    tokens, wide = max(queries // group, 1), 1 + (channels > 128)
     how: dict[str, object] = {
         "H": H,
         "CHANNELS": channels,
@@ -190,7 +196,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "num_warps": wide * tiles.chunk_warps,
         "num_stages": tiles.chunk_stages,
     }
-    if channels <= tiles.chunk_channels:
+    if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers
     grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
     call.launch(_together, grid, call.row, **pages.constants(), **how)

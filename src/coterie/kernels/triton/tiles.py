@@ -104,12 +104,11 @@ class Tiles:
     span: int = 128  # positions of a context that one program of decode attention reads. Measured as `one` was
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
-    queries: int = 64  # of a tile of prefill attention: tokens x the query heads of a kv head
+    queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head; fewer of wide heads
     keys: int = 64  # positions that such a tile reads at once, half of them where heads are wide
     chunk_warps: int = 4
     chunk_stages: int = 3
-    chunk_registers: int | None = 168  # of a thread: three such programs share a multiprocessor
-    chunk_channels: int = 64  # heads of more need more registers
+    chunk_registers: int | None = None  # of a thread at most, where heads have up to 64 channels
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
     staged_warp: int = 512  # of these for each warp, of which there are at most 8
     elements: int = 1024  # of a program that maps values one by one
