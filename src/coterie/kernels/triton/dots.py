@@ -1,8 +1,6 @@
-"""Dot products of rows of activations with rows of a weight, the core of every linear; few tokens, or many.
+"""Dot products of many rows of activations with rows of a weight, in tiles of rows x tokens on tensor cores.
 
-    few    a program has a few rows of the weight and all tokens: float32, each byte of the weight is read once
-    many   a program has a tile of rows x tokens on tensor cores; activations were rounded to scratch before (stage)
-
+Activations were rounded to scratch before (stage). Of few tokens: few.py.
 Weights are the left operand: packed ones come out of registers, where they are widened, and a batch of decode has few
 columns but never fewer rows than a tensor core takes. Pointers to the rows are given one by one, so the rows of a
 program may come from several places: gate and up, or both halves of a head, lie side by side in a tile.
@@ -22,9 +20,7 @@ import triton.language as tl
 from coterie.core.dtypes import PACKED, DType
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
-    INTERPRETED,
     add_product,
-    ask,
     integer,
     let_next_begin,
     narrow,
@@ -38,11 +34,8 @@ from coterie.kernels.triton.tiles import Many
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
-LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
 NEAR = tl.constexpr(8)
-# Weights that are read once a step leave the caches first: rows, tables and activations stay.
-ONCE = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -52,148 +45,13 @@ def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr):
-    """Ask for rows of a weight before what they meet is known. `LINES` of a row are asked for at once.
-
-    Rows beyond the weight count as its first.
-    """
-    if not INTERPRETED:
-        each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
-        for first in tl.static_range(0, STRIDE, each * LINES):
-            c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
-            ask(rows_N[:, None] + tl.where(mask_N[:, None], c[None, :], 0))
-
-
-@triton.jit
-def _scales(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
+def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
     """The scales of elements [first, first + STEP) of packed rows [N, STEP]; each is loaded once and spread."""
     g = first // GROUP + tl.arange(0, STEP // GROUP)
     at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
     mask = mask_N[:, None] & (g * GROUP < COLUMNS)[None, :]
     scales = tl.load(at[:, None] + g[None, :], mask=mask, other=0.0).to(tl.float32)
     return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // GROUP, GROUP]), [N, STEP])
-
-
-@triton.jit
-def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
-    """Columns k of rows of x [M, len(k)] as they are, and times the norm's weight."""
-    values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
-    scaled = values
-    if NORM is not None:
-        scaled = values * tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-    return values, scaled
-
-
-@triton.jit
-def first_weights(
-    rows_N, mask_N, K: tl.constexpr, TYPE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr
-):
-    """The first STEP columns of rows of a weight that meet one token: they can be loaded before the token is there."""
-    first = 0
-    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        first = _weights(rows_N, mask_N, tl.arange(0, STEP)[None, :] + tl.zeros([N, 1], tl.int32), K)
-    return first
-
-
-@triton.jit
-def _weights(rows_N, mask_N, k, K: tl.constexpr):
-    return tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0, eviction_policy=ONCE).to(tl.float32)
-
-
-@triton.jit
-def _add_one(acc, squares, w, x, mask_M, k, norm, K: tl.constexpr, NORM: tl.constexpr):
-    """Add products of weights [N, STEP] and a token's values at columns k to their sums, and squares of the values."""
-    values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
-    if NORM is not None:
-        squares += values * values
-        values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-    return acc + w * values, squares
-
-
-@triton.jit
-def one_dot(
-    first_w,
-    x,
-    mask_M,
-    rows_N,
-    mask_N,
-    norm,
-    eps,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    N: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """[1, N] products of the one row x (a pointer) with rows of a weight that is not packed; norm as in few_dots.
-
-    Each thread loads the values that its own weights meet, as wide as those: nothing goes through shared memory.
-    """
-    none = tl.zeros([N, 1], tl.int32)
-    k = tl.arange(0, STEP)[None, :] + none
-    sums, squares = tl.zeros([N, STEP], tl.float32), tl.zeros([N, STEP], tl.float32)
-    sums, squares = _add_one(sums, squares, first_w, x, mask_M, k, norm, K, NORM)
-    for first in tl.range(STEP, K, STEP, loop_unroll_factor=UNROLL):
-        k = first + tl.arange(0, STEP)[None, :] + none
-        w = _weights(rows_N, mask_N, k, K)
-        sums, squares = _add_one(sums, squares, w, x, mask_M, k, norm, K, NORM)
-    y = tl.sum(sums, axis=1)
-    if NORM is not None:
-        y = y / tl.sqrt(tl.sum(squares, axis=1) / K + eps)
-    return y[None, :]
-
-
-@triton.jit
-def few_dots(
-    first_w,
-    x,
-    mask_M,
-    rows_N,
-    mask_N,
-    norm,
-    eps,
-    K: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TYPE: tl.constexpr,
-    NORM: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
-
-    A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
-    `first_w` is what first_weights gave.
-    """
-    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        return one_dot(first_w, x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
-    acc = tl.zeros([M, N, STEP], tl.float32)
-    squares = tl.zeros([M, STEP], tl.float32)
-    for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):
-        c = first + tl.arange(0, STEP)
-        mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-        if TYPE == tl.uint8:
-            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
-            scale = _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
-            k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
-            raw, scaled = _read(x, mask_M, k, K, norm, NORM)
-            acc += (((both & 15) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
-            squares += raw * raw
-            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, NORM)
-            acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
-            squares += raw * raw
-        else:
-            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
-            if TYPE == tl.int8:
-                w *= _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
-            raw, scaled = _read(x, mask_M, c, K, norm, NORM)
-            acc += w[None, :, :] * scaled[:, None, :]
-            squares += raw * raw
-    sums = tl.sum(acc, axis=2)
-    if NORM is not None:
-        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
-    return sums
 
 
 @triton.jit
@@ -219,7 +77,7 @@ def many_dots(
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
         if TYPE == tl.uint8:
             both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
-            scale = _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             low = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
             acc = add_product(acc, narrow(((both & 15) - 8).to(tl.float32) * scale, DOT), narrow(low, DOT))
@@ -229,7 +87,7 @@ def many_dots(
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0)
             if TYPE == tl.int8:
-                w = narrow(w.to(tl.float32) * _scales(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8), DOT)
+                w = narrow(w.to(tl.float32) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8), DOT)
             staged = tl.load(columns_M + c[:, None], mask=mask_M[None, :] & (c < K)[:, None], other=0.0)
             acc = add_product(acc, w, narrow(staged, DOT))
     return acc

@@ -21,10 +21,6 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.dots import (
-    LINE_BYTES,
-    bring_nearer,
-    few_dots,
-    first_weights,
     launch_tiles,
     many_dots,
     rows_at,
@@ -32,6 +28,7 @@ from coterie.kernels.triton.dots import (
     staged_bytes,
     work_of,
 )
+from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, first_weights
 from coterie.kernels.triton.rows import Call
 
 

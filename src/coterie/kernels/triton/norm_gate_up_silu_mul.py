@@ -22,9 +22,6 @@ from coterie.kernels.triton.arithmetic import (
 )
 from coterie.kernels.triton.dots import (
     NEAR,
-    bring_nearer,
-    few_dots,
-    first_weights,
     halves,
     launch_tiles,
     many_dots,
@@ -33,6 +30,7 @@ from coterie.kernels.triton.dots import (
     staged_bytes,
     work_of,
 )
+from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(

@@ -1,9 +1,8 @@
 """norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
-Rows of the three weights are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in
-turn; one of each, 0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. A program has
-rows of one part: q, k or v; whole heads where heads are normed. Where the three weights differ in type, each part is a
-launch of its own. With many tokens, angles are taken once for each token, when its activations are staged.
+Rows of the three weights are numbered as heads.py says. A program has rows of one part: q, k or v; whole heads where
+heads are normed. Where the three weights differ in type, each part is a launch of its own. With many tokens, angles are
+taken once for each token, when its activations are staged.
 Knows nothing about attention.
 """
 
@@ -18,17 +17,12 @@ from coterie.kernels.triton.arithmetic import (
     along,
     integer,
     let_next_begin,
-    narrow,
     pointer,
     real,
     wait_for_last,
 )
 from coterie.kernels.triton.dots import (
     NEAR,
-    bring_nearer,
-    few_dots,
-    first_weights,
-    halves,
     launch_tiles,
     many_dots,
     stage_row,
@@ -36,119 +30,15 @@ from coterie.kernels.triton.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
+from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
+from coterie.kernels.triton.heads import INV_FREQ, PAGES, SCALE, channels_of, finish_heads, part_of, rows_of_part
+from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
 from coterie.kernels.triton.tiles import power_of_two
 
-X, NORM_AT, EPS, INV_FREQ, SCALE, PAGES, Q, T = places(
-    "norm_qkv_rope_append", "x", "norm", "eps", "inv_freq", "scale", "positions", "q", "T"
-)
-WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
-Q_NORM, K_NORM, Q_EPS, K_EPS = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps")
+X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
-
-
-@triton.jit
-def word_of(part, OF_Q: tl.constexpr, OF_K: tl.constexpr, OF_V: tl.constexpr):
-    """The word of a part's operand."""
-    return tl.where(part == 0, OF_Q, tl.where(part == 1, OF_K, OF_V))
-
-
-@triton.jit
-def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Of the tiles of parts FIRST and later: which part a tile is of, its first row there, and the part's heads."""
-    q_tiles = tl.cdiv(H * PADDED, ROWS)
-    k_tiles = tl.cdiv(K * PADDED, ROWS)
-    if FIRST > 0:
-        tile += q_tiles
-    if FIRST > 1:
-        tile += k_tiles
-    part = (tile >= q_tiles).to(tl.int32) + (tile >= q_tiles + k_tiles).to(tl.int32)
-    first = tile - tl.where(part > 0, q_tiles, 0) - tl.where(part > 1, k_tiles, 0)
-    return part, first * ROWS, tl.where(part == 0, H, K)
-
-
-@triton.jit
-def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
-    """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
-    i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
-    channel = i + r // NEAR % 2 * (C // 2)
-    head = r // PADDED
-    return head * C + channel, channel, (head < heads) & (i < C // 2)
-
-
-@triton.jit
-def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to rows n of the part's weight."""
-    weight = tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE))
-    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
-
-
-@triton.jit
-def _finish(
-    row,
-    y,
-    part,
-    first,
-    heads,
-    m,
-    mask_M,
-    angles,
-    BIAS: tl.constexpr,
-    HEAD_NORM: tl.constexpr,
-    H: tl.constexpr,
-    KV_TYPE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    Z: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    M: tl.constexpr,
-    NEAR: tl.constexpr,
-):
-    """From products [ROWS, M] to q and pages: bias, norm of heads, rope (by `angles` where they are given), store."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
-    if BIAS is not None:
-        bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
-        y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
-    if HEAD_NORM is not None:
-        weight = tl.load(row + word_of(part, Q_NORM, K_NORM, K_NORM)).to(tl.pointer_type(HEAD_NORM))
-        eps = tl.load(row + word_of(part, Q_EPS, K_EPS, K_EPS)).to(tl.float64, bitcast=True).to(tl.float32)
-        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
-        by_head = tl.reshape(y, [ROWS // PADDED, PADDED, M])
-        factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
-        normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
-        y = tl.where(part < 2, normed, y)
-    a, b = halves(y, ROWS, M, NEAR)
-    pair = first // 2 + tl.arange(0, ROWS // 2)
-    head = pair // (PADDED // 2)
-    i = pair % (PADDED // 2)
-    mask = ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
-    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-    if part < 2:
-        if angles is None:
-            inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-            cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
-        else:
-            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
-            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
-        turned = a * cosine - b * sine
-        b = b * cosine + a * sine
-        a = turned
-    if part == 0:
-        q = pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
-        tl.store(q, a, mask=mask)
-        tl.store(q + C // 2, b, mask=mask)
-    else:
-        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
-        block = block_of(row, PAGES, sequence, position, mask_M, Z)
-        at = page_at(
-            row, PAGES, block[None, :], position[None, :], part - 1, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES
-        )
-        tl.store(at + i[:, None], narrow(a, KV_TYPE), mask=mask)
-        tl.store(at + i[:, None] + C // 2, narrow(b, KV_TYPE), mask=mask)
 
 
 @triton.jit
@@ -195,7 +85,7 @@ def _few(
     x += m * D
     y = few_dots(first_w, x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     y = tl.permute(y, [1, 0])
-    _finish(
+    finish_heads(
         row, y, part, first, heads, m, mask_M, None,
         BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, M, 1,
     )  # fmt: skip
@@ -314,7 +204,7 @@ def _tile(
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-    _finish(
+    finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
         BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
     )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Rows of q, k and v as norm_qkv_rope_append multiplies by them, and what becomes of the products: q, and pages.
+
+Rows are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in turn; one of each,
+0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two.
+Knows nothing about how rows are multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import narrow, pointer, real
+from coterie.kernels.triton.dots import halves
+from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
+from coterie.kernels.triton.rope import rotation
+from coterie.kernels.triton.rows import places
+
+INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
+WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
+Q_NORM, K_NORM, Q_EPS, K_EPS = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps")
+
+
+@triton.jit
+def word_of(part, OF_Q: tl.constexpr, OF_K: tl.constexpr, OF_V: tl.constexpr):
+    """The word of a part's operand."""
+    return tl.where(part == 0, OF_Q, tl.where(part == 1, OF_K, OF_V))
+
+
+@triton.jit
+def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of the tiles of parts FIRST and later: which part a tile is of, its first row there, and the part's heads."""
+    q_tiles = tl.cdiv(H * PADDED, ROWS)
+    k_tiles = tl.cdiv(K * PADDED, ROWS)
+    if FIRST > 0:
+        tile += q_tiles
+    if FIRST > 1:
+        tile += k_tiles
+    part = (tile >= q_tiles).to(tl.int32) + (tile >= q_tiles + k_tiles).to(tl.int32)
+    first = tile - tl.where(part > 0, q_tiles, 0) - tl.where(part > 1, k_tiles, 0)
+    return part, first * ROWS, tl.where(part == 0, H, K)
+
+
+@triton.jit
+def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
+    """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
+    i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
+    channel = i + r // NEAR % 2 * (C // 2)
+    head = r // PADDED
+    return head * C + channel, channel, (head < heads) & (i < C // 2)
+
+
+@triton.jit
+def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows n of the part's weight."""
+    weight = tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def finish_heads(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    m,
+    mask_M,
+    angles,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    M: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """From products [ROWS, M] to q and pages: bias, norm of heads, rope (by `angles` where they are given), store."""
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
+    if BIAS is not None:
+        bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
+        y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
+    if HEAD_NORM is not None:
+        weight = tl.load(row + word_of(part, Q_NORM, K_NORM, K_NORM)).to(tl.pointer_type(HEAD_NORM))
+        eps = tl.load(row + word_of(part, Q_EPS, K_EPS, K_EPS)).to(tl.float64, bitcast=True).to(tl.float32)
+        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
+        by_head = tl.reshape(y, [ROWS // PADDED, PADDED, M])
+        factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
+        normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
+        y = tl.where(part < 2, normed, y)
+    a, b = halves(y, ROWS, M, NEAR)
+    pair = first // 2 + tl.arange(0, ROWS // 2)
+    head = pair // (PADDED // 2)
+    i = pair % (PADDED // 2)
+    mask = ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
+    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+    if part < 2:
+        if angles is None:
+            inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+            cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+        else:
+            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
+        turned = a * cosine - b * sine
+        b = b * cosine + a * sine
+        a = turned
+    if part == 0:
+        q = pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
+        tl.store(q, a, mask=mask)
+        tl.store(q + C // 2, b, mask=mask)
+    else:
+        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
+        block = block_of(row, PAGES, sequence, position, mask_M, Z)
+        at = page_at(
+            row, PAGES, block[None, :], position[None, :], part - 1, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES
+        )
+        tl.store(at + i[:, None], narrow(a, KV_TYPE), mask=mask)
+        tl.store(at + i[:, None] + C // 2, narrow(b, KV_TYPE), mask=mask)
