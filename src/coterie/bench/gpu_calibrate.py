@@ -2,7 +2,7 @@
 
     hbm, flops      the fastest read loop over its memory; a product of square bfloat16 matrices
     achieved        a decode step's bytes, and a prompt's flops, over what is left of their seconds without launches
-    launches        a step of a tiny model over its regions: as captured graphs, or each kernel by a call
+    launches        one more step of a tiny model over its regions: as captured graphs, or each kernel by a call
     links           one copy of pinned memory, and one of a block; a file read with direct I/O
 
 Knows nothing about how a machine file is used.
@@ -69,7 +69,7 @@ class GpuCalibration:
     def to_toml(self) -> str:
         """A machine file that `load_machine` reads."""
         measured = f"measured: {self.source}"
-        step = f"{measured}; a step of the {TINY} shape over its regions"
+        step = f"{measured}; one more step of the {TINY} shape over its regions"
         disk = _number(self.disk_bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
         flops = _number(
             self.product_flops_per_s / 1e12, "TFLOP/s", f"{measured}; a product of square bfloat16 matrices",
@@ -199,17 +199,23 @@ def _capped(what: str, stick: str, share: float) -> tuple[str, ...]:
 
 
 def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
-    """Seconds from a region to the next where there is next to nothing to do in between."""
+    """Seconds from a region to the next where there is next to nothing to do in between.
+
+    By how much longer a run of several steps takes than one of a single step, so that what a run takes to start and to
+    end, most of a short one, is not in it.
+    """
     with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
         loaded = Loaded(model, gpu.make(orchestration), CONTEXT + STEPS)
         try:
-            step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
+            runs = {steps: loaded.step("cache", CONTEXT - 1, 1, steps=steps) for steps in (1, STEPS)}
             for _ in range(WARM_ROUNDS):
-                step.seconds()
-            samples = interleave({"step": step.seconds}, effort)
+                for run in runs.values():
+                    run.seconds()
+            samples = interleave({str(steps): run.seconds for steps, run in runs.items()}, effort)
         finally:
             loaded.close()
-    return median(samples["step"]) / len(step.exe.program.regions)
+    longer_s = STEPS * median(samples[str(STEPS)]) - median(samples["1"])
+    return max(longer_s / (STEPS - 1), 0.0) / len(runs[1].exe.program.regions)
 
 
 def _number(value: float, unit: str, source: str, share: float | None = None, share_source: str = "") -> str:
