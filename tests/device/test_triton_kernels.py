@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.device import triton_cases
 from tests.device.interpreted import Bucket, call
-from tests.device.native import empty, ints, random
+from tests.device.native import attention, empty, ints, random
 from tests.device.triton_cases import BF16, F16, F32, LONG, QUICK, gate_up, linear, pages_of, qkv
 from tests.device.triton_table import DOCS, stored_cases
 
@@ -97,6 +97,16 @@ def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
     call("attention", Bucket(T, 2, T, 20), q=random(rng, T, 2, 16), **operands, y=y, **sizes, scale=0.25, window=0)
     assert np.isnan(y[: chunks[0]]).all()
     assert np.isfinite(y[chunks[0] :]).all()
+
+
+def test_a_token_alone_in_a_bucket_of_one_sequence_is_a_chunk():
+    rng = np.random.default_rng(0)
+    pages, q, y = pages_of(rng, (300,), 1, 16, 4, BF16), random(rng, 1, 2, 16), empty(1, 2, 16)
+    sizes = {"T": 1, "B": 1, "H": 2, "K": 1, "C": 16}
+    at = pages.operands(ints([290]), ints([0]), 1)
+    call("attention", Bucket(4, 1, 1, 512), q=q, **at, y=y, **sizes, scale=0.25, window=0)
+    expected = attention(q, pages, [290], [0], 1, 0.25, 0)
+    assert np.abs(y - expected).max() < 2.0**-7 * np.abs(expected).max()
 
 
 def test_more_tokens_in_the_bucket_than_in_the_row_are_left_alone():

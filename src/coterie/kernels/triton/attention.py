@@ -8,8 +8,8 @@ A token whose sequence has no other token beside it in the step is alone, as all
 
 A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
 multiplied in two halves of their bits, so the result is that of float32 but for 2^-16; together, they are rounded to
-the pages' type. A token's result depends on whether it is alone, and on nothing else of the batch. Tokens of a sequence
-must follow one another in the step.
+the pages' type. A token's result depends on whether it is alone (or on the bucket, where that is for one sequence), and
+on nothing else of the batch. Tokens of a sequence must follow one another in the step.
 
 Knows nothing about who owns the pages.
 """
@@ -50,14 +50,12 @@ KV_BYTES = {tl.float32: 4, tl.float16: 2, tl.bfloat16: 2}
 
 
 @triton.jit
-def only_token(row, i, DECODES: tl.constexpr, SINGLE: tl.constexpr, SEARCH: tl.constexpr):
+def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
     """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
     tokens = integer(row, T)
     found = i
     alone = i < tokens
-    if SINGLE:
-        alone = tokens == 1
-    elif not DECODES:
+    if not DECODES:
         sequence = pointer(row, PAGES + SEQUENCE, tl.int32)
         found = tokens
         count = 0
@@ -138,7 +136,6 @@ def _alone(
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
-    SINGLE: tl.constexpr,
     SEARCH: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -146,7 +143,7 @@ def _alone(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
-    t, alone = only_token(row, i, DECODES, SINGLE, SEARCH)
+    t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
     high = tl.minimum(position + 1, (span + 1) * SPAN)
@@ -189,7 +186,6 @@ def _join(
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
-    SINGLE: tl.constexpr,
     SEARCH: tl.constexpr,
     JOINED: tl.constexpr,
     WHEN: tl.constexpr,
@@ -198,7 +194,7 @@ def _join(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i, head = along(unit, 0), along(unit, 1)
-    t, alone = only_token(row, i, DECODES, SINGLE, SEARCH)
+    t, alone = only_token(row, i, DECODES, SEARCH)
     if alone:
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         c = tl.arange(0, CHANNELS)
@@ -228,16 +224,20 @@ def _spans(call: Call) -> int:
 
 
 def launch(call: Call) -> None:
-    """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both."""
+    """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both.
+
+    A bucket for many tokens of one sequence has chunks only: a token that comes alone there is one.
+    """
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
     channels = channels_of(pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
     group, spans = power_of_two(H // pages.K), _spans(call)
     if not bucket.decodes:
         launch_chunks(call, H, pages)
+        if bucket.sequences == 1:
+            return
     partials = call.scratch_as(tl.float32, _partials(call))
-    split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes}
-    split |= {"SINGLE": bucket.sequences == 1 and not bucket.decodes, "SEARCH": tiles.elements}
+    split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     wide = KV_BYTES[pages.KV_TYPE] * channels
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, tiles.span), LEAST_DOT)}
     call.launch(
@@ -259,9 +259,10 @@ def launch(call: Call) -> None:
 
 def _partials(call: Call) -> int:
     spans = _spans(call)
-    return call.bucket.sequences * call.integer("H") * spans * (call.integer("C") + 2) if spans > 1 else 0
+    in_spans = spans > 1 and (call.bucket.decodes or call.bucket.sequences > 1)
+    return call.bucket.sequences * call.integer("H") * spans * (call.integer("C") + 2) if in_spans else 0
 
 
 def scratch_bytes(call: Call) -> int:
-    """What partial results take: sequences x heads x spans x channels, or nothing where contexts are one span."""
+    """What partial results take: sequences x heads x spans x channels, or nothing where there are no spans to join."""
     return 4 * _partials(call)

@@ -118,6 +118,7 @@ def _together(
     GROUP: tl.constexpr,
     STEP: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
@@ -131,6 +132,8 @@ def _together(
     here = (t < tokens) & (m % GROUP < H // K)
     sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
     sequence_M, among = among_at(sequence_at, t, tokens, here)
+    if SINGLE:
+        among = here
     position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
     low_M = first_seen(position_M, integer(row, WINDOW))
     c = tl.arange(0, CHANNELS)
@@ -182,7 +185,7 @@ def _together(
 
 
 def launch_chunks(call: Call, H: int, pages: Pages) -> None:
-    """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone."""
+    """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone among sequences."""
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
     queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
     tokens, wide = max(queries // group, 1), 1 + (channels > 128)
@@ -193,6 +196,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "GROUP": group,
         "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
         "WINDOWED": call.integer("window") > 0,
+        "SINGLE": call.bucket.sequences == 1,
         "num_warps": wide * tiles.chunk_warps,
         "num_stages": tiles.chunk_stages,
     }
