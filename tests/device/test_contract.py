@@ -16,6 +16,7 @@ from tests.device.programs import V, loaded, rows, tiny_graph, write_weights
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError
+from coterie.core.units import format_bytes
 from coterie.device import Sampling
 
 PROMPT = [3, 14, 15, 9, 26]
@@ -169,7 +170,10 @@ def test_a_copy_of_parts_moves_those_and_no_others(desk):
     expected = desk.tokens(desk.run(prompt_rows()))
     twin = desk.device.reserve(desk.weights.tier, desk.weights.size_bytes)
     blocks = [(at, 4096) for at in range(0, desk.weights.size_bytes, 4096)]
-    odd = desk.device.copy(twin, desk.weights, parts=blocks[1::2])
+    given = blocks[1::2]
+    odd = desk.device.copy(twin, desk.weights, parts=given)
+    assert odd.label == f"copy {format_bytes(4096 * len(given))}"
+    given.clear()  # which parts was said when the copy was asked for
     halves = desk.device.copy(twin, desk.weights, after=[odd], parts=blocks[::2])
     run = desk.device.run(desk.exe, desk.binding(prompt_rows(), twin), after=[halves])
     assert desk.tokens(run) == expected

@@ -116,10 +116,9 @@ class CpuDevice(RealDevice):
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         target, source = self.memory(dst), self.memory(src)
-        label = f"copy {format_bytes(src.size_bytes)}"
-        return self._lanes.submit(
-            f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, tuple(parts))
-        )
+        spans = tuple(parts) or ((0, src.size_bytes),)
+        label = f"copy {format_bytes(sum([size for _, size in spans]))}"
+        return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, spans))
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

@@ -132,17 +132,17 @@ class CudaDevice(RealDevice):
         self._check_open()
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
-        lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(src.size_bytes)}"
+        spans = tuple(parts) or ((0, src.size_bytes),)
+        lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(sum([size for _, size in spans]))}"
         if dst.tier != self._spec.run_tier:
             if src.tier == self._spec.run_tier:
                 raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
             target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
-            return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, tuple(parts)))
+            return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, spans))
         within = src.tier == dst.tier
-        pieces = self._memory.pieces(dst, src, parts) if parts and not within else None
+        pieces = self._memory.pieces(dst, src, spans) if parts and not within else None
         if pieces is not None:
             return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces), here=True)
-        spans = parts or ((0, src.size_bytes),)
         views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
         if within:
             pairs = [(self._memory.tensor(to), of) for to, of in views]

@@ -46,8 +46,8 @@ class Slab:
 
 
 def copy_parts(dst: Bytes, src: Bytes, parts: Sequence[tuple[int, int]]) -> None:
-    """Copy parts (offset, size) of memory to the same places of as much other memory; all of it without parts."""
-    for offset, size in parts or ((0, len(src)),):
+    """Copy parts (offset, size) of memory to the same places of as much other memory."""
+    for offset, size in parts:
         dst[offset : offset + size] = src[offset : offset + size]
 
 
