@@ -69,10 +69,10 @@ class Changes:
 
 
 class TierLedger:
-    """Owns a tier's slab and says who is in it. Its state changes by admit, drop, doom and poll only.
+    """Owns a tier's slab and says who is in it, which changes by admit, drop, doom and poll only.
 
     `changes` counts what changed who is there or under way, in all tiers of a cache together. `watched`: whose events
-    must be looked at, because something reads or writes them.
+    must be looked at, because something reads or writes them; who issues such work adds to it.
     """
 
     def __init__(self, buffer: Buffer, changes: Changes) -> None:
