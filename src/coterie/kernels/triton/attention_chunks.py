@@ -105,6 +105,51 @@ def _blocks(
 
 
 @triton.jit
+def _context(
+    q,
+    table,
+    slots,
+    mine,
+    position_M,
+    low_M,
+    WINDOWED: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The sums of weights, and of weighted values, of the queries that are `mine`, over all that they see."""
+    high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
+    last_M = tl.where(mine, position_M + 1, 0)
+    state = (
+        tl.full([q.shape[0]], NOTHING, tl.float32),
+        tl.zeros([q.shape[0]], tl.float32),
+        tl.zeros([q.shape[0], slots.shape[1]], tl.float32),
+    )
+    whole = 0
+    if WINDOWED:
+        low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
+        whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
+        state = _blocks(
+            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, False, True,
+            KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+        )  # fmt: skip
+    # Steps of which each token sees all need no mask, and are most of a long context.
+    end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
+    state = _blocks(
+        state, q, table, slots, whole, end_of_all, low_M, last_M, True, WINDOWED,
+        KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+    )  # fmt: skip
+    state = _blocks(
+        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, False, WINDOWED,
+        KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+    )  # fmt: skip
+    return state[1], state[2]
+
+
+@triton.jit
 def _together(
     row,
     H: tl.constexpr,
@@ -151,36 +196,14 @@ def _together(
         table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
         stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
         mine = here & (t >= run) & (t < stop)
-        high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
-        last_M = tl.where(mine, position_M + 1, 0)
-        state = (
-            tl.full([TOKENS * GROUP], NOTHING, tl.float32),
-            tl.zeros([TOKENS * GROUP], tl.float32),
-            tl.zeros([TOKENS * GROUP, CHANNELS], tl.float32),
-        )
-        whole = 0
-        if WINDOWED:
-            low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
-            whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
-            state = _blocks(
-                state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, False, True,
-                KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
-            )  # fmt: skip
-        # Steps of which each token sees all need no mask, and are most of a long context.
-        end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
-        state = _blocks(
-            state, q, table, slots, whole, end_of_all, low_M, last_M, True, WINDOWED,
-            KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
-        )  # fmt: skip
-        state = _blocks(
-            state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, False, WINDOWED,
-            KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+        total, acc = _context(
+            q, table, slots, mine, position_M, low_M, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
         )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
-        tl.store(pointer(row, Y, tl.float32) + start + at, state[2] / state[1][:, None], mask=mask)
+        tl.store(pointer(row, Y, tl.float32) + start + at, acc / total[:, None], mask=mask)
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
 
 
