@@ -60,6 +60,14 @@ ORDER = {
     "L": r"\bld\.global\b",
     "M": r"\b(?:st\.global|cp\.async\.c[ag]|atom\.global)\b",
 }
+# PTX that bears on launches that begin early: the next may begin, a wait for the last, a load, a store, a jump.
+EARLY_ORDER = {
+    "N": r"\bgriddepcontrol\.launch_dependents\b",
+    "W": r"\bgriddepcontrol\.wait\b",
+    "L": r"\b(?:ld\.global|cp\.async\.c[ag])\b",
+    "S": r"\b(?:st\.global|atom\.global|red\.global)\b",
+    "J": r"\b(?:bra|ret)\b",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Compiled:
     releases: int
     meetings: int
     noncoherent_loads: int
+    early: str
 
     @property
     def is_shown(self):
@@ -157,10 +166,16 @@ def program_of(dtype):
     return np.concatenate([rows["embed"], *layer, rows["take_norm_linear"], rows["sample"]])
 
 
-def order_of(ptx):
-    """A letter of ORDER for each instruction, as they stand in the text."""
-    either = "|".join(f"(?P<{letter}>{pattern})" for letter, pattern in ORDER.items())
+def order_of(ptx, letters=ORDER):
+    """A letter for each instruction that has one, as they stand in the text."""
+    either = "|".join(f"(?P<{letter}>{pattern})" for letter, pattern in letters.items())
     return "".join(str(found.lastgroup) for found in re.finditer(either, ptx))
+
+
+def early_of(ptx):
+    """Up to its last wait, what a launch that begins early does; all of it where it never waits; else nothing."""
+    order = order_of(ptx, EARLY_ORDER)
+    return order[: order.rfind("W") + 1] or (order if "N" in order else "")
 
 
 def noncoherent_loads(ptx):
@@ -200,6 +215,7 @@ def measure(kernel, dtype, step, compiled):
         order.count("R"),
         len(re.findall("BR[BL]*AB", order)),
         noncoherent_loads(ptx),
+        early_of(ptx),
     )
 
 

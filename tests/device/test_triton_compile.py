@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ if find_spec("torch") is None or find_spec("triton") is None:
 
 MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
 MOST_SPILLED_BYTES = 16
+# What launches do that begin before the last is over, in the letters of compiled.EARLY_ORDER.
+EARLY = {"few": "NL*W"} | dict.fromkeys(("many", "stage", "alone", "join", "together", "sample"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 96  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -37,7 +40,14 @@ def lines(tmp_path, module, *names):
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
+def check_early(found):
+    """All programs wait, once, before they change anything; only products of few tokens have loaded weights before."""
+    for one in found:
+        assert re.fullmatch(EARLY.get(one["kernel"].rpartition(" ")[2], ""), one["early"]), one
+
+
 def check(found):
+    check_early(found)
     for one in found:
         assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
         assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
@@ -60,6 +70,7 @@ def test_wide_heads_fit_a_multiprocessor(tmp_path):
     """A tile holds whole heads: of 128 channels it once asked for more shared memory than there is."""
     found = compiled(tmp_path, "wide")
     assert {one["step"] for one in found} >= {"decode 1", "decode 4", "decode 16", "prefill 2048"}
+    check_early(found)
     for one in found:
         assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
 
