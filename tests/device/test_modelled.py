@@ -99,6 +99,8 @@ def test_a_copy_within_a_tier_reads_and_writes_it(layout):
     desk = desk_on(machine(), layout)
     a, b = desk.device.reserve("hbm", MIB), desk.device.reserve("hbm", MIB)
     assert took(desk, desk.device.copy(a, b)) == pytest.approx(2 * MIB / 1e8, rel=NEAR)
+    parts = ((0, MIB // 8), (MIB // 2, MIB // 8))
+    assert took(desk, desk.device.copy(a, b, parts=parts)) == pytest.approx(2 * MIB // 4 / 1e8, rel=NEAR)
 
 
 def test_a_fetch_costs_latency_and_size_over_bandwidth():
