@@ -18,7 +18,7 @@ Knows nothing about what kernels compute, or who puts rows on the GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,8 @@ def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.T
     words[FIRST_PHASE.value :] = np.array([(*now, *later) for now, later in zip(phases, asked, strict=True)]).reshape(
         -1
     )
+    if bucket.tokens > 1:  # each program needs more registers for its products than asking leaves
+        tiles = replace(tiles, walk_ahead=0)
     return Plan(tuple(kinds), words, rows, scratch, tiles)
 
 

@@ -119,7 +119,7 @@ class Tiles:
     early: bool = True
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
-    walk_ahead: int = 1  # units of work whose weights are asked for before their turn
+    walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
     walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
     walk_search: int = 128
 
