@@ -67,7 +67,7 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
 
 
 def test_wide_heads_fit_a_multiprocessor(tmp_path):
-    """A tile holds whole heads: of 128 channels it once asked for more shared memory than there is."""
+    """A tile holds whole heads: more rows than other tiles, and so the most shared memory."""
     found = compiled(tmp_path, "wide")
     assert {one["step"] for one in found} >= {"decode 1", "decode 4", "decode 16", "prefill 2048"}
     check_early(found)

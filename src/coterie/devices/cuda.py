@@ -243,8 +243,12 @@ class CudaDevice(RealDevice):
         """By a kernel: hundreds of rows are one launch, where an engine would take a call for each."""
         packets = self._shared.packets
         packet = packets.take(pieces.nbytes, 0)
-        packet.put(0, pieces)
-        self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
+        try:
+            packet.put(0, pieces)
+            self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
+        except BaseException:  # nothing was queued that reads it
+            packets.give_back(packet)
+            raise
         return lambda _passed: packets.give_back(packet)
 
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:

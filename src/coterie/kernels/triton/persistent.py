@@ -194,14 +194,17 @@ class Walk:
     def __call__(self) -> None:
         """Launch on the current stream; the first time with fewer programs if CUDA says that not all have room at once.
 
-        Never fewer later: arrivals are counted on from launch to launch, and the count tells meetings apart by how many
-        programs there are. Raises what CUDA says of one program a multiprocessor, or of anything else.
+        One place on the GPU stays free: beside programs that take all registers until the run is over, no word that
+        ends it could be copied, nor rows of the next expert. Never fewer programs later: arrivals are counted on from
+        launch to launch, and the count tells meetings apart by how many there are. Raises what CUDA says of the fewest,
+        or of anything else.
         """
         if self._launch is not None:
             self._launch()
             return
         for programs in range(_programs(self.compile(), self._tiles), 0, -1):
-            launch = Launch(walk, (self._multiprocessors * programs,), self._args, self._constants)
+            grid = (max(self._multiprocessors * programs - 1, 1),)
+            launch = Launch(walk, grid, self._args, self._constants)
             try:
                 launch()
             except RuntimeError as error:
