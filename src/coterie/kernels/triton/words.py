@@ -18,17 +18,23 @@ PROGRAMS = 8  # that copy a piece, in turns
 AT_ONCE = tl.constexpr(1024)  # words of a program, all of whose reads are under way at once: a read takes over 1 us
 
 
+@triton.jit
+def _words(address):
+    """A pointer. The interpreter takes an address that fits 32 bits for a number of 32, whatever its parameter says."""
+    return address.to(tl.int64).to(tl.pointer_type(tl.int32))
+
+
 @triton.jit(do_not_specialize=["dst", "src", "count"])
 def _move(dst: tl.int64, src: tl.int64, count: tl.int32):
     i = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
-    to, at = dst.to(tl.pointer_type(tl.int32)), src.to(tl.pointer_type(tl.int32))
+    to, at = _words(dst), _words(src)
     # The host writes it between two launches: what a cache has of it is not asked.
     tl.store(to + i, tl.load(at + i, mask=i < count, cache_modifier=".cv"), mask=i < count)
 
 
 @triton.jit(do_not_specialize=["table"])
 def _gather(table: tl.int64, EACH: tl.constexpr):
-    piece = table.to(tl.pointer_type(tl.int64)) + 3 * tl.program_id(0)
+    piece = table.to(tl.int64).to(tl.pointer_type(tl.int64)) + 3 * tl.program_id(0)
     to = tl.load(piece, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
     at = tl.load(piece + 1, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
     count = (tl.load(piece + 2, cache_modifier=".cv") // 4).to(tl.int32)
