@@ -43,10 +43,8 @@ from coterie.kernels.triton.attention_chunks import (
     launch_chunks,
 )
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
-from coterie.kernels.triton.rows import Call
+from coterie.kernels.triton.rows import TORCH, Call
 from coterie.kernels.triton.tiles import power_of_two
-
-KV_BYTES = {tl.float32: 4, tl.float16: 2, tl.bfloat16: 2}
 
 
 @triton.jit
@@ -238,7 +236,7 @@ def launch(call: Call) -> None:
             return
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": tiles.span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
-    wide = KV_BYTES[pages.KV_TYPE] * channels
+    wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, tiles.span), LEAST_DOT)}
     call.launch(
         _alone,
