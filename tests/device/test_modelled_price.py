@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,28 @@ def test_software_issues_a_prompt_for_longer_than_a_token(layout):
     assert took(desk, desk.run(decode)) == pytest.approx(token.seconds, abs=1.01 * begins_s)
     assert 50.0 <= prompt.seconds < 51.0, "in which the device works too"
     assert step_time(replace(spec, prompt_floor_s=0.0), program, PREFILL.sizes).floor_s == 30.0
+
+
+def test_a_run_and_a_prompt_take_a_start_whatever_their_length(layout):
+    plain = load_machine("toy")
+    slow = replace(plain, run_start_s=7.0, prompt_start_s=40.0)
+    decode = rows([([9], 5)])
+
+    def seconds(spec, at, orchestration, steps=1, starts_run=True):
+        program = rank_program(spec, desk_on(spec, layout).exe.program)
+        one = step_time(spec, program, at.sizes, orchestration=orchestration, starts_run=starts_run).seconds
+        desk = desk_on(spec, layout, orchestration=orchestration)
+        return one, took(desk, desk.run(at, steps=steps))
+
+    for orchestration in ("host", "device"):
+        for at, more in ((PREFILL, 47.0), (decode, 7.0)):
+            reported, run = np.subtract(seconds(slow, at, orchestration), seconds(plain, at, orchestration))
+            assert (reported, run) == (pytest.approx(more), pytest.approx(more))
+        _, three = np.subtract(seconds(slow, decode, orchestration, 3), seconds(plain, decode, orchestration, 3))
+        assert three == pytest.approx(7.0), "once a run, not once a step"
+        assert seconds(slow, decode, orchestration, starts_run=False)[0] == pytest.approx(
+            seconds(plain, decode, orchestration, starts_run=False)[0]
+        )
 
 
 MACHINES = ("toy", "sn40l-socket", "a100", "h200", "epyc-2core")

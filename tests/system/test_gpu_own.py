@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from tests.system.test_cuda import bench, lazy, run, shape
 from tests.system.tiny import CONFIG
 
 from coterie.bench import gpu_calibrate
+from coterie.bench.calibrate import TINY
 from coterie.bench.report import Effort
 from coterie.bench.shapes import shape_config
+from coterie.bench.step import Step
 from coterie.cli import info
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
@@ -26,6 +29,7 @@ from coterie.devices.cuda_sticks import Sticks
 from coterie.devices.gpu import Gpu
 from coterie.devices.modelled_price import step_time
 from coterie.graph.compile import compile_graph
+from coterie.graph.cost import program_cost
 from coterie.models.model import synthetic_model
 from coterie.plan.validate.gpu_own import MACHINE, first_tokens_s, gpu_rows
 from coterie.plan.validate.rows import CALIBRATION, VALIDATION
@@ -76,6 +80,66 @@ def test_a_calibrations_fields_are_those_of_its_file(shape: Path, quick: None) -
     assert spec.link("dram", "hbm").bytes_per_s == pytest.approx(plain["copy_bytes_per_s"], rel=1e-5)
     assert spec.launch_host_s == pytest.approx(plain["launch_host_s"], rel=1e-5)
     assert "quote'" in gpu_calibrate._number(1.0, "us", 'a "quote"')
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Step], float]) -> None:
+    """Runs take as long as `seconds` says, a step."""
+    monkeypatch.setattr(Step, "seconds", seconds)
+
+
+def test_a_calibrated_machine_takes_as_long_as_what_it_was_measured_by(
+    shape: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On steps that keep to the model: a start a run, launches, then bytes or flops; and a start a prompt."""
+    start_s, launch_s, prompt_s, bytes_per_s, flops_per_s = 3e-3, {"host": 5e-6, "device": 1e-6}, 2e-3, 1e9, 1e9
+
+    def seconds(step: Step) -> float:
+        sizes = step.binding.rows.sizes
+        regions = len(step.exe.program.regions)
+        launches_s = regions * launch_s["device" if step.device._runs._captures else "host"]
+        if step.exe.program.vocab_size == shape_config(TINY)["vocab_size"]:
+            return start_s / step.steps + launches_s  # the tiny model, whose work takes no time
+        if sizes.T > sizes.B:
+            return start_s + launches_s + prompt_s + step.cost().flops / flops_per_s
+        return start_s / step.steps + launches_s + step.cost().total_bytes / bytes_per_s
+
+    timed(monkeypatch, seconds)
+    monkeypatch.setattr(Sticks, "multiply_seconds", lambda self: self.product_flops / (2 * flops_per_s))
+    monkeypatch.setattr(gpu_calibrate, "read_loops", lambda *args: {"of the host": lambda: 1.0})
+    monkeypatch.setattr(Sticks, "read_loops", lambda self: {"loop": lambda: self.size_bytes / (2 * bytes_per_s)})
+    found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(1, 0.0), str(shape))
+    spec = parse_machine(found.to_toml(), "mine.toml")
+    assert spec.launch_host_s == pytest.approx(5e-6)
+    assert spec.launch_device_s == pytest.approx(1e-6)
+    assert spec.run_start_s == pytest.approx(start_s - 5e-6)
+    assert (spec.flops_share, spec.tier("hbm").share) == (pytest.approx(0.5), pytest.approx(0.5, rel=1e-3))
+    assert spec.prompt_start_s == pytest.approx(prompt_s, rel=0.1), "regions that bytes bound are in the model alone"
+    program = compile_graph(synthetic_model(shape_config(str(shape)), "mine").graph, "cache")
+    for tokens in (2, 12):
+        modelled_s = step_time(spec, program, Sizes.prefill(1, tokens)).seconds
+        flops = program_cost(program, Sizes.prefill(1, tokens)).flops
+        true_s = start_s + len(program.regions) * 1e-6 + prompt_s + flops / flops_per_s
+        assert modelled_s == pytest.approx(true_s, rel=0.05)
+
+
+@pytest.mark.parametrize(("one_s", "launch_s"), [(3.0, (8 * 1.0 - 3.0) / 7), (9.0, 1.0), (8.0, 1.0)])
+def test_a_launch_that_is_lost_in_noise_is_a_step_of_the_longer_run(
+    monkeypatch: pytest.MonkeyPatch, lazy: object, one_s: float, launch_s: float
+) -> None:
+    """Where eight steps took no longer than one, no step can be told from a start."""
+    timed(monkeypatch, lambda step: one_s if step.steps == 1 else 1.0)
+    program = compile_graph(synthetic_model(shape_config(TINY), TINY).graph, "cache")
+    found = gpu_calibrate._launch_s(Gpu(), "device", Effort(1, 0.0))
+    assert found * len(program.regions) == pytest.approx(launch_s)
+
+
+def test_a_prompt_that_is_lost_in_noise_gives_a_share_by_itself(
+    shape: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, lambda step: 1e-3)
+    found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(1, 0.0), str(shape))
+    assert 0 < found.flops_share <= 1
+    assert found.run_start_s == found.prompt_start_s == 0
 
 
 def test_a_share_above_its_stick_is_taken_as_1_and_a_note_says_so(
@@ -160,6 +224,38 @@ def test_a_cold_first_token_is_the_copy_and_a_warm_one_is_not() -> None:
     assert fast_s["warm"] == pytest.approx(slow_s["warm"])
     assert fast_s["warm"] < fast_s["cold"] < slow_s["cold"]
     assert slow_s["cold"] > model.layout.size_bytes / 0.01e9
+
+
+def test_a_run_of_several_steps_is_priced_with_one_start(tmp_path: Path) -> None:
+    """Eight steps a call where results do not say; a run's start is in each step by an eighth."""
+    text = (MADE / MACHINE).read_text()
+    started = text.replace(
+        "\n\n[[tier]]", '\nrun_start = { value = 16, unit = "ms", source = "made up" }\n\n[[tier]]', 1
+    )
+    raw = json.loads((MADE / "decode.json").read_text())
+    seconds = {}
+    for steps in (1, 4, 8, None):
+        for name, machine in (("plain", text), ("started", started)):
+            (tmp_path / MACHINE).write_text(machine)
+            said = {} if steps is None else {"steps": steps}
+            load = {key: value for key, value in raw["workload"].items() if key != "steps"} | said
+            rows, _ = gpu_rows({"decode": raw | {"workload": load}}, tmp_path, shape_config)
+            seconds[steps, name] = rows[0].modelled_s
+        assert seconds[steps, "started"] - seconds[steps, "plain"] == pytest.approx(16e-3 / (steps or 8))
+    assert seconds[None, "plain"] == seconds[8, "plain"] < seconds[1, "plain"], "one launch by the host, once"
+
+
+def test_a_cold_prompt_is_launched_kernel_by_kernel_and_a_warm_one_is_not() -> None:
+    text = (MADE / MACHINE).read_text()
+    fast = text.replace('value = 10, unit = "GB/s"', 'value = 49, unit = "GB/s"')
+    model = synthetic_model({**CONFIG, "hidden_size": 64}, "tiny")
+    regions = len(compile_graph(model.graph, "cache").regions)
+    assert 'launch_host = { value = 8, unit = "us"' in fast
+    slow = parse_machine(fast.replace("launch_host = { value = 8,", "launch_host = { value = 1008,"), MACHINE)
+    before, after = (first_tokens_s(spec, model, 20) for spec in (parse_machine(fast, MACHINE), slow))
+    assert after["warm"] - before["warm"] == pytest.approx(1e-3), "it starts the run"
+    hidden = 0.2  # of launches at most: those of stages whose weights came later
+    assert (1 - hidden) * regions <= (after["cold"] - before["cold"]) / 1e-3 <= regions
 
 
 def test_results_without_their_machine_or_of_another_gpu_are_refused(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def decode(
         *loaded.device.remarks,
     ]
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "gpu": gpu.name}
+    workload["steps"] = STEPS
     return Report("decode", workload, results, (table,), tuple(notes))
 
 

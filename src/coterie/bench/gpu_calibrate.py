@@ -1,8 +1,9 @@
 """A GPU and its host as a machine file: what its sticks and a few small steps say, in the form that models read.
 
     hbm, flops      the fastest read loop over its memory; a product of square bfloat16 matrices
-    achieved        a decode step's bytes, and a prompt's flops, over what is left of their seconds without launches
+    achieved        one more decode step's bytes, and a longer prompt's flops, over what is left without launches
     launches        one more step of a tiny model over its regions: as captured graphs, or each kernel by a call
+    starts          what a run of one step, and a short prompt, take that none of the above says
     links           one copy of pinned memory, and one of a block; a file read with direct I/O
 
 Knows nothing about how a machine file is used.
@@ -11,7 +12,7 @@ Knows nothing about how a machine file is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -25,11 +26,15 @@ from coterie.bench.report import Effort, commit, interleave
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded
 from coterie.bench.sticks import read_loops
+from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.devices.cpu import Orchestration
 from coterie.devices.gpu import Gpu
 from coterie.devices.host_memory import Slab
+from coterie.devices.modelled_price import step_time
+from coterie.graph.compile import compile_graph
 from coterie.plan.validate.gpu_own import calibrated_on
+from coterie.spec.load import parse_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import allowed_cpus
 
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
 SHAPE = "1b"  # its weights are far larger than a GPU's caches, and its prompt keeps all multiprocessors busy
 PROMPT_TOKENS = 2048
+SHORT_PROMPT = 8  # times shorter: long enough for flops to bound it, short enough to tell what its tokens do not
 BLOCK_BYTES = 4096  # what is copied in no time but the link's latency
 
 
@@ -63,6 +69,8 @@ class GpuCalibration:
     disk_bytes_per_s: float
     launch_host_s: float
     launch_device_s: float
+    run_start_s: float
+    prompt_start_s: float
     source: str
     capped: tuple[str, ...]
 
@@ -73,12 +81,14 @@ class GpuCalibration:
         disk = _number(self.disk_bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
         flops = _number(
             self.product_flops_per_s / 1e12, "TFLOP/s", f"{measured}; a product of square bfloat16 matrices",
-            self.flops_share, f"{measured}; prefill of {PROMPT_TOKENS} tokens, without its launches",
+            self.flops_share, f"{measured}; what prefill of {PROMPT_TOKENS} tokens takes more than of {_short()}",
         )  # fmt: skip
         hbm = _number(
             self.read_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop",
-            self.read_share, f"{measured}; decode, without its launches",
+            self.read_share, f"{measured}; one more decode step, without its launches",
         )  # fmt: skip
+        starts = f"{measured}; a run of one step, less one more step and a launch"
+        prompts = f"{measured}; prefill of {_short()} tokens, less all else that is known"
         notes = ", ".join(f'"{_plain(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped))
         return f"""# A GPU and its host, as coterie info --calibrate --device cuda measured them.
 name = "{self.name}"
@@ -87,6 +97,8 @@ notes = [{notes}]
 flops = {flops}
 launch_host = {_number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by a call")}
 launch_device = {_number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
+run_start = {_number(self.run_start_s * 1e6, "us", starts)}
+prompt_start = {_number(self.prompt_start_s * 1e6, "us", prompts)}
 
 [[tier]]
 name = "hbm"
@@ -131,18 +143,27 @@ def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> Gp
         disk.search(file)
         disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
         rates = _rates(Loaded(model, gpu.make(), room), gpu, effort, launches)
+        program = compile_graph(model.graph, "cache")
+    short_s = rates.pop("short_s")
     when = f"{datetime.now(UTC):%Y-%m-%d}"
-    return GpuCalibration(
+    found = GpuCalibration(
         name=name,
         gpu=gpu.name,
         shape=Path(shape).stem,
         disk_bytes_per_s=disk_bytes_per_s,
         launch_host_s=launches["host"],
         launch_device_s=launches["device"],
+        prompt_start_s=0.0,
         source=f"{gpu.name}, {Path(shape).stem} shape, coterie {commit()}, {when}",
         **_capacities(spec),
         **rates,
     )
+    known_s = step_time(parse_machine(found.to_toml(), name), program, Sizes.prefill(1, _short())).seconds
+    return replace(found, prompt_start_s=max(0.0, short_s - known_s))
+
+
+def _short() -> int:
+    return max(2, PROMPT_TOKENS // SHORT_PROMPT)
 
 
 def _capacities(spec: MachineSpec) -> dict[str, Any]:
@@ -164,13 +185,16 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     """Sticks, and what steps of a model that no cache holds reach of them; closes what is loaded."""
     try:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
-        token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
+        short = loaded.step("cache", 0, _short())
+        token, one = (loaded.step("cache", CONTEXT, 1, steps=steps) for steps in (STEPS, 1))
         sticks, block = gpu.sticks(), gpu.sticks(BLOCK_BYTES)
         loops, host = sticks.read_loops(), read_loops(Slab(sticks.size_bytes).bytes, allowed_cpus()[0])
-        ways: dict[str, Callable[[], float]] = {"prompt": prompt.seconds, "token": token.seconds}
+        steps = {"prompt": prompt, "short": short, "token": token, "one": one}
+        ways: dict[str, Callable[[], float]] = {name: step.seconds for name, step in steps.items()}
         ways |= {"product": sticks.multiply_seconds, "copy": sticks.copy_seconds, "block": block.copy_seconds}
         for _ in range(WARM_ROUNDS):
-            prompt.seconds(), token.seconds()
+            for step in steps.values():
+                step.seconds()
         found = {name: median(times) for name, times in interleave({**ways, **loops, **host}, effort).items()}
     finally:
         loaded.close()
@@ -178,9 +202,12 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     read = sticks.size_bytes / min(found[name] for name in loops)
     peak = sticks.product_flops / found["product"]
     launches_s = launches["device"] * regions  # a prompt is captured as a decode step is
-    prompt_s, token_s = max(found["prompt"] - launches_s, 1e-9), max(found["token"] - launches_s, 1e-9)
-    read_share = token.cost().total_bytes / token_s / read
-    flops_share = prompt.cost().flops / prompt_s / peak
+    step_s, start_s = _step_and_start(found["one"], found["token"])
+    read_share = token.cost().total_bytes / max(step_s - launches_s, 1e-9) / read
+    flops, more_s = prompt.cost().flops - short.cost().flops, found["prompt"] - found["short"]
+    if more_s <= 0:  # lost in noise: the longer one by itself, with its launches taken off
+        flops, more_s = prompt.cost().flops, max(found["prompt"] - start_s - launches_s, 1e-9)
+    flops_share = flops / more_s / peak
     return {
         "read_bytes_per_s": read,
         "read_share": min(1.0, read_share),
@@ -190,7 +217,20 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
         "copy_bytes_per_s": sticks.size_bytes / found["copy"],
         "copy_latency_s": found["block"],
         "host_bytes_per_s": sticks.size_bytes / min(found[name] for name in host),
+        "run_start_s": max(0.0, start_s - launches["host"]),
+        "short_s": found["short"],
     }
+
+
+def _step_and_start(one_s: float, several_s: float) -> tuple[float, float]:
+    """Seconds of one more step of a run, and of what a run takes besides its steps.
+
+    From a run of one step and one of several, in seconds a step: both hold a start, and an end.
+    """
+    step_s = (STEPS * several_s - one_s) / (STEPS - 1)
+    if step_s <= 0:  # lost in noise: a step of the longer run, with its part of the start, is no less
+        step_s = several_s
+    return step_s, max(0.0, one_s - step_s)
 
 
 def _capped(what: str, stick: str, share: float) -> tuple[str, ...]:
@@ -201,8 +241,7 @@ def _capped(what: str, stick: str, share: float) -> tuple[str, ...]:
 def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
     """Seconds from a region to the next where there is next to nothing to do in between.
 
-    By how much longer a run of several steps takes than one of a single step, so that what a run takes to start and to
-    end, most of a short one, is not in it.
+    What a run takes to start and to end, most of a short one, is not in it.
     """
     with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
         loaded = Loaded(model, gpu.make(orchestration), CONTEXT + STEPS)
@@ -214,10 +253,7 @@ def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
             samples = interleave({str(steps): run.seconds for steps, run in runs.items()}, effort)
         finally:
             loaded.close()
-    several_s = median(samples[str(STEPS)])
-    step_s = (STEPS * several_s - median(samples["1"])) / (STEPS - 1)
-    if step_s <= 0:  # lost in noise: a step of the longer run, with its part of the start, is no less
-        step_s = several_s
+    step_s, _ = _step_and_start(median(samples["1"]), median(samples[str(STEPS)]))
     return step_s / len(runs[1].exe.program.regions)
 
 

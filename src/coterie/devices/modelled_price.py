@@ -143,8 +143,8 @@ class _Order(NamedTuple):
 
 
 def host_s(spec: MachineSpec, sizes: Sizes) -> float:
-    """Software's work between two steps."""
-    return spec.step_host_s + sizes.B * spec.step_sequence_s
+    """Software's work between two steps, and what a step takes besides its regions if it reads prompts."""
+    return spec.step_host_s + sizes.B * spec.step_sequence_s + (spec.prompt_start_s if sizes.T > sizes.B else 0.0)
 
 
 def floor_s(spec: MachineSpec, sizes: Sizes) -> float:
@@ -154,7 +154,7 @@ def floor_s(spec: MachineSpec, sizes: Sizes) -> float:
 
 def begins_s(spec: MachineSpec, orchestration: str) -> float:
     """Seconds that beginning a run costs more: `device`: software starts it; `host`: it starts every region anyway."""
-    return spec.launch_s("host") if orchestration == "device" else 0.0
+    return spec.run_start_s + (spec.launch_s("host") if orchestration == "device" else 0.0)
 
 
 def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:

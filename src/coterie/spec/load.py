@@ -25,7 +25,7 @@ from coterie.spec.stack import read_text, with_stack
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
-    "step_floor", "prompt_floor", "step_sequence", "kernel_share", "multiprocessors",
+    "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share", "multiprocessors",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -130,6 +130,8 @@ class _Machine(q.Reader):
             step_floor_s=self.time("step_floor"),
             prompt_floor_s=self.time("prompt_floor"),
             step_sequence_s=self.time("step_sequence"),
+            run_start_s=self.time("run_start"),
+            prompt_start_s=self.time("prompt_start"),
             kernel_share=self.share("kernel_share"),
             multiprocessors=self.multiprocessors(),
             peers=peers,

@@ -129,8 +129,12 @@ class MachineSpec:
 
     Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
     less than `step_floor_s`, in which it issues the kernels one by one, and one that reads prompts no less than
-    `prompt_floor_s`; `kernel_share` is how fast its kernels are next
-    to those measured on the GPU that `kernels` names; `stack` is its name (spec/stacks).
+    `prompt_floor_s`; `kernel_share` is how fast its kernels are next to those measured on the GPU that `kernels` names;
+    `stack` is its name (spec/stacks).
+
+    A run takes `run_start_s` besides its launches, however many steps it has: its words cross, and the host hears of
+    its end. A step that reads prompts takes `prompt_start_s` more, however long these are: kernels too short to fill
+    the machine.
 
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
     """
@@ -154,6 +158,8 @@ class MachineSpec:
     step_floor_s: float = 0.0
     prompt_floor_s: float = 0.0
     step_sequence_s: float = 0.0
+    run_start_s: float = 0.0
+    prompt_start_s: float = 0.0
     kernel_share: float = 1.0
     multiprocessors: int = 0
     peers: Peers | None = None

@@ -4,7 +4,8 @@
     calibration     decode and prefill of the shape that was calibrated on
     validation      all else: other shapes, other weights, batches, cold and warm first tokens
 
-Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm.
+Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm; a prompt whose
+weights are still coming is launched kernel by kernel, each stage when it is there, and priced so.
 Knows nothing about how a GPU is measured.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.modelled import ModelledDevice, Orchestration
 from coterie.devices.modelled_price import step_time
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, warm_up, wire
 from coterie.engine.policy import Policy
@@ -31,6 +32,8 @@ from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 
 MACHINE = "machine.toml"
+STEPS = 8  # of one call of the decode bench, in results that do not say
+ORCHESTRATIONS: Mapping[str, Orchestration] = {"cold": "host", "warm": "device"}
 
 
 def calibrated_on(shape: str) -> str:
@@ -73,7 +76,9 @@ def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, spec: Machin
     load, program = raw["workload"], compile_graph(model_of(shapes, raw["workload"]).graph, spec.rule_set)
     many = raw["batch"]["size"]
     for batch, measured_s in ((1, raw["seconds_per_token"]), (many, many / raw["batch"]["tokens_per_s"])):
-        modelled_s = step_time(spec, program, Sizes.decode(batch, int(load["context"]))).seconds
+        sizes, steps = Sizes.decode(batch, int(load["context"])), int(load.get("steps", STEPS))
+        first, later = (step_time(spec, program, sizes, starts_run=starts).seconds for starts in (True, False))
+        modelled_s = (first + (steps - 1) * later) / steps
         label = f"{load['shape']} {weights_of(load)}, batch {batch} ({name}, commit {raw['commit']})"
         split = _split(spec, load) if batch == 1 else VALIDATION
         yield Row("this GPU: decode", GPU, label, split, measured_s, modelled_s)
@@ -110,8 +115,12 @@ def _split(spec: MachineSpec, load: Mapping[str, Any]) -> str:
 def first_tokens_s(spec: MachineSpec, model: Model, tokens: int) -> dict[str, float]:
     """Seconds from a request to its first token: `cold`, the expert in host memory, and `warm`, in hbm.
 
-    As the bench does it: two experts, hbm for one, both in the pool, the same prompt twice.
+    As the bench does it: two experts, hbm for one, both in the pool, the same prompt.
     """
+    return {kind: _first_token_s(spec, model, tokens, kind) for kind in ORCHESTRATIONS}
+
+
+def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> float:
     models = {"one": model, "other": model}
     block = page_bytes(model.kv)
     settings = Settings(
@@ -119,11 +128,12 @@ def first_tokens_s(spec: MachineSpec, model: Model, tokens: int) -> dict[str, fl
         kv_bytes=2 * block * -(-(tokens + 1) // model.kv.tokens_per_block(block)),
         policy=Policy(max_steps=1),
     )
-    device = ModelledDevice(spec)
+    device = ModelledDevice(spec, orchestration=ORCHESTRATIONS[kind])
     try:
         parts = wire(models, plan(models, spec, settings), settings, device)
-        warm_up(parts, models, models)  # the last one stays in hbm
-        return {kind: _ask(parts, model, kind, tokens) for kind in ("cold", "warm")}
+        last = "other" if kind == "cold" else "one"  # it stays in hbm
+        warm_up(parts, models, sorted(models, key=lambda name: name == last))
+        return _ask(parts, model, kind, tokens)
     finally:
         device.close()
 
