@@ -42,6 +42,7 @@ from coterie.kernels.triton.attention_chunks import (
     first_seen,
     launch_chunks,
 )
+from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import TORCH, Call
 from coterie.kernels.triton.tiles import power_of_two
@@ -262,5 +263,5 @@ def _partials(call: Call) -> int:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What partial results take: sequences x heads x spans x channels, or nothing where there are no spans to join."""
-    return 4 * _partials(call)
+    """What partial results take, a number for each sequence, head, span and channel, or what is handed on."""
+    return max(4 * _partials(call), handed_bytes(call, call.integer("H") * call.integer("C")))

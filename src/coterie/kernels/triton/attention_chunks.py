@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import add_product, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.handed import handed_to_next
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -152,6 +153,8 @@ def _context(
 @triton.jit
 def _together(
     row,
+    handed,
+    HANDED: tl.constexpr,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
@@ -203,7 +206,10 @@ def _together(
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
-        tl.store(pointer(row, Y, tl.float32) + start + at, acc / total[:, None], mask=mask)
+        y = acc / total[:, None]
+        tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
+        if HANDED is not None:
+            tl.store(handed + start + at, narrow(y, HANDED), mask=mask)
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
 
 
@@ -226,7 +232,8 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers
     grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
-    call.launch(_together, grid, call.row, **pages.constants(), **how)
+    handed, how["HANDED"] = handed_to_next(call, H * pages.C)
+    call.launch(_together, grid, call.row, handed, **pages.constants(), **how)
 
 
 def channels_of(C: int) -> int:

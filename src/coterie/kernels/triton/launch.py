@@ -75,9 +75,10 @@ def launches(
     """What launches row `index` of a program on the current stream, for as long as `rows` and `scratch` stay.
 
     `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
-    GPU. `scratch` is bytes on the GPU, free for each launch in turn. Raises UnsupportedError for rounded activations.
+    GPU. `scratch` is bytes on the GPU, for the rows of a program in turn: one may leave something in it for the next
+    (handed.py). Raises UnsupportedError for rounded activations.
     """
-    call = _call(host_rows[index], rows[index], bucket, scratch, tiles)
+    call = _call(host_rows, index, rows[index], bucket, scratch, tiles)
     KERNELS[call.name].launch(call)
     return call.launches
 
@@ -85,7 +86,7 @@ def launches(
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
     """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations."""
     none = torch.empty(0, dtype=torch.uint8)
-    calls = (_call(row, none, bucket, none, tiles) for row in host_rows)
+    calls = (_call(host_rows, index, none, bucket, none, tiles) for index in range(len(host_rows)))
     return max((KERNELS[call.name].scratch_bytes(call) for call in calls), default=0)
 
 
@@ -101,5 +102,10 @@ def check_aligned(rows: I64) -> None:
                 )
 
 
-def _call(host_row: I64, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:
-    return Call(_NAMES[int(host_row[OPCODE_WORD])], host_row, row, bucket, scratch, tiles)
+def _call(host_rows: I64, index: int, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:
+    def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
+        name = _NAMES[int(host_rows[i][OPCODE_WORD])]
+        return Call(name, host_rows[i], row, bucket, scratch, tiles, before, after)
+
+    before = call(index - 1) if index > 0 else None
+    return call(index, before, call(index + 1) if index + 1 < len(host_rows) else None)

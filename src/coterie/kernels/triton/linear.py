@@ -29,6 +29,7 @@ from coterie.kernels.triton.dots import (
     work_of,
 )
 from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, first_weights
+from coterie.kernels.triton.handed import handed_by_last
 from coterie.kernels.triton.rows import Call
 
 
@@ -226,7 +227,9 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
             _few, (triton.cdiv(N, few.rows),), call.row, **source, **shared, **few.constants(most), num_warps=few.warps
         )
         return
-    staged = stage(call, [matrix], normed=sampled, gathered=sampled)
+    staged = None if sampled else handed_by_last(call)
+    if staged is None:
+        staged = stage(call, [matrix], normed=sampled, gathered=sampled)
     many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide)
     launch_tiles(call, _many, many, triton.cdiv(N, many.rows), most, staged, **shared, DOT=matrix.dot_type)
 

@@ -15,6 +15,7 @@ from coterie.kernels.triton.arithmetic import (
     along,
     integer,
     let_next_begin,
+    narrow,
     pointer,
     real,
     silu_of,
@@ -27,10 +28,10 @@ from coterie.kernels.triton.dots import (
     many_dots,
     rows_at,
     stage,
-    staged_bytes,
     work_of,
 )
 from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
+from coterie.kernels.triton.handed import handed_bytes, handed_to_next
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
@@ -101,13 +102,15 @@ def _few(
         up = few_dots(
             first_w, x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
         )
-    _put(row, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS)
+    _put(row, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, None, None)
 
 
 @triton.jit
 def _many(
     row,
     staged,
+    handed,
+    HANDED: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
@@ -139,14 +142,14 @@ def _many(
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
-            UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
+            row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS,
+            ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, n_tile, first, tokens, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS, ALIGN, DOT,
-                UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
+                row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS,
+                ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
             )  # fmt: skip
 
 
@@ -154,9 +157,11 @@ def _many(
 def _tile(
     row,
     staged,
+    handed,
     n_tile,
     first,
     tokens,
+    HANDED: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
@@ -190,17 +195,33 @@ def _tile(
         gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
         up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
-    _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS)
+    _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS, handed, HANDED)
 
 
 @triton.jit
-def _put(row, gate, up, f, m, mask_m, F: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr):
-    """Store silu(gate) * up, each with its bias where it has one."""
+def _put(
+    row,
+    gate,
+    up,
+    f,
+    m,
+    mask_m,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    handed,
+    HANDED: tl.constexpr,
+):
+    """Store silu(gate) * up, each with its bias where it has one; rounded as well where the next launch takes it."""
     if GATE_BIAS is not None:
         gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     if UP_BIAS is not None:
         up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
-    tl.store(pointer(row, Y, tl.float32) + m.to(tl.int64) * F + f, silu_of(gate) * up, mask=mask_m & (f < F))
+    at = m.to(tl.int64) * F + f
+    y = silu_of(gate) * up
+    tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask_m & (f < F))
+    if HANDED is not None:
+        tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
 
 
 def _matrices(call: Call) -> tuple[Matrix, Matrix]:
@@ -224,9 +245,10 @@ def launch(call: Call) -> None:
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(2 * F, tokens, group, wide)
     shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
-    launch_tiles(call, _many, many, triton.cdiv(2 * F, many.rows), tokens, staged, **shared)
+    handed, shared["HANDED"] = handed_to_next(call, F)
+    launch_tiles(call, _many, many, triton.cdiv(2 * F, many.rows), tokens, staged, handed, **shared)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take."""
-    return staged_bytes(call, _matrices(call))
+    """What staged activations take, and what is handed on."""
+    return handed_bytes(call, call.integer("F"))

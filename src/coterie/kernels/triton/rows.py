@@ -129,9 +129,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One instruction to launch. `scratch` is memory that it may use until it ends.
+    """One instruction to launch. `scratch` is memory that it may use until it ends, and hand on to the next one.
 
-    `launches` are what it comes to: what is found out on the host here is found out once for all steps of a bucket.
+    `before` and `after` are those beside it in the program. `launches` are what it comes to: what is found out on the
+    host here is found out once for all steps of a bucket.
     """
 
     name: str
@@ -140,6 +141,8 @@ class Call:
     bucket: Bucket
     scratch: torch.Tensor
     tiles: Tiles
+    before: Call | None = None
+    after: Call | None = None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:

@@ -111,6 +111,7 @@ class Tiles:
     chunk_registers: int | None = None  # of a thread at most, where heads have up to 64 channels
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
     staged_warp: int = 512  # of these for each warp, of which there are at most 8
+    hands_on: bool = True  # values are rounded for the next launch where they are made, or else read again and rounded
     elements: int = 1024  # of a program that maps values one by one
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds

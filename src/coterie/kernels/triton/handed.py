@@ -1,0 +1,80 @@
+"""Values that a launch rounds for the next one, beside those that it stores: what that one else reads again to stage.
+
+    norm_gate_up_silu_mul   or   attention of one sequence's chunk
+        y, float32  ------------------------------> stays what is stored
+        y, rounded  -> scratch, behind its own ---> x of linear or linear_add, on tensor cores
+
+Both sides look at both rows and find the same place. Nothing is launched between two rows of a step, so scratch holds.
+Knows nothing about what is computed.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+
+from coterie.kernels.triton.dots import staged_bytes
+from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call
+
+TAKERS = ("linear", "linear_add")
+
+
+def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
+    """Where this call leaves its y [T, width] rounded, and to what type; anywhere, and None, where none takes it."""
+    if call.after is None or not _hands(call, call.after, width):
+        return call.scratch, None
+    return _handed(call, call.after)
+
+
+def handed_by_last(call: Call) -> torch.Tensor | None:
+    """The rounded x of this call where the one before it left it."""
+    before = call.before
+    if before is None or not _hands(before, call, call.integer("K")):
+        return None
+    return _handed(before, call)[0]
+
+
+def handed_bytes(call: Call, width: int) -> int:
+    """Scratch that the call needs with what it hands on; its own where it hands on nothing."""
+    own = _own_bytes(call)
+    if call.after is None or not _hands(call, call.after, width):
+        return own
+    return _start(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
+
+
+def _hands(first: Call, then: Call, width: int) -> bool:
+    """Whether y of the first is x of the other, for tensor cores."""
+    if then.name not in TAKERS or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
+        return False
+    if first.name == "attention":
+        if first.bucket.sequences > 1:
+            return False
+    elif first.name != "norm_gate_up_silu_mul":
+        return False
+    return first.integer("y") == then.integer("x") and then.integer("K") == width == _width(first)
+
+
+def _width(first: Call) -> int:
+    return first.integer("H") * first.integer("C") if first.name == "attention" else first.integer("F")
+
+
+def _own_bytes(first: Call) -> int:
+    """What a call that hands on has in scratch itself: staged activations, or nothing."""
+    if first.name == "attention":
+        return 0
+    K = first.integer("D")
+    return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
+
+
+def _start(own: int) -> int:
+    return -(-own // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def _type(then: Call) -> tl.dtype:
+    return then.matrix("weight", then.integer("K")).dot_type
+
+
+def _handed(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
+    element = _type(then)
+    count = first.bucket.tokens * then.integer("K")
+    return first.scratch_as(element, count, _start(_own_bytes(first))), element

@@ -1,0 +1,61 @@
+"""Values that one launch rounds for the next: the bits of launches that each stage for themselves.
+
+Knows nothing about streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.device.interpreted import WIDE, Bucket, bound_rows, gpu, inspect
+from tests.device.random_expert import making, step_of
+
+from coterie.core.dtypes import DType
+from coterie.kernels import cpu as kernels
+from coterie.kernels.triton.launch import launches
+
+F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+APART = replace(WIDE, hands_on=False)
+LINEAR_ADD = kernels.OPCODES["linear_add"].number
+
+
+@pytest.fixture
+def make():
+    with making() as make_expert:
+        yield make_expert
+
+
+def stages(rows, bucket, tiles):
+    """How many rows of linear_add read their activations again to round them."""
+    scratch = torch.zeros(gpu.scratch_bytes(rows, bucket, tiles), dtype=torch.uint8)
+    on_gpu = torch.from_numpy(rows.copy())
+    of = [i for i, row in enumerate(rows) if row[kernels.OPCODE_WORD] == LINEAR_ADD]
+    return sum(len(launches(rows, on_gpu, i, bucket, scratch, tiles)) - 1 for i in of)
+
+
+@pytest.mark.parametrize("dtypes", [(BF16,), (F16,), (F32,), (Q4, F32, Q8, F16, Q4)], ids=str)
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_what_is_handed_on_has_the_bits_of_what_is_staged(make, dtypes, sequences):
+    """One sequence hands on from attention too; of several, only what gate and up make."""
+    step = step_of(([3, 1, 4, 1, 5, 9], 0), ([2, 6], 0)) if sequences > 1 else step_of(([3, 1, 4, 1, 5, 9, 2], 0))
+    one, other = make("odd", dtypes), make("odd", dtypes)
+    handed, staged = inspect(one, step), inspect(other, step, APART)
+    for name, values in staged.items():
+        np.testing.assert_array_equal(handed[name], values, err_msg=name)
+    np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())
+
+
+def test_only_rows_that_meet_are_handed_on(make):
+    step = step_of(([3, 1, 4, 1, 5, 9, 2], 0))
+    rows = bound_rows(make("odd", (BF16,)), step).rows
+    chunk, batch = Bucket(7, 1, 1, 120), Bucket(7, 2, 1, 120)
+    count = sum(row[kernels.OPCODE_WORD] == LINEAR_ADD for row in rows)
+    assert stages(rows, chunk, APART) == count
+    assert stages(rows, batch, WIDE) == count // 2  # attention may have tokens that are alone
+    assert stages(rows, chunk, WIDE) == 0
+    moved = rows.copy()
+    moved[:, kernels.OPCODES["linear_add"].words["x"]] += 16 * (moved[:, kernels.OPCODE_WORD] == LINEAR_ADD)
+    assert stages(moved, chunk, WIDE) == count
