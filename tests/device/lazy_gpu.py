@@ -153,9 +153,9 @@ class LazyDriver:
         self.captured += 1
         return tuple(launches)
 
-    def replay(self, stream, captured):
-        self.replayed += 1
-        for start in captured:
+    def replay(self, stream, captured, times=1):
+        self.replayed += times
+        for start in captured * times:
             self._put(stream, self._launching(start))
 
     def wait(self, mark):

@@ -22,7 +22,7 @@ from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable
-from coterie.devices.cuda_bound import Addresses, Shared, upload
+from coterie.devices.cuda_bound import Addresses, Run, Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
 from coterie.devices.cuda_kernels import Kernels, TritonKernels
@@ -33,10 +33,10 @@ from coterie.devices.cuda_run import Orchestration, Runs
 from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Read, copy_parts
-from coterie.devices.lanes import COMPUTE
+from coterie.devices.lanes import COMPUTE, own
 from coterie.devices.lower import F32
 from coterie.devices.real import RealDevice, waits_of
-from coterie.devices.step import LoweredExecutable, StepRows
+from coterie.devices.step import MAX_KEPT, LoweredExecutable, StepRows
 from coterie.graph.program import Program
 from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
@@ -76,6 +76,7 @@ class CudaDevice(RealDevice):
             self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
         )
         self._loading: Stream = None
+        self._found: dict[tuple[object, ...], tuple[object, Addresses]] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._constants: list[torch.Tensor] = []
 
@@ -184,12 +185,19 @@ class CudaDevice(RealDevice):
         self._check_open()
         mine = self._own(exe)
         waits = waits_of(mine, gates)
-        step, at = StepRows.copy(mine.program, binding, steps), self._addresses(mine, binding)
+        run = Run.of(mine, StepRows.copy(mine.program, binding, steps), steps, self._addresses(mine, binding))
 
         def issue(turn: Turn) -> Finish:
-            return self._runs.queue(turn, mine, binding, step, steps, at, waits)
+            return self._runs.queue(turn, run, waits)
 
-        return self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue)
+        here = not waits and self._runs.is_ready(run)
+        return self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue, here)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Block as every device does; who waits for one event alone sees it end without another thread."""
+        lane = self._streams.get(events[0].lane) if len(events) == 1 and until is None else None
+        if lane is None or not lane.end_here(own(events[0])):
+            super().wait_any(events, until)
 
     def interrupt(self) -> None:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
@@ -198,11 +206,11 @@ class CudaDevice(RealDevice):
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
-        step, at = StepRows.copy(mine.program, binding, 1), self._addresses(mine, binding)
+        run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._addresses(mine, binding))
         found: dict[str, npt.NDArray[np.float32]] = {}
 
         def issue(turn: Turn) -> Finish:
-            found.update(self._runs.inspect(turn, mine, binding, step, at))
+            found.update(self._runs.inspect(turn, run))
             return nothing
 
         failure = self._lanes.wait(self._lane(COMPUTE).submit("inspect", (), issue))
@@ -252,6 +260,17 @@ class CudaDevice(RealDevice):
         return lambda _passed: packets.give_back(packet)
 
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
+        """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
+        weights, kv, block_bytes = binding.weights, binding.kv, binding.block_bytes
+        placed, key = self._memory.placed(weights), (id(exe), weights, binding.offsets, kv, block_bytes)
+        found = self._found.get(key)
+        if found is None or found[0] is not placed:
+            if len(self._found) >= MAX_KEPT:
+                self._found.clear()
+            found = self._found[key] = placed, self._find(exe, binding)
+        return found[1]
+
+    def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
         weights = self._memory.weights_at(binding.weights, exe.offsets(binding))
         odd = np.flatnonzero(weights % ALIGN_BYTES)
@@ -263,7 +282,7 @@ class CudaDevice(RealDevice):
         kv = self._memory.tensor(binding.kv).data_ptr()
         if kv % ALIGN_BYTES:
             raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
-        return Addresses(weights, kv)
+        return Addresses(weights, kv, binding.block_bytes)
 
     def _encode(self, program: Program) -> LoweredExecutable:
         exe = LoweredExecutable(program, NAME, "the GPU", self._constant)

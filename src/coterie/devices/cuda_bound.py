@@ -5,8 +5,9 @@
                         inputs, kept: reached through words of rows and feed, so they may move
     packet (pinned)     state | tokens kept                                            <- copied up
 
-So a switch, another context or another batch rewrites words, and captures nothing. A run has its own packet, which the
-next one cannot overwrite. Used by the compute lane's thread alone, but for packets.
+So a switch, another context or another batch rewrites words, and captures nothing; a run that is like the one before
+it writes its inputs alone. A run has its own packet, which the next one cannot overwrite. Used by one thread at a time,
+that which queues on the compute lane, but for packets.
 Knows nothing about lanes, gates or files.
 """
 
@@ -23,13 +24,14 @@ import torch
 
 from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
-from coterie.device import Binding
+from coterie.core.values import value
 from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, first_line, take
+from coterie.devices.cuda_inputs import Inputs
 from coterie.devices.cuda_kernels import Kernels
 from coterie.devices.cuda_packet import Packet, Packets, Place, places_of
 from coterie.devices.host_memory import Bytes
-from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
-from coterie.kernels.cpu import FEED, I64, ROW_WORDS, SETTING_WORDS
+from coterie.devices.step import LoweredExecutable, StepRows
+from coterie.kernels.cpu import FEED, I64, ROW_WORDS
 from coterie.kernels.triton.bucket import Bucket, stops_of
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -49,12 +51,35 @@ def bucket_of(sizes: Sizes, context: int) -> Bucket:
     return Bucket(tokens, sequences, power_of_two(sizes.R), SPAN * power_of_two(-(-context // SPAN)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Addresses:
-    """Where a run's weights and pages are on the GPU."""
+    """Where weights and pages are on the GPU, and the bytes of a page."""
 
     weights: I64
     kv: int
+    block_bytes: int
+
+
+@value
+class Run:
+    """Up to `steps` steps of a program: their rows, and where weights and pages are."""
+
+    exe: LoweredExecutable
+    rows: StepRows
+    steps: int
+    at: Addresses
+    bucket: Bucket
+
+    @staticmethod
+    def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
+        """In the bucket in which it fits."""
+        longest = int(rows.inputs["positions"].max(initial=0)) + steps
+        return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
+
+    @property
+    def decodes(self) -> bool:
+        """True when each sequence has one token."""
+        return self.rows.sizes.T == self.rows.sizes.B
 
 
 class Grown:
@@ -121,6 +146,8 @@ class Bound:
         self.stops = self._fixed[self._sent_bytes : self._sent_bytes + 8 * len(stops)].view(torch.int64)
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
+        self._given: Inputs | None = None
+        self._written: object = None  # what the words that are sent were made of
         self._is_new = True
         self._launches: list[list[Launch]] = []
         self._step: list[Launch] = []
@@ -130,28 +157,28 @@ class Bound:
         self._walked: torch.Tensor | None = None
         self._walks = True
 
-    def put(
-        self, binding: Binding, step: StepRows, steps: int, addresses: Addresses, stream: Stream, stop: bool
-    ) -> Packet:
+    def put(self, run: Run, stream: Stream, stop: bool) -> Packet:
         """Queue what makes everything ready for a run, and return the packet in which its tokens will come back."""
         shared, driver = self._shared, self._shared.driver
-        inputs = _arrays(step)
-        places, input_bytes = places_of({name: array.nbytes for name, array in inputs.items()})
-        kept_bytes = 4 * steps * step.sizes.R
-        packet = shared.packets.take(self._sent_bytes + input_bytes, 4 * STATE_WORDS + kept_bytes)
+        given, sent_bytes = self._inputs_of(run.rows), self._sent_bytes
+        kept_bytes = 4 * run.steps * run.rows.sizes.R
+        packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + kept_bytes)
         try:
-            at = self._inputs.at_least(input_bytes, stream)
+            at = self._inputs.at_least(given.size_bytes, stream)
             kept = self._kept.at_least(kept_bytes, stream)
             workspace = shared.workspace.at_least(self._total_bytes, stream)
-            self._fill(binding, step, steps, addresses, at, places, kept, workspace)
+            made_of = run.at, given, at.data_ptr(), kept.data_ptr(), workspace.data_ptr()
+            if made_of != self._written:
+                self._fill(*made_of)
+                self._written = made_of
             self._prepare(stream)
+            self._feed[FEED["steps"]] = run.steps
             self._state[STOP] = stop
-            packet.put(0, self._sent)
-            for name, array in inputs.items():
-                packet.put(self._sent_bytes + places[name].start, array)
-            pairs = [(self._fixed[: self._sent_bytes], packet.down[: self._sent_bytes])]
-            if input_bytes:
-                pairs.append((at[:input_bytes], packet.down[self._sent_bytes : self._sent_bytes + input_bytes]))
+            end = sent_bytes + given.size_bytes
+            packet.sent[:sent_bytes] = self._sent
+            packet.sent[sent_bytes:end] = given.bytes
+            pairs = [(self._fixed[:sent_bytes], packet.down[:sent_bytes])]
+            pairs.append((at[: given.size_bytes], packet.down[sent_bytes:end]))
             driver.copy_words(pairs, stream)
         except BaseException:
             with suppress(Exception):  # a GPU that is gone reads the packet no more
@@ -174,22 +201,30 @@ class Bound:
         """What ends a step: tokens are kept and fed back."""
         return self._step[-1]
 
-    def queue_step(self, stream: Stream, captured: bool) -> None:
-        """Queue a whole step, launch by launch or as it was captured.
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are queued as they were captured, in microseconds each."""
+        return self._captured is not None
+
+    def queue_steps(self, steps: int, stream: Stream, captured: bool) -> None:
+        """Queue whole steps, launch by launch or as one was captured.
 
         A step is captured when it has been launched once: kernels are compiled and loaded by their first launch.
         """
         driver = self._shared.driver
-        if captured and self.has_run and self._captured is None and not self._shared.uncaptured:
+        if steps and captured and not self.has_run:
+            driver.launch(stream, self._step)
+            self.has_run, steps = True, steps - 1
+        if steps and captured and self._captured is None and not self._shared.uncaptured:
             try:
                 self._captured = driver.capture(stream, self._step)
             except Exception as error:  # captured or not, a step gives the same: a remark tells
                 self._shared.uncaptured = first_line(error)
-        if captured and self._captured is not None:
-            driver.replay(stream, self._captured)
-        else:
+        if steps and captured and self._captured is not None:
+            driver.replay(stream, self._captured, steps)
+            return
+        for _ in range(steps):
             driver.launch(stream, self._step)
-            self.has_run = True
 
     def queue_walk(self, stream: Stream) -> bool:
         """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""
@@ -207,9 +242,9 @@ class Bound:
             unwalked.setdefault(those, first_line(error))
         return self._walks
 
-    def take_back(self, packet: Packet, steps: int, sampled: int, stream: Stream) -> None:
+    def take_back(self, packet: Packet, run: Run, stream: Stream) -> None:
         """Queue the copies that bring a run's tokens up."""
-        driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * steps * sampled
+        driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * run.steps * run.rows.sizes.R
         pairs, kept = [(packet.up[:state_bytes], self._state_bytes)], self._kept.tensor
         if kept_bytes and kept is not None:
             pairs.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
@@ -220,28 +255,25 @@ class Bound:
         """Where in the workspace each stored value begins."""
         return self._plan
 
-    def _fill(
-        self,
-        binding: Binding,
-        step: StepRows,
-        steps: int,
-        addresses: Addresses,
-        inputs: torch.Tensor,
-        places: dict[str, Place],
-        kept: torch.Tensor,
-        workspace: torch.Tensor,
-    ) -> None:
-        """Write all words that a run gives."""
-        template, sizes = self.exe.template, step.sizes
-        named = {name: inputs.data_ptr() + place.start for name, place in places.items()}
-        named |= {"kv": addresses.kv, "block_bytes": binding.block_bytes, "T": sizes.T, "B": sizes.B, "R": sizes.R}
-        named["table_width"] = step.inputs["block_tables"].shape[1]
-        named["Z"] = self.exe.program.kv.tokens_per_block(binding.block_bytes)
+    def _inputs_of(self, rows: StepRows) -> Inputs:
+        """The inputs of a run, in the layout of the run before where sizes are the same."""
+        key = Inputs.key_of(rows)
+        if self._given is None or self._given.key != key:
+            self._given = Inputs(key)
+        self._given.put(rows)
+        return self._given
+
+    def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
+        """Write all words of rows and feed that a run gives, but for how many steps it has."""
+        template = self.exe.template
+        named = {name: inputs + place.start for name, place in given.places.items()} | given.named
+        named |= {"kv": at.kv, "block_bytes": at.block_bytes}
+        named["Z"] = self.exe.program.kv.tokens_per_block(at.block_bytes)
         template.put_named(self._rows, np.array([named[name] for name in template.named], np.int64))
-        template.put_weights(self._rows, addresses.weights)
-        template.put_stored(self._rows, self._stored + workspace.data_ptr())
+        template.put_weights(self._rows, at.weights)
+        template.put_stored(self._rows, self._stored + workspace)
         feed = {name: named[name] for name in ("tokens", "positions", "rows", "T", "R", "ends", "first_end")}
-        feed |= {"steps": steps, "drawn": workspace.data_ptr() + self._plan[self.exe.drawn], "kept": kept.data_ptr()}
+        feed |= {"drawn": workspace + self._plan[self.exe.drawn], "kept": kept}
         for name, word in feed.items():
             self._feed[FEED[name]] = word
 
@@ -277,15 +309,20 @@ class Binder:
         self._shared, self._most = shared, most
         self._kept: dict[tuple[int, Bucket], Bound] = {}
 
-    def bind(self, exe: LoweredExecutable, bucket: Bucket, stream: Stream) -> Bound:
-        """The bound of an executable and a bucket. Raises CapacityError."""
-        key = id(exe), bucket
-        bound = self._kept.pop(key, None) or Bound(exe, bucket, self._shared)
+    def bind(self, run: Run, stream: Stream) -> Bound:
+        """The bound of a run's executable and bucket. Raises CapacityError."""
+        key = id(run.exe), run.bucket
+        bound = self._kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared)
         self._kept[key] = bound  # the last in order
         if len(self._kept) > self._most:
             self._shared.driver.wait(self._shared.driver.mark(stream))
             del self._kept[next(iter(self._kept))]
         return bound
+
+    def is_captured(self, run: Run) -> bool:
+        """Whether the steps of a run are captured; any thread may ask."""
+        bound = self._kept.get((id(run.exe), run.bucket))
+        return bound is not None and bound.is_captured
 
     def forget(self) -> None:
         """Let all of them go."""
@@ -300,17 +337,6 @@ def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, s
         driver.copy_words([(dst, packet.down[: values.nbytes])], stream)
         driver.wait(driver.mark(stream))
         packets.give_back(packet)
-
-
-def _arrays(step: StepRows) -> dict[str, Array]:
-    """The inputs of a run, as the GPU is given them."""
-    ends = step.end_ids or ((),) * step.sizes.R
-    firsts = np.cumsum([0, *(len(one) for one in ends)], dtype=np.int32)
-    arrays: dict[str, Array] = {name: step.inputs[name] for name in INPUTS}
-    arrays["sampling"] = encode_sampling(step.sampling).reshape(-1, SETTING_WORDS)
-    arrays["ends"] = np.array([token for one in ends for token in one], np.int32)
-    arrays["first_end"] = firsts
-    return arrays
 
 
 def _host_part(memory: Bytes, place: Place) -> I64:

@@ -104,8 +104,8 @@ class Driver(Protocol):
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
         """Record kernels instead of queueing them. Each must have been launched before: nothing may be compiled."""
 
-    def replay(self, stream: Stream, captured: Captured) -> None:
-        """Queue what was captured."""
+    def replay(self, stream: Stream, captured: Captured, times: int = 1) -> None:
+        """Queue what was captured, so often."""
 
     def lost(self) -> str:
         """Why the GPU no longer answers; empty while it does."""

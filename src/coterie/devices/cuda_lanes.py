@@ -5,7 +5,9 @@
         stream         [ w0 ][ w1 ]          so the GPU finds the next work there when it has done one
         ending     w0, then w1               the host learns of it by marks; an event's failure is its own
 
-An event ends when the host saw it end, and lasted as long as the GPU says. Knows nothing about what the work is.
+Who submits may queue, and who waits may end, in the place of these threads: a hand-over takes some 50 us, and more
+where a third thread has the interpreter. An event ends when the host saw it end, and lasted as long as the GPU says.
+Knows nothing about what the work is.
 """
 
 from __future__ import annotations
@@ -79,13 +81,15 @@ class StreamLane:
     def __init__(self, name: str, lanes: Lanes, driver: Driver, health: Health, brief: bool = False) -> None:
         self.name, self._brief = name, brief
         self._lanes, self._driver, self._health = lanes, driver, health
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._to_queue = threading.Condition(self._lock)  # works, whether somebody queues, or closed: another
+        self._to_end = threading.Condition(self._lock)  # flights, whether somebody ends one, or closed: another
         self._works: deque[_Work] = deque()
         self._flights: deque[_Flight] = deque()
         self._threads: list[threading.Thread] = []
         self._stream: Stream = None
         self._free_s = 0.0
-        self._queueing = False
+        self._queueing = self._ending = False  # somebody does
         self._closed = False
 
     def submit(self, label: str, after: Iterable[Event], issue: Issue, here: bool = False) -> LaneEvent:
@@ -95,7 +99,7 @@ class StreamLane:
         lane's own would get the interpreter only when this one has nothing more to do, and the GPU wait for it.
         """
         awaited = tuple(own(event) for event in after)
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise self._lanes.closed()
             self._start()
@@ -106,16 +110,27 @@ class StreamLane:
                 self._queueing = True
             else:
                 self._works.append(work)
-                self._changed.notify_all()
+                self._to_queue.notify()
         if here:
             self._put(work)
         return event
 
+    def end_here(self, event: LaneEvent) -> bool:
+        """Wait for work in this thread, where it is queued and the next to end; False where that is not so."""
+        with self._lock:
+            if self._ending or not self._flights or self._flights[0].event is not event:
+                return False
+            flight = self._flights.popleft()
+            self._ending = True
+        self._end_one(flight)
+        return True
+
     def cancel(self) -> None:
         """Fail what has not been queued on the stream; what has been ends. The lanes must be closed next."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._to_queue.notify()
+            self._to_end.notify()
 
     def join(self) -> None:
         """Wait for the threads, after cancel and after the lanes were closed."""
@@ -134,8 +149,8 @@ class StreamLane:
 
     def _queue(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._queueing and (self._works or self._closed))
+            with self._lock:
+                self._to_queue.wait_for(lambda: not self._queueing and (self._works or self._closed))
                 if not self._works:
                     return
                 work = self._works.popleft()
@@ -149,10 +164,12 @@ class StreamLane:
         try:
             flight = self._queue_one(work)
         finally:
-            with self._changed:
+            with self._lock:
                 self._flights.append(flight or _stopped(work))
                 self._queueing = False
-                self._changed.notify_all()
+                self._to_end.notify()
+                if self._works or self._closed:
+                    self._to_queue.notify()
 
     def _queue_one(self, work: _Work) -> _Flight:
         """Put work on the stream. Keeps nothing of it."""
@@ -182,18 +199,37 @@ class StreamLane:
 
     def _end(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._flights or (self._closed and not self._works and not self._queueing)
-                )
+            with self._lock:
+                self._to_end.wait_for(lambda: not self._ending and (self._flights or self._is_over()))
                 if not self._flights:
                     return
                 flight = self._flights.popleft()
+                self._ending = True
             self._end_one(flight)
             del flight  # keeps nothing of it
 
+    def _is_over(self) -> bool:
+        """Nothing more can be queued."""
+        return self._closed and not self._works and not self._queueing
+
     def _end_one(self, flight: _Flight) -> None:
-        failure, seconds, event = flight.failure, 0.0, flight.event
+        """See work end, in the only thread that does so now; if that is stopped while it waits, another will."""
+        waited = False
+        try:
+            failure, seconds = self._await(flight)
+            waited = True
+            self._tell(flight, failure, seconds)
+        finally:
+            with self._lock:
+                if not waited:
+                    self._flights.appendleft(flight)
+                self._ending = False
+                if self._flights or self._closed:
+                    self._to_end.notify()
+
+    def _await(self, flight: _Flight) -> tuple[Exception | None, float]:
+        """Wait for work; its failure, or that of what it followed, and the GPU's seconds."""
+        failure, seconds = flight.failure, 0.0
         try:
             if flight.last is not None:
                 self._driver.wait(flight.last)
@@ -203,21 +239,32 @@ class StreamLane:
                 failure = next((found for found in map(self._lanes.ended, flight.followed) if found is not None), None)
         except Exception as error:  # whatever it is, it belongs to who holds the event
             failure = failure or error
+        return failure, seconds
+
+    def _tell(self, flight: _Flight, failure: Exception | None, seconds: float) -> None:
+        """Take what work gives, and end its event; whoever is stopped from outside meanwhile ends it too."""
+        event = flight.event
+        told: Exception | None = failure or _stopped_while(event, "ended")
         try:
             event.state.result = flight.finish(failure is None)
+            told = failure
         except Exception as error:
-            failure = failure or error
-        if failure is not None:
-            failure = self._health.failure(event.label, failure)
-        begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
-        start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
-        self._free_s = self._lanes.end(event, failure, start_s)
+            told = failure or error
+        finally:
+            if told is not None:
+                told = self._health.failure(event.label, told)
+            begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
+            start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
+            self._free_s = self._lanes.end(event, told, start_s)
 
 
 def _stopped(work: _Work) -> _Flight:
     """Work whose thread was stopped from outside while it queued it."""
-    failure = DeviceError(NAME, f"{work.event.label} was stopped while it was queued", "ask again")
-    return _Flight(work.event, (), work.after, None, None, nothing, failure)
+    return _Flight(work.event, (), work.after, None, None, nothing, _stopped_while(work.event, "queued"))
+
+
+def _stopped_while(event: LaneEvent, what: str) -> DeviceError:
+    return DeviceError(NAME, f"{event.label} was stopped while it was {what}", "ask again")
 
 
 def nothing(_passed: bool) -> None:

@@ -143,6 +143,10 @@ class Memory:
         moved = [Placed(dst, found.moves, found.offsets, found.shifts)] if found is not None and same else []
         self._slabs[dst.slab_id].place(dst, *moved)
 
+    def placed(self, buffer: Buffer) -> object:
+        """What was said of places in a buffer's slab: another object once anything else was."""
+        return self._slabs[buffer.slab_id].placed
+
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
         """Addresses of an expert's tensors, given by their offsets in its layout."""
         base = self._slabs[weights.slab_id].tensor.data_ptr() + weights.offset

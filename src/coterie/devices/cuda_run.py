@@ -21,14 +21,14 @@ import numpy.typing as npt
 import torch
 
 from coterie.core.dtypes import to_f32
-from coterie.device import I32, Binding
-from coterie.devices.cuda_bound import STATE_WORDS, Addresses, Binder, Bound, Shared, bucket_of
+from coterie.device import I32
+from coterie.devices.cuda_bound import STATE_WORDS, Binder, Bound, Run, Shared
 from coterie.devices.cuda_driver import NAME, Driver, Mark, Stream, take_pinned
 from coterie.devices.cuda_lanes import Finish, Turn
 from coterie.devices.cuda_packet import Packet
 from coterie.devices.host_memory import Bytes
 from coterie.devices.lanes import LaneEvent
-from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
+from coterie.devices.step import check_drawn
 
 Orchestration = Literal["host", "device", "persistent"]
 
@@ -53,19 +53,17 @@ class Interrupts:
         self._one: torch.Tensor | None = None
         self._written: tuple[Mark, torch.Tensor] | None = None  # a word, and where, which must stay until then
 
-    def begin(
-        self, bound: Bound, turn: Turn, binding: Binding, step: StepRows, steps: int, at: Addresses
-    ) -> tuple[Packet, _UnderWay]:
+    def begin(self, bound: Bound, turn: Turn, run: Run) -> tuple[Packet, _UnderWay]:
         """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
         with self._lock:
             if self._written is not None:  # a word for a run before this one: it must not come late
                 self._driver.follow(turn.stream, self._written[0])
                 self._written = None
-            packet = bound.put(binding, step, steps, at, turn.stream, self._next)
-            run = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+            packet = bound.put(run, turn.stream, self._next)
+            under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
             self._next = False
-            self._under_way.append(run)
-        return packet, run
+            self._under_way.append(under_way)
+        return packet, under_way
 
     def end(self, run: _UnderWay) -> None:
         """The run is over."""
@@ -103,32 +101,31 @@ class Runs:
         self.binder = Binder(shared)
         self.interrupts = Interrupts(shared.driver)
 
-    def queue(
-        self,
-        turn: Turn,
-        exe: LoweredExecutable,
-        binding: Binding,
-        step: StepRows,
-        steps: int,
-        at: Addresses,
-        waits: Mapping[int, LaneEvent],
-    ) -> Finish:
+    def is_ready(self, run: Run) -> bool:
+        """Whether a run is queued in microseconds: nothing is compiled, captured or launched kernel by kernel.
+
+        Any thread may ask.
+        """
+        walks = self._walks and run.decodes  # not known to have been compiled
+        return self._captures and not walks and self.binder.is_captured(run)
+
+    def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
         """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
-        bound = self.binder.bind(exe, bucket_of(step.sizes, _longest(step, steps)), turn.stream)
-        packet, run = self.interrupts.begin(bound, turn, binding, step, steps, at)
+        bound = self.binder.bind(run, turn.stream)
+        packet, under_way = self.interrupts.begin(bound, turn, run)
         try:
             if waits:
                 self._queue_gated(turn, bound, waits)
-            self._queue_steps(turn, bound, steps - bool(waits), step.sizes.T == step.sizes.B)
-            bound.take_back(packet, steps, step.sizes.R, turn.stream)
+            self._queue_steps(turn, bound, run, run.steps - bool(waits))
+            bound.take_back(packet, run, turn.stream)
         except BaseException:
-            self._abandon(turn, packet, run)
+            self._abandon(turn, packet, under_way)
             raise
 
         def finish(passed: bool) -> I32 | None:
-            self.interrupts.end(run)
-            words = packet.came.view(np.int32)
-            drawn = words[STATE_WORDS : STATE_WORDS + steps * step.sizes.R].reshape(steps, step.sizes.R)
+            self.interrupts.end(under_way)
+            words, sampled = packet.came.view(np.int32), run.rows.sizes.R
+            drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
             kept: I32 | None = drawn[: words[0]].copy() if passed else None
             self._shared.packets.give_back(packet)
             if kept is not None:
@@ -137,12 +134,10 @@ class Runs:
 
         return finish
 
-    def inspect(
-        self, turn: Turn, exe: LoweredExecutable, binding: Binding, step: StepRows, at: Addresses
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    def inspect(self, turn: Turn, run: Run) -> dict[str, npt.NDArray[np.float32]]:
         """Run one step and copy every stored value up, while the host waits."""
-        bound = self.binder.bind(exe, bucket_of(step.sizes, _longest(step, 1)), turn.stream)
-        packet = bound.put(binding, step, 1, at, turn.stream, False)
+        bound = self.binder.bind(run, turn.stream)
+        packet = bound.put(run, turn.stream, False)
         for index in range(bound.count):
             self._driver.launch(turn.stream, bound.launches(index))
         workspace = self._shared.workspace.at_least(1, turn.stream)
@@ -150,14 +145,13 @@ class Runs:
         self._driver.copy(host, workspace, turn.stream)
         self._driver.wait(self._driver.mark(turn.stream))
         self._shared.packets.give_back(packet)
-        return _values(exe, step, host.numpy(), bound.stored)
+        return _values(run, host.numpy(), bound.stored)
 
-    def _queue_steps(self, turn: Turn, bound: Bound, steps: int, decodes: bool) -> None:
+    def _queue_steps(self, turn: Turn, bound: Bound, run: Run, steps: int) -> None:
         """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""
-        if steps and self._walks and decodes and bound.queue_walk(turn.stream):
+        if steps and self._walks and run.decodes and bound.queue_walk(turn.stream):
             return
-        for _ in range(steps):
-            bound.queue_step(turn.stream, self._captures)
+        bound.queue_steps(steps, turn.stream, self._captures)
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
         """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""
@@ -168,29 +162,22 @@ class Runs:
         self._driver.launch(turn.stream, [bound.end])
         bound.has_run = True
 
-    def _abandon(self, turn: Turn, packet: Packet, run: _UnderWay) -> None:
+    def _abandon(self, turn: Turn, packet: Packet, under_way: _UnderWay) -> None:
         """Wait for what was queued of a run that cannot be queued whole."""
         try:
             self._driver.wait(self._driver.mark(turn.stream))
         finally:
-            self.interrupts.end(run)
+            self.interrupts.end(under_way)
             self._shared.packets.give_back(packet)
 
 
-def _longest(step: StepRows, steps: int) -> int:
-    """Positions of the longest context when the run ends."""
-    return int(step.inputs["positions"].max(initial=0)) + steps
-
-
-def _values(
-    exe: LoweredExecutable, step: StepRows, memory: Bytes, stored: Mapping[str, int]
-) -> dict[str, npt.NDArray[np.float32]]:
+def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt.NDArray[np.float32]]:
     """Copies, as float32, of every stored value; a step that does not fill its bucket fills their beginnings."""
     found = {}
     for name, start in stored.items():
-        value = exe.program.graph.values[name]
-        shape = tuple(step.sizes.of(dim) for dim in value.shape)
-        size_bytes = step.sizes.count(value.shape) * value.dtype.size_bytes
+        value, sizes = run.exe.program.graph.values[name], run.rows.sizes
+        shape = tuple(sizes.of(dim) for dim in value.shape)
+        size_bytes = sizes.count(value.shape) * value.dtype.size_bytes
         bits = memory[start : start + size_bytes].view(value.dtype.numpy).reshape(shape)
         found[name] = to_f32(bits.copy(), value.dtype)
     return found

@@ -150,12 +150,13 @@ class TorchDriver:
                 gc.enable()
         return graph
 
-    def replay(self, stream: Stream, captured: Captured) -> None:
+    def replay(self, stream: Stream, captured: Captured, times: int = 1) -> None:
         """cudaGraphLaunch."""
         if not isinstance(captured, torch.cuda.CUDAGraph):
             raise TypeError(f"{captured!r} is no captured graph")
         with self._on(stream):
-            captured.replay()
+            for _ in range(times):
+                captured.replay()
 
     def lost(self) -> str:
         """Ask for something small: after a fault that ends the context every call fails.
