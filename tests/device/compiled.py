@@ -92,7 +92,9 @@ class Compiled:
     @property
     def is_shown(self):
         """Float16 is as bfloat16; kernels that multiply nothing are small at every size."""
-        multiplies = self.kernel.endswith((": few", ": many", ": alone", ": together", ": join", ": sample"))
+        multiplies = self.kernel.endswith(
+            (": few", ": many", ": described", ": described_heads", ": alone", ": together", ": join", ": sample")
+        )
         return multiplies and self.dtype != "F16"
 
     @property
@@ -199,6 +201,7 @@ def measure(kernel, dtype, step, compiled):
     products = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else ""
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+    ahead = bool(copies) or "cp.async.bulk.tensor" in ptx
     widths = [int(many or 1) * int(bits) for many, bits in loads] + [8 * int(size, 0) for size in copies]
     shared, order = int(compiled.metadata.shared), order_of(ptx)
     return Compiled(
@@ -210,7 +213,7 @@ def measure(kernel, dtype, step, compiled):
         shared,
         products,
         max(widths, default=0),
-        bool(copies),
+        ahead,
         len(re.findall(r"\batom\.global", ptx)),
         order.count("R"),
         len(re.findall("BR[BL]*AB", order)),

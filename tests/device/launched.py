@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 import triton
 from tests.device.compiled import STEPS, NoGpu, rows_of
+from triton.runtime._allocation import _allocator
 
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
@@ -34,10 +35,13 @@ class Started:
     calls: ClassVar[list] = []
 
     def __init__(self, src, metadata):
-        self.is_cooperative = metadata.launch_cooperative_grid
+        self.is_cooperative, self.memory_bytes = metadata.launch_cooperative_grid, metadata.global_scratch_size
 
     def __call__(self, *given):
-        self.calls.append((self.is_cooperative, *given))
+        memory = None
+        if self.memory_bytes:  # as Triton's own launcher asks for it: for all programs
+            memory = _allocator.get()(given[0] * self.memory_bytes, 128, given[3]).data_ptr()
+        self.calls.append((self.is_cooperative, *given, memory))
 
 
 class Utils:
@@ -75,6 +79,10 @@ def main():
         words = torch.from_numpy(rows[name].copy())
         for number, launch in enumerate(gpu.launches(rows[name], words, 0, bucket, scratch)):
             found[f"{name} {number}"] = launch
+    for number in range(2):
+        scratch = torch.zeros(gpu.scratch_bytes(rows["linear_add"], STEPS["prefill 2048"]), dtype=torch.uint8)
+        words = torch.from_numpy(rows["linear_add"].copy())
+        found[f"described {number}"] = gpu.launches(rows["linear_add"], words, 0, STEPS["prefill 2048"], scratch)[-1]
     feed, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
     stops = torch.zeros(2, dtype=torch.int64)
     found["feed"] = feed_launch(feed, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), stops)
@@ -90,7 +98,7 @@ def main():
         launch()
         first, second = Started.calls
         line = {"launch": name, "equal": plain(first) == plain(second), "cooperative": first[0]}
-        line |= {"grid": first[1:4], "given": len(first), "again_us": 1e6 * seconds(launch)}
+        line |= {"grid": first[1:4], "given": len(first), "memory": first[-1], "again_us": 1e6 * seconds(launch)}
         if isinstance(launch, Launch):
             jit = launch.kernel[launch.grid]
             line["first_us"] = 1e6 * seconds(lambda jit=jit, one=launch: jit(*one.args, **one.constants))

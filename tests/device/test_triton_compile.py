@@ -21,7 +21,9 @@ if find_spec("torch") is None or find_spec("triton") is None:
 MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
 MOST_SPILLED_BYTES = 16
 # What launches do that begin before the last is over, in the letters of compiled.EARLY_ORDER.
-EARLY = {"few": "NL*W"} | dict.fromkeys(("many", "stage", "alone", "join", "together", "sample"), "NW")
+EARLY = {"few": "NL*W", "described": "NLL?W", "described_heads": "NW"} | dict.fromkeys(
+    ("many", "stage", "alone", "join", "together", "sample"), "NW"
+)
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -41,7 +43,10 @@ def lines(tmp_path, module, *names):
 
 
 def check_early(found):
-    """All programs wait, once, before they change anything; only products of few tokens have loaded weights before."""
+    """All programs wait, once, before they change anything; only products of few tokens have loaded weights before.
+
+    Descriptors are made before: they need addresses of weights, which are loaded from the row.
+    """
     for one in found:
         assert re.fullmatch(EARLY.get(one["kernel"].rpartition(" ")[2], ""), one["early"]), one
 
@@ -54,15 +59,15 @@ def check(found):
         part = one["kernel"].rpartition(" ")[2]
         if part in ("few", "many", "together", "alone", "stage"):
             assert one["widest_load_bits"] == 128, one
-        if part in ("many", "together") and one["dtype"] != "F32":
+        if part in ("many", "described", "described_heads", "together") and one["dtype"] != "F32":
             assert one["products"] == "wgmma", one
-        if part in ("many", "together", "alone"):
+        if part in ("many", "described", "described_heads", "together", "alone"):
             assert one["copies_ahead"], one
 
 
 def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     found = compiled(tmp_path, "linear")
-    assert [one["kernel"] for one in found] == ["linear: few", "linear: stage", "linear: many"]
+    assert [one["kernel"] for one in found] == ["linear: few", "linear: stage", "linear: described"]
     check(found)
 
 
@@ -122,6 +127,9 @@ def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_
     """Grid, parameters and the way to start: Triton's own way through its compiler was the first."""
     found = {one.pop("launch"): one for one in lines(tmp_path, "tests.device.launched")}
     assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words", "pieces"} <= set(found)
+    own = [found[f"described {number}"]["memory"] for number in range(2)]
+    assert all(own)
+    assert own[0] != own[1]  # launches overlap, so each has its descriptors in memory of its own
     for name, one in found.items():
         assert one["equal"], name
         assert one["cooperative"] == (name == "walk")

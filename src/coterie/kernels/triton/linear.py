@@ -20,12 +20,22 @@ from coterie.kernels.triton.arithmetic import (
     real,
     wait_for_last,
 )
+from coterie.kernels.triton.described import (
+    described,
+    described_dots,
+    launch_described,
+    left_and_right,
+    piece_at,
+    takes,
+    whole_of,
+)
 from coterie.kernels.triton.dots import (
     launch_tiles,
     many_dots,
     rows_at,
     stage,
     staged_bytes,
+    tile_at,
     work_of,
 )
 from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, first_weights
@@ -159,10 +169,8 @@ def _tile(
     mask_M = m < tokens
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
-    if RESIDUAL is not None and not INTERPRETED:  # it comes from memory while tensor cores work
-        line: tl.constexpr = LINE_BYTES // 4
-        lines = tl.minimum(n_tile * ROWS + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
-        ask(pointer(row, RESIDUAL, tl.float32) + tl.minimum(m, tokens - 1).to(tl.int64)[:, None] * N + lines[None, :])
+    if RESIDUAL is not None:
+        _ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
     y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
         half: tl.constexpr = TOKENS // 2
@@ -174,6 +182,16 @@ def _tile(
             BIAS_AT, RESIDUAL, Y, N, BIAS,
         )  # fmt: skip
     _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
+
+
+@triton.jit
+def _ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+    """What a tile from token m and row n on is added to comes from memory while tensor cores work."""
+    if not INTERPRETED:
+        line: tl.constexpr = LINE_BYTES // 4
+        lines = tl.minimum(n + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
+        m_M = tl.minimum(m + tl.arange(0, TOKENS), tokens - 1).to(tl.int64)
+        ask(residual + m_M[:, None] * N + lines[None, :])
 
 
 @triton.jit
@@ -198,6 +216,76 @@ def _put(
     if RESIDUAL is not None:
         y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
     tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask)
+
+
+@triton.jit
+def _described(
+    row,
+    most,
+    staged,
+    COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    weight = pointer(row, WEIGHT, TYPE)
+    x = described(staged, most, K, TOKENS, STEP)
+    w = described(weight, N, K, ROWS, STEP)
+    wait_for_last(WHEN)
+    tokens = integer(row, COUNT)
+    n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
+    whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
+    for i in tl.range(tl.program_id(0), whole, WAVE):
+        n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
+        if RESIDUAL is not None:
+            _ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
+        y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
+        _put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+    if PIECES > 1:
+        each: tl.constexpr = ROWS // PIECES
+        w = described(weight, N, K, each, STEP)
+        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE):
+            n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
+            y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
+            _put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+
+
+@triton.jit
+def _put_tile(
+    row,
+    y,
+    n,
+    m,
+    tokens,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """Store products [tokens, rows] of a tile that begins at token m and row n."""
+    half: tl.constexpr = y.shape[1] // 2
+    if half > 64:  # registers have no room for all of it and of what is added
+        y, later = left_and_right(y)
+        _put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+        _put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+    else:
+        m_M = m + tl.arange(0, y.shape[0])[:, None]
+        n_N = n + tl.arange(0, y.shape[1])[None, :]
+        _put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 def launch(call: Call) -> None:
@@ -230,8 +318,12 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
     staged = None if sampled else handed_by_last(call)
     if staged is None:
         staged = stage(call, [matrix], normed=sampled, gathered=sampled)
-    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide)
-    launch_tiles(call, _many, many, triton.cdiv(N, many.rows), most, staged, **shared, DOT=matrix.dot_type)
+    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]))
+    n_tiles = triton.cdiv(N, many.rows)
+    if many.described:
+        launch_described(call, _described, many, n_tiles, most, staged, **shared)
+    else:
+        launch_tiles(call, _many, many, n_tiles, most, staged, **shared, DOT=matrix.dot_type)
 
 
 def scratch_bytes(call: Call) -> int:

@@ -21,6 +21,14 @@ from coterie.kernels.triton.arithmetic import (
     silu_of,
     wait_for_last,
 )
+from coterie.kernels.triton.described import (
+    described,
+    described_pair,
+    launch_described,
+    piece_at,
+    takes,
+    whole_of,
+)
 from coterie.kernels.triton.dots import (
     NEAR,
     halves,
@@ -28,6 +36,7 @@ from coterie.kernels.triton.dots import (
     many_dots,
     rows_at,
     stage,
+    tile_at,
     work_of,
 )
 from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
@@ -199,6 +208,52 @@ def _tile(
 
 
 @triton.jit
+def _described(
+    row,
+    most,
+    staged,
+    handed,
+    HANDED: tl.constexpr,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    half: tl.constexpr = ROWS // 2  # as many of gate as of up
+    gate_at, up_at = pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE)
+    x = described(staged, most, K, TOKENS, STEP)
+    gate_w = described(gate_at, F, K, half, STEP)
+    up_w = described(up_at, F, K, half, STEP)
+    wait_for_last(WHEN)
+    tokens = integer(row, T)
+    n_tiles, m_tiles = tl.cdiv(F, half), tl.cdiv(tokens, TOKENS)
+    whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
+    for i in tl.range(tl.program_id(0), whole, WAVE):
+        n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
+        gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_tile * half, K, TOKENS, half, STEP)
+        m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
+        _put(row, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+    if PIECES > 1:
+        each: tl.constexpr = half // PIECES
+        gate_w = described(gate_at, F, K, each, STEP)
+        up_w = described(up_at, F, K, each, STEP)
+        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE):
+            n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
+            gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
+            m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
+            _put(row, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+
+
+@triton.jit
 def _put(
     row,
     gate,
@@ -243,10 +298,14 @@ def launch(call: Call) -> None:
         )
         return
     staged = stage(call, [gate, up], normed=True)
-    many = call.tiles.many_of(2 * F, tokens, group, wide)
-    shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
+    many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]))
+    n_tiles = triton.cdiv(2 * F, many.rows)
     handed, shared["HANDED"] = handed_to_next(call, F)
-    launch_tiles(call, _many, many, triton.cdiv(2 * F, many.rows), tokens, staged, handed, **shared)
+    if many.described:
+        launch_described(call, _described, many, n_tiles, tokens, staged, handed, **shared)
+    else:
+        shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
+        launch_tiles(call, _many, many, n_tiles, tokens, staged, handed, **shared)
 
 
 def scratch_bytes(call: Call) -> int:

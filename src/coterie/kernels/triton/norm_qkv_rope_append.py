@@ -21,6 +21,8 @@ from coterie.kernels.triton.arithmetic import (
     real,
     wait_for_last,
 )
+from coterie.kernels.triton.described import launch_described, takes
+from coterie.kernels.triton.described_heads import described_heads
 from coterie.kernels.triton.dots import (
     NEAR,
     launch_tiles,
@@ -241,11 +243,15 @@ def launch(call: Call) -> None:
                 _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
             )
             continue
-        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide).for_heads(
+        whole_heads = takes([matrix]) and pages.C == padded
+        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
             padded, matrix.group
         )
-        n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
-        shared |= {"DOT": matrix.dot_type, "N_TILES": n_tiles, "NEAR": min(NEAR.value, padded // 2)}
+        shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
+        if many.described:
+            launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)
+            continue
+        shared |= {"DOT": matrix.dot_type, "NEAR": min(NEAR.value, padded // 2)}
         launch_tiles(call, _many, many, n_tiles, tokens, *staged, **shared)
 
 

@@ -16,6 +16,7 @@ from math import gcd
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
@@ -108,15 +109,28 @@ class Launch:
     args: tuple[object, ...]
     constants: Mapping[str, object]
     _again: Callable[[], object] | None = field(default=None, init=False, repr=False)
+    _descriptors: torch.Tensor | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> None:
         """Launch on the current stream, always of the same GPU."""
         if self._again is not None:
             self._again()
             return
+        triton.set_allocator(self._memory)
         compiled = self.kernel[self.grid](*self.args, **self.constants)
         if compiled is not None:  # interpreted, there is nothing to keep
             self._again = self._start_of(compiled)
+
+    def _memory(self, size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        """Where a kernel makes its descriptors: always the same, for this launch alone.
+
+        One that was captured has the address, and the next launch may make its own while this one runs. It is taken at
+        the first call, before anything is captured; torch aligns it to more than Triton asks for.
+        """
+        if self._descriptors is None:
+            device = next(value.device for value in self.args if isinstance(value, torch.Tensor))
+            self._descriptors = torch.empty(size, dtype=torch.uint8, device=device)
+        return self._descriptors
 
     def _start_of(self, compiled: Any) -> Callable[[], object]:
         """What starts a compiled kernel: it is given all parameters in their order, those compiled in among them."""
@@ -124,7 +138,15 @@ class Launch:
         named = {name: value for name, value in self.constants.items() if name in signature.parameters}
         given = signature.bind(*self.args, **named)
         given.apply_defaults()
-        return partial(compiled[(*self.grid, 1, 1)[:3]], *map(_address, given.arguments.values()))
+        start = partial(compiled[(*self.grid, 1, 1)[:3]], *map(_address, given.arguments.values()))
+        if not compiled.metadata.global_scratch_size:
+            return start
+
+        def start_with_memory() -> None:
+            triton.set_allocator(self._memory)
+            start()
+
+        return start_with_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ class Few:
 class Many:
     """A program of a product with many tokens: a tile of rows x tokens, `columns` a step, steps under way at once.
 
-    What is left after full waves of tiles is cut in `pieces` of fewer tokens, so that all multiprocessors end alike.
+    What is left after full waves of tiles is cut in `pieces`, so that all multiprocessors end alike: of fewer tokens,
+    or of fewer rows where weights and tokens are `described` (described.py).
     """
 
     rows: int
@@ -46,6 +47,7 @@ class Many:
     warps: int
     stages: int
     pieces: int = 1
+    described: bool = False
 
     def constants(self) -> dict[str, int]:
         """Names and values of the compile-time parameters."""
@@ -68,7 +70,9 @@ class Many:
     def for_heads(self, least_rows: int, group: int) -> Many:
         """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
         rows = max(self.rows, least_rows)
-        return replace(self, rows=rows, columns=max(self.columns * self.rows // rows, LEAST_COLUMNS, group))
+        pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
+        columns = max(self.columns * self.rows // rows, LEAST_COLUMNS, group)
+        return replace(self, rows=rows, columns=columns, pieces=pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,14 @@ class Tiles:
         (1.0, 0.55, Many(128, 256, 64, 8, 4, 2)),
         (1.0, 0.35, Many(128, 256, 64, 8, 4, 4)),
         (0.55, 0.55, Many(128, 128, 64, 8, 3)),
+    )
+    # The same where tensor descriptors take weights and tokens. Whole tiles of 256 rows were measured as `one` was.
+    descriptors: bool = True
+    described: tuple[tuple[float, float, Many], ...] = (
+        (1.0, 1.0, Many(256, 128, 64, 8, 4, described=True)),
+        (1.0, 0.55, Many(256, 128, 64, 8, 4, 2, described=True)),
+        (1.0, 0.35, Many(256, 128, 64, 8, 4, 4, described=True)),
+        (0.6, 0.6, Many(128, 128, 64, 8, 5, described=True)),
     )
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
@@ -151,10 +163,10 @@ class Tiles:
         """Of a program that walks one row of values: the row at once where it is short."""
         return min(power_of_two(size), self.elements)
 
-    def many_of(self, rows: int, tokens: int, group: int, wide: bool) -> Many:
+    def many_of(self, rows: int, tokens: int, group: int, wide: bool, described: bool = False) -> Many:
         """For a weight with so many rows and a step with up to so many tokens.
 
-        `group` columns share a scale, 1 where none do; `wide` is float32.
+        `group` columns share a scale, 1 where none do; `wide` is float32; `described` says what descriptors take.
         """
         chosen = _choose(self.many, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
@@ -164,7 +176,7 @@ class Tiles:
                 tiles, pieces = many.waves(-(-rows // many.rows), tokens, self.multiprocessors)
                 return tiles * of_tile + pieces * of_piece
 
-            chosen = min(self.waves, key=cost)[2]
+            chosen = min(self.described if described and self.descriptors else self.waves, key=cost)[2]
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return replace(chosen, columns=max(chosen.columns, group))
@@ -180,9 +192,11 @@ def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
 
 
 H100 = Tiles()
+DESCRIBED = 9  # the capability for whose shared memory tiles that descriptors copy were chosen
 EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. Source: CUDA C++ Programming Guide
 
 
 def tiles_for(capability: tuple[int, int], multiprocessors: int) -> Tiles:
     """Those for a GPU of a compute capability, with so many multiprocessors."""
-    return replace(H100, early=capability >= EARLY_FROM, multiprocessors=multiprocessors)
+    described = capability[0] == DESCRIBED
+    return replace(H100, early=capability >= EARLY_FROM, descriptors=described, multiprocessors=multiprocessors)

@@ -1,0 +1,146 @@
+"""Products of many tokens with rows of q, k and v by tensor descriptors: norm_qkv_rope_append where these take weights.
+
+A tile holds whole heads, in the order of the weight's rows.
+Knows nothing about how activations are normed and staged.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, wait_for_last
+from coterie.kernels.triton.described import described, described_dots, left_and_right, piece_at, whole_of
+from coterie.kernels.triton.dots import tile_at
+from coterie.kernels.triton.heads import WK, WQ, WV, finish_heads, part_of, word_of
+from coterie.kernels.triton.rows import places
+
+LEAST_ROWS = tl.constexpr(64)  # of whole heads that are finished at once
+(T,) = places("norm_qkv_rope_append", "T")
+
+
+@triton.jit
+def described_heads(
+    row,
+    most,
+    staged,
+    angles,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    N_TILES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    """Heads are as wide as they are padded, and lie in a tile as in the weight: NEAR is half of their channels."""
+    let_next_begin(WHEN)
+    x = described(staged, most, D, TOKENS, STEP)
+    wait_for_last(WHEN)
+    tokens = integer(row, T)
+    m_tiles = tl.cdiv(tokens, TOKENS)
+    whole = whole_of(N_TILES * m_tiles, PIECES, WAVE)
+    for i in tl.range(tl.program_id(0), whole, WAVE):
+        n_tile, m_tile = tile_at(i, N_TILES, m_tiles, GROUP)
+        _tile(
+            row, x, angles, n_tile, m_tile * TOKENS, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z,
+            BLOCK_BYTES, PADDED, TYPE, TOKENS, ROWS, STEP, NEAR,
+        )  # fmt: skip
+    if PIECES > 1:
+        for i in tl.range(tl.program_id(0), (N_TILES * m_tiles - whole) * PIECES, WAVE):
+            n_piece, m_tile = piece_at(i, whole, N_TILES, m_tiles, PIECES, GROUP)
+            _tile(
+                row, x, angles, n_piece, m_tile * TOKENS, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z,
+                BLOCK_BYTES, PADDED, TYPE, TOKENS, ROWS // PIECES, STEP, NEAR,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    x,
+    angles,
+    tile,
+    first_token,
+    tokens,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
+    weight = tl.multiple_of(tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE)), 16)
+    y = described_dots(x, described(weight, heads * C, D, ROWS, STEP), first_token, first, D, TOKENS, ROWS, STEP)
+    m = first_token + tl.arange(0, TOKENS)
+    _finish(
+        row, y, part, first, heads, m, m < tokens, angles,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    m,
+    mask_M,
+    angles,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """From products [tokens, rows] to q and pages, some whole heads at a time: registers have no room for all."""
+    if ROWS > PADDED and ROWS > LEAST_ROWS:
+        half: tl.constexpr = ROWS // 2
+        y, later = left_and_right(y)
+        _finish(
+            row, y, part, first, heads, m, mask_M, angles,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+        )  # fmt: skip
+        _finish(
+            row, later, part, first + half, heads, m, mask_M, angles,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+        )  # fmt: skip
+    else:
+        finish_heads(
+            row, tl.permute(y, [1, 0]), part, first, heads, m, mask_M, angles,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+        )  # fmt: skip

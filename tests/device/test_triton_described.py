@@ -1,0 +1,70 @@
+"""Products by tensor descriptors: walked in tiles, pieces and parts, they are what they should be.
+
+Knows nothing about programs of several rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from tests.device import triton_cases
+from tests.device.interpreted import WIDE, call
+from tests.device.triton_cases import BF16, F16, Q8, gate_up, linear, qkv
+
+from coterie.kernels.triton import described
+from coterie.kernels.triton.tiles import Many
+
+# Tiles so small that 3 multiprocessors have several each, and what is left is cut.
+SMALL = Many(32, 16, 16, 4, 2, pieces=2, described=True)
+WALKED = replace(WIDE, described=((1.0, 1.0, SMALL),), multiprocessors=3)
+CASES = [
+    *(linear("linear", dtype, T, N, K, T == 70) for dtype, T, N, K in ((BF16, 70, 150, 72), (F16, 130, 33, 8))),
+    *(linear("linear_add", dtype, 70, 40, 200, bias) for dtype, bias in ((BF16, True), (F16, False))),
+    *(gate_up(dtype, dtype, 70, F, D, F == 45) for dtype, F, D in ((BF16, 45, 72), (F16, 96, 16))),
+    *(qkv((BF16,) * 3, 70, D, H, K, C, kv=F16) for D, H, K, C in ((96, 8, 2, 32), (40, 3, 1, 8))),
+    qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16),
+]
+NOT_TAKEN = [
+    linear("linear", BF16, 70, 40, 36, True),  # rows of 72 bytes
+    linear("linear", Q8, 70, 40, 64, True),
+    gate_up(Q8, BF16, 70, 40, 64, False),
+    qkv((BF16,) * 3, 70, 96, 2, 1, 24, kv=BF16),  # heads that are padded
+]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Cases with those tiles, and the names of kernels that were launched by descriptors."""
+    names, launch = [], described.launch_described
+
+    def remember(call, kernel, *args, **constants):
+        names.append(call.name)
+        launch(call, kernel, *args, **constants)
+
+    for module in ("linear", "norm_gate_up_silu_mul", "norm_qkv_rope_append"):
+        monkeypatch.setattr(f"coterie.kernels.triton.{module}.launch_described", remember)
+    monkeypatch.setattr(triton_cases, "call", partial(call, tiles=WALKED))
+    return names
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_descriptors_copy_is_multiplied(case, launched):
+    assert case.error() <= case.bound
+    assert set(launched) == {case.kernel}
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN, ids=lambda case: case.name)
+def test_what_no_descriptor_takes_goes_another_way(case, launched):
+    assert case.error() <= case.bound
+    assert not launched
+
+
+def test_a_walk_has_all_tiles_and_pieces_once():
+    """As many programs as multiprocessors, or as there are units; pieces of whole heads."""
+    assert SMALL.programs(5, 70, 3) == 24 + 2
+    assert SMALL.for_heads(16, 1).pieces == 2
+    assert SMALL.for_heads(32, 1).pieces == 1
+    assert np.prod([SMALL.rows, SMALL.tokens]) == 512
