@@ -90,7 +90,7 @@ def main():
     plan = plan_of(one, torch.from_numpy(one.copy()), bucket, torch.zeros(16, dtype=torch.uint8), H100.for_walk())
     found["walk"] = plan.walk(torch.from_numpy(plan.words), feed, state, stops, 3)
     mover, word = Mover(), torch.zeros(64, dtype=torch.uint8)
-    found["words"] = lambda: mover.move(word[:32], word[32:])
+    found["words"] = lambda: mover.move([(word[:32], word[32:])])
     found["pieces"] = lambda: mover.gather(word[:48])
     for name, launch in found.items():
         Started.calls.clear()

@@ -25,7 +25,7 @@ from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, DeviceError, TransferError
 from coterie.device import Binding, Buffer, Sampling
 from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_bound import bucket_of
+from coterie.devices.cuda_inputs import bucket_of
 from coterie.devices.cuda_memory import Placed
 from coterie.graph.compile import compile_graph
 from coterie.memory.transfer import copy_layout, fetch_layout, stage_gates

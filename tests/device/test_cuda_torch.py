@@ -5,7 +5,8 @@ A stand-in does its work at once, so this says nothing about order; tests/device
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,6 +179,34 @@ def test_who_waits_for_a_mark_sleeps_but_for_one_that_comes_soon(driver):
     stream = driver.stream()
     assert driver.mark(stream).blocking
     assert not driver.mark(stream, soon=True).blocking
+
+
+def test_a_stream_is_made_current_once_a_thread_and_the_one_before_comes_back(driver, monkeypatch):
+    asked, made, other = [], driver.stream(), driver.stream()
+
+    @contextmanager
+    def current(stream):
+        asked.append(stream)
+        try:
+            yield
+        finally:
+            asked.append(None)
+
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    there, host = driver.device_memory(4), driver.pinned_memory(4)
+    with driver.on(made):
+        driver.copy(there, host, made)
+        driver.launch(made, [lambda: None])
+        assert asked == [made]
+        with pytest.raises(ZeroDivisionError):
+            driver.launch(other, [lambda: driver.launch(other, []), lambda: 1 / 0])
+        driver.launch(made, [lambda: asked.append("here")])
+        thread = threading.Thread(target=driver.launch, args=(made, [lambda: asked.append("there")]))
+        thread.start()
+        thread.join()
+    assert asked == [made, other, None, "here", made, "there", None, None]
+    with driver.on(made):
+        assert asked[-1] is made
 
 
 def test_refusals_are_no_room(driver, fake):

@@ -23,16 +23,34 @@ def test_words_are_copied_and_nothing_beside_them(words):
     dst, move = torch.zeros(4 * words + 16, dtype=torch.uint8), Mover().move
     for _ in range(2):
         dst.zero_()
-        move(dst[8 : 4 * words + 8], src[4 : 4 * words + 4])
+        move([(dst[8 : 4 * words + 8], src[4 : 4 * words + 4])])
         assert torch.equal(dst[8 : 4 * words + 8], src[4 : 4 * words + 4])
         assert not dst[:8].any()
         assert not dst[4 * words + 8 :].any()
 
 
+@pytest.mark.parametrize("words", [(1024, 1), (1, 1024), (1025, 2048), (0, 5), (5, 0), (0, 0), (7, 1500, 3), (3, 0, 0)])
+def test_several_blocks_are_copied_and_nothing_beside_them(words):
+    """Two of them by one launch."""
+    src = torch.randint(0, 256, (4 * sum(words) + 64,), dtype=torch.uint8)
+    dst, wanted, pairs, at = torch.zeros(2 * len(src), dtype=torch.uint8), torch.zeros(2 * len(src)), [], 4
+    wanted = wanted.to(torch.uint8)
+    for count in words:
+        to, of = slice(2 * at, 2 * at + 4 * count), slice(at, at + 4 * count)
+        wanted[to] = src[of]
+        pairs.append((dst[to], src[of]))
+        at += 4 * count + 8
+    mover = Mover()
+    for _ in range(2):
+        dst.zero_()
+        mover.move(pairs)
+        assert torch.equal(dst, wanted)
+
+
 @pytest.mark.parametrize(("to", "of"), [(8, 12), (6, 6)])
 def test_what_are_no_words_of_one_size_is_refused(to, of):
     with pytest.raises(ValueError, match="4 bytes each"):
-        Mover().move(torch.zeros(to, dtype=torch.uint8), torch.zeros(of, dtype=torch.uint8))
+        Mover().move([(torch.zeros(to, dtype=torch.uint8), torch.zeros(of, dtype=torch.uint8))])
 
 
 def test_pieces_are_gathered_and_nothing_beside_them():

@@ -22,9 +22,10 @@ from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable
-from coterie.devices.cuda_bound import Addresses, Run, Shared, upload
+from coterie.devices.cuda_bound import Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
+from coterie.devices.cuda_inputs import Addresses, Run
 from coterie.devices.cuda_kernels import Kernels, TritonKernels
 from coterie.devices.cuda_lanes import Finish, StreamLane, Turn, nothing
 from coterie.devices.cuda_machine import gpu_machine

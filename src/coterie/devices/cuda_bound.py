@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -26,7 +25,7 @@ from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
 from coterie.devices.cuda_driver import Captured, Driver, Launch, Stream, first_line, take
-from coterie.devices.cuda_inputs import Inputs
+from coterie.devices.cuda_inputs import Addresses, Inputs, Run
 from coterie.devices.cuda_kernels import Kernels
 from coterie.devices.cuda_packet import Packet, Packets, Place, places_of
 from coterie.devices.host_memory import Bytes
@@ -39,47 +38,6 @@ Array: TypeAlias = npt.NDArray[np.generic]
 
 LEVERS = ("lower --near or --kv", "ask with shorter prompts")
 STATE_WORDS, STOP = 4, 2  # done, ended, stop; and one to keep to 16 bytes
-SPAN = 256  # contexts are rounded to so many positions, doubled: each bucket is compiled once
-
-
-def bucket_of(sizes: Sizes, context: int) -> Bucket:
-    """The bucket of a step; only steps of one token a sequence count as decode."""
-    tokens, sequences = power_of_two(sizes.T), power_of_two(sizes.B)
-    if sizes.T != sizes.B:
-        tokens = max(tokens, 2)
-        sequences = min(sequences, tokens - 1)
-    return Bucket(tokens, sequences, power_of_two(sizes.R), SPAN * power_of_two(-(-context // SPAN)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Addresses:
-    """Where weights and pages are on the GPU, and the bytes of a page."""
-
-    weights: I64
-    kv: int
-    block_bytes: int
-
-
-@value
-class Run:
-    """Up to `steps` steps of a program: their rows, and where weights and pages are."""
-
-    exe: LoweredExecutable
-    rows: StepRows
-    steps: int
-    at: Addresses
-    bucket: Bucket
-
-    @staticmethod
-    def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
-        """In the bucket in which it fits."""
-        longest = int(rows.inputs["positions"].max(initial=0)) + steps
-        return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
-
-    @property
-    def decodes(self) -> bool:
-        """True when each sequence has one token."""
-        return self.rows.sizes.T == self.rows.sizes.B
 
 
 class Grown:
@@ -119,6 +77,26 @@ class Shared:
         self.unwalked: dict[str, str] = {}  # steps that are not walked in one launch, and why the first were not
 
 
+# Weights and pages, the layout of inputs, and where inputs, tokens kept and stored values are.
+MadeOf: TypeAlias = tuple[Addresses, Inputs, int, int, int]
+Pairs: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@value
+class _Crossing:
+    """What is copied down, and what up, with a packet."""
+
+    packet: Packet
+    made_of: MadeOf
+    kept_bytes: int
+    down: Pairs
+    up: Pairs
+
+    def is_for(self, packet: Packet, made_of: MadeOf, kept_bytes: int) -> bool:
+        """True when the same memory takes part."""
+        return self.packet is packet and self.made_of == made_of and self.kept_bytes == kept_bytes
+
+
 class Bound:
     """Rows of an executable for steps of a bucket."""
 
@@ -147,7 +125,8 @@ class Bound:
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
         self._given: Inputs | None = None
-        self._written: object = None  # what the words that are sent were made of
+        self._written: MadeOf | None = None  # what the words that are sent were made of
+        self._crosses: _Crossing | None = None
         self._is_new = True
         self._launches: list[list[Launch]] = []
         self._step: list[Launch] = []
@@ -171,15 +150,14 @@ class Bound:
             if made_of != self._written:
                 self._fill(*made_of)
                 self._written = made_of
+            if self._crosses is None or not self._crosses.is_for(packet, made_of, kept_bytes):
+                self._crosses = self._crossing(packet, made_of, at, kept, kept_bytes)
             self._prepare(stream)
             self._feed[FEED["steps"]] = run.steps
             self._state[STOP] = stop
-            end = sent_bytes + given.size_bytes
             packet.sent[:sent_bytes] = self._sent
-            packet.sent[sent_bytes:end] = given.bytes
-            pairs = [(self._fixed[:sent_bytes], packet.down[:sent_bytes])]
-            pairs.append((at[: given.size_bytes], packet.down[sent_bytes:end]))
-            driver.copy_words(pairs, stream)
+            packet.sent[sent_bytes : sent_bytes + given.size_bytes] = given.bytes
+            driver.copy_words(self._crosses.down, stream)
         except BaseException:
             with suppress(Exception):  # a GPU that is gone reads the packet no more
                 driver.wait(driver.mark(stream))
@@ -242,13 +220,10 @@ class Bound:
             unwalked.setdefault(those, first_line(error))
         return self._walks
 
-    def take_back(self, packet: Packet, run: Run, stream: Stream) -> None:
-        """Queue the copies that bring a run's tokens up."""
-        driver, state_bytes, kept_bytes = self._shared.driver, 4 * STATE_WORDS, 4 * run.steps * run.rows.sizes.R
-        pairs, kept = [(packet.up[:state_bytes], self._state_bytes)], self._kept.tensor
-        if kept_bytes and kept is not None:
-            pairs.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
-        driver.copy_words(pairs, stream)
+    def take_back(self, stream: Stream) -> None:
+        """Queue the copies that bring up the tokens of the run that was put last."""
+        if self._crosses is not None:
+            self._shared.driver.copy_words(self._crosses.up, stream)
 
     @property
     def stored(self) -> Mapping[str, int]:
@@ -262,6 +237,18 @@ class Bound:
             self._given = Inputs(key)
         self._given.put(rows)
         return self._given
+
+    def _crossing(
+        self, packet: Packet, made_of: MadeOf, inputs: torch.Tensor, kept: torch.Tensor, kept_bytes: int
+    ) -> _Crossing:
+        """The pieces of memory between which words are copied: to name one takes longer than to write it."""
+        sent_bytes, given_bytes, state_bytes = self._sent_bytes, made_of[1].size_bytes, 4 * STATE_WORDS
+        given = packet.down[sent_bytes : sent_bytes + given_bytes]
+        down = [(self._fixed[:sent_bytes], packet.down[:sent_bytes]), (inputs[:given_bytes], given)]
+        up = [(packet.up[:state_bytes], self._state_bytes)]
+        if kept_bytes:
+            up.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
+        return _Crossing(packet, made_of, kept_bytes, down, up)
 
     def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
         """Write all words of rows and feed that a run gives, but for how many steps it has."""

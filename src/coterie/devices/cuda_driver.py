@@ -10,6 +10,7 @@ Knows nothing about programs, lanes or files, and needs neither torch nor triton
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -70,6 +71,9 @@ class Driver(Protocol):
 
     def stream(self) -> Stream:
         """A new stream."""
+
+    def on(self, stream: Stream) -> AbstractContextManager[None]:
+        """In it what this thread queues on the stream takes less of the host's time, as it is not chosen for each."""
 
     def copy(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
         """Queue a copy of equal sizes. What is on the host must be pinned, and stay as it is until the copy is done."""

@@ -1,26 +1,64 @@
-"""The inputs of runs of equal sizes, laid out as they go down to the GPU, and rewritten from one run to the next.
+"""What a run is, and its inputs as they go down to the GPU, rewritten from one run to the next of equal sizes.
 
     tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each from a multiple of 16 on
 
 Runs of a conversation differ in tokens and positions; how rows are sampled and where they end is written when it
 changes.
-Knows nothing about programs, packets or addresses.
+Knows nothing about streams, packets or who asks for a run.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import TypeAlias
 
 import numpy as np
 
+from coterie.core.shapes import Sizes
+from coterie.core.values import value
 from coterie.devices.cuda_packet import Place, places_of
 from coterie.devices.host_memory import Bytes
-from coterie.devices.step import INPUTS, StepRows, encode_sampling
-from coterie.kernels.cpu import SETTING_WORDS
+from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
+from coterie.kernels.cpu import I64, SETTING_WORDS
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import power_of_two
 
 Key: TypeAlias = tuple[int, ...]
 INT_BYTES, WORD_BYTES = 4, 8
+SPAN = 256  # contexts are rounded to so many positions, doubled: each bucket is compiled once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Addresses:
+    """Where weights and pages are on the GPU, and the bytes of a page."""
+
+    weights: I64
+    kv: int
+    block_bytes: int
+
+
+@value
+class Run:
+    """Up to `steps` steps of a program: their rows, and where weights and pages are."""
+
+    exe: LoweredExecutable
+    rows: StepRows
+    steps: int
+    at: Addresses
+    bucket: Bucket
+
+    @staticmethod
+    def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
+        """In the bucket in which it fits."""
+        longest = int(rows.inputs["positions"].max(initial=0)) + steps
+        return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
+
+    @property
+    def decodes(self) -> bool:
+        """True when each sequence has one token."""
+        return self.rows.sizes.T == self.rows.sizes.B
 
 
 class Inputs:
@@ -71,3 +109,17 @@ class Inputs:
 
 def _shape(name: str, key: Key) -> tuple[int, ...]:
     return (key[1], key[3]) if name == "block_tables" else (-1,)
+
+
+def bucket_of(sizes: Sizes, context: int) -> Bucket:
+    """The bucket of a step; only steps of one token a sequence count as decode."""
+    return _bucket(sizes.T, sizes.B, sizes.R, -(-context // SPAN))
+
+
+@lru_cache(256)
+def _bucket(T: int, B: int, R: int, spans: int) -> Bucket:
+    tokens, sequences = power_of_two(T), power_of_two(B)
+    if T != B:
+        tokens = max(tokens, 2)
+        sequences = min(sequences, tokens - 1)
+    return Bucket(tokens, sequences, power_of_two(R), SPAN * power_of_two(spans))

@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from coterie.core.errors import DeviceError
+from coterie.core.values import value
 from coterie.device import Event
 from coterie.devices.cuda_driver import NAME, Driver, Health, Mark, Stream
 from coterie.devices.lanes import LaneEvent, Lanes, own
@@ -52,14 +53,14 @@ Issue: TypeAlias = Callable[[Turn], Finish]
 """Queues work on the turn's stream. Whatever it raises, what it has queued ends before its event does."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Work:
     event: LaneEvent
     after: tuple[LaneEvent, ...]
     issue: Issue
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Flight:
     """Work that is queued: from its first mark to its last; `failure` if queueing it failed."""
 
@@ -177,10 +178,11 @@ class StreamLane:
         finish: Finish = nothing
         if failure is None:
             try:
-                for event in work.after:
-                    turn.follow(event)
-                first = self._driver.mark(self._stream)
-                finish = work.issue(turn)
+                with self._driver.on(self._stream):
+                    for event in work.after:
+                        turn.follow(event)
+                    first = self._driver.mark(self._stream)
+                    finish = work.issue(turn)
             except Exception as error:  # whatever it is, it belongs to who holds the event
                 failure = error
             try:
@@ -243,19 +245,20 @@ class StreamLane:
 
     def _tell(self, flight: _Flight, failure: Exception | None, seconds: float) -> None:
         """Take what work gives, and end its event; whoever is stopped from outside meanwhile ends it too."""
-        event = flight.event
-        told: Exception | None = failure or _stopped_while(event, "ended")
+        event, finished = flight.event, False
         try:
             event.state.result = flight.finish(failure is None)
-            told = failure
+            finished = True
         except Exception as error:
-            told = failure or error
+            failure, finished = failure or error, True
         finally:
-            if told is not None:
-                told = self._health.failure(event.label, told)
+            if not finished:
+                failure = failure or _stopped_while(event, "ended")
+            if failure is not None:
+                failure = self._health.failure(event.label, failure)
             begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
             start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
-            self._free_s = self._lanes.end(event, told, start_s)
+            self._free_s = self._lanes.end(event, failure, start_s)
 
 
 def _stopped(work: _Work) -> _Flight:

@@ -22,8 +22,9 @@ import torch
 
 from coterie.core.dtypes import to_f32
 from coterie.device import I32
-from coterie.devices.cuda_bound import STATE_WORDS, Binder, Bound, Run, Shared
+from coterie.devices.cuda_bound import STATE_WORDS, Binder, Bound, Shared
 from coterie.devices.cuda_driver import NAME, Driver, Mark, Stream, take_pinned
+from coterie.devices.cuda_inputs import Run
 from coterie.devices.cuda_lanes import Finish, Turn
 from coterie.devices.cuda_packet import Packet
 from coterie.devices.host_memory import Bytes
@@ -117,7 +118,7 @@ class Runs:
             if waits:
                 self._queue_gated(turn, bound, waits)
             self._queue_steps(turn, bound, run, run.steps - bool(waits))
-            bound.take_back(packet, run, turn.stream)
+            bound.take_back(turn.stream)
         except BaseException:
             self._abandon(turn, packet, under_way)
             raise

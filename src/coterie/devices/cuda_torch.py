@@ -7,6 +7,7 @@ Knows nothing about programs, lanes or files.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,7 @@ class TorchDriver:
         _check_present(index)
         self._device = torch.device("cuda", index)
         self._moves: Mover | None = None
+        self._current = threading.local()
         found = torch.cuda.get_device_properties(self._device)
         self._facts = Facts(
             name=found.name,
@@ -87,23 +89,35 @@ class TorchDriver:
         """A stream that does not wait for the default one."""
         return torch.cuda.Stream(self._device)
 
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """Make it torch's current stream, which takes over 10 us, if it is not in this thread."""
+        before = getattr(self._current, "stream", None)
+        if before is stream:
+            yield
+            return
+        # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
+        with torch.cuda.device(self._device), torch.cuda.stream(_stream(stream)):
+            self._current.stream = stream
+            try:
+                yield
+            finally:
+                self._current.stream = before
+
     def copy(self, dst: torch.Tensor, src: torch.Tensor, stream: Stream) -> None:
         """cudaMemcpyAsync."""
-        with self._on(stream):
+        with self.on(stream):
             dst.copy_(src, non_blocking=True)
 
     def copy_words(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: Stream) -> None:
         """Triton launches: CUDA maps what it pins, at the same addresses, where kernels may read and write it."""
-        mover = self._mover()
-        with self._on(stream):
-            for dst, src in pairs:
-                mover.move(dst, src)
+        with self.on(stream):
+            self._mover().move(pairs)
 
     def copy_pieces(self, pieces: torch.Tensor, stream: Stream) -> None:
         """A Triton launch that reads the pieces where they are."""
-        mover = self._mover()
-        with self._on(stream):
-            mover.gather(pieces)
+        with self.on(stream):
+            self._mover().gather(pieces)
 
     def mark(self, stream: Stream, soon: bool = False) -> torch.cuda.Event:
         """cudaEventRecord. Who waits for it sleeps, as the host's cores have other things to do; or spins, when soon.
@@ -128,7 +142,7 @@ class TorchDriver:
 
     def launch(self, stream: Stream, launches: Sequence[Launch]) -> None:
         """Triton launches on torch's current stream."""
-        with self._on(stream):
+        with self.on(stream):
             for start in launches:
                 start()
 
@@ -138,7 +152,7 @@ class TorchDriver:
         collecting = gc.isenabled()
         gc.disable()  # a tensor freed meanwhile would call CUDA in the middle
         try:
-            with self._on(stream):
+            with self.on(stream):
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     for start in launches:
@@ -154,7 +168,7 @@ class TorchDriver:
         """cudaGraphLaunch."""
         if not isinstance(captured, torch.cuda.CUDAGraph):
             raise TypeError(f"{captured!r} is no captured graph")
-        with self._on(stream):
+        with self.on(stream):
             for _ in range(times):
                 captured.replay()
 
@@ -180,12 +194,6 @@ class TorchDriver:
         """CUDA keeps a refusal as its last error, and would hand it to the next kernel's launch."""
         with suppress(RuntimeError):
             torch.zeros(1, device=self._device)
-
-    @contextmanager
-    def _on(self, stream: Stream) -> Iterator[None]:
-        # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
-        with torch.cuda.device(self._device), torch.cuda.stream(_stream(stream)):
-            yield
 
 
 def _software() -> str:

@@ -6,12 +6,12 @@ Knows nothing about lanes, files or addresses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
+from coterie.core.values import value
 from coterie.device import I32, Binding, Sampling
 from coterie.devices.lower import F32, Lowering, Template
 from coterie.graph.buffers import ALIGN_BYTES
@@ -83,7 +83,7 @@ class LoweredExecutable:
         return array
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepRows:
     """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows."""
 

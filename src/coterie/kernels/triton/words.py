@@ -7,6 +7,7 @@ Knows nothing about what the words mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 
 WORD_BYTES, PIECE_BYTES = 4, 3 * 8
+NOTHING = 0, 0, 0  # to no place, from no place, no words
 PROGRAMS = 8  # that copy a piece, in turns
 AT_ONCE = tl.constexpr(1024)  # words of a program, all of whose reads are under way at once: a read takes over 1 us
 
@@ -24,12 +26,17 @@ def _words(address):
     return address.to(tl.int64).to(tl.pointer_type(tl.int32))
 
 
-@triton.jit(do_not_specialize=["dst", "src", "count"])
-def _move(dst: tl.int64, src: tl.int64, count: tl.int32):
-    i = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
-    to, at = _words(dst), _words(src)
+@triton.jit(do_not_specialize=["dst", "src", "count", "then_dst", "then_src", "then_count"])
+def _move(dst: tl.int64, src: tl.int64, count: tl.int32, then_dst: tl.int64, then_src: tl.int64, then_count: tl.int32):
+    """Two blocks: programs behind those that the first needs copy the second."""
+    before = tl.cdiv(count, AT_ONCE)
+    program = tl.program_id(0)
+    is_first = program < before
+    to, at = _words(tl.where(is_first, dst, then_dst)), _words(tl.where(is_first, src, then_src))
+    i = tl.where(is_first, program, program - before) * AT_ONCE + tl.arange(0, AT_ONCE)
+    mask = i < tl.where(is_first, count, then_count)
     # The host writes it between two launches: what a cache has of it is not asked.
-    tl.store(to + i, tl.load(at + i, mask=i < count, cache_modifier=".cv"), mask=i < count)
+    tl.store(to + i, tl.load(at + i, mask=mask, cache_modifier=".cv"), mask=mask)
 
 
 @triton.jit(do_not_specialize=["table"])
@@ -43,31 +50,59 @@ def _gather(table: tl.int64, EACH: tl.constexpr):
         tl.store(to + i, tl.load(at + i, mask=i < count, cache_modifier=".cv"), mask=i < count)
 
 
+class _Started:
+    """A kernel that goes by way of Triton's compiler the first time, and is started at once from then on."""
+
+    def __init__(self, kernel: Any, *constants: int) -> None:
+        self._kernel, self._constants = kernel, constants
+        self._compiled: Any = None
+        self._on_grids: dict[tuple[int, int, int], Any] = {}
+
+    def __call__(self, grid: tuple[int, int, int], *given: int) -> None:
+        """Launch it on the current stream."""
+        if self._compiled is None:
+            self._compiled = self._kernel[grid](*given, *self._constants)  # None where it is interpreted
+            return
+        start = self._on_grids.get(grid)
+        if start is None:
+            start = self._on_grids[grid] = self._compiled[grid]
+        start(*given, *self._constants)
+
+
 class Mover:
     """Copies words on the current stream of one GPU. Addresses are numbers, so two compiled kernels do all."""
 
     def __init__(self) -> None:
-        self._move: Any = None
-        self._gather: Any = None
+        self._move, self._gather = _Started(_move), _Started(_gather, PROGRAMS)
 
     def gather(self, pieces: torch.Tensor) -> None:
         """Copy pieces, as Driver.copy_pieces has them. Raises ValueError for what are no rows of three numbers."""
         count, odd = divmod(pieces.numel() * pieces.element_size(), PIECE_BYTES)
         if odd:
             raise ValueError(f"{pieces.numel()} numbers are no pieces: each has three")
-        if count and self._gather is None:
-            self._gather = _gather[(count, PROGRAMS, 1)](pieces.data_ptr(), EACH=PROGRAMS)
-        elif count:
-            self._gather[(count, PROGRAMS, 1)](pieces.data_ptr(), PROGRAMS)
+        if count:
+            self._gather((count, PROGRAMS, 1), pieces.data_ptr())
 
-    def move(self, dst: torch.Tensor, src: torch.Tensor) -> None:
-        """Copy tensors of bytes of equal sizes, which are multiples of 4. Raises ValueError for others."""
-        size_bytes = src.numel()
-        if dst.numel() != size_bytes or size_bytes % WORD_BYTES:
-            raise ValueError(f"{size_bytes} bytes into {dst.numel()}: words are copied {WORD_BYTES} bytes each")
-        count = size_bytes // WORD_BYTES
-        grid, given = (-(-count // AT_ONCE.value), 1, 1), (dst.data_ptr(), src.data_ptr(), count)
-        if self._move is None:
-            self._move = _move[grid](*given)
-        else:
-            self._move[grid](*given)
+    def move(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Copy tensors of bytes (to, from) of equal sizes, which are multiples of 4. Raises ValueError for others.
+
+        Each two pairs are one launch.
+        """
+        for i in range(0, len(pairs), 2):
+            one = _block(*pairs[i])
+            two = _block(*pairs[i + 1]) if i + 1 < len(pairs) else NOTHING
+            programs = _programs(one) + _programs(two)
+            if programs:
+                self._move((programs, 1, 1), *one, *two)
+
+
+def _block(dst: torch.Tensor, src: torch.Tensor) -> tuple[int, int, int]:
+    """Where to, where from, and how many words."""
+    size_bytes = src.numel()
+    if dst.numel() != size_bytes or size_bytes % WORD_BYTES:
+        raise ValueError(f"{size_bytes} bytes into {dst.numel()}: words are copied {WORD_BYTES} bytes each")
+    return dst.data_ptr(), src.data_ptr(), size_bytes // WORD_BYTES
+
+
+def _programs(block: tuple[int, int, int]) -> int:
+    return -(-block[2] // int(AT_ONCE.value))
