@@ -60,13 +60,14 @@ ORDER = {
     "L": r"\bld\.global\b",
     "M": r"\b(?:st\.global|cp\.async\.c[ag]|atom\.global)\b",
 }
-# PTX that bears on launches that begin early: the next may begin, a wait for the last, a load, a store, a jump.
+# PTX that bears on launches that begin early: the next may, a wait for the last, a load, a store, a jump, an end.
 EARLY_ORDER = {
     "N": r"\bgriddepcontrol\.launch_dependents\b",
     "W": r"\bgriddepcontrol\.wait\b",
     "L": r"\b(?:ld\.global|cp\.async\.c[ag])\b",
     "S": r"\b(?:st\.global|atom\.global|red\.global)\b",
-    "J": r"\b(?:bra|ret)\b",
+    "J": r"\bbra\b",
+    "X": r"\bret\b",
 }
 
 

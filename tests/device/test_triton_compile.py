@@ -21,9 +21,9 @@ if find_spec("torch") is None or find_spec("triton") is None:
 MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
 MOST_SPILLED_BYTES = 16
 # What launches do that begin before the last is over, in the letters of compiled.EARLY_ORDER.
-EARLY = {"few": "NL*W", "described": "NLL?W", "described_heads": "NW"} | dict.fromkeys(
-    ("many", "stage", "alone", "join", "together", "sample"), "NW"
-)
+# Loops before the wait look for a token that is alone, and reduce an angle.
+EARLY = {"described": "NLL?W", "described_heads": "NW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
+EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -43,7 +43,7 @@ def lines(tmp_path, module, *names):
 
 
 def check_early(found):
-    """All programs wait, once, before they change anything; only products of few tokens have loaded weights before.
+    """All programs wait, once, before they change anything or end; those of few tokens have loaded before.
 
     Descriptors are made before: they need addresses of weights, which are loaded from the row.
     """

@@ -68,20 +68,12 @@ def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
 
 
 @triton.jit
-def _step(
+def _pages_at(
     row,
-    q,
-    top,
-    total,
-    acc,
     sequence,
     head,
-    scale,
     j,
-    high,
-    first_M,
-    last_M,
-    TWICE: tl.constexpr,
+    there,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
@@ -89,32 +81,33 @@ def _step(
     BLOCK_BYTES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Attend to positions j below `high` of a sequence: queries q [M, CHANNELS] see [first, last) of them."""
+    """Pointers to keys and to values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
     c = tl.arange(0, CHANNELS)
-    there = j < high
     block = block_of(row, PAGES, sequence, j, there, Z)
-    mask = there[:, None] & (c < C)[None, :]
     keys = page_at(row, PAGES, block, j, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
-    k = tl.load(keys[:, None] + c[None, :], mask=mask, other=0.0)
-    scores = _product(tl.zeros([q.shape[0], j.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE, TWICE) * scale
-    seen = (j[None, :] >= first_M[:, None]) & (j[None, :] < last_M[:, None])
-    scores = tl.where(seen, scores, NOTHING)
+    values = page_at(row, PAGES, block, j, 1, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    return keys[:, None] + c[None, :], values[:, None] + c[None, :]
+
+
+@triton.jit
+def _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE: tl.constexpr):
+    """Attend to keys and values [STEP, CHANNELS] with queries [M, CHANNELS], where positions are seen."""
+    scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
+    scores = tl.where(seen[None, :], scores, NOTHING)
     higher = tl.maximum(top, tl.max(scores, axis=1))
     base = tl.where(higher == NOTHING, 0.0, higher)
     p = tl.exp(scores - base[:, None])
     keep = tl.exp(top - base)
-    values = page_at(row, PAGES, block, j, 1, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
-    v = tl.load(values[:, None] + c[None, :], mask=mask, other=0.0)
-    acc = _product(acc * keep[:, None], p, v, KV_TYPE, TWICE)
+    acc = _product(acc * keep[:, None], p, v, KV_TYPE)
     return higher, total * keep + tl.sum(p, axis=1), acc
 
 
 @triton.jit
-def _product(acc, a, b, TYPE: tl.constexpr, TWICE: tl.constexpr):
-    """acc + a @ b where a is float32: rounded to the type of b, or as the sum of two numbers of that type."""
+def _product(acc, a, b, TYPE: tl.constexpr):
+    """acc + a @ b where a is float32: as the sum of two numbers of the type of b."""
     upper = narrow(a, TYPE)
     acc = add_product(acc, upper, b)
-    if TWICE and TYPE != tl.float32:
+    if TYPE != tl.float32:
         acc = add_product(acc, narrow(a - upper.to(tl.float32), TYPE), b)
     return acc
 
@@ -140,34 +133,48 @@ def _alone(
     unit=None,
 ):
     let_next_begin(WHEN)
-    wait_for_last(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
     high = tl.minimum(position + 1, (span + 1) * SPAN)
+    # The first step's keys and values, but for the token's own, which the launch before this one may be storing.
+    c = tl.arange(0, CHANNELS)
+    first = low // STEP * STEP
+    j = first + tl.arange(0, STEP)
+    old = (j >= low) & (j < high) & (j < position)
+    keys, values = _pages_at(row, sequence, head, j, old, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    k = tl.load(keys, mask=old[:, None] & (c < C)[None, :], other=0.0)
+    v = tl.load(values, mask=old[:, None] & (c < C)[None, :], other=0.0)
+    own = tl.zeros([1], tl.int32) + position
+    own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    g = tl.arange(0, QUERIES)
+    query = head * (H // K) + g
+    at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
+    q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
+    scale = real(row, SCALE).to(tl.float32)
+    wait_for_last(WHEN)
     if low < high:
-        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
-        g = tl.arange(0, QUERIES)
-        c = tl.arange(0, CHANNELS)
-        query = head * (H // K) + g
         mask = (g < H // K)[:, None] & (c < C)[None, :]
-        at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
-        q = tl.load(pointer(row, Q, tl.float32) + at, mask=mask, other=0.0)
+        q = tl.load(q_at, mask=mask, other=0.0)
+        is_own = (j == position)[:, None]
+        k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
+        v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
         top = tl.full([QUERIES], NOTHING, tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
-        first_M = tl.zeros([QUERIES], tl.int32) + low
-        last_M = tl.zeros([QUERIES], tl.int32) + high
-        scale = real(row, SCALE).to(tl.float32)
-        for start in tl.range(low // STEP * STEP, high, STEP):
+        seen = (j >= low) & (j < high)
+        top, total, acc = _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE)
+        for start in tl.range(first + STEP, high, STEP):
             j = start + tl.arange(0, STEP)
-            top, total, acc = _step(
-                row, q, top, total, acc, sequence, head, scale, j, high, first_M, last_M, True,
-                KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS,
-            )  # fmt: skip
+            seen = j < high
+            keys, values = _pages_at(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+            k = tl.load(keys, mask=seen[:, None] & (c < C)[None, :], other=0.0)
+            v = tl.load(values, mask=seen[:, None] & (c < C)[None, :], other=0.0)
+            top, total, acc = _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE)
         if SPANS == 1:
-            tl.store(pointer(row, Y, tl.float32) + at, acc / total[:, None], mask=mask)
+            tl.store(y_at, acc / total[:, None], mask=mask)
         else:
             one = partials + ((i.to(tl.int64) * H + query) * SPANS + span) * (C + 2)
             tl.store(one[:, None] + c[None, :], acc, mask=mask)
@@ -191,17 +198,19 @@ def _join(
     unit=None,
 ):
     let_next_begin(WHEN)
-    wait_for_last(WHEN)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    window = integer(row, WINDOW)
+    c = tl.arange(0, CHANNELS)
+    y = pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c
+    wait_for_last(WHEN)
     if alone:
-        position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        c = tl.arange(0, CHANNELS)
         top = -float("inf")
         total = 0.0
         acc = tl.zeros([CHANNELS], tl.float32)
         one = partials + (i.to(tl.int64) * H + head) * SPANS * (C + 2)
-        least = first_seen(position, integer(row, WINDOW)) // SPAN
+        least = first_seen(position, window) // SPAN
         most = position // SPAN
         for first in tl.range(least // JOINED * JOINED, most + 1, JOINED):
             span = first + tl.arange(0, JOINED)
@@ -215,7 +224,7 @@ def _join(
             acc = acc * keep + tl.sum(sums * weights[:, None], axis=0)
             total = total * keep + tl.sum(tl.load(at + C + 1, mask=there, other=0.0) * weights, axis=0)
             top = higher
-        tl.store(pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c, acc / total, mask=c < C)
+        tl.store(y, acc / total, mask=c < C)
 
 
 def _spans(call: Call) -> int:

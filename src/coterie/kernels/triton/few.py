@@ -16,6 +16,7 @@ from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, scales_of
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Weights that are read once a step leave the caches first: rows, tables and activations stay.
 ONCE = tl.constexpr("evict_first")
+MOST_AHEAD = tl.constexpr(3)  # steps of a product whose weights wait in registers for the token
 
 
 @triton.jit
@@ -42,19 +43,24 @@ def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
 
 
 @triton.jit
-def first_weights(
+def weights_ahead(
     rows_N, mask_N, K: tl.constexpr, TYPE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr
 ):
-    """The first STEP columns of rows of a weight that meet one token: they can be loaded before the token is there."""
-    first = 0
+    """Rows of a weight that meet one token, STEP columns each, as far as registers go: loaded before the token is.
+
+    As they are: a thread that widened them would wait for them.
+    """
+    ahead = ()
     if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        first = _weights(rows_N, mask_N, tl.arange(0, STEP)[None, :] + tl.zeros([N, 1], tl.int32), K)
-    return first
+        none = tl.zeros([N, 1], tl.int32)
+        for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+            ahead += (_weights(rows_N, mask_N, first + tl.arange(0, STEP)[None, :] + none, K),)
+    return ahead
 
 
 @triton.jit
 def _weights(rows_N, mask_N, k, K: tl.constexpr):
-    return tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0, eviction_policy=ONCE).to(tl.float32)
+    return tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0, eviction_policy=ONCE)
 
 
 @triton.jit
@@ -64,12 +70,12 @@ def _add_one(acc, squares, w, x, mask_M, k, norm, K: tl.constexpr, NORM: tl.cons
     if NORM is not None:
         squares += values * values
         values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-    return acc + w * values, squares
+    return acc + w.to(tl.float32) * values, squares
 
 
 @triton.jit
 def one_dot(
-    first_w,
+    ahead,
     x,
     mask_M,
     rows_N,
@@ -87,10 +93,11 @@ def one_dot(
     Each thread loads the values that its own weights meet, as wide as those: nothing goes through shared memory.
     """
     none = tl.zeros([N, 1], tl.int32)
-    k = tl.arange(0, STEP)[None, :] + none
     sums, squares = tl.zeros([N, STEP], tl.float32), tl.zeros([N, STEP], tl.float32)
-    sums, squares = _add_one(sums, squares, first_w, x, mask_M, k, norm, K, NORM)
-    for first in tl.range(STEP, K, STEP, loop_unroll_factor=UNROLL):
+    for i in tl.static_range(len(ahead)):
+        k = i * STEP + tl.arange(0, STEP)[None, :] + none
+        sums, squares = _add_one(sums, squares, ahead[i], x, mask_M, k, norm, K, NORM)
+    for first in tl.range(len(ahead) * STEP, K, STEP, loop_unroll_factor=UNROLL):
         k = first + tl.arange(0, STEP)[None, :] + none
         w = _weights(rows_N, mask_N, k, K)
         sums, squares = _add_one(sums, squares, w, x, mask_M, k, norm, K, NORM)
@@ -102,7 +109,7 @@ def one_dot(
 
 @triton.jit
 def few_dots(
-    first_w,
+    ahead,
     x,
     mask_M,
     rows_N,
@@ -121,10 +128,10 @@ def few_dots(
     """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
 
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
-    `first_w` is what first_weights gave.
+    `ahead` is what weights_ahead gave.
     """
     if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        return one_dot(first_w, x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
+        return one_dot(ahead, x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):

@@ -10,8 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import narrow, pointer, real
-from coterie.kernels.triton.dots import halves
+from coterie.kernels.triton.arithmetic import pointer, real
 from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
 from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import places
@@ -58,29 +57,66 @@ def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: 
 
 
 @triton.jit
-def finish_heads(
+def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of products [ROWS, M] from row `first` on, by pairs of channels that rope mixes: head, pair, what is there."""
+    pair = first // 2 + tl.arange(0, ROWS // 2)
+    head = pair // (PADDED // 2)
+    i = pair % (PADDED // 2)
+    return head, i, ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
+
+
+@triton.jit
+def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr):
+    """Where the first channels of pairs go among queries."""
+    return pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
+
+
+@triton.jit
+def in_pages(
     row,
-    y,
     part,
-    first,
-    heads,
+    head,
+    i,
     m,
+    position,
     mask_M,
-    angles,
-    BIAS: tl.constexpr,
-    HEAD_NORM: tl.constexpr,
-    H: tl.constexpr,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
+):
+    """Where the first channels of pairs go among keys or values."""
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
+    block = block_of(row, PAGES, sequence, position, mask_M, Z)
+    side = tl.maximum(part - 1, 0)
+    at = page_at(row, PAGES, block[None, :], position[None, :], side, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES)
+    return at + i[:, None]
+
+
+@triton.jit
+def angles_of(row, position, i, C: tl.constexpr):
+    """Cosines and sines of pairs i of channels at positions, [len(i), len(position)]."""
+    inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+    return rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+
+
+@triton.jit
+def normed_heads(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    C: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """From products [ROWS, M] to q and pages: bias, norm of heads, rope (by `angles` where they are given), store."""
+    """Products [ROWS, M] with bias, and heads of q and k normed; where there are such."""
     n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
@@ -93,31 +129,10 @@ def finish_heads(
         factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
         normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
         y = tl.where(part < 2, normed, y)
-    a, b = halves(y, ROWS, M, NEAR)
-    pair = first // 2 + tl.arange(0, ROWS // 2)
-    head = pair // (PADDED // 2)
-    i = pair % (PADDED // 2)
-    mask = ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
-    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-    if part < 2:
-        if angles is None:
-            inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-            cosine, sine = rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
-        else:
-            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
-            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
-        turned = a * cosine - b * sine
-        b = b * cosine + a * sine
-        a = turned
-    if part == 0:
-        q = pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
-        tl.store(q, a, mask=mask)
-        tl.store(q + C // 2, b, mask=mask)
-    else:
-        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
-        block = block_of(row, PAGES, sequence, position, mask_M, Z)
-        at = page_at(
-            row, PAGES, block[None, :], position[None, :], part - 1, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES
-        )
-        tl.store(at + i[:, None], narrow(a, KV_TYPE), mask=mask)
-        tl.store(at + i[:, None] + C // 2, narrow(b, KV_TYPE), mask=mask)
+    return y
+
+
+@triton.jit
+def turned(a, b, cosine, sine):
+    """First and second channels of pairs turned by their angles."""
+    return a * cosine - b * sine, b * cosine + a * sine

@@ -38,7 +38,7 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, first_weights
+from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last
 from coterie.kernels.triton.rows import Call
 
@@ -78,22 +78,35 @@ def _few(
     if WHEN == AHEAD:
         bring_nearer(rows_N, mask_N, STRIDE, LINES)
         return
+    ahead = weights_ahead(rows_N, mask_N, K, TYPE, M, ROWS, STEP)
     x = pointer(row, X, tl.float32)
     norm = x
     eps = 0.0
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
         eps = real(row, EPS).to(tl.float32)
-    first_w = first_weights(rows_N, mask_N, K, TYPE, M, ROWS, STEP)
-    wait_for_last(WHEN)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
     source = m
     if ROWS_AT is not None:
         source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
     x += source * K
-    y = few_dots(first_w, x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
-    _put(row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None], BIAS_AT, RESIDUAL, Y, N, BIAS)
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    mask = mask_M[:, None] & mask_N[None, :]
+    y = pointer(row, Y, tl.float32) + at
+    if BIAS is not None:
+        bias = tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_N, other=0.0).to(tl.float32)
+    if RESIDUAL is not None:
+        residual = pointer(row, RESIDUAL, tl.float32) + at
+    wait_for_last(WHEN)
+    if RESIDUAL is not None:  # on its way while the weights are met
+        added = tl.load(residual, mask=mask, other=0.0)
+    dots = few_dots(ahead, x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    if BIAS is not None:
+        dots += bias[None, :]
+    if RESIDUAL is not None:
+        dots += added
+    tl.store(y, dots, mask=mask)
 
 
 @triton.jit

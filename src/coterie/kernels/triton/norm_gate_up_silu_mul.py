@@ -39,7 +39,7 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
+from coterie.kernels.triton.few import bring_nearer, few_dots, weights_ahead
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next
 from coterie.kernels.triton.rows import Call, Matrix, places
 
@@ -90,28 +90,29 @@ def _few(
         if TYPE == UP_TYPE:
             bring_nearer(rows, there, STRIDE, LINES)
         return
+    if TYPE == UP_TYPE:
+        ahead = weights_ahead(rows, there, K, TYPE, M, ROWS, STEP)
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
-    if TYPE == UP_TYPE:
-        first_w = first_weights(rows, there, K, TYPE, M, ROWS, STEP)
-    wait_for_last(WHEN)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * K
+    y = pointer(row, Y, tl.float32)
+    wait_for_last(WHEN)
     if TYPE == UP_TYPE:
-        both = few_dots(first_w, x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        both = few_dots(ahead, x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        first_w = first_weights(rows, f < F, K, TYPE, M, ROWS // 2, STEP)
-        gate = few_dots(first_w, x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        ahead = weights_ahead(rows, f < F, K, TYPE, M, ROWS // 2, STEP)
+        gate = few_dots(ahead, x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        first_w = first_weights(rows, f < F, K, UP_TYPE, M, ROWS // 2, STEP)
+        ahead = weights_ahead(rows, f < F, K, UP_TYPE, M, ROWS // 2, STEP)
         up = few_dots(
-            first_w, x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
+            ahead, x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
         )
-    _put(row, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, None, None)
+    _put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, None, None)
 
 
 @triton.jit
@@ -204,7 +205,20 @@ def _tile(
         gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
         up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
-    _put(row, gate, up, f[:, None], m[None, :], mask_M[None, :], F, GATE_BIAS, UP_BIAS, handed, HANDED)
+    _put(
+        row,
+        pointer(row, Y, tl.float32),
+        gate,
+        up,
+        f[:, None],
+        m[None, :],
+        mask_M[None, :],
+        F,
+        GATE_BIAS,
+        UP_BIAS,
+        handed,
+        HANDED,
+    )
 
 
 @triton.jit
@@ -241,7 +255,7 @@ def _described(
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
         gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_tile * half, K, TOKENS, half, STEP)
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
-        _put(row, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+        _put(row, pointer(row, Y, tl.float32), gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
         gate_w = described(gate_at, F, K, each, STEP)
@@ -250,12 +264,13 @@ def _described(
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
-            _put(row, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+            _put(row, pointer(row, Y, tl.float32), gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
 
 
 @triton.jit
 def _put(
     row,
+    to,
     gate,
     up,
     f,
@@ -267,14 +282,14 @@ def _put(
     handed,
     HANDED: tl.constexpr,
 ):
-    """Store silu(gate) * up, each with its bias where it has one; rounded as well where the next launch takes it."""
+    """Store silu(gate) * up from `to` on, each with its bias where it has one; rounded as well where the next launch takes it."""
     if GATE_BIAS is not None:
         gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     if UP_BIAS is not None:
         up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     at = m.to(tl.int64) * F + f
     y = silu_of(gate) * up
-    tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask_m & (f < F))
+    tl.store(to + at, y, mask=mask_m & (f < F))
     if HANDED is not None:
         tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
 

@@ -14,9 +14,11 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
+    EARLY,
     along,
     integer,
     let_next_begin,
+    narrow,
     pointer,
     real,
     wait_for_last,
@@ -25,6 +27,7 @@ from coterie.kernels.triton.described import launch_described, takes
 from coterie.kernels.triton.described_heads import described_heads
 from coterie.kernels.triton.dots import (
     NEAR,
+    halves,
     launch_tiles,
     many_dots,
     stage_row,
@@ -32,8 +35,21 @@ from coterie.kernels.triton.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots, first_weights
-from coterie.kernels.triton.heads import INV_FREQ, PAGES, SCALE, channels_of, finish_heads, part_of, rows_of_part
+from coterie.kernels.triton.few import bring_nearer, few_dots, weights_ahead
+from coterie.kernels.triton.heads import (
+    INV_FREQ,
+    PAGES,
+    SCALE,
+    angles_of,
+    channels_of,
+    in_pages,
+    in_q,
+    normed_heads,
+    pairs_of,
+    part_of,
+    rows_of_part,
+    turned,
+)
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
@@ -41,6 +57,28 @@ from coterie.kernels.triton.tiles import power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
+
+
+@triton.jit
+def _ends(
+    row,
+    part,
+    head,
+    i,
+    m,
+    mask_M,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
+    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    cosine, sine = angles_of(row, position, i, C)
+    return in_q(row, head, i, m, H, C), page, cosine, sine
 
 
 @triton.jit
@@ -80,17 +118,27 @@ def _few(
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
-    first_w = first_weights(rows, there, D, TYPE, M, ROWS, STEP)
-    wait_for_last(WHEN)
+    ahead = weights_ahead(rows, there, D, TYPE, M, ROWS, STEP)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * D
-    y = few_dots(first_w, x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
-    y = tl.permute(y, [1, 0])
-    finish_heads(
-        row, y, part, first, heads, m, mask_M, None,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, M, 1,
-    )  # fmt: skip
+    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
+    if WHEN == EARLY:  # while the launch before this one goes on
+        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    wait_for_last(WHEN)
+    y = few_dots(ahead, x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    if WHEN != EARLY:  # registers are short where kernels are walked
+        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, M, 1)
+    a, b = halves(y, ROWS, M, 1)
+    if part < 2:
+        a, b = turned(a, b, cosine, sine)
+    if part == 0:
+        tl.store(q, a, mask=mask)
+        tl.store(q + C // 2, b, mask=mask)
+    else:
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)
 
 
 @triton.jit
@@ -206,10 +254,22 @@ def _tile(
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-    finish_heads(
-        row, y, part, first, heads, m, mask_M, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
-    )  # fmt: skip
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, TOKENS, NEAR)
+    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
+    a, b = halves(y, ROWS, TOKENS, NEAR)
+    if part < 2:
+        cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+        sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
+        a, b = turned(a, b, cosine, sine)
+    if part == 0:
+        q = in_q(row, head, i, m, H, C)
+        tl.store(q, a, mask=mask)
+        tl.store(q + C // 2, b, mask=mask)
+    else:
+        position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)
 
 
 def _matrices(call: Call) -> list[Matrix]:
