@@ -7,6 +7,8 @@ Knows nothing about what becomes of the products.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -50,7 +52,7 @@ def weights_ahead(
 
     As they are: a thread that widened them would wait for them.
     """
-    ahead = ()
+    ahead: Any = ()
     if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
         none = tl.zeros([N, 1], tl.int32)
         for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):

@@ -282,7 +282,7 @@ def _put(
     handed,
     HANDED: tl.constexpr,
 ):
-    """Store silu(gate) * up from `to` on, each with its bias where it has one; rounded as well where the next launch takes it."""
+    """Store silu(gate) * up from `to` on, each with its bias if it has one; rounded too where the next takes that."""
     if GATE_BIAS is not None:
         gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     if UP_BIAS is not None:

@@ -297,7 +297,7 @@ def launch(call: Call) -> None:
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
             least, rows = padded if head_norm else 2, sum(heads) * padded
-            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least_rows=least)
+            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least, heads=True)
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
             call.launch(
                 _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps

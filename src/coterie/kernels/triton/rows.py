@@ -58,6 +58,15 @@ def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
 
 
+def dtype_of(row: I64, name: str, operand: str) -> DType:
+    """The type of a weight of a row. Raises UnsupportedError where the activations that it meets are to be rounded."""
+    number = int(row[OPCODES[name].words[f"{operand}_dtype"]])
+    if number in _ROUNDED:
+        fact = f"{operand} of {name} is {_ROUNDED[number].value} that meets int8 activations"
+        raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+    return _DTYPES[number]
+
+
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """How a weight's rows lie: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
@@ -166,6 +175,7 @@ class Call:
     before: Call | None = None
     after: Call | None = None
     launches: list[Launch] = field(default_factory=list)
+    later: I64 | None = None  # the host's rows of the instructions behind this one
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
         """One kernel more, with its grid. One that knows how begins while the launch before it is still running."""
@@ -180,11 +190,7 @@ class Call:
 
     def dtype(self, operand: str) -> DType:
         """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
-        number = self.integer(f"{operand}_dtype")
-        if number in _ROUNDED:
-            fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
-            raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
-        return _DTYPES[number]
+        return dtype_of(self.host_row, self.name, operand)
 
     def type(self, operand: str) -> tl.dtype | None:
         """What a kernel loads a vector as; None where it is left out."""

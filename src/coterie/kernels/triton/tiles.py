@@ -82,6 +82,8 @@ class Tiles:
     few_tokens: int = 4  # up to so many tokens are multiplied in float32 on ordinary cores
     # One token and weights that are not packed, by columns of the weight. Measured: a Llama of 1B on an H100.
     one: tuple[tuple[int, Few], ...] = ((2048, Few(2, 2048, 4, 1)), (1 << 62, Few(2, 2048, 8, 1)))
+    # Of q, k and v: fewer programs, which all have room at once. Measured alike, in a whole step.
+    one_heads: Few = Few(4, 2048, 4, 1)
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
@@ -113,7 +115,8 @@ class Tiles:
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
-    span: int = 128  # positions of a context that one program of decode attention reads. Measured as `one` was
+    # By contexts, the positions that one program of decode attention reads. Measured as `one` was.
+    spans: tuple[tuple[int, int], ...] = ((1024, 64), (1 << 62, 128))
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head; fewer of wide heads
@@ -130,19 +133,23 @@ class Tiles:
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
     # (programmatic dependent launch: capability 9.0 and later).
     early: bool = True
+    # Of the weights behind attention of few tokens, what is asked for meanwhile: as much as comes while it waits.
+    asked_bytes: int = 20 << 20
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
     walk_vocabulary: int = 1024  # with fewer warps, the sampler's registers would be the most of all kernels'
     walk_search: int = 128
 
-    def few(self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1) -> Few:
-        """For a weight with so many rows of K columns, of which `least_rows` rows stay together.
+    def few(
+        self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1, heads: bool = False
+    ) -> Few:
+        """For a weight with so many rows of K columns, of which `least_rows` rows stay together; of q, k and v or not.
 
         `group` columns share a scale, 1 where none do; `wide` is float32.
         """
         if tokens == 1 and group == 1:
-            one = _choose(self.one, K)
+            one = self.one_heads if heads else _choose(self.one, K)
             most = max(one.rows, least_rows)
             return replace(one, rows=most, columns=max(one.columns * one.rows // most // (1 + wide), 64))
         mine = max(_choose(self.few_rows, rows), least_rows)
@@ -158,6 +165,10 @@ class Tiles:
         """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""
         step = min(power_of_two(size), self.staged)
         return step, min(max(step // self.staged_warp, 1), 8)
+
+    def span(self, context: int) -> int:
+        """How many positions of contexts up to so long one program of decode attention reads."""
+        return _choose(self.spans, context)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
