@@ -7,8 +7,6 @@ Knows nothing about what becomes of the products.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -52,11 +50,12 @@ def weights_ahead(
 
     As they are: a thread that widened them would wait for them.
     """
-    ahead: Any = ()
+    ahead = ()
     if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
         none = tl.zeros([N, 1], tl.int32)
         for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
-            ahead += (_weights(rows_N, mask_N, first + tl.arange(0, STEP)[None, :] + none, K),)
+            k = first + tl.arange(0, STEP)[None, :] + none
+            ahead += (_weights(rows_N, mask_N, k, K),)  # type: ignore[assignment]
     return ahead
 
 

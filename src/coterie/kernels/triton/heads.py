@@ -10,7 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import pointer, real
+from coterie.kernels.triton.arithmetic import narrow, pointer, real
+from coterie.kernels.triton.dots import halves
 from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
 from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import places
@@ -136,3 +137,45 @@ def normed_heads(
 def turned(a, b, cosine, sine):
     """First and second channels of pairs turned by their angles."""
     return a * cosine - b * sine, b * cosine + a * sine
+
+
+@triton.jit
+def finish_heads(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    m,
+    mask_M,
+    angles,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    M: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """From products [ROWS, M] to q and pages, by staged angles: C / 2 cosines of each token, and as many sines."""
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, M, NEAR)
+    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
+    a, b = halves(y, ROWS, M, NEAR)
+    if part < 2:
+        cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+        sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
+        a, b = turned(a, b, cosine, sine)
+    if part == 0:
+        q = in_q(row, head, i, m, H, C)
+        tl.store(q, a, mask=mask)
+        tl.store(q + C // 2, b, mask=mask)
+    else:
+        position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)

@@ -105,7 +105,8 @@ def check_aligned(rows: I64) -> None:
 def _call(host_rows: I64, index: int, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:
     def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
         name = _NAMES[int(host_rows[i][OPCODE_WORD])]
-        return Call(name, host_rows[i], row, bucket, scratch, tiles, before, after, host_rows[i + 1 :])
+        later = host_rows[i + 1 :]
+        return Call(name, host_rows[i], row, bucket, scratch, tiles, before=before, after=after, later=later)
 
     before = call(index - 1) if index > 0 else None
     return call(index, before, call(index + 1) if index + 1 < len(host_rows) else None)

@@ -42,6 +42,7 @@ from coterie.kernels.triton.heads import (
     SCALE,
     angles_of,
     channels_of,
+    finish_heads,
     in_pages,
     in_q,
     normed_heads,
@@ -254,22 +255,10 @@ def _tile(
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, TOKENS, NEAR)
-    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
-    a, b = halves(y, ROWS, TOKENS, NEAR)
-    if part < 2:
-        cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
-        sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
-        a, b = turned(a, b, cosine, sine)
-    if part == 0:
-        q = in_q(row, head, i, m, H, C)
-        tl.store(q, a, mask=mask)
-        tl.store(q + C // 2, b, mask=mask)
-    else:
-        position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
-        tl.store(page, narrow(a, KV_TYPE), mask=mask)
-        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)
+    finish_heads(
+        row, y, part, first, heads, m, mask_M, angles,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+    )  # fmt: skip
 
 
 def _matrices(call: Call) -> list[Matrix]:
