@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
+    EARLY,
     add_product,
     along,
     integer,
@@ -145,16 +146,19 @@ def _alone(
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
     high = tl.minimum(position + 1, (span + 1) * SPAN)
-    # The first step's keys and values, but for the token's own, which the launch before this one may be storing.
+    # The first step's keys and values; but for the token's own, where the launch before this one may be storing those.
     c = tl.arange(0, CHANNELS)
     first = low // STEP * STEP
     j = first + tl.arange(0, STEP)
-    old = (j >= low) & (j < high) & (j < position)
+    old = (j >= low) & (j < high)
+    if WHEN == EARLY:
+        old = old & (j < position)
     keys, values = _pages_at(row, sequence, head, j, old, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
     k = tl.load(keys, mask=old[:, None] & (c < C)[None, :], other=0.0)
     v = tl.load(values, mask=old[:, None] & (c < C)[None, :], other=0.0)
-    own = tl.zeros([1], tl.int32) + position
-    own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    if WHEN == EARLY:
+        own = tl.zeros([1], tl.int32) + position
+        own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
     g = tl.arange(0, QUERIES)
     query = head * (H // K) + g
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
@@ -164,9 +168,10 @@ def _alone(
     if low < high:
         mask = (g < H // K)[:, None] & (c < C)[None, :]
         q = tl.load(q_at, mask=mask, other=0.0)
-        is_own = (j == position)[:, None]
-        k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
-        v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
+        if WHEN == EARLY:
+            is_own = (j == position)[:, None]
+            k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
+            v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
         top = tl.full([QUERIES], NOTHING, tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
