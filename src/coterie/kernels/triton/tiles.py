@@ -116,7 +116,7 @@ class Tiles:
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     # By contexts, the positions that one program of decode attention reads. Measured as `one` was.
-    spans: tuple[tuple[int, int], ...] = ((1024, 64), (1 << 62, 128))
+    spans: tuple[tuple[int, int], ...] = ((128, 128), (1024, 64), (1 << 62, 128))
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head; fewer of wide heads
