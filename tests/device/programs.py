@@ -130,6 +130,11 @@ def rows(
     )
 
 
+def decode(token: int, at: int, *sampling: Sampling, blocks_per_sequence: int = 4) -> Rows:
+    """Rows of one step of one sequence's token at a position."""
+    return rows([([token], at)], list(sampling) or None, blocks_per_sequence=blocks_per_sequence)
+
+
 @dataclass
 class Desk:
     """A device with one expert's slab and KV reserved, and the tiny program loaded."""

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 
 from tests.device.cuda_devices import making
 from tests.device.lazy_gpu import LazyDriver
-from tests.device.programs import Desk, loaded, rows
+from tests.device.programs import Desk, decode, loaded, rows
 
 from coterie.device import Sampling
 from coterie.devices.cuda_inputs import Inputs
@@ -54,7 +54,7 @@ def make():
 def warm(make, layout):
     """A desk whose step of one token is captured, and what it draws in three."""
     desk = loaded(Desk(make(driver=Watched()), layout))
-    whole = desk.tokens(desk.run(decode(7, 0), steps=3))
+    whole = desk.tokens(desk.run(decode(7, 0, WARM), steps=3))
     desk.device.driver.queued_by.clear()
     return desk, whole
 
@@ -75,22 +75,18 @@ def late(warm, monkeypatch):
     return wake
 
 
-def decode(token, at):
-    return rows([([token], at)], [WARM])
-
-
 def test_a_captured_run_is_queued_by_who_asks_and_ended_by_who_waits_for_it_alone(warm, late):
     desk, whole = warm
     driver, me = desk.device.driver, threading.current_thread()
     driver.waited_by.clear()
-    assert desk.tokens(desk.run(decode(7, 0), steps=3)) == whole
+    assert desk.tokens(desk.run(decode(7, 0, WARM), steps=3)) == whole
     assert driver.queued_by == driver.waited_by == [me]
     late()
 
 
 def test_a_run_that_nobody_waits_for_ends_too(warm):
     desk, whole = warm
-    run, ended = desk.run(decode(7, 0), steps=3), threading.Event()
+    run, ended = desk.run(decode(7, 0, WARM), steps=3), threading.Event()
     desk.device._lanes.when_ended(run, lambda _: ended.set())
     assert ended.wait(30)
     assert desk.device.tokens(run).tolist() == whole
@@ -99,9 +95,9 @@ def test_a_run_that_nobody_waits_for_ends_too(warm):
 def test_what_is_not_captured_yet_or_waits_for_others_is_queued_by_the_lane(make, layout):
     desk = loaded(Desk(make(driver=Watched()), layout))
     driver, me = desk.device.driver, threading.current_thread()
-    first = desk.tokens(desk.run(decode(7, 0), steps=3))  # is compiled and captured meanwhile
+    first = desk.tokens(desk.run(decode(7, 0, WARM), steps=3))  # is compiled and captured meanwhile
     assert me not in driver.queued_by
-    gated = desk.run(decode(7, 0), steps=3, gates=desk.fetch())
+    gated = desk.run(decode(7, 0, WARM), steps=3, gates=desk.fetch())
     assert desk.tokens(gated) == first
     assert me not in driver.queued_by
 
@@ -109,7 +105,7 @@ def test_what_is_not_captured_yet_or_waits_for_others_is_queued_by_the_lane(make
 @pytest.mark.parametrize("alone", [True, False])
 def test_runs_that_many_threads_wait_for_end_once_each(warm, alone):
     desk, whole = warm
-    runs = [desk.run(decode(7, 0), steps=3) for _ in range(6)]
+    runs = [desk.run(decode(7, 0, WARM), steps=3) for _ in range(6)]
     found = []
 
     def wait(run):
@@ -128,7 +124,7 @@ def test_runs_that_many_threads_wait_for_end_once_each(warm, alone):
 
 def test_a_wait_that_is_stopped_leaves_the_end_to_the_lane(warm, late):
     desk, whole = warm
-    run, ended = desk.run(decode(7, 0), steps=3), threading.Event()
+    run, ended = desk.run(decode(7, 0, WARM), steps=3), threading.Event()
     desk.device._lanes.when_ended(run, lambda _: ended.set())
     desk.device.driver.stops_next = True
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +132,7 @@ def test_a_wait_that_is_stopped_leaves_the_end_to_the_lane(warm, late):
     assert not desk.device.done(run)
     late()
     assert ended.wait(30)
-    assert desk.tokens(run) == desk.tokens(desk.run(decode(7, 0), steps=3)) == whole
+    assert desk.tokens(run) == desk.tokens(desk.run(decode(7, 0, WARM), steps=3)) == whole
 
 
 def test_a_thread_that_is_stopped_while_it_ends_a_run_fails_it_and_the_next_one_works(warm, late):
@@ -148,14 +144,14 @@ def test_a_thread_that_is_stopped_while_it_ends_a_run_fails_it_and_the_next_one_
         give_back(packet)
         raise KeyboardInterrupt
 
-    run = desk.run(decode(7, 0), steps=3)
+    run = desk.run(decode(7, 0, WARM), steps=3)
     packets.give_back = stop
     with pytest.raises(KeyboardInterrupt):
         desk.wait(run)
     packets.give_back = give_back
     late()
     assert "was stopped while it was ended" in str(desk.device.failure(run))
-    assert desk.tokens(desk.run(decode(7, 0), steps=3)) == whole
+    assert desk.tokens(desk.run(decode(7, 0, WARM), steps=3)) == whole
 
 
 def test_inputs_are_written_anew_where_they_change(layout):

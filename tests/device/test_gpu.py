@@ -16,8 +16,8 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 
 import torch
 from tests.device.devices import gpu
+from tests.device.expert import Expert
 from tests.device.programs import rows
-from tests.device.test_cuda_device import Expert
 from tests.system.tiny import write_expert
 
 from coterie.device import Sampling

@@ -37,6 +37,7 @@ from coterie.kernels.triton.tiles import power_of_two
 Array: TypeAlias = npt.NDArray[np.generic]
 
 LEVERS = ("lower --near or --kv", "ask with shorter prompts")
+MOST_BOUNDS = 64  # of either kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
 STATE_WORDS, STOP = 4, 2  # done, ended, stop; and one to keep to 16 bytes
 
 
@@ -290,30 +291,34 @@ class Bound:
 
 
 class Binder:
-    """Keeps bounds by executable and bucket, those used last."""
+    """Keeps bounds by executable and bucket, those used last: so many of decode steps, and so many of prompts.
 
-    def __init__(self, shared: Shared, most: int = 64) -> None:
+    Apart, as prompts come in far more sizes, and one that is new would else take the place of a step that all use.
+    """
+
+    def __init__(self, shared: Shared, most: int = MOST_BOUNDS) -> None:
         self._shared, self._most = shared, most
-        self._kept: dict[tuple[int, Bucket], Bound] = {}
+        self._kept: dict[bool, dict[tuple[int, Bucket], Bound]] = {True: {}, False: {}}  # by whether they decode
 
     def bind(self, run: Run, stream: Stream) -> Bound:
         """The bound of a run's executable and bucket. Raises CapacityError."""
-        key = id(run.exe), run.bucket
-        bound = self._kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared)
-        self._kept[key] = bound  # the last in order
-        if len(self._kept) > self._most:
+        key, kept = (id(run.exe), run.bucket), self._kept[run.bucket.decodes]
+        bound = kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared)
+        kept[key] = bound  # the last in order
+        if len(kept) > self._most:
             self._shared.driver.wait(self._shared.driver.mark(stream))
-            del self._kept[next(iter(self._kept))]
+            del kept[next(iter(kept))]
         return bound
 
     def is_captured(self, run: Run) -> bool:
         """Whether the steps of a run are captured; any thread may ask."""
-        bound = self._kept.get((id(run.exe), run.bucket))
+        bound = self._kept[run.bucket.decodes].get((id(run.exe), run.bucket))
         return bound is not None and bound.is_captured
 
     def forget(self) -> None:
         """Let all of them go."""
-        self._kept.clear()
+        for kept in self._kept.values():
+            kept.clear()
 
 
 def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, stream: Stream) -> None:
