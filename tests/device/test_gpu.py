@@ -23,6 +23,7 @@ from tests.system.tiny import write_expert
 from coterie.device import Sampling
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.cuda_sticks import Sticks
+from coterie.graph.compile import compile_graph
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 
@@ -178,6 +179,23 @@ def test_stored_values_and_tokens_are_the_cpus(device, tmp_path, way, rules):
             ours.tokens(step), theirs.tokens(step)
     answer = rows([([5], 0), ([8], 0)], [Sampling(), WARM])
     assert ours.tokens(answer, steps=6) == theirs.tokens(answer, steps=6)
+    on_cpu.close()
+
+
+def test_a_prompt_in_large_tiles_has_the_cpus_values_captured_or_not(device, tmp_path):
+    """More tokens than tiles of a batch have: descriptors copy them where there are such, and values are handed on."""
+    model = open_model(write_expert(tmp_path / "one", 3, hidden_size=64, num_key_value_heads=1))
+    on_cpu = CpuDevice(load_machine("toy"), threads=1)
+    ours, theirs = Expert(device, model), Expert(on_cpu, model)
+    step = rows([([(7 * i + 3) % 50 for i in range(120)], 0)])
+    drawn = [ours.tokens(step) for _ in range(3)]  # launch by launch, captured, and replayed
+    assert drawn[0] == drawn[1] == drawn[2]
+    for expert in (ours, theirs):  # values that overwrite no others
+        expert.exe = expert.device.load(compile_graph(model.graph, "cache", share_buffers=False))
+    got, expected = ours.inspect(step), theirs.inspect(step)
+    got.pop("next_tokens"), expected.pop("next_tokens")
+    for name, values in expected.items():
+        assert np.abs(got[name] - values).max() <= BOUND * np.abs(values).max(), name
     on_cpu.close()
 
 

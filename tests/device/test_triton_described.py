@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 from tests.device import triton_cases
 from tests.device.interpreted import WIDE, call
 from tests.device.triton_cases import BF16, F16, Q8, gate_up, linear, qkv
 
 from coterie.kernels.triton import described
-from coterie.kernels.triton.tiles import Many
+from coterie.kernels.triton.tiles import Many, tiles_for
 
 # Tiles so small that 3 multiprocessors have several each, and what is left is cut.
 SMALL = Many(32, 16, 16, 4, 2, pieces=2, described=True)
@@ -67,4 +66,11 @@ def test_a_walk_has_all_tiles_and_pieces_once():
     assert SMALL.programs(5, 70, 3) == 24 + 2
     assert SMALL.for_heads(16, 1).pieces == 2
     assert SMALL.for_heads(32, 1).pieces == 1
-    assert np.prod([SMALL.rows, SMALL.tokens]) == 512
+
+
+def test_tiles_that_descriptors_copy_are_for_gpus_with_as_much_shared_memory():
+    """They, and wgmma, came with capability 9; nothing is known of later ones."""
+    chosen = {capability: tiles_for((capability, 0), 132).many_of(2048, 2048, 1, False, True) for capability in (8, 9)}
+    assert chosen[9].described
+    assert not chosen[8].described
+    assert not tiles_for((9, 0), 132).many_of(2048, 64, 1, False, True).described  # a batch's decode

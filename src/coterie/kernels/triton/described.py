@@ -51,9 +51,7 @@ def described_pair(x, w, v, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: t
 @triton.jit
 def left_and_right(y):
     """Both halves of [M, N], cut along N."""
-    M: tl.constexpr = y.shape[0]
-    half: tl.constexpr = y.shape[1] // 2
-    return tl.split(tl.permute(tl.reshape(y, [M, 2, half]), [0, 2, 1]))
+    return tl.split(tl.permute(tl.reshape(y, [y.shape[0], 2, y.shape[1] // 2]), [0, 2, 1]))
 
 
 @triton.jit

@@ -42,6 +42,8 @@ from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, weigh
 from coterie.kernels.triton.handed import handed_by_last
 from coterie.kernels.triton.rows import Call
 
+MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
+
 
 @triton.jit
 def _few(
@@ -291,7 +293,7 @@ def _put_tile(
 ):
     """Store products [tokens, rows] of a tile that begins at token m and row n."""
     half: tl.constexpr = y.shape[1] // 2
-    if half > 64:  # registers have no room for all of it and of what is added
+    if y.numel > MOST_ADDED:  # registers have no room for all of it and of what is added
         y, later = left_and_right(y)
         _put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
         _put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
