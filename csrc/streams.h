@@ -42,9 +42,9 @@ inline void add_products(const float* x, const V (&w)[N], V (&acc)[M * N]) {
   "vfmadd231ps %[r], %[t], %[" #c "]\n\t"
     V token;
     asm(COTERIE_TOKEN(0, a, b, c) COTERIE_TOKEN(32, d, e, f) COTERIE_TOKEN(64, g, h, i) COTERIE_TOKEN(96, j, k, l)
-        : [a] "+x"(acc[0]), [b] "+x"(acc[1]), [c] "+x"(acc[2]), [d] "+x"(acc[3]), [e] "+x"(acc[4]),
-          [f] "+x"(acc[5]), [g] "+x"(acc[6]), [h] "+x"(acc[7]), [i] "+x"(acc[8]), [j] "+x"(acc[9]),
-          [k] "+x"(acc[10]), [l] "+x"(acc[11]), [t] "=&x"(token)
+        : [a] "+&x"(acc[0]), [b] "+&x"(acc[1]), [c] "+&x"(acc[2]), [d] "+&x"(acc[3]), [e] "+&x"(acc[4]),
+          [f] "+&x"(acc[5]), [g] "+&x"(acc[6]), [h] "+&x"(acc[7]), [i] "+&x"(acc[8]), [j] "+&x"(acc[9]),
+          [k] "+&x"(acc[10]), [l] "+&x"(acc[11]), [t] "=&x"(token)
         : [x] "r"(x), "m"(*reinterpret_cast<const float(*)[M * W]>(x)), [p] "x"(w[0]), [q] "x"(w[1]), [r] "x"(w[2]));
 #undef COTERIE_TOKEN
     return;
