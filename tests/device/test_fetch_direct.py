@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -26,6 +28,39 @@ from coterie.spec.this_machine import this_machine
 SIZE = 3 * READ_PIECE_BYTES + 5 * BLOCK_BYTES - 100  # the last block is cut
 BLOCKS = -(-SIZE // BLOCK_BYTES)
 WAIT_S = 10
+
+# Forks while a range is read again and again; the child looks for the slab in its own memory.
+FORK = """
+import os, sys
+from pathlib import Path
+from coterie.checkpoint.layout import FileIdentity, FileRange
+from coterie.devices.cpu import CpuDevice
+from coterie.spec.this_machine import this_machine
+
+path, size = Path(sys.argv[1]), int(sys.argv[2])
+device = CpuDevice(this_machine(), threads=1)
+slab = device.reserve("dram", size)
+source = FileRange(str(path), 0, size, FileIdentity.of(path.stat()))
+address = device.memory(slab).ctypes.data
+
+def holds_slab():
+    maps = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(first, 16) <= address < int(end, 16) for first, end in maps)
+
+assert holds_slab()
+for _ in range(8):
+    device.memory(slab)[:] = 0
+    event = device.fetch(slab, source)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(holds_slab()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "a child has the slab"
+    while not device.done(event):
+        device.wait_any([event])
+    assert device.failure(event) is None
+    assert device.memory(slab)[: path.stat().st_size].tobytes() == path.read_bytes(), "bytes are missing"
+device.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +317,10 @@ def test_closing_ends_what_is_being_read_and_cancels_the_rest(reads, path):
     assert all(isinstance(failure, DeviceError) for failure in failures[at:])
     with pytest.raises(DeviceError, match="closed"):
         fetch(device, path, slab, 0, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a process sees its memory is Linux's")
+def test_a_fork_while_the_disk_writes_leaves_all_bytes_here(path):
+    command = [sys.executable, "-c", FORK, str(path), str(BLOCKS * BLOCK_BYTES)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -28,21 +28,29 @@ CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enou
 
 
 class Slab:
-    """Anonymous memory, aligned to 2 MiB, touched at once, so that no page fault is left for later."""
+    """Anonymous memory, aligned to 2 MiB, touched at once, so that no page fault is left for later.
+
+    A forked child has none of it: before Linux 6.3 what a disk wrote during a fork could reach the child's copy alone.
+    """
 
     def __init__(self, size_bytes: int) -> None:
         self._map = mmap.mmap(-1, max(size_bytes, 1) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # a kernel without huge pages; small ones do
-                    raise
+        self._advise("MADV_DONTFORK")
+        self._advise("MADV_HUGEPAGE")
         whole = np.frombuffer(self._map, dtype=np.uint8)
         start = -kernels.address(whole) % HUGE_PAGE_BYTES
         self.bytes: Bytes = whole[start : start + size_bytes]
         self.bytes[::BLOCK_BYTES] = 0
         self.address = kernels.address(whole) + start
+
+    def _advise(self, name: str) -> None:
+        if not hasattr(mmap, name):
+            return
+        try:
+            self._map.madvise(getattr(mmap, name))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel that knows no such thing does without
+                raise
 
 
 def copy_parts(dst: Bytes, src: Bytes, parts: Sequence[tuple[int, int]]) -> None:
