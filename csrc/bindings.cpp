@@ -170,17 +170,19 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("isa", &Team::isa);
   nb::class_<Reads>(m, "Reads")
       .def("__init__",
-           [](Reads* self, int64_t piece_bytes, int64_t long_bytes) {
-             if (piece_bytes < 1 || long_bytes < 1) throw nb::value_error("a piece, and what is under way, has at least one byte");
-             new (self) Reads(piece_bytes, long_bytes);
+           [](Reads* self, int64_t piece_bytes, int64_t first_bytes, int64_t long_bytes) {
+             if (piece_bytes < 1 || first_bytes < 1 || long_bytes < first_bytes)
+               throw nb::value_error("a piece, and what is under way, has at least one byte, and no more is under way at first");
+             new (self) Reads(piece_bytes, first_bytes, long_bytes);
            },
-           nb::arg("piece_bytes") = kPieceBytes, nb::arg("long_bytes") = kLongBytes)
+           nb::arg("piece_bytes") = kPieceBytes, nb::arg("first_bytes") = kFirstBytes, nb::arg("long_bytes") = kLongBytes)
       .def("add", &add_reads, nb::arg("tag"), nb::arg("file"), nb::arg("to"), nb::arg("offset"), nb::arg("there"),
            nb::arg("parts").noconvert(), nb::arg("scattered"))
       .def("next", &next_read)
       .def_prop_ro("scattered", &Reads::scattered)
       .def_prop_ro("long_bytes", &Reads::long_bytes);
   m.attr("READ_PIECE_BYTES") = kPieceBytes;
+  m.attr("READ_FIRST_BYTES") = kFirstBytes;
   m.attr("READ_LONG_BYTES") = kLongBytes;
   m.attr("READS_AT_ONCE") = kReadsAtOnce;
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));

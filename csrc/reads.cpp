@@ -16,8 +16,8 @@ namespace coterie {
 
 static_assert(sizeof(unsigned long) == sizeof(aio_context_t));
 
-Reads::Reads(int64_t piece_bytes, int64_t long_bytes)
-    : piece_bytes_(piece_bytes), most_long_bytes_(long_bytes), pieces_(kReadsAtOnce) {
+Reads::Reads(int64_t piece_bytes, int64_t first_bytes, int64_t long_bytes)
+    : piece_bytes_(piece_bytes), first_bytes_(first_bytes), most_bytes_(long_bytes), pieces_(kReadsAtOnce), may_bytes_(first_bytes) {
   if (syscall(SYS_io_setup, kReadsAtOnce, &context_) != 0) throw std::runtime_error("this system does not read asynchronously");
   for (int slot = kReadsAtOnce; slot-- > 0;) free_.push_back(slot);
 }
@@ -67,7 +67,8 @@ void Reads::collect() {
 
 #else
 
-Reads::Reads(int64_t piece_bytes, int64_t long_bytes) : piece_bytes_(piece_bytes), most_long_bytes_(long_bytes) {
+Reads::Reads(int64_t piece_bytes, int64_t first_bytes, int64_t long_bytes)
+    : piece_bytes_(piece_bytes), first_bytes_(first_bytes), most_bytes_(long_bytes), may_bytes_(first_bytes) {
   throw std::runtime_error("this system does not read asynchronously");
 }
 Reads::~Reads() = default;
@@ -77,6 +78,7 @@ void Reads::collect() {}
 #endif
 
 void Reads::add(int64_t tag, const Range& range, const Part* parts, size_t count, bool scattered) {
+  if (ranges_.empty()) may_bytes_ = first_bytes_;
   Pending& pending = ranges_[tag] = Pending{0, scattered, true};
   for (size_t i = 0; i < count; ++i)
     for (int64_t at = parts[i].start; at < parts[i].stop; at += piece_bytes_, ++pending.left)
@@ -100,7 +102,7 @@ bool Reads::next(Ended& ended) {
 
 bool Reads::may_begin(const Piece& piece) const {
   if (ranges_.at(piece.tag).scattered) return true;
-  return scattered_ == 0 && long_bytes_ < most_long_bytes_;
+  return scattered_ == 0 && long_bytes_ < may_bytes_;
 }
 
 // A piece more, or one less, is under way.
@@ -115,6 +117,7 @@ void Reads::count(const Piece& piece, int more) {
 void Reads::end(const Piece& piece, int64_t got) {
   Pending& pending = ranges_.at(piece.tag);
   count(piece, -1);
+  if (!pending.scattered) may_bytes_ = std::min(may_bytes_ + piece_bytes_ / kEndsForMore, most_bytes_);
   pending.whole = pending.whole && got >= std::min(piece.part.stop, piece.range.there) - piece.part.start;
   if (--pending.left > 0) return;
   ended_.push_back({piece.tag, pending.whole});

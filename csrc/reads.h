@@ -2,8 +2,9 @@
 // others the system waits at once.
 //
 //   waiting     | r0 r0 r0 | s s s s s s | r1 r1 r1 ...      pieces, in the order in which their ranges were added
-//   under way   long pieces while fewer than kLongBytes of them are; scattered ones, which are short, all at once, and no long
-//               piece that waits behind them: among megabytes each of them would take milliseconds
+//   under way   long pieces: few at first, for whoever waits for the first ranges, and slowly more, for the disk's full rate;
+//               scattered ones, which are short, all at once, and no long piece that waits behind them: among megabytes each
+//               of them would take milliseconds
 //
 // Knows nothing about what the bytes mean.
 #pragma once
@@ -16,8 +17,10 @@
 
 namespace coterie {
 
-// So few and short that ranges arrive one after the other; with 4 pieces the disk is a tenth slower, with more or longer ones no faster (measured).
-constexpr int64_t kPieceBytes = int64_t{2} << 20, kLongBytes = 6 * kPieceBytes;
+// Measured: the disk serves all pieces that are under way at once, so that the first ranges are there the sooner the fewer there
+// are; but with 8 all of it comes a tenth later than with 24.
+constexpr int64_t kPieceBytes = int64_t{1} << 20, kFirstBytes = 8 * kPieceBytes, kLongBytes = 24 * kPieceBytes;
+constexpr int64_t kEndsForMore = 4;  // after so many ends one more is under way
 constexpr int kReadsAtOnce = 128;
 
 // Bytes [start, stop) of a range.
@@ -40,8 +43,9 @@ class Reads {
     bool whole;
   };
 
-  // Throws std::runtime_error where the system does not read this way. The sizes are for who measures the disk.
-  explicit Reads(int64_t piece_bytes = kPieceBytes, int64_t long_bytes = kLongBytes);
+  // Throws std::runtime_error where the system does not read this way. The sizes, of a piece and of what is under way at first
+  // and at most, are for who measures the disk.
+  explicit Reads(int64_t piece_bytes = kPieceBytes, int64_t first_bytes = kFirstBytes, int64_t long_bytes = kLongBytes);
   // Waits for what is under way.
   ~Reads();
   Reads(const Reads&) = delete;
@@ -74,7 +78,7 @@ class Reads {
   void collect();
   void end(const Piece& piece, int64_t got);
 
-  const int64_t piece_bytes_, most_long_bytes_;
+  const int64_t piece_bytes_, first_bytes_, most_bytes_;
   unsigned long context_ = 0;
   std::unordered_map<int64_t, Pending> ranges_;
   std::deque<Piece> waiting_;
@@ -82,6 +86,7 @@ class Reads {
   std::vector<int> free_;      // slots
   std::deque<Ended> ended_;
   int64_t long_bytes_ = 0, scattered_ = 0;  // under way
+  int64_t may_bytes_;                       // while fewer long bytes than these are
 };
 
 }  // namespace coterie

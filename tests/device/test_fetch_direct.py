@@ -22,10 +22,10 @@ from coterie.devices.cpu import CpuDevice
 from coterie.devices.fetch_direct import DirectReads
 from coterie.devices.host_memory import Slab, SourceFile
 from coterie.kernels import cpu as kernels
-from coterie.kernels.cpu import READ_LONG_BYTES, READ_PIECE_BYTES, READS_AT_ONCE
+from coterie.kernels.cpu import READ_FIRST_BYTES, READ_LONG_BYTES, READ_PIECE_BYTES, READS_AT_ONCE
 from coterie.spec.this_machine import this_machine
 
-SIZE = 3 * READ_PIECE_BYTES + 5 * BLOCK_BYTES - 100  # the last block is cut
+SIZE = 6 * READ_PIECE_BYTES + 5 * BLOCK_BYTES - 100  # the last block is cut
 BLOCKS = -(-SIZE // BLOCK_BYTES)
 WAIT_S = 10
 
@@ -163,7 +163,7 @@ def test_scattered_parts_are_begun_at_once_and_long_ones_behind_them_up_to_a_bou
         assert reads.under_way[1] == 0
         assert reads.next() == (1, True)
         assert reads.under_way[0] == 0
-        assert READ_LONG_BYTES <= reads.under_way[1] < READ_LONG_BYTES + READ_PIECE_BYTES
+        assert READ_FIRST_BYTES <= reads.under_way[1] < READ_FIRST_BYTES + READ_PIECE_BYTES
         assert reads.next() == (2, True)
         assert 0 < reads.under_way[1] < READ_LONG_BYTES + READ_PIECE_BYTES
         assert [reads.next(), reads.next()] == [(3, True), None]

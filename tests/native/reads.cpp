@@ -38,7 +38,7 @@ int written(const std::vector<uint8_t>& data) {
 }
 
 void test_bytes(Reads& reads) {
-  const int64_t blocks = 8 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
+  const int64_t blocks = 12 * kPieceBytes / kBlock + 5, size = blocks * kBlock - 100;
   std::vector<uint8_t> data(static_cast<size_t>(size));
   for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng()());
   const int file = written(data);
@@ -52,7 +52,7 @@ void test_bytes(Reads& reads) {
   check(reads.scattered() == kReadsAtOnce && reads.long_bytes() == 0, "scattered parts are begun at once, and nothing behind them");
   Reads::Ended ended{};
   check(reads.next(ended) && ended.tag == 7 && ended.whole, "scattered parts end first");
-  check(reads.scattered() == 0 && reads.long_bytes() == kLongBytes, "then long parts are begun");
+  check(reads.scattered() == 0 && reads.long_bytes() == kFirstBytes, "then long parts are begun");
   bool right = true;
   for (int64_t at = 0; at < 300 * kBlock; ++at) right = right && memory.at[at] == (at / kBlock % 2 == 0 ? data[static_cast<size_t>(at)] : 0);
   check(right, "scattered parts are where they belong, and nothing else");
@@ -60,6 +60,28 @@ void test_bytes(Reads& reads) {
   for (int64_t tag : {8, 9}) check(reads.next(ended) && ended.tag == tag && ended.whole, "long parts end whole");
   check(std::memcmp(memory.at, data.data(), data.size()) == 0, "all bytes are there");
   check(!reads.next(ended), "there is no more");
+  ::close(file);
+}
+
+// With a block as a piece: 2 are under way at first, and one more with each few that end, up to 4; anew after idleness.
+void test_window() {
+  Reads reads(kBlock, 2 * kBlock, 4 * kBlock);
+  constexpr int64_t kSize = 40 * kBlock, kCut = 2 * kEndsForMore * kBlock;
+  const std::vector<uint8_t> data(kSize);
+  const int file = written(data);
+  Aligned memory(kSize);
+  const Range range{file, memory.at, 0, kSize};
+  const Part first{0, kCut}, rest{kCut, kSize};
+  Reads::Ended ended{};
+  for (int64_t round = 0; round < 2; ++round) {
+    reads.add(2 * round, range, &first, 1, false);
+    reads.add(2 * round + 1, range, &rest, 1, false);
+    check(reads.long_bytes() == 2 * kBlock, "few pieces are begun at first");
+    check(reads.next(ended) && ended.tag == 2 * round && ended.whole, "the first range ends first");
+    check(reads.long_bytes() == 4 * kBlock, "then more are under way");
+    check(reads.next(ended) && ended.tag == 2 * round + 1 && ended.whole, "and the second one after it");
+    check(reads.long_bytes() == 0, "and nothing is left under way");
+  }
   ::close(file);
 }
 
@@ -92,6 +114,7 @@ void test_reads() {
   try {
     Reads reads;
     test_bytes(reads);
+    test_window();
     test_failures(reads);
   } catch (const std::runtime_error& error) {
     std::printf("no test of reads: %s\n", error.what());

@@ -31,7 +31,7 @@ Way: TypeAlias = tuple[By, int, int]
 """Who reads, the bytes of a read, and how many are under way."""
 
 BY_THREADS: tuple[Way, ...] = tuple(("threads", *way) for way in product((2**20, 2**22, 2**23), (1, 2, 4, 8)))
-BY_QUEUE: tuple[Way, ...] = tuple(("queue", *way) for way in product((2**20, 2**21, 2**22), (2, 4, 8, 16)))
+BY_QUEUE: tuple[Way, ...] = tuple(("queue", *way) for way in product((2**20, 2**21, 2**22), (2, 4, 8, 16, 32)))
 SEARCH_BYTES = 512 * 2**20  # of a larger file the search reads this much
 SEARCH_ROUNDS = 3
 
@@ -75,7 +75,7 @@ class DiskStick:
             largest = max(block for _, block, _ in BY_THREADS)
             self._buffer = Slab(-(-size // largest) * largest)
         # A queue is made before the clock starts and ends after it: the system takes tens of milliseconds to end one.
-        queue = kernels.Reads(block_bytes, block_bytes * depth) if by == "queue" else None
+        queue = kernels.Reads(block_bytes, block_bytes * depth, block_bytes * depth) if by == "queue" else None
         descriptor = self._open(file)
         try:
             start = perf_counter()

@@ -50,6 +50,7 @@ class _Fetch:
     event: LaneEvent
     after: tuple[LaneEvent, ...]
     target: Bytes
+    address: int
     source: FileRange
     file: SourceFile
     pieces: Sequence[Piece]
@@ -81,6 +82,7 @@ class FetchLane:
         self._waiting = threading.Condition(self._lock)  # who hands ranges to the system waits here
         self._begun = threading.Condition(self._lock)  # and here who queued one to an idle lane
         self._queue: deque[_Fetch] = deque()
+        self._here: set[int] = set()  # event ids of the queue
         self._files: dict[str, SourceFile] = {}
         self._threads: list[threading.Thread] = []
         self._lane = ""
@@ -107,14 +109,16 @@ class FetchLane:
             event = self._lanes.new_event(lane, label)
             file = self._files.setdefault(source.path, SourceFile(source.path))
             file.users += 1
-            here = {fetch.event.event_id for fetch in self._queue}
+            elsewhere = [other for other in awaited if other.event_id not in self._here]
             pieces = _pieces(source.size_bytes, parts)
             was_idle, by_readers = not self._queue, self._direct is None
-            fetch = _Fetch(event, awaited, target, source, file, pieces, bool(parts), by_readers)
+            address = kernels.address(target)
+            fetch = _Fetch(event, awaited, target, address, source, file, pieces, bool(parts), by_readers)
             self._queue.append(fetch)
-        for other in awaited:
-            if other.event_id not in here:
-                self._lanes.when_ended(other, self._look)
+            self._here.add(event.event_id)
+            self._inherit((fetch,))
+        for other in elsewhere:
+            self._lanes.when_ended(other, self._look)
         self._look(True)
         if was_idle and not awaited:
             self._let_begin(fetch)
@@ -156,9 +160,11 @@ class FetchLane:
                     return
                 raise
 
-    def _look(self, _passed: bool) -> None:
+    def _look(self, passed: bool) -> None:
         """Something was queued, or something awaited has ended."""
         with self._changed:
+            if not passed:
+                self._inherit(self._queue)
             self._settle()
             self._wake()
 
@@ -284,21 +290,22 @@ class FetchLane:
         here = {other.event.event_id for other in before}
         if any(not event.state.finished and event.event_id not in here for event in fetch.after):
             return False
-        return not any(_overlap(fetch.target, other.target) for other in before)
+        return not any(_overlap(fetch, other) for other in before)
 
     def _settle(self) -> None:
         """End what has arrived or failed, from the front on; called with the lock held."""
-        self._inherit()
         while self._queue and self._queue[0].is_issued and not self._queue[0].reading:
             fetch = self._queue.popleft()
+            self._here.discard(fetch.event.event_id)
             start_s = None if fetch.start_s is None else max(fetch.start_s, self._free_s)
             self._forget(fetch)
             self._free_s = self._lanes.end(fetch.event, fetch.failure, start_s)
-            self._inherit()
+            if fetch.failure is not None:
+                self._inherit(self._queue)
 
-    def _inherit(self) -> None:
+    def _inherit(self, fetches: Iterable[_Fetch]) -> None:
         """What comes after a failure fails with it."""
-        for fetch in self._queue:
+        for fetch in fetches:
             if fetch.failure is None:
                 failures = (event.state.failure for event in fetch.after if event.state.finished)
                 fetch.failure = next((failure for failure in failures if failure is not None), None)
@@ -327,6 +334,5 @@ def _pieces(size_bytes: int, parts: Sequence[tuple[int, int]]) -> list[Piece]:
     return [[(at, min(at + chunk, size_bytes))] for at in range(0, max(size_bytes, 1), chunk)]
 
 
-def _overlap(left: Bytes, right: Bytes) -> bool:
-    first, second = kernels.address(left), kernels.address(right)
-    return first < second + len(right) and second < first + len(left)
+def _overlap(left: _Fetch, right: _Fetch) -> bool:
+    return left.address < right.address + len(right.target) and right.address < left.address + len(left.target)

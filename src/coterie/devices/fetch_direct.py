@@ -19,7 +19,7 @@ from coterie.kernels import cpu as kernels
 
 Owner = TypeVar("Owner")
 
-AHEAD_BYTES = 32 * 2**20  # handed over before it is read: the disk goes on while the interpreter is busy elsewhere
+AHEAD_BYTES = 64 * 2**20  # handed over before it is read: the disk goes on while the interpreter is busy elsewhere
 
 
 @dataclass(frozen=True, slots=True)

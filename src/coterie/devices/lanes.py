@@ -30,6 +30,7 @@ class _State:
     result: object = None
     mark: object = None
     watchers: list[Callable[[bool], None]] = field(default_factory=list)
+    awaited: bool = False  # a thread waits, or has waited: only then it is woken
 
 
 @value
@@ -91,6 +92,7 @@ class Lanes:
         """Block until an event is finished; return its failure. Raises DeviceError when the device is closed first."""
         state = own(event).state
         with self._changed:
+            state.awaited = True
             self._changed.wait_for(lambda: state.finished or self._closed)
             if not state.finished:
                 raise self.closed()
@@ -102,6 +104,8 @@ class Lanes:
         if len(events) == 1 and until is None and self._help(own(events[0])):
             return
         with self._changed:
+            for state in states:
+                state.awaited = True
             while not any(state.finished for state in states):
                 left = None if until is None else until - perf_counter()
                 if left is not None and left <= 0:
@@ -140,7 +144,8 @@ class Lanes:
             state.start_s, state.end_s = end_s if start_s is None else start_s, end_s
             state.failure, state.finished, state.mark = failure, True, None
             watchers, state.watchers = state.watchers, []
-            self._changed.notify_all()
+            if state.awaited or self._closed:
+                self._changed.notify_all()
             if lane is not None:
                 lane.busy = False
                 if lane.queue or self._closed:
@@ -153,7 +158,8 @@ class Lanes:
         """Say that the work of an event is queued on a stream, which has passed `mark` when it is done."""
         with self._changed:
             event.state.mark = mark
-            self._changed.notify_all()
+            if event.state.awaited:
+                self._changed.notify_all()
 
     def is_queued(self, event: LaneEvent) -> bool:
         """Whether wait_queued would return at once."""
@@ -167,6 +173,7 @@ class Lanes:
         """
         state = event.state
         with self._changed:
+            state.awaited = True
             self._changed.wait_for(lambda: state.finished or state.mark is not None or self._closed)
             if state.failure is not None:
                 raise state.failure
@@ -177,6 +184,7 @@ class Lanes:
     def ended(self, event: LaneEvent) -> Exception | None:
         """Block until an event whose work has been done is finished, closed or not; return its failure."""
         with self._changed:
+            event.state.awaited = True
             self._changed.wait_for(lambda: event.state.finished)
         return event.state.failure
 
@@ -272,6 +280,7 @@ class Lanes:
         """The first failure among events, once those before it are done; an error when the device is closed."""
         with self._changed:
             for event in events:
+                event.state.awaited = True
                 while not (event.state.finished or self._closed):
                     self._changed.wait()
                 if event.state.failure is not None:

@@ -11,6 +11,7 @@ FEED_WORDS: tuple[tuple[str, str], ...]
 ISAS: tuple[str, ...]
 DTYPES: dict[str, int]
 READ_PIECE_BYTES: int
+READ_FIRST_BYTES: int
 READ_LONG_BYTES: int
 READS_AT_ONCE: int
 
@@ -29,7 +30,7 @@ class Team:
     def memory_bytes(self) -> int: ...
 
 class Reads:
-    def __init__(self, piece_bytes: int = ..., long_bytes: int = ...) -> None: ...
+    def __init__(self, piece_bytes: int = ..., first_bytes: int = ..., long_bytes: int = ...) -> None: ...
     def add(
         self, tag: int, file: int, to: int, offset: int, there: int, parts: npt.NDArray[np.int64], scattered: bool
     ) -> None: ...

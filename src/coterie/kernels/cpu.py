@@ -25,7 +25,8 @@ ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the faste
 GATE_PASSED, GATE_FAILED = 1, 2
 FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h
 READ_PIECE_BYTES: int = _cpu.READ_PIECE_BYTES  # how `Reads` cuts long parts,
-READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # how many bytes of them are under way at once,
+READ_FIRST_BYTES: int = _cpu.READ_FIRST_BYTES  # how many bytes of them are under way at first,
+READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # how many once the first ranges are there,
 READS_AT_ONCE: int = _cpu.READS_AT_ONCE  # and how many reads there are at once of any kind
 MAX_THREADS = 1024  # of a team; more is a slip of the keyboard
 
@@ -105,9 +106,17 @@ def signal(gate: int, passed: bool) -> None:
 class Reads:
     """Direct reads of files that are under way together, handed over and awaited by one thread."""
 
-    def __init__(self, piece_bytes: int = READ_PIECE_BYTES, long_bytes: int = READ_LONG_BYTES) -> None:
-        """How long parts are cut, and how much of them is under way. Raises RuntimeError where the system cannot."""
-        self._native = _cpu.Reads(piece_bytes, long_bytes)
+    def __init__(
+        self,
+        piece_bytes: int = READ_PIECE_BYTES,
+        first_bytes: int = READ_FIRST_BYTES,
+        long_bytes: int = READ_LONG_BYTES,
+    ) -> None:
+        """How long parts are cut, and how much of them is under way at first, and at most.
+
+        Raises RuntimeError where the system does not read this way.
+        """
+        self._native = _cpu.Reads(piece_bytes, first_bytes, long_bytes)
 
     def add(self, tag: int, file: int, to: int, offset: int, there: int, parts: I64, scattered: bool) -> None:
         """Queue parts [n, 2] (start, stop) of what begins at `offset` in an open file, for the address `to` + start.
