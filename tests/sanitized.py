@@ -43,7 +43,7 @@ def seen_preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     return done
 
 
-def unseen_reads() -> None:
+def unseen_reads(*_sizes: int) -> None:
     """ThreadSanitizer knows nothing of what the system writes by itself; tests/native/reads.cpp tests those reads."""
     raise RuntimeError("reads that are not seen")
 
