@@ -1,12 +1,15 @@
-// The modelled clock for Python: classes of the names and with the interface of devices/modelled_time.py and modelled_work.py.
+// The modelled clock for Python: classes of the names and with the interface of devices/modelled_time.py and modelled_work.py,
+// and the tokens of devices/modelled_tokens.py.
 // The only file of the clock that knows Python.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "clock.h"
+#include "tokens.h"
 
 namespace nb = nanobind;
 using namespace coterie::modelled;
@@ -52,6 +55,31 @@ std::shared_ptr<Work> issue(Clock& self, const std::string& lane, std::vector<st
                             std::vector<PhasePtr> phases, const nb::object& failure, std::vector<int> cuts) {
   std::any how = failure.is_none() ? std::any() : std::any(failure);
   return self.issue(lane, std::move(after), std::move(phases), std::move(how), std::move(cuts));
+}
+
+// Works one after the other on one lane, each of one phase; each waits for the one before, the first for `after`.
+nb::list issue_chain(Clock& self, const std::string& lane, std::vector<std::shared_ptr<Work>> after,
+                     const std::vector<PhasePtr>& phases) {
+  nb::list works;
+  for (const PhasePtr& phase : phases) {
+    std::shared_ptr<Work> work = self.issue(lane, std::move(after), {phase}, std::any(), {});
+    works.append(nb::cast(work));
+    after = {std::move(work)};
+  }
+  return works;
+}
+
+// Tokens [steps, rows] of rows with these seeds, the first of each behind the token at its position.
+nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> draw(const std::vector<uint64_t>& seeds, const std::vector<uint64_t>& positions,
+                                                  int64_t vocab_size, size_t steps) {
+  if (seeds.size() != positions.size()) throw std::invalid_argument("as many seeds as positions are needed");
+  const size_t rows = seeds.size();
+  auto* tokens = new int32_t[steps * rows];
+  nb::capsule owner(tokens, [](void* memory) noexcept { delete[] static_cast<int32_t*>(memory); });
+  for (size_t step = 0; step < steps; ++step)
+    for (size_t row = 0; row < rows; ++row)
+      tokens[step * rows + row] = token_at(seeds[row], positions[row] + step, static_cast<double>(vocab_size));
+  return {tokens, {steps, rows}, owner};
 }
 
 nb::dict usage(const Clock& self) {
@@ -131,11 +159,13 @@ NB_MODULE(_clock, m) {
              return std::const_pointer_cast<Phase>(merged(parts, begin, end.value_or(parts.size()), head));
            },
            nb::arg("begin") = 0, nb::arg("end") = nb::none(), nb::arg("head") = nb::none());
+  m.def("draw", &draw, nb::arg("seeds"), nb::arg("positions"), nb::arg("vocab_size"), nb::arg("steps"));
   nb::class_<Clock>(m, "FluidClock")
       .def("__init__", [](Clock* self, const nb::mapping& capacity) { new (self) Clock(named(capacity)); },
            nb::arg("capacity"))
       .def("issue", &issue, nb::arg("lane"), nb::arg("after"), nb::arg("phases"), nb::arg("failure") = nb::none(),
            nb::arg("cuts") = nb::tuple())
+      .def("issue_chain", &issue_chain, nb::arg("lane"), nb::arg("after"), nb::arg("phases"))
       .def("advance", [](Clock& self, const Maybe& until) { return self.advance(until.value_or(kNever)); },
            nb::arg("until") = nb::none())
       .def("wait",

@@ -153,6 +153,11 @@ class Device(Protocol):
         Sizes must be equal (ValueError).
         """
 
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces, (offset, size) in both, one by one: each waits for the one before, the first for the last
+        of `issued`. Appends an event for each to `issued` as it goes, as `copy_pieces` does.
+        """
+
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
@@ -214,3 +219,20 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Stop lanes and give memory back."""
+
+
+class Copies(Protocol):
+    """What can copy."""
+
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """As Device.copy."""
+
+
+def copy_pieces(
+    device: Copies, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]
+) -> None:
+    """Device.copy_all by one call of `copy` for each piece."""
+    for offset, size_bytes in pieces:
+        issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), issued[-1:]))

@@ -16,7 +16,7 @@ import numpy as np
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange, Layout, PlacedRange
 from coterie.core.errors import TransferError
-from coterie.device import Binding, Buffer, Event, Executable, Span
+from coterie.device import Binding, Buffer, Event, Executable, Span, copy_pieces
 from coterie.graph.program import Program
 from coterie.spec.machine import Link, MachineSpec, Tier
 
@@ -125,6 +125,9 @@ class FakeDevice:
         if parts:
             return self._issue(f"{src.tier}->{dst.tier}", "copy", after, reads=src, parts=(dst, tuple(parts)))
         return self._issue(f"{src.tier}->{dst.tier}", "copy", after, writes=dst, reads=src)
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        copy_pieces(self, dst, src, pieces, issued)
 
     def load(self, program: Program) -> Executable:
         return FakeExecutable(program)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Event, Executable
+from coterie.device import I32, Binding, Buffer, Event, Executable, copy_pieces
 from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Bytes, Read, Slab, copy_parts
@@ -119,6 +119,10 @@ class CpuDevice(RealDevice):
         spans = tuple(parts) or ((0, src.size_bytes),)
         label = f"copy {format_bytes(sum([size for _, size in spans]))}"
         return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, spans))
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other."""
+        copy_pieces(self, dst, src, pieces, issued)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

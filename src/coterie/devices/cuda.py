@@ -21,7 +21,7 @@ import torch
 from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
-from coterie.device import Binding, Buffer, Event, Executable
+from coterie.device import Binding, Buffer, Event, Executable, copy_pieces
 from coterie.devices.cuda_bound import Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
@@ -153,6 +153,10 @@ class CudaDevice(RealDevice):
             pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
         pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
         return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other."""
+        copy_pieces(self, dst, src, pieces, issued)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()

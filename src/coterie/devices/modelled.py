@@ -21,7 +21,7 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
+from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.devices.modelled_behind import Behind, Drawn
 from coterie.devices.modelled_clock import BEST, Kit
 from coterie.devices.modelled_event import ModelledEvent, finished, not_ours, own
@@ -36,6 +36,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 COMPUTE_LANE = "compute"
+MAX_CHECKED = 1024  # buffers that are known to be of this device; a bound on memory, not on use
 NO_GATES: Mapping[str, Work] = MappingProxyType({})
 
 Orchestration = Literal["host", "device"]
@@ -72,6 +73,7 @@ class ModelledDevice:
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
         self._slabs: dict[int, Buffer] = {}
+        self._checked: dict[int, Buffer] = {}
         self._transfers = Transfers(spec, kit)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
@@ -115,6 +117,18 @@ class ModelledDevice:
         lane, label, phases = self._transfer(src.tier, dst.tier, size_bytes)
         compute = None if self._behind is None else partial(self._behind.copy, dst, src, parts)
         return self._issue(lane, label, after, phases, compute)
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other, in one call of the clock where nothing has to be done for each."""
+        if not (self._behind is None and self._fail is None and self._durations is None):
+            copy_pieces(self, dst, src, pieces, issued)
+            return
+        self._check_buffers(dst, src)
+        end = max([offset + size_bytes for offset, size_bytes in pieces], default=0)
+        dst.view(0, end), src.view(0, end)
+        lane, labels, phases = self._transfers.of_pieces(src.tier, dst.tier, pieces)
+        works = self._clock.issue_chain(lane, [own(event).work for event in issued[-1:]], phases)
+        issued += [ModelledEvent(work.number, lane, label, work) for work, label in zip(works, labels, strict=True)]
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -161,7 +175,7 @@ class ModelledDevice:
             found = drawn.tokens
             steps, tokens = (1, None) if found is None else (len(found), lambda: found)
         else:
-            tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps)
+            tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps, self._kit.draw)
             steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
         phases, cuts = self._phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
         return self._append(COMPUTE_LANE, mine.label, before, phases, failure, tokens, cuts)
@@ -318,11 +332,16 @@ class ModelledDevice:
 
     def _check_buffers(self, *buffers: Buffer) -> None:
         self._check_open()
-        slabs = self._slabs
+        slabs, checked = self._slabs, self._checked
         for buffer in buffers:
+            if checked.get(id(buffer)) is buffer:
+                continue
             slab = slabs.get(buffer.slab_id)
             if slab is None or slab.tier != buffer.tier:
                 raise ValueError(f"{buffer} is not of this device")
             offset, size_bytes = buffer.offset, buffer.size_bytes
             if offset < 0 or size_bytes < 0 or offset + size_bytes > slab.size_bytes:
                 slab.view(offset, size_bytes)
+            if len(checked) >= MAX_CHECKED:
+                checked.clear()
+            checked[id(buffer)] = buffer

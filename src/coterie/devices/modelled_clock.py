@@ -10,18 +10,23 @@ from importlib import import_module
 from typing import Any
 
 from coterie.devices.modelled_time import FluidClock
+from coterie.devices.modelled_tokens import Draw, draw
 from coterie.devices.modelled_work import Flow, Parts, Phase
 
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """A clock's class, and those of what it times: no other clock's will do. Native ones look like the Python ones."""
+    """A clock's class, and those of what it times: no other clock's will do. Native ones look like the Python ones.
+
+    `draw` makes synthetic tokens.
+    """
 
     name: str
     clock: type[FluidClock]
     flow: type[Flow]
     phase: type[Phase]
     parts: type[Parts]
+    draw: Draw
 
 
 def _native() -> Kit | None:
@@ -29,9 +34,9 @@ def _native() -> Kit | None:
         built: Any = import_module("coterie.devices._clock")
     except ImportError:  # a checkout that runs from its sources
         return None
-    return Kit("native", built.FluidClock, built.Flow, built.Phase, built.Parts)
+    return Kit("native", built.FluidClock, built.Flow, built.Phase, built.Parts, built.draw)
 
 
-PLAIN = Kit("python", FluidClock, Flow, Phase, Parts)
+PLAIN = Kit("python", FluidClock, Flow, Phase, Parts, draw)
 NATIVE = _native()
 BEST = NATIVE or PLAIN

@@ -78,6 +78,13 @@ class FluidClock:
             self._settle()
         return work
 
+    def issue_chain(self, lane: str, after: Iterable[Work], phases: Iterable[Phase]) -> list[Work]:
+        """Append works of one phase each to a lane; each waits for the one before, the first for `after`."""
+        works: list[Work] = []
+        for phase in phases:
+            works.append(self.issue(lane, works[-1:] or after, (phase,)))
+        return works
+
     def advance(self, until: float | None = None) -> bool:
         """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
         active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]

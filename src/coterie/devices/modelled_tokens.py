@@ -5,7 +5,9 @@ Knows nothing about time, programs or devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,27 +19,39 @@ BLOCK = 64  # neighbouring tokens that are made at once
 KEPT = 1 << 10  # blocks of tokens: a bound on memory, not on use
 
 
-def synthetic_tokens(rows: Rows, vocab_size: int, steps: int) -> I32:
+Draw: TypeAlias = Callable[[Sequence[int], Sequence[int], int, int], I32]
+"""(seeds, positions, vocab_size, steps) -> tokens [steps, R]; a row's first one is behind the token at its position."""
+
+
+def draw(seeds: Sequence[int], positions: Sequence[int], vocab_size: int, steps: int) -> I32:
+    """What Draw is, in Python; it says what the native one does."""
+    by_row = []
+    for seed, position in zip(seeds, positions, strict=True):
+        number, first = divmod(position, BLOCK)
+        tokens = _block(seed, number, vocab_size)[first : first + steps]
+        while len(tokens) < steps:
+            number += 1
+            tokens += _block(seed, number, vocab_size)[: steps - len(tokens)]
+        by_row.append(tokens)
+    return np.array(by_row, dtype=np.int32).T if by_row else np.zeros((steps, 0), dtype=np.int32)
+
+
+def synthetic_tokens(rows: Rows, vocab_size: int, steps: int, drawn: Draw = draw) -> I32:
     """Tokens [steps done, R]: a function of each row's seed and position, so batching does not change them.
 
     Stops after a step in which any row drew one of its end_ids, like a real run.
     """
     positions = rows.positions_T
-    by_row = []
-    for row, place in zip(rows.sampling, rows.rows_R, strict=True):
-        number, first = divmod(int(positions[place]), BLOCK)
-        tokens = _block(row.seed, number, vocab_size)[first : first + steps]
-        while len(tokens) < steps:
-            number += 1
-            tokens += _block(row.seed, number, vocab_size)[: steps - len(tokens)]
-        by_row.append(tokens)
+    seeds = [row.seed for row in rows.sampling]
+    tokens = drawn(seeds, [int(positions[place]) for place in rows.rows_R], vocab_size, steps)
     if any(rows.end_ids):
-        steps = min([_until_end(tokens, ids) for tokens, ids in zip(by_row, rows.end_ids, strict=False)], default=steps)
-        by_row = [tokens[:steps] for tokens in by_row]
-    return np.array(by_row, dtype=np.int32).T if by_row else np.zeros((steps, 0), dtype=np.int32)
+        by_row = tokens.T.tolist()
+        steps = min([_until_end(row, ids) for row, ids in zip(by_row, rows.end_ids, strict=False)], default=steps)
+        tokens = tokens[:steps]
+    return tokens
 
 
-def _until_end(tokens: tuple[int, ...], end_ids: tuple[int, ...]) -> int:
+def _until_end(tokens: Sequence[int], end_ids: tuple[int, ...]) -> int:
     ends = (step for step, token in enumerate(tokens, start=1) if token in end_ids)
     return next(ends, len(tokens))
 

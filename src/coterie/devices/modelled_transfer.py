@@ -8,7 +8,7 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from coterie.devices.modelled_time import Flow, Phase
 from coterie.spec.machine import Link, MachineSpec
 
 COMPUTE, PEERS = "compute", "peers"
-MAX_TRANSFERS = 4096  # sizes whose phases are kept; a bound on memory, not on use
+MAX_TRANSFERS = 4096  # sizes whose phases are kept, and layouts; a bound on memory, not on use
 
 
 def resources(spec: MachineSpec) -> dict[str, float]:
@@ -84,6 +84,7 @@ class Transfers:
         self._spec, self._kit = spec, kit
         self._ways: dict[tuple[str, str], Phase] = {}
         self._known: dict[tuple[str, str, int], tuple[str, str, list[Phase]]] = {}
+        self._pieces: dict[tuple[str, str, tuple[tuple[int, int], ...]], tuple[str, list[str], list[Phase]]] = {}
 
     def of(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
         """A copy's lane and what it is called; its phases as `transfer` has them, in a list that nobody may change."""
@@ -96,6 +97,18 @@ class Transfers:
             way = self._ways[src, dst]
             phase = self._kit.phase(way.delay_s, (self._kit.flow(float(size_bytes), way.flows[0].uses),))
             found = self._known[src, dst, size_bytes] = f"{src}->{dst}", f"copy {format_bytes(size_bytes)}", [phase]
+        return found
+
+    def of_pieces(self, src: str, dst: str, pieces: Sequence[tuple[int, int]]) -> tuple[str, list[str], list[Phase]]:
+        """Of copies of pieces, (offset, size): their lane, and what each is called and its one phase."""
+        key = src, dst, tuple(pieces)
+        found = self._pieces.get(key)
+        if found is None:
+            if len(self._pieces) >= MAX_TRANSFERS:
+                self._pieces.clear()
+            each = [self.of(src, dst, size_bytes) for _, size_bytes in key[2]]
+            found = f"{src}->{dst}", [label for _, label, _ in each], [phases[0] for _, _, phases in each]
+            self._pieces[key] = found
         return found
 
 

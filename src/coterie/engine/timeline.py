@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import FileRange
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
+from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.engine.recording import Recording
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
@@ -90,6 +90,13 @@ class Timeline:
         size_bytes = sum(size for _, size in parts) if parts else src.size_bytes
         self._recording.issued(self._device, event, after, self._as_of, size_bytes=size_bytes)
         return event
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """As the device's."""
+        if self._recording is None:
+            self._device.copy_all(dst, src, pieces, issued)
+        else:
+            copy_pieces(self, dst, src, pieces, issued)
 
     def run(
         self,

@@ -290,15 +290,14 @@ class ExpertCache:
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
         level, entries = self._ledgers.index(ledger), []
         below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
-        known, recently = self._uses.known, self._uses.recent
+        known, recently, weight = self._uses.known, self._uses.recent, self._weights[level]
         for name, copy in ledger.copies.items():
-            use, extent = known(name), copy.extent
-            offset, size_bytes = extent.offset, extent.size_bytes
-            cost = size_bytes * (self._weights[level] if name in below else self._refetch_weight(name, level))
-            kept_here = name in kept and not copy.is_doomed
+            use, extent, size_bytes = known(name), copy.extent, copy.extent.size_bytes
+            cost = size_bytes * (weight if name in below else self._refetch_weight(name, level))
+            kept_here, busy = name in kept and not copy.is_doomed, bool(copy.writers or copy.readers or copy.copied)
             # In the order of the fields: this is half of what finding room takes.
             entries.append(
-                Entry(name, offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, copy.is_busy)
+                Entry(name, extent.offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, busy)
             )
         return entries
 

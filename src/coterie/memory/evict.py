@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -122,13 +123,19 @@ EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost
 
 def _best(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, score: Callable[[Window], Score]) -> Window:
     """The window of least score, then fewest bytes, then lowest offset; empty when a hole is there already."""
-    placed = sorted(entries, key=lambda e: e.offset)
+    placed = sorted(entries, key=_offset)
     if _largest_hole(placed, capacity_bytes) >= need_bytes:
         return ()
     candidates = list(_windows(placed, capacity_bytes, need_bytes))
     if not candidates:
         raise HoleError(need_bytes, _largest_hole([e for e in placed if e.pinned], capacity_bytes))
-    return min(candidates, key=lambda w: (*score(w), sum([e.size_bytes for e in w]), w[0].offset))
+    scores = [score(window) for window in candidates]
+    least = min(scores)
+    best = [window for window, found in zip(candidates, scores, strict=True) if found == least]
+    return min(best, key=lambda w: (sum([e.size_bytes for e in w]), w[0].offset)) if len(best) > 1 else best[0]
+
+
+_offset = attrgetter("offset")
 
 
 def _windows(placed: Sequence[Entry], capacity_bytes: int, need_bytes: int) -> Iterator[Window]:

@@ -55,6 +55,10 @@ def copy_layout(
     if table is not None and early is not None:
         placed = layout.ranges[table.range_index]
         issued.append(device.copy(_view(dst, placed), _view(src, placed), (), early.parts))
+    if not arrivals:
+        pieces = tuple([(placed.offset, placed.source.size_bytes) for placed in ranges])
+        device.copy_all(dst, src, pieces, issued)
+        return
     for index, placed in enumerate(ranges):
         after = [*issued[-1:], *arrivals[index : index + 1]]
         issued.append(device.copy(_view(dst, placed), _view(src, placed), after))
