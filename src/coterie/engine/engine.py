@@ -64,6 +64,7 @@ class Engine:
         self._looked = -1
         self._decided = Run("", ())
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
+        self._most_steps: dict[str, int] = {}
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -230,7 +231,9 @@ class Engine:
             for sequence in [waiting[number] for number in run.admit]:
                 self._admit(sequence)
             self._arrivals.touch(run.expert_id, len(run.admit))
-        most = self.policy.steps_of(expert.layout.size_bytes)
+        most = self._most_steps.get(run.expert_id)
+        if most is None:
+            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.layout.size_bytes)
         if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
         return self._batches.next(expert, queue.running[run.expert_id], most)

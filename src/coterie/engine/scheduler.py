@@ -246,6 +246,11 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
     ahead = policy.prefetch if policy.overlap else 0
     if view.under_way > ahead:
         return None
+    for group in view.groups:  # mostly nobody is absent
+        if group.residence is ABSENT:
+            break
+    else:
+        return None
     wanted = _heaviest([g for g in working if g.residence is ABSENT], weight)
     if wanted is not None:
         if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:

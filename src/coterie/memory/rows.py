@@ -10,16 +10,10 @@ Knows nothing about requests, devices or tiers.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
-
-I64: TypeAlias = npt.NDArray[np.int64]
 
 # What a disk reads in the time that one small read takes (an estimate: about 25 us with several at once, of 3 GB/s).
 READ_COST_BYTES = 1 << 16
@@ -46,22 +40,26 @@ def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
     placed = layout.ranges[table.range_index]
     first, size_bytes = table.offset - placed.offset, placed.source.size_bytes
     end = first + table.num_rows * table.row_bytes
-    wanted = np.sort(np.fromiter(rows, np.int64, len(rows)))
-    starts, stops = first + wanted * table.row_bytes, first + (wanted + 1) * table.row_bytes
     # What is beside the table lies before all rows, or behind them.
-    if first > 0:
-        starts, stops = np.append(0, starts), np.append(first, stops)
-    if end < size_bytes:
-        starts, stops = np.append(starts, end), np.append(stops, size_bytes)
-    early = EarlyRows(frozenset(rows), _merged(starts, stops))
+    spans = [(0, first)] if first > 0 else []
+    spans += [(first + row * table.row_bytes, first + (row + 1) * table.row_bytes) for row in sorted(rows)]
+    spans += [(end, size_bytes)] if end < size_bytes else []
+    early = EarlyRows(frozenset(rows), _merged(spans))
     return early if 2 * (early.size_bytes + READ_COST_BYTES * len(early.parts)) <= size_bytes else None
 
 
-def _merged(starts: I64, stops: I64) -> tuple[tuple[int, int], ...]:
-    """Whole blocks, (offset, size), that cover spans, which neither start nor stop before those in front of them; what
+def _merged(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Whole blocks, (offset, size), that cover spans, none of which starts or stops before the one in front of it; what
     lies between two is read too where that costs no more.
     """
-    starts, stops = starts // BLOCK_BYTES * BLOCK_BYTES, -(-stops // BLOCK_BYTES) * BLOCK_BYTES
-    apart = np.flatnonzero(starts[1:] - stops[:-1] > READ_COST_BYTES)
-    starts, stops = starts[np.append(0, apart + 1)], stops[np.append(apart, len(stops) - 1)]
-    return tuple(zip(starts.tolist(), (stops - starts).tolist(), strict=True))
+    merged: list[tuple[int, int]] = []
+    first = spans[0][0] // BLOCK_BYTES * BLOCK_BYTES
+    end = first
+    for start, stop in spans:
+        begin = start // BLOCK_BYTES * BLOCK_BYTES
+        if begin - end > READ_COST_BYTES:
+            merged.append((first, end - first))
+            first = begin
+        end = -(-stop // BLOCK_BYTES) * BLOCK_BYTES
+    merged.append((first, end - first))
+    return tuple(merged)
