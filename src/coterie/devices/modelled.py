@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
-from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.devices.modelled_behind import Behind, Drawn
@@ -161,7 +160,8 @@ class ModelledDevice:
         """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
         before = [own(event).work for event in after] if after else []
         awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
-        rows, sizes, weights, kv = binding.rows, binding.rows.sizes, binding.weights, binding.kv
+        rows, weights, kv = binding.rows, binding.weights, binding.kv
+        sizes = rows.sizes
         self._check_buffers(weights, kv)
         mine = own_executable(exe, binding, sizes, awaited, steps)
         if self._interrupted:
@@ -177,8 +177,12 @@ class ModelledDevice:
         else:
             tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps, self._kit.draw)
             steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
-        phases, cuts = self._phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
-        return self._append(COMPUTE_LANE, mine.label, before, phases, failure, tokens, cuts)
+        if self._durations is not None:
+            gated_by = [self._kit.phase(gate=gate) for gate in gated(mine.program, awaited) if gate is not None]
+            return self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
+        phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
+        work = self._clock.issue(COMPUTE_LANE, before, phases, failure, cuts)
+        return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.
@@ -240,9 +244,11 @@ class ModelledDevice:
         """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
-        works = [event.work for event in events if isinstance(event, ModelledEvent)]
-        if len(works) < len(events):
-            raise not_ours(next(event for event in events if not isinstance(event, ModelledEvent)))
+        works = []
+        for event in events:
+            if not isinstance(event, ModelledEvent):
+                raise not_ours(event)
+            works.append(event.work)
         if not self._clock.wait(works, until):
             raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
 
@@ -298,12 +304,11 @@ class ModelledDevice:
         phases: list[Phase],
         failure: Exception | None,
         tokens: Callable[[], I32] | None = None,
-        cuts: tuple[int, ...] = (),
     ) -> Event:
         if self._durations is not None:
             gates = (phase.gate for phase in phases)
             phases = [self._recorded(lane), *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
-        work = self._clock.issue(lane, after, phases, failure, cuts)
+        work = self._clock.issue(lane, after, phases, failure)
         return ModelledEvent(work.number, lane, label, work, tokens)
 
     def _recorded(self, lane: str) -> Phase:
@@ -317,14 +322,6 @@ class ModelledDevice:
             )
         self._issued[lane] = index + 1
         return self._kit.phase(recorded[index])
-
-    def _phases(
-        self, exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], steps: int, gates: Mapping[str, Work]
-    ) -> tuple[list[Phase], tuple[int, ...]]:
-        """The phases of a run, and after how many of them each step ends; a step without gates is one phase."""
-        if self._durations is not None:
-            return [self._kit.phase(gate=gate) for gate in gated(exe.program, gates) if gate is not None], ()
-        return run_phases(exe, sizes, tiers, steps, gates)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -92,14 +92,17 @@ def run_phases(
     `sizes` are those of the first step, `tiers` where weights and KV lie.
     """
     # A gate that is open already would only cost time to look at; one that failed must still fail the run.
-    first = _priced(exe, sizes, tiers)
+    first = exe.prices.get((sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers))
+    if first is None:
+        first = _priced(exe, sizes, tiers)
     if gates:
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
         if awaited:
             return _steps(exe, sizes, tiers, steps, first.first(gated(exe.pricer.program, awaited)))
-    if steps not in first.runs:
-        first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()))
-    return first.runs[steps]
+    found = first.runs.get(steps)
+    if found is None:
+        found = first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()))
+    return found
 
 
 def _steps(

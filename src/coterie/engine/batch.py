@@ -114,14 +114,25 @@ class Decoding:
 
     def batch(self, max_steps: int) -> Batch:
         """The next step, or as many of `max_steps` as may run without coming back."""
-        sequences = self._sequences
-        steps = 1 if self._has_stops else min(max_steps, *[s.max_length - len(s.tokens) for s in sequences])
-        positions = [sequence.computed for sequence in sequences]
-        lengths = [position + 1 for position in positions]
-        columns = -(-(max(lengths) + steps - 1) // self._tokens_per_block)
+        sequences, steps, longest = self._sequences, max_steps, 0
+        tokens: list[int] = []
+        positions: list[int] = []
+        lengths: list[int] = []
+        for sequence in sequences:  # one loop: most batches are of one or two, and are made for every run
+            known, position = sequence.tokens, sequence.computed
+            length = position + 1
+            tokens.append(known[-1])
+            positions.append(position)
+            lengths.append(length)
+            left = sequence.max_length - len(known)
+            steps = min(steps, left)
+            longest = max(longest, length)
+        if self._has_stops:
+            steps = 1
+        columns = -(-(longest + steps - 1) // self._tokens_per_block)
         if columns != self._columns:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
-        tokens, each = [sequence.tokens[-1] for sequence in sequences], self._rows
+        each = self._rows
         rows = Rows(tokens, positions, each, self._tables, lengths, each, self._sampling, self._end_ids)
         return Batch(self._parts, self._owners, rows, sequences, steps)
 

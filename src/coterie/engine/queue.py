@@ -19,6 +19,7 @@ class Queue:
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
         self._overtakers: list[int] = []
+        self._experts: tuple[str, ...] | None = None  # kept until somebody comes, starts or goes
         self.arrived = 0  # sequences so far
 
     def take_number(self) -> int:
@@ -28,12 +29,14 @@ class Queue:
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
+        self._experts = None
         sequence.admissions_at_arrival = self.admitted
         self.waiting.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
         self._order[sequence.number] = sequence
 
     def admit(self, sequence: Sequence) -> None:
         """Move a waiting sequence to the running ones and count whom it overtook."""
+        self._experts = None
         self._leave(self.waiting, sequence)
         del self._order[sequence.number]
         sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
@@ -45,6 +48,7 @@ class Queue:
 
     def drop(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is."""
+        self._experts = None
         if sequence.number in self._order:
             del self._order[sequence.number]
             self._leave(self.waiting, sequence)
@@ -74,8 +78,11 @@ class Queue:
     @property
     def experts(self) -> tuple[str, ...]:
         """Experts that have waiting or running sequences."""
-        running = self.running
-        return (*running, *[expert_id for expert_id in self.waiting if expert_id not in running])
+        found = self._experts
+        if found is None:
+            running = self.running
+            found = self._experts = (*running, *[expert_id for expert_id in self.waiting if expert_id not in running])
+        return found
 
     def has(self, expert_id: str) -> bool:
         """Whether an expert has waiting or running sequences."""
