@@ -179,6 +179,38 @@ def test_a_copy_of_parts_moves_those_and_no_others(desk):
     assert desk.tokens(run) == expected
 
 
+def test_pieces_are_copied_one_by_one_behind_what_was_issued(desk):
+    loaded(desk)
+    expected = desk.tokens(desk.run(prompt_rows()))
+    tier, ranges = desk.weights.tier, desk.layout.ranges
+    twin = desk.device.reserve(tier, desk.weights.size_bytes)
+    pieces = [(placed.offset, placed.source.size_bytes) for placed in ranges]
+    first, count = twin.view(*pieces[0]), len(pieces)
+    issued = [desk.device.copy(first, desk.weights.view(*pieces[0]))]
+    desk.device.copy_all(twin, desk.weights, pieces, issued)
+    assert [event.label for event in issued[1:]] == [f"copy {format_bytes(size)}" for _, size in pieces]
+    assert {event.lane for event in issued} == {issued[0].lane}
+    desk.wait(*issued)
+    spans = [desk.device.span(event) for event in issued]
+    assert all(before.end_s <= after.start_s for before, after in pairwise(spans))
+    assert desk.tokens(desk.device.run(desk.exe, desk.binding(prompt_rows(), twin))) == expected
+    desk.device.copy_all(twin, desk.weights, [], issued)
+    assert len(issued) == 1 + count > 2
+
+
+def test_pieces_behind_a_failure_fail_as_it_does(desk):
+    tier = desk.device.spec.run_tier
+    twin = desk.device.reserve(tier, desk.weights.size_bytes)
+    pieces = [(placed.offset, placed.source.size_bytes) for placed in desk.layout.ranges]
+    issued = [desk.device.fetch(twin.view(*pieces[0]), broken_range(desk.layout))]
+    desk.device.copy_all(twin, desk.weights, pieces, issued)
+    desk.wait(*issued)
+    assert isinstance(desk.device.failure(issued[0]), TransferError)
+    assert {id(desk.device.failure(event)) for event in issued} == {id(desk.device.failure(issued[0]))}
+    with pytest.raises(ValueError, match="outside"):
+        desk.device.copy_all(twin, desk.weights, [(desk.weights.size_bytes, 4096)], [])
+
+
 def test_a_copy_of_unequal_sizes_is_refused(desk):
     with pytest.raises(ValueError, match="equal"):
         desk.device.copy(desk.weights.view(0, 4096), desk.weights.view(0, 8192))

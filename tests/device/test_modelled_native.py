@@ -57,6 +57,39 @@ def play(kit, plan, looks):
     return [*found, clock.wait(works), seen(clock, works)]
 
 
+whole = st.integers(0, 2**64 - 1)
+places = st.integers(0, 2**40)
+
+
+@given(st.lists(st.tuples(whole, places), max_size=4), st.sampled_from([1, 17, 32000, 2**31 - 1]), st.integers(1, 150))
+def test_both_draw_the_same_tokens(drawing, vocab_size, steps):
+    seeds, positions = [seed for seed, _ in drawing], [position for _, position in drawing]
+    plain, native = (kit.draw(seeds, positions, vocab_size, steps) for kit in KITS)
+    assert native.shape == plain.shape == (steps, len(drawing))
+    assert native.dtype == plain.dtype
+    assert native.tolist() == plain.tolist()
+
+
+@steady
+@given(st.lists(amounts, max_size=4), st.booleans())
+def test_a_chain_is_works_that_wait_for_each_other(sizes, fails):
+    """Native, in Python, and one by one; behind a work of another lane, which may fail."""
+    found = []
+    for kit in KITS:
+        for at_once in (True, False):
+            clock = kit.clock(CAPACITY)
+            first = clock.issue("compute", [], [kit.phase(1.0)], OSError("lost") if fails else None)
+            phases, works = [kit.phase(0.5, (kit.flow(size, {"hbm": 1.0}),)) for size in sizes], [first]
+            if at_once:
+                works += clock.issue_chain("a->b", [first], phases)
+            else:
+                for phase in phases:
+                    works.append(clock.issue("a->b", works[-1:], [phase]))
+            drain(clock)
+            found.append(seen(clock, works))
+    assert all(item == found[0] for item in found)
+
+
 @st.composite
 def merged_phases(draw):
     """Several kinds of parts in any order, often many, as layers are."""

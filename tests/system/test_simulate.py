@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -99,6 +100,23 @@ def test_the_router_stays_and_is_never_evicted(many):
 def test_the_same_workload_gives_the_same_times(many):
     first, second = (simulate(case(many), workload(many)) for _ in range(2))
     assert np.array_equal(first.last_s, second.last_s)
+
+
+def test_nothing_that_a_simulation_makes_is_in_a_cycle(many):
+    """So nobody looks for cycles meanwhile: what a longer one leaves to be found is what a shorter one does."""
+    found = []
+    for requests in (20, 20, 80):
+        gc.collect()
+        gc.disable()
+        try:
+            simulate(case(many), workload(many, requests))
+            assert not gc.isenabled(), "as it was before"
+            found.append(gc.collect())
+        finally:
+            gc.enable()
+    assert found[1] == found[2]
+    simulate(case(many), workload(many, 5))
+    assert gc.isenabled()
 
 
 def test_somebody_is_told_how_far_it_is(many):
