@@ -22,7 +22,7 @@ MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming 
 MOST_SPILLED_BYTES = 16
 # What launches do that begin before the last is over, in the letters of compiled.EARLY_ORDER.
 # Loops before the wait look for a token that is alone, and reduce an angle.
-EARLY = {"described": "NLL?W", "described_heads": "NW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
+EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 

@@ -16,14 +16,14 @@ from tests.device.triton_cases import BF16, F16, Q8, gate_up, linear, qkv
 from coterie.kernels.triton import described
 from coterie.kernels.triton.tiles import Many, tiles_for
 
-# Tiles so small that 3 multiprocessors have several each, and what is left is cut.
+# Tiles so small that 4 multiprocessors have several each, and what is left is cut.
 SMALL = Many(32, 16, 16, 4, 2, pieces=2, described=True)
-WALKED = replace(WIDE, described=((1.0, 1.0, SMALL),), multiprocessors=3)
+WALKED = replace(WIDE, described=((1.0, 1.0, SMALL),), multiprocessors=4)
 CASES = [
     *(linear("linear", dtype, T, N, K, T == 70) for dtype, T, N, K in ((BF16, 70, 150, 72), (F16, 130, 33, 8))),
     *(linear("linear_add", dtype, 70, 40, 200, bias) for dtype, bias in ((BF16, True), (F16, False))),
     *(gate_up(dtype, dtype, 70, F, D, F == 45) for dtype, F, D in ((BF16, 45, 72), (F16, 96, 16))),
-    *(qkv((BF16,) * 3, 70, D, H, K, C, kv=F16) for D, H, K, C in ((96, 8, 2, 32), (40, 3, 1, 8))),
+    *(qkv((BF16,) * 3, 70, D, H, K, C, kv=F16) for D, H, K, C in ((96, 8, 2, 32), (40, 5, 5, 8))),
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16),
 ]
 NOT_TAKEN = [
@@ -63,7 +63,7 @@ def test_what_no_descriptor_takes_goes_another_way(case, launched):
 
 def test_a_walk_has_all_tiles_and_pieces_once():
     """As many programs as multiprocessors, or as there are units; pieces of whole heads."""
-    assert SMALL.programs(5, 70, 3) == 24 + 2
+    assert SMALL.programs(5, 70, 4) == 24 + 2
     assert SMALL.for_heads(16, 1).pieces == 2
     assert SMALL.for_heads(32, 1).pieces == 1
 

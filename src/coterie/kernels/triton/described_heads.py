@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.described import described, described_dots, left_and_right, piece_at, whole_of
 from coterie.kernels.triton.dots import tile_at
 from coterie.kernels.triton.heads import WK, WQ, WV, finish_heads, part_of, word_of
@@ -50,58 +50,41 @@ def described_heads(
     """Heads are as wide as they are padded, and lie in a tile as in the weight: NEAR is half of their channels."""
     let_next_begin(WHEN)
     x = described(staged, most, D, TOKENS, STEP)
+    q = described(pointer(row, WQ, TYPE), H * C, D, ROWS, STEP)
+    k = described(pointer(row, WK, TYPE), K * C, D, ROWS, STEP)
+    v = described(pointer(row, WV, TYPE), K * C, D, ROWS, STEP)
     wait_for_last(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
     whole = whole_of(N_TILES * m_tiles, PIECES, WAVE)
     for i in tl.range(tl.program_id(0), whole, WAVE):
         n_tile, m_tile = tile_at(i, N_TILES, m_tiles, GROUP)
-        _tile(
-            row, x, angles, n_tile, m_tile * TOKENS, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z,
-            BLOCK_BYTES, PADDED, TYPE, TOKENS, ROWS, STEP, NEAR,
+        part, first, heads = part_of(n_tile, FIRST, H, K, PADDED, ROWS)
+        w = q
+        if part == 1:
+            w = k
+        if part == 2:
+            w = v
+        y = described_dots(x, w, m_tile * TOKENS, first, D, TOKENS, ROWS, STEP)
+        m = m_tile * TOKENS + tl.arange(0, TOKENS)
+        _finish(
+            row, y, part, first, heads, m, m < tokens, angles,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
         )  # fmt: skip
     if PIECES > 1:
+        each: tl.constexpr = ROWS // PIECES
         for i in tl.range(tl.program_id(0), (N_TILES * m_tiles - whole) * PIECES, WAVE):
             n_piece, m_tile = piece_at(i, whole, N_TILES, m_tiles, PIECES, GROUP)
-            _tile(
-                row, x, angles, n_piece, m_tile * TOKENS, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z,
-                BLOCK_BYTES, PADDED, TYPE, TOKENS, ROWS // PIECES, STEP, NEAR,
+            part, first, heads = part_of(n_piece // PIECES, FIRST, H, K, PADDED, ROWS)
+            first += n_piece % PIECES * each
+            weight = tl.multiple_of(tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE)), 16)
+            w = described(weight, heads * C, D, each, STEP)
+            y = described_dots(x, w, m_tile * TOKENS, first, D, TOKENS, each, STEP)
+            m = m_tile * TOKENS + tl.arange(0, TOKENS)
+            _finish(
+                row, y, part, first, heads, m, m < tokens, angles,
+                BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
             )  # fmt: skip
-
-
-@triton.jit
-def _tile(
-    row,
-    x,
-    angles,
-    tile,
-    first_token,
-    tokens,
-    D: tl.constexpr,
-    FIRST: tl.constexpr,
-    BIAS: tl.constexpr,
-    HEAD_NORM: tl.constexpr,
-    H: tl.constexpr,
-    KV_TYPE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    Z: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-    PADDED: tl.constexpr,
-    TYPE: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    NEAR: tl.constexpr,
-):
-    part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
-    weight = tl.multiple_of(tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE)), 16)
-    y = described_dots(x, described(weight, heads * C, D, ROWS, STEP), first_token, first, D, TOKENS, ROWS, STEP)
-    m = first_token + tl.arange(0, TOKENS)
-    _finish(
-        row, y, part, first, heads, m, m < tokens, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
-    )  # fmt: skip
 
 
 @triton.jit
