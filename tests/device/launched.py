@@ -20,6 +20,7 @@ from triton.runtime._allocation import _allocator
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
+from coterie.kernels.triton.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.feed import feed_launch
 from coterie.kernels.triton.persistent import plan_of
 from coterie.kernels.triton.rows import Launch
@@ -79,10 +80,11 @@ def main():
         words = torch.from_numpy(rows[name].copy())
         for number, launch in enumerate(gpu.launches(rows[name], words, 0, bucket, scratch)):
             found[f"{name} {number}"] = launch
-    for number in range(2):
-        scratch = torch.zeros(gpu.scratch_bytes(rows["linear_add"], STEPS["prefill 2048"]), dtype=torch.uint8)
-        words = torch.from_numpy(rows["linear_add"].copy())
-        found[f"described {number}"] = gpu.launches(rows["linear_add"], words, 0, STEPS["prefill 2048"], scratch)[-1]
+    descriptors, many = DescriptorMemory(), STEPS["prefill 2048"]
+    for name in ("linear_add", "norm_gate_up_silu_mul", "norm_qkv_rope_append"):
+        scratch = torch.zeros(gpu.scratch_bytes(rows[name], many), dtype=torch.uint8)
+        words = torch.from_numpy(rows[name].copy())
+        *_, found[f"described {name}"] = gpu.launches(rows[name], words, 0, many, scratch, H100, descriptors)
     feed, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
     stops = torch.zeros(2, dtype=torch.int64)
     found["feed"] = feed_launch(feed, state, torch.zeros(kernels.ROW_WORDS, dtype=torch.int64), stops)

@@ -127,9 +127,8 @@ def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_
     """Grid, parameters and the way to start: Triton's own way through its compiler was the first."""
     found = {one.pop("launch"): one for one in lines(tmp_path, "tests.device.launched")}
     assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words", "pieces"} <= set(found)
-    own = [found[f"described {number}"]["memory"] for number in range(2)]
-    assert all(own)
-    assert own[0] != own[1]  # launches overlap, so each has its descriptors in memory of its own
+    places = [one["memory"] for name, one in found.items() if name.startswith("described")]
+    assert len(set(places) - {None}) == 3  # launches overlap, so each makes its descriptors in a place of its own
     for name, one in found.items():
         assert one["equal"], name
         assert one["cooperative"] == (name == "walk")

@@ -9,11 +9,15 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.device import triton_cases
 from tests.device.interpreted import WIDE, call
 from tests.device.triton_cases import BF16, F16, Q8, gate_up, linear, qkv
 
 from coterie.kernels.triton import described
+from coterie.kernels.triton.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
 from coterie.kernels.triton.tiles import Many, tiles_for
 
 # Tiles so small that 4 multiprocessors have several each, and what is left is cut.
@@ -74,3 +78,20 @@ def test_tiles_that_descriptors_copy_are_for_gpus_with_as_much_shared_memory():
     assert chosen[9].described
     assert not chosen[8].described
     assert not tiles_for((9, 0), 132).many_of(2048, 64, 1, False, True).described  # a batch's decode
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=300))
+def test_places_of_launches_that_may_overlap_are_apart(programs):
+    """Of the launch in use, of those that wait, which fit on the GPU together, and of the one that begins."""
+    memory, multiprocessors = DescriptorMemory(), 5
+    spans = []
+    for count in programs:
+        place = memory.take(count, multiprocessors, torch.device("cpu"))
+        assert place.numel() == count * PROGRAM_BYTES
+        spans.append((place.data_ptr(), place.data_ptr() + place.numel()))
+        waiting = 0
+        for (start, end), others in zip(reversed(spans[:-1]), reversed(programs[: len(spans) - 1]), strict=True):
+            assert end <= spans[-1][0] or spans[-1][1] <= start
+            waiting += others
+            if waiting > MOST_PROGRAMS * multiprocessors:
+                break

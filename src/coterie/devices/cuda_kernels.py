@@ -53,10 +53,12 @@ class TritonKernels:
     def __init__(self, tiles: Tiles = H100) -> None:
         try:
             from coterie.kernels.triton import feed, launch, persistent
+            from coterie.kernels.triton.descriptor_memory import DescriptorMemory
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
             raise UsageError("--device cuda", fact, "install the extra: pip install 'coterie[cuda]'") from error
         self._launch, self._feed, self._persistent, self._tiles = launch, feed, persistent, tiles
+        self._descriptors = DescriptorMemory()
 
     def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
         """The most scratch that a row needs."""
@@ -67,7 +69,8 @@ class TritonKernels:
     ) -> list[Launch]:
         """Grids and constants are worked out here, once, for a complete row. Raises ValueError for odd addresses."""
         self._launch.check_aligned(host_rows[index : index + 1])
-        return [*self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles)]
+        found = self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles, self._descriptors)
+        return [*found]
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
         """One program."""

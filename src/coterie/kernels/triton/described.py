@@ -87,5 +87,6 @@ def launch_described(
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     wave = call.tiles.multiprocessors
     how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
-    grid = (min(many.programs(n_tiles, tokens, wave), wave),)
-    call.launch(kernel, grid, call.row, tokens, *args, **constants, **many.constants(), **how)
+    programs = min(many.programs(n_tiles, tokens, wave), wave)
+    call.launch(kernel, (programs,), call.row, tokens, *args, **constants, **many.constants(), **how)
+    call.launches[-1].memory = call.descriptors.take(programs, wave, call.row.device)

@@ -27,6 +27,7 @@ from coterie.kernels.triton import (
     take_rows,
 )
 from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Launch
 from coterie.kernels.triton.tiles import H100, Tiles
 
@@ -70,15 +71,22 @@ def launch(
 
 
 def launches(
-    host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles = H100
+    host_rows: I64,
+    rows: torch.Tensor,
+    index: int,
+    bucket: Bucket,
+    scratch: torch.Tensor,
+    tiles: Tiles = H100,
+    descriptors: DescriptorMemory | None = None,
 ) -> list[Launch]:
     """What launches row `index` of a program on the current stream, for as long as `rows` and `scratch` stay.
 
     `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
     GPU. `scratch` is bytes on the GPU, for the rows of a program in turn: one may leave something in it for the next
-    (handed.py). Raises UnsupportedError for rounded activations.
+    (handed.py). `descriptors` are for all launches of a GPU, found in the order in which they are launched. Raises
+    UnsupportedError for rounded activations.
     """
-    call = _call(host_rows, index, rows[index], bucket, scratch, tiles)
+    call = _call(host_rows, index, rows[index], bucket, scratch, tiles, descriptors or DescriptorMemory())
     KERNELS[call.name].launch(call)
     return call.launches
 
@@ -86,7 +94,7 @@ def launches(
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
     """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations."""
     none = torch.empty(0, dtype=torch.uint8)
-    calls = (_call(host_rows, index, none, bucket, none, tiles) for index in range(len(host_rows)))
+    calls = (_call(host_rows, index, none, bucket, none, tiles, DescriptorMemory()) for index in range(len(host_rows)))
     return max((KERNELS[call.name].scratch_bytes(call) for call in calls), default=0)
 
 
@@ -102,11 +110,18 @@ def check_aligned(rows: I64) -> None:
                 )
 
 
-def _call(host_rows: I64, index: int, row: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Call:
+def _call(
+    host_rows: I64,
+    index: int,
+    row: torch.Tensor,
+    bucket: Bucket,
+    scratch: torch.Tensor,
+    tiles: Tiles,
+    descriptors: DescriptorMemory,
+) -> Call:
     def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
-        name = _NAMES[int(host_rows[i][OPCODE_WORD])]
-        later = host_rows[i + 1 :]
-        return Call(name, host_rows[i], row, bucket, scratch, tiles, before=before, after=after, later=later)
+        name, later = _NAMES[int(host_rows[i][OPCODE_WORD])], host_rows[i + 1 :]
+        return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after, later)
 
     before = call(index - 1) if index > 0 else None
     return call(index, before, call(index + 1) if index + 1 < len(host_rows) else None)

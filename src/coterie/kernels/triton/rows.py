@@ -24,6 +24,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODES, dtype_number
 from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.tiles import Tiles
 
 ALIGN_BYTES = (
@@ -117,29 +118,24 @@ class Launch:
     grid: tuple[int, ...]
     args: tuple[object, ...]
     constants: Mapping[str, object]
+    memory: torch.Tensor | None = None  # where the kernel makes tensor descriptors: captured launches have its address
     _again: Callable[[], object] | None = field(default=None, init=False, repr=False)
-    _descriptors: torch.Tensor | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> None:
         """Launch on the current stream, always of the same GPU."""
         if self._again is not None:
             self._again()
             return
-        triton.set_allocator(self._memory)
+        triton.set_allocator(self._memory_of)
         compiled = self.kernel[self.grid](*self.args, **self.constants)
         if compiled is not None:  # interpreted, there is nothing to keep
             self._again = self._start_of(compiled)
 
-    def _memory(self, size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        """Where a kernel makes its descriptors: always the same, for this launch alone.
-
-        One that was captured has the address, and the next launch may make its own while this one runs. It is taken at
-        the first call, before anything is captured; torch aligns it to more than Triton asks for.
-        """
-        if self._descriptors is None:
-            device = next(value.device for value in self.args if isinstance(value, torch.Tensor))
-            self._descriptors = torch.empty(size, dtype=torch.uint8, device=device)
-        return self._descriptors
+    def _memory_of(self, size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        """What Triton asks for at each launch of a kernel with descriptors."""
+        if self.memory is None or self.memory.numel() < size:
+            raise ValueError(f"{self.kernel.fn.__name__} makes {size} bytes of descriptors; give its launch the memory")
+        return self.memory
 
     def _start_of(self, compiled: Any) -> Callable[[], object]:
         """What starts a compiled kernel: it is given all parameters in their order, those compiled in among them."""
@@ -152,7 +148,7 @@ class Launch:
             return start
 
         def start_with_memory() -> None:
-            triton.set_allocator(self._memory)
+            triton.set_allocator(self._memory_of)
             start()
 
         return start_with_memory
@@ -172,10 +168,11 @@ class Call:
     bucket: Bucket
     scratch: torch.Tensor
     tiles: Tiles
+    descriptors: DescriptorMemory
     before: Call | None = None
     after: Call | None = None
-    launches: list[Launch] = field(default_factory=list)
     later: I64 | None = None  # the host's rows of the instructions behind this one
+    launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
         """One kernel more, with its grid. One that knows how begins while the launch before it is still running."""
