@@ -15,7 +15,7 @@ from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.core.dtypes import DType
 from coterie.memory.cache import ExpertCache
-from coterie.memory.rows import READ_COST_BYTES, early_rows
+from coterie.memory.rows import PART_COST_BYTES, early_rows
 
 STAGES = ("embed", "layers.0", "head")
 NUM_ROWS, ROW_BYTES = 1000, 1000
@@ -65,7 +65,7 @@ def test_the_parts_hold_the_rows_and_what_is_beside_the_table(before, after, row
 
 
 def test_near_rows_are_one_read_and_far_ones_are_not():
-    near = early_rows(layout(), {0, READ_COST_BYTES // ROW_BYTES})
+    near = early_rows(layout(), {0, PART_COST_BYTES // ROW_BYTES})
     far = early_rows(layout(), {0, 500})
     assert (len(near.parts), len(far.parts)) == (2, 3)  # the last block of the table is shared
 
@@ -97,7 +97,7 @@ def test_the_order_and_the_gates(tied):
     for row in (3, 500):
         block = (placed.table.offset + row * ROW_BYTES) // BLOCK_BYTES
         assert held[block] == ("file", block)
-    assert held[READ_COST_BYTES // BLOCK_BYTES] == "torn"
+    assert held[PART_COST_BYTES // BLOCK_BYTES] == "torn"
     assert cache.want("a", placed).early == got.early
     while device.open:
         device.finish(device.runnable()[0])
