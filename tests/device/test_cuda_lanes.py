@@ -158,15 +158,16 @@ def test_inputs_are_written_anew_where_they_change(layout):
     """Beside a layout that had nothing before."""
     kept = None
     settings, ends = (Sampling(), WARM), ((3, 4), (5,))
-    for tokens, sampling, end_ids in (
-        ([1, 2], settings, ends),
-        ([3, 4], settings, ends),
-        ([5, 6], (WARM, Sampling(seed=2**64 - 1)), ends),
-        ([7, 8], settings, ((9,), (1, 2))),
-        ([9, 1], settings, ((), (8, 7, 6))),
-        ([9, 2], settings, ()),
+    for tokens, sampling, end_ids, blocks in (
+        ([1, 2], settings, ends, 4),
+        ([3, 4], settings, ends, 3),
+        ([5, 6], (WARM, Sampling(seed=2**64 - 1)), ends, 3),
+        ([7, 8], settings, ((9,), (1, 2)), 4),
+        ([9, 1], settings, ((), (8, 7, 6)), 5),
+        ([9, 2], settings, (), 7),
     ):
-        step = rows([([token], 4 + i) for i, token in enumerate(tokens)], list(sampling))
+        chunks = [([token], 4 + i) for i, token in enumerate(tokens)]
+        step = rows(chunks, list(sampling), blocks_per_sequence=blocks)
         arrays = (step.tokens_T, step.positions_T, step.sequence_T, step.block_tables_BM, step.rows_R)
         inputs = {name: np.array(one, np.int32) for name, one in zip(INPUTS, arrays, strict=True)}
         given = StepRows(inputs, sampling, end_ids, step.sizes)
@@ -176,6 +177,10 @@ def test_inputs_are_written_anew_where_they_change(layout):
         fresh = Inputs(Inputs.key_of(given))
         fresh.put(given)
         np.testing.assert_array_equal(kept.bytes, fresh.bytes)
+        width = fresh.named["table_width"]
+        tables = fresh.bytes[fresh.places["block_tables"].start :].view(np.int32)[: 2 * width].reshape(2, width)
+        assert tables[:, :blocks].tolist() == arrays[3].tolist()
+        assert not tables[:, blocks:].any()
         first_end = fresh.bytes[fresh.places["first_end"].start :].view(np.int32)[:3]
         flat = fresh.bytes[fresh.places["ends"].start :].view(np.int32)[: first_end[-1]]
         found = [tuple(flat[a:b].tolist()) for a, b in pairwise(first_end)]

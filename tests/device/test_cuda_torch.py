@@ -6,7 +6,7 @@ A stand-in does its work at once, so this says nothing about order; tests/device
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,7 +89,7 @@ class Cudart:
 @pytest.fixture
 def fake(monkeypatch):
     """What torch.cuda would be with one GPU whose memory is the host's."""
-    state = SimpleNamespace(cudart=Cudart(), free=GIB, gone=False)
+    state = SimpleNamespace(cudart=Cudart(), free=GIB, gone=False, streams=[Stream()])
 
     def empty(size, dtype, device=None, pin_memory=False):
         if device is not None and size > state.free:
@@ -116,7 +116,8 @@ def fake(monkeypatch):
         "memory_allocated": lambda device: 3,
         "cudart": lambda: state.cudart,
         "device": lambda device: nullcontext(),
-        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda: state.streams[-1],
+        "set_stream": state.streams.append,
         "synchronize": synchronize,
         "Stream": Stream,
         "Event": Event,
@@ -181,32 +182,29 @@ def test_who_waits_for_a_mark_sleeps_but_for_one_that_comes_soon(driver):
     assert not driver.mark(stream, soon=True).blocking
 
 
-def test_a_stream_is_made_current_once_a_thread_and_the_one_before_comes_back(driver, monkeypatch):
-    asked, made, other = [], driver.stream(), driver.stream()
-
-    @contextmanager
-    def current(stream):
-        asked.append(stream)
-        try:
-            yield
-        finally:
-            asked.append(None)
-
-    monkeypatch.setattr(torch.cuda, "stream", current)
+def test_a_stream_is_made_current_once_and_the_one_before_comes_back(driver, fake):
+    (default,), made, other = fake.streams, driver.stream(), driver.stream()
     there, host = driver.device_memory(4), driver.pinned_memory(4)
     with driver.on(made):
         driver.copy(there, host, made)
         driver.launch(made, [lambda: None])
-        assert asked == [made]
+        assert fake.streams == [default, made]
         with pytest.raises(ZeroDivisionError):
             driver.launch(other, [lambda: driver.launch(other, []), lambda: 1 / 0])
-        driver.launch(made, [lambda: asked.append("here")])
-        thread = threading.Thread(target=driver.launch, args=(made, [lambda: asked.append("there")]))
+        assert fake.streams[2:] == [other, made]
+        driver.launch(made, [])
+    assert fake.streams[4:] == [default]
+    driver.launch(made, [])
+    assert fake.streams[5:] == [made, default]
+
+
+def test_what_is_current_in_one_thread_is_not_in_another(driver, fake):
+    made, found = driver.stream(), []
+    with driver.on(made):
+        thread = threading.Thread(target=driver.launch, args=(made, [lambda: found.extend(fake.streams)]))
         thread.start()
         thread.join()
-    assert asked == [made, other, None, "here", made, "there", None, None]
-    with driver.on(made):
-        assert asked[-1] is made
+    assert found[1:] == [made, made], "it was made current there too"
 
 
 def test_refusals_are_no_room(driver, fake):

@@ -125,6 +125,8 @@ def test_torch_has_the_calls_that_the_driver_makes_of_it():
         (torch.cuda.Event.elapsed_time, {"end_event"}),
         (torch.cuda.Event.synchronize, set()),
         (torch.cuda.Stream.wait_event, {"event"}),
+        (torch.cuda.current_stream, set()),
+        (torch.cuda.set_stream, {"stream"}),
         (torch.cuda.mem_get_info, {"device"}),
         (torch.cuda.memory_reserved, {"device"}),
         (torch.cuda.memory_allocated, {"device"}),

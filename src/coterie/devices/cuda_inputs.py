@@ -77,22 +77,29 @@ class Inputs:
         self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # the numbers that kernels know by these names
         self.places, self.size_bytes = places_of(sizes)
         self.bytes: Bytes = np.zeros(self.size_bytes, np.uint8)
-        self._views = [(name, self._part(name).view(np.int32).reshape(_shape(name, key))) for name in INPUTS]
+        self._views = [(name, self._part(name).view(np.int32)) for name in INPUTS if name != "block_tables"]
+        self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
         self._sampling = self._part("sampling").view(np.int64).reshape(R, SETTING_WORDS)
         self._ends, self._first_end = self._part("ends").view(np.int32), self._part("first_end").view(np.int32)
         self._has: tuple[object, object] = (None, None)  # the settings and ends that are written, which never change
 
     @staticmethod
     def key_of(rows: StepRows) -> Key:
-        """What decides the layout: T, B, R, the columns of block tables, and all rows' ends."""
-        sizes = rows.sizes
-        return sizes.T, sizes.B, sizes.R, rows.inputs["block_tables"].shape[1], sum(map(len, rows.end_ids))
+        """What decides the layout: T, B, R, the columns of block tables, and all rows' ends.
+
+        A sequence that grows by a block is not laid out anew: of columns there are a power of two.
+        """
+        sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1])
+        return sizes.T, sizes.B, sizes.R, columns, sum(map(len, rows.end_ids))
 
     def put(self, rows: StepRows) -> None:
         """Write the inputs of a run with this layout."""
         inputs = rows.inputs
         for name, view in self._views:
             view[...] = inputs[name]
+        tables = inputs["block_tables"]
+        self._tables[:, : tables.shape[1]] = tables
+        self._tables[:, tables.shape[1] :] = 0
         settings, ends = self._has
         if settings is rows.sampling and ends is rows.end_ids:
             return
@@ -105,10 +112,6 @@ class Inputs:
     def _part(self, name: str) -> Bytes:
         place: Place = self.places[name]
         return self.bytes[place.start : place.start + place.size_bytes]
-
-
-def _shape(name: str, key: Key) -> tuple[int, ...]:
-    return (key[1], key[3]) if name == "block_tables" else (-1,)
 
 
 def bucket_of(sizes: Sizes, context: int) -> Bucket:

@@ -91,18 +91,21 @@ class TorchDriver:
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """Make it torch's current stream, which takes over 10 us, if it is not in this thread."""
-        before = getattr(self._current, "stream", None)
-        if before is stream:
+        """Make it torch's current stream, where it is not in this thread: to do so takes over 10 us."""
+        outer = getattr(self._current, "stream", None)
+        if outer is stream:
             yield
             return
         # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
-        with torch.cuda.device(self._device), torch.cuda.stream(_stream(stream)):
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
+            torch.cuda.set_stream(_stream(stream))
             self._current.stream = stream
             try:
                 yield
             finally:
-                self._current.stream = before
+                self._current.stream = outer
+                torch.cuda.set_stream(before)
 
     def copy(self, dst: torch.Tensor, src: torch.Tensor, stream: Stream) -> None:
         """cudaMemcpyAsync."""
