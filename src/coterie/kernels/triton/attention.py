@@ -43,7 +43,6 @@ from coterie.kernels.triton.attention_chunks import (
     first_seen,
     launch_chunks,
 )
-from coterie.kernels.triton.behind import ask_behind, asked_behind
 from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import TORCH, Call
@@ -131,16 +130,11 @@ def _alone(
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
-    ASKERS: tl.constexpr,
-    ASKED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
-    if ASKERS > 0:
-        if span >= SPANS:  # behind all positions: there is nothing else to do
-            ask_behind(row, (span - SPANS) * tl.num_programs(0) * K + i * K + head, ASKERS, ASKED)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
@@ -259,24 +253,8 @@ def launch(call: Call) -> None:
     split = {"SPANS": spans, "SPAN": span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT)}
-    beside = bucket.sequences * pages.K
-    asked = (
-        asked_behind(call.later, tiles.asked_bytes) if tiles.early and bucket.decodes and call.later is not None else ()
-    )
-    extra = -(-tiles.multiprocessors // beside) if asked else 0
-    call.launch(
-        _alone,
-        (bucket.sequences, pages.K, spans + extra),
-        call.row,
-        partials,
-        **shared,
-        **how,
-        **split,
-        ASKERS=beside * extra,
-        ASKED=asked,
-        num_warps=4,
-        num_stages=3,
-    )
+    grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
+    call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=4, num_stages=3)
     if spans > 1:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "JOINED": max(tiles.joined // channels, 1)}

@@ -43,74 +43,108 @@ def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
 
 
 @triton.jit
-def weights_ahead(
-    rows_N, mask_N, K: tl.constexpr, TYPE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr
-):
-    """Rows of a weight that meet one token, STEP columns each, as far as registers go: loaded before the token is.
+def and_one(those, one):
+    """A tuple, and one more."""
+    those += (one,)
+    return those
+
+
+@triton.jit
+def weights_ahead(rows, there, K: tl.constexpr, STEP: tl.constexpr):
+    """Of rows of a weight that meet one token, step by step, as much as registers hold: loaded before the token is.
 
     As they are: a thread that widened them would wait for them.
     """
     ahead = ()
-    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        none = tl.zeros([N, 1], tl.int32)
-        for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
-            k = first + tl.arange(0, STEP)[None, :] + none
-            ahead += (_weights(rows_N, mask_N, k, K),)  # type: ignore[assignment]
+    for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+        for r in tl.static_range(len(rows)):
+            ahead = and_one(ahead, _weights(rows[r], there[r], first, K, STEP))
     return ahead
 
 
 @triton.jit
-def _weights(rows_N, mask_N, k, K: tl.constexpr):
-    return tl.load(rows_N[:, None] + k, mask=mask_N[:, None] & (k < K), other=0, eviction_policy=ONCE)
+def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
+    k = first + tl.arange(0, STEP)
+    return tl.load(row + k, mask=there & (k < K), other=0, eviction_policy=ONCE)
 
 
 @triton.jit
-def _add_one(acc, squares, w, x, mask_M, k, norm, K: tl.constexpr, NORM: tl.constexpr):
-    """Add products of weights [N, STEP] and a token's values at columns k to their sums, and squares of the values."""
-    values = tl.load(x[:, None] + k, mask=mask_M[:, None] & (k < K), other=0.0)
-    if NORM is not None:
-        squares += values * values
-        values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-    return acc + w.to(tl.float32) * values, squares
+def one_dot(ahead, x, rows, there, norm, eps, K: tl.constexpr, NORM: tl.constexpr, STEP: tl.constexpr):
+    """[1, N] products of a token x (a pointer) with N rows (pointers) of a weight that is not packed; norm as few_dots.
 
-
-@triton.jit
-def one_dot(
-    ahead,
-    x,
-    mask_M,
-    rows_N,
-    mask_N,
-    norm,
-    eps,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    N: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """[1, N] products of the one row x (a pointer) with rows of a weight that is not packed; norm as in few_dots.
-
-    Each thread loads the values that its own weights meet, as wide as those: nothing goes through shared memory.
+    Each thread loads the values that its own weights meet, as wide as those, once for all rows: nothing but sums goes
+    through shared memory, and those all at once. `ahead` is what weights_ahead gave.
     """
-    none = tl.zeros([N, 1], tl.int32)
-    sums, squares = tl.zeros([N, STEP], tl.float32), tl.zeros([N, STEP], tl.float32)
-    for i in tl.static_range(len(ahead)):
-        k = i * STEP + tl.arange(0, STEP)[None, :] + none
-        sums, squares = _add_one(sums, squares, ahead[i], x, mask_M, k, norm, K, NORM)
-    for first in tl.range(len(ahead) * STEP, K, STEP, loop_unroll_factor=UNROLL):
-        k = first + tl.arange(0, STEP)[None, :] + none
-        w = _weights(rows_N, mask_N, k, K)
-        sums, squares = _add_one(sums, squares, w, x, mask_M, k, norm, K, NORM)
-    y = tl.sum(sums, axis=1)
+    N: tl.constexpr = len(rows)
+    sums = ()
+    for _r in tl.static_range(N):
+        sums = and_one(sums, tl.zeros([STEP], tl.float32))
+    squares = tl.zeros([STEP], tl.float32)
+    for i in tl.static_range((K + STEP - 1) // STEP):
+        k = i * STEP + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0)
+        if NORM is not None:
+            squares += values * values
+            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+        more = ()
+        for r in tl.static_range(N):
+            if (i * N + r) < len(ahead):
+                w = ahead[i * N + r]
+            else:
+                w = _weights(rows[r], there[r], i * STEP, K, STEP)
+            more = and_one(more, sums[r] + w.to(tl.float32) * values)
+        sums = more
     if NORM is not None:
-        y = y / tl.sqrt(tl.sum(squares, axis=1) / K + eps)
+        sums = and_one(sums, squares)
+    totals = _totals(sums)
+    y = tl.zeros([N], tl.float32)
+    for r in tl.static_range(N):
+        y = tl.where(tl.arange(0, N) == r, totals[r], y)
+    if NORM is not None:
+        y = y / tl.sqrt(totals[N] / K + eps)
     return y[None, :]
 
 
 @triton.jit
+def _totals(sums):
+    """The sums of up to five tensors [STEP], all at once: each by itself would wait for all threads."""
+    totals = ()
+    if INTERPRETED or len(sums) == 1:
+        for i in tl.static_range(len(sums)):
+            totals = and_one(totals, tl.sum(sums[i], axis=0))
+    elif len(sums) == 2:
+        totals = tl.reduce(sums, 0, _add_2)
+    elif len(sums) == 3:
+        totals = tl.reduce(sums, 0, _add_3)
+    elif len(sums) == 4:
+        totals = tl.reduce(sums, 0, _add_4)
+    else:
+        totals = tl.reduce(sums, 0, _add_5)
+    return totals
+
+
+@triton.jit
+def _add_2(a, b, p, q):
+    return a + p, b + q
+
+
+@triton.jit
+def _add_3(a, b, c, p, q, r):
+    return a + p, b + q, c + r
+
+
+@triton.jit
+def _add_4(a, b, c, d, p, q, r, s):
+    return a + p, b + q, c + r, d + s
+
+
+@triton.jit
+def _add_5(a, b, c, d, e, p, q, r, s, t):
+    return a + p, b + q, c + r, d + s, e + t
+
+
+@triton.jit
 def few_dots(
-    ahead,
     x,
     mask_M,
     rows_N,
@@ -129,10 +163,7 @@ def few_dots(
     """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
 
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
-    `ahead` is what weights_ahead gave.
     """
-    if M == 1 and TYPE != tl.uint8 and TYPE != tl.int8:
-        return one_dot(ahead, x, mask_M, rows_N, mask_N, norm, eps, K, NORM, N, STEP, UNROLL)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):

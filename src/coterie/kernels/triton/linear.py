@@ -38,7 +38,7 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import LINE_BYTES, bring_nearer, few_dots, weights_ahead
+from coterie.kernels.triton.few import LINE_BYTES, and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last
 from coterie.kernels.triton.rows import Call
 
@@ -70,17 +70,25 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
+    ONE: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
     let_next_begin(WHEN)
-    n = along(unit, 0) * ROWS + tl.arange(0, ROWS)
+    first = along(unit, 0) * ROWS
+    n = first + tl.arange(0, ROWS)
     mask_N = n < N
-    rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
+    weight = pointer(row, WEIGHT, TYPE)
+    rows_N = rows_at(weight, n, STRIDE, ALIGN)
     if WHEN == AHEAD:
         bring_nearer(rows_N, mask_N, STRIDE, LINES)
         return
-    ahead = weights_ahead(rows_N, mask_N, K, TYPE, M, ROWS, STEP)
+    if ONE:
+        rows, there = (), ()
+        for r in tl.static_range(ROWS):
+            rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
+            there = and_one(there, first + r < N)
+        ahead = weights_ahead(rows, there, K, STEP)
     x = pointer(row, X, tl.float32)
     norm = x
     eps = 0.0
@@ -103,7 +111,10 @@ def _few(
     wait_for_last(WHEN)
     if RESIDUAL is not None:  # on its way while the weights are met
         added = tl.load(residual, mask=mask, other=0.0)
-    dots = few_dots(ahead, x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    if ONE:
+        dots = one_dot(ahead, x, rows, there, norm, eps, K, NORM, STEP)
+    else:
+        dots = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if BIAS is not None:
         dots += bias[None, :]
     if RESIDUAL is not None:
@@ -327,7 +338,13 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
         norm = {"NORM": call.type("norm") if sampled else None, "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **norm}
         call.launch(
-            _few, (triton.cdiv(N, few.rows),), call.row, **source, **shared, **few.constants(most), num_warps=few.warps
+            _few,
+            (triton.cdiv(N, few.rows),),
+            call.row,
+            **source,
+            **shared,
+            **few.constants(most, matrix.group),
+            num_warps=few.warps,
         )
         return
     staged = None if sampled else handed_by_last(call)

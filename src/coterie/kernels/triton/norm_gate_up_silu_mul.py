@@ -39,7 +39,7 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots, weights_ahead
+from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next
 from coterie.kernels.triton.rows import Call, Matrix, places
 
@@ -78,11 +78,13 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
+    ONE: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
     let_next_begin(WHEN)
-    r = along(unit, 0) * ROWS + tl.arange(0, ROWS)
+    first = along(unit, 0) * ROWS
+    r = first + tl.arange(0, ROWS)
     f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE:
         rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
@@ -90,8 +92,13 @@ def _few(
         if TYPE == UP_TYPE:
             bring_nearer(rows, there, STRIDE, LINES)
         return
-    if TYPE == UP_TYPE:
-        ahead = weights_ahead(rows, there, K, TYPE, M, ROWS, STEP)
+    if ONE and TYPE == UP_TYPE:
+        each, have = (), ()
+        for i in tl.static_range(ROWS):
+            one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
+            each = and_one(each, one_row)
+            have = and_one(have, is_there)
+        ahead = weights_ahead(each, have, K, STEP)
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
@@ -100,18 +107,16 @@ def _few(
     x += m * K
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
-    if TYPE == UP_TYPE:
-        both = few_dots(ahead, x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    if ONE and TYPE == UP_TYPE:
+        gate, up = tl.split(tl.reshape(one_dot(ahead, x, each, have, norm, eps, K, NORM, STEP), [M, ROWS // 2, 2]))
+    elif TYPE == UP_TYPE:
+        both = few_dots(x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        ahead = weights_ahead(rows, f < F, K, TYPE, M, ROWS // 2, STEP)
-        gate = few_dots(ahead, x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        gate = few_dots(x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        ahead = weights_ahead(rows, f < F, K, UP_TYPE, M, ROWS // 2, STEP)
-        up = few_dots(
-            ahead, x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
-        )
+        up = few_dots(x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
     _put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, None, None)
 
 
@@ -309,7 +314,7 @@ def launch(call: Call) -> None:
         few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
         call.launch(
-            _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
+            _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens, group), num_warps=few.warps
         )
         return
     staged = stage(call, [gate, up], normed=True)

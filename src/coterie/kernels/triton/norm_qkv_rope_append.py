@@ -35,7 +35,7 @@ from coterie.kernels.triton.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots, weights_ahead
+from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.heads import (
     INV_FREQ,
     PAGES,
@@ -106,6 +106,7 @@ def _few(
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
     LINES: tl.constexpr,
+    ONE: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
@@ -119,7 +120,13 @@ def _few(
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
     eps = real(row, EPS).to(tl.float32)
-    ahead = weights_ahead(rows, there, D, TYPE, M, ROWS, STEP)
+    if ONE:
+        each, have = (), ()
+        for r in tl.static_range(ROWS):
+            channel_row, _, is_there = channels_of(first + r, heads, C, PADDED, 1)
+            each = and_one(each, rows_of_part(row, part, channel_row, TYPE, STRIDE, ALIGN))
+            have = and_one(have, is_there)
+        ahead = weights_ahead(each, have, D, STEP)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * D
@@ -127,7 +134,10 @@ def _few(
     if WHEN == EARLY:  # while the launch before this one goes on
         q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
     wait_for_last(WHEN)
-    y = few_dots(ahead, x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+    if ONE:
+        y = one_dot(ahead, x, each, have, norm, eps, D, NORM, STEP)
+    else:
+        y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
         q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
     y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, M, 1)
@@ -289,7 +299,13 @@ def launch(call: Call) -> None:
             few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least, heads=True)
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
             call.launch(
-                _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens), num_warps=few.warps
+                _few,
+                grid,
+                call.row,
+                **shared,
+                NORM=call.type("norm"),
+                **few.constants(tokens, matrix.group),
+                num_warps=few.warps,
             )
             continue
         whole_heads = takes([matrix]) and pages.C == padded

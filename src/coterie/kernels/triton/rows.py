@@ -171,7 +171,6 @@ class Call:
     descriptors: DescriptorMemory
     before: Call | None = None
     after: Call | None = None
-    later: I64 | None = None  # the host's rows of the instructions behind this one
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:

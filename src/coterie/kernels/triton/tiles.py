@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 Choice = TypeVar("Choice")
+MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product on tensor cores
 
 
@@ -26,11 +27,11 @@ class Few:
     warps: int
     unroll: int
 
-    def constants(self, tokens: int) -> dict[str, int]:
-        """Names and values of the compile-time parameters, for up to so many tokens."""
+    def constants(self, tokens: int, group: int) -> dict[str, int | bool]:
+        """Names and values of the compile-time parameters, for up to so many tokens and `group` columns to a scale."""
         ahead = max(32 * self.warps // self.rows, 1)  # a line of the weight for each thread
         tile = {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
-        return {**tile, "LINES": ahead}
+        return {**tile, "LINES": ahead, "ONE": tokens == 1 and group == 1 and self.rows <= MOST_ONE_ROWS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,6 @@ class Tiles:
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
     # (programmatic dependent launch: capability 9.0 and later).
     early: bool = True
-    # Of the weights behind attention of few tokens, what is asked for meanwhile: as much as comes while it waits.
-    asked_bytes: int = 20 << 20
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
