@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from coterie.core.errors import CapacityError, DeviceError, NotFoundError, RequestError, TransferError, UsageError
 from coterie.engine.policy import Policy
 from coterie.engine.request import SamplingParams
+from coterie.spec.load import load_machine
 
 
 def test_one_request_gets_its_tokens_and_timings():
@@ -181,6 +182,17 @@ def test_sampling_settings_are_checked(field, value):
 def test_policies_are_checked(make, words):
     with pytest.raises(UsageError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("machine", "gib", "steps"),
+    [("epyc-2core", 0.01, 8), ("epyc-2core", 0.2, 5), ("epyc-2core", 2.2, 1), ("h100", 2.2, 8), ("h100", 13.5, 4)],
+)
+def test_a_run_is_as_many_steps_as_read_in_some_40_ms(machine, gib, steps):
+    spec, size_bytes = load_machine(machine), int(gib * 2**30)
+    assert Policy().steps_of(size_bytes, spec) == steps
+    assert Policy(max_run_bytes=2 * size_bytes).steps_of(size_bytes, spec) == 2
+    assert Policy(max_run_bytes=1).steps_of(size_bytes, spec) == 1
 
 
 def test_the_dial_goes_from_latency_to_throughput():

@@ -17,8 +17,8 @@ from typing import Any
 
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
-from coterie.engine.assembly import memories_below, page_bytes, room_for_experts, work_bytes
-from coterie.engine.policy import Policy
+from coterie.engine.assembly import page_bytes, room_for_experts, work_bytes
+from coterie.engine.policy import Policy, memories_below
 from coterie.memory.slab import round_up
 from coterie.models.model import synthetic_model
 from coterie.spec.machine import MachineSpec

@@ -18,7 +18,7 @@ from coterie.core.trace import Trace
 from coterie.device import Device
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
-from coterie.engine.policy import Policy
+from coterie.engine.policy import Policy, memories_below
 from coterie.engine.recording import Recording
 from coterie.engine.served import ServedExpert
 from coterie.engine.timeline import Timeline
@@ -156,11 +156,6 @@ def room_for_experts(spec: MachineSpec, taken_bytes: int, alone: bool = False) -
     """
     capacity = spec.tier(spec.run_tier).capacity_bytes
     return capacity - taken_bytes if alone or memories_below(spec) else int(capacity * EXPERTS_SHARE)
-
-
-def memories_below(spec: MachineSpec) -> tuple[str, ...]:
-    """Tiers between the run tier and the files; a CPU has none."""
-    return tuple(name for name in spec.weight_tiers[1:] if name != "disk")
 
 
 def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:

@@ -233,7 +233,7 @@ class Engine:
             self._arrivals.touch(run.expert_id, len(run.admit))
         most = self._most_steps.get(run.expert_id)
         if most is None:
-            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.layout.size_bytes)
+            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.layout.size_bytes, self._device.spec)
         if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
         return self._batches.next(expert, queue.running[run.expert_id], most)
