@@ -78,6 +78,7 @@ class RandomExpert:
     num_blocks: int = 96
     seed: int = 0
     align_bytes: int = 0  # of weights; 0: they follow each other at odd addresses
+    share_buffers: bool = False
 
     def __post_init__(self):
         config = ModelConfig.from_hf(BASE | SHAPES[self.shape], self.shape)
@@ -86,7 +87,7 @@ class RandomExpert:
         types = dict(zip(names, cycle(self.dtypes), strict=False))
         types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) == 1}
         self.graph = decoder_graph(config, types)
-        self.program = compile_graph(self.graph, self.rule_set, share_buffers=False)
+        self.program = compile_graph(self.graph, self.rule_set, share_buffers=self.share_buffers)
         self.exe = self.device.load(self.program)
         rng = np.random.default_rng(self.seed)
         self.weights, pieces, offsets, end = {}, {}, {}, 0 if self.align_bytes else 1
@@ -144,9 +145,10 @@ def making():
     """A function that makes experts whose weights lie as on a GPU, on devices that are closed at the end."""
     devices = []
 
-    def make(shape, dtypes, rule_set="cache", seed=0):
+    def make(shape, dtypes, rule_set="cache", seed=0, share_buffers=False):
         devices.append(CpuDevice(SPEC, threads=1))
-        return RandomExpert(devices[-1], shape, dtypes, rule_set, seed=seed, align_bytes=16)
+        how = {"seed": seed, "align_bytes": 16, "share_buffers": share_buffers}
+        return RandomExpert(devices[-1], shape, dtypes, rule_set, **how)
 
     yield make
     for device in devices:

@@ -19,6 +19,7 @@ from coterie.kernels.triton.launch import launches
 
 F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
 APART = replace(WIDE, hands_on=False)
+LONG = [(7 * i + 3) % 50 for i in range(100)]  # as many tokens as have large tiles
 LINEAR_ADD = kernels.OPCODES["linear_add"].number
 
 
@@ -26,6 +27,10 @@ LINEAR_ADD = kernels.OPCODES["linear_add"].number
 def make():
     with making() as make_expert:
         yield make_expert
+
+
+def words_of(row):
+    return next(opcode.words for opcode in kernels.OPCODES.values() if opcode.number == row[kernels.OPCODE_WORD])
 
 
 def stages(rows, bucket, tiles):
@@ -45,6 +50,37 @@ def test_what_is_handed_on_has_the_bits_of_what_is_staged(make, dtypes, sequence
     handed, staged = inspect(one, step), inspect(other, step, APART)
     for name, values in staged.items():
         np.testing.assert_array_equal(handed[name], values, err_msg=name)
+    np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())
+
+
+@pytest.mark.parametrize("name", ["norm_gate_up_silu_mul", "attention"])
+def test_what_the_next_row_alone_reads_is_not_stored_too(make, name):
+    """Where rows that follow use the same memory for something else; who reads it, or inspects it, finds it."""
+    rows = bound_rows(make("wide", (BF16,)), step_of((LONG, 0))).rows
+    bucket, opcode, linear_add = Bucket(len(LONG), 1, 1, 120), kernels.OPCODES[name], kernels.OPCODES["linear_add"]
+    first = next(i for i, row in enumerate(rows) if row[kernels.OPCODE_WORD] == opcode.number)
+    again = next(i for i in range(first + 1, len(rows)) if rows[i][kernels.OPCODE_WORD] == opcode.number)
+
+    def stored():
+        scratch = torch.zeros(gpu.scratch_bytes(rows, bucket, WIDE), dtype=torch.uint8)
+        found = [launches(rows, torch.from_numpy(rows.copy()), i, bucket, scratch, WIDE)[-1] for i in (first, again)]
+        return [launch.constants["STORED"] for launch in found]
+
+    assert stored() == [True, True]
+    rows[again][opcode.words["y"]] = rows[first][opcode.words["y"]]  # as values that share memory do
+    rows[again + 1][linear_add.words["x"]] = rows[first][opcode.words["y"]]
+    assert stored() == [False, True]
+    between = next(i for i in range(first + 2, again) if "x" in words_of(rows[i]))
+    rows[between][words_of(rows[between])["x"]] = rows[first][opcode.words["y"]] + 16
+    assert stored() == [True, True]
+
+
+def test_values_that_share_memory_give_the_same_tokens(make):
+    """And the same keys and values, though float32 values that are handed on are stored by the last layer alone."""
+    step = step_of((LONG, 0))
+    one, other = make("wide", (BF16,), share_buffers=True), make("wide", (BF16,), share_buffers=True)
+    tokens, those = (inspect(who, step, tiles)["next_tokens"] for who, tiles in ((one, WIDE), (other, APART)))
+    np.testing.assert_array_equal(tokens, those)
     np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())
 
 

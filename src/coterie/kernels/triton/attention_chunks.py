@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import add_product, integer, let_next_begin, narrow, pointer, real, wait_for_last
-from coterie.kernels.triton.handed import handed_to_next
+from coterie.kernels.triton.handed import handed_to_next, is_stored
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -155,6 +155,7 @@ def _together(
     row,
     handed,
     HANDED: tl.constexpr,
+    STORED: tl.constexpr,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
@@ -207,7 +208,8 @@ def _together(
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
         y = acc / total[:, None]
-        tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
+        if STORED:
+            tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
         if HANDED is not None:
             tl.store(handed + start + at, narrow(y, HANDED), mask=mask)
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
@@ -233,6 +235,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         how["maxnreg"] = tiles.chunk_registers
     grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
     handed, how["HANDED"] = handed_to_next(call, H * pages.C)
+    how["STORED"] = is_stored(call, H * pages.C)
     call.launch(_together, grid, call.row, handed, **pages.constants(), **how)
 
 

@@ -1,10 +1,11 @@
-"""Values that a launch rounds for the next one, beside those that it stores: what that one else reads again to stage.
+"""Values that a launch rounds for the next one, which else reads them again to stage.
 
     norm_gate_up_silu_mul   or   attention of one sequence's chunk
-        y, float32  ------------------------------> stays what is stored
+        y, float32  -> where it is stored, unless another row writes there before any reads it again
         y, rounded  -> scratch, behind its own ---> x of linear or linear_add, on tensor cores
 
 Both sides look at both rows and find the same place. Nothing is launched between two rows of a step, so scratch holds.
+Of programs whose values share no memory, all are stored: who inspects a step finds them.
 Knows nothing about what is computed.
 """
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
+from coterie.kernels.cpu import OPCODE_WORD, OPCODES
 from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call
 
 TAKERS = ("linear", "linear_add")
+_NAMES = {opcode.number: (name, opcode) for name, opcode in OPCODES.items()}
+_WRITTEN = {"norm_qkv_rope_append": "q", "sample": "tokens"}  # the operand where a row stores; y of all others
 
 
 def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
@@ -32,6 +36,23 @@ def handed_by_last(call: Call) -> torch.Tensor | None:
     if before is None or not _hands(before, call, call.integer("K")):
         return None
     return _handed(before, call)[0]
+
+
+def is_stored(call: Call, width: int) -> bool:
+    """Whether anyone can see float32 values of y [T, width]: not where the next row alone reads them, rounded."""
+    if call.after is None or call.later is None or not _hands(call, call.after, width):
+        return True
+    start = call.integer("y")
+    end = start + 4 * call.bucket.tokens * width
+    for row in call.later[1:]:
+        name, opcode = _NAMES[int(row[OPCODE_WORD])]
+        there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end}
+        written = _WRITTEN.get(name, "y")
+        if there - {written}:
+            return True
+        if there:
+            return False
+    return True
 
 
 def handed_bytes(call: Call, width: int) -> int:

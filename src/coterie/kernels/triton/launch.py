@@ -120,8 +120,8 @@ def _call(
     descriptors: DescriptorMemory,
 ) -> Call:
     def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
-        name = _NAMES[int(host_rows[i][OPCODE_WORD])]
-        return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after)
+        name, later = _NAMES[int(host_rows[i][OPCODE_WORD])], host_rows[i + 1 :]
+        return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after, later)
 
     before = call(index - 1) if index > 0 else None
     return call(index, before, call(index + 1) if index + 1 < len(host_rows) else None)

@@ -40,7 +40,7 @@ from coterie.kernels.triton.dots import (
     work_of,
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
-from coterie.kernels.triton.handed import handed_bytes, handed_to_next
+from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
@@ -233,6 +233,7 @@ def _described(
     staged,
     handed,
     HANDED: tl.constexpr,
+    STORED: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
@@ -253,6 +254,9 @@ def _described(
     gate_w = described(gate_at, F, K, half, STEP)
     up_w = described(up_at, F, K, half, STEP)
     wait_for_last(WHEN)
+    to = None
+    if STORED:
+        to = pointer(row, Y, tl.float32)
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(F, half), tl.cdiv(tokens, TOKENS)
     whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
@@ -260,7 +264,7 @@ def _described(
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
         gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_tile * half, K, TOKENS, half, STEP)
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
-        _put(row, pointer(row, Y, tl.float32), gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+        _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
         gate_w = described(gate_at, F, K, each, STEP)
@@ -269,7 +273,7 @@ def _described(
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
-            _put(row, pointer(row, Y, tl.float32), gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+            _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
 
 
 @triton.jit
@@ -287,14 +291,15 @@ def _put(
     handed,
     HANDED: tl.constexpr,
 ):
-    """Store silu(gate) * up from `to` on, each with its bias if it has one; rounded too where the next takes that."""
+    """Store silu(gate) * up from `to` on, each with its bias if it has one; rounded where the next takes that."""
     if GATE_BIAS is not None:
         gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     if UP_BIAS is not None:
         up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
     at = m.to(tl.int64) * F + f
     y = silu_of(gate) * up
-    tl.store(to + at, y, mask=mask_m & (f < F))
+    if to is not None:
+        tl.store(to + at, y, mask=mask_m & (f < F))
     if HANDED is not None:
         tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
 
@@ -322,6 +327,7 @@ def launch(call: Call) -> None:
     n_tiles = triton.cdiv(2 * F, many.rows)
     handed, shared["HANDED"] = handed_to_next(call, F)
     if many.described:
+        shared["STORED"] = is_stored(call, F)
         launch_described(call, _described, many, n_tiles, tokens, staged, handed, **shared)
     else:
         shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}

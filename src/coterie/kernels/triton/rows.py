@@ -158,8 +158,8 @@ class Launch:
 class Call:
     """One instruction to launch. `scratch` is memory that it may use until it ends, and hand on to the next one.
 
-    `before` and `after` are those beside it in the program. `launches` are what it comes to: what is found out on the
-    host here is found out once for all steps of a bucket.
+    `before` and `after` are those beside it in the program, `later` the host's rows behind it. `launches` are what it
+    comes to: what is found out on the host here is found out once for all steps of a bucket.
     """
 
     name: str
@@ -171,6 +171,7 @@ class Call:
     descriptors: DescriptorMemory
     before: Call | None = None
     after: Call | None = None
+    later: I64 | None = None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
