@@ -1,0 +1,57 @@
+"""The compiled copy of the package: it is what runs, and it answers as the sources do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import compiled
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("simulate", "samba-coe-150", "--machine", "sn40l-node", "--machine", "dgx-h100", "--policy", "coterie",
+         "--policy", "fcfs", "--rate", "20", "--mix", "zipf", "--requests", "40", "--steps", "8", "--json")  # fmt: skip
+
+
+def test_every_module_that_is_compiled_exists() -> None:
+    for part, names in compiled.MODULES.items():
+        for name in names:
+            assert (compiled.SOURCE / part / f"{name}.py").is_file(), f"{part}/{name}"
+
+
+def test_a_copy_is_made_anew_after_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = tmp_path / "source", tmp_path / "made"
+    monkeypatch.setattr(compiled, "SOURCE", source)
+    source.mkdir(), folder.mkdir()
+    (source / "a.py").touch()
+    assert not compiled.is_made(folder)
+    (folder / "mypy.ini").touch()
+    os.utime(source / "a.py", (1, 1))
+    assert compiled.is_made(folder)
+    os.utime(source / "a.py", (2**33, 2**33))
+    assert not compiled.is_made(folder)
+
+
+def test_what_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "SETUP", "raise ImportError('no compiler')")
+    with pytest.raises(SystemExit, match=r"install mypy, setuptools and a C compiler\n(.|\n)*no compiler"):
+        compiled.make(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.long
+def test_the_compiled_copy_simulates_as_the_sources_do(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    compiled.make(folder)
+    assert len(list(folder.rglob("*engine/*.so"))) == len(compiled.MODULES["engine"])
+    ours = "import sys; from pathlib import Path; from benchmarks.compiled import main; main(sys.argv[1:], Path({!r}))"
+    theirs = "from coterie.cli.main import main; main()"
+    found = []
+    for code in (ours.format(str(folder)), theirs):
+        done = subprocess.run([sys.executable, "-c", code, *WORDS], cwd=ROOT, capture_output=True, check=True)
+        found.append([{**row, "wall_s": 0} for row in json.loads(done.stdout)["rows"]])
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
