@@ -5,6 +5,7 @@ Knows nothing about what is run.
 
 from __future__ import annotations
 
+import torch
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 
 from coterie.cli.main import main
@@ -17,6 +18,8 @@ if __name__ == "__main__":
     gpu.open_driver = lambda index=0: driver
     cuda.TritonKernels = lambda tiles: NativeKernels()
     gpu.STICK_BYTES = BYTES
+    # The stick that is a kernel of ours is compiled for a GPU only: a session's commands do not interpret.
+    cuda_sticks.stick.read = lambda words, sums, *_: torch.sum(words, dim=0, dtype=torch.int32, out=sums[0])
     cuda_sticks.Sticks.__init__.__defaults__ = (BYTES, 32)
     gpu.Gpu.sticks.__defaults__ = (BYTES,)
     main()
