@@ -233,7 +233,8 @@ def _join(
 
 
 def _spans(call: Call) -> int:
-    return max(-(-call.bucket.context // call.tiles.span(call.bucket.context)), 1)
+    span, _ = call.tiles.span(call.integer("C"), call.bucket.context)
+    return max(-(-call.bucket.context // span), 1)
 
 
 def launch(call: Call) -> None:
@@ -244,7 +245,8 @@ def launch(call: Call) -> None:
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
     channels = channels_of(pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
-    group, spans, span = power_of_two(H // pages.K), _spans(call), tiles.span(bucket.context)
+    group, spans = power_of_two(H // pages.K), _spans(call)
+    span, warps = tiles.span(pages.C, bucket.context)
     if not bucket.decodes:
         launch_chunks(call, H, pages)
         if bucket.sequences == 1:
@@ -254,7 +256,7 @@ def launch(call: Call) -> None:
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT)}
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
-    call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=4, num_stages=3)
+    call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=warps, num_stages=3)
     if spans > 1:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "JOINED": max(tiles.joined // channels, 1)}

@@ -344,7 +344,6 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
             **source,
             **shared,
             **few.constants(most, matrix.group),
-            num_warps=few.warps,
         )
         return
     staged = None if sampled else handed_by_last(call)

@@ -318,9 +318,7 @@ def launch(call: Call) -> None:
     if tokens <= call.tiles.few_tokens:
         few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
-        call.launch(
-            _few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens, group), num_warps=few.warps
-        )
+        call.launch(_few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens, group))
         return
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]))

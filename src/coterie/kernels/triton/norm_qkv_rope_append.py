@@ -305,7 +305,6 @@ def launch(call: Call) -> None:
                 **shared,
                 NORM=call.type("norm"),
                 **few.constants(tokens, matrix.group),
-                num_warps=few.warps,
             )
             continue
         whole_heads = takes([matrix]) and pages.C == padded

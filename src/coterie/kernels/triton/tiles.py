@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 Choice = TypeVar("Choice")
+ANY = 1 << 62  # rows, columns or positions
 MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product on tensor cores
 
@@ -25,13 +26,16 @@ class Few:
     rows: int
     columns: int
     warps: int
-    unroll: int
+    unroll: int = 1
+    registers: int | None = None  # of a thread at most, where more programs at once are worth it
 
     def constants(self, tokens: int, group: int) -> dict[str, int | bool]:
         """Names and values of the compile-time parameters, for up to so many tokens and `group` columns to a scale."""
         ahead = max(32 * self.warps // self.rows, 1)  # a line of the weight for each thread
         tile = {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
-        return {**tile, "LINES": ahead, "ONE": tokens == 1 and group == 1 and self.rows <= MOST_ONE_ROWS}
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        one = tokens == 1 and group == 1 and self.rows <= MOST_ONE_ROWS
+        return {**tile, "LINES": ahead, "ONE": one, "num_warps": self.warps, **limit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,18 @@ class Tiles:
     """The choices. Pairs are (up to this size, choice), the last one serving all sizes."""
 
     few_tokens: int = 4  # up to so many tokens are multiplied in float32 on ordinary cores
-    # One token and weights that are not packed, by columns of the weight. Measured: a Llama of 1B on an H100.
-    one: tuple[tuple[int, Few], ...] = ((2048, Few(2, 2048, 4, 1)), (1 << 62, Few(2, 2048, 8, 1)))
-    # Of q, k and v: fewer programs, which all have room at once. Measured alike, in a whole step.
-    one_heads: Few = Few(4, 2048, 4, 1)
+    # One token and weights that are not packed, by columns and rows of the weight; first what q, k and v of so many
+    # columns take. Measured in whole steps of a Llama of 1B and of 7B on an H100.
+    one_heads: tuple[tuple[int, Few], ...] = ((2048, Few(4, 2048, 4)), (ANY, Few(4, 2048, 8, registers=64)))
+    one: tuple[tuple[int, int, Few], ...] = (
+        (2048, 8192, Few(2, 2048, 4)),
+        (2048, 16384, Few(4, 2048, 8)),
+        (2048, ANY, Few(2, 2048, 4)),
+        (4096, 8192, Few(4, 2048, 4)),
+        (4096, ANY, Few(2, 2048, 8)),
+        (8192, ANY, Few(2, 1024, 8, registers=64)),
+        (ANY, ANY, Few(4, 2048, 8)),
+    )
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
@@ -116,8 +128,12 @@ class Tiles:
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
-    # By contexts, the positions that one program of decode attention reads. Measured as `one` was.
-    spans: tuple[tuple[int, int], ...] = ((128, 128), (1024, 64), (1 << 62, 128))
+    # By channels and contexts, the positions that one program of decode attention reads, and its warps. As `one`.
+    spans: tuple[tuple[int, int, int, int], ...] = (
+        (64, 128, 128, 4),
+        (64, 1024, 32, 8),
+        (ANY, ANY, 128, 4),
+    )
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head; fewer of wide heads
@@ -134,6 +150,7 @@ class Tiles:
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
     # (programmatic dependent launch: capability 9.0 and later).
     early: bool = True
+    walk_one: Few = Few(2, 2048, 4)
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
@@ -148,7 +165,8 @@ class Tiles:
         `group` columns share a scale, 1 where none do; `wide` is float32.
         """
         if tokens == 1 and group == 1:
-            one = self.one_heads if heads else _choose(self.one, K)
+            by_rows = tuple((most, few) for columns, most, few in self.one if K <= columns)
+            one = _choose(self.one_heads, K) if heads else _choose(by_rows, rows)
             most = max(one.rows, least_rows)
             return replace(one, rows=most, columns=max(one.columns * one.rows // most // (1 + wide), 64))
         mine = max(_choose(self.few_rows, rows), least_rows)
@@ -158,16 +176,17 @@ class Tiles:
 
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
-        return replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
+        tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
+        return replace(tiles, one_heads=((ANY, self.walk_one),), one=((ANY, ANY, self.walk_one),))
 
     def row(self, size: int) -> tuple[int, int]:
         """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""
         step = min(power_of_two(size), self.staged)
         return step, min(max(step // self.staged_warp, 1), 8)
 
-    def span(self, context: int) -> int:
-        """How many positions of contexts up to so long one program of decode attention reads."""
-        return _choose(self.spans, context)
+    def span(self, channels: int, context: int) -> tuple[int, int]:
+        """How many positions of contexts up to so long one program of decode attention reads, and its warps."""
+        return next((span, warps) for wide, most, span, warps in self.spans if channels <= wide and context <= most)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
