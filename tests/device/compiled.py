@@ -4,6 +4,7 @@
     python -m tests.device.compiled all Q4     all of them for one type of weights; a line of JSON for each
     python -m tests.device.compiled linear     some of them
     python -m tests.device.compiled wide       those that know heads, for wide ones
+    python -m tests.device.compiled small      products of many tokens, where a row is one step of them
     python -m tests.device.compiled walk       the kernel that walks all rows, for each type; writes its own table
 
 Run as a program of its own: a process that interprets kernels cannot compile them.
@@ -39,6 +40,7 @@ CAPABILITY = 90
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 # A Llama of 1B: hidden, intermediate, heads, kv heads, channels, vocabulary; tokens in a page, and its bytes.
 D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 2 * 8 * 64 * 2
+SMALL = {"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}
 WIDE = {"H": 16, "K": 4, "C": 128}  # heads as most models of 7B and more have them
 STEPS = {
     "decode 1": Bucket(1, 1, 1, 4096),
@@ -279,6 +281,10 @@ def main():
     elif names == ["wide"]:
         globals().update(WIDE)
         found = compile_all(("norm_qkv_rope_append", "attention"), (DType.BF16, DType.Q8, DType.F32), tuple(STEPS))
+    elif names == ["small"]:
+        globals().update(SMALL)
+        products = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
+        found = compile_all(products, types[:1], ("prefill 2048",))
     elif names:
         found = compile_all(names, types[:1], ("decode 1", "prefill 2048"))
     else:

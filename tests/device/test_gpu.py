@@ -184,9 +184,14 @@ def test_stored_values_and_tokens_are_the_cpus(device, tmp_path, way, rules):
     on_cpu.close()
 
 
-def test_a_prompt_in_large_tiles_has_the_cpus_values_captured_or_not(device, tmp_path):
-    """More tokens than tiles of a batch have: descriptors copy them where there are such, and values are handed on."""
-    model = open_model(write_expert(tmp_path / "one", 3, hidden_size=64, num_key_value_heads=1))
+@pytest.mark.parametrize("width", [64, 128])
+def test_a_prompt_in_large_tiles_has_the_cpus_values_captured_or_not(device, tmp_path, width):
+    """More tokens than tiles of a batch have: descriptors copy them where there are such, and values are handed on.
+
+    Rows of one step of a product, and of two.
+    """
+    shape = {"hidden_size": width, "intermediate_size": 3 * width // 4, "num_attention_heads": width // 16}
+    model = open_model(write_expert(tmp_path / "one", 3, num_key_value_heads=1, **shape))
     on_cpu = CpuDevice(load_machine("toy"), threads=1)
     ours, theirs = Expert(device, model), Expert(on_cpu, model)
     step = rows([([(7 * i + 3) % 50 for i in range(120)], 0)])

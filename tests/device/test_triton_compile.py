@@ -71,6 +71,16 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     check(found)
 
 
+def test_products_whose_rows_are_one_step_compile(tmp_path):
+    """No step is left to be pipelined then, and the compiler of Triton 3.6 gave up on the loop over tiles."""
+    found = compiled(tmp_path, "small")
+    assert sum("described" in one["kernel"] for one in found) == 4
+    check_early(found)
+    for one in found:
+        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
+
+
 def test_wide_heads_fit_a_multiprocessor(tmp_path):
     """A tile holds whole heads: more rows than other tiles, and so the most shared memory."""
     found = compiled(tmp_path, "wide")

@@ -75,10 +75,11 @@ def test_what_the_next_row_alone_reads_is_not_stored_too(make, name):
     assert stored() == [True, True]
 
 
-def test_values_that_share_memory_give_the_same_tokens(make):
+@pytest.mark.parametrize(("shape", "tokens"), [("odd", 7), pytest.param("wide", 100, marks=pytest.mark.long)])
+def test_values_that_share_memory_give_the_same_tokens(make, shape, tokens):
     """And the same keys and values, though float32 values that are handed on are stored by the last layer alone."""
-    step = step_of((LONG, 0))
-    one, other = make("wide", (BF16,), share_buffers=True), make("wide", (BF16,), share_buffers=True)
+    step = step_of((LONG[:tokens], 0))
+    one, other = make(shape, (BF16,), share_buffers=True), make(shape, (BF16,), share_buffers=True)
     tokens, those = (inspect(who, step, tiles)["next_tokens"] for who, tiles in ((one, WIDE), (other, APART)))
     np.testing.assert_array_equal(tokens, those)
     np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())

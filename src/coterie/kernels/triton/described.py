@@ -2,7 +2,8 @@
 
 Tokens are the left operand here, where dots.py has rows: each thread then has all rows of its tokens, so what pairs of
 rows make (gate and up, halves of a head) needs no other thread, wherever the rows lie in a tile. What lies beyond a
-tensor is 0 when copied. Programs stay: each walks tiles, as many programs as there are multiprocessors.
+tensor is 0 when copied. Programs stay: each walks tiles, as many programs as there are multiprocessors. Only steps
+within a tile are pipelined: loops over tiles have one stage.
 
 Knows nothing about what becomes of the products.
 """
@@ -37,15 +38,25 @@ def described_dots(x, w, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.c
 
 
 @triton.jit
-def described_pair(x, w, v, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """The same of two weights: the tokens are copied once for both."""
-    one = tl.zeros([TOKENS, ROWS], tl.float32)
-    other = tl.zeros([TOKENS, ROWS], tl.float32)
+def described_both(one, other, COUNT, K: tl.constexpr, HEIGHT: tl.constexpr, STEP: tl.constexpr, TYPE: tl.constexpr):
+    """Two weights of [COUNT, K] as one of three dimensions: how far they lie apart is the stride of the first.
+
+    The one at the lower address comes first.
+    """
+    low = tl.minimum(one, other)
+    apart = (tl.maximum(one, other) - low) // (TYPE.primitive_bitwidth // 8)
+    at = tl.multiple_of(low.to(tl.pointer_type(TYPE)), 16)
+    return tl.make_tensor_descriptor(at, [2, COUNT, K], [apart, K, 1], [2, HEIGHT, STEP])
+
+
+@triton.jit
+def described_pair(x, both, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
+    """Products of tokens with rows of the first and of the second of two weights: one product of twice as many rows."""
+    acc = tl.zeros([TOKENS, 2 * ROWS], tl.float32)
     for k in tl.range(0, K, STEP):
-        tokens = x.load([m, k])
-        one = add_product(one, tokens, w.load([n, k]).T)
-        other = add_product(other, tokens, v.load([n, k]).T)
-    return one, other
+        rows = tl.reshape(both.load([0, n, k]), [2 * ROWS, STEP])
+        acc = add_product(acc, x.load([m, k]), rows.T)
+    return left_and_right(acc)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from coterie.kernels.triton.dots import tile_at
 from coterie.kernels.triton.heads import WK, WQ, WV, finish_heads, part_of, word_of
 from coterie.kernels.triton.rows import places
 
+WIDEST = 128  # channels of a head: a wider one spills
 LEAST_ROWS = tl.constexpr(64)  # of whole heads that are finished at once
 (T,) = places("norm_qkv_rope_append", "T")
 
@@ -57,7 +58,7 @@ def described_heads(
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
     whole = whole_of(N_TILES * m_tiles, PIECES, WAVE)
-    for i in tl.range(tl.program_id(0), whole, WAVE):
+    for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
         n_tile, m_tile = tile_at(i, N_TILES, m_tiles, GROUP)
         part, first, heads = part_of(n_tile, FIRST, H, K, PADDED, ROWS)
         w = q
@@ -73,7 +74,7 @@ def described_heads(
         )  # fmt: skip
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
-        for i in tl.range(tl.program_id(0), (N_TILES * m_tiles - whole) * PIECES, WAVE):
+        for i in tl.range(tl.program_id(0), (N_TILES * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, N_TILES, m_tiles, PIECES, GROUP)
             part, first, heads = part_of(n_piece // PIECES, FIRST, H, K, PADDED, ROWS)
             first += n_piece % PIECES * each

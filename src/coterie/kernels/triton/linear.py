@@ -274,7 +274,7 @@ def _described(
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
     whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
-    for i in tl.range(tl.program_id(0), whole, WAVE):
+    for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
         if RESIDUAL is not None:
             _ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
@@ -283,7 +283,7 @@ def _described(
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
         w = described(weight, N, K, each, STEP)
-        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE):
+        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
             _put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)

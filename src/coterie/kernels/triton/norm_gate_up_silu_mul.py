@@ -23,6 +23,7 @@ from coterie.kernels.triton.arithmetic import (
 )
 from coterie.kernels.triton.described import (
     described,
+    described_both,
     described_pair,
     launch_described,
     piece_at,
@@ -249,10 +250,9 @@ def _described(
 ):
     let_next_begin(WHEN)
     half: tl.constexpr = ROWS // 2  # as many of gate as of up
-    gate_at, up_at = pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE)
+    gate_at, up_at = tl.load(row + GATE_AT), tl.load(row + UP_AT)
     x = described(staged, most, K, TOKENS, STEP)
-    gate_w = described(gate_at, F, K, half, STEP)
-    up_w = described(up_at, F, K, half, STEP)
+    w = described_both(gate_at, up_at, F, K, half, STEP, TYPE)
     wait_for_last(WHEN)
     to = None
     if STORED:
@@ -260,18 +260,21 @@ def _described(
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(F, half), tl.cdiv(tokens, TOKENS)
     whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
-    for i in tl.range(tl.program_id(0), whole, WAVE):
+    for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
-        gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_tile * half, K, TOKENS, half, STEP)
+        gate, up = described_pair(x, w, m_tile * TOKENS, n_tile * half, K, TOKENS, half, STEP)
+        if gate_at > up_at:
+            gate, up = up, gate
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
         _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
-        gate_w = described(gate_at, F, K, each, STEP)
-        up_w = described(up_at, F, K, each, STEP)
-        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE):
+        w = described_both(gate_at, up_at, F, K, each, STEP, TYPE)
+        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
-            gate, up = described_pair(x, gate_w, up_w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
+            gate, up = described_pair(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
+            if gate_at > up_at:
+                gate, up = up, gate
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
             _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
 

@@ -24,7 +24,7 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.described import launch_described, takes
-from coterie.kernels.triton.described_heads import described_heads
+from coterie.kernels.triton.described_heads import WIDEST, described_heads
 from coterie.kernels.triton.dots import (
     NEAR,
     halves,
@@ -307,7 +307,7 @@ def launch(call: Call) -> None:
                 **few.constants(tokens, matrix.group),
             )
             continue
-        whole_heads = takes([matrix]) and pages.C == padded
+        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST
         many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
             padded, matrix.group
         )

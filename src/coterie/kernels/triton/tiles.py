@@ -120,9 +120,9 @@ class Tiles:
     # The same where tensor descriptors take weights and tokens. Whole tiles of 256 rows were measured as `one` was.
     descriptors: bool = True
     described: tuple[tuple[float, float, Many], ...] = (
-        (1.0, 1.0, Many(256, 128, 64, 8, 4, described=True)),
-        (1.0, 0.55, Many(256, 128, 64, 8, 4, 2, described=True)),
-        (1.0, 0.35, Many(256, 128, 64, 8, 4, 4, described=True)),
+        (1.0, 1.0, Many(256, 128, 64, 8, 3, described=True)),
+        (1.0, 0.55, Many(256, 128, 64, 8, 3, 2, described=True)),
+        (1.0, 0.35, Many(256, 128, 64, 8, 3, 4, described=True)),
         (0.6, 0.6, Many(128, 128, 64, 8, 5, described=True)),
     )
     multiprocessors: int = 132
