@@ -11,9 +11,7 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
-    INTERPRETED,
     along,
-    ask,
     integer,
     let_next_begin,
     pointer,
@@ -38,8 +36,9 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import LINE_BYTES, and_one, bring_nearer, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last
+from coterie.kernels.triton.linear_put import ask_for, put
 from coterie.kernels.triton.rows import Call
 
 MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
@@ -196,52 +195,18 @@ def _tile(
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
     if RESIDUAL is not None:
-        _ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
+        ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
     y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
         half: tl.constexpr = TOKENS // 2
         y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))
         m = first + tl.arange(0, half)
         mask_M = m < tokens
-        _put(
+        put(
             row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
             BIAS_AT, RESIDUAL, Y, N, BIAS,
         )  # fmt: skip
-    _put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
-
-
-@triton.jit
-def _ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """What a tile from token m and row n on is added to comes from memory while tensor cores work."""
-    if not INTERPRETED:
-        line: tl.constexpr = LINE_BYTES // 4
-        lines = tl.minimum(n + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
-        m_M = tl.minimum(m + tl.arange(0, TOKENS), tokens - 1).to(tl.int64)
-        ask(residual + m_M[:, None] * N + lines[None, :])
-
-
-@triton.jit
-def _put(
-    row,
-    y,
-    n,
-    mask_n,
-    m,
-    mask_m,
-    BIAS_AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    Y: tl.constexpr,
-    N: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """Store products, with the bias and the residual where there are such."""
-    if BIAS is not None:
-        y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
-    at = m.to(tl.int64) * N + n
-    mask = mask_m & mask_n
-    if RESIDUAL is not None:
-        y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
-    tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask)
+    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 @triton.jit
@@ -277,7 +242,7 @@ def _described(
     for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
         if RESIDUAL is not None:
-            _ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
+            ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
         y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
         _put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
     if PIECES > 1:
@@ -311,7 +276,7 @@ def _put_tile(
     else:
         m_M = m + tl.arange(0, y.shape[0])[:, None]
         n_N = n + tl.arange(0, y.shape[1])[None, :]
-        _put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
 
 
 def launch(call: Call) -> None:
