@@ -60,7 +60,10 @@ def let_next_begin(WHEN: tl.constexpr):
 def wait_for_last(WHEN: tl.constexpr):
     """Wait until the launch before this one is over and what it stored can be seen. An early launch must wait once.
 
-    All of its programs, or it could be over before the one before it, and the next would begin too soon.
+    All of its programs, or it could be over before the one before it, and the next would begin too soon. Before, a
+    program may read what no launch of a step changes: sizes, addresses, positions, block tables, weights, old keys and
+    values. `feed` changes them between steps, and it is over before: neither it nor `embed` behind it begins early or
+    lets the next begin.
     """
     if WHEN == EARLY and not INTERPRETED:
         tl.extra.cuda.gdc_wait()

@@ -166,8 +166,7 @@ def _alone(
             is_own = (j == position)[:, None]
             k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
             v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
-        top = tl.full([QUERIES], NOTHING, tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
+        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
         seen = (j >= low) & (j < high)
         top, total, acc = _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE)

@@ -45,6 +45,16 @@ MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is add
 
 
 @triton.jit
+def _one_by_one(weight, first, N: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to ROWS rows of a weight, each by itself, and whether there are such."""
+    rows, there = (), ()
+    for r in tl.static_range(ROWS):
+        rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
+        there = and_one(there, first + r < N)
+    return rows, there
+
+
+@triton.jit
 def _few(
     row,
     X: tl.constexpr,
@@ -83,14 +93,10 @@ def _few(
         bring_nearer(rows_N, mask_N, STRIDE, LINES)
         return
     if ONE:
-        rows, there = (), ()
-        for r in tl.static_range(ROWS):
-            rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
-            there = and_one(there, first + r < N)
+        rows, there = _one_by_one(weight, first, N, ROWS, STRIDE, ALIGN)
         ahead = weights_ahead(rows, there, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm = x
-    eps = 0.0
+    norm, eps = x, 0.0
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
         eps = real(row, EPS).to(tl.float32)
