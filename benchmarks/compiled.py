@@ -10,11 +10,13 @@ C compiler. Knows nothing about what the modules do.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +35,7 @@ MODULES = {
 MYPY = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n" + "".join(
     f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers", "triton")
 )
+STAMP = "made.json"  # written last: what the copy was made of
 SETUP = """import sys
 from mypyc.build import mypycify
 from setuptools import setup
@@ -42,22 +45,50 @@ setup(name="compiled", packages=[], ext_modules=made)
 
 
 def make(folder: Path = FOLDER) -> None:
-    """Copy the package into a folder, and compile it there. Raises SystemExit where that fails."""
+    """Copy the package into a folder, and compile it there. Raises SystemExit where that fails, and leaves nothing."""
+    natives = _natives()
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(SOURCE, folder / "coterie", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "mypy.ini").write_text(MYPY)
-    files = " ".join(f"coterie/{part}/{name}.py" for part, names in MODULES.items() for name in names)
-    command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace", f"--parallel={os.cpu_count() or 1}", files]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(folder)
-        raise SystemExit(f"compiling failed; install mypy, setuptools and a C compiler\n{done.stderr[-2000:]}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        copy = Path(name) / folder.name
+        shutil.copytree(SOURCE, copy / "coterie", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        for part, file in natives.items():
+            shutil.copy(file, copy / "coterie" / part)
+        (copy / "mypy.ini").write_text(MYPY)
+        files = " ".join(f"coterie/{part}/{name}.py" for part, names in MODULES.items() for name in names)
+        command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace", f"--parallel={os.cpu_count() or 1}"]
+        done = subprocess.run([*command, files], cwd=copy, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stdout + done.stderr)[-2000:]
+            raise SystemExit(f"compiling failed; install mypy, setuptools and a C compiler\n{said}")
+        (copy / STAMP).write_text(json.dumps(_made_of(natives.values())))
+        copy.rename(folder)
 
 
 def is_made(folder: Path = FOLDER) -> bool:
-    """Whether a compiled copy is there, and no older than the sources."""
-    copied = folder / "mypy.ini"
-    return copied.is_file() and all(file.stat().st_mtime < copied.stat().st_mtime for file in SOURCE.rglob("*.py"))
+    """Whether a compiled copy is there, for this Python, and older than nothing that it was made of."""
+    stamp = folder / STAMP
+    if not stamp.is_file():
+        return False
+    made = json.loads(stamp.read_text())
+    files = [file for file in SOURCE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    natives = [Path(file) for file in made["natives"]]
+    age = stamp.stat().st_mtime
+    return made == _made_of(natives) and all(f.is_file() and f.stat().st_mtime < age for f in [*files, *natives])
+
+
+def _made_of(natives: Iterable[Path]) -> dict[str, object]:
+    modules = {part: list(names) for part, names in MODULES.items()}
+    return {"python": sys.implementation.cache_tag, "modules": modules, "natives": [str(file) for file in natives]}
+
+
+def _natives() -> dict[str, Path]:
+    """The package's native modules by the folder that they belong in: an editable install has them elsewhere."""
+    code = "from coterie.kernels import _cpu\nfrom coterie.devices import _clock\nprint(_cpu.__file__, _clock.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the package's native modules cannot be imported; run make setup-dev\n{done.stderr[-500:]}")
+    return dict(zip(("kernels", "devices"), map(Path, done.stdout.split()), strict=True))
 
 
 def main(arguments: Sequence[str], folder: Path = FOLDER) -> None:

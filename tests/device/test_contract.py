@@ -207,8 +207,9 @@ def test_pieces_behind_a_failure_fail_as_it_does(desk):
     desk.wait(*issued)
     assert isinstance(desk.device.failure(issued[0]), TransferError)
     assert {id(desk.device.failure(event)) for event in issued} == {id(desk.device.failure(issued[0]))}
-    with pytest.raises(ValueError, match="outside"):
-        desk.device.copy_all(twin, desk.weights, [(desk.weights.size_bytes, 4096)], [])
+    for piece in ((desk.weights.size_bytes, 4096), (-4096, 8192)):
+        with pytest.raises(ValueError, match="outside"):
+            desk.device.copy_all(twin, desk.weights, [piece], [])
 
 
 def test_a_copy_of_unequal_sizes_is_refused(desk):

@@ -23,15 +23,23 @@ def test_every_module_that_is_compiled_exists() -> None:
 
 
 def test_a_copy_is_made_anew_after_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, folder = tmp_path / "source", tmp_path / "made"
+    source, folder, native = tmp_path / "source", tmp_path / "made", tmp_path / "_cpu.so"
     monkeypatch.setattr(compiled, "SOURCE", source)
     source.mkdir(), folder.mkdir()
-    (source / "a.py").touch()
+    files = [source / "a.py", source / "machine.toml", native]
+    for file in files:
+        file.touch()
+        os.utime(file, (1, 1))
     assert not compiled.is_made(folder)
     (folder / "mypy.ini").touch()
-    os.utime(source / "a.py", (1, 1))
+    assert not compiled.is_made(folder), "compiling was cut off"
+    (folder / compiled.STAMP).write_text(json.dumps(compiled._made_of([native])))
     assert compiled.is_made(folder)
-    os.utime(source / "a.py", (2**33, 2**33))
+    for file in files:
+        os.utime(file, (2**33, 2**33))
+        assert not compiled.is_made(folder), file
+        os.utime(file, (1, 1))
+    monkeypatch.setattr(compiled, "MODULES", {"engine": ("engine",)})
     assert not compiled.is_made(folder)
 
 
@@ -39,7 +47,7 @@ def test_what_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(compiled, "SETUP", "raise ImportError('no compiler')")
     with pytest.raises(SystemExit, match=r"install mypy, setuptools and a C compiler\n(.|\n)*no compiler"):
         compiled.make(tmp_path / "made")
-    assert not (tmp_path / "made").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
@@ -47,11 +55,18 @@ def test_the_compiled_copy_simulates_as_the_sources_do(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     compiled.make(folder)
     assert len(list((folder / "coterie" / "engine").glob("*.so"))) == len(compiled.MODULES["engine"])
-    ours = "import sys; from pathlib import Path; from benchmarks.compiled import main; main(sys.argv[1:], Path({!r}))"
+    assert compiled.is_made(folder)
+    # Where the engine and the clock came from, said at the end.
+    ours = "import atexit, sys; from pathlib import Path; from benchmarks.compiled import main\n"
+    ours += "said = lambda: [sys.modules[f'coterie.{n}'].__file__ for n in ('engine.engine', 'devices._clock')]\n"
+    ours += "atexit.register(lambda: print(*said(), file=sys.stderr)); main(sys.argv[1:], Path({!r}))"
     theirs = "from coterie.cli.main import main; main()"
     found = []
     for code in (ours.format(str(folder)), theirs):
         done = subprocess.run([sys.executable, "-c", code, *WORDS], cwd=ROOT, capture_output=True, check=True)
+        if code != theirs:
+            files = done.stderr.decode().split()[-2:]
+            assert all(file.startswith(str(folder)) and file.endswith(".so") for file in files), files
         found.append([{**row, "wall_s": 0} for row in json.loads(done.stdout)["rows"]])
     assert found[0] == found[1]
     assert len(found[0]) == 4

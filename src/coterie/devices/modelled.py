@@ -123,8 +123,9 @@ class ModelledDevice:
             copy_pieces(self, dst, src, pieces, issued)
             return
         self._check_buffers(dst, src)
+        first = min([offset for offset, _ in pieces], default=0)
         end = max([offset + size_bytes for offset, size_bytes in pieces], default=0)
-        dst.view(0, end), src.view(0, end)
+        dst.view(first, end - first), src.view(first, end - first)
         lane, labels, phases = self._transfers.of_pieces(src.tier, dst.tier, pieces)
         works = self._clock.issue_chain(lane, [own(event).work for event in issued[-1:]], phases)
         issued += [ModelledEvent(work.number, lane, label, work) for work, label in zip(works, labels, strict=True)]

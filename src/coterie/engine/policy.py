@@ -21,7 +21,7 @@ _DIAL = {
 
 # What a run may read, where the run tier is the system's memory and where it is an accelerator's own: some 40 ms of
 # 25 GB/s and of 1.6 TB/s. A run that is not several steps costs an H100 0.2 ms and the engine 0.3 ms for each token.
-RUN_BYTES = {False: 2**30, True: 2**36}
+RUN_BYTES, ACCELERATOR_RUN_BYTES = 2**30, 2**36
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Policy:
 
     def steps_of(self, expert_bytes: int, spec: MachineSpec) -> int:
         """How many steps of an expert of this size may be one run."""
-        most = self.max_run_bytes or RUN_BYTES[bool(memories_below(spec))]
+        most = self.max_run_bytes or (ACCELERATOR_RUN_BYTES if memories_below(spec) else RUN_BYTES)
         return min(self.max_steps, max(1, most // max(expert_bytes, 1)))
 
     def __post_init__(self) -> None:

@@ -295,7 +295,7 @@ class ExpertCache:
             use, extent, size_bytes = known(name), copy.extent, copy.extent.size_bytes
             cost = size_bytes * (weight if name in below else self._refetch_weight(name, level))
             kept_here, busy = name in kept and not copy.is_doomed, bool(copy.writers or copy.readers or copy.copied)
-            # In the order of the fields: this is half of what finding room takes.
+            # In the order of the fields, and Copy.is_busy written out: this is half of what finding room takes.
             entries.append(
                 Entry(name, extent.offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, busy)
             )
