@@ -28,7 +28,7 @@ class Expert:
         return Binding(self.weights, self.model.layout.offsets(self.exe.program.weights), self.kv, 4096, step)
 
     def tokens(self, step, **options):
-        gates = stage_gates(self.model.layout, self.events)
+        gates = stage_gates(self.model.layout, self.events) if self.events else {}
         event = self.device.run(self.exe, self.binding(step), gates, **options)
         while not self.device.done(event):
             self.device.wait_any([event])

@@ -135,6 +135,29 @@ def test_a_wait_that_is_stopped_leaves_the_end_to_the_lane(warm, late):
     assert desk.tokens(run) == desk.tokens(desk.run(decode(7, 0, WARM), steps=3)) == whole
 
 
+def test_a_thread_that_is_stopped_behind_a_run_that_it_queued_leaves_nothing_under_way(warm, late):
+    """Its event fails when what was queued is over; the next runs can be interrupted as all can."""
+    desk, whole = warm
+    driver = desk.device.driver
+    mark, marks = driver.mark, []
+
+    def stop(stream, soon=False):
+        marks.append(soon)
+        if soon:
+            driver.mark = mark
+            raise KeyboardInterrupt
+        return mark(stream, soon)
+
+    driver.mark = stop
+    with pytest.raises(KeyboardInterrupt):
+        desk.run(decode(7, 0, WARM), steps=3)
+    assert marks[-1]
+    run = desk.run(decode(7, 0, WARM), steps=3)
+    late()
+    assert desk.tokens(run) == whole
+    assert not desk.device._runs.interrupts._under_way
+
+
 def test_a_thread_that_is_stopped_while_it_ends_a_run_fails_it_and_the_next_one_works(warm, late):
     desk, whole = warm
     packets = desk.device._shared.packets

@@ -114,6 +114,18 @@ def test_a_decoded_token_has_the_same_bits_alone_and_in_a_batch(make):
         np.testing.assert_array_equal(values[:1], among[name][:1], err_msg=name)
 
 
+def test_a_token_is_attended_to_in_the_same_spans_whoever_is_beside_it(make):
+    """The bucket's context is that of the longest sequence: other spans would add up in another order."""
+    rows = bound_rows(make("odd", (BF16,)), step_of(([7], 0))).rows
+    index = [row[kernels.OPCODE_WORD] for row in rows].index(kernels.OPCODES["attention"].number)
+    found = set()
+    for context in (256, 1024, 2048, 8192):
+        scratch = torch.zeros(1 << 20, dtype=torch.uint8)
+        first = gpu.launches(rows, torch.from_numpy(rows), index, Bucket(1, 1, 1, context), scratch)[0]
+        found.add((first.kernel.__name__, first.constants["SPAN"], first.constants["STEP"]))
+    assert len(found) == 1
+
+
 def test_a_switch_rewrites_rows_and_needs_no_other_launch(make):
     """The launches of one expert's rows, made for its host rows, compute with what the rows on the GPU point to."""
     one, two = make("odd", (BF16,), seed=1), make("odd", (BF16,), seed=2)

@@ -199,14 +199,14 @@ def test_a_long_context_is_walked_as_spans_and_then_joined(make):
 
 def test_layers_alike_are_compiled_once(make):
     plan = Run(make("odd", (BF16,)), decoding(5)).plan()
-    assert len(plan.kinds) == 8  # embed, qkv, attention, out, gate and up, down, logits, sample
-    assert len(phases_of(plan)) == 1 + 2 * 5 + 2
+    assert len(plan.kinds) == 9  # embed, qkv, attention and its join, out, gate and up, down, logits, sample
+    assert len(phases_of(plan)) == 1 + 2 * 6 + 2
 
 
 def test_behind_each_phase_the_weights_of_the_next_that_has_some_are_asked_for_once(make):
     plan = Run(make("odd", (BF16,)), decoding(5)).plan()
     rows = [row if kind >= 0 else None for _, _, kind, row in phases_of(plan)]
-    assert rows == [1, 3, None, 4, 5, 6, 8, None, 9, 10, 11, 1, None]  # embed, two layers, logits, sample
+    assert rows == [1, 3, None, None, 4, 5, 6, 8, None, None, 9, 10, 11, 1, None]  # embed, two layers, logits, sample
 
 
 def test_no_sequences_are_a_step_without_tokens(make):

@@ -161,37 +161,45 @@ class StreamLane:
 
     def _put(self, work: _Work) -> None:
         """Queue one piece of work, by the only thread that does so now, and let its end be seen."""
-        flight: _Flight | None = None
+        queued: list[_Flight] = []
         try:
-            flight = self._queue_one(work)
+            self._queue_one(work, queued)
         finally:
             with self._lock:
-                self._flights.append(flight or _stopped(work))
+                self._flights.append(queued[0] if queued else _stopped(work))
                 self._queueing = False
                 self._to_end.notify()
                 if self._works or self._closed:
                     self._to_queue.notify()
 
-    def _queue_one(self, work: _Work) -> _Flight:
-        """Put work on the stream. Keeps nothing of it."""
+    def _queue_one(self, work: _Work, queued: list[_Flight]) -> None:
+        """Put work on the stream, and what it has become into `queued`: even where this thread is stopped behind it."""
         turn, first, last, failure = Turn(self._lanes, self._driver, self._stream), None, None, self._refusal()
-        finish: Finish = nothing
-        if failure is None:
-            try:
-                with self._driver.on(self._stream):
-                    for event in work.after:
-                        turn.follow(event)
-                    first = self._driver.mark(self._stream)
-                    finish = work.issue(turn)
-            except Exception as error:  # whatever it is, it belongs to who holds the event
-                failure = error
-            try:
-                last = self._driver.mark(self._stream, self._brief)
-            except Exception as error:  # the first failure is the cause
-                failure = failure or error
-        if failure is None:
-            self._lanes.queued(work.event, last)
-        return _Flight(work.event, tuple(turn.followed), work.after, first, last, finish, failure)
+        finish: Finish | None = None
+        whole = False
+        try:
+            if failure is None:
+                try:
+                    with self._driver.on(self._stream):
+                        for event in work.after:
+                            turn.follow(event)
+                        first = self._driver.mark(self._stream)
+                        finish = work.issue(turn)
+                except Exception as error:  # whatever it is, it belongs to who holds the event
+                    failure = error
+                try:
+                    last = self._driver.mark(self._stream, self._brief)
+                except Exception as error:  # the first failure is the cause
+                    failure = failure or error
+            if failure is None:
+                self._lanes.queued(work.event, last)
+            whole = True
+        finally:
+            if not whole and finish is not None:  # it ends before its event does, which fails
+                last, failure = self._driver.mark(self._stream, self._brief), _stopped_while(work.event, "queued")
+            if whole or finish is not None:
+                end = finish or nothing
+                queued.append(_Flight(work.event, tuple(turn.followed), work.after, first, last, end, failure))
 
     def _refusal(self) -> Exception | None:
         """Why nothing more can be queued."""

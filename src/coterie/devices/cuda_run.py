@@ -124,11 +124,13 @@ class Runs:
             raise
 
         def finish(passed: bool) -> I32 | None:
-            self.interrupts.end(under_way)
-            words, sampled = packet.came.view(np.int32), run.rows.sizes.R
-            drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
-            kept: I32 | None = drawn[: words[0]].copy() if passed else None
-            self._shared.packets.give_back(packet)
+            try:
+                words, sampled = packet.came.view(np.int32), run.rows.sizes.R
+                drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
+                kept: I32 | None = drawn[: words[0]].copy() if passed else None
+            finally:
+                self.interrupts.end(under_way)
+                self._shared.packets.give_back(packet)
             if kept is not None:
                 check_drawn(kept[-1], NAME)
             return kept

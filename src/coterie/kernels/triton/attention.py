@@ -232,7 +232,7 @@ def _join(
 
 
 def _spans(call: Call) -> int:
-    span, _ = call.tiles.span(call.integer("C"), call.bucket.context)
+    span, _ = call.tiles.span(call.integer("C"))
     return max(-(-call.bucket.context // span), 1)
 
 
@@ -245,7 +245,7 @@ def launch(call: Call) -> None:
     channels = channels_of(pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
     group, spans = power_of_two(H // pages.K), _spans(call)
-    span, warps = tiles.span(pages.C, bucket.context)
+    span, warps = tiles.span(pages.C)
     if not bucket.decodes:
         launch_chunks(call, H, pages)
         if bucket.sequences == 1:
