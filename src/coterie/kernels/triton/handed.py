@@ -14,12 +14,11 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from coterie.kernels.cpu import OPCODE_WORD, OPCODES
+from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.dots import staged_bytes
-from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call
+from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, name_of
 
 TAKERS = ("linear", "linear_add")
-_NAMES = {opcode.number: (name, opcode) for name, opcode in OPCODES.items()}
 _WRITTEN = {"norm_qkv_rope_append": "q", "sample": "tokens"}  # the operand where a row stores; y of all others
 
 
@@ -45,7 +44,8 @@ def is_stored(call: Call, width: int) -> bool:
     start = call.integer("y")
     end = start + 4 * call.bucket.tokens * width
     for row in call.later[1:]:
-        name, opcode = _NAMES[int(row[OPCODE_WORD])]
+        name = name_of(row)
+        opcode = OPCODES[name]
         there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end}
         written = _WRITTEN.get(name, "y")
         if there - {written}:

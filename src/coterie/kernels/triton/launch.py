@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES
+from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton import (
     attention,
     elementwise,
@@ -28,7 +28,7 @@ from coterie.kernels.triton import (
 )
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.descriptor_memory import DescriptorMemory
-from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Launch
+from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Launch, name_of
 from coterie.kernels.triton.tiles import H100, Tiles
 
 __all__ = ["ALIGN_BYTES", "H100", "Bucket", "Tiles", "check_aligned", "launch", "launches", "scratch_bytes"]
@@ -59,7 +59,6 @@ KERNELS: Mapping[str, Kernel] = {
     "norm_gate_up_silu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
     "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
 }
-_NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 
 
 def launch(
@@ -101,7 +100,7 @@ def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
 def check_aligned(rows: I64) -> None:
     """Raise ValueError naming an operand whose address is no multiple of 16: a GPU would fault, and not recover."""
     for row in rows:
-        name = _NAMES[int(row[OPCODE_WORD])]
+        name = name_of(row)
         for operand in sorted(OPCODES[name].addresses):
             address = int(row[OPCODES[name].words[operand]])
             if address % ALIGN_BYTES:
@@ -120,7 +119,7 @@ def _call(
     descriptors: DescriptorMemory,
 ) -> Call:
     def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
-        name, later = _NAMES[int(host_rows[i][OPCODE_WORD])], host_rows[i + 1 :]
+        name, later = name_of(host_rows[i]), host_rows[i + 1 :]
         return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after, later)
 
     before = call(index - 1) if index > 0 else None

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
 from coterie.core.errors import UnsupportedError
-from coterie.kernels.cpu import I64, OPCODES, dtype_number
+from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES, dtype_number
 from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.descriptor_memory import DescriptorMemory
@@ -39,6 +39,7 @@ TYPES: Mapping[DType, tl.dtype] = {
     DType.Q8: tl.int8,
     DType.Q4: tl.uint8,
 }
+_NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
@@ -59,13 +60,9 @@ def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
 
 
-def dtype_of(row: I64, name: str, operand: str) -> DType:
-    """The type of a weight of a row. Raises UnsupportedError where the activations that it meets are to be rounded."""
-    number = int(row[OPCODES[name].words[f"{operand}_dtype"]])
-    if number in _ROUNDED:
-        fact = f"{operand} of {name} is {_ROUNDED[number].value} that meets int8 activations"
-        raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
-    return _DTYPES[number]
+def name_of(row: I64) -> str:
+    """The instruction that a host's row is."""
+    return _NAMES[int(row[OPCODE_WORD])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +184,11 @@ class Call:
 
     def dtype(self, operand: str) -> DType:
         """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
-        return dtype_of(self.host_row, self.name, operand)
+        number = self.integer(f"{operand}_dtype")
+        if number in _ROUNDED:
+            fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
+            raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+        return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:
         """What a kernel loads a vector as; None where it is left out."""

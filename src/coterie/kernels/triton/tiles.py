@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 Choice = TypeVar("Choice")
-ANY = 1 << 62  # rows, columns or positions
+ANY = 1 << 62  # rows, columns, channels or tokens
 MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product on tensor cores
 
@@ -98,7 +98,7 @@ class Tiles:
         (ANY, ANY, Few(4, 2048, 8)),
     )
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
-    few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (1 << 62, 16))
+    few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (ANY, 16))
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
     few_warps: int = 4
     few_unroll: int = 4  # loads of so many steps are under way; half as many with more tokens, and again in float32
@@ -107,7 +107,7 @@ class Tiles:
         (16, Many(64, 16, 256, 4, 4)),
         (32, Many(64, 32, 128, 4, 4)),
         (64, Many(128, 64, 64, 4, 4)),
-        (1 << 62, Many(128, 128, 64, 8, 3)),
+        (ANY, Many(128, 128, 64, 8, 3)),
     )
     # Prefill with weights that are not packed has larger tiles. Of each way, how long a tile takes, and a piece of one;
     # the way that takes least for all multiprocessors is taken. Tiles were measured as `one` was, pieces were not.
