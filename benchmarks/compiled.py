@@ -20,15 +20,19 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.constructors import with_constructors
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, FOLDER = ROOT / "src" / "coterie", ROOT / "build" / "compiled"
 MODULES = {
-    "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens"),
+    "": ("device",),
+    "core": ("shapes",),
+    "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
     "engine": (
-        "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "queue", "routing", "runner", "scheduler",
-        "sequence", "timeline",
+        "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "policy", "queue", "request", "routing",
+        "runner", "scheduler", "sequence", "served", "text", "timeline",
     ),
-    "memory": ("cache", "evict", "rows", "slab", "split", "tiers", "transfer", "uses"),
+    "memory": ("cache", "evict", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),
 }  # fmt: skip
 # What need not be installed, or is too large to be looked through.
@@ -55,14 +59,23 @@ def make(folder: Path = FOLDER) -> None:
         for part, file in natives.items():
             shutil.copy(file, copy / "coterie" / part)
         (copy / "mypy.ini").write_text(MYPY)
-        files = " ".join(f"coterie/{part}/{name}.py" for part, names in MODULES.items() for name in names)
+        files = [Path("coterie", part, f"{name}.py") for part, names in MODULES.items() for name in names]
+        _write_constructors([copy / file for file in files])
         command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace", f"--parallel={os.cpu_count() or 1}"]
-        done = subprocess.run([*command, files], cwd=copy, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, " ".join(map(str, files))], cwd=copy, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             said = (done.stdout + done.stderr)[-2000:]
             raise SystemExit(f"compiling failed; install mypy, setuptools and a C compiler\n{said}")
         (copy / STAMP).write_text(json.dumps(_made_of(natives.values())))
         copy.rename(folder)
+
+
+def _write_constructors(files: Iterable[Path]) -> None:
+    made = with_constructors({str(file): file.read_text() for file in files})
+    for name, source in made.items():
+        Path(name).write_text(source)
 
 
 def is_made(folder: Path = FOLDER) -> bool:

@@ -1,0 +1,135 @@
+"""Dataclasses as mypyc compiles them best: with constructors written out, and fields in the object itself.
+
+    @value                       @dataclass(unsafe_hash=True, init=False)
+    class Span:            ->    class Span:
+        start_s: float               start_s: float
+        end_s: float = 0.0           end_s: float = 0.0
+                                     def __init__(self, start_s: float, end_s: float = 0.0) -> None: ...
+
+mypyc gives a compiled class fields of its own, but not to a decorator that it does not know or to one with slots, and
+leaves the constructor of a dataclass to the interpreter. Nothing is frozen any longer: mypy has checked the source.
+Knows nothing about what the classes are for.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+# `value` of core/values.py, in words that mypyc knows.
+VALUE = "@dataclass(unsafe_hash=True, init=False)"
+OPEN = "@mypyc_attr(allow_interpreted_subclasses=True)"
+HEIRS = {"Event"}  # classes from which one that is not compiled inherits
+FUTURE = "from __future__ import annotations\n"
+IMPORTS = "from dataclasses import dataclass\nfrom mypy_extensions import mypyc_attr\n"
+DROPPED = ("slots", "frozen")  # what mypyc does not know, and what would make each assignment a call
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a class: its annotation, its default or what makes one, as source."""
+
+    name: str
+    annotation: str
+    default: str | None
+    factory: str | None
+
+    @property
+    def parameter(self) -> str:
+        """As a parameter of a constructor."""
+        if self.factory is not None:
+            return f"{self.name}: {self.annotation} | None = None"
+        return f"{self.name}: {self.annotation}" + (f" = {self.default}" if self.default is not None else "")
+
+    @property
+    def assignment(self) -> str:
+        """As a statement of a constructor."""
+        made = f"{self.factory}() if {self.name} is None else {self.name}" if self.factory is not None else self.name
+        return f"self.{self.name} = {made}"
+
+
+def with_constructors(sources: Mapping[str, str]) -> dict[str, str]:
+    """The same modules with their dataclasses rewritten. One may inherit from another, whichever module has it.
+
+    Raises ValueError for a default that another module could not name.
+    """
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    classes = {found.name: found for tree in trees.values() for found in _dataclasses(tree)}
+    made = {}
+    for name, source in sources.items():
+        lines = source.split("\n")
+        # From the end, so that what is not rewritten yet keeps its lines.
+        for found in sorted(_dataclasses(trees[name]), key=lambda one: -one.lineno):
+            _rewrite(lines, found, classes)
+        made[name] = "\n".join(lines).replace(FUTURE, f"{FUTURE}{IMPORTS}", 1)
+    return made
+
+
+def _dataclasses(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(
+            _name(word) in ("value", "dataclass") for word in node.decorator_list
+        ):
+            yield node
+
+
+def _name(node: ast.expr) -> str:
+    return ast.unparse(node.func if isinstance(node, ast.Call) else node)
+
+
+def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> None:
+    """The constructor goes behind the fields, and the decorator into words that mypyc knows."""
+    own = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    if own:
+        fields = _fields(found, classes)
+        has_more = any(isinstance(node, ast.FunctionDef) and node.name == "__post_init__" for node in found.body)
+        parameters = ", ".join(["self", *[field.parameter for field in fields]])
+        body = [field.assignment for field in fields] + (["self.__post_init__()"] if has_more else [])
+        made = [f"    def __init__({parameters}) -> None:", *[f"        {line}" for line in body]]
+        at = own[-1].end_lineno or own[-1].lineno
+        lines[at:at] = ["", *made]
+    for word in found.decorator_list:
+        if _name(word) in ("value", "dataclass"):
+            opened = [OPEN] if found.name in HEIRS else []
+            lines[word.lineno - 1 : word.end_lineno] = [*opened, _decorator(word, has_init=bool(own))]
+
+
+def _decorator(word: ast.expr, has_init: bool) -> str:
+    if _name(word) == "value":
+        return VALUE if has_init else VALUE.replace(", init=False", "")
+    said = {key.arg or "": ast.unparse(key.value) for key in word.keywords} if isinstance(word, ast.Call) else {}
+    if said.get("frozen") == "True" and said.get("eq") != "False":
+        said["unsafe_hash"] = "True"  # it is hashed by its fields still
+    kept = {key: text for key, text in said.items() if key not in DROPPED} | ({"init": "False"} if has_init else {})
+    return f"@dataclass({', '.join(f'{key}={text}' for key, text in kept.items())})"
+
+
+def _fields(found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Sequence[Field]:
+    fields: dict[str, Field] = {}
+    for base in found.bases:
+        if ast.unparse(base) in classes:
+            for field in _fields(classes[ast.unparse(base)], classes):
+                if field.default is not None or field.factory is not None:
+                    raise ValueError(f"{found.name} inherits a default of {field.name}, which only its module can name")
+                fields[field.name] = field
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign):
+            field = _field(node)
+            fields[field.name] = field
+    return tuple(fields.values())
+
+
+def _field(node: ast.AnnAssign) -> Field:
+    name, annotation, default, factory = ast.unparse(node.target), ast.unparse(node.annotation), node.value, None
+    if isinstance(default, ast.Call) and _name(default) == "field":
+        said = {key.arg: key.value for key in default.keywords}
+        factory, default = said.get("default_factory"), said.get("default")
+    made = (
+        None
+        if factory is None
+        else f"({ast.unparse(factory)})"
+        if isinstance(factory, ast.Lambda)
+        else ast.unparse(factory)
+    )
+    return Field(name, annotation, None if default is None else ast.unparse(default), made)
