@@ -70,6 +70,10 @@ def test_what_the_next_row_alone_reads_is_not_stored_too(make, name):
     rows[again][opcode.words["y"]] = rows[first][opcode.words["y"]]  # as values that share memory do
     rows[again + 1][linear_add.words["x"]] = rows[first][opcode.words["y"]]
     assert stored() == [False, True]
+    added = rows[first + 1][linear_add.words["residual"]]
+    rows[first + 1][linear_add.words["residual"]] = rows[first][opcode.words["y"]]  # the next row reads it twice
+    assert stored() == [True, True]
+    rows[first + 1][linear_add.words["residual"]] = added
     between = next(i for i in range(first + 2, again) if "x" in words_of(rows[i]))
     rows[between][words_of(rows[between])["x"]] = rows[first][opcode.words["y"]] + 16
     assert stored() == [True, True]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -189,3 +194,23 @@ def test_nobody_needs_fewer_switches_than_beladys_rule(order: list[str], slots: 
 
 def test_percentiles_are_nearest_rank() -> None:
     assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.25, 0.5, 0.51, 0.99)] == [1, 2, 3, 4]
+
+
+def test_a_bench_that_is_told_to_end_leaves_nothing_behind(config: Path, temporary: Path) -> None:
+    """As by a `timeout` or a service manager: experts of gigabytes must not stay."""
+    args = ("--shape", config, "--experts", 4, "--near", "150KB", "--requests", 10**6, "--policy", "fcfs")
+    command = [sys.executable, "-c", "from coterie.cli.main import main; main()", "bench", "coe", *map(str, args)]
+    child = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(temporary.glob("*/random-3/model.safetensors")):
+            assert child.poll() is None, child.stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.terminate()
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    assert not list(temporary.iterdir())

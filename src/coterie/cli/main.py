@@ -5,7 +5,9 @@ Knows nothing about what they do.
 
 from __future__ import annotations
 
-from typing import Annotated
+import signal
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -64,6 +66,12 @@ def root(
     """Serve a composition of experts."""
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as on Ctrl-C, so that what was made for a while is taken away: a bench's experts are gigabytes."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Entry point of the `coterie` script."""
+    signal.signal(signal.SIGTERM, _leave)
     app()

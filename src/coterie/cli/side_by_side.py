@@ -53,6 +53,7 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
 
 def _send(pipe: Connection, work: Callable[[int], T], number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the parent too, and the parent ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         pipe.send((work(number),))
     except Exception:  # whatever it is, the parent meets it again

@@ -43,15 +43,16 @@ def is_stored(call: Call, width: int) -> bool:
         return True
     start = call.integer("y")
     end = start + 4 * call.bucket.tokens * width
-    for row in call.later[1:]:
-        name = name_of(row)
-        opcode = OPCODES[name]
-        there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end}
-        written = _WRITTEN.get(name, "y")
+    taken = {"x"}  # of the next row, which reads that rounded
+    for row in call.later:
+        opcode = OPCODES[name_of(row)]
+        there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end} - taken
+        written = _WRITTEN.get(name_of(row), "y")
         if there - {written}:
             return True
         if there:
             return False
+        taken = set()
     return True
 
 
