@@ -43,7 +43,7 @@ test-long: setup-dev
 
 # The native tests, then what runs on threads from Python, under ThreadSanitizer, and under AddressSanitizer and UBSan. GCC's.
 # Without the CUDA device: the OpenMP threads of torch are not instrumented.
-SANITIZED := tests/device/test_kernels_team.py tests/device/test_cpu_device.py tests/device/test_fetch.py tests/device/test_contract.py
+SANITIZED := $(addprefix tests/device/test_, kernels_team.py cpu_device.py cpu_fetch.py fetch.py contract.py)
 LIBRARIES = $$(c++ -print-file-name=lib$*.so) $$(c++ -print-file-name=libstdc++.so)
 SANITIZED_PYTHON = env LD_PRELOAD="$(LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 COTERIE_SANITIZED=build/$* $(BIN)/python
 

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from cached import A, B, C, expected, load, make, settle
 from fake_device import FakeDevice, fake_layout, fake_spec
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, TransferError, UsageError
 from coterie.memory.cache import Busy, ExpertCache
 from coterie.memory.evict import belady
-
-A, B, C = (fake_layout(name, 2, num_stages=2) for name in "abc")
-
-
-def make(blocks, *lower, **options):
-    tiers = ("hbm", "ddr")[: 1 + len(lower)] if lower else ("dram",)
-    device = FakeDevice(fake_spec(*tiers, "disk"))
-    budgets = {tier: n * BLOCK_BYTES for tier, n in zip(tiers, (blocks, *lower), strict=True)}
-    return device, ExpertCache(device, budgets, **options)
-
-
-def settle(device, cache):
-    while device.open:
-        device.finish(device.runnable()[0])
-    cache.poll()
-    cache.check_integrity()
-
-
-def load(device, cache, name, layout):
-    residency = cache.want(name, layout)
-    settle(device, cache)
-    return residency
-
-
-def expected(layout):
-    return [(layout.ranges[0].source.path, block) for block in range(layout.size_bytes // BLOCK_BYTES)]
 
 
 def test_a_miss_brings_the_bytes_and_a_gate_for_each_stage():
@@ -300,93 +275,6 @@ def test_experts_of_different_sizes_open_one_hole():
     got = load(device, cache, "big", fake_layout("big", 4))
     assert cache.resident() == ("small0", "small1", "big")
     assert got.weights.size_bytes == 4 * BLOCK_BYTES
-
-
-class TestTwoTiers:
-    def test_a_cold_expert_passes_through_both_and_each_copy_waits_for_its_range(self):
-        device, cache = make(4, 8)
-        got = cache.want("a", A)
-        assert device.log == [("disk->ddr", "a")] * 2 + [("ddr->hbm", "copy")] * 2
-        device.finish(device.runnable()[0])
-        assert got.gates["layers.0"] in device.runnable()
-        device.finish(got.gates["layers.0"])
-        assert device.content(got.weights) == [("a", 0), "torn"]
-        settle(device, cache)
-        assert device.content(got.weights) == expected(A)
-
-    def test_a_copy_left_below_saves_the_fetch(self):
-        device, cache = make(2, 8)
-        load(device, cache, "a", A)
-        assert load(device, cache, "b", B).evicted == (("a", "hbm"),)
-        assert cache.resident() == ("b",)
-        device.log.clear()
-        got = load(device, cache, "a", A)
-        assert not got.hit
-        assert device.log == [("ddr->hbm", "copy")] * 2
-        assert device.content(got.weights) == expected(A)
-        assert cache.stats.moved_bytes == {"disk->ddr": 4 * BLOCK_BYTES, "ddr->hbm": 6 * BLOCK_BYTES}
-
-    def test_a_refusal_below_leaves_the_tier_above_as_it_was(self):
-        device, cache = make(2, 2)
-        load(device, cache, "a", A)
-        with pytest.raises(CapacityError, match="raise --near"):
-            cache.want("big", fake_layout("big", 3))
-        device, cache = make(4, 2)
-        load(device, cache, "a", A)
-        with pytest.raises(CapacityError, match="raise the budget of ddr"):
-            cache.want("big", fake_layout("big", 4))
-        assert cache.resident() == ("a",)
-
-    def test_a_failed_copy_keeps_what_arrived_below(self):
-        device, cache = make(2, 4)
-        got = cache.want("a", A)
-        device.finish(device.runnable()[0])
-        device.fail(got.gates["layers.0"])
-        cache.poll()
-        assert cache.resident() == ()
-        device.log.clear()
-        again = cache.want("a", A)
-        assert device.log == [("ddr->hbm", "copy")] * 2
-        settle(device, cache)
-        assert device.content(again.weights) == expected(A)
-
-    def test_a_copy_that_is_being_read_upwards_is_not_evicted_below(self):
-        device, cache = make(4, 2)
-        got = cache.want("a", A)
-        device.finish(device.runnable()[0])
-        device.fail(got.gates["layers.0"])
-        settle(device, cache)
-        again = cache.want("a", A)
-        with pytest.raises(Busy) as busy:
-            cache.want("b", B)
-        assert busy.value.tier == "ddr"
-        settle(device, cache)
-        assert device.content(again.weights) == expected(A)
-        assert not cache.want("b", B).hit
-
-    def test_a_failed_fetch_waits_for_a_copy_that_still_runs(self):
-        device, cache = make(2, 4)
-        got = cache.want("a", A)
-        device.finish(device.runnable()[0])
-        second_fetch = next(event for event in device.runnable() if event.lane == "disk->ddr")
-        device.fail(second_fetch)
-        assert device.done(got.ready)
-        assert cache.poll() == (("a", device.failure(got.ready)),)
-        assert cache.poll() == ()
-        with pytest.raises(Busy) as busy:
-            cache.want("b", B)
-        assert busy.value.events == (got.gates["layers.0"],)
-        device.finish(got.gates["layers.0"])
-        assert cache.poll() == ()
-        assert [ledger.used_bytes for ledger in cache.ledgers] == [0, 0]
-
-    def test_a_cheaper_return_makes_a_better_victim(self):
-        device, cache = make(4, 4, evict="cost")
-        load(device, cache, "a", A)
-        load(device, cache, "b", B)
-        cache.ledgers[1].drop("b")
-        load(device, cache, "c", C)
-        assert "b" in cache.resident()
 
 
 def test_belady_on_a_known_order_misses_least():
