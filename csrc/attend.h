@@ -19,6 +19,7 @@ namespace coterie::COTERIE_ISA {
 constexpr int64_t kSpan = 256;
 constexpr int64_t kBlockQueries = 16;  // their scores of a span stay in the first-level cache
 constexpr int kGroup = 4;              // queries that share a loaded key or value
+constexpr int64_t kAtOnce = 16;        // positions of a head, then of the next one: of several heads their rows follow one another in memory
 
 // The positions of a span as they lie in pages: where the first kv head's keys are, and how far on the next head and the values are.
 // Entries outside what any query sees, up to a multiple of W, repeat one that is seen.
@@ -26,6 +27,9 @@ struct Span {
   bytes* keys[kSpan];
   int64_t to_head, to_value;
   int64_t dtype, C, width;
+  bool follow;  // kAtOnce positions, from a multiple of it on, follow one another in memory
+
+  int64_t row_bytes() const { return C * size_of(dtype); }
 };
 
 struct Range {
@@ -66,70 +70,54 @@ inline void soften(float* scores, int64_t first, int64_t last, float* maximum_to
   maximum_total[1] = sum(total);
 }
 
-// Rows of values, `offset` bytes after the addresses.
-struct Values {
+// Rows of keys or values of one head, each where `rows` says, `offset` bytes on; or one after the other.
+struct Scattered {
   bytes* const* rows;
   int64_t offset;
   bytes* operator[](int64_t j) const { return rows[j] + offset; }
 };
 
-// Asks for keys or values that come next while others are in use, so that memory never rests: a few rows (a head's of a position) at a
-// time, in the order in which pages hold them. What is in use and what comes next stay in the second-level cache together.
-class Ahead {
- public:
-  Ahead() = default;
-  // `offset`: of the first head's rows from the span's addresses.
-  Ahead(const Span& span, int64_t offset, int64_t heads, Range seen)
-      : keys_(span.keys), offset_(offset), to_head_(span.to_head), row_bytes_(span.C * size_of(span.dtype)),
-        row_lines_(tiles(row_bytes_, kLineBytes)), heads_(heads), first_(seen.first), last_(seen.last) {
-    find_piece();
-  }
+struct Following {
+  bytes* first;
+  int64_t row_bytes;
+  bytes* operator[](int64_t j) const { return first + j * row_bytes; }
+};
 
-  void ask(int64_t rows) {
-    for (int64_t lines = rows * row_lines_; lines > 0 && left_ > 0;) {
-      const int64_t count = smaller(lines, left_);
-      for (bytes* end = at_ + count * kLineBytes; at_ != end; at_ += kLineBytes) fetch_ahead(at_);
-      lines -= count;
-      if ((left_ -= count) == 0) next_piece();
-    }
+// Asks for what comes next while something else is in use: as many bytes each time as are used, so that what was asked for neither comes
+// in bursts nor keeps what is in use waiting. Into the first-level cache, for a line that is only in the second must be asked for again,
+// when the core has no place to note it while all of its places wait for memory.
+struct Asking {
+  bytes* at;
+  template <int64_t kBytes>
+  void next() {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+    for (int64_t line = 0; line < kBytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 3);
+#endif
+    at += kBytes;
   }
+};
 
- private:
-  static constexpr int64_t kPiece = 16, kLineBytes = static_cast<int64_t>(kLine);
-
-  // Positions from first_ on that lie one after the other.
-  void find_piece() {
-    for (count_ = first_ < last_; count_ > 0 && count_ < smaller(kPiece, last_ - first_); ++count_)
-      if (keys_[first_ + count_] != keys_[first_ + count_ - 1] + row_bytes_) break;
-    begin();
-  }
-  void begin() {
-    left_ = tiles(count_ * row_bytes_, kLineBytes);
-    if (left_ > 0) at_ = keys_[first_] + offset_ + head_ * to_head_;
-  }
-  void next_piece() {
-    if (++head_ < heads_) return begin();
-    head_ = 0;
-    first_ += count_;
-    find_piece();
-  }
-
-  bytes* const* keys_ = nullptr;
-  int64_t offset_ = 0, to_head_ = 0, row_bytes_ = 0, row_lines_ = 0, heads_ = 0, first_ = 0, last_ = 0;
-  bytes* at_ = nullptr;
-  int64_t head_ = 0, count_ = 0, left_ = 0;
+struct AskingNothing {
+  template <int64_t kBytes>
+  void next() {}
 };
 
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
-template <DType D, int M, int N>
-inline void add_values(const float* weights, Values values, int64_t first, int64_t last, int64_t c, const Query* queries) {
+template <DType D, int M, int N, class Rows, class Ask>
+inline void add_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t c, const Query* queries, Ask& ask) {
   constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  if (first >= last) return;
+  float* sums[M];
   V acc[M][N];
 #pragma GCC unroll 4
-  for (int m = 0; m < M; ++m)
+  for (int m = 0; m < M; ++m) {
+    sums[m] = queries[m].partial + c;
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[m][n] = load(queries[m].partial + c + n * W);
+    for (int n = 0; n < N; ++n) acc[m][n] = load(sums[m] + n * W);
+  }
   for (int64_t j = first; j < last; ++j) {
+    ask.template next<N * W * size>();
     V weight[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) weight[m] = kept(splat(weights[m * kSpan + j]));
@@ -143,21 +131,19 @@ inline void add_values(const float* weights, Values values, int64_t first, int64
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(queries[m].partial + c + n * W, acc[m][n]);
+    for (int n = 0; n < N; ++n) store(sums[m] + n * W, acc[m][n]);
 }
 
 // All channels, a few positions at a time, so that values come from memory once and in order.
-template <DType D, int M>
-inline void add_all_values(const float* weights, Values values, int64_t first, int64_t last, int64_t C, const Query* queries,
-                           Ahead& ahead) {
+template <DType D, int M, class Rows, class Ask>
+inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Ask ask) {
   constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 32;
   constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
-    ahead.ask(end - begin);
     int64_t c = 0;
-    for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries);
-    for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries);
+    for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries, ask);
+    for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries, ask);
     if (c == C) continue;
     for (int m = 0; m < M; ++m) {
       V acc = load(queries[m].partial + c);
@@ -170,7 +156,8 @@ inline void add_all_values(const float* weights, Values values, int64_t first, i
 
 // M queries' partials: what all of them see together, what only some see one by one, in the order of positions.
 template <DType D, int M>
-inline void weigh(const float* weights, Values values, int64_t C, int64_t width, const Query* queries, Ahead& ahead) {
+inline void weigh(const float* weights, Scattered values, int64_t C, int64_t width, const Query* queries) {
+  const AskingNothing nothing{};
   int64_t first = queries[0].first, last = queries[0].last;
   for (int m = 0; m < M; ++m) {
     first = larger(first, queries[m].first);
@@ -180,12 +167,12 @@ inline void weigh(const float* weights, Values values, int64_t C, int64_t width,
   if (first >= last) first = last = kSpan;
   for (int m = 0; m < M; ++m) {
     const Query& one = queries[m];
-    add_all_values<D, 1>(weights + m * kSpan, values, one.first, smaller(first, one.last), C, &one, ahead);
+    add_all_values<D, 1>(weights + m * kSpan, values, one.first, smaller(first, one.last), C, &one, nothing);
   }
-  add_all_values<D, M>(weights, values, first, last, C, queries, ahead);
+  add_all_values<D, M>(weights, values, first, last, C, queries, nothing);
   for (int m = 0; m < M; ++m) {
     const Query& one = queries[m];
-    add_all_values<D, 1>(weights + m * kSpan, values, larger(last, one.first), one.last, C, &one, ahead);
+    add_all_values<D, 1>(weights + m * kSpan, values, larger(last, one.first), one.last, C, &one, nothing);
   }
 }
 
@@ -214,13 +201,12 @@ inline bool see_the_same(const Query* queries, int64_t count) {
 
 // From the scores of `count` queries to their partials.
 template <DType D>
-inline void finish(const Query* queries, int64_t count, Values values, int64_t C, int64_t width, float* scores,
-                   Ahead& ahead) {
+inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float* scores) {
   for (int64_t i = 0; i < count; ++i)
     soften(scores + i * kSpan, queries[i].first, queries[i].last, queries[i].partial + width);
   for (int64_t m = 0; m < count; m += kGroup)
     with_count(smaller(kGroup, count - m),
-               [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m, ahead); });
+               [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });
 }
 
 // What `count` queries see between them.

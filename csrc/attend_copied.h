@@ -66,8 +66,7 @@ inline void attend_copied(const Copy& copy, int64_t width, const Query* queries,
       });
     }
   }
-  Ahead nothing;
-  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores, nothing);
+  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores);
 }
 
 // a and b with their lanes alternating: the first W, the last W.

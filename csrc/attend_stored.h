@@ -38,22 +38,22 @@ inline V fold_quads(V a, V b, V c, V d) {
 #endif
 }
 
-// Lanes of the scores of M queries with the keys of G quads from `g` on: key n of quad i is `j` + g + i + 4 n.
-template <DType D, int M, int G>
-inline void score_quads(const float* q, const Span& span, int64_t offset, int64_t j, int g, V (*quads)[4]) {
+// Lanes of the scores of M queries with keys of G quads from `g` on: key n of quad i is g + i + 4 n. kPart: C is no multiple of W.
+template <DType D, int M, int G, bool kPart, class Rows, class Ask>
+inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Ask& ask) {
   constexpr int64_t size = D == DType::f32 ? 4 : 2;
   constexpr int kKeys = G * kFold;
-  const int64_t C = span.C, width = span.width;
   V acc[M][kKeys];
   bytes* key[kKeys];
 #pragma GCC unroll 8
   for (int n = 0; n < kKeys; ++n) {
-    key[n] = span.keys[j + g + n / kFold + 4 * (n % kFold)] + offset;
+    key[n] = keys[g + n / kFold + 4 * (n % kFold)];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) acc[m][n] = V{};
   }
   int64_t c = 0;
   for (; c + W <= C; c += W) {
+    ask.template next<kKeys * W * size>();
     V x[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) x[m] = kept(load(q + m * width + c));
@@ -64,7 +64,7 @@ inline void score_quads(const float* q, const Span& span, int64_t offset, int64_
       for (int m = 0; m < M; ++m) acc[m][n] = fma(x[m], k, acc[m][n]);
     }
   }
-  if (c < C) {
+  if constexpr (kPart) {
 #pragma GCC unroll 8
     for (int n = 0; n < kKeys; ++n) {
       const V k = load_weights_part<D>(key[n] + c * size, C - c);
@@ -78,57 +78,138 @@ inline void score_quads(const float* q, const Span& span, int64_t offset, int64_
     for (int i = 0; i < G; ++i) quads[m][g + i] = fold_to_quads(acc[m] + i * kFold);
 }
 
-// Scores of M queries (rows of `width`) with W keys from `j` on, read as they lie, `offset` bytes after the span's.
-template <DType D, int M>
-inline void score_stored(const float* q, const Span& span, int64_t offset, int64_t j, V scale, float* scores, Ahead& ahead) {
+// Scores of M queries (rows of `width`) with W keys, read as they lie.
+template <DType D, int M, bool kPart, class Rows, class Ask>
+inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V scale, float* scores, Ask ask) {
   constexpr int kQuads = W > 8 ? 1 : M == 1 ? 4 : M < 4 ? 2 : 1;  // as many sums as registers allow
   V quads[M][4];
 #pragma GCC unroll 4
-  for (int g = 0; g < 4; g += kQuads) {
-    ahead.ask(kQuads * kFold);
-    score_quads<D, M, kQuads>(q, span, offset, j, g, quads);
-  }
+  for (int g = 0; g < 4; g += kQuads) score_quads<D, M, kQuads, kPart>(q, C, width, keys, g, quads, ask);
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
-    store(scores + m * kSpan + j, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
+    store(scores + m * kSpan, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
 }
 
-constexpr int64_t kAtOnce = 16;  // positions of a head, then of the next one: of several heads their rows follow one another in memory
+// Positions of a span that are used one after the other, kAtOnce of a head, then of the next head; of their keys or values.
+struct Pass {
+  bytes* const* keys = nullptr;
+  int64_t offset = 0, to_head = 0, heads = 0, first = 0, last = 0;
 
-// The partials of the queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another;
-// `scores` has a row for each. All heads of a few positions are read together, as they lie in memory. Meanwhile the values are asked for,
-// and while these are in use the keys that `next` is for.
-inline void attend_stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores,
-                          Ahead next) {
-  with_dtype(span.dtype, [&]<DType D>() {
-    const Range range = seen_by(queries, per_head);
-    Ahead values(span, span.to_value, heads, range);
-    for (int64_t begin = range.first / W * W; begin < range.last; begin += kAtOnce)
-      for (int64_t head = 0; head < heads; ++head)
-        for (int64_t j = begin; j < smaller(begin + kAtOnce, range.last); j += W)
-          for (int64_t m = 0; m < per_head; m += kGroup) {
-            const int64_t row = head * per_head + m;
-            with_count(smaller(kGroup, per_head - m), [&]<int M>() {
-              score_stored<D, M>(queries[row].q, span, head * span.to_head, j, splat(scale), scores + row * kSpan, values);
-            });
-          }
-    const auto values_of = [&](int64_t head) { return Values{span.keys, span.to_value + head * span.to_head}; };
-    if (!see_the_same(queries, per_head)) {
-      for (int64_t head = 0; head < heads; ++head)
-        finish<D>(queries + head * per_head, per_head, values_of(head), span.C, span.width, scores + head * per_head * kSpan, next);
+  Pass() = default;
+  Pass(const Span& span, int64_t offset, int64_t heads, Range seen)
+      : keys(span.keys), offset(offset), to_head(span.to_head), heads(heads), first(seen.first), last(seen.last) {}
+};
+
+// What is asked for while a step (kAtOnce positions of a head) of some passes is in use: the step that many further on.
+class Ahead {
+ public:
+  Ahead(const Pass& keys, const Pass& values, const Pass& next, int64_t steps) : passes_{keys, values, next} {
+    begin();
+    for (; steps > 0; --steps) move();
+  }
+
+  // Of a step; after the last one, of that again, which costs little.
+  bytes* next() {
+    bytes* at = at_;
+    move();
+    return at;
+  }
+
+ private:
+  void begin() {
+    position_ = passes_[pass_].first, head_ = 0;
+    if (position_ < passes_[pass_].last) at_ = passes_[pass_].keys[position_] + passes_[pass_].offset;
+  }
+  void move() {
+    const Pass& pass = passes_[pass_];
+    if (position_ >= pass.last) return;  // there is no next pass
+    if (++head_ == pass.heads) head_ = 0, position_ = (position_ / kAtOnce + 1) * kAtOnce;
+    if (position_ < pass.last) at_ = pass.keys[position_] + pass.offset + head_ * pass.to_head;
+    else if (pass_ < 2) ++pass_, begin();
+  }
+
+  Pass passes_[3];
+  int64_t pass_ = 0, position_ = 0, head_ = 0;
+  bytes* at_ = nullptr;
+};
+
+// The queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another, against the
+// span's keys and values; `scores` has a row for each. All heads of a few positions are read together, as they lie in memory.
+class Stored {
+ public:
+  Stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores)
+      : span_(span), queries_(queries), heads_(heads), per_head_(per_head), scale_(scale), scores_(scores),
+        seen_(seen_by(queries, per_head)) {}
+
+  // `next`: the keys that come after this span's values, which are asked for while these are in use.
+  template <DType D>
+  void attend(const Pass& next) {
+    const int64_t steps = larger(kAheadBytes / (kAtOnce * span_.row_bytes()), 1);
+    Ahead ahead({span_, 0, heads_, seen_}, {span_, span_.to_value, heads_, seen_}, next, steps);
+    if (span_.C % W == 0) {
+      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, false>(head, first, last, Asking{ahead.next()}); });
+    } else {
+      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, true>(head, first, last, Asking{ahead.next()}); });
+    }
+    if (!see_the_same(queries_, per_head_)) {
+      for (int64_t head = 0; head < heads_; ++head)
+        finish<D>(queries_ + head * per_head_, per_head_, values_of(head), span_.C, span_.width, scores_ + head * per_head_ * kSpan);
       return;
     }
-    for (int64_t i = 0; i < heads * per_head; ++i) begin_partial(queries[i], scores + i * kSpan, span.width);
-    for (int64_t begin = range.first; begin < range.last; begin += kAtOnce)
-      for (int64_t head = 0; head < heads; ++head)
-        for (int64_t m = 0; m < per_head; m += kGroup) {
-          const int64_t row = head * per_head + m;
-          with_count(smaller(kGroup, per_head - m), [&]<int M>() {
-            add_all_values<D, M>(scores + row * kSpan, values_of(head), begin, smaller(begin + kAtOnce, range.last), span.C,
-                                 queries + row, next);
-          });
-        }
-  });
-}
+    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.width);
+    each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
+  }
+
+ private:
+  static constexpr int64_t kAheadBytes = 4096;
+
+  template <class Body>
+  void each_step(Body body) const {
+    for (int64_t first = seen_.first; first < seen_.last;) {
+      const int64_t last = smaller((first / kAtOnce + 1) * kAtOnce, seen_.last);
+      for (int64_t head = 0; head < heads_; ++head) body(head, first, last);
+      first = last;
+    }
+  }
+
+  Scattered values_of(int64_t head) const { return {span_.keys, span_.to_value + head * span_.to_head}; }
+
+  // Calls `body` with each kGroup queries of a head: their number as a constant, and the row of the first.
+  template <class Body>
+  void each_group(int64_t head, Body body) const {
+    for (int64_t m = 0; m < per_head_; m += kGroup)
+      with_count(smaller(kGroup, per_head_ - m), [&]<int M>() { body.template operator()<M>(head * per_head_ + m); });
+  }
+
+  template <DType D, bool kPart>
+  void score(int64_t head, int64_t first, int64_t last, Asking ask) {
+    const int64_t to_head = head * span_.to_head;
+    for (int64_t j = first / W * W; j < last; j += W, ask.at += W * span_.row_bytes())
+      each_group(head, [&]<int M>(int64_t row) {
+        const auto with = [&](auto keys) {
+          score_rows<D, M, kPart>(queries_[row].q, span_.C, span_.width, keys, splat(scale_), scores_ + row * kSpan + j, ask);
+        };
+        if (span_.follow && j >= first && j + W <= last) with(Following{span_.keys[j] + to_head, span_.row_bytes()});
+        else with(Scattered{span_.keys + j, to_head});
+      });
+  }
+
+  template <DType D>
+  void weigh(int64_t head, int64_t first, int64_t last, Asking ask) {
+    each_group(head, [&]<int M>(int64_t row) {
+      const float* weights = scores_ + row * kSpan + first;
+      const auto with = [&](auto values) { add_all_values<D, M>(weights, values, 0, last - first, span_.C, queries_ + row, ask); };
+      if (span_.follow) with(Following{values_of(head)[first], span_.row_bytes()});
+      else with(Scattered{span_.keys + first, values_of(head).offset});
+    });
+  }
+
+  const Span& span_;
+  const Query* queries_;
+  const int64_t heads_, per_head_;
+  const float scale_;
+  float* scores_;
+  const Range seen_;
+};
 
 }  // namespace coterie::COTERIE_ISA

@@ -145,6 +145,7 @@ void find_span(const Attention& op, int64_t sequence, int64_t kv_head, int64_t b
   span.dtype = op.kv_dtype;
   span.C = op.C;
   span.width = padded_channels(op.C);
+  span.follow = op.Z % kAtOnce == 0;
 }
 
 // The queries of a run, numbered by kv head, then token, then query head of the group.
@@ -173,7 +174,7 @@ class SpanOfRun {
   SpanOfRun(const Attention& op, const Tile& tile, const Run& run, int64_t number, const Room& room, const Scratch& scratch)
       : op_(op), tile_(tile), run_(run), rows_(rows_of(op, tile, run)), number_(number), room_(room), scratch_(scratch) {}
 
-  void attend(Span& span, Copy& copy, Ahead ahead) {
+  void attend(Span& span, Copy& copy, const Pass& next) {
     const int64_t base = number_ * kSpan, low = larger(run_.low - base, 0), high = smaller(run_.high - base, kSpan);
     if (low >= high) return;
     find_span(op_, op_.sequence[run_.first], tile_.kv_head, base, low, high, span);
@@ -182,7 +183,7 @@ class SpanOfRun {
     for (int64_t first = 0; first < rows_.tokens;) {  // tokens that follow one another and see something of the span
       int64_t last = first;
       while (last < rows_.tokens && seen(last).first < seen(last).last) ++last;
-      if (last > first) stored_ ? attend_heads(span, first, last, ahead) : attend_blocks(copy, first, last);
+      if (last > first) stored_ ? attend_heads(span, first, last, next) : attend_blocks(copy, first, last);
       first = last + 1;
     }
   }
@@ -214,12 +215,13 @@ class SpanOfRun {
         join(room_.queries[i].state, room_.queries[i].partial, padded_channels(op_.C));
   }
 
-  void attend_heads(const Span& span, int64_t first, int64_t last, Ahead ahead) {
+  void attend_heads(const Span& span, int64_t first, int64_t last, const Pass& next) {
     const int64_t per_head = (last - first) * rows_.G;
     for (int64_t head = 0; head < tile_.heads; ++head)
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
-    attend_stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores, ahead);
+    Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores);
+    with_dtype(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
     join_states(tile_.heads * per_head);
   }
 
@@ -249,7 +251,7 @@ void put_out(const Attention& op, int64_t token, int64_t head, const float* stat
 }
 
 // The likely next unit of this thread, which takes one after the other of its share: the keys of its span, so that they can be asked for.
-Ahead next_of(const Attention& op, const Tile& tile, int64_t number, Span& span) {
+Pass next_of(const Attention& op, const Tile& tile, int64_t number, Span& span) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens), together = heads_together(op), groups = tiles(op.K, together);
   const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + 1;
   const int64_t next = order / groups / count;
@@ -268,10 +270,10 @@ void attend_run(const Attention& op, const Tile& tile, const Run& run, int64_t f
   const Rows rows = rows_of(op, tile, run);
   const int64_t count = tile.heads * rows.tokens * rows.G;
   load_queries(op, rows, count, room.q);
-  Span span, next;
-  const Ahead ahead = tile.split && run.last == tile.last ? next_of(op, tile, first, next) : Ahead();
+  Span span, later;
+  const Pass next = tile.split && run.last == tile.last ? next_of(op, tile, first, later) : Pass();
   for (int64_t number = first; number < last; ++number)
-    SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy, ahead);
+    SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy, next);
   if (tile.split) return;
   for (int64_t row = 0; row < count; ++row)
     put_out(op, rows.token(row), rows.head(row), room.states + row * partial_floats(op));
