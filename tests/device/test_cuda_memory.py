@@ -96,6 +96,33 @@ def test_a_thread_that_is_stopped_while_it_queues_a_copy_leaves_the_lane_to_othe
     wait_all(device, device.copy(near, pool))
 
 
+@pytest.mark.parametrize("way", ["copy", "copy_pieces"])
+def test_a_copy_whose_thread_is_stopped_behind_it_ends_before_its_event(make, way):
+    """Its memory is given to others when the event ends, and the packet of a copy by a kernel before that."""
+    device = make()
+    pool, near = device.reserve("ddr", 2 * BLOCK_BYTES), device.reserve("hbm", 2 * BLOCK_BYTES)
+    device.memory(pool).fill_(7)
+    parts, ended, given_back = [(0, BLOCK_BYTES)] if way == "copy_pieces" else [], [], []
+    by_driver, end, give_back = getattr(device.driver, way), device._lanes.end, device._shared.packets.give_back
+
+    def there():
+        return bool((device.memory(near)[:BLOCK_BYTES] == 7).all())
+
+    def stop(*given):
+        by_driver(*given)
+        raise KeyboardInterrupt
+
+    device._lanes.end = lambda *given: (ended.append(there()), end(*given))[1]
+    device._shared.packets.give_back = lambda packet: (given_back.append(there()), give_back(packet))
+    setattr(device.driver, way, stop)
+    with pytest.raises(KeyboardInterrupt):
+        device.copy(near, pool, parts=parts)
+    setattr(device.driver, way, by_driver)
+    wait_all(device, device.copy(near, pool))
+    assert ended == [True, True]
+    assert given_back == ([True] if parts else [])
+
+
 def wait_all(device, *events):
     for event in events:
         while not device.done(event):

@@ -11,6 +11,7 @@ Knows nothing about models, requests or why it is asked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -259,7 +260,9 @@ class CudaDevice(RealDevice):
         try:
             packet.put(0, pieces)
             self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
-        except BaseException:  # nothing was queued that reads it
+        except BaseException:  # from outside it may come behind the launch, which reads the packet
+            with suppress(Exception):
+                self.driver.wait(self.driver.mark(turn.stream))
             packets.give_back(packet)
             raise
         return lambda _passed: packets.give_back(packet)

@@ -195,11 +195,10 @@ class StreamLane:
                 self._lanes.queued(work.event, last)
             whole = True
         finally:
-            if not whole and finish is not None:  # it ends before its event does, which fails
+            if not whole:  # what it has queued ends before its event does, which fails
                 last, failure = self._driver.mark(self._stream, self._brief), _stopped_while(work.event, "queued")
-            if whole or finish is not None:
-                end = finish or nothing
-                queued.append(_Flight(work.event, tuple(turn.followed), work.after, first, last, end, failure))
+            followed, end = tuple(turn.followed), finish or nothing
+            queued.append(_Flight(work.event, followed, work.after, first, last, end, failure))
 
     def _refusal(self) -> Exception | None:
         """Why nothing more can be queued."""
