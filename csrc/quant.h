@@ -6,7 +6,7 @@
 //
 // A product q * scale needs at most 16 bits, so float32 holds it exactly and every way to widen a weight gives the same bits.
 // Sums run as tile.h says: k = 0, W, 2W, ... lane by lane, one accumulator. So a packed row gives the very bits that the same
-// weights stored as float32 would give.
+// weights stored as float32 would give; but for a token alone on AVX2, which quant_alone.h sums.
 #pragma once
 
 #include <type_traits>
@@ -17,6 +17,7 @@
 
 namespace coterie::COTERIE_ISA {
 
+constexpr bool kSumsScaled = W == 8;  // a token alone is quant_alone.h's
 constexpr int64_t kPackedAheadBytes = 4096;
 constexpr int64_t kStrideWeights = 128;  // of a row between two fetches ahead; a multiple of both groups
 constexpr int64_t kScales = 64;          // of a row, widened together
@@ -27,54 +28,6 @@ inline void fetch_packed(bytes* at, int64_t size_bytes) {
   for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 2);
 #endif
 }
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-
-// acc += x * the block of a row from weight k on.
-template <class Q>
-inline V add_block(const float* x, bytes* row, int64_t k, typename Q::Scale scale, V acc) {
-  V wide[kBlockWeights / W];
-  Q::widen(row, k, scale, wide);
-#pragma GCC unroll 4
-  for (int i = 0; i < kBlockWeights / W; ++i) acc = fma(load(x + k + i * W), wide[i], acc);
-  return acc;
-}
-
-// One token against N rows of whole blocks. Weights from `ahead` on are fetched meanwhile. The scales of int8 serve four blocks; those of
-// int4 are loaded where they are used: there are not enough registers for N rows of them.
-template <class Q, int N>
-inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* ahead) {
-  const int64_t stride = Q::row_bytes(K);
-  constexpr int64_t kStrideBytes = N * Q::row_bytes(kStrideWeights);
-  constexpr bool kKeepScales = Q::kGroup == kStrideWeights;
-  V acc[N];
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) acc[n] = V{};
-  int64_t k = 0;
-  for (; k + kStrideWeights <= K; k += kStrideWeights, ahead += kStrideBytes) {
-    fetch_packed(ahead, kStrideBytes);
-    typename Q::Scale scale[N];
-    if constexpr (kKeepScales)
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) scale[n] = scale_of<Q>(w + n * stride, K, k);
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kStrideWeights; i += kBlockWeights)
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        if constexpr (!kKeepScales) scale[n] = scale_of<Q>(w + n * stride, K, k + i);
-        acc[n] = add_block<Q>(x, w + n * stride, k + i, scale[n], acc[n]);
-      }
-  }
-  for (; k < K; k += kBlockWeights, ahead += kStrideBytes / 4) {
-    fetch_packed(ahead, kStrideBytes / 4);
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) acc[n] = add_block<Q>(x, w + n * stride, k, scale_of<Q>(w + n * stride, K, k), acc[n]);
-  }
-  static_assert(N == 4);
-  sum4(acc[0], acc[1], acc[2], acc[3], out);
-}
-
-#else
 
 // acc[n] += x * row n over the block of weights from k on.
 template <class Q, int N>
@@ -124,8 +77,6 @@ inline void quant_dots(const float* x, bytes* w, int64_t K, float* out, bytes* a
   static_assert(N == 4);
   sum4(acc[0], acc[1], acc[2], acc[3], out);
 }
-
-#endif
 
 constexpr int64_t kPanelRows = 4, kPanelWeights = 512;  // 8 KiB, in the first-level cache while the tile's tokens pass
 constexpr int64_t kPanelTokens = 16;                    // of a tile
@@ -246,11 +197,13 @@ inline void quant_rows(const float* x, int64_t x_stride, const float* beside, in
                        float* out, int64_t out_stride) {
   constexpr int kRows = 4;
   int64_t n = 0;
-  if (tokens == 1 && K % kBlockWeights == 0 && Q::row_bytes(K) >= 2 * W)
-    for (; n + kRows <= N; n += kRows) {
-      bytes* rows = w + n * Q::row_bytes(K);
-      quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
-    }
+  if constexpr (!kSumsScaled) {
+    if (tokens == 1 && K % kBlockWeights == 0 && Q::row_bytes(K) >= 2 * W)
+      for (; n + kRows <= N; n += kRows) {
+        bytes* rows = w + n * Q::row_bytes(K);
+        quant_dots<Q, kRows>(x, rows, K, out + n, rows + kRows * Q::row_bytes(K) + kPackedAheadBytes);
+      }
+  }
   if constexpr (std::is_same_v<Q, Q8> && W == 8)  // with other vectors it has not been measured
     if (beside != nullptr && quant_beside(static_cast<int64_t>(DType::q8), tokens, K)) {
       if (tokens == 2) return dots_streamed<Q8Rows, 4>(beside, tokens, w, N, K, out, out_stride);

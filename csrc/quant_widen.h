@@ -16,6 +16,8 @@ inline V broadcast(const float* at) {
 #endif
 }
 
+constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4, where two groups are worked on together
+
 constexpr int64_t padded_weights(int64_t K) { return (K + kBlockWeights - 1) / kBlockWeights * kBlockWeights; }
 
 struct Q8 {
@@ -29,17 +31,18 @@ struct Q8 {
   static Scale prepare(const float* scale) { return broadcast(scale); }
   static Scale scale_of_lanes(V scale) { return scale; }
 
-  static V widen_vector(bytes* at, Scale scale) {
+  static V whole_vector(bytes* at) {
 #if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))) * scale;
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 #elif defined(__AVX2__)
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)))) * scale;
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
 #else
     V q{};
     for (int lane = 0; lane < W; ++lane) q[lane] = static_cast<float>(static_cast<int8_t>(at[lane]));
-    return q * scale;
+    return q;
 #endif
   }
+  static V widen_vector(bytes* at, Scale scale) { return whole_vector(at) * scale; }
 
   static void widen(bytes* row, int64_t k, Scale scale, V* out) {
     for (int i = 0; i < kBlockWeights / W; ++i) out[i] = widen_vector(row + k + i * W, scale);
@@ -121,6 +124,17 @@ inline typename Q::Scale scale_of(bytes* row, int64_t K, int64_t k) {
   return Q::prepare(&scale);
 #endif
 }
+
+#if defined(__AVX2__)
+// The scales of two groups that follow one another, each in four lanes.
+inline __m256 pair_scales(bytes* at) {
+  int32_t two;
+  std::memcpy(&two, at, sizeof two);
+  const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
+                                         -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), place));
+}
+#endif
 
 // `count` scales of a row of at least 2 W bytes, from that of weight k on; up to W floats before `out` are overwritten.
 template <class Q>

@@ -62,15 +62,6 @@ inline void add_pair_q4(bytes* record, int64_t token_bytes, __m256i both, Lanes 
   }
 }
 
-// The scales of groups a and b, which follow one another, each in four lanes.
-inline Lanes pair_scales(bytes* at) {
-  int32_t two;
-  std::memcpy(&two, at, sizeof two);
-  const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
-                                         -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), place));
-}
-
 #else
 
 struct Lanes {
@@ -118,6 +109,7 @@ inline void add_pair_q4(bytes* record, int64_t token_bytes, const Pair& both, co
   }
 }
 
+// The scales of groups a and b, which follow one another, each in four lanes.
 inline Lanes pair_scales(bytes* at) {
   Lanes v;
   for (int i = 0; i < kLanes; ++i) v.lane[i] = widen<DType::bf16>(at + i / 4 * 2);

@@ -16,7 +16,6 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of a record of q4
 constexpr int64_t kScalesAtQ8 = 128, kRecordQ8 = 160;
 constexpr int64_t kSumsAtQ4 = 64, kScalesAtQ4 = 96, kRecordQ4 = 128;
 constexpr float kMostQ = 127.0f;

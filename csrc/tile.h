@@ -2,13 +2,15 @@
 // Knows nothing about ops or how work is shared out.
 //
 // Every dot product sums k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a tree, whatever the blocking:
-// a token's result has the same bits alone, in a batch and in a chunk.
+// a token's result has the same bits alone, in a batch and in a chunk. One exception: where quant_alone() says so, a token alone meets
+// packed weights in an order of its own, and agrees with the same token among others to the rounding of float32.
 #pragma once
 
 #include <initializer_list>
 
 #include "panel.h"
 #include "quant.h"
+#include "quant_alone.h"
 #include "rounded.h"
 #include "scratch.h"
 #include "streams.h"
@@ -68,22 +70,23 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
 }
 
 // Forms of a tile's tokens beside rows that the weights of an op read: records of rounded activations for some packed types, tokens side
-// by side for kernels of few tokens.
+// by side for kernels of few tokens, the form of a token that meets int4 alone.
 struct Forms {
-  bool q8 = false, q4 = false, beside = false;
-  constexpr bool any() const { return q8 || q4 || beside; }
+  bool q8 = false, q4 = false, beside = false, alone = false;
+  constexpr bool any() const { return q8 || q4 || beside || alone; }
 };
 
 template <class... DTypes>
 constexpr Forms forms_of(int64_t T, int64_t K, DTypes... dtypes) {
   return {((dtypes == static_cast<int64_t>(DType::q8_rounded)) || ...), ((dtypes == static_cast<int64_t>(DType::q4_rounded)) || ...),
-          T > 1 && T <= kFewTokens && ((is_packed(dtypes) ? quant_beside(dtypes, T, K) : true) || ...)};
+          T > 1 && T <= kFewTokens && ((is_packed(dtypes) ? quant_beside(dtypes, T, K) : true) || ...),
+          (reads_form(dtypes, T, K) || ...)};
 }
 
 // The tokens of a tile in each form that is wanted; null for others.
 struct Copies {
   uint8_t *q8 = nullptr, *q4 = nullptr;
-  float* beside = nullptr;
+  float *beside = nullptr, *alone = nullptr;
 
   bytes* records(int64_t dtype) const {
     if (!is_rounded(dtype)) return nullptr;
@@ -96,6 +99,7 @@ struct Copies {
       if (records != nullptr) round_row(x, K, number, records + token * rounded_bytes(number, K));
     }
     if (beside != nullptr) put_beside(x, K, token, tokens, beside);
+    if (alone != nullptr) put_form(x, K, alone);
   }
 };
 
@@ -106,6 +110,7 @@ constexpr int64_t copies_bytes(Forms forms, int64_t T, int64_t K) {
   if (forms.q8) size += bytes_of(records_floats(static_cast<int64_t>(DType::q8), T, K));
   if (forms.q4) size += bytes_of(records_floats(static_cast<int64_t>(DType::q4), T, K));
   if (forms.beside) size += bytes_of(beside_floats(T, K));
+  if (forms.alone) size += bytes_of(form_floats(K));
   return size;
 }
 
@@ -117,6 +122,7 @@ inline Copies take_copies(Scratch& scratch, Forms forms, int64_t T, int64_t K) {
   if (forms.q8) copies.q8 = take(DType::q8);
   if (forms.q4) copies.q4 = take(DType::q4);
   if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
+  if (forms.alone) copies.alone = scratch.floats(form_floats(K));
   return copies;
 }
 
@@ -217,6 +223,8 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
                      const Work& work) {
   if (bytes* records = in.copies.records(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
   const float* beside = in.copies.beside;
+  // A tile of one token that is the last of many has room for a panel.
+  if (work.panel == nullptr && quant_alone(dtype, tokens, K)) return alone_tile(in.x, in.copies.alone, w, dtype, N, K, out);
   if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, beside, tokens, w, dtype, N, K, out, out_stride);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   with_dtype(dtype, [&]<DType D>() {

@@ -4,7 +4,8 @@
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
 
-A weight is q * s, which float32 holds exactly: nothing that computes with it depends on how it was unpacked.
+A weight is q * s, which float32 holds exactly: nothing that computes with it depends on how it was unpacked. Where a
+kernel multiplies sums of q * x by s instead, its results are as near as float32 rounds, and it says so.
 Padding is zero. Activations that meet packed weights may be rounded in the same groups, by choice.
 Knows nothing about files or which tensors are packed.
 """
