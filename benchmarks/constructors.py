@@ -20,6 +20,7 @@ from dataclasses import dataclass
 # `value` of core/values.py, in words that mypyc knows.
 VALUE = "@dataclass(unsafe_hash=True, init=False)"
 OPEN = "@mypyc_attr(allow_interpreted_subclasses=True)"
+REUSED = "@mypyc_attr(free_list_len=1)"  # a value of a step takes the place of the last step's
 HEIRS = {"Event"}  # classes from which one that is not compiled inherits
 FUTURE = "from __future__ import annotations\n"
 IMPORTS = "from dataclasses import dataclass\nfrom mypy_extensions import mypyc_attr\n"
@@ -91,7 +92,7 @@ def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.Cl
         lines[at:at] = ["", *made]
     for word in found.decorator_list:
         if _name(word) in ("value", "dataclass"):
-            opened = [OPEN] if found.name in HEIRS else []
+            opened = [OPEN if found.name in HEIRS else REUSED]
             lines[word.lineno - 1 : word.end_lineno] = [*opened, _decorator(word, has_init=bool(own))]
 
 

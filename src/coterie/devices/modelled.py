@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +34,16 @@ from coterie.devices.modelled_transfer import Transfers, resources, route
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
-COMPUTE_LANE = "compute"
-MAX_CHECKED = 1024  # buffers that are known to be of this device; a bound on memory, not on use
-NO_GATES: Mapping[str, Work] = MappingProxyType({})
+COMPUTE_LANE: Final = "compute"
+MAX_CHECKED: Final = 1024  # buffers that are known to be of this device; a bound on memory, not on use
+NO_GATES: Final[Mapping[str, Work]] = MappingProxyType({})
 
 Orchestration = Literal["host", "device"]
 Fail = Callable[[str], Exception | None]
 Compute = Callable[[], Exception | None]
 
 
-class ModelledDevice:
+class ModelledDevice(Device):
     """A device whose clock is computed from a MachineSpec.
 
     `numerics`: a real device that computes; it sees the same work in the order of issue, and closes with this one.

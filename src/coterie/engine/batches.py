@@ -31,7 +31,7 @@ class Batches:
             return known.batch(max_steps)
         parts = cut(tuple(running.values()), self._max_step_tokens)
         tables = {number: self._kv.blocks(number) for number in running}
-        tokens_per_block = expert.kv.tokens_per_block(self._kv.block_bytes)
+        tokens_per_block = self._kv.tokens_per_block(expert.kv)
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
             known = self._decoding[expert.expert_id] = Decoding(parts, tables, tokens_per_block)
             return known.batch(max_steps)

@@ -129,10 +129,12 @@ class Engine:
     # ---- settle: what has finished, failed or was cancelled since the last step
 
     def _settle(self) -> None:
-        for expert_id, error in self._arrivals.poll().items():
-            self.metrics.failed_fetches += 1
-            self.log.add("fail", expert_id)
-            self._fail(self._queue.of(expert_id), error)
+        failed = self._arrivals.poll()
+        if failed:
+            for expert_id, error in failed.items():
+                self.metrics.failed_fetches += 1
+                self.log.add("fail", expert_id)
+                self._fail(self._queue.of(expert_id), error)
         for seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
         while self._cancelled:

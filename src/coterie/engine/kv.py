@@ -28,15 +28,23 @@ class KVPool:
         self._owned: dict[int, tuple[int, ...]] = {}
         self._uses: list[tuple[Event, Collection[int]]] = []
         self._retiring: list[tuple[Event, tuple[int, ...]]] = []
+        self._per_block: dict[int, tuple[KvShape, int]] = {}  # by identity: asked for with every request and batch
 
     @property
     def free_blocks(self) -> int:
         """Blocks that can be handed out now."""
         return len(self._free)
 
+    def tokens_per_block(self, kv: KvShape) -> int:
+        """How many tokens of this architecture a block holds."""
+        known = self._per_block.get(id(kv))
+        if known is None:
+            known = self._per_block[id(kv)] = kv, kv.tokens_per_block(self.block_bytes)
+        return known[1]
+
     def blocks_for(self, tokens: int, kv: KvShape) -> int:
         """How many blocks `tokens` tokens need. Raises CapacityError when one token is larger than a block."""
-        per_block = kv.tokens_per_block(self.block_bytes)
+        per_block = self.tokens_per_block(kv)
         if per_block == 0:
             levers = (f"raise the KV block size to at least {kv.bytes_per_token} bytes",)
             raise CapacityError("kv", "the KV state of one token", kv.bytes_per_token, self.block_bytes, levers)

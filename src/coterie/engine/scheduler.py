@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from coterie.core.errors import UsageError
 from coterie.core.values import value
@@ -29,7 +29,9 @@ class Residence(Enum):
     READY = 3  # all of it is there
 
 
-ABSENT, STARTED, READY = Residence.ABSENT, Residence.STARTED, Residence.READY
+ABSENT: Final = Residence.ABSENT
+STARTED: Final = Residence.STARTED
+READY: Final = Residence.READY
 
 
 @value

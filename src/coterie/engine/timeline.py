@@ -10,7 +10,7 @@ them. Knows nothing about schedules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 
-class Timeline:
+class Timeline(Device):
     """Wraps a device; everything but time passes through. The cache and the engine must be given the same one.
 
     `recording`, where there is one, is told of all work; without one nothing is kept.
@@ -30,13 +30,24 @@ class Timeline:
 
     def __init__(self, device: Device, recording: Recording | None = None) -> None:
         self._device, self._recording = device, recording
-        # Asked for in every step, so without a call between.
-        self.now: Callable[[], float] = device.now
-        self.tokens: Callable[[Event], I32] = device.tokens
-        self.failure: Callable[[Event], Exception | None] = device.failure
-        self.span: Callable[[Event], Span] = device.span
         self._as_of = device.now()
         self._last: Event | None = None  # was found done last: the end of a run is asked for by several
+
+    def now(self) -> float:
+        """As the device's."""
+        return self._device.now()
+
+    def tokens(self, event: Event) -> I32:
+        """As the device's."""
+        return self._device.tokens(event)
+
+    def failure(self, event: Event) -> Exception | None:
+        """As the device's."""
+        return self._device.failure(event)
+
+    def span(self, event: Event) -> Span:
+        """As the device's."""
+        return self._device.span(event)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
