@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.device.made_up import MIB, NEAR, PREFILL, desk_on, machine, play, spans, took
-from tests.device.programs import rows
+from tests.device.programs import rows, tiny_graph
 
 from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.device import Sampling
 from coterie.devices.modelled import ModelledDevice
 from coterie.devices.modelled_transfer import route
+from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine
@@ -137,6 +138,36 @@ def cold(spec, layout):
 def test_gates_overlap_a_transfer_with_the_work(layout):
     total, fetch, run = cold(machine(disk_link=1e8, hbm=1e9, flops_per_s=1e9), layout)
     assert max(fetch, run) < total < 0.8 * (fetch + run)
+
+
+def gated_spans(layout, orchestration="device", gated_launch=""):
+    """Spans of a run that waits for its weights, and of one that finds them there; both of a prompt, then of steps."""
+    slow = machine(disk_link=1e8, hbm=1e9, flops_per_s=1e9, host_s=3e-3, device_s=1e-3)
+    found = []
+    for step, steps in ((PREFILL, 1), (rows([([9], 5)]), 3)):
+        desk = desk_on(dataclasses.replace(slow, gated_launch=gated_launch), layout, orchestration=orchestration)
+        gates = desk.fetch()
+        gated = desk.run(step, gates=gates, steps=steps)
+        desk.wait(*gates.values(), gated)
+        there = desk.run(step, gates=gates, steps=steps)
+        desk.wait(there)
+        found.append(spans(desk, (gated, there)))
+    return found
+
+
+def test_a_machine_says_who_starts_a_step_whose_weights_are_coming(layout):
+    """To the bit as a device on which that one starts everything; what is there already is started as ever."""
+    by = {who: gated_spans(layout, who) for who in ("host", "device")}
+    for who, alike in by.items():
+        assert gated_spans(layout, who, gated_launch=who) == alike, "that is what it does anyhow"
+    (prompt, there), (steps, _) = gated_spans(layout, "device", gated_launch="host")
+    assert prompt == by["host"][0][0] != by["device"][0][0]
+    took_s = there.end_s - there.start_s
+    assert took_s == pytest.approx(by["device"][0][1].end_s - by["device"][0][1].start_s)
+    assert took_s < 0.9 * (by["host"][0][1].end_s - by["host"][0][1].start_s)
+    regions = len(compile_graph(tiny_graph(), "cache").regions)
+    later = by["host"][1][0].end_s - steps.end_s
+    assert later == pytest.approx(2 * regions * 2e-3), "of three steps only the first waits"
 
 
 speeds = st.floats(1e4, 1e9)

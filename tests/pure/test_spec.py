@@ -73,6 +73,8 @@ def test_numbers_come_out_in_base_units():
         ('src = "disk"', 'src = "tape"', "link[0]", "'tape'"),
         ('dst = "hbm"', "", "link[0].dst", "is missing"),
         ('rule_set = "cache"', "rule_set = 3", "rule_set", "is 3"),
+        ('rule_set = "cache"', 'rule_set = "cache"\ngated_launch = "nobody"', "gated_launch", "'nobody'"),
+        ('rule_set = "cache"', 'rule_set = "cache"\ngated_launch = ""', "gated_launch", "''"),
         ("[[tier]]", "[[teir]]", "teir", "unknown key"),
         ("value = 1.5", 'value = 1.5, achieved = 1.2, achieved_source = "x"', "tier.hbm.bandwidth.achieved", "1.2"),
         ("value = 1.5", "value = 1.5, achieved = 0.8", "tier.hbm.bandwidth.achieved_source", "is missing"),

@@ -258,6 +258,17 @@ def test_a_cold_prompt_is_launched_kernel_by_kernel_and_a_warm_one_is_not() -> N
     assert (1 - hidden) * regions <= (after["cold"] - before["cold"]) / 1e-3 <= regions
 
 
+def test_who_starts_a_cold_prompt_is_what_the_machine_file_says() -> None:
+    """Of the device that any simulation has: one whose file says nothing has it captured, like a warm one."""
+    said = (MADE / MACHINE).read_text().replace('value = 10, unit = "GB/s"', 'value = 49, unit = "GB/s"')
+    silent = said.replace('gated_launch = "host"\n', "")
+    assert silent != said
+    model = synthetic_model({**CONFIG, "hidden_size": 64}, "tiny")
+    by_host, captured = (first_tokens_s(parse_machine(text, MACHINE), model, 20) for text in (said, silent))
+    assert by_host["warm"] == captured["warm"]
+    assert by_host["cold"] > captured["cold"]
+
+
 def test_results_without_their_machine_or_of_another_gpu_are_refused(tmp_path: Path) -> None:
     for file in MADE.glob("*.json"):
         shutil.copy(file, tmp_path)

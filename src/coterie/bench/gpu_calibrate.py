@@ -99,6 +99,7 @@ launch_host = {_number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by 
 launch_device = {_number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
 run_start = {_number(self.run_start_s * 1e6, "us", starts)}
 prompt_start = {_number(self.prompt_start_s * 1e6, "us", prompts)}
+gated_launch = "host"
 
 [[tier]]
 name = "hbm"

@@ -24,8 +24,8 @@ from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span
 from coterie.devices.modelled_behind import Behind, Drawn
 from coterie.devices.modelled_clock import BEST, Kit
 from coterie.devices.modelled_event import ModelledEvent, finished, not_ours, own
-from coterie.devices.modelled_exe import ModelledExecutable, numerics_of, own_executable, run_phases
-from coterie.devices.modelled_price import StepPricer, gated
+from coterie.devices.modelled_exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
+from coterie.devices.modelled_price import StepPricer, gated, gated_by
 from coterie.devices.modelled_region import Pricing
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_time import Phase, Usage, Work
@@ -48,7 +48,7 @@ class ModelledDevice(Device):
 
     `numerics`: a real device that computes; it sees the same work in the order of issue, and closes with this one.
     `durations`: seconds of each work by lane, in order of issue, used instead of prices (a gate is still awaited).
-    `orchestration`: who starts regions, `host` or `device`.
+    `orchestration`: who starts regions, `host` or `device`; `spec.gated_launch` says it of a step at a gate.
     `fail`: asked with each label; when it gives an exception, that work fails with it.
     `mapped`: sections are laid out on the machine's grid: exact and slow, so for short runs.
     `kit`: the clock that it has; none gives other times.
@@ -148,7 +148,9 @@ class ModelledDevice(Device):
         self._check_open()
         numerics = None if self._behind is None else self._behind.load(program)
         priced = rank_program(self._spec, program)
-        return ModelledExecutable(program, numerics, StepPricer(self._spec, priced, self._pricing, self._kit))
+        ways = self._pricing, gated_by(self._spec, self._pricing)
+        made = {way: Prices(StepPricer(self._spec, priced, way, self._kit)) for way in ways}
+        return ModelledExecutable(program, numerics, made[ways[0]], made[ways[1]])
 
     def run(
         self,

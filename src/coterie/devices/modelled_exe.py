@@ -6,7 +6,7 @@ Knows nothing about how prices are made or how time passes; prices found are kep
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Executable
@@ -58,17 +58,36 @@ class StepPhases:
         return found
 
 
+class Prices:
+    """The prices found so far, by sizes and the tiers of weights and KV; `program` is that of one machine's unit."""
+
+    def __init__(self, pricer: StepPricer) -> None:
+        self.program = pricer.program
+        self._pricer = pricer
+        self._known: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = {}
+
+    def of(self, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
+        """A step of these sizes."""
+        key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MAX_PRICED_STEPS:
+                self._known.clear()
+            found = self._known[key] = StepPhases(self._pricer.phases(sizes, tiers), self._pricer.begins_s)
+        return found
+
+
 @dataclass(slots=True)
 class ModelledExecutable:
-    """A program with the prices found so far, and the numerics device's own executable where there is one.
+    """A program with its prices, and the numerics device's own executable where there is one.
 
-    `pricer` has the program of one of the machine's units; prices are by sizes and the tiers of weights and KV.
+    `gated` are the prices of a step whose weights are still coming; the same object where nothing else is known.
     """
 
     program: Program
     numerics: Executable | None
-    pricer: StepPricer
-    prices: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = field(default_factory=dict)
+    prices: Prices
+    gated: Prices
     stages: frozenset[str] = frozenset()
     label: str = ""
     vocab_size: int = 0
@@ -91,14 +110,13 @@ def run_phases(
 
     `sizes` are those of the first step, `tiers` where weights and KV lie.
     """
-    # A gate that is open already would only cost time to look at; one that failed must still fail the run.
-    first = exe.prices.get((sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers))
-    if first is None:
-        first = _priced(exe, sizes, tiers)
     if gates:
+        # A gate that is open already would only cost time to look at; one that failed must still fail the run.
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
         if awaited:
-            return _steps(exe, sizes, tiers, steps, first.first(gated(exe.pricer.program, awaited)))
+            begins = exe.gated.of(sizes, tiers).first(gated(exe.gated.program, awaited))
+            return _steps(exe, sizes, tiers, steps, begins)
+    first = exe.prices.of(sizes, tiers)
     found = first.runs.get(steps)
     if found is None:
         found = first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()))
@@ -113,19 +131,9 @@ def _steps(
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
         later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
-        phases.append(_priced(exe, later, tiers).later)
+        phases.append(exe.prices.of(later, tiers).later)
         cuts.append(len(phases))
     return phases, tuple(cuts)
-
-
-def _priced(exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
-    key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers)
-    found = exe.prices.get(key)
-    if found is None:
-        if len(exe.prices) >= MAX_PRICED_STEPS:
-            exe.prices.clear()
-        found = exe.prices[key] = StepPhases(exe.pricer.phases(sizes, tiers), exe.pricer.begins_s)
-    return found
 
 
 def own_executable(

@@ -157,6 +157,12 @@ def begins_s(spec: MachineSpec, orchestration: str) -> float:
     return spec.run_start_s + (spec.launch_s("host") if orchestration == "device" else 0.0)
 
 
+def gated_by(spec: MachineSpec, pricing: Pricing) -> Pricing:
+    """How a step is priced whose weights are still coming: its kernels may be started by somebody else."""
+    same = spec.gated_launch in ("", pricing.orchestration)
+    return pricing if same else replace(pricing, orchestration=spec.gated_launch)
+
+
 def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
     """For each region of the first step, the work it must await: a stage's gate stands before its first region."""
     waiting = dict(gates)

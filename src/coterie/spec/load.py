@@ -12,7 +12,7 @@ What a number must carry: quantity.py. Knows nothing about devices or about the 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", 
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
     "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share", "multiprocessors",
+    "gated_launch",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -132,6 +133,7 @@ class _Machine(q.Reader):
             step_sequence_s=self.time("step_sequence"),
             run_start_s=self.time("run_start"),
             prompt_start_s=self.time("prompt_start"),
+            gated_launch=self.one_of("gated_launch", ("host", "device")),
             kernel_share=self.share("kernel_share"),
             multiprocessors=self.multiprocessors(),
             peers=peers,
@@ -171,6 +173,12 @@ class _Machine(q.Reader):
 
     def string(self, key: str, default: str | None = None) -> str:
         return str(self.typed(self.raw[key] if default is None else self.raw.get(key, default), key, str, "a string"))
+
+    def one_of(self, key: str, words: Sequence[str]) -> str:
+        found = self.string(key, "")
+        if key in self.raw and found not in words:
+            raise self.wrong(key, f"is {found!r}", f"give {' or '.join(words)}, or leave it out")
+        return found
 
     def time(self, key: str) -> float:
         return self.quantity(self.raw[key], key, q.TIME).value if key in self.raw else 0.0

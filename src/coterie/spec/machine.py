@@ -136,6 +136,9 @@ class MachineSpec:
     its end. A step that reads prompts takes `prompt_start_s` more, however long these are: kernels too short to fill
     the machine.
 
+    `gated_launch`: who starts the kernels of a step whose weights are still coming, host or device; empty: who starts
+    those of all others. Software may start each stage when it is there, where it starts whole steps otherwise.
+
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
     """
 
@@ -160,6 +163,7 @@ class MachineSpec:
     step_sequence_s: float = 0.0
     run_start_s: float = 0.0
     prompt_start_s: float = 0.0
+    gated_launch: str = ""
     kernel_share: float = 1.0
     multiprocessors: int = 0
     peers: Peers | None = None

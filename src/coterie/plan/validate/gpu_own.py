@@ -4,8 +4,8 @@
     calibration     decode and prefill of the shape that was calibrated on
     validation      all else: other shapes, other weights, batches, cold and warm first tokens
 
-Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm; a prompt whose
-weights are still coming is launched kernel by kernel, each stage when it is there, and priced so.
+Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm; who starts a prompt
+whose weights are still coming is what the machine file says (`gated_launch`), as for any simulation.
 Knows nothing about how a GPU is measured.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled import ModelledDevice, Orchestration
+from coterie.devices.modelled import ModelledDevice
 from coterie.devices.modelled_price import step_time
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, warm_up, wire
 from coterie.engine.policy import Policy
@@ -33,7 +33,7 @@ from coterie.spec.machine import MachineSpec
 
 MACHINE = "machine.toml"
 STEPS = 8  # of one call of the decode bench, in results that do not say
-ORCHESTRATIONS: Mapping[str, Orchestration] = {"cold": "host", "warm": "device"}
+KINDS = ("cold", "warm")
 
 
 def calibrated_on(shape: str) -> str:
@@ -117,7 +117,7 @@ def first_tokens_s(spec: MachineSpec, model: Model, tokens: int) -> dict[str, fl
 
     As the bench does it: two experts, hbm for one, both in the pool, the same prompt.
     """
-    return {kind: _first_token_s(spec, model, tokens, kind) for kind in ORCHESTRATIONS}
+    return {kind: _first_token_s(spec, model, tokens, kind) for kind in KINDS}
 
 
 def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> float:
@@ -128,7 +128,7 @@ def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> f
         kv_bytes=2 * block * -(-(tokens + 1) // model.kv.tokens_per_block(block)),
         policy=Policy(max_steps=1),
     )
-    device = ModelledDevice(spec, orchestration=ORCHESTRATIONS[kind])
+    device = ModelledDevice(spec)
     try:
         parts = wire(models, plan(models, spec, settings), settings, device)
         last = "other" if kind == "cold" else "one"  # it stays in hbm
