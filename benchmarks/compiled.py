@@ -27,6 +27,9 @@ SOURCE, FOLDER = ROOT / "src" / "coterie", ROOT / "build" / "compiled"
 # Not core/shapes: graph/closed.py puts traced numbers in the place of a step's sizes, and a compiled class takes none.
 MODULES = {
     "": ("device",),
+    "checkpoint": ("layout",),
+    "composition": ("router",),
+    "composition/routers": ("given",),
     "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
     "engine": (
         "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "policy", "queue", "request", "routing",

@@ -81,8 +81,9 @@ def build(
     block_tables: list[Seq[int]] = []
     sampled: list[int] = []
     drawing: list[Sequence] = []
-    for row, (part, end) in enumerate(zip(parts, lengths, strict=True)):
-        sequence, start = part.sequence, part.sequence.computed
+    for row, part in enumerate(parts):
+        sequence, end = part.sequence, lengths[row]
+        start = sequence.computed
         block_tables.append(_row(tables[sequence.number], columns))
         tokens += sequence.tokens[start:end]
         positions += range(start, end)

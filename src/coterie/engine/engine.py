@@ -283,8 +283,9 @@ class Engine:
         self._count_steps(expert_id, batch, steps)
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
-        for sequence, tokens in zip(batch.sampled, drawn.T.tolist(), strict=True):
-            self._take(sequence, tokens)
+        by_row = drawn.T.tolist()
+        for row, sequence in enumerate(batch.sampled):
+            self._take(sequence, by_row[row])
 
     def _count_steps(self, expert_id: str, batch: Batch, steps: int) -> None:
         self.log.add_steps(steps, ("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from operator import attrgetter
 from typing import Final, TypeAlias
 
 from coterie.core.errors import UsageError
@@ -288,10 +287,11 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
                 return group
     if len(begun) < policy.turns and len(begun) < len(candidates):
         return _heaviest([g for g in candidates if not g.running], weight)
-    return min(begun, key=_turn, default=None)
-
-
-_turn = attrgetter("last_run", "oldest")
+    longest_ago: Group | None = None
+    for group in begun:
+        if longest_ago is None or (group.last_run, group.oldest) < (longest_ago.last_run, longest_ago.oldest):
+            longest_ago = group
+    return longest_ago
 
 
 def _heaviest(groups: list[Group], weight: Weight) -> Group | None:

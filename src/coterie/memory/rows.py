@@ -22,15 +22,11 @@ PART_COST_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class EarlyRows:
-    """Rows of a table that are fetched first, by these parts (offset, size) of the table's range."""
+    """Rows of a table that are fetched first, by these parts (offset, size) of the table's range, of so many bytes."""
 
     rows: frozenset[int]
     parts: tuple[tuple[int, int], ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all parts."""
-        return sum([size for _, size in self.parts])
+    size_bytes: int
 
 
 def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
@@ -40,13 +36,16 @@ def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
         return None
     placed = layout.ranges[table.range_index]
     first, size_bytes = table.offset - placed.offset, placed.source.size_bytes
-    end = first + table.num_rows * table.row_bytes
+    row_bytes = table.row_bytes
+    end = first + table.num_rows * row_bytes
     # What is beside the table lies before all rows, or behind them.
     spans = [(0, first)] if first > 0 else []
-    spans += [(first + row * table.row_bytes, first + (row + 1) * table.row_bytes) for row in sorted(rows)]
+    spans += [(first + row * row_bytes, first + (row + 1) * row_bytes) for row in sorted(rows)]
     spans += [(end, size_bytes)] if end < size_bytes else []
-    early = EarlyRows(frozenset(rows), _merged(spans))
-    return early if 2 * (early.size_bytes + PART_COST_BYTES * len(early.parts)) <= size_bytes else None
+    parts = _merged(spans)
+    early_bytes = sum([size for _, size in parts])
+    worth_it = 2 * (early_bytes + PART_COST_BYTES * len(parts)) <= size_bytes
+    return EarlyRows(frozenset(rows), parts, early_bytes) if worth_it else None
 
 
 def _merged(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
