@@ -28,6 +28,9 @@ constexpr bool quant_alone(int64_t dtype, int64_t T, int64_t K) {
 }
 constexpr bool reads_form(int64_t dtype, int64_t T, int64_t K) { return quant_alone(dtype, T, K) && !is_q8(dtype); }
 
+constexpr int64_t kRowsAhead = 2;           // of a stream, fetched meanwhile
+constexpr int64_t kStreamedColumns = 1536;  // of int4: shorter rows follow one another, as they are fetched more evenly so
+
 constexpr int64_t form_floats(int64_t K) { return (K + kPairWeights - 1) / kPairWeights * kFormFloats; }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -54,12 +57,12 @@ inline void put_form(const float* x, int64_t K, float* out) {
   }
 }
 
-// Four rows of int8, `stride` bytes apart. Weights from `ahead` on are fetched meanwhile.
+// Four rows of int8, `stride` bytes apart. As many from `ahead` on are fetched meanwhile.
 [[gnu::noinline]] inline void alone_dots_q8(const float* x, bytes* w, int64_t stride, int64_t K, float* out, bytes* ahead) {
-  constexpr int64_t kAhead = 4 * Q8::row_bytes(kGroupQ8);
   V acc[4] = {};
-  for (int64_t first = 0; first < K; first += kGroupQ8, ahead += kAhead) {
-    fetch_packed(ahead, kAhead);
+  for (int64_t first = 0; first < K; first += kGroupQ8, ahead += kGroupQ8) {
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) fetch_packed(ahead + n * stride, kGroupQ8);
     const int64_t end = K - first < kGroupQ8 ? K : first + kGroupQ8;
     V sums[4] = {};
     for (int64_t block = first; block < end; block += kBlockWeights)
@@ -107,16 +110,19 @@ inline void add_pair(const float* form, I (&rows)[4], const Scales& scales, V (&
   for (int n = 0; n < 4; ++n) acc[n] = fma(sums[n], scales(n), acc[n]);
 }
 
-// Four rows of int4, `stride` bytes apart, with the token's form. Weights from `ahead` on are fetched meanwhile.
+// Four rows of int4, `stride` bytes apart, with the token's form. As many from `ahead` on are fetched meanwhile, or, not streamed, all bytes
+// from there on.
+template <bool Streamed>
 [[gnu::noinline]] inline void alone_dots_q4(const float* form, bytes* w, int64_t stride, int64_t K, float* out, bytes* ahead) {
-  constexpr int64_t kAhead = 4 * Q4::row_bytes(kPairWeights);
+  constexpr int64_t kRow = Q4::row_bytes(kPairWeights), kAhead = Streamed ? kRow : 4 * kRow;
   bytes* scale = Q4::scales(w, K);
   V acc[4] = {};
   I rows[4];
   int64_t k = 0;
 #pragma GCC unroll 1
   for (; k + kPairWeights <= K; k += kPairWeights, form += kFormFloats, w += kPairWeights / 2, scale += 4, ahead += kAhead) {
-    fetch_packed(ahead, kAhead);
+#pragma GCC unroll 4
+    for (int n = 0; n < (Streamed ? 4 : 1); ++n) fetch_packed(ahead + n * stride, kAhead);
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) rows[n] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + n * stride));
     add_pair(form, rows, [&](int n) { return pair_scales(scale + n * stride); }, acc);
@@ -129,19 +135,30 @@ inline void add_pair(const float* form, I (&rows)[4], const Scales& scales, V (&
   sum4(acc[0], acc[1], acc[2], acc[3], out);
 }
 
-// out[n] = dot(x, w row n) for packed rows of whole blocks. `form`: the token's for int4.
+// out[n] = dot(x, w row n) for packed rows of whole blocks. `form`: the token's for int4. Rows are read as four streams (streams.h):
+// instructions that fetch alone do not ask for as much as the memory gives, hardware prefetchers add to it.
 inline void alone_tile(const float* x, const float* form, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out) {
-  const int64_t row = row_bytes(dtype, K);
-  const auto four = [&](bytes* at, int64_t stride, float* sums) {
-    bytes* ahead = at + 4 * row + kPackedAheadBytes;
+  const int64_t row = row_bytes(dtype, K), each = N / 4;
+  const bool streamed = is_q8(dtype) || K >= kStreamedColumns;
+  const auto four = [&](bytes* at, int64_t stride, bytes* ahead, float* sums) {
     if (is_q8(dtype)) return alone_dots_q8(x, at, stride, K, sums, ahead);
-    alone_dots_q4(form, at, stride, K, sums, ahead);
+    if (streamed) return alone_dots_q4<true>(form, at, stride, K, sums, ahead);
+    alone_dots_q4<false>(form, at, stride, K, sums, ahead);
   };
-  int64_t n = 0;
-  for (; n + 4 <= N; n += 4) four(w + n * row, row, out + n);
-  for (; n < N; ++n) {
+  for (int64_t n = 0; n < each; ++n) {
+    if (!streamed) {
+      bytes* next = w + 4 * (n + 1) * row;
+      four(next - 4 * row, row, next + kPackedAheadBytes, out + 4 * n);
+      continue;
+    }
+    const int64_t ahead = n + kRowsAhead;  // beyond the end of the streams are those of the next tile
+    float sums[4];
+    four(w + n * row, each * row, w + (ahead < each ? ahead : N + ahead - each) * row, sums);
+    for (int64_t i = 0; i < 4; ++i) out[n + i * each] = sums[i];
+  }
+  for (int64_t n = 4 * each; n < N; ++n) {
     float same[4];  // the row four times
-    four(w + n * row, 0, same);
+    four(w + n * row, 0, w + (n + 1) * row, same);
     out[n] = same[0];
   }
 }
