@@ -7,7 +7,7 @@ PORT ?= 8000
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 
-.PHONY: serve demo check test test-long sanitize sanitize-tsan sanitize-asan bench gpu setup setup-dev clean
+.PHONY: serve demo check test test-long sanitize sanitize-tsan sanitize-asan bench simulate gpu setup setup-dev clean
 
 serve: setup
 	$(COTERIE) serve demo --port $(PORT)
@@ -58,6 +58,10 @@ sanitize-tsan sanitize-asan: sanitize-%: setup-dev
 
 bench: setup
 	$(COTERIE) bench
+
+# A long simulation, by a compiled copy of the engine: make simulate WORDS="samba-coe-150 --machine sn40l-node --rate 20"
+simulate: setup-dev
+	$(BIN)/python -m benchmarks.compiled simulate $(WORDS)
 
 # A first session on a GPU: correctness, then every bench, in ten minutes.
 gpu: setup-dev

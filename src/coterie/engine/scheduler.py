@@ -267,7 +267,8 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
 def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
     """How many experts are there, or under way, with work that is not begun and weighs no less."""
     there = [g for g in working if g.residence is not ABSENT and not g.running]
-    return sum([weight.of(group) >= weight.of(wanted) for group in there])
+    least = weight.of(wanted)
+    return sum([weight.of(group) >= least for group in there])
 
 
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
@@ -297,7 +298,12 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
 def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
     if len(groups) < 2:
         return groups[0] if groups else None
-    return max(groups, key=lambda group: (weight.of(group), -group.oldest))
+    heaviest, most = groups[0], weight.of(groups[0])
+    for group in groups[1:]:
+        its = weight.of(group)
+        if its > most or (its == most and group.oldest < heaviest.oldest):
+            heaviest, most = group, its
+    return heaviest
 
 
 class Weight:
@@ -320,7 +326,7 @@ class Weight:
             requests = sum([group.num_waiting + group.running for group in self._view.groups])
             self._limit = self._policy.patience * requests
         age = self._view.arrived - group.oldest
-        return (True, age) if age > self._limit else (False, (group.num_waiting + group.running) * age**2)
+        return (True, age) if age > self._limit else (False, (group.num_waiting + group.running) * age * age)
 
 
 def _named(view: View, expert_id: str | None) -> Group | None:
