@@ -38,6 +38,8 @@ MODULES = {
     "memory": ("cache", "evict", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),
 }  # fmt: skip
+# Not compiled, but with a class that inherits from a compiled one: slots of its own would hide what that one holds.
+HEIRS = (Path("coterie", "devices", "lanes.py"),)
 # What need not be installed, or is too large to be looked through.
 MYPY = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n" + "".join(
     f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers", "triton")
@@ -64,7 +66,7 @@ def make(folder: Path = FOLDER) -> None:
             shutil.copy(file, copy / "coterie" / part)
         (copy / "mypy.ini").write_text(MYPY)
         files = [Path("coterie", part, f"{name}.py") for part, names in MODULES.items() for name in names]
-        _write_constructors([copy / file for file in files])
+        _write_constructors([copy / file for file in (*files, *HEIRS)])
         command = [sys.executable, "-c", SETUP, "-q", "build_ext", "--inplace", f"--parallel={os.cpu_count() or 1}"]
         done = subprocess.run(
             [*command, " ".join(map(str, files))], cwd=copy, capture_output=True, text=True, check=False

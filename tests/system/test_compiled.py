@@ -89,3 +89,5 @@ def test_the_compiled_copy_simulates_as_the_sources_do(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert len(found[0]) == 4
     subprocess.run([sys.executable, "-c", TRACED, str(folder)], cwd=folder, check=True)
+    words = ("run", "demo", "What is 3 + 4?", "--max-tokens", "4")  # on a device whose events are not compiled
+    subprocess.run([sys.executable, "-c", ours.format(str(folder)), *words], cwd=ROOT, check=True)
