@@ -1,6 +1,6 @@
 """Coterie's commands, with the modules in which a simulation spends its time compiled by mypyc.
 
-The same source and the same answers, to the bit, in some six tenths of the time.
+The same source and the same answers, to the bit, in about half of the time.
 
     python -m benchmarks.compiled simulate samba-coe-150 --machine sn40l-node --rate 20 --requests 100000 --steps 8
 

@@ -53,7 +53,8 @@ class Field:
 def with_constructors(sources: Mapping[str, str]) -> dict[str, str]:
     """The same modules with their dataclasses rewritten. One may inherit from another, whichever module has it.
 
-    Raises ValueError for a default that another module could not name.
+    Raises ValueError for a default that another module could not name, and for what no constructor here does: fields
+    that are no parameters, or by name only, and an inherited `__post_init__`.
     """
     trees = {name: ast.parse(source) for name, source in sources.items()}
     classes = {found.name: found for tree in trees.values() for found in _dataclasses(tree)}
@@ -82,11 +83,13 @@ def _name(node: ast.expr) -> str:
 def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> None:
     """The constructor goes behind the fields, and the decorator into words that mypyc knows."""
     own = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    said = [key.arg for word in found.decorator_list if isinstance(word, ast.Call) for key in word.keywords]
+    if "kw_only" in said:
+        raise ValueError(f"{found.name} takes fields by name only, which its written constructor would not")
     if own:
         fields = _fields(found, classes)
-        has_more = any(isinstance(node, ast.FunctionDef) and node.name == "__post_init__" for node in found.body)
         parameters = ", ".join(["self", *[field.parameter for field in fields]])
-        body = [field.assignment for field in fields] + (["self.__post_init__()"] if has_more else [])
+        body = [field.assignment for field in fields] + (["self.__post_init__()"] if _has_more(found) else [])
         made = [f"    def __init__({parameters}) -> None:", *[f"        {line}" for line in body]]
         at = own[-1].end_lineno or own[-1].lineno
         lines[at:at] = ["", *made]
@@ -106,10 +109,16 @@ def _decorator(word: ast.expr, has_init: bool) -> str:
     return f"@dataclass({', '.join(f'{key}={text}' for key, text in kept.items())})"
 
 
+def _has_more(found: ast.ClassDef) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == "__post_init__" for node in found.body)
+
+
 def _fields(found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Sequence[Field]:
     fields: dict[str, Field] = {}
     for base in found.bases:
         if ast.unparse(base) in classes:
+            if _has_more(classes[ast.unparse(base)]):
+                raise ValueError(f"{found.name} inherits __post_init__, which its written constructor would not call")
             for field in _fields(classes[ast.unparse(base)], classes):
                 if field.default is not None or field.factory is not None:
                     raise ValueError(f"{found.name} inherits a default of {field.name}, which only its module can name")
@@ -123,8 +132,12 @@ def _fields(found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Sequenc
 
 def _field(node: ast.AnnAssign) -> Field:
     name, annotation, default, factory = ast.unparse(node.target), ast.unparse(node.annotation), node.value, None
+    if annotation.split("[")[0].split(".")[-1] in ("ClassVar", "InitVar"):
+        raise ValueError(f"{name}: {annotation} is no field, but a written constructor would take it")
     if isinstance(default, ast.Call) and _name(default) == "field":
         said = {key.arg: key.value for key in default.keywords}
+        if not {"init", "kw_only"}.isdisjoint(said):
+            raise ValueError(f"{name} is no parameter, or one by name only, which a written constructor does not know")
         factory, default = said.get("default_factory"), said.get("default")
     made = (
         None

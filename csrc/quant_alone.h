@@ -3,15 +3,15 @@
 //
 //   acc = scale * (sum of q * x over a group) + acc       lane by lane, groups in order; then the lanes as tile.h says
 //
-// To scale each weight, as quant.h does, is a quarter of the instructions that a token alone waits for. So these sums agree with quant.h's
+// To scale each weight, as quant.h does, is a quarter to a half of the instructions that a token alone waits for. So these sums agree with quant.h's
 // to the rounding of float32, not to the bit. Tokens side by side keep to quant.h: they share its products of scale and weight, and their
 // sums fill the registers.
 //
 //   lanes of int8   | k .. k + 7 |                                              the token as it is
 //   lanes of int4   | k + 4 i, i = 0 .. 3 | k + 32 + 4 i |   k = 0 .. 3, 16 .. 19: a step takes one half byte of each 32 bits
 //
-// The half byte of byte j, masked, is 2^(8 j) (q + 8). Both are taken out beforehand, and exactly but for what underflows: the token is
-// multiplied by 2^(-8 j), and a group's sum begins at -8 times the sum of what its lane meets.
+// The half byte of byte j, masked, is 2^(8 j) (q + 8). The factor is taken out beforehand, exactly but for what underflows: the token is
+// multiplied by 2^(-8 j). The 8 is taken out to float32's rounding: a group's sum begins at -8 times the sum of what its lane meets.
 //
 //   form for int4, per 64 weights   | 4 steps of low halves x 8 floats | 4 of high ones | 8 beginnings |
 #pragma once

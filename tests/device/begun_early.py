@@ -12,6 +12,7 @@ Knows nothing about kernels.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 from tests.device import interpreted  # noqa: F401  (it makes Triton interpret)
@@ -39,6 +40,11 @@ def _ranges(touched):
         else:
             ranges.append([start, end])
     return np.array(ranges, np.int64).reshape(-1, 2)
+
+
+def _all_of(handle):
+    """A mask that leaves nothing out."""
+    return SimpleNamespace(data=np.ones_like(handle.data, dtype=bool))
 
 
 class Launches:
@@ -114,7 +120,7 @@ def begun_early():
         launches.end()
 
     def watched_call(self, *args, **kwargs):
-        if self.fn.__name__ == "wait_for_last":
+        if self.fn.__name__ == "wait_for_last" and (*args, *kwargs.values())[0] == EARLY.value:  # else it is no wait
             launches.wait()
         return call(self, *args, **kwargs)
 
@@ -128,13 +134,18 @@ def begun_early():
         setattr(BUILDER, name, watched)
 
     FUNCTION.run, FUNCTION.__call__ = watched_run, watched_call
-    before("set_grid_idx", lambda *_: launches.begin_program())
-    before("create_masked_load", lambda pointers, mask, *_: launches.loads(pointers, mask))
-    before("create_masked_store", lambda pointers, _, mask, *__: launches.stores(pointers, mask))
-    before("create_atomic_rmw", lambda _, pointers, __, mask, *___: launches.stores(pointers, mask))
+    looks = {
+        "set_grid_idx": lambda *_: launches.begin_program(),
+        "create_masked_load": lambda pointers, mask, *_: launches.loads(pointers, mask),
+        "create_masked_store": lambda pointers, _, mask, *__: launches.stores(pointers, mask),
+        "create_atomic_rmw": lambda _, pointers, __, mask, *___: launches.stores(pointers, mask),
+        "create_atomic_cas": lambda pointers, compared, *_: launches.stores(pointers, _all_of(compared)),
+    }
+    for name, look in looks.items():
+        before(name, look)
     try:
         yield launches
     finally:
         FUNCTION.run, FUNCTION.__call__ = run, call
-        for name in ("set_grid_idx", "create_masked_load", "create_masked_store", "create_atomic_rmw"):
+        for name in looks:
             delattr(BUILDER, name)

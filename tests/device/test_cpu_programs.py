@@ -141,6 +141,20 @@ def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, 
     np.testing.assert_array_equal(batched[:1], whole)
 
 
+@pytest.mark.parametrize("shape", ["odd", "mqa", "qk-norm", "window", "wide"])
+def test_a_token_alone_on_packed_weights_is_near_itself_among_others(make, shape):
+    """Its pages, one token after the other, hold numbers rounded to the same type: a few may be neighbours."""
+    expert = make(shape, PACKED)
+    prompt = expert.prompt(45)
+    logits = next(op for op in expert.graph.ops if op.kind == "sample").inputs[0]
+    whole = expert.inspect(step_of((prompt, 0)))[logits]
+    expert.device.memory(expert.kv)[:] = 0
+    for at in range(45):
+        last = expert.inspect(step_of((prompt[at : at + 1], at)))[logits]
+    error = np.abs(last - whole).max() / np.abs(whole).max()
+    assert error < {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}[expert.program.kv.dtype]
+
+
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", ["odd", "mqa", "qk-norm", "window", "wide"])
 def test_a_token_among_others_has_the_same_bits_among_any(make, shape, isa):

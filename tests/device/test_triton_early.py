@@ -57,6 +57,18 @@ def _stores_before(x, WHEN: tl.constexpr):
 
 
 @jit
+def _waits_for_nothing(x, WHEN: tl.constexpr):
+    wait_for_last(0)
+    tl.load(x)
+
+
+@jit
+def _counts_before(x, WHEN: tl.constexpr):
+    tl.atomic_cas(x, 0, 1)
+    wait_for_last(WHEN)
+
+
+@jit
 def _waits_in_one(WHEN: tl.constexpr):
     if tl.program_id(0) == 0:
         wait_for_last(WHEN)
@@ -138,4 +150,14 @@ def test_launches_that_store_before_they_wait_or_do_not_wait_are_found():
     with begun_early() as launches:
         _stores_before[(1,)](torch.zeros(8), WHEN=EARLY.value)
         _waits_in_one[(2,)](WHEN=EARLY.value)
-    assert launches.faults == ["_stores_before stores, and has not waited", "_waits_in_one does not wait"]
+        _counts_before[(1,)](torch.zeros(8, dtype=torch.int32), WHEN=EARLY.value)
+    before = "stores, and has not waited"
+    assert launches.faults == [f"_stores_before {before}", "_waits_in_one does not wait", f"_counts_before {before}"]
+
+
+def test_a_wait_that_is_compiled_out_is_none():
+    x = torch.zeros(8)
+    with begun_early() as launches:
+        _stores[(1,)](x, WHEN=EARLY.value)
+        _waits_for_nothing[(1,)](x, WHEN=EARLY.value)
+    assert len(launches.faults) == 2

@@ -137,3 +137,17 @@ def test_a_default_of_another_module_is_refused() -> None:
     base = BASE.replace("name: str", "name: str = ''")
     with pytest.raises(ValueError, match="Heir inherits a default of name"):
         with_constructors({"base_of_test": base, "heir_of_test": HEIR})
+
+
+@pytest.mark.parametrize(
+    ("had", "has", "sentence"),
+    [
+        ("    number: int", "    number: ClassVar[int] = 1", "ClassVar"),
+        ("    number: int", "    number: int = field(init=False)", "number is no parameter"),
+        ("@value", "@dataclass(kw_only=True)", "Base takes fields by name only"),
+        ("    name: str", "    name: str\n\n    def __post_init__(self) -> None: ...", "Heir inherits __post_init__"),
+    ],
+)
+def test_what_a_written_constructor_would_do_otherwise_is_refused(had: str, has: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        with_constructors({"base_of_test": BASE.replace(had, has), "heir_of_test": HEIR})

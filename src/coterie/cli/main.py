@@ -6,6 +6,7 @@ Knows nothing about what they do.
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -66,12 +67,21 @@ def root(
     """Serve a composition of experts."""
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+class _ToldToEnd(SystemExit):
+    """SIGTERM has come."""
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     """End as on Ctrl-C, so that what was made for a while is taken away: a bench's experts are gigabytes."""
-    raise SystemExit(128 + number)
+    raise _ToldToEnd
 
 
 def main() -> None:
     """Entry point of the `coterie` script."""
     signal.signal(signal.SIGTERM, _leave)
-    app()
+    try:
+        app()
+    except _ToldToEnd:  # and then by the signal, as who sent it expects
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)

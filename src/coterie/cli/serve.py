@@ -67,9 +67,11 @@ def serve(
         server = uvicorn.Server(
             uvicorn.Config(make_app(coterie), log_level="warning", timeout_graceful_shutdown=GRACE_S)
         )
-        server.run(sockets=[listener])
-        if trace is not None:
-            save_trace(trace, coterie.trace())
+        try:
+            server.run(sockets=[listener])  # raises again what interrupted it, once all requests are answered
+        finally:
+            if trace is not None:
+                save_trace(trace, coterie.trace())
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeAlias
@@ -196,7 +197,9 @@ class StreamLane:
             whole = True
         finally:
             if not whole:  # what it has queued ends before its event does, which fails
-                last, failure = self._driver.mark(self._stream, self._brief), _stopped_while(work.event, "queued")
+                failure = _stopped_while(work.event, "queued")
+                with suppress(Exception):  # a GPU that is gone has nothing under way
+                    last = self._driver.mark(self._stream, self._brief)
             followed, end = tuple(turn.followed), finish or nothing
             queued.append(_Flight(work.event, followed, work.after, first, last, end, failure))
 
