@@ -11,7 +11,6 @@ Knows nothing about models, requests or why it is asked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -261,9 +260,7 @@ class CudaDevice(RealDevice):
             packet.put(0, pieces)
             self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
         except BaseException:  # from outside it may come behind the launch, which reads the packet
-            with suppress(Exception):
-                self.driver.wait(self.driver.mark(turn.stream))
-            packets.give_back(packet)
+            packets.abandon(packet, turn.stream)
             raise
         return lambda _passed: packets.give_back(packet)
 

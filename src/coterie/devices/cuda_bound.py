@@ -14,7 +14,6 @@ Knows nothing about lanes, gates or files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -160,9 +159,7 @@ class Bound:
             packet.sent[sent_bytes : sent_bytes + given.size_bytes] = given.bytes
             driver.copy_words(self._crosses.down, stream)
         except BaseException:
-            with suppress(Exception):  # a GPU that is gone reads the packet no more
-                driver.wait(driver.mark(stream))
-            shared.packets.give_back(packet)
+            shared.packets.abandon(packet, stream)
             raise
         return packet
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from coterie.devices.cuda_driver import Driver, take_pinned
+from coterie.devices.cuda_driver import Driver, Stream, take_pinned
 from coterie.devices.host_memory import Bytes
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -81,3 +82,9 @@ class Packets:
         """The run is over: nothing on a stream reads or writes the packet any more."""
         with self._lock:
             self._free.setdefault((packet.down.numel(), packet.up.numel()), []).append(packet)
+
+    def abandon(self, packet: Packet, stream: Stream) -> None:
+        """Give back a packet of work that cannot be queued whole, once what was queued of it is over."""
+        with suppress(Exception):  # a GPU that is gone reads the packet no more
+            self._driver.wait(self._driver.mark(stream))
+        self.give_back(packet)
