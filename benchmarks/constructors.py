@@ -83,9 +83,6 @@ def _name(node: ast.expr) -> str:
 def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> None:
     """The constructor goes behind the fields, and the decorator into words that mypyc knows."""
     own = [node for node in found.body if isinstance(node, ast.AnnAssign)]
-    said = [key.arg for word in found.decorator_list if isinstance(word, ast.Call) for key in word.keywords]
-    if "kw_only" in said:
-        raise ValueError(f"{found.name} takes fields by name only, which its written constructor would not")
     if own:
         fields = _fields(found, classes)
         parameters = ", ".join(["self", *[field.parameter for field in fields]])
@@ -96,13 +93,15 @@ def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.Cl
     for word in found.decorator_list:
         if _name(word) in ("value", "dataclass"):
             opened = [OPEN if found.name in HEIRS else REUSED]
-            lines[word.lineno - 1 : word.end_lineno] = [*opened, _decorator(word, has_init=bool(own))]
+            lines[word.lineno - 1 : word.end_lineno] = [*opened, _decorator(found.name, word, has_init=bool(own))]
 
 
-def _decorator(word: ast.expr, has_init: bool) -> str:
+def _decorator(name: str, word: ast.expr, has_init: bool) -> str:
     if _name(word) == "value":
         return VALUE if has_init else VALUE.replace(", init=False", "")
     said = {key.arg or "": ast.unparse(key.value) for key in word.keywords} if isinstance(word, ast.Call) else {}
+    if "kw_only" in said:
+        raise ValueError(f"{name} takes fields by name only, which its written constructor would not")
     if said.get("frozen") == "True" and said.get("eq") != "False":
         said["unsafe_hash"] = "True"  # it is hashed by its fields still
     kept = {key: text for key, text in said.items() if key not in DROPPED} | ({"init": "False"} if has_init else {})
