@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
-from tests.device import interpreted  # noqa: F401  (it makes Triton interpret)
+from tests.device.interpreted import looking
 from triton.runtime import interpreter
 
 from coterie.kernels.triton.arithmetic import EARLY
 
-BUILDER = interpreter.interpreter_builder
 FUNCTION = interpreter.InterpretedFunction
 
 
@@ -124,15 +123,6 @@ def begun_early():
             launches.wait()
         return call(self, *args, **kwargs)
 
-    def before(name, look):
-        plain = getattr(BUILDER, name)
-
-        def watched(*args, **kwargs):
-            look(*args)
-            return plain(*args, **kwargs)
-
-        setattr(BUILDER, name, watched)
-
     FUNCTION.run, FUNCTION.__call__ = watched_run, watched_call
     looks = {
         "set_grid_idx": lambda *_: launches.begin_program(),
@@ -141,11 +131,8 @@ def begun_early():
         "create_atomic_rmw": lambda _, pointers, __, mask, *___: launches.stores(pointers, mask),
         "create_atomic_cas": lambda pointers, compared, *_: launches.stores(pointers, _all_of(compared)),
     }
-    for name, look in looks.items():
-        before(name, look)
     try:
-        yield launches
+        with looking(looks):
+            yield launches
     finally:
         FUNCTION.run, FUNCTION.__call__ = run, call
-        for name in looks:
-            delattr(BUILDER, name)

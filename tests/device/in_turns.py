@@ -18,7 +18,7 @@ import random
 import threading
 from contextlib import contextmanager
 
-from tests.device import interpreted  # noqa: F401  (it makes Triton interpret)
+from tests.device.interpreted import looking
 from triton.runtime import interpreter
 
 BUILDER = interpreter.interpreter_builder
@@ -120,23 +120,11 @@ def in_turns(seed=0, **options):
             active.pop()
             scope.restore()
 
-    def hooked(name, hook):
-        plain = getattr(BUILDER, name)
-
-        def call(*args, **kwargs):
-            if active:
-                hook()
-            return plain(*args, **kwargs)
-
-        return call
-
+    looks = dict.fromkeys(MEMORY, lambda *_: active and turns.at_memory())
+    looks |= dict.fromkeys(ATOMICS, lambda *_: active and turns.at_atomic())
     interpreter.InterpretedFunction.run = cooperative
-    for names, hook in ((MEMORY, turns.at_memory), (ATOMICS, turns.at_atomic)):
-        for name in names:
-            setattr(BUILDER, name, hooked(name, hook))
     try:
-        yield turns
+        with looking(looks):
+            yield turns
     finally:
         interpreter.InterpretedFunction.run = run
-        for name in (*MEMORY, *ATOMICS):
-            delattr(BUILDER, name)

@@ -7,6 +7,7 @@ Knows nothing about what the kernels should give.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,27 @@ interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.re
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
 WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64)
+
+
+@contextmanager
+def looking(looks):
+    """Call `looks[name]` with the positional arguments before each operation of that name of the interpreter."""
+
+    def looked(plain, look):
+        def operation(*args, **kwargs):
+            look(*args)
+            return plain(*args, **kwargs)
+
+        return operation
+
+    builder = interpreter.interpreter_builder
+    for name, look in looks.items():
+        setattr(builder, name, looked(getattr(builder, name), look))
+    try:
+        yield
+    finally:
+        for name in looks:
+            delattr(builder, name)
 
 
 def call(kernel, bucket, tiles=WIDE, **operands):

@@ -157,3 +157,11 @@ def attention(q_THC, pages, positions, sequence, layer, scale, window):
             p = np.exp(scores - scores.max())
             y[t, head] = (p / p.sum()) @ v[first:, head // group]
     return y
+
+
+def linear(team, x, w, bias=None):
+    """x @ w.T + bias by the kernel, [T, N]."""
+    (T, K), N = x.shape, w.values.shape[0]
+    y = empty(T, N)
+    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", bias), y=y, T=T, N=N, K=K)
+    return y

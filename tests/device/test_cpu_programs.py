@@ -20,6 +20,8 @@ from coterie.kernels import cpu as kernels
 ALL_DTYPES = (DType.BF16, DType.F32, DType.F16)
 PACKED = (DType.Q8, DType.Q4)
 MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4)
+# Neighbouring halves are up to 2^-10 of the number apart.
+NEAR = {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}  # by the type of the pages
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
 
 
@@ -73,8 +75,7 @@ def test_packed_weights_agree_with_the_reference(make, shape, isa, dtypes):
     expert = make(shape, dtypes, isa=isa)
     for step in steps(expert):
         error, name = largest_error(expert.inspect(step), expert.expect(step))
-        # as above; neighbouring halves are up to 2^-10 of the number apart
-        assert error < {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}[expert.program.kv.dtype], name
+        assert error < NEAR[expert.program.kv.dtype], name
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -152,7 +153,7 @@ def test_a_token_alone_on_packed_weights_is_near_itself_among_others(make, shape
     for at in range(45):
         last = expert.inspect(step_of((prompt[at : at + 1], at)))[logits]
     error = np.abs(last - whole).max() / np.abs(whole).max()
-    assert error < {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}[expert.program.kv.dtype]
+    assert error < NEAR[expert.program.kv.dtype]
 
 
 @pytest.mark.parametrize("isa", kernels.ISAS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device.alone import rounding_bound
-from tests.device.native import call, empty, optional, random, weight
+from tests.device.native import call, empty, linear, optional, random, weight
 from tests.device.test_kernels_packed import PACKED, both, placed
 
 from coterie.core.dtypes import DType
@@ -29,13 +29,6 @@ def team():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def linear(team, x, w):
-    (T, K), N = x.shape, w.values.shape[0]
-    y = empty(T, N)
-    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", None), y=y, T=T, N=N, K=K)
-    return y
 
 
 def exact(x, values):

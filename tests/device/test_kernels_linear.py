@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device import native
-from tests.device.native import WEIGHT_DTYPES, call, empty, ints, optional, random, weight
+from tests.device.native import WEIGHT_DTYPES, call, empty, ints, linear, optional, random, weight
 
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
@@ -26,13 +26,6 @@ def team(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def linear(team, x, w, bias=None):
-    (T, K), N = x.shape, w.values.shape[0]
-    y = empty(T, N)
-    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", bias), y=y, T=T, N=N, K=K)
-    return y
 
 
 def rms_norm(team, x, w):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device.alone import rounding_bound, scales_once
-from tests.device.native import Weight, call, empty, ints, optional, random, weight
+from tests.device.native import Weight, call, empty, ints, linear, optional, random, weight
 
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
@@ -59,13 +59,6 @@ def test_linear_gives_the_bits_of_float32(team, rng, dtype, T, N, K, biased):
         np.testing.assert_allclose(y, expected, rtol=2e-6, atol=4e-6)
     if not scales_once(team.isa, dtype, T, K):
         np.testing.assert_array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
-
-
-def linear(team, x, w):
-    (T, K), N = x.shape, w.values.shape[0]
-    y = empty(T, N)
-    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", None), y=y, T=T, N=N, K=K)
-    return y
 
 
 @pytest.mark.parametrize("dtype", PACKED)
