@@ -105,7 +105,8 @@ class _Attention:
         """The attention that an op is."""
         heads, channels = (_fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
         state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
-        return cls(heads, _fixed(state.shape[2]), channels, op.integer("window"))
+        window = op.integer("window") if op.kind == "attention" else 0  # alibi sees every position
+        return cls(heads, _fixed(state.shape[2]), channels, window)
 
     def of_sizes(self, sizes: Sizes) -> Kernel:
         """In a step."""
