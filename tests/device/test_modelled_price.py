@@ -135,6 +135,30 @@ def test_a_ring_carries_large_messages_and_a_tree_small_ones():
     assert exchange(spec, Collective("all_reduce", 10**9, 1)).seconds == 0.0
 
 
+def test_exchanges_of_large_steps_run_at_a_share_of_their_speed():
+    plain = load_machine("dgx-h100")
+    spec = replace(plain, exchange_share=0.25, large_step=2048)
+    wanted = Collective("all_reduce", 2**26, 8)
+    alone = exchange(plain, wanted)
+    assert exchange(spec, wanted).seconds == exchange(spec, wanted, 2048).seconds == alone.seconds
+    assert exchange(spec, wanted, 2049).seconds == pytest.approx(4 * alone.seconds)
+    assert exchange(plain, wanted, 2049).seconds == alone.seconds
+    for sizes, dearer in ((Sizes.prefill(1, 2048), 0), (Sizes.prefill(8, 512), 3), (Sizes.decode(8, 4096), 0)):
+        steps = [step_time(at, llama(8, "cache"), sizes) for at in (plain, spec)]
+        exchanged_s = sum(row.collective_s for row in steps[0].rows)
+        assert steps[1].seconds - steps[0].seconds == pytest.approx(dearer * exchanged_s)
+
+
+def test_alibi_attention_is_priced_by_measured_kernels():
+    """As attention of as many heads without a window; a machine with measured kernels must not refuse it."""
+    spec = load_machine("dgx-h100:units=8")
+    for sizes in (Sizes.prefill(1, 1024), Sizes.decode(16, 512)):
+        rows = step_time(spec, compile_graph(shard(zoo_graph("bloom-176b"), 8), "cache"), sizes).rows
+        attentions = [row for row in rows if row.kernel == "alibi_attention"]
+        assert len(attentions) == 70
+        assert all(row.provenance in ("measured", "interpolated", "transferred") for row in attentions)
+
+
 def test_units_without_a_way_between_them_cannot_exchange():
     with pytest.raises(UsageError, match=r"8 units.*add \[peers\]"):
         exchange(machine(), Collective("all_reduce", 8192, 8))

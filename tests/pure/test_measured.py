@@ -210,6 +210,12 @@ def test_a_stack_lays_its_factors_over_a_machine_and_says_which_are_fitted():
         ),
         ("step_host = ", "stack mine.toml", "not TOML"),
         ('step_host = { value = -1, unit = "ms", source = "x" }', "dgx-a100.toml: step_host.value", "-1"),
+        (
+            'exchange_share = { value = 0, unit = "share", source = "x" }',
+            "dgx-a100.toml: exchange_share.value",
+            "is 0",
+        ),
+        ('large_step = { value = 0.5, unit = "count", source = "x" }', "dgx-a100.toml: large_step.value", "is 0.5"),
         ('kernel_share = { value = 2, unit = "share", source = "x" }', "dgx-a100.toml: kernel_share.value", "is 2"),
     ],
 )
@@ -221,6 +227,12 @@ def test_a_wrong_stack_is_refused(tmp_path, monkeypatch, text, where, fact):
     assert caught.value.where == where
     assert fact in caught.value.fact
     assert caught.value.remedy
+
+
+def test_an_unknown_share_is_as_if_it_were_not_given(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('exchange_share = { unknown = true, source = "nobody says" }')
+    assert load_machine(f"dgx-a100:stack={mine}").exchange_share == load_machine("dgx-a100").exchange_share == 1.0
 
 
 def test_an_unknown_stack_names_those_that_exist(tmp_path):

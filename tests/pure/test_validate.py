@@ -11,7 +11,7 @@ from coterie.bench.shapes import shape_config
 from coterie.core.errors import UsageError
 from coterie.plan.validate.called import fit_bytes_per_s
 from coterie.plan.validate.cpu import cpu_rows
-from coterie.plan.validate.fit import fit_nemo, fit_splitwise
+from coterie.plan.validate.fit import fit_exchanges, fit_nemo, fit_splitwise, large_steps
 from coterie.plan.validate.gpu_serving import request_s
 from coterie.plan.validate.rows import CALIBRATION, VALIDATION, Outcome, Row, alternate, summary
 from coterie.plan.validate.run import validate
@@ -107,7 +107,7 @@ def test_a_rate_above_a_call_is_found_again_and_leaving_an_operator_out_hardly_m
 
 
 def test_what_is_said_of_long_prompts_is_in_the_data(outcome):
-    rows = {row.name: row.measured_s for row in outcome.rows if row.metric == "time to first token"}
+    rows = {row.name: row.measured_s for row in first_tokens(outcome, "llama-2-70b")}
     grown = {
         (name, gpus): rows[f"{name} {gpus} GPUs, prompt 8192, batch 1"]
         / rows[f"{name} {gpus} GPUs, prompt 2048, batch 1"]
@@ -121,7 +121,7 @@ def test_what_is_said_of_long_prompts_is_in_the_data(outcome):
 
 
 def test_a_token_above_2048_costs_more_on_more_gpus_as_is_said(outcome):
-    rows = {row.name: row.measured_s for row in outcome.rows if row.metric == "time to first token"}
+    rows = {row.name: row.measured_s for row in first_tokens(outcome, "llama-2-70b")}
 
     def each(name, gpus, low, high):
         times = [rows[f"{name} {gpus} GPUs, prompt {tokens}, batch 1"] for tokens in (low, high)]
@@ -134,7 +134,7 @@ def test_a_token_above_2048_costs_more_on_more_gpus_as_is_said(outcome):
 
 
 def test_short_prompts_take_what_software_needs_to_issue_them(outcome):
-    rows = {row.name: row for row in outcome.rows if row.metric == "time to first token"}
+    rows = {row.name: row for row in first_tokens(outcome, "llama-2-70b")}
     fitted = [name for name, row in rows.items() if row.split == CALIBRATION]
     assert sorted(fitted) == [f"dgx-{gpu} {n} GPUs, prompt 128, batch 1" for gpu in ("a100", "h100") for n in (4, 8)]
     held = [row for name, row in rows.items() if "prompt 256" in name]
@@ -142,16 +142,55 @@ def test_short_prompts_take_what_software_needs_to_issue_them(outcome):
     assert sum(abs(row.error) for row in held) / len(held) < 0.08
 
 
+def test_large_steps_of_one_model_say_how_those_of_another_run(outcome):
+    """exchange_share is from BLOOM-176B on 8 GPUs alone: no row of Llama-2-70B above 2048 tokens calibrates."""
+    rows = first_tokens(outcome, "bloom-176b")
+    assert len(rows) == 26
+    assert all((row.split == CALIBRATION) == (tokens_of(row) > 2048) for row in rows)
+    llama = first_tokens(outcome, "llama-2-70b")
+    assert all(row.split == VALIDATION for row in llama if tokens_of(row) > 2048)
+    left_out = []
+    for i, (measured_s, alone_s, exchanges_s) in enumerate(large_steps()):
+        modelled_s = alone_s - exchanges_s + exchanges_s / fit_exchanges(without=i)
+        left_out.append(abs(modelled_s / measured_s - 1))
+    assert len(left_out) == 12
+    assert sum(left_out) / len(left_out) < 0.09
+
+
 def test_first_tokens_are_as_far_off_as_the_log_says(outcome):
-    """All 76 rows of the data set but the four that calibrate; the aim of 15 % is missed above 2048 tokens."""
-    rows = [row for row in outcome.rows if row.metric == "time to first token" and row.split == VALIDATION]
+    """Llama-2-70B: all 76 rows but the four that calibrate. BLOOM-176B: those up to 2048 tokens."""
+    rows = [row for row in first_tokens(outcome, "llama-2-70b") if row.split == VALIDATION]
     assert len(rows) == 72
-    short, long = [], []
-    for row in rows:
-        words = row.name.replace(",", "").split()
-        (short if int(words[4]) * int(words[6]) <= 2048 else long).append(abs(row.error))
+    short = [abs(row.error) for row in rows if tokens_of(row) <= 2048]
+    long = [abs(row.error) for row in rows if tokens_of(row) > 2048]
     assert sum(short) / len(short) < 0.10
-    assert sum(short + long) / len(rows) < 0.20
+    assert sum(long) / len(long) < 0.13
+    assert sum(short + long) / len(rows) < 0.12, "the aim is 15 %"
+    other = [abs(row.error) for row in first_tokens(outcome, "bloom-176b") if row.split == VALIDATION]
+    assert len(other) == 14
+    assert sum(other) / len(other) < 0.08
+
+
+def test_a_floor_fitted_to_one_model_is_too_short_for_another_as_is_said(outcome):
+    wanted = "SplitwiseSim bloom-176b", "time per output token"
+    tokens = [row for row in outcome.rows if (row.dataset, row.metric) == wanted]
+    assert len(tokens) == 26
+    assert all(row.split == VALIDATION for row in tokens)
+    errors = [-100 * row.error for row in tokens]
+    said = next(text for text in outcome.caveats if "too short" in text)
+    assert f"{min(errors):.0f} to {max(errors):.0f} % too short" in said
+
+
+def first_tokens(outcome, model):
+    """Rows of SplitwiseSim."""
+    dataset = f"SplitwiseSim {model}"
+    return [row for row in outcome.rows if (row.dataset, row.metric) == (dataset, "time to first token")]
+
+
+def tokens_of(row):
+    """In a step: prompt times batch."""
+    words = row.name.replace(",", "").split()
+    return int(words[4]) * int(words[6])
 
 
 def test_factors_of_stacks_are_what_their_calibration_rows_give():
@@ -165,6 +204,13 @@ def test_factors_of_stacks_are_what_their_calibration_rows_give():
         assert splitwise.step_floor_s == pytest.approx(fitted["step_floor"], rel=0.02), gpu
         assert splitwise.prompt_floor_s == pytest.approx(fitted["prompt_floor"], rel=0.02), gpu
         assert splitwise.step_sequence_s == pytest.approx(fitted["step_sequence"], rel=0.02), gpu
+
+
+def test_one_share_of_exchanges_is_what_all_its_rows_give():
+    for machine in ("dgx-a100", "dgx-h100"):
+        spec = load_machine(f"{machine}:stack=splitwise-2023")
+        assert spec.exchange_share == pytest.approx(fit_exchanges(), rel=0.02), machine
+        assert spec.large_step == 2048
 
 
 def test_the_papers_twenty_tokens_are_predicted_and_not_put_in(outcome):

@@ -29,10 +29,19 @@ class Exchange:
         return self.latency_s + self.bytes_s
 
 
-def exchange(spec: MachineSpec, wanted: Collective) -> Exchange:
-    """The time of a collective on a machine. Raises UsageError when units cannot reach each other."""
+def exchange(spec: MachineSpec, wanted: Collective, tokens: int = 0) -> Exchange:
+    """The time of a collective on a machine, in a step of so many tokens; without these, of one by itself.
+
+    Raises UsageError when units cannot reach each other.
+    """
     if wanted.ranks <= 1:
         return Exchange(0.0, 0.0, ANALYTIC)
+    alone = _alone(spec, wanted)
+    share = spec.exchange_share if tokens > spec.large_step else 1.0
+    return Exchange(alone.latency_s / share, alone.bytes_s / share, alone.provenance)
+
+
+def _alone(spec: MachineSpec, wanted: Collective) -> Exchange:
     peers = spec.peers
     if peers is None or peers.bytes_per_s <= 0:
         fact = f"has {wanted.ranks} units that must exchange data but no known way between them"

@@ -77,7 +77,7 @@ class RegionPricer:
         spec, region, run_tier = self._spec, self._region, self._charged[2]
         exchanges = []
         if self._exchanges:
-            exchanges = [exchange(spec, wanted) for wanted in collectives(self._program, region, sizes)]
+            exchanges = [exchange(spec, wanted, sizes.T) for wanted in collectives(self._program, region, sizes)]
         # The time of an exchange by itself has the reading and writing of its operands in it.
         cost = Cost() if self._only_exchanges else self._cost.of(sizes)
         speed = None

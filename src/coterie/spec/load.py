@@ -26,7 +26,7 @@ _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", 
 _KNOWN = _NEEDED | {
     "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
     "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share", "multiprocessors",
-    "gated_launch",
+    "gated_launch", "exchange_share", "large_step",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -135,7 +135,9 @@ class _Machine(q.Reader):
             prompt_start_s=self.time("prompt_start"),
             gated_launch=self.one_of("gated_launch", ("host", "device")),
             kernel_share=self.share("kernel_share"),
-            multiprocessors=self.multiprocessors(),
+            exchange_share=self.share("exchange_share"),
+            large_step=self.whole("large_step"),
+            multiprocessors=self.whole("multiprocessors"),
             peers=peers,
             grid=self.grid(peers),
             host_links=self.host_links,
@@ -183,12 +185,12 @@ class _Machine(q.Reader):
     def time(self, key: str) -> float:
         return self.quantity(self.raw[key], key, q.TIME).value if key in self.raw else 0.0
 
-    def multiprocessors(self) -> int:
-        key = "multiprocessors"
+    def whole(self, key: str) -> int:
         return int(self.quantity(self.raw[key], key, q.COUNT).value) if key in self.raw else 0
 
     def share(self, key: str) -> float:
-        return self.quantity(self.raw[key], key, q.SHARE).value if key in self.raw else 1.0
+        """1, as fast as measured, where it is not given or unknown."""
+        return (self.quantity(self.raw[key], key, q.SHARE).value or 1.0) if key in self.raw else 1.0
 
     def tier(self, raw: Mapping[str, Any], index: int) -> Tier:
         self.keys(raw, f"tier[{index}]", {"name", "capacity", "bandwidth"}, {"name", "capacity", "bandwidth"})

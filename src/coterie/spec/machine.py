@@ -130,7 +130,8 @@ class MachineSpec:
     Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
     less than `step_floor_s`, in which it issues the kernels one by one, and one that reads prompts no less than
     `prompt_floor_s`; `kernel_share` is how fast its kernels are next to those measured on the GPU that `kernels` names;
-    `stack` is its name (spec/stacks).
+    `stack` is its name (spec/stacks). In steps of more than `large_step` tokens exchanges among units run at
+    `exchange_share` of the speed that they have alone.
 
     A run takes `run_start_s` besides its launches, however many steps it has: its words cross, and the host hears of
     its end. A step that reads prompts takes `prompt_start_s` more, however long these are: kernels too short to fill
@@ -165,6 +166,8 @@ class MachineSpec:
     prompt_start_s: float = 0.0
     gated_launch: str = ""
     kernel_share: float = 1.0
+    exchange_share: float = 1.0
+    large_step: int = 0
     multiprocessors: int = 0
     peers: Peers | None = None
     grid: SpatialUnits | None = None

@@ -17,7 +17,10 @@ from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
 
-_FACTORS = {"launch_host", "launch_device", "step_host", "step_floor", "prompt_floor", "step_sequence", "kernel_share"}
+_FACTORS = {
+    "launch_host", "launch_device", "step_host", "step_floor", "prompt_floor", "step_sequence", "kernel_share",
+    "exchange_share", "large_step",
+}  # fmt: skip
 _KEYS = _FACTORS | {"name", "notes", "library", "rule_set"}
 
 

@@ -2,7 +2,8 @@
 
     nemo-2023        what a request on one GPU takes above its kernels, for each of its steps: a line over the batch
     splitwise-2023   kernel_share: token times on 2 GPUs; step_floor: on 8; step_sequence: what batch 16 adds on 8;
-                     prompt_floor: a prompt of 128 tokens, mean of 4 and 8 GPUs
+                     prompt_floor: a prompt of 128 tokens, mean of 4 and 8 GPUs; exchange_share: least squares of the
+                     relative errors of large steps, one for all machines
 
 Knows nothing about where the factors are written.
 """
@@ -13,7 +14,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import mean
 
-from coterie.plan.validate.gpu_serving import SHORT_ON, request_s, token_s
+from coterie.plan.validate.gpu_serving import (
+    FLOORS_OF,
+    SPLITWISE,
+    gives_exchanges,
+    gives_prompt_floor,
+    prompt_s,
+    request_s,
+    token_s,
+)
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import read_table
@@ -35,13 +44,12 @@ def fit_nemo(machine: str) -> Mapping[str, float]:
 
 def fit_splitwise(machine: str) -> Mapping[str, float]:
     """kernel_share, and step_floor, prompt_floor and step_sequence in seconds."""
-    mine = [raw for raw in read_table("coterie.plan.validate", "data/splitwise.csv") if raw["machine"] == machine]
+    rows = read_table("coterie.plan.validate", "data/splitwise.csv")
+    mine = [raw for raw in rows if (raw["machine"], raw["model"]) == (machine, FLOORS_OF)]
     tokens = {
         (raw["gpus"], raw["batch"]): float(raw["token_ms"]) * 1e-3 for raw in mine if raw["prompt_tokens"] == "512"
     }
-    short = [
-        float(raw["prompt_ms"]) * 1e-3 for raw in mine if raw["prompt_tokens"] == "128" and raw["gpus"] in SHORT_ON
-    ]
+    short = [float(raw["prompt_ms"]) * 1e-3 for raw in mine if gives_prompt_floor(raw)]
     sequence_s = (tokens["8", "16"] - tokens["8", "1"]) / 15
     floor_s = tokens["8", "1"] - sequence_s
     wanted_s = tokens["2", "1"] - sequence_s
@@ -52,6 +60,28 @@ def fit_splitwise(machine: str) -> Mapping[str, float]:
         low, high = (share, high) if token_s(spec, "llama-2-70b", 1, 512) > wanted_s else (low, share)
     floors = {"step_floor": floor_s, "prompt_floor": mean(short) - sequence_s}
     return {"kernel_share": (low + high) / 2, "step_sequence": sequence_s, **floors}
+
+
+def fit_exchanges(without: int | None = None) -> float:
+    """exchange_share of splitwise-2023; `without` leaves out one of its rows, for the error of a row not fitted to."""
+    slow, wanted = [], []
+    for i, (measured_s, alone_s, exchanges_s) in enumerate(large_steps()):
+        if i != without:
+            slow.append(exchanges_s / measured_s)
+            wanted.append((measured_s - alone_s + exchanges_s) / measured_s)
+    return sum(x * x for x in slow) / sum(x * y for x, y in zip(slow, wanted, strict=True))
+
+
+def large_steps() -> list[tuple[float, float, float]]:
+    """Of each step behind exchange_share: seconds measured; modelled with exchanges as fast as alone; these alone."""
+    found = []
+    for raw in read_table("coterie.plan.validate", "data/splitwise.csv"):
+        spec = load_machine(f"{raw['machine']}:units={raw['gpus']},stack={SPLITWISE}")
+        if gives_exchanges(raw, spec.large_step):
+            load = raw["model"], int(raw["batch"]), int(raw["prompt_tokens"])
+            alone_s, twice_s = (prompt_s(replace(spec, exchange_share=share), *load) for share in (1.0, 0.5))
+            found.append((float(raw["prompt_ms"]) * 1e-3, alone_s, twice_s - alone_s))
+    return found
 
 
 def _bare(ref: str) -> MachineSpec:

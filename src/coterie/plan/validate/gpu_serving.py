@@ -1,9 +1,10 @@
-"""Whole steps and requests on DGX machines: SplitwiseSim (Llama-2-70B) and NVIDIA's NeMo page (Llama-2-7B and 13B).
+"""Whole steps and requests on DGX machines: SplitwiseSim (Llama-2-70B, BLOOM-176B), NVIDIA's NeMo page (Llama-2).
 
 Nothing but a stack's factors (spec/stacks) is fitted to them, by rule:
 
-    splitwise-2023   the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16; prompts of 128
-                     tokens on 4 and 8 GPUs, which take as long on both: software, not the machine
+    splitwise-2023   Llama-2-70B: the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16;
+                     prompts of 128 tokens on 4 and 8 GPUs, which take as long on both: software, not the machine
+                     BLOOM-176B: prompts of more than 2048 tokens in all
     nemo-2023        the rows of one GPU; more GPUs, the paper's 20-token figures among them, are predicted
 
 Knows nothing about kernels beyond `step_time`.
@@ -11,7 +12,7 @@ Knows nothing about kernels beyond `step_time`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from statistics import mean
 
@@ -37,6 +38,7 @@ from coterie.spec.measured import read_table
 SPLITWISE, NEMO = "splitwise-2023", "nemo-2023"
 _LOOKS = 3  # contexts at which a growing decode step is priced; its time is all but affine in the context
 SHORT_ON = ("4", "8")  # GPUs on which a prompt of 128 tokens gives a stack's prompt_floor
+FLOORS_OF, EXCHANGES_OF = "llama-2-70b", "bloom-176b"  # models of SplitwiseSim that give a stack's factors
 _FITTED_SPLITWISE = {("2", "1"), ("8", "1"), ("8", "16")}  # GPUs and batch, at prompt 512
 
 Load = Callable[[str], MachineSpec]
@@ -66,12 +68,12 @@ def request_s(spec: MachineSpec, model: str, batch: int, prompt: int, output: in
 
 
 def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
-    """Prompt and token times of Llama-2-70B on 2, 4 and 8 GPUs."""
+    """Prompt and token times of Llama-2-70B on 2, 4 and 8 GPUs, and of BLOOM-176B on 8."""
     for raw in read_table("coterie.plan.validate", "data/splitwise.csv"):
         spec = load(f"{raw['machine']}:units={raw['gpus']},stack={SPLITWISE}")
         batch, tokens = int(raw["batch"]), int(raw["prompt_tokens"])
         name = f"{raw['machine']} {raw['gpus']} GPUs, prompt {tokens}, batch {batch}"
-        fitted = tokens == 512 and (raw["gpus"], raw["batch"]) in _FITTED_SPLITWISE
+        fitted = raw["model"] == FLOORS_OF and tokens == 512 and (raw["gpus"], raw["batch"]) in _FITTED_SPLITWISE
         dataset = f"SplitwiseSim {raw['model']}"
         measured_s = float(raw["token_ms"]) * 1e-3
         yield Row(
@@ -79,8 +81,18 @@ def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
             token_s(spec, raw["model"], batch, tokens), spec.stack,
         )  # fmt: skip
         modelled_s = prompt_s(spec, raw["model"], batch, tokens)
-        split = CALIBRATION if tokens == 128 and raw["gpus"] in SHORT_ON else VALIDATION
+        split = CALIBRATION if gives_prompt_floor(raw) or gives_exchanges(raw, spec.large_step) else VALIDATION
         yield Row(dataset, FIRST_TOKEN, name, split, float(raw["prompt_ms"]) * 1e-3, modelled_s, spec.stack)
+
+
+def gives_prompt_floor(raw: Mapping[str, str]) -> bool:
+    """Whether a row of SplitwiseSim is one of the short prompts from which a stack's prompt_floor is."""
+    return raw["model"] == FLOORS_OF and raw["prompt_tokens"] == "128" and raw["gpus"] in SHORT_ON
+
+
+def gives_exchanges(raw: Mapping[str, str], large_step: int) -> bool:
+    """Whether it is one of the large steps from which a stack's exchange_share is."""
+    return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) > large_step
 
 
 def nemo_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
