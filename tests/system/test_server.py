@@ -20,6 +20,7 @@ import uvicorn
 
 from coterie.api import Coterie, Options
 from coterie.api import assemble as assembly
+from coterie.cli.serve import listen
 from coterie.server.app import make_app
 
 
@@ -221,3 +222,24 @@ def test_bodies_are_json_with_event_stream(url: str) -> None:
     lines = [line for line in httpx.post(f"{url}/v1/chat/completions", json=body).text.splitlines() if line]
     assert lines[-1] == "data: [DONE]"
     assert all(json.loads(line.removeprefix("data: ")) for line in lines[:-1])
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """Where packets are held back for more (Nagle), an answer waits some 40 ms for the client's delayed receipt."""
+
+    async def accepted_no_delay() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(accept, sock=listener):
+                _, client = await asyncio.open_connection(*listener.getsockname())
+                no_delay = await asyncio.wait_for(found, 10)
+                client.close()
+                await client.wait_closed()
+        return no_delay
+
+    assert asyncio.run(accepted_no_delay()) == 1

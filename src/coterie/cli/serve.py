@@ -53,7 +53,7 @@ def serve(
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
     made = options(device, near, kv, threads, trace, activations, pool)
-    with _listen(host, port) as listener, Coterie.open(composition, made) as coterie:
+    with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
@@ -74,11 +74,12 @@ def serve(
                 save_trace(trace, coterie.trace())
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Bind before the models are opened, so that a taken port is known at once. Raises UsageError."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, proto, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # By the protocol's number asyncio knows TCP and sends at once; without it each answer takes 40 ms more.
+        listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
