@@ -72,6 +72,11 @@ def test_numbers_come_out_in_base_units():
         ('name = "disk"', 'name = "hbm"', "link[0]", "'disk'"),
         ('src = "disk"', 'src = "tape"', "link[0]", "'tape'"),
         ('dst = "hbm"', "", "link[0].dst", "is missing"),
+        ('dst = "hbm"', 'dst = "disk"', "link[0]", "from disk to itself"),
+        (MACHINE[MACHINE.index("[[link]]") :], "", "link", "no way from disk up to hbm"),
+        (MACHINE[MACHINE.index("[[tier]]") :], "tier = []", "tier", "is empty"),
+        ('{ value = 2, unit = "GiB"', "{ unknown = true", "tier.hbm.capacity", "is unknown"),
+        ('{ value = 2, unit = "GiB"', '{ value = 0.5, unit = "B"', "tier.hbm.capacity", "is less than a byte"),
         ('rule_set = "cache"', "rule_set = 3", "rule_set", "is 3"),
         ('rule_set = "cache"', 'rule_set = "cache"\ngated_launch = "nobody"', "gated_launch", "'nobody'"),
         ('rule_set = "cache"', 'rule_set = "cache"\ngated_launch = ""', "gated_launch", "''"),
@@ -93,6 +98,18 @@ def test_a_wrong_file_is_refused_by_key(old, new, key, fact):
     assert caught.value.where == (f"small.toml: {key}" if key else "small.toml")
     assert fact in caught.value.fact
     assert caught.value.remedy
+
+
+def test_a_machine_of_one_tier_needs_no_link():
+    spec = parse_machine(MACHINE[: MACHINE.rindex("[[tier]]")], "small.toml")
+    assert spec.run_tier == spec.home_tier == "hbm"
+    assert not spec.links
+
+
+@pytest.mark.parametrize("units", ["²", "x", "-1", "1.5"])
+def test_a_setting_that_is_no_whole_number_is_refused(units):
+    with pytest.raises(UsageError, match="give a whole number"):
+        parse_machine(MACHINE, "small.toml", {"units": units})
 
 
 def test_a_repeated_link_is_refused():

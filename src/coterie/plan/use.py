@@ -65,7 +65,8 @@ class Use:
 
 
 def used(device: ModelledDevice) -> Use:
-    """What was used up to now."""
+    """What was used up to now. Where experts have their bytes in the tier from which they come, no lane is named."""
     capacity = resources(device.spec)
     drawn = {name: usage.drawn / capacity[name] for name, usage in device.usage().items()}
-    return Use(device.now(), drawn, dict(device.lane_busy_s()))
+    here = {f"{tier.name}->{tier.name}" for tier in device.spec.tiers}
+    return Use(device.now(), drawn, {lane: busy for lane, busy in device.lane_busy_s().items() if lane not in here})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from coterie.spec import quantity as q
 from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
 from coterie.spec.stack import read_text, with_stack
 
-_NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier", "link"}
+_NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier"}
 _KNOWN = _NEEDED | {
-    "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device", "step_host",
-    "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share", "multiprocessors",
-    "gated_launch", "exchange_share", "large_step",
+    "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device",
+    "step_host", "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share",
+    "multiprocessors", "gated_launch", "exchange_share", "large_step",
 }  # fmt: skip
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
@@ -107,6 +108,8 @@ class _Machine(q.Reader):
         host = self.quantity(self.raw["launch_host"], "launch_host", q.TIME)
         device = self.quantity(self.raw["launch_device"], "launch_device", q.TIME)
         tiers = tuple(self.tier(raw, i) for i, raw in enumerate(self.tables("tier")))
+        if not tiers:
+            raise self.wrong("tier", "is empty", "add a [[tier]]")
         links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("tier", [tier.name for tier in tiers])
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
@@ -147,6 +150,7 @@ class _Machine(q.Reader):
             unpublished=tuple(self.unpublished),
         )
         self.check_ends(spec)
+        self.check_way_up(spec)
         return spec
 
     def count(self, key: str, most: int = 0) -> int:
@@ -156,7 +160,7 @@ class _Machine(q.Reader):
             text = self.counts[key]
             if key not in self.raw:
                 raise self.wrong(key, f"is set to {text} but the machine has no such number", "leave it out")
-            if not text.isdigit():
+            if not text.isdecimal():
                 raise self.wrong(key, f"is {text!r}", "give a whole number")
             most = max(most, value) if key == "units" else most
             value = int(text)
@@ -172,6 +176,14 @@ class _Machine(q.Reader):
                 raise self.wrong(key, f"is set to {end} but is no range", f"set one of {', '.join(ranges) or 'none'}")
             if end not in ("low", "high"):
                 raise self.wrong(key, f"is set to {end}", "set it to low or high")
+
+    def check_way_up(self, spec: MachineSpec) -> None:
+        """Experts come up tier by tier; a machine of one tier needs no link."""
+        there = {(link.src, link.dst) for link in spec.links}
+        for near, far in pairwise(spec.weight_tiers):
+            if (far, near) not in there:
+                remedy = f'add a [[link]] with src = "{far}" and dst = "{near}"'
+                raise self.wrong("link", f"has no way from {far} up to {near}", remedy)
 
     def string(self, key: str, default: str | None = None) -> str:
         return str(self.typed(self.raw[key] if default is None else self.raw.get(key, default), key, str, "a string"))
@@ -196,6 +208,9 @@ class _Machine(q.Reader):
         self.keys(raw, f"tier[{index}]", {"name", "capacity", "bandwidth"}, {"name", "capacity", "bandwidth"})
         name = self.typed(raw["name"], f"tier[{index}].name", str, "a string")
         capacity = self.quantity(raw["capacity"], f"tier.{name}.capacity", q.CAPACITY)
+        if capacity.value < 1:
+            fact = "is less than a byte" if capacity.value else "is unknown"
+            raise self.wrong(f"tier.{name}.capacity", fact, "give a value, assumed = true where it is a guess")
         rate = self.quantity(raw["bandwidth"], f"tier.{name}.bandwidth", q.RATE)
         source = f"capacity: {capacity.source}; bandwidth: {rate.source}"
         return Tier(name, int(capacity.value), rate.value, source, rate.share, rate.share_source, rate.per_unit)
@@ -208,6 +223,8 @@ class _Machine(q.Reader):
         for end in (src, dst):
             if end not in names:
                 raise self.wrong(f"link[{index}]", f"names the tier {end!r}", f"use one of {', '.join(names)}")
+        if src == dst:
+            raise self.wrong(f"link[{index}]", f"goes from {src} to itself", "name two tiers")
         rate = self.quantity(raw["bandwidth"], f"link.{src}->{dst}.bandwidth", q.RATE)
         latency = self.quantity(raw["latency"], f"link.{src}->{dst}.latency", q.TIME)
         source = f"bandwidth: {rate.source}; latency: {latency.source}"
@@ -250,9 +267,7 @@ class _Machine(q.Reader):
         )
 
     def tables(self, key: str) -> list[dict[str, Any]]:
-        found = self.typed(self.raw[key], key, list, f"tables [[{key}]]")
-        if not found:
-            raise self.wrong(key, "is empty", f"add a [[{key}]]")
+        found = self.typed(self.raw.get(key, []), key, list, f"tables [[{key}]]")
         return [self.typed(item, key, dict, f"tables [[{key}]]") for item in found]
 
     def unique(self, key: str, names: list[str]) -> None:
