@@ -17,13 +17,14 @@ from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
-from coterie.plan.capacity import Demand, Pricer, state
+from coterie.plan.capacity import state
 from coterie.plan.mix import mix_named
 from coterie.plan.outcome import tpots
 from coterie.plan.place import place
+from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Wish, least_for_memory, room_for, size, smallest
+from coterie.plan.size import Wish, fewest, room_for, size, smallest
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -50,10 +51,10 @@ def answer(opened, wished, machine="toy-tiers", **tiers):
 
 def test_an_idle_machine_takes_what_its_steps_take(opened):
     machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
-    idle = state(machine, DEMAND, np.array([1e-9]), 0.95)
-    alone = machine.router.prefill_s + 2 * machine.router.decode_s + machine.expert.prefill_s
+    idle = state(machine.of(np.array([0])), DEMAND, np.array([1e-9]), 0.95)
+    (alone,) = machine.router.prefill_s + 2 * machine.router.decode_s + machine.steps.prefill_s
     assert idle.ttft_s == pytest.approx(alone, rel=1e-6)
-    assert idle.tpot_s == pytest.approx(machine.expert.decode_s, rel=1e-6)
+    assert idle.tpot_s == pytest.approx(machine.steps.decode_s[0], rel=1e-6)
     assert (idle.hit_rate, idle.link) == (1.0, 0.0)
 
 
@@ -83,6 +84,16 @@ def test_memory_bounds_where_there_is_little(opened):
     assert [len(held) for held in found.placement.held] == [4, 4, 4]
 
 
+def test_a_machine_without_memory_below_keeps_its_experts_on_the_disk(opened):
+    """As `simulate` does: eight experts of a CPU's twelve are in its memory, and the others come from its disk."""
+    size_bytes = opened[1]["e-0"].layout.size_bytes
+    few = answer(opened, wish(5), "epyc-2core", dram=size_bytes * 14)  # the router, KV, and the rest for experts
+    assert few.placement.machines == 1
+    assert 0 < few.worst.link < few.worst.steps
+    assert 0 < few.worst.hit_rate < 1
+    assert answer(opened, replace(wish(5), resident=True), "epyc-2core", dram=size_bytes * 14).placement.machines > 1
+
+
 def test_what_helps_most_is_what_bounds(opened):
     found = answer(opened, wish(1500))
     helps = dict(found.helps)
@@ -94,7 +105,7 @@ def test_what_helps_most_is_what_bounds(opened):
 def test_a_promise_that_no_number_of_machines_keeps(opened):
     with pytest.raises(UsageError, match=r"tpot is .* on a machine that has nothing else to do, .* times the 1 us"):
         answer(opened, wish(ttft_s=math.inf, tpot_s=1e-6))
-    with pytest.raises(CapacityError, match=r"plan on toy-tiers\] one expert needs .* smaller experts"):
+    with pytest.raises(CapacityError, match=r"plan on toy-tiers\] the largest expert needs .* smaller experts"):
         answer(opened, wish(), hbm=70_000)
 
 
@@ -147,12 +158,71 @@ def test_the_formulas_are_near_the_simulation_also_when_steps_hardly_rest(many, 
 def test_the_least_count_for_memory_can_be_placed(opened):
     """Room for 2.5 experts is room for 2: five need three machines, not two."""
     machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
-    machine = replace(machine, near_bytes=machine.expert_bytes * 5 // 2)
+    machine = replace(machine.of(np.arange(5)), near_bytes=machine.sizes[0] * 5 // 2)
     wished = replace(wish(experts=5), resident=True)
-    sizes, room = [machine.expert_bytes] * 5, room_for(machine, wished)
-    count = least_for_memory(sum(sizes), room)
+    room = room_for(machine, wished)
+    count = fewest(machine.sizes, wished.shares, room)
     assert count == 3
-    assert place(sizes, wished.shares, count, room, solver=False).machines == count
+    assert place(machine.sizes, wished.shares, count, room, solver=False).machines == count
+
+
+@pytest.fixture(scope="module")
+def unequal(many, tmp_path_factory):
+    """One expert of 16 times the layers beside twelve; no router."""
+    folder = tmp_path_factory.mktemp("unequal")
+    config = json.loads((many.parent / "config.json").read_text())
+    (folder / "small.json").write_text(json.dumps(config))
+    (folder / "big.json").write_text(json.dumps({**config, "num_hidden_layers": 16 * config["num_hidden_layers"]}))
+    experts = '[[expert]]\nname = "big"\nconfig = "./big.json"\n'
+    experts += '[[expert]]\nname = "e-{i}"\nconfig = "./small.json"\ncount = 12\n'
+    (folder / "c.toml").write_text(f'name = "unequal"\n{experts}')
+    return folder / "c.toml"
+
+
+def test_experts_of_unequal_sizes_count_as_what_they_are(unequal):
+    composition = load_composition(str(unequal))
+    models = open_experts(composition, synthetic=True)
+    demand = replace(DEMAND, router_tokens=0)
+    shares = np.array([0.01, *[0.99 / 12] * 12])
+    wished = Wish(shares, 50.0, Slo(ttft_s=0.1), demand)
+    machine = Pricer(composition, models, demand).machine(load_machine("toy-tiers"))
+    big, small = machine.sizes[0], machine.sizes[1]
+    assert big > 5 * small
+    assert machine.sizes == [big, *[small] * 12]
+    room = big + 2 * small
+    found = answer((composition, models), wished, ddr=room)
+    assert sum(machine.sizes) < 2 * room
+    assert found.placement.machines == 2
+    for held in found.placement.held:
+        assert sum(machine.sizes[expert] for expert in held) <= room
+    assert answer((composition, models), wished).placement.machines == 1
+
+
+def test_who_is_asked_for_little_does_not_set_what_most_wait_for(unequal):
+    """The large expert's prompt takes longer: the 95th percentile is without it at 1 % of the requests, not at 10 %."""
+    composition = load_composition(str(unequal))
+    demand = replace(DEMAND, router_tokens=0)
+    priced = Pricer(composition, open_experts(composition, synthetic=True), demand)
+    machine = priced.machine(load_machine("toy-tiers"))
+    big_s, small_s = machine.steps.prefill_s[machine.shape[:2]]
+    found = {}
+    for share in (0.01, 0.1):
+        rates = 1e-9 * np.array([share, *[(1 - share) / 12] * 12])
+        found[share] = state(replace(machine, near_bytes=sum(machine.sizes)), demand, rates, 0.95)
+    assert found[0.01].ttft_s == pytest.approx(small_s, rel=1e-6)
+    assert found[0.1].ttft_s == pytest.approx(big_s, rel=1e-6)
+    assert found[0.1].tpot_s == pytest.approx(machine.steps.decode_s[machine.shape[0]], rel=1e-6)
+
+
+def test_the_check_of_unequal_experts_finds_what_the_simulation_keeps(unequal):
+    lengths = ("--prompt", 9, "--tokens", 5, "--requests", 200)
+    words = ("--machine", "toy-tiers", "--rate", 400, "--slo", "ttft=60ms", *lengths, "--check", "--json")
+    result = run(unequal, *words)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    kept = row["check"]["kept"]
+    assert kept[str(row["machines"])] >= 0.95
+    assert row["machines"] == 1 or kept.get(str(row["machines"] - 1), 0.0) < 0.95
 
 
 def test_a_plan_takes_less_than_two_seconds(many):
@@ -172,7 +242,8 @@ def test_the_command_compares_machines_and_explains(many, tmp_path):
 
 
 def test_few_experts_have_a_curve_without_repeats(opened):
-    curve = answer(opened, wish(10.0, experts=3)).curve
+    few = replace(opened[0], experts=opened[0].experts[:3])
+    curve = answer((few, opened[1]), wish(10.0, experts=3)).curve
     assert [experts for experts, _ in curve] == [1, 2, 3, 4, 6, 12, 18]
 
 

@@ -21,8 +21,8 @@ from coterie.engine.engine import Engine
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
-from coterie.plan.capacity import Demand, Pricer
 from coterie.plan.mix import mix_named
+from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import FCFS, OURS
 from coterie.plan.simulate import Case, instruction_tokens, simulate
 from coterie.plan.workload import Load, lengths_named, make_workload
@@ -235,7 +235,7 @@ def test_what_the_routers_model_reads_besides_the_prompt_counts(many, tmp_path):
     assert served.routed_s[0] == pytest.approx(prefill + sum(decode), rel=1e-6)
     demand = Demand(9, 5, 3, OURS.policy, instruction_tokens(made.composition))
     priced = Pricer(made.composition, made.models, demand).machine(made.spec)
-    assert priced.router.prefill_s == pytest.approx(prefill, rel=1e-6)
-    assert priced.expert.prefill_s < prefill
+    assert priced.router.prefill_s[0] == pytest.approx(prefill, rel=1e-6)
+    assert priced.steps.prefill_s[0] < prefill
     with pytest.raises(UsageError, match=r"holds 256 tokens, but a prompt of 9 comes with 250 of a question"):
         simulate(ask("{prompt}" + "x" * 1000), workload(many, 1))

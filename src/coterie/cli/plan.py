@@ -21,7 +21,6 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes, format_seconds
 from coterie.engine.experts import open_experts
 from coterie.models.model import Model
-from coterie.plan.capacity import Demand
 from coterie.plan.check import Check, check
 from coterie.plan.follow import follow
 from coterie.plan.mix import mix_named
@@ -29,9 +28,10 @@ from coterie.plan.paper.html import STYLE
 from coterie.plan.paper.plots import check_plots, draw
 from coterie.plan.paper.row import Chart, Series
 from coterie.plan.place import place
+from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
-from coterie.plan.size import Answer, Wish, least_for_memory, room_for, size, sizes_of
+from coterie.plan.size import Answer, Wish, fewest, room_for, size
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -99,13 +99,13 @@ def _checked(
 ) -> Check:
     machine = answer.machine
     err.print(f"simulating {name}: {load.requests} requests", style="dim", markup=False)
-    sizes, room = sizes_of(machine, wish), room_for(machine, wish)
+    sizes, room = machine.sizes, room_for(machine, wish)
     return check(
         Case(found, models, machine.spec, OURS),
         make_workload(load, found.names),
         wish.slo,
         answer.estimate,
-        least_for_memory(sum(sizes), room),
+        fewest(sizes, wish.shares, room),
         lambda count: answer.placement if count == answer.estimate else place(sizes, wish.shares, count, room),
     )
 
@@ -132,7 +132,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "link_share": worst.link,
         "hit_rate": worst.hit_rate,
         "near_bytes": answer.machine.near_bytes,
-        "switch_s": answer.machine.switch_s,
+        "switch_s": float(answer.machine.switch_s.max()),
         "placement": [[found.names[number] for number in held] for held in placement.held],
         "replicated": [found.names[number] for number in placement.replicated],
         "method": placement.method,
@@ -175,7 +175,7 @@ def _print_row(row: Mapping[str, Any]) -> None:
     best = ", ".join(f"{item['what']} {item['load_factor']:.2f}" for item in row["helps"][:3])
     say(f"load that the same machines could take, were one part 1.5 times as good: {best}")
     room = format_bytes(row["near_bytes"])
-    say(f"room for {room} of experts in the run tier; a switch takes {format_seconds(row['switch_s'])}")
+    say(f"room for {room} of experts in the run tier; a switch of the largest takes {format_seconds(row['switch_s'])}")
     why = f": {row['method_why']}" if row["method_why"] else ""
     copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
     say(f"placement by {row['method']}{copied}{why}")

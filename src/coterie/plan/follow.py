@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from coterie.composition.composition import Composition
 from coterie.models.model import Model
-from coterie.plan.capacity import Machine, Pricer
 from coterie.plan.check import Check
-from coterie.plan.size import Answer, Wish, bound_by, curve_over, helping, sizes_of, smallest
+from coterie.plan.prices import Machine, Pricer
+from coterie.plan.size import Answer, Wish, bound_by, curve_over, helping, smallest
 
 FARTHEST = 16.0  # times the load, up or down, where formulas are asked to say what the simulation said
 HALVINGS = 8
@@ -39,10 +39,9 @@ def follow(answer: Answer, said: Check, composition: Composition, models: Mappin
 
 def matching_load(machine: Machine, wish: Wish, count: int) -> float | None:
     """The factor nearest 1 on the load at which the formulas say this count; None where there is none."""
-    sizes = sizes_of(machine, wish)
 
     def says(factor: float) -> int:
-        return smallest(machine, replace(wish, rate=wish.rate * factor), sizes)
+        return smallest(machine, replace(wish, rate=wish.rate * factor))
 
     now = says(1.0)
     near, far = 1.0, 1 / FARTHEST if now > count else FARTHEST

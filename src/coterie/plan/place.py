@@ -1,7 +1,8 @@
 """Placement: which experts each of several equal machines holds, and which part of an expert's load goes where.
 
     milp     least load of the busiest machine, then the fewest copies; scipy's solver, within a time limit
-    greedy   the heaviest expert first, to the machines with the least load; where the solver has no answer in time
+    greedy   the heaviest expert first, to the machines with the least load; where the solver has no answer in time;
+             the largest first where that leaves somebody without room
 
 Knows nothing about machines beyond the bytes that one can hold.
 """
@@ -75,7 +76,11 @@ def place(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solve
     _check_room(sizes, machines, room_bytes)
     if machines == 1:
         return Placement(np.ones((len(sizes), 1)), "greedy", "one machine leaves nothing to choose")
-    greedy = _greedy(sizes, load, machines, room_bytes)
+    heaviest = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e]))
+    try:
+        greedy = _greedy(sizes, load, machines, room_bytes, heaviest)
+    except CapacityError:  # small ones are in the way of a large one
+        greedy = _greedy(sizes, load, machines, room_bytes, sorted(heaviest, key=lambda e: -sizes[e]))
     if not solver:
         return greedy
     if len(sizes) * machines > MAX_BINARIES:
@@ -103,13 +108,12 @@ def _check_room(sizes: Sequence[int], machines: int, room_bytes: int) -> None:
         raise CapacityError(where, "one copy of every expert", total, room_bytes * machines, levers)
 
 
-def _greedy(sizes: Sequence[int], load: F64, machines: int, room_bytes: int) -> Placement:
-    """Heaviest first; an expert with more than a machine's part of the load gets several machines."""
+def _greedy(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, order: Sequence[int]) -> Placement:
+    """One after the other; an expert with more than a machine's part of the load gets several machines."""
     share = np.zeros((len(sizes), machines))
     free = np.full(machines, float(room_bytes))
     busy = np.zeros(machines)
     mean = load.sum() / machines
-    order = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e], e))
     still = sum(sizes)
     for expert in order:
         size = sizes[expert]

@@ -16,10 +16,12 @@ import numpy as np
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes, format_seconds
+from coterie.engine.policy import memories_below
 from coterie.models.model import Model
-from coterie.plan.capacity import Demand, Machine, Pricer, State, state
+from coterie.plan.capacity import State, state
 from coterie.plan.mix import F64
 from coterie.plan.place import Placement, place
+from coterie.plan.prices import Demand, Machine, Pricer
 from coterie.plan.slo import Slo
 from coterie.spec.machine import MachineSpec
 
@@ -71,33 +73,32 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     pricer = Pricer(composition, models, wish.demand)
     machine = pricer.machine(spec)
     _check_possible(machine, wish)
-    sizes = sizes_of(machine, wish)
-    count = smallest(machine, wish, sizes)
-    placement = place(sizes, wish.shares, count, room_for(machine, wish))
+    count = smallest(machine, wish)
+    placement = place(machine.sizes, wish.shares, count, room_for(machine, wish))
     worst = _worst(machine, wish, placement)
     if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
-        placement = place(sizes, wish.shares, count, room_for(machine, wish), solver=False)
+        placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
         placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
         worst = _worst(machine, wish, placement)
     helps = helping(pricer, machine, wish, placement)
-    bound = bound_by(machine, wish, count, worst if count == 1 else _one_fewer(machine, wish, sizes, count))
+    bound = bound_by(machine, wish, count, worst if count == 1 else _one_fewer(machine, wish, count))
     return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, wish))
 
 
-def smallest(machine: Machine, wish: Wish, sizes: Sequence[int]) -> int:
+def smallest(machine: Machine, wish: Wish) -> int:
     """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
-    low = least_for_memory(sum(sizes), room_for(machine, wish))
-    if _enough(machine, wish, sizes, low):
+    low = fewest(machine.sizes, wish.shares, room_for(machine, wish))
+    if _enough(machine, wish, low):
         return low
     high = low
-    while not _enough(machine, wish, sizes, high):
+    while not _enough(machine, wish, high):
         low, high = high, high * 2
         if high > MOST_MACHINES:
             fact = f"{MOST_MACHINES} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
             raise UsageError(f"plan on {machine.spec.name}", fact, "lower --rate or promise less")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _enough(machine, wish, sizes, middle) else (middle, high)
+        low, high = (low, middle) if _enough(machine, wish, middle) else (middle, high)
     return high
 
 
@@ -106,20 +107,34 @@ def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     return max(1, -(-total_bytes // room_bytes))
 
 
-def sizes_of(machine: Machine, wish: Wish) -> list[int]:
-    """Bytes of each expert: as many as the largest has."""
-    return [machine.expert_bytes] * len(wish.shares)
+def fewest(sizes: Sequence[int], shares: F64, room_bytes: int) -> int:
+    """How many machines hold these experts, each one whole; those of equal sizes fill their room."""
+    count = least_for_memory(sum(sizes), room_bytes)
+    if min(sizes) == max(sizes):  # `room_for` is of whole experts
+        return count
+    while max(sizes) <= room_bytes and not _holds(sizes, shares, count, room_bytes):
+        count += 1
+    return count
 
 
 def room_for(machine: Machine, wish: Wish) -> int:
-    """Bytes for experts on a machine, in whole experts: those that may be placed on it."""
-    room = machine.near_bytes if wish.resident else machine.home_bytes
-    return room // machine.expert_bytes * machine.expert_bytes or max(room, 1)
+    """Bytes for experts on a machine; where all are equal in whole experts: those that may be placed on it."""
+    room, sizes = machine.near_bytes if wish.resident else machine.home_bytes, machine.sizes
+    whole = room // sizes[0] * sizes[0] if min(sizes) == max(sizes) else room
+    return whole or max(room, 1)
 
 
-def _enough(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> bool:
+def _holds(sizes: Sequence[int], shares: F64, count: int, room_bytes: int) -> bool:
     try:
-        placement = place(sizes, wish.shares, count, room_for(machine, wish), solver=False)
+        place(sizes, shares, count, room_bytes, solver=False)
+    except CapacityError:
+        return False
+    return True
+
+
+def _enough(machine: Machine, wish: Wish, count: int) -> bool:
+    try:
+        placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
     except CapacityError:
         return False
     return _worst(machine, wish, placement).kept(wish.slo)
@@ -133,18 +148,20 @@ def _worst(machine: Machine, wish: Wish, placement: Placement, rate: float | Non
     total = wish.rate if rate is None else rate
     states = []
     for m in some:
-        rates = total * wish.shares * placement.share[:, m]
-        states.append(state(machine, wish.demand, rates[placement.share[:, m] > 0], wish.slo.share))
+        here = np.flatnonzero(placement.share[:, m] > 0)
+        rates = total * wish.shares[here] * placement.share[here, m]
+        states.append(state(machine.of(here), wish.demand, rates, wish.slo.share))
     return max(states, key=lambda found: max(found.excess(wish.slo).values()))
 
 
 def _check_possible(machine: Machine, wish: Wish) -> None:
-    """One expert alone on a machine without load is the best that can be had. Raises when that is not enough."""
-    where = f"plan on {machine.spec.name}"
-    if machine.expert_bytes > machine.near_bytes:
+    """Every expert resident on a machine without load is the best that can be had. Raises when that is not enough."""
+    where, largest = f"plan on {machine.spec.name}", max(machine.sizes)
+    if largest > machine.near_bytes:
         levers = ("smaller experts", f"a machine with more {machine.spec.run_tier}")
-        raise CapacityError(where, "one expert", machine.expert_bytes, max(machine.near_bytes, 0), levers)
-    best = state(machine, wish.demand, np.array([1e-6]), wish.slo.share)
+        raise CapacityError(where, "the largest expert", largest, max(machine.near_bytes, 0), levers)
+    resident = replace(machine, near_bytes=sum(machine.sizes))
+    best = state(resident, wish.demand, 1e-6 * wish.shares, wish.slo.share)
     limits = {"ttft": (best.ttft_s, wish.slo.ttft_s), "tpot": (best.tpot_s, wish.slo.tpot_s),
               "e2e": (best.e2e_s, wish.slo.e2e_s)}  # fmt: skip
     for name, (value, limit) in limits.items():
@@ -157,10 +174,10 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
             raise UsageError(where, fact, remedy)
 
 
-def _one_fewer(machine: Machine, wish: Wish, sizes: Sequence[int], count: int) -> State | None:
+def _one_fewer(machine: Machine, wish: Wish, count: int) -> State | None:
     """What the formulas say of one machine fewer; None where the experts do not fit."""
-    room = room_for(machine, wish)
-    if sum(sizes) > room * (count - 1):
+    sizes, room = machine.sizes, room_for(machine, wish)
+    if count - 1 < fewest(sizes, wish.shares, room):
         return None
     return _worst(machine, wish, place(sizes, wish.shares, count - 1, room, solver=False))
 
@@ -173,9 +190,12 @@ def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, besi
     """
     fewer = count - 1
     if other is None:
-        lacks = format_bytes(sum(sizes_of(machine, wish)) - room_for(machine, wish) * fewer)
-        what = "in the run tier" if wish.resident else "in memory"
-        return f"memory: {fewer} would lack {lacks} for experts {what}"
+        lacks = sum(machine.sizes) - room_for(machine, wish) * fewer
+        home = "in memory" if memories_below(machine.spec) else f"in {machine.spec.home_tier}"
+        what = "in the run tier" if wish.resident else home
+        if lacks <= 0:
+            return f"memory: {fewer} have the bytes for the experts {what}, but not for each of them in one piece"
+        return f"memory: {fewer} would lack {format_bytes(lacks)} for experts {what}"
     excess = other.excess(wish.slo)
     # Who is overloaded keeps no promise either: the overload is the reason.
     name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
@@ -235,14 +255,14 @@ def _better(spec: MachineSpec) -> dict[str, MachineSpec]:
 
 def curve_over(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
     """The same load spread over other numbers of experts, in the same proportions by rank."""
-    ranked = -np.sort(-wish.shares)
+    order = np.argsort(-wish.shares, kind="stable")
     found = []
-    for experts in dict.fromkeys(max(1, round(factor * len(ranked))) for factor in CURVE):
-        at = np.linspace(0, len(ranked) - 1, experts)
-        shares = np.interp(at, np.arange(len(ranked)), ranked)
+    for experts in dict.fromkeys(max(1, round(factor * len(order))) for factor in CURVE):
+        at = np.linspace(0, len(order) - 1, experts)
+        shares = np.interp(at, np.arange(len(order)), wish.shares[order])
         other = replace(wish, shares=shares / shares.sum())
         try:
-            found.append((experts, smallest(machine, other, [machine.expert_bytes] * experts)))
+            found.append((experts, smallest(machine.of(order[np.rint(at).astype(np.int64)]), other)))
         except (CapacityError, UsageError):
             found.append((experts, 0))
     return tuple(found)

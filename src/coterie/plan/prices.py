@@ -1,0 +1,152 @@
+"""Prices: what steps and switches of a composition's experts take on a machine, and the room that it has for them.
+
+Knows nothing about load or waiting (capacity.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coterie.composition.composition import Composition
+from coterie.composition.routers.llm import ROUTER
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes
+from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled_shard import rank_program
+from coterie.devices.modelled_transfer import route
+from coterie.engine.policy import Policy, memories_below
+from coterie.graph.compile import compile_graph
+from coterie.graph.program import Program
+from coterie.memory.slab import round_up
+from coterie.models.model import Model
+from coterie.plan.mix import F64, I64
+from coterie.plan.simulate import KV_SHARE
+from coterie.spec.machine import MachineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A request's tokens: prompt, answer, the router's answer (0: no model is asked), what it reads besides."""
+
+    prompt_tokens: float
+    new_tokens: float
+    router_tokens: int
+    policy: Policy
+    instruction_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """Seconds of steps: a prefill and a decode step of one sequence, and what each further sequence adds to either.
+
+    A number for each shape, or for each expert. `prompts`: how many prompts fit into one step.
+    """
+
+    prefill_s: F64
+    prefill_more_s: F64
+    prompts: float
+    decode_s: F64
+    more_s: F64
+
+    def of(self, places: I64) -> Steps:
+        """Those at these places."""
+        return Steps(
+            self.prefill_s[places],
+            self.prefill_more_s[places],
+            self.prompts,
+            self.decode_s[places],
+            self.more_s[places],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Machine:
+    """One machine's prices for experts of several shapes. Bytes: of a shape's experts, and room for experts by tier.
+
+    `shape`: each expert's, by number. `switch_s`: one expert of a shape into the run tier, from what is below;
+    `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below.
+    """
+
+    spec: MachineSpec
+    steps: Steps
+    router: Steps | None
+    shape: I64
+    shape_bytes: I64
+    switch_s: F64
+    near_bytes: int
+    home_bytes: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each expert."""
+        found: list[int] = self.shape_bytes[self.shape].tolist()
+        return found
+
+    def of(self, experts: I64) -> Machine:
+        """The same machine with these experts alone, each as often as it is named."""
+        return replace(self, shape=self.shape[experts])
+
+
+class Pricer:
+    """Prices a composition's experts, by shape, and its router; a program is compiled once per shape and rule set."""
+
+    def __init__(self, composition: Composition, models: Mapping[str, Model], demand: Demand) -> None:
+        shapes: dict[str, Model] = {}
+        for model in (models[name] for name in composition.names):
+            shapes[model.key] = max(shapes.get(model.key, model), model, key=lambda at: at.layout.size_bytes)
+        self._experts = tuple(shapes.values())
+        places = {key: place for place, key in enumerate(shapes)}
+        self._shape = np.array([places[models[name].key] for name in composition.names], dtype=np.int64)
+        self._router = models.get(ROUTER)
+        self._demand = demand
+        tokens, context = demand.prompt_tokens + demand.new_tokens, min(m.max_context for m in models.values())
+        if tokens > context:
+            fact = f"a request has {tokens:g} tokens, prompt and answer, on average, but the context holds {context}"
+            raise UsageError("plan", fact, "give fewer --prompt or --tokens")
+        self._programs: dict[tuple[str, str, int], Program] = {}
+
+    def machine(self, spec: MachineSpec) -> Machine:
+        """The prices on this machine."""
+        experts, asked, demand = self._experts, self._router, self._demand
+        router_bytes = round_up(asked.layout.size_bytes) if asked else 0
+        sizes = np.array([round_up(expert.layout.size_bytes) for expert in experts], dtype=np.int64)
+        capacity = spec.tier(spec.run_tier).capacity_bytes
+        policy, question = demand.policy, demand.prompt_tokens + demand.instruction_tokens
+        kv = max(expert.kv.bytes_per_token for expert in experts) * (demand.prompt_tokens + demand.new_tokens)
+        near = capacity - router_bytes - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
+        memories = [*memories_below(spec)] or [name for name in (spec.home_tier,) if name != spec.run_tier]
+        below = sum(spec.tier(name).capacity_bytes - router_bytes for name in memories)
+        links = route(spec, memories[0], spec.run_tier) if memories else ()
+        rate = min((link.achieved_bytes_per_s for link in links), default=math.inf)
+        return Machine(
+            spec=spec,
+            steps=self._steps(spec, experts, demand.prompt_tokens, demand.new_tokens),
+            router=self._steps(spec, (asked,), question, demand.router_tokens) if asked else None,
+            shape=self._shape,
+            shape_bytes=sizes,
+            switch_s=sizes / rate + sum(link.latency_s for link in links),
+            near_bytes=near,
+            home_bytes=below or near,
+        )
+
+    def _steps(self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float) -> Steps:
+        context, batch = round(prompt + new_tokens / 2), self._demand.policy.max_batch
+        asked = [Sizes.prefill(b, max(1, round(prompt))) for b in (1, 2)]
+        asked += [Sizes.decode(b, context) for b in (1, batch)]
+        programs = [self._program(spec, model) for model in models]
+        times = np.array([[step_time(spec, program, sizes).seconds for sizes in asked] for program in programs])
+        first, second, one, many = times.T
+        prompts = max(1.0, self._demand.policy.max_step_tokens / prompt)
+        more = np.maximum(0.0, (many - one) / max(1, batch - 1))
+        return Steps(first, np.maximum(0.0, second - first), prompts, one, more)
+
+    def _program(self, spec: MachineSpec, model: Model) -> Program:
+        """What a modelled device prices: one rank's part of the work."""
+        key = (model.key, spec.rule_set, spec.units if spec.peers else 1)
+        if key not in self._programs:
+            self._programs[key] = rank_program(spec, compile_graph(model.graph, spec.rule_set))
+        return self._programs[key]
