@@ -101,6 +101,20 @@ def test_progress_is_shown_on_a_terminal_alone(many, monkeypatch):
     assert "/30" in screen.getvalue()
 
 
+def test_who_asks_for_many_requests_hears_of_the_compiled_copy_once(many, monkeypatch, tmp_path):
+    args = ("--machine", "toy-tiers", "--machine", "toy", "--rate", "40", "--requests", "10", "--json")
+    monkeypatch.setattr("sys.argv", ["coterie", "simulate", "a b.toml", *args])
+    monkeypatch.setattr("coterie.cli.simulate.LONG", 21)
+    assert run(many, *args).stderr == ""  # twenty
+    monkeypatch.setattr("coterie.cli.simulate.LONG", 20)
+    told = run(many, *args)
+    assert len(json.loads(told.stdout)["rows"]) == 2
+    assert told.stderr.count("\n") == 1
+    assert f"""make simulate WORDS="'a b.toml' {" ".join(args)}""" in told.stderr
+    monkeypatch.setattr("coterie.cli.simulate.COMPILER", tmp_path / "compiled.py")  # as in the copy, or without sources
+    assert run(many, *args).stderr == ""
+
+
 @pytest.mark.parametrize("machine", ["sn40l-node", "dgx-h100", "dgx-a100"])
 def test_the_preset_runs_on_the_papers_machines(machine):
     args = ("--machine", machine, "--rate", "20", "--requests", "3", "--json")

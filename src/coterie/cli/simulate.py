@@ -5,6 +5,8 @@ Knows nothing about how it is simulated.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -48,6 +50,8 @@ MixOpt = Annotated[str, typer.Option(help=f"{', '.join(MIXES)}, zipf:1.2, or a .
 PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:128:0.8.")]
 TokensOpt = Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="Of an answer: 20, geometric:20 and so on.")]
 SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
+LONG = 50_000  # requests: from here on it takes minutes, and compiling first a minute
+COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # beside sources, not beside what it made of them
 SeedOpt = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 
 
@@ -102,6 +106,9 @@ def simulation(
         for name, how in product(machine, policy or [OURS.name])
     ]
 
+    if len(load) * len(cases) >= LONG and COMPILER.is_file():
+        _tell_of_the_compiled_copy()
+
     def one(number: int) -> tuple[dict[str, Any], tuple[F64, F64], Trace | None]:
         name, case = cases[number]
         begun = perf_counter()
@@ -122,6 +129,11 @@ def simulation(
         print_json({"composition": found.name, "workload": dict(load.facts or {}), "rows": rows, "note": SYNTHETIC})
         return
     _print(found, models, load, rows, [case for _, case in cases])
+
+
+def _tell_of_the_compiled_copy() -> None:
+    command = f'make simulate WORDS="{shlex.join(sys.argv[2:])}"'
+    err.print(f"in about half of the time, by a compiled copy (made once, in a minute): {command}", markup=False)
 
 
 def _check_once(option: str, names: Sequence[str]) -> None:
