@@ -1,17 +1,25 @@
-"""`coterie serve` as a process: what ends it, and what it leaves when it ends."""
+"""What ends a server, what it leaves when it ends, and what it says to those who still wait."""
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from coterie.api import Chunk, Coterie
+from coterie.cli.serve import listen
 from coterie.core.trace import read_trace
+from coterie.server.app import make_app
+from coterie.server.ending import Server
 
 SERVE = [sys.executable, "-c", "from coterie.cli.main import main; main()", "serve", "demo", "--port", "0"]
 
@@ -37,3 +45,42 @@ def test_a_server_that_is_told_to_end_writes_its_trace(number: int, status: int,
     assert server.returncode == status, errors
     assert "Traceback" not in errors
     assert "compute" in read_trace(path).lanes
+
+
+@pytest.mark.parametrize(("signals", "grace_s"), [(1, 0.3), (2, 60.0)])
+def test_who_still_waits_when_a_server_ends_is_told(
+    signals: int, grace_s: float, composition: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the grace, or at the second signal: an error object, and for a stream that has begun an error event."""
+    coterie = Coterie.open(str(composition))
+    step = coterie.step
+
+    def first_words(within_s: float) -> list[Chunk]:
+        chunks = step(within_s)
+        if chunks:
+            coterie.step = lambda within_s: time.sleep(0.01) or []  # the engine is busy for ever
+        return chunks
+
+    coterie.step = first_words
+    server = Server(make_app(coterie), grace_s)
+    with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor() as pool:
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        serving.start()
+        chat = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+        body = {"model": "ada", "messages": [{"role": "user", "content": "for ada"}], "max_tokens": 100}
+        with httpx.stream("POST", chat, json={**body, "stream": True}, timeout=30) as begun:
+            lines = begun.iter_lines()
+            next(lines)
+            waits = pool.submit(httpx.post, chat, json=body, timeout=30)
+            while coterie.parts.engine.metrics.submitted < 2:
+                time.sleep(0.01)
+            for _ in range(signals):
+                server.handle_exit(signal.SIGTERM, None)
+            said = [line for line in lines if line][-1]
+        refused = waits.result()
+        serving.join(30)
+    assert not serving.is_alive()
+    assert refused.status_code == 503
+    assert refused.json() == json.loads(said.removeprefix("data: "))
+    assert "shut down" in refused.json()["error"]["message"]
+    assert not caplog.records

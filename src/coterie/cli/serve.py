@@ -11,7 +11,6 @@ import socket
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.markup import escape
 
 from coterie.api import Coterie
@@ -33,8 +32,8 @@ from coterie.cli.options import (
 from coterie.core.errors import UsageError
 from coterie.models.model import FLOAT32
 from coterie.server.app import make_app
+from coterie.server.ending import Server
 
-GRACE_S = 5  # answers in flight may finish for so long after Ctrl-C
 EXAMPLE = "What is 47 plus 85?"
 
 
@@ -64,11 +63,10 @@ def serve(
         out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(coterie), log_level="warning", timeout_graceful_shutdown=GRACE_S)
-        )
         try:
-            server.run(sockets=[listener])  # raises again what interrupted it, once all requests are answered
+            Server(make_app(coterie)).run(
+                sockets=[listener]
+            )  # raises again what interrupted it, once all requests are answered
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())

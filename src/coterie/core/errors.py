@@ -8,6 +8,7 @@
     |   `-- RequestError         a prompt or a sampling value
     |-- CapacityError            it does not fit: demand, bound and the levers that would help
     |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
+    |-- ClosedError              what should answer has been shut down (HTTP 503)
     `-- DeviceError              a device failed while it worked (HTTP 500)
         `-- TransferError        bytes could not be moved: a read failed or the file changed
 
@@ -63,6 +64,10 @@ class CapacityError(CoterieError):
         self.demand_bytes, self.bound_bytes, self.levers = demand_bytes, bound_bytes, tuple(levers)
         fact = f"{what} needs {format_bytes(demand_bytes)} but {format_bytes(bound_bytes)} can be had"
         super().__init__(where, fact, " or ".join(self.levers))
+
+
+class ClosedError(CoterieError):
+    """What should answer has been shut down, or is about to be."""
 
 
 class DeviceError(CoterieError):

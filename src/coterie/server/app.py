@@ -60,7 +60,7 @@ def make_app(coterie: Coterie) -> Starlette:
             raise worker.broken
         return JSONResponse({"status": "ok", "composition": coterie.composition.name})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
@@ -74,6 +74,8 @@ def make_app(coterie: Coterie) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.state.worker = worker  # for who ends the server
+    return app
 
 
 async def _json(request: Request) -> Any:

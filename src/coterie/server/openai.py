@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.api import Answer, Message, Query
 from coterie.api.types import draw_seed
-from coterie.core.errors import CapacityError, CoterieError, NotFoundError, RequestError, UsageError
+from coterie.core.errors import CapacityError, ClosedError, CoterieError, NotFoundError, RequestError, UsageError
 from coterie.engine.request import SamplingParams
 
 # Accepted and without effect here: they describe the caller, not the answer.
@@ -194,6 +194,8 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
         status, kind, code = 404, "invalid_request_error", "model_not_found"
     elif isinstance(error, CapacityError):
         status, kind, code = 503, "server_error", "capacity_exceeded"
+    elif isinstance(error, ClosedError):
+        status, kind, code = 503, "server_error", "shutting_down"
     elif isinstance(error, UsageError):
         status, kind, code = 400, "invalid_request_error", "invalid_value"
     param = error.where if status == 400 else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
-from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.errors import ClosedError, CoterieError, DeviceError
 
 WAIT_S = 0.005  # a step that waits for bytes looks for new requests this often
 T = TypeVar("T")
@@ -48,11 +48,15 @@ class Worker:
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
         self._tickets: dict[str, _Ticket] = {}
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
-        self.broken: DeviceError | None = None
+        self.broken: CoterieError | None = None
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def end(self) -> None:
+        """After the step in flight, tell those who wait, and who comes later, that there will be no answer."""
+        self._put(_Job(self._end, _ignore))
 
     def stop(self) -> None:
         """Finish the step in flight, then stop and close the device."""
@@ -109,6 +113,8 @@ class Worker:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
     def _submit(self, query: Query, ticket: _Ticket) -> None:
+        if self.broken is not None:
+            raise self.broken
         ticket.request_id = self._coterie.submit(query)
         self._tickets[ticket.request_id] = ticket
 
@@ -123,12 +129,22 @@ class Worker:
                     for chunk in self._coterie.step(WAIT_S):
                         self._deliver(chunk)
         except BaseException as error:
-            self.broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
-            for request_id, ticket in self._tickets.items():
-                _give(ticket, Chunk(request_id, "", error=self.broken))
-            self._tickets.clear()
-            self._drain(self.broken)
+            broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
+            self._give_up(broken)
+            self._drain(broken)
             raise
+
+    def _end(self) -> None:
+        for request_id in self._tickets:
+            self._coterie.cancel(request_id)
+        self._give_up(ClosedError("server", "is being shut down", "ask again when it is back"))
+
+    def _give_up(self, error: CoterieError) -> None:
+        """Every answer, from now on, is this error."""
+        self.broken = error
+        for request_id, ticket in self._tickets.items():
+            _give(ticket, Chunk(request_id, "", error=error))
+        self._tickets.clear()
 
     def _take_jobs(self) -> bool:
         """Run the jobs that wait; with nothing to compute, sleep until there is one. False when told to stop."""
@@ -143,7 +159,7 @@ class Worker:
             job.run()
             block = False
 
-    def _drain(self, error: DeviceError) -> None:
+    def _drain(self, error: CoterieError) -> None:
         while True:
             try:
                 job = self._inbox.get_nowait()

@@ -1,0 +1,64 @@
+"""A server that ends in order, whoever still waits.
+
+    signal --> no new callers --> grace --> all who wait are told --> the engine stops, the device closes
+    again  ---------------------> at once ------^
+
+Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from coterie.server.worker import Worker
+
+GRACE_S = 5.0  # answers in flight may finish for so long
+LAST_S = 3.0  # and their callers have so long to take what they are told, before their connections are cut
+LOOK_S = 0.05
+_LOG = logging.getLogger("uvicorn.error")
+
+
+class Server(uvicorn.Server):
+    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace, a third cuts."""
+
+    def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
+        cut_s = max(1, round(grace_s + LAST_S))
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=cut_s))
+        _LOG.addFilter(_is_no_cut)
+        self._worker: Worker = app.state.worker
+        self._grace_s, self._asked_again = grace_s, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self._asked_again:
+            self.force_exit = True
+        elif self.should_exit:
+            self._asked_again = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the answers in flight, but not for ever."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            telling.cancel()
+
+    async def _tell(self) -> None:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._grace_s
+        while loop.time() < end_s and not self._asked_again:
+            await asyncio.sleep(LOOK_S)
+        self._worker.end()
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """False for the traceback of a request that was cut: nothing is wrong with it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
