@@ -108,6 +108,7 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     rates = got["multiply_add_flops_per_s"], got["stick"]["bytes_per_s"]
     assert got["batch"]["gain_aim"] == pytest.approx(0.7 * min(8, rates[0] / rates[1]))
     assert 0 < got["cached_flops_per_s"] < 1.5 * rates[0]
+    assert 0 < got["batch"]["cached_flops_per_s"] < 1.5 * rates[0]
     assert got["peers"] == {}
     assert not list(temporary.iterdir())
 
@@ -139,6 +140,7 @@ def test_prefill_counts_the_flops_of_a_prompt(config: Path, temporary: Path) -> 
     assert linear + attention <= got["flops"] <= 1.25 * (linear + attention)  # the rest: norms, rope, softmax
     assert got["tokens_per_s"] == pytest.approx(tokens / got["seconds"])
     assert got["share_of_peak"] > 0
+    assert 0 < got["cached_flops_per_s"] < 1.5 * got["peak_flops_per_s"]
     assert not list(temporary.iterdir())
 
 
@@ -158,6 +160,7 @@ def test_switch_prints_what_it_measured(config: Path, temporary: Path, tmp_path:
     for field in (
         "cold_ttft_s",
         "cold_arrival_s",
+        "cached_flops_per_s",
         "fetch_s",
         "fetch_bytes_per_s",
         "warm_ttft_s",

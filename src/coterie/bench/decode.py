@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import WEIGHTS, packed_expert, random_experts
+from coterie.bench.experts import packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
@@ -36,10 +36,10 @@ from coterie.core.dtypes import PACKED, DType
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 from coterie.models.model import FLOAT32, with_activations
-from coterie.models.packing import BY_BITS
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
-OURS, BATCH, PEAK, CACHED = "coterie", "coterie batch", "multiply-adds", "cached products"
+OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
+CACHED, CACHED_BATCH = "cached products", "cached products of a batch"
 GROUP = max(group for _, group in PACKED.values())  # weights of a row without padding in any type
 
 
@@ -70,8 +70,9 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        cached = CachedProducts(cpus, _stored(weights), model.config.hidden_size, rounded=activations != FLOAT32)
-        ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached.flops_per_s}
+        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, activations != FLOAT32)
+        ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
+        ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
     stick = min(sticks, key=lambda name: median(samples[name]))
@@ -114,13 +115,8 @@ def gain_aim(weights: str, batch: int, flops_per_s: float, read_bytes_per_s: flo
 
     A byte of bf16 asks for one operation a token, a byte of narrower weights for more.
     """
-    width = _stored(weights).row_bytes(GROUP) / DType.BF16.row_bytes(GROUP)
+    width = stored(weights).row_bytes(GROUP) / DType.BF16.row_bytes(GROUP)
     return 0.7 * min(batch, flops_per_s / read_bytes_per_s * width)
-
-
-def _stored(weights: str) -> DType:
-    packing = WEIGHTS[weights]
-    return DType.BF16 if packing is None else BY_BITS[packing.bits]
 
 
 def _batch(
@@ -135,6 +131,7 @@ def _batch(
         "gain_quartiles": [gain.low, gain.high],
         "gain_aim": gain_aim(weights, batch, median(samples[PEAK]), read_rate),
         "flops_per_s": cost.flops / median(samples[BATCH]),
+        "cached_flops_per_s": median(samples[CACHED_BATCH]),
     }
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, SINGLE
+from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
-from coterie.models.packing import Packing
+from coterie.models.packing import BY_BITS, Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
 
@@ -67,6 +68,12 @@ def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
 
 
 WEIGHTS: Mapping[str, Packing | None] = {"bf16": None, "int8": Packing(8, 8), "int4": Packing(4, 8)}
+
+
+def stored(weights: str) -> DType:
+    """The type in which such weights lie in memory."""
+    packing = WEIGHTS[weights]
+    return DType.BF16 if packing is None else BY_BITS[packing.bits]
 
 
 @contextmanager

@@ -13,18 +13,18 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import packed_expert, random_experts
+from coterie.bench.experts import packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.sticks import multiply_adds
+from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.core.units import format_seconds
 from coterie.models.model import FLOAT32, with_activations
 
-OURS, PEAK = "coterie", "multiply-adds"
+OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
 
 def prefill(
@@ -49,6 +49,9 @@ def prefill(
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, plain, weights, cpus, room, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
+        rounded = activations != FLOAT32
+        cached = CachedProducts(cpus, stored(weights), model.config.hidden_size, rounded, prompt_tokens)
+        ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
         samples = interleave(ways, effort)
         flops = step.cost().flops
@@ -62,6 +65,7 @@ def prefill(
         "flops": flops,
         "flops_per_s": flops / seconds,
         "peak_flops_per_s": median(samples[PEAK]),
+        "cached_flops_per_s": median(samples[CACHED]),
         "rounds": len(samples[OURS]),
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
@@ -89,6 +93,7 @@ def _notes(results: Mapping[str, Any]) -> tuple[str, ...]:
         f"{results['rounds']} rounds, interleaved",
         "share: of the multiply-add rate; ratio: a peer's time over ours; in brackets: quartiles",
         f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s in float32",
+        f"as many tokens' products with weights from cache: {results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s",
         *peer_notes(results["peers"]),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:

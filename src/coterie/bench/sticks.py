@@ -22,6 +22,7 @@ WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes
 MULTIPLY_ADD_ROUNDS = 200_000  # some 25 ms
 CACHED_BYTES = 2 << 20  # of weights: they stay in a cache, and are enough for starting on them not to count
 CACHED_ROWS = 64  # instructions of one call, some milliseconds
+CACHED_TOKENS = 1024  # of all instructions of one call, where they are of many tokens
 
 
 def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
@@ -45,21 +46,22 @@ def multiply_adds(threads: int) -> float:
 
 
 class CachedProducts:
-    """One token's products with weights of a type that lie in the caches: what the cores could do if memory were free.
+    """Products of so many tokens with weights of a type that lie in the caches: what the cores do if memory is free.
 
     Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
-    what a step of one token waits for.
+    what a step of one token waits for. What many tokens reach depends on their number (tiles, a kernel for few) and on
+    the minute: whoever else is on a core takes from its instructions, but nothing from multiply-adds in registers.
     """
 
-    def __init__(self, threads: int, dtype: DType, columns: int, rounded: bool = False) -> None:
-        n = max(1, CACHED_BYTES // dtype.row_bytes(columns))
+    def __init__(self, threads: int, dtype: DType, columns: int, rounded: bool = False, tokens: int = 1) -> None:
+        n, count = max(1, CACHED_BYTES // dtype.row_bytes(columns)), min(CACHED_ROWS, max(1, CACHED_TOKENS // tokens))
         self._weight = np.zeros(n * dtype.row_bytes(columns), np.uint8)
-        self._x, self._y = np.ones(columns, np.float32), np.empty(n, np.float32)
+        self._x, self._y = np.ones((tokens, columns), np.float32), np.empty((tokens, n), np.float32)
         x, weight, y = (kernels.address(array) for array in (self._x, self._weight, self._y))
-        sizes = {"T": 1, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded=rounded)}
+        sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded=rounded)}
         row = kernels.encode("linear", {"x": x, "weight": weight, "bias": 0, "bias_dtype": 0, "y": y, **sizes})
-        self._rows = np.tile(row, (CACHED_ROWS, 1))
-        self._flops = 2 * n * columns * CACHED_ROWS
+        self._rows = np.tile(row, (count, 1))
+        self._flops = 2 * tokens * n * columns * count
         self._team = kernels.Team(threads)
 
     def flops_per_s(self) -> float:

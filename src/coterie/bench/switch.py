@@ -23,7 +23,7 @@ from coterie.bench.peers.best import peers_named
 from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
-from coterie.bench.sticks import drop_page_cache
+from coterie.bench.sticks import CachedProducts, drop_page_cache
 from coterie.bench.switch_peers import switch_peers
 from coterie.bench.switch_serve import (
     COLD_TOKENS,
@@ -37,6 +37,7 @@ from coterie.bench.switch_serve import (
 )
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds, stage_shares
 from coterie.checkpoint.folder import SINGLE
+from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -55,7 +56,8 @@ class ColdRound:
     `ttft_s`: want to first token. `arrival_s`: want to the last byte, while layers that are there run already.
     `warm_ttft_s`: the same prompt once resident. `fetch_s`: the same ranges fetched with nothing else going on.
     `disk_bytes_per_s`: the same file read from end to end, the fastest of several ways; by O_DIRECT where allowed.
-    `ideal_s`: the ideal two-lane schedule of this round's fetch rate and prefill.
+    `ideal_s`: the ideal two-lane schedule of this round's fetch rate and prefill. `cached_flops_per_s`: products of as
+    many tokens with weights from cache.
     """
 
     ttft_s: float
@@ -65,6 +67,7 @@ class ColdRound:
     fetch_bytes_per_s: float
     disk_bytes_per_s: float
     ideal_s: float
+    cached_flops_per_s: float
 
     @property
     def floor_s(self) -> float:
@@ -117,17 +120,20 @@ def _cold(
     rounds: list[ColdRound] = []
     try:
         disk = _Disk(device, models[0])
+        cached = CachedProducts(device.threads, DType.BF16, models[0].config.hidden_size, tokens=prompt)
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
             drop_page_cache(model.checkpoint.path / SINGLE)
             cold = ask(parts, model, f"cold-{number}", prompt, COLD_TOKENS)
             warm = ask(parts, model, f"warm-{number}", prompt)
             ran = device.span(device.runs[-1].event)
+            products = cached.flops_per_s()
             fetch_s, rate = disk.both(model, stick_first=number % 2 == 0)
             fetched = model.layout.size_bytes / fetch_s
             if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
-                rounds.append(ColdRound(ttft(cold), cold.switch_s, ttft(warm), fetch_s, fetched, rate, ideal_s))
+                took = ttft(cold), cold.switch_s, ttft(warm), fetch_s
+                rounds.append(ColdRound(*took, fetched, rate, ideal_s, products))
             if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
                 return rounds, disk.stick, parts.trace() if record else None
         raise RuntimeError("no models were given")
@@ -220,6 +226,7 @@ def _results(cold: list[ColdRound], stick: DiskStick, same: list[float], changed
         "disk_read_by": stick.way[0],
         "disk_read_block_bytes": stick.way[1],
         "disk_read_depth": stick.way[2],
+        "cached_flops_per_s": median(c.cached_flops_per_s for c in cold),
         "cold_ideal_s": median(c.ideal_s for c in cold),
         "cold_ttft_over_ideal": ideal.median,
         "cold_ttft_over_ideal_quartiles": [ideal.low, ideal.high],
