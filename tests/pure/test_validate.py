@@ -10,7 +10,7 @@ import pytest
 from coterie.bench.shapes import shape_config
 from coterie.core.errors import UsageError
 from coterie.plan.validate.called import fit_bytes_per_s
-from coterie.plan.validate.cpu import cpu_rows
+from coterie.plan.validate.cpu import FEW_TOKENS, cpu_rows
 from coterie.plan.validate.fit import fit_exchanges, fit_nemo, fit_splitwise, large_steps
 from coterie.plan.validate.gpu_serving import request_s
 from coterie.plan.validate.rows import CALIBRATION, VALIDATION, Outcome, Row, alternate, summary
@@ -254,6 +254,49 @@ def test_one_token_waits_for_the_cores_where_they_unpack_slower_than_memory_read
     assert slow[8] == fast[8] == without[8]
     assert fast[1] <= without[1]
     assert slow[1] > 2 * 1.0e9 / 40e9, "a thousand million weights at 20 thousand million a second"
+
+
+def test_prompts_run_at_the_rate_of_products_from_cache_that_was_measured_beside_them(tmp_path):
+    """A slow hour, or a length that fills tiles badly, is in that stick; multiply-adds in registers do not feel it."""
+
+    def warm(rates):
+        for name in ("decode-135m", "prefill-135m", "switch-135m"):
+            raw = json.loads((RESULTS / f"{name}.json").read_text())
+            if name in rates:
+                raw["cached_flops_per_s"] = rates[name]
+            (tmp_path / f"{name}.json").write_text(json.dumps(raw))
+        rows, said = cpu_rows(tmp_path, shape_config)
+        return next(row.modelled_s for row in rows if row.name.startswith("warm")), said[0]
+
+    plain, said = warm({})
+    assert "from cache" not in said
+    assert warm({"switch-135m": 1e11})[0] == plain, "no prompt says what share of them a step reaches"
+    assert warm({"prefill-135m": 1e11})[0] == plain, "the switch has none beside it"
+    same, said = warm({"prefill-135m": 1e11, "switch-135m": 1e11})
+    slow, _ = warm({"prefill-135m": 1e11, "switch-135m": 0.5e11})
+    assert "from cache" in said
+    other_s = 2 * same - slow
+    assert 0 < other_s < 0.03 * same, "all but starts of regions and what waits for memory takes twice as long"
+    assert warm({"prefill-135m": 2e11, "switch-135m": 1e11})[0] == pytest.approx(slow)
+
+
+def test_few_tokens_have_a_kernel_whose_share_is_their_own(tmp_path):
+    assert f"kFewTokens = {FEW_TOKENS};" in (RESULTS.parents[1] / "csrc" / "tile.h").read_text()
+
+    def batches(slower):
+        for name in ("decode-135m", "prefill-135m", "decode-1b"):
+            raw = json.loads((RESULTS / "avx2" / f"{name}.json").read_text())
+            if name == "decode-135m":
+                raw["batch"]["seconds_per_step"] *= slower
+            (tmp_path / f"{name}.json").write_text(json.dumps(raw))
+        rows = cpu_rows(tmp_path, shape_config)[0]
+        batch = {row.name.split()[0]: row for row in rows if "batch 8" in row.name}
+        assert batch["135m"].error == pytest.approx(0.0, abs=0.02)
+        return batch["1b"].modelled_s, next(row.modelled_s for row in rows if "512 tokens" in row.name)
+
+    (few, many), (slow, same) = batches(1.0), batches(2.0)
+    assert slow == pytest.approx(2 * few, rel=0.1)
+    assert same == many, "a prompt's kernel is another"
 
 
 def test_a_folder_without_what_calibrates_is_refused(tmp_path):

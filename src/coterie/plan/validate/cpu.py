@@ -1,10 +1,12 @@
 """This machine's own benches (benchmarks/results): decode, prefill, switch and fusion, against a model of its sticks.
 
-    sticks        read loop, multiply-adds; one token's products with weights of that type in cache, where a result has
-                  it: unpacking may take longer than the bytes. Each result carries its own, taken beside it
-    calibration   decode and prefill of the 135M shape: time of a region's start, share of the multiply-add rate reached
-                  with each type of weights and activations; the disk's rate is the fetch's own. The fusion bench does
-                  this work again
+    sticks        read loop, multiply-adds; products of as many tokens with weights of that type in cache, where a
+                  result has them: of one token, unpacking may take longer than the bytes; of many, they have the tiles
+                  and the minute of the measurement in them, which multiply-adds in registers do not feel. Each result
+                  carries its own, taken beside it
+    calibration   decode and prefill of the 135M shape: time of a region's start, share of a stick that each kernel
+                  reaches (by type of weights and activations, few tokens or many); the disk's rate is the fetch's own.
+                  The fusion bench does this work again
     validation    all else: the 1B shape, cold and warm switches, other rule sets
 
 Knows nothing about GPUs.
@@ -39,6 +41,8 @@ from coterie.spec.machine import Link, MachineSpec
 
 BASE = "epyc-2core"  # tiers and names of a machine of two cores; every speed is replaced by a measured one
 _SMALL = "135m"
+IN_REGISTERS, IN_CACHE = "multiply-adds", "products from cache"
+FEW_TOKENS, _FEW = 16, ", few tokens"  # up to so many, weights are used as they are read (csrc/tile.h)
 _BITS = {"int8": 8, "int4": 4}
 
 Shapes = Callable[[str], Mapping[str, Any]]
@@ -46,19 +50,28 @@ Shapes = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Sticks:
-    """What a result measured beside itself. `cached_flops_per_s`: one token's products, if memory were free."""
+    """What a result measured beside itself. `products`: what cores multiply and add a second, by where the weights lie:
+    IN_REGISTERS, and IN_CACHE for as many tokens as the row has, where the result has it.
+    """
 
     bytes_per_s: float
-    flops_per_s: float
-    cached_flops_per_s: float | None = None
+    products: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the calibration rows gave: seconds to start a region, and the share of multiply-adds by type of weights."""
+    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and stick."""
 
     launch_s: float
-    shares: Mapping[str, float]
+    shares: Mapping[tuple[str, str], float]
+
+    def flops_per_s(self, sticks: Sticks, kind: str, tokens: int) -> float:
+        """What a step of so many tokens reaches: the share of its kernel, or of the nearest that was calibrated."""
+        for kernel in dict.fromkeys((_kernel(kind, tokens), kind, f"{kind}{_FEW}", "bf16")):
+            for stick in (IN_CACHE, IN_REGISTERS):
+                if stick in sticks.products and (kernel, stick) in self.shares:
+                    return sticks.products[stick] * self.shares[kernel, stick]
+        raise KeyError(IN_REGISTERS)
 
 
 def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
@@ -85,8 +98,12 @@ def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]
             rows += _switch_rows(name, raw, shapes, fit, main)
         elif raw.get("bench") == "fusion":
             rows += _fusion_rows(name, raw, shapes, fit, main)
-    shares = ", ".join(f"{share:.2f} with {kind}" for kind, share in fit.shares.items())
-    return rows, (f"this CPU: {fit.launch_s * 1e6:.1f} us to start a region, of the multiply-add rate {shares}",)
+    said = [f"this CPU: {fit.launch_s * 1e6:.1f} us to start a region"]
+    for stick in (IN_REGISTERS, IN_CACHE):
+        reached = [f"{share:.2f} with {kernel}" for (kernel, by), share in fit.shares.items() if by == stick]
+        if reached:
+            said.append(f"of {stick} {', '.join(reached)}")
+    return rows, ("; ".join(said),)
 
 
 def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> Fit:
@@ -99,43 +116,52 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     cost = program_cost(program, _decode_sizes(raw["workload"], 1))
     least_s = cost.total_bytes / _sticks(raw).bytes_per_s
     launch_s = max(0.0, (raw["seconds_per_token"] - least_s) / len(program.regions))
+    shares: dict[tuple[str, str], float] = {}
     prefill = found["prefill-135m"]
     left_s = prefill["seconds"] - launch_s * len(program.regions)
-    shares = {"bf16": prefill["flops"] / prefill["peak_flops_per_s"] / left_s}
-    for other in small.values():
-        kind = _kind(other["workload"])
-        if kind != "bf16":
-            packed = _program(shapes, other["workload"])
-            flops = program_cost(packed, _decode_sizes(other["workload"], other["batch"]["size"])).flops
-            left_s = other["batch"]["seconds_per_step"] - launch_s * len(packed.regions)
-            shares[kind] = flops / _sticks(other).flops_per_s / left_s
-    return Fit(launch_s, {kind: min(1.0, share) for kind, share in shares.items()})
+    for stick, rate in _prefill_sticks(prefill, 0.0).products.items():
+        shares["bf16", stick] = _share(stick, prefill["flops"] / rate / left_s)
+    for other in (raw, *small.values()):
+        kind, size = _kind(other["workload"]), other["batch"]["size"]
+        if kind == "bf16" and other is not raw:
+            continue  # longer contexts: attention, not products
+        packed = _program(shapes, other["workload"])
+        flops = program_cost(packed, _decode_sizes(other["workload"], size)).flops
+        left_s = other["batch"]["seconds_per_step"] - launch_s * len(packed.regions)
+        for stick, rate in _batch_sticks(other).products.items():
+            shares[_kernel(kind, size), stick] = _share(stick, flops / rate / left_s)
+    return Fit(launch_s, shares)
 
 
-def _spec(sticks: Sticks, fit: Fit, kind: str, disk_bytes_per_s: float = 0.0) -> MachineSpec:
+def _share(stick: str, found: float) -> float:
+    """Nothing is faster than multiply-adds in registers; products from cache are products too."""
+    return min(1.0, found) if stick == IN_REGISTERS else found
+
+
+def _spec(sticks: Sticks, fit: Fit, kind: str, tokens: int, disk_bytes_per_s: float = 0.0) -> MachineSpec:
     base = load_machine(BASE)
     tiers = tuple(replace(t, bytes_per_s=sticks.bytes_per_s) if t.name == base.run_tier else t for t in base.tiers)
     links: tuple[Link, ...] = base.links
     if disk_bytes_per_s:
         links = tuple(replace(link, bytes_per_s=disk_bytes_per_s, latency_s=0.0) for link in base.links)
-    share = fit.shares.get(kind, fit.shares["bf16"])
     return replace(
-        base, flops_per_s=sticks.flops_per_s, flops_share=share, tiers=tiers, links=links, launch_host_s=0.0,
-        launch_device_s=fit.launch_s,
+        base, flops_per_s=fit.flops_per_s(sticks, kind, tokens), flops_share=1.0, tiers=tiers, links=links,
+        launch_host_s=0.0, launch_device_s=fit.launch_s,
     )  # fmt: skip
 
 
 def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) -> Iterator[Row]:
     load, kind = raw["workload"], _kind(raw["workload"])
-    sticks, program = _sticks(raw), _program(shapes, load)
-    spec = _spec(sticks, fit, kind)
+    program, size = _program(shapes, load), raw["batch"]["size"]
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
-    for batch, measured_s in ((1, raw["seconds_per_token"]), (raw["batch"]["size"], raw["batch"]["seconds_per_step"])):
+    for batch, measured_s in ((1, raw["seconds_per_token"]), (size, raw["batch"]["seconds_per_step"])):
         sizes = _decode_sizes(load, batch)
-        modelled_s = step_time(spec, program, sizes).seconds
-        if batch == 1 and sticks.cached_flops_per_s is not None:
-            cached = replace(spec, flops_share=min(1.0, sticks.cached_flops_per_s / sticks.flops_per_s))
-            modelled_s = _one_token_s(cached, program, sizes)
+        sticks = _sticks(raw) if batch == 1 else _batch_sticks(raw)
+        if batch == 1 and IN_CACHE in sticks.products:
+            spec = replace(_spec(sticks, fit, kind, 1), flops_per_s=sticks.products[IN_CACHE])
+            modelled_s = _one_token_s(spec, program, sizes)
+        else:
+            modelled_s = step_time(_spec(sticks, fit, kind, batch), program, sizes).seconds
         label = f"{load['shape']} {kind}, batch {batch} ({name}, commit {raw['commit']})"
         yield Row("this CPU: decode", CPU, label, split, measured_s, modelled_s)
 
@@ -150,7 +176,7 @@ def _one_token_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
 
 def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Row:
     load = raw["workload"]
-    spec = _spec(Sticks(sticks.bytes_per_s, raw["peak_flops_per_s"]), fit, _kind(load))
+    spec = _spec(_prefill_sticks(raw, sticks.bytes_per_s), fit, _kind(load), load["prompt_tokens"])
     modelled_s = step_time(spec, _program(shapes, load), Sizes.prefill(1, load["prompt_tokens"])).seconds
     label = f"{load['shape']}, {load['prompt_tokens']} tokens ({name}, commit {raw['commit']})"
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
@@ -159,7 +185,8 @@ def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
 
 def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Iterator[Row]:
     load = raw["workload"]
-    spec = _spec(sticks, fit, "bf16", raw["fetch_bytes_per_s"])
+    beside = Sticks(sticks.bytes_per_s, _products(sticks.products[IN_REGISTERS], raw))
+    spec = _spec(beside, fit, "bf16", load["prompt_tokens"], raw["fetch_bytes_per_s"])
     model, label = model_of(shapes, load), f"{load['shape']}, {load['prompt_tokens']} tokens"
     for kind, warm in (("cold", False), ("warm", True)):
         modelled_s = first_token_s(spec, model, load["prompt_tokens"], warm)
@@ -169,7 +196,6 @@ def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
 
 def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Iterator[Row]:
     load = raw["workload"]
-    spec = _spec(sticks, fit, "bf16")
     for way in raw["grid"]:
         fused, by = way["way"].split("/")
         if by != "device":
@@ -179,7 +205,8 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
         sizes = Sizes.decode(1, load["decode_context"]) if decodes else Sizes.prefill(1, way["tokens"])
         label = f"{way['way']} {way['phase']} {load['shape']} ({name}, commit {raw['commit']})"
         split = CALIBRATION if fused == "fused" and load["shape"] == _SMALL else VALIDATION
-        modelled_s = step_time(spec, program, sizes).seconds
+        bare = Sticks(sticks.bytes_per_s, {IN_REGISTERS: sticks.products[IN_REGISTERS]})
+        modelled_s = step_time(_spec(bare, fit, "bf16", sizes.T), program, sizes).seconds
         yield Row("this CPU: fusion", CPU, label, split, way["seconds_per_step"], modelled_s)
 
 
@@ -244,10 +271,28 @@ def _decode_sizes(load: Mapping[str, Any], batch: int) -> Sizes:
     return Sizes.decode(batch, int(load["context"]))
 
 
+def _kernel(kind: str, tokens: int) -> str:
+    """Which of a kind's two kernels a step of so many tokens runs."""
+    return f"{kind}{_FEW}" if tokens <= FEW_TOKENS else kind
+
+
 def _sticks(raw: Mapping[str, Any]) -> Sticks:
-    cached = raw.get("cached_flops_per_s")
-    rates = float(raw["stick"]["bytes_per_s"]), float(raw["multiply_add_flops_per_s"])
-    return Sticks(*rates, None if cached is None else float(cached))
+    """Of a decode result, for one token."""
+    return Sticks(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
+
+
+def _batch_sticks(raw: Mapping[str, Any]) -> Sticks:
+    """Of a decode result, for its batch."""
+    return Sticks(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
+
+
+def _prefill_sticks(raw: Mapping[str, Any], bytes_per_s: float) -> Sticks:
+    return Sticks(bytes_per_s, _products(raw["peak_flops_per_s"], raw))
+
+
+def _products(in_registers: float, raw: Mapping[str, Any]) -> dict[str, float]:
+    cached = {IN_CACHE: float(raw["cached_flops_per_s"])} if "cached_flops_per_s" in raw else {}
+    return {IN_REGISTERS: float(in_registers), **cached}
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
