@@ -32,8 +32,8 @@ MODULES = {
     "composition/routers": ("given",),
     "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
     "engine": (
-        "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "policy", "queue", "request", "routing",
-        "runner", "scheduler", "sequence", "served", "text", "timeline",
+        "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "policy", "prefix", "queue", "request",
+        "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline",
     ),
     "memory": ("cache", "evict", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),

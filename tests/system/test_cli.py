@@ -44,6 +44,15 @@ def test_run_raw_prints_the_promised_json(folder: Path) -> None:
     assert got["token_ids"] == json.loads(second.stdout)["token_ids"]
 
 
+@pytest.mark.parametrize(("option", "cached"), [("--reuse", 32), ("--no-reuse", 0)])
+def test_run_shares_what_prompts_begin_with_unless_told_not_to(folder: Path, option: str, cached: int) -> None:
+    words = ("run", folder, "--expert", "ada", "--raw", "--max-tokens", "2", option, "x" * 40 + "y", "x" * 40 + "z")
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    assert [answer["cached_tokens"] for answer in json.loads(result.stdout)] == [0, cached]
+    assert ("32 of 41 prompt tokens cached" in run(*words).stdout) == (cached > 0)
+
+
 def test_run_routes_and_shows_how_the_answer_came(composition: Path) -> None:
     result = run("run", composition, "a question for bob", "@cyd and one for cyd", "neither", "--max-tokens", "4")
     assert result.exit_code == 0, result.output

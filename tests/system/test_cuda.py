@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from tests.device.cuda_devices import cuda
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 from tests.system.test_decisions import EVERYTHING, STEADY, entries, models, serve, workload
+from tests.system.test_reuse import alike
 from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
@@ -93,6 +94,17 @@ def test_decisions_are_those_of_every_other_device(models: dict, machine: str, s
     assert all(other.log == real.log for other in served[1:])
     assert all(other.tokens == real.tokens for other in served[2:])
     assert len(entries(real.log, "evict")) > 3
+
+
+def test_shared_prefixes_are_those_of_every_other_device(models: dict) -> None:
+    """Most prompts begin as others do: the GPU reads pages that another sequence wrote."""
+    moves, served = alike(models, 3), []
+    for device in (cuda(machine="toy-tiers", driver=LazyDriver(settle_s=2e-4)), CpuDevice(threads=1)):
+        served.append(serve(device, models, STEADY, moves))
+        device.close()
+    assert served[0].tokens == served[1].tokens
+    assert entries(served[0].log, "reuse") == entries(served[1].log, "reuse")
+    assert len(entries(served[0].log, "reuse")) > 10
 
 
 def test_with_everything_on_tokens_are_the_same(models: dict) -> None:

@@ -18,9 +18,10 @@ import openai
 import pytest
 import uvicorn
 
-from coterie.api import Coterie, Options
+from coterie.api import Coterie, Message, Options, Query
 from coterie.api import assemble as assembly
 from coterie.cli.serve import listen
+from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
 
 
@@ -82,6 +83,25 @@ def test_streamed_text_equals_plain_text(client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in ("stop", "length")
     assert chunks[-1].usage.completion_tokens >= 1
+
+
+def test_a_conversation_shares_the_state_of_its_earlier_turns(client: openai.OpenAI, composition: Path) -> None:
+    """A block holds 32 tokens here. Turns repeat the questions; what random weights said is no text to repeat."""
+    said, cached = [], []
+    with Coterie.open(str(composition), Options(reuse=False)) as alone:
+        for turn, text in enumerate(("for ada: " + "a long question " * 2, "and so on", "and on")):
+            said.append({"role": "user", "content": text})
+            options = {"model": "ada", "messages": said, "max_tokens": 9, "temperature": 0.7, "seed": turn}
+            got = client.chat.completions.create(**options)
+            cached.append(got.usage.prompt_tokens_details.cached_tokens)
+            *_, last = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+            tokens = last.usage.prompt_tokens
+            assert last.usage.prompt_tokens_details.cached_tokens == (tokens - 1) // 32 * 32
+            asked = Query(tuple(Message(**m) for m in said), "ada", SamplingParams(0.7, seed=turn), max_tokens=9)
+            assert got.choices[0].message.content == alone.ask(asked).text
+            assert got.coterie["cached_tokens"] == cached[-1]
+            said.append({"role": "assistant", "content": "yes"})
+    assert cached == [0, 32, 32]
 
 
 def test_an_experts_name_bypasses_the_router(client: openai.OpenAI) -> None:

@@ -295,4 +295,5 @@ class Coterie:
             total_s=timings.end_s - begun_s,
             tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
             synthetic=self._parts.device.synthetic(),
+            cached_tokens=timings.cached_tokens,
         )

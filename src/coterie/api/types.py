@@ -64,6 +64,7 @@ class Answer:
     `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
     `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was).
     `tokens_per_s`: rate after the first token, 0 for a single token.
+    `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     """
 
@@ -82,6 +83,7 @@ class Answer:
     tokens_per_s: float
     synthetic: bool
     routed_s: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def last_line(self) -> str:
@@ -100,6 +102,7 @@ class Answer:
             "finish_reason": self.finish_reason,
             "seed": self.seed,
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "hit": self.hit,
             "switch_s": self.switch_s,
             "routed_s": self.routed_s,

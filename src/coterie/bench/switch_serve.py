@@ -84,7 +84,7 @@ def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record:
 def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
     """A request of `prompt` made-up tokens, the same for every model of a vocabulary size."""
     ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
-    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True)
+    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True, reuse=False)
 
 
 def ask(parts: Parts, model: Model, request_id: str, prompt: int, tokens: int = 1) -> Timings:

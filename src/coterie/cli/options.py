@@ -52,6 +52,9 @@ PoolOpt = Annotated[
 KvOpt = Annotated[
     int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
 ]
+ReuseOpt = Annotated[
+    bool, typer.Option("--reuse/--no-reuse", help="Prompts that begin as earlier ones share their KV state.")
+]
 DeviceOpt = Annotated[
     str,
     typer.Option(
@@ -76,11 +79,12 @@ def options(
     trace: Path | None = None,
     activations: str = FLOAT32,
     pool: int | None = None,
+    reuse: bool = True,
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
     how = Options(device=device, threads=threads, record=record, activations=activations)
-    return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool)
+    return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
 
 
 def save_trace(path: Path, trace: Trace) -> None:

@@ -23,6 +23,7 @@ from coterie.cli.options import (
     KvOpt,
     NearOpt,
     PoolOpt,
+    ReuseOpt,
     ThreadsOpt,
     TraceOpt,
     options,
@@ -54,6 +55,7 @@ def run(
     near: NearOpt = None,
     pool: PoolOpt = None,
     kv: KvOpt = None,
+    reuse: ReuseOpt = True,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = FLOAT32,
@@ -62,7 +64,7 @@ def run(
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
-    with Coterie.open(composition, options(device, near, kv, threads, trace, activations, pool)) as coterie:
+    with Coterie.open(composition, options(device, near, kv, threads, trace, activations, pool, reuse)) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
@@ -111,7 +113,8 @@ def _detail(answer: Answer) -> str:
     rate = f"{answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else "1 token"
     confidence = f"confidence {answer.route.confidence:.2f}"
     first = f"first token {format_seconds(answer.ttft_s)}"
-    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{made_up}"
+    cached = f" · {answer.cached_tokens} of {answer.prompt_tokens} prompt tokens cached" if answer.cached_tokens else ""
+    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{made_up}"
 
 
 def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:

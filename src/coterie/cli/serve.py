@@ -22,6 +22,7 @@ from coterie.cli.options import (
     KvOpt,
     NearOpt,
     PoolOpt,
+    ReuseOpt,
     ThreadsOpt,
     TraceOpt,
     options,
@@ -45,13 +46,14 @@ def serve(
     near: NearOpt = None,
     pool: PoolOpt = None,
     kv: KvOpt = None,
+    reuse: ReuseOpt = True,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = FLOAT32,
     trace: TraceOpt = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
-    made = options(device, near, kv, threads, trace, activations, pool)
+    made = options(device, near, kv, threads, trace, activations, pool, reuse)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"

@@ -44,6 +44,7 @@ class Settings:
 
     `pool_bytes`: of each tier between the run tier and the files, at most; None: all experts, as far as there is room.
     `record`: how much work to remember for a trace or a replay (pieces of work, the last ones); 0 keeps no record.
+    `reuse`: whether prompts that begin as earlier ones share their KV state.
     """
 
     near_bytes: int | None = None
@@ -53,6 +54,7 @@ class Settings:
     evict: str = "recent"
     policy: Policy = field(default_factory=Policy)
     record: int = 0
+    reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     if made.router_bytes:
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
         both = SplitCache(cache, own, {ROUTER})
-    kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes)
+    kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
     served: dict[str, ServedExpert] = {}

@@ -29,8 +29,9 @@ class Batches:
         known = self._decoding.get(expert.expert_id)
         if known is not None:
             return known.batch(max_steps)
-        parts = cut(tuple(running.values()), self._max_step_tokens)
-        tables = {number: self._kv.blocks(number) for number in running}
+        begun = tuple([sequence for sequence in running.values() if sequence.begun])
+        parts = cut(begun, self._max_step_tokens)
+        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
         tokens_per_block = self._kv.tokens_per_block(expert.kv)
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
             known = self._decoding[expert.expert_id] = Decoding(parts, tables, tokens_per_block)

@@ -24,6 +24,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.recording import Recording
 from coterie.engine.request import FinishReason, Output, Request
+from coterie.engine.reuse import Reuse
 from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
 from coterie.engine.sequence import Sequence
@@ -55,6 +56,7 @@ class Engine:
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
         self._batches = Batches(kv_pool, self.policy.max_step_tokens)
+        self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = Queue()
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
@@ -135,6 +137,7 @@ class Engine:
                 self.metrics.failed_fetches += 1
                 self.log.add("fail", expert_id)
                 self._fail(self._queue.of(expert_id), error)
+                self._reuse.forget(expert_id)
         for seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
         while self._cancelled:
@@ -238,10 +241,12 @@ class Engine:
             most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.layout.size_bytes, self._device.spec)
         if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
-        return self._batches.next(expert, queue.running[run.expert_id], most)
+        running = queue.running[run.expert_id]
+        self._reuse.begin(expert, running)
+        return self._batches.next(expert, running, most)
 
     def _admit(self, sequence: Sequence) -> None:
-        self._kv.allocate(sequence.number, sequence.blocks)
+        self._reuse.admit(sequence)
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
         self._batches.changed(sequence.request.expert_id)
@@ -324,7 +329,7 @@ class Engine:
     ) -> None:
         request = sequence.request
         if sequence.scheduled_s is not None:
-            self._kv.free(sequence.number)
+            self._reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
         self._queue.drop(sequence)
         self._changed(request.expert_id)

@@ -1,39 +1,62 @@
 """KVPool: who owns which KV block. Blocks are equal in bytes; tokens per block follow from the expert's KvShape.
 
-    slab   | 0 | 1 | 2 | 3 | ...      free + owned + retiring == all
-             a   a   -   b            a block returns to `free` only when the last step that uses it is finished
+    slab   | 0 | 1 | 2 | 3 | 4 | ...  free + owned + retiring + unused == all, a shared block counted once
+             a  a,b  -   b   ~        a block is free, or `~` unused but known by its tokens (prefix.py), only when the
+                                      last step that uses it is finished; unused ones are taken when no free one is left
 
 Knows nothing about experts, requests or what the bytes mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from coterie.core.errors import CapacityError
 from coterie.device import Buffer, Event
+from coterie.engine.prefix import Node, Prefixes
 from coterie.graph.program import KvShape
 
 
-class KVPool:
-    """Hands out blocks of a KV slab to sequences and takes them back."""
+@dataclass(slots=True)
+class _Sharing:
+    """An owner that shares: with whom (those of its key), tokens of a block, and the nodes of its first blocks.
 
-    def __init__(self, buffer: Buffer, block_bytes: int) -> None:
-        self.buffer, self.block_bytes = buffer, block_bytes
+    `tokens`: once it goes, those whose KV state its blocks hold.
+    """
+
+    key: str
+    size: int
+    chain: list[Node]
+    tokens: Sequence[int] = ()
+
+
+class KVPool:
+    """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: what they hold is remembered."""
+
+    def __init__(self, buffer: Buffer, block_bytes: int, reuses: bool = True) -> None:
+        self.buffer, self.block_bytes, self.reuses = buffer, block_bytes, reuses
         self.num_blocks = buffer.size_bytes // block_bytes
         if self.num_blocks == 0:
             levers = ("a larger KV budget", "smaller KV blocks")
             raise CapacityError("kv", "one KV block", block_bytes, buffer.size_bytes, levers)
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._owned: dict[int, tuple[int, ...]] = {}
+        self._reserved: dict[int, int] = {}  # owners whose blocks are not chosen yet
+        self._promised = 0  # to owners, and what retires
+        self._sharing: dict[int, _Sharing] = {}
+        self._prefixes = Prefixes()
         self._uses: list[tuple[Event, Collection[int]]] = []
-        self._retiring: list[tuple[Event, tuple[int, ...]]] = []
+        self._retiring: list[tuple[Event, tuple[int, ...], _Sharing | None]] = []
         self._per_block: dict[int, tuple[KvShape, int]] = {}  # by identity: asked for with every request and batch
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that can be handed out now."""
-        return len(self._free)
+        """Blocks that can be handed out now: free and unused ones, and those that are spared because owners share.
+
+        So a shared block counts for each of its owners, and whether another one fits does not depend on who shares.
+        """
+        return self.num_blocks - self._promised
 
     def tokens_per_block(self, kv: KvShape) -> int:
         """How many tokens of this architecture a block holds."""
@@ -60,13 +83,44 @@ class KVPool:
         return blocks
 
     def allocate(self, owner: int, blocks: int) -> tuple[int, ...]:
-        """Give `blocks` blocks to a new owner. The caller has checked `free_blocks`."""
-        if owner in self._owned or blocks > len(self._free):
-            raise ValueError(
-                f"owner {owner} wants {blocks} blocks; {len(self._free)} are free, owners {sorted(self._owned)}"
-            )
-        taken = self._owned[owner] = tuple([self._free.pop() for _ in range(blocks)])
+        """Give `blocks` blocks to a new owner, of its own. The caller has checked `free_blocks`."""
+        self._promise(owner, blocks)
+        taken = self._owned[owner] = tuple(self._take(blocks))
         return taken
+
+    def reserve(self, owner: int, blocks: int) -> None:
+        """Promise `blocks` blocks to a new owner. Which ones, `begin` says. The caller has checked `free_blocks`."""
+        self._promise(owner, blocks)
+        self._reserved[owner] = blocks
+
+    def begin(self, owner: int, key: str, tokens: Sequence[int], kv: KvShape) -> int:
+        """Choose a reserved owner's blocks; returns for how many of its tokens they hold the KV state already.
+
+        These are whole blocks that an owner of the same key computed for the same tokens at the same places. Never all:
+        the last token is computed again, for what follows it.
+        """
+        size = self.tokens_per_block(kv)
+        chain = self._prefixes.take(key, tokens, size, (len(tokens) - 1) // size)
+        self._sharing[owner] = _Sharing(key, size, chain)
+        own = self._take(self._reserved.pop(owner) - len(chain))
+        self._owned[owner] = (*[node.block for node in chain], *own)
+        return len(chain) * size
+
+    def keep(self, owner: int, tokens: Sequence[int]) -> None:
+        """Let others share what a running owner has computed: the state of these tokens, whose steps are finished."""
+        sharing = self._sharing.get(owner)
+        if sharing is not None:
+            self._prefixes.extend(sharing.chain, sharing.key, tokens, sharing.size, self._owned[owner])
+
+    def forget(self, owner: int) -> None:
+        """Let nobody share what an owner has computed or was given, nor what others computed behind that."""
+        sharing = self._sharing.get(owner)
+        if sharing is not None:
+            self._free += self._prefixes.forget(sharing.chain[:1])
+
+    def forget_all(self, key: str) -> None:
+        """Let nobody share what was computed by owners of this key until now."""
+        self._free += self._prefixes.forget(self._prefixes.of(key))
 
     def blocks(self, owner: int) -> tuple[int, ...]:
         """The owner's blocks, in the order of their tokens."""
@@ -80,14 +134,22 @@ class KVPool:
         """Say that a step is done, which a poll would find out too."""
         self._uses = [use for use in self._uses if use[0] is not event]
 
-    def free(self, owner: int) -> None:
-        """Take the owner's blocks back, as soon as the last step that uses them is finished."""
-        blocks = self._owned.pop(owner)
+    def free(self, owner: int, tokens: Sequence[int] = ()) -> None:
+        """Take the owner's blocks back, as soon as the last step that uses them is finished.
+
+        Where it shares, others may then share those that hold the KV state of these tokens, whose steps are finished.
+        """
+        if owner in self._reserved:
+            self._promised -= self._reserved.pop(owner)
+            return
+        blocks, sharing = self._owned.pop(owner), self._sharing.pop(owner, None)
+        if sharing is not None:
+            sharing.tokens = tokens
         event = next((event for event, owners in reversed(self._uses) if owner in owners), None)
         if event is None:
-            self._free.extend(reversed(blocks))
+            self._release(blocks, sharing)
         else:
-            self._retiring.append((event, blocks))
+            self._retiring.append((event, blocks, sharing))
 
     def poll(self, done: Callable[[Event], bool]) -> None:
         """Free the blocks whose last step is finished."""
@@ -97,16 +159,50 @@ class KVPool:
             return
         waiting = self._retiring
         self._retiring = []
-        for event, blocks in waiting:
+        for event, blocks, sharing in waiting:
             if done(event):
-                self._free.extend(reversed(blocks))
+                self._release(blocks, sharing)
             else:
-                self._retiring.append((event, blocks))
+                self._retiring.append((event, blocks, sharing))
 
     def check_integrity(self) -> None:
-        """Raise ValueError unless every block has exactly one place."""
-        owned = [block for blocks in self._owned.values() for block in blocks]
-        retiring = [block for _, blocks in self._retiring for block in blocks]
-        if sorted(self._free + owned + retiring) != list(range(self.num_blocks)):
-            counts = f"{len(self._free)} free, {len(owned)} owned, {len(retiring)} retiring of {self.num_blocks}"
+        """Raise ValueError unless every block has exactly one place, is known once, and is used by whom it says."""
+        known = self._prefixes.nodes()
+        held = [(self._owned[owner], self._sharing.get(owner)) for owner in self._owned]
+        held += [(blocks, sharing) for _, blocks, sharing in self._retiring]
+        chains = [sharing.chain for _, sharing in held if sharing is not None]
+        nodes = {node: None for chain in ([known], chains) for each in chain for node in each}
+        own = [block for blocks, sharing in held for block in blocks[len(sharing.chain) if sharing else 0 :]]
+        if sorted([*self._free, *own, *[node.block for node in nodes]]) != list(range(self.num_blocks)):
+            counts = f"{len(self._free)} free, {len(own)} owned, {len(nodes)} shared or known of {self.num_blocks}"
             raise ValueError(f"KV blocks do not add up: {counts}")
+        if self._promised != sum(self._reserved.values()) + sum(len(blocks) for blocks, _ in held):
+            raise ValueError(f"{self._promised} KV blocks are promised, not what the owners were")
+        for node in nodes:
+            users = sum(node in chain for chain in chains)
+            if node.uses != users:
+                raise ValueError(f"KV block {node.block} counts {node.uses} users but has {users}")
+        for blocks, sharing in held:
+            if sharing and [node.block for node in sharing.chain] != list(blocks[: len(sharing.chain)]):
+                raise ValueError(f"an owner of KV blocks {blocks} shares others")
+        self._prefixes.check_order()
+
+    def _promise(self, owner: int, blocks: int) -> None:
+        if owner in self._owned or owner in self._reserved or blocks > self.free_blocks:
+            owners = sorted([*self._owned, *self._reserved])
+            raise ValueError(f"owner {owner} wants {blocks} blocks; {self.free_blocks} are free, owners {owners}")
+        self._promised += blocks
+
+    def _take(self, count: int) -> list[int]:
+        """Blocks to write into. There are so many, for nobody owns more than he was promised."""
+        free = self._free
+        if count > len(free):
+            free += self._prefixes.evict(count - len(free))
+        return [free.pop() for _ in range(count)]
+
+    def _release(self, blocks: tuple[int, ...], sharing: _Sharing | None) -> None:
+        self._promised -= len(blocks)
+        if sharing is None:
+            self._free.extend(reversed(blocks))
+        else:
+            self._free += self._prefixes.leave(sharing.chain, sharing.key, sharing.tokens, sharing.size, blocks)

@@ -36,7 +36,10 @@ class Histogram:
 
 @dataclass(slots=True)
 class Metrics:
-    """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident."""
+    """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
+
+    `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
+    """
 
     submitted: int = 0
     admitted: int = 0
@@ -48,6 +51,7 @@ class Metrics:
     failed_fetches: int = 0
     steps: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     drawn_tokens: int = 0
     max_overtaken: int = 0
     ttft: Histogram = field(default_factory=Histogram)
@@ -69,7 +73,8 @@ class Metrics:
         ends = ", ".join(f"{count} {reason}" for reason, count in sorted(self.finished.items())) or "none"
         return (
             f"requests {self.submitted} submitted, {self.admitted} admitted, ended: {ends}\n"
-            f"tokens {self.prompt_tokens} of prompts, {self.drawn_tokens} drawn, in {self.steps} steps\n"
+            f"tokens {self.prompt_tokens} of prompts ({self.cached_tokens} cached), {self.drawn_tokens} drawn, "
+            f"in {self.steps} steps\n"
             f"experts {self.hits} hits, {self.misses} misses, {self.switches} switches ({self.switch}), "
             f"{self.failed_fetches} failed\n"
             f"TTFT {self.ttft}, TPOT {self.tpot}"

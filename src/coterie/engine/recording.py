@@ -91,6 +91,8 @@ class Recording:
     def request(self, request_id: str, expert_id: str, timings: Timings) -> None:
         """A request ended."""
         args: dict[str, Value] = {"hit": int(timings.hit), "overtaken": timings.overtaken}
+        if timings.cached_tokens:
+            args["cached_tokens"] = timings.cached_tokens
         for name, moment in (("queued_s", timings.scheduled_s), ("ttft_s", timings.first_token_s)):
             if moment is not None:
                 args[name] = round(moment - timings.arrival_s, 6)

@@ -53,7 +53,8 @@ class Request:
     """One prompt for one expert. Generation ends at an id of `end_ids`, at a `stop` string, or after `max_tokens`.
 
     `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
-    and then no stop strings either. Raises RequestError naming the field.
+    and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
+    state, neither what is there nor its own. Raises RequestError naming the field.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Request:
     end_ids: tuple[int, ...] = ()
     ignore_end: bool = False
     detokenizer: Detokenizer | None = None
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -82,7 +84,7 @@ class Timings:
 
     `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
     being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
-    waited; `overtaken`: those of them that came later.
+    waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
     """
 
     arrival_s: float
@@ -93,6 +95,7 @@ class Timings:
     switch_s: float = 0.0
     queue_admissions: int = 0
     overtaken: int = 0
+    cached_tokens: int = 0
 
     @property
     def ttft_s(self) -> float | None:

@@ -1,7 +1,7 @@
 """Sequence: a request on its way, from submission to its last token.
 
     tokens     | prompt ............ | generated ... |
-               | computed (in KV) ->                  next step takes tokens[computed:...]
+               | cached | computed (in KV) ->         next step takes tokens[computed:...]
 
 Knows nothing about scheduling or devices.
 """
@@ -15,12 +15,16 @@ from coterie.engine.text import StopText
 
 
 class Sequence:
-    """A request with its tokens so far. `number` is its place in the order of arrival, `end_ids` are what ends it."""
+    """A request with its tokens so far. `number` is its place in the order of arrival, `end_ids` are what ends it.
+
+    `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
+    """
 
     def __init__(self, request: Request, number: int, max_context: int, arrival_s: float) -> None:
         self.request, self.number, self.arrival_s = request, number, arrival_s
         self.tokens = list(request.prompt_ids)
-        self.computed = 0
+        self.computed = self.cached_tokens = 0
+        self.begun = False
         self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
         self.blocks = 0
         self.load: Load | None = None
@@ -93,6 +97,7 @@ class Sequence:
             switch_s=(end_s if ready_s is None else ready_s) - load.want_s if waited and load is not None else 0.0,
             queue_admissions=self.queue_admissions,
             overtaken=self.overtaken,
+            cached_tokens=self.cached_tokens,
         )
 
     def rest(self) -> str:

@@ -273,7 +273,7 @@ class _Run:
 
     def _submit(self, request_id: str, expert: str, tokens: int, new_tokens: int, start: int) -> None:
         prompt = self._pool[start : start + tokens]
-        self._parts.engine.submit(Request(request_id, expert, prompt, new_tokens, ignore_end=True))
+        self._parts.engine.submit(Request(request_id, expert, prompt, new_tokens, ignore_end=True, reuse=False))
 
     def _take(self, output: Output) -> None:
         if output.error is not None:

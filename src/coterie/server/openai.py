@@ -150,10 +150,11 @@ def _number(body: Mapping[str, object], name: str, default: float) -> float:
     return float(value)
 
 
-def usage(answer: Answer) -> dict[str, int]:
+def usage(answer: Answer) -> dict[str, Any]:
     """Token counts as OpenAI names them."""
     prompt, completion = answer.prompt_tokens, len(answer.token_ids)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {**counts, "prompt_tokens_details": {"cached_tokens": answer.cached_tokens}}
 
 
 def completion(request_id: str, created: int, answer: Answer) -> dict[str, Any]:

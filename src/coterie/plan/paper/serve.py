@@ -107,7 +107,7 @@ class _Unit:
         """The router's request, or the expert's."""
         who = ROUTER if phase == "route" else _name(expert)
         prompt = tuple(1 + (place + i) % 1000 for i in range(self._load.prompt))
-        return Request(f"{phase} {batch}.{place}", who, prompt, self._load.tokens, ignore_end=True)
+        return Request(f"{phase} {batch}.{place}", who, prompt, self._load.tokens, ignore_end=True, reuse=False)
 
     def run(self, moment_s: float, requests: Iterable[Request]) -> None:
         """Let the clock reach a moment, then serve these to the end."""

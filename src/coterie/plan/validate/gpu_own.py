@@ -141,7 +141,7 @@ def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> f
 def _ask(parts: Parts, model: Model, request_id: str, tokens: int) -> float:
     """One prompt to the first of the experts. Raises the CoterieError that ended it."""
     ids = np.random.default_rng(tokens).integers(0, model.config.vocab_size, tokens)
-    parts.engine.submit(Request(request_id, "one", tuple(int(i) for i in ids), 1, ignore_end=True))
+    parts.engine.submit(Request(request_id, "one", tuple(int(i) for i in ids), 1, ignore_end=True, reuse=False))
     while True:
         for output in parts.engine.step():
             if output.error is not None:

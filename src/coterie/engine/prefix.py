@@ -1,0 +1,174 @@
+"""Prefixes: KV blocks whose tokens are known, as a tree for each key, so that what begins alike can share them.
+
+    key a   [5 9 2 7] -- [1 1 3 0] -- [4 4 8 6]     a node: one whole block, its tokens, how many use it
+                     \\- [2 0 0 1]                  nobody uses it: it waits, least recently used first
+
+Who uses a node uses those before it, and who leaves gives back his last one first: so what waits longest has nothing
+behind it. Knows nothing about requests, events or what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeAlias
+
+Level: TypeAlias = "dict[tuple[int, ...], Node]"
+"""The nodes behind one node, or the first ones of a key, by their tokens: these are compared, not a digest of them."""
+
+
+class Node:
+    """A whole block that holds the KV state of `tokens` behind those of the nodes before it. `known`: in the tree."""
+
+    __slots__ = ("behind", "beside", "block", "known", "tokens", "uses")
+
+    def __init__(self, block: int, tokens: tuple[int, ...], beside: Level, uses: int) -> None:
+        self.block, self.tokens, self.beside, self.uses = block, tokens, beside, uses
+        self.behind: Level = {}
+        self.known = True
+        beside[tokens] = self
+
+
+class Prefixes:
+    """The trees, and the order in which unused nodes go."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Level] = {}
+        self._unused: OrderedDict[Node, None] = OrderedDict()
+
+    @property
+    def unused(self) -> int:
+        """Blocks that nobody uses."""
+        return len(self._unused)
+
+    def take(self, key: str, tokens: Sequence[int], size: int, most: int) -> list[Node]:
+        """Use the longest chain, of `most` nodes at most, that these tokens begin with; a block holds `size` tokens."""
+        chain: list[Node] = []
+        level = self._first.get(key, {})
+        for number in range(most):
+            node = level.get(_part(tokens, number, size))
+            if node is None:
+                break
+            if node.uses == 0:
+                del self._unused[node]
+            node.uses += 1
+            chain.append(node)
+            level = node.behind
+        return chain
+
+    def extend(self, chain: list[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]) -> None:
+        """Make the user's next blocks known, as far as these tokens fill them.
+
+        It ends where another block is known for the same tokens: whoever shared what is behind that one would use
+        nodes, but not those before them.
+        """
+        level = self._behind(chain, key)
+        if level is None:
+            return
+        for number in range(len(chain), len(tokens) // size):
+            part = _part(tokens, number, size)
+            if part in level:
+                return
+            chain.append(Node(blocks[number], part, level, uses=1))
+            level = chain[-1].behind
+
+    def leave(
+        self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
+    ) -> list[int]:
+        """The user of a chain goes, and those of his blocks behind it that these tokens fill become known.
+
+        Returns the others: those not full, copies of what is known already, and forgotten ones that nobody uses.
+        """
+        behind, own = self._fill(chain, key, tokens, size, blocks), blocks[len(chain) :]
+        free = [block for block, node in zip(own, behind, strict=False) if node.block != block]
+        free += own[len(behind) :]
+        for node in reversed(behind):
+            if node.uses == 0:
+                self._wait(node)
+        for node in reversed(chain):
+            node.uses -= 1
+            if node.uses == 0 and node.known:
+                self._wait(node)
+            elif node.uses == 0:
+                free.append(node.block)
+        return free
+
+    def evict(self, count: int) -> list[int]:
+        """Forget so many unused nodes, those used longest ago; returns their blocks."""
+        blocks = []
+        for _ in range(count):
+            node, _none = self._unused.popitem(last=False)
+            del node.beside[node.tokens]
+            node.known = False
+            blocks.append(node.block)
+        return blocks
+
+    def forget(self, first: Collection[Node]) -> list[int]:
+        """Forget these nodes and all behind them; returns the blocks of those that nobody uses."""
+        blocks = []
+        for node in [found for top in first if top.known for found in (top, *_all(top.behind))]:
+            del node.beside[node.tokens]
+            node.known = False
+            if node.uses == 0:
+                del self._unused[node]
+                blocks.append(node.block)
+        return blocks
+
+    def of(self, key: str) -> tuple[Node, ...]:
+        """The first nodes of a key."""
+        return tuple(self._first.get(key, {}).values())
+
+    def nodes(self) -> list[Node]:
+        """All that are known."""
+        return [node for level in self._first.values() for node in _all(level)]
+
+    def check_order(self) -> None:
+        """Raise ValueError unless just the unused nodes wait, each behind all that are behind it in the tree."""
+        nodes = self.nodes()
+        places = {node: place for place, node in enumerate(self._unused)}
+        if set(places) != {node for node in nodes if node.uses == 0}:
+            raise ValueError(f"{len(places)} KV blocks wait, not just those of {len(nodes)} known ones that are unused")
+        for node, place in places.items():
+            if any(after.uses or places[after] > place for after in node.behind.values()):
+                raise ValueError(f"KV block {node.block} would go before what is behind it")
+
+    def _fill(
+        self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
+    ) -> list[Node]:
+        """The nodes of the tokens behind a chain; where there are none, made of these blocks."""
+        found: list[Node] = []
+        level = self._behind(chain, key)
+        if level is None:
+            return found
+        for number in range(len(chain), len(tokens) // size):
+            part = _part(tokens, number, size)
+            node = level.get(part)
+            if node is None:
+                node = Node(blocks[number], part, level, uses=0)
+            found.append(node)
+            level = node.behind
+        return found
+
+    def _wait(self, node: Node) -> None:
+        self._unused[node] = None
+        self._unused.move_to_end(node)
+
+    def _behind(self, chain: Sequence[Node], key: str) -> Level | None:
+        """Where the node after a chain is looked for; None when the chain was forgotten."""
+        if not chain:
+            return self._first.setdefault(key, {})
+        return chain[-1].behind if chain[-1].known else None
+
+
+def _part(tokens: Sequence[int], number: int, size: int) -> tuple[int, ...]:
+    """The tokens of a block."""
+    return tuple(tokens[number * size : (number + 1) * size])
+
+
+def _all(level: Level) -> Iterator[Node]:
+    """The nodes of a level and all behind them. With a stack: a chain may have more nodes than Python calls."""
+    stack = list(level.values())
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.behind.values()

@@ -1,0 +1,65 @@
+"""Reuse: a sequence begins behind the KV state that its expert has computed for the same tokens, and leaves its own.
+
+    admitted -> reserved -> its turn in a step: shares what is there by then, computes the rest -> ended: may be shared
+
+Knows nothing about how shared blocks are found (prefix.py), or about schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coterie.engine.kv import KVPool
+from coterie.engine.log import DecisionLog
+from coterie.engine.metrics import Metrics
+from coterie.engine.sequence import Sequence
+from coterie.engine.served import ServedExpert
+
+
+class Reuse:
+    """Gives sequences their KV blocks and takes them back."""
+
+    def __init__(self, kv: KVPool, max_step_tokens: int, log: DecisionLog, metrics: Metrics) -> None:
+        self._kv, self._max_step_tokens, self._log, self._metrics = kv, max_step_tokens, log, metrics
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give a sequence its blocks, or promise them where it may share some."""
+        if self._kv.reuses and sequence.request.reuse:
+            self._kv.reserve(sequence.number, sequence.blocks)
+        else:
+            self._kv.allocate(sequence.number, sequence.blocks)
+            sequence.begun = True
+
+    def begin(self, expert: ServedExpert, running: Mapping[int, Sequence]) -> None:
+        """Choose the blocks of those that the next step begins: the later, the more is there to share."""
+        new = [sequence for sequence in running.values() if not sequence.begun]
+        if not new:
+            return
+        left = self._max_step_tokens
+        for sequence in running.values():
+            if sequence.begun:
+                left -= len(sequence.tokens) - sequence.computed
+                self._kv.keep(sequence.number, sequence.tokens[: sequence.computed])
+        for sequence in new:
+            if left <= 0 and len(sequence.tokens) > 1:  # a single token has its place before longer prompts
+                continue
+            self._begin(expert, sequence)
+            left -= len(sequence.tokens) - sequence.computed
+
+    def end(self, sequence: Sequence, failed: bool) -> None:
+        """Take the blocks back. After a failure nothing that they hold is trusted, nor what they were given."""
+        if failed:
+            self._kv.forget(sequence.number)
+        self._kv.free(sequence.number, () if failed else sequence.tokens[: sequence.computed])
+
+    def forget(self, expert_id: str) -> None:
+        """An expert's weights could not be read: nothing that it has computed is trusted."""
+        self._kv.forget_all(expert_id)
+
+    def _begin(self, expert: ServedExpert, sequence: Sequence) -> None:
+        found = self._kv.begin(sequence.number, expert.expert_id, sequence.tokens, expert.kv)
+        sequence.begun = True
+        sequence.computed = sequence.cached_tokens = found
+        self._metrics.cached_tokens += found
+        if found:
+            self._log.add("reuse", sequence.request.request_id, found)

@@ -1,0 +1,208 @@
+"""Shared prefixes on devices: the same bits in the KV cache and in the answers as when everything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, models, serve, workload
+from tests.system.tiny import write_expert
+
+from coterie.core.dtypes import DType, to_f32
+from coterie.devices.cpu import CpuDevice
+from coterie.devices.modelled import ModelledDevice
+from coterie.engine.assembly import Plan, Settings, wire
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request, SamplingParams
+from coterie.kernels.cpu import ISAS
+from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
+from coterie.spec.load import load_machine
+from coterie.spec.this_machine import this_machine
+
+__all__ = ["models"]  # a fixture
+Z = 5  # tokens in a block
+
+FAMILIES = {
+    "llama": {},
+    "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / request.param
+    return open_model(write_expert(folder, 3, num_hidden_layers=3, **FAMILIES[request.param]))
+
+
+class Server:
+    """The engine on a CPU device; keeps what each sequence left in the KV cache, token by token."""
+
+    def __init__(self, model, reuse, threads=1, isa=ISAS[-1], **policy):
+        self.device, self.model = CpuDevice(threads=threads, isa=isa), model
+        block_bytes = Z * model.kv.bytes_per_token + 6
+        sizes = {"one": model.layout.size_bytes}
+        settings = Settings(policy=Policy(**policy), reuse=reuse)
+        made = Plan(self.device.spec, sizes, model.layout.size_bytes, 200 * block_bytes, block_bytes)
+        self.parts = wire({"one": model}, made, settings, self.device)
+        self.state, self.tokens, self.cached = {}, {}, {}
+        self._numbers = {}
+        self._free, self.parts.kv.free = self.parts.kv.free, self._note_and_free
+
+    def ask(self, *asked):
+        """Serve these (name, prompt, new tokens, all about drawing them) at once."""
+        for name, prompt, count, sampling in asked:
+            request = Request(name, "one", tuple(prompt), count, sampling, ignore_end=True)
+            self._numbers[self.parts.engine.metrics.submitted] = name
+            self.parts.engine.submit(request)
+        while not self.parts.engine.idle:
+            for output in self.parts.engine.step():
+                self.tokens[output.request_id] = self.tokens.get(output.request_id, ()) + output.token_ids
+                if output.timings is not None:
+                    self.cached[output.request_id] = output.timings.cached_tokens
+            self.parts.engine.check_integrity()
+
+    def _note_and_free(self, owner, tokens=()):
+        self.state[self._numbers[owner]] = self._read(owner, len(tokens))
+        self._free(owner, tokens)
+
+    def _read(self, owner, count):
+        """The KV state of the first tokens [tokens, everything else], as bits."""
+        kv, pool = self.model.kv, self.parts.kv
+        pages = []
+        for block in pool.blocks(owner):
+            raw = self.device.memory(pool.buffer.view(block * pool.block_bytes, Z * kv.bytes_per_token))
+            page = np.array(raw).view(np.uint16).reshape(kv.num_layers, 2, kv.num_kv_heads, Z, kv.head_dim)
+            pages.append(page.transpose(3, 0, 1, 2, 4).reshape(Z, -1))
+        return np.concatenate(pages)[:count]
+
+
+def turns(rng):
+    """Prompts, in groups that are asked at once: at borders of blocks, whole ones again, single tokens, pairs."""
+    head = rng.integers(0, 256, 40).tolist()
+    groups, number = [], 0
+    for group in ([11], [10, 11, 12], [1], [1, 2], [35], [34, 36], [35], [40, 40], [9], [5], [6, 4]):
+        asked = []
+        for length in group:
+            extra = rng.integers(0, 256, rng.integers(0, 3)).tolist()
+            sampling = SamplingParams(temperature=0.9 * (number % 2), seed=number)
+            asked.append((f"r{number}", [*head[:length], *extra], int(rng.integers(1, 9)), sampling))
+            number += 1
+        groups.append(asked)
+    return groups
+
+
+@pytest.mark.parametrize("policy", [{}, {"max_batch": 3, "max_step_tokens": 7}])
+def test_the_bits_are_those_without_sharing(model, policy):
+    served = []
+    for reuse in (True, False):
+        server = Server(model, reuse, threads=1 + reuse, **policy)
+        for group in turns(np.random.default_rng(5)):
+            server.ask(*group)
+        server.device.close()
+        served.append(server)
+    shared, computed = served
+    assert shared.tokens == computed.tokens
+    for name, state in computed.state.items():
+        assert np.array_equal(shared.state[name], state), name
+    assert sum(count > 0 for count in shared.cached.values()) > 10
+    assert not any(computed.cached.values())
+
+
+def converse(server, rng, num_turns=4):
+    """A conversation: each prompt is all that was said, and a little more."""
+    said = []
+    for turn in range(num_turns):
+        said += rng.integers(0, 256, 8).tolist()
+        server.ask((f"turn {turn}", said, 9, SamplingParams(temperature=0.8, seed=turn)))
+        said += server.tokens[f"turn {turn}"]
+    return server
+
+
+def test_the_next_turn_of_a_conversation_shares_the_answer_too(model):
+    shared, computed = (converse(Server(model, reuse), np.random.default_rng(2)) for reuse in (True, False))
+    assert shared.tokens == computed.tokens
+    assert all(np.array_equal(shared.state[name], state) for name, state in computed.state.items())
+    assert list(shared.cached.values()) == [0, 15, 30, 50]  # of 16, 33 and 50 that were fed to the model
+    for server in (shared, computed):
+        server.device.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_packed_weights_agree_to_the_rounding_of_float32(tmp_path, isa):
+    """A token alone has sums of its own on AVX2: where sharing leaves one token to compute, so has that one."""
+    write_expert(tmp_path / "whole", 3, hidden_size=64, intermediate_size=96)
+    model = open_model(quantize_folder(tmp_path / "whole", tmp_path / "packed", Packing(4, 8)).folder)
+    prompt = np.random.default_rng(1).integers(0, 256, 3 * Z + 1).tolist()
+    state_of = {}
+    for reuse in (True, False):
+        server = Server(model, reuse, isa=isa)
+        server.ask(("first", prompt, 1, SamplingParams()))
+        server.ask(("again", prompt, 2, SamplingParams()))
+        state_of[reuse] = server.state["again"]
+        assert server.cached["again"] == 3 * Z * reuse
+        server.device.close()
+    assert np.array_equal(state_of[True][: 3 * Z], state_of[False][: 3 * Z]), "what was shared is what was computed"
+    shared, computed = (to_f32(state[3 * Z :], DType.BF16) for state in (state_of[True], state_of[False]))
+    assert np.allclose(shared, computed, rtol=2**-6, atol=1e-3)
+    assert isa == "avx2" or np.array_equal(shared, computed)
+
+
+def alike(models, seed):
+    """A workload of test_decisions in which most prompts begin as others of their expert do."""
+    rng, moves = np.random.default_rng(seed), []
+    heads = rng.integers(0, 256, (2, 40)).tolist()
+    for move in workload(models, seed):
+        head = heads[int(rng.integers(2))][: int(rng.choice([0, 33, 40]))]
+        moves.append(replace(move, prompt=(*head, *move.prompt)) if move.what == "ask" else move)
+    return moves
+
+
+@pytest.mark.parametrize("schedule", ["grouped", "fcfs"])
+def test_decisions_are_the_same_on_every_device(models, schedule):
+    moves, policy, logs = alike(models, 3), replace(STEADY, schedule=schedule), {}
+    devices = {
+        "cpu": CpuDevice(threads=1),
+        "modelled": ModelledDevice(load_machine("toy")),
+        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
+    }
+    tokens = {}
+    for name, device in devices.items():
+        served = serve(device, models, policy, moves)
+        logs[name], tokens[name] = served.log, served.tokens
+        device.close()
+    assert logs["modelled"] == logs["modelled with numerics"] == logs["cpu"]
+    assert tokens["modelled with numerics"] == tokens["cpu"]
+    assert len(entries(logs["cpu"], "reuse")) > 10
+
+
+@pytest.mark.parametrize("seed", [3, 6])
+def test_a_real_run_replayed_gives_its_own_log(models, seed):
+    moves = [*alike(models, seed), Move(10**6, "ask", "small-0", 40, (1, 2, 3), 13)]
+    device = CpuDevice(threads=1)
+    real = serve(device, models, EVERYTHING, moves, record=1 << 16)
+    durations = real.parts.recorded().durations()
+    device.close()
+    again = serve(ModelledDevice(this_machine(), durations=durations), models, EVERYTHING, moves)
+    assert again.log == real.log
+    assert len(entries(real.log, "reuse")) > 10
+
+
+def test_modelled_time_falls_with_what_is_not_computed(models):
+    first_s = {}
+    for reuse in (True, False):
+        device = ModelledDevice(load_machine("toy"))
+        made = Plan(device.spec, {}, 1 << 20, 64 * 4096, 4096)
+        parts = wire(models, made, Settings(reuse=reuse), device)
+        for name in "rs":
+            parts.engine.submit(Request(name, "deep-0", tuple(range(100)), 2, ignore_end=True))
+            while not parts.engine.idle:
+                done = [output.timings for output in parts.engine.step() if output.timings is not None]
+            (last,) = done
+            first_s[reuse, name] = SimpleNamespace(ttft_s=last.ttft_s, cached=last.cached_tokens)
+    assert [first_s[True, "s"].cached, first_s[False, "s"].cached] == [96, 0]
+    assert first_s[True, "r"].ttft_s == first_s[False, "r"].ttft_s
+    assert first_s[True, "s"].ttft_s < 0.9 * first_s[False, "s"].ttft_s
