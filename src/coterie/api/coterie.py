@@ -6,8 +6,11 @@ Knows nothing about HTTP or the command line.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
@@ -44,7 +47,10 @@ class _Pending:
 
 
 class Coterie:
-    """Owns the device and everything on it. One thread submits and steps (see server/worker.py); any may interrupt."""
+    """Owns the device and everything on it. Threads may share it: a step is one thread's, and brings all of them on.
+
+    It closes itself when nobody has it any more, and when Python ends.
+    """
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory. Raises CoterieError."""
@@ -60,10 +66,12 @@ class Coterie:
         self._pending: dict[str, _Pending] = {}
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
+        self._lock = threading.RLock()
+        self._close = weakref.finalize(self, self._parts.device.close)
 
     @classmethod
-    def open(cls, ref: str, options: Options | None = None) -> Coterie:
-        """Open "demo", a composition.toml or a folder of checkpoints."""
+    def open(cls, ref: str | Path, options: Options | None = None) -> Coterie:
+        """Open "demo", a composition.toml or a folder of checkpoints. A Path is never "demo"."""
         return cls(load_composition(ref), options)
 
     @property
@@ -89,14 +97,15 @@ class Coterie:
         begun, request_id = self._begin(query), self._next_id()
         if not begun.asks:
             return self.routing.finish(begun)
-        self._routings.begin(request_id, begun)
-        try:
-            while not self._routings.done(request_id):
-                self._unseen += self._advance()
-        except BaseException:
-            self._routings.drop(request_id)
-            raise
-        return self._routings.route(request_id)
+        with self._lock:
+            self._routings.begin(request_id, begun)
+            try:
+                while not self._routings.done(request_id):
+                    self._unseen += self._advance()
+            except BaseException:
+                self._routings.drop(request_id)
+                raise
+            return self._routings.route(request_id)
 
     def submit(self, query: Query) -> str:
         """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued.
@@ -105,18 +114,20 @@ class Coterie:
         """
         begun, request_id = self._begin(query), self._next_id()
         pending = _Pending(query, begun.prompt)
-        if begun.asks:
-            pending.asked_s = self._parts.device.now()
-            self._routings.begin(request_id, begun)
-        else:
-            self._to_expert(request_id, pending, self.routing.finish(begun))
-        self._pending[request_id] = pending
+        with self._lock:
+            if begun.asks:
+                pending.asked_s = self._parts.device.now()
+                self._routings.begin(request_id, begun)
+            else:
+                self._to_expert(request_id, pending, self.routing.finish(begun))
+            self._pending[request_id] = pending
         return request_id
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
-        unseen, self._unseen = self._unseen, []
-        return unseen + self._advance(within_s)
+        with self._lock:
+            unseen, self._unseen = self._unseen, []
+            return unseen + self._advance(within_s)
 
     def interrupt(self) -> None:
         """Let a `step` that takes several decode steps end after the one it is in. Any thread may call it."""
@@ -124,12 +135,13 @@ class Coterie:
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says `cancelled`."""
-        pending = self._pending.get(request_id)
-        if pending is not None and pending.route is None:
-            pending.cancelled = True
-            self._routings.cancel(request_id)
-        elif pending is not None:
-            self._parts.engine.cancel(request_id)
+        with self._lock:
+            pending = self._pending.get(request_id)
+            if pending is not None and pending.route is None:
+                pending.cancelled = True
+                self._routings.cancel(request_id)
+            elif pending is not None:
+                self._parts.engine.cancel(request_id)
 
     def stream(self, query: Query) -> Iterator[Chunk]:
         """Submit one query and yield its chunks; leaving early cancels it. Others go on, their chunks are kept."""
@@ -142,9 +154,9 @@ class Coterie:
 
     def ask(self, query: Query | str) -> Answer:
         """Answer one query. Raises the CoterieError that ended it."""
-        return self.ask_all([Query.text(query) if isinstance(query, str) else query])[0]
+        return self.ask_all([query])[0]
 
-    def ask_all(self, queries: list[Query]) -> list[Answer]:
+    def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
         """Answer many queries, batched by the engine, in their order.
 
         Raises the first CoterieError; then the others are cancelled.
@@ -153,7 +165,8 @@ class Coterie:
         answers: dict[str, Answer] = {}
         try:
             for query in queries:
-                order.append(self.submit(query))  # noqa: PERF401 - a refusal must find those before it here
+                asked = Query.text(query) if isinstance(query, str) else query
+                order.append(self.submit(asked))  # a refusal must find those before it here
             while len(answers) < len(order):
                 for chunk in self._advance_for(set(order)):
                     if chunk.error is not None:
@@ -178,7 +191,8 @@ class Coterie:
 
     def close(self) -> None:
         """Stop the device and give its memory back."""
-        self._parts.device.close()
+        with self._lock:
+            self._close()
 
     def __enter__(self) -> Coterie:
         return self
@@ -194,6 +208,8 @@ class Coterie:
     def _begin(self, query: Query) -> Pending:
         if not query.messages:
             raise RequestError("messages", "there is no message", "give at least one")
+        if not any(m.role == "user" for m in query.messages):
+            raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
         prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
         check_unicode(prompt)
         if not query.raw and not prompt.text.strip():
@@ -211,7 +227,7 @@ class Coterie:
             prompt_ids=ids,
             max_tokens=min(DEFAULT_MAX_TOKENS, room) if query.max_tokens is None else query.max_tokens,
             sampling=query.sampling,
-            stop=query.stop,
+            stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
             end_ids=model.end_ids,
             ignore_end=query.ignore_end,
             detokenizer=text.detokenizer(),
@@ -247,18 +263,20 @@ class Coterie:
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
         """One step's chunks of these queries, after those that were kept; those of others are kept."""
-        chunks = self.step()
-        self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
+        with self._lock:
+            chunks = self.step()
+            self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 
     def _abandon(self, request_ids: list[str]) -> None:
-        self._unseen = [chunk for chunk in self._unseen if chunk.request_id not in request_ids]
-        for request_id in request_ids:
-            pending = self._pending.pop(request_id, None)
-            if pending is not None and pending.route is None:
-                self._routings.drop(request_id)
-            elif pending is not None:
-                self._parts.engine.cancel(request_id)
+        with self._lock:
+            self._unseen = [chunk for chunk in self._unseen if chunk.request_id not in request_ids]
+            for request_id in request_ids:
+                pending = self._pending.pop(request_id, None)
+                if pending is not None and pending.route is None:
+                    self._routings.drop(request_id)
+                elif pending is not None:
+                    self._parts.engine.cancel(request_id)
 
     def _chunk(self, output: Output) -> Chunk:
         pending = self._pending[output.request_id]

@@ -46,7 +46,7 @@ class Query:
     model: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     raw: bool = False
     previous_expert: str = ""
     ignore_end: bool = False

@@ -80,16 +80,17 @@ def name_hint(name: str, names: Sequence[str]) -> str:
     return f"the experts are {shown}"
 
 
-def load_composition(ref: str) -> Composition:
+def load_composition(ref: str | Path) -> Composition:
     """Read a composition: the name of a preset ("demo"), a .toml file, or a folder.
 
     A folder with composition.toml is that file; one with config.json is a composition of one expert; in any other, each
     subfolder with a config.json is an expert, without a router. A preset's name goes before a folder of that name
-    (write ./demo for the folder).
+    (write ./demo for the folder); a Path is no preset's name.
 
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change), UnsupportedError
     (a router kind that comes later).
     """
+    ref = ref if isinstance(ref, str) else str(ref.absolute())
     try:
         return _load(ref)
     except (OSError, RuntimeError) as error:

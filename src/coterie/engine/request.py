@@ -72,6 +72,8 @@ class Request:
         if not self.prompt_ids:
             raise RequestError("prompt", "the prompt is empty", "give at least one token")
         _within("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        if not isinstance(self.max_tokens, int):
+            raise RequestError("max_tokens", f"max_tokens is {self.max_tokens!r}", "give a whole number")
         if "" in self.stop:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:

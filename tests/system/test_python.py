@@ -1,0 +1,64 @@
+"""The Python face, used as scripts and notebooks use it: threads, paths, plain strings, and nobody who closes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from coterie import Coterie, Message, Options, Query, load_composition
+from coterie.core.errors import RequestError
+
+UNCLOSED = """
+import sys
+from coterie import Coterie, Query
+coterie = Coterie.open(sys.argv[1])
+stream = coterie.stream(Query.text("for ada"))
+next(stream)
+print(len(coterie.ask("for bob").token_ids) > 0)
+"""
+
+
+def test_threads_share_a_coterie(composition: Path) -> None:
+    """With room for one expert, so that threads wait for each other's loads too; two of them stream."""
+    prompts = [f"{i} for {name}" for i in range(3) for name in ("ada", "bob", "cyd", "dan")]
+
+    def streamed(prompt: str) -> str:
+        return "".join([chunk.text for chunk in coterie.stream(Query.text(prompt))])
+
+    with Coterie.open(composition, Options(near_bytes=100 * 1024)) as coterie:
+        alone = [coterie.ask(prompt).text for prompt in prompts]
+        with ThreadPoolExecutor(6) as pool:
+            asked = list(pool.map(lambda prompt: coterie.ask(prompt).text, prompts))
+            assert asked == alone
+            assert list(pool.map(streamed, prompts)) == alone
+        assert coterie.idle
+
+
+def test_a_script_that_closes_nothing_ends_in_silence(composition: Path) -> None:
+    command = [sys.executable, "-c", UNCLOSED, str(composition)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
+def test_plain_values_are_taken(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Coterie.open(composition) as coterie:
+        texts = [answer.text for answer in coterie.ask_all(["for ada", Query.text("for bob")])]
+        assert texts == [coterie.ask(prompt).text for prompt in ("for ada", "for bob")]
+        stop = texts[0][3]
+        cut = coterie.ask(Query((Message("user", "for ada"),), stop=stop))
+        assert cut.text == texts[0][: texts[0].index(stop)]
+        for limit in (1.5, 0, True):
+            with pytest.raises(RequestError, match="max_tokens"):
+                coterie.ask(Query((Message("user", "for ada"),), max_tokens=limit))
+        with pytest.raises(RequestError, match="no user message"):
+            coterie.ask(Query((Message("system", "for ada"),)))
+    monkeypatch.chdir(composition.parent)
+    composition.rename("demo")
+    try:
+        assert load_composition(Path("demo")).name == "four"  # as a str it is the preset
+    finally:
+        Path("demo").rename(composition)
