@@ -23,6 +23,7 @@ from coterie.api import assemble as assembly
 from coterie.cli.serve import listen
 from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
+from coterie.server.openai import parse_chat
 
 
 @contextlib.contextmanager
@@ -64,6 +65,38 @@ def ask(client: openai.OpenAI, text: str, **options):
 
 def test_models_lists_the_composition_and_its_experts(client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["four", "ada", "bob", "cyd", "dan"]
+
+
+def test_one_model_is_found_by_its_name(client: openai.OpenAI) -> None:
+    assert [client.models.retrieve(name).id for name in ("four", "bob")] == ["four", "bob"]
+    with pytest.raises(openai.NotFoundError, match="no such model among 5"):
+        client.models.retrieve("eve")
+
+
+def test_what_clients_send_that_asks_for_nothing_is_taken(url: str, client: openai.OpenAI) -> None:
+    """Null for what their user left out, and defaults."""
+    body = {"model": "ada", "messages": [{"role": "user", "content": "x", "name": "me"}], "max_tokens": 2}
+    nothing = {"n": 1, "tools": [], "logit_bias": None, "frequency_penalty": 0.0, "verbosity": None, "newer": None}
+    plain, more = (httpx.post(f"{url}/v1/chat/completions", json={**body, **extra}) for extra in ({}, nothing))
+    assert plain.status_code == more.status_code == 200
+    assert plain.json()["choices"] == more.json()["choices"]
+    assert "text" not in plain.json()["coterie"]  # once is enough
+    with pytest.raises(openai.BadRequestError, match="verbosity"):
+        ask(client, "for ada", extra_body={"verbosity": "high"})
+
+
+def test_a_developers_words_are_the_systems() -> None:
+    """Templates of what runs here know no developer: Qwen's would drop the message without a word."""
+    said = [{"role": role, "content": role} for role in ("developer", "system", "user", "assistant")]
+    found = parse_chat({"model": "ada", "messages": said}).query.messages
+    assert [m.role for m in found] == ["system", "system", "user", "assistant"]
+    assert [m.content for m in found] == ["developer", "system", "user", "assistant"]
+
+
+def test_a_prompt_longer_than_the_context_is_named_as_clients_know_it(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="context of this expert") as caught:
+        ask(client, "x" * 300)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
 def test_a_completion_names_its_expert_and_counts_tokens(client: openai.OpenAI) -> None:
@@ -175,6 +208,7 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
     ("change", "status", "word"),
     [
         ({"model": "elsewhere"}, 404, "elsewhere"),
+        ({"model": "fuor"}, 404, "four lets the router choose"),
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 3}, 400, "top_p"),
         ({"max_tokens": 0}, 400, "max_tokens"),
@@ -222,7 +256,10 @@ def test_bad_bodies_get_400_and_an_error_object(url: str, body: bytes) -> None:
 
 
 def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:
-    assert httpx.get(f"{url}/v1/nothing").json()["error"]["message"] == "Not Found"
+    for path in ("/v1/nothing", "/chat/completions", "/"):
+        message = httpx.get(f"{url}{path}").json()["error"]["message"]
+        assert message.startswith(f"[GET {path}] Not Found")
+        assert "POST /v1/chat/completions" in message
     assert httpx.get(f"{url}/v1/chat/completions").status_code == 405
     assert httpx.get(f"{url}/health").json() == {"status": "ok", "composition": "four"}
 

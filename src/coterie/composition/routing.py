@@ -92,7 +92,7 @@ class Routing:
         RequestError (no text).
         """
         if model is not None and model != self.composition.name:
-            name = self.composition.expert(model).name
+            name = self._named(model)
             return Pending(prompt, (), Route(name, 1.0, (), f"{name} was named as the model"), None)
         addressed, addressee = self._take_address(prompt)
         if not addressed.text.strip():
@@ -131,6 +131,15 @@ class Routing:
             fact = "its router asks a model, whose answers nobody gives here"
             raise UnsupportedError(self.composition.name, fact, "name the expert, or ask through the engine")
         return self.finish(pending), pending.prompt
+
+    def _named(self, model: str) -> str:
+        try:
+            return self.composition.expert(model).name
+        except NotFoundError as error:
+            if self.router is None:
+                raise
+            routed = f"{self.composition.name} lets the router choose"
+            raise NotFoundError(error.where, error.fact, f"{error.remedy}; {routed}") from None
 
     def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:
         """The prompt without addresses, and the expert that its last user message is addressed to."""

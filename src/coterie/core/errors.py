@@ -6,6 +6,7 @@
     |   |-- CheckpointError      config.json, tokenizer.json, safetensors
     |   |-- UnsupportedError     valid, but a feature that Coterie does not run
     |   `-- RequestError         a prompt or a sampling value
+    |       `-- ContextError     a prompt that is longer than its expert's context
     |-- CapacityError            it does not fit: demand, bound and the levers that would help
     |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
     |-- ClosedError              what should answer has been shut down (HTTP 503)
@@ -51,6 +52,10 @@ class UnsupportedError(UsageError):
 
 class RequestError(UsageError):
     """A prompt or a sampling value is out of range."""
+
+
+class ContextError(RequestError):
+    """A prompt is longer than its expert's context."""
 
 
 class NotFoundError(CoterieError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coterie.checkpoint.layout import Layout
-from coterie.core.errors import RequestError
+from coterie.core.errors import ContextError, RequestError
 from coterie.device import Executable
 from coterie.graph.program import KvShape
 
@@ -34,7 +34,7 @@ class ServedExpert:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""
         if len(prompt_ids) >= self.max_context:
             fact = f"the prompt has {len(prompt_ids)} tokens but the context of this expert holds {self.max_context}"
-            raise RequestError(self.expert_id, fact, f"shorten it to {self.max_context - 1} tokens or fewer")
+            raise ContextError(self.expert_id, fact, f"shorten it to {self.max_context - 1} tokens or fewer")
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"

@@ -1,4 +1,4 @@
-"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models, GET /health.
+"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models and one of them, GET /health.
 
 Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 """
@@ -19,10 +19,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from coterie.api import Chunk, Coterie
-from coterie.core.errors import CoterieError, RequestError
-from coterie.server.openai import ChatBody, chunk_maker, completion, error_body, parse_chat, usage
+from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
+PATHS = "POST /v1/chat/completions, GET /v1/models and GET /health"
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -55,6 +56,13 @@ def make_app(coterie: Coterie) -> Starlette:
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": await worker.call(_model_list)})
 
+    async def model(request: Request) -> Response:
+        wanted, rows = request.path_params["name"], await worker.call(_model_list)
+        for row in rows:
+            if row["id"] == wanted:
+                return JSONResponse(row)
+        raise NotFoundError(wanted, f"no such model among {len(rows)}", "GET /v1/models names them")
+
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
@@ -64,6 +72,7 @@ def make_app(coterie: Coterie) -> Starlette:
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{name}", model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
         ],
         exception_handlers={
@@ -133,7 +142,7 @@ async def _events(body: ChatBody, created: int, first: Chunk, rest: AsyncIterato
             yield _event(make({"content": last.text}))
     if last.answer is None:
         return
-    yield _event(make({}, last.answer.finish_reason, coterie=last.answer.to_dict()))
+    yield _event(make({}, last.answer.finish_reason, coterie=details(last.answer)))
     if body.include_usage:
         yield _event({**make({}), "choices": [], "usage": usage(last.answer)})
     yield b"data: [DONE]\n\n"
@@ -176,8 +185,11 @@ async def _on_bug(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": detail}, 500)
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    detail = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": None}
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"[{request.method} {request.url.path}] {message}; there are {PATHS}"
+    detail = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": detail}, error.status_code)

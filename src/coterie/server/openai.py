@@ -13,26 +13,41 @@ from typing import Any
 
 from coterie.api import Answer, Message, Query
 from coterie.api.types import draw_seed
-from coterie.core.errors import CapacityError, ClosedError, CoterieError, NotFoundError, RequestError, UsageError
+from coterie.core.errors import (
+    CapacityError,
+    ClosedError,
+    ContextError,
+    CoterieError,
+    NotFoundError,
+    RequestError,
+    UsageError,
+)
 from coterie.engine.request import SamplingParams
 
 # Accepted and without effect here: they describe the caller, not the answer.
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing.
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "n": (1, None),
-    "presence_penalty": (0, 0.0, None),
-    "frequency_penalty": (0, 0.0, None),
-    "logit_bias": ({}, None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
-    "tools": ([], None),
-    "tool_choice": ("none", "auto", None),
-    "functions": ([], None),
-    "response_format": ({"type": "text"}, None),
-    "modalities": (["text"], None),
-    "parallel_tool_calls": (True, False, None),
-    "reasoning_effort": (None,),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": (),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
 }
 SUPPORTED = (
     "model",
@@ -94,8 +109,8 @@ def parse_chat(body: object) -> ChatBody:
 
 def _check_names(body: Mapping[str, object]) -> None:
     for name, value in body.items():
-        if name in SUPPORTED or name in IGNORED:
-            continue
+        if value is None or name in SUPPORTED or name in IGNORED:
+            continue  # many clients send null for whatever their user left out
         if name in REFUSED:
             if value not in REFUSED[name]:
                 raise RequestError(name, f"is {value!r}, which Coterie does not implement", "leave it out")
@@ -113,7 +128,9 @@ def _messages(body: Mapping[str, object]) -> tuple[Message, ...]:
         where = f"messages[{i}]"
         if not isinstance(item, dict) or item.get("role") not in ROLES:
             raise RequestError(where, "has no known role", f"use one of {', '.join(ROLES)}")
-        messages.append(Message(str(item["role"]), _content(item.get("content"), where)))
+        # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
+        role = "system" if item["role"] == "developer" else str(item["role"])
+        messages.append(Message(role, _content(item.get("content"), where)))
     if not any(m.role == "user" for m in messages):
         raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
     return tuple(messages)
@@ -173,8 +190,13 @@ def completion(request_id: str, created: int, answer: Answer) -> dict[str, Any]:
             }
         ],
         "usage": usage(answer),
-        "coterie": answer.to_dict(),
+        "coterie": details(answer),
     }
+
+
+def details(answer: Answer) -> dict[str, Any]:
+    """Route, timings and tokens; the text is where OpenAI has it."""
+    return {name: value for name, value in answer.to_dict().items() if name != "text"}
 
 
 def chunk_maker(request_id: str, created: int, model: str) -> Callable[..., dict[str, Any]]:
@@ -200,4 +222,6 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
     elif isinstance(error, UsageError):
         status, kind, code = 400, "invalid_request_error", "invalid_value"
     param = error.where if status == 400 else None
+    if isinstance(error, ContextError):
+        param, code = "messages", "context_length_exceeded"  # clients know this code, and shorten the conversation
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
