@@ -107,7 +107,7 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...],
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values()))
 
 
-def write_expert(folder: Path, seed: int, **changes: object) -> Path:
+def write_expert(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
     """A random Llama folder."""
     folder.mkdir(parents=True)
     config = {**CONFIG, **changes}
@@ -119,6 +119,6 @@ def write_expert(folder: Path, seed: int, **changes: object) -> Path:
         values = (
             1 + 0.1 * rng.standard_normal(shape) if "norm" in name else rng.standard_normal(shape) / shape[-1] ** 0.5
         )
-        tensors[name] = ("BF16", shape, from_f32(values.astype(np.float32), DType.BF16).tobytes())
+        tensors[name] = (dtype.value, shape, from_f32(values.astype(np.float32), dtype).tobytes())
     write_safetensors(folder / "model.safetensors", tensors)
     return folder

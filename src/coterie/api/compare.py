@@ -16,6 +16,7 @@ import numpy.typing as npt
 from coterie.api.assemble import Options, make_device, make_spec
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import load_composition
+from coterie.core.dtypes import DType
 from coterie.core.errors import RequestError, UsageError
 from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling
 from coterie.devices.gpu import gpu_number
@@ -30,6 +31,9 @@ TOLERANCE = 1e-4
 # A GPU rounds activations to the type of the weights that they meet, 2^-9 of each in bfloat16, where a step has more
 # than four tokens; a layer has four such products in a row, and errors add up from layer to layer (docs/triton.md).
 GPU_TOLERANCE = 0.03
+# Keys and values are kept in the weights' type, and one near the middle between two neighbours may be kept as either:
+# up to 2^-7 of it apart in bfloat16, 2^-10 in float16. What reads them carries it on, and twice that leaves room.
+KV_TOLERANCE = {DType.BF16: 2**-6, DType.F16: 2**-9}
 FIRST_VALUES = 3
 
 
@@ -37,7 +41,8 @@ FIRST_VALUES = 3
 class Row:
     """One buffer: its first values on the device and in the reference.
 
-    `max_error` is the largest difference, relative to the reference's largest value; infinite for a NaN.
+    `max_error` is the largest difference, relative to the reference's largest value; infinite for a NaN. `tolerance` is
+    what it may be, and `excess` how many times that it is.
     """
 
     rule_set: str
@@ -46,6 +51,12 @@ class Row:
     first: tuple[float, ...]
     reference_first: tuple[float, ...]
     max_error: float
+    tolerance: float
+
+    @property
+    def excess(self) -> float:
+        """Above 1 something is wrong."""
+        return self.max_error / self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -56,6 +67,7 @@ class Row:
             "first": list(self.first),
             "reference_first": list(self.reference_first),
             "max_error": self.max_error if math.isfinite(self.max_error) else None,
+            "tolerance": self.tolerance,
         }
 
 
@@ -76,9 +88,15 @@ def open_one(ref: str, expert: str, prompt: str) -> tuple[Model, tuple[int, ...]
     return model, ids
 
 
-def tolerance_of(device: str) -> float:
-    """The error that a device may have, of the largest value of a buffer."""
-    return TOLERANCE if gpu_number(device) is None else GPU_TOLERANCE
+def tolerances(model: Model, device: str) -> dict[str, float]:
+    """The error that a device may have in each value, of the value's largest; what reads no kept KV is held closely."""
+    close = TOLERANCE if gpu_number(device) is None else GPU_TOLERANCE
+    loose = max(close, KV_TOLERANCE.get(model.kv.dtype, 0.0))
+    found: dict[str, float] = {}
+    for op in model.graph.ops:  # each after those it reads
+        kept = op.kind.endswith("attention") or any(found.get(name) == loose for name in op.inputs)
+        found |= dict.fromkeys(op.outputs, loose if kept else close)
+    return found
 
 
 def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options: Options) -> list[Row]:
@@ -90,12 +108,13 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         rows = _rows(ids, model.kv.tokens_per_block(block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
         expected = _reference(model, rows, model.kv.tokens_per_block(block))
+        allowed = tolerances(model, options.device)
         found: list[Row] = []
         for rule_set in rule_sets:
             exe = device.load(compile_graph(model.graph, rule_set, share_buffers=False))
             binding = Binding(weights, model.layout.offsets(exe.program.weights), kv, block, rows)
             stored = device.inspect(exe, binding)
-            found += [_row(rule_set, name, values, expected[name]) for name, values in stored.items()]
+            found += [_row(rule_set, name, values, expected[name], allowed[name]) for name, values in stored.items()]
         return found
     finally:
         device.close()
@@ -142,10 +161,12 @@ def _reference(model: Model, rows: Rows, page: int) -> dict[str, npt.NDArray[Any
     return Reference(model.graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
 
 
-def _row(rule_set: str, name: str, values: npt.NDArray[np.float32], expected: npt.NDArray[Any]) -> Row:
+def _row(
+    rule_set: str, name: str, values: npt.NDArray[np.float32], expected: npt.NDArray[Any], tolerance: float
+) -> Row:
     ours, theirs = values.astype(np.float64).reshape(-1), expected.astype(np.float64).reshape(-1)
     largest = max(float(np.abs(theirs).max(initial=0.0)), float(np.finfo(np.float32).tiny))
     error = float(np.abs(ours - theirs).max(initial=0.0)) / largest
     error = math.inf if math.isnan(error) else error
     first, wanted = (tuple(float(v) for v in side[:FIRST_VALUES]) for side in (ours, theirs))
-    return Row(rule_set, name, tuple(expected.shape), first, wanted, error)
+    return Row(rule_set, name, tuple(expected.shape), first, wanted, error, tolerance)

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.api import Coterie
 from coterie.api.assemble import make_spec, open_models
@@ -40,7 +40,7 @@ def check(
     if json_:
         print_json(_report(found.name, models, made))
         return
-    table = Table("expert", "family", "weights", "context", "architecture", "KV per token")
+    table = Table(Column("expert", overflow="fold"), "family", "weights", "context", "architecture", "KV per token")
     for name, model in models.items():
         row = (model.config.family, format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
         table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))

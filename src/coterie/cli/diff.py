@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.api.assemble import Options
-from coterie.api.compare import Row, compare, open_one, tolerance_of
+from coterie.api.compare import Row, compare, open_one
 from coterie.cli.options import DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
 from coterie.core.errors import DeviceError
 from coterie.graph.fuse import KERNEL_SETS
@@ -33,22 +33,22 @@ def diff(
     """Compare a device with the reference: first values and largest error of every stored buffer."""
     opened, ids = open_one(model, expert, prompt)
     rows = compare(opened, ids, tuple(rule_set or KERNEL_SETS), Options(device=device, threads=threads))
-    tolerance = tolerance_of(device)
-    worst = max(rows, key=lambda row: row.max_error)
+    worst = max(rows, key=lambda row: row.excess)
     if json_:
-        print_json({"model": opened.name, "tolerance": tolerance, "rows": [row.to_dict() for row in rows]})
+        print_json({"model": opened.name, "tolerance": worst.tolerance, "rows": [row.to_dict() for row in rows]})
     else:
         out.print(_table(rows))
         out.print(
-            f"largest error {worst.max_error:.2e} of the largest value, in {escape(worst.name)} ({worst.rule_set})"
+            f"worst: {escape(worst.name)} ({worst.rule_set}), off by {worst.max_error:.2e} of its largest value, "
+            f"where {worst.tolerance:.0e} is allowed"
         )
-    if not worst.max_error <= tolerance:
-        fact = f"{worst.name} is off by {worst.max_error:.2e} of its largest value, more than {tolerance:.0e}"
+    if not worst.excess <= 1:
+        fact = f"{worst.name} is off by {worst.max_error:.2e} of its largest value, more than {worst.tolerance:.0e}"
         raise DeviceError(opened.name, fact, "report it: a kernel is wrong")
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("rules", "buffer", "shape", "first values", "reference", "largest error")
+    table = Table("rules", Column("buffer", overflow="fold"), "shape", "first values", "reference", "largest error")
     for row in rows:
         ours, theirs = (" ".join(f"{v:.5g}" for v in values) for values in (row.first, row.reference_first))
         table.add_row(

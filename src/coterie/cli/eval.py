@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.api import Coterie, Message, Query
 from coterie.cli.options import (
@@ -105,7 +105,9 @@ def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -
 
 
 def _print(name: str, result: Score) -> None:
-    table = Table("expert", "questions", "routed to it", "expert alone", "composition", "single model")
+    table = Table(
+        Column("expert", overflow="fold"), "questions", "routed to it", "expert alone", "composition", "single model"
+    )
     for row in result.experts:
         shares: list[Any] = [row.routed_here, row.alone, row.routed, row.single_model]
         table.add_row(escape(row.expert), str(row.num_questions), *(_share(s) for s in shares))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.api import Coterie, Query
 from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
@@ -48,7 +48,7 @@ def _routes(composition: Composition, texts: list[str]) -> list[Route]:
 
 
 def _table(routes: list[tuple[str, Route]]) -> Table:
-    table = Table("prompt", "expert", "confidence", "runners-up", "why")
+    table = Table("prompt", Column("expert", overflow="fold"), "confidence", "runners-up", "why")
     for text, found in routes:
         runners = ", ".join(f"{name} {share:.2f}" for name, share in found.runners_up[:3])
         name = f"{found.expert} (fallback)" if found.is_fallback else found.expert

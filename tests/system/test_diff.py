@@ -1,0 +1,50 @@
+"""`coterie diff`: a device beside the reference, each value within what its rounding allows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.system.test_cli import run
+from tests.system.tiny import write_expert
+
+from coterie.api.compare import KV_TOLERANCE, TOLERANCE, tolerances
+from coterie.core.dtypes import DType
+from coterie.models.model import open_model
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
+def test_diff_compares_every_buffer(dtype: DType, tmp_path: Path) -> None:
+    result = run("diff", write_expert(tmp_path / "x", 0, dtype, torch_dtype=dtype.name.lower()), "--json")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert {row["rule_set"] for row in got["rows"]} == {"none", "cache"}
+    assert all(row["max_error"] <= row["tolerance"] for row in got["rows"])
+    assert any(row["name"].endswith("logits") for row in got["rows"])
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
+def test_only_what_reads_rounded_keys_and_values_may_be_off_by_a_rounding(dtype: DType, tmp_path: Path) -> None:
+    """A key near the middle between two neighbours is kept as either: no kernel is wrong."""
+    found = tolerances(open_model(write_expert(tmp_path / "x", 0, dtype), "x"), "cpu")
+    for name in ("embed/x", "layers.0/q", "layers.0/k", "layers.0/v"):
+        assert found[name] == TOLERANCE
+    for name in ("layers.0/attention", "layers.0/down", "layers.1/q", "head/logits"):
+        assert found[name] == KV_TOLERANCE.get(dtype, TOLERANCE)
+
+
+def test_diff_sees_values_that_are_no_numbers(tmp_path: Path) -> None:
+    folder = write_expert(tmp_path / "x", 0)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + b"\xc0\x7f")  # a NaN in the last row of the head
+    result = run("diff", folder)
+    assert result.exit_code == 1, result.output
+    assert "logits" in result.stderr
+
+
+def test_names_are_whole_in_a_narrow_table(folder: Path) -> None:
+    """A name that is cut off may be either of two."""
+    said = run("diff", folder / "ada").stdout
+    assert "…" not in said.replace("\n", "")
