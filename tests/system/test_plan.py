@@ -105,8 +105,19 @@ def test_what_helps_most_is_what_bounds(opened):
 def test_a_promise_that_no_number_of_machines_keeps(opened):
     with pytest.raises(UsageError, match=r"tpot is .* on a machine that has nothing else to do, .* times the 1 us"):
         answer(opened, wish(ttft_s=math.inf, tpot_s=1e-6))
+    with pytest.raises(
+        UsageError, match=r"4096 machines do not keep .*: the time of steps of the busiest is \d+.* times"
+    ):
+        answer(opened, wish(1e9))
     with pytest.raises(CapacityError, match=r"plan on toy-tiers\] the largest expert needs .* smaller experts"):
         answer(opened, wish(), hbm=70_000)
+
+
+def test_a_promise_that_is_proposed_can_be_kept(opened):
+    with pytest.raises(UsageError) as caught:
+        answer(opened, wish(1.0, ttft_s=1e-6))
+    proposed = caught.value.remedy.split()[1].removeprefix("ttft=").removesuffix("s")
+    assert answer(opened, wish(1e-3, ttft_s=float(proposed))).placement.machines == 1
 
 
 def run(many, *args):

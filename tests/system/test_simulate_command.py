@@ -169,6 +169,15 @@ def test_the_command_prints_a_table_and_writes_a_trace(many, tmp_path):
     assert trace.notes["synthetic_tokens"] == 1
 
 
+def test_what_never_was_has_no_time(many):
+    args = ("--machine", "toy-tiers", "--rate", 20, "--requests", 5, "--tokens", 1)
+    (row,) = json.loads(run(many, *args, "--json").stdout)["rows"]
+    assert (row["switches"], row["switch_mean_s"], row["tpot_p50_s"]) == (0, None, None)
+    text = run(many, *args).stdout
+    assert "-, -, -" in text
+    assert "0 ns" not in text.partition("of it, routed")[2].partition("\n")[2]
+
+
 def test_a_file_of_requests(many, tmp_path):
     (tmp_path / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens,Expert\n0,9,2,e-3\n0.5,300,4,e-1\n")
     args = ("--machine", "toy-tiers", "--workload", tmp_path / "t.csv", "--json")
@@ -186,7 +195,10 @@ def test_a_file_of_requests(many, tmp_path):
         (("--machine", "abacus", "--rate", "1"), "there is no such machine"),
         (("--rate", "1", "--policy", "magic"), "[--policy] 'magic' is not a policy"),
         (("--rate", "1", "--in-flight", "2"), "both are given"),
-        (("--rate", "1", "--workload", "x.csv"), "a file has its own arrivals"),
+        (("--rate", "1", "--workload", "x.csv"), "a file has its own arrivals and lengths"),
+        (("--prompt", "9", "--workload", "x.csv"), "leave --rate, --in-flight, --arrivals, --prompt and --tokens out"),
+        (("--in-flight", "2", "--arrivals", "bursty"), "[--arrivals] bursty arrivals are of an open loop"),
+        (("--rate", "1e-300"), "modelled time is exact to 1e+08; give fewer requests, or more of them per second"),
         (("--rate", "1", "--slo", "fast"), "[--slo] 'fast'"),
         (("--rate", "1", "--kv", "1KiB"), "[--kv] one KV block needs"),
         (

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
-from coterie.cli.simulate import MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
+from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes, format_seconds
@@ -44,8 +44,8 @@ def planning(
     rate: Annotated[float, typer.Option(metavar="PER_S", help="Requests per second, all machines together.")],
     slo: Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")],
     mix: MixOpt = "uniform",
-    prompt: PromptOpt = "128",
-    tokens: TokensOpt = "20",
+    prompt: PromptOpt = PROMPT,
+    tokens: TokensOpt = TOKENS,
     resident: Annotated[
         bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
     ] = False,
@@ -155,7 +155,7 @@ def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]],
             continue
         held = [len(names) for names in row["placement"]]
         placed = f"{min(held)}-{max(held)}"
-        times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]))
+        times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]) if row["tpot_s"] else "-")
         shares = (f"{row['steps_share']:.0%}", f"{row['link_share']:.0%}", f"{row['hit_rate']:.0%}")
         counts = [str(row[name]) for name in ("machines", *estimates)]
         table.add_row(row["machine"], *counts, *times, *shares, placed, format_seconds(row["wall_s"]))

@@ -34,7 +34,7 @@ from coterie.plan.setups import OURS, SETUPS, setup_named
 from coterie.plan.simulate import Case, simulate
 from coterie.plan.simulate_page import page
 from coterie.plan.slo import parse_slo
-from coterie.plan.workload import ARRIVALS, Load, Workload, lengths_named, make_workload
+from coterie.plan.workload import ARRIVALS, POISSON, Load, Workload, lengths_named, make_workload
 from coterie.plan.workload_file import read_workload
 from coterie.spec.load import load_machine
 
@@ -50,6 +50,7 @@ MixOpt = Annotated[str, typer.Option(help=f"{', '.join(MIXES)}, zipf:1.2, or a .
 PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:128:0.8.")]
 TokensOpt = Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="Of an answer: 20, geometric:20 and so on.")]
 SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
+PROMPT, TOKENS = "128", "20"
 LONG = 50_000  # requests: from here on it takes minutes, and compiling first a minute
 COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # beside sources, not beside what it made of them
 SeedOpt = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
@@ -63,10 +64,10 @@ def simulation(
     requests: RequestsOpt = None,
     rate: RateOpt = None,
     in_flight: InFlightOpt = None,
-    arrivals: ArrivalsOpt = "poisson",
+    arrivals: ArrivalsOpt = POISSON,
     mix: MixOpt = "uniform",
-    prompt: PromptOpt = "128",
-    tokens: TokensOpt = "20",
+    prompt: PromptOpt = PROMPT,
+    tokens: TokensOpt = TOKENS,
     workload: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, as public LLM traces are.")
     ] = None,
@@ -92,8 +93,9 @@ def simulation(
     found = load_composition(composition)
     chosen = mix_named(mix, found.names)
     if workload is not None:
-        if rate is not None or in_flight is not None:
-            raise UsageError("--workload", "a file has its own arrivals", "leave --rate and --in-flight out")
+        if rate is not None or in_flight is not None or (arrivals, prompt, tokens) != (POISSON, PROMPT, TOKENS):
+            remedy = "leave --rate, --in-flight, --arrivals, --prompt and --tokens out"
+            raise UsageError("--workload", "a file has its own arrivals and lengths", remedy)
         load = read_workload(workload, found.names, chosen, seed, requests)
     else:
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
@@ -188,7 +190,11 @@ def _print(
 
 
 def _times(name: str) -> Any:
-    return lambda row: ", ".join(format_seconds(row[f"{name}_p{p}_s"]) for p in (50, 95, 99))
+    return lambda row: ", ".join(_time(row[f"{name}_p{p}_s"]) for p in (50, 95, 99))
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else format_seconds(seconds)
 
 
 def _shares(row: Mapping[str, Any]) -> str:
@@ -211,10 +217,10 @@ _LINES: Mapping[str, Any] = {
     "requests/s": lambda row: f"{row['requests_per_s']:.4g}",
     "tokens/s": lambda row: f"{row['tokens_per_s']:.4g}",
     "switches, per request": lambda row: f"{row['switches']}, {row['switches_per_request']:.3f}",
-    "switch, mean": lambda row: format_seconds(row["switch_mean_s"]),
+    "switch, mean": lambda row: _time(row["switch_mean_s"]),
     "resident when asked": lambda row: f"{row['hit_rate']:.1%}",
     "used": _shares,
     "memory": _memory,
-    "loading all experts before": lambda row: format_seconds(row["warm_up_s"]),
+    "loading who is asked for, before": lambda row: format_seconds(row["warm_up_s"]),
     "simulated in": lambda row: f"{format_seconds(row['wall_s'])}, {row['requests'] / row['wall_s']:.0f} requests/s",
 }

@@ -21,7 +21,10 @@ SYNTHETIC = "routes given, tokens synthetic"
 def outcome(
     name: str, policy: str, workload: Workload, served: Served, slo: Slo | None, wall_s: float
 ) -> dict[str, Any]:
-    """One row. Times are seconds from a request's arrival; TTFT and the end include the router and any switch."""
+    """One row. Times are seconds from a request's arrival; TTFT and the end include the router and any switch.
+
+    What never was has no time, None: of answers of one token the time per later token, without switches theirs.
+    """
     metrics, made, use, count = served.metrics, served.made, served.use, len(workload)
     tpot_s = tpots(workload, served)
     row: dict[str, Any] = {
@@ -38,7 +41,7 @@ def outcome(
         "switches": metrics.switches,
         "switches_per_request": metrics.switches / count,
         "hit_rate": float(served.hit.mean()),
-        "switch_mean_s": metrics.switch.sum_s / metrics.switch.total if metrics.switch.total else 0.0,
+        "switch_mean_s": metrics.switch.sum_s / metrics.switch.total if metrics.switch.total else None,
         "utilisation": use.utilisation,
         "occupied": use.occupied,
         "bound": use.bound,
@@ -77,8 +80,8 @@ def footprint(served: Served) -> dict[str, Any]:
     }
 
 
-def _percentiles(name: str, values: F64) -> dict[str, float]:
+def _percentiles(name: str, values: F64) -> dict[str, float | None]:
     if not len(values):
-        return {f"{name}_p{p}_s": 0.0 for p in PERCENTILES}
+        return {f"{name}_p{p}_s": None for p in PERCENTILES}
     found = np.percentile(values, PERCENTILES, method="inverted_cdf")
     return {f"{name}_p{p}_s": float(value) for p, value in zip(PERCENTILES, found, strict=True)}

@@ -27,6 +27,7 @@ from coterie.spec.machine import MachineSpec
 
 MOST_MACHINES = 4096
 BETTER = 1.5  # by which factor a part is improved to see what would help
+WORDS = {"steps": "the time of steps", "link": "the link by which experts come up"}  # what is not a promise
 CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # of the experts that were asked about
 
 
@@ -94,12 +95,20 @@ def smallest(machine: Machine, wish: Wish) -> int:
     while not _enough(machine, wish, high):
         low, high = high, high * 2
         if high > MOST_MACHINES:
-            fact = f"{MOST_MACHINES} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
-            raise UsageError(f"plan on {machine.spec.name}", fact, "lower --rate or promise less")
+            raise _never(machine, wish, low)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _enough(machine, wish, middle) else (middle, high)
     return high
+
+
+def _never(machine: Machine, wish: Wish, count: int) -> UsageError:
+    """So many machines are not enough, and nobody has more."""
+    placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
+    name, factor = max(_worst(machine, wish, placement).excess(wish.slo).items(), key=lambda item: item[1])
+    fact = f"{count} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
+    limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
+    return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or promise less")
 
 
 def least_for_memory(total_bytes: int, room_bytes: int) -> int:
@@ -170,7 +179,8 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
                 f"{name} is {format_seconds(value)} on a machine that has nothing else to do, {value / limit:.2f} times"
                 f" the {format_seconds(limit)} that is promised; more machines do not change that"
             )
-            remedy = f"promise {name}={value:.3g}s or more, or use smaller experts or a faster machine"
+            least = math.ceil(value * 1e6) / 1e6  # whole microseconds, rounded so that it can be kept
+            remedy = f"promise {name}={least:g}s or more, or use smaller experts or a faster machine"
             raise UsageError(where, fact, remedy)
 
 
@@ -199,14 +209,14 @@ def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, besi
     excess = other.excess(wish.slo)
     # Who is overloaded keeps no promise either: the overload is the reason.
     name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
-    words = {"steps": "the time of steps", "link": "the link by which experts come up"}
     if not fewer:
-        return f"one machine is enough; {words.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
-    over = "more than there is" if name in words else f"{excess[name]:.2f} times its limit"
+        return f"one machine is enough; {WORDS.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
+    times = f"{excess[name]:.2f} times" if excess[name] >= 1.005 else "just above"
+    over = "more than there is" if name in WORDS else f"{times} its limit"
     busy = max(("steps", "link"), key=lambda lane: excess[lane])
-    if not beside and name not in words:
-        beside = f"{words[busy]} is used to {excess[busy]:.0%}"
-    return f"{words.get(name, name)}: with {fewer} it is {over}{beside and '; '}{beside}"
+    if not beside and name not in WORDS:
+        beside = f"{WORDS[busy]} is used to {excess[busy]:.0%}"
+    return f"{WORDS.get(name, name)}: with {fewer} it is {over}{beside and '; '}{beside}"
 
 
 def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:

@@ -56,7 +56,7 @@ class Use:
             return f"switches: the link {link} is busy {links[link]:.0%} of the time"
         steps = busy.get(COMPUTE_LANE, 0.0)
         if steps < SATURATED:
-            beside = f", {link} {links[link]:.0%}" if link else ""
+            beside = f", {link} {links[link]:.0%}" if links.get(link, 0.0) >= 0.005 else ""
             return f"the load: steps run {steps:.0%} of the time{beside}"
         shares = {name: share for name, share in self.utilisation.items() if not name.startswith("link")}
         most = max(shares, key=lambda name: shares[name])

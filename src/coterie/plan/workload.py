@@ -20,6 +20,8 @@ from coterie.plan.mix import F64, I64, Mix
 
 MAX_TOKENS = 1 << 31  # of a length: more than any context holds
 MAX_SIGMA = 10.0  # of a lognormal: its mean is e^50 times its median
+MAX_SPAN_S = 1e8  # from the first arrival to the last: later, a clock in double precision knows no tens of nanoseconds
+POISSON = "poisson"
 BURST_CV = 3.0  # of bursty gaps: their standard deviation over their mean (poisson: 1, steady: 0)
 
 
@@ -37,6 +39,11 @@ class Workload:
     new_tokens: I64
     in_flight: int = 0
     facts: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.in_flight and self.at_s.max(initial=0.0) > MAX_SPAN_S:
+            fact = f"the last request comes after {self.at_s.max():.3g} s, and modelled time is exact to {MAX_SPAN_S:g}"
+            raise UsageError("workload", fact, "give fewer requests, or more of them per second")
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -134,7 +141,7 @@ class Load:
     new: Lengths
     rate: float | None = None
     in_flight: int | None = None
-    arrivals: str = "poisson"
+    arrivals: str = POISSON
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -149,6 +156,9 @@ class Load:
             raise UsageError("--in-flight", f"is {self.in_flight}", "give 1 or more")
         if self.arrivals not in ARRIVALS:
             raise UsageError("--arrivals", f"{self.arrivals!r} is not known", f"use one of {', '.join(ARRIVALS)}")
+        if self.in_flight is not None and self.arrivals != POISSON:
+            fact = f"{self.arrivals} arrivals are of an open loop"
+            raise UsageError("--arrivals", fact, "leave it out, or give --rate in place of --in-flight")
 
 
 def make_workload(load: Load, names: Sequence[str]) -> Workload:
@@ -182,7 +192,7 @@ def _gamma(rng: np.random.Generator, count: int) -> F64:
 
 
 ARRIVALS: Mapping[str, Callable[[np.random.Generator, int], F64]] = {
-    "poisson": lambda rng, count: rng.exponential(1.0, count),
+    POISSON: lambda rng, count: rng.exponential(1.0, count),
     "bursty": _gamma,
     "steady": lambda rng, count: np.ones(count),
 }
