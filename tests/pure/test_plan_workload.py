@@ -117,6 +117,7 @@ def test_json_lines_name_their_experts(tmp_path):
         (AZURE + "2023-11-16 18:17:05.1,0,2\n", "it has 0 tokens"),
         (AZURE + "yesterday,1,2\n", "'yesterday' is no time"),
         (AZURE + "2023-11-16 18:17:01,1,2\n", "before the request above it; sort the file"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens,timestamp\n1,2,3,4\n", r"t.csv:1\] it has 2 columns timestamp"),
         ("TIMESTAMP,ContextTokens\n1,2\n", "it has no column generatedtokens"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "there is no request in it"),
         ("", "there is no request in it"),
@@ -137,6 +138,9 @@ def test_json_lines_cut_off_in_the_middle(tmp_path):
     [
         ('"ContextTokens":2,"Expert":"a"', '"ContextTokens":2', r"t.jsonl:2\] only one of this request and the first"),
         ('"ContextTokens":2', '"ContextTokens":2,"Expert":"a"', r"t.jsonl:2\] only one of this request and the first"),
+        ('"ContextTokens":2', '"ContextTokens":2.5', "2.5 is no number of tokens"),
+        ('"ContextTokens":2', '"ContextTokens":true', "True is no number of tokens"),
+        ('"ContextTokens":2', '"ContextTokens":2,"timestamp":false', "False is no time"),
         ('"ContextTokens":2', '"ContextTokens":Infinity', "inf is no number of tokens"),
         ('"ContextTokens":2', '"ContextTokens":99999999999999999999', "it has 99999999999999999999 tokens"),
     ],
@@ -198,7 +202,12 @@ def test_mixes_that_are_none(text):
 
 @pytest.mark.parametrize(
     ("text", "fact"),
-    [("a,1\nb\n", "a line is 'b'"), ("a,-1\n", "the count of a is '-1'"), ("a,0\n", "no expert is asked for")],
+    [
+        ("a,1\nb\n", "a line is 'b'"),
+        ("a,-1\n", "the count of a is '-1'"),
+        ("a,0\n", "no expert is asked for"),
+        ("expert,count\na,1\nb,3\na,2\n", "a is counted more than once"),
+    ],
 )
 def test_counts_that_are_none(tmp_path, text, fact):
     (tmp_path / "m.csv").write_text(text)

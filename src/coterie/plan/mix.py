@@ -149,7 +149,11 @@ def _read(path: Path) -> Mapping[str, Any]:
         if wrong is not None:
             raise UsageError(str(path), f"a line is {','.join(wrong)!r}", "write expert,count on each line")
         headed = bool(rows) and rows[0][1].strip().isalpha()
-        return {row[0]: row[1] for row in rows[headed:]}
+        found = {row[0]: row[1] for row in rows[headed:]}
+        if len(found) < len(rows) - headed:
+            twice = next(name for name in found if sum(row[0] == name for row in rows[headed:]) > 1)
+            raise UsageError(str(path), f"{twice} is counted more than once", "add its counts up")
+        return found
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -98,6 +98,10 @@ def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[
 def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.reader(lines)
     header = [name.strip().lower() for name in next(reader, [])]
+    for name in header:
+        if header.count(name) > 1:
+            fact = f"it has {header.count(name)} columns {name}"
+            raise UsageError(f"{path}:1", fact, "leave one, with a name of its own")
     for row in reader:
         if not row:
             continue
@@ -128,7 +132,7 @@ def _column(row: Mapping[str, Any], what: str, where: str) -> Any:
 def _seconds(value: Any, where: str) -> float:
     """Seconds, or a date and a time of day."""
     try:
-        seconds = float(value)
+        seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         try:
             moment = datetime.fromisoformat(_FRACTION.sub(r"\1", str(value)))
@@ -145,6 +149,8 @@ def _count(value: Any, where: str) -> int:
         count = int(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(where, f"{value!r} is no number of tokens", "write a whole number") from error
+    if isinstance(value, bool) or (isinstance(value, float) and value != count):
+        raise UsageError(where, f"{value!r} is no number of tokens", "write a whole number")
     if not 1 <= count <= MAX_TOKENS:
         raise UsageError(where, f"it has {count} tokens", f"give 1 or more, up to {MAX_TOKENS}")
     return count
