@@ -150,6 +150,18 @@ def test_the_command_compares_machines_and_policies(many, tmp_path):
     assert "routes given, tokens synthetic" in text
 
 
+def test_pictures_show_what_was_used_with_whole_lines(many, tmp_path):
+    words = ("--machine", "toy-tiers", "--rate", 20, "--requests", 9, "--html", tmp_path / "p.html", "--tokens", 1)
+    assert run(many, *words).exit_code == 0
+    text = (tmp_path / "p.html").read_text()
+    assert "<!-- tier hbm -->" in text
+    assert "link hbm" not in text  # nothing goes down
+    assert "stroke-dasharray" not in text  # strokes tell policies apart, and there is one
+    assert '<td>tpot_p50_s</td><td class="n">-</td>' in text
+    assert run(many, *words, "--policy", "coterie", "--policy", "fcfs").exit_code == 0
+    assert "stroke-dasharray" in (tmp_path / "p.html").read_text()
+
+
 @pytest.mark.parametrize(("option", "name"), [("--machine", "toy"), ("--policy", "fcfs")])
 def test_what_is_named_twice_would_write_one_trace_over_the_other(many, tmp_path, option, name):
     twice = (option, name, option, name)

@@ -196,7 +196,11 @@ def _print_row(row: Mapping[str, Any]) -> None:
 
 def _page(title: str, rows: list[dict[str, Any]]) -> str:
     series = tuple(
-        Series(row["machine"], tuple(p["experts"] for p in row["curve"]), tuple(p["machines"] for p in row["curve"]))
+        Series(
+            row["machine"],
+            tuple(p["experts"] for p in row["curve"]),
+            tuple(p["machines"] or None for p in row["curve"]),
+        )
         for row in rows
         if row["machines"] is not None
     )

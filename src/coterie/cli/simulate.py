@@ -32,7 +32,7 @@ from coterie.plan.outcome import SYNTHETIC, outcome
 from coterie.plan.paper.plots import check_plots
 from coterie.plan.setups import OURS, SETUPS, setup_named
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.simulate_page import page
+from coterie.plan.simulate_page import LITTLE, page
 from coterie.plan.slo import parse_slo
 from coterie.plan.workload import ARRIVALS, POISSON, Load, Workload, lengths_named, make_workload
 from coterie.plan.workload_file import read_workload
@@ -198,7 +198,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _shares(row: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name} {share:.1%}" for name, share in row["utilisation"].items() if share >= 0.0005)
+    return "\n".join(f"{name} {share:.1%}" for name, share in row["utilisation"].items() if share >= LITTLE)
 
 
 def _memory(row: Mapping[str, Any]) -> str:

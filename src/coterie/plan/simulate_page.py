@@ -18,6 +18,7 @@ from coterie.plan.paper.plots import draw
 from coterie.plan.paper.row import Chart, Series
 
 POINTS = 200  # of a curve
+LITTLE = 5e-4  # of what a resource can give: less is not shown
 
 Curves = Mapping[str, tuple[F64, F64]]
 """By label: each request's seconds to its first and to its last token."""
@@ -49,8 +50,9 @@ def _distribution(title: str, which: int, curves: Curves) -> Chart:
 
 
 def _shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """How busy each resource was."""
-    names = list(dict.fromkeys(name for row in rows for name in row["utilisation"]))
+    """How busy each resource was, of those that were used."""
+    used = (name for row in rows for name, share in row["utilisation"].items() if share >= LITTLE)
+    names = list(dict.fromkeys(used))
     series = [
         Series(
             f"{row['machine']}, {row['policy']}",
@@ -72,6 +74,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _show(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

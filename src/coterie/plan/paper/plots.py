@@ -65,9 +65,10 @@ def _lines(axes: Any, chart: Chart) -> None:
     machines = list(dict.fromkeys(_machine(series) for series in chart.series))
     methods = list(dict.fromkeys(series.label for series in chart.series if not series.is_published))
     methods = list(dict.fromkeys(label.partition(", ")[2] for label in methods))
+    strokes = STROKES if len(methods) > 1 else ("-",)
     for series in chart.series:
         points = _known(series)
-        stroke = "-" if series.is_published else STROKES[methods.index(series.label.partition(", ")[2]) % len(STROKES)]
+        stroke = "-" if series.is_published else strokes[methods.index(series.label.partition(", ")[2]) % len(strokes)]
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
