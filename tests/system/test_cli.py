@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.system.tiny import write_expert
 from typer.testing import CliRunner
 
-from coterie.cli.main import app
+from coterie.cli.main import COMMANDS, app
 
 runner = CliRunner()
 
@@ -28,6 +31,23 @@ def refused(result, *words: str) -> str:
     for word in words:
         assert word in sentence, sentence
     return sentence
+
+
+def test_every_command_has_its_page() -> None:
+    whole = run("--help").stdout
+    for name in COMMANDS:
+        assert re.search(rf"^│ {name} ", whole, re.MULTILINE)
+        page = run(name, "--help")
+        assert page.exit_code == 0, page.output
+        assert f"coterie {name}" in page.stdout.replace("root", "coterie")
+    assert run("nothing").exit_code == 2
+
+
+def test_a_command_does_not_wait_for_the_others() -> None:
+    """All commands together take twice as long to import as one."""
+    script = "import sys; from coterie.cli.main import app; app(['route', '--help'], standalone_mode=False)"
+    script += "; sys.exit(any(name.startswith(('coterie.bench', 'coterie.plan')) for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_run_raw_prints_the_promised_json(folder: Path) -> None:

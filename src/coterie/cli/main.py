@@ -7,49 +7,64 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from coterie import __version__
-from coterie.cli.bench import app as bench
-from coterie.cli.check import check
-from coterie.cli.diff import diff
-from coterie.cli.eval import evaluate
-from coterie.cli.info import info
-from coterie.cli.map import map_
-from coterie.cli.paper import paper
-from coterie.cli.plan import planning
-from coterie.cli.quantize import quantize
-from coterie.cli.route import route
-from coterie.cli.run import run
-from coterie.cli.serve import serve
-from coterie.cli.simulate import simulation
-from coterie.cli.trace import trace
-from coterie.cli.validate import validate
+
+# Where each is, in the order of the help page. Its module is imported when it is asked for: all of them take a second.
+COMMANDS = {
+    "run": ("run", "run"),
+    "serve": ("serve", "serve"),
+    "route": ("route", "route"),
+    "check": ("check", "check"),
+    "eval": ("eval", "evaluate"),
+    "diff": ("diff", "diff"),
+    "quantize": ("quantize", "quantize"),
+    "info": ("info", "info"),
+    "simulate": ("simulate", "simulation"),
+    "plan": ("plan", "planning"),
+    "map": ("map", "map_"),
+    "trace": ("trace", "trace"),
+    "validate": ("validate", "validate"),
+    "paper": ("paper", "paper"),
+    "bench": ("bench", "app"),
+}
+
+
+class Commands(TyperGroup):
+    """The subcommands, each made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        found = getattr(import_module(f"coterie.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_group(found)
+            group.name = cmd_name
+            return group
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name)(found)
+        return typer.main.get_command(alone)
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve a composition of experts: one endpoint in front of many whole language models, on one machine.",
 )
-app.command("run")(run)
-app.command("serve")(serve)
-app.command("route")(route)
-app.command("check")(check)
-app.command("eval")(evaluate)
-app.command("diff")(diff)
-app.command("quantize")(quantize)
-app.command("info")(info)
-app.command("simulate")(simulation)
-app.command("plan")(planning)
-app.command("map")(map_)
-app.command("trace")(trace)
-app.command("validate")(validate)
-app.command("paper")(paper)
-app.add_typer(bench, name="bench")
 
 
 def _version(value: bool) -> None:
