@@ -92,32 +92,37 @@ template <int M>
   }
 }
 
-// One block of columns of up to kBlockRows rows, for all tokens; meanwhile `next_lines` lines from each of as many rows from `next` on come
-// to the second-level cache, evenly.
+// The lines of the next block's rows, in order, asked for evenly while `calls` groups are computed: they come to the second-level cache.
+class NextBlock {
+ public:
+  NextBlock(bytes* next, int64_t stride, int64_t rows, int64_t row_bytes, int64_t calls)
+      : row_(next), stride_(stride), lines_(tiles(row_bytes, static_cast<int64_t>(kLine))), all_(rows * lines_), calls_(calls) {}
+
+  void one_call() {
+    for (due_ += all_; due_ >= calls_; due_ -= calls_) {
+      fetch_ahead(row_ + line_ * static_cast<int64_t>(kLine));
+      if (++line_ == lines_) line_ = 0, row_ += stride_;
+    }
+  }
+
+ private:
+  bytes* row_;
+  int64_t stride_, lines_, all_, calls_;
+  int64_t line_ = 0, due_ = 0;
+};
+
+// One block of columns of up to kBlockRows rows, for all tokens.
 struct PanelBlock {
   const float* x;
-  int64_t x_stride, tokens, rows, steps;
+  int64_t x_stride, rows, steps;
   bool first, last;
   float* out;
   int64_t out_stride;
-  bytes* next;
-  int64_t next_stride, next_lines;
 };
 
-// Lines [first, last) of the next block's, counted row by row.
-inline void fetch_next(const PanelBlock& b, int64_t first, int64_t last) {
-  if (first == last) return;  // a next block of one narrow column may have no line of its own to fetch
-  for (int64_t row = first / b.next_lines, line = first % b.next_lines; first < last; ++first) {
-    fetch_ahead(b.next + row * b.next_stride + line * static_cast<int64_t>(kLine));
-    if (++line == b.next_lines) line = 0, ++row;
-  }
-}
-
-inline void panel_group(const PanelBlock& b, int64_t token, int64_t tokens, const Work& work) {
-  const int64_t groups = tiles(b.rows, kGroupRows), all = groups * tiles(b.tokens, kGroupTokens), lines = b.rows * b.next_lines;
-  int64_t done = token / kGroupTokens * groups;
-  for (int64_t n = 0; n < b.rows; n += kGroupRows, ++done) {
-    fetch_next(b, lines * done / all, lines * (done + 1) / all);
+inline void panel_group(const PanelBlock& b, int64_t token, int64_t tokens, const Work& work, NextBlock& next_block) {
+  for (int64_t n = 0; n < b.rows; n += kGroupRows) {
+    next_block.one_call();
     const float* panel = work.panel + n * b.steps * W;
     float* sums = work.sums == nullptr ? nullptr : work.sums + (token * kBlockRows + n * kGroupTokens) * W;
     const float* x = b.x + token * b.x_stride;
@@ -150,9 +155,9 @@ inline void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       const bool last = k + columns >= K;
       bytes* next = last ? w + (row + kBlockRows) * stride : w + row * stride + stride * (k + columns) / K;
       const int64_t next_bytes = stride * smaller(columns, last ? K : K - k - columns) / K;
-      const PanelBlock block{x + k, x_stride, tokens, rows, steps, k == 0, last, out + row, out_stride,
-                             next, stride, tiles(next_bytes, static_cast<int64_t>(kLine))};
-      for (int64_t t = 0; t < tokens; t += kGroupTokens) panel_group(block, t, smaller(kGroupTokens, tokens - t), work);
+      NextBlock next_block(next, stride, rows, next_bytes, tiles(rows, kGroupRows) * tiles(tokens, kGroupTokens));
+      const PanelBlock block{x + k, x_stride, rows, steps, k == 0, last, out + row, out_stride};
+      for (int64_t t = 0; t < tokens; t += kGroupTokens) panel_group(block, t, smaller(kGroupTokens, tokens - t), work, next_block);
     }
   }
 }
