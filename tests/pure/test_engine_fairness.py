@@ -182,19 +182,20 @@ A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARR
         (view(group("a", R, 3, 6, 7), group("b", R, 5), overtaken=0), Run("a", (3, 6, 7))),
         (view(group("a", R, 6, 7, 8, num_waiting=9), group("b", R, 5), overtaken=31), Run("a", (6,))),
         (view(group("a", R, 6, 7, 8, num_waiting=9), group("b", R, 5), overtaken=32), Run("b", (5,))),
-        # In turn, by quanta of 4; an expert that has not begun goes before, while fewer than 8 share the steps.
+        # In turn, by quanta of 4; an expert that has not begun goes before, while fewer than 6 share the steps.
         (view(group("a", R, running=1, last_run=9), group("b", R, running=1), current="a", streak=1), Run("a", ())),
         (view(group("a", R, running=1, last_run=9), group("b", R, running=1), current="a", streak=4), Run("b", ())),
         (view(group("a", R, running=1), group("b", R, 1), current="a", streak=4), Run("b", (1,))),
-        (view(*(group(c, R, running=1) for c in "abcdefgh"), group("i", R, 1)), Run("a", ())),
+        (view(*(group(c, R, running=1) for c in "abcdef"), group("g", R, 1)), Run("a", ())),
+        (view(*(group(c, R, running=1) for c in "abcde"), group("f", R, 1)), Run("f", (1,))),
         # Weight: requests times the square of the oldest one's age; of those that weigh the same the older.
         (view(group("a", A, 6), group("b", A, 7, 8, 9)), Fetch("b")),
         (view(group("a", A, 2), group("b", A, 7, 8, 9)), Fetch("a")),
         (view(group("a", A, 2, num_waiting=9), group("b", A, 1)), Fetch("a")),
         (view(group("a", A, 6, num_waiting=4), group("b", A, 2)), Fetch("b")),
-        # Beyond 1.6 times the requests that are here, 7, age alone counts.
-        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=14), Fetch("a")),
-        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=15), Fetch("b")),
+        # Beyond 1.8 times the requests that are here, 7, age alone counts.
+        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=15), Fetch("a")),
+        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=16), Fetch("b")),
         (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=20), Fetch("b")),
         # Nothing more is fetched while what is there, with work that weighs no less, has not begun.
         (view(group("a", R, 2), group("b", A, 3)), Run("a", (2,))),

@@ -45,13 +45,13 @@ class Policy:
     """
 
     schedule: str = "grouped"
-    patience: float = 1.6
+    patience: float = 1.8
     age_bound: int = 512
     max_batch: int = 32
     max_step_tokens: int = 512
     turn_steps: int = 128
     quantum_steps: int = 4
-    turns: int = 8
+    turns: int = 6
     overlap: bool = True
     prefetch: int = 1
     leap: bool = False
