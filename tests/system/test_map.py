@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_png_needs_matplotlib_only(tmp_path: Path, folder: Path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_a_socket_has_no_room_for_is_said() -> None:
+    words = ("map", "llama-2-70b", "--machine", "sn40l-socket", "--phase", "decode", "--tokens", 16, "--how", "stage")
+    text = " ".join(run(*words).stdout.split())
+    assert "a socket needs 128.48 GiB at once, 68.88 GiB more than hbm has; the times take all from hbm" in text
+    assert "more than hbm has" not in run(*words[:3], "sn40l-node", *words[4:], "--tp", 8).stdout
+
+
 def test_a_training_step_and_a_plan_of_memory(folder: Path) -> None:
     args = ("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32", "--phase", "train")
     got = json.loads(run(*args, "--memory", "greedy", "--json").stdout)
@@ -75,7 +83,7 @@ def test_a_training_step_over_eight_sockets() -> None:
     assert layer["l0_s"] <= layer["l1_s"] <= layer["l2_s"] * (1 + 1e-9)
 
 
-def test_mistakes_are_one_sentence(folder: Path) -> None:
+def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     ada = folder / "ada"
     refused(run("map", "nobody"), "[nobody]", "neither a model of the zoo nor a folder", "llama-2-7b")
     refused(run("map", ada, "--machine", "dgx-h100"), "no grid of compute and memory units")
@@ -88,6 +96,12 @@ def test_mistakes_are_one_sentence(folder: Path) -> None:
     refused(run("map", "flash-fft-conv-1m", "--tp", "8"), "none of its 97 ops can be split over 8 ranks", "on one")
     refused(run("map", "llava-1.5-7b", "--tokens", "10"), "--tokens", "has 10 tokens", "alone takes 576", "577")
     refused(run("map", ada, "--memory", "guess"), "there is no way 'guess' to spill", "greedy")
+    text = (files("coterie.spec") / "machines" / "sn40l-socket.toml").read_text()
+    near, below, _, _ = (f"[[tier]]{part}" for part in text.partition("[[link]]")[0].split("[[tier]]")[1:])
+    alone = tmp_path / "alone.toml"
+    alone.write_text(text.partition("[[tier]]")[0] + near + below)
+    assert run("map", ada, "--machine", alone).exit_code == 0
+    refused(run("map", ada, "--machine", alone, "--memory", "greedy"), "no memory below hbm", "leave it out")
     refused(run("map", ada, "--draw", "x.gif"), "a picture is .svg or .png")
     refused(run("map", ada, "--draw", "/no/such/folder/x.svg"), "cannot be written")
 

@@ -5,6 +5,7 @@ Knows nothing about how sections are chosen or mapped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.dataflow.chip import chip_of
 from coterie.dataflow.draw import picture
-from coterie.dataflow.lifetime import symbols_of
+from coterie.dataflow.lifetime import Symbol, live_bytes, symbols_of
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import place
 from coterie.dataflow.report import (
@@ -91,7 +92,8 @@ def map_(
         fact = f"{tp} sockets cannot share the model: {spec.name} has {chip.sockets}"
         raise UsageError("--tp", fact, f"use at most {chip.sockets}, or a machine with more sockets")
     plan = sections_of(graph, sizes, chip, how, tp)
-    lies = plan_of_memory(graph, plan, sizes, spec, memory) if memory else None
+    symbols = _symbols(graph, plan, sizes)
+    lies = plan_of_memory(symbols, spec, memory) if memory else None
     name, chosen = _chosen(plan, section)
     placed = place(chosen)
     if draw is not None:
@@ -108,19 +110,44 @@ def map_(
     _print(plan)
     if lies:
         _print_memory(lies)
+    else:
+        _print_excess(symbols, spec)
 
 
-def plan_of_memory(graph: Graph, plan: Sections, sizes: Sizes, spec: MachineSpec, how: str) -> MemoryPlan:
-    """Where the symbols of one socket lie, in its run tier and in the tier below."""
+def plan_of_memory(symbols: Sequence[Symbol], spec: MachineSpec, how: str) -> MemoryPlan:
+    """Where the symbols of one socket lie, in its run tier and in the tier below. Raises UsageError without one."""
+    if len(spec.weight_tiers) < 2:
+        raise UsageError("--memory", f"{spec.name} has no memory below {spec.run_tier}", "leave it out")
+    far = spec.tier(spec.weight_tiers[1])
+    sockets = spec.units if spec.tier(spec.run_tier).per_unit else 1
+    room = far.capacity_bytes // sockets, far.achieved_bytes_per_s / sockets
+    return plan_memory(symbols, _near_bytes(spec), *room, how)
+
+
+def _near_bytes(spec: MachineSpec) -> int:
+    """A socket's part of the run tier."""
+    near = spec.tier(spec.run_tier)
+    return near.capacity_bytes // (spec.units if near.per_unit else 1)
+
+
+def _symbols(graph: Graph, plan: Sections, sizes: Sizes) -> tuple[Symbol, ...]:
+    """What one socket holds, section by section."""
     at, steps = 0, []
     for which in plan.index:
         count = len(plan.mapped[which].ops)
         steps.append(graph.ops[at : at + count])
         at += count
-    near, far = spec.tier(spec.run_tier), spec.tier(spec.weight_tiers[1])
-    sockets = spec.units if near.per_unit else 1
-    room = far.capacity_bytes // sockets, far.achieved_bytes_per_s / sockets
-    return plan_memory(symbols_of(graph, steps, sizes), near.capacity_bytes // sockets, *room, how)
+    return symbols_of(graph, steps, sizes)
+
+
+def _print_excess(symbols: Sequence[Symbol], spec: MachineSpec) -> None:
+    """Say by how much it does not fit, for the times are of what does."""
+    last = max((symbol.last for symbol in symbols), default=0)
+    needed, room = max(live_bytes(symbols, last + 1)), _near_bytes(spec)
+    if needed > room:
+        more = f"{format_bytes(needed - room)} more than {spec.run_tier} has"
+        remedy = f"the times take all from {spec.run_tier}: share it by --tp, or see --memory greedy"
+        out.print(f"a socket needs {format_bytes(needed)} at once, {more}; {remedy}")
 
 
 def _print_memory(plan: MemoryPlan) -> None:

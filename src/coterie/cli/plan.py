@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
@@ -148,17 +148,16 @@ def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]],
         f"{escape(found.name)}: {len(found.names)} experts, {wish.rate:g} requests/s, mix {escape(mix)}, {wish.slo}"
     )
     estimates = ["estimate"] if checked else []
-    table = Table("machine", "machines", *estimates, "TTFT", "TPOT", "steps", "link", "hits", "experts each", "in")
+    heads = "machine", "machines", *estimates, "TTFT", "TPOT", "steps", "link", "hits"
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     for row in rows:
         if row["machines"] is None:
-            table.add_row(row["machine"], "none", *["-"] * (7 + checked))
+            table.add_row(row["machine"], "none", *["-"] * (5 + checked))
             continue
-        held = [len(names) for names in row["placement"]]
-        placed = f"{min(held)}-{max(held)}"
         times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]) if row["tpot_s"] else "-")
         shares = (f"{row['steps_share']:.0%}", f"{row['link_share']:.0%}", f"{row['hit_rate']:.0%}")
         counts = [str(row[name]) for name in ("machines", *estimates)]
-        table.add_row(row["machine"], *counts, *times, *shares, placed, format_seconds(row["wall_s"]))
+        table.add_row(row["machine"], *counts, *times, *shares)
     out.print(table)
     for row in rows:
         _print_row(row)
@@ -178,7 +177,9 @@ def _print_row(row: Mapping[str, Any]) -> None:
     say(f"room for {room} of experts in the run tier; a switch of the largest takes {format_seconds(row['switch_s'])}")
     why = f": {row['method_why']}" if row["method_why"] else ""
     copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
-    say(f"placement by {row['method']}{copied}{why}")
+    held = [len(names) for names in row["placement"]]
+    each = f"{held[0]}" if min(held) == max(held) else f"{min(held)} to {max(held)}"
+    say(f"placement by {row['method']}, {each} experts each{copied}{why}; planned in {format_seconds(row['wall_s'])}")
     load = row["curve_load_factor"]
     scaled = "" if load == 1 else f", estimated at {load:.2f} of the load"
     if load == 1 and row["estimate"] != row["machines"]:

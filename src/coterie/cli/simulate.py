@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
 from coterie.cli.progress import counted
@@ -174,7 +174,9 @@ def _print(
 ) -> None:
     total = sum(model.layout.size_bytes for name, model in models.items() if name in found.names)
     out.print(f"{escape(found.name)}: {len(found.experts)} experts, {format_bytes(total)}; {_workload_line(load)}")
-    table = Table("", *(f"{row['machine']}\n{row['policy']}" for row in rows))
+    table = Table(
+        Column("", overflow="fold"), *(Column(f"{row['machine']}\n{row['policy']}", overflow="fold") for row in rows)
+    )
     for label, show in _LINES.items():
         table.add_row(label, *(escape(show(row)) for row in rows))
     if "slo" in rows[0]:
