@@ -58,6 +58,11 @@ class KVPool:
         """
         return self.num_blocks - self._promised
 
+    @property
+    def reserved(self) -> int:
+        """Owners that have not begun."""
+        return len(self._reserved)
+
     def tokens_per_block(self, kv: KvShape) -> int:
         """How many tokens of this architecture a block holds."""
         known = self._per_block.get(id(kv))

@@ -32,6 +32,8 @@ class Reuse:
 
     def begin(self, expert: ServedExpert, running: Mapping[int, Sequence]) -> None:
         """Choose the blocks of those that the next step begins: the later, the more is there to share."""
+        if not self._kv.reserved:  # as in most steps
+            return
         new = [sequence for sequence in running.values() if not sequence.begun]
         if not new:
             return
