@@ -82,6 +82,44 @@ def test_prompts_that_wait_for_their_turn_share_what_is_computed_meanwhile():
     assert sum(computed(w)) == 21 + 5 + 5 + 3
 
 
+def test_a_prompt_that_another_one_computes_mostly_in_this_very_step_waits_for_it():
+    w = one_expert(max_batch=4, max_step_tokens=64, max_steps=1)
+    head = tuple(range(20))
+    alike = [ask(f"r{n}", "a", (*head, n), 2) for n in range(2)]
+    longer = ask("r2", "a", (*head[:8], *range(30, 40)), 2)  # a block of its 18 tokens is no half
+    assert serve(w, alike[0], alike[1], longer) == [0, 16, 0]
+    assert computed(w) == [21 + 18, 5 + 2, 1]
+
+
+def test_a_prompt_waits_for_one_that_takes_several_steps_and_shares_only_finished_ones():
+    w = one_expert(max_batch=4, max_step_tokens=16, max_steps=1)
+    head = tuple(range(25))
+    assert serve(w, *[ask(f"r{n}", "a", (*head, n), 1) for n in range(3)]) == [0, 24, 24]
+    assert computed(w) == [16, 10, 4]
+
+
+def test_one_that_does_not_wait_shares_no_block_of_the_same_step():
+    w = one_expert(max_batch=4, max_step_tokens=16, max_steps=1)
+    head = tuple(range(24))
+    requests = [ask("r", "a", (*head, 1), 1), ask("s", "a", (*head, *range(30, 44)), 1)]
+    assert serve(w, *requests) == [0, 16], "a block of 22 tokens is no half, and it was not there"
+
+
+def test_nobody_waits_for_the_same_tokens_behind_others():
+    w = one_expert(max_batch=4, max_step_tokens=64)
+    assert serve(w, ask("q", "a", range(9), 1)) == [0]
+    middle = range(20, 28)
+    assert serve(w, ask("r", "a", (*range(30, 38), *middle, 1), 1), ask("s", "a", (*range(8), *middle, 1), 1)) == [0, 8]
+    assert computed(w) == [9, 17 + 9]
+
+
+def test_nobody_waits_for_made_up_prompts():
+    w = one_expert(max_batch=4, max_step_tokens=64)
+    prompt = tuple(range(20))
+    assert serve(w, ask("r", "a", prompt, 1, reuse=False), ask("s", "a", prompt, 1)) == [0, 0]
+    assert computed(w) == [40]
+
+
 @pytest.mark.parametrize("stopped", ["first", "second"])
 def test_one_of_two_that_share_is_stopped(stopped):
     w, prompt = one_expert(kv_blocks=9, max_steps=1), tuple(range(20))

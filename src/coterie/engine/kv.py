@@ -105,11 +105,17 @@ class KVPool:
         the last token is computed again, for what follows it.
         """
         size = self.tokens_per_block(kv)
-        chain = self._prefixes.take(key, tokens, size, (len(tokens) - 1) // size)
+        chain = self._prefixes.find(key, tokens, size)
+        self._prefixes.take(chain)
         self._sharing[owner] = _Sharing(key, size, chain)
         own = self._take(self._reserved.pop(owner) - len(chain))
         self._owned[owner] = (*[node.block for node in chain], *own)
         return len(chain) * size
+
+    def known(self, key: str, tokens: Sequence[int], kv: KvShape) -> int:
+        """For how many of its tokens an owner would find the KV state, if it began now."""
+        size = self.tokens_per_block(kv)
+        return len(self._prefixes.find(key, tokens, size)) * size
 
     def keep(self, owner: int, tokens: Sequence[int]) -> None:
         """Let others share what a running owner has computed: the state of these tokens, whose steps are finished."""

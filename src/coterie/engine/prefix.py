@@ -41,20 +41,24 @@ class Prefixes:
         """Blocks that nobody uses."""
         return len(self._unused)
 
-    def take(self, key: str, tokens: Sequence[int], size: int, most: int) -> list[Node]:
-        """Use the longest chain, of `most` nodes at most, that these tokens begin with; a block holds `size` tokens."""
+    def find(self, key: str, tokens: Sequence[int], size: int) -> list[Node]:
+        """The longest chain that these tokens begin with and do not end with; a block holds `size` tokens."""
         chain: list[Node] = []
         level = self._first.get(key, {})
-        for number in range(most):
+        for number in range((len(tokens) - 1) // size):
             node = level.get(_part(tokens, number, size))
             if node is None:
                 break
-            if node.uses == 0:
-                del self._unused[node]
-            node.uses += 1
             chain.append(node)
             level = node.behind
         return chain
+
+    def take(self, chain: Sequence[Node]) -> None:
+        """One more uses this chain."""
+        for node in chain:
+            if node.uses == 0:
+                del self._unused[node]
+            node.uses += 1
 
     def extend(self, chain: list[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]) -> None:
         """Make the user's next blocks known, as far as these tokens fill them.

@@ -8,6 +8,7 @@ Knows nothing about how shared blocks are found (prefix.py), or about schedules.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
@@ -34,19 +35,41 @@ class Reuse:
         """Choose the blocks of those that the next step begins: the later, the more is there to share."""
         if not self._kv.reserved:  # as in most steps
             return
-        new = [sequence for sequence in running.values() if not sequence.begun]
-        if not new:
-            return
+        step: list[Sequence] = []
+        new: list[Sequence] = []
         left = self._max_step_tokens
         for sequence in running.values():
-            if sequence.begun:
-                left -= len(sequence.tokens) - sequence.computed
-                self._kv.keep(sequence.number, sequence.tokens[: sequence.computed])
+            if not sequence.begun:
+                new.append(sequence)
+                continue
+            self._kv.keep(sequence.number, sequence.tokens[: sequence.computed])
+            left -= len(sequence.tokens) - sequence.computed
+            step.append(sequence)
         for sequence in new:
             if left <= 0 and len(sequence.tokens) > 1:  # a single token has its place before longer prompts
                 continue
-            self._begin(expert, sequence)
-            left -= len(sequence.tokens) - sequence.computed
+            if not self._waits(expert, sequence, step):
+                self._begin(expert, sequence)
+                left -= len(sequence.tokens) - sequence.computed
+                step.append(sequence)
+
+    def _waits(self, expert: ServedExpert, sequence: Sequence, step: Seq[Sequence]) -> bool:
+        """Whether this very step computes, for others, half or more of what the sequence would: then it waits for it.
+
+        The step ends the prompts of all in it, or else it has no room for another one. So nobody waits for long.
+        """
+        ahead = [other for other in step if not other.decoding and other.request.reuse]
+        if not ahead:
+            return False
+        tokens, size = sequence.tokens, self._kv.tokens_per_block(expert.kv)
+        known = there = self._kv.known(expert.expert_id, tokens, expert.kv)
+        for other in ahead:
+            if other.tokens[:there] != tokens[:there]:
+                continue
+            last = min(len(other.tokens), len(tokens) - 1) - size
+            while there <= last and other.tokens[there : there + size] == tokens[there : there + size]:
+                there += size
+        return there > known and 2 * (there - known) >= len(tokens) - known
 
     def end(self, sequence: Sequence, failed: bool) -> None:
         """Take the blocks back. After a failure nothing that they hold is trusted, nor what they were given."""
