@@ -7,13 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.system.tiny import write_expert
 from typer.testing import CliRunner
 
+from coterie.api import Chunk, Coterie, Message, Query
 from coterie.cli.main import COMMANDS, app
+from coterie.cli.run import CONTROL, told
 
 runner = CliRunner()
 
@@ -81,6 +86,32 @@ def test_run_routes_and_shows_how_the_answer_came(composition: Path) -> None:
     assert "dan (fallback)" in result.stdout
     assert "switch" in result.stdout
     assert "tokens/s" in result.stdout
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_answer_is_shown_as_it_comes(
+    terminal: bool, composition: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file gets what the model wrote; a terminal gets nothing that it would obey."""
+    monkeypatch.setattr("coterie.cli.run.out", Console(force_terminal=terminal))
+    seen: list[str] = []
+    with Coterie.open(composition) as coterie:
+        query = Query((Message("user", "for ada"),), max_tokens=40)
+        expected = coterie.ask(query).text
+        stream = coterie.stream
+
+        def watched(query: Query) -> Iterator[Chunk]:
+            for chunk in stream(query):
+                seen.append(capsys.readouterr().out)
+                yield replace(chunk, text=chunk.text.replace("a", "\x1b"))
+
+        monkeypatch.setattr(coterie, "stream", watched)
+        assert told(coterie, query).text == expected
+    assert any(seen)  # some of it before the last chunk
+    shown = "".join(seen) + capsys.readouterr().out
+    wanted = expected.replace("a", "\x1b")
+    wanted = CONTROL.sub("\N{REPLACEMENT CHARACTER}", wanted) if terminal else wanted
+    assert shown.startswith(wanted + "\n")
 
 
 def test_run_reads_questions_from_stdin(composition: Path) -> None:

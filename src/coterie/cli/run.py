@@ -5,6 +5,7 @@ Knows nothing about HTTP.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
 from coterie.models.model import FLOAT32
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 @sentences
@@ -78,11 +81,11 @@ def run(
         answers: list[Answer] = []
         try:
             for text in prompt or _lines():
-                answers.append(coterie.ask(query(text)))
+                answer = coterie.ask(query(text)) if json_ else told(coterie, query(text), text)
+                answers.append(answer)  # at once: a later question may be refused
                 if not json_:
-                    show(text, answers[-1])
+                    out.print()
         finally:
-            # A later question that is refused takes nothing away from those that were answered.
             if json_ and answers:
                 print_json(answers[0].to_dict() if len(answers) == 1 else [a.to_dict() for a in answers])
         _save(trace, coterie)
@@ -99,11 +102,29 @@ def _lines() -> Iterator[str]:
     return (line.rstrip("\n") for line in sys.stdin if line.strip())
 
 
-def show(question: str, answer: Answer) -> None:
-    """Print a question, its answer, and one dim line about how it came."""
-    out.print(f"[bold]{escape(question)}[/bold]")
-    out.print(escape(answer.text))
-    out.print(f"[dim]{escape(_detail(answer))}[/dim]\n")
+def told(coterie: Coterie, query: Query, heading: str = "") -> Answer:
+    """Ask; print the heading, the answer as it comes, and one dim line about how it came."""
+    answer, begun = None, False
+    try:
+        for chunk in coterie.stream(query):
+            if chunk.error is not None:
+                raise chunk.error
+            if not begun and heading:
+                out.print(f"[bold]{escape(heading)}[/bold]")
+            begun, answer = True, chunk.answer
+            print(_shown(chunk.text), end="", flush=True)
+    finally:
+        if begun:
+            out.print()
+    if answer is None:
+        raise RuntimeError("a stream ended without its last chunk")
+    out.print(f"[dim]{escape(_detail(answer))}[/dim]")
+    return answer
+
+
+def _shown(text: str) -> str:
+    """As it is, for a file; a terminal would obey the control characters in it."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if out.is_terminal else text
 
 
 def _detail(answer: Answer) -> str:
@@ -132,7 +153,7 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
         if not text.strip():
             continue
         try:
-            answer = coterie.ask(query(text, said, previous))
+            answer = told(coterie, query(text, said, previous))
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
             if said:
@@ -140,5 +161,3 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
             said, previous = (), ""
             continue
         said, previous = (*said, Message("user", text), Message("assistant", answer.text)), answer.expert
-        out.print(escape(answer.text))
-        out.print(f"[dim]{escape(_detail(answer))}[/dim]")
