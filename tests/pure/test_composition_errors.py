@@ -181,6 +181,13 @@ def test_folder_without_experts(tmp_path):
         load_composition(str(tmp_path))
 
 
+def test_folder_of_adapters(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CompositionError, match="merge the adapter"):
+        load_composition(str(tmp_path))
+
+
 def test_folder_whose_name_cannot_be_a_name(tmp_path):
     (tmp_path / "an expert").mkdir()
     (tmp_path / "an expert" / "config.json").write_text("{}")

@@ -180,6 +180,12 @@ def test_missing_weights(copy: Path) -> None:
     refused(run("run", copy, "hi"), "model.safetensors")
 
 
+def test_weights_that_a_link_no_longer_reaches(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to("../blobs/0123")
+    refused(run("check", copy), "model.safetensors", "blobs/0123", "download")
+
+
 def test_truncated_weights(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -196,6 +202,7 @@ def test_header_longer_than_the_file(copy: Path) -> None:
     ("key", "value", "word"),
     [
         ("model_type", "gpt_neox", "gpt_neox"),
+        ("model_type", "gpt_neox", "bloom, falcon, opt on modelled machines only"),
         ("hidden_act", "gelu", "gelu"),
         ("num_hidden_layers", 3, "layers.2"),
         ("intermediate_size", 50, "50"),

@@ -39,6 +39,10 @@ class Checkpoint:
             return Checkpoint(folder, config, read_header(folder / SINGLE))
         if (folder / INDEX).exists():
             return Checkpoint(folder, config, _read_sharded(folder))
+        for name in (SINGLE, INDEX):
+            if (folder / name).is_symlink():  # the Hugging Face cache is made of them
+                fact = f"points to {(folder / name).readlink()}, which does not exist"
+                raise CheckpointError(str(folder / name), fact, "download the model again")
         raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", "save it as safetensors")
 
 

@@ -118,7 +118,10 @@ def _from_folder(folder: Path) -> Composition:
     found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
     if not found:
         fact = "no expert: neither this folder nor a folder in it has a config.json"
-        raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
+        remedy = f"give a folder of checkpoints, or one with {COMPOSITION_FILE}"
+        if any(root.glob("adapter_config.json")) or any(root.glob("*/adapter_config.json")):
+            fact, remedy = f"{fact}, but there is an adapter's", "merge the adapter into its model and save that"
+        raise CompositionError(str(folder), fact, remedy)
     for path in found:
         if not is_expert_name(path.name):
             raise CompositionError(

@@ -29,6 +29,8 @@ def family_of(config: Fields) -> Family:
     family = FAMILIES.get(model_type or by_class or "") if isinstance(model_type, str | None) else None
     if family is None or (classes and classes != [family.causal_class]):
         named = f"{model_type!r}" + (f" with architectures {classes}" if classes else "")
-        known = ", ".join(f"{f.model_type} ({f.causal_class})" for f in FAMILIES.values())
+        runs = [f for f in FAMILIES.values() if not f.modelled_only]
+        priced = ", ".join(f.model_type for f in FAMILIES.values() if f.modelled_only)
+        known = ", ".join(f"{f.model_type} ({f.causal_class})" for f in runs) + f"; {priced} on modelled machines only"
         raise UnsupportedError(config.where, f"architecture {named} is not run", f"Coterie runs {known}")
     return family
