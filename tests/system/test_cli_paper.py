@@ -45,6 +45,16 @@ def run(*args: object):
     return runner.invoke(app, ["paper", *(str(a) for a in args)])
 
 
+def test_exhibits_made_side_by_side_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cpus in (2, 1):
+        monkeypatch.setattr("coterie.cli.paper.allowed_cpus", lambda cpus=cpus: (cpus, ""))
+        monkeypatch.setattr("coterie.plan.paper.exhibits._made", {})
+        found.append((run(*SOME).stdout, run(*SOME, "--json").stdout))
+    assert found[0] == found[1]
+    assert found[0][0].count("Fitted constants") == 1
+
+
 def test_json_is_a_list_of_rows() -> None:
     result = run(*SOME, "--json")
     assert result.exit_code == 0, result.output

@@ -14,12 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.cli.options import JsonOpt, err, out, print_json, sentences
+from coterie.cli.side_by_side import side_by_side
 from coterie.core.errors import UsageError
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
 from coterie.plan.paper.html import page
 from coterie.plan.paper.plots import check_plots
 from coterie.plan.paper.row import Exhibit, Fitted, Kind, summaries
 from coterie.plan.paper.text import error_text, number
+from coterie.spec.this_machine import allowed_cpus
 
 
 @sentences
@@ -33,7 +35,8 @@ def paper(
     """Compare the paper's tables and figures with its own arithmetic and with our models of its machines."""
     if html is not None:
         check_plots("--html")
-    found = exhibits(names or ())
+    cpus, _ = allowed_cpus()
+    found = exhibits(names or (), lambda work, count: side_by_side(work, count, cpus))
     if html is not None:
         try:
             html.write_text(page(found), encoding="utf-8")

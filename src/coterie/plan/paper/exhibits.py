@@ -5,8 +5,7 @@ Knows nothing about how they are shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from coterie.core.errors import NotFoundError
 from coterie.plan.paper.coe import figure_1, figure_12, table_5
@@ -31,14 +30,26 @@ EXHIBITS: Mapping[str, Callable[[], Exhibit]] = {
 }
 
 
-def exhibits(names: Sequence[str] = ()) -> tuple[Exhibit, ...]:
-    """These exhibits, or all, in the paper's order. Raises NotFoundError for a name that is none."""
+Work = Callable[[int], Exhibit]
+_made: dict[str, Exhibit] = {}
+
+
+def one_by_one(work: Work, count: int) -> Iterable[Exhibit]:
+    """Make each here, one after the other."""
+    return map(work, range(count))
+
+
+def exhibits(
+    names: Sequence[str] = (), each: Callable[[Work, int], Iterable[Exhibit]] = one_by_one
+) -> tuple[Exhibit, ...]:
+    """These exhibits, or all, in the paper's order; `each` makes those that were not yet.
+
+    Raises NotFoundError for a name that is none.
+    """
     for name in names:
         if name not in EXHIBITS:
             raise NotFoundError(name, "there is no such exhibit", f"use one of {', '.join(EXHIBITS)}")
-    return tuple(_made(name) for name in EXHIBITS if not names or name in names)
-
-
-@cache
-def _made(name: str) -> Exhibit:
-    return EXHIBITS[name]()
+    chosen = [name for name in EXHIBITS if not names or name in names]
+    lacking = [name for name in chosen if name not in _made]
+    _made.update(zip(lacking, each(lambda number: EXHIBITS[lacking[number]](), len(lacking)), strict=True))
+    return tuple(_made[name] for name in chosen)
