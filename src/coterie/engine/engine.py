@@ -101,7 +101,7 @@ class Engine:
 
     @property
     def decisions(self) -> deque[tuple[str | int, ...]]:
-        """What was decided, in order, without times: submit, fetch, evict, admit, run, finish."""
+        """What was decided, in order, without times: submit, fetch, evict, admit, reuse, run, finish."""
         return self.log.entries
 
     def step(self, until: float | None = None, arrival_s: float | None = None) -> list[Output]:
@@ -125,7 +125,7 @@ class Engine:
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise an error of Python's own unless every KV block has one owner, and only running sequences own any."""
+        """Raise an error of Python's own unless every KV block has one place, and is shared by whom it says."""
         self._kv.check_integrity()
 
     # ---- settle: what has finished, failed or was cancelled since the last step
