@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +38,27 @@ def test_threads_share_a_coterie(composition: Path) -> None:
             assert asked == alone
             assert list(pool.map(streamed, prompts)) == alone
         assert coterie.idle
+
+
+def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> None:
+    """It ends in a step of another thread, which goes on stepping."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            coterie.ask(Query((Message("user", "for bob"),), max_tokens=60, ignore_end=True))
+
+    with Coterie.open(composition) as coterie, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        lasts = []
+        for _ in range(8):
+            for chunk in coterie.stream(Query((Message("user", "for ada"),), max_tokens=4)):
+                last = chunk.last
+                time.sleep(0.002)
+            lasts.append(last)
+        done.set()
+        asking.result()
+    assert all(lasts)
 
 
 def test_a_script_that_closes_nothing_ends_in_silence(composition: Path) -> None:

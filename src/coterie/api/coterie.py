@@ -147,7 +147,7 @@ class Coterie:
         """Submit one query and yield its chunks; leaving early cancels it. Others go on, their chunks are kept."""
         request_id = self.submit(query)
         try:
-            while request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen):
+            while self._has_more(request_id):
                 yield from self._advance_for({request_id})
         finally:
             self._abandon([request_id])
@@ -267,6 +267,11 @@ class Coterie:
             chunks = self.step()
             self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
+
+    def _has_more(self, request_id: str) -> bool:
+        """Whether there are chunks to come, or kept. Under the lock: a step of another thread has them in its hands."""
+        with self._lock:
+            return request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen)
 
     def _abandon(self, request_ids: list[str]) -> None:
         with self._lock:
