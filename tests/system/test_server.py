@@ -260,7 +260,8 @@ def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:
         message = httpx.get(f"{url}{path}").json()["error"]["message"]
         assert message.startswith(f"[GET {path}] Not Found")
         assert "POST /v1/chat/completions" in message
-    assert httpx.get(f"{url}/v1/chat/completions").status_code == 405
+    refused = httpx.get(f"{url}/v1/chat/completions")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     assert httpx.get(f"{url}/health").json() == {"status": "ok", "composition": "four"}
 
 

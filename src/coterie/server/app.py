@@ -192,4 +192,4 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         message = f"[{request.method} {request.url.path}] {message}; there are {PATHS}"
     detail = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": detail}, error.status_code)
+    return JSONResponse({"error": detail}, error.status_code, error.headers)  # a 405 says what is allowed
