@@ -48,6 +48,8 @@ class Server(uvicorn.Server):
         telling = asyncio.create_task(self._tell())
         try:
             await super().shutdown(sockets)
+            if self.force_exit:  # which leaves the application to be torn down, with a traceback
+                await self.lifespan.shutdown()
         finally:
             telling.cancel()
 
