@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coterie import Coterie, Message, Options, Query, load_composition
+from coterie.api import assemble
 from coterie.core.errors import RequestError
 
 UNCLOSED = """
@@ -59,6 +63,33 @@ def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> N
         done.set()
         asking.result()
     assert all(lasts)
+
+
+def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:
+    arrived, held = threading.Event(), threading.Event()
+    arrived.set()
+
+    def read(*args: Any) -> int:
+        if not arrived.is_set():
+            held.set()
+            arrived.wait(20)
+        return os.preadv(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "CpuDevice", functools.partial(assemble.CpuDevice, read=read))
+        coterie = Coterie.open(composition)
+    with coterie, ThreadPoolExecutor(2) as pool:
+        coterie.ask("for bob")
+        arrived.clear()
+        cold = pool.submit(coterie.ask, "for ada")
+        assert held.wait(20)
+        hot = pool.submit(coterie.ask, "for bob")
+        try:
+            assert hot.result(10).hit
+            assert not cold.done()
+        finally:
+            arrived.set()
+        assert not cold.result().hit
 
 
 def test_a_script_that_closes_nothing_ends_in_silence(composition: Path) -> None:

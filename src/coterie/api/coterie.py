@@ -27,6 +27,7 @@ from coterie.engine.request import Output, Request
 from coterie.models.model import Model
 
 DEFAULT_MAX_TOKENS = 256
+SHARE_S = 0.005  # who waits for bytes lets other threads in so often: what they ask for may be there already
 
 
 @dataclass(slots=True)
@@ -264,7 +265,7 @@ class Coterie:
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
         """One step's chunks of these queries, after those that were kept; those of others are kept."""
         with self._lock:
-            chunks = self.step()
+            chunks = self.step(SHARE_S)
             self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 
