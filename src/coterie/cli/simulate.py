@@ -93,9 +93,7 @@ def simulation(
     found = load_composition(composition)
     chosen = mix_named(mix, found.names)
     if workload is not None:
-        if rate is not None or in_flight is not None or (arrivals, prompt, tokens) != (POISSON, PROMPT, TOKENS):
-            remedy = "leave --rate, --in-flight, --arrivals, --prompt and --tokens out"
-            raise UsageError("--workload", "a file has its own arrivals and lengths", remedy)
+        _check_left_out(rate, in_flight, arrivals, prompt, tokens)
         load = read_workload(workload, found.names, chosen, seed, requests)
     else:
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
@@ -107,9 +105,7 @@ def simulation(
         (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0, steps))
         for name, how in product(machine, policy or [OURS.name])
     ]
-
-    if len(load) * len(cases) >= LONG and COMPILER.is_file():
-        _tell_of_the_compiled_copy()
+    _tell_of_the_compiled_copy(len(load) * len(cases))
 
     def one(number: int) -> tuple[dict[str, Any], tuple[F64, F64], Trace | None]:
         name, case = cases[number]
@@ -133,9 +129,16 @@ def simulation(
     _print(found, models, load, rows, [case for _, case in cases])
 
 
-def _tell_of_the_compiled_copy() -> None:
-    command = f'make simulate WORDS="{shlex.join(sys.argv[2:])}"'
-    err.print(f"in about half of the time, by a compiled copy (made once, in a minute): {command}", markup=False)
+def _check_left_out(rate: float | None, in_flight: int | None, arrivals: str, prompt: str, tokens: str) -> None:
+    if rate is not None or in_flight is not None or (arrivals, prompt, tokens) != (POISSON, PROMPT, TOKENS):
+        remedy = "leave --rate, --in-flight, --arrivals, --prompt and --tokens out"
+        raise UsageError("--workload", "a file has its own arrivals and lengths", remedy)
+
+
+def _tell_of_the_compiled_copy(requests: int) -> None:
+    if requests >= LONG and COMPILER.is_file():
+        command = f'make simulate WORDS="{shlex.join(sys.argv[2:])}"'
+        err.print(f"in about half of the time, by a compiled copy (made once, in a minute): {command}", markup=False)
 
 
 def _check_once(option: str, names: Sequence[str]) -> None:
