@@ -6,9 +6,11 @@ ask -> a request like any other -> its answer -> decide -> the expert's request.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.system.test_python import open_held
 from tests.system.tiny import write_expert
 from typer.testing import CliRunner
 
@@ -128,6 +130,23 @@ def test_routing_keeps_what_others_say_meanwhile(judge):
         said += judge.step()
     assert "".join(chunk.text for chunk in said) == said[-1].answer.text
     assert said[-1].request_id == other
+
+
+def test_routing_keeps_no_thread_from_an_expert_that_is_there(tmp_path):
+    coterie, arrives, waits = open_held(write(tmp_path))
+    with coterie, ThreadPoolExecutor(2) as pool:
+        coterie.ask(Query.text(BALANCED, model="yes"))
+        arrives.clear()
+        route = pool.submit(coterie.route, Query.text(UNBALANCED))
+        assert waits.wait(20)
+        answer = pool.submit(coterie.ask, Query.text(BALANCED, model="yes"))
+        try:
+            assert answer.result(10).hit
+            assert not route.done()
+        finally:
+            arrives.set()
+        assert route.result().expert == "no"
+        assert coterie.idle
 
 
 def test_a_prompt_too_long_for_the_routers_model_is_refused_at_once(judge):

@@ -65,30 +65,35 @@ def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> N
     assert all(lasts)
 
 
-def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:
-    arrived, held = threading.Event(), threading.Event()
-    arrived.set()
+def open_held(ref: str | Path) -> tuple[Coterie, threading.Event, threading.Event]:
+    """A Coterie whose reads of the disk wait while the first event is not set; the second says that one does."""
+    arrives, waits = threading.Event(), threading.Event()
+    arrives.set()
 
     def read(*args: Any) -> int:
-        if not arrived.is_set():
-            held.set()
-            arrived.wait(20)
+        if not arrives.is_set():
+            waits.set()
+            arrives.wait(20)
         return os.preadv(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "CpuDevice", functools.partial(assemble.CpuDevice, read=read))
-        coterie = Coterie.open(composition)
+        return Coterie.open(ref), arrives, waits
+
+
+def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:
+    coterie, arrives, waits = open_held(composition)
     with coterie, ThreadPoolExecutor(2) as pool:
         coterie.ask("for bob")
-        arrived.clear()
+        arrives.clear()
         cold = pool.submit(coterie.ask, "for ada")
-        assert held.wait(20)
+        assert waits.wait(20)
         hot = pool.submit(coterie.ask, "for bob")
         try:
             assert hot.result(10).hit
             assert not cold.done()
         finally:
-            arrived.set()
+            arrives.set()
         assert not cold.result().hit
 
 

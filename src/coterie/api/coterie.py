@@ -100,13 +100,15 @@ class Coterie:
             return self.routing.finish(begun)
         with self._lock:
             self._routings.begin(request_id, begun)
-            try:
-                while not self._routings.done(request_id):
-                    self._unseen += self._advance()
-            except BaseException:
+        try:
+            while True:
+                with self._lock:
+                    if self._routings.done(request_id):
+                        return self._routings.route(request_id)
+                    self._unseen += self._advance(SHARE_S)
+        finally:
+            with self._lock:
                 self._routings.drop(request_id)
-                raise
-            return self._routings.route(request_id)
 
     def submit(self, query: Query) -> str:
         """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued.
