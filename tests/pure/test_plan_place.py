@@ -67,6 +67,21 @@ def test_a_load_that_is_even_needs_no_solver(monkeypatch):
     assert placement.loads(np.ones(30)).tolist() == pytest.approx([10] * 3)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "load", "room", "machines"),
+    [
+        ([7, 7, 3], [0.28, 0.70, 0.02], 11, 2),  # three copies of the second would leave no piece of 7
+        ([5, 3, 7, 10, 10, 3], [0.02, 0.05, 0.01, 0.91, 0.005, 0.005], 17, 3),
+        ([2, 1, 5, 5, 7], [0.05, 0.24, 0.47, 0.01, 0.23], 9, 4),
+    ],
+)
+def test_what_so_many_machines_hold_more_hold_too(sizes, load, room, machines):
+    for count in range(machines, machines + 5):
+        placement = place(sizes, np.array(load), count, room, solver=False)
+        check_legal(placement, sizes, room)
+        assert placement.machines == count
+
+
 def test_one_machine_needs_no_solver():
     placement = place([1] * 3, np.ones(3), 1, 3)
     assert (placement.method, placement.why) == ("greedy", "one machine leaves nothing to choose")

@@ -2,7 +2,7 @@
 
     milp     least load of the busiest machine, then the fewest copies; scipy's solver, within a time limit
     greedy   the heaviest expert first, to the machines with the least load; where the solver has no answer in time;
-             the largest first where that leaves somebody without room
+             the largest first, then with fewer copies, where that leaves somebody without room
 
 Knows nothing about machines beyond the bytes that one can hold.
 """
@@ -76,11 +76,7 @@ def place(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solve
     _check_room(sizes, machines, room_bytes)
     if machines == 1:
         return Placement(np.ones((len(sizes), 1)), "greedy", "one machine leaves nothing to choose")
-    heaviest = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e]))
-    try:
-        greedy = _greedy(sizes, load, machines, room_bytes, heaviest)
-    except CapacityError:  # small ones are in the way of a large one
-        greedy = _greedy(sizes, load, machines, room_bytes, sorted(heaviest, key=lambda e: -sizes[e]))
+    greedy = _greediest(sizes, load, machines, room_bytes)
     if not solver:
         return greedy
     if len(sizes) * machines > MAX_BINARIES:
@@ -108,8 +104,25 @@ def _check_room(sizes: Sequence[int], machines: int, room_bytes: int) -> None:
         raise CapacityError(where, "one copy of every expert", total, room_bytes * machines, levers)
 
 
-def _greedy(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, order: Sequence[int]) -> Placement:
-    """One after the other; an expert with more than a machine's part of the load gets several machines."""
+def _greediest(sizes: Sequence[int], load: F64, machines: int, room_bytes: int) -> Placement:
+    """Greedy, with as many copies of an expert as leave a piece of room for everybody. Raises CapacityError."""
+    heaviest = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e]))
+    orders = heaviest, sorted(heaviest, key=lambda e: -sizes[e])  # small ones may be in the way of a large one
+    most = machines
+    while True:
+        for order in orders:
+            try:
+                return _greedy(sizes, load, machines, room_bytes, order, most)
+            except CapacityError:
+                if most == 1 and order is orders[-1]:
+                    raise
+        most //= 2
+
+
+def _greedy(
+    sizes: Sequence[int], load: F64, machines: int, room_bytes: int, order: Sequence[int], most: int
+) -> Placement:
+    """One after the other; an expert with more than a machine's part of the load gets several, `most` at most."""
     share = np.zeros((len(sizes), machines))
     free = np.full(machines, float(room_bytes))
     busy = np.zeros(machines)
@@ -118,7 +131,7 @@ def _greedy(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, ord
     for expert in order:
         size = sizes[expert]
         still -= size
-        copies = max(1, min(machines, ceil(load[expert] / mean - SAME))) if mean > 0 else 1
+        copies = max(1, min(most, ceil(load[expert] / mean - SAME))) if mean > 0 else 1
         fitting = [m for m in np.lexsort((-free, busy)).tolist() if free[m] >= size]
         # A copy more must leave room for everybody's first.
         while copies > 1 and (len(fitting) < copies or free.sum() - copies * size < still):
