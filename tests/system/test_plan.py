@@ -24,7 +24,7 @@ from coterie.plan.place import place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Wish, fewest, room_for, size, smallest
+from coterie.plan.size import Wish, fewest, room_for, size, smallest, work
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -207,6 +207,26 @@ def test_experts_of_unequal_sizes_count_as_what_they_are(unequal):
     for held in found.placement.held:
         assert sum(machine.sizes[expert] for expert in held) <= room
     assert answer((composition, models), wished).placement.machines == 1
+
+
+def test_load_is_work_where_one_experts_requests_take_longer_than_anothers(opened, unequal):
+    """As many requests are not as much work: who holds the large expert has most to do, and bounds the count."""
+    composition = load_composition(str(unequal))
+    models = open_experts(composition, synthetic=True)
+    demand = replace(DEMAND, router_tokens=0)
+    wished = Wish(np.array([0.2, *[0.8 / 12] * 12]), 1000.0, Slo(ttft_s=0.1), demand)
+    found = answer((composition, models), wished)
+    machine, placement = found.machine, found.placement
+    assert placement.machines > 1
+    every = []
+    for held in map(np.array, placement.held):
+        rates = wished.rate * wished.shares[held] * placement.share[held, len(every)]
+        every.append(state(machine.of(held), demand, rates, wished.slo.share).excess(wished.slo))
+    assert max(found.worst.excess(wished.slo).values()) == max(max(excess.values()) for excess in every)
+    busy = [excess["steps"] for excess in every]
+    assert max(busy) < 1.5 * min(busy)
+    same = wish()
+    assert (work(Pricer(*opened, DEMAND).machine(load_machine("toy-tiers")), same) == same.shares).all()
 
 
 def test_who_is_asked_for_little_does_not_set_what_most_wait_for(unequal):

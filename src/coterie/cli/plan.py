@@ -31,7 +31,7 @@ from coterie.plan.place import place
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
-from coterie.plan.size import Answer, Wish, fewest, room_for, size
+from coterie.plan.size import Answer, Wish, fewest, room_for, size, work
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -99,14 +99,14 @@ def _checked(
 ) -> Check:
     machine = answer.machine
     err.print(f"simulating {name}: {load.requests} requests", style="dim", markup=False)
-    sizes, room = machine.sizes, room_for(machine, wish)
+    sizes, load_of, room = machine.sizes, work(machine, wish), room_for(machine, wish)
     return check(
         Case(found, models, machine.spec, OURS),
         make_workload(load, found.names),
         wish.slo,
         answer.estimate,
-        fewest(sizes, wish.shares, room),
-        lambda count: answer.placement if count == answer.estimate else place(sizes, wish.shares, count, room),
+        fewest(sizes, load_of, room),
+        lambda count: answer.placement if count == answer.estimate else place(sizes, load_of, count, room),
     )
 
 

@@ -75,10 +75,10 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     machine = pricer.machine(spec)
     _check_possible(machine, wish)
     count = smallest(machine, wish)
-    placement = place(machine.sizes, wish.shares, count, room_for(machine, wish))
+    placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish))
     worst = _worst(machine, wish, placement)
     if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
-        placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
+        placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
         placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
         worst = _worst(machine, wish, placement)
     helps = helping(pricer, machine, wish, placement)
@@ -88,7 +88,7 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
 
 def smallest(machine: Machine, wish: Wish) -> int:
     """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
-    low = fewest(machine.sizes, wish.shares, room_for(machine, wish))
+    low = fewest(machine.sizes, work(machine, wish), room_for(machine, wish))
     if _enough(machine, wish, low):
         return low
     high = low
@@ -104,7 +104,7 @@ def smallest(machine: Machine, wish: Wish) -> int:
 
 def _never(machine: Machine, wish: Wish, count: int) -> UsageError:
     """So many machines are not enough, and nobody has more."""
-    placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
+    placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
     name, factor = max(_worst(machine, wish, placement).excess(wish.slo).items(), key=lambda item: item[1])
     fact = f"{count} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
     limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
@@ -116,12 +116,19 @@ def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     return max(1, -(-total_bytes // room_bytes))
 
 
-def fewest(sizes: Sequence[int], shares: F64, room_bytes: int) -> int:
+def work(machine: Machine, wish: Wish) -> F64:
+    """Each expert's part of the load: its requests by the seconds that one takes alone, next to the slowest shape's."""
+    alone_s = machine.steps.prefill_s + max(0.0, wish.demand.new_tokens - 1) * machine.steps.decode_s
+    found: F64 = wish.shares * (alone_s / alone_s[machine.shape].max())[machine.shape]
+    return found
+
+
+def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
     """How many machines hold these experts, each one whole; those of equal sizes fill their room."""
     count = least_for_memory(sum(sizes), room_bytes)
     if min(sizes) == max(sizes):  # `room_for` is of whole experts
         return count
-    while max(sizes) <= room_bytes and not _holds(sizes, shares, count, room_bytes):
+    while max(sizes) <= room_bytes and not _holds(sizes, load, count, room_bytes):
         count += 1
     return count
 
@@ -133,9 +140,9 @@ def room_for(machine: Machine, wish: Wish) -> int:
     return whole or max(room, 1)
 
 
-def _holds(sizes: Sequence[int], shares: F64, count: int, room_bytes: int) -> bool:
+def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool:
     try:
-        place(sizes, shares, count, room_bytes, solver=False)
+        place(sizes, load, count, room_bytes, solver=False)
     except CapacityError:
         return False
     return True
@@ -143,7 +150,7 @@ def _holds(sizes: Sequence[int], shares: F64, count: int, room_bytes: int) -> bo
 
 def _enough(machine: Machine, wish: Wish, count: int) -> bool:
     try:
-        placement = place(machine.sizes, wish.shares, count, room_for(machine, wish), solver=False)
+        placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
     except CapacityError:
         return False
     return _worst(machine, wish, placement).kept(wish.slo)
@@ -151,7 +158,7 @@ def _enough(machine: Machine, wish: Wish, count: int) -> bool:
 
 def _worst(machine: Machine, wish: Wish, placement: Placement, rate: float | None = None) -> State:
     """The state of the machine that comes nearest to a limit: one with most load, or with most experts."""
-    loads = placement.loads(wish.shares)
+    loads = placement.loads(work(machine, wish))
     held = (placement.share > 0).sum(axis=0)
     some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
     total = wish.rate if rate is None else rate
@@ -186,10 +193,10 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
 
 def _one_fewer(machine: Machine, wish: Wish, count: int) -> State | None:
     """What the formulas say of one machine fewer; None where the experts do not fit."""
-    sizes, room = machine.sizes, room_for(machine, wish)
-    if count - 1 < fewest(sizes, wish.shares, room):
+    sizes, load, room = machine.sizes, work(machine, wish), room_for(machine, wish)
+    if not _holds(sizes, load, count - 1, room):
         return None
-    return _worst(machine, wish, place(sizes, wish.shares, count - 1, room, solver=False))
+    return _worst(machine, wish, place(sizes, load, count - 1, room, solver=False))
 
 
 def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, beside: str = "") -> str:
