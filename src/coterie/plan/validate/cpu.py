@@ -2,8 +2,8 @@
 
     sticks        read loop, multiply-adds; products of as many tokens with weights of that type in cache, where a
                   result has them: of one token, unpacking may take longer than the bytes; of many, they have the tiles
-                  and the minute of the measurement in them, which multiply-adds in registers do not feel. Each result
-                  carries its own, taken beside it
+                  and the minute of the measurement in them, which multiply-adds in registers do not feel. Results
+                  carry their own, taken beside them; where one has none, decode-135m's
     calibration   decode and prefill of the 135M shape: time of a region's start, share of a stick that each kernel
                   reaches (by type of weights and activations, few tokens or many); the disk's rate is the fetch's own.
                   The fusion bench does this work again
@@ -44,6 +44,10 @@ _SMALL = "135m"
 IN_REGISTERS, IN_CACHE = "multiply-adds", "products from cache"
 FEW_TOKENS, _FEW = 16, ", few tokens"  # up to so many, weights are used as they are read (csrc/tile.h)
 _BITS = {"int8": 8, "int4": 4}
+GIVEN = (
+    "this CPU: given to each row, not predicted: what memory and multiply-adds do alone, measured beside it or beside "
+    "decode-135m; where its result has it, what its kernel does with weights from cache; a cold switch's fetching rate"
+)
 
 Shapes = Callable[[str], Mapping[str, Any]]
 
@@ -103,7 +107,7 @@ def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]
         reached = [f"{share:.2f} with {kernel}" for (kernel, by), share in fit.shares.items() if by == stick]
         if reached:
             said.append(f"of {stick} {', '.join(reached)}")
-    return rows, ("; ".join(said),)
+    return rows, ("; ".join(said), GIVEN)
 
 
 def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> Fit:
@@ -117,10 +121,6 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     least_s = cost.total_bytes / _sticks(raw).bytes_per_s
     launch_s = max(0.0, (raw["seconds_per_token"] - least_s) / len(program.regions))
     shares: dict[tuple[str, str], float] = {}
-    prefill = found["prefill-135m"]
-    left_s = prefill["seconds"] - launch_s * len(program.regions)
-    for stick, rate in _prefill_sticks(prefill, 0.0).products.items():
-        shares["bf16", stick] = _share(stick, prefill["flops"] / rate / left_s)
     for other in (raw, *small.values()):
         kind, size = _kind(other["workload"]), other["batch"]["size"]
         if kind == "bf16" and other is not raw:
@@ -130,6 +130,11 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
         left_s = other["batch"]["seconds_per_step"] - launch_s * len(packed.regions)
         for stick, rate in _batch_sticks(other).products.items():
             shares[_kernel(kind, size), stick] = _share(stick, flops / rate / left_s)
+    # Last: a batch of more than a few tokens runs the same kernel, but may wait for memory as well.
+    prefill = found["prefill-135m"]
+    left_s = prefill["seconds"] - launch_s * len(program.regions)
+    for stick, rate in _prefill_sticks(prefill, 0.0).products.items():
+        shares["bf16", stick] = _share(stick, prefill["flops"] / rate / left_s)
     return Fit(launch_s, shares)
 
 

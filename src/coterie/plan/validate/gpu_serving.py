@@ -4,7 +4,7 @@ Nothing but a stack's factors (spec/stacks) is fitted to them, by rule:
 
     splitwise-2023   Llama-2-70B: the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16;
                      prompts of 128 tokens on 4 and 8 GPUs, which take as long on both: software, not the machine
-                     BLOOM-176B: prompts of more than 2048 tokens in all
+                     BLOOM-176B: prompts of more than 2048 tokens in all; those of 2048, which say where these begin
     nemo-2023        the rows of one GPU; more GPUs, the paper's 20-token figures among them, are predicted
 
 Knows nothing about kernels beyond `step_time`.
@@ -81,7 +81,8 @@ def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
             token_s(spec, raw["model"], batch, tokens), spec.stack,
         )  # fmt: skip
         modelled_s = prompt_s(spec, raw["model"], batch, tokens)
-        split = CALIBRATION if gives_prompt_floor(raw) or gives_exchanges(raw, spec.large_step) else VALIDATION
+        of_exchanges = gives_exchanges(raw, spec.large_step) or gives_large_step(raw, spec.large_step)
+        split = CALIBRATION if gives_prompt_floor(raw) or of_exchanges else VALIDATION
         yield Row(dataset, FIRST_TOKEN, name, split, float(raw["prompt_ms"]) * 1e-3, modelled_s, spec.stack)
 
 
@@ -93,6 +94,11 @@ def gives_prompt_floor(raw: Mapping[str, str]) -> bool:
 def gives_exchanges(raw: Mapping[str, str], large_step: int) -> bool:
     """Whether it is one of the large steps from which a stack's exchange_share is."""
     return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) > large_step
+
+
+def gives_large_step(raw: Mapping[str, str], large_step: int) -> bool:
+    """Whether it is one of the largest steps before those: what they take set the bound between the two."""
+    return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) == large_step
 
 
 def nemo_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:

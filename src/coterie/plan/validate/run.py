@@ -27,7 +27,8 @@ CAVEATS = (
     "SplitwiseSim: a token above 2048 tokens costs 1.1 to 1.3 on 2 GPUs, 1.4 to 1.6 on 4 and 1.6 to 2.1 on 8 times one "
     "below; there five runs of one row differ by up to 32 % on 4 and 8 GPUs, by up to 4 % on 2. It is as if exchanges "
     "ran at a quarter of the speed that NCCL has alone: fitted to BLOOM-176B, predicted for Llama-2; why is not known. "
-    "BLOOM-176B, on 8 GPUs alone, says how much; Llama-2 on 2, which loses little, that it is not kernels.",
+    "BLOOM-176B, on 8 GPUs alone, says how much and from where on; the form is not blind to Llama-2: on 2 GPUs it "
+    "loses little, which says that it is not kernels.",
     "SplitwiseSim: a token's software is fitted to Llama-2-70B; tokens of BLOOM-176B come out 6 to 19 % too short.",
     "LLMCompass: operators are timed from the host, a call and its end (software_model); to kernels its own published "
     "times of a call are added, 21 us for a gemm and 45 us for a norm or GELU; q, k and v are three calls.",
