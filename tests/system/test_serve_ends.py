@@ -21,7 +21,14 @@ from coterie.core.trace import read_trace
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 
-SERVE = [sys.executable, "-c", "from coterie.cli.main import main; main()", "serve", "demo", "--port", "0"]
+# Who starts tests in the background of a shell has SIGINT ignored, and so would the server.
+MAIN = """
+import signal
+from coterie.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+SERVE = [sys.executable, "-c", MAIN, "serve", "demo", "--port", "0"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
