@@ -27,7 +27,7 @@ from coterie.engine.request import Output, Request
 from coterie.models.model import Model
 
 DEFAULT_MAX_TOKENS = 256
-SHARE_S = 0.005  # who waits for bytes lets other threads in so often: what they ask for may be there already
+WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Coterie:
                 with self._lock:
                     if self._routings.done(request_id):
                         return self._routings.route(request_id)
-                    self._unseen += self._advance(SHARE_S)
+                    self._unseen += self._advance(WAIT_S)
         finally:
             with self._lock:
                 self._routings.drop(request_id)
@@ -267,7 +267,7 @@ class Coterie:
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
         """One step's chunks of these queries, after those that were kept; those of others are kept."""
         with self._lock:
-            chunks = self.step(SHARE_S)
+            chunks = self.step(WAIT_S)
             self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 

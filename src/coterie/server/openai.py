@@ -131,8 +131,6 @@ def _messages(body: Mapping[str, object]) -> tuple[Message, ...]:
         # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
         role = "system" if item["role"] == "developer" else str(item["role"])
         messages.append(Message(role, _content(item.get("content"), where)))
-    if not any(m.role == "user" for m in messages):
-        raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
     return tuple(messages)
 
 

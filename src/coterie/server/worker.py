@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
+from coterie.api.coterie import WAIT_S
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 
-WAIT_S = 0.005  # a step that waits for bytes looks for new requests this often
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
