@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event, Sampling
 from coterie.engine.batch import Decoding, build, common_steps, cut
 from coterie.engine.kv import KVPool
@@ -159,9 +159,15 @@ def test_blocks_of_a_step_that_is_said_to_be_finished_are_free_at_once():
 def test_a_pool_refuses_what_can_never_fit():
     kv = pool()
     assert [kv.blocks_for(tokens, KV) for tokens in (0, 1, 4, 5, 24)] == [0, 1, 1, 2, 6]
-    assert kv.check_fits(24, KV, "r") == 6
-    with pytest.raises(CapacityError, match=r"\[r\] the KV state of 25 tokens needs 224 B but 192 B can be had; .*max"):
-        kv.check_fits(25, KV, "r")
+    assert kv.check_fits(24, 20, KV, "r") == 6
+    numbers = r"\[r\] the KV state of 25 tokens \(%d of the prompt, .*\) needs 224 B but 192 B can be had; "
+    for prompt, lever in (
+        (20, "set max_tokens to at most 5"),
+        (24, "max_tokens to at most 1"),
+        (25, "prompt to 24 tok"),
+    ):
+        with pytest.raises(OversizeError, match=f"{numbers % prompt}.*{lever}.* or set --kv to at least 224 B"):
+            kv.check_fits(25, prompt, KV, "r")
     with pytest.raises(CapacityError, match="one token needs 8 B but 4 B"):
         pool(block_bytes=4).blocks_for(1, KV)
     with pytest.raises(CapacityError, match="one KV block"):

@@ -7,7 +7,15 @@ from engine_world import Words, alone, ask, kinds, run_all, text_of, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.core.errors import CapacityError, DeviceError, NotFoundError, RequestError, TransferError, UsageError
+from coterie.core.errors import (
+    CapacityError,
+    DeviceError,
+    NotFoundError,
+    OversizeError,
+    RequestError,
+    TransferError,
+    UsageError,
+)
 from coterie.engine.policy import Policy
 from coterie.engine.request import SamplingParams
 from coterie.spec.load import load_machine
@@ -116,7 +124,7 @@ def test_a_request_that_can_never_run_is_refused_with_numbers():
         (ask("r", "zz"), NotFoundError, "zz"),
         (ask("r", "a", prompt=range(40)), RequestError, "40 tokens but the context of this expert holds 40"),
         (ask("r", "a", prompt=(50,)), RequestError, "token 50 but the vocabulary has 50"),
-        (ask("r", "a", max_tokens=38), CapacityError, "the KV state of 39 tokens needs"),
+        (ask("r", "a", max_tokens=38), OversizeError, r"the KV state of 39 tokens \(3 of the prompt"),
     ]:
         with pytest.raises(error, match=words):
             w.engine.submit(request)

@@ -21,9 +21,10 @@ import uvicorn
 from coterie.api import Coterie, Message, Options, Query
 from coterie.api import assemble as assembly
 from coterie.cli.serve import listen
+from coterie.core.errors import CapacityError
 from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
-from coterie.server.openai import parse_chat
+from coterie.server.openai import error_body, parse_chat
 
 
 @contextlib.contextmanager
@@ -97,6 +98,22 @@ def test_a_prompt_longer_than_the_context_is_named_as_clients_know_it(client: op
     with pytest.raises(openai.BadRequestError, match="context of this expert") as caught:
         ask(client, "x" * 300)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_memory_can_never_hold_is_the_callers_to_change(composition: Path, stream: bool) -> None:
+    """A block holds 32 tokens here, and there are two; what may have room later stays a 503."""
+    with (
+        served(Coterie.open(str(composition), Options(kv_bytes=8192))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, "x" * 40, max_tokens=70, stream=stream)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+        words = "111 tokens (42 of the prompt, the others for max_tokens) needs 16.00 KiB but 8.00 KiB can be had"
+        assert f"{words}; set max_tokens to at most 23 or set --kv to at least 16384 B" in str(caught.value)
+        assert ask(client, "x" * 40, max_tokens=23).usage.prompt_tokens == 42
+    assert error_body(CapacityError("hbm", "the pool", 2, 1, ()))[0] == 503
 
 
 def test_a_completion_names_its_expert_and_counts_tokens(client: openai.OpenAI) -> None:

@@ -111,7 +111,7 @@ class Coterie:
                 self._routings.drop(request_id)
 
     def submit(self, query: Query) -> str:
-        """Queue a query and return its id. Raises RequestError, NotFoundError or CapacityError, with nothing queued.
+        """Queue a query and return its id. Raises RequestError, NotFoundError or OversizeError, with nothing queued.
 
         Where the router asks a model first, what the expert refuses comes later, as the error of the last chunk.
         """

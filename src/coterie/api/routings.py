@@ -54,7 +54,7 @@ class Routings:
     def begin(self, request_id: str, pending: Pending) -> None:
         """Ask what the router wants to know.
 
-        Raises RequestError or CapacityError, and UnsupportedError where answers are made up, with nothing queued.
+        Raises RequestError or OversizeError, and UnsupportedError where answers are made up, with nothing queued.
         """
         if self._made_up:
             fact = "its router asks a model, and this device makes its answers up"

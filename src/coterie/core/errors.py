@@ -7,7 +7,8 @@
     |   |-- UnsupportedError     valid, but a feature that Coterie does not run
     |   `-- RequestError         a prompt or a sampling value
     |       `-- ContextError     a prompt that is longer than its expert's context
-    |-- CapacityError            it does not fit: demand, bound and the levers that would help
+    |-- CapacityError            it does not fit: demand, bound and the levers that would help (HTTP 503)
+    |   `-- OversizeError        one request needs more than there is, so that waiting does not help (HTTP 400)
     |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
     |-- ClosedError              what should answer has been shut down (HTTP 503)
     `-- DeviceError              a device failed while it worked (HTTP 500)
@@ -69,6 +70,10 @@ class CapacityError(CoterieError):
         self.demand_bytes, self.bound_bytes, self.levers = demand_bytes, bound_bytes, tuple(levers)
         fact = f"{what} needs {format_bytes(demand_bytes)} but {format_bytes(bound_bytes)} can be had"
         super().__init__(where, fact, " or ".join(self.levers))
+
+
+class OversizeError(CapacityError):
+    """One request alone needs more than all there is: it would never run, whoever else leaves."""
 
 
 class ClosedError(CoterieError):

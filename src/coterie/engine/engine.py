@@ -73,7 +73,7 @@ class Engine:
         self._streak = 0
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Raises NotFoundError, RequestError or CapacityError if it can never run."""
+        """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         expert = self._experts.get(request.expert_id)
         if expert is None:
             known = ", ".join(sorted(self._experts)[:8])
@@ -82,7 +82,9 @@ class Engine:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         expert.check_prompt(request.prompt_ids)
         sequence = Sequence(request, self._queue.take_number(), expert.max_context, self._device.now())
-        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, expert.kv, request.request_id)
+        sequence.blocks = self._kv.check_fits(
+            sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
+        )
         self._live[request.request_id] = sequence
         self._queue.add(sequence)
         self._changed(request.expert_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event
 from coterie.engine.prefix import Node, Prefixes
 from coterie.graph.program import KvShape
@@ -78,13 +78,19 @@ class KVPool:
             raise CapacityError("kv", "the KV state of one token", kv.bytes_per_token, self.block_bytes, levers)
         return -(-tokens // per_block)
 
-    def check_fits(self, tokens: int, kv: KvShape, where: str) -> int:
-        """The blocks that `tokens` tokens need. Raises CapacityError when the whole pool is smaller than that."""
+    def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
+        """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
         blocks = self.blocks_for(tokens, kv)
         if blocks > self.num_blocks:
-            levers = ("a larger KV budget", "a shorter prompt", "a smaller max_tokens")
+            holds = self.num_blocks * self.tokens_per_block(kv)
+            # The last token of an answer is never fed back, so it needs no place.
+            room = holds - prompt_tokens + 1
+            shorter = (
+                f"set max_tokens to at most {room}" if room > 0 else f"shorten the prompt to {holds} tokens or fewer"
+            )
             demand, bound = blocks * self.block_bytes, self.num_blocks * self.block_bytes
-            raise CapacityError(where, f"the KV state of {tokens} tokens", demand, bound, levers)
+            what = f"the KV state of {tokens} tokens ({prompt_tokens} of the prompt, the others for max_tokens)"
+            raise OversizeError(where, what, demand, bound, (shorter, f"set --kv to at least {demand} B"))
         return blocks
 
     def allocate(self, owner: int, blocks: int) -> tuple[int, ...]:

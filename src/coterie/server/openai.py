@@ -19,6 +19,7 @@ from coterie.core.errors import (
     ContextError,
     CoterieError,
     NotFoundError,
+    OversizeError,
     RequestError,
     UsageError,
 )
@@ -213,6 +214,8 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
     status, kind, code = 500, "server_error", "device_error"
     if isinstance(error, NotFoundError):
         status, kind, code = 404, "invalid_request_error", "model_not_found"
+    elif isinstance(error, OversizeError):
+        status, kind = 400, "invalid_request_error"
     elif isinstance(error, CapacityError):
         status, kind, code = 503, "server_error", "capacity_exceeded"
     elif isinstance(error, ClosedError):
@@ -220,6 +223,6 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
     elif isinstance(error, UsageError):
         status, kind, code = 400, "invalid_request_error", "invalid_value"
     param = error.where if status == 400 else None
-    if isinstance(error, ContextError):
+    if isinstance(error, ContextError | OversizeError):
         param, code = "messages", "context_length_exceeded"  # clients know this code, and shorten the conversation
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
