@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -117,6 +118,24 @@ def test_an_answer_is_shown_as_it_comes(
 def test_run_reads_questions_from_stdin(composition: Path) -> None:
     result = run("run", composition, "--json", "--max-tokens", "2", stdin="for ada\n\nfor bob\n")
     assert [a["expert"] for a in json.loads(result.stdout)] == ["ada", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "h?llo"), ("ascii:backslashreplace", r"h\xe9llo"), ("utf-8", "héllo")]
+)
+def test_a_terminal_that_cannot_encode_a_character_shows_another(composition: Path, encoding: str, shown: str) -> None:
+    words = ("run", str(composition), "héllo ada", "--max-tokens", "9")
+
+    def printed(*options: str) -> str:
+        command = [sys.executable, "-c", "from coterie.cli.main import main; main()", *words, *options]
+        env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        ended = subprocess.run(command, check=False, capture_output=True, env=env)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        return ended.stdout.decode(encoding.partition(":")[0])
+
+    assert f"{shown} ada\n" in printed()
+    # JSON loses nothing.
+    assert json.loads(printed("--json"))["text"] == json.loads(run(*words, "--json").stdout)["text"]
 
 
 def test_the_same_expert_is_a_hit_the_second_time(folder: Path) -> None:

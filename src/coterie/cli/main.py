@@ -5,6 +5,7 @@ Knows nothing about what they do.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from importlib import import_module
@@ -91,8 +92,15 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _ToldToEnd
 
 
+def _write_anywhere() -> None:
+    """Let stdout show a question mark for what it cannot encode; stderr has an escape for it, and so may the user."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Entry point of the `coterie` script."""
+    _write_anywhere()
     signal.signal(signal.SIGTERM, _leave)
     try:
         app()

@@ -113,6 +113,7 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, as plain text."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """One JSON document on stdout, as plain text; escaped where stdout could not encode that."""
+    escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=escaped, indent=2) + "\n")
     sys.stdout.flush()
