@@ -163,8 +163,8 @@ struct Q8Rows {
   static int64_t row_bytes(int64_t K) { return Q8::row_bytes(K); }
 
   template <int M, int N>
-  [[gnu::noinline]] static void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                                     int64_t out_step, bytes* ahead) {
+  [[gnu::noinline]] static void dots(const float* x, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride,
+                                     int64_t out_step, int64_t ahead) {
     V acc[M * N], scale[N];
 #pragma GCC unroll 16
     for (int i = 0; i < M * N; ++i) acc[i] = V{};
@@ -172,14 +172,14 @@ struct Q8Rows {
       const int64_t end = K - first < Q8::kGroup ? K : first + Q8::kGroup;
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        scale[n] = scale_of<Q8>(w + n * stride, K, first);
-        if (ahead != nullptr) fetch_packed(ahead + n * stride + first, Q8::kGroup);
+        scale[n] = scale_of<Q8>(rows.at[n], K, first);
+        if (ahead != 0) fetch_packed(rows.at[n] + ahead + first, Q8::kGroup);
       }
 #pragma GCC unroll 1
       for (int64_t k = first; k < end; k += W, x += M * W) {
         V wv[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) wv[n] = kept(Q8::widen_vector(w + n * stride + k, scale[n]));
+        for (int n = 0; n < N; ++n) wv[n] = kept(Q8::widen_vector(rows.at[n] + k, scale[n]));
         add_products<M, N>(x, wv, acc);
       }
     }

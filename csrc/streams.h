@@ -4,7 +4,7 @@
 //   rows     | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
 //   tokens   | W columns of token 0 | of 1 | of 2 | of 3 | the next W of 0 | of 1 ..       four side by side, then the next four
 //
-// Each stream is an equal part of the rows from end to end. Hardware prefetchers follow a few long streams; of neighbouring rows side
+// Each stream is an equal part of the rows from end to end, of a unit's or, better, of the whole weight (tile.h, Block). Hardware prefetchers follow a few long streams; of neighbouring rows side
 // by side they lose track, and of four tokens too where those do not stay in the first-level cache. No result depends on it.
 #pragma once
 
@@ -72,17 +72,34 @@ inline void put_sums(const V (&acc)[M * N], float* out, int64_t out_stride, int6
     for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sums[m * N + n];
 }
 
-// All tokens of a tile, side by side, against N rows, which stay in the caches meanwhile. `next`: what comes after them in their streams is
-// fetched while they are used again, or, with `last`, when they are used once: hardware knows nothing of what follows the end of a stream.
-// Rows::dots<M, N> is M tokens by N rows at once.
-template <class Rows, int N>
-inline void dots_group(const float* x, int64_t tokens, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                       int64_t out_step, bytes* next, bool last) {
-  constexpr int kTokens = W == 16 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
+// Rows at N addresses, the next of N streams.
+template <int N>
+struct Rows {
+  bytes* at[N];
+};
+
+// `first`, and N - 1 rows `apart` bytes from one to the next.
+template <int N>
+inline Rows<N> rows_apart(bytes* first, int64_t apart) {
+  Rows<N> rows;
+  for (int n = 0; n < N; ++n) rows.at[n] = first + n * apart;
+  return rows;
+}
+
+// Tokens at once against N rows: what registers allow, 4 rows are for 2 tokens.
+template <int N>
+constexpr int kTokensAtOnce = W == 16 || N < 4 ? kBeside : 2;
+
+// All tokens of a tile, side by side, against N rows, which stay in the caches meanwhile. Form::dots<M, N> is M tokens by N rows at once.
+// Rows `ahead` bytes behind these are fetched while these are used again, or, with `at_once`, also when they are used once.
+template <class Form, int N>
+inline void dots_group(const float* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
+                       int64_t ahead, bool at_once) {
+  constexpr int kTokens = kTokensAtOnce<N>;
   int64_t t = 0;
   const auto some = [&]<int M>() {
-    bytes* ahead = t == 0 ? (last && tokens <= kTokens ? next : nullptr) : (t < 2 * kTokens ? next : nullptr);
-    Rows::template dots<M, N>(x + t * whole_vectors(K), w, stride, K, out + t * out_stride, out_stride, out_step, ahead);
+    const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;
+    Form::template dots<M, N>(x + t * whole_vectors(K), rows, K, out + t * out_stride, out_stride, out_step, fetch ? ahead : 0);
     t += M;
   };
   while (t + kTokens <= tokens) some.template operator()<kTokens>();
@@ -91,17 +108,30 @@ inline void dots_group(const float* x, int64_t tokens, bytes* w, int64_t stride,
   if (tokens - t == 1) some.template operator()<1>();
 }
 
-// A tile of `tokens` x N dot products of tokens side by side, in `Streams` streams; out[t * out_stride + n].
-template <class Rows, int Streams>
+// `each` rows of every stream, whose first rows are given; the streams go on behind them, and hardware follows them by itself.
+// out[t * out_stride + stream * out_step + row].
+template <class Form, int Streams>
+inline void dots_along(const float* x, int64_t tokens, Rows<Streams> rows, int64_t each, int64_t K, float* out, int64_t out_stride,
+                       int64_t out_step) {
+  const int64_t row = Form::row_bytes(K);
+  for (int64_t n = 0; n < each; ++n) {
+    dots_group<Form, Streams>(x, tokens, rows, K, out + n, out_stride, out_step, row, false);
+    for (bytes*& at : rows.at) at += row;
+  }
+}
+
+// N rows that follow one another, as streams of a part of them each; out[t * out_stride + n]. What comes after the end of a stream is
+// fetched early: hardware knows nothing of it.
+template <class Form, int Streams>
 inline void dots_streamed(const float* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
-  const int64_t row = Rows::row_bytes(K), each = N / Streams;
+  const int64_t row = Form::row_bytes(K), each = N / Streams;
   for (int64_t n = 0; n < each; ++n) {
     const bool last = n + 1 == each;
-    bytes* next = w + (last ? N : n + 1) * row;
-    dots_group<Rows, Streams>(x, tokens, w + n * row, each * row, K, out + n, out_stride, each, next, last);
+    const int64_t ahead = last ? (N - n) * row : row;
+    dots_group<Form, Streams>(x, tokens, rows_apart<Streams>(w + n * row, each * row), K, out + n, out_stride, each, ahead, last);
   }
   for (int64_t n = each * Streams; n < N; ++n)
-    dots_group<Rows, 1>(x, tokens, w + n * row, row, K, out + n, out_stride, 1, w + (n + 1) * row, false);
+    dots_group<Form, 1>(x, tokens, rows_apart<1>(w + n * row, 0), K, out + n, out_stride, 1, row, false);
 }
 
 }  // namespace coterie::COTERIE_ISA

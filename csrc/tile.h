@@ -29,20 +29,45 @@ constexpr int64_t token_tile(int64_t T) {
   return tiles(tiles(T, tiles(T, kManyTokens)), kGroupTokens) * kGroupTokens;
 }
 
-// The part of a [T, N] result that a unit computes. Units that share tokens follow one another.
+// The part of a [T, N] result that a unit computes: `rows` rows of the weight from `row` on, and as many from `apart` rows later on, ..,
+// `parts` times. Units that share tokens follow one another.
+//
+//   parts 1   | unit 0   | 1        | 2        | 3 |   each unit has kTileRows rows
+//   parts 3   | 0 1 2 .. | 0 1 2 .. | 0 1 2 .. | 9 |   each has some of every third of the weight, and goes on where the one before it ended:
+//                                                      a thread reads three streams through its whole share. What is left over is the last unit
 struct Block {
-  int64_t token, tokens, row, rows;
+  int64_t token, tokens, row, rows, parts = 1, apart = 0;
+  constexpr int64_t values() const { return tokens * rows * parts; }
 };
 
 inline int64_t block_units(int64_t T, int64_t N, int64_t rows) { return tiles(T, token_tile(T)) * tiles(N, rows); }
-inline int64_t block_units(int64_t T, int64_t N) { return block_units(T, N, kTileRows); }
 
 inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
   const int64_t row_tiles = tiles(N, rows), tile = token_tile(T);
   const int64_t token = unit / row_tiles * tile, row = unit % row_tiles * rows;
   return {token, smaller(tile, T - token), row, smaller(rows, N - row)};
 }
-inline Block block_of(int64_t unit, int64_t T, int64_t N) { return block_of(unit, T, N, kTileRows); }
+
+// So many streams of a weight do few tokens meet at once: what registers allow.
+constexpr int64_t streams_of(int64_t T) { return W == 16 || T <= 2 ? 4 : 3; }
+
+// Into so many parts do units divide a weight. Packed ones are read by instructions that fetch (quant.h, quant_alone.h), and gain nothing
+// from streams beyond a unit.
+constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || is_packed(dtype) ? 1 : streams_of(T); }
+
+constexpr int64_t rows_of_part(int64_t parts) { return kTileRows / parts / 8 * 8; }
+
+inline int64_t units_in_parts(int64_t T, int64_t N, int64_t parts) {
+  return block_units(T, N / parts, rows_of_part(parts)) + (N % parts == 0 ? 0 : 1);
+}
+
+inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
+  const int64_t apart = N / parts, rows = rows_of_part(parts);
+  if (unit == block_units(T, apart, rows)) return {0, T, apart * parts, N % parts};
+  Block block = block_of(unit, T, apart, rows);
+  block.parts = parts, block.apart = apart;
+  return block;
+}
 
 // Floats between tokens in a scratch tile: an odd number of lines for many tokens, so that few of them share a place in the caches.
 constexpr int64_t tile_stride(int64_t T, int64_t width) { return T <= kFewTokens ? width : (tiles(width, 16) | 1) * 16; }
@@ -159,24 +184,24 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
   return {tile, stride};
 }
 
-// acc[m * N + n] += the next W products.
+// acc[m * N + n] += the W products from column k on.
 template <DType D, int M, int N>
-inline void add_vectors(const float* x, bytes* w, int64_t stride, V (&acc)[M * N]) {
+inline void add_vectors(const float* x, const Rows<N>& rows, int64_t k, V (&acc)[M * N]) {
   V wv[N];
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(w + n * stride));
+  for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D))));
   add_products<M, N>(x, wv, acc);
 }
 
 // acc[m * N + n] += the last `count` < W products. It works on a copy, so that callers may keep their sums in registers.
 template <DType D, int M, int N>
-inline void add_last(const float* x, bytes* w, int64_t stride, int64_t count, V (&acc)[M * N]) {
+inline void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t count, V (&acc)[M * N]) {
   V sums[M * N];
 #pragma GCC unroll 16
   for (int i = 0; i < M * N; ++i) sums[i] = acc[i];
 #pragma GCC unroll 1
   for (int n = 0; n < N; ++n) {
-    const V wv = load_weights_part<D>(w + n * stride, count);
+    const V wv = load_weights_part<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D)), count);
 #pragma GCC unroll 1
     for (int m = 0; m < M; ++m) sums[m * N + n] = fma(load_part(x + m * W, count), wv, sums[m * N + n]);
   }
@@ -184,36 +209,33 @@ inline void add_last(const float* x, bytes* w, int64_t stride, int64_t count, V 
   for (int i = 0; i < M * N; ++i) acc[i] = sums[i];
 }
 
-// out[m * out_stride + n * out_step] = dot(token m, w row n), M tokens side by side by N rows at once; the rows are `stride` bytes apart.
-// `ahead`: a row of the same kind in each stream, fetched meanwhile, or null.
-template <DType D, int M, int N>
-[[gnu::noinline]] inline void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride,
-                                   int64_t out_step, bytes* ahead) {
-  constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
-  V acc[M * N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; ++i) acc[i] = V{};
-  int64_t k = 0;
-  for (; k + line <= K; k += line) {
-    if (ahead != nullptr)
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) fetch_ahead(ahead + n * stride + k * size);
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < line; i += W, x += M * W, w += W * size) add_vectors<D, M, N>(x, w, stride, acc);
-  }
-  for (; k + W <= K; k += W, x += M * W, w += W * size) add_vectors<D, M, N>(x, w, stride, acc);
-  if (k < K) add_last<D, M, N>(x, w, stride, K - k, acc);
-  put_sums<M, N>(acc, out, out_stride, out_step);
-}
-
 // Rows of a type as streams.h reads them.
 template <DType D>
 struct PlainRows {
   static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
+
+  // out[m * out_stride + n * out_step] = dot(token m, row n), M tokens side by side by N rows at once.
+  // Rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
   template <int M, int N>
-  static void dots(const float* x, bytes* w, int64_t stride, int64_t K, float* out, int64_t out_stride, int64_t out_step,
-                   bytes* ahead) {
-    COTERIE_ISA::dots<D, M, N>(x, w, stride, K, out, out_stride, out_step, ahead);
+  [[gnu::noinline]] static void dots(const float* x, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
+                                     int64_t ahead) {
+    constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
+    const Rows<N> at = rows;
+    V acc[M * N];
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) acc[i] = V{};
+    int64_t k = 0;
+    while (k + line <= K) {
+      if (ahead != 0)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) fetch_ahead(at.at[n] + ahead + k * size);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < line; i += W, x += M * W) add_vectors<D, M, N>(x, at, k + i, acc);
+      k += line;
+    }
+    for (; k + W <= K; k += W, x += M * W) add_vectors<D, M, N>(x, at, k, acc);
+    if (k < K) add_last<D, M, N>(x, at, k, K - k, acc);
+    put_sums<M, N>(acc, out, out_stride, out_step);
   }
 };
 
@@ -227,12 +249,10 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   if (work.panel == nullptr && quant_alone(dtype, tokens, K)) return alone_tile(in.x, in.copies.alone, w, dtype, N, K, out);
   if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, beside, tokens, w, dtype, N, K, out, out_stride);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
+  const float* few = tokens == 1 ? in.x : in.copies.beside;
   with_dtype(dtype, [&]<DType D>() {
-    const auto streamed = [&]<int Streams>() {
-      dots_streamed<PlainRows<D>, Streams>(tokens == 1 ? in.x : beside, tokens, w, N, K, out, out_stride);
-    };
-    if (W == 16 || tokens <= 2) return streamed.template operator()<4>();
-    streamed.template operator()<3>();  // 4 tokens x 3 rows: as many sums as registers allow
+    if (streams_of(tokens) == 4) return dots_streamed<PlainRows<D>, 4>(few, tokens, w, N, K, out, out_stride);
+    dots_streamed<PlainRows<D>, 3>(few, tokens, w, N, K, out, out_stride);
   });
 }
 
@@ -246,6 +266,39 @@ inline void add_bias(float* out, int64_t out_stride, int64_t tokens, bytes* bias
       for (int64_t t = 0; t < tokens; ++t) out[t * out_stride + n] += b;
     }
   });
+}
+
+// A weight of an op, and its bias or null.
+struct Weight {
+  bytes* rows;
+  int64_t dtype;
+  bytes* bias;
+  int64_t bias_dtype;
+};
+
+inline void add_bias(const Weight& weight, const Block& block, float* out, int64_t out_stride, int64_t out_step) {
+  for (int64_t part = 0; part < block.parts; ++part)
+    add_bias(out + part * out_step, out_stride, block.tokens, weight.bias, weight.bias_dtype, block.row + part * block.apart, block.rows);
+}
+
+// out[t * out_stride + part * out_step + n] = dot(token t, row n of a part of the block) + bias.
+inline void linear_block(const Input& in, const Block& block, const Weight& weight, int64_t K, float* out, int64_t out_stride,
+                         int64_t out_step, const Work& work) {
+  bytes* w = weight_row(weight.rows, weight.dtype, K, block.row);
+  if (block.parts == 1) {
+    dot_tile(in, block.tokens, w, weight.dtype, block.rows, K, out, out_stride, work);
+  } else {
+    const float* few = block.tokens == 1 ? in.x : in.copies.beside;
+    with_dtype(weight.dtype, [&]<DType D>() {
+      const int64_t apart = block.apart * PlainRows<D>::row_bytes(K);
+      const auto along = [&]<int Streams>() {
+        dots_along<PlainRows<D>>(few, block.tokens, rows_apart<Streams>(w, apart), block.rows, K, out, out_stride, out_step);
+      };
+      if (block.parts == 4) return along.template operator()<4>();
+      along.template operator()<3>();
+    });
+  }
+  add_bias(weight, block, out, out_stride, out_step);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight over one row of C elements; y may be x.

@@ -6,24 +6,58 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
+constexpr int64_t kBothRows = 2 * kTileRows;  // of a token: a unit's rows of gate, then those of up
+
 Forms forms(const NormGateUpSiluMul& op) { return forms_of(op.T, op.D, op.gate_dtype, op.up_dtype); }
+
+// True where four streams are two of gate and two of up, which are read together.
+bool read_together(const NormGateUpSiluMul& op) { return op.gate_dtype == op.up_dtype && parts_of(op.T, op.gate_dtype) == 4; }
+
+int64_t parts(const NormGateUpSiluMul& op) {
+  return read_together(op) ? 2 : smaller(parts_of(op.T, op.gate_dtype), parts_of(op.T, op.up_dtype));
+}
+
+// y = silu(gate) * up over one row.
+void silu_mul_row(const float* gate, const float* up, int64_t N, float* y) {
+  int64_t n = 0;
+  for (; n + W <= N; n += W) store(y + n, silu(load(gate + n)) * load(up + n));
+  if (n < N) store_part(y + n, silu(load_part(gate + n, N - n)) * load_part(up + n, N - n), N - n);
+}
+
+// both[t] = the block's rows of gate, then those of up; its parts follow one another.
+void gate_and_up(const NormGateUpSiluMul& op, const Input& in, const Block& block, float* both, const Work& work) {
+  const int64_t part_at = rows_of_part(block.parts);
+  const Weight gate{op.gate, op.gate_dtype, op.gate_bias, op.gate_bias_dtype}, up{op.up, op.up_dtype, op.up_bias, op.up_bias_dtype};
+  if (block.parts != 2) {
+    linear_block(in, block, gate, op.D, both, kBothRows, part_at, work);
+    linear_block(in, block, up, op.D, both + kTileRows, kBothRows, part_at, work);
+    return;
+  }
+  with_dtype(op.gate_dtype, [&]<DType D>() {
+    const int64_t row = PlainRows<D>::row_bytes(op.D), first = block.row * row, second = first + block.apart * row;
+    const Rows<4> rows{{op.gate + first, op.gate + second, op.up + first, op.up + second}};
+    const float* few = block.tokens == 1 ? in.x : in.copies.beside;
+    dots_along<PlainRows<D>>(few, block.tokens, rows, block.rows, op.D, both, kBothRows, part_at);
+  });
+  add_bias(gate, block, both, kBothRows, part_at);
+  add_bias(up, block, both + kTileRows, kBothRows, part_at);
+}
 
 }  // namespace
 
-int64_t units(const NormGateUpSiluMul& op) { return block_units(op.T, op.F); }
+int64_t units(const NormGateUpSiluMul& op) { return units_in_parts(op.T, op.F, parts(op)); }
 int64_t scratch_bytes(const NormGateUpSiluMul& op) {
-  return tile_bytes(op.T, op.D) + copies_bytes(forms(op), op.T, op.D) + work_bytes(op.T, op.D) + 2 * bytes_of(token_tile(op.T) * kTileRows);
+  return tile_bytes(op.T, op.D) + copies_bytes(forms(op), op.T, op.D) + work_bytes(op.T, op.D) + bytes_of(token_tile(op.T) * kBothRows);
 }
 int64_t flops(const NormGateUpSiluMul& op) { return 4 * op.T * op.F * op.D; }
 
 void run(const NormGateUpSiluMul& op, int64_t unit, Scratch& scratch) {
-  const Block block = block_of(unit, op.T, op.F);
+  const Block block = block_in_parts(unit, op.T, op.F, parts(op));
   const int64_t stride = tile_stride(op.T, op.D);
   float* x = take_tile(scratch, op.T, op.D);
   const Copies copies = take_copies(scratch, forms(op), op.T, op.D);
   const Work work = take_work(scratch, op.T, op.D);
-  float* gate = scratch.floats(token_tile(op.T) * kTileRows);
-  float* up = scratch.floats(token_tile(op.T) * kTileRows);
+  float* both = scratch.floats(token_tile(op.T) * kBothRows);
   if (!scratch.holds(block.token)) {
     for (int64_t t = 0; t < block.tokens; ++t) {
       norm_row(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
@@ -31,24 +65,14 @@ void run(const NormGateUpSiluMul& op, int64_t unit, Scratch& scratch) {
       copies.put(t, block.tokens, x + t * stride, op.D);
     }
   }
-  bytes* gate_rows = weight_row(op.gate, op.gate_dtype, op.D, block.row);
-  bytes* up_rows = weight_row(op.up, op.up_dtype, op.D, block.row);
-  dot_tile({x, stride, copies}, block.tokens, gate_rows, op.gate_dtype, block.rows, op.D, gate, kTileRows, work);
-  dot_tile({x, stride, copies}, block.tokens, up_rows, op.up_dtype, block.rows, op.D, up, kTileRows, work);
-  add_bias(gate, kTileRows, block.tokens, op.gate_bias, op.gate_bias_dtype, block.row, block.rows);
-  add_bias(up, kTileRows, block.tokens, op.up_bias, op.up_bias_dtype, block.row, block.rows);
-  for (int64_t t = 0; t < block.tokens; ++t) {
-    const float* g = gate + t * kTileRows;
-    const float* u = up + t * kTileRows;
-    float* y = op.y + (block.token + t) * op.F + block.row;
-    int64_t n = 0;
-    for (; n + W <= block.rows; n += W) store(y + n, silu(load(g + n)) * load(u + n));
-    if (n < block.rows) {
-      const int64_t rest = block.rows - n;
-      store_part(y + n, silu(load_part(g + n, rest)) * load_part(u + n, rest), rest);
+  gate_and_up(op, {x, stride, copies}, block, both, work);
+  for (int64_t t = 0; t < block.tokens; ++t)
+    for (int64_t part = 0; part < block.parts; ++part) {
+      const float* gate = both + t * kBothRows + part * rows_of_part(block.parts);
+      float* y = op.y + (block.token + t) * op.F + block.row + part * block.apart;
+      silu_mul_row(gate, gate + kTileRows, block.rows, y);
     }
-  }
-  scratch.stored(block.tokens * block.rows * 4);
+  scratch.stored(block.values() * 4);
 }
 
 COTERIE_KERNEL(norm_gate_up_silu_mul, NormGateUpSiluMul)

@@ -9,12 +9,12 @@ Forms forms(const TakeNormLinear& op) { return forms_of(op.R, op.D, op.weight_dt
 
 }  // namespace
 
-int64_t units(const TakeNormLinear& op) { return block_units(op.R, op.N); }
+int64_t units(const TakeNormLinear& op) { return units_in_parts(op.R, op.N, parts_of(op.R, op.weight_dtype)); }
 int64_t scratch_bytes(const TakeNormLinear& op) { return tile_bytes(op.R, op.D) + copies_bytes(forms(op), op.R, op.D) + work_bytes(op.R, op.D); }
 int64_t flops(const TakeNormLinear& op) { return 2 * op.R * op.N * op.D; }
 
 void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
-  const Block block = block_of(unit, op.R, op.N);
+  const Block block = block_in_parts(unit, op.R, op.N, parts_of(op.R, op.weight_dtype));
   const int64_t stride = tile_stride(op.R, op.D);
   float* x = take_tile(scratch, op.R, op.D);
   const Copies copies = take_copies(scratch, forms(op), op.R, op.D);
@@ -27,10 +27,9 @@ void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
     }
   }
   float* y = op.y + block.token * op.N + block.row;
-  bytes* w = weight_row(op.weight, op.weight_dtype, op.D, block.row);
-  dot_tile({x, stride, copies}, block.tokens, w, op.weight_dtype, block.rows, op.D, y, op.N, work);
-  add_bias(y, op.N, block.tokens, op.bias, op.bias_dtype, block.row, block.rows);
-  scratch.stored(block.tokens * block.rows * 4);
+  const Weight weight{op.weight, op.weight_dtype, op.bias, op.bias_dtype};
+  linear_block({x, stride, copies}, block, weight, op.D, y, op.N, block.apart, work);
+  scratch.stored(block.values() * 4);
 }
 
 COTERIE_KERNEL(take_norm_linear, TakeNormLinear)

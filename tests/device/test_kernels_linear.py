@@ -67,20 +67,33 @@ def test_linear_add_is_linear_and_add(team, rng, T, N, K):
     np.testing.assert_array_equal(y, residual + linear(team, x, w, b))
 
 
-@pytest.mark.parametrize("T", [1, 7, 19, 140])
-@pytest.mark.parametrize(("F", "D"), [(39, 577), (45, 33)])
-def test_norm_gate_up_silu_mul_is_its_parts(team, rng, T, F, D):
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 7, 31, 32, 65, 95, 96, 97, 98, 130, 160, 300])
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 16, 17])
+def test_every_row_of_a_weight_is_met_once_wherever_it_is_read(team, rng, T, N):
+    """Few tokens read a weight in several parts; what does not divide, and parts shorter than a unit, are left over."""
+    x, w, b = random(rng, T, 40), weight(rng, (N, 40), DType.BF16), weight(rng, (N,), DType.F32)
+    team.reset_counters()
+    y = linear(team, x, w, b)
+    assert team.counters().stored_bytes == 4 * T * N
+    np.testing.assert_allclose(y, x.astype(np.float64) @ w.values.T + b.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 7, 19, 140])
+@pytest.mark.parametrize(("F", "D"), [(39, 577), (45, 33), (1, 40), (160, 40)])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
+def test_norm_gate_up_silu_mul_is_its_parts(team, rng, T, F, D, dtype):
     x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=1.0)
-    gate, up = weight(rng, (F, D), DType.BF16), weight(rng, (F, D), DType.F16)
+    gate, up = weight(rng, (F, D), DType.BF16), weight(rng, (F, D), dtype)
+    gate_bias, up_bias = weight(rng, (F,), DType.F32), weight(rng, (F,), DType.BF16)
     y, gated = empty(T, F), empty(T, F)
-    biases = optional("gate_bias", None) | optional("up_bias", None)
+    biases = gate_bias.operand("gate_bias") | up_bias.operand("up_bias")
     operands = {**norm.operand("norm"), **gate.operand("gate"), **up.operand("up"), **biases}
     call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **operands)
     n = rms_norm(team, x, norm)
-    g, u = linear(team, n, gate), linear(team, n, up)
+    g, u = linear(team, n, gate, gate_bias), linear(team, n, up, up_bias)
     call(team, "silu", x=g, y=gated, T=T, N=F)
     np.testing.assert_array_equal(y, gated * u)
-    expected = native.silu(n @ gate.values.T) * (n @ up.values.T)
+    expected = native.silu(n @ gate.values.T + gate_bias.values) * (n @ up.values.T + up_bias.values)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
