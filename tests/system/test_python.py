@@ -16,7 +16,7 @@ import pytest
 
 from coterie import Coterie, Message, Options, Query, load_composition
 from coterie.api import assemble
-from coterie.core.errors import RequestError
+from coterie.core.errors import ClosedError, RequestError
 
 UNCLOSED = """
 import sys
@@ -95,6 +95,19 @@ def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there
         finally:
             arrives.set()
         assert not cold.result().hit
+
+
+def test_what_is_closed_says_so(composition: Path) -> None:
+    """To who asks, and to who was in the middle of an answer."""
+    with Coterie.open(composition) as coterie:
+        assert coterie.ask("for ada").expert == "ada"
+        stream = coterie.stream(Query((Message("user", "for bob"),), max_tokens=60, ignore_end=True))
+        next(stream)
+    coterie.close()
+    for ask in (lambda: coterie.ask("for ada"), lambda: coterie.submit(Query.text("for bob")), lambda: next(stream)):
+        with pytest.raises(ClosedError, match=r"\[four\] this Coterie is closed .*; ask inside its with block"):
+            ask()
+    assert list(stream) == []
 
 
 def test_a_script_that_closes_nothing_ends_in_silence(composition: Path) -> None:

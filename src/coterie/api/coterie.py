@@ -20,7 +20,7 @@ from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import ClosedError, CoterieError, RequestError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
@@ -93,16 +93,19 @@ class Coterie:
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert; what the router asks of a model is run.
 
-        Others go on meanwhile, their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError.
+        Others go on meanwhile, their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
+        and ClosedError where a model must be asked.
         """
         begun, request_id = self._begin(query), self._next_id()
         if not begun.asks:
             return self.routing.finish(begun)
         with self._lock:
+            self._check_open()
             self._routings.begin(request_id, begun)
         try:
             while True:
                 with self._lock:
+                    self._check_open()
                     if self._routings.done(request_id):
                         return self._routings.route(request_id)
                     self._unseen += self._advance(WAIT_S)
@@ -111,13 +114,15 @@ class Coterie:
                 self._routings.drop(request_id)
 
     def submit(self, query: Query) -> str:
-        """Queue a query and return its id. Raises RequestError, NotFoundError or OversizeError, with nothing queued.
+        """Queue a query and return its id.
 
-        Where the router asks a model first, what the expert refuses comes later, as the error of the last chunk.
+        Raises RequestError, NotFoundError, OversizeError or ClosedError, with nothing queued. Where the router asks a
+        model first, what the expert refuses comes later, as the error of the last chunk.
         """
         begun, request_id = self._begin(query), self._next_id()
         pending = _Pending(query, begun.prompt)
         with self._lock:
+            self._check_open()
             if begun.asks:
                 pending.asked_s = self._parts.device.now()
                 self._routings.begin(request_id, begun)
@@ -127,8 +132,12 @@ class Coterie:
         return request_id
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds."""
+        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds.
+
+        Raises ClosedError.
+        """
         with self._lock:
+            self._check_open()
             unseen, self._unseen = self._unseen, []
             return unseen + self._advance(within_s)
 
@@ -193,7 +202,7 @@ class Coterie:
         return self._parts.trace()
 
     def close(self) -> None:
-        """Stop the device and give its memory back."""
+        """Stop the device and give its memory back. Whoever asks, or waits for an answer, gets a ClosedError."""
         with self._lock:
             self._close()
 
@@ -204,6 +213,11 @@ class Coterie:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            remedy = "ask inside its with block, before close(), or open it anew"
+            raise ClosedError(self.composition.name, "this Coterie is closed and answers nothing any more", remedy)
 
     def _next_id(self) -> str:
         return f"{next(self._numbers):08x}"
