@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,29 @@ def test_answers_before_a_refused_question_are_kept(composition: Path) -> None:
 @pytest.mark.parametrize("option", ["--near", "--kv"])
 def test_a_budget_of_nothing(composition: Path, option: str) -> None:
     refused(run("run", composition, option, "0", "hi"), option)
+
+
+def test_paths_may_begin_with_the_users_folder(
+    folder: Path, composition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a composition file, as an argument, and where a shell leaves the ~ as it is."""
+    text = composition.read_text().replace(str(folder), "~/experts")
+    (tmp_path / "c.toml").write_text(text.replace('name = "four"', 'name = "home"'))
+    (tmp_path / "experts").symlink_to(folder)
+    machine = run("info", "sn40l-node", "--json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    got = run("run", "~/c.toml", "for ada", "--max-tokens", "2", "--trace", "~/trace.json")
+    assert got.exit_code == 0, got.output
+    assert (tmp_path / "trace.json").is_file()
+    shipped = files("coterie.spec") / "machines" / "sn40l-node.toml"
+    (tmp_path / "m.toml").write_text(shipped.read_text())
+    assert run("info", "~/m.toml", "--json").stdout == machine.stdout
+    assert run("quantize", "~/experts/ada", "~/packed").exit_code == 0
+    assert (tmp_path / "packed" / "config.json").is_file()
+    refused(run("map", "~/nothing"), "neither a model of the zoo nor a folder")
+    refused(run("trace", "~nosuchuser/t.json"), "'~nosuchuser/t.json' begins with the folder of a user", "whole path")
+    with Coterie.open(Path("~/c.toml")) as coterie:
+        assert coterie.composition.name == "home"
 
 
 @pytest.mark.parametrize("ref", ["x" * 300, "~nosuchuser/x", "What is 47 plus 85?"])

@@ -6,13 +6,13 @@ Knows nothing about weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import CONFIG
 from coterie.composition.composition import PRESETS
 from coterie.core.errors import UsageError
+from coterie.core.paths import user_path
 
 # Source: config.json of HuggingFaceTB/SmolLM-135M.
 _135M = {
@@ -67,10 +67,11 @@ def shape_config(shape: str) -> dict[str, Any]:
     """The config of a named shape or of a config.json file. Raises UsageError listing the shapes."""
     if shape in SHAPES:
         return SHAPES[shape]()
-    if not Path(shape).is_file():
+    file = user_path(shape, "--shape")
+    if not file.is_file():
         fact = f"{shape!r} is neither a shape nor a config.json file"
         raise UsageError("--shape", fact, f"use one of {', '.join(SHAPES)}, or the path of a config.json")
-    return read_object(Path(shape))
+    return read_object(file)
 
 
 def with_context(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.safetensors import TensorInfo, read_header
 from coterie.core.errors import CheckpointError
+from coterie.core.paths import user_path
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -30,7 +31,7 @@ class Checkpoint:
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
         """Read config.json and every safetensors header. Raises CheckpointError or UnsupportedError."""
-        folder = Path(path)
+        folder = user_path(path)
         if not folder.is_dir():
             fact = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", "check the path")

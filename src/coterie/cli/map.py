@@ -17,6 +17,7 @@ from rich.table import Table
 
 from coterie.cli.options import JsonOpt, out, print_json, save_trace, sentences
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.dataflow.chip import chip_of
@@ -167,8 +168,9 @@ def _print_memory(plan: MemoryPlan) -> None:
 def _graph(model: str, phase: Phase) -> Graph:
     if model in zoo_names():
         return zoo_graph(model, DECODE if phase is Phase.decode else PREFILL)
-    if Path(model).is_dir():
-        return open_model(model).graph
+    folder = user_path(model, "MODEL")
+    if folder.is_dir():
+        return open_model(folder).graph
     fact = "is neither a model of the zoo nor a folder"
     raise NotFoundError(model, fact, f"use one of {', '.join(zoo_names())}, or a checkpoint folder")
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from coterie.api import Options
 from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
 from coterie.engine.recording import MAX_WORKS
@@ -96,11 +97,17 @@ def save_trace(path: Path, trace: Trace) -> None:
 
 
 def sentences(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a CoterieError into one sentence on stderr: exit 2 for the user's mistakes, 1 for a device's failures."""
+    """Turn a CoterieError into one sentence on stderr: exit 2 for the user's mistakes, 1 for a device's failures.
+
+    Paths among the options are users' too: a shell leaves the ~ of --out=~/file as it is.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            for name, value in kwargs.items():
+                if isinstance(value, Path):
+                    kwargs[name] = user_path(value)
             return command(*args, **kwargs)
         except CoterieError as error:
             err.print(f"coterie: {error}", style="red", markup=False)

@@ -19,6 +19,7 @@ from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
 from coterie.core.errors import CompositionError, NotFoundError
+from coterie.core.paths import user_path
 
 PRESETS = Path(__file__).parent / "presets"
 COMPOSITION_FILE = "composition.toml"
@@ -90,18 +91,18 @@ def load_composition(ref: str | Path) -> Composition:
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change), UnsupportedError
     (a router kind that comes later).
     """
-    ref = ref if isinstance(ref, str) else str(ref.absolute())
+    ref = ref if isinstance(ref, str) else str(user_path(ref, "composition").absolute())
     try:
         return _load(ref)
     except (OSError, RuntimeError) as error:
-        # A prompt given in the place of the composition, ~nobody, a folder that may not be read: all end here.
+        # A prompt given in the place of the composition, links in a circle, what may not be read: all end here.
         raise NotFoundError(ref[:60], f"it cannot be opened: {error}", "give a .toml file, a folder or demo") from error
 
 
 def _load(ref: str) -> Composition:
     path = PRESETS / ref / COMPOSITION_FILE
     if not (is_expert_name(ref) and path.is_file()):
-        path = Path(ref).expanduser()
+        path = user_path(ref, "composition")
     if path.is_dir():
         return _from_file(path / COMPOSITION_FILE) if (path / COMPOSITION_FILE).is_file() else _from_folder(path)
     if not path.exists():
@@ -181,7 +182,7 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
         return Expert(name, checkpoint=checkpoint, description=description)
     config = table["config"]
     if "/" in config or config.endswith(".json"):
-        path = root / Path(config).expanduser()
+        path = root / user_path(config, f"{where}.config")
         if not path.is_file():
             raise CompositionError(
                 f"{where}.config", f"config = {config!r}: no file {path}", "give a config.json that exists"
@@ -216,7 +217,7 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
     weights = None
     if table["kind"] == "lexical":
         name = table.get("weights", "router.npz")
-        weights = root / Path(name).expanduser()
+        weights = root / user_path(name, f"{file}: router.weights")
         if not weights.is_file():
             raise CompositionError(
                 f"{file}: router.weights", f"weights = {name!r}: no file {weights}", "train the router"

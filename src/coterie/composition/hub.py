@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from coterie.core.errors import CompositionError
+from coterie.core.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -21,9 +22,9 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 def hub_cache() -> Path:
     """The Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub, the first that is set."""
     if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return user_path(cache, "HF_HUB_CACHE")
     home = os.environ.get("HF_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
+    return (user_path(home, "HF_HOME") if home else Path.home() / ".cache" / "huggingface") / "hub"
 
 
 def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
@@ -31,7 +32,7 @@ def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
 
     Raises CompositionError when there is no such folder, or it has no config.json.
     """
-    folder = root / Path(ref).expanduser()
+    folder = root / user_path(ref, f"{where}.checkpoint")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             fact = f"checkpoint = {ref!r}: the folder {folder} has no config.json"

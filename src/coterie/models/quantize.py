@@ -23,6 +23,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CapacityError, CheckpointError, UsageError
 from coterie.core.packed import U8, pack, unpack
+from coterie.core.paths import user_path
 from coterie.models.model import Model, open_model
 from coterie.models.packing import KEY, Packing
 from coterie.models.tensors import map_bytes
@@ -86,7 +87,7 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
     Raises UsageError when `target` exists or the source is packed already, CheckpointError and UnsupportedError as
     `open_model` does, CapacityError when the disk is full. What was begun is removed on any failure.
     """
-    out = Path(target)
+    out = user_path(target)
     if out.exists():
         raise UsageError(str(out), "exists already", "name a new folder, or remove it")
     model = open_model(source)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from coterie.composition.composition import name_hint
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.paths import user_path
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -78,7 +79,7 @@ def mix_named(text: str, names: Sequence[str] = ()) -> Mix:
         return Mix(text, text)
     if kind == "zipf" and colon:
         return Mix(text, kind, _exponent(exponent))
-    path = Path(text)
+    path = user_path(text, "--mix")
     if path.suffix in (".csv", ".json"):
         return Mix(text, "file", counts=_counts(path, names))
     raise UsageError("--mix", f"{text!r} is not a mix", f"use one of {', '.join(MIXES)}, zipf:1.2 or a .csv or .json")

@@ -15,10 +15,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.paths import user_path
 from coterie.spec import quantity as q
 from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
 from coterie.spec.stack import read_text, with_stack
@@ -49,7 +49,7 @@ def load_machine(ref: str) -> MachineSpec:
     """
     name, settings = split_ref(ref)
     if name.endswith(".toml"):
-        path = Path(name)
+        path = user_path(name)
         if not path.is_file():
             raise NotFoundError(name, "there is no such file", "give the path of a machine's .toml file")
         return parse_machine(read_text(path, path.name), path.name, settings)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.paths import user_path
 
 _FACTORS = {
     "launch_host", "launch_device", "step_host", "step_floor", "prompt_floor", "step_sequence", "kernel_share",
@@ -72,7 +73,7 @@ def read_text(path: Path, where: str) -> str:
 
 def _read(ref: str) -> dict[str, Any]:
     if ref.endswith(".toml"):
-        path = Path(ref)
+        path = user_path(ref)
         if not path.is_file():
             raise NotFoundError(ref, "there is no such file", "give the path of a stack's .toml file")
         text = read_text(path, f"stack {ref}")
