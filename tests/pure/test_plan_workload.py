@@ -102,6 +102,22 @@ def test_an_azure_trace(tmp_path):
     assert len(read(tmp_path, AZURE, limit=1)) == 1
 
 
+BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+
+
+def test_failed_requests_of_a_trace_are_left_out_and_counted(tmp_path):
+    """The first, the last, one with a prompt and one without."""
+    rows = ("5,GPT-4,0,0,0,API log", "45,GPT-4,87,30,117,API log", "50,GPT-4,9,0,9,API log", "52,GPT-4,3,1,4,API log")
+    made = read(tmp_path, BURST + "\n".join([*rows, rows[0].replace("5", "60", 1), ""]))
+    assert (made.at_s.tolist(), made.prompt_tokens.tolist(), made.new_tokens.tolist()) == ([0, 7], [87, 3], [30, 1])
+    assert (made.facts["requests"], made.facts["failed_requests_left_out"]) == (2, 3)
+    assert "failed_requests_left_out" not in read(tmp_path, BURST + rows[1] + "\n").facts
+    with pytest.raises(UsageError, match="no request in it but 1 that failed"):
+        read(tmp_path, BURST + rows[0] + "\n")
+    with pytest.raises(UsageError, match=r"t.csv:2\] it has 0 tokens"):
+        read(tmp_path, BURST + "5,GPT-4,0,7,7,API log\n")
+
+
 def test_json_lines_name_their_experts(tmp_path):
     rows = [{"timestamp": t, "ContextTokens": 5, "GeneratedTokens": 2, "expert": e} for t, e in ((2, "c"), (3.5, "a"))]
     made = read(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "t.jsonl")

@@ -198,6 +198,9 @@ def test_a_file_of_requests(many, tmp_path):
     assert "request 2 has 300 + 4 tokens but the context holds 256; use --clip" in result.stderr
     result = run(many, *args, "--clip")
     assert json.loads(result.stdout)["rows"][0]["requests"] == 2
+    (tmp_path / "t.csv").write_text("Timestamp,Request tokens,Response tokens\n0,9,0\n1,9,2\n")
+    assert "failed requests left out 1" in run(many, *args[:-1]).stdout.replace("\n", " ")
+    assert json.loads(run(many, *args).stdout)["workload"]["failed_requests_left_out"] == 1
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def _workload_line(load: Workload) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (load.facts or {}).items())
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in (load.facts or {}).items())
 
 
 def _print(

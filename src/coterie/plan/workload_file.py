@@ -3,6 +3,7 @@
     TIMESTAMP,ContextTokens,GeneratedTokens[,Expert]       the columns of the public Azure LLM inference traces
 
 Other public traces' names for the same columns are known too. Without experts in the file the mix says who is asked.
+BurstGPT's requests that failed there, whose lengths are no lengths, are left out and counted.
 Knows nothing about engines or machines.
 """
 
@@ -31,19 +32,24 @@ _NAMES = {
     "new": ("generatedtokens", "response tokens", "num_decode_tokens", "new_tokens"),
 }
 _EXPERT = "expert"
+_FAILED = ("response tokens", "0")  # BurstGPT's README: "some failure that Response tokens are 0s"
 _FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure gives 100 ns, datetime takes microseconds
 
 
 def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: int | None = None) -> Workload:
-    """The requests of a file, at most `limit` of them, the first one at time 0.
+    """The requests of a file, at most `limit` of them, the first one at time 0; facts say how many failed ones are not.
 
     Raises UsageError naming the line: a missing column, a value that is none, times that run backwards, or a file that
     was cut off in the middle; NotFoundError for an expert that does not exist.
     """
     rows: list[tuple[float, int, int, str | None]] = []
+    failed = 0
     for line, row in _rows(path):
         if limit is not None and len(rows) == limit:
             break
+        if str(row.get(_FAILED[0])).strip() == _FAILED[1]:
+            failed += 1
+            continue
         rows.append(_request(row, f"{path}:{line}", names))
         if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
             fact = f"it arrives {rows[-2][0] - rows[-1][0]:g} s before the request above it"
@@ -52,12 +58,14 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
             fact = "only one of this request and the first names its expert"
             raise UsageError(f"{path}:{line}", fact, "name the expert of every request, or of none")
     if not rows:
-        raise UsageError(str(path), "there is no request in it", "give a file with one request a line")
+        but = f" but {failed} that failed" if failed else ""
+        raise UsageError(str(path), f"there is no request in it{but}", "give a file with one request a line")
     at, prompt, new, experts = zip(*rows, strict=True)
     places = {name: number for number, name in enumerate(names)}
     named = experts[0] is not None
     asked = [places[name] for name in experts] if named else mix.draw(len(names), len(rows), seed)
     facts = {"requests": len(rows), "file": str(path), "mix": "of the file" if named else mix.text, "seed": seed}
+    facts |= {"failed_requests_left_out": failed} if failed else {}
     return Workload(
         names=tuple(names),
         asked=np.asarray(asked, dtype=np.int64),
