@@ -13,6 +13,7 @@ from tests.system.test_bench import bench, refused
 from tests.system.tiny import CONFIG
 
 from coterie.bench.experts import random_experts
+from coterie.bench.peers import best
 from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
 from coterie.bench.peers.peer import Peer, Settings
@@ -83,6 +84,19 @@ def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, model: Model) -> Non
     assert chosen.precision in peer.precisions("bf16")
     assert chosen.settings in peer.candidates(2)
     assert choose(peer, {}, 2, 64, Work(lambda session: None)) is None
+
+
+def test_a_peers_threads_rest_before_anything_else_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look for more work for a while after a call, on cores that others would be measured on; that time is nobody's."""
+    clock = [0.0]
+
+    def passes(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(best, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(best, "sleep", passes)
+    assert best.seconds_of(lambda: passes(1.0)) == 1.0
+    assert clock[0] == 1.0 + best.RESTING_S
 
 
 def test_every_tensor_of_a_llama_has_a_gguf_name(model: Model) -> None:

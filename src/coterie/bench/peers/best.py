@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, sleep
 
 from coterie.bench.peers.llama_cpp import LlamaCpp
 from coterie.bench.peers.peer import Peer, Session, Settings
@@ -19,6 +19,9 @@ from coterie.core.errors import UsageError
 
 PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
 TRIALS = 3  # of each setting; the fastest counts
+RESTING_S = (
+    0.05  # threads of llama.cpp and PyTorch keep a core busy for 10 to 14 ms after a call, looking for more work
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,12 @@ def peers_named(names: Sequence[str]) -> tuple[Peer, ...]:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long it took."""
+    """How long a peer's work took. Returns once its threads rest, so that what is measured next, another peer too, has the cores."""
     start = perf_counter()
     work()
-    return perf_counter() - start
+    took = perf_counter() - start
+    sleep(RESTING_S)
+    return took
 
 
 @contextmanager
