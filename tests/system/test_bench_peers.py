@@ -87,7 +87,7 @@ def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, model: Model) -> Non
 
 
 def test_a_peers_threads_rest_before_anything_else_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They look for more work for a while after a call, on cores that others would be measured on; that time is nobody's."""
+    """They look for more work for a while after a call, on cores that others are measured on. That time is nobody's."""
     clock = [0.0]
 
     def passes(seconds: float) -> None:

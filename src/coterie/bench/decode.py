@@ -79,7 +79,7 @@ def decode(
     results = read_rates(samples, one.cost(), stick, model.layout.size_bytes)
     results["multiply_add_flops_per_s"] = median(samples[PEAK])
     results["cached_flops_per_s"] = median(samples[CACHED])
-    results["batch"] = _batch(samples, batch, one.cost(), many.cost(), results["stick"]["bytes_per_s"], weights)
+    results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"], weights)
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     workload["activations"] = activations
@@ -94,7 +94,7 @@ def _peer_seconds(session: Session, context: int) -> float:
 
 def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:
     """Rates of one token, from the samples of OURS, beside those of the stick, which reads so many bytes."""
-    seconds, read = median(samples[OURS]), _read_bytes(cost)
+    seconds, read = median(samples[OURS]), cost.weight_bytes + cost.kv_read_bytes
     # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
     mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
     return {
@@ -110,33 +110,33 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick
     }
 
 
-def gain_aim(weights: str, one: Cost, many: Cost, batch: int, flops_per_s: float, read_bytes_per_s: float) -> float:
-    """0.7 of what either limit lets a batch gain: the cores' multiply-adds, or the bytes of all tokens, whose weights are read once.
+def gain_aim(weights: str, bytes_gain: float, flops_per_s: float, read_bytes_per_s: float) -> float:
+    """0.7 of what either limit lets a batch gain: the bytes that it reads, `bytes_gain`, or the cores' multiply-adds.
 
     A byte of bf16 asks for one operation a token, a byte of narrower weights for more.
     """
     width = stored(weights).row_bytes(GROUP) / DType.BF16.row_bytes(GROUP)
-    bytes_gain = batch * _read_bytes(one) / _read_bytes(many)
     return 0.7 * min(bytes_gain, flops_per_s / read_bytes_per_s * width)
 
 
-def _read_bytes(cost: Cost) -> int:
-    return cost.weight_bytes + cost.kv_read_bytes
+def bytes_gain(batch: int, weight_bytes: float, kv_bytes: float) -> float:
+    """What a batch gains where bytes are all that counts: weights are read once, the KV of each sequence by itself."""
+    return batch * (weight_bytes + kv_bytes) / (weight_bytes + batch * kv_bytes)
 
 
 def _batch(
-    samples: Mapping[str, list[float]], batch: int, one: Cost, many: Cost, read_rate: float, weights: str
+    samples: Mapping[str, list[float]], batch: int, one: Cost, flops: int, read_rate: float, weights: str
 ) -> dict[str, Any]:
     gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
+    limit = bytes_gain(batch, one.weight_bytes, one.kv_read_bytes)
     return {
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
-        "bytes_per_step": _read_bytes(many),
         "tokens_per_s": batch / median(samples[BATCH]),
         "gain": gain.median,
         "gain_quartiles": [gain.low, gain.high],
-        "gain_aim": gain_aim(weights, one, many, batch, median(samples[PEAK]), read_rate),
-        "flops_per_s": many.flops / median(samples[BATCH]),
+        "gain_aim": gain_aim(weights, limit, median(samples[PEAK]), read_rate),
+        "flops_per_s": flops / median(samples[BATCH]),
         "cached_flops_per_s": median(samples[CACHED_BATCH]),
     }
 

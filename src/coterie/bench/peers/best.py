@@ -48,7 +48,7 @@ def peers_named(names: Sequence[str]) -> tuple[Peer, ...]:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long a peer's work took. Returns once its threads rest, so that what is measured next, another peer too, has the cores."""
+    """How long a peer's work took. Returns once its threads rest: what is measured next has the cores to itself."""
     start = perf_counter()
     work()
     took = perf_counter() - start
