@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import gpu_table, markdown
 
-from coterie.bench.decode import bytes_gain, gain_aim
+from coterie.bench.decode import gain_aim
 from coterie.core.units import format_bytes, format_seconds
 from coterie.plan.validate.cpu import of_gpu
 
@@ -106,10 +106,11 @@ def _stored(work: Mapping[str, Any]) -> str:
 def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
-        work, batch, weights = r["workload"], r["batch"], str(r["workload"]["weights"]).removeprefix("random ")
+        work, batch = r["workload"], r["batch"]
         # By one rule for results of all ages.
-        limit = bytes_gain(batch["size"], r["weight_bytes_per_token"], r["kv_bytes_per_token"])
-        aim = gain_aim(weights, limit, r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
+        flops = batch["flops_per_s"] * batch["seconds_per_step"]
+        reads = r["weight_bytes_per_token"], r["kv_bytes_per_token"]
+        aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
         cells = [
             f"{work['shape']}, {_stored(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",

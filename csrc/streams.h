@@ -4,8 +4,9 @@
 //   rows     | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
 //   tokens   | W columns of token 0 | of 1 | of 2 | of 3 | the next W of 0 | of 1 ..       four side by side, then the next four
 //
-// Each stream is an equal part of the rows from end to end, of a unit's or, better, of the whole weight (tile.h, Block). Hardware prefetchers follow a few long streams; of neighbouring rows side
-// by side they lose track, and of four tokens too where those do not stay in the first-level cache. No result depends on it.
+// Each stream is an equal part of the rows from end to end, of a unit's or, better, of the whole weight (tile.h, Block). Hardware
+// prefetchers follow a few long streams; of neighbouring rows side by side they lose track, and of four tokens too where those do not stay in
+// the first-level cache. No result depends on it.
 #pragma once
 
 #include "vec.h"

@@ -21,7 +21,7 @@ namespace coterie::COTERIE_ISA {
 constexpr int64_t kTileTokens = 16;    // of the kernels without weights
 constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
 constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
-constexpr int64_t kTileRows = 32;      // rows of a weight per unit
+constexpr int64_t kTileRows = 32;      // rows of a weight per unit, at most
 
 // Tokens of a tile of a [T, N] result: even parts of T.
 constexpr int64_t token_tile(int64_t T) {
@@ -51,14 +51,14 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
 // So many streams of a weight do few tokens meet at once: what registers allow.
 constexpr int64_t streams_of(int64_t T) { return W == 16 || T <= 2 ? 4 : 3; }
 
-// Into so many parts do units divide a weight. Packed ones are read by instructions that fetch (quant.h, quant_alone.h), and gain nothing
-// from streams beyond a unit.
+// Into so many parts do units divide a weight. Packed ones gain nothing from streams beyond a unit where a token is alone, as instructions
+// fetch them; int8 beside other tokens (quant.h) was not measured so.
 constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || is_packed(dtype) ? 1 : streams_of(T); }
 
 constexpr int64_t rows_of_part(int64_t parts) { return kTileRows / parts / 8 * 8; }
 
 inline int64_t units_in_parts(int64_t T, int64_t N, int64_t parts) {
-  return block_units(T, N / parts, rows_of_part(parts)) + (N % parts == 0 ? 0 : 1);
+  return block_units(T, N / parts, rows_of_part(parts)) + (T == 0 || N % parts == 0 ? 0 : 1);
 }
 
 inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
@@ -156,6 +156,7 @@ struct Input {
   const float* x;
   int64_t stride;
   Copies copies = {};
+  const float* few(int64_t tokens) const { return tokens == 1 ? x : copies.beside; }  // as streams.h reads them
 };
 
 constexpr int64_t input_bytes(int64_t T, int64_t K, Forms forms) {
@@ -249,7 +250,7 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   if (work.panel == nullptr && quant_alone(dtype, tokens, K)) return alone_tile(in.x, in.copies.alone, w, dtype, N, K, out);
   if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, beside, tokens, w, dtype, N, K, out, out_stride);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
-  const float* few = tokens == 1 ? in.x : in.copies.beside;
+  const float* few = in.few(tokens);
   with_dtype(dtype, [&]<DType D>() {
     if (streams_of(tokens) == 4) return dots_streamed<PlainRows<D>, 4>(few, tokens, w, N, K, out, out_stride);
     dots_streamed<PlainRows<D>, 3>(few, tokens, w, N, K, out, out_stride);
@@ -288,14 +289,15 @@ inline void linear_block(const Input& in, const Block& block, const Weight& weig
   if (block.parts == 1) {
     dot_tile(in, block.tokens, w, weight.dtype, block.rows, K, out, out_stride, work);
   } else {
-    const float* few = block.tokens == 1 ? in.x : in.copies.beside;
+    const float* few = in.few(block.tokens);
     with_dtype(weight.dtype, [&]<DType D>() {
       const int64_t apart = block.apart * PlainRows<D>::row_bytes(K);
       const auto along = [&]<int Streams>() {
         dots_along<PlainRows<D>>(few, block.tokens, rows_apart<Streams>(w, apart), block.rows, K, out, out_stride, out_step);
       };
       if (block.parts == 4) return along.template operator()<4>();
-      along.template operator()<3>();
+      if (block.parts == 3) return along.template operator()<3>();
+      along.template operator()<2>();
     });
   }
   add_bias(weight, block, out, out_stride, out_step);

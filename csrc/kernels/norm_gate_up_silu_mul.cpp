@@ -36,8 +36,8 @@ void gate_and_up(const NormGateUpSiluMul& op, const Input& in, const Block& bloc
   with_dtype(op.gate_dtype, [&]<DType D>() {
     const int64_t row = PlainRows<D>::row_bytes(op.D), first = block.row * row, second = first + block.apart * row;
     const Rows<4> rows{{op.gate + first, op.gate + second, op.up + first, op.up + second}};
-    const float* few = block.tokens == 1 ? in.x : in.copies.beside;
-    dots_along<PlainRows<D>>(few, block.tokens, rows, block.rows, op.D, both, kBothRows, part_at);
+    static_assert(2 * rows_of_part(2) == kTileRows);  // so up follows gate
+    dots_along<PlainRows<D>>(in.few(block.tokens), block.tokens, rows, block.rows, op.D, both, kBothRows, part_at);
   });
   add_bias(gate, block, both, kBothRows, part_at);
   add_bias(up, block, both + kTileRows, kBothRows, part_at);

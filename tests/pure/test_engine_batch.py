@@ -164,7 +164,7 @@ def test_a_pool_refuses_what_can_never_fit():
     for prompt, lever in (
         (20, "set max_tokens to at most 5"),
         (24, "max_tokens to at most 1"),
-        (25, "prompt to 24 tok"),
+        (25, "prompt: it and max_tokens may have 25 tokens together"),
     ):
         with pytest.raises(OversizeError, match=f"{numbers % prompt}.*{lever}.* or set --kv to at least 224 B"):
             kv.check_fits(25, prompt, KV, "r")

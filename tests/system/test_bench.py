@@ -106,9 +106,10 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     assert got["batch"]["size"] == 8
     assert got["batch"]["tokens_per_s"] == pytest.approx(8 / got["batch"]["seconds_per_step"])
     rates = got["multiply_add_flops_per_s"], got["stick"]["bytes_per_s"]
-    weights, kv = got["weight_bytes_per_token"], got["kv_bytes_per_token"]
-    of_bytes = 8 * (weights + kv) / (weights + 8 * kv)
-    assert got["batch"]["gain_aim"] == pytest.approx(0.7 * min(of_bytes, rates[0] / rates[1]))
+    weights, kv, batch = got["weight_bytes_per_token"], got["kv_bytes_per_token"], got["batch"]
+    by_bytes, flops = (weights + 8 * kv) / rates[1], batch["flops_per_s"] * batch["seconds_per_step"]
+    limit = 8 * (weights + kv) / rates[1] / max(by_bytes, flops / rates[0])
+    assert batch["gain_aim"] == pytest.approx(0.7 * limit)
     assert 0 < got["cached_flops_per_s"] < 1.5 * rates[0]
     assert 0 < got["batch"]["cached_flops_per_s"] < 1.5 * rates[0]
     assert got["peers"] == {}

@@ -32,7 +32,6 @@ from coterie.bench.report import (
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
-from coterie.core.dtypes import PACKED, DType
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 from coterie.models.model import FLOAT32, with_activations
@@ -40,7 +39,6 @@ from coterie.models.model import FLOAT32, with_activations
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
 CACHED, CACHED_BATCH = "cached products", "cached products of a batch"
-GROUP = max(group for _, group in PACKED.values())  # weights of a row without padding in any type
 
 
 def decode(
@@ -79,7 +77,7 @@ def decode(
     results = read_rates(samples, one.cost(), stick, model.layout.size_bytes)
     results["multiply_add_flops_per_s"] = median(samples[PEAK])
     results["cached_flops_per_s"] = median(samples[CACHED])
-    results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"], weights)
+    results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
     workload["activations"] = activations
@@ -110,32 +108,27 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick
     }
 
 
-def gain_aim(weights: str, bytes_gain: float, flops_per_s: float, read_bytes_per_s: float) -> float:
-    """0.7 of what either limit lets a batch gain: the bytes that it reads, `bytes_gain`, or the cores' multiply-adds.
+def gain_aim(
+    batch: int, flops: float, weight_bytes: float, kv_bytes: float, flops_per_s: float, read_rate: float
+) -> float:
+    """0.7 of what either limit lets a batch gain over one: the bytes it reads, or the multiply-adds of its `flops`.
 
-    A byte of bf16 asks for one operation a token, a byte of narrower weights for more.
+    Weights are read once, the `kv_bytes` of each sequence by itself.
     """
-    width = stored(weights).row_bytes(GROUP) / DType.BF16.row_bytes(GROUP)
-    return 0.7 * min(bytes_gain, flops_per_s / read_bytes_per_s * width)
+    one = (weight_bytes + kv_bytes) / read_rate
+    return 0.7 * batch * one / max((weight_bytes + batch * kv_bytes) / read_rate, flops / flops_per_s)
 
 
-def bytes_gain(batch: int, weight_bytes: float, kv_bytes: float) -> float:
-    """What a batch gains where bytes are all that counts: weights are read once, the KV of each sequence by itself."""
-    return batch * (weight_bytes + kv_bytes) / (weight_bytes + batch * kv_bytes)
-
-
-def _batch(
-    samples: Mapping[str, list[float]], batch: int, one: Cost, flops: int, read_rate: float, weights: str
-) -> dict[str, Any]:
+def _batch(samples: Mapping[str, list[float]], batch: int, one: Cost, flops: int, read_rate: float) -> dict[str, Any]:
     gain = paired_ratio(samples[OURS], samples[BATCH]).scaled(batch)
-    limit = bytes_gain(batch, one.weight_bytes, one.kv_read_bytes)
+    aim = gain_aim(batch, flops, one.weight_bytes, one.kv_read_bytes, median(samples[PEAK]), read_rate)
     return {
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
         "tokens_per_s": batch / median(samples[BATCH]),
         "gain": gain.median,
         "gain_quartiles": [gain.low, gain.high],
-        "gain_aim": gain_aim(weights, limit, median(samples[PEAK]), read_rate),
+        "gain_aim": aim,
         "flops_per_s": flops / median(samples[BATCH]),
         "cached_flops_per_s": median(samples[CACHED_BATCH]),
     }

@@ -175,5 +175,5 @@ def _cpu_model() -> str:
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON: machine and commit, then what was measured."""
-    return json.dumps({"machine": machine(), "commit": commit(), **value}, ensure_ascii=False)
+    """One line of JSON, in ASCII for any terminal: machine and commit, then what was measured."""
+    return json.dumps({"machine": machine(), "commit": commit(), **value})

@@ -85,9 +85,9 @@ class KVPool:
             holds = self.num_blocks * self.tokens_per_block(kv)
             # The last token of an answer is never fed back, so it needs no place.
             room = holds - prompt_tokens + 1
-            shorter = (
-                f"set max_tokens to at most {room}" if room > 0 else f"shorten the prompt to {holds} tokens or fewer"
-            )
+            shorter = f"shorten the prompt: it and max_tokens may have {holds + 1} tokens together"
+            if room > 0:
+                shorter = f"set max_tokens to at most {room}"
             demand, bound = blocks * self.block_bytes, self.num_blocks * self.block_bytes
             what = f"the KV state of {tokens} tokens ({prompt_tokens} of the prompt, the others for max_tokens)"
             raise OversizeError(where, what, demand, bound, (shorter, f"set --kv to at least {demand} B"))

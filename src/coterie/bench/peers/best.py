@@ -19,9 +19,8 @@ from coterie.core.errors import UsageError
 
 PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
 TRIALS = 3  # of each setting; the fastest counts
-RESTING_S = (
-    0.05  # threads of llama.cpp and PyTorch keep a core busy for 10 to 14 ms after a call, looking for more work
-)
+# Threads of llama.cpp and PyTorch keep a core busy for 10 to 14 ms after a call, looking for more work.
+RESTING_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
