@@ -1,0 +1,208 @@
+"""What the command line refuses: each time one sentence and exit 2, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.system.test_cli import refused, run
+from tests.system.tiny import write_expert
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder / "ada", tmp_path / "ada"))
+
+
+def test_missing_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+def test_weights_that_a_link_no_longer_reaches(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to("../blobs/0123")
+    refused(run("check", copy), "model.safetensors", "blobs/0123", "download")
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+def test_header_longer_than_the_file(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes((1 << 40).to_bytes(8, "little") + path.read_bytes()[8:])
+    refused(run("run", copy, "hi"), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("model_type", "gpt_neox", "gpt_neox"),
+        ("model_type", "gpt_neox", "bloom, falcon, opt on modelled machines only"),
+        ("hidden_act", "gelu", "gelu"),
+        ("num_hidden_layers", 3, "layers.2"),
+        ("intermediate_size", 50, "50"),
+        ("vocab_size", 200, "embed_tokens"),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}, "longrope"),
+    ],
+)
+def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: str) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    refused(run("run", copy, "hi"), word)
+
+
+def test_wrong_dtype(tmp_path: Path) -> None:
+    folder = write_expert(tmp_path / "x", 0)
+    path = folder / "model.safetensors"
+    path.write_bytes(
+        path.read_bytes().replace(b'"model.norm.weight": {"dtype": "BF16"', b'"model.norm.weight": {"dtype": "F64" ')
+    )
+    refused(run("run", folder, "hi"), "model.norm.weight")
+
+
+def test_sharded_index_naming_a_missing_file(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(run("run", copy, "hi"), "model-00002-of-00002.safetensors")
+
+
+COMPOSITION_MISTAKES = [
+    ('name = "x"\nexpertt = 1\n', "expertt"),
+    ('name = "x"\n', "expert"),
+    ('name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "nowhere"\n', "nowhere"),
+    ('name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "a"),
+    ('name = "x"\n[router]\nkind = "psychic"\nfallback = "a"\n[[expert]]\nname = "a"\ncheckpoint = "E"\n', "psychic"),
+    (
+        'name = "x"\n[router]\nkind = "rules"\nfallback = "bo"\n[[router.rule]]\nexpert = "a"\nkeywords = ["x"]\n'
+        '[[expert]]\nname = "a"\ncheckpoint = "E"\n',
+        "bo",
+    ),
+    ("name = ", "TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "word"), COMPOSITION_MISTAKES)
+def test_composition_mistakes(folder: Path, tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text.replace("E", str(folder / "ada")))
+    refused(run("run", path, "hi"), word)
+
+
+def test_a_budget_below_the_largest_expert(composition: Path) -> None:
+    refused(run("run", composition, "--near", "8KiB", "hi"), "--near", "KiB")
+
+
+def test_no_such_composition(tmp_path: Path) -> None:
+    refused(run("run", tmp_path / "nothing", "hi"), "nothing")
+
+
+def test_no_such_expert(composition: Path) -> None:
+    refused(run("run", composition, "--expert", "bbo", "hi"), "bob")
+
+
+def test_several_experts_without_router(folder: Path) -> None:
+    refused(run("run", folder, "hi"), "router")
+
+
+def test_prompt_longer_than_the_context(folder: Path) -> None:
+    refused(run("run", folder, "--expert", "ada", "x" * 500), "128")
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+@pytest.mark.parametrize("expert", [(), ("--expert", "ada"), ("--expert", "ada", "--raw")])
+def test_empty_prompt(composition: Path, prompt: str, expert: tuple[str, ...]) -> None:
+    if prompt and "--raw" in expert:
+        assert run("run", composition, prompt, *expert, "--max-tokens", "1").exit_code == 0  # white space is text too
+    else:
+        refused(run("run", composition, prompt, *expert), "prompt")
+
+
+def test_a_prompt_that_is_not_unicode(composition: Path) -> None:
+    refused(run("run", composition, "--expert", "ada", "a\ud800"), "prompt", "U+D800")
+
+
+def test_answers_before_a_refused_question_are_kept(composition: Path) -> None:
+    result = run("run", composition, "--json", "--max-tokens", "2", "for ada", "x" * 500)
+    refused(result, "128")
+    assert json.loads(result.stdout)["expert"] == "ada"
+
+
+@pytest.mark.parametrize("option", ["--near", "--kv"])
+def test_a_budget_of_nothing(composition: Path, option: str) -> None:
+    refused(run("run", composition, option, "0", "hi"), option)
+
+
+@pytest.mark.parametrize("ref", ["x" * 300, "~nosuchuser/x", "What is 47 plus 85?"])
+def test_a_prompt_where_the_composition_should_be(ref: str) -> None:
+    refused(run("run", ref, "hi"))
+
+
+def test_a_folder_whose_name_is_no_name(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "my models"
+    shutil.copytree(folder / "ada", root / "ada")
+    assert run("run", root, "--expert", "ada", "--max-tokens", "1", "hi").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("check",), ("run",)])
+def test_missing_tokenizer(copy: Path, command: tuple[str, ...]) -> None:
+    (copy / "tokenizer.json").unlink()
+    refused(run(*command, copy, *(["hi"] if command == ("run",) else [])), "tokenizer.json")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 259, "content": "<|extra|>"})
+    path.write_text(json.dumps(tokenizer))
+    refused(run("run", copy, "hi"), "259")
+
+
+def test_a_damaged_chat_template(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "{% for m in messages %}"}))
+    refused(run("check", copy), "template")
+
+
+def test_eval_needs_questions_of_the_experts(composition: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"prompt": "x", "expert": null, "answer": null}\n')
+    refused(run("eval", composition, "--questions", path), "q.jsonl")
+    path.write_bytes(b'{"prompt": "\xff"}')
+    refused(run("eval", composition, "--questions", path), "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "0"),
+        ("--top-p", "1.5"),
+        ("--min-p", "2"),
+        ("--top-k", "-3"),
+        ("--max-tokens", "0"),
+    ],
+)
+def test_sampling_out_of_range(folder: Path, option: str, value: str) -> None:
+    refused(run("run", folder, "--expert", "ada", option, value, "hi"), option.lstrip("-").replace("-", "_"))
+
+
+def test_bad_sizes_and_devices(folder: Path) -> None:
+    assert run("run", folder, "--near", "lots", "hi").exit_code == 2
+    refused(run("run", folder, "--device", "toaster", "hi"), "toaster")
+    refused(run("run", folder, "--device", "modelled:toaster", "hi"), "toaster")
+
+
+def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
+    refused(run("quantize", folder / "ada", tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "8 or 4")
+    refused(run("quantize", folder / "ada", tmp_path / "out", "--embedding-bits", "2"), "--embedding-bits", "16")
+    refused(run("quantize", tmp_path / "none", tmp_path / "out"), "does not exist", "check the path")
+    refused(run("quantize", folder / "ada", folder / "bob"), "bob", "exists already")
+    assert run("quantize", folder / "ada", tmp_path / "once").exit_code == 0
+    refused(run("quantize", tmp_path / "once", tmp_path / "twice"), "once", "already", "unquantised")
