@@ -206,8 +206,9 @@ inline void quant_rows(const float* x, int64_t x_stride, const float* beside, in
   }
   if constexpr (std::is_same_v<Q, Q8> && W == 8)  // with other vectors it has not been measured
     if (beside != nullptr && quant_beside(static_cast<int64_t>(DType::q8), tokens, K)) {
-      if (tokens == 2) return dots_streamed<Q8Rows, 4>(beside, tokens, w, N, K, out, out_stride);
-      return dots_streamed<Q8Rows, 3>(beside, tokens, w, N, K, out, out_stride);
+      return with_streams(tokens, [&]<int Streams>() {
+        dots_streamed<Q8Rows, Streams>(beside, tokens, w, N, K, out, out_stride);
+      });
     }
   for (; n < N; n += kPanelTile) {
     const int64_t rows = N - n < kPanelTile ? N - n : kPanelTile;

@@ -87,16 +87,22 @@ inline Rows<N> rows_apart(bytes* first, int64_t apart) {
   return rows;
 }
 
-// Tokens at once against N rows: what registers allow, 4 rows are for 2 tokens.
-template <int N>
-constexpr int kTokensAtOnce = W == 16 || N < 4 ? kBeside : 2;
+// So many streams do few tokens meet at once: what registers allow.
+constexpr int64_t streams_of(int64_t tokens) { return W == 16 || tokens <= 2 ? 4 : 3; }
+
+// Calls `body` with their number.
+template <class Body>
+inline void with_streams(int64_t tokens, Body body) {
+  if (streams_of(tokens) == 4) return body.template operator()<4>();
+  body.template operator()<3>();
+}
 
 // All tokens of a tile, side by side, against N rows, which stay in the caches meanwhile. Form::dots<M, N> is M tokens by N rows at once.
 // Rows `ahead` bytes behind these are fetched while these are used again, or, with `at_once`, also when they are used once.
 template <class Form, int N>
 inline void dots_group(const float* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                        int64_t ahead, bool at_once) {
-  constexpr int kTokens = kTokensAtOnce<N>;
+  constexpr int kTokens = W == 16 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;

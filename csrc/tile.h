@@ -48,9 +48,6 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
   return {token, smaller(tile, T - token), row, smaller(rows, N - row)};
 }
 
-// So many streams of a weight do few tokens meet at once: what registers allow.
-constexpr int64_t streams_of(int64_t T) { return W == 16 || T <= 2 ? 4 : 3; }
-
 // Into so many parts do units divide a weight. Packed ones gain nothing from streams beyond a unit where a token is alone, as instructions
 // fetch them; int8 beside other tokens (quant.h) was not measured so.
 constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || is_packed(dtype) ? 1 : streams_of(T); }
@@ -252,8 +249,9 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   const float* few = in.few(tokens);
   with_dtype(dtype, [&]<DType D>() {
-    if (streams_of(tokens) == 4) return dots_streamed<PlainRows<D>, 4>(few, tokens, w, N, K, out, out_stride);
-    dots_streamed<PlainRows<D>, 3>(few, tokens, w, N, K, out, out_stride);
+    with_streams(tokens, [&]<int Streams>() {
+      dots_streamed<PlainRows<D>, Streams>(few, tokens, w, N, K, out, out_stride);
+    });
   });
 }
 
@@ -282,7 +280,7 @@ inline void add_bias(const Weight& weight, const Block& block, float* out, int64
     add_bias(out + part * out_step, out_stride, block.tokens, weight.bias, weight.bias_dtype, block.row + part * block.apart, block.rows);
 }
 
-// out[t * out_stride + part * out_step + n] = dot(token t, row n of a part of the block) + bias.
+// out[t * out_stride + part * out_step + n] = dot(token t, row n of a part of the block) + bias, for a block in parts_of() parts.
 inline void linear_block(const Input& in, const Block& block, const Weight& weight, int64_t K, float* out, int64_t out_stride,
                          int64_t out_step, const Work& work) {
   bytes* w = weight_row(weight.rows, weight.dtype, K, block.row);
@@ -292,12 +290,9 @@ inline void linear_block(const Input& in, const Block& block, const Weight& weig
     const float* few = in.few(block.tokens);
     with_dtype(weight.dtype, [&]<DType D>() {
       const int64_t apart = block.apart * PlainRows<D>::row_bytes(K);
-      const auto along = [&]<int Streams>() {
+      with_streams(block.tokens, [&]<int Streams>() {
         dots_along<PlainRows<D>>(few, block.tokens, rows_apart<Streams>(w, apart), block.rows, K, out, out_stride, out_step);
-      };
-      if (block.parts == 4) return along.template operator()<4>();
-      if (block.parts == 3) return along.template operator()<3>();
-      along.template operator()<2>();
+      });
     });
   }
   add_bias(weight, block, out, out_stride, out_step);
