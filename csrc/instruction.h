@@ -56,7 +56,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 // One line per operand: FIELD(type, name). `bytes*` operands are followed by their dtype.
 #define COTERIE_EMBED(FIELD) \
-  FIELD(const i32*, tokens) FIELD(bytes*, table) FIELD(integer, table_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)
+  FIELD(const i32*, tokens) FIELD(bytes*, table) FIELD(integer, table_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) \
+  FIELD(real, scale)
 
 #define COTERIE_RMS_NORM(FIELD)                                                                                      \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \

@@ -33,6 +33,8 @@ def test_embed(team, rng, dtype, T, V, D):
     tokens, y = ints(rng.integers(0, V, T)), empty(T, D)
     call(team, "embed", tokens=tokens, **table.operand("table"), y=y, T=T, D=D)
     np.testing.assert_array_equal(y, table.values[tokens])
+    call(team, "embed", tokens=tokens, **table.operand("table"), y=y, T=T, D=D, scale=12.75)
+    np.testing.assert_array_equal(y, table.values[tokens] * np.float32(12.75))
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)

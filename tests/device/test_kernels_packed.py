@@ -85,6 +85,8 @@ def test_embed_widens_exactly(team, rng, dtype, T, V, D):
     tokens, y = ints(rng.integers(0, V, T)), empty(T, D)
     call(team, "embed", tokens=tokens, **w.operand("table"), y=y, T=T, D=D)
     np.testing.assert_array_equal(y, w.values[tokens])
+    call(team, "embed", tokens=tokens, **w.operand("table"), y=y, T=T, D=D, scale=0.3)
+    np.testing.assert_array_equal(y, w.values[tokens] * np.float32(0.3))
 
 
 @pytest.mark.parametrize("dtype", PACKED)

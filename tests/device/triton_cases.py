@@ -72,13 +72,14 @@ def bound(dtype, count):
     return EXACT if count <= FEW else ROUNDED[dtype]
 
 
-def embed(dtype, T, V, D):
+def embed(dtype, T, V, D, scale=1.0):
     def run(rng):
         w, ids, y = weight(rng, (V, D), dtype), ints(rng.integers(0, V, T)), empty(T, D)
-        call("embed", tokens(T), tokens=ids, **w.operand("table"), y=y, T=T, D=D)
-        return [(y, w.values[ids])]
+        call("embed", tokens(T), tokens=ids, **w.operand("table"), y=y, T=T, D=D, scale=scale)
+        return [(y, w.values[ids] * np.float32(scale))]
 
-    return Case("embed", dtype.value, f"T {T}, V {V}, D {D}", 0.0, run)
+    scaled = f", scale {scale:g}" if scale != 1.0 else ""
+    return Case("embed", dtype.value, f"T {T}, V {V}, D {D}{scaled}", 0.0, run)
 
 
 def rms_norm(dtype, T, per_token, C):
@@ -243,6 +244,7 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None):
 
 QUICK = [
     *(embed(dtype, T, V, D) for dtype in TYPES for T, V, D in ((1, 1, 1), (5, 7, 133))),
+    *(embed(dtype, 3, 5, 70, 12.3) for dtype in (BF16, Q4)),
     *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
     *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
     *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),

@@ -83,7 +83,7 @@ void test_embed(int64_t T, int64_t D, DType dtype) {
   std::vector<i32> tokens;
   for (int64_t t = 0; t < T; ++t) tokens.push_back(static_cast<i32>(t * 5 % 9));
   std::vector<float> y(T * D);
-  everywhere("packed embed", {row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), y.data(), T, D})}, {output(y)}, [&] {
+  everywhere("packed embed", {row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), y.data(), T, D, 1.0})}, {output(y)}, [&] {
     Doubles wanted;
     for (const i32 token : tokens)
       for (int64_t d = 0; d < D; ++d) wanted.push_back(table[token * D + d]);

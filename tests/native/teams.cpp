@@ -26,7 +26,7 @@ struct Chain {
       std::memcpy(s, &temperature, 8), std::memcpy(s + 2, &one, 8), std::memcpy(s + 3, &none, 8), s[4] = 11 * b;
     }
     list = {
-        row_of(Opcode::embed, Embed{nullptr, table.at(), table.type(), x.data(), B, D}),
+        row_of(Opcode::embed, Embed{nullptr, table.at(), table.type(), x.data(), B, D, 1.0}),
         row_of(Opcode::linear_add, LinearAdd{x.data(), mix.at(), mix.type(), nullptr, 0, h.data(), B, D, D, x.data()}),
         row_of(Opcode::take_norm_linear, TakeNormLinear{h.data(), scale.at(), scale.type(), 1e-5, rows.data(), head.at(), head.type(),
                                                         nullptr, 0, logits.data(), B, D, V}),

@@ -70,6 +70,7 @@ TRAINABLE = st.builds(
     qkv_bias=st.booleans(),
     qk_norm=st.booleans(),
     windows=st.sampled_from([(0, 0), (3, 2)]),
+    embed_scale=st.sampled_from([1.0, 3.5]),
     density=st.sampled_from([1.0, 0.25]),
 )
 

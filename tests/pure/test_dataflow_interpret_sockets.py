@@ -70,6 +70,7 @@ def sharded(graph, degree, past, lengths):
 
 SHAPES = {
     "gqa": {"vocab_size": 40},
+    "scaled": {"vocab_size": 40, "embed_scale": 3.5},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},
     "everything": {
         "vocab_size": 40,

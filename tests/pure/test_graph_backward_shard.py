@@ -35,6 +35,7 @@ SHAPES = {
     "llama": {"num_kv_heads": 4},
     "biases": {"num_kv_heads": 4, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
     "tied": {"num_kv_heads": 4, "tied_embeddings": True},
+    "scaled": {"num_kv_heads": 4, "embed_scale": 3.5},
     "window": {"num_kv_heads": 2, "windows": (3, 0)},
     "sparse": {"num_kv_heads": 4, "density": 0.25},
     "grouped": {"num_kv_heads": 2, "qkv_bias": True},

@@ -74,6 +74,7 @@ OUT_OF_RANGE = {
     "swap": ({"outer": 7, "middle": 1, "inner": 3}, "not in groups of 7 rows"),
     "all_reduce": ({"ranks": 1}, "1 ranks exchange nothing"),
     "embed_part": ({"first_row": -1}, "first_row is -1"),
+    "embed": ({"scale": 0.0}, "its scale is 0.0"),
     "kv_cat": ({"layer": 0, "which": 2}, "which is 2"),
     "group_mix": ({"group": 5}, "not in groups of 5 rows"),
 }

@@ -31,6 +31,7 @@ SHAPES = {
     "gqa": {},
     "mqa": {"num_heads": 3, "num_kv_heads": 1},
     "mha": {"num_kv_heads": 4},
+    "scaled": {"embed_scale": 3.5},
     "everything": {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True},
     "window": {"windows": (7, 0)},
     "narrow": {"windows": (1, 3)},

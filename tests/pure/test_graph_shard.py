@@ -25,6 +25,7 @@ SHAPES = {
     "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
     "gqa": {"vocab_size": 40},
+    "scaled": {"vocab_size": 40, "embed_scale": 3.5},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},
     "everything": {"vocab_size": 40, **EVERYTHING},
     "window": {"vocab_size": 40, "windows": (3, 0)},

@@ -139,7 +139,7 @@ def _table_slope(firing: Firing) -> dict[str, Array]:
     op = firing.op
     first = int(op.attrs.get("first_row", 0)) - int(op.attrs.get("offset", 0))
     first += firing.first if firing.loop == "w0" else 0
-    return _plain(firing, replace(op, kind="embed_dw", attrs={"first_row": first}))
+    return _plain(firing, replace(op, kind="embed_dw", attrs={"first_row": first, "scale": op.scale}))
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from coterie.dataflow.loops import Tag
 from coterie.dataflow.stage import Seen, Stage, Unit
 from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ops import SCALE
 
 _Rows: TypeAlias = Callable[[Graph, Op, Sizes, "_Where"], Sequence[Stage]]
 
@@ -154,6 +155,7 @@ def _seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
 def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
     """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
     unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
+    unit = Unit.SIMD if op.kind in SCALED_ROWS and SCALE in op.attrs else unit
     shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
     widest = max(shapes, key=sizes.count) if op.kind not in ("embed_dw", "positions_dw") else shapes[0]
     m = max(1, sizes.of(widest[0]) if widest else 1)
@@ -168,6 +170,7 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
 
 
 STATE = Kind.STATE
+SCALED_ROWS = ("embed", "embed_part")  # moved by memory units, but for a scale
 # Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
 # norm needs its row twice, once for the sum and once to scale.
 SIMD: Mapping[str, tuple[Unit, int, bool]] = {

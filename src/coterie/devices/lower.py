@@ -144,7 +144,7 @@ def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
     tokens, table = op.inputs
     T, D = low.value(op.outputs[0]).shape
     ends = {"tokens": low.at(tokens), "y": low.at(op.outputs[0])}
-    return ends | low.weight("table", table) | {"T": low.size(T), "D": low.size(D)}
+    return ends | low.weight("table", table) | {"T": low.size(T), "D": low.size(D), "scale": op.scale}
 
 
 def _rms_norm(low: Lowering, ops: Sequence[Op]) -> Operands:

@@ -122,6 +122,7 @@ def _embed_dw(row: Row) -> None:
     row.rows(row.input(0), first=(T,))
     if int(row.op.attrs.get("first_row", 0)) < 0:
         raise row.wrong(f"first_row is {row.op.attrs['first_row']}", "give the first token of this rank")
+    row.scale()
     row.row_input(1, T)
     _gradient(row, (row.output.shape[0], *row.input(0).shape[1:]))
     if row.output.dtype not in (DType.F32, DType.F16, DType.BF16):

@@ -46,10 +46,10 @@ BACKWARD_OPS: dict[str, OpSpec] = {
         ("first_row",),
     ),
     "embed_dw": OpSpec(
-        "rows of dy added up by token - first_row, those of other ranks left out",
+        "rows of scale * dy added up by token - first_row, those of other ranks left out",
         ("dy:TD", "tokens:T"),
         ("dtable:VD",),
-        ("first_row?",),
+        ("first_row?", "scale?"),
     ),
     "positions_dw": OpSpec(
         "rows of dy added up by position + offset", ("dy:TD", "positions:T"), ("dtable:ND",), ("offset",)

@@ -132,7 +132,7 @@ def _embed_dw(step: Step, op: Op, x: list[Any]) -> Array:
     dw = np.zeros(shape, np.float32)
     rows = x[1] - int(op.attrs.get("first_row", 0))
     own = (rows >= 0) & (rows < len(dw))
-    np.add.at(dw, rows[own], x[0][own])
+    np.add.at(dw, rows[own], x[0][own] * np.float32(op.scale))
     return dw
 
 

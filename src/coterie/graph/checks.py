@@ -5,13 +5,14 @@ Knows nothing about which op needs which checks (legal.py, eager_legal.py).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.ops import OPS
+from coterie.graph.ops import OPS, SCALE
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
@@ -143,6 +144,12 @@ class Row:
         """The shape of the value `name` is the one that is wanted."""
         if found != wanted:
             raise self.wrong(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
+
+    def scale(self) -> None:
+        """Where the op has a scale, it is a number that does not make all results equal."""
+        scale = self.op.attrs.get(SCALE, 1.0)
+        if not isinstance(scale, int | float) or not math.isfinite(scale) or not scale:
+            raise self.wrong(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
 
     def constant(self, position: int, count: int) -> None:
         """A constant of that many numbers."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.ops import COLLECTIVES
+from coterie.graph.ops import COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
 
 
@@ -50,6 +50,11 @@ _Flops = Callable[[Graph, Op, Sizes], int]
 
 def _elementwise(per_element: int) -> _Flops:
     return lambda graph, op, sizes: per_element * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+def _scaling_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """A flop for each number that is put out, where the op has a scale."""
+    return sizes.count(graph.values[op.outputs[0]].shape) if SCALE in op.attrs else 0
 
 
 def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -98,7 +103,7 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
 PER_ELEMENT: Mapping[str, int] = {
-    **dict.fromkeys(("embed", "embed_part", "take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
+    **dict.fromkeys(("take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
     **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
@@ -135,6 +140,7 @@ def _of_input(per_element: int) -> _Flops:
 
 FLOPS: Mapping[str, _Flops] = {
     **{kind: _elementwise(flops) for kind, flops in PER_ELEMENT.items()},
+    **dict.fromkeys(("embed", "embed_part"), _scaling_flops),
     "linear": _linear_flops,
     "attention": _attention_flops,
     "alibi_attention": lambda graph, op, sizes: (
@@ -164,7 +170,7 @@ FLOPS: Mapping[str, _Flops] = {
     "loss_dx": _of_input(SOFTMAX_FLOPS + 1),
     "loss_parts": _of_input(4),
     "loss_part_dx": _of_input(4),
-    "embed_dw": _of_input(1),
+    "embed_dw": lambda graph, op, sizes: (1 + (SCALE in op.attrs)) * sizes.count(graph.values[op.inputs[0]].shape),
     "positions_dw": _of_input(1),
 }
 

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.ops import SCALE
 
 T, S, TS = Symbol.T, Symbol.S, Symbol.TS
 
@@ -156,6 +157,15 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
     e.emit("mul_weight", y, (narrow, weight), x)
 
 
+def _embed(e: _Expansion, op: Op) -> None:
+    if SCALE not in op.attrs:
+        e.append(op)
+        return
+    y = op.outputs[0]
+    rows = e.emit(op.kind, f"{y}/rows", op.inputs, y, **{key: a for key, a in op.attrs.items() if key != SCALE})
+    e.emit("scale", y, (rows,), y, factor=op.scale)
+
+
 def _rope(e: _Expansion, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     half: Shape = (*e.shape(x)[:-1], e.size(x, -1) // 2)
@@ -273,6 +283,8 @@ def _gelu(e: _Expansion, op: Op) -> None:
 
 
 RULES: Mapping[str, Callable[[_Expansion, Op], None]] = {
+    "embed": _embed,
+    "embed_part": _embed,
     "rms_norm": _rms_norm,
     "rope": _rope,
     "kv_append": _kv_append,

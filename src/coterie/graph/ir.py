@@ -68,6 +68,11 @@ class Op:
         """A real attribute."""
         return float(self.attrs[key])
 
+    @property
+    def scale(self) -> float:
+        """What the result is multiplied by; 1 where the attribute is left out."""
+        return float(self.attrs.get("scale", 1.0))
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:

@@ -26,6 +26,7 @@ def _embed(row: Row) -> None:
         raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
     row.weight(1, (table.shape[0], *row.output.shape[1:]), matrix=True)
     row.activations(row.output)
+    row.scale()
 
 
 def _rms_norm(row: Row) -> None:

@@ -14,10 +14,10 @@ from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
-__all__ = ["COLLECTIVES", "INT8", "OPS", "ROUNDING", "ROW_INPUTS", "OpSpec"]
+__all__ = ["COLLECTIVES", "INT8", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
 
 OPS: dict[str, OpSpec] = {
-    "embed": OpSpec("y = table[tokens]", ("tokens:T", "table:VD"), ("y:TD",)),
+    "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
     "rms_norm": OpSpec("y = x / rms(x, last axis) * weight", ("x:T*C", "weight:C"), ("y:T*C",), ("eps",)),
     "linear": OpSpec(
         "y = x @ weight.T + bias, trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
@@ -98,10 +98,10 @@ OPS: dict[str, OpSpec] = {
     ),
     "sub": OpSpec("y = a - b", ("a:T*", "b:T*"), ("y:T*",)),
     "embed_part": OpSpec(
-        "y = table[tokens - first_row], 0 for tokens of other ranks",
+        "y = scale * table[tokens - first_row], 0 for tokens of other ranks",
         ("tokens:T", "table:VD"),
         ("y:TD",),
-        ("first_row",),
+        ("first_row", "scale?"),
     ),
     "all_reduce": OpSpec(
         "y = the sum of x over the ranks; with fewer than there are, over as many neighbours",
@@ -119,6 +119,7 @@ OPS: dict[str, OpSpec] = {
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8 = "rounding", "int8"  # the attribute of linear, and its only value
+SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

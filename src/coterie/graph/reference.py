@@ -16,7 +16,7 @@ from coterie.core.packed import rounded
 from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import COLLECTIVES, INT8, ROUNDING, ROW_INPUTS
+from coterie.graph.ops import COLLECTIVES, INT8, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
@@ -111,7 +111,11 @@ def _operand(step: Step, name: str) -> Array | None:
 
 
 def _embed(step: Step, op: Op, x: list[Any]) -> Array:
-    return np.asarray(x[1][x[0]])
+    return _scaled(op, x[1][x[0]])
+
+
+def _scaled(op: Op, y: Array) -> Array:
+    return np.asarray(y * np.float32(op.scale) if SCALE in op.attrs else y, np.float32)
 
 
 def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
@@ -238,7 +242,7 @@ def _swap(step: Step, op: Op, x: list[Any]) -> Array:
 def _embed_part(step: Step, op: Op, x: list[Any]) -> Array:
     local = x[0] - op.integer("first_row")
     own = (local >= 0) & (local < len(x[1]))
-    return np.where(own[:, None], x[1][np.where(own, local, 0)], np.float32(0))
+    return _scaled(op, np.where(own[:, None], x[1][np.where(own, local, 0)], np.float32(0)))
 
 
 def _collective(step: Step, op: Op, x: list[Any]) -> Array:

@@ -138,7 +138,7 @@ class _Sharding:
         self._narrow(table, 0, self.degree)
         self.splits[table] = Split(0, self.degree)
         partial = self._value(f"{y}/partial", y)
-        self._add("embed_part", op, op.inputs, partial, {"first_row": self.rank * rows})
+        self._add("embed_part", op, op.inputs, partial, {"first_row": self.rank * rows, **op.attrs})
         self._exchange("all_reduce", op, partial, self.graph.values[y].shape, y)
 
     def _linear(self, op: Op) -> None:

@@ -60,7 +60,8 @@ class Decoder:
     def _embed(self) -> str:
         c = self.config
         self.builder.stage = "embed"
-        x = self._op("embed", "x", ("tokens", self._weight(c.names.embed, (c.vocab_size, c.hidden_size))))
+        table = self._weight(c.names.embed, (c.vocab_size, c.hidden_size))
+        x = self._op("embed", "x", ("tokens", table), **_scale(c.embed_scale))
         if c.names.positions:
             rows = c.max_context + c.position_offset
             inputs = (x, "positions", self._weight(c.names.positions, (rows, c.hidden_size)))
@@ -183,3 +184,8 @@ class Decoder:
 
     def _shape(self, value: str) -> Shape:
         return self.builder.shape(value)
+
+
+def _scale(factor: float) -> dict[str, Attr]:
+    """The attribute `scale` of an op; none for a factor of 1, so that graphs without one are what they were."""
+    return {} if factor == 1.0 else {"scale": factor}

@@ -50,6 +50,7 @@ class ModelConfig:
     parallel_norms: int = 0
     position_offset: int = 0
     density: float = 1.0
+    embed_scale: float = 1.0
     names: Names = NAMES
 
     @property

@@ -1,4 +1,4 @@
-"""embed: y = table[tokens], widened to float32.
+"""embed: y = scale * table[tokens], widened to float32.
 
 Knows nothing about tokens but that they are rows of the table.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8
 from coterie.kernels.triton.rows import Call, places
 
-TOKENS, TABLE, Y, T = places("embed", "tokens", "table", "y", "T")
+TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale")
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def _embed(
             GROUP: tl.constexpr = GROUP_Q8 if TYPE == tl.int8 else 2 * GROUP_Q4
             scales = (weights + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
             values *= tl.load(scales + k // GROUP, mask=k < K, other=0.0).to(tl.float32)
+        values *= real(row, SCALE).to(tl.float32)
         tl.store(pointer(row, Y, tl.float32) + t.to(tl.int64) * K + k, values, mask=k < K)
 
 
