@@ -112,8 +112,21 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
   FIELD(integer, C)
 
+// What q_norm and k_norm norm together: so many numbers of a token, a head or all heads.
+#define COTERIE_NORM_ROPE_APPEND(FIELD)                                                                              \
+  FIELD(const f32*, q_in) FIELD(bytes*, q_norm) FIELD(integer, q_norm_dtype) FIELD(real, q_eps)                      \
+  FIELD(integer, q_width)                                                                                            \
+  FIELD(const f32*, k_in) FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                      \
+  FIELD(integer, k_width) FIELD(const f32*, v)                                                                       \
+  FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
+  COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
+
+#define COTERIE_NORM_ADD(FIELD) \
+  COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)
+
 #define COTERIE_LINEAR_ADD(FIELD) COTERIE_LINEAR(FIELD) FIELD(const f32*, residual)
 
+// Without a norm (null), x goes in as it is.
 #define COTERIE_NORM_GATE_UP_SILU_MUL(FIELD)                                                                         \
   COTERIE_NORM(FIELD)                                                                                                \
   FIELD(bytes*, gate) FIELD(integer, gate_dtype) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)            \
@@ -145,7 +158,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(norm_qkv_rope_append, NormQkvRopeAppend, COTERIE_NORM_QKV_ROPE_APPEND)                                          \
   OP(linear_add, LinearAdd, COTERIE_LINEAR_ADD)                                                                      \
   OP(norm_gate_up_silu_mul, NormGateUpSiluMul, COTERIE_NORM_GATE_UP_SILU_MUL)                                        \
-  OP(take_norm_linear, TakeNormLinear, COTERIE_TAKE_NORM_LINEAR)
+  OP(take_norm_linear, TakeNormLinear, COTERIE_TAKE_NORM_LINEAR)                                                     \
+  OP(norm_rope_append, NormRopeAppend, COTERIE_NORM_ROPE_APPEND)                                                     \
+  OP(norm_add, NormAdd, COTERIE_NORM_ADD)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

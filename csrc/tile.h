@@ -317,6 +317,12 @@ inline void norm_row(const float* x, bytes* weight, int64_t dtype, int64_t C, do
   });
 }
 
+// As norm_row, or x itself without a norm.
+inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, float* y) {
+  if (weight != nullptr) return norm_row(x, weight, dtype, C, eps, y);
+  std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
+}
+
 // Rotate the halves of one head of C channels in place of y; y may be x.
 inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t C, float* y) {
   const int64_t half = C / 2;

@@ -1,4 +1,4 @@
-// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); n, gate and up stay in the tile.
+// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x), or x without a norm; n, gate and up stay in the tile.
 #include "../math.h"
 #include "../op.h"
 
@@ -60,7 +60,7 @@ void run(const NormGateUpSiluMul& op, int64_t unit, Scratch& scratch) {
   float* both = scratch.floats(token_tile(op.T) * kBothRows);
   if (!scratch.holds(block.token)) {
     for (int64_t t = 0; t < block.tokens; ++t) {
-      norm_row(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
+      norm_or_copy(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
       pad_row(x + t * stride, op.T, op.D);
       copies.put(t, block.tokens, x + t * stride, op.D);
     }

@@ -137,6 +137,7 @@ def rows_of(dtype):
     qkv = {"wq": at, "wk": at, "wv": at, "wq_dtype": kind, "wk_dtype": kind, "wv_dtype": kind, "inv_freq": at}
     gate_up = {"gate": at, "gate_dtype": kind, "up": at, "up_dtype": kind}
     weight = {"weight": at, "weight_dtype": kind}
+    heads = {"q_norm": at, "q_norm_dtype": small, "k_norm": at, "k_norm_dtype": small}
     operands = {
         "embed": {"table": at, "table_dtype": kind, "D": D},
         "linear": {**weight, "N": D, "K": D},
@@ -147,6 +148,8 @@ def rows_of(dtype):
     }
     if dtype is DType.BF16:
         operands |= {
+            "norm_rope_append": {**pages, "H": H, "K": K, "C": C, "q_width": H * C, "k_width": K * C, **heads},
+            "norm_add": {**norm, "D": D},
             "rms_norm": {"weight": at, "weight_dtype": small, "per_token": 1, "C": D},
             "rope": {"H": H, "C": C},
             "kv_append": {**pages, "K": K, "C": C},

@@ -62,6 +62,7 @@ SHAPES = {
     "qk-norm": {**QWEN3, "head_dim": 12},
     "window": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7},
     "tied-one-token-vocabulary": {"tie_word_embeddings": True, "vocab_size": 1},
+    "norms-behind": {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "head_dim": 10},
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

@@ -97,6 +97,20 @@ def test_norm_gate_up_silu_mul_is_its_parts(team, rng, T, F, D, dtype):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("T", [1, 7, 19, 140])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+def test_without_a_norm_gate_and_up_meet_the_token_as_it_is(team, rng, T, dtype):
+    F, D = 67, 133
+    x, gate, up = random(rng, T, D), weight(rng, (F, D), DType.BF16), weight(rng, (F, D), dtype)
+    y, gated = empty(T, F), empty(T, F)
+    operands = {**optional("norm", None), **gate.operand("gate"), **up.operand("up")}
+    operands |= optional("gate_bias", None) | optional("up_bias", None)
+    call(team, "norm_gate_up_silu_mul", x=x, eps=0.0, y=y, T=T, D=D, F=F, **operands)
+    g, u = linear(team, x, gate), linear(team, x, up)
+    call(team, "silu", x=g, y=gated, T=T, N=F)
+    np.testing.assert_array_equal(y, gated * u)
+
+
 @pytest.mark.parametrize("R", [1, 7, 19, 140])
 @pytest.mark.parametrize(("N", "D"), [(39, 577), (67, 33)])
 def test_take_norm_linear_is_its_parts(team, rng, R, N, D):

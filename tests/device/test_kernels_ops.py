@@ -84,6 +84,43 @@ def test_rope(team, rng, H, C, scale):
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "D"), [(0, 3), (1, 1), (3, 33), (35, 129)])
+def test_norm_add(team, rng, dtype, T, D):
+    x, residual, w, y = (
+        random(rng, T, D),
+        random(rng, T, D),
+        weight(rng, (D,), dtype, center=1.0, scale=0.3),
+        empty(T, D),
+    )
+    call(team, "norm_add", x=x, residual=residual, **w.operand("norm"), eps=1e-5, y=y, T=T, D=D)
+    np.testing.assert_allclose(y, residual + native.rms_norm(x, w.values, 1e-5), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("T", "H", "K", "C"), [(1, 1, 1, 2), (19, 6, 2, 20), (3, 4, 4, 80)])
+def test_norm_rope_append(team, rng, dtype, together, T, H, K, C):
+    q_in, k_in, v, q = random(rng, T, H, C), random(rng, T, K, C), random(rng, T, K, C), empty(T, H, C)
+    width = {"q": H * C if together else C, "k": K * C if together else C}
+    norms = {p: weight(rng, (n,), dtype, center=1.0, scale=0.3) for p, n in width.items()}
+    pages = Pages.make(rng, 1, T + 5, K=K, C=C, Z=3, dtype=DType.F32)
+    positions, inv_freq = ints(np.arange(5, T + 5)), (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+    given = norms["q"].operand("q_norm") | norms["k"].operand("k_norm") | pages.operands(positions, ints([0] * T), 1)
+    given |= {"q_width": width["q"], "k_width": width["k"], "q_eps": 1e-5, "k_eps": 1e-6, "scale": 1.25}
+    sizes = {"T": T, "H": H, "K": K, "C": C}
+    call(team, "norm_rope_append", q_in=q_in, k_in=k_in, v=v, q=q, inv_freq=inv_freq, **given, **sizes)
+
+    def turned(x, p, eps):
+        normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps).reshape(x.shape)
+        return native.rope(normed, positions, inv_freq, 1.25)
+
+    keys, values = pages.read(1, 0, T + 5)
+    np.testing.assert_allclose(q, turned(q_in, "q", 1e-5), **CLOSE)
+    np.testing.assert_allclose(keys[5:], turned(k_in, "k", 1e-6), **CLOSE)
+    np.testing.assert_array_equal(values[5:], v)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize(("K", "C", "Z"), [(1, 1, 1), (2, 7, 3), (3, 64, 16)])
 def test_kv_append(team, rng, dtype, K, C, Z):
     pages = Pages.make(rng, 2, 40, K=K, C=C, Z=Z, dtype=dtype)

@@ -32,6 +32,7 @@ QUICK = [
     ("odd", (BF16,), "cache"),
     ("odd", (F32,), "none"),
     ("biases", MIXED, "cache"),
+    ("norms-behind", (BF16,), "cache"),
 ]
 LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
 LONG += [

@@ -157,21 +157,57 @@ def linear(kernel, dtype, T, N, K, biased):
     return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}" + ", bias" * biased, bound(dtype, T), run)
 
 
-def gate_up(gate, up, T, F, D, biased):
+def gate_up(gate, up, T, F, D, biased, normed=True):
     def run(rng):
-        x, y, norm = random(rng, T, D), empty(T, F), weight(rng, (D,), BF16, 1.0, 0.1)
+        x, y, norm = random(rng, T, D), empty(T, F), weight(rng, (D,), BF16, 1.0, 0.1) if normed else None
         g, u = weight(rng, (F, D), gate), weight(rng, (F, D), up)
         gb, ub = (weight(rng, (F,), t, scale=1.0) if biased else None for t in (F32, BF16))
-        weights = norm.operand("norm") | g.operand("gate") | optional("gate_bias", gb)
+        weights = optional("norm", norm) | g.operand("gate") | optional("gate_bias", gb)
         weights |= u.operand("up") | optional("up_bias", ub)
         call("norm_gate_up_silu_mul", tokens(T), x=x, **weights, eps=1e-5, y=y, T=T, D=D, F=F)
-        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5)
+        n = x.astype(np.float64)
+        n = native.rms_norm(n, norm.values, 1e-5) if normed else n
         gated = n @ g.values.T + (gb.values if gb else 0)
         return [(y, native.silu(gated) * (n @ u.values.T + (ub.values if ub else 0)))]
 
     types = gate.value if gate is up else f"{gate.value}, {up.value}"
     worst = max(bound(gate, T), bound(up, T))
-    return Case("norm_gate_up_silu_mul", types, f"T {T}, F {F}, D {D}" + ", biases" * biased, worst, run)
+    extra = ", biases" * biased + ", no norm" * (not normed)
+    return Case("norm_gate_up_silu_mul", types, f"T {T}, F {F}, D {D}{extra}", worst, run)
+
+
+def norm_add(dtype, T, D):
+    def run(rng):
+        x, residual, y, norm = random(rng, T, D), random(rng, T, D), empty(T, D), weight(rng, (D,), dtype, 1.0, 0.3)
+        call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, y=y, T=T, D=D)
+        return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5))]
+
+    return Case("norm_add", dtype.value, f"T {T}, D {D}", EXACT, run)
+
+
+def norm_rope_append(dtype, T, H, K, C, together):
+    def run(rng):
+        inputs = {"q_in": random(rng, T, H, C), "k_in": random(rng, T, K, C), "v": random(rng, T, K, C)}
+        width = {"q": H * C if together else C, "k": K * C if together else C}
+        norms = {p: weight(rng, (n,), dtype, 1.0, 0.3) for p, n in width.items()}
+        pages, q = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=F32), empty(T, H, C)
+        positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
+        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        given = inputs | norms["q"].operand("q_norm") | norms["k"].operand("k_norm")
+        given |= {f"{p}_width": n for p, n in width.items()} | {"q_eps": 1e-5, "k_eps": 1e-6, "q": q}
+        given |= pages.operands(positions, sequence, 1) | {"inv_freq": inv_freq, "scale": 1.25}
+        call("norm_rope_append", tokens(T), **given, T=T, H=H, K=K, C=C)
+        made = {}
+        for p, eps in (("q", 1e-5), ("k", 1e-6)):
+            x = inputs[f"{p}_in"].astype(np.float64)
+            normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps).reshape(x.shape)
+            made[p] = native.rope(normed, positions, inv_freq, 1.25)
+        read = [pages.read(1, s, T) for s in (0, 1)]
+        stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) for part in (0, 1)]
+        return [(q, made["q"]), (stored[0], made["k"]), (stored[1], inputs["v"])]
+
+    over = "all heads" if together else "each head"
+    return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}", EXACT, run)
 
 
 def take_norm_linear(dtype, T, R, N, D):
@@ -257,6 +293,10 @@ QUICK = [
     linear("linear", BF16, 131, 150, 70, False),
     *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
     *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
+    *(gate_up(t, t, T, 21, 70, False, normed=False) for t, T in ((BF16, 1), (Q4, 2), (F16, 6))),
+    *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
+    *(norm_rope_append(t, T, H, K, C, together) for t, T, H, K, C, together in ((BF16, 4, 3, 1, 20, True),)),
+    *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, False), (F32, 5, 5, True))),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),

@@ -18,6 +18,7 @@ ROUNDED = [
     ("qwen2", "yarn"),
     ("qwen3", "default"),
     ("llama-tied", "default"),
+    ("olmo2", "default"),
 ]
 
 

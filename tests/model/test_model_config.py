@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.model import tiny
@@ -108,9 +109,22 @@ def test_defaults_of_each_family():
     assert family("qwen3").qk_norm
     assert (family("qwen2").qkv_bias, family("qwen2").o_bias) == (True, False)
     assert (family("qwen3", attention_bias=True).qkv_bias, family("qwen3", attention_bias=True).o_bias) == (True, True)
+    olmo2 = family("olmo2", attention_bias=True)
+    assert (olmo2.qkv_bias, olmo2.o_bias, olmo2.mlp_bias, olmo2.qk_norm) == (True, True, False, True)
+    assert olmo2.heads_normed_together
     assert config(mlp_bias=True).mlp_bias
     assert config(drop=("model_type",)).family == "llama"
     assert config(hidden_act="swish") == config()
+
+
+@pytest.mark.parametrize("name", ["Olmo2"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(name):
+    sizes = {key: RAW[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    sizes["num_attention_heads"] = 4
+    theirs = getattr(transformers, f"{name}Config")(**sizes)
+    everything = json.loads(theirs.to_json_string(use_diff=False))
+    short = ModelConfig.from_hf({**sizes, "model_type": theirs.model_type}, "short")
+    assert short == ModelConfig.from_hf(everything, "long")
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.key)

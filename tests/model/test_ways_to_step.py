@@ -10,7 +10,7 @@ from coterie.kernels.cpu import ISAS
 from coterie.models.model import open_model
 
 SAME = 1e-5  # float32, relative to the largest logit: only the order of additions differs
-ROWS = ["llama", "llama-biases", "mistral", "qwen2-types", "qwen3", "llama-head80"]
+ROWS = ["llama", "llama-biases", "mistral", "qwen2-types", "qwen3", "llama-head80", "olmo2"]
 
 
 @pytest.fixture(params=[(backend, row) for backend in BACKENDS for row in ROWS], ids="-".join)
@@ -79,7 +79,7 @@ DEVICE_WAYS = {
 
 
 @pytest.mark.parametrize("way", DEVICE_WAYS)
-@pytest.mark.parametrize("row", ["llama-biases", "mistral", "qwen3"])
+@pytest.mark.parametrize("row", ["llama-biases", "mistral", "qwen3", "olmo2-bias"])
 def test_fused_equals_unfused_on_any_team(way, row, folder_of, theirs_of, make_backend):
     """Logits of a prompt and of later tokens, and 64 greedy tokens, whatever the rule set, threads or instructions."""
     theirs = theirs_of(row)

@@ -85,6 +85,11 @@ FAMILY_ROWS = {
     ),
 }
 
+FAMILY_ROWS |= {
+    "olmo2": ("Olmo2", {}),
+    "olmo2-bias": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+}
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
@@ -97,6 +102,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS] + [
     ("qwen2", "yarn"),
     ("qwen3", "yarn-all"),
     ("qwen3", "linear"),
+    ("olmo2", "llama3"),
 ]
 
 

@@ -57,7 +57,8 @@ def decoder(dtypes=(DType.F32,), **changes) -> Graph:
 def of_family(name, **changes):
     """What makes a decoder one of this family, as changes of ModelConfig; its biases are on."""
     family = FAMILIES[name]
-    keys = ("norm", "feed_forward", "alibi", "parallel_norms", "position_offset", "names")
+    keys = ("norm", "qk_norm", "heads_normed_together", "feed_forward", "alibi", "parallel_norms", "position_offset")
+    keys += ("names",)
     flags = {key: getattr(family, key) for key in keys}
     biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), True)
     return {"family": name, **flags, **biases, **changes}

@@ -87,6 +87,7 @@ FAMILIES = {
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "falcon with two norms": of_family("falcon", num_kv_heads=1, head_dim=4, parallel_norms=2),
     "opt": of_family("opt", num_kv_heads=4, density=0.5),
+    "olmo2": of_family("olmo2"),
 }
 
 

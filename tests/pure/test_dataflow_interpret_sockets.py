@@ -80,6 +80,7 @@ SHAPES = {
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
     "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
     "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
+    "olmo2": of_family("olmo2", vocab_size=40),
     "three": {"vocab_size": 42, "num_heads": 6, "num_kv_heads": 3, "intermediate_size": 21},
 }
 # (past, lengths): prefill of odd and even lengths, decode, a prompt behind another.

@@ -22,6 +22,7 @@ SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4),
     "opt": of_family("opt", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
+    "olmo2": of_family("olmo2"),
     "plain": {"num_kv_heads": 4},
     "gqa": {},
     "window": {"windows": (3, 0)},

@@ -28,6 +28,7 @@ CLOSE = 2e-5  # float32, relative to the largest logit: matrix products add in a
 SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
+    "olmo2": of_family("olmo2"),
     "gqa": {},
     "mqa": {"num_heads": 3, "num_kv_heads": 1},
     "mha": {"num_kv_heads": 4},

@@ -24,6 +24,7 @@ SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
     "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
+    "olmo2": of_family("olmo2", vocab_size=40),
     "gqa": {"vocab_size": 40},
     "scaled": {"vocab_size": 40, "embed_scale": 3.5},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},

@@ -112,6 +112,14 @@ def trailing(shape: Shape) -> int:
     return n
 
 
+def numbers_in(dims: Shape) -> int:
+    """Product of the dimensions; 0 where one of them is symbolic."""
+    n = 1
+    for dim in dims:
+        n *= dim if isinstance(dim, int) else 0
+    return n
+
+
 def check(letters: str, *named_shapes: tuple[str, tuple[int, ...]]) -> dict[str, int]:
     """Bind letters to sizes: `check("T D, D", ("x", x.shape), ("w", w.shape))` returns {"T": .., "D": ..}.
 

@@ -6,12 +6,13 @@ Knows nothing about machines or tiles.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
 from coterie.dataflow.nest_grad import GRAD_NESTS
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Kind, Op, norms_all_heads
 from coterie.graph.ops import ROUNDING
 
 
@@ -50,6 +51,16 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> MakeNest:
         return Nest(op, loops, tuple(reads), (Access(op.outputs[0], index),), by_token=ordered)
 
     return row
+
+
+def _rms_norm(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+    """A row is needed whole: that of the last axis, or that of all heads, whose weight goes through both axes."""
+    if not norms_all_heads(graph, op):
+        return _elementwise(reduced=1)(graph, op, sizes)
+    found = _elementwise(reduced=2)(graph, op, sizes)
+    x, weight = found.reads
+    flat = tuple(name for index in x.index[1:] for name in index)
+    return replace(found, reads=(x, replace(weight, index=(flat,))))
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -212,7 +223,7 @@ def _add_positions(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 NESTS: Mapping[str, MakeNest] = {
     "embed": _embed,
     "embed_part": _embed,
-    "rms_norm": _elementwise(reduced=1),
+    "rms_norm": _rms_norm,
     "layer_norm": _elementwise(reduced=1),
     "linear": _linear,
     "rope": _elementwise(reduced=1),

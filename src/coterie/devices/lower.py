@@ -150,7 +150,7 @@ def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
 def _rms_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     shape = low.value(op.outputs[0]).shape
-    C = trailing((0, shape[-1]))
+    C = trailing((0, *low.value(op.inputs[1]).shape))
     sizes: Operands = {"T": low.size(shape[0]), "per_token": trailing(shape) // C, "C": C, "eps": op.number("eps")}
     return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes
 
@@ -229,6 +229,27 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
 
 
+def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
+    q_norm, k_norm, q_rope, _, append = ops
+    T, H, C = low.value(q_rope.outputs[0]).shape
+    operands: Operands = {"inv_freq": low.at(q_rope.inputs[2]), "scale": q_rope.number("scale")}
+    for name, norm in (("q", q_norm), ("k", k_norm)):
+        operands |= {f"{name}_in": low.at(norm.inputs[0]), f"{name}_eps": norm.number("eps")}
+        operands |= low.weight(f"{name}_norm", norm.inputs[1])
+        operands[f"{name}_width"] = trailing((0, *low.value(norm.inputs[1]).shape))
+    operands |= {"v": low.at(append.inputs[1]), "q": low.at(q_rope.outputs[0])}
+    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.program.kv.num_kv_heads}
+    return operands | low.pages(append, *append.inputs[2:5]) | sizes
+
+
+def _norm_add(low: Lowering, ops: Sequence[Op]) -> Operands:
+    norm, add = ops
+    (residual,) = [name for name in add.inputs if name != norm.outputs[0]]
+    T, D = low.value(add.outputs[0]).shape
+    ends = {"residual": low.at(residual), "y": low.at(add.outputs[0])}
+    return low.norm(norm) | ends | {"T": low.size(T), "D": low.size(D)}
+
+
 def _linear_add(low: Lowering, ops: Sequence[Op]) -> Operands:
     linear, add = ops
     (residual,) = [name for name in add.inputs if name != linear.outputs[0]]
@@ -236,11 +257,13 @@ def _linear_add(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _norm_gate_up_silu_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
-    norm, gate, up, _, mul = ops
+    *norms, gate, up, _, mul = ops
+    x = (norms or [gate])[0].inputs[0]
     T, F = low.value(mul.outputs[0]).shape
-    sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "F": low.size(F)}
+    sizes = {"T": low.size(T), "D": trailing(low.value(x).shape), "F": low.size(F)}
     projections = low.projection("gate", "gate_bias", gate) | low.projection("up", "up_bias", up)
-    return low.norm(norm) | projections | {"y": low.at(mul.outputs[0])} | sizes
+    normed = low.norm(norms[0]) if norms else {"x": low.at(x), "eps": 0.0, **low.weight("norm", "")}
+    return normed | projections | {"y": low.at(mul.outputs[0])} | sizes
 
 
 def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -265,7 +288,9 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "take_rows": _take_rows,
     "sample": _sample,
     "norm_qkv_rope_append": _norm_qkv_rope_append,
+    "norm_rope_append": _norm_rope_append,
     "linear_add": _linear_add,
+    "norm_add": _norm_add,
     "norm_gate_up_silu_mul": _norm_gate_up_silu_mul,
     "take_norm_linear": _take_norm_linear,
 }

@@ -21,7 +21,7 @@ from typing import TypeAlias
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.core.shapes import Shape, Symbol, trailing
-from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.shard import Sharded, Split, split_graph
 
 TARGETS = "targets"
@@ -143,6 +143,11 @@ class _Backward:
     def norm(self, op: Op) -> None:
         """Of x, of the weight and of the bias; a norm of heads has summands on all ranks."""
         x, weight, *bias = op.inputs
+        if norms_all_heads(self.graph, op):
+            fact = "a norm over all heads together has no gradient"
+            raise UnsupportedError(
+                f"{self.graph.name}: {op.name}", fact, "train a model whose norms are of heads or rows"
+            )
         dy, eps = self.gradient(op.outputs[0]), op.number("eps")
         shape = self.values[x].shape
         sharing = self.degree if len(shape) > 2 else 1

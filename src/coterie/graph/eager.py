@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
-from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
 
 T, S, TS = Symbol.T, Symbol.S, Symbol.TS
@@ -149,7 +149,8 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
     y = op.outputs[0]
     wide = e.cast(f"{y}/wide", x, DType.F32)
     square = e.emit("square", f"{y}/square", (wide,), wide)
-    mean = e.emit("mean", f"{y}/mean", (square,), square, (*e.shape(x)[:-1], 1))
+    one: Shape = (e.shape(x)[0], 1, 1) if norms_all_heads(e.graph, op) else (*e.shape(x)[:-1], 1)
+    mean = e.emit("mean", f"{y}/mean", (square,), square, one)
     shifted = e.emit("shift", f"{y}/shifted", (mean,), mean, number=op.number("eps"))
     r = e.emit("rsqrt", f"{y}/rsqrt", (shifted,), shifted)
     normed = e.emit("mul_last", f"{y}/normed", (wide, r), wide)
@@ -162,7 +163,8 @@ def _embed(e: _Expansion, op: Op) -> None:
         e.append(op)
         return
     y = op.outputs[0]
-    rows = e.emit(op.kind, f"{y}/rows", op.inputs, y, **{key: a for key, a in op.attrs.items() if key != SCALE})
+    rest = {key: a for key, a in op.attrs.items() if key != SCALE}
+    rows = e.emit(op.kind, f"{y}/rows", op.inputs, y, None, **rest)
     e.emit("scale", y, (rows,), y, factor=op.scale)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coterie.core.shapes import Dim, Symbol
+from coterie.core.shapes import Dim, Shape, Symbol
 from coterie.graph.checks import Row
-from coterie.graph.legal import pages, unary
+from coterie.graph.legal import norm_weight, pages, unary
 
 T, B, R, S, TS = Symbol.T, Symbol.B, Symbol.R, Symbol.S, Symbol.TS
 
@@ -26,19 +26,25 @@ def _mean(row: Row) -> None:
     x, y = row.input(0), row.output
     row.rows(x, y)
     row.activations(x, y)
-    row.same(y.shape, (*x.shape[:-1], 1), y.name)
+    row.same(y.shape, _mean_shape(x.shape, y.shape), y.name)
+
+
+def _mean_shape(x: Shape, mean: Shape) -> Shape:
+    """That of a mean over the last axis, or over all but the first where the mean is of such a shape."""
+    all_but_first: Shape = (x[0], *(1,) * (len(x) - 1))
+    return mean if mean == all_but_first else (*x[:-1], 1)
 
 
 def _mul_last(row: Row) -> None:
     unary(row)
     x, r = row.input(0), row.input(1)
     row.activations(x, r)
-    row.same(r.shape, (*x.shape[:-1], 1), r.name)
+    row.same(r.shape, _mean_shape(x.shape, r.shape), r.name)
 
 
 def _mul_weight(row: Row) -> None:
     unary(row)
-    row.weight(1, row.input(0).shape[-1:])
+    row.weight(1, norm_weight(row))
 
 
 def _mul_heads(row: Row) -> None:

@@ -116,6 +116,12 @@ def _group_mix(step: Step, op: Op, x: list[Any]) -> Array:
     return np.asarray(np.einsum("gths,gshc->gthc", p, v).reshape(x[1].shape))
 
 
+def _mean(step: Step, op: Op, x: list[Any]) -> Array:
+    one, all_but_first = step.graph.values[op.outputs[0]].shape[1:], tuple(range(1, x[0].ndim))
+    axes = all_but_first if set(one) == {1} else -1
+    return np.asarray(np.mean(x[0], axis=axes, keepdims=True), np.float32)
+
+
 def _slice(step: Step, op: Op, x: list[Any]) -> Array:
     return np.asarray(x[0][..., op.integer("first") : op.integer("first") + op.integer("count")])
 
@@ -139,9 +145,9 @@ EAGER_RUN: Mapping[str, _Run] = {
     "heads_first": _unary(lambda x: x),
     "scale": lambda step, op, x: np.asarray(x[0] * np.float32(op.number("factor")), np.float32),
     "shift": lambda step, op, x: np.asarray(x[0] + np.float32(op.number("number")), np.float32),
-    "mean": lambda step, op, x: np.asarray(np.mean(x[0], axis=-1, keepdims=True), np.float32),
+    "mean": _mean,
     "mul_last": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
-    "mul_weight": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
+    "mul_weight": lambda step, op, x: np.asarray((x[0].reshape(-1, len(x[1])) * x[1]).reshape(x[0].shape), np.float32),
     "mul_heads": lambda step, op, x: np.asarray(x[0] * x[1][:, None], np.float32),
     "cat": lambda step, op, x: np.concatenate([x[0], x[1]], axis=-1),
     "slice": _slice,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from coterie.core.errors import UsageError
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Kind, Op, norms_all_heads
 from coterie.graph.ops import OPS
 from coterie.graph.program import Region
 
@@ -24,8 +24,9 @@ from coterie.graph.program import Region
 class Part:
     """One op of a pattern: `role` names it within the rule; `reads` are (input position, role of the op that makes it).
 
-    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q". `dims` is how many
-    dimensions input 0 and the output must have, 0 where it does not matter.
+    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q"; to a value made
+    outside where there is none: "norm|". `dims` is how many dimensions input 0 and the output must have, 0 where that
+    does not matter. `by_head`: a norm that does not reach across heads.
     """
 
     role: str
@@ -33,6 +34,7 @@ class Part:
     reads: tuple[tuple[int, str], ...] = ()
     optional: bool = False
     dims: tuple[int, int] = (0, 0)
+    by_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,25 @@ NORM_QKV_ROPE_APPEND = Rule(
         Part("q", "linear", ((0, "norm"),)),
         Part("k", "linear", ((0, "norm"),)),
         Part("v", "linear", ((0, "norm"),)),
-        Part("q_norm", "rms_norm", ((0, "q"),), optional=True),
-        Part("k_norm", "rms_norm", ((0, "k"),), optional=True),
+        Part("q_norm", "rms_norm", ((0, "q"),), optional=True, by_head=True),
+        Part("k_norm", "rms_norm", ((0, "k"),), optional=True, by_head=True),
         Part("q_rope", "rope", ((0, "q_norm|q"),)),
         Part("k_rope", "rope", ((0, "k_norm|k"),)),
         Part("append", "kv_append", ((0, "k_rope"), (1, "v"))),
     ),
     "the normed tile is read by three projections and dropped; k and v go straight to their page",
+    alike=("q_rope", "k_rope"),
+)
+NORM_ROPE_APPEND = Rule(
+    "norm_rope_append",
+    (
+        Part("q_norm", "rms_norm", dims=(3, 3)),
+        Part("k_norm", "rms_norm", dims=(3, 3)),
+        Part("q_rope", "rope", ((0, "q_norm"),)),
+        Part("k_rope", "rope", ((0, "k_norm"),)),
+        Part("append", "kv_append", ((0, "k_rope"),)),
+    ),
+    "a norm over all heads waits for all of a token's projection; what is normed is then turned and put in its place",
     alike=("q_rope", "k_rope"),
 )
 LINEAR_ADD = Rule(
@@ -74,13 +88,19 @@ LINEAR_ADD = Rule(
 NORM_GATE_UP_SILU_MUL = Rule(
     "norm_gate_up_silu_mul",
     (
-        Part("norm", "rms_norm", dims=(2, 2)),
-        Part("gate", "linear", ((0, "norm"),)),
-        Part("up", "linear", ((0, "norm"),)),
+        Part("norm", "rms_norm", dims=(2, 2), optional=True),
+        Part("gate", "linear", ((0, "norm|"),)),
+        Part("up", "linear", ((0, "norm|"),)),
         Part("silu", "silu", ((0, "gate"),)),
         Part("mul", "mul", ((0, "silu"), (1, "up")), dims=(2, 2)),
     ),
-    "gate and up share the normed tile, and only their product is stored: a third of the widest bytes of the layer",
+    "gate and up share the (normed) tile, and only their product is stored: a third of the widest bytes of the layer",
+    share=("gate", "up"),
+)
+NORM_ADD = Rule(
+    "norm_add",
+    (Part("norm", "rms_norm", dims=(2, 2)), Part("add", "add", ((1, "norm"),))),
+    "the normed row is added to the residual while it is in registers",
 )
 TAKE_NORM_LINEAR = Rule(
     "take_norm_linear",
@@ -151,7 +171,7 @@ SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (
-        *(NORM_QKV_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, TAKE_NORM_LINEAR),
+        *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
         *(NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
@@ -238,9 +258,12 @@ def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
     wanted = set()
     for position, roles in part.reads:
         producer = next((bound[role] for role in roles.split("|") if role in bound), None)
-        if producer is None:
+        if producer is not None:
+            wanted.add((position, producer.outputs[0]))
+        elif not roles.endswith("|"):
             return False
-        wanted.add((position, producer.outputs[0]))
+    if part.by_head and norms_all_heads(graph, op):
+        return False
     found = (len(graph.values[name].shape) for name in (op.inputs[0], op.outputs[0]))
     return inside == wanted and all(want in (0, have) for want, have in zip(part.dims, found, strict=True))
 

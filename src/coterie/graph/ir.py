@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import Shape
+from coterie.core.shapes import Shape, numbers_in
 
 Attr: TypeAlias = int | float | str
 
@@ -101,6 +101,12 @@ class Graph:
                 if i and self.values[i].kind is Kind.WEIGHT:
                     first.setdefault(i, op.stage)
         return first
+
+
+def norms_all_heads(graph: Graph, op: Op) -> bool:
+    """Whether an rms_norm of heads [T, H, C] divides all of a token's by one root mean square."""
+    shape, weight = graph.values[op.inputs[0]].shape, graph.values[op.inputs[1]].shape
+    return len(shape) == 3 and weight != shape[-1:] and weight == (numbers_in(shape[1:]),)
 
 
 @dataclass(slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import Symbol, Times, trailing
+from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.checks import Row
-from coterie.graph.ir import Kind
+from coterie.graph.ir import Kind, norms_all_heads
 from coterie.graph.ops import INT8, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -30,11 +30,21 @@ def _embed(row: Row) -> None:
 
 
 def _rms_norm(row: Row) -> None:
+    _norm(row, norm_weight(row))
+
+
+def norm_weight(row: Row) -> Shape:
+    """The shape of a norm's weight: that of the last axis, or as long as all heads together."""
+    x = row.input(0).shape
+    return (trailing(x),) if norms_all_heads(row.graph, row.op) else x[-1:]
+
+
+def _norm(row: Row, weight: Shape) -> None:
     x = row.input(0)
     row.rows(x, row.output)
     row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
-    row.weight(1, x.shape[-1:])
+    row.weight(1, weight)
     if row.op.number("eps") < 0:
         raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
 
@@ -140,7 +150,7 @@ def _sample(row: Row) -> None:
 
 
 def _layer_norm(row: Row) -> None:
-    _rms_norm(row)
+    _norm(row, row.input(0).shape[-1:])
     if row.op.inputs[2]:
         row.weight(2, row.input(0).shape[-1:])
 

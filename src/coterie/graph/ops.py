@@ -18,7 +18,12 @@ __all__ = ["COLLECTIVES", "INT8", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpS
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
-    "rms_norm": OpSpec("y = x / rms(x, last axis) * weight", ("x:T*C", "weight:C"), ("y:T*C",), ("eps",)),
+    "rms_norm": OpSpec(
+        "y = x / rms(x) * weight, over the last axis; over all heads of a token where the weight is as long",
+        ("x:T*C", "weight:C"),
+        ("y:T*C",),
+        ("eps",),
+    ),
     "linear": OpSpec(
         "y = x @ weight.T + bias, trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
         ("x:T*", "weight:NK", "bias?:N"),

@@ -119,8 +119,10 @@ def _scaled(op: Op, y: Array) -> Array:
 
 
 def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
-    mean = np.mean(np.square(x[0]), axis=-1, keepdims=True, dtype=np.float32)
-    return np.asarray(x[0] / np.sqrt(mean + np.float32(op.number("eps"))) * x[1], np.float32)
+    rows = x[0].reshape(-1, len(x[1]))
+    mean = np.mean(np.square(rows), axis=-1, keepdims=True, dtype=np.float32)
+    y = rows / np.sqrt(mean + np.float32(op.number("eps"))) * x[1]
+    return np.asarray(y.reshape(x[0].shape), np.float32)
 
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:

@@ -5,6 +5,7 @@
     embedding            split by vocabulary: a rank's row is 0 for tokens of others, all_reduce completes it
     head                 split by vocabulary: all_gather joins the logits, which every rank samples alike
     KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
+    norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
 
 All else (norms, residuals, a vision tower's patches) is done by every rank alike. A linear is split only where what
 follows it, up to the next linear, works per head or per column.
@@ -20,7 +21,7 @@ from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Shape
-from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
 _PER_COLUMN = ("silu", "gelu", "relu", "mul", "rope", "take_heads", "group_attention")
@@ -106,6 +107,8 @@ class _Sharding:
         elif op.kind == "sample" and op.inputs[0] in self.split:
             whole = self._exchange("all_gather", op, op.inputs[0], self.graph.values[op.inputs[0]].shape)
             self.ops.append(replace(op, inputs=(whole, *op.inputs[1:])))
+        elif op.kind == "rms_norm" and norms_all_heads(self.graph, op) and self._splittable(op.outputs[0]):
+            self._norm_of_all_heads(op)
         elif any(name in self.split for name in op.inputs):
             self._per_column(op)
         else:
@@ -124,6 +127,19 @@ class _Sharding:
         self.split[op.outputs[0]] = self.split[op.inputs[0]]
         if op.kind == "alibi_attention":
             self._slopes(op)
+
+    def _norm_of_all_heads(self, op: Op) -> None:
+        """Each rank norms the heads of all, and goes on with its own."""
+        (x, weight), y = op.inputs, op.outputs[0]
+        shape, parts = self.graph.values[y].shape, self._parts(y)
+        whole_x = self._exchange("all_gather", op, x, shape) if x in self.split else x
+        whole_y = self._value(f"{y}/whole", y)
+        self.ops.append(replace(op, inputs=(whole_x, weight), outputs=(whole_y,)))
+        heads = shape[1] if isinstance(shape[1], int) else 0
+        count, first = heads // parts, self.rank * parts // self.degree * (heads // parts)
+        self._narrow(y, 1, parts)
+        self.split[y] = parts
+        self._add("take_heads", op, (whole_y,), y, {"of": heads, "first": first, "count": count})
 
     def _slopes(self, op: Op) -> None:
         """Each rank has the slopes of its own heads."""
@@ -208,6 +224,8 @@ class _Sharding:
         if op.kind in ("linear", "sample", "kv_append"):
             return op.inputs[0] == name or op.kind == "kv_append"
         head_norm = op.kind == "rms_norm" and len(self.graph.values[name].shape) == 3
+        if head_norm and norms_all_heads(self.graph, op) and self._parts(name) < self.degree:
+            return False  # ranks that share a head cannot join what they have
         return (op.kind in (*_PER_COLUMN, *_ATTENTION) or head_norm) and self._splittable(op.outputs[0])
 
     def _parts(self, y: str) -> int:

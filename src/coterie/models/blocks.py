@@ -61,7 +61,7 @@ class Decoder:
         c = self.config
         self.builder.stage = "embed"
         table = self._weight(c.names.embed, (c.vocab_size, c.hidden_size))
-        x = self._op("embed", "x", ("tokens", table), **_scale(c.embed_scale))
+        x = self._op("embed", "x", ("tokens", table), None, **_scale(c.embed_scale))
         if c.names.positions:
             rows = c.max_context + c.position_offset
             inputs = (x, "positions", self._weight(c.names.positions, (rows, c.hidden_size)))
@@ -72,16 +72,22 @@ class Decoder:
         self.builder.stage = f"layers.{layer}"
         names, prefix = self.config.names, self.config.names.layer.format(layer)
         first = names.shared_norm if self.config.parallel_norms == 1 else names.attention_norm
-        h = self._norm("input_norm", x, prefix + first)
+        h = self._norm("input_norm", x, prefix + first) if first else x
         if self.config.parallel_norms:
             two = self.config.parallel_norms == 2
             beside = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h
             o = self._attention(h, layer, prefix)
             both = self._op("add", "both", (self._feed_forward(beside, prefix), o))
             return self._op("add", "out", (x, both))
-        x = self._op("add", "attention_out", (x, self._attention(h, layer, prefix)))
-        h = self._norm("post_norm", x, prefix + names.feed_forward_norm)
-        return self._op("add", "out", (x, self._feed_forward(h, prefix)))
+        o = self._attention(h, layer, prefix)
+        if names.attention_out_norm:
+            o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
+        x = self._op("add", "attention_out", (x, o))
+        h = self._norm("post_norm", x, prefix + names.feed_forward_norm) if names.feed_forward_norm else x
+        wide = self._feed_forward(h, prefix)
+        if names.feed_forward_out_norm:
+            wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
+        return self._op("add", "out", (x, wide))
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
@@ -111,8 +117,9 @@ class Decoder:
             "v": self._linear("v", h, prefix + c.names.v, kv_shape, c.qkv_bias),
         }
         if c.qk_norm:
-            parts["q"] = self._norm("q_norm", parts["q"], prefix + "self_attn.q_norm")
-            parts["k"] = self._norm("k_norm", parts["k"], prefix + "self_attn.k_norm")
+            together = c.heads_normed_together
+            parts["q"] = self._norm("q_norm", parts["q"], prefix + "self_attn.q_norm", together)
+            parts["k"] = self._norm("k_norm", parts["k"], prefix + "self_attn.k_norm", together)
         return parts.__getitem__
 
     def _fused_qkv(self, h: str, prefix: str) -> Callable[[str], str]:
@@ -167,9 +174,10 @@ class Decoder:
         b.op(kind, name, inputs, (y,), **attrs)
         return y
 
-    def _norm(self, name: str, x: str, prefix: str) -> str:
+    def _norm(self, name: str, x: str, prefix: str, all_heads: bool = False) -> str:
         kind, shape = self.config.norm, self._shape(x)
-        inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", shape[-1:]))
+        weight: Shape = (trailing(shape),) if all_heads else shape[-1:]
+        inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", weight))
         if kind is Norm.LAYER:
             inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
         return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps)

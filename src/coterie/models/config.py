@@ -44,6 +44,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     tied_embeddings: bool
+    heads_normed_together: bool = False
     norm: Norm = Norm.RMS
     feed_forward: FeedForward = FeedForward.GATED_SILU
     alibi: bool = False
@@ -88,6 +89,7 @@ class ModelConfig:
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
             qk_norm=family.qk_norm,
+            heads_normed_together=family.heads_normed_together,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
             feed_forward=_feed_forward(config, family),

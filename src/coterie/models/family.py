@@ -27,7 +27,7 @@ class Bias(Enum):
 
 
 class Norm(Enum):
-    """Which norm stands before each block; the value is its op."""
+    """Which norms there are; the value is their op."""
 
     RMS = "rms_norm"
     LAYER = "layer_norm"
@@ -50,8 +50,10 @@ class Names:
     embed_norm: str = ""
     positions: str = ""  # a table of learned positions
     layer: str = "model.layers.{}."
-    attention_norm: str = "input_layernorm"
+    attention_norm: str = "input_layernorm"  # before attention; empty where none stands there
+    attention_out_norm: str = ""  # behind attention, before the residual is added
     feed_forward_norm: str = "post_attention_layernorm"
+    feed_forward_out_norm: str = ""
     shared_norm: str = ""  # where one norm stands before both blocks
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
@@ -84,6 +86,7 @@ class Family:
     o_bias: Bias = Bias.NEVER
     mlp_bias: Bias = Bias.NEVER
     qk_norm: bool = False
+    heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
     window_tokens: int = 4096
     norm: Norm = Norm.RMS

@@ -19,7 +19,11 @@ from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, name_of
 
 TAKERS = ("linear", "linear_add")
-_WRITTEN = {"norm_qkv_rope_append": "q", "sample": "tokens"}  # the operand where a row stores; y of all others
+_WRITTEN = {
+    "norm_qkv_rope_append": "q",
+    "norm_rope_append": "q",
+    "sample": "tokens",
+}  # the operand where a row stores; y of all others
 
 
 def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:

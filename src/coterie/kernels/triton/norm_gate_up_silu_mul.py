@@ -1,5 +1,6 @@
 """norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); gate and up stay in registers.
 
+Without a norm, n is x.
 Rows of gate and up lie in turn in a tile, `NEAR` of each, so that both products of a value are in one program.
 Where the two weights are of different types, a program multiplies by one and then by the other.
 Knows nothing about layers.
@@ -101,8 +102,10 @@ def _few(
             have = and_one(have, is_there)
         ahead = weights_ahead(each, have, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm = pointer(row, NORM_AT, NORM)
-    eps = real(row, EPS).to(tl.float32)
+    norm, eps = x, 0.0
+    if NORM is not None:
+        norm = pointer(row, NORM_AT, NORM)
+        eps = real(row, EPS).to(tl.float32)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * K

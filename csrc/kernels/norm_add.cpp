@@ -1,0 +1,26 @@
+// norm_add: y = residual + rms_norm(x).
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+int64_t units(const NormAdd& op) { return tiles(op.T, kTileTokens); }
+int64_t scratch_bytes(const NormAdd& op) { return bytes_of(op.D); }
+int64_t flops(const NormAdd& op) { return 5 * op.T * op.D; }
+
+void run(const NormAdd& op, int64_t unit, Scratch& scratch) {
+  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
+  float* normed = scratch.floats(op.D);
+  for (int64_t t = first; t < last; ++t) {
+    const float* residual = op.residual + t * op.D;
+    float* y = op.y + t * op.D;
+    norm_row(op.x + t * op.D, op.norm, op.norm_dtype, op.D, op.eps, normed);
+    int64_t d = 0;
+    for (; d + W <= op.D; d += W) store(y + d, load(residual + d) + load(normed + d));
+    for (; d < op.D; ++d) y[d] = residual[d] + normed[d];
+  }
+  scratch.stored((last - first) * op.D * 4);
+}
+
+COTERIE_KERNEL(norm_add, NormAdd)
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,43 @@
+// norm_rope_append: q and k are normed, each head by itself or all of a token together, and rotated; q is stored, k and v go to their
+// pages. The normed heads stay in the tile.
+#include "../math.h"
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+namespace {
+
+// Norm `width` numbers at a time of one token's heads, then rotate each head.
+void turn(const float* x, bytes* norm, int64_t dtype, double eps, int64_t width, int64_t heads, int64_t C, const float* cosines,
+          const float* sines, float* out) {
+  for (int64_t i = 0; i < heads * C; i += width) norm_row(x + i, norm, dtype, width, eps, out + i);
+  for (int64_t head = 0; head < heads; ++head) rope_row(out + head * C, cosines, sines, C, out + head * C);
+}
+
+}  // namespace
+
+int64_t units(const NormRopeAppend& op) { return tiles(op.T, kTileTokens); }
+int64_t scratch_bytes(const NormRopeAppend& op) { return 2 * bytes_of(op.C / 2) + bytes_of(op.K * op.C); }
+int64_t flops(const NormRopeAppend& op) { return op.T * (7 * (op.H + op.K) + 40) * op.C; }
+
+void run(const NormRopeAppend& op, int64_t unit, Scratch& scratch) {
+  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
+  float* cosines = scratch.floats(op.C / 2);
+  float* sines = scratch.floats(op.C / 2);
+  float* keys = scratch.floats(op.K * op.C);
+  for (int64_t t = first; t < last; ++t) {
+    rope_angles(op.positions[t], op.inv_freq, op.C / 2, op.scale, cosines, sines);
+    const int64_t queries = t * op.H * op.C, row = t * op.K * op.C;
+    turn(op.q_in + queries, op.q_norm, op.q_norm_dtype, op.q_eps, op.q_width, op.H, op.C, cosines, sines, op.q + queries);
+    turn(op.k_in + row, op.k_norm, op.k_norm_dtype, op.k_eps, op.k_width, op.K, op.C, cosines, sines, keys);
+    for (int64_t head = 0; head < op.K; ++head) {
+      store_page(page_address(op, op.sequence[t], op.positions[t], kKey, head), keys + head * op.C, op.C, op.kv_dtype);
+      store_page(page_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row + head * op.C, op.C, op.kv_dtype);
+    }
+  }
+  scratch.stored((last - first) * op.C * (op.H * 4 + 2 * op.K * size_of(op.kv_dtype)));
+}
+
+COTERIE_KERNEL(norm_rope_append, NormRopeAppend)
+
+}  // namespace coterie::COTERIE_ISA
