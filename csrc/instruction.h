@@ -65,11 +65,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_LINEAR(FIELD)                                                                                        \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
-  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K)
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K) FIELD(real, scale)
 
+// rotated: the first channels of each head, 2 for each of inv_freq; the others pass.
 #define COTERIE_ROPE(FIELD)                                                                                          \
   FIELD(const f32*, x) FIELD(const i32*, positions) FIELD(const f32*, inv_freq) FIELD(f32*, y) FIELD(integer, T)     \
-  FIELD(integer, H) FIELD(integer, C) FIELD(real, scale)
+  FIELD(integer, H) FIELD(integer, C) FIELD(real, scale) FIELD(integer, rotated)
 
 #define COTERIE_PAGES(FIELD)                                                                                         \
   FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, block_tables)                           \
@@ -110,7 +111,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                                              \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
-  FIELD(integer, C)
+  FIELD(integer, C) FIELD(integer, rotated)
 
 // What q_norm and k_norm norm together: so many numbers of a token, a head or all heads.
 #define COTERIE_NORM_ROPE_APPEND(FIELD)                                                                              \
@@ -135,7 +136,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_TAKE_NORM_LINEAR(FIELD)                                                                              \
   COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
-  FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)
+  FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)   \
+  FIELD(real, scale)
 
 // The closed list of instructions: OP(name, Struct, FIELDS). The opcode is the place in this list.
 #define COTERIE_OPS(OP) COTERIE_VECTOR_OPS(OP) COTERIE_COMMON_OPS(OP)

@@ -267,12 +267,13 @@ inline void add_bias(float* out, int64_t out_stride, int64_t tokens, bytes* bias
   });
 }
 
-// A weight of an op, and its bias or null.
+// A weight of an op, its bias or null, and what results are multiplied by.
 struct Weight {
   bytes* rows;
   int64_t dtype;
   bytes* bias;
   int64_t bias_dtype;
+  double scale = 1.0;
 };
 
 inline void add_bias(const Weight& weight, const Block& block, float* out, int64_t out_stride, int64_t out_step) {
@@ -280,7 +281,19 @@ inline void add_bias(const Weight& weight, const Block& block, float* out, int64
     add_bias(out + part * out_step, out_stride, block.tokens, weight.bias, weight.bias_dtype, block.row + part * block.apart, block.rows);
 }
 
-// out[t * out_stride + part * out_step + n] = dot(token t, row n of a part of the block) + bias, for a block in parts_of() parts.
+// out *= scale over a block; a scale of 1 leaves it alone.
+inline void scale_by(double scale, const Block& block, float* out, int64_t out_stride, int64_t out_step) {
+  if (scale == 1.0) return;
+  const float factor = static_cast<float>(scale);
+  for (int64_t t = 0; t < block.tokens; ++t)
+    for (int64_t part = 0; part < block.parts; ++part) {
+      float* row = out + t * out_stride + part * out_step;
+      for (int64_t n = 0; n < block.rows; ++n) row[n] *= factor;
+    }
+}
+
+// out[t * out_stride + part * out_step + n] = (dot(token t, row n of a part of the block) + bias) * scale, for a block in
+// parts_of() parts.
 inline void linear_block(const Input& in, const Block& block, const Weight& weight, int64_t K, float* out, int64_t out_stride,
                          int64_t out_step, const Work& work) {
   bytes* w = weight_row(weight.rows, weight.dtype, K, block.row);
@@ -296,6 +309,7 @@ inline void linear_block(const Input& in, const Block& block, const Weight& weig
     });
   }
   add_bias(weight, block, out, out_stride, out_step);
+  scale_by(weight.scale, block, out, out_stride, out_step);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight over one row of C elements; y may be x.
@@ -323,9 +337,8 @@ inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C
   std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
 }
 
-// Rotate the halves of one head of C channels in place of y; y may be x.
-inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t C, float* y) {
-  const int64_t half = C / 2;
+// Rotate the first 2 * half channels of one head; y may be x.
+inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     y[i] = a * cosines[i] - b * sines[i];

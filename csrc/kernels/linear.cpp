@@ -1,4 +1,4 @@
-// linear: y = x @ weight.T + bias.
+// linear: y = (x @ weight.T + bias) * scale.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -18,7 +18,7 @@ void run(const Linear& op, int64_t unit, Scratch& scratch) {
   const Input x = take_input(scratch, op.x, block, op.T, op.K, forms(op));
   const Work work = take_work(scratch, op.T, op.K);
   float* y = op.y + block.token * op.N + block.row;
-  linear_block(x, block, {op.weight, op.weight_dtype, op.bias, op.bias_dtype}, op.K, y, op.N, block.apart, work);
+  linear_block(x, block, {op.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale}, op.K, y, op.N, block.apart, work);
   scratch.stored(block.values() * 4);
 }
 

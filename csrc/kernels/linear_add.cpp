@@ -1,4 +1,4 @@
-// linear_add: y = x @ weight.T + bias + residual, in one pass over the weight.
+// linear_add: y = (x @ weight.T + bias) * scale + residual, in one pass over the weight.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -21,7 +21,7 @@ void run(const LinearAdd& op, int64_t unit, Scratch& scratch) {
   const Work work = take_work(scratch, op.T, op.K);
   float* out = scratch.floats(token_tile(op.T) * kTileRows);
   const int64_t part_at = rows_of_part(block.parts);
-  linear_block(x, block, {op.weight, op.weight_dtype, op.bias, op.bias_dtype}, op.K, out, kTileRows, part_at, work);
+  linear_block(x, block, {op.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale}, op.K, out, kTileRows, part_at, work);
   for (int64_t t = 0; t < block.tokens; ++t)
     for (int64_t part = 0; part < block.parts; ++part) {
       const int64_t at = (block.token + t) * op.N + block.row + part * block.apart;

@@ -1,5 +1,5 @@
-// norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normalised (optional) and rotated; q is stored, k and v go
-// to their pages. The normalised tokens and the heads stay in the tile.
+// norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normalised (optional) and their first `rotated` channels (all,
+// some or none) rotated; q is stored, k and v go to their pages. The normalised tokens and the heads stay in the tile.
 #include "../math.h"
 #include "../op.h"
 
@@ -47,7 +47,7 @@ int64_t flops(const NormQkvRopeAppend& op) { return 2 * op.T * op.D * (op.H + 2 
 
 void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
   const Block block = block_of(unit, op.T, op.H + 2 * op.K, heads_per_unit(op));
-  const int64_t first = block.token, tokens = block.tokens, half = op.C / 2;
+  const int64_t first = block.token, tokens = block.tokens, half = op.rotated / 2;
   const int64_t tile = token_tile(op.T), stride = tile_stride(op.T, op.D);
   float* x = take_tile(scratch, op.T, op.D);
   const Copies copies = take_copies(scratch, forms(op), op.T, op.D);
@@ -73,7 +73,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
       float* row = out + t * op.C;
       const int64_t token = first + t;
       if (p.norm != nullptr) norm_row(row, p.norm, p.norm_dtype, op.C, p.eps, row);
-      if (!is_v) rope_row(row, cosines + t * half, sines + t * half, op.C, row);
+      if (!is_v) rope_row(row, cosines + t * half, sines + t * half, half, row);
       if (is_q) {
         std::memcpy(op.q + (token * op.H + p.head) * op.C, row, static_cast<size_t>(op.C) * sizeof(float));
       } else {

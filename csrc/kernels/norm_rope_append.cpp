@@ -11,7 +11,7 @@ namespace {
 void turn(const float* x, bytes* norm, int64_t dtype, double eps, int64_t width, int64_t heads, int64_t C, const float* cosines,
           const float* sines, float* out) {
   for (int64_t i = 0; i < heads * C; i += width) norm_row(x + i, norm, dtype, width, eps, out + i);
-  for (int64_t head = 0; head < heads; ++head) rope_row(out + head * C, cosines, sines, C, out + head * C);
+  for (int64_t head = 0; head < heads; ++head) rope_row(out + head * C, cosines, sines, C / 2, out + head * C);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// rope: rotate the halves of each head by position * inv_freq.
+// rope: rotate the halves of the first `rotated` channels of each head by position * inv_freq; the others pass.
 #include "../math.h"
 #include "../op.h"
 
@@ -10,12 +10,16 @@ int64_t flops(const Rope& op) { return op.T * (3 * op.H + 40) * op.C; }
 
 void run(const Rope& op, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
-  float* cosines = scratch.floats(op.C / 2);
-  float* sines = scratch.floats(op.C / 2);
+  const int64_t half = op.rotated / 2;
+  float* cosines = scratch.floats(half);
+  float* sines = scratch.floats(half);
+  const size_t passing = static_cast<size_t>(op.C - op.rotated) * sizeof(float);
   for (int64_t t = first; t < last; ++t) {
-    rope_angles(op.positions[t], op.inv_freq, op.C / 2, op.scale, cosines, sines);
-    for (int64_t row = t * op.H; row < (t + 1) * op.H; ++row)
-      rope_row(op.x + row * op.C, cosines, sines, op.C, op.y + row * op.C);
+    rope_angles(op.positions[t], op.inv_freq, half, op.scale, cosines, sines);
+    for (int64_t at = t * op.H * op.C; at < (t + 1) * op.H * op.C; at += op.C) {
+      rope_row(op.x + at, cosines, sines, half, op.y + at);
+      std::memcpy(op.y + at + op.rotated, op.x + at + op.rotated, passing);
+    }
   }
   scratch.stored((last - first) * op.H * op.C * 4);
 }

@@ -1,4 +1,4 @@
-// take_norm_linear: y = rms_norm(x[rows]) @ weight.T + bias; the normalised rows stay in the tile.
+// take_norm_linear: y = (rms_norm(x[rows]) @ weight.T + bias) * scale; the normalised rows stay in the tile.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -27,7 +27,7 @@ void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
     }
   }
   float* y = op.y + block.token * op.N + block.row;
-  const Weight weight{op.weight, op.weight_dtype, op.bias, op.bias_dtype};
+  const Weight weight{op.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale};
   linear_block({x, stride, copies}, block, weight, op.D, y, op.N, block.apart, work);
   scratch.stored(block.values() * 4);
 }

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 import triton
+from tests.device.native import whole
 from tests.device.triton_table import DOCS, put
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -128,6 +129,12 @@ class NoGpu:
         return 0
 
 
+# Operands that some families have other numbers of: heads rotated in part or not at all, products that are scaled.
+OPTIONS: dict[str, dict[str, float]] = {}
+IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22}, "take_norm_linear": {"scale": 0.5}}
+NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}}
+
+
 def rows_of(dtype):
     """A row of each kernel that meets a weight of this type. Addresses are made up: nothing is run."""
     at, small, kind = 64, kernels.dtype_number(DType.BF16), kernels.dtype_number(dtype)
@@ -161,7 +168,10 @@ def rows_of(dtype):
             "sample": {"V": V},
         }
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}
-    return {name: kernels.encode(name, zeros[name] | given).reshape(1, -1) for name, given in operands.items()}
+    return {
+        name: kernels.encode(name, zeros[name] | whole(name, given | OPTIONS.get(name, {}))).reshape(1, -1)
+        for name, given in operands.items()
+    }
 
 
 def program_of(dtype):
@@ -284,6 +294,12 @@ def main():
     elif names == ["wide"]:
         globals().update(WIDE)
         found = compile_all(("norm_qkv_rope_append", "attention"), (DType.BF16, DType.Q8, DType.F32), tuple(STEPS))
+    elif names == ["in part"]:
+        globals().update(OPTIONS=IN_PART)
+        found = compile_all(tuple(IN_PART), types[:1], ("decode 1", "decode 4", "prefill 2048"))
+    elif names == ["not rotated"]:
+        globals().update(OPTIONS=NOT_ROTATED)
+        found = compile_all(tuple(NOT_ROTATED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
     elif names == ["small"]:
         globals().update(SMALL)
         products = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="the extra cuda is not installed: triton is
 
 import torch
 import triton
-from tests.device.native import NEUTRAL
+from tests.device.native import whole
 from triton.runtime import interpreter
 
 from coterie.devices.cpu_bound import Bound, Workspace
@@ -64,7 +64,7 @@ def looking(looks):
 
 def call(kernel, bucket, tiles=WIDE, **operands):
     """Run one instruction; arrays stand for their addresses, which must be multiples of 16 as the device gives them."""
-    operands = NEUTRAL.get(kernel, {}) | operands
+    operands = whole(kernel, operands)
     for name, value in operands.items():
         if isinstance(value, np.ndarray):
             assert value.flags.c_contiguous, name

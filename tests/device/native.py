@@ -51,12 +51,20 @@ def optional(name, tensor):
     return tensor.operand(name) if tensor is not None else absent(name)
 
 
-NEUTRAL = {"embed": {"scale": 1.0}}  # operands of a kernel that change nothing
+SCALED = ("embed", "linear", "linear_add", "take_norm_linear")
+ROTATING = ("rope", "norm_qkv_rope_append")
+
+
+def whole(kernel, operands):
+    """The operands of a kernel; those left out change nothing: a scale of 1, and all channels rotated."""
+    if kernel in SCALED:
+        return {"scale": 1.0} | operands
+    return {"rotated": operands["C"]} | operands if kernel in ROTATING else operands
 
 
 def call(team, kernel, **operands):
     """Run one instruction; arrays stand for their addresses. They must be what the kernel reads, in type and order."""
-    operands = NEUTRAL.get(kernel, {}) | operands
+    operands = whole(kernel, operands)
     for name, value in operands.items():
         if isinstance(value, np.ndarray):
             assert value.flags.c_contiguous, name
@@ -90,9 +98,9 @@ def silu(x):
 def rope(x_THC, positions, inv_freq, scale):
     angles = (positions[:, None].astype(np.float32) * inv_freq[None]).astype(np.float64)
     cos, sin = np.cos(angles)[:, None] * scale, np.sin(angles)[:, None] * scale
-    half = x_THC.shape[-1] // 2
-    a, b = x_THC[..., :half], x_THC[..., half:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    half = len(inv_freq)
+    a, b, rest = x_THC[..., :half], x_THC[..., half : 2 * half], x_THC[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
 @dataclass

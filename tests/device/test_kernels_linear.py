@@ -67,6 +67,23 @@ def test_linear_add_is_linear_and_add(team, rng, T, N, K):
     np.testing.assert_array_equal(y, residual + linear(team, x, w, b))
 
 
+@pytest.mark.parametrize("T", [1, 3, 19])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+def test_a_scale_multiplies_the_product_and_its_bias(team, rng, T, dtype):
+    x, w, b, residual = (
+        random(rng, T, 77),
+        weight(rng, (130, 77), dtype),
+        weight(rng, (130,), dtype),
+        random(rng, T, 130),
+    )
+    y, factor = empty(T, 130), np.float32(0.22)
+    operands = {**w.operand("weight"), **b.operand("bias"), "T": T, "N": 130, "K": 77, "scale": 0.22}
+    call(team, "linear", x=x, y=y, **operands)
+    np.testing.assert_array_equal(y, factor * linear(team, x, w, b))
+    call(team, "linear_add", x=x, y=y, residual=residual, **operands)
+    np.testing.assert_allclose(y, residual + factor * linear(team, x, w, b), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 7, 31, 32, 65, 95, 96, 97, 98, 130, 160, 300])
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 16, 17])
 def test_every_row_of_a_weight_is_met_once_wherever_it_is_read(team, rng, T, N):
@@ -118,7 +135,10 @@ def test_take_norm_linear_is_its_parts(team, rng, R, N, D):
     norm, w, y = weight(rng, (D,), DType.BF16, center=1.0), weight(rng, (N, D), DType.BF16), empty(R, N)
     operands = {**norm.operand("norm"), **w.operand("weight"), **optional("bias", None)}
     call(team, "take_norm_linear", x=x, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N, **operands)
-    np.testing.assert_array_equal(y, linear(team, np.ascontiguousarray(rms_norm(team, x, norm)[rows]), w))
+    wanted = linear(team, np.ascontiguousarray(rms_norm(team, x, norm)[rows]), w)
+    np.testing.assert_array_equal(y, wanted)
+    call(team, "take_norm_linear", x=x, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N, **operands, scale=0.125)
+    np.testing.assert_array_equal(y, np.float32(0.125) * wanted)
 
 
 @pytest.mark.parametrize("isa", kernels.ISAS)

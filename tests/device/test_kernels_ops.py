@@ -71,6 +71,8 @@ def test_linear(team, rng, dtype, bias, T, N, K):
     call(team, "linear", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, N=N, K=K)
     expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0)
     np.testing.assert_allclose(y, expected, **CLOSE)
+    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, N=N, K=K, scale=0.22)
+    np.testing.assert_allclose(y, np.float64(0.22) * expected, **CLOSE)
 
 
 @pytest.mark.parametrize(("H", "C"), [(1, 2), (3, 20), (2, 80), (4, 64)])
@@ -81,6 +83,10 @@ def test_rope(team, rng, H, C, scale):
     inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
     call(team, "rope", x=x, positions=positions, inv_freq=inv_freq, y=y, T=len(positions), H=H, C=C, scale=scale)
     np.testing.assert_allclose(y, native.rope(x, positions, inv_freq, scale), **CLOSE)
+    some = C // 2 // 2 * 2
+    ends = {"x": x, "positions": positions, "inv_freq": inv_freq[: some // 2], "y": y}
+    call(team, "rope", **ends, T=len(positions), H=H, C=C, scale=scale, rotated=some)
+    np.testing.assert_allclose(y, native.rope(x, positions, inv_freq[: some // 2], scale), **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)

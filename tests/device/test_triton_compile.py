@@ -71,6 +71,15 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     check(found)
 
 
+@pytest.mark.parametrize("options", ["in part", "not rotated"])
+def test_what_some_families_have_compiles(tmp_path, options):
+    """Heads rotated in part, which descriptors do not take, or not at all, which they do; scaled products."""
+    found = compiled(tmp_path, options)
+    described = {one["kernel"] for one in found if "described_heads" in one["kernel"]}
+    assert bool(described) == (options == "not rotated")
+    check(found)
+
+
 def test_products_whose_rows_are_one_step_compile(tmp_path):
     """No step is left to be pipelined then, and the compiler of Triton 3.6 gave up on the loop over tiles."""
     found = compiled(tmp_path, "small")

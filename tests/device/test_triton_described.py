@@ -29,12 +29,15 @@ CASES = [
     *(gate_up(dtype, dtype, 70, F, D, F == 45) for dtype, F, D in ((BF16, 45, 72), (F16, 96, 16))),
     *(qkv((BF16,) * 3, 70, D, H, K, C, kv=F16) for D, H, K, C in ((96, 8, 2, 32), (40, 5, 5, 8))),
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16),
+    qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16, rotated=0),
+    linear("linear_add", BF16, 70, 40, 200, True, 0.22),
 ]
 NOT_TAKEN = [
     linear("linear", BF16, 70, 40, 36, True),  # rows of 72 bytes
     linear("linear", Q8, 70, 40, 64, True),
     gate_up(Q8, BF16, 70, 40, 64, False),
     qkv((BF16,) * 3, 70, 96, 2, 1, 24, kv=BF16),  # heads that are padded
+    qkv((BF16,) * 3, 70, 96, 2, 1, 32, kv=BF16, rotated=24),  # and that are rotated in part
 ]
 
 

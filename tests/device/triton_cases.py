@@ -91,15 +91,27 @@ def rms_norm(dtype, T, per_token, C):
     return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
 
 
-def rope(T, H, C):
+def rope(T, H, C, rotated=None):
+    rotated = C if rotated is None else rotated
+
     def run(rng):
         x, y, positions = random(rng, T, H, C), empty(T, H, C), ints(rng.integers(0, 4000, T))
-        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        inv_freq = frequencies(rotated)
         ends = {"x": x, "positions": positions, "inv_freq": inv_freq, "y": y}
-        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5)
+        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5, rotated=rotated)
         return [(y, native.rope(x, positions, inv_freq, 1.5))]
 
-    return Case("rope", "F32", f"T {T}, H {H}, C {C}", EXACT, run)
+    return Case("rope", "F32", f"T {T}, H {H}, C {C}{turned(rotated, C)}", EXACT, run)
+
+
+def frequencies(rotated):
+    """As of a rope of so many channels; none of none."""
+    return (10000.0 ** (-np.arange(0, rotated, 2) / max(rotated, 1))).astype(np.float32)
+
+
+def turned(rotated, C):
+    """How a case says that not all channels of a head are rotated."""
+    return "" if rotated == C else f", {rotated} rotated"
 
 
 def pages_of(rng, lengths, K, C, Z, dtype):
@@ -144,17 +156,18 @@ def take_rows(T, R, D):
     return Case("take_rows", "F32", f"T {T}, R {R}, D {D}", 0.0, run)
 
 
-def linear(kernel, dtype, T, N, K, biased):
+def linear(kernel, dtype, T, N, K, biased, scale=1.0):
     def run(rng):
         w, x, y, residual = weight(rng, (N, K), dtype), random(rng, T, K), empty(T, N), random(rng, T, N)
         b = weight(rng, (N,), F16, scale=1.0) if biased else None
         last = {"residual": residual} if kernel == "linear_add" else {}
         ends = {"x": x, **w.operand("weight"), **optional("bias", b), "y": y}
-        call(kernel, tokens(T), **ends, T=T, N=N, K=K, **last)
-        expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0) + (residual if last else 0)
+        call(kernel, tokens(T), **ends, T=T, N=N, K=K, **last, scale=scale)
+        expected = scale * (x.astype(np.float64) @ w.values.T + (b.values if b else 0)) + (residual if last else 0)
         return [(y, expected)]
 
-    return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}" + ", bias" * biased, bound(dtype, T), run)
+    extra = ", bias" * biased + f", scale {scale:g}" * (scale != 1.0)
+    return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}{extra}", bound(dtype, T), run)
 
 
 def gate_up(gate, up, T, F, D, biased, normed=True):
@@ -210,18 +223,21 @@ def norm_rope_append(dtype, T, H, K, C, together):
     return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}", EXACT, run)
 
 
-def take_norm_linear(dtype, T, R, N, D):
+def take_norm_linear(dtype, T, R, N, D, scale=1.0):
     def run(rng):
         x, rows, y, norm = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, N), weight(rng, (D,), F32, 1.0, 0.1)
         w = weight(rng, (N, D), dtype)
         weights = norm.operand("norm") | w.operand("weight") | optional("bias", None)
-        call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N)
-        return [(y, native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5) @ w.values.T)]
+        call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N, scale=scale)
+        return [(y, scale * (native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5) @ w.values.T))]
 
-    return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}", bound(dtype, R), run)
+    scaled = f", scale {scale:g}" if scale != 1.0 else ""
+    return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{scaled}", bound(dtype, R), run)
 
 
-def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32):
+def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None):
+    rotated = C if rotated is None else rotated
+
     def run(rng):
         x, q, norm = random(rng, T, D), empty(T, H, C), weight(rng, (D,), BF16, 1.0, 0.1)
         pages = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=kv)
@@ -230,25 +246,26 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32):
         b = {p: weight(rng, (n * C,), F16, scale=1.0) if biased else None for p, n in heads.items()}
         own = {p: weight(rng, (C,), F32, 1.0, 0.1) if normed else None for p in "qk"}
         positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
-        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        inv_freq = frequencies(rotated)
         weights = norm.operand("norm")
         for p in heads:
             weights |= w[p].operand(f"w{p}") | optional(f"b{p}", b[p])
         for p, head_norm in own.items():
             weights |= optional(f"{p}_norm", head_norm)
-        rest = pages.operands(positions, sequence, 1) | {"inv_freq": inv_freq, "scale": 1.0, "q": q, "q_eps": 1e-6}
+        rest = pages.operands(positions, sequence, 1) | {"q": q, "q_eps": 1e-6}
+        rest |= {"inv_freq": inv_freq if rotated else 0, "scale": 1.5 if rotated < C else 1.0, "rotated": rotated}
         sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
         call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
         n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5)
         made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
         for p in "qk":
             made[p] = native.rms_norm(made[p], own[p].values, 1e-6) if normed else made[p]
-            made[p] = native.rope(made[p], positions, inv_freq, 1.0)
+            made[p] = native.rope(made[p], positions, inv_freq, rest["scale"])
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) if T else empty(0, K, C) for part in (0, 1)]
         return [(q, made["q"]), (stored[0], made["k"]), (stored[1], made["v"])]
 
-    extra = ", biases" * biased + ", head norms" * normed
+    extra = ", biases" * biased + ", head norms" * normed + turned(rotated, C)
     worst = max(*(bound(t, T) for t in types), {F32: 0.0, F16: 2.0**-11, BF16: 2.0**-8}[kv])
     name = types[0].value if len(set(types)) == 1 else ", ".join(t.value for t in types)
     shape = f"T {T}, D {D}, H {H}, K {K}, C {C}, pages {kv.value}{extra}"
@@ -283,11 +300,14 @@ QUICK = [
     *(embed(dtype, 3, 5, 70, 12.3) for dtype in (BF16, Q4)),
     *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
     *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
+    *(rope(3, 3, C, rotated) for C, rotated in ((20, 6), (128, 96))),
     *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
     *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
     *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
     *(linear("linear", t, T, N, K, T == 3) for t in TYPES for T, N, K in ((1, 1, 1), (3, 37, 129), (19, 37, 200))),
     *(linear("linear_add", t, T, N, K, T == 5) for t in TYPES for T, N, K in ((4, 5, 300), (5, 33, 31))),
+    *(linear("linear_add", BF16, T, 21, 40, True, 0.22) for T in (1, 3, 9, 131)),
+    *(linear("linear", Q8, T, 21, 40, False, 0.22) for T in (2, 9)),
     linear("linear", BF16, 0, 7, 9, False),
     linear("linear", BF16, 70, 40, 36, True),
     linear("linear", BF16, 131, 150, 70, False),
@@ -298,7 +318,11 @@ QUICK = [
     *(norm_rope_append(t, T, H, K, C, together) for t, T, H, K, C, together in ((BF16, 4, 3, 1, 20, True),)),
     *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, False), (F32, 5, 5, True))),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
+    *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
+    *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r) for T in (1, 3, 6) for r in (0, 6, 14)),
+    *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),
+    *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
     *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True) for T in (2, 6)),
     *(qkv((F16,) * 3, T, 33, 2, 1, C, False, True, BF16) for T, C in ((3, 12), (6, 64))),

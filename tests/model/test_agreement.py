@@ -1,7 +1,5 @@
 """Agreement with transformers: logits, greedy tokens and the error of each type, for every family and rope kind."""
 
-import itertools
-
 import pytest
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper
@@ -10,8 +8,7 @@ from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, relative_error
 from coterie.models.model import open_model
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
-EVERYTHING = list(itertools.product(tiny.FAMILY_ROWS, tiny.ROPES))
-OTHERS = [case for case in EVERYTHING if case not in tiny.CASES]
+OTHERS = [case for case in tiny.EVERY_CASE if case not in tiny.CASES]
 ROUNDED = [
     ("llama", "llama3"),
     ("mistral", "default"),
@@ -19,6 +16,10 @@ ROUNDED = [
     ("qwen3", "default"),
     ("llama-tied", "default"),
     ("olmo2", "default"),
+    ("phi3-window", "default"),
+    ("phi3-partial", "longrope"),
+    ("smollm3", "default"),
+    ("granite", "default"),
 ]
 
 
@@ -60,6 +61,6 @@ def test_every_family_with_every_rope(row, rope, folder_of, theirs_of, make_back
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize(("row", "rope"), EVERYTHING)
+@pytest.mark.parametrize(("row", "rope"), tiny.EVERY_CASE)
 def test_every_family_with_every_rope_in_rounded_types(row, rope, dtype, folder_of, theirs_of, make_backend):
     check_rounded("cpu", row, rope, dtype, folder_of, theirs_of, make_backend)

@@ -12,6 +12,7 @@ from tests.model import tiny
 
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.config import ModelConfig
+from coterie.models.families import FAMILIES
 from coterie.models.refused import REFUSED
 from coterie.models.rope import KINDS
 
@@ -36,8 +37,17 @@ def config(drop=(), **changes):
     return ModelConfig.from_hf(raw, "config.json")
 
 
-def family(model_type, **changes):
-    return config(drop=("architectures",), model_type=model_type, **changes)
+def family(model_type, drop=(), **changes):
+    return config(drop=("architectures", *drop), model_type=model_type, **changes)
+
+
+@pytest.mark.parametrize(("model_type", "row"), [("phi3", "Phi3"), ("smollm3", "SmolLM3"), ("granite", "Granite")])
+def test_keys_that_are_left_out_mean_what_transformers_takes(model_type, row):
+    """A config of the fewest keys, as the family's config class completes it."""
+    least = {"model_type": model_type, "vocab_size": 61, "hidden_size": 64, "intermediate_size": 32}
+    least |= {"num_hidden_layers": 5, "num_attention_heads": 8}
+    whole = json.loads(getattr(transformers, f"{row}Config")(**least).to_json_string(use_diff=False))
+    assert ModelConfig.from_hf(least, "config.json") == ModelConfig.from_hf(whole, "config.json")
 
 
 def test_serving_names():
@@ -48,8 +58,10 @@ def test_serving_names():
     assert (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm) == (False, False, False, False)
 
 
-@pytest.mark.parametrize("rope", tiny.ROPES)
-@pytest.mark.parametrize("row", ["llama-head20", "llama-head80", "qwen3", "llama-head6"])
+ROWS = ["llama-head20", "llama-head80", "qwen3", "llama-head6", "phi3-partial"]
+
+
+@pytest.mark.parametrize(("row", "rope"), [case for case in tiny.EVERY_CASE if case[0] in ROWS])
 def test_frequencies_are_those_of_transformers(row, rope):
     theirs = tiny.make(row, rope)
     ours = ModelConfig.from_hf(json.loads(theirs.config.to_json_string(use_diff=False)), "config.json").rope
@@ -59,7 +71,7 @@ def test_frequencies_are_those_of_transformers(row, rope):
 
 
 def test_older_and_newer_rope_keys_mean_the_same():
-    for rope in tiny.ROPES.values():
+    for rope in (tiny.rope_of(name, 6) for name in tiny.ROPES):
         older = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
         wanted = config(rope_parameters=rope)
         assert config(rope_theta=rope["rope_theta"], rope_scaling={**older, "type": rope["rope_type"]}) == wanted
@@ -87,6 +99,8 @@ def test_older_and_newer_rope_keys_mean_the_same():
             },
             64,
         ),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 32, "short_factor": [1.5] * 6}, 32),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 99, "short_factor": [1] * 6}, 64),
     ],
 )
 def test_context_limits(rope, wanted):
@@ -112,6 +126,23 @@ def test_defaults_of_each_family():
     olmo2 = family("olmo2", attention_bias=True)
     assert (olmo2.qkv_bias, olmo2.o_bias, olmo2.mlp_bias, olmo2.qk_norm) == (True, True, False, True)
     assert olmo2.heads_normed_together
+    assert family("phi3").windows == family("phi3", sliding_window=None).windows == (0, 0)
+    assert family("phi3", sliding_window=2047).windows == (2047, 2047)
+    assert (family("phi3", drop=("rms_norm_eps",)).norm_eps, family("phi3").qkv_bias) == (1e-5, False)
+    assert family("smollm3").layers_without_rope == family("smollm3", no_rope_layers=[1, 1]).layers_without_rope == ()
+    assert family("smollm3", num_hidden_layers=9).layers_without_rope == (3, 7)
+    assert family("smollm3", num_hidden_layers=3, no_rope_layer_interval=2).layers_without_rope == (1,)
+    assert family("smollm3", no_rope_layers=[0, 1]).layers_without_rope == (0,)
+    off, on = {"sliding_window": 9, "no_rope_layers": [1, 0]}, {"use_sliding_window": True}
+    assert [family("smollm3", **off).windows, family("smollm3", **off, **on).windows] == [(0, 0), (0, 9)]
+    assert family("smollm3", **off, **on, layer_types=types).windows == (9, 0)
+    assert family("smollm3").tied_embeddings is False
+    assert family("smollm3", drop=("tie_word_embeddings", "num_key_value_heads")).tied_embeddings
+    assert family("smollm3").rope.inv_freq != config().rope.inv_freq == family("granite").rope.inv_freq
+    plain = family("granite")
+    assert (plain.embed_scale, plain.attention_scale, plain.residual_scale, plain.logits_scale) == (1, 1, 1, 1)
+    assert config().attention_scale is None
+    assert family("granite", logits_scaling=8.0).logits_scale == 0.125
     assert config(mlp_bias=True).mlp_bias
     assert config(drop=("model_type",)).family == "llama"
     assert config(hidden_act="swish") == config()
@@ -146,9 +177,8 @@ def test_features_that_are_refused_by_name(row):
         ({"architectures": ["LlamaForSequenceClassification"]}, "'llama' with architectures ['LlamaForSequenceC"),
         ({"model_type": ["llama"]}, "architecture ['llama']"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not run"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not run for llama"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not run"),
-        ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rope type 'longrope' is not run"),
         ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, dynamic"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
@@ -188,11 +218,26 @@ def test_other_refusals(changes, sentence):
             "high_freq_factor is 1; it must be above low_freq_factor, 4",
         ),
         ({"layer_types": ["full_attention"]}, "it must be a list of 2 names"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is missing; it must be a list of 6 numbers above 0"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 5}}, "short_factor is a list of 5; it must be"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [0] * 6}}, "short_factor is a list of 6; it must be"),
+        (
+            {
+                "rope_scaling": {"type": "longrope", "short_factor": [1] * 6},
+                "original_max_position_embeddings": 1,
+            },
+            "original_max_position_embeddings is 1; it must be at least 2",
+        ),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.25}, "is 0.25, which is 3 of the 12 channels of a head"),
+        ({"model_type": "phi3", "partial_rotary_factor": 1.5}, "is 1.5, which is 18 of the 12 channels of a head"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is [1]; it must be a list of 2 numbers"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 2]}, "each 0 or 1"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0; it must be a number above 0"),
     ],
 )
 def test_wrong_values_name_the_key(changes, sentence):
     with pytest.raises(CheckpointError) as caught:
-        config(**changes)
+        config(drop=("architectures",), **changes)
     assert sentence in str(caught.value)
 
 
@@ -209,8 +254,10 @@ JSON = st.recursive(
 KEYS = sorted(
     [*RAW, "head_dim", "layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "rope_theta"]
     + ["sliding_window", "use_sliding_window", "partial_rotary_factor", "original_max_position_embeddings"]
+    + ["no_rope_layers", "no_rope_layer_interval", "attention_multiplier", "logits_scaling"]
     + [row.key for row in REFUSED[:4]]
 )
+RUN = [family.model_type for family in FAMILIES.values() if not family.modelled_only]
 
 
 NUMBERS = st.one_of(st.sampled_from([0, 1, 2, 8.0, 64, 1e-9, 1e11, 10**400, -1, math.inf, math.nan]), st.floats())
@@ -221,6 +268,7 @@ ROPE = st.fixed_dictionaries(
         **dict.fromkeys(["beta_fast", "beta_slow", "mscale", "mscale_all_dim"], NUMBERS),
         "original_max_position_embeddings": NUMBERS | st.integers(1, 10_000),
         "truncate": st.booleans(),
+        "short_factor": st.lists(NUMBERS, min_size=5, max_size=6),
     },
 )
 
@@ -232,12 +280,14 @@ def understood_or_refused(raw):
     except UsageError as error:
         return str(error).startswith("[config.json")
     frequencies = found.rope.inv_freq
-    whole = len(found.windows) == found.num_layers and len(frequencies) == found.head_dim // 2
+    pairs = found.head_dim // 2
+    fits = 0 < len(frequencies) <= pairs if found.family == "phi3" else len(frequencies) == pairs
+    whole = len(found.windows) == found.num_layers and fits
     return whole and all(0 < f < math.inf for f in (*frequencies, found.rope.scale)) and found.max_context >= 1
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]), st.dictionaries(st.sampled_from(KEYS), JSON))
+@given(st.sampled_from(RUN), st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_any_config_is_understood_or_refused_in_a_sentence(model_type, changes):
     assert understood_or_refused({**RAW, "architectures": None, "model_type": model_type, **changes})
 

@@ -21,7 +21,7 @@ from coterie.models.packing import KEY, Packing
 from coterie.models.quantize import quantize_folder
 
 PACKINGS = {"8": Packing(8, 8), "4": Packing(4, 8), "4 all": Packing(4, 4), "4 but embedding": Packing(4, None)}
-ROWS = ["llama", "llama-biases", "qwen2-types", "qwen3", "llama-head80", "olmo2"]
+ROWS = ["llama", "llama-biases", "qwen2-types", "qwen3", "llama-head80", "olmo2", "phi3-partial", "granite"]
 
 
 def alone_differs(isa, activations):

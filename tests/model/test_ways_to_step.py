@@ -10,7 +10,10 @@ from coterie.kernels.cpu import ISAS
 from coterie.models.model import open_model
 
 SAME = 1e-5  # float32, relative to the largest logit: only the order of additions differs
-ROWS = ["llama", "llama-biases", "mistral", "qwen2-types", "qwen3", "llama-head80", "olmo2"]
+ROWS = [
+    *("llama", "llama-biases", "mistral", "qwen2-types", "qwen3", "llama-head80"),
+    *("olmo2", "phi3-partial", "smollm3-window", "granite"),
+]
 
 
 @pytest.fixture(params=[(backend, row) for backend in BACKENDS for row in ROWS], ids="-".join)

@@ -52,7 +52,18 @@ ROPES = {
         "rope_theta": 10000.0,
         "attention_factor": 0.8,
     },
+    "longrope": {"rope_type": "longrope", "original_max_position_embeddings": 128, "rope_theta": 1000.0},
 }
+
+
+def rope_of(name, pairs):
+    """The settings of a rope of so many pairs of channels, of which some kinds have a number for each."""
+    rope = dict(ROPES[name])
+    if name == "longrope":
+        rope["short_factor"] = [1.0 + 0.1 * i for i in range(pairs)]
+        rope["long_factor"] = [2.0 + 0.5 * i for i in range(pairs)]
+    return rope
+
 
 FAMILY_ROWS = {
     "llama": ("Llama", {}),
@@ -88,9 +99,47 @@ FAMILY_ROWS = {
 FAMILY_ROWS |= {
     "olmo2": ("Olmo2", {}),
     "olmo2-bias": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": 7, "num_key_value_heads": 4}),
+    "phi3-partial": (
+        "Phi3",
+        {
+            **{"pad_token_id": 0, "hidden_size": 64, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+            "original_max_position_embeddings": 128,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]}),
+    "smollm3-window": (
+        "SmolLM3",
+        {
+            **{"pad_token_id": 0, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+            "attention_bias": True,
+        },
+    ),
+    "smollm3-none": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [0, 0, 0], "mlp_bias": True}),
+    "granite": (
+        "Granite",
+        {
+            **{"embedding_multiplier": 3.5, "attention_multiplier": 0.21, "residual_multiplier": 0.6},
+            "logits_scaling": 3.0,
+        },
+    ),
+    "granite-biases": (
+        "Granite",
+        {
+            **{"embedding_multiplier": 0.7, "residual_multiplier": 1.3, "attention_multiplier": 0.4},
+            **{"logits_scaling": 0.25, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        },
+    ),
 }
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def takes_rope(row, rope):
+    """Phi-3's config class refuses most kinds of rope, and so do its checkpoints."""
+    return FAMILY_ROWS[row][0] != "Phi3" or rope in ("default", "longrope")
+
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
 CASES = [(row, "default") for row in FAMILY_ROWS] + [
@@ -103,14 +152,20 @@ CASES = [(row, "default") for row in FAMILY_ROWS] + [
     ("qwen3", "yarn-all"),
     ("qwen3", "linear"),
     ("olmo2", "llama3"),
+    ("llama-head20", "longrope"),
+    ("phi3-partial", "longrope"),
 ]
+# Every row with every rope that its config class takes.
+EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope)]
 
 
 def make(row, rope="default", seed=0):
     """A random float32 model of a row, on the spot. Norms and biases are random too, so that none can be forgotten."""
     torch.set_num_threads(1)
     class_name, changes = FAMILY_ROWS[row]
-    settings = {**BASE, "rope_parameters": dict(ROPES[rope]), **changes}
+    settings = {**BASE, **changes}
+    head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+    settings["rope_parameters"] = rope_of(rope, int(head_dim * settings.get("partial_rotary_factor", 1.0)) // 2)
     config = getattr(transformers, f"{class_name}Config")(**settings)
     model = getattr(transformers, f"{class_name}ForCausalLM")(config).eval()
     randomise(model, seed)

@@ -15,9 +15,9 @@ std::vector<i32> counted(int64_t count, i32 first) {
   return values;
 }
 
-void test_qkv(const Shape& s, DType dtype, bool extras) {
+void test_qkv(const Shape& s, DType dtype, bool extras, int64_t half) {
   const auto [T, D, H, K, C, F] = s;
-  const std::vector<float> x = random_floats(T * D), inv_freq = frequencies(C / 2);
+  const std::vector<float> x = random_floats(T * D), inv_freq = frequencies(half);
   const Tensor scale = norm_weight(D, dtype), wq = weight(H * C, D, dtype), wk = weight(K * C, D, dtype), wv = weight(K * C, D, dtype);
   const Tensor none{}, bq = extras ? weight(H * C, 1, dtype) : Tensor{}, bk = extras ? weight(K * C, 1, dtype) : Tensor{};
   const Tensor q_norm = extras ? norm_weight(C, dtype) : Tensor{}, k_norm = extras ? norm_weight(C, dtype) : Tensor{};
@@ -31,7 +31,7 @@ void test_qkv(const Shape& s, DType dtype, bool extras) {
   op.bq = bq.at(), op.bq_dtype = bq.type(), op.bk = bk.at(), op.bk_dtype = bk.type();
   op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_eps = op.k_eps = 1e-6;
   op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.inv_freq = inv_freq.data(), op.scale = 1.0;
-  op.q = q.data(), op.T = T, op.D = D, op.H = H;
+  op.q = q.data(), op.T = T, op.D = D, op.H = H, op.rotated = 2 * half;
   everywhere("norm_qkv_rope_append", {row_of(Opcode::norm_qkv_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
     const Doubles n = norm(widened(x), scale, D, 1e-5);
     Doubles wanted_q = linear(n, wq, bq, T, H * C, D), wanted_k = linear(n, wk, bk, T, K * C, D);
@@ -73,12 +73,14 @@ void test_head(const Shape& s, DType dtype) {
   std::vector<i32> picked;
   for (int64_t r = 0; r < R; ++r) picked.push_back(static_cast<i32>(T - 1 - 2 * r));
   std::vector<float> y(R * F);
-  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F};
+  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F, 0.25};
   everywhere("take_norm_linear", {row_of(Opcode::take_norm_linear, op)}, {output(y)}, [&] {
     Doubles taken;
     for (const i32 row : picked)
       for (int64_t d = 0; d < D; ++d) taken.push_back(x[row * D + d]);
-    return close(y, linear(norm(taken, scale, D, 1e-5), w, none, R, F, D), 3e-5);
+    Doubles wanted = linear(norm(taken, scale, D, 1e-5), w, none, R, F, D);
+    for (double& value : wanted) value *= 0.25;
+    return close(y, wanted, 3e-5);
   });
 }
 
@@ -89,7 +91,7 @@ void test_fused() {
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
     for (const Shape& shape : shapes)
       for (const bool extras : {false, true}) {
-        test_qkv(shape, dtype, extras);
+        for (const int64_t half : {shape.C / 2, shape.C * 3 / 8, int64_t{0}}) test_qkv(shape, dtype, extras, half);
         test_gate_up(shape, dtype, extras);
         if (!extras) test_head(shape, dtype);
       }

@@ -43,14 +43,15 @@ void test_elementwise(int64_t T, int64_t N) {
   });
 }
 
-void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool has_bias) {
+void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool has_bias, double scale) {
   const Tensor w = weight(N, K, dtype), bias = has_bias ? weight(N, 1, dtype) : Tensor{};
   const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
   std::vector<float> y(T * N), added(T * N);
-  const Linear op{x.data(), w.at(), w.type(), bias.at(), bias.type(), y.data(), T, N, K};
-  const LinearAdd add{x.data(), w.at(), w.type(), bias.at(), bias.type(), added.data(), T, N, K, residual.data()};
+  const Linear op{x.data(), w.at(), w.type(), bias.at(), bias.type(), y.data(), T, N, K, scale};
+  const LinearAdd add{x.data(), w.at(), w.type(), bias.at(), bias.type(), added.data(), T, N, K, scale, residual.data()};
   everywhere("linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
-    const Doubles wanted = linear(widened(x), w, bias, T, N, K);
+    Doubles wanted = linear(widened(x), w, bias, T, N, K);
+    for (double& value : wanted) value *= scale;
     Doubles with_residual = wanted;
     for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
     return close(y, wanted, 1e-5) && close(added, with_residual, 1e-5);
@@ -84,16 +85,16 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
              [&] { return close(y, attention(q, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
 }
 
-void test_append_and_rope(int64_t T, int64_t K, int64_t C) {
+void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half) {
   Pages pages(1, T, 3, K, C, 2);
   std::vector<i32> positions, sequence(static_cast<size_t>(T), 0);
   for (int64_t t = 0; t < T; ++t) positions.push_back(static_cast<i32>(t));
-  const std::vector<float> k = random_floats(T * K * C), v = random_floats(T * K * C), inv_freq = frequencies(C / 2);
+  const std::vector<float> k = random_floats(T * K * C), v = random_floats(T * K * C), inv_freq = frequencies(half);
   std::vector<float> rotated(T * K * C);
   KvAppend append{};
   pages.operands(append, positions, sequence, 1);
   append.k = k.data(), append.v = v.data(), append.T = T;
-  const Rope turn{k.data(), positions.data(), inv_freq.data(), rotated.data(), T, K, C, 1.25};
+  const Rope turn{k.data(), positions.data(), inv_freq.data(), rotated.data(), T, K, C, 1.25, 2 * half};
   const std::vector<Row> rows = {row_of(Opcode::kv_append, append), row_of(Opcode::rope, turn)};
   everywhere("kv_append and rope", rows, {output(pages.memory), output(rotated)}, [&] {
     bool same = true;
@@ -140,7 +141,7 @@ void test_ops() {
   for (const auto& [T, N] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {3, 33}, {20, 301}}) test_elementwise(T, N);
   for (const DType dtype : kTypes)
     for (const int64_t T : {1, 2, 7, 17, 37})
-      for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 31}, {130, 64}}) test_linear(T, N, K, dtype, T % 2 == 0);
+      for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 31}, {130, 64}}) test_linear(T, N, K, dtype, T % 2 == 0, T % 3 == 1 ? 1.0 : 0.3);
   for (const int64_t window : {0, 9}) {
     test_attention(1, 1, 2, 1, window, {1}, 1);
     test_attention(6, 1, 20, 4, window, {3, 41, 12}, 1);
@@ -148,7 +149,8 @@ void test_ops() {
     test_attention(4, 4, 64, 16, window, {300, 1, 70}, 1);
     test_attention(2, 1, 256, 16, window, {40}, 40);
   }
-  for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}}) test_append_and_rope(23, K, C);
+  for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}})
+    for (const int64_t half : {C / 2, C * 3 / 8}) test_append_and_rope(23, K, C, half);
   test_sample();
 }
 

@@ -57,8 +57,8 @@ void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
   const Tensor w = packed(N, K, dtype), bias = weight(N, 1, DType::bf16);
   const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
   std::vector<float> y(T * N), added(T * N);
-  const Linear op{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), y.data(), T, N, K};
-  const LinearAdd add{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), added.data(), T, N, K, residual.data()};
+  const Linear op{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), y.data(), T, N, K, 1.0};
+  const LinearAdd add{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), added.data(), T, N, K, 1.0, residual.data()};
   everywhere("packed linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
     const Doubles met = rounded ? rounded_rows(widened(x), T, K, dtype) : widened(x), wanted = linear(met, w, bias, T, N, K);
     Doubles with_residual = wanted;
@@ -72,9 +72,9 @@ void test_parts(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
   const Tensor w = packed(N, K, dtype);
   const std::vector<float> x = random_floats(T * K);
   std::vector<float> whole(T * N), parts(T * N);
-  std::vector<Row> rows = {row_of(Opcode::linear, Linear{x.data(), w.at(), type_of(w, rounded), nullptr, 0, whole.data(), T, N, K})};
+  std::vector<Row> rows = {row_of(Opcode::linear, Linear{x.data(), w.at(), type_of(w, rounded), nullptr, 0, whole.data(), T, N, K, 1.0})};
   for (int64_t t = 0, size = 1; t < T; t += size, size = std::min(size + 1, T - t))
-    rows.push_back(row_of(Opcode::linear, Linear{x.data() + t * K, w.at(), type_of(w, rounded), nullptr, 0, parts.data() + t * N, size, N, K}));
+    rows.push_back(row_of(Opcode::linear, Linear{x.data() + t * K, w.at(), type_of(w, rounded), nullptr, 0, parts.data() + t * N, size, N, K, 1.0}));
   everywhere("packed parts", rows, {output(whole), output(parts)}, [&] { return whole == parts; });
 }
 
@@ -100,14 +100,14 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
   std::vector<float> normed(T * D), gates(T * F), ups(T * F), silus(T * F), product(T * F), fused(T * F), head(T * F);
   const std::vector<Row> rows = {
       row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5}),
-      row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, rounded), nullptr, 0, gates.data(), T, F, D}),
-      row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, rounded), nullptr, 0, ups.data(), T, F, D}),
+      row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, rounded), nullptr, 0, gates.data(), T, F, D, 1.0}),
+      row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, rounded), nullptr, 0, ups.data(), T, F, D, 1.0}),
       row_of(Opcode::silu, Silu{gates.data(), silus.data(), T, F}),
       row_of(Opcode::mul, Mul{silus.data(), ups.data(), product.data(), T, F}),
       row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, gate.at(), type_of(gate, rounded), nullptr, 0,
                                                               up.at(), type_of(up, rounded), nullptr, 0, fused.data(), T, D, F}),
       row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), gate.at(), type_of(gate, rounded), nullptr,
-                                                      0, head.data(), T, D, F}),
+                                                      0, head.data(), T, D, F, 1.0}),
   };
   everywhere("packed fused", rows, {output(product), output(fused), output(head)}, [&] {
     for (int64_t t = 0; t < T; ++t)

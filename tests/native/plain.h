@@ -34,8 +34,8 @@ inline double silu(double x) { return x / (1 + std::exp(-x)); }
 
 inline Doubles rope(const Doubles& x, const std::vector<i32>& positions, const std::vector<float>& inv_freq, int64_t H, int64_t C,
                     double scale) {
-  Doubles y(x.size());
-  const int64_t half = C / 2;
+  Doubles y = x;
+  const int64_t half = static_cast<int64_t>(inv_freq.size());
   for (size_t t = 0; t < positions.size(); ++t)
     for (int64_t h = 0; h < H; ++h)
       for (int64_t i = 0; i < half; ++i) {

@@ -27,8 +27,11 @@ STEADY = settings(deadline=None, derandomize=True, database=None)
 FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 
-def decoder(dtypes=(DType.F32,), **changes) -> Graph:
-    """A decoder of two small layers; `changes` are fields of ModelConfig."""
+def decoder(dtypes=(DType.F32,), rotated=None, **changes) -> Graph:
+    """A decoder of two small layers; `changes` are fields of ModelConfig.
+
+    `rotated`: channels of a head that are, if not all.
+    """
     config = ModelConfig(
         family="llama",
         vocab_size=37,
@@ -48,7 +51,8 @@ def decoder(dtypes=(DType.F32,), **changes) -> Graph:
         tied_embeddings=False,
     )
     config = replace(config, **changes)
-    inv_freq = tuple(float(f) for f in np.float32(100.0) ** -np.linspace(0, 1, config.head_dim // 2, endpoint=False))
+    pairs = (rotated or config.head_dim) // 2
+    inv_freq = tuple(float(f) for f in np.float32(100.0) ** -np.linspace(0, 1, pairs, endpoint=False))
     config = replace(config, rope=replace(config.rope, inv_freq=inv_freq))
     names = weight_shapes(config)
     return decoder_graph(config, {name: dtypes[i % len(dtypes)] for i, name in enumerate(names)})
@@ -72,6 +76,10 @@ TRAINABLE = st.builds(
     qk_norm=st.booleans(),
     windows=st.sampled_from([(0, 0), (3, 2)]),
     embed_scale=st.sampled_from([1.0, 3.5]),
+    residual_scale=st.sampled_from([1.0, 0.6]),
+    logits_scale=st.sampled_from([1.0, 0.25]),
+    layers_without_rope=st.sampled_from([(), (1,)]),
+    rotated=st.sampled_from([6, 4]),
     density=st.sampled_from([1.0, 0.25]),
 )
 
@@ -90,6 +98,8 @@ def decoders(draw) -> Graph:
     """Decoders of any flags and sizes, with a type per weight."""
     kv_heads, layers = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     flags = {name: draw(st.booleans()) for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "tied_embeddings")}
+    scales = {name: draw(st.sampled_from((1.0, 0.6))) for name in ("embed_scale", "residual_scale", "logits_scale")}
+    head_dim = 2 * draw(st.integers(1, 5))
     return decoder(
         dtypes=tuple(draw(st.lists(st.sampled_from(FLOATS), min_size=1, max_size=3))),
         vocab_size=draw(st.integers(1, 70)),
@@ -98,9 +108,12 @@ def decoders(draw) -> Graph:
         num_layers=layers,
         num_heads=kv_heads * draw(st.integers(1, 3)),
         num_kv_heads=kv_heads,
-        head_dim=2 * draw(st.integers(1, 5)),
+        head_dim=head_dim,
+        rotated=2 * draw(st.integers(1, head_dim // 2)),
+        layers_without_rope=tuple(draw(st.sets(st.integers(0, layers - 1)))),
         windows=tuple(draw(st.lists(st.sampled_from((0, 1, 7)), min_size=layers, max_size=layers))),
         **flags,
+        **scales,
     )
 
 

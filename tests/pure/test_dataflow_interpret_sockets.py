@@ -70,7 +70,15 @@ def sharded(graph, degree, past, lengths):
 
 SHAPES = {
     "gqa": {"vocab_size": 40},
-    "scaled": {"vocab_size": 40, "embed_scale": 3.5},
+    "scaled": {
+        "vocab_size": 40,
+        "embed_scale": 3.5,
+        "attention_scale": 0.2,
+        "residual_scale": 0.6,
+        "logits_scale": 0.25,
+    },
+    "rotated in part": {"vocab_size": 40, "rotated": 4},
+    "not all rotated": {"vocab_size": 40, "layers_without_rope": (1,), "qk_norm": True},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},
     "everything": {
         "vocab_size": 40,

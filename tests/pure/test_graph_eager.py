@@ -26,7 +26,9 @@ SHAPES = {
     "plain": {"num_kv_heads": 4},
     "gqa": {},
     "window": {"windows": (3, 0)},
-    "scaled": {"embed_scale": 3.5},
+    "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
+    "rotated in part": {"rotated": 4},
+    "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
     "everything": {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True},
 }
 STEPS = [((0, [3, 1, 4, 1, 5]), (1, [9, 2, 6])), ((0, [5]), (1, [3])), ((1, [8]), (0, [7, 9]))]
@@ -49,7 +51,7 @@ def test_kernels_do_no_less_than_the_graph(graph, sizes):
     """Flops and bytes: all scores of a rectangle, and every intermediate stored."""
     kernels = expand(graph)
     verify(kernels)
-    assert not {op.kind for op in kernels.ops} & (set(RULES) - {"embed", "embed_part", "gelu", "take_heads"})
+    assert not {op.kind for op in kernels.ops} & (set(RULES) - {"embed", "embed_part", "linear", "gelu", "take_heads"})
     fused, unfused, eager = (
         program_cost(compile_graph(g, rule_set), sizes)
         for g, rule_set in ((graph, "section"), (graph, "none"), (kernels, "none"))

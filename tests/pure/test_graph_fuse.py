@@ -65,6 +65,33 @@ def test_every_decoder_becomes_five_regions_a_layer(graph):
     assert kernels_of(graph) == ["embed", *LAYER * len(layers), "take_norm_linear", "sample"]
 
 
+def test_a_region_without_an_operand_for_a_scale_leaves_a_scaled_product_out():
+    graph = decoder()
+    scaled = change_op(graph, "layers.0/up", attrs={"scale": 0.5})
+    wanted = [*LAYER[:3], "rms_norm", "linear", "linear", "silu", "mul", "linear_add"]
+    assert kernels_of(scaled, stage="layers.0") == wanted
+    assert kernels_of(change_op(graph, "layers.0/down", attrs={"scale": 0.5})) == kernels_of(graph)
+    assert kernels_of(change_op(graph, "head/logits", attrs={"scale": 0.5})) == kernels_of(graph)
+
+
+def test_heads_normed_together_and_rotated_in_part_are_left_unfused():
+    shape = {"qk_norm": True, "heads_normed_together": True}
+    wanted = ["rms_norm", *["linear"] * 3, "norm_rope_append", "attention", *LAYER[2:]]
+    assert kernels_of(decoder(**shape), stage="layers.0") == wanted
+    wanted[4:5] = ["rms_norm", "rms_norm", "rope", "rope", "kv_append"]
+    assert kernels_of(decoder(rotated=4, **shape), stage="layers.0") == wanted
+
+
+def test_queries_that_are_turned_beside_keys_that_are_not_are_left_unfused():
+    graph = decoder()
+    rope = the_op(graph, "layers.0/k_rope")
+    append = the_op(graph, "layers.0/kv_append")
+    plain = change_op(without(graph, rope), append.name, inputs=(rope.inputs[0], *append.inputs[1:]))
+    verify(plain)
+    assert kernels_of(plain, stage="layers.0")[:6] == ["rms_norm", *["linear"] * 3, "rope", "kv_append"]
+    assert kernels_of(plain, stage="layers.1") == LAYER
+
+
 @settings(STEADY, max_examples=30)
 @given(decoders())
 def test_regions_cover_the_ops_in_order_and_agree_at_their_borders(graph):

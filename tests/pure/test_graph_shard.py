@@ -26,7 +26,15 @@ SHAPES = {
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
     "olmo2": of_family("olmo2", vocab_size=40),
     "gqa": {"vocab_size": 40},
-    "scaled": {"vocab_size": 40, "embed_scale": 3.5},
+    "scaled": {
+        "vocab_size": 40,
+        "embed_scale": 3.5,
+        "attention_scale": 0.2,
+        "residual_scale": 0.6,
+        "logits_scale": 0.25,
+    },
+    "rotated in part": {"vocab_size": 40, "rotated": 4},
+    "not all rotated": {"vocab_size": 40, "layers_without_rope": (1,), "qk_norm": True},
     "mqa": {"vocab_size": 40, "num_kv_heads": 1},
     "everything": {"vocab_size": 40, **EVERYTHING},
     "window": {"vocab_size": 40, "windows": (3, 0)},
@@ -106,6 +114,11 @@ WRONG = {
     "columns": (decoder(vocab_size=40, intermediate_size=22), 4, "gate has 22 columns, which do not split over 4"),
     "no ranks": (decoder(), 0, "rank 0 of 0 ranks does not exist"),
     "nothing to split": (zoo_graph("flash-fft-conv-1m"), 8, "none of its 97 ops can be split over 8 ranks"),
+    "scaled biases": (
+        decoder(vocab_size=40, residual_scale=0.5, o_bias=True),
+        2,
+        "layers.0/o scales a sum of all ranks and its bias",
+    ),
     "again": (shard(decoder(vocab_size=40), 2), 2, "one rank's already"),
 }
 

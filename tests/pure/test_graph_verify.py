@@ -114,8 +114,8 @@ WRONG = {
     ),
     "negative eps": (lambda g: change_op(g, "head/norm", attrs={"eps": -1.0}), ["head/norm", "-1.0"]),
     "frequencies": (
-        lambda g: change_value(g, "inv_freq", data=(1.0, 0.5)),
-        ["layers.0/q_rope", "inv_freq", "2 numbers", "6 channels"],
+        lambda g: change_value(g, "inv_freq", data=(1.0, 0.5, 0.2, 0.1)),
+        ["layers.0/q_rope", "inv_freq", "4 numbers", "6 channels", "give 3, or fewer"],
     ),
     "other positions": (
         lambda g: inputs_of(with_values(g, Value("here", (T,), DType.I32, Kind.INPUT)), "layers.0/q_rope", 1, "here"),

@@ -233,6 +233,7 @@ NESTS: Mapping[str, MakeNest] = {
     "group_attention": _group_attention,
     "add": _elementwise(),
     "sub": _elementwise(),
+    "scale": _elementwise(),
     "mul": _elementwise(),
     "silu": _elementwise(),
     "gelu": _elementwise(),

@@ -1,7 +1,6 @@
 """Regions to instructions, on every real device: which operand is which value, constant or size of a program.
 
-    region -> {operand: number | Weight | Stored | Named}          once, at load
-    template.put_...(rows, addresses)                              when they change: one assignment, whatever the depth
+    region -> {operand: number | Weight | Stored | Named}          once, at load; template.py writes rows of them
 
 Knows nothing about threads, lanes, memory or whose kernels walk the rows.
 """
@@ -21,7 +20,6 @@ from coterie.graph.ir import Kind, Op, Value
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.graph.program import Program, Region
 from coterie.kernels import cpu as kernels
-from coterie.kernels.cpu import I64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +120,16 @@ class Lowering:
         paged |= {name: Named(name) for name in PAGE_NAMES}
         return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype), "layer": append.integer("layer")}
 
+    def rotated(self, rope: Op) -> int:
+        """How many channels of each head are rotated."""
+        return 2 * len(self.value(rope.inputs[2]).data)
+
     def linear(self, op: Op) -> Operands:
         """x, weight, bias, y and sizes."""
         x = op.inputs[0]
         shape = self.value(op.outputs[0]).shape
         sizes: Operands = {"T": self.size(shape[0]), "N": trailing(shape), "K": trailing(self.value(x).shape)}
+        sizes["scale"] = op.scale
         ends = {"x": self.at(x), "y": self.at(op.outputs[0])}
         return ends | self.projection("weight", "bias", op) | sizes
 
@@ -165,7 +168,8 @@ def _rope(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, H, C = low.value(op.outputs[0]).shape
     names = zip(("x", "positions", "inv_freq"), op.inputs, strict=True)
     ends = {operand: low.at(name) for operand, name in names} | {"y": low.at(op.outputs[0])}
-    return ends | {"T": low.size(T), "H": low.size(H), "C": low.size(C), "scale": op.number("scale")}
+    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "rotated": low.rotated(op)}
+    return ends | sizes | {"scale": op.number("scale")}
 
 
 def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -212,10 +216,7 @@ def _sample(low: Lowering, ops: Sequence[Op]) -> Operands:
 def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     norm, q, k, v, *rest, append = ops
     norms = [op for op in rest if op.kind == "rms_norm"]
-    q_rope, k_rope = (op for op in rest if op.kind == "rope")
-    if q_rope.inputs[1:] != k_rope.inputs[1:] or q_rope.attrs != k_rope.attrs:
-        fact = f"{q_rope.name} and {k_rope.name} rotate by different angles in one region"
-        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
+    rope = next((op for op in rest if op.kind == "rope"), None)  # that of q: the rule wants the same of k, or none
     operands = low.norm(norm)
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)
@@ -223,9 +224,11 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
         head_norm = next((op for op in norms if op.inputs[0] == head.outputs[0]), None)
         operands |= low.weight(f"{name}_norm", head_norm.inputs[1] if head_norm else "")
         operands[f"{name}_eps"] = head_norm.number("eps") if head_norm else 0.0
-    T, H, C = low.value(q_rope.outputs[0]).shape
+    made = rope.outputs[0] if rope else next((op for op in norms if op.inputs[0] == q.outputs[0]), q).outputs[0]
+    T, H, C = low.value(made).shape
     sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
-    ends = {"inv_freq": low.at(q_rope.inputs[2]), "scale": q_rope.number("scale"), "q": low.at(q_rope.outputs[0])}
+    ends = {"q": low.at(made), "inv_freq": low.at(rope.inputs[2] if rope else "")}
+    ends |= {"scale": rope.number("scale") if rope else 1.0, "rotated": low.rotated(rope) if rope else 0}
     return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
 
 
@@ -271,7 +274,7 @@ def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
     R, N = low.value(linear.outputs[0]).shape
     D = trailing(low.value(norm.outputs[0]).shape)
     ends = {"x": low.at(take.inputs[0]), "rows": low.at(take.inputs[1]), "y": low.at(linear.outputs[0])}
-    sizes = {"R": low.size(R), "D": D, "N": low.size(N)}
+    sizes: Operands = {"R": low.size(R), "D": D, "N": low.size(N), "scale": linear.scale}
     return low.norm(norm) | low.projection("weight", "bias", linear) | ends | sizes
 
 
@@ -294,55 +297,3 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "norm_gate_up_silu_mul": _norm_gate_up_silu_mul,
     "take_norm_linear": _take_norm_linear,
 }
-
-
-class Template:
-    """Rows of a program with everything in place that is the same in every run, and where the rest goes."""
-
-    def __init__(self, names: Sequence[str], instructions: Sequence[Operands]) -> None:
-        self._rows = np.zeros((len(names), kernels.ROW_WORDS), dtype=np.int64)
-        symbolic: list[tuple[int, Operand]] = []
-        for i, (name, operands) in enumerate(zip(names, instructions, strict=True)):
-            literal = {key: value if isinstance(value, int | float) else 0 for key, value in operands.items()}
-            self._rows[i] = kernels.encode(name, literal)
-            words = kernels.OPCODES[name].words
-            symbolic += [
-                (i * kernels.ROW_WORDS + words[key], value)
-                for key, value in operands.items()
-                if not isinstance(value, int | float)
-            ]
-        weights = [(at, item.index) for at, item in symbolic if isinstance(item, Weight)]
-        stored = [(at, item.name) for at, item in symbolic if isinstance(item, Stored)]
-        named = [(at, item.name) for at, item in symbolic if isinstance(item, Named)]
-        self.stored: tuple[str, ...] = tuple(dict.fromkeys(name for _, name in stored))
-        self.named: tuple[str, ...] = tuple(dict.fromkeys(name for _, name in named))
-        self._weights = _places(weights)
-        self._stored = _places([(at, self.stored.index(name)) for at, name in stored])
-        self._named = _places([(at, self.named.index(name)) for at, name in named])
-
-    def rows(self) -> I64:
-        """New rows, to be completed by the methods below."""
-        return self._rows.copy()
-
-    def put_weights(self, rows: I64, addresses: I64) -> None:
-        """Write the addresses of weights, given in the program's order."""
-        _put(rows, self._weights, addresses)
-
-    def put_stored(self, rows: I64, addresses: I64) -> None:
-        """Write the addresses of stored values, given in the order of `stored`."""
-        _put(rows, self._stored, addresses)
-
-    def put_named(self, rows: I64, numbers: I64) -> None:
-        """Write what each run gives, in the order of `named`."""
-        _put(rows, self._named, numbers)
-
-
-def _put(rows: I64, places: tuple[I64, I64], values: I64) -> None:
-    at, index = places
-    rows.reshape(-1)[at] = values[index]
-
-
-def _places(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:
-    """Where to write, and which of the values."""
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return table[:, 0].copy(), table[:, 1].copy()

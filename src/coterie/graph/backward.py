@@ -22,6 +22,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
+from coterie.graph.ops import SCALE
 from coterie.graph.shard import Sharded, Split, split_graph
 
 TARGETS = "targets"
@@ -130,7 +131,7 @@ class _Backward:
         So it has where several have the same columns, those of a key/value head: its own queries' part of their slopes.
         """
         x, weight, bias = op.inputs
-        dy, split = self.gradient(op.outputs[0]), self.splits.get(weight)
+        dy, split = self._scaled(op, self.gradient(op.outputs[0])), self.splits.get(weight)
         sharing = self.degree // split.parts if split is not None else 1
         by_columns = split is not None and split.axis == 0
         dx = self._op("linear_dx", f"{_short(op)}.dx", (dy, weight), self.values[x].shape)
@@ -139,6 +140,12 @@ class _Backward:
         self._weight("linear_dw", op, weight, (dy, x, pattern), sharing)
         if bias:
             self._weight("bias_dw", op, bias, (dy,), sharing)
+
+    def _scaled(self, op: Op, dy: str) -> str:
+        """The slope before what the op multiplies its result by."""
+        if SCALE not in op.attrs:
+            return dy
+        return self._op("scale", f"{_short(op)}.dy", (dy,), self.values[dy].shape, factor=op.scale)
 
     def norm(self, op: Op) -> None:
         """Of x, of the weight and of the bias; a norm of heads has summands on all ranks."""

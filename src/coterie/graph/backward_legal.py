@@ -11,7 +11,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, trailing
 from coterie.graph.checks import R, Row, T
 from coterie.graph.ir import Kind
-from coterie.graph.legal import GELU_FORMS
+from coterie.graph.legal import GELU_FORMS, turns
 
 
 def _like(row: Row, *positions: int) -> None:
@@ -75,7 +75,7 @@ def _norm_dw(row: Row) -> None:
 def _rope_dx(row: Row) -> None:
     _like(row, 0)
     row.row_input(1, T)
-    row.constant(2, row.heads(row.input(0))[1] // 2)
+    turns(row, row.input(0), row.input(2))
 
 
 def _attention_grad(row: Row) -> None:

@@ -69,8 +69,8 @@ def _layer_norm_dw(step: Step, op: Op, x: list[Any]) -> Array:
 def _rope_dx(step: Step, op: Op, x: list[Any]) -> Array:
     angles = x[1].astype(np.float32)[:, None, None] * x[2]
     cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
-    left, right = np.split(x[0], 2, axis=-1)
-    return np.concatenate([left * cos + right * sin, right * cos - left * sin], axis=-1)
+    left, right, rest = np.split(x[0], (len(x[2]), 2 * len(x[2])), axis=-1)
+    return np.concatenate([left * cos + right * sin, right * cos - left * sin, rest], axis=-1)
 
 
 def _silu_dx(step: Step, op: Op, x: list[Any]) -> Array:

@@ -59,8 +59,14 @@ def _scaling_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     weight, y = graph.values[op.inputs[1]], graph.values[op.outputs[0]]
-    bias = sizes.of(weight.shape[0]) if op.inputs[2] else 0
-    return sizes.of(y.shape[0]) * (2 * elements(weight, sizes) + bias)
+    ends = (bool(op.inputs[2]) + (SCALE in op.attrs)) * sizes.of(weight.shape[0])  # bias and scale, a flop each
+    return sizes.of(y.shape[0]) * (2 * elements(weight, sizes) + ends)
+
+
+def _rope_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Three for each channel that is rotated: two products and a sum."""
+    rows, heads, _ = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
+    return 3 * rows * heads * 2 * len(graph.values[op.inputs[2]].data)
 
 
 def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -110,7 +116,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("relu", "add_positions"), 1),
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
     **dict.fromkeys(("add_mask", "alibi"), 1),
-    **dict.fromkeys(("rope", "sigmoid", "tanh"), 3),
+    **dict.fromkeys(("sigmoid", "tanh"), 3),
     **dict.fromkeys(("rms_norm", "silu"), 4),
     **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
     "layer_norm": 6,
@@ -162,7 +168,7 @@ FLOPS: Mapping[str, _Flops] = {
     "rms_norm_dw": _of_input(5),
     "layer_norm_dx": _of_input(11),
     "layer_norm_dw": _of_input(7),
-    "rope_dx": _of_input(3),
+    **dict.fromkeys(("rope", "rope_dx"), _rope_flops),
     "silu_dx": _of_input(7),
     "gelu_dx": _of_input(14),
     "attention_grad": _attention_grad_flops,

@@ -168,8 +168,32 @@ def _embed(e: _Expansion, op: Op) -> None:
     e.emit("scale", y, (rows,), y, factor=op.scale)
 
 
+def _linear(e: _Expansion, op: Op) -> None:
+    if SCALE not in op.attrs:
+        e.append(op)
+        return
+    y = op.outputs[0]
+    attrs = {key: value for key, value in op.attrs.items() if key != SCALE}
+    product = e.emit("linear", f"{y}/product", op.inputs, y, e.shape(y), **attrs)
+    e.emit("scale", y, (product,), y, factor=op.scale)
+
+
 def _rope(e: _Expansion, op: Op) -> None:
+    """Where heads are rotated in part, that part and what passes are taken apart first, and joined again."""
     x, y = op.inputs[0], op.outputs[0]
+    channels, rotated = e.size(x, -1), 2 * len(e.graph.values[op.inputs[2]].data)
+    if rotated == channels:
+        _rotated(e, op, x, y)
+        return
+    turning: Shape = (*e.shape(x)[:-1], rotated)
+    passing: Shape = (*e.shape(x)[:-1], channels - rotated)
+    first = e.emit("slice", f"{y}/first", (x,), x, turning, first=0, count=rotated)
+    rest = e.emit("slice", f"{y}/rest", (x,), x, passing, first=rotated, count=channels - rotated)
+    turned = _rotated(e, op, first, f"{y}/rotated")
+    e.emit("cat", y, (turned, rest), x)
+
+
+def _rotated(e: _Expansion, op: Op, x: str, y: str) -> str:
     half: Shape = (*e.shape(x)[:-1], e.size(x, -1) // 2)
     count = e.size(x, -1) // 2
     straight = e.emit("mul_heads", f"{y}/straight", (x, _table(op, "cos")), x)
@@ -178,7 +202,7 @@ def _rope(e: _Expansion, op: Op) -> None:
     left = e.emit("slice", f"{y}/left", (x,), x, half, first=0, count=count)
     halves = e.emit("cat", f"{y}/cat", (turned, left), x)
     across = e.emit("mul_heads", f"{y}/across", (halves, _table(op, "sin")), x)
-    e.emit("add", y, (straight, across), x)
+    return e.emit("add", y, (straight, across), x)
 
 
 def _kv_append(e: _Expansion, op: Op) -> None:
@@ -287,6 +311,7 @@ def _gelu(e: _Expansion, op: Op) -> None:
 RULES: Mapping[str, Callable[[_Expansion, Op], None]] = {
     "embed": _embed,
     "embed_part": _embed,
+    "linear": _linear,
     "rms_norm": _rms_norm,
     "rope": _rope,
     "kv_append": _kv_append,

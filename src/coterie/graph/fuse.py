@@ -16,7 +16,7 @@ from itertools import groupby
 
 from coterie.core.errors import UsageError
 from coterie.graph.ir import Graph, Kind, Op, norms_all_heads
-from coterie.graph.ops import OPS
+from coterie.graph.ops import OPS, SCALE
 from coterie.graph.program import Region
 
 
@@ -26,7 +26,8 @@ class Part:
 
     A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q"; to a value made
     outside where there is none: "norm|". `dims` is how many dimensions input 0 and the output must have, 0 where that
-    does not matter. `by_head`: a norm that does not reach across heads.
+    does not matter. `by_head`: a norm that does not reach across heads. `scaled`: a linear may have a scale, for which
+    the rule's kernel has an operand. `whole`: a rope of all channels of a head.
     """
 
     role: str
@@ -35,14 +36,16 @@ class Part:
     optional: bool = False
     dims: tuple[int, int] = (0, 0)
     by_head: bool = False
+    scaled: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A row: the name is the kernel's; `reason` says why these ops belong in one kernel.
 
-    The ops in the roles `alike` must agree in their attributes and in every input but the first; those in the roles
-    `share` must read the same first input.
+    The ops in the roles `alike` must agree in their attributes and in every input but the first, and all be there or
+    none; those in the roles `share` must read the same first input.
     """
 
     name: str
@@ -61,9 +64,9 @@ NORM_QKV_ROPE_APPEND = Rule(
         Part("v", "linear", ((0, "norm"),)),
         Part("q_norm", "rms_norm", ((0, "q"),), optional=True, by_head=True),
         Part("k_norm", "rms_norm", ((0, "k"),), optional=True, by_head=True),
-        Part("q_rope", "rope", ((0, "q_norm|q"),)),
-        Part("k_rope", "rope", ((0, "k_norm|k"),)),
-        Part("append", "kv_append", ((0, "k_rope"), (1, "v"))),
+        Part("q_rope", "rope", ((0, "q_norm|q"),), optional=True),
+        Part("k_rope", "rope", ((0, "k_norm|k"),), optional=True),
+        Part("append", "kv_append", ((0, "k_rope|k_norm|k"), (1, "v"))),
     ),
     "the normed tile is read by three projections and dropped; k and v go straight to their page",
     alike=("q_rope", "k_rope"),
@@ -73,8 +76,8 @@ NORM_ROPE_APPEND = Rule(
     (
         Part("q_norm", "rms_norm", dims=(3, 3)),
         Part("k_norm", "rms_norm", dims=(3, 3)),
-        Part("q_rope", "rope", ((0, "q_norm"),)),
-        Part("k_rope", "rope", ((0, "k_norm"),)),
+        Part("q_rope", "rope", ((0, "q_norm"),), whole=True),
+        Part("k_rope", "rope", ((0, "k_norm"),), whole=True),
         Part("append", "kv_append", ((0, "k_rope"),)),
     ),
     "a norm over all heads waits for all of a token's projection; what is normed is then turned and put in its place",
@@ -82,7 +85,7 @@ NORM_ROPE_APPEND = Rule(
 )
 LINEAR_ADD = Rule(
     "linear_add",
-    (Part("linear", "linear"), Part("add", "add", ((1, "linear"),))),
+    (Part("linear", "linear", scaled=True), Part("add", "add", ((1, "linear"),))),
     "the residual is added while the output row is still in registers",
 )
 NORM_GATE_UP_SILU_MUL = Rule(
@@ -107,7 +110,7 @@ TAKE_NORM_LINEAR = Rule(
     (
         Part("take", "take_rows", dims=(2, 2)),
         Part("norm", "rms_norm", ((0, "take"),)),
-        Part("head", "linear", ((0, "norm"),), dims=(2, 2)),
+        Part("head", "linear", ((0, "norm"),), dims=(2, 2), scaled=True),
     ),
     "only sampled rows are normed and projected, row by row",
 )
@@ -235,7 +238,8 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
             position += 1
         elif not part.optional:
             return None
-    if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for role, op in bound.items() if role in rule.alike}) > 1:
+    alike = [op for role, op in bound.items() if role in rule.alike]
+    if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for op in alike}) > 1 or 0 < len(alike) < len(rule.alike):
         return None
     if len({op.inputs[0] for role, op in bound.items() if role in rule.share}) > 1:
         return None
@@ -251,7 +255,7 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
 
 def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
     """Kind and dimensions are the part's, and so are the edges from the ops before it: no less and no more."""
-    if op.kind != part.kind:
+    if op.kind != part.kind or (op.kind == "linear" and SCALE in op.attrs and not part.scaled):
         return False
     made = {o.outputs[0] for o in bound.values()}
     inside = {(position, name) for position, name in enumerate(op.inputs) if name in made}
@@ -263,6 +267,8 @@ def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
         elif not roles.endswith("|"):
             return False
     if part.by_head and norms_all_heads(graph, op):
+        return False
+    if part.whole and 2 * len(graph.values[op.inputs[2]].data) != graph.values[op.inputs[0]].shape[-1]:
         return False
     found = (len(graph.values[name].shape) for name in (op.inputs[0], op.outputs[0]))
     return inside == wanted and all(want in (0, have) for want, have in zip(part.dims, found, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.checks import Row
-from coterie.graph.ir import Kind, norms_all_heads
+from coterie.graph.ir import Kind, Value, norms_all_heads
 from coterie.graph.ops import INT8, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -57,6 +57,7 @@ def _linear(row: Row) -> None:
     row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True, sparse=True)
     if row.op.inputs[2]:
         row.weight(2, (trailing(y.shape),))
+    row.scale()
     rounding, weight = row.op.attrs.get(ROUNDING), row.input(1)
     if rounding is not None and (rounding != INT8 or not weight.dtype.is_packed):
         fact = f"{ROUNDING} is {rounding!r} for {weight.name} of type {weight.dtype.value}"
@@ -69,11 +70,18 @@ def _rope(row: Row) -> None:
     row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
     row.row_input(1, T)
+    turns(row, x, frequencies)
+
+
+def turns(row: Row, x: Value, frequencies: Value) -> None:
+    """Heads of an even number of channels, and a constant of a frequency for each pair, or for the first of them."""
     channels = x.shape[-1]
     if len(x.shape) != 3 or not isinstance(channels, int) or channels % 2:
         raise row.wrong(f"{x.name} has shape {x.shape}", "give [T, heads, channels] with an even number of channels")
-    if frequencies.kind is not Kind.CONSTANT or len(frequencies.data) != channels // 2:
-        raise row.wrong(f"{frequencies.name} has {len(frequencies.data)} numbers for {channels} channels", "give half")
+    count = len(frequencies.data)
+    if frequencies.kind is not Kind.CONSTANT or not 0 < count <= channels // 2:
+        fact = f"{frequencies.name} has {count} numbers for {channels} channels"
+        raise row.wrong(fact, f"give {channels // 2}, or fewer where the last channels pass")
 
 
 def _kv_append(row: Row) -> None:

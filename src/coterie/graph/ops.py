@@ -25,13 +25,14 @@ OPS: dict[str, OpSpec] = {
         ("eps",),
     ),
     "linear": OpSpec(
-        "y = x @ weight.T + bias, trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
+        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
-        ("rounding?",),
+        ("rounding?", "scale?"),
     ),
     "rope": OpSpec(
-        "rotate the halves of each head by position * inv_freq, cos and sin times scale",
+        "rotate the halves of each head by position * inv_freq, cos and sin times scale; with fewer of inv_freq, the "
+        "halves of as many pairs of its first channels",
         ("x:THC", "positions:T", "inv_freq:C/2"),
         ("y:THC",),
         ("scale",),

@@ -133,14 +133,14 @@ def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     if x[2] is not None:
         y = y + x[2]
     shape = [dim for dim in step.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int)]
-    return np.asarray(y.reshape(len(flat), *shape), np.float32)
+    return _scaled(op, y.reshape(len(flat), *shape))
 
 
 def _rope(step: Step, op: Op, x: list[Any]) -> Array:
     angles = x[1].astype(np.float32)[:, None, None] * x[2]
     cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
-    left, right = np.split(x[0], 2, axis=-1)
-    return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    left, right, rest = np.split(x[0], (len(x[2]), 2 * len(x[2])), axis=-1)
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
 
 
 def _kv_append(step: Step, op: Op, x: list[Any]) -> None:

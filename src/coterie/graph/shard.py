@@ -22,6 +22,7 @@ from types import MappingProxyType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Shape
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
+from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
 _PER_COLUMN = ("silu", "gelu", "relu", "mul", "rope", "take_heads", "group_attention")
@@ -188,6 +189,9 @@ class _Sharding:
         self.splits[weight] = Split(1, self.degree)
         partial = self._value(f"{y}/partial", y)
         self.ops.append(replace(op, inputs=(x, weight, ""), outputs=(partial,)))
+        if bias and SCALE in op.attrs:
+            fact = f"{op.name} scales a sum of all ranks and its bias"
+            raise UsageError(self.graph.name, fact, "a graph of this form cannot be sharded")
         whole = self._exchange("all_reduce", op, partial, self.graph.values[y].shape, "" if bias else y)
         if bias:
             self._add("add_bias", op, (whole, bias), y, {})

@@ -52,7 +52,7 @@ class Decoder:
         if c.alibi:
             b.value("slopes", (c.num_heads,), DType.F32, Kind.CONSTANT, alibi_slopes(c.num_heads))
         elif not names.positions:
-            b.value("inv_freq", (c.head_dim // 2,), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
+            b.value("inv_freq", (len(c.rope.inv_freq),), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
         k_dtype = self.dtypes[f"{names.layer.format(0)}{names.qkv or names.k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
         b.value("kv", (c.num_layers, 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
@@ -94,18 +94,19 @@ class Decoder:
         c = self.config
         rows = ("positions", "sequence", "block_tables")
         part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
-        turns = not (c.alibi or c.names.positions)
+        turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
         q = self._rope("q", part("q")) if turns else ""
         k = self._rope("k", part("k")) if turns else part("k")
         self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
-        attrs: dict[str, Attr] = {"layer": layer, "scale": c.head_dim**-0.5}
+        scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+        attrs: dict[str, Attr] = {"layer": layer, "scale": scale}
         shape: Shape = (T, c.num_heads, c.head_dim)
         if c.alibi:
             y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
         else:
             attrs["window"] = c.windows[layer]
             y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
-        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias)
+        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
         """A projection each; the function that gives a part by its name."""
@@ -154,7 +155,7 @@ class Decoder:
                 wide = self._op("relu", "relu", (up,), inner)
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.value)
-        return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias)
+        return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
 
     def _head(self, x: str) -> None:
         c = self.config
@@ -163,7 +164,7 @@ class Decoder:
         h = self._norm("norm", taken, c.names.norm)
         head = c.names.embed if c.tied_embeddings else c.names.head
         table = self._weight(head, (c.vocab_size, c.hidden_size))
-        logits = self._op("linear", "logits", (h, table, ""), (R, c.vocab_size))
+        logits = self._op("linear", "logits", (h, table, ""), (R, c.vocab_size), **_scale(c.logits_scale))
         self.builder.value("next_tokens", (R,), DType.I32, Kind.OUTPUT)
         self.builder.op("sample", "sample", (logits, "sampling"), ("next_tokens",))
 
@@ -182,10 +183,11 @@ class Decoder:
             inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
         return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps)
 
-    def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool) -> str:
+    def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool, scale: float = 1.0) -> str:
         rows, columns = trailing(shape), trailing(self._shape(x))
         weight = self._weight(prefix + ".weight", (rows, columns), self.config.density)
-        return self._op("linear", name, (x, weight, self._weight(prefix + ".bias", (rows,)) if bias else ""), shape)
+        inputs = (x, weight, self._weight(prefix + ".bias", (rows,)) if bias else "")
+        return self._op("linear", name, inputs, shape, **_scale(scale))
 
     def _weight(self, name: str, shape: Shape, density: float = 1.0) -> str:
         return self.builder.value(name, shape, self.dtypes[name], Kind.WEIGHT, density=density)

@@ -5,7 +5,7 @@ Knows nothing about graphs or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class ModelConfig:
     """Shapes and flags of a decoder. `windows` has one entry per layer, in tokens, 0 for none.
 
     `position_offset` counts where `names.positions` has a table; `density` is that of the linears of the layers.
+    `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
     """
 
     family: str
@@ -52,6 +53,10 @@ class ModelConfig:
     position_offset: int = 0
     density: float = 1.0
     embed_scale: float = 1.0
+    attention_scale: float | None = None
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    layers_without_rope: tuple[int, ...] = ()
     names: Names = NAMES
 
     @property
@@ -67,7 +72,7 @@ class ModelConfig:
         """
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
-        refuse_features(config)
+        refuse_features(config, family.runs)
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
             raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
@@ -83,7 +88,7 @@ class ModelConfig:
             num_kv_heads=_num_kv_heads(config, family, num_heads),
             head_dim=head_dim,
             norm_eps=config.number("rms_norm_eps", family.norm_eps),
-            rope=rope_from_config(config, head_dim, config.count("max_position_embeddings", family.max_positions)),
+            rope=rope_from_config(config, family, head_dim),
             windows=_windows(config, family, num_layers),
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
@@ -100,6 +105,8 @@ class ModelConfig:
             position_offset=family.position_offset,
             density=density_of(config),
             names=family.names,
+            layers_without_rope=_layers_without_rope(config, family, num_layers),
+            **_scales(config, family),
         )
 
 
@@ -158,15 +165,37 @@ def _bias(config: Fields, bias: Bias, key: str) -> bool:
     return config.flag(key) if bias is Bias.BY_CONFIG else bias is Bias.ALWAYS
 
 
+def _scales(config: Fields, family: Family) -> dict[str, float]:
+    """What a family multiplies by, as fields of ModelConfig; by Granite's keys, which all have 1 as a default."""
+    keys = {
+        "embed_scale": "embedding_multiplier",
+        "attention_scale": "attention_multiplier",
+        "residual_scale": "residual_multiplier",
+    }
+    found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.runs}
+    if "logits_scaling" in family.runs:
+        found["logits_scale"] = 1.0 / config.number("logits_scaling", 1.0)
+    return found
+
+
+def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
+    """Numbers of the layers that do not rotate: `no_rope_layers` has 1 for a layer that does, and 0 for those."""
+    if not family.no_rope_interval:
+        return ()
+    interval = config.count("no_rope_layer_interval", family.no_rope_interval)
+    rotates = config.get("no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(num_layers)])
+    if not isinstance(rotates, list) or len(rotates) != num_layers or any(one not in (0, 1) for one in rotates):
+        raise config.wrong("no_rope_layers", f"is {rotates!r}", f"a list of {num_layers} numbers, each 0 or 1")
+    return tuple(layer for layer, one in enumerate(rotates) if not one)
+
+
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
     types = _layer_types(config, num_layers)
-    if family.window is Window.BY_LAYER:
+    if family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE):
         if types is None:
-            first = config.raw.get("max_window_layers", 28)  # the default of both Qwen config classes
-            if type(first) is not int or first < 0:
-                raise config.wrong("max_window_layers", f"is {first!r}", "a whole number")
-            types = [SLIDING if window and i >= first else FULL for i in range(num_layers)]
+            windowed = _windowed_layers(config, family, num_layers) if window else ()
+            types = [SLIDING if layer in windowed else FULL for layer in range(num_layers)]
         if SLIDING in types and not window:
             raise config.wrong("layer_types", f"names {SLIDING} without a window", "used with use_sliding_window")
         return tuple(window if kind == SLIDING else 0 for kind in types)
@@ -177,6 +206,16 @@ def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]
     return (window,) * num_layers
 
 
+def _windowed_layers(config: Fields, family: Family, num_layers: int) -> Sequence[int]:
+    """Which layers have the window, where `layer_types` is absent."""
+    if family.window is Window.WITHOUT_ROPE:
+        return _layers_without_rope(config, family, num_layers)
+    first = config.raw.get("max_window_layers", 28)  # the default of both Qwen config classes
+    if type(first) is not int or first < 0:
+        raise config.wrong("max_window_layers", f"is {first!r}", "a whole number")
+    return range(first, num_layers)
+
+
 def _window_tokens(config: Fields, family: Family) -> int:
     """Tokens of the sliding window, 0 for none. An absent key means the family's default, a null one no window."""
     given = "sliding_window" in config.raw
@@ -185,8 +224,8 @@ def _window_tokens(config: Fields, family: Family) -> int:
             fact = f"a sliding window is not part of {family.model_type}"
             raise UnsupportedError(config.where, fact, "remove sliding_window or use model_type mistral")
         return 0
-    off = family.window is Window.BY_LAYER and not config.flag("use_sliding_window")
-    if off or (given and config.get("sliding_window") is None):
+    off = family.window is not Window.EVERY_LAYER and not config.flag("use_sliding_window")
+    if off or config.get("sliding_window", None if given else family.window_tokens) is None:
         return 0
     return config.count("sliding_window", family.window_tokens)
 

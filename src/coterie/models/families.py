@@ -10,15 +10,19 @@ from coterie.models.bloom import BLOOM
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
+from coterie.models.granite import GRANITE
 from coterie.models.llama import LLAMA
 from coterie.models.mistral import MISTRAL
 from coterie.models.olmo2 import OLMO2
 from coterie.models.opt import OPT
+from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen3 import QWEN3
+from coterie.models.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, BLOOM, FALCON, OPT)
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, PHI3, SMOLLM3, GRANITE, BLOOM, FALCON, OPT)
 }
 
 

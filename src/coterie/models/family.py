@@ -16,6 +16,7 @@ class Window(Enum):
     NEVER = "never"
     EVERY_LAYER = "every layer"  # whenever `sliding_window` is a number
     BY_LAYER = "by layer"  # `use_sliding_window` with `layer_types`, or from `max_window_layers` on
+    WITHOUT_ROPE = "layers without rope"  # `use_sliding_window` with `layer_types`, or those layers
 
 
 class Bias(Enum):
@@ -65,6 +66,7 @@ class Names:
     down: str = "mlp.down_proj"
     norm: str = "model.norm"
     head: str = "lm_head.weight"
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a stored matrix -> those that are its rows
 
 
 NAMES = Names()  # of Llama and whatever is built like it
@@ -88,7 +90,7 @@ class Family:
     qk_norm: bool = False
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
-    window_tokens: int = 4096
+    window_tokens: int | None = 4096  # where the key is absent; None for no window
     norm: Norm = Norm.RMS
     norm_eps: float = 1e-6
     feed_forward: FeedForward = FeedForward.GATED_SILU
@@ -97,6 +99,12 @@ class Family:
     alibi: bool = False
     parallel_norms: int = 0  # attention and feed-forward side by side behind one norm or two; 0: one after the other
     tied_embeddings: bool = False
+    rope_theta: float = 10_000.0
+    rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope
+    partial_rope: bool = False  # `partial_rotary_factor` may be below 1
+    original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
+    no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
+    runs: tuple[str, ...] = ()  # keys that mean something to this family and are refused for the others
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

@@ -30,6 +30,7 @@ from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
+from coterie.models.joined import taken_apart
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.tensors import check_tensors, map_bytes
@@ -74,7 +75,10 @@ def open_model(path: str | Path, name: str = "") -> Model:
         fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
-    dtypes = check_tensors(checkpoint.path, checkpoint.tensors, weight_shapes(config), packing)
+    shapes = weight_shapes(config)
+    tensors = taken_apart(checkpoint.path, checkpoint.tensors, shapes, config.names, config.num_layers)
+    checkpoint = replace(checkpoint, tensors=tensors)
+    dtypes = check_tensors(checkpoint.path, tensors, shapes, packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
     _check_vocabulary(checkpoint.path, config.vocab_size, ends)
     return _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)

@@ -5,6 +5,7 @@ Knows nothing about the features that Coterie does run.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +67,9 @@ REFUSED: tuple[Refused, ...] = (
 )
 
 
-def refuse_features(config: Fields) -> None:
-    """Raise UnsupportedError for the first feature that is on and not run."""
-    for row in REFUSED:
+def refuse_features(config: Fields, runs: Collection[str] = ()) -> None:
+    """Raise UnsupportedError for the first feature that is on and not run; those of the keys `runs` are."""
+    for row in (row for row in REFUSED if row.key not in runs):
         value = config.get(row.key)
         if value and value not in row.off:
             fact = f"{row.key} = {_short(value)} means {row.feature}, which is not run"

@@ -3,7 +3,7 @@
 Knows nothing about graphs. Arithmetic is float32, step by step as the models were trained with (Hugging Face
 transformers), since at position 100,000 one unit in the last place of a frequency is a hundredth of a radian.
 Sources: linear, Chen et al. 2023 (arXiv 2306.15595); yarn, Peng et al. 2023 (arXiv 2309.00071), section 3;
-llama3, the Llama 3.1 model card's scaling rule.
+longrope, Ding et al. 2024 (arXiv 2402.13753); llama3, the Llama 3.1 model card's scaling rule.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.fields import Fields
+from coterie.models.family import Family
+from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
-DEFAULT_THETA = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """`inv_freq` has head_dim / 2 entries; cos and sin are multiplied by `scale`; `max_context` is in tokens."""
+    """`inv_freq` has an entry for each pair of channels that is rotated; cos and sin are multiplied by `scale`.
+
+    `max_context` is in tokens.
+    """
 
     kind: str
     inv_freq: tuple[float, ...]
@@ -34,36 +37,35 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What every kind needs: the rope section (or the whole config), theta, head size and the trained length."""
+    """What every kind needs: the rope section (or the whole config), theta, channels rotated and the trained length."""
 
     rope: Fields
     theta: float
-    head_dim: int
+    rotated: int
     max_positions: int
     original_positions: int
 
 
-def rope_from_config(config: Fields, head_dim: int, max_positions: int) -> Rope:
+def rope_from_config(config: Fields, family: Family, head_dim: int) -> Rope:
     """Read `rope_scaling` or `rope_parameters`. Raises CheckpointError, or UnsupportedError naming the kind."""
     rope = config.section("rope_scaling") or config.section("rope_parameters") or Fields({}, config.where)
     nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
     if nested:
         fact = f"rope parameters that differ by layer type ({', '.join(nested)}) are not run"
         raise UnsupportedError(rope.where, fact, "use a model with one rope")
-    if (partial := rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))) != 1.0:
-        fact = f"partial_rotary_factor {partial:g} is not run"
-        raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = family.rope_kinds.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         fact = f"rope type {kind!r} is not run"
         raise UnsupportedError(rope.where, fact, f"Coterie runs {', '.join(KINDS)}")
+    max_positions = config.count("max_position_embeddings", family.max_positions)
     original = rope.count("original_max_position_embeddings", max_positions)
     settings = _Settings(
         rope,
-        rope.number("rope_theta", config.number("rope_theta", DEFAULT_THETA)),
-        head_dim,
+        rope.number("rope_theta", config.number("rope_theta", family.rope_theta)),
+        _rotated(config, rope, family, head_dim),
         max_positions,
-        config.count("original_max_position_embeddings", original),
+        config.count("original_max_position_embeddings", family.original_positions or original),
     )
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
@@ -74,9 +76,26 @@ def rope_from_config(config: Fields, head_dim: int, max_positions: int) -> Rope:
     return found
 
 
+def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
+    """How many channels of each head are rotated, an even number."""
+    part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if part != 1.0 and not family.partial_rope:
+        fact = f"partial_rotary_factor {part:g} is not run for {family.model_type}"
+        raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")
+    rotated = int(head_dim * part)
+    if rotated % 2 or not 0 < rotated <= head_dim:
+        fact = f"is {part:g}, which is {rotated} of the {head_dim} channels of a head"
+        raise rope.wrong("partial_rotary_factor", fact, "such that an even number of them, and not 0, is rotated")
+    return rotated
+
+
+def _periods(settings: _Settings) -> F32:
+    exponents = np.arange(0, settings.rotated, 2, dtype=np.float32) / np.float32(settings.rotated)
+    return np.asarray(np.float32(settings.theta) ** exponents, np.float32)
+
+
 def _plain(settings: _Settings) -> F32:
-    exponents = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
-    return np.float32(1.0) / np.float32(settings.theta) ** exponents
+    return np.asarray(np.float32(1.0) / _periods(settings), np.float32)
 
 
 def _rope(kind: str, inv_freq: F32, max_context: int, scale: float = 1.0) -> Rope:
@@ -106,6 +125,27 @@ def _dynamic(settings: _Settings) -> Rope:
     return _rope("dynamic", _plain(settings), min(settings.max_positions, settings.original_positions))
 
 
+def _longrope(settings: _Settings) -> Rope:
+    """Frequencies change beyond the trained length, of cached keys too; within it they have the short factors."""
+    rope, original = settings.rope, settings.original_positions
+    short, count = rope.get("short_factor"), settings.rotated // 2
+    numbers = isinstance(short, list) and all(type(f) in (int, float) and 0 < f < MAX_NUMBER for f in short)
+    if not numbers or len(short) != count:
+        found = "is missing" if short is None else f"is {_brief(short)}"
+        raise rope.wrong("short_factor", found, f"a list of {count} numbers above 0")
+    factor = rope.number("factor", settings.max_positions / original)
+    if factor > 1 and original < 2:
+        raise rope.wrong("original_max_position_embeddings", f"is {original}", "at least 2")
+    usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    inv_freq = np.float32(1.0) / (np.array(short, np.float32) * _periods(settings))
+    context = min(settings.max_positions, original)
+    return _rope("longrope", inv_freq, context, rope.number("attention_factor", usual))
+
+
+def _brief(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
+
+
 def _llama3(settings: _Settings) -> Rope:
     rope, original = settings.rope, settings.original_positions
     factor, low, high = _factor(rope), rope.number("low_freq_factor"), rope.number("high_freq_factor")
@@ -121,7 +161,7 @@ def _llama3(settings: _Settings) -> Rope:
 
 
 def _yarn(settings: _Settings) -> Rope:
-    rope, original, dim = settings.rope, settings.original_positions, settings.head_dim
+    rope, original, dim = settings.rope, settings.original_positions, settings.rotated
     factor = _factor(rope, max(1.0, settings.max_positions / original))
     low, high = _yarn_border(settings)
     if low == high:
@@ -136,7 +176,7 @@ def _yarn(settings: _Settings) -> Rope:
 
 def _yarn_border(settings: _Settings) -> tuple[float, float]:
     """Dimensions between which yarn goes over from keeping a frequency to dividing it."""
-    rope, dim = settings.rope, settings.head_dim
+    rope, dim = settings.rope, settings.rotated
 
     def dimension(key: str, default: float) -> float:
         turns = rope.number(key, default)
@@ -166,6 +206,7 @@ KINDS: dict[str, Callable[[_Settings], Rope]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
+    "longrope": _longrope,
     "llama3": _llama3,
     "yarn": _yarn,
 }

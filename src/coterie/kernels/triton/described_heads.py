@@ -34,6 +34,7 @@ def described_heads(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -70,7 +71,7 @@ def described_heads(
         m = m_tile * TOKENS + tl.arange(0, TOKENS)
         _finish(
             row, y, part, first, heads, m, m < tokens, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
@@ -84,7 +85,7 @@ def described_heads(
             m = m_tile * TOKENS + tl.arange(0, TOKENS)
             _finish(
                 row, y, part, first, heads, m, m < tokens, angles,
-                BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
+                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
             )  # fmt: skip
 
 
@@ -104,6 +105,7 @@ def _finish(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -117,14 +119,14 @@ def _finish(
         y, later = left_and_right(y)
         _finish(
             row, y, part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
         )  # fmt: skip
         _finish(
             row, later, part, first + half, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
         )  # fmt: skip
     else:
         finish_heads(
             row, tl.permute(y, [1, 0]), part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Rows of q, k and v as norm_qkv_rope_append multiplies by them, and what becomes of the products: q, and pages.
 
 Rows are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in turn; one of each,
-0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two.
+0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. Where just the first TURNED
+channels are rotated, the pairs of these come first, and then pairs of those that pass, which are not turned.
 Knows nothing about how rows are multiplied.
 """
 
@@ -42,10 +43,37 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
 
 
 @triton.jit
-def channels_of(r, heads, C: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
+def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """The first channel of pair i."""
+    if TURNED > 0 and TURNED < C:
+        i = tl.where(i < TURNED // 2, i, TURNED // 2 + i)
+    return i
+
+
+@triton.jit
+def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """How far behind it the second one is."""
+    return tl.where(i < TURNED // 2, TURNED // 2, (C - TURNED) // 2)
+
+
+@triton.jit
+def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """The same as what is added to addresses [pairs, M] of first channels."""
+    if TURNED == C or TURNED == 0:
+        apart: tl.constexpr = C // 2
+    else:
+        apart = pair_to_second(i, C, TURNED)[:, None]
+    return apart
+
+
+@triton.jit
+def channels_of(r, heads, C: tl.constexpr, TURNED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
     """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
     i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
-    channel = i + r // NEAR % 2 * (C // 2)
+    if TURNED == C or TURNED == 0:
+        channel = i + r // NEAR % 2 * (C // 2)
+    else:
+        channel = pair_first(i, C, TURNED) + r // NEAR % 2 * pair_to_second(i, C, TURNED)
     head = r // PADDED
     return head * C + channel, channel, (head < heads) & (i < C // 2)
 
@@ -67,9 +95,10 @@ def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: 
 
 
 @triton.jit
-def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr):
+def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr):
     """Where the first channels of pairs go among queries."""
-    return pointer(row, Q, tl.float32) + (m.to(tl.int64)[None, :] * H + head[:, None]) * C + i[:, None]
+    at = (m.to(tl.int64)[None, :] * H + head[:, None]) * C
+    return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED)[:, None]
 
 
 @triton.jit
@@ -84,6 +113,7 @@ def in_pages(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
@@ -92,14 +122,24 @@ def in_pages(
     block = block_of(row, PAGES, sequence, position, mask_M, Z)
     side = tl.maximum(part - 1, 0)
     at = page_at(row, PAGES, block[None, :], position[None, :], side, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES)
-    return at + i[:, None]
+    return at + pair_first(i, C, TURNED)[:, None]
 
 
 @triton.jit
-def angles_of(row, position, i, C: tl.constexpr):
+def angles_of(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
     """Cosines and sines of pairs i of channels at positions, [len(i), len(position)]."""
-    inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-    return rotation(position[None, :], inv_freq[:, None], real(row, SCALE).to(tl.float32))
+    return angles_at(row, position[None, :], i[:, None], C, TURNED)
+
+
+@triton.jit
+def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
+    """Cosines and sines that turn pairs i of channels at positions; 1 and 0 of pairs that pass."""
+    inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
+    cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
+    if TURNED < C:
+        turns = i < TURNED // 2
+        cosine, sine = tl.where(turns, cosine, 1.0), tl.where(turns, sine, 0.0)
+    return cosine, sine
 
 
 @triton.jit
@@ -112,13 +152,14 @@ def normed_heads(
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Products [ROWS, M] with bias, and heads of q and k normed; where there are such."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
         y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -155,6 +196,7 @@ def finish_heads(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -163,19 +205,21 @@ def finish_heads(
     NEAR: tl.constexpr,
 ):
     """From products [ROWS, M] to q and pages, by staged angles: C / 2 cosines of each token, and as many sines."""
-    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, M, NEAR)
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, PADDED, ROWS, M, NEAR)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     a, b = halves(y, ROWS, M, NEAR)
-    if part < 2:
-        cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
-        sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
-        a, b = turned(a, b, cosine, sine)
+    if TURNED > 0:
+        if part < 2:
+            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
+            a, b = turned(a, b, cosine, sine)
+    apart = pair_apart(i, C, TURNED)
     if part == 0:
-        q = in_q(row, head, i, m, H, C)
+        q = in_q(row, head, i, m, H, C, TURNED)
         tl.store(q, a, mask=mask)
-        tl.store(q + C // 2, b, mask=mask)
+        tl.store(q + apart, b, mask=mask)
     else:
         position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
         tl.store(page, narrow(a, KV_TYPE), mask=mask)
-        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)
+        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)

@@ -1,4 +1,4 @@
-"""linear: y = x @ weight.T + bias; its kernels also add a residual, gather and norm rows of x, for ops that fuse these.
+"""linear: y = (x @ weight.T + bias) * scale; its kernels also add a residual, gather and norm rows of x, where fused.
 
 Knows nothing about where x comes from.
 """
@@ -38,7 +38,7 @@ from coterie.kernels.triton.dots import (
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last
-from coterie.kernels.triton.linear_put import ask_for, put
+from coterie.kernels.triton.linear_put import ask_for, put, scaled
 from coterie.kernels.triton.rows import Call
 
 MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
@@ -55,6 +55,14 @@ def _one_by_one(weight, first, N: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.c
 
 
 @triton.jit
+def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
+    """Which rows of x the products are of."""
+    if ROWS_AT is not None:
+        m = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
+    return m
+
+
+@triton.jit
 def _few(
     row,
     X: tl.constexpr,
@@ -65,6 +73,7 @@ def _few(
     WEIGHT: tl.constexpr,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
@@ -102,10 +111,7 @@ def _few(
         eps = real(row, EPS).to(tl.float32)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
-    source = m
-    if ROWS_AT is not None:
-        source = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
-    x += source * K
+    x += _source(row, m, mask_M, ROWS_AT) * K
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     mask = mask_M[:, None] & mask_N[None, :]
     y = pointer(row, Y, tl.float32) + at
@@ -122,6 +128,7 @@ def _few(
         dots = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if BIAS is not None:
         dots += bias[None, :]
+    dots = scaled(row, dots, SCALE)
     if RESIDUAL is not None:
         dots += added
     tl.store(y, dots, mask=mask)
@@ -135,6 +142,7 @@ def _many(
     WEIGHT: tl.constexpr,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
@@ -160,13 +168,13 @@ def _many(
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, Y, N, BIAS,
+            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
             TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, Y, N, BIAS,
+                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
                 TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP,
             )  # fmt: skip
 
@@ -181,6 +189,7 @@ def _tile(
     WEIGHT: tl.constexpr,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
@@ -210,9 +219,9 @@ def _tile(
         mask_M = m < tokens
         put(
             row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
-            BIAS_AT, RESIDUAL, Y, N, BIAS,
+            BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
         )  # fmt: skip
-    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, Y, N, BIAS)
+    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
 
 
 @triton.jit
@@ -224,6 +233,7 @@ def _described(
     WEIGHT: tl.constexpr,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
@@ -250,14 +260,14 @@ def _described(
         if RESIDUAL is not None:
             ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
         y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
-        _put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+        _put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
         w = described(weight, N, K, each, STEP)
         for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
-            _put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+            _put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
 
 
 @triton.jit
@@ -269,6 +279,7 @@ def _put_tile(
     tokens,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
@@ -277,12 +288,12 @@ def _put_tile(
     half: tl.constexpr = y.shape[1] // 2
     if y.numel > MOST_ADDED:  # registers have no room for all of it and of what is added
         y, later = left_and_right(y)
-        _put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
-        _put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+        _put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
+        _put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
     else:
         m_M = m + tl.arange(0, y.shape[0])[:, None]
         n_N = n + tl.arange(0, y.shape[1])[None, :]
-        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, Y, N, BIAS)
+        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
 
 
 def launch(call: Call) -> None:
@@ -301,6 +312,7 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
         "WEIGHT": words["weight"],
         "BIAS_AT": words["bias"],
         "RESIDUAL": words.get("residual"),
+        "SCALE": None if call.real("scale") == 1.0 else words["scale"],
         "Y": words["y"],
     }
     shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}

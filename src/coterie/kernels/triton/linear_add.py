@@ -1,4 +1,4 @@
-"""linear_add: y = x @ weight.T + bias + residual, in one pass over the weight: linear's kernels with a residual.
+"""linear_add: y = (x @ weight.T + bias) * scale + residual: linear's kernels with a residual.
 
 Knows nothing about what the residual is.
 """

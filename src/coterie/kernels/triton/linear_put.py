@@ -1,4 +1,4 @@
-"""What becomes of products of linear and linear_add: bias and residual are added, and they are stored.
+"""What becomes of products of linear and linear_add: bias, scale and residual, and then they are stored.
 
 Knows nothing about how rows are multiplied.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import INTERPRETED, ask, pointer
+from coterie.kernels.triton.arithmetic import INTERPRETED, ask, pointer, real
 from coterie.kernels.triton.few import LINE_BYTES
 
 
@@ -23,6 +23,14 @@ def ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS:
 
 
 @triton.jit
+def scaled(row, y, SCALE: tl.constexpr):
+    """Products times what the row says, where it says something."""
+    if SCALE is not None:
+        y *= real(row, SCALE).to(tl.float32)
+    return y
+
+
+@triton.jit
 def put(
     row,
     y,
@@ -32,13 +40,15 @@ def put(
     mask_m,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
 ):
-    """Store products, with the bias and the residual where there are such."""
+    """Store products, with the bias, the scale and the residual where there are such."""
     if BIAS is not None:
         y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
+    y = scaled(row, y, SCALE)
     at = m.to(tl.int64) * N + n
     mask = mask_m & mask_n
     if RESIDUAL is not None:

@@ -37,22 +37,21 @@ from coterie.kernels.triton.dots import (
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.heads import (
-    INV_FREQ,
     PAGES,
-    SCALE,
+    angles_at,
     angles_of,
     channels_of,
     finish_heads,
     in_pages,
     in_q,
     normed_heads,
+    pair_apart,
     pairs_of,
     part_of,
     rows_of_part,
     turned,
 )
 from coterie.kernels.triton.pages import Pages
-from coterie.kernels.triton.rope import rotation
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -72,14 +71,15 @@ def _ends(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
     """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
     position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, Z, BLOCK_BYTES)
-    cosine, sine = angles_of(row, position, i, C)
-    return in_q(row, head, i, m, H, C), page, cosine, sine
+    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
+    cosine, sine = angles_of(row, position, i, C, TURNED)
+    return in_q(row, head, i, m, H, C, TURNED), page, cosine, sine
 
 
 @triton.jit
@@ -94,6 +94,7 @@ def _few(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -112,7 +113,7 @@ def _few(
 ):
     let_next_begin(WHEN)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, 1)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     if WHEN == AHEAD:
         bring_nearer(rows, there, STRIDE, LINES)
@@ -123,7 +124,7 @@ def _few(
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
-            channel_row, _, is_there = channels_of(first + r, heads, C, PADDED, 1)
+            channel_row, _, is_there = channels_of(first + r, heads, C, TURNED, PADDED, 1)
             each = and_one(each, rows_of_part(row, part, channel_row, TYPE, STRIDE, ALIGN))
             have = and_one(have, is_there)
         ahead = weights_ahead(each, have, D, STEP)
@@ -132,24 +133,26 @@ def _few(
     x += m * D
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     if WHEN == EARLY:  # while the launch before this one goes on
-        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
+        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
     wait_for_last(WHEN)
     if ONE:
         y = one_dot(ahead, x, each, have, norm, eps, D, NORM, STEP)
     else:
         y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
-        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, Z, BLOCK_BYTES)
-    y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, PADDED, ROWS, M, 1)
+        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
+    y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, PADDED, ROWS, M, 1)
     a, b = halves(y, ROWS, M, 1)
-    if part < 2:
-        a, b = turned(a, b, cosine, sine)
+    if TURNED > 0:
+        if part < 2:
+            a, b = turned(a, b, cosine, sine)
+    apart = pair_apart(i, C, TURNED)
     if part == 0:
         tl.store(q, a, mask=mask)
-        tl.store(q + C // 2, b, mask=mask)
+        tl.store(q + apart, b, mask=mask)
     else:
         tl.store(page, narrow(a, KV_TYPE), mask=mask)
-        tl.store(page + C // 2, narrow(b, KV_TYPE), mask=mask)
+        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)
 
 
 @triton.jit
@@ -158,6 +161,7 @@ def _stage(
     y,
     angles,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     HALF: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
@@ -173,8 +177,7 @@ def _stage(
         stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, TYPE, STEP)
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-        cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
+        cosine, sine = angles_at(row, position, i, C, TURNED)
         tl.store(angles + t * C + i, cosine, mask=i < C // 2)
         tl.store(angles + t * C + C // 2 + i, sine, mask=i < C // 2)
 
@@ -192,6 +195,7 @@ def _many(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -218,14 +222,14 @@ def _many(
     n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES,
-            PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
+            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z,
+            BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES,
-                PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
+                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z,
+                BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
             )  # fmt: skip
 
 
@@ -245,6 +249,7 @@ def _tile(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -262,12 +267,12 @@ def _tile(
     part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
     m = first_token + tl.arange(0, TOKENS)
     mask_M = m < tokens
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, PADDED, NEAR)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
     )  # fmt: skip
 
 
@@ -285,13 +290,13 @@ def _launches(call: Call) -> list[tuple[int, ...]]:
 def launch(call: Call) -> None:
     """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
     tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
-    H, padded = call.integer("H"), power_of_two(pages.C)
+    H, padded, rotated = call.integer("H"), power_of_two(pages.C), call.integer("rotated")
     few_tokens = tokens <= call.tiles.few_tokens
     staged = None if few_tokens else _staged(call, matrices, pages.C)
     for parts in _launches(call):
         matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
         shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
-        shared |= {"H": H, "PADDED": padded, **pages.constants()}
+        shared |= {"H": H, "PADDED": padded, "TURNED": rotated, **pages.constants()}
         shared |= {name: value for name, value in matrix.constants().items() if name != "K"}
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
@@ -307,7 +312,7 @@ def launch(call: Call) -> None:
                 **few.constants(tokens, matrix.group),
             )
             continue
-        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST
+        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST and rotated in (0, pages.C)
         many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
             padded, matrix.group
         )
@@ -323,7 +328,9 @@ def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, t
     """Normed and rounded activations, and angles."""
     y, rows, how = staging(call, matrices, normed=True)
     angles = call.scratch_as(tl.float32, rows * C, _angles_at(call, matrices))
-    call.launch(_stage, (rows,), call.row, y, angles, C=C, HALF=power_of_two(C // 2), **how)
+    call.launch(
+        _stage, (rows,), call.row, y, angles, C=C, TURNED=call.integer("rotated"), HALF=power_of_two(C // 2), **how
+    )
     return y, angles
 
 

@@ -1,4 +1,4 @@
-"""rope: rotate the halves of each head by position * inv_freq.
+"""rope: rotate the halves of the first channels of each head by position * inv_freq; the others pass.
 
 Knows nothing about queries or keys.
 """
@@ -23,25 +23,41 @@ def rotation(positions, inv_freq, scale):
 
 
 @triton.jit
-def _rope(row, H: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, unit=None):
+def _rope(
+    row,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    HALF: tl.constexpr,
+    PASSING: tl.constexpr,
+    HEADS: tl.constexpr,
+    unit=None,
+):
     t = along(unit, 0)
     if t < integer(row, T):
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, POSITIONS, tl.int32) + t)
-        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
+        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
         cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
         h = tl.arange(0, HEADS)
         at = (t.to(tl.int64) * H + h)[:, None] * C + i[None, :]
-        mask = (h < H)[:, None] & (i < C // 2)[None, :]
+        mask = (h < H)[:, None] & (i < TURNED // 2)[None, :]
         x = pointer(row, X, tl.float32)
         y = pointer(row, Y, tl.float32)
         a = tl.load(x + at, mask=mask, other=0.0)
-        b = tl.load(x + at + C // 2, mask=mask, other=0.0)
+        b = tl.load(x + at + TURNED // 2, mask=mask, other=0.0)
         tl.store(y + at, a * cosine[None, :] - b * sine[None, :], mask=mask)
-        tl.store(y + at + C // 2, b * cosine[None, :] + a * sine[None, :], mask=mask)
+        tl.store(y + at + TURNED // 2, b * cosine[None, :] + a * sine[None, :], mask=mask)
+        if TURNED < C:
+            c = TURNED + tl.arange(0, PASSING)
+            passes = (t.to(tl.int64) * H + h)[:, None] * C + c[None, :]
+            there = (h < H)[:, None] & (c < C)[None, :]
+            tl.store(y + passes, tl.load(x + passes, mask=there, other=0.0), mask=there)
 
 
 def launch(call: Call) -> None:
     """A program for a token, all its heads by the same angles."""
-    H, C = call.integer("H"), call.integer("C")
-    call.launch(_rope, (call.bucket.tokens,), call.row, H=H, C=C, HALF=power_of_two(C // 2), HEADS=power_of_two(H))
+    H, C, rotated = call.integer("H"), call.integer("C"), call.integer("rotated")
+    padded = {"HALF": rotated // 2, "PASSING": max(C - rotated, 1), "HEADS": H}
+    padded = {name: power_of_two(count) for name, count in padded.items()}
+    call.launch(_rope, (call.bucket.tokens,), call.row, H=H, C=C, TURNED=rotated, **padded)

@@ -15,6 +15,7 @@ from functools import partial
 from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -181,6 +182,10 @@ class Call:
     def integer(self, operand: str) -> int:
         """An operand's value: a size, a type's number or an address."""
         return int(self.host_row[OPCODES[self.name].words[operand]])
+
+    def real(self, operand: str) -> float:
+        """An operand that is no whole number."""
+        return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
         """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""

@@ -1,4 +1,4 @@
-"""take_norm_linear: y = rms_norm(x[rows]) @ weight.T + bias: linear's kernels, on rows that are gathered and normed.
+"""take_norm_linear: y = (rms_norm(x[rows]) @ weight.T + bias) * scale: linear's, on rows gathered and normed.
 
 Knows nothing about what the products are: logits, as a rule.
 """

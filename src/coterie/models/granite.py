@@ -1,0 +1,16 @@
+"""Granite 3.x (dense): Llama with four numbers that scale embeddings, scores, what a block adds, and logits.
+
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from coterie.models.family import Bias, Family
+
+GRANITE = Family(
+    model_type="granite",
+    causal_class="GraniteForCausalLM",
+    max_positions=2048,
+    qkv_bias=Bias.BY_CONFIG,
+    o_bias=Bias.BY_CONFIG,
+    mlp_bias=Bias.BY_CONFIG,
+    runs=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+)

@@ -1,0 +1,56 @@
+"""Matrices that a file stores as one, as the parts that a graph reads: rows of the stored tensor, where they lie.
+
+    stored   self_attn.qkv_proj.weight   | rows of q | rows of k | rows of v |
+    parts    self_attn.q_proj.weight ...   an offset in the file and a number of rows each: nothing is copied
+
+A file may also hold the parts by themselves, as one that `coterie quantize` wrote does.
+Knows nothing about which family joins what (family.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.errors import CheckpointError
+from coterie.models.family import Names
+
+
+def taken_apart(
+    where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], names: Names, num_layers: int
+) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint with parts in place of what is joined; `wanted` has the shape of each part.
+
+    Raises CheckpointError where a joined tensor is missing or its rows are not those of its parts.
+    """
+    found = dict(tensors)
+    for layer in range(num_layers if names.joined else 0):
+        for stored, parts in names.joined.items():
+            for kind in (".weight", ".bias"):
+                prefix = names.layer.format(layer)
+                own = [f"{prefix}{part}{kind}" for part in parts if f"{prefix}{part}{kind}" in wanted]
+                if own and not all(name in tensors for name in own):
+                    found |= _parts(where, found, prefix + stored + kind, {name: wanted[name] for name in own})
+                    found.pop(prefix + stored + kind)
+    return found
+
+
+def _parts(
+    where: Path, tensors: Mapping[str, TensorInfo], stored: str, parts: Mapping[str, tuple[int, ...]]
+) -> dict[str, TensorInfo]:
+    """The parts of one tensor, in their order."""
+    rows, (_, *rest) = [shape[0] for shape in parts.values()], next(iter(parts.values()))
+    whole = tensors.get(stored)
+    if whole is None:
+        fact = f"tensor {stored} {[sum(rows), *rest]} is missing"
+        raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+    if whole.shape != (sum(rows), *rest):
+        fact = f"tensor {stored} has shape {list(whole.shape)} but config.json wants {[sum(rows), *rest]}"
+        raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+    row_bytes, first, found = whole.size_bytes // sum(rows), 0, {}
+    for name, shape in parts.items():
+        found[name] = replace(whole, name=name, shape=shape, offset=whole.offset + first * row_bytes)
+        first += shape[0]
+    return found
