@@ -50,9 +50,11 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
-// scores [first, last) become exp(score - maximum), and 0 around them up to multiples of W.
-inline void soften(float* scores, int64_t first, int64_t last, float* maximum_total) {
+// scores [first, last) become exp(score - maximum), and 0 around them up to multiples of W; capped before where cap is not 0.
+inline void soften(float* scores, int64_t first, int64_t last, float cap, float* maximum_total) {
   const int64_t low = first / W * W, high = tiles(last, W) * W;
+  if (cap != 0.0f)
+    for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
   for (int64_t j = low; j < first; ++j) scores[j] = -INFINITY;
   for (int64_t j = last; j < high; ++j) scores[j] = -INFINITY;
   V highest = splat(-INFINITY);  // passes over NaN; its exponential brings it into the sums
@@ -188,8 +190,8 @@ inline void with_count(int64_t count, Body body) {
 }
 
 // The scores of a query become weights; its sums begin at 0.
-inline void begin_partial(const Query& query, float* scores, int64_t width) {
-  soften(scores, query.first, query.last, query.partial + width);
+inline void begin_partial(const Query& query, float* scores, int64_t width, float cap) {
+  soften(scores, query.first, query.last, cap, query.partial + width);
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
 }
 
@@ -201,9 +203,9 @@ inline bool see_the_same(const Query* queries, int64_t count) {
 
 // From the scores of `count` queries to their partials.
 template <DType D>
-inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float* scores) {
+inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float cap, float* scores) {
   for (int64_t i = 0; i < count; ++i)
-    soften(scores + i * kSpan, queries[i].first, queries[i].last, queries[i].partial + width);
+    soften(scores + i * kSpan, queries[i].first, queries[i].last, cap, queries[i].partial + width);
   for (int64_t m = 0; m < count; m += kGroup)
     with_count(smaller(kGroup, count - m),
                [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });

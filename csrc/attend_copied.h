@@ -51,7 +51,7 @@ struct Copy {
 };
 
 // The partials of up to kBlockQueries queries; a vector of keys serves all of them while it is in the first-level cache.
-inline void attend_copied(const Copy& copy, int64_t width, const Query* queries, int64_t count, float scale, float* scores) {
+inline void attend_copied(const Copy& copy, int64_t width, const Query* queries, int64_t count, float scale, float cap, float* scores) {
   const Range range = seen_by(queries, count);
   int64_t vectors = 1;
   for (int64_t j = range.first / W * W; j < range.last; j += vectors * W) {
@@ -66,7 +66,7 @@ inline void attend_copied(const Copy& copy, int64_t width, const Query* queries,
       });
     }
   }
-  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, scores);
+  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, cap, scores);
 }
 
 // a and b with their lanes alternating: the first W, the last W.

@@ -137,8 +137,8 @@ class Ahead {
 // span's keys and values; `scores` has a row for each. All heads of a few positions are read together, as they lie in memory.
 class Stored {
  public:
-  Stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float* scores)
-      : span_(span), queries_(queries), heads_(heads), per_head_(per_head), scale_(scale), scores_(scores),
+  Stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float cap, float* scores)
+      : span_(span), queries_(queries), heads_(heads), per_head_(per_head), scale_(scale), cap_(cap), scores_(scores),
         seen_(seen_by(queries, per_head)) {}
 
   // `next`: the keys that come after this span's values, which are asked for while these are in use.
@@ -153,10 +153,10 @@ class Stored {
     }
     if (!see_the_same(queries_, per_head_)) {
       for (int64_t head = 0; head < heads_; ++head)
-        finish<D>(queries_ + head * per_head_, per_head_, values_of(head), span_.C, span_.width, scores_ + head * per_head_ * kSpan);
+        finish<D>(queries_ + head * per_head_, per_head_, values_of(head), span_.C, span_.width, cap_, scores_ + head * per_head_ * kSpan);
       return;
     }
-    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.width);
+    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.width, cap_);
     each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
   }
 
@@ -207,7 +207,7 @@ class Stored {
   const Span& span_;
   const Query* queries_;
   const int64_t heads_, per_head_;
-  const float scale_;
+  const float scale_, cap_;
   float* scores_;
   const Range seen_;
 };

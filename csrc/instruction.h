@@ -61,7 +61,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_RMS_NORM(FIELD)                                                                                      \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
-  FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps)
+  FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps) FIELD(real, offset)
 
 #define COTERIE_LINEAR(FIELD)                                                                                        \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
@@ -83,12 +83,17 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_ATTENTION(FIELD)                                                                                     \
   FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
-  FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window)
+  FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)
 
 #define COTERIE_ADD(FIELD) \
   FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
 
 #define COTERIE_SILU(FIELD) FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
+
+// form: that of Phi, see GeluForm in math.h.
+#define COTERIE_GELU(FIELD) COTERIE_SILU(FIELD) FIELD(integer, form)
+
+#define COTERIE_SOFTCAP(FIELD) COTERIE_SILU(FIELD) FIELD(real, cap)
 
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
@@ -100,7 +105,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
   FIELD(i32*, tokens) FIELD(integer, R) FIELD(integer, V)
 
-#define COTERIE_NORM(FIELD) FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps)
+// offset: what is added to the weight of a norm; in a fused region, to those of all its norms.
+#define COTERIE_NORM(FIELD) \
+  FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)
 
 #define COTERIE_NORM_QKV_ROPE_APPEND(FIELD)                                                                          \
   COTERIE_NORM(FIELD)                                                                                                \
@@ -118,7 +125,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, q_in) FIELD(bytes*, q_norm) FIELD(integer, q_norm_dtype) FIELD(real, q_eps)                      \
   FIELD(integer, q_width)                                                                                            \
   FIELD(const f32*, k_in) FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                      \
-  FIELD(integer, k_width) FIELD(const f32*, v)                                                                       \
+  FIELD(integer, k_width) FIELD(const f32*, v) FIELD(real, offset)                                                   \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
 
@@ -133,6 +140,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, gate) FIELD(integer, gate_dtype) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)            \
   FIELD(bytes*, up) FIELD(integer, up_dtype) FIELD(bytes*, up_bias) FIELD(integer, up_bias_dtype)                    \
   FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, F)
+
+#define COTERIE_NORM_GATE_UP_GELU_MUL(FIELD) COTERIE_NORM_GATE_UP_SILU_MUL(FIELD) FIELD(integer, form)
 
 #define COTERIE_TAKE_NORM_LINEAR(FIELD)                                                                              \
   COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
@@ -162,7 +171,10 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(norm_gate_up_silu_mul, NormGateUpSiluMul, COTERIE_NORM_GATE_UP_SILU_MUL)                                        \
   OP(take_norm_linear, TakeNormLinear, COTERIE_TAKE_NORM_LINEAR)                                                     \
   OP(norm_rope_append, NormRopeAppend, COTERIE_NORM_ROPE_APPEND)                                                     \
-  OP(norm_add, NormAdd, COTERIE_NORM_ADD)
+  OP(norm_add, NormAdd, COTERIE_NORM_ADD)                                                                            \
+  OP(gelu, Gelu, COTERIE_GELU)                                                                                       \
+  OP(softcap, Softcap, COTERIE_SOFTCAP)                                                                              \
+  OP(norm_gate_up_gelu_mul, NormGateUpGeluMul, COTERIE_NORM_GATE_UP_GELU_MUL)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -1,4 +1,4 @@
-// exp, sigmoid and the angles of rope, with the same bits in every lane and for every blocking.
+// exp, sigmoid, tanh, gelu and the angles of rope, with the same bits in every lane and for every blocking.
 // Knows nothing about ops.
 #pragma once
 
@@ -35,6 +35,45 @@ inline V exp(V of) {
 }
 
 inline V silu(V x) { return x / (splat(1.0f) + exp(V{} - x)); }
+
+// tanh(x) with a relative error of about 1e-7: near 0 the fifth convergent of Lambert's continued fraction, else by exp.
+inline V tanh(V x) {
+  const V magnitude = max(x, V{} - x), z = x * x;
+  const V near = x * fma(z, z + splat(105.0f), splat(945.0f)) / fma(z, fma(z, splat(15.0f), splat(420.0f)), splat(945.0f));
+  const V e = exp(splat(-2.0f) * magnitude), far = (splat(1.0f) - e) / (splat(1.0f) + e);
+  return magnitude < splat(0.75f) ? near : x < V{} ? V{} - far : far;
+}
+
+inline V softcap(V x, V cap) { return cap * tanh(x / cap); }
+
+// gelu(x) = x * Phi(x). The numbers are those of graph/legal.py.
+enum class GeluForm : int64_t { erf = 0, tanh = 1, sigmoid = 2 };
+
+// Phi by the complement of erf, to 1e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+inline V gelu_erf(V x) {
+  const V z = max(x, V{} - x) * splat(0.70710678118654752f), t = splat(1.0f) / fma(z, splat(0.3275911f), splat(1.0f));
+  V p = fma(t, splat(1.061405429f), splat(-1.453152027f));
+  p = fma(t, p, splat(1.421413741f));
+  p = fma(t, p, splat(-0.284496736f));
+  p = fma(t, p, splat(0.254829592f));
+  const V half = splat(0.5f) * t * p * exp(V{} - z * z);
+  return x * (x < V{} ? half : splat(1.0f) - half);
+}
+
+// 0.5 * (1 + tanh(u)) is sigmoid(2 u).
+inline V gelu_tanh(V x) { return x / (splat(1.0f) + exp(splat(-1.59576912160573071f) * fma(splat(0.044715f) * x * x, x, x))); }
+
+inline V gelu_sigmoid(V x) { return x / (splat(1.0f) + exp(splat(-1.702f) * x)); }
+
+// Calls `body` with the function of this form, so that the loop inside is compiled for it.
+template <class Body>
+inline void with_gelu(int64_t form, Body body) {
+  switch (static_cast<GeluForm>(form)) {
+    case GeluForm::erf: return body([](V x) { return gelu_erf(x); });
+    case GeluForm::tanh: return body([](V x) { return gelu_tanh(x); });
+    case GeluForm::sigmoid: return body([](V x) { return gelu_sigmoid(x); });
+  }
+}
 
 // cos and sin of position * inv_freq (the product rounded to float32, as the reference does), times scale.
 // Reduction and polynomials are in double, good for angles to 2^30; the loop has no branch, so that compilers vectorise it.

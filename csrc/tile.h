@@ -1,4 +1,4 @@
-// Tiles of tokens: the dot products of a tile with rows of a weight, RMS norm of rows, biases.
+// Tiles of tokens: the dot products of a tile with rows of a weight, biases.
 // Knows nothing about ops or how work is shared out.
 //
 // Every dot product sums k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a tree, whatever the blocking:
@@ -310,40 +310,6 @@ inline void linear_block(const Input& in, const Block& block, const Weight& weig
   }
   add_bias(weight, block, out, out_stride, out_step);
   scale_by(weight.scale, block, out, out_stride, out_step);
-}
-
-// y = x / sqrt(mean(x^2) + eps) * weight over one row of C elements; y may be x.
-inline void norm_row(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, float* y) {
-  V squares{};
-  int64_t c = 0;
-  for (; c + W <= C; c += W) squares = fma(load(x + c), load(x + c), squares);
-  if (c < C) squares = fma(load_part(x + c, C - c), load_part(x + c, C - c), squares);
-  const float mean = sum(squares) / static_cast<float>(C);
-  const V factor = splat(1.0f / __builtin_sqrtf(mean + static_cast<float>(eps)));
-  with_dtype(dtype, [&]<DType D>() {
-    constexpr int64_t size = D == DType::f32 ? 4 : 2;
-    int64_t i = 0;
-    for (; i + W <= C; i += W) store(y + i, load(x + i) * factor * load_weights<D>(weight + i * size));
-    if (i < C) {
-      const V last = load_part(x + i, C - i) * factor * load_weights_part<D>(weight + i * size, C - i);
-      store_part(y + i, last, C - i);
-    }
-  });
-}
-
-// As norm_row, or x itself without a norm.
-inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, float* y) {
-  if (weight != nullptr) return norm_row(x, weight, dtype, C, eps, y);
-  std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
-}
-
-// Rotate the first 2 * half channels of one head; y may be x.
-inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i], b = x[i + half];
-    y[i] = a * cosines[i] - b * sines[i];
-    y[i + half] = b * cosines[i] + a * sines[i];
-  }
 }
 
 }  // namespace coterie::COTERIE_ISA

@@ -1,4 +1,4 @@
-// attention: softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
+// attention: softmax(scale * q @ k.T, capped, causal, within the window) @ v over the pages of each token's sequence.
 //
 // A tile is a few tokens and the query heads of one kv head. Tiles walk their contexts span after span; where no sequence has many
 // tokens in a tile (decode), spans are units of their own: each leaves its partials in shared memory, and whoever finishes a tile's
@@ -220,7 +220,7 @@ class SpanOfRun {
     for (int64_t head = 0; head < tile_.heads; ++head)
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
-    Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), room_.scores);
+    Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), static_cast<float>(op_.cap), room_.scores);
     with_dtype(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
     join_states(tile_.heads * per_head);
   }
@@ -229,7 +229,8 @@ class SpanOfRun {
     for (int64_t row = first * rows_.G; row < last * rows_.G; row += kBlockQueries) {
       const int64_t count = smaller(kBlockQueries, last * rows_.G - row);
       for (int64_t i = 0; i < count; ++i) put(i, row + i);
-      attend_copied(copy, padded_channels(op_.C), room_.queries, count, static_cast<float>(op_.scale), room_.scores);
+      const auto scale = static_cast<float>(op_.scale), cap = static_cast<float>(op_.cap);
+      attend_copied(copy, padded_channels(op_.C), room_.queries, count, scale, cap, room_.scores);
       join_states(count);
     }
   }

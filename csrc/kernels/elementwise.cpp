@@ -1,4 +1,4 @@
-// add, mul, silu: y = a + b, y = a * b, y = x * sigmoid(x).
+// add, mul, silu, gelu, softcap: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap).
 #include "../math.h"
 #include "../op.h"
 
@@ -41,8 +41,25 @@ void run(const Silu& op, int64_t unit, Scratch& scratch) {
   map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [](V x, V) { return silu(x); });
 }
 
+int64_t units(const Gelu& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Gelu&) { return 0; }
+int64_t flops(const Gelu& op) { return 15 * op.T * op.N; }
+void run(const Gelu& op, int64_t unit, Scratch& scratch) {
+  with_gelu(op.form, [&](auto gelu) { map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return gelu(x); }); });
+}
+
+int64_t units(const Softcap& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Softcap&) { return 0; }
+int64_t flops(const Softcap& op) { return 15 * op.T * op.N; }
+void run(const Softcap& op, int64_t unit, Scratch& scratch) {
+  const V cap = splat(static_cast<float>(op.cap));
+  map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return softcap(x, cap); });
+}
+
 COTERIE_KERNEL(add, Add)
 COTERIE_KERNEL(mul, Mul)
 COTERIE_KERNEL(silu, Silu)
+COTERIE_KERNEL(gelu, Gelu)
+COTERIE_KERNEL(softcap, Softcap)
 
 }  // namespace coterie::COTERIE_ISA

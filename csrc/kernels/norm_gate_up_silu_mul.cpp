@@ -1,78 +1,16 @@
-// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x), or x without a norm; n, gate and up stay in the tile.
-#include "../math.h"
-#include "../op.h"
+// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x), or x without a norm.
+#include "../gate_up.h"
 
 namespace coterie::COTERIE_ISA {
 
-namespace {
-
-constexpr int64_t kBothRows = 2 * kTileRows;  // of a token: a unit's rows of gate, then those of up
-
-Forms forms(const NormGateUpSiluMul& op) { return forms_of(op.T, op.D, op.gate_dtype, op.up_dtype); }
-
-// True where four streams are two of gate and two of up, which are read together.
-bool read_together(const NormGateUpSiluMul& op) { return op.gate_dtype == op.up_dtype && parts_of(op.T, op.gate_dtype) == 4; }
-
-int64_t parts(const NormGateUpSiluMul& op) {
-  return read_together(op) ? 2 : smaller(parts_of(op.T, op.gate_dtype), parts_of(op.T, op.up_dtype));
-}
-
-// y = silu(gate) * up over one row.
-void silu_mul_row(const float* gate, const float* up, int64_t N, float* y) {
-  int64_t n = 0;
-  for (; n + W <= N; n += W) store(y + n, silu(load(gate + n)) * load(up + n));
-  if (n < N) store_part(y + n, silu(load_part(gate + n, N - n)) * load_part(up + n, N - n), N - n);
-}
-
-// both[t] = the block's rows of gate, then those of up; its parts follow one another.
-void gate_and_up(const NormGateUpSiluMul& op, const Input& in, const Block& block, float* both, const Work& work) {
-  const int64_t part_at = rows_of_part(block.parts);
-  const Weight gate{op.gate, op.gate_dtype, op.gate_bias, op.gate_bias_dtype}, up{op.up, op.up_dtype, op.up_bias, op.up_bias_dtype};
-  if (block.parts != 2) {
-    linear_block(in, block, gate, op.D, both, kBothRows, part_at, work);
-    linear_block(in, block, up, op.D, both + kTileRows, kBothRows, part_at, work);
-    return;
-  }
-  with_dtype(op.gate_dtype, [&]<DType D>() {
-    const int64_t row = PlainRows<D>::row_bytes(op.D), first = block.row * row, second = first + block.apart * row;
-    const Rows<4> rows{{op.gate + first, op.gate + second, op.up + first, op.up + second}};
-    static_assert(2 * rows_of_part(2) == kTileRows);  // so up follows gate
-    dots_along<PlainRows<D>>(in.few(block.tokens), block.tokens, rows, block.rows, op.D, both, kBothRows, part_at);
-  });
-  add_bias(gate, block, both, kBothRows, part_at);
-  add_bias(up, block, both + kTileRows, kBothRows, part_at);
-}
-
-}  // namespace
-
-int64_t units(const NormGateUpSiluMul& op) { return units_in_parts(op.T, op.F, parts(op)); }
-int64_t scratch_bytes(const NormGateUpSiluMul& op) {
-  return tile_bytes(op.T, op.D) + copies_bytes(forms(op), op.T, op.D) + work_bytes(op.T, op.D) + bytes_of(token_tile(op.T) * kBothRows);
-}
+int64_t units(const NormGateUpSiluMul& op) { return gate_up_units(op); }
+int64_t scratch_bytes(const NormGateUpSiluMul& op) { return gate_up_scratch_bytes(op); }
 int64_t flops(const NormGateUpSiluMul& op) { return 4 * op.T * op.F * op.D; }
 
 void run(const NormGateUpSiluMul& op, int64_t unit, Scratch& scratch) {
-  const Block block = block_in_parts(unit, op.T, op.F, parts(op));
-  const int64_t stride = tile_stride(op.T, op.D);
-  float* x = take_tile(scratch, op.T, op.D);
-  const Copies copies = take_copies(scratch, forms(op), op.T, op.D);
-  const Work work = take_work(scratch, op.T, op.D);
-  float* both = scratch.floats(token_tile(op.T) * kBothRows);
-  if (!scratch.holds(block.token)) {
-    for (int64_t t = 0; t < block.tokens; ++t) {
-      norm_or_copy(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
-      pad_row(x + t * stride, op.T, op.D);
-      copies.put(t, block.tokens, x + t * stride, op.D);
-    }
-  }
-  gate_and_up(op, {x, stride, copies}, block, both, work);
-  for (int64_t t = 0; t < block.tokens; ++t)
-    for (int64_t part = 0; part < block.parts; ++part) {
-      const float* gate = both + t * kBothRows + part * rows_of_part(block.parts);
-      float* y = op.y + (block.token + t) * op.F + block.row + part * block.apart;
-      silu_mul_row(gate, gate + kTileRows, block.rows, y);
-    }
-  scratch.stored(block.values() * 4);
+  gate_up_unit(op, unit, scratch, [](const float* gate, const float* up, int64_t N, float* y) {
+    act_mul_row(gate, up, N, y, [](V x) { return silu(x); });
+  });
 }
 
 COTERIE_KERNEL(norm_gate_up_silu_mul, NormGateUpSiluMul)

@@ -57,7 +57,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
   float* out = scratch.floats(tile * op.C);
   if (!scratch.holds(first)) {
     for (int64_t t = 0; t < tokens; ++t) {
-      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, x + t * stride);
+      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, op.offset, x + t * stride);
       pad_row(x + t * stride, op.T, op.D);
       copies.put(t, tokens, x + t * stride, op.D);
       rope_angles(op.positions[first + t], op.inv_freq, half, op.scale, cosines + t * half, sines + t * half);
@@ -72,7 +72,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
     for (int64_t t = 0; t < tokens; ++t) {
       float* row = out + t * op.C;
       const int64_t token = first + t;
-      if (p.norm != nullptr) norm_row(row, p.norm, p.norm_dtype, op.C, p.eps, row);
+      if (p.norm != nullptr) norm_row(row, p.norm, p.norm_dtype, op.C, p.eps, op.offset, row);
       if (!is_v) rope_row(row, cosines + t * half, sines + t * half, half, row);
       if (is_q) {
         std::memcpy(op.q + (token * op.H + p.head) * op.C, row, static_cast<size_t>(op.C) * sizeof(float));

@@ -1,4 +1,4 @@
-// rms_norm: y = x / rms(x, last axis) * weight.
+// rms_norm: y = x / rms(x, last axis) * (weight + offset).
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -11,7 +11,7 @@ void run(const RmsNorm& op, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens * op.per_token;
   const int64_t last = smaller(op.T, (unit + 1) * kTileTokens) * op.per_token;
   for (int64_t row = first; row < last; ++row)
-    norm_row(op.x + row * op.C, op.weight, op.weight_dtype, op.C, op.eps, op.y + row * op.C);
+    norm_row(op.x + row * op.C, op.weight, op.weight_dtype, op.C, op.eps, op.offset, op.y + row * op.C);
   scratch.stored((last - first) * op.C * 4);
 }
 

@@ -164,6 +164,9 @@ def rows_of(dtype):
             "add": {"N": D},
             "mul": {"N": D},
             "silu": {"N": F},
+            "gelu": {"N": F, "form": 1},
+            "softcap": {"N": V},
+            "norm_gate_up_gelu_mul": {**norm, **gate_up, "D": D, "F": F, "form": 1},
             "take_rows": {"D": D},
             "sample": {"V": V},
         }

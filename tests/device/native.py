@@ -5,6 +5,7 @@ Knows nothing about graphs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,14 +53,24 @@ def optional(name, tensor):
 
 
 SCALED = ("embed", "linear", "linear_add", "take_norm_linear")
+NORMING = (
+    "rms_norm",
+    "norm_add",
+    "norm_rope_append",
+    "norm_qkv_rope_append",
+    "norm_gate_up_silu_mul",
+    "take_norm_linear",
+)
 ROTATING = ("rope", "norm_qkv_rope_append")
 
 
 def whole(kernel, operands):
-    """The operands of a kernel; those left out change nothing: a scale of 1, and all channels rotated."""
-    if kernel in SCALED:
-        return {"scale": 1.0} | operands
-    return {"rotated": operands["C"]} | operands if kernel in ROTATING else operands
+    """The operands of a kernel; those left out change nothing: a scale of 1, no offset or cap, all channels rotated."""
+    neutral = {"scale": 1.0} if kernel in SCALED else {}
+    neutral |= {"offset": 0.0} if kernel in NORMING else {}
+    neutral |= {"rotated": operands["C"]} if kernel in ROTATING else {}
+    neutral |= {"cap": 0.0} if kernel == "attention" else {}
+    return neutral | operands
 
 
 def call(team, kernel, **operands):
@@ -86,13 +97,25 @@ def ints(values):
     return np.ascontiguousarray(values, dtype=np.int32)
 
 
-def rms_norm(x, w, eps):
-    return x / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps) * w
+def rms_norm(x, w, eps, offset=0.0):
+    return x / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps) * (w + offset)
 
 
 def silu(x):
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(-x.astype(np.float64)))
+
+
+def gelu(x, form):
+    wide = x.astype(np.float64)
+    if form == "erf":
+        return wide * 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
+    inner = 0.851 * wide if form == "sigmoid" else math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+    return wide * 0.5 * (1 + np.tanh(inner))
+
+
+def softcap(x, cap):
+    return cap * np.tanh(x.astype(np.float64) / cap)
 
 
 def rope(x_THC, positions, inv_freq, scale):
@@ -157,7 +180,7 @@ class Pages:
         return kv[:, 0], kv[:, 1]
 
 
-def attention(q_THC, pages, positions, sequence, layer, scale, window):
+def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0):
     """One token at a time, in float64."""
     y = np.zeros(q_THC.shape)
     group = q_THC.shape[1] // pages.K
@@ -166,6 +189,7 @@ def attention(q_THC, pages, positions, sequence, layer, scale, window):
         first = max(0, position - window + 1) if window else 0
         for head in range(q_THC.shape[1]):
             scores = scale * (k[first:, head // group].astype(np.float64) @ q_THC[t, head])
+            scores = softcap(scores, cap) if cap else scores
             p = np.exp(scores - scores.max())
             y[t, head] = (p / p.sum()) @ v[first:, head // group]
     return y

@@ -63,6 +63,19 @@ SHAPES = {
     "window": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7},
     "tied-one-token-vocabulary": {"tie_word_embeddings": True, "vocab_size": 1},
     "norms-behind": {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "head_dim": 10},
+    "gemma": {
+        **{"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "num_key_value_heads": 1, "head_dim": 20},
+        "tie_word_embeddings": True,
+    },
+    "gemma2": {
+        **{"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 12, "sliding_window": 7},
+        **{"query_pre_attn_scalar": 5, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
+        "hidden_activation": "gelu",
+    },
+    "gemma3": {
+        **{"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 10, "sliding_window": 7},
+        **{"sliding_window_pattern": 2, "rope_local_base_freq": 300.0, "query_pre_attn_scalar": 10},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

@@ -115,6 +115,24 @@ def test_norm_gate_up_silu_mul_is_its_parts(team, rng, T, F, D, dtype):
 
 
 @pytest.mark.parametrize("T", [1, 7, 19, 140])
+@pytest.mark.parametrize("form", kernels.GELU_FORMS)
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+def test_norm_gate_up_gelu_mul_is_its_parts(team, rng, T, form, dtype):
+    F, D, number = 67, 133, kernels.GELU_FORMS.index(form)
+    x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=0.0)
+    gate, up = weight(rng, (F, D), DType.BF16), weight(rng, (F, D), dtype)
+    n, y, gated = empty(T, D), empty(T, F), empty(T, F)
+    operands = {**norm.operand("norm"), **gate.operand("gate"), **up.operand("up")}
+    operands |= optional("gate_bias", None) | optional("up_bias", None) | {"eps": 1e-5, "offset": 1.0}
+    call(team, "norm_gate_up_gelu_mul", x=x, y=y, T=T, D=D, F=F, form=number, **operands)
+    call(team, "rms_norm", x=x, **norm.operand("weight"), y=n, T=T, per_token=1, C=D, eps=1e-5, offset=1.0)
+    g, u = linear(team, n, gate), linear(team, n, up)
+    call(team, "gelu", x=g, y=gated, form=number, T=T, N=F)
+    np.testing.assert_array_equal(y, gated * u)
+    np.testing.assert_allclose(n, native.rms_norm(x, norm.values, 1e-5, 1.0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 7, 19, 140])
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
 def test_without_a_norm_gate_and_up_meet_the_token_as_it_is(team, rng, T, dtype):
     F, D = 67, 133

@@ -55,8 +55,9 @@ def test_every_half_is_widened_exactly(team, dtype):
 @pytest.mark.parametrize(("T", "H", "C"), [(0, 1, 8), (1, 1, 1), (3, 1, 33), (17, 4, 20), (2, 3, 64)])
 def test_rms_norm(team, rng, dtype, T, H, C):
     x, w, y = random(rng, T, H, C), weight(rng, (C,), dtype, center=1.0, scale=0.2), empty(T, H, C)
-    call(team, "rms_norm", x=x, **w.operand("weight"), y=y, T=T, per_token=H, C=C, eps=1e-5)
-    np.testing.assert_allclose(y, native.rms_norm(x, w.values, 1e-5), **CLOSE)
+    for offset in (0.0, 1.0):
+        call(team, "rms_norm", x=x, **w.operand("weight"), y=y, T=T, per_token=H, C=C, eps=1e-5, offset=offset)
+        np.testing.assert_allclose(y, native.rms_norm(x, w.values, 1e-5, offset), **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -98,8 +99,8 @@ def test_norm_add(team, rng, dtype, T, D):
         weight(rng, (D,), dtype, center=1.0, scale=0.3),
         empty(T, D),
     )
-    call(team, "norm_add", x=x, residual=residual, **w.operand("norm"), eps=1e-5, y=y, T=T, D=D)
-    np.testing.assert_allclose(y, residual + native.rms_norm(x, w.values, 1e-5), **CLOSE)
+    call(team, "norm_add", x=x, residual=residual, **w.operand("norm"), eps=1e-5, y=y, T=T, D=D, offset=0.5)
+    np.testing.assert_allclose(y, residual + native.rms_norm(x, w.values, 1e-5, 0.5), **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -175,6 +176,54 @@ def test_attention(team, rng, dtype, H, K, C, Z, window):
     call(team, "attention", q=q, **operands, y=y, T=T, B=3, H=H, K=K, C=C, scale=C**-0.5, window=window)
     expected = native.attention(q, pages, positions, sequence, 1, C**-0.5, window)
     np.testing.assert_allclose(y, expected, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("cap", [0.7, 50.0])
+@pytest.mark.parametrize(("H", "K", "C"), [(4, 1, 7), (6, 3, 20), (8, 2, 64)])
+def test_attention_with_a_cap(team, rng, H, K, C, cap, window):
+    pages = Pages.make(rng, 3, 300, K=K, C=C, Z=5, dtype=DType.F32)
+    chunks = [(0, 0, 37), (1, 290, 300), (2, 50, 51)]
+    for s, _, end in chunks:
+        for p in range(end):
+            pages.write(1, s, p, random(rng, K, C), random(rng, K, C))
+    positions = ints([p for _, first, end in chunks for p in range(first, end)])
+    sequence = ints([s for s, first, end in chunks for _ in range(first, end)])
+    T = len(positions)
+    q, y = 3 * random(rng, T, H, C), empty(T, H, C)
+    operands = pages.operands(positions, sequence, 1) | {"scale": C**-0.5, "window": window, "cap": cap}
+    call(team, "attention", q=q, **operands, y=y, T=T, B=3, H=H, K=K, C=C)
+    expected = native.attention(q, pages, positions, sequence, 1, C**-0.5, window, cap)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", kernels.GELU_FORMS)
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33), (20, 1000)])
+def test_gelu(team, rng, shape, form):
+    x, y = 4 * random(rng, *shape), empty(*shape)
+    call(team, "gelu", x=x, y=y, form=kernels.GELU_FORMS.index(form), T=shape[0], N=shape[1])
+    np.testing.assert_allclose(y, native.gelu(x, form), rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("form", kernels.GELU_FORMS)
+def test_gelu_of_extremes(team, form):
+    x = np.array([[-3e38, -1e30, -200.0, -15.0, -1e-30, 0.0, 1e-30, 88.0, 200.0, 1e30, 3e38, np.nan]], dtype=np.float32)
+    y = empty(*x.shape)
+    call(team, "gelu", x=x, y=y, form=kernels.GELU_FORMS.index(form), T=1, N=x.size)
+    np.testing.assert_allclose(y[0, 4:11], np.where(x[0, 4:11] > 1, x[0, 4:11], x[0, 4:11] / 2), rtol=5e-7)
+    assert np.all(np.abs(y[0, :4]) <= 1e-7 * np.abs(x[0, :4]))
+    assert np.isnan(y[0, 11])
+
+
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_softcap_is_accurate(team, cap):
+    x = np.concatenate([np.linspace(-90, 90, 100_001), np.logspace(-30, 0, 1000)]).astype(np.float32)[None]
+    y = empty(*x.shape)
+    call(team, "softcap", x=x, y=y, T=1, N=x.size, cap=cap)
+    np.testing.assert_allclose(y, native.softcap(x, cap), rtol=4e-7, atol=0)
+    extremes = np.array([[-np.inf, -3e38, 3e38, np.inf, np.nan]], dtype=np.float32)
+    call(team, "softcap", x=extremes, y=(found := empty(1, 5)), T=1, N=5, cap=cap)
+    np.testing.assert_array_equal(found, np.array([[-cap, -cap, cap, cap, np.nan]], dtype=np.float32))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33), (20, 1000)])

@@ -17,6 +17,7 @@ from tests.device.triton_table import put_cases
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.packed import pack, unpack
+from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
 FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4)
@@ -85,8 +86,9 @@ def embed(dtype, T, V, D, scale=1.0):
 def rms_norm(dtype, T, per_token, C):
     def run(rng):
         w, x, y = weight(rng, (C,), dtype, 1.0, 0.1), random(rng, T, per_token, C), empty(T, per_token, C)
-        call("rms_norm", tokens(T), x=x, **w.operand("weight"), y=y, T=T, per_token=per_token, C=C, eps=1e-5)
-        return [(y, native.rms_norm(x, w.values, 1e-5))]
+        sizes = {"T": T, "per_token": per_token, "C": C}
+        call("rms_norm", tokens(T), x=x, **w.operand("weight"), y=y, **sizes, eps=1e-5, offset=0.25)
+        return [(y, native.rms_norm(x, w.values, 1e-5, 0.25))]
 
     return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
 
@@ -140,11 +142,29 @@ def kv_append(dtype, T, K, C):
 def elementwise(kernel, T, N):
     def run(rng):
         a, b, y = 3 * random(rng, T, N), random(rng, T, N), empty(T, N)
-        ends = {"x": a} if kernel == "silu" else {"a": a, "b": b}
+        ends = {"a": a, "b": b} if kernel in ("add", "mul") else {"x": a}
         call(kernel, tokens(T), **ends, y=y, T=T, N=N)
         return [(y, {"add": a + b, "mul": a * b, "silu": native.silu(a)}[kernel])]
 
     return Case(kernel, "F32", f"T {T}, N {N}", EXACT, run)
+
+
+def gelu(form, T, N):
+    def run(rng):
+        x, y = 3 * random(rng, T, N), empty(T, N)
+        call("gelu", tokens(T), x=x, y=y, form=kernels.GELU_FORMS.index(form), T=T, N=N)
+        return [(y, native.gelu(x, form))]
+
+    return Case("gelu", "F32", f"{form}, T {T}, N {N}", EXACT, run)
+
+
+def softcap(cap, T, N):
+    def run(rng):
+        x, y = 3 * random(rng, T, N), empty(T, N)
+        call("softcap", tokens(T), x=x, y=y, cap=cap, T=T, N=N)
+        return [(y, native.softcap(x, cap))]
+
+    return Case("softcap", "F32", f"cap {cap:g}, T {T}, N {N}", EXACT, run)
 
 
 def take_rows(T, R, D):
@@ -170,30 +190,33 @@ def linear(kernel, dtype, T, N, K, biased, scale=1.0):
     return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}{extra}", bound(dtype, T), run)
 
 
-def gate_up(gate, up, T, F, D, biased, normed=True):
+def gate_up(gate, up, T, F, D, biased, normed=True, form=""):
     def run(rng):
         x, y, norm = random(rng, T, D), empty(T, F), weight(rng, (D,), BF16, 1.0, 0.1) if normed else None
         g, u = weight(rng, (F, D), gate), weight(rng, (F, D), up)
         gb, ub = (weight(rng, (F,), t, scale=1.0) if biased else None for t in (F32, BF16))
         weights = optional("norm", norm) | g.operand("gate") | optional("gate_bias", gb)
         weights |= u.operand("up") | optional("up_bias", ub)
-        call("norm_gate_up_silu_mul", tokens(T), x=x, **weights, eps=1e-5, y=y, T=T, D=D, F=F)
+        how = {"form": kernels.GELU_FORMS.index(form), "offset": 1.0} if form else {"offset": 0.0}
+        call(kernel, tokens(T), x=x, **weights, **how, eps=1e-5, y=y, T=T, D=D, F=F)
         n = x.astype(np.float64)
-        n = native.rms_norm(n, norm.values, 1e-5) if normed else n
+        n = native.rms_norm(n, norm.values, 1e-5, how["offset"]) if normed else n
         gated = n @ g.values.T + (gb.values if gb else 0)
-        return [(y, native.silu(gated) * (n @ u.values.T + (ub.values if ub else 0)))]
+        act = native.gelu(gated, form) if form else native.silu(gated)
+        return [(y, act * (n @ u.values.T + (ub.values if ub else 0)))]
 
     types = gate.value if gate is up else f"{gate.value}, {up.value}"
     worst = max(bound(gate, T), bound(up, T))
-    extra = ", biases" * biased + ", no norm" * (not normed)
-    return Case("norm_gate_up_silu_mul", types, f"T {T}, F {F}, D {D}{extra}", worst, run)
+    extra = ", biases" * biased + ", no norm" * (not normed) + f", {form}" * bool(form)
+    kernel = "norm_gate_up_gelu_mul" if form else "norm_gate_up_silu_mul"
+    return Case(kernel, types, f"T {T}, F {F}, D {D}{extra}", worst, run)
 
 
 def norm_add(dtype, T, D):
     def run(rng):
         x, residual, y, norm = random(rng, T, D), random(rng, T, D), empty(T, D), weight(rng, (D,), dtype, 1.0, 0.3)
-        call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, y=y, T=T, D=D)
-        return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5))]
+        call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, offset=1.0, y=y, T=T, D=D)
+        return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5, 1.0))]
 
     return Case("norm_add", dtype.value, f"T {T}, D {D}", EXACT, run)
 
@@ -235,7 +258,7 @@ def take_norm_linear(dtype, T, R, N, D, scale=1.0):
     return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{scaled}", bound(dtype, R), run)
 
 
-def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None):
+def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0):
     rotated = C if rotated is None else rotated
 
     def run(rng):
@@ -254,25 +277,26 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None):
             weights |= optional(f"{p}_norm", head_norm)
         rest = pages.operands(positions, sequence, 1) | {"q": q, "q_eps": 1e-6}
         rest |= {"inv_freq": inv_freq if rotated else 0, "scale": 1.5 if rotated < C else 1.0, "rotated": rotated}
+        rest["offset"] = offset
         sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
         call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
-        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5)
+        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
         made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
         for p in "qk":
-            made[p] = native.rms_norm(made[p], own[p].values, 1e-6) if normed else made[p]
+            made[p] = native.rms_norm(made[p], own[p].values, 1e-6, offset) if normed else made[p]
             made[p] = native.rope(made[p], positions, inv_freq, rest["scale"])
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) if T else empty(0, K, C) for part in (0, 1)]
         return [(q, made["q"]), (stored[0], made["k"]), (stored[1], made["v"])]
 
-    extra = ", biases" * biased + ", head norms" * normed + turned(rotated, C)
+    extra = ", biases" * biased + ", head norms" * normed + turned(rotated, C) + f", offset {offset:g}" * bool(offset)
     worst = max(*(bound(t, T) for t in types), {F32: 0.0, F16: 2.0**-11, BF16: 2.0**-8}[kv])
     name = types[0].value if len(set(types)) == 1 else ", ".join(t.value for t in types)
     shape = f"T {T}, D {D}, H {H}, K {K}, C {C}, pages {kv.value}{extra}"
     return Case("norm_qkv_rope_append", name, shape, worst, run)
 
 
-def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None):
+def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.0):
     """Of each sequence the last `chunk` tokens; none of a chunk of 0."""
 
     def run(rng):
@@ -284,13 +308,14 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None):
         at, whose = ints(positions), ints(sequence)
         sizes = {"T": T, "B": len(lengths), "H": H, "K": K, "C": C}
         most = Bucket(T, len(lengths), T, context or max(lengths))
-        call("attention", most, q=q, **pages.operands(at, whose, 1), y=y, **sizes, scale=C**-0.5, window=window)
-        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window))]
+        how = {"scale": C**-0.5, "window": window, "cap": cap}
+        call("attention", most, q=q, **pages.operands(at, whose, 1), y=y, **sizes, **how)
+        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window, cap))]
 
     alone = all(c <= 1 for c in chunks)
     worst = {F32: EXACT, F16: EXACT, BF16: 2.0**-15}[dtype] if alone else ROUNDED[dtype]
     tokens_of = "decode" if alone else "chunks " + " ".join(map(str, chunks))
-    window_of = f", window {window}" if window else ""
+    window_of = f", window {window}" * bool(window) + f", cap {cap:g}" * bool(cap)
     shape = f"H {H}, K {K}, C {C}, Z {Z}, contexts {' '.join(map(str, lengths))}, {tokens_of}{window_of}"
     return Case("attention", dtype.value, shape, worst, run)
 
@@ -317,6 +342,12 @@ QUICK = [
     *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
     *(norm_rope_append(t, T, H, K, C, together) for t, T, H, K, C, together in ((BF16, 4, 3, 1, 20, True),)),
     *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, False), (F32, 5, 5, True))),
+    *(gate_up(t, t, T, 21, 70, False, form=f) for t, T, f in ((BF16, 1, "tanh"), (F32, 6, "erf"), (Q8, 6, "tanh"))),
+    *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
+    *(softcap(cap, T, N) for cap, T, N in ((0.7, 3, 133), (30.0, 2, 1100))),
+    *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
+    *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1), cap=1.5) for t in (F32, BF16)),
+    *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),

@@ -20,6 +20,10 @@ ROUNDED = [
     ("phi3-partial", "longrope"),
     ("smollm3", "default"),
     ("granite", "default"),
+    ("gemma", "default"),
+    ("gemma2", "default"),
+    ("gemma3", "default"),
+    ("olmo3", "default"),
 ]
 
 

@@ -13,6 +13,7 @@ from tests.model import tiny
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
+from coterie.models.family import FeedForward
 from coterie.models.refused import REFUSED
 from coterie.models.rope import KINDS
 
@@ -148,10 +149,10 @@ def test_defaults_of_each_family():
     assert config(hidden_act="swish") == config()
 
 
-@pytest.mark.parametrize("name", ["Olmo2"])
+@pytest.mark.parametrize("name", ["Olmo2", "Olmo3", "Gemma", "Gemma2", "Gemma3Text"])
 def test_what_a_config_leaves_out_is_what_transformers_takes(name):
-    sizes = {key: RAW[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
-    sizes["num_attention_heads"] = 4
+    sizes = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 68, "num_hidden_layers": 13}
+    sizes["num_attention_heads"] = 16
     theirs = getattr(transformers, f"{name}Config")(**sizes)
     everything = json.loads(theirs.to_json_string(use_diff=False))
     short = ModelConfig.from_hf({**sizes, "model_type": theirs.model_type}, "short")
@@ -169,6 +170,10 @@ def test_features_that_are_refused_by_name(row):
     assert row.feature in str(caught.value)
 
 
+NO_CLASS = {"architectures": None}
+STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -182,6 +187,12 @@ def test_features_that_are_refused_by_name(row):
         ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, dynamic"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "it reads images beside text"),
+        ({**NO_CLASS, "model_type": "gemma", "hidden_act": "relu"}, "hidden_act 'relu' is not run for gemma"),
+        ({**NO_CLASS, "model_type": "gemma", "hidden_activation": "gelu"}, "an activation named by a key of Gemma 2"),
+        ({**NO_CLASS, "model_type": "gemma2", "hidden_activation": "relu"}, "'relu' is not run for gemma2"),
+        ({**NO_CLASS, "model_type": "gemma2", "use_bidirectional_attention": True}, "bidirectional attention"),
+        ({**NO_CLASS, **STRANGE_ROPE, "model_type": "gemma3_text"}, "rope of layer type 'odd' is not run"),
         ({"sliding_window": 8}, "a sliding window is not part of llama"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer type 'chunked_attention' is not run"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "every layer must be full_attention"),
@@ -241,9 +252,45 @@ def test_wrong_values_name_the_key(changes, sentence):
     assert sentence in str(caught.value)
 
 
+GEMMA3 = {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 9}
+
+
+def test_older_and_newer_keys_of_gemma3_mean_the_same():
+    """Frequencies of both kinds of layers, as transformers has them; the context is what the scaling has given."""
+    scaled = {"rope_type": "linear", "factor": 8.0}
+    older = {"rope_scaling": scaled, "rope_theta": 3e5, "rope_local_base_freq": 7000.0, "sliding_window_pattern": 2}
+    ropes = {"full_attention": {**scaled, "rope_theta": 3e5}, "sliding_attention": {"rope_theta": 7000.0}}
+    types = ["sliding_attention", "full_attention"]
+    found = config(drop=("architectures",), **GEMMA3, **older)
+    assert found == config(drop=("architectures",), **GEMMA3, rope_parameters=ropes, layer_types=types)
+    assert (found.windows, found.max_context) == ((9, 0), 64)
+    plain = {key: RAW[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    theirs = transformers.Gemma3TextConfig(**plain, head_dim=16, **older, num_attention_heads=4, num_key_value_heads=2)
+    rotary = transformers.Gemma3ForCausalLM(theirs).model.rotary_emb
+    for rope, kind in ((found.rope, "full_attention"), (found.local_rope, "sliding_attention")):
+        inv_freq = getattr(rotary, f"{kind}_inv_freq")
+        torch.testing.assert_close(torch.tensor(rope.inv_freq), inv_freq, rtol=3e-7, atol=0)
+
+
+def test_gelu_of_gemma_is_the_form_that_transformers_takes():
+    assert family("gemma", hidden_act="gelu").feed_forward is FeedForward.GATED_GELU_TANH
+    assert family("gemma2", hidden_activation="gelu").feed_forward is FeedForward.GATED_GELU
+    assert family("gemma2", hidden_act="gelu").feed_forward is FeedForward.GATED_GELU_TANH
+    assert family("gemma3_text", hidden_activation="silu").feed_forward is FeedForward.GATED_SILU
+
+
+def test_caps_of_gemma2():
+    capped = family("gemma2")
+    assert (capped.attention_cap, capped.logits_cap, capped.attention_scale) == (50.0, 30.0, 1 / 16)
+    free = family("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None, query_pre_attn_scalar=4)
+    assert (free.attention_cap, free.logits_cap, free.attention_scale) == (0.0, 0.0, 0.5)
+
+
 def test_a_layer_with_a_window_that_is_off():
     with pytest.raises(CheckpointError, match="names sliding_attention without a window"):
         family("qwen2", layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(CheckpointError, match="names sliding_attention without a window"):
+        family("gemma2", sliding_window=None)
 
 
 JSON = st.recursive(
@@ -255,6 +302,8 @@ KEYS = sorted(
     [*RAW, "head_dim", "layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "rope_theta"]
     + ["sliding_window", "use_sliding_window", "partial_rotary_factor", "original_max_position_embeddings"]
     + ["no_rope_layers", "no_rope_layer_interval", "attention_multiplier", "logits_scaling"]
+    + ["hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"]
+    + ["sliding_window_pattern", "rope_local_base_freq"]
     + [row.key for row in REFUSED[:4]]
 )
 RUN = [family.model_type for family in FAMILIES.values() if not family.modelled_only]

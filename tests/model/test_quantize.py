@@ -22,6 +22,7 @@ from coterie.models.quantize import quantize_folder
 
 PACKINGS = {"8": Packing(8, 8), "4": Packing(4, 8), "4 all": Packing(4, 4), "4 but embedding": Packing(4, None)}
 ROWS = ["llama", "llama-biases", "qwen2-types", "qwen3", "llama-head80", "olmo2", "phi3-partial", "granite"]
+ROWS += ["gemma", "gemma2", "gemma3"]
 
 
 def alone_differs(isa, activations):

@@ -13,6 +13,7 @@ SAME = 1e-5  # float32, relative to the largest logit: only the order of additio
 ROWS = [
     *("llama", "llama-biases", "mistral", "qwen2-types", "qwen3", "llama-head80"),
     *("olmo2", "phi3-partial", "smollm3-window", "granite"),
+    *("gemma", "gemma2", "gemma3"),
 ]
 
 
@@ -82,7 +83,7 @@ DEVICE_WAYS = {
 
 
 @pytest.mark.parametrize("way", DEVICE_WAYS)
-@pytest.mark.parametrize("row", ["llama-biases", "mistral", "qwen3", "olmo2-bias"])
+@pytest.mark.parametrize("row", ["llama-biases", "mistral", "qwen3", "olmo2-bias", "gemma2", "gemma3"])
 def test_fused_equals_unfused_on_any_team(way, row, folder_of, theirs_of, make_backend):
     """Logits of a prompt and of later tokens, and 64 greedy tokens, whatever the rule set, threads or instructions."""
     theirs = theirs_of(row)

@@ -133,6 +133,33 @@ FAMILY_ROWS |= {
     ),
 }
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+FAMILY_ROWS |= {
+    "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma-bias": ("Gemma", {"hidden_act": "gelu", "attention_bias": True, "head_dim": 20}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **{"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 9},
+            **{"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
+        },
+    ),
+    "gemma2-erf": (
+        "Gemma2",
+        {
+            **{"head_dim": 20, "sliding_window": 5, "hidden_activation": "gelu", "attention_bias": True},
+            **{"layer_types": [FULL, SLIDING, FULL], "final_logit_softcapping": None, "tie_word_embeddings": False},
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 11, "layer_types": [SLIDING, FULL, SLIDING]},
+    ),
+    "olmo3": ("Olmo3", {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]}),
+}
+LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -154,6 +181,8 @@ CASES = [(row, "default") for row in FAMILY_ROWS] + [
     ("olmo2", "llama3"),
     ("llama-head20", "longrope"),
     ("phi3-partial", "longrope"),
+    ("gemma3", "linear"),
+    ("olmo3", "yarn"),
 ]
 # Every row with every rope that its config class takes.
 EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope)]
@@ -166,7 +195,10 @@ def make(row, rope="default", seed=0):
     settings = {**BASE, **changes}
     head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
     settings["rope_parameters"] = rope_of(rope, int(head_dim * settings.get("partial_rotary_factor", 1.0)) // 2)
-    config = getattr(transformers, f"{class_name}Config")(**settings)
+    if class_name in LAYERED:
+        local = {"rope_type": "default", "rope_theta": 700.0}
+        settings["rope_parameters"] = {FULL: settings["rope_parameters"], SLIDING: local}
+    config = getattr(transformers, CONFIGS.get(class_name, f"{class_name}Config"))(**settings)
     model = getattr(transformers, f"{class_name}ForCausalLM")(config).eval()
     randomise(model, seed)
     model.generation_config.eos_token_id = None
@@ -176,14 +208,15 @@ def make(row, rope="default", seed=0):
 def randomise(model, seed):
     """Weights of a size that keeps activations near 1, so that attention is neither flat nor a single token."""
     generator = torch.Generator().manual_seed(seed)
+    is_gemma = model.config.model_type.startswith("gemma")  # adds 1 to norms, and scales what it embeds
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             parameter.data = 0.3 * noise
         elif "norm" in name:
-            parameter.data = 1 + 0.2 * noise
+            parameter.data = (0 if is_gemma else 1) + 0.2 * noise
         elif "embed" in name:
-            parameter.data = 0.5 * noise
+            parameter.data = (0.5 / model.config.hidden_size**0.5 if is_gemma else 0.5) * noise
         else:
             parameter.data = noise * 1.2 / parameter.shape[1] ** 0.5
 

@@ -55,7 +55,7 @@ void test_gate_up(const Shape& s, DType dtype, bool has_bias) {
   const Tensor scale = norm_weight(D, dtype), gate = weight(F, D, dtype), up = weight(F, D, dtype);
   const Tensor gate_bias = has_bias ? weight(F, 1, dtype) : Tensor{}, up_bias = has_bias ? weight(F, 1, dtype) : Tensor{};
   std::vector<float> y(T * F);
-  const NormGateUpSiluMul op{x.data(),    scale.at(),       scale.type(), 1e-5,         gate.at(), gate.type(), gate_bias.at(), gate_bias.type(),
+  const NormGateUpSiluMul op{x.data(),    scale.at(),       scale.type(), 1e-5, 0.0,    gate.at(), gate.type(), gate_bias.at(), gate_bias.type(),
                              up.at(),     up.type(),        up_bias.at(), up_bias.type(), y.data(),  T,           D,              F};
   everywhere("norm_gate_up_silu_mul", {row_of(Opcode::norm_gate_up_silu_mul, op)}, {output(y)}, [&] {
     const Doubles n = norm(widened(x), scale, D, 1e-5), gates = linear(n, gate, gate_bias, T, F, D);
@@ -73,7 +73,7 @@ void test_head(const Shape& s, DType dtype) {
   std::vector<i32> picked;
   for (int64_t r = 0; r < R; ++r) picked.push_back(static_cast<i32>(T - 1 - 2 * r));
   std::vector<float> y(R * F);
-  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F, 0.25};
+  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, 0.0, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F, 0.25};
   everywhere("take_norm_linear", {row_of(Opcode::take_norm_linear, op)}, {output(y)}, [&] {
     Doubles taken;
     for (const i32 row : picked)

@@ -16,7 +16,7 @@ void test_rows(int64_t T, int64_t D, DType dtype) {
   std::vector<float> embedded(T * D), normed(T * D), taken(T * D);
   const std::vector<Row> rows = {
       row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), embedded.data(), T, D, 1.0}),
-      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5}),
+      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0}),
       row_of(Opcode::take_rows, TakeRows{x.data(), picked.data(), taken.data(), T, D}),
   };
   everywhere("rows", rows, {output(embedded), output(normed), output(taken)}, [&] {

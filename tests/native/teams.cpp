@@ -28,7 +28,7 @@ struct Chain {
     list = {
         row_of(Opcode::embed, Embed{nullptr, table.at(), table.type(), x.data(), B, D, 1.0}),
         row_of(Opcode::linear_add, LinearAdd{x.data(), mix.at(), mix.type(), nullptr, 0, h.data(), B, D, D, 1.0, x.data()}),
-        row_of(Opcode::take_norm_linear, TakeNormLinear{h.data(), scale.at(), scale.type(), 1e-5, rows.data(), head.at(), head.type(),
+        row_of(Opcode::take_norm_linear, TakeNormLinear{h.data(), scale.at(), scale.type(), 1e-5, 0.0, rows.data(), head.at(), head.type(),
                                                         nullptr, 0, logits.data(), B, D, V, 1.0}),
         row_of(Opcode::sample, Sample{logits.data(), settings.data(), nullptr, rows.data(), drawn.data(), B, V}),
     };
@@ -143,7 +143,7 @@ void test_runs_in_a_row() {
   const std::vector<float> x(T * C, 1.0f), one(C, 1.0f);
   std::vector<float> y(T * C);
   const auto* weight = reinterpret_cast<bytes*>(one.data());
-  const Row row = row_of(Opcode::rms_norm, RmsNorm{x.data(), weight, static_cast<integer>(DType::f32), y.data(), T, 1, C, 0.0});
+  const Row row = row_of(Opcode::rms_norm, RmsNorm{x.data(), weight, static_cast<integer>(DType::f32), y.data(), T, 1, C, 0.0, 0.0});
   for (const int threads : {2, 4, 8}) {
     Team team(threads, compiled_isas()[0], 0);
     bool right = true;

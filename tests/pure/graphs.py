@@ -62,10 +62,20 @@ def of_family(name, **changes):
     """What makes a decoder one of this family, as changes of ModelConfig; its biases are on."""
     family = FAMILIES[name]
     keys = ("norm", "qk_norm", "heads_normed_together", "feed_forward", "alibi", "parallel_norms", "position_offset")
-    keys += ("names",)
+    keys += ("names", "norm_offset")
     flags = {key: getattr(family, key) for key in keys}
     biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), True)
     return {"family": name, **flags, **biases, **changes}
+
+
+def gemma(version, **changes):
+    """Changes of ModelConfig that make a decoder a Gemma, with caps that bend its small numbers."""
+    local = Rope("default", (0.9, 0.3, 0.05), 1.0, 512)
+    caps = {"attention_cap": 0.8, "logits_cap": 0.5, "windows": (3, 0)} if version == 2 else {}
+    own = {"windows": (3, 0), "local_rope": local} if version == 3 else caps
+    name = {1: "gemma", 2: "gemma2", 3: "gemma3_text"}[version]
+    no_biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), False)
+    return of_family(name, **{**no_biases, **own, "embed_scale": 2.5, "attention_scale": 0.3, **changes})
 
 
 # Decoders that training graphs are made of.

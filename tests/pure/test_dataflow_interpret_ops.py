@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, decoder, gpt, of_family, random_weights
+from graphs import STEADY, Choice, decoder, gemma, gpt, of_family, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_outputs, check_plan, check_run, check_sockets, run_graph
@@ -87,6 +87,7 @@ FAMILIES = {
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "falcon with two norms": of_family("falcon", num_kv_heads=1, head_dim=4, parallel_norms=2),
     "opt": of_family("opt", num_kv_heads=4, density=0.5),
+    **{f"gemma {n}": gemma(n) for n in (1, 2, 3)},
     "olmo2": of_family("olmo2"),
 }
 
@@ -103,7 +104,7 @@ def test_families_are_their_references_tile_by_tile(name, sequences, past, token
 
 def interpreted():
     """Kinds of the ops of plans that run as they must."""
-    for graph in (decoder(), decoder(**FAMILIES["bloom"]), decoder(**FAMILIES["falcon"]), decoder(**FAMILIES["opt"])):
+    for graph in (decoder(), *(decoder(**FAMILIES[name]) for name in ("bloom", "falcon", "opt", "gemma 2"))):
         _, state, values, sizes = lived(graph, 2, 3)
         plan = sections_of(graph, sizes, chip(pmus=120), share_equal=False)
         check_plan(graph, plan, values, state, [Choice()] * sizes.R)
@@ -120,7 +121,7 @@ def interpreted():
         plan = sections_of(graph, sizes, SOCKET)
         check_plan(graph, plan, run_graph(graph, values), rtol=1e-3, atol=1e-2)
         yield graph
-    for graph in (decoder(num_layers=1, windows=(0,)), gpt("tanh", 1.0)):
+    for graph in (decoder(num_layers=1, windows=(0,), residual_scale=0.7), gpt("tanh", 1.0)):
         train, values, sizes = step_of(graph, (5,))
         plan = sections_of(train, sizes, chip(pmus=160), share_equal=False)
         check_plan(train, plan, values, KvState(train, 64, 4), rtol=5e-4)
@@ -138,7 +139,7 @@ def test_every_op_that_has_a_normal_form_is_interpreted():
 
 
 def test_the_kernels_of_pytorch_have_no_normal_form_and_are_refused_by_name():
-    assert set(OPS) - set(NESTS) == set(EAGER_OPS)
+    assert set(OPS) - set(NESTS) == set(EAGER_OPS) - {"scale"}  # which the gradient of a scaled product has too
     graph = expand(decoder())
     first = next(op for op in graph.ops if op.kind not in NESTS)
     with pytest.raises(UnsupportedError, match=rf"{re.escape(first.name)}\] op {first.kind} has no normal form"):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, Player, decoder, gpt, of_family, random_weights
+from graphs import STEADY, Choice, Player, decoder, gemma, gpt, of_family, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_run, check_sockets
@@ -88,6 +88,7 @@ SHAPES = {
     "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
     "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
     "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
+    "gemma2": gemma(2, vocab_size=40),
     "olmo2": of_family("olmo2", vocab_size=40),
     "three": {"vocab_size": 42, "num_heads": 6, "num_kv_heads": 3, "intermediate_size": 21},
 }

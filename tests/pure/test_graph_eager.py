@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, Player, any_decoders, decoder, of_family, step_sizes
+from tests.pure.graphs import STEADY, Player, any_decoders, decoder, gemma, of_family, step_sizes
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
@@ -23,6 +23,7 @@ SHAPES = {
     "opt": of_family("opt", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "olmo2": of_family("olmo2"),
+    **{f"gemma {n}": gemma(n) for n in (1, 2, 3)},
     "plain": {"num_kv_heads": 4},
     "gqa": {},
     "window": {"windows": (3, 0)},

@@ -12,6 +12,7 @@ from tests.pure.graphs import (
     change_value,
     decoder,
     decoders,
+    gemma,
     of_family,
     the_op,
     with_ops,
@@ -113,6 +114,17 @@ def test_norms_behind_the_blocks_are_added_with_the_residual():
     first = ["linear", "linear", "linear", "norm_rope_append", "attention", "linear", "norm_add"]
     assert kernels_of(graph, stage="layers.0") == [*first, "norm_gate_up_silu_mul", "linear", "norm_add"]
     assert "rms_norm" not in [op.kind for op in region_at(graph, "norm_gate_up_silu_mul").ops]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_gemmas_become_five_or_seven_regions_a_layer(version):
+    graph = decoder(**gemma(version))
+    verify(graph)
+    gate_up = "norm_gate_up_gelu_mul"
+    plain = ["norm_qkv_rope_append", "attention", "linear_add", gate_up, "linear_add"]
+    behind = ["norm_qkv_rope_append", "attention", "linear", "norm_add", gate_up, "linear", "norm_add"]
+    head = ["take_norm_linear", *(["softcap"] if version == 2 else []), "sample"]
+    assert kernels_of(graph) == ["embed", *(plain if version == 1 else behind) * 2, *head]
 
 
 def test_a_norm_over_all_heads_is_not_taken_for_one_of_each():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from tests.pure.graphs import change_op, change_value, decoder, of_family, the_op
+from tests.pure.graphs import change_op, change_value, decoder, gemma, of_family, the_op
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -26,6 +26,7 @@ WHOLE = [
     decoder(**of_family("bloom", num_kv_heads=4)),
     decoder(**of_family("falcon", head_dim=4)),
     decoder(**of_family("opt", num_kv_heads=4)),
+    decoder(**gemma(2)),
     shard(decoder(**of_family("bloom", num_kv_heads=4, vocab_size=40)), 2),
     LLAVA,
     fft_conv_graph((2, 3)),
@@ -75,6 +76,9 @@ OUT_OF_RANGE = {
     "all_reduce": ({"ranks": 1}, "1 ranks exchange nothing"),
     "embed_part": ({"first_row": -1}, "first_row is -1"),
     "embed": ({"scale": 0.0}, "its scale is 0.0"),
+    "softcap": ({"cap": 0.0}, "its cap is 0.0"),
+    "attention": ({"layer": 0, "scale": 1.0, "window": 0, "cap": -1.0}, "its cap is -1.0"),
+    "rms_norm": ({"eps": 1e-6, "offset": float("nan")}, "its offset is nan"),
     "kv_cat": ({"layer": 0, "which": 2}, "which is 2"),
     "group_mix": ({"group": 5}, "not in groups of 5 rows"),
 }

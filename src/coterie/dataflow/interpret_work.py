@@ -148,19 +148,25 @@ class _Running:
 
     q: Array
     scale: np.float32
+    cap: float
     most: Array
     total: Array
     result: Array
 
     @classmethod
-    def over(cls, q: Array, scale: float, channels: int) -> _Running:
+    def over(cls, q: Array, scale: float, channels: int, cap: float = 0.0) -> _Running:
         """Before the first key."""
         start = np.full(q.shape[:3], -np.inf, np.float32)
-        return cls(q, np.float32(scale), start, np.zeros_like(start), np.zeros((*q.shape[:3], channels), np.float32))
+        return cls(
+            q, np.float32(scale), cap, start, np.zeros_like(start), np.zeros((*q.shape[:3], channels), np.float32)
+        )
 
     def scores(self, keys: Array, bias: Array) -> Array:
         """[G, T, H, S] of a block of keys [G, S, H, C]; `bias` [H, S]."""
-        return np.asarray(np.einsum("gthc,gshc->gths", self.q, keys) * self.scale + bias, np.float32)
+        scores = np.einsum("gthc,gshc->gths", self.q, keys) * self.scale
+        if self.cap:
+            scores = np.float32(self.cap) * np.tanh(scores / np.float32(self.cap))
+        return np.asarray(scores + bias, np.float32)
 
     def add(self, keys: Array, held: Array, bias: Array) -> None:
         """A block of keys and values."""
@@ -201,7 +207,7 @@ def _attention(firing: Firing) -> dict[str, Array]:
         firing.reads_keys(op, int(sequences[t]), begin, length)
         k, v = (state.context(op.integer("layer"), i, tables[sequences[t]], length)[begin:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
-        running = _Running.over(q[None, None, t], op.number("scale"), v.shape[2])
+        running = _Running.over(q[None, None, t], op.number("scale"), v.shape[2], op.cap)
         for block in _blocks(len(k), firing.key_block):
             bias = slopes * np.arange(begin + block.start, begin + block.stop, dtype=np.float32)
             running.add(np.repeat(k[block], share, axis=1)[None], np.repeat(v[block], share, axis=1)[None], bias)

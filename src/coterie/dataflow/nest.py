@@ -237,6 +237,7 @@ NESTS: Mapping[str, MakeNest] = {
     "mul": _elementwise(),
     "silu": _elementwise(),
     "gelu": _elementwise(),
+    "softcap": _elementwise(),
     "relu": _elementwise(),
     "add_positions": _add_positions,
     "add_bias": _elementwise(),

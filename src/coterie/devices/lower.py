@@ -135,7 +135,8 @@ class Lowering:
 
     def norm(self, op: Op) -> Operands:
         """The norm that begins a fused region."""
-        return {"x": self.at(op.inputs[0]), "eps": op.number("eps"), **self.weight("norm", op.inputs[1])}
+        how = {"eps": op.number("eps"), "offset": op.offset}
+        return {"x": self.at(op.inputs[0]), **how, **self.weight("norm", op.inputs[1])}
 
     def projection(self, operand: str, bias: str, op: Op) -> Operands:
         """Weight and bias of a linear."""
@@ -155,6 +156,7 @@ def _rms_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
     shape = low.value(op.outputs[0]).shape
     C = trailing((0, *low.value(op.inputs[1]).shape))
     sizes: Operands = {"T": low.size(shape[0]), "per_token": trailing(shape) // C, "C": C, "eps": op.number("eps")}
+    sizes["offset"] = op.offset
     return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes
 
 
@@ -185,7 +187,7 @@ def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     q, *paged, _ = op.inputs
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
-    how: Operands = {"scale": op.number("scale"), "window": op.integer("window")}
+    how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 
 
@@ -194,7 +196,14 @@ def _elementwise(low: Lowering, ops: Sequence[Op]) -> Operands:
     shape = low.value(op.outputs[0]).shape
     names = zip(("a", "b"), op.inputs, strict=True) if len(op.inputs) == 2 else [("x", op.inputs[0])]
     ends = {operand: low.at(name) for operand, name in names} | {"y": low.at(op.outputs[0])}
-    return ends | {"T": low.size(shape[0]), "N": trailing(shape)}
+    return ends | _form(op) | {"T": low.size(shape[0]), "N": trailing(shape)}
+
+
+def _form(op: Op) -> Operands:
+    """What an activation has besides its values."""
+    if op.kind == "gelu":
+        return {"form": kernels.GELU_FORMS.index(str(op.attrs["form"]))}
+    return {"cap": op.cap} if op.kind == "softcap" else {}
 
 
 def _take_rows(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -217,6 +226,9 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     norm, q, k, v, *rest, append = ops
     norms = [op for op in rest if op.kind == "rms_norm"]
     rope = next((op for op in rest if op.kind == "rope"), None)  # that of q: the rule wants the same of k, or none
+    if any(op.offset != norm.offset for op in norms):
+        fact = f"norms of {norm.name} and of its heads have different offsets in one region"
+        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
     operands = low.norm(norm)
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)
@@ -234,8 +246,15 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     q_norm, k_norm, q_rope, _, append = ops
+    if q_norm.offset != k_norm.offset:
+        fact = f"{q_norm.name} and {k_norm.name} have different offsets in one region"
+        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
     T, H, C = low.value(q_rope.outputs[0]).shape
-    operands: Operands = {"inv_freq": low.at(q_rope.inputs[2]), "scale": q_rope.number("scale")}
+    operands: Operands = {
+        "offset": q_norm.offset,
+        "inv_freq": low.at(q_rope.inputs[2]),
+        "scale": q_rope.number("scale"),
+    }
     for name, norm in (("q", q_norm), ("k", k_norm)):
         operands |= {f"{name}_in": low.at(norm.inputs[0]), f"{name}_eps": norm.number("eps")}
         operands |= low.weight(f"{name}_norm", norm.inputs[1])
@@ -259,14 +278,14 @@ def _linear_add(low: Lowering, ops: Sequence[Op]) -> Operands:
     return low.linear(linear) | {"residual": low.at(residual), "y": low.at(add.outputs[0])}
 
 
-def _norm_gate_up_silu_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
-    *norms, gate, up, _, mul = ops
+def _norm_gate_up_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
+    *norms, gate, up, act, mul = ops
     x = (norms or [gate])[0].inputs[0]
     T, F = low.value(mul.outputs[0]).shape
     sizes = {"T": low.size(T), "D": trailing(low.value(x).shape), "F": low.size(F)}
     projections = low.projection("gate", "gate_bias", gate) | low.projection("up", "up_bias", up)
-    normed = low.norm(norms[0]) if norms else {"x": low.at(x), "eps": 0.0, **low.weight("norm", "")}
-    return normed | projections | {"y": low.at(mul.outputs[0])} | sizes
+    normed = low.norm(norms[0]) if norms else {"x": low.at(x), "eps": 0.0, "offset": 0.0, **low.weight("norm", "")}
+    return normed | projections | _form(act) | {"y": low.at(mul.outputs[0])} | sizes
 
 
 def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -287,6 +306,8 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "attention": _attention,
     "add": _elementwise,
     "silu": _elementwise,
+    "gelu": _elementwise,
+    "softcap": _elementwise,
     "mul": _elementwise,
     "take_rows": _take_rows,
     "sample": _sample,
@@ -294,6 +315,7 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "norm_rope_append": _norm_rope_append,
     "linear_add": _linear_add,
     "norm_add": _norm_add,
-    "norm_gate_up_silu_mul": _norm_gate_up_silu_mul,
+    "norm_gate_up_silu_mul": _norm_gate_up_mul,
+    "norm_gate_up_gelu_mul": _norm_gate_up_mul,
     "take_norm_linear": _take_norm_linear,
 }

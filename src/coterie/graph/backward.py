@@ -150,8 +150,8 @@ class _Backward:
     def norm(self, op: Op) -> None:
         """Of x, of the weight and of the bias; a norm of heads has summands on all ranks."""
         x, weight, *bias = op.inputs
-        if norms_all_heads(self.graph, op):
-            fact = "a norm over all heads together has no gradient"
+        if norms_all_heads(self.graph, op) or op.offset:
+            fact = "a norm over all heads together, or with an offset, has no gradient"
             raise UnsupportedError(
                 f"{self.graph.name}: {op.name}", fact, "train a model whose norms are of heads or rows"
             )
@@ -171,6 +171,10 @@ class _Backward:
 
     def attention(self, op: Op) -> None:
         """Of q, k and v; k and v are those that this layer appended."""
+        if op.cap:
+            raise UnsupportedError(
+                f"{self.graph.name}: {op.name}", "capped attention has no gradient", "train a model without a cap"
+            )
         append = next(o for o in self.graph.ops if o.kind == "kv_append" and o.attrs["layer"] == op.attrs["layer"])
         read = (op.inputs[0], *append.inputs[:2])
         dy = self.gradient(op.outputs[0])

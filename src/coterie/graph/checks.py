@@ -12,7 +12,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.ops import OPS, SCALE
+from coterie.graph.ops import CAP, OPS, SCALE
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
@@ -70,6 +70,12 @@ class Row:
             appended |= parts
         elif not parts <= appended:
             raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "put kv_append first")
+
+    def cap(self) -> None:
+        """Where the op has a cap, it is a number above 0."""
+        cap = self.op.attrs.get(CAP, 1.0)
+        if not isinstance(cap, int | float) or not 0 < cap < math.inf:
+            raise self.wrong(f"its cap is {cap!r}", "give a number above 0")
 
     def input(self, position: int) -> Value:
         """The value of an operand."""

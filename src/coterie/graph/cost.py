@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.ops import COLLECTIVES, SCALE
+from coterie.graph.ops import CAP, COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
 
 
@@ -43,6 +43,7 @@ class Cost:
 
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTMAX_FLOPS = 5
+SOFTCAP_FLOPS = 5  # two products and a tanh
 KV_READERS = ("attention", "alibi_attention", "kv_cat")
 CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
 _Flops = Callable[[Graph, Op, Sizes], int]
@@ -104,7 +105,7 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
     window = int(op.attrs.get("window", 0))
     pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
-    return pairs * heads * (4 * channels + SOFTMAX_FLOPS)
+    return pairs * heads * (4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0))
 
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
@@ -121,6 +122,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
     "layer_norm": 6,
     "gelu": 8,
+    "softcap": SOFTCAP_FLOPS,
 }
 
 

@@ -154,6 +154,9 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
     shifted = e.emit("shift", f"{y}/shifted", (mean,), mean, number=op.number("eps"))
     r = e.emit("rsqrt", f"{y}/rsqrt", (shifted,), shifted)
     normed = e.emit("mul_last", f"{y}/normed", (wide, r), wide)
+    if op.offset:  # the weight is added to and multiplied in float32, before the cast
+        _narrowed(e, y, e.emit("mul_weight", f"{y}/scaled", (normed, weight), normed, offset=op.offset), x)
+        return
     narrow = e.cast(f"{y}/narrow", normed, e.values[x].dtype)
     e.emit("mul_weight", y, (narrow, weight), x)
 
@@ -176,6 +179,22 @@ def _linear(e: _Expansion, op: Op) -> None:
     attrs = {key: value for key, value in op.attrs.items() if key != SCALE}
     product = e.emit("linear", f"{y}/product", op.inputs, y, e.shape(y), **attrs)
     e.emit("scale", y, (product,), y, factor=op.scale)
+
+
+def _narrowed(e: _Expansion, y: str, wide: str, like: str) -> None:
+    """`wide` as the value y, of the type of `like`."""
+    kind = "copy" if e.values[wide].dtype is e.values[like].dtype else "cast"
+    e.emit(kind, y, (wide,), like)
+
+
+def _softcap(e: _Expansion, op: Op) -> None:
+    e.emit("scale", op.outputs[0], (_capped(e, op.outputs[0], op.inputs[0], op.cap),), op.inputs[0], factor=op.cap)
+
+
+def _capped(e: _Expansion, y: str, x: str, cap: float) -> str:
+    """tanh(x / cap)."""
+    small = e.emit("scale", f"{y}/small", (x,), x, factor=1.0 / cap)
+    return e.emit("tanh", f"{y}/tanh", (small,), x)
 
 
 def _rope(e: _Expansion, op: Op) -> None:
@@ -237,6 +256,8 @@ def _attention(e: _Expansion, op: Op) -> None:
     else:
         scores = e.emit("scores", f"{y}/scores", (*seen, *rows), q, (TS, heads))
         scaled = e.emit("scale", f"{y}/scaled", (scores,), scores, factor=scale)
+    if op.cap:
+        scaled = e.emit("scale", f"{y}/capped", (_capped(e, f"{y}/cap", scaled, op.cap),), scaled, factor=op.cap)
     masked = e.emit("add_mask", f"{y}/masked", (scaled, _mask(op)), scaled)
     p = _softmax(e, op, masked, rows)
     mixed = e.emit("mix", f"{y}/mixed", (p, values, *rows), q)
@@ -320,4 +341,5 @@ RULES: Mapping[str, Callable[[_Expansion, Op], None]] = {
     "group_attention": _group_attention,
     "take_heads": _take_heads,
     "gelu": _gelu,
+    "softcap": _softcap,
 }

@@ -28,7 +28,12 @@ EAGER_OPS: dict[str, OpSpec] = {
     "shift": _unary("y = x + number", "number"),
     "mean": OpSpec("y = mean(x), over the last axis, or all but the first, which stay", ("x:T*C",), ("y:T*1",)),
     "mul_last": OpSpec("y = x * r, r the same along the axes of a mean", ("x:T*C", "r:T*1"), ("y:T*C",)),
-    "mul_weight": OpSpec("y = x * weight, of the last axis or all but the first", ("x:T*C", "weight:C"), ("y:T*C",)),
+    "mul_weight": OpSpec(
+        "y = x * (weight + offset), of the last axis or all but the first",
+        ("x:T*C", "weight:C"),
+        ("y:T*C",),
+        ("offset?",),
+    ),
     "mul_heads": OpSpec("y = x * c, c the same for every head", ("x:THC", "c:TC"), ("y:THC",)),
     "cat": OpSpec("a and b joined along the last axis", ("a:T*C", "b:T*C"), ("y:T*C",)),
     "slice": _unary("`count` numbers of the last axis from `first` on", "first", "count", view=True),

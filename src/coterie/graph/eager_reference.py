@@ -147,7 +147,9 @@ EAGER_RUN: Mapping[str, _Run] = {
     "shift": lambda step, op, x: np.asarray(x[0] + np.float32(op.number("number")), np.float32),
     "mean": _mean,
     "mul_last": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
-    "mul_weight": lambda step, op, x: np.asarray((x[0].reshape(-1, len(x[1])) * x[1]).reshape(x[0].shape), np.float32),
+    "mul_weight": lambda step, op, x: np.asarray(
+        (x[0].reshape(-1, len(x[1])) * (x[1] + np.float32(op.offset))).reshape(x[0].shape), np.float32
+    ),
     "mul_heads": lambda step, op, x: np.asarray(x[0] * x[1][:, None], np.float32),
     "cat": lambda step, op, x: np.concatenate([x[0], x[1]], axis=-1),
     "slice": _slice,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from coterie.core.errors import UsageError
@@ -94,10 +94,16 @@ NORM_GATE_UP_SILU_MUL = Rule(
         Part("norm", "rms_norm", dims=(2, 2), optional=True),
         Part("gate", "linear", ((0, "norm|"),)),
         Part("up", "linear", ((0, "norm|"),)),
-        Part("silu", "silu", ((0, "gate"),)),
-        Part("mul", "mul", ((0, "silu"), (1, "up")), dims=(2, 2)),
+        Part("act", "silu", ((0, "gate"),)),
+        Part("mul", "mul", ((0, "act"), (1, "up")), dims=(2, 2)),
     ),
     "gate and up share the (normed) tile, and only their product is stored: a third of the widest bytes of the layer",
+    share=("gate", "up"),
+)
+NORM_GATE_UP_GELU_MUL = Rule(
+    "norm_gate_up_gelu_mul",
+    tuple(replace(part, kind="gelu") if part.kind == "silu" else part for part in NORM_GATE_UP_SILU_MUL.pattern),
+    NORM_GATE_UP_SILU_MUL.reason,
     share=("gate", "up"),
 )
 NORM_ADD = Rule(
@@ -175,7 +181,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (
         *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
-        *(NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
+        *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
     "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),

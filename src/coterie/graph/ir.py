@@ -73,6 +73,16 @@ class Op:
         """What the result is multiplied by; 1 where the attribute is left out."""
         return float(self.attrs.get("scale", 1.0))
 
+    @property
+    def offset(self) -> float:
+        """What is added to a norm's weight; 0 where the attribute is left out."""
+        return float(self.attrs.get("offset", 0.0))
+
+    @property
+    def cap(self) -> float:
+        """The bound of attention scores; 0, for none, where the attribute is left out."""
+        return float(self.attrs.get("cap", 0.0))
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:

@@ -5,13 +5,14 @@ Knows nothing about fusion or devices. The meaning of each op is in ops.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import INT8, OFFSET, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -31,6 +32,9 @@ def _embed(row: Row) -> None:
 
 def _rms_norm(row: Row) -> None:
     _norm(row, norm_weight(row))
+    offset = row.op.attrs.get(OFFSET, 0.0)
+    if not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise row.wrong(f"its offset is {offset!r}", "give a number, or leave it out")
 
 
 def norm_weight(row: Row) -> Shape:
@@ -108,6 +112,7 @@ def _attention(row: Row) -> None:
     pages(row, 1)
     if row.op.integer("window") < 0:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
+    row.cap()
 
 
 def pages(row: Row, first: int) -> None:
@@ -167,6 +172,11 @@ def _gelu(row: Row) -> None:
     unary(row)
     if row.op.attrs["form"] not in GELU_FORMS:
         raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+
+
+def _softcap(row: Row) -> None:
+    unary(row)
+    row.cap()
 
 
 def _alibi_attention(row: Row) -> None:
@@ -311,6 +321,7 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "relu": unary,
     "add_positions": _add_positions,
     "gelu": _gelu,
+    "softcap": _softcap,
     "alibi_attention": _alibi_attention,
     "group_attention": _group_attention,
     "take_heads": _take_heads,

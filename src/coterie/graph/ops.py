@@ -14,15 +14,15 @@ from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
-__all__ = ["COLLECTIVES", "INT8", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
+__all__ = ["CAP", "COLLECTIVES", "INT8", "OFFSET", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
     "rms_norm": OpSpec(
-        "y = x / rms(x) * weight, over the last axis; over all heads of a token where the weight is as long",
+        "y = x / rms(x) * (weight + offset), over the last axis; over all heads of a token where the weight is as long",
         ("x:T*C", "weight:C"),
         ("y:T*C",),
-        ("eps",),
+        ("eps", "offset?"),
     ),
     "linear": OpSpec(
         "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
@@ -44,13 +44,15 @@ OPS: dict[str, OpSpec] = {
         ("layer",),
     ),
     "attention": OpSpec(
-        "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence",
+        "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
+        "with a cap, cap * tanh(score / cap) in place of each score",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
         ("y:THC",),
-        ("layer", "scale", "window"),
+        ("layer", "scale", "window", "cap?"),
     ),
     "add": OpSpec("y = a + b", ("a:T*", "b:T*"), ("y:T*",)),
     "silu": OpSpec("y = x * sigmoid(x)", ("x:T*",), ("y:T*",)),
+    "softcap": OpSpec("y = cap * tanh(x / cap)", ("x:T*",), ("y:T*",), ("cap",)),
     "mul": OpSpec("y = a * b", ("a:T*", "b:T*"), ("y:T*",)),
     "take_rows": OpSpec("y = x[rows]", ("x:TD", "rows:R"), ("y:RD",)),
     "sample": OpSpec(
@@ -125,6 +127,7 @@ OPS: dict[str, OpSpec] = {
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8 = "rounding", "int8"  # the attribute of linear, and its only value
+OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.

@@ -121,7 +121,8 @@ def _scaled(op: Op, y: Array) -> Array:
 def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
     rows = x[0].reshape(-1, len(x[1]))
     mean = np.mean(np.square(rows), axis=-1, keepdims=True, dtype=np.float32)
-    y = rows / np.sqrt(mean + np.float32(op.number("eps"))) * x[1]
+    weight = x[1] + np.float32(op.offset) if op.offset else x[1]
+    y = rows / np.sqrt(mean + np.float32(op.number("eps"))) * weight
     return np.asarray(y.reshape(x[0].shape), np.float32)
 
 
@@ -165,10 +166,15 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Arr
         share = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
+        scores = _capped(scores, op.cap) if op.cap else scores
         scores = scores + slopes[:, None] * np.arange(first, length, dtype=np.float32)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y[t] = np.einsum("hs,shc->hc", p / p.sum(axis=-1, keepdims=True), v)
     return np.asarray(y, np.float32)
+
+
+def _capped(x: Array, cap: float) -> Array:
+    return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), np.float32)
 
 
 def _silu(step: Step, op: Op, x: list[Any]) -> Array:
@@ -269,6 +275,7 @@ OPS: Mapping[str, _Run] = {
     "relu": lambda step, op, x: np.asarray(np.maximum(x[0], 0), np.float32),
     "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
     "gelu": _gelu,
+    "softcap": lambda step, op, x: _capped(x[0], op.cap),
     "alibi_attention": lambda step, op, x: _attend(step, op, x, 0, x[4]),
     "group_attention": _group_attention,
     "take_heads": _take_heads,

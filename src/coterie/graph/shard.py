@@ -25,7 +25,7 @@ from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
-_PER_COLUMN = ("silu", "gelu", "relu", "mul", "rope", "take_heads", "group_attention")
+_PER_COLUMN = ("silu", "gelu", "relu", "softcap", "mul", "rope", "take_heads", "group_attention")
 _ATTENTION = ("attention", "alibi_attention")
 
 
@@ -175,7 +175,10 @@ class _Sharding:
             self.ops.append(op)
 
     def _is_head(self, y: str) -> bool:
-        return all(op.kind == "sample" for op in self.readers[y])
+        """Whether nothing but draws tokens from it, capped or as it is."""
+        return all(
+            op.kind == "sample" or (op.kind == "softcap" and self._is_head(op.outputs[0])) for op in self.readers[y]
+        )
 
     def _stays_whole(self, table: str) -> bool:
         """Whether a table with a row for each token is left to every rank."""

@@ -28,6 +28,7 @@ READ_PIECE_BYTES: int = _cpu.READ_PIECE_BYTES  # how `Reads` cuts long parts,
 READ_FIRST_BYTES: int = _cpu.READ_FIRST_BYTES  # how many bytes of them are under way at first,
 READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # how many once the first ranges are there,
 READS_AT_ONCE: int = _cpu.READS_AT_ONCE  # and how many reads there are at once of any kind
+GELU_FORMS = ("erf", "tanh", "sigmoid")  # by their numbers, see csrc/math.h
 MAX_THREADS = 1024  # of a team; more is a slip of the keyboard
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coterie.core.dtypes import DType
+import numpy as np
+
+from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
+from coterie.graph.ops import CAP, OFFSET
 from coterie.models.alibi import alibi_slopes
 from coterie.models.config import ModelConfig
 from coterie.models.family import NAMES, FeedForward, Norm
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
+LOCAL = "inv_freq_local"  # frequencies of the layers with a window, where those have their own
 EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
 
 
@@ -53,6 +57,8 @@ class Decoder:
             b.value("slopes", (c.num_heads,), DType.F32, Kind.CONSTANT, alibi_slopes(c.num_heads))
         elif not names.positions:
             b.value("inv_freq", (len(c.rope.inv_freq),), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
+            if c.local_rope:
+                b.value(LOCAL, (len(c.local_rope.inv_freq),), DType.F32, Kind.CONSTANT, c.local_rope.inv_freq)
         k_dtype = self.dtypes[f"{names.layer.format(0)}{names.qkv or names.k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
         b.value("kv", (c.num_layers, 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
@@ -61,12 +67,20 @@ class Decoder:
         c = self.config
         self.builder.stage = "embed"
         table = self._weight(c.names.embed, (c.vocab_size, c.hidden_size))
-        x = self._op("embed", "x", ("tokens", table), None, **_scale(c.embed_scale))
+        x = self._op("embed", "x", ("tokens", table), None, **_scale(self._embed_scale()))
         if c.names.positions:
             rows = c.max_context + c.position_offset
             inputs = (x, "positions", self._weight(c.names.positions, (rows, c.hidden_size)))
             x = self._op("add_positions", "positioned", inputs, offset=c.position_offset)
         return self._norm("norm", x, c.names.embed_norm) if c.names.embed_norm else x
+
+    def _embed_scale(self) -> float:
+        scale, names = self.config.embed_scale, self.config.names
+        if not self.config.rounds_embed_scale:
+            return scale
+        dtype = self.dtypes[names.embed]
+        dtype = self.dtypes[f"{names.norm}.weight"] if dtype.is_packed else dtype
+        return float(to_f32(from_f32(np.array([scale], np.float32), dtype), dtype)[0])
 
     def _layer(self, x: str, layer: int) -> str:
         self.builder.stage = f"layers.{layer}"
@@ -95,8 +109,8 @@ class Decoder:
         rows = ("positions", "sequence", "block_tables")
         part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
         turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
-        q = self._rope("q", part("q")) if turns else ""
-        k = self._rope("k", part("k")) if turns else part("k")
+        q = self._rope("q", part("q"), layer) if turns else ""
+        k = self._rope("k", part("k"), layer) if turns else part("k")
         self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         attrs: dict[str, Attr] = {"layer": layer, "scale": scale}
@@ -105,6 +119,7 @@ class Decoder:
             y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
         else:
             attrs["window"] = c.windows[layer]
+            attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
             y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
@@ -137,24 +152,30 @@ class Decoder:
 
         return take
 
-    def _rope(self, name: str, x: str) -> str:
-        inputs = (x, "positions", "inv_freq")
-        return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=self.config.rope.scale)
+    def _rope(self, name: str, x: str, layer: int) -> str:
+        c = self.config
+        is_local = c.local_rope is not None and c.windows[layer] > 0
+        rope = c.local_rope if c.local_rope and is_local else c.rope
+        inputs = (x, "positions", LOCAL if is_local else "inv_freq")
+        return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=rope.scale)
 
     def _feed_forward(self, h: str, prefix: str) -> str:
         c = self.config
         inner: Shape = (T, c.intermediate_size)
-        if c.feed_forward is FeedForward.GATED_SILU:
+        if c.feed_forward.is_gated:
             gate = self._linear("gate", h, prefix + c.names.gate, inner, c.mlp_bias)
             up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
-            silu = self._op("silu", "silu", (gate,), inner)
-            wide = self._op("mul", "mul", (silu, up), inner)
+            if c.feed_forward is FeedForward.GATED_SILU:
+                gated = self._op("silu", "silu", (gate,), inner)
+            else:
+                gated = self._op("gelu", "gelu", (gate,), inner, form=c.feed_forward.gelu_form)
+            wide = self._op("mul", "mul", (gated, up), inner)
         else:
             up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
             if c.feed_forward is FeedForward.RELU:
                 wide = self._op("relu", "relu", (up,), inner)
             else:
-                wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.value)
+                wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)
         return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
 
     def _head(self, x: str) -> None:
@@ -164,7 +185,10 @@ class Decoder:
         h = self._norm("norm", taken, c.names.norm)
         head = c.names.embed if c.tied_embeddings else c.names.head
         table = self._weight(head, (c.vocab_size, c.hidden_size))
-        logits = self._op("linear", "logits", (h, table, ""), (R, c.vocab_size), **_scale(c.logits_scale))
+        name = "raw_logits" if c.logits_cap else "logits"
+        logits = self._op("linear", name, (h, table, ""), (R, c.vocab_size), **_scale(c.logits_scale))
+        if c.logits_cap:
+            logits = self._op("softcap", "logits", (logits,), (R, c.vocab_size), cap=c.logits_cap)
         self.builder.value("next_tokens", (R,), DType.I32, Kind.OUTPUT)
         self.builder.op("sample", "sample", (logits, "sampling"), ("next_tokens",))
 
@@ -181,7 +205,8 @@ class Decoder:
         inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", weight))
         if kind is Norm.LAYER:
             inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
-        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps)
+        offset: dict[str, Attr] = {OFFSET: self.config.norm_offset} if self.config.norm_offset else {}
+        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps, **offset)
 
     def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool, scale: float = 1.0) -> str:
         rows, columns = trailing(shape), trailing(self._shape(x))

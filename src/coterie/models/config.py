@@ -11,13 +11,12 @@ from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.families import family_of
-from coterie.models.family import NAMES, Bias, Family, FeedForward, Names, Norm, Window
+from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
 from coterie.models.sparsity import density_of
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
 
 
@@ -27,6 +26,8 @@ class ModelConfig:
 
     `position_offset` counts where `names.positions` has a table; `density` is that of the linears of the layers.
     `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
+    `local_rope` is that of layers with a window, if they have their own. Caps are 0 where there are none.
+    `rounds_embed_scale`: the scale is of the embedding's type.
     """
 
     family: str
@@ -47,6 +48,7 @@ class ModelConfig:
     tied_embeddings: bool
     heads_normed_together: bool = False
     norm: Norm = Norm.RMS
+    norm_offset: float = 0.0
     feed_forward: FeedForward = FeedForward.GATED_SILU
     alibi: bool = False
     parallel_norms: int = 0
@@ -56,6 +58,10 @@ class ModelConfig:
     attention_scale: float | None = None
     residual_scale: float = 1.0
     logits_scale: float = 1.0
+    rounds_embed_scale: bool = False
+    attention_cap: float = 0.0
+    logits_cap: float = 0.0
+    local_rope: Rope | None = None
     layers_without_rope: tuple[int, ...] = ()
     names: Names = NAMES
 
@@ -89,6 +95,7 @@ class ModelConfig:
             head_dim=head_dim,
             norm_eps=config.number("rms_norm_eps", family.norm_eps),
             rope=rope_from_config(config, family, head_dim),
+            local_rope=rope_from_config(config, family, head_dim, local=True) if family.rope_by_window else None,
             windows=_windows(config, family, num_layers),
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
@@ -97,6 +104,8 @@ class ModelConfig:
             heads_normed_together=family.heads_normed_together,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
+            norm_offset=family.norm_offset,
+            rounds_embed_scale=family.embeds_by_width,
             feed_forward=_feed_forward(config, family),
             alibi=family.alibi,
             parallel_norms=config.count("num_ln_in_parallel_attn", family.parallel_norms)
@@ -127,19 +136,19 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
 
 def _feed_forward(config: Fields, family: Family) -> FeedForward:
     """The family's, or what the config names of those that it may name."""
-    name = config.get("activation_function")
+    key = family.activation_key
+    name = config.get(key)
     if not family.feed_forwards or name is None:
         return family.feed_forward
-    if name not in family.feed_forwards:
-        fact = f"activation_function {name!r} is not run for {family.model_type}"
+    if not isinstance(name, str) or name not in family.feed_forwards:
+        fact = f"{key} {name!r} is not run for {family.model_type}"
         raise UnsupportedError(config.where, fact, f"Coterie runs {', '.join(family.feed_forwards)}")
     return family.feed_forwards[name]
 
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
     """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
-    plain = family.feed_forward is not FeedForward.GATED_SILU
-    return config.count("intermediate_size", 4 * hidden_size if plain else None)
+    return config.count("intermediate_size", None if family.feed_forward.is_gated else 4 * hidden_size)
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
@@ -166,7 +175,7 @@ def _bias(config: Fields, bias: Bias, key: str) -> bool:
 
 
 def _scales(config: Fields, family: Family) -> dict[str, float]:
-    """What a family multiplies by, as fields of ModelConfig; by Granite's keys, which all have 1 as a default."""
+    """What a family multiplies by and caps at, as fields of ModelConfig; Granite's keys all have 1 as a default."""
     keys = {
         "embed_scale": "embedding_multiplier",
         "attention_scale": "attention_multiplier",
@@ -175,7 +184,12 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
     found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.runs}
     if "logits_scaling" in family.runs:
         found["logits_scale"] = 1.0 / config.number("logits_scaling", 1.0)
-    return found
+    if family.embeds_by_width:
+        found["embed_scale"] = config.count("hidden_size") ** 0.5
+    if family.attention_scalar:
+        found["attention_scale"] = config.count("query_pre_attn_scalar", family.attention_scalar) ** -0.5
+    found["attention_cap"] = _cap(config, family.attention_cap, "attn_logit_softcapping")
+    return found | {"logits_cap": _cap(config, family.logits_cap, "final_logit_softcapping")}
 
 
 def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
@@ -189,15 +203,27 @@ def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tup
     return tuple(layer for layer, one in enumerate(rotates) if not one)
 
 
+def _cap(config: Fields, default: float, key: str) -> float:
+    """A cap of scores or logits, 0 for none; an absent key means the family's default, a null one none."""
+    if config.get(key) is None:
+        return 0.0 if key in config.raw else default
+    return config.number(key)
+
+
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
     types = _layer_types(config, num_layers)
-    if family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE):
+    if family.window is Window.BY_PATTERN:
+        every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
+        types = types or [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
+    if family.window in (Window.BY_LAYER, Window.BY_PATTERN, Window.WITHOUT_ROPE):
         if types is None:
             windowed = _windowed_layers(config, family, num_layers) if window else ()
             types = [SLIDING if layer in windowed else FULL for layer in range(num_layers)]
         if SLIDING in types and not window:
-            raise config.wrong("layer_types", f"names {SLIDING} without a window", "used with use_sliding_window")
+            key = "a sliding_window" if family.window is Window.BY_PATTERN else "use_sliding_window"
+            wanted = f"used with {key}"
+            raise config.wrong("layer_types", f"names {SLIDING} without a window", wanted)
         return tuple(window if kind == SLIDING else 0 for kind in types)
     uniform = SLIDING if window else FULL
     if types is not None and set(types) != {uniform}:
@@ -224,7 +250,8 @@ def _window_tokens(config: Fields, family: Family) -> int:
             fact = f"a sliding window is not part of {family.model_type}"
             raise UnsupportedError(config.where, fact, "remove sliding_window or use model_type mistral")
         return 0
-    off = family.window is not Window.EVERY_LAYER and not config.flag("use_sliding_window")
+    by_flag = family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE)
+    off = by_flag and not config.flag("use_sliding_window")
     if off or config.get("sliding_window", None if given else family.window_tokens) is None:
         return 0
     return config.count("sliding_window", family.window_tokens)

@@ -10,10 +10,11 @@ from coterie.models.bloom import BLOOM
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
+from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3
 from coterie.models.granite import GRANITE
 from coterie.models.llama import LLAMA
 from coterie.models.mistral import MISTRAL
-from coterie.models.olmo2 import OLMO2
+from coterie.models.olmo2 import OLMO2, OLMO3
 from coterie.models.opt import OPT
 from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
@@ -22,8 +23,14 @@ from coterie.models.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, PHI3, SMOLLM3, GRANITE, BLOOM, FALCON, OPT)
+    for family in (
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, GRANITE),
+        *(BLOOM, FALCON, OPT),
+    )
 }
+# Architectures of which a part is run.
+NEAR = {"gemma3": "it reads images beside text; its text model alone, gemma3_text (Gemma3ForCausalLM), is run"}
+TEXT_ONLY = "use a text model, or save the text model by itself"
 
 
 def family_of(config: Fields) -> Family:
@@ -32,6 +39,8 @@ def family_of(config: Fields) -> Family:
     classes = config.get("architectures", [])
     by_class = next((f.model_type for f in FAMILIES.values() if classes == [f.causal_class]), None)
     family = FAMILIES.get(model_type or by_class or "") if isinstance(model_type, str | None) else None
+    if isinstance(model_type, str) and model_type in NEAR:
+        raise UnsupportedError(config.where, f"architecture {model_type!r} is not run: {NEAR[model_type]}", TEXT_ONLY)
     if family is None or (classes and classes != [family.causal_class]):
         named = f"{model_type!r}" + (f" with architectures {classes}" if classes else "")
         runs = [f for f in FAMILIES.values() if not f.modelled_only]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
+
 
 class Window(Enum):
     """Which layers attend within a sliding window."""
@@ -17,6 +19,7 @@ class Window(Enum):
     EVERY_LAYER = "every layer"  # whenever `sliding_window` is a number
     BY_LAYER = "by layer"  # `use_sliding_window` with `layer_types`, or from `max_window_layers` on
     WITHOUT_ROPE = "layers without rope"  # `use_sliding_window` with `layer_types`, or those layers
+    BY_PATTERN = "by pattern"  # `layer_types`, or all layers but each `window_pattern`-th
 
 
 class Bias(Enum):
@@ -38,9 +41,21 @@ class FeedForward(Enum):
     """What lies between the projections of the feed-forward block."""
 
     GATED_SILU = "silu(gate) * up"
+    GATED_GELU = "gelu(gate) * up"  # Phi by erf
+    GATED_GELU_TANH = "gelu(gate) * up, Phi by tanh"
     GELU = "erf"  # one projection up, then gelu in this form
     GELU_TANH = "tanh"
     RELU = "relu"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether there are two projections up, of which one gates the other."""
+        return self in (FeedForward.GATED_SILU, FeedForward.GATED_GELU, FeedForward.GATED_GELU_TANH)
+
+    @property
+    def gelu_form(self) -> str:
+        """The form of its gelu, as the op has it."""
+        return {FeedForward.GATED_GELU: "erf", FeedForward.GATED_GELU_TANH: "tanh"}.get(self, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +106,22 @@ class Family:
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # where the key is absent; None for no window
+    window_pattern: int = 0
+    pattern_key: str = ""  # of the config, where it may say otherwise
+    rope_by_window: bool = False  # layers with a window rotate by angles of their own
+    local_rope_theta: float = 10_000.0  # of layers with a window, where these have angles of their own
+    local_rope_key: str = ""  # an older key for it
     norm: Norm = Norm.RMS
+    norm_offset: float = 0.0  # added to the weights of all norms
     norm_eps: float = 1e-6
     feed_forward: FeedForward = FeedForward.GATED_SILU
-    feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # by `activation_function`, where it decides
+    feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # by `activation_key`, where it decides
+    activation_key: str = "activation_function"
+    embeds_by_width: bool = False  # rows of the embedding times sqrt(hidden_size), rounded to the embedding's type
+    attention_scalar: int = 0  # queries are scaled by `query_pre_attn_scalar` ** -0.5, by default this; 0: by head_dim
+    attention_cap: float = 0.0  # `attn_logit_softcapping` where the key is absent; 0: none
+    logits_cap: float = 0.0  # `final_logit_softcapping` where the key is absent
+    runs: tuple[str, ...] = ()  # keys that mean something to this family and are refused for the others
     position_offset: int = 0  # rows of the table of learned positions before the first position's
     alibi: bool = False
     parallel_norms: int = 0  # attention and feed-forward side by side behind one norm or two; 0: one after the other
@@ -104,7 +131,6 @@ class Family:
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
-    runs: tuple[str, ...] = ()  # keys that mean something to this family and are refused for the others
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

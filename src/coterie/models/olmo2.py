@@ -1,9 +1,13 @@
-"""OLMo 2: norms stand behind attention and feed-forward, none before; those of q and k reach over all heads.
+"""OLMo 2 and 3: norms stand behind attention and feed-forward, none before; those of q and k reach over all heads.
+
+OLMo 3 has a window on all layers but each fourth, and scales the rope of that one alone.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
 
-from coterie.models.family import Bias, Family, Names
+from dataclasses import replace
+
+from coterie.models.family import Bias, Family, Names, Window
 
 OLMO2_NAMES = Names(
     attention_norm="",
@@ -21,4 +25,15 @@ OLMO2 = Family(
     heads_normed_together=True,
     norm_eps=1e-5,
     names=OLMO2_NAMES,
+)
+OLMO3 = replace(
+    OLMO2,
+    model_type="olmo3",
+    causal_class="Olmo3ForCausalLM",
+    window=Window.BY_PATTERN,
+    window_pattern=4,
+    rope_by_window=True,
+    rope_theta=500_000.0,
+    local_rope_theta=500_000.0,
+    local_rope_key="rope_theta",
 )

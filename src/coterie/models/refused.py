@@ -59,6 +59,7 @@ REFUSED: tuple[Refused, ...] = (
     Refused("rope_interleaved", "interleaved rope"),
     Refused("rotary_pct", "partial rotary embedding", (1, 1.0)),
     Refused("kv_lora_rank", "latent attention"),
+    Refused("hidden_activation", "an activation named by a key of Gemma 2", ("gelu_pytorch_tanh",)),
     Refused("num_kv_shared_layers", "layers that share keys and values"),
     Refused("block_configs", "layers of different shapes"),
     Refused("num_nextn_predict_layers", "multi-token prediction layers"),
@@ -75,7 +76,7 @@ def refuse_features(config: Fields, runs: Collection[str] = ()) -> None:
             fact = f"{row.key} = {_short(value)} means {row.feature}, which is not run"
             raise UnsupportedError(config.where, fact, "use a checkpoint without it")
     activation = config.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATIONS and "hidden_act" not in runs:
         raise UnsupportedError(config.where, f"hidden_act {activation!r} is not run", "Coterie runs silu")
 
 

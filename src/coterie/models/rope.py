@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.family import Family
+from coterie.models.family import FULL, SLIDING, Family
 from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
@@ -46,13 +46,12 @@ class _Settings:
     original_positions: int
 
 
-def rope_from_config(config: Fields, family: Family, head_dim: int) -> Rope:
-    """Read `rope_scaling` or `rope_parameters`. Raises CheckpointError, or UnsupportedError naming the kind."""
-    rope = config.section("rope_scaling") or config.section("rope_parameters") or Fields({}, config.where)
-    nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
-    if nested:
-        fact = f"rope parameters that differ by layer type ({', '.join(nested)}) are not run"
-        raise UnsupportedError(rope.where, fact, "use a model with one rope")
+def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool = False) -> Rope:
+    """Read `rope_scaling` or `rope_parameters`; `local`: of the layers with a window, where those have their own.
+
+    Raises CheckpointError, or UnsupportedError naming the kind.
+    """
+    rope, theta = _section(config, family, local), _theta(config, family, local)
     kind = rope.get("rope_type", rope.get("type", "default"))
     kind = family.rope_kinds.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
@@ -62,7 +61,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int) -> Rope:
     original = rope.count("original_max_position_embeddings", max_positions)
     settings = _Settings(
         rope,
-        rope.number("rope_theta", config.number("rope_theta", family.rope_theta)),
+        rope.number("rope_theta", theta),
         _rotated(config, rope, family, head_dim),
         max_positions,
         config.count("original_max_position_embeddings", family.original_positions or original),
@@ -70,6 +69,8 @@ def rope_from_config(config: Fields, family: Family, head_dim: int) -> Rope:
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
     found = KINDS[kind](settings)
+    if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
+        found = replace(found, max_context=min(found.max_context, max_positions))
     if not all(0 < frequency < math.inf for frequency in found.inv_freq):
         fact = f"{kind} rope with these numbers gives frequencies that are not above 0"
         raise CheckpointError(rope.where, fact, "check factor and rope_theta")
@@ -92,6 +93,37 @@ def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int
 def _periods(settings: _Settings) -> F32:
     exponents = np.arange(0, settings.rotated, 2, dtype=np.float32) / np.float32(settings.rotated)
     return np.asarray(np.float32(settings.theta) ** exponents, np.float32)
+
+
+def _section(config: Fields, family: Family, local: bool) -> Fields:
+    """What describes the rope. Where layers with a window have their own, a section for each type of layer, or none.
+
+    An older config has one for the layers without a window; the others are then plain.
+    """
+    rope = config.section("rope_scaling") or config.section("rope_parameters") or Fields({}, config.where)
+    nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
+    if not family.rope_by_window:
+        if nested:
+            fact = (
+                f"rope parameters that differ by layer type ({', '.join(nested)}) are not run for {family.model_type}"
+            )
+            raise UnsupportedError(rope.where, fact, "use a model with one rope")
+        return rope
+    if not nested:
+        return Fields({}, config.where) if local else rope
+    if unknown := [key for key in nested if key not in (FULL, SLIDING)]:
+        raise UnsupportedError(
+            rope.where, f"rope of layer type {unknown[0]!r} is not run", f"name {FULL} and {SLIDING}"
+        )
+    return rope.section(SLIDING if local else FULL) or Fields({}, rope.where)
+
+
+def _theta(config: Fields, family: Family, local: bool) -> float:
+    """Theta where the rope's own section does not say it."""
+    if not local:
+        return config.number("rope_theta", family.rope_theta)
+    default = family.local_rope_theta
+    return config.number(family.local_rope_key, default) if family.local_rope_key else default
 
 
 def _plain(settings: _Settings) -> F32:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coterie.kernels.cpu import GELU_FORMS
+
 # Triton's interpreter (3.9) cuts float32 to bfloat16 instead of rounding it, and multiplies the bits of bfloat16 as
 # whole numbers. Where it runs, these two are written out; a GPU has an instruction for each that does the same.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -107,3 +109,35 @@ def add_product(acc, a, b):
 def silu_of(x):
     """x * sigmoid(x)."""
     return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tanh_of(x):
+    """tanh(x): near 0 the fifth convergent of Lambert's continued fraction, else by the exponential."""
+    z = x * x
+    near = x * (945.0 + z * (105.0 + z)) / (945.0 + z * (420.0 + z * 15.0))
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(tl.abs(x) < 0.75, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def softcap_of(x, cap):
+    """cap * tanh(x / cap)."""
+    return cap * tanh_of(x / cap)
+
+
+# Forms of gelu, by their numbers in a row.
+ERF, TANH, SIGMOID = (tl.constexpr(GELU_FORMS.index(form)) for form in ("erf", "tanh", "sigmoid"))
+
+
+@triton.jit
+def gelu_of(x, FORM: tl.constexpr):
+    """x * Phi(x), Phi in a form."""
+    if FORM == ERF:
+        y = x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
+    elif FORM == TANH:
+        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        y = x / (1.0 + tl.exp(-1.702 * x))
+    return y

@@ -28,9 +28,11 @@ from coterie.kernels.triton.arithmetic import (
     narrow,
     pointer,
     real,
+    softcap_of,
     wait_for_last,
 )
 from coterie.kernels.triton.attention_chunks import (
+    CAP,
     LEAST_DOT,
     NOTHING,
     PAGES,
@@ -41,6 +43,7 @@ from coterie.kernels.triton.attention_chunks import (
     Y,
     channels_of,
     first_seen,
+    is_capped,
     launch_chunks,
 )
 from coterie.kernels.triton.handed import handed_bytes
@@ -91,9 +94,11 @@ def _pages_at(
 
 
 @triton.jit
-def _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE: tl.constexpr):
+def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV_TYPE: tl.constexpr):
     """Attend to keys and values [STEP, CHANNELS] with queries [M, CHANNELS], where positions are seen."""
     scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
+    if CAPPED:
+        scores = softcap_of(scores, cap)
     scores = tl.where(seen[None, :], scores, NOTHING)
     higher = tl.maximum(top, tl.max(scores, axis=1))
     base = tl.where(higher == NOTHING, 0.0, higher)
@@ -126,6 +131,7 @@ def _alone(
     CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr,
     STEP: tl.constexpr,
+    CAPPED: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
@@ -141,8 +147,7 @@ def _alone(
     low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
     high = tl.minimum(position + 1, (span + 1) * SPAN)
     # The first step's keys and values; but for the token's own, where the launch before this one may be storing those.
-    c = tl.arange(0, CHANNELS)
-    first = low // STEP * STEP
+    first, c = low // STEP * STEP, tl.arange(0, CHANNELS)
     j = first + tl.arange(0, STEP)
     old = (j >= low) & (j < high)
     if WHEN == EARLY:
@@ -157,7 +162,7 @@ def _alone(
     query = head * (H // K) + g
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
     q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
-    scale = real(row, SCALE).to(tl.float32)
+    scale, cap = real(row, SCALE).to(tl.float32), real(row, CAP).to(tl.float32)
     wait_for_last(WHEN)
     if low < high:
         mask = (g < H // K)[:, None] & (c < C)[None, :]
@@ -169,14 +174,14 @@ def _alone(
         top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
         seen = (j >= low) & (j < high)
-        top, total, acc = _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE)
+        top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
         for start in tl.range(first + STEP, high, STEP):
             j = start + tl.arange(0, STEP)
             seen = j < high
             keys, values = _pages_at(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
             k = tl.load(keys, mask=seen[:, None] & (c < C)[None, :], other=0.0)
             v = tl.load(values, mask=seen[:, None] & (c < C)[None, :], other=0.0)
-            top, total, acc = _attend(q, k, v, top, total, acc, scale, seen, KV_TYPE)
+            top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
         if SPANS == 1:
             tl.store(y_at, acc / total[:, None], mask=mask)
         else:
@@ -253,7 +258,11 @@ def launch(call: Call) -> None:
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     wide = TORCH[pages.KV_TYPE].itemsize * channels
-    how = {"QUERIES": max(group, LEAST_DOT), "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT)}
+    how = {
+        "CAPPED": is_capped(call),
+        "QUERIES": max(group, LEAST_DOT),
+        "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
+    }
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
     call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=warps, num_stages=3)
     if spans > 1:

@@ -12,13 +12,24 @@ from math import log
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import add_product, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    add_product,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    tanh_of,
+    wait_for_last,
+)
 from coterie.kernels.triton.handed import handed_to_next, is_stored
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-Q, PAGES, Y, T, HEADS, SCALE, WINDOW = places("attention", "q", "positions", "y", "T", "H", "scale", "window")
+Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP = places(
+    "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap"
+)
 LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
 NOTHING = tl.constexpr(float("-inf"))
 NARROW = 64  # channels that the tiles are for; more of them take the registers of queries
@@ -51,6 +62,8 @@ def _blocks(
     high,
     first_M,
     last_M,
+    cap,
+    CAPPED: tl.constexpr,
     SEEN: tl.constexpr,
     WINDOWED: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -63,7 +76,8 @@ def _blocks(
     """Attend to positions [low, high) in steps: queries q [M, CHANNELS] see [first, last) of them, or all (SEEN).
 
     `table` has the sequence's blocks; `slots` [STEP, CHANNELS] are where a step's keys would be in block 0. Scores are
-    exponents of two: q was scaled so. `state` is the largest score, the sum of weights, and that of weighted values.
+    exponents of two: q was scaled so; or it was divided by the cap, and what is capped is scaled so. `state` is the
+    largest score, the sum of weights, and that of weighted values.
     """
     top, total, acc = state
     i = tl.arange(0, STEP)
@@ -86,6 +100,8 @@ def _blocks(
             mask = there if SEEN else there & (j < high)[:, None]
             k = tl.load(at, mask=mask, other=0.0)
         scores = add_product(tl.zeros([q.shape[0], STEP], tl.float32), q, tl.trans(k))
+        if CAPPED:
+            scores = cap * tanh_of(scores)
         if not SEEN:
             seen = j[None, :] < last_M[:, None]
             if WINDOWED:
@@ -113,6 +129,8 @@ def _context(
     mine,
     position_M,
     low_M,
+    cap,
+    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
@@ -134,17 +152,17 @@ def _context(
         low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
         whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
         state = _blocks(
-            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, False, True,
+            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, CAPPED, False, True,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
     # Steps of which each token sees all need no mask, and are most of a long context.
     end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
     state = _blocks(
-        state, q, table, slots, whole, end_of_all, low_M, last_M, True, WINDOWED,
+        state, q, table, slots, whole, end_of_all, low_M, last_M, cap, CAPPED, True, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
     state = _blocks(
-        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, False, WINDOWED,
+        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, CAPPED, False, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
     return state[1], state[2]
@@ -166,6 +184,7 @@ def _together(
     TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
     STEP: tl.constexpr,
+    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
@@ -189,7 +208,10 @@ def _together(
     start = first.to(tl.int64) * (H * C)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
-    q = narrow(q * (real(row, SCALE) * LOG2_E).to(tl.float32), KV_TYPE)
+    scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
+    if CAPPED:
+        scale = real(row, SCALE) / real(row, CAP)
+    q = narrow(q * scale.to(tl.float32), KV_TYPE)
     i = tl.arange(0, STEP) % Z
     slots = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
     slots = slots + i[:, None] * C + c[None, :]
@@ -201,7 +223,7 @@ def _together(
         stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
         mine = here & (t >= run) & (t < stop)
         total, acc = _context(
-            q, table, slots, mine, position_M, low_M, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+            q, table, slots, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
         )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
@@ -226,6 +248,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "TOKENS": tokens,
         "GROUP": group,
         "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
+        "CAPPED": is_capped(call),
         "WINDOWED": call.integer("window") > 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": wide * tiles.chunk_warps,
@@ -237,6 +260,11 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     handed, how["HANDED"] = handed_to_next(call, H * pages.C)
     how["STORED"] = is_stored(call, H * pages.C)
     call.launch(_together, grid, call.row, handed, **pages.constants(), **how)
+
+
+def is_capped(call: Call) -> bool:
+    """Whether scores are capped: the bits of a cap of 0 are 0."""
+    return call.integer("cap") != 0
 
 
 def channels_of(C: int) -> int:

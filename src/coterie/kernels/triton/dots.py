@@ -164,7 +164,10 @@ def stage_row(
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take."""
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take.
+
+    In a row, the offset of a norm's weight stands behind its eps.
+    """
     source = t
     if ROWS is not None:
         source = tl.load(pointer(row, ROWS, tl.int32) + t)
@@ -177,7 +180,8 @@ def stage_row(
         k = first + tl.arange(0, STEP)
         values = tl.load(x + k, mask=k < K, other=0.0)
         if NORM is not None:
-            values = values * factor * tl.load(pointer(row, NORM_AT, NORM) + k, mask=k < K, other=0.0).to(tl.float32)
+            scale = tl.load(pointer(row, NORM_AT, NORM) + k, mask=k < K, other=0.0).to(tl.float32)
+            values = values * factor * (scale + real(row, EPS + 1).to(tl.float32))
         tl.store(y + k, narrow(values, TYPE), mask=k < K)
 
 

@@ -1,4 +1,4 @@
-"""add, mul, silu: y = a + b, y = a * b, y = x * sigmoid(x).
+"""add, mul, silu, gelu, softcap: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap).
 
 Knows nothing about shapes: values are one after another.
 """
@@ -9,10 +9,14 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, integer, pointer, silu_of
+from coterie.kernels.triton.arithmetic import along, gelu_of, integer, pointer, real, silu_of, softcap_of
 from coterie.kernels.triton.rows import Call
 
-ADD, MUL, SILU = (tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu"))
+ADD, MUL, SILU, GELU, SOFTCAP = (
+    tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu", "gelu", "softcap")
+)
+CAP = tl.constexpr(OPCODES["softcap"].words["cap"])
+UNARY = ("silu", "gelu", "softcap")
 
 
 @triton.jit
@@ -24,6 +28,7 @@ def _map(
     Y: tl.constexpr,
     T: tl.constexpr,
     N: tl.constexpr,
+    FORM: tl.constexpr,
     STEP: tl.constexpr,
     unit=None,
 ):
@@ -32,6 +37,10 @@ def _map(
     y = tl.load(pointer(row, A, tl.float32) + i, mask=mask, other=0.0)
     if OP == SILU:
         y = silu_of(y)
+    elif OP == GELU:
+        y = gelu_of(y, FORM)
+    elif OP == SOFTCAP:
+        y = softcap_of(y, real(row, CAP).to(tl.float32))
     else:
         b = tl.load(pointer(row, B, tl.float32) + i, mask=mask, other=0.0)
         if OP == ADD:
@@ -44,7 +53,8 @@ def _map(
 def launch(call: Call) -> None:
     """A program for so many values."""
     opcode, N, step = OPCODES[call.name], call.integer("N"), call.tiles.elements
-    ends = ("x", "x") if call.name == "silu" else ("a", "b")
+    ends = ("x", "x") if call.name in UNARY else ("a", "b")
     A, B, Y, T = (opcode.words[name] for name in (*ends, "y", "T"))
     grid = (triton.cdiv(call.bucket.tokens * N, step),)
-    call.launch(_map, grid, call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, STEP=step)
+    form = call.integer("form") if call.name == "gelu" else 0
+    call.launch(_map, grid, call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, FORM=form, STEP=step)

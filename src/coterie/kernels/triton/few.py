@@ -33,12 +33,12 @@ def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr):
 
 
 @triton.jit
-def _read(x, mask_M, k, K: tl.constexpr, norm, NORM: tl.constexpr):
+def _read(x, mask_M, k, K: tl.constexpr, norm, offset, NORM: tl.constexpr):
     """Columns k of rows of x [M, len(k)] as they are, and times the norm's weight."""
     values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
     scaled = values
     if NORM is not None:
-        scaled = values * tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+        scaled = values * (tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32) + offset)[None, :]
     return values, scaled
 
 
@@ -69,7 +69,7 @@ def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
-def one_dot(ahead, x, rows, there, norm, eps, K: tl.constexpr, NORM: tl.constexpr, STEP: tl.constexpr):
+def one_dot(ahead, x, rows, there, norm, eps, offset, K: tl.constexpr, NORM: tl.constexpr, STEP: tl.constexpr):
     """[1, N] products of a token x (a pointer) with N rows (pointers) of a weight that is not packed; norm as few_dots.
 
     Each thread loads the values that its own weights meet, as wide as those, once for all rows: nothing but sums goes
@@ -85,7 +85,7 @@ def one_dot(ahead, x, rows, there, norm, eps, K: tl.constexpr, NORM: tl.constexp
         values = tl.load(x + k, mask=k < K, other=0.0)
         if NORM is not None:
             squares += values * values
-            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32) + offset
         more = ()
         for r in tl.static_range(N):
             if (i * N + r) < len(ahead):
@@ -151,6 +151,7 @@ def few_dots(
     mask_N,
     norm,
     eps,
+    offset,
     K: tl.constexpr,
     COLUMNS: tl.constexpr,
     TYPE: tl.constexpr,
@@ -173,17 +174,17 @@ def few_dots(
             both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
-            raw, scaled = _read(x, mask_M, k, K, norm, NORM)
+            raw, scaled = _read(x, mask_M, k, K, norm, offset, NORM)
             acc += (((both & 15) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
-            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, NORM)
+            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, offset, NORM)
             acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
             if TYPE == tl.int8:
                 w *= scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
-            raw, scaled = _read(x, mask_M, c, K, norm, NORM)
+            raw, scaled = _read(x, mask_M, c, K, norm, offset, NORM)
             acc += w[None, :, :] * scaled[:, None, :]
             squares += raw * raw
     sums = tl.sum(acc, axis=2)

@@ -1,6 +1,6 @@
 """Values that a launch rounds for the next one, which else reads them again to stage.
 
-    norm_gate_up_silu_mul   or   attention of one sequence's chunk
+    norm_gate_up_.._mul     or   attention of one sequence's chunk
         y, float32  -> where it is stored, unless another row writes there before any reads it again
         y, rounded  -> scratch, behind its own ---> x of linear or linear_add, on tensor cores
 
@@ -18,6 +18,7 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, name_of
 
+GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 TAKERS = ("linear", "linear_add")
 _WRITTEN = {
     "norm_qkv_rope_append": "q",
@@ -75,7 +76,7 @@ def _hands(first: Call, then: Call, width: int) -> bool:
     if first.name == "attention":
         if first.bucket.sequences > 1:
             return False
-    elif first.name != "norm_gate_up_silu_mul":
+    elif first.name not in GATES:
         return False
     return first.integer("y") == then.integer("x") and then.integer("K") == width == _width(first)
 

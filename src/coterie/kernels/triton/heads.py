@@ -19,7 +19,7 @@ from coterie.kernels.triton.rows import places
 
 INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
 WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
-Q_NORM, K_NORM, Q_EPS, K_EPS = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps")
+Q_NORM, K_NORM, Q_EPS, K_EPS, OFFSET = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps", "offset")
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def normed_heads(
     if HEAD_NORM is not None:
         weight = tl.load(row + word_of(part, Q_NORM, K_NORM, K_NORM)).to(tl.pointer_type(HEAD_NORM))
         eps = tl.load(row + word_of(part, Q_EPS, K_EPS, K_EPS)).to(tl.float64, bitcast=True).to(tl.float32)
-        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
+        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32) + real(row, OFFSET).to(tl.float32)
         by_head = tl.reshape(y, [ROWS // PADDED, PADDED, M])
         factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
         normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]

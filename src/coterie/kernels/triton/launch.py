@@ -54,6 +54,8 @@ KERNELS: Mapping[str, Kernel] = {
     "add": Kernel(elementwise.launch),
     "silu": Kernel(elementwise.launch),
     "mul": Kernel(elementwise.launch),
+    "gelu": Kernel(elementwise.launch),
+    "softcap": Kernel(elementwise.launch),
     "take_rows": Kernel(take_rows.launch),
     "sample": Kernel(sample.launch),
     "norm_qkv_rope_append": Kernel(norm_qkv_rope_append.launch, norm_qkv_rope_append.scratch_bytes),
@@ -61,6 +63,7 @@ KERNELS: Mapping[str, Kernel] = {
     "norm_add": Kernel(norm_add.launch),
     "linear_add": Kernel(linear_add.launch, linear_add.scratch_bytes),
     "norm_gate_up_silu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
+    "norm_gate_up_gelu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
     "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
 }
 

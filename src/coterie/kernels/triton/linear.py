@@ -105,10 +105,10 @@ def _few(
         rows, there = _one_by_one(weight, first, N, ROWS, STRIDE, ALIGN)
         ahead = weights_ahead(rows, there, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm, eps = x, 0.0
+    norm, eps, offset = x, 0.0, 0.0
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
-        eps = real(row, EPS).to(tl.float32)
+        eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
     x += _source(row, m, mask_M, ROWS_AT) * K
@@ -123,9 +123,9 @@ def _few(
     if RESIDUAL is not None:  # on its way while the weights are met
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:
-        dots = one_dot(ahead, x, rows, there, norm, eps, K, NORM, STEP)
+        dots = one_dot(ahead, x, rows, there, norm, eps, offset, K, NORM, STEP)
     else:
-        dots = few_dots(x, mask_M, rows_N, mask_N, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        dots = few_dots(x, mask_M, rows_N, mask_N, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if BIAS is not None:
         dots += bias[None, :]
     dots = scaled(row, dots, SCALE)

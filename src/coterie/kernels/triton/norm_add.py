@@ -12,7 +12,7 @@ from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.dots import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
-X, NORM, Y, RESIDUAL, T, EPS = places("norm_add", "x", "norm", "y", "residual", "T", "eps")
+X, NORM, Y, RESIDUAL, T, EPS, OFFSET = places("norm_add", "x", "norm", "y", "residual", "T", "eps", "offset")
 
 
 @triton.jit
@@ -21,10 +21,11 @@ def _norm_add(row, D: tl.constexpr, TYPE: tl.constexpr, STEP: tl.constexpr, unit
     if t < integer(row, T):
         start = t.to(tl.int64) * D
         x = pointer(row, X, tl.float32) + start
+        offset = real(row, OFFSET).to(tl.float32)
         factor = norm_factor(x, real(row, EPS).to(tl.float32), D, STEP)
         for first in tl.range(0, D, STEP):
             d = first + tl.arange(0, STEP)
-            scale = tl.load(pointer(row, NORM, TYPE) + d, mask=d < D, other=0.0).to(tl.float32)
+            scale = tl.load(pointer(row, NORM, TYPE) + d, mask=d < D, other=0.0).to(tl.float32) + offset
             residual = tl.load(pointer(row, RESIDUAL, tl.float32) + start + d, mask=d < D, other=0.0)
             normed = tl.load(x + d, mask=d < D, other=0.0) * factor * scale
             tl.store(pointer(row, Y, tl.float32) + start + d, residual + normed, mask=d < D)

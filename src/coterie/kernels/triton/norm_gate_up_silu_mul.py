@@ -1,6 +1,6 @@
 """norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); gate and up stay in registers.
 
-Without a norm, n is x.
+Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu: its row has these words, and the form behind them.
 Rows of gate and up lie in turn in a tile, `NEAR` of each, so that both products of a value are in one program.
 Where the two weights are of different types, a program multiplies by one and then by the other.
 Knows nothing about layers.
@@ -16,10 +16,8 @@ from coterie.kernels.triton.arithmetic import (
     along,
     integer,
     let_next_begin,
-    narrow,
     pointer,
     real,
-    silu_of,
     wait_for_last,
 )
 from coterie.kernels.triton.described import (
@@ -42,12 +40,12 @@ from coterie.kernels.triton.dots import (
     work_of,
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.rows import Call, Matrix, places
 
-X, NORM_AT, EPS, GATE_AT, GATE_BIAS_AT, UP_AT, UP_BIAS_AT, Y, T = places(
-    "norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "gate_bias", "up", "up_bias", "y", "T"
-)
+X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
+GELU_MUL = "norm_gate_up_gelu_mul"
 
 
 @triton.jit
@@ -65,6 +63,7 @@ def _few(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     NORM: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
@@ -102,26 +101,30 @@ def _few(
             have = and_one(have, is_there)
         ahead = weights_ahead(each, have, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm, eps = x, 0.0
+    norm, eps, offset = x, 0.0, 0.0
     if NORM is not None:
         norm = pointer(row, NORM_AT, NORM)
-        eps = real(row, EPS).to(tl.float32)
+        eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * K
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
     if ONE and TYPE == UP_TYPE:
-        gate, up = tl.split(tl.reshape(one_dot(ahead, x, each, have, norm, eps, K, NORM, STEP), [M, ROWS // 2, 2]))
+        gate, up = tl.split(
+            tl.reshape(one_dot(ahead, x, each, have, norm, eps, offset, K, NORM, STEP), [M, ROWS // 2, 2])
+        )
     elif TYPE == UP_TYPE:
-        both = few_dots(x, mask_M, rows, there, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        both = few_dots(x, mask_M, rows, there, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        gate = few_dots(x, mask_M, rows, f < F, norm, eps, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        gate = few_dots(x, mask_M, rows, f < F, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        up = few_dots(x, mask_M, rows, f < F, norm, eps, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
-    _put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, None, None)
+        up = few_dots(
+            x, mask_M, rows, f < F, norm, eps, offset, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
+        )
+    put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, GELU, None, None)
 
 
 @triton.jit
@@ -133,6 +136,7 @@ def _many(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -161,14 +165,15 @@ def _many(
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS,
+            row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE, COLUMNS,
             ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, K, TYPE, STRIDE, COLUMNS,
-                ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
+                row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE,
+                COLUMNS, ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS,
+                STEP, NEAR,
             )  # fmt: skip
 
 
@@ -184,6 +189,7 @@ def _tile(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -214,7 +220,7 @@ def _tile(
         gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
         up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
-    _put(
+    put(
         row,
         pointer(row, Y, tl.float32),
         gate,
@@ -225,6 +231,7 @@ def _tile(
         F,
         GATE_BIAS,
         UP_BIAS,
+        GELU,
         handed,
         HANDED,
     )
@@ -241,6 +248,7 @@ def _described(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -269,7 +277,7 @@ def _described(
         if gate_at > up_at:
             gate, up = up, gate
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
-        _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+        put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
         w = described_both(gate_at, up_at, F, K, each, STEP, TYPE)
@@ -279,35 +287,7 @@ def _described(
             if gate_at > up_at:
                 gate, up = up, gate
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
-            _put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, handed, HANDED)
-
-
-@triton.jit
-def _put(
-    row,
-    to,
-    gate,
-    up,
-    f,
-    m,
-    mask_m,
-    F: tl.constexpr,
-    GATE_BIAS: tl.constexpr,
-    UP_BIAS: tl.constexpr,
-    handed,
-    HANDED: tl.constexpr,
-):
-    """Store silu(gate) * up from `to` on, each with its bias if it has one; rounded where the next takes that."""
-    if GATE_BIAS is not None:
-        gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
-    if UP_BIAS is not None:
-        up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
-    at = m.to(tl.int64) * F + f
-    y = silu_of(gate) * up
-    if to is not None:
-        tl.store(to + at, y, mask=mask_m & (f < F))
-    if HANDED is not None:
-        tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
+            put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
 
 
 def _matrices(call: Call) -> tuple[Matrix, Matrix]:
@@ -320,7 +300,15 @@ def launch(call: Call) -> None:
     F, tokens, (gate, up) = call.integer("F"), call.bucket.tokens, _matrices(call)
     group, wide = max(gate.group, up.group), gate.is_wide or up.is_wide
     apart = {f"UP_{name}": value for name, value in up.constants().items() if name != "K"}
-    shared = {"F": F, "GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), **gate.constants(), **apart}
+    gelu = call.integer("form") if call.name == GELU_MUL else None
+    shared = {
+        "F": F,
+        "GELU": gelu,
+        "GATE_BIAS": call.type("gate_bias"),
+        "UP_BIAS": call.type("up_bias"),
+        **gate.constants(),
+        **apart,
+    }
     if tokens <= call.tiles.few_tokens:
         few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)

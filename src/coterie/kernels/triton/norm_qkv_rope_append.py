@@ -120,7 +120,7 @@ def _few(
         return
     x = pointer(row, X, tl.float32)
     norm = pointer(row, NORM_AT, NORM)
-    eps = real(row, EPS).to(tl.float32)
+    eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
@@ -136,9 +136,9 @@ def _few(
         q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
     wait_for_last(WHEN)
     if ONE:
-        y = one_dot(ahead, x, each, have, norm, eps, D, NORM, STEP)
+        y = one_dot(ahead, x, each, have, norm, eps, offset, D, NORM, STEP)
     else:
-        y = few_dots(x, mask_M, rows, there, norm, eps, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        y = few_dots(x, mask_M, rows, there, norm, eps, offset, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
         q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
     y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, PADDED, ROWS, M, 1)

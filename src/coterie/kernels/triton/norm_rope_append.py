@@ -17,7 +17,7 @@ from coterie.kernels.triton.tiles import power_of_two
 Q_IN, Q_NORM, Q_EPS, K_IN, K_NORM, K_EPS, V = places(
     "norm_rope_append", "q_in", "q_norm", "q_eps", "k_in", "k_norm", "k_eps", "v"
 )
-INV_FREQ, SCALE, PAGES, Q, T = places("norm_rope_append", "inv_freq", "scale", "positions", "q", "T")
+INV_FREQ, SCALE, PAGES, Q, T, OFFSET = places("norm_rope_append", "inv_freq", "scale", "positions", "q", "T", "offset")
 
 
 @triton.jit
@@ -25,6 +25,7 @@ def _turned(
     x,
     norm,
     eps,
+    offset,
     cosine,
     sine,
     H: tl.constexpr,
@@ -43,8 +44,8 @@ def _turned(
         squares = tl.sum(squares, axis=0)[None]
     at = (h * C + i) % WIDTH
     factor = (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
-    a = a * factor * tl.load(norm + at, mask=mask, other=0.0).to(tl.float32)
-    b = b * factor * tl.load(norm + at + C // 2, mask=mask, other=0.0).to(tl.float32)
+    a = a * factor * (tl.load(norm + at, mask=mask, other=0.0).to(tl.float32) + offset)
+    b = b * factor * (tl.load(norm + at + C // 2, mask=mask, other=0.0).to(tl.float32) + offset)
     return a * cosine - b * sine, b * cosine + a * sine
 
 
@@ -72,13 +73,14 @@ def _norm_rope_append(
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
         cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
+        offset = real(row, OFFSET).to(tl.float32)
         if along(unit, 1) == 0:
             h = tl.arange(0, HEADS)[:, None]
             mask = (h < H) & (i < C // 2)
             start = t.to(tl.int64) * (H * C)
             eps = real(row, Q_EPS).to(tl.float32)
             x, norm = pointer(row, Q_IN, tl.float32) + start, pointer(row, Q_NORM, Q_TYPE)
-            a, b = _turned(x, norm, eps, cosine, sine, H, C, Q_WIDTH, HEADS, HALF)
+            a, b = _turned(x, norm, eps, offset, cosine, sine, H, C, Q_WIDTH, HEADS, HALF)
             y = pointer(row, Q, tl.float32) + start + h * C + i
             tl.store(y, a, mask=mask)
             tl.store(y + C // 2, b, mask=mask)
@@ -88,7 +90,7 @@ def _norm_rope_append(
             start = t.to(tl.int64) * (K * C)
             eps = real(row, K_EPS).to(tl.float32)
             x, norm = pointer(row, K_IN, tl.float32) + start, pointer(row, K_NORM, K_TYPE)
-            a, b = _turned(x, norm, eps, cosine, sine, K, C, K_WIDTH, KV_HEADS, HALF)
+            a, b = _turned(x, norm, eps, offset, cosine, sine, K, C, K_WIDTH, KV_HEADS, HALF)
             sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
             block = block_of(row, PAGES, sequence, position, True, Z)
             keys = page_at(row, PAGES, block, position, 0, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i

@@ -1,4 +1,4 @@
-"""rms_norm: y = x / rms(x, last axis) * weight.
+"""rms_norm: y = x / rms(x, last axis) * (weight + offset).
 
 Knows nothing about what the rows are: tokens, or heads of tokens.
 """
@@ -12,7 +12,7 @@ from coterie.kernels.triton.arithmetic import along, integer, pointer, real
 from coterie.kernels.triton.dots import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
-X, WEIGHT, Y, T, EPS = places("rms_norm", "x", "weight", "y", "T", "eps")
+X, WEIGHT, Y, T, EPS, OFFSET = places("rms_norm", "x", "weight", "y", "T", "eps", "offset")
 
 
 @triton.jit
@@ -22,10 +22,11 @@ def _norm(row, PER_TOKEN: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr, STE
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * C
         y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C
         weight = pointer(row, WEIGHT, TYPE)
+        offset = real(row, OFFSET).to(tl.float32)
         factor = norm_factor(x, real(row, EPS).to(tl.float32), C, STEP)
         for first in tl.range(0, C, STEP):
             c = first + tl.arange(0, STEP)
-            scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+            scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32) + offset
             tl.store(y + c, tl.load(x + c, mask=c < C, other=0.0) * factor * scale, mask=c < C)
 
 

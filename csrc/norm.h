@@ -1,0 +1,51 @@
+// Rows of activations by themselves: RMS norm, and the rotation of a head.
+// Knows nothing about ops, tiles or products.
+#pragma once
+
+#include "vec.h"
+
+namespace coterie::COTERIE_ISA {
+
+// y = x * factor * (weight + offset) over one row; without kOffset there is none.
+template <DType D, bool kOffset>
+inline void scale_row(const float* x, V factor, bytes* weight, V offset, int64_t C, float* y) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  const auto shifted = [&](V w) {
+    if constexpr (kOffset) return w + offset;
+    return w;
+  };
+  int64_t i = 0;
+  for (; i + W <= C; i += W) store(y + i, load(x + i) * factor * shifted(load_weights<D>(weight + i * size)));
+  if (i < C) store_part(y + i, load_part(x + i, C - i) * factor * shifted(load_weights_part<D>(weight + i * size, C - i)), C - i);
+}
+
+// y = x / sqrt(mean(x^2) + eps) * (weight + offset) over one row of C elements; y may be x.
+inline void norm_row(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, double offset, float* y) {
+  V squares{};
+  int64_t c = 0;
+  for (; c + W <= C; c += W) squares = fma(load(x + c), load(x + c), squares);
+  if (c < C) squares = fma(load_part(x + c, C - c), load_part(x + c, C - c), squares);
+  const float mean = sum(squares) / static_cast<float>(C);
+  const V factor = splat(1.0f / __builtin_sqrtf(mean + static_cast<float>(eps)));
+  with_dtype(dtype, [&]<DType D>() {
+    if (offset == 0.0) return scale_row<D, false>(x, factor, weight, V{}, C, y);
+    scale_row<D, true>(x, factor, weight, splat(static_cast<float>(offset)), C, y);
+  });
+}
+
+// As norm_row, or x itself without a norm.
+inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, double offset, float* y) {
+  if (weight != nullptr) return norm_row(x, weight, dtype, C, eps, offset, y);
+  std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
+}
+
+// Rotate the first 2 * half channels of one head; y may be x.
+inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    y[i] = a * cosines[i] - b * sines[i];
+    y[i + half] = b * cosines[i] + a * sines[i];
+  }
+}
+
+}  // namespace coterie::COTERIE_ISA

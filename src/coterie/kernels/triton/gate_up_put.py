@@ -1,0 +1,49 @@
+"""What becomes of products with gate and up: biases are added, the gate's activation is multiplied, and it is stored.
+
+Knows nothing about how rows are multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import gelu_of, narrow, pointer, silu_of
+from coterie.kernels.triton.rows import places
+
+GATE_BIAS_AT, UP_BIAS_AT = places("norm_gate_up_silu_mul", "gate_bias", "up_bias")
+
+
+@triton.jit
+def put(
+    row,
+    to,
+    gate,
+    up,
+    f,
+    m,
+    mask_m,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    handed,
+    HANDED: tl.constexpr,
+):
+    """Store the gated product from `to` on, each with its bias if it has one; rounded where the next takes that.
+
+    GELU is the form of gelu; without one it is silu.
+    """
+    if GATE_BIAS is not None:
+        gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
+    if UP_BIAS is not None:
+        up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
+    at = m.to(tl.int64) * F + f
+    if GELU is None:
+        y = silu_of(gate) * up
+    else:
+        y = gelu_of(gate, GELU) * up
+    if to is not None:
+        tl.store(to + at, y, mask=mask_m & (f < F))
+    if HANDED is not None:
+        tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
