@@ -41,7 +41,13 @@ inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C
 
 // Rotate the first 2 * half channels of one head; y may be x.
 inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    const V a = load(x + i), b = load(x + i + half), cosine = load(cosines + i), sine = load(sines + i);
+    store(y + i, a * cosine - b * sine);
+    store(y + i + half, b * cosine + a * sine);
+  }
+  for (; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     y[i] = a * cosines[i] - b * sines[i];
     y[i + half] = b * cosines[i] + a * sines[i];
