@@ -19,6 +19,7 @@ ROUNDED = [
     ("phi3-window", "default"),
     ("phi3-partial", "longrope"),
     ("smollm3", "default"),
+    ("exaone4", "default"),
     ("granite", "default"),
     ("gemma", "default"),
     ("gemma2", "default"),

@@ -42,11 +42,14 @@ def family(model_type, drop=(), **changes):
     return config(drop=("architectures", *drop), model_type=model_type, **changes)
 
 
-@pytest.mark.parametrize(("model_type", "row"), [("phi3", "Phi3"), ("smollm3", "SmolLM3"), ("granite", "Granite")])
+@pytest.mark.parametrize(
+    ("model_type", "row"),
+    [("phi3", "Phi3"), ("smollm3", "SmolLM3"), ("granite", "Granite"), ("seed_oss", "SeedOss"), ("exaone4", "Exaone4")],
+)
 def test_keys_that_are_left_out_mean_what_transformers_takes(model_type, row):
     """A config of the fewest keys, as the family's config class completes it."""
     least = {"model_type": model_type, "vocab_size": 61, "hidden_size": 64, "intermediate_size": 32}
-    least |= {"num_hidden_layers": 5, "num_attention_heads": 8}
+    least |= {"num_hidden_layers": 5, "num_attention_heads": 32}
     whole = json.loads(getattr(transformers, f"{row}Config")(**least).to_json_string(use_diff=False))
     assert ModelConfig.from_hf(least, "config.json") == ModelConfig.from_hf(whole, "config.json")
 
@@ -140,6 +143,13 @@ def test_defaults_of_each_family():
     assert family("smollm3").tied_embeddings is False
     assert family("smollm3", drop=("tie_word_embeddings", "num_key_value_heads")).tied_embeddings
     assert family("smollm3").rope.inv_freq != config().rope.inv_freq == family("granite").rope.inv_freq
+    assert (family("seed_oss").qkv_bias, family("seed_oss").o_bias, family("seed_oss").head_dim) == (True, False, 128)
+    exaone = family("exaone4", num_hidden_layers=5)
+    assert (exaone.windows, exaone.layers_without_rope) == ((4096, 4096, 4096, 0, 4096), (3,))
+    exaone = family("exaone4", sliding_window=9, sliding_window_pattern="LG", layer_types=types)
+    assert (exaone.windows, exaone.layers_without_rope) == ((9, 0), (1,))
+    exaone = family("exaone4", sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"] * 2)
+    assert (exaone.windows, exaone.layers_without_rope) == ((0, 0), ())
     plain = family("granite")
     assert (plain.embed_scale, plain.attention_scale, plain.residual_scale, plain.logits_scale) == (1, 1, 1, 1)
     assert config().attention_scale is None
@@ -187,6 +197,7 @@ STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
         ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, dynamic"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias = True is not run for seed_oss"),
         ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "it reads images beside text"),
         ({**NO_CLASS, "model_type": "gemma", "hidden_act": "relu"}, "hidden_act 'relu' is not run for gemma"),
         ({**NO_CLASS, "model_type": "gemma", "hidden_activation": "gelu"}, "an activation named by a key of Gemma 2"),
@@ -199,8 +210,9 @@ STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
     ],
 )
 def test_other_refusals(changes, sentence):
+    drop = ("architectures",) if changes.get("model_type") == "seed_oss" else ()
     with pytest.raises(UnsupportedError) as caught:
-        config(**changes)
+        config(drop=drop, **changes)
     assert sentence in str(caught.value)
     assert caught.value.where.startswith("config.json")
 

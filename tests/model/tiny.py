@@ -117,6 +117,9 @@ FAMILY_ROWS |= {
         },
     ),
     "smollm3-none": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [0, 0, 0], "mlp_bias": True}),
+    "seed-oss": ("SeedOss", {"head_dim": 16}),
+    "exaone4": ("Exaone4", {"sliding_window": 6, "sliding_window_pattern": 2}),
+    "exaone4-full": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 20}),
     "granite": (
         "Granite",
         {

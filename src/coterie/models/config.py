@@ -194,6 +194,8 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
 
 def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     """Numbers of the layers that do not rotate: `no_rope_layers` has 1 for a layer that does, and 0 for those."""
+    if not family.full_layers_rotate and _window_tokens(config, family):
+        return tuple(layer for layer, window in enumerate(_windows(config, family, num_layers)) if not window)
     if not family.no_rope_interval:
         return ()
     interval = config.count("no_rope_layer_interval", family.no_rope_interval)
@@ -213,9 +215,9 @@ def _cap(config: Fields, default: float, key: str) -> float:
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
     types = _layer_types(config, num_layers)
-    if family.window is Window.BY_PATTERN:
+    if family.window is Window.BY_PATTERN and types is None:
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
-        types = types or [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
+        types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
     if family.window in (Window.BY_LAYER, Window.BY_PATTERN, Window.WITHOUT_ROPE):
         if types is None:
             windowed = _windowed_layers(config, family, num_layers) if window else ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from coterie.core.errors import UnsupportedError
 from coterie.models.bloom import BLOOM
+from coterie.models.exaone4 import EXAONE4
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
@@ -19,13 +20,14 @@ from coterie.models.opt import OPT
 from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen3 import QWEN3
+from coterie.models.seed_oss import SEED_OSS
 from coterie.models.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, GRANITE),
-        *(BLOOM, FALCON, OPT),
+        *(SEED_OSS, EXAONE4, BLOOM, FALCON, OPT),
     )
 }
 # Architectures of which a part is run.

@@ -130,6 +130,7 @@ class Family:
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
+    full_layers_rotate: bool = True  # where others have a window, those that see all do too
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
