@@ -76,6 +76,22 @@ SHAPES = {
         **{"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 10, "sliding_window": 7},
         **{"sliding_window_pattern": 2, "rope_local_base_freq": 300.0, "query_pre_attn_scalar": 10},
     },
+    "rotated-in-part": {
+        **{"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "head_dim": 16, "sliding_window": 9},
+        "partial_rotary_factor": 0.75,
+    },
+    "not-all-rotated": {
+        **{"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [0, 1], "head_dim": 12},
+        "attention_bias": True,
+    },
+    "scaled": {
+        **{"model_type": "granite", "architectures": ["GraniteForCausalLM"], "embedding_multiplier": 3.0},
+        **{"attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 4.0, "tie_word_embeddings": True},
+    },
+    "norms-behind-and-not-all-rotated": {
+        **{"model_type": "exaone4", "architectures": ["Exaone4ForCausalLM"], "sliding_window_pattern": 2},
+        **{"sliding_window": 7, "head_dim": 10},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

@@ -33,6 +33,9 @@ QUICK = [
     ("odd", (F32,), "none"),
     ("biases", MIXED, "cache"),
     ("norms-behind", (BF16,), "cache"),
+    ("rotated-in-part", (BF16,), "cache"),
+    ("not-all-rotated", MIXED, "cache"),
+    ("scaled", (F32,), "cache"),
 ]
 LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
 LONG += [
