@@ -132,6 +132,7 @@ class NoGpu:
 # Operands that some families have other numbers of: heads rotated in part or not at all, products that are scaled.
 OPTIONS: dict[str, dict[str, float]] = {}
 IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22}, "take_norm_linear": {"scale": 0.5}}
+CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}}
 
 
@@ -303,6 +304,9 @@ def main():
     elif names == ["not rotated"]:
         globals().update(OPTIONS=NOT_ROTATED)
         found = compile_all(tuple(NOT_ROTATED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
+    elif names == ["capped"]:
+        globals().update(OPTIONS=CAPPED)
+        found = compile_all(tuple(CAPPED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
     elif names == ["small"]:
         globals().update(SMALL)
         products = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")

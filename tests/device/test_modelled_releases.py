@@ -24,6 +24,8 @@ OLMO2_7B = {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers
 FAMILIES = {
     "olmo2": OLMO2_7B | {"vocab_size": 100_352},
     "olmo3": OLMO2_7B | {"vocab_size": 100_352},
+    "exaone4": OLMO2_7B | {"vocab_size": 102_400},
+    "vaultgemma": GEMMA2_2B | {"vocab_size": 256_000},
     "gemma": GEMMA_2B | {"vocab_size": 256_000, "num_key_value_heads": 1},
     "gemma2": GEMMA2_2B | {"vocab_size": 256_000, "num_key_value_heads": 4},
     "gemma3_text": GEMMA2_2B | {"vocab_size": 262_144, "num_key_value_heads": 4},

@@ -80,6 +80,20 @@ def test_what_some_families_have_compiles(tmp_path, options):
     check(found)
 
 
+def test_capped_scores_and_gates_without_a_norm_compile(tmp_path):
+    found = compiled(tmp_path, "capped")
+    parts = {one["kernel"].rpartition(" ")[2] for one in found}
+    assert {"alone", "join", "together", "few", "described"} <= parts
+    check(found)
+
+
+def test_kernels_of_norms_behind_blocks_and_of_gelu_compile(tmp_path):
+    names = ("norm_rope_append", "norm_add", "gelu", "softcap", "norm_gate_up_gelu_mul")
+    found = compiled(tmp_path, *names)
+    assert {one["kernel"].partition(":")[0] for one in found} == set(names)
+    check(found)
+
+
 def test_products_whose_rows_are_one_step_compile(tmp_path):
     """No step is left to be pipelined then, and the compiler of Triton 3.6 gave up on the loop over tiles."""
     found = compiled(tmp_path, "small")

@@ -159,10 +159,10 @@ def test_defaults_of_each_family():
     assert config(hidden_act="swish") == config()
 
 
-@pytest.mark.parametrize("name", ["Olmo2", "Olmo3", "Gemma", "Gemma2", "Gemma3Text"])
+@pytest.mark.parametrize("name", ["Olmo2", "Olmo3", "Gemma", "Gemma2", "Gemma3Text", "VaultGemma"])
 def test_what_a_config_leaves_out_is_what_transformers_takes(name):
     sizes = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 68, "num_hidden_layers": 13}
-    sizes["num_attention_heads"] = 16
+    sizes["num_attention_heads"] = 32
     theirs = getattr(transformers, f"{name}Config")(**sizes)
     everything = json.loads(theirs.to_json_string(use_diff=False))
     short = ModelConfig.from_hf({**sizes, "model_type": theirs.model_type}, "short")

@@ -158,6 +158,7 @@ FAMILY_ROWS |= {
         "Gemma3",
         {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 11, "layer_types": [SLIDING, FULL, SLIDING]},
     ),
+    "vaultgemma": ("VaultGemma", {"head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": 1.5}),
     "olmo3": ("Olmo3", {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]}),
 }
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
@@ -211,7 +212,7 @@ def make(row, rope="default", seed=0):
 def randomise(model, seed):
     """Weights of a size that keeps activations near 1, so that attention is neither flat nor a single token."""
     generator = torch.Generator().manual_seed(seed)
-    is_gemma = model.config.model_type.startswith("gemma")  # adds 1 to norms, and scales what it embeds
+    is_gemma = model.config.model_type.startswith(("gemma", "vaultgemma"))  # adds 1 to norms, and scales what it embeds
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):

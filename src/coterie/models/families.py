@@ -11,7 +11,7 @@ from coterie.models.exaone4 import EXAONE4
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
-from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3
+from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
 from coterie.models.granite import GRANITE
 from coterie.models.llama import LLAMA
 from coterie.models.mistral import MISTRAL
@@ -26,8 +26,8 @@ from coterie.models.smollm3 import SMOLLM3
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, GRANITE),
-        *(SEED_OSS, EXAONE4, BLOOM, FALCON, OPT),
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA, PHI3, SMOLLM3),
+        *(GRANITE, SEED_OSS, EXAONE4, BLOOM, FALCON, OPT),
     )
 }
 # Architectures of which a part is run.

@@ -4,6 +4,7 @@
     2   norms before and behind them; capped scores and logits; a window on every other layer
     3   norms on each head of q and k; a window on all layers but each sixth, with angles of their own
 
+VaultGemma is Gemma 2 without the norms behind the blocks.
 Knows nothing about how a decoder is built (blocks.py).
 """
 
@@ -69,4 +70,10 @@ GEMMA3 = replace(
     local_rope_key="rope_local_base_freq",
     attention_cap=0.0,
     logits_cap=0.0,
+)
+VAULT_GEMMA = replace(
+    GEMMA2,
+    model_type="vaultgemma",
+    causal_class="VaultGemmaForCausalLM",
+    names=Names(feed_forward_norm="pre_feedforward_layernorm"),
 )

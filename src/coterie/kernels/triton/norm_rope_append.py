@@ -50,6 +50,43 @@ def _turned(
 
 
 @triton.jit
+def _queries(
+    row, t, cosine, sine, offset, TYPE: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, C: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    mask = (h < H) & (i < C // 2)
+    start = t.to(tl.int64) * (H * C)
+    x, norm = pointer(row, Q_IN, tl.float32) + start, pointer(row, Q_NORM, TYPE)
+    a, b = _turned(x, norm, real(row, Q_EPS).to(tl.float32), offset, cosine, sine, H, C, WIDTH, HEADS, HALF)
+    y = pointer(row, Q, tl.float32) + start + h * C + i
+    tl.store(y, a, mask=mask)
+    tl.store(y + C // 2, b, mask=mask)
+
+
+@triton.jit
+def _keys_and_values(
+    row, t, position, cosine, sine, offset, TYPE: tl.constexpr, WIDTH: tl.constexpr, KV_TYPE: tl.constexpr,
+    K: tl.constexpr, C: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    h, i = tl.arange(0, HEADS), tl.arange(0, HALF)[None, :]
+    mask = (h < K)[:, None] & (i < C // 2)
+    start = t.to(tl.int64) * (K * C)
+    x, norm = pointer(row, K_IN, tl.float32) + start, pointer(row, K_NORM, TYPE)
+    a, b = _turned(x, norm, real(row, K_EPS).to(tl.float32), offset, cosine, sine, K, C, WIDTH, HEADS, HALF)
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
+    block = block_of(row, PAGES, sequence, position, True, Z)
+    keys = page_at(row, PAGES, block, position, 0, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
+    tl.store(keys, narrow(a, KV_TYPE), mask=mask)
+    tl.store(keys + C // 2, narrow(b, KV_TYPE), mask=mask)
+    v = pointer(row, V, tl.float32) + start + h[:, None] * C + i
+    values = page_at(row, PAGES, block, position, 1, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
+    tl.store(values, narrow(tl.load(v, mask=mask, other=0.0), KV_TYPE), mask=mask)
+    tl.store(values + C // 2, narrow(tl.load(v + C // 2, mask=mask, other=0.0), KV_TYPE), mask=mask)
+
+
+@triton.jit
 def _norm_rope_append(
     row,
     Q_TYPE: tl.constexpr,
@@ -75,31 +112,11 @@ def _norm_rope_append(
         cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
         offset = real(row, OFFSET).to(tl.float32)
         if along(unit, 1) == 0:
-            h = tl.arange(0, HEADS)[:, None]
-            mask = (h < H) & (i < C // 2)
-            start = t.to(tl.int64) * (H * C)
-            eps = real(row, Q_EPS).to(tl.float32)
-            x, norm = pointer(row, Q_IN, tl.float32) + start, pointer(row, Q_NORM, Q_TYPE)
-            a, b = _turned(x, norm, eps, offset, cosine, sine, H, C, Q_WIDTH, HEADS, HALF)
-            y = pointer(row, Q, tl.float32) + start + h * C + i
-            tl.store(y, a, mask=mask)
-            tl.store(y + C // 2, b, mask=mask)
+            _queries(row, t, cosine, sine, offset, Q_TYPE, Q_WIDTH, H, C, HEADS, HALF)
         else:
-            h = tl.arange(0, KV_HEADS)
-            mask = (h < K)[:, None] & (i < C // 2)
-            start = t.to(tl.int64) * (K * C)
-            eps = real(row, K_EPS).to(tl.float32)
-            x, norm = pointer(row, K_IN, tl.float32) + start, pointer(row, K_NORM, K_TYPE)
-            a, b = _turned(x, norm, eps, offset, cosine, sine, K, C, K_WIDTH, KV_HEADS, HALF)
-            sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
-            block = block_of(row, PAGES, sequence, position, True, Z)
-            keys = page_at(row, PAGES, block, position, 0, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
-            tl.store(keys, narrow(a, KV_TYPE), mask=mask)
-            tl.store(keys + C // 2, narrow(b, KV_TYPE), mask=mask)
-            v = pointer(row, V, tl.float32) + start + h[:, None] * C + i
-            values = page_at(row, PAGES, block, position, 1, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
-            tl.store(values, narrow(tl.load(v, mask=mask, other=0.0), KV_TYPE), mask=mask)
-            tl.store(values + C // 2, narrow(tl.load(v + C // 2, mask=mask, other=0.0), KV_TYPE), mask=mask)
+            _keys_and_values(
+                row, t, position, cosine, sine, offset, K_TYPE, K_WIDTH, KV_TYPE, K, C, Z, BLOCK_BYTES, KV_HEADS, HALF
+            )  # fmt: skip
 
 
 def launch(call: Call) -> None:
