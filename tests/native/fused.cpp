@@ -65,6 +65,71 @@ void test_gate_up(const Shape& s, DType dtype, bool has_bias) {
   });
 }
 
+void test_gelu_gate(const Shape& s, DType dtype, int64_t form) {
+  const auto [T, D, H, K, C, F] = s;
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor scale = norm_weight(D, dtype), gate = weight(F, D, dtype), up = weight(F, D, dtype), none{};
+  std::vector<float> normed(T * F), plain(T * F);
+  NormGateUpGeluMul op{};
+  op.x = x.data(), op.norm = scale.at(), op.norm_dtype = scale.type(), op.eps = 1e-5, op.offset = 1.0, op.form = form;
+  op.gate = gate.at(), op.gate_dtype = gate.type(), op.up = up.at(), op.up_dtype = up.type();
+  op.y = normed.data(), op.T = T, op.D = D, op.F = F;
+  NormGateUpGeluMul bare = op;
+  bare.norm = nullptr, bare.y = plain.data();
+  const std::vector<Row> rows = {row_of(Opcode::norm_gate_up_gelu_mul, op), row_of(Opcode::norm_gate_up_gelu_mul, bare)};
+  everywhere("norm_gate_up_gelu_mul", rows, {output(normed), output(plain)}, [&] {
+    const auto gated = [&](const Doubles& n) {
+      const Doubles gates = linear(n, gate, none, T, F, D);
+      Doubles wanted = linear(n, up, none, T, F, D);
+      for (size_t i = 0; i < wanted.size(); ++i) wanted[i] *= gelu(gates[i], form);
+      return wanted;
+    };
+    return close(normed, gated(norm(widened(x), scale, D, 1e-5, 1.0)), 1e-4) && close(plain, gated(widened(x)), 1e-4);
+  });
+}
+
+void test_norm_add(const Shape& s, DType dtype) {
+  const std::vector<float> x = random_floats(s.T * s.D), residual = random_floats(s.T * s.D);
+  const Tensor scale = norm_weight(s.D, dtype);
+  std::vector<float> y(s.T * s.D);
+  const NormAdd op{x.data(), scale.at(), scale.type(), 1e-5, 1.0, residual.data(), y.data(), s.T, s.D};
+  everywhere("norm_add", {row_of(Opcode::norm_add, op)}, {output(y)}, [&] {
+    Doubles wanted = norm(widened(x), scale, s.D, 1e-5, 1.0);
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += residual[i];
+    return close(y, wanted, 1e-5);
+  });
+}
+
+// Heads normed each by itself, or all of a token together.
+void test_norm_rope_append(const Shape& s, DType dtype, bool together) {
+  const auto [T, D, H, K, C, F] = s;
+  const int64_t q_width = together ? H * C : C, k_width = together ? K * C : C;
+  const std::vector<float> q_in = random_floats(T * H * C), k_in = random_floats(T * K * C), v = random_floats(T * K * C);
+  const std::vector<float> inv_freq = frequencies(C / 2);
+  const Tensor q_norm = norm_weight(q_width, dtype), k_norm = norm_weight(k_width, dtype);
+  const std::vector<i32> positions = counted(T, 2), sequence(static_cast<size_t>(T), 0);
+  Pages pages(1, T + 2, 4, K, C, 1);
+  std::vector<float> q(T * H * C);
+  NormRopeAppend op{};
+  pages.operands(op, positions, sequence, 0);
+  op.q_in = q_in.data(), op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_width = q_width;
+  op.k_in = k_in.data(), op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.k_width = k_width;
+  op.q_eps = op.k_eps = 1e-6, op.offset = 0.5, op.v = v.data(), op.inv_freq = inv_freq.data(), op.scale = 1.25;
+  op.q = q.data(), op.T = T, op.H = H;
+  everywhere("norm_rope_append", {row_of(Opcode::norm_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
+    const Doubles wanted_q = norm(widened(q_in), q_norm, q_width, 1e-6, 0.5), wanted_k = norm(widened(k_in), k_norm, k_width, 1e-6, 0.5);
+    std::vector<float> keys, values;
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t head = 0; head < K; ++head)
+        for (int64_t c = 0; c < C; ++c) {
+          keys.push_back(pages.at(0, positions[t], 0, head, 0)[c]);
+          values.push_back(pages.at(0, positions[t], 1, head, 0)[c]);
+        }
+    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.25), 1e-5) &&
+           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.25), 1e-5) && values == v;
+  });
+}
+
 void test_head(const Shape& s, DType dtype) {
   const auto [T, D, H, K, C, F] = s;
   const int64_t R = (T + 1) / 2;
@@ -93,7 +158,9 @@ void test_fused() {
       for (const bool extras : {false, true}) {
         for (const int64_t half : {shape.C / 2, shape.C * 3 / 8, int64_t{0}}) test_qkv(shape, dtype, extras, half);
         test_gate_up(shape, dtype, extras);
-        if (!extras) test_head(shape, dtype);
+        test_norm_rope_append(shape, dtype, extras);
+        test_gelu_gate(shape, dtype, extras ? 1 : 0);
+        if (!extras) test_head(shape, dtype), test_norm_add(shape, dtype);
       }
 }
 

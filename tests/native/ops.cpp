@@ -43,6 +43,25 @@ void test_elementwise(int64_t T, int64_t N) {
   });
 }
 
+void test_activations(int64_t T, int64_t N) {
+  const std::vector<float> x = random_floats(T * N, 0.0f, 2.0f);
+  std::vector<float> by_erf(T * N), by_tanh(T * N), by_sigmoid(T * N), capped(T * N);
+  std::vector<float>* const forms[] = {&by_erf, &by_tanh, &by_sigmoid};
+  std::vector<Row> rows = {row_of(Opcode::softcap, Softcap{x.data(), capped.data(), T, N, 1.5})};
+  for (int64_t form = 0; form < 3; ++form) rows.push_back(row_of(Opcode::gelu, Gelu{x.data(), forms[form]->data(), T, N, form}));
+  everywhere("activations", rows, {output(by_erf), output(by_tanh), output(by_sigmoid), output(capped)}, [&] {
+    bool same = true;
+    for (int64_t form = 0; form < 3; ++form) {
+      Doubles wanted;
+      for (const float one : x) wanted.push_back(gelu(one, form));
+      same = same && close(*forms[form], wanted, 1e-6);
+    }
+    Doubles caps;
+    for (const float one : x) caps.push_back(1.5 * std::tanh(one / 1.5));
+    return same && close(capped, caps, 1e-6);
+  });
+}
+
 void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool has_bias, double scale) {
   const Tensor w = weight(N, K, dtype), bias = has_bias ? weight(N, 1, dtype) : Tensor{};
   const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
@@ -138,7 +157,7 @@ void test_sample() {
 void test_ops() {
   for (const DType dtype : kTypes)
     for (const auto& [T, D] : {std::pair<int64_t, int64_t>{0, 3}, {1, 1}, {5, 33}, {40, 20}}) test_rows(T, D, dtype);
-  for (const auto& [T, N] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {3, 33}, {20, 301}}) test_elementwise(T, N);
+  for (const auto& [T, N] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {3, 33}, {20, 301}}) test_elementwise(T, N), test_activations(T, N);
   for (const DType dtype : kTypes)
     for (const int64_t T : {1, 2, 7, 17, 37})
       for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 31}, {130, 64}}) test_linear(T, N, K, dtype, T % 2 == 0, T % 3 == 1 ? 1.0 : 0.3);

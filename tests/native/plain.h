@@ -9,12 +9,12 @@ using Doubles = std::vector<double>;
 
 inline Doubles widened(const std::vector<float>& x) { return Doubles(x.begin(), x.end()); }
 
-inline Doubles norm(const Doubles& x, const Tensor& w, int64_t C, double eps) {
+inline Doubles norm(const Doubles& x, const Tensor& w, int64_t C, double eps, double offset = 0.0) {
   Doubles y(x.size());
   for (size_t row = 0; row < x.size(); row += static_cast<size_t>(C)) {
     double squares = 0;
     for (int64_t c = 0; c < C; ++c) squares += x[row + c] * x[row + c];
-    for (int64_t c = 0; c < C; ++c) y[row + c] = x[row + c] / std::sqrt(squares / static_cast<double>(C) + eps) * w[c];
+    for (int64_t c = 0; c < C; ++c) y[row + c] = x[row + c] / std::sqrt(squares / static_cast<double>(C) + eps) * (w[c] + offset);
   }
   return y;
 }
@@ -31,6 +31,13 @@ inline Doubles linear(const Doubles& x, const Tensor& w, const Tensor& bias, int
 }
 
 inline double silu(double x) { return x / (1 + std::exp(-x)); }
+
+// Forms as the instruction has them: Phi by erf, nearly so by tanh or by sigmoid.
+inline double gelu(double x, int64_t form) {
+  if (form == 0) return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+  if (form == 1) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+  return x / (1 + std::exp(-1.702 * x));
+}
 
 inline Doubles rope(const Doubles& x, const std::vector<i32>& positions, const std::vector<float>& inv_freq, int64_t H, int64_t C,
                     double scale) {
