@@ -50,11 +50,15 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
+// Scores [low, high), multiples of W, are capped. By itself: most attention has no cap, and its loops are tuned.
+[[gnu::noinline, gnu::cold]] inline void cap_scores(float* scores, int64_t low, int64_t high, float cap) {
+  for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
+}
+
 // scores [first, last) become exp(score - maximum), and 0 around them up to multiples of W; capped before where cap is not 0.
 inline void soften(float* scores, int64_t first, int64_t last, float cap, float* maximum_total) {
   const int64_t low = first / W * W, high = tiles(last, W) * W;
-  if (cap != 0.0f)
-    for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
+  if (cap != 0.0f) cap_scores(scores, low, high, cap);
   for (int64_t j = low; j < first; ++j) scores[j] = -INFINITY;
   for (int64_t j = last; j < high; ++j) scores[j] = -INFINITY;
   V highest = splat(-INFINITY);  // passes over NaN; its exponential brings it into the sums
