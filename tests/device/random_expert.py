@@ -69,7 +69,7 @@ SHAPES = {
     },
     "gemma2": {
         **{"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 12, "sliding_window": 7},
-        **{"query_pre_attn_scalar": 5, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
+        **{"query_pre_attn_scalar": 5, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 8.0},
         "hidden_activation": "gelu",
     },
     "gemma3": {
