@@ -90,15 +90,15 @@ struct Following {
 };
 
 // Asks for what comes next while something else is in use: as many bytes each time as are used, so that what was asked for neither comes
-// in bursts nor keeps what is in use waiting. Into the first-level cache, for a line that is only in the second must be asked for again,
-// when the core has no place to note it while all of its places wait for memory.
+// in bursts nor keeps what is in use waiting. Into the second-level cache: which level is better depends on the processor (Zen 4 gained
+// 1.14 x by this one, Zen 3 by the first, 4 KiB ahead).
 struct Asking {
   bytes* at;
   template <int64_t kBytes>
   void next() {
 #if defined(__GNUC__)
 #pragma GCC unroll 8
-    for (int64_t line = 0; line < kBytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 3);
+    for (int64_t line = 0; line < kBytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 2);
 #endif
     at += kBytes;
   }

@@ -161,7 +161,7 @@ class Stored {
   }
 
  private:
-  static constexpr int64_t kAheadBytes = 4096;
+  static constexpr int64_t kAheadBytes = 8192;
 
   template <class Body>
   void each_step(Body body) const {
