@@ -13,8 +13,10 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models as library_models
 
 from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
+from coterie.engine.served import ServedExpert
 from coterie.models.model import load_weights_f32, open_model, synthetic_model
 
 
@@ -174,6 +176,19 @@ def test_a_tokenizer_with_more_tokens_than_rows(folder):
     save_tokenizer(258)
     with pytest.raises(CheckpointError, match=r"token ids up to 257 but config\.json has vocab_size 257"):
         open_model(folder)
+
+
+def test_an_added_token_may_lack_a_row(folder):
+    """As in Gemma 3's text models; a prompt that holds it is refused."""
+    library = LibraryTokenizer(library_models.WordLevel({f"w{i}": i for i in range(257)}, unk_token="w0"))
+    library.add_special_tokens(["<image>"])
+    library.save(str(folder / "tokenizer.json"))
+    model = open_model(folder)
+    ids = Tokenizer.from_folder(folder).encode("<image>")
+    assert ids == [257] == [model.config.vocab_size]
+    served = ServedExpert("it", model.layout, None, model.kv, model.max_context, model.config.vocab_size)
+    with pytest.raises(RequestError, match="the prompt holds token 257 but the vocabulary has 257"):
+        served.check_prompt(ids)
 
 
 def test_a_file_that_is_cut_after_opening(folder):

@@ -25,7 +25,7 @@ class Tokenizer:
 
     def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = library_tokenizer
-        self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer:
@@ -46,7 +46,10 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest token id."""
+        """One more than the largest id of the vocabulary itself, without tokens that were added to it.
+
+        A model may lack a row for an added one: Gemma 3's text models have none for the token that stands for images.
+        """
         return self._vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

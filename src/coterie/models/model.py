@@ -173,7 +173,7 @@ def _model(
 
 
 def _check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:
-    """A tokenizer may know fewer tokens than the embedding has rows (padding), never more."""
+    """A vocabulary may have fewer tokens than the embedding has rows (padding), never more; tokens added to it may."""
     outside = [token for token in ends if not 0 <= token < vocab_size]
     if outside:
         fact = f"end token {outside[0]} is outside the vocabulary of {vocab_size} tokens"
