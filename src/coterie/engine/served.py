@@ -38,4 +38,4 @@ class ServedExpert:
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
-            raise RequestError(self.expert_id, fact, "use this expert's tokenizer")
+            raise RequestError(self.expert_id, fact, "leave it out, or use this expert's tokenizer")
