@@ -59,7 +59,8 @@ class CachedProducts:
         self._x, self._y = np.ones((tokens, columns), np.float32), np.empty((tokens, n), np.float32)
         x, weight, y = (kernels.address(array) for array in (self._x, self._weight, self._y))
         sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded=rounded)}
-        row = kernels.encode("linear", {"x": x, "weight": weight, "bias": 0, "bias_dtype": 0, "y": y, **sizes})
+        plain = {"bias": 0, "bias_dtype": 0, "scale": 1.0}
+        row = kernels.encode("linear", {"x": x, "weight": weight, "y": y, **plain, **sizes})
         self._rows = np.tile(row, (count, 1))
         self._flops = 2 * tokens * n * columns * count
         self._team = kernels.Team(threads)
