@@ -48,7 +48,7 @@ def test_header_longer_than_the_file(copy: Path) -> None:
         ("num_hidden_layers", 3, "layers.2"),
         ("intermediate_size", 50, "50"),
         ("vocab_size", 200, "embed_tokens"),
-        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}, "longrope"),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}, "short_factor"),
     ],
 )
 def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: str) -> None:
@@ -159,9 +159,17 @@ def test_missing_tokenizer(copy: Path, command: tuple[str, ...]) -> None:
 def test_a_tokenizer_larger_than_the_vocabulary(copy: Path) -> None:
     path = copy / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 259, "content": "<|extra|>"})
+    tokenizer["model"]["vocab"]["extra"] = 259
     path.write_text(json.dumps(tokenizer))
     refused(run("run", copy, "hi"), "259")
+
+
+def test_a_prompt_that_holds_an_added_token_without_a_row(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 259, "content": "<|extra|>"})
+    path.write_text(json.dumps(tokenizer))
+    refused(run("run", copy, "hi <|extra|>"), "259")
 
 
 def test_a_damaged_chat_template(copy: Path) -> None:

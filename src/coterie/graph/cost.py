@@ -110,6 +110,7 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
 PER_ELEMENT: Mapping[str, int] = {
+    **dict.fromkeys(("embed", "embed_part"), 0),  # without a scale; a graph's are counted by FLOPS
     **dict.fromkeys(("take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
