@@ -157,6 +157,15 @@ def test_kv_append_rounds_to_nearest_even(team, dtype):
     np.testing.assert_array_equal(pages.read(0, 0, T)[0][:, 0, 0], expected)
 
 
+def written(pages, rng, chunks, K, C):
+    """Fill layer 1 of each (sequence, first, end) up to its end; the positions and sequences of tokens [first, end)."""
+    for s, _, end in chunks:
+        for p in range(end):
+            pages.write(1, s, p, random(rng, K, C), random(rng, K, C))
+    positions = ints([p for _, first, end in chunks for p in range(first, end)])
+    return positions, ints([s for s, first, end in chunks for _ in range(first, end)])
+
+
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize(
     ("H", "K", "C", "Z"), [(1, 1, 1, 1), (4, 1, 7, 3), (6, 3, 20, 16), (2, 2, 80, 5), (8, 2, 64, 4)]
@@ -165,11 +174,7 @@ def test_kv_append_rounds_to_nearest_even(team, dtype):
 def test_attention(team, rng, dtype, H, K, C, Z, window):
     pages = Pages.make(rng, 3, 100, K=K, C=C, Z=Z, dtype=dtype)
     chunks = [(0, 0, 37), (1, 70, 100), (2, 50, 51)]
-    for s, _, end in chunks:
-        for p in range(end):
-            pages.write(1, s, p, random(rng, K, C), random(rng, K, C))
-    positions = ints([p for _, first, end in chunks for p in range(first, end)])
-    sequence = ints([s for s, first, end in chunks for _ in range(first, end)])
+    positions, sequence = written(pages, rng, chunks, K, C)
     T = len(positions)
     q, y = random(rng, T, H, C), empty(T, H, C)
     operands = pages.operands(positions, sequence, 1)
@@ -184,11 +189,7 @@ def test_attention(team, rng, dtype, H, K, C, Z, window):
 def test_attention_with_a_cap(team, rng, H, K, C, cap, window):
     pages = Pages.make(rng, 3, 300, K=K, C=C, Z=5, dtype=DType.F32)
     chunks = [(0, 0, 37), (1, 290, 300), (2, 50, 51)]
-    for s, _, end in chunks:
-        for p in range(end):
-            pages.write(1, s, p, random(rng, K, C), random(rng, K, C))
-    positions = ints([p for _, first, end in chunks for p in range(first, end)])
-    sequence = ints([s for s, first, end in chunks for _ in range(first, end)])
+    positions, sequence = written(pages, rng, chunks, K, C)
     T = len(positions)
     q, y = 3 * random(rng, T, H, C), empty(T, H, C)
     operands = pages.operands(positions, sequence, 1) | {"scale": C**-0.5, "window": window, "cap": cap}

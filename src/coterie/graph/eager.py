@@ -161,23 +161,14 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
     e.emit("mul_weight", y, (narrow, weight), x)
 
 
-def _embed(e: _Expansion, op: Op) -> None:
-    if SCALE not in op.attrs:
-        e.append(op)
-        return
-    y = op.outputs[0]
-    rest = {key: a for key, a in op.attrs.items() if key != SCALE}
-    rows = e.emit(op.kind, f"{y}/rows", op.inputs, y, None, **rest)
-    e.emit("scale", y, (rows,), y, factor=op.scale)
-
-
-def _linear(e: _Expansion, op: Op) -> None:
+def _scaled_apart(e: _Expansion, op: Op) -> None:
+    """What an op multiplies its result by is an op of its own."""
     if SCALE not in op.attrs:
         e.append(op)
         return
     y = op.outputs[0]
     attrs = {key: value for key, value in op.attrs.items() if key != SCALE}
-    product = e.emit("linear", f"{y}/product", op.inputs, y, e.shape(y), **attrs)
+    product = e.emit(op.kind, f"{y}/unscaled", op.inputs, y, e.shape(y), **attrs)
     e.emit("scale", y, (product,), y, factor=op.scale)
 
 
@@ -330,9 +321,9 @@ def _gelu(e: _Expansion, op: Op) -> None:
 
 
 RULES: Mapping[str, Callable[[_Expansion, Op], None]] = {
-    "embed": _embed,
-    "embed_part": _embed,
-    "linear": _linear,
+    "embed": _scaled_apart,
+    "embed_part": _scaled_apart,
+    "linear": _scaled_apart,
     "rms_norm": _rms_norm,
     "rope": _rope,
     "kv_append": _kv_append,
