@@ -127,7 +127,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, k_in) FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                      \
   FIELD(integer, k_width) FIELD(const f32*, v) FIELD(real, offset)                                                   \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
-  COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
+  COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)        \
+  FIELD(integer, rotated)
 
 #define COTERIE_NORM_ADD(FIELD) \
   COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)

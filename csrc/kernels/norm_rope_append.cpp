@@ -1,5 +1,5 @@
-// norm_rope_append: q and k are normed, each head by itself or all of a token together, and rotated; q is stored, k and v go to their
-// pages. The normed heads stay in the tile.
+// norm_rope_append: q and k are normed, each head by itself or all of a token together, and the first `rotated` channels of each head (all,
+// some or none) rotated; q is stored, k and v go to their pages. The normed heads stay in the tile.
 #include "../math.h"
 #include "../op.h"
 
@@ -7,29 +7,30 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-// Norm `width` numbers at a time of one token's heads, then rotate each head.
+// Norm `width` numbers at a time of one token's heads, then rotate the first 2 * half channels of each head.
 void turn(const float* x, bytes* norm, int64_t dtype, double eps, double offset, int64_t width, int64_t heads, int64_t C,
-          const float* cosines, const float* sines, float* out) {
+          const float* cosines, const float* sines, int64_t half, float* out) {
   for (int64_t i = 0; i < heads * C; i += width) norm_row(x + i, norm, dtype, width, eps, offset, out + i);
-  for (int64_t head = 0; head < heads; ++head) rope_row(out + head * C, cosines, sines, C / 2, out + head * C);
+  for (int64_t head = 0; head < heads; ++head) rope_row(out + head * C, cosines, sines, half, out + head * C);
 }
 
 }  // namespace
 
 int64_t units(const NormRopeAppend& op) { return tiles(op.T, kTileTokens); }
-int64_t scratch_bytes(const NormRopeAppend& op) { return 2 * bytes_of(op.C / 2) + bytes_of(op.K * op.C); }
+int64_t scratch_bytes(const NormRopeAppend& op) { return 2 * bytes_of(op.rotated / 2) + bytes_of(op.K * op.C); }
 int64_t flops(const NormRopeAppend& op) { return op.T * (7 * (op.H + op.K) + 40) * op.C; }
 
 void run(const NormRopeAppend& op, int64_t unit, Scratch& scratch) {
-  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
-  float* cosines = scratch.floats(op.C / 2);
-  float* sines = scratch.floats(op.C / 2);
+  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens), half = op.rotated / 2;
+  float* cosines = scratch.floats(half);
+  float* sines = scratch.floats(half);
   float* keys = scratch.floats(op.K * op.C);
   for (int64_t t = first; t < last; ++t) {
-    rope_angles(op.positions[t], op.inv_freq, op.C / 2, op.scale, cosines, sines);
+    rope_angles(op.positions[t], op.inv_freq, half, op.scale, cosines, sines);
     const int64_t queries = t * op.H * op.C, row = t * op.K * op.C;
-    turn(op.q_in + queries, op.q_norm, op.q_norm_dtype, op.q_eps, op.offset, op.q_width, op.H, op.C, cosines, sines, op.q + queries);
-    turn(op.k_in + row, op.k_norm, op.k_norm_dtype, op.k_eps, op.offset, op.k_width, op.K, op.C, cosines, sines, keys);
+    turn(op.q_in + queries, op.q_norm, op.q_norm_dtype, op.q_eps, op.offset, op.q_width, op.H, op.C, cosines, sines, half,
+         op.q + queries);
+    turn(op.k_in + row, op.k_norm, op.k_norm_dtype, op.k_eps, op.offset, op.k_width, op.K, op.C, cosines, sines, half, keys);
     for (int64_t head = 0; head < op.K; ++head) {
       store_page(page_address(op, op.sequence[t], op.positions[t], kKey, head), keys + head * op.C, op.C, op.kv_dtype);
       store_page(page_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row + head * op.C, op.C, op.kv_dtype);

@@ -132,8 +132,9 @@ class NoGpu:
 # Operands that some families have other numbers of: heads rotated in part or not at all, products that are scaled.
 OPTIONS: dict[str, dict[str, float]] = {}
 IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22}, "take_norm_linear": {"scale": 0.5}}
+IN_PART |= {"norm_rope_append": {"rotated": 48}}
 CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
-NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}}
+NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
 
 
 def rows_of(dtype):

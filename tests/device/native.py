@@ -61,7 +61,7 @@ NORMING = (
     "norm_gate_up_silu_mul",
     "take_norm_linear",
 )
-ROTATING = ("rope", "norm_qkv_rope_append")
+ROTATING = ("rope", "norm_qkv_rope_append", "norm_rope_append")
 
 
 def whole(kernel, operands):

@@ -104,22 +104,32 @@ def test_norm_add(team, rng, dtype, T, D):
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize(("T", "H", "K", "C"), [(1, 1, 1, 2), (19, 6, 2, 20), (3, 4, 4, 80)])
-def test_norm_rope_append(team, rng, dtype, together, T, H, K, C):
+@pytest.mark.parametrize("together", ["", "q", "qk"])
+@pytest.mark.parametrize(
+    ("T", "H", "K", "C", "rotated", "offset"),
+    [
+        (1, 1, 1, 2, 2, 0.0),
+        (19, 6, 2, 20, 20, 0.5),
+        (3, 4, 4, 80, 80, 0.0),
+        (5, 3, 1, 20, 6, 1.0),
+        (2, 2, 1, 20, 0, 0.5),
+    ],
+)
+def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, offset):
     q_in, k_in, v, q = random(rng, T, H, C), random(rng, T, K, C), random(rng, T, K, C), empty(T, H, C)
-    width = {"q": H * C if together else C, "k": K * C if together else C}
+    width = {p: n * C if p in together else C for p, n in (("q", H), ("k", K))}
     norms = {p: weight(rng, (n,), dtype, center=1.0, scale=0.3) for p, n in width.items()}
     pages = Pages.make(rng, 1, T + 5, K=K, C=C, Z=3, dtype=DType.F32)
-    positions, inv_freq = ints(np.arange(5, T + 5)), (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+    positions, scale = ints(np.arange(5, T + 5)), 1.25 if rotated else 1.0
+    inv_freq = (10000.0 ** (-np.arange(0, rotated, 2) / C)).astype(np.float32)
     given = norms["q"].operand("q_norm") | norms["k"].operand("k_norm") | pages.operands(positions, ints([0] * T), 1)
-    given |= {"q_width": width["q"], "k_width": width["k"], "q_eps": 1e-5, "k_eps": 1e-6, "scale": 1.25}
-    sizes = {"T": T, "H": H, "K": K, "C": C}
-    call(team, "norm_rope_append", q_in=q_in, k_in=k_in, v=v, q=q, inv_freq=inv_freq, **given, **sizes)
+    given |= {"q_width": width["q"], "k_width": width["k"], "q_eps": 1e-5, "k_eps": 1e-6, "offset": offset}
+    given |= {"inv_freq": inv_freq if rotated else 0, "rotated": rotated, "scale": scale}
+    call(team, "norm_rope_append", q_in=q_in, k_in=k_in, v=v, q=q, **given, T=T, H=H, K=K, C=C)
 
     def turned(x, p, eps):
-        normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps).reshape(x.shape)
-        return native.rope(normed, positions, inv_freq, 1.25)
+        normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps, offset).reshape(x.shape)
+        return native.rope(normed, positions, inv_freq, scale)
 
     keys, values = pages.read(1, 0, T + 5)
     np.testing.assert_allclose(q, turned(q_in, "q", 1e-5), **CLOSE)

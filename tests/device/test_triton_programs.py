@@ -36,6 +36,8 @@ QUICK = [
     ("rotated-in-part", (BF16,), "cache"),
     ("not-all-rotated", MIXED, "cache"),
     ("scaled", (F32,), "cache"),
+    ("gemma2", (BF16,), "cache"),
+    ("norms-behind-and-not-all-rotated", (F16,), "cache"),
 ]
 LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
 LONG += [

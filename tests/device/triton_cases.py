@@ -221,41 +221,46 @@ def norm_add(dtype, T, D):
     return Case("norm_add", dtype.value, f"T {T}, D {D}", EXACT, run)
 
 
-def norm_rope_append(dtype, T, H, K, C, together):
+def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0):
+    """`together`: whose heads are normed as one, of "q" and "k"."""
+    rotated = C if rotated is None else rotated
+
     def run(rng):
         inputs = {"q_in": random(rng, T, H, C), "k_in": random(rng, T, K, C), "v": random(rng, T, K, C)}
-        width = {"q": H * C if together else C, "k": K * C if together else C}
+        width = {p: n * C if p in together else C for p, n in (("q", H), ("k", K))}
         norms = {p: weight(rng, (n,), dtype, 1.0, 0.3) for p, n in width.items()}
         pages, q = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=F32), empty(T, H, C)
         positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
-        inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
+        inv_freq, scale = frequencies(rotated), 1.25 if rotated else 1.0
         given = inputs | norms["q"].operand("q_norm") | norms["k"].operand("k_norm")
-        given |= {f"{p}_width": n for p, n in width.items()} | {"q_eps": 1e-5, "k_eps": 1e-6, "q": q}
-        given |= pages.operands(positions, sequence, 1) | {"inv_freq": inv_freq, "scale": 1.25}
-        call("norm_rope_append", tokens(T), **given, T=T, H=H, K=K, C=C)
+        given |= {f"{p}_width": n for p, n in width.items()} | {"q_eps": 1e-5, "k_eps": 1e-6, "q": q, "offset": offset}
+        given |= {"inv_freq": inv_freq if rotated else 0, "scale": scale, "rotated": rotated}
+        call("norm_rope_append", tokens(T), **given, **pages.operands(positions, sequence, 1), T=T, H=H, K=K, C=C)
         made = {}
         for p, eps in (("q", 1e-5), ("k", 1e-6)):
             x = inputs[f"{p}_in"].astype(np.float64)
-            normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps).reshape(x.shape)
-            made[p] = native.rope(normed, positions, inv_freq, 1.25)
+            normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps, offset).reshape(x.shape)
+            made[p] = native.rope(normed, positions, inv_freq, scale)
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) for part in (0, 1)]
         return [(q, made["q"]), (stored[0], made["k"]), (stored[1], inputs["v"])]
 
-    over = "all heads" if together else "each head"
-    return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}", EXACT, run)
+    over = {"": "each head", "qk": "all heads"}.get(together, f"all heads of {together}")
+    extra = turned(rotated, C) + f", offset {offset:g}" * bool(offset)
+    return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
 
 
-def take_norm_linear(dtype, T, R, N, D, scale=1.0):
+def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0):
     def run(rng):
         x, rows, y, norm = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, N), weight(rng, (D,), F32, 1.0, 0.1)
         w = weight(rng, (N, D), dtype)
         weights = norm.operand("norm") | w.operand("weight") | optional("bias", None)
-        call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, R=R, D=D, N=N, scale=scale)
-        return [(y, scale * (native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5) @ w.values.T))]
+        sizes = {"R": R, "D": D, "N": N, "scale": scale, "offset": offset}
+        call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, **sizes)
+        return [(y, scale * (native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5, offset) @ w.values.T))]
 
-    scaled = f", scale {scale:g}" if scale != 1.0 else ""
-    return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{scaled}", bound(dtype, R), run)
+    extra = f", scale {scale:g}" * (scale != 1.0) + f", offset {offset:g}" * bool(offset)
+    return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{extra}", bound(dtype, R), run)
 
 
 def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0):
@@ -340,8 +345,10 @@ QUICK = [
     *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
     *(gate_up(t, t, T, 21, 70, False, normed=False) for t, T in ((BF16, 1), (Q4, 2), (F16, 6))),
     *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
-    *(norm_rope_append(t, T, H, K, C, together) for t, T, H, K, C, together in ((BF16, 4, 3, 1, 20, True),)),
-    *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, False), (F32, 5, 5, True))),
+    norm_rope_append(BF16, 4, 3, 1, 20, "qk"),
+    *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, ""), (F32, 5, 5, "qk"))),
+    norm_rope_append(F16, 1, 3, 2, 12, "q", offset=0.75),
+    *(norm_rope_append(BF16, 3, 3, 1, 20, together, r, 1.0) for together, r in (("", 0), ("qk", 6), ("k", 14))),
     *(gate_up(t, t, T, 21, 70, False, form=f) for t, T, f in ((BF16, 1, "tanh"), (F32, 6, "erf"), (Q8, 6, "tanh"))),
     *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
     *(softcap(cap, T, N) for cap, T, N in ((0.7, 3, 133), (30.0, 2, 1100))),
@@ -350,6 +357,7 @@ QUICK = [
     *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
+    *(take_norm_linear(BF16, 7, R, 19, 33, offset=1.0) for R in (1, 3, 6)),
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r) for T in (1, 3, 6) for r in (0, 6, 14)),
     *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),

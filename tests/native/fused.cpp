@@ -100,12 +100,12 @@ void test_norm_add(const Shape& s, DType dtype) {
   });
 }
 
-// Heads normed each by itself, or all of a token together.
-void test_norm_rope_append(const Shape& s, DType dtype, bool together) {
+// Heads normed each by itself, or all of a token together; 2 * half of their channels turned.
+void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t half) {
   const auto [T, D, H, K, C, F] = s;
   const int64_t q_width = together ? H * C : C, k_width = together ? K * C : C;
   const std::vector<float> q_in = random_floats(T * H * C), k_in = random_floats(T * K * C), v = random_floats(T * K * C);
-  const std::vector<float> inv_freq = frequencies(C / 2);
+  const std::vector<float> inv_freq = frequencies(half);
   const Tensor q_norm = norm_weight(q_width, dtype), k_norm = norm_weight(k_width, dtype);
   const std::vector<i32> positions = counted(T, 2), sequence(static_cast<size_t>(T), 0);
   Pages pages(1, T + 2, 4, K, C, 1);
@@ -115,7 +115,7 @@ void test_norm_rope_append(const Shape& s, DType dtype, bool together) {
   op.q_in = q_in.data(), op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_width = q_width;
   op.k_in = k_in.data(), op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.k_width = k_width;
   op.q_eps = op.k_eps = 1e-6, op.offset = 0.5, op.v = v.data(), op.inv_freq = inv_freq.data(), op.scale = 1.25;
-  op.q = q.data(), op.T = T, op.H = H;
+  op.q = q.data(), op.T = T, op.H = H, op.rotated = 2 * half;
   everywhere("norm_rope_append", {row_of(Opcode::norm_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
     const Doubles wanted_q = norm(widened(q_in), q_norm, q_width, 1e-6, 0.5), wanted_k = norm(widened(k_in), k_norm, k_width, 1e-6, 0.5);
     std::vector<float> keys, values;
@@ -156,9 +156,11 @@ void test_fused() {
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
     for (const Shape& shape : shapes)
       for (const bool extras : {false, true}) {
-        for (const int64_t half : {shape.C / 2, shape.C * 3 / 8, int64_t{0}}) test_qkv(shape, dtype, extras, half);
+        for (const int64_t half : {shape.C / 2, shape.C * 3 / 8, int64_t{0}}) {
+          test_qkv(shape, dtype, extras, half);
+          test_norm_rope_append(shape, dtype, extras, half);
+        }
         test_gate_up(shape, dtype, extras);
-        test_norm_rope_append(shape, dtype, extras);
         test_gelu_gate(shape, dtype, extras ? 1 : 0);
         if (!extras) test_head(shape, dtype), test_norm_add(shape, dtype);
       }

@@ -124,6 +124,12 @@ class Lowering:
         """How many channels of each head are rotated."""
         return 2 * len(self.value(rope.inputs[2]).data)
 
+    def turns(self, rope: Op | None) -> Operands:
+        """How a fused region rotates heads; without a rope not at all."""
+        if rope is None:
+            return {"inv_freq": 0, "scale": 1.0, "rotated": 0}
+        return {"inv_freq": self.at(rope.inputs[2]), "scale": rope.number("scale"), "rotated": self.rotated(rope)}
+
     def linear(self, op: Op) -> Operands:
         """x, weight, bias, y and sizes."""
         x = op.inputs[0]
@@ -226,9 +232,6 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     norm, q, k, v, *rest, append = ops
     norms = [op for op in rest if op.kind == "rms_norm"]
     rope = next((op for op in rest if op.kind == "rope"), None)  # that of q: the rule wants the same of k, or none
-    if any(op.offset != norm.offset for op in norms):
-        fact = f"norms of {norm.name} and of its heads have different offsets in one region"
-        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
     operands = low.norm(norm)
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)
@@ -239,27 +242,20 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     made = rope.outputs[0] if rope else next((op for op in norms if op.inputs[0] == q.outputs[0]), q).outputs[0]
     T, H, C = low.value(made).shape
     sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
-    ends = {"q": low.at(made), "inv_freq": low.at(rope.inputs[2] if rope else "")}
-    ends |= {"scale": rope.number("scale") if rope else 1.0, "rotated": low.rotated(rope) if rope else 0}
+    ends = {"q": low.at(made), **low.turns(rope)}
     return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
 
 
 def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
-    q_norm, k_norm, q_rope, _, append = ops
-    if q_norm.offset != k_norm.offset:
-        fact = f"{q_norm.name} and {k_norm.name} have different offsets in one region"
-        raise UnsupportedError(low.program.graph.name, fact, "use the rule set none")
-    T, H, C = low.value(q_rope.outputs[0]).shape
-    operands: Operands = {
-        "offset": q_norm.offset,
-        "inv_freq": low.at(q_rope.inputs[2]),
-        "scale": q_rope.number("scale"),
-    }
+    q_norm, k_norm, *ropes, append = ops
+    made = (ropes or [q_norm])[0].outputs[0]
+    T, H, C = low.value(made).shape
+    operands: Operands = {"offset": q_norm.offset, **low.turns(ropes[0] if ropes else None)}
     for name, norm in (("q", q_norm), ("k", k_norm)):
         operands |= {f"{name}_in": low.at(norm.inputs[0]), f"{name}_eps": norm.number("eps")}
         operands |= low.weight(f"{name}_norm", norm.inputs[1])
         operands[f"{name}_width"] = trailing((0, *low.value(norm.inputs[1]).shape))
-    operands |= {"v": low.at(append.inputs[1]), "q": low.at(q_rope.outputs[0])}
+    operands |= {"v": low.at(append.inputs[1]), "q": low.at(made)}
     sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.program.kv.num_kv_heads}
     return operands | low.pages(append, *append.inputs[2:5]) | sizes
 

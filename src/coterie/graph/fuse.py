@@ -27,7 +27,7 @@ class Part:
     A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q"; to a value made
     outside where there is none: "norm|". `dims` is how many dimensions input 0 and the output must have, 0 where that
     does not matter. `by_head`: a norm that does not reach across heads. `scaled`: a linear may have a scale, for which
-    the rule's kernel has an operand. `whole`: a rope of all channels of a head.
+    the rule's kernel has an operand.
     """
 
     role: str
@@ -37,7 +37,6 @@ class Part:
     dims: tuple[int, int] = (0, 0)
     by_head: bool = False
     scaled: bool = False
-    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,8 @@ class Rule:
     """A row: the name is the kernel's; `reason` says why these ops belong in one kernel.
 
     The ops in the roles `alike` must agree in their attributes and in every input but the first, and all be there or
-    none; those in the roles `share` must read the same first input.
+    none; those in the roles `share` must read the same first input; those in the roles `heads` must put out heads of
+    as many rows, all of one even number of channels, since kernels take these in pairs.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Rule:
     reason: str
     alike: tuple[str, ...] = ()
     share: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
 
 NORM_QKV_ROPE_APPEND = Rule(
@@ -70,18 +71,20 @@ NORM_QKV_ROPE_APPEND = Rule(
     ),
     "the normed tile is read by three projections and dropped; k and v go straight to their page",
     alike=("q_rope", "k_rope"),
+    heads=("q", "k"),
 )
 NORM_ROPE_APPEND = Rule(
     "norm_rope_append",
     (
-        Part("q_norm", "rms_norm", dims=(3, 3)),
-        Part("k_norm", "rms_norm", dims=(3, 3)),
-        Part("q_rope", "rope", ((0, "q_norm"),), whole=True),
-        Part("k_rope", "rope", ((0, "k_norm"),), whole=True),
-        Part("append", "kv_append", ((0, "k_rope"),)),
+        Part("q_norm", "rms_norm"),
+        Part("k_norm", "rms_norm"),
+        Part("q_rope", "rope", ((0, "q_norm"),), optional=True),
+        Part("k_rope", "rope", ((0, "k_norm"),), optional=True),
+        Part("append", "kv_append", ((0, "k_rope|k_norm"),)),
     ),
     "a norm over all heads waits for all of a token's projection; what is normed is then turned and put in its place",
     alike=("q_rope", "k_rope"),
+    heads=("q_norm", "k_norm"),
 )
 LINEAR_ADD = Rule(
     "linear_add",
@@ -244,10 +247,7 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
             position += 1
         elif not part.optional:
             return None
-    alike = [op for role, op in bound.items() if role in rule.alike]
-    if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for op in alike}) > 1 or 0 < len(alike) < len(rule.alike):
-        return None
-    if len({op.inputs[0] for role, op in bound.items() if role in rule.share}) > 1:
+    if not _agree(graph, rule, bound):
         return None
     inside = set(range(at, position))
     hidden = [
@@ -257,6 +257,20 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
     leaking = [name for name in wanted if readers[name] & inside]
     unused = [name for name in hidden if not readers[name]]
     return None if leaking or unused else (rule.name, graph.ops[at:position])
+
+
+def _agree(graph: Graph, rule: Rule, bound: Mapping[str, Op]) -> bool:
+    """Whether the ops fit each other as the rule says; norms have one offset, for which a kernel has one operand."""
+    alike, share, heads = (
+        [op for role, op in bound.items() if role in roles] for roles in (rule.alike, rule.share, rule.heads)
+    )
+    if len({(op.inputs[1:], tuple(sorted(op.attrs.items()))) for op in alike}) > 1 or 0 < len(alike) < len(rule.alike):
+        return False
+    shapes = [graph.values[op.outputs[0]].shape for op in heads]
+    if not all(len(shape) == 3 and isinstance(shape[2], int) and shape[2] % 2 == 0 for shape in shapes):
+        return False
+    of_norms = {op.offset for op in bound.values() if op.kind == "rms_norm"}
+    return all(len(found) <= 1 for found in ({op.inputs[0] for op in share}, {(s[0], s[2]) for s in shapes}, of_norms))
 
 
 def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
@@ -273,8 +287,6 @@ def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
         elif not roles.endswith("|"):
             return False
     if part.by_head and norms_all_heads(graph, op):
-        return False
-    if part.whole and 2 * len(graph.values[op.inputs[2]].data) != graph.values[op.inputs[0]].shape[-1]:
         return False
     found = (len(graph.values[name].shape) for name in (op.inputs[0], op.outputs[0]))
     return inside == wanted and all(want in (0, have) for want, have in zip(part.dims, found, strict=True))

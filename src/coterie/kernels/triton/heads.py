@@ -14,7 +14,7 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import narrow, pointer, real
 from coterie.kernels.triton.dots import halves
 from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
-from coterie.kernels.triton.rope import rotation
+from coterie.kernels.triton.rope import angles_of_pairs, pair_apart, pair_first, pair_to_second, turned
 from coterie.kernels.triton.rows import places
 
 INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
@@ -40,30 +40,6 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
     part = (tile >= q_tiles).to(tl.int32) + (tile >= q_tiles + k_tiles).to(tl.int32)
     first = tile - tl.where(part > 0, q_tiles, 0) - tl.where(part > 1, k_tiles, 0)
     return part, first * ROWS, tl.where(part == 0, H, K)
-
-
-@triton.jit
-def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr):
-    """The first channel of pair i."""
-    if TURNED > 0 and TURNED < C:
-        i = tl.where(i < TURNED // 2, i, TURNED // 2 + i)
-    return i
-
-
-@triton.jit
-def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr):
-    """How far behind it the second one is."""
-    return tl.where(i < TURNED // 2, TURNED // 2, (C - TURNED) // 2)
-
-
-@triton.jit
-def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr):
-    """The same as what is added to addresses [pairs, M] of first channels."""
-    if TURNED == C or TURNED == 0:
-        apart: tl.constexpr = C // 2
-    else:
-        apart = pair_to_second(i, C, TURNED)[:, None]
-    return apart
 
 
 @triton.jit
@@ -133,13 +109,8 @@ def angles_of(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
 
 @triton.jit
 def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
-    """Cosines and sines that turn pairs i of channels at positions; 1 and 0 of pairs that pass."""
-    inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
-    cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
-    if TURNED < C:
-        turns = i < TURNED // 2
-        cosine, sine = tl.where(turns, cosine, 1.0), tl.where(turns, sine, 0.0)
-    return cosine, sine
+    """Cosines and sines that turn pairs i of channels at positions."""
+    return angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, TURNED)
 
 
 @triton.jit
@@ -175,12 +146,6 @@ def normed_heads(
 
 
 @triton.jit
-def turned(a, b, cosine, sine):
-    """First and second channels of pairs turned by their angles."""
-    return a * cosine - b * sine, b * cosine + a * sine
-
-
-@triton.jit
 def finish_heads(
     row,
     y,
@@ -213,7 +178,7 @@ def finish_heads(
             cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
             sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
             a, b = turned(a, b, cosine, sine)
-    apart = pair_apart(i, C, TURNED)
+    apart = pair_apart(i[:, None], C, TURNED)
     if part == 0:
         q = in_q(row, head, i, m, H, C, TURNED)
         tl.store(q, a, mask=mask)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer
-from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
+from coterie.kernels.triton.pages import Pages, token_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -31,16 +31,13 @@ def _append(
     t = along(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
-        block = block_of(row, PAGES, sequence, position, True, Z)
         h = tl.arange(0, HEADS)
         c = tl.arange(0, CHANNELS)
         mask = (h < K)[:, None] & (c < C)[None, :]
         source = (t.to(tl.int64) * K + h)[:, None] * C + c[None, :]
         k = tl.load(pointer(row, KEYS, tl.float32) + source, mask=mask, other=0.0)
         v = tl.load(pointer(row, VALUES, tl.float32) + source, mask=mask, other=0.0)
-        keys = page_at(row, PAGES, block, position, 0, h, KV_TYPE, K, C, Z, BLOCK_BYTES)
-        values = page_at(row, PAGES, block, position, 1, h, KV_TYPE, K, C, Z, BLOCK_BYTES)
+        keys, values = token_at(row, PAGES, t, position, h, KV_TYPE, K, C, Z, BLOCK_BYTES)
         tl.store(keys[:, None] + c[None, :], narrow(k, KV_TYPE), mask=mask)
         tl.store(values[:, None] + c[None, :], narrow(v, KV_TYPE), mask=mask)
 

@@ -45,13 +45,12 @@ from coterie.kernels.triton.heads import (
     in_pages,
     in_q,
     normed_heads,
-    pair_apart,
     pairs_of,
     part_of,
     rows_of_part,
-    turned,
 )
 from coterie.kernels.triton.pages import Pages
+from coterie.kernels.triton.rope import pair_apart, turned
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -146,7 +145,7 @@ def _few(
     if TURNED > 0:
         if part < 2:
             a, b = turned(a, b, cosine, sine)
-    apart = pair_apart(i, C, TURNED)
+    apart = pair_apart(i[:, None], C, TURNED)
     if part == 0:
         tl.store(q, a, mask=mask)
         tl.store(q + apart, b, mask=mask)

@@ -1,5 +1,6 @@
 """norm_rope_append: q and k normed, each head or all of a token together, and rotated; q is stored, k and v to pages.
 
+Of each head the first TURNED channels are rotated: all, some or none.
 Knows nothing about where q, k and v come from.
 """
 
@@ -9,8 +10,8 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer, real
-from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
-from coterie.kernels.triton.rope import rotation
+from coterie.kernels.triton.pages import Pages, token_at
+from coterie.kernels.triton.rope import angles_of_pairs, pair_apart, pair_first, turned
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -21,69 +22,69 @@ INV_FREQ, SCALE, PAGES, Q, T, OFFSET = places("norm_rope_append", "inv_freq", "s
 
 
 @triton.jit
-def _turned(
-    x,
-    norm,
-    eps,
-    offset,
-    cosine,
-    sine,
+def _heads(
+    row,
+    X: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    t,
+    position,
+    TYPE: tl.constexpr,
+    WIDTH: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
-    WIDTH: tl.constexpr,
+    TURNED: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """First and second channels [HEADS, HALF] of a token's heads x, normed WIDTH at a time and turned."""
+    """First and second channels of pairs [HEADS, HALF] of token t's heads, normed WIDTH at a time and turned."""
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
-    a = tl.load(x + h * C + i, mask=mask, other=0.0)
-    b = tl.load(x + h * C + C // 2 + i, mask=mask, other=0.0)
+    first, apart = h * C + pair_first(i, C, TURNED), pair_apart(i, C, TURNED)
+    x, norm = pointer(row, X, tl.float32) + t.to(tl.int64) * (H * C) + first, pointer(row, NORM, TYPE) + first % WIDTH
+    a, b = tl.load(x, mask=mask, other=0.0), tl.load(x + apart, mask=mask, other=0.0)
     squares = tl.sum(a * a + b * b, axis=1)
     if WIDTH != C:
         squares = tl.sum(squares, axis=0)[None]
-    at = (h * C + i) % WIDTH
-    factor = (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
-    a = a * factor * (tl.load(norm + at, mask=mask, other=0.0).to(tl.float32) + offset)
-    b = b * factor * (tl.load(norm + at + C // 2, mask=mask, other=0.0).to(tl.float32) + offset)
-    return a * cosine - b * sine, b * cosine + a * sine
+    factor = (1.0 / tl.sqrt(squares / WIDTH + real(row, EPS).to(tl.float32)))[:, None]
+    offset = real(row, OFFSET).to(tl.float32)
+    a = a * factor * (tl.load(norm, mask=mask, other=0.0).to(tl.float32) + offset)
+    b = b * factor * (tl.load(norm + apart, mask=mask, other=0.0).to(tl.float32) + offset)
+    if TURNED > 0:
+        cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, TURNED)
+        a, b = turned(a, b, cosine, sine)
+    return a, b
 
 
 @triton.jit
 def _queries(
-    row, t, cosine, sine, offset, TYPE: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, C: tl.constexpr,
+    row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr,
     HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    a, b = _heads(row, Q_IN, Q_NORM, Q_EPS, t, position, TYPE, WIDTH, H, C, TURNED, HEADS, HALF)
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
-    start = t.to(tl.int64) * (H * C)
-    x, norm = pointer(row, Q_IN, tl.float32) + start, pointer(row, Q_NORM, TYPE)
-    a, b = _turned(x, norm, real(row, Q_EPS).to(tl.float32), offset, cosine, sine, H, C, WIDTH, HEADS, HALF)
-    y = pointer(row, Q, tl.float32) + start + h * C + i
+    y = pointer(row, Q, tl.float32) + t.to(tl.int64) * (H * C) + h * C + pair_first(i, C, TURNED)
     tl.store(y, a, mask=mask)
-    tl.store(y + C // 2, b, mask=mask)
+    tl.store(y + pair_apart(i, C, TURNED), b, mask=mask)
 
 
 @triton.jit
 def _keys_and_values(
-    row, t, position, cosine, sine, offset, TYPE: tl.constexpr, WIDTH: tl.constexpr, KV_TYPE: tl.constexpr,
-    K: tl.constexpr, C: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, KV_TYPE: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+    TURNED: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    a, b = _heads(row, K_IN, K_NORM, K_EPS, t, position, TYPE, WIDTH, K, C, TURNED, HEADS, HALF)
     h, i = tl.arange(0, HEADS), tl.arange(0, HALF)[None, :]
     mask = (h < K)[:, None] & (i < C // 2)
-    start = t.to(tl.int64) * (K * C)
-    x, norm = pointer(row, K_IN, tl.float32) + start, pointer(row, K_NORM, TYPE)
-    a, b = _turned(x, norm, real(row, K_EPS).to(tl.float32), offset, cosine, sine, K, C, WIDTH, HEADS, HALF)
-    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
-    block = block_of(row, PAGES, sequence, position, True, Z)
-    keys = page_at(row, PAGES, block, position, 0, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
+    channel, apart = pair_first(i, C, TURNED), pair_apart(i, C, TURNED)
+    keys, values = token_at(row, PAGES, t, position, h, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    keys, values = keys[:, None] + channel, values[:, None] + channel
     tl.store(keys, narrow(a, KV_TYPE), mask=mask)
-    tl.store(keys + C // 2, narrow(b, KV_TYPE), mask=mask)
-    v = pointer(row, V, tl.float32) + start + h[:, None] * C + i
-    values = page_at(row, PAGES, block, position, 1, h, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + i
+    tl.store(keys + apart, narrow(b, KV_TYPE), mask=mask)
+    v = pointer(row, V, tl.float32) + t.to(tl.int64) * (K * C) + h[:, None] * C + channel
     tl.store(values, narrow(tl.load(v, mask=mask, other=0.0), KV_TYPE), mask=mask)
-    tl.store(values + C // 2, narrow(tl.load(v + C // 2, mask=mask, other=0.0), KV_TYPE), mask=mask)
+    tl.store(values + apart, narrow(tl.load(v + apart, mask=mask, other=0.0), KV_TYPE), mask=mask)
 
 
 @triton.jit
@@ -97,6 +98,7 @@ def _norm_rope_append(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    TURNED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     HEADS: tl.constexpr,
@@ -106,16 +108,12 @@ def _norm_rope_append(
 ):
     t = along(unit, 0)
     if t < integer(row, T):
-        i = tl.arange(0, HALF)[None, :]
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < C // 2, other=0.0)
-        cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
-        offset = real(row, OFFSET).to(tl.float32)
         if along(unit, 1) == 0:
-            _queries(row, t, cosine, sine, offset, Q_TYPE, Q_WIDTH, H, C, HEADS, HALF)
+            _queries(row, t, position, Q_TYPE, Q_WIDTH, H, C, TURNED, HEADS, HALF)
         else:
             _keys_and_values(
-                row, t, position, cosine, sine, offset, K_TYPE, K_WIDTH, KV_TYPE, K, C, Z, BLOCK_BYTES, KV_HEADS, HALF
+                row, t, position, K_TYPE, K_WIDTH, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, KV_HEADS, HALF
             )  # fmt: skip
 
 
@@ -125,5 +123,5 @@ def launch(call: Call) -> None:
     norms = {"Q_TYPE": call.type("q_norm"), "K_TYPE": call.type("k_norm")}
     widths = {"Q_WIDTH": call.integer("q_width"), "K_WIDTH": call.integer("k_width"), "H": H}
     tile = {"HEADS": power_of_two(H), "KV_HEADS": power_of_two(pages.K), "HALF": power_of_two(pages.C // 2)}
-    grid = (call.bucket.tokens, 2)
-    call.launch(_norm_rope_append, grid, call.row, **norms, **widths, **pages.constants(), **tile)
+    how = {**norms, **widths, **pages.constants(), **tile, "TURNED": call.integer("rotated")}
+    call.launch(_norm_rope_append, (call.bucket.tokens, 2), call.row, **how)

@@ -68,3 +68,23 @@ def page_at(
     layer = integer(row, PAGES + LAYER)
     blocks = pointer(row, PAGES + KV, tl.uint8) + block.to(tl.int64) * BLOCK_BYTES
     return blocks.to(tl.pointer_type(KV_TYPE), bitcast=True) + (((layer * 2 + part) * K + head) * Z + position % Z) * C
+
+
+@triton.jit
+def token_at(
+    row,
+    PAGES: tl.constexpr,
+    t,
+    position,
+    head,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Pointers to channel 0 of kv heads' keys and of their values, at the position of token t of the step."""
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
+    block = block_of(row, PAGES, sequence, position, True, Z)
+    keys = page_at(row, PAGES, block, position, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    return keys, page_at(row, PAGES, block, position, 1, head, KV_TYPE, K, C, Z, BLOCK_BYTES)

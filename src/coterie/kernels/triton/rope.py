@@ -23,6 +23,49 @@ def rotation(positions, inv_freq, scale):
 
 
 @triton.jit
+def angles_of_pairs(
+    row, INV_FREQ_AT: tl.constexpr, SCALE_AT: tl.constexpr, position, i, C: tl.constexpr, TURNED: tl.constexpr
+):
+    """Cosines and sines that turn pairs i of channels at positions; 1 and 0 of pairs that pass."""
+    inv_freq = tl.load(pointer(row, INV_FREQ_AT, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
+    cosine, sine = rotation(position, inv_freq, real(row, SCALE_AT).to(tl.float32))
+    if TURNED < C:
+        turns = i < TURNED // 2
+        cosine, sine = tl.where(turns, cosine, 1.0), tl.where(turns, sine, 0.0)
+    return cosine, sine
+
+
+@triton.jit
+def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """The first channel of pair i: those of the first TURNED channels, and then those of channels that pass."""
+    if TURNED > 0 and TURNED < C:
+        i = tl.where(i < TURNED // 2, i, TURNED // 2 + i)
+    return i
+
+
+@triton.jit
+def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """How far behind it the second one is."""
+    return tl.where(i < TURNED // 2, TURNED // 2, (C - TURNED) // 2)
+
+
+@triton.jit
+def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr):
+    """The same, as a number that is compiled in where it is that of all pairs."""
+    if TURNED == C or TURNED == 0:
+        apart: tl.constexpr = C // 2
+    else:
+        apart = pair_to_second(i, C, TURNED)
+    return apart
+
+
+@triton.jit
+def turned(a, b, cosine, sine):
+    """First and second channels of pairs turned by their angles."""
+    return a * cosine - b * sine, b * cosine + a * sine
+
+
+@triton.jit
 def _rope(
     row,
     H: tl.constexpr,
@@ -46,8 +89,9 @@ def _rope(
         y = pointer(row, Y, tl.float32)
         a = tl.load(x + at, mask=mask, other=0.0)
         b = tl.load(x + at + TURNED // 2, mask=mask, other=0.0)
-        tl.store(y + at, a * cosine[None, :] - b * sine[None, :], mask=mask)
-        tl.store(y + at + TURNED // 2, b * cosine[None, :] + a * sine[None, :], mask=mask)
+        a, b = turned(a, b, cosine[None, :], sine[None, :])
+        tl.store(y + at, a, mask=mask)
+        tl.store(y + at + TURNED // 2, b, mask=mask)
         if TURNED < C:
             c = TURNED + tl.arange(0, PASSING)
             passes = (t.to(tl.int64) * H + h)[:, None] * C + c[None, :]
