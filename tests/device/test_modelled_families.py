@@ -61,3 +61,16 @@ def test_a_family_costs_what_a_llama_of_its_sizes_does_and_what_is_its_own(machi
     assert seconds["phi3"] == seconds["llama"] >= seconds["smollm3"] > 0
     for found in seconds.values():
         assert found == pytest.approx(seconds["llama"], rel=0.02)
+
+
+def test_caps_cost_two_products_and_a_tanh():
+    """Of each score, and of each logit."""
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    raw = {"model_type": "gemma2", **SIZES, "head_dim": 128, "query_pre_attn_scalar": 128, "tie_word_embeddings": True}
+    sizes = STEPS["prefill"]
+    costs = []
+    for found in (caps, dict.fromkeys(caps)):
+        graph = synthetic_model({**raw, **found}, "gemma2", DType.BF16).graph
+        costs.append(program_cost(compile_graph(graph, "cache"), sizes))
+    assert costs[0].flops - costs[1].flops == 5 * (4 * 16 * sizes.pairs + 32_000 * sizes.R)
+    assert costs[0].kv_read_bytes == costs[1].kv_read_bytes

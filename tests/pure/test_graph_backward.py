@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import GPTS, STEADY, TRAINABLE, Choice, Player, decoder, of_family, random_weights, with_values
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coterie.core.dtypes import DType
@@ -33,8 +33,13 @@ def loss(graph, weights, rows, targets):
     return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(targets)), targets]))
 
 
+SCALES = {"embed_scale": 3.5, "residual_scale": 0.6, "logits_scale": 0.25}
+
+
 @settings(STEADY, max_examples=3)
 @given(st.one_of(TRAINABLE, GPTS), st.integers(0, 99))
+@example(decoder(rotated=4, qk_norm=True, layers_without_rope=(1,)), 1)
+@example(decoder(qkv_bias=True, windows=(3, 0), **SCALES), 2)
 def test_gradients_are_slopes_of_the_loss(graph, seed):
     train = training_graph(graph)
     verify(train)
@@ -76,6 +81,24 @@ def test_a_backward_pass_costs_about_twice_the_forward_pass():
 def test_an_op_without_a_rule_is_named():
     with pytest.raises(UnsupportedError, match=r"bloom.*op alibi_attention has no gradient"):
         training_graph(zoo_graph("bloom-176b"))
+
+
+REFUSED = {
+    "norms all heads": (
+        {"qk_norm": True, "heads_normed_together": True},
+        "k_norm.* a norm over all heads together",
+    ),
+    "offset": ({"norm_offset": 1.0}, "head/norm.* over all heads together, or with an offset, has no gradient"),
+    "cap of scores": ({"attention_cap": 2.0}, "layers.1/attention.* capped attention has no gradient"),
+    "cap of logits": ({"logits_cap": 2.0}, "op softcap has no gradient"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_has_no_gradient_is_refused(what):
+    shape, sentence = REFUSED[what]
+    with pytest.raises(UnsupportedError, match=sentence):
+        training_graph(decoder(**shape))
 
 
 @pytest.mark.long

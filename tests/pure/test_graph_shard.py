@@ -85,9 +85,9 @@ def test_all_ranks_together_equal_the_whole(shape, degree):
             np.testing.assert_array_equal(rank["next_tokens"], whole["next_tokens"])
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_vocabulary_that_does_not_divide_is_every_ranks(tied):
-    graph = decoder(vocab_size=37, tied_embeddings=tied)
+@pytest.mark.parametrize("shape", [{}, {"tied_embeddings": True}, gemma(2)], ids=["apart", "tied", "capped"])
+def test_a_vocabulary_that_does_not_divide_is_every_ranks(shape):
+    graph = decoder(**{"vocab_size": 37, **shape})
     logits = next(op.inputs[0] for op in graph.ops if op.kind == "sample")
     wanted, found = play(graph, *STEPS), play_ranks(graph, 2, *STEPS, odd_vocabulary=True)
     for ranks, whole in zip(found, wanted, strict=True):

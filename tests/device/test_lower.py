@@ -1,0 +1,97 @@
+"""What a graph says arrives in the instructions: whatever is changed in an op changes an operand, or the regions.
+
+Knows nothing about kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+from tests.device.random_expert import BASE, SHAPES
+
+from coterie.core.dtypes import DType
+from coterie.devices.lower import Lowering, Weight
+from coterie.graph.compile import compile_graph
+from coterie.graph.ir import Kind
+from coterie.graph.ops import OPS, ROUNDING
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+
+# Attributes that may be left out, as they are where they are not.
+LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0}
+RULE_SETS = ("none", "cache")
+YARN = "norms behind, cosines and sines scaled"
+CHOSEN = [
+    *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
+    *("norms-behind-and-not-all-rotated", YARN),
+]
+
+
+def graph_of(shape):
+    changes = SHAPES.get(shape, {})
+    if shape == YARN:
+        rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4}
+        changes = {**SHAPES["norms-behind"], "rope_scaling": rope}
+    config = ModelConfig.from_hf(BASE | changes, shape)
+    return decoder_graph(config, dict.fromkeys(weight_shapes(config), DType.BF16))
+
+
+def lowered(graph, rule_set):
+    """Operands of every region, with weights by name and constants by what is in them."""
+    program = compile_graph(graph, rule_set)
+    low = Lowering(program, "a test", address=lambda data: hash(data.tobytes()))
+
+    def named(operand):
+        return program.weights[operand.index] if isinstance(operand, Weight) else operand
+
+    return [(r.kernel, {name: named(op) for name, op in low.lower(r).items()}) for r in program.regions]
+
+
+def changed(graph, op, **changes):
+    return replace(graph, ops=tuple(replace(other, **changes) if other is op else other for other in graph.ops))
+
+
+def other(value):
+    """Another value of an attribute, as legal as the first."""
+    if isinstance(value, str):
+        return "tanh" if value != "tanh" else "erf"
+    return value + 1 if isinstance(value, int) else 1.5 * value + 0.125
+
+
+def attributes(graph):
+    """The graph with one attribute of one op changed, or given where it was left out; layers are for verify."""
+    for op in graph.ops:
+        left_out = {n.removesuffix("?") for n in OPS[op.kind].attrs if n.endswith("?")} - {ROUNDING, *op.attrs}
+        new = {name: LEFT_OUT[name] for name in left_out}
+        new |= {name: other(value) for name, value in op.attrs.items() if name != "layer"}
+        for name, value in new.items():
+            attrs = MappingProxyType({**op.attrs, name: value})
+            yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
+
+
+def operands(graph):
+    """The graph with one weight or constant of one op in another's place, which is like it."""
+    for op in graph.ops:
+        for i, name in enumerate(op.inputs):
+            value = graph.values.get(name)
+            if value is None or value.kind not in (Kind.WEIGHT, Kind.CONSTANT):
+                continue
+            like = replace(value, name=f"{name}/like", data=tuple(2 * number for number in value.data))
+            inputs = (*op.inputs[:i], like.name, *op.inputs[i + 1 :])
+            values = MappingProxyType({**graph.values, like.name: like})
+            yield f"{op.name} {name}", replace(changed(graph, op, inputs=inputs), values=values)
+
+
+@pytest.mark.parametrize("rule_set", RULE_SETS)
+@pytest.mark.parametrize("shape", CHOSEN)
+def test_nothing_of_an_op_is_lost(shape, rule_set):
+    graph = graph_of(shape)
+    plain = lowered(graph, rule_set)
+    assert plain == lowered(graph, rule_set)
+    for changes in (attributes, operands):
+        found = list(changes(graph))
+        assert len(found) > 20
+        for what, different in found:
+            assert lowered(different, rule_set) != plain, what
