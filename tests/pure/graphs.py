@@ -78,6 +78,34 @@ def gemma(version, **changes):
     return of_family(name, **{**no_biases, **own, "embed_scale": 2.5, "attention_scale": 0.3, **changes})
 
 
+# What a pass over graphs may get wrong of a decoder, a row each, as changes of ModelConfig.
+VARIANTS = {
+    "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
+    "rotated in part": {"rotated": 4},
+    "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
+    "everything": dict.fromkeys(("qk_norm", "qkv_bias", "o_bias", "mlp_bias", "tied_embeddings"), True),
+}
+
+
+def with_each(shapes, **changes):
+    """The rows with these changes too."""
+    return {name: {**changes, **shape} for name, shape in shapes.items()}
+
+
+# Decoders that two and four ranks can split.
+SPLIT = {
+    **VARIANTS,
+    "bloom": of_family("bloom", num_kv_heads=4),
+    "opt": of_family("opt", num_kv_heads=4),
+    "falcon": of_family("falcon", num_kv_heads=4, head_dim=4),
+    "olmo2": of_family("olmo2"),
+    **{f"gemma {n}": gemma(n) for n in (1, 2, 3)},
+    "gqa": {},
+    "mqa": {"num_kv_heads": 1},
+    "window": {"windows": (3, 0)},
+}
+SPLIT = with_each(SPLIT, vocab_size=40)
+
 # Decoders that training graphs are made of.
 TRAINABLE = st.builds(
     decoder,

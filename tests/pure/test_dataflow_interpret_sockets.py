@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Choice, Player, decoder, gemma, gpt, of_family, random_weights
+from graphs import SPLIT, STEADY, Choice, Player, decoder, gpt, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_run, check_sockets
@@ -68,30 +68,7 @@ def sharded(graph, degree, past, lengths):
     return [f.graph for f in found], parts, before, whole, sizes
 
 
-SHAPES = {
-    "gqa": {"vocab_size": 40},
-    "scaled": {
-        "vocab_size": 40,
-        "embed_scale": 3.5,
-        "attention_scale": 0.2,
-        "residual_scale": 0.6,
-        "logits_scale": 0.25,
-    },
-    "rotated in part": {"vocab_size": 40, "rotated": 4},
-    "not all rotated": {"vocab_size": 40, "layers_without_rope": (1,), "qk_norm": True},
-    "mqa": {"vocab_size": 40, "num_kv_heads": 1},
-    "everything": {
-        "vocab_size": 40,
-        **dict.fromkeys(("qk_norm", "qkv_bias", "o_bias", "mlp_bias", "tied_embeddings"), True),
-    },
-    "window": {"vocab_size": 40, "windows": (3, 0)},
-    "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
-    "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
-    "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
-    "gemma2": gemma(2, vocab_size=40),
-    "olmo2": of_family("olmo2", vocab_size=40),
-    "three": {"vocab_size": 42, "num_heads": 6, "num_kv_heads": 3, "intermediate_size": 21},
-}
+SHAPES = {**SPLIT, "three": {"vocab_size": 42, "num_heads": 6, "num_kv_heads": 3, "intermediate_size": 21}}
 # (past, lengths): prefill of odd and even lengths, decode, a prompt behind another.
 STEPS = [(0, (7,)), (5, (1, 1, 1)), (3, (4, 4)), (0, (12,))]
 

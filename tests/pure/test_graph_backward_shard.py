@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from graphs import STEADY, Player, change_op, change_value, decoder, gpt, of_family, random_weights
+from graphs import (
+    STEADY,
+    VARIANTS,
+    Player,
+    change_op,
+    change_value,
+    decoder,
+    gpt,
+    of_family,
+    random_weights,
+    with_each,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dataflow_sections import chip
@@ -35,15 +46,7 @@ SHAPES = {
     "llama": {"num_kv_heads": 4},
     "biases": {"num_kv_heads": 4, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
     "tied": {"num_kv_heads": 4, "tied_embeddings": True},
-    "scaled": {
-        "num_kv_heads": 4,
-        "embed_scale": 3.5,
-        "attention_scale": 0.2,
-        "residual_scale": 0.6,
-        "logits_scale": 0.25,
-    },
-    "rotated in part": {"num_kv_heads": 4, "rotated": 4},
-    "not all rotated": {"num_kv_heads": 4, "layers_without_rope": (1,), "qk_norm": True},
+    **with_each({name: VARIANTS[name] for name in ("scaled", "rotated in part", "not all rotated")}, num_kv_heads=4),
     "window": {"num_kv_heads": 2, "windows": (3, 0)},
     "sparse": {"num_kv_heads": 4, "density": 0.25},
     "grouped": {"num_kv_heads": 2, "qkv_bias": True},

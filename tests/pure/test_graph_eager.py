@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, Player, any_decoders, decoder, gemma, of_family, step_sizes
+from tests.pure.graphs import STEADY, VARIANTS, Player, any_decoders, decoder, gemma, of_family, step_sizes
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
@@ -27,10 +27,7 @@ SHAPES = {
     "plain": {"num_kv_heads": 4},
     "gqa": {},
     "window": {"windows": (3, 0)},
-    "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
-    "rotated in part": {"rotated": 4},
-    "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
-    "everything": {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True},
+    **VARIANTS,
 }
 STEPS = [((0, [3, 1, 4, 1, 5]), (1, [9, 2, 6])), ((0, [5]), (1, [3])), ((1, [8]), (0, [7, 9]))]
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pure.graphs import (
     STEADY,
+    VARIANTS,
     Choice,
     Player,
     any_decoders,
@@ -34,10 +35,7 @@ SHAPES = {
     "gqa": {},
     "mqa": {"num_heads": 3, "num_kv_heads": 1},
     "mha": {"num_kv_heads": 4},
-    "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
-    "rotated in part": {"rotated": 4},
-    "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
-    "everything": {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True},
+    **VARIANTS,
     "window": {"windows": (7, 0)},
     "narrow": {"windows": (1, 3)},
 }

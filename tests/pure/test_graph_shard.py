@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, Player, decoder, gemma, of_family, random_weights, step_sizes
+from tests.pure.graphs import SPLIT, STEADY, Player, decoder, gemma, random_weights, step_sizes
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -18,28 +18,6 @@ from coterie.graph.reference import KvState, Reference, run_ranks
 from coterie.graph.shard import Split, shard, split_graph
 from coterie.graph.verify import verify
 from coterie.models.zoo import zoo_graph
-
-EVERYTHING = {"qk_norm": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "tied_embeddings": True}
-SHAPES = {
-    "bloom": of_family("bloom", num_kv_heads=4, vocab_size=40),
-    "opt": of_family("opt", num_kv_heads=4, vocab_size=40),
-    "falcon": of_family("falcon", num_kv_heads=4, head_dim=4, vocab_size=40),
-    "olmo2": of_family("olmo2", vocab_size=40),
-    **{f"gemma {n}": gemma(n, vocab_size=40) for n in (1, 2, 3)},
-    "gqa": {"vocab_size": 40},
-    "scaled": {
-        "vocab_size": 40,
-        "embed_scale": 3.5,
-        "attention_scale": 0.2,
-        "residual_scale": 0.6,
-        "logits_scale": 0.25,
-    },
-    "rotated in part": {"vocab_size": 40, "rotated": 4},
-    "not all rotated": {"vocab_size": 40, "layers_without_rope": (1,), "qk_norm": True},
-    "mqa": {"vocab_size": 40, "num_kv_heads": 1},
-    "everything": {"vocab_size": 40, **EVERYTHING},
-    "window": {"vocab_size": 40, "windows": (3, 0)},
-}
 
 
 def play(graph, *steps):
@@ -73,9 +51,9 @@ STEPS = [((0, [3, 1, 4, 1, 5]), (1, [9, 2, 6])), ((0, [5]), (1, [3])), ((1, [8])
 
 
 @pytest.mark.parametrize("degree", [2, 4])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SPLIT)
 def test_all_ranks_together_equal_the_whole(shape, degree):
-    graph = decoder(**SHAPES[shape])
+    graph = decoder(**SPLIT[shape])
     wanted = play(graph, *STEPS)
     found = play_ranks(graph, degree, *STEPS)
     logits = next(op.inputs[0] for op in graph.ops if op.kind == "sample")
@@ -137,10 +115,10 @@ def test_parts_of_a_split():
 
 
 @settings(STEADY, max_examples=15)
-@given(st.sampled_from([2, 4]), st.sampled_from(list(SHAPES)), step_sizes())
+@given(st.sampled_from([2, 4]), st.sampled_from(list(SPLIT)), step_sizes())
 def test_bytes_and_flops_of_ranks_add_up(degree, shape, sizes):
     """Weights: each part is held by parts-many ranks' share; no flop of a linear or of attention is lost or doubled."""
-    graph = decoder(**SHAPES[shape])
+    graph = decoder(**SPLIT[shape])
     found = split_graph(graph, degree)
     for whole, own in zip(graph.weights, found.graph.weights, strict=True):
         parts = found.splits[whole.name].parts if whole.name in found.splits else 1

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.system.commands import command_of
 from tests.system.tiny import CONFIG
 from typer.testing import CliRunner
 
@@ -199,7 +199,7 @@ def test_percentiles_are_nearest_rank() -> None:
 def test_a_bench_that_is_told_to_end_leaves_nothing_behind(config: Path, temporary: Path) -> None:
     """As by a `timeout` or a service manager: experts of gigabytes must not stay."""
     args = ("--shape", config, "--experts", 4, "--near", "150KB", "--requests", 10**6, "--policy", "fcfs")
-    command = [sys.executable, "-c", "from coterie.cli.main import main; main()", "bench", "coe", *map(str, args)]
+    command = command_of("bench", "coe", *args)
     child = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.system.commands import command_of
 from typer.testing import CliRunner
 
 from coterie.api import Chunk, Coterie, Message, Query
@@ -123,12 +124,11 @@ def test_run_reads_questions_from_stdin(composition: Path) -> None:
     ("encoding", "shown"), [("ascii", "h?llo"), ("ascii:backslashreplace", r"h\xe9llo"), ("utf-8", "héllo")]
 )
 def test_a_terminal_that_cannot_encode_a_character_shows_another(composition: Path, encoding: str, shown: str) -> None:
-    words = ("run", str(composition), "héllo ada", "--max-tokens", "9")
+    words = ("run", composition, "héllo ada", "--max-tokens", "9")
 
     def printed(*options: str) -> str:
-        command = [sys.executable, "-c", "from coterie.cli.main import main; main()", *words, *options]
         env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-        ended = subprocess.run(command, check=False, capture_output=True, env=env)
+        ended = subprocess.run(command_of(*words, *options), check=False, capture_output=True, env=env)
         assert (ended.returncode, ended.stderr) == (0, b"")
         return ended.stdout.decode(encoding.partition(":")[0])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import compiled
+from tests.system.commands import MAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("simulate", "samba-coe-150", "--machine", "sn40l-node", "--machine", "dgx-h100", "--policy", "coterie",
@@ -78,11 +79,10 @@ def test_the_compiled_copy_simulates_as_the_sources_do(tmp_path: Path) -> None:
     ours = "import atexit, sys; from pathlib import Path; from benchmarks.compiled import main\n"
     ours += "said = lambda: [sys.modules[f'coterie.{{n}}'].__file__ for n in ('engine.engine', 'devices._clock')]\n"
     ours += "atexit.register(lambda: print(*said(), file=sys.stderr)); main(sys.argv[1:], Path({!r}))"
-    theirs = "from coterie.cli.main import main; main()"
     found = []
-    for code in (ours.format(str(folder)), theirs):
+    for code in (ours.format(str(folder)), MAIN):
         done = subprocess.run([sys.executable, "-c", code, *WORDS], cwd=ROOT, capture_output=True, check=True)
-        if code != theirs:
+        if code != MAIN:
             files = done.stderr.decode().split()[-2:]
             assert all(file.startswith(str(folder)) and file.endswith(".so") for file in files), files
         found.append([{**row, "wall_s": 0} for row in json.loads(done.stdout)["rows"]])
