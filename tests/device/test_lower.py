@@ -84,6 +84,37 @@ def operands(graph):
             yield f"{op.name} {name}", replace(changed(graph, op, inputs=inputs), values=values)
 
 
+def together(graph):
+    """The graph with one attribute of all ops of a kind changed, or one constant wherever it is read.
+
+    Ops that a region takes only if they are alike then stay so.
+    """
+    norms = [replace(op, attrs={"offset": 0.0, **op.attrs}) if op.kind == "rms_norm" else op for op in graph.ops]
+    attrs = {(op.kind, name) for op in norms for name in op.attrs if name not in ("layer", ROUNDING)}
+    for kind, name in sorted(attrs):
+        ops = (
+            replace(op, attrs=MappingProxyType({**op.attrs, name: other(op.attrs[name])}))
+            if op.kind == kind and name in op.attrs
+            else op
+            for op in norms
+        )
+        yield f"{kind} {name}", replace(graph, ops=tuple(ops))
+    for value in (value for value in graph.values.values() if value.kind is Kind.CONSTANT):
+        other_data = replace(value, data=tuple(2 * number for number in value.data))
+        yield value.name, replace(graph, values=MappingProxyType({**graph.values, value.name: other_data}))
+
+
+@pytest.mark.parametrize("rule_set", RULE_SETS)
+@pytest.mark.parametrize("shape", CHOSEN)
+def test_nothing_of_ops_that_are_alike_is_lost(shape, rule_set):
+    graph = graph_of(shape)
+    plain = lowered(graph, rule_set)
+    for what, different in together(graph):
+        found = lowered(different, rule_set)
+        assert [kernel for kernel, _ in found] == [kernel for kernel, _ in plain], what
+        assert found != plain, what
+
+
 @pytest.mark.parametrize("rule_set", RULE_SETS)
 @pytest.mark.parametrize("shape", CHOSEN)
 def test_nothing_of_an_op_is_lost(shape, rule_set):

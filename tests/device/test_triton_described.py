@@ -31,6 +31,9 @@ CASES = [
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16),
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16, rotated=0),
     linear("linear_add", BF16, 70, 40, 200, True, 0.22),
+    *(gate_up(BF16, BF16, 70, F, 72, F == 45, form=form) for F, form in ((45, "tanh"), (40, "erf"))),
+    gate_up(F16, F16, 70, 45, 16, False, normed=False),
+    qkv((BF16,) * 3, 66, 24, 2, 1, 32, normed=True, kv=BF16, offset=1.0),
 ]
 NOT_TAKEN = [
     linear("linear", BF16, 70, 40, 36, True),  # rows of 72 bytes

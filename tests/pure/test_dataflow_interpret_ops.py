@@ -24,11 +24,9 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.interpret import Interpreter
-from coterie.dataflow.loops import Tag
 from coterie.dataflow.mapping import Mapped, map_section
-from coterie.dataflow.nest import NESTS, nest
+from coterie.dataflow.nest import NESTS
 from coterie.dataflow.sections import sections_of
-from coterie.dataflow.stage import Unit
 from coterie.graph.eager import expand
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind
@@ -268,28 +266,6 @@ def test_random_graphs_are_their_references_tile_by_tile(graph, tiles, seed, blo
     assert set(ran.outputs) == {name for op in graph.ops for name in op.outputs if name not in read}
     assert not shallow(mapped.machine())
     assert mapped.l0_s <= mapped.l1_s <= mapped.l2_s() * (1 + 1e-9)
-
-
-def op_of(graph, name):
-    return next(op for op in graph.ops if op.name == name)
-
-
-@pytest.mark.parametrize(("family", "whole", "weights"), [("olmo2", 2, 4 * 6), ("qwen3", 1, 6)])
-def test_what_a_norm_of_heads_needs_whole(family, whole, weights):
-    """A token's heads, whose weights are as many, or just each head: then heads may be walked too."""
-    graph = decoder(**of_family(family))
-    found = nest(graph, op_of(graph, "layers.0/q_norm"), Sizes.prefill(1, 5))
-    assert [loop.size for loop in found.loops] == [5, 4, 6]
-    assert [loop.tag for loop in found.loops] == [Tag.PARALLEL] * (3 - whole) + [Tag.REDUCTION] * whole
-    assert found.elements(found.reads[1]) == weights
-
-
-@pytest.mark.parametrize(("scale", "unit"), [(1.0, Unit.MEMORY), (2.5, Unit.SIMD)])
-def test_an_embedding_that_is_scaled_takes_more_than_memory_units(scale, unit):
-    graph = decoder(embed_scale=scale)
-    mapped = map_section(graph, [op_of(graph, "embed/x")], Sizes.prefill(1, 5), SOCKET)
-    assert isinstance(mapped, Mapped)
-    assert [stage.unit for stage in mapped.stages] == [unit]
 
 
 def rows_of(kind, inputs, out, **attrs):

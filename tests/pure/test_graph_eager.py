@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import STEADY, VARIANTS, Player, any_decoders, decoder, gemma, of_family, step_sizes
+from tests.pure.graphs import SPLIT, STEADY, VARIANTS, Player, any_decoders, decoder, gemma, of_family, step_sizes
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import intermediate_bytes, op_cost, program_cost, region_cost
 from coterie.graph.eager import RULES, expand
-from coterie.graph.ops import OPS
+from coterie.graph.ops import OPS, SCALE
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.zoo import zoo_graph
@@ -88,6 +88,16 @@ def test_a_view_joins_its_reader_or_is_a_kernel(graph):
         assert region.name == region.ops[-1].name
         stored = {name for op in region.ops[:-1] for name in op.outputs} & set(region.outputs)
         assert not stored, "what a view shows is not stored"
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_what_an_op_scales_by_is_a_kernel_of_its_own(degree):
+    """One of the embedding, two of each layer, one of the logits, beside those that any decoder has."""
+    kernels = expand(shard(decoder(**SPLIT["scaled"]), degree))
+    assert not [op.name for op in kernels.ops if op.kind in ("embed", "embed_part", "linear") and op.attrs.get(SCALE)]
+    plain = expand(shard(decoder(**SPLIT["gqa"]), degree))
+    scales = [sum(op.kind == "scale" for op in graph.ops) for graph in (kernels, plain)]
+    assert scales[0] - scales[1] == 1 + 2 * 2 + 1
 
 
 def test_a_region_reads_what_its_view_shows():

@@ -15,7 +15,7 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.legal import Walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.stage import Seen, Stage, Unit
-from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS
+from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS, pairs_of
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import SCALE
 
@@ -89,10 +89,10 @@ def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
     heads, channels = (sizes.of(dim) for dim in q.shape[1:])
     kv_heads = _kv_heads(graph, op)
     flops = FLOPS[op.kind](graph, op, sizes)
-    pairs = flops / (heads * (4 * channels + SOFTMAX_FLOPS))
+    pairs = pairs_of(op, sizes)
     seen = _seen_by(op, sizes, pairs)
     base = Stage(op.name, op.kind, where.op, Unit.SYSTOLIC, where.rows, where.phase, 0, seen=seen)
-    product = round(pairs * heads * 2 * channels)
+    product = pairs * heads * 2 * channels
     m, context = sizes.of(q.shape[0]) * max(1, heads // kv_heads), max(1, round(sizes.context_tokens / max(1, sizes.B)))
     scores = replace(base, name=f"{op.name}.scores", kind="scores", flops=product, batch=kv_heads, m=m, n=context)
     softmax = replace(base, name=f"{op.name}.softmax", kind="softmax", unit=Unit.SIMD, m=m * kv_heads, n=context)
@@ -131,7 +131,7 @@ def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequen
     (t, heads, channels), kv_heads = (sizes.of(d) for d in graph.values[op.inputs[1]].shape), graph.values[op.inputs[2]]
     groups = sizes.of(kv_heads.shape[1])
     flops = FLOPS[op.kind](graph, op, sizes)
-    seen = _seen_by(op, sizes, flops / (heads * (10 * channels + SOFTMAX_FLOPS + 3)))
+    seen = _seen_by(op, sizes, pairs_of(op, sizes))
     base = Stage(op.name, "scores", where.op, Unit.SYSTOLIC, where.rows, where.phase, flops, seen=seen)
     keys = max(1, sizes.context_tokens // max(1, sizes.B))
     return (replace(base, batch=groups, m=t * heads // groups, n=keys, k=5 * channels + SOFTMAX_FLOPS),)
@@ -143,7 +143,7 @@ def _kv_heads(graph: Graph, op: Op) -> int:
     return int(str(state.shape[2]))
 
 
-def _seen_by(op: Op, sizes: Sizes, pairs: float) -> Seen:
+def _seen_by(op: Op, sizes: Sizes, pairs: int) -> Seen:
     """The keys that each token sees, for equal sequences."""
     new = max(1, sizes.T // max(1, sizes.B))
     past = max(0.0, sizes.context_tokens / max(1, sizes.B) - new)

@@ -97,15 +97,19 @@ def _all_reduce_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return elements(graph.values[op.outputs[0]], sizes) * (ranks - 1) // ranks
 
 
-def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Causal pairs only: q @ k and p @ v, and the softmax.
+def pairs_of(op: Op, sizes: Sizes) -> int:
+    """Causal pairs of a token and a position that it sees, of an attention or its gradient.
 
     Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
     """
-    heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
     window = int(op.attrs.get("window", 0))
-    pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
-    return pairs * heads * (4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0))
+    return min(sizes.pairs, sizes.T * window) if window else sizes.pairs
+
+
+def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Of each pair: q @ k and p @ v, and the softmax."""
+    heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
+    return pairs_of(op, sizes) * heads * (4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0))
 
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
@@ -138,9 +142,7 @@ def _linear_dw_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Five products: the scores again, and those for dp, dv, dq, dk; the softmax, and its slope (three a score)."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape[1:])
-    window = op.integer("window")
-    pairs = min(sizes.pairs, sizes.T * window) if window else sizes.pairs
-    return pairs * heads * (10 * channels + SOFTMAX_FLOPS + 3)
+    return pairs_of(op, sizes) * heads * (10 * channels + SOFTMAX_FLOPS + 3)
 
 
 def _of_input(per_element: int) -> _Flops:
