@@ -187,7 +187,8 @@ def _llama3(settings: _Settings) -> Rope:
     wavelength = np.float32(2 * math.pi) / plain
     smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
     blend = (np.float32(1) - smooth) * plain / np.float32(factor) + smooth * plain
-    stretched = np.where(wavelength > np.float32(original / low), plain / np.float32(factor), blend)
+    longest = np.float32(min(original / low, float(np.finfo(np.float32).max)))
+    stretched = np.where(wavelength > longest, plain / np.float32(factor), blend)
     inv_freq = np.where(wavelength < np.float32(original / high), plain, stretched)
     return _rope("llama3", inv_freq, settings.max_positions)
 
