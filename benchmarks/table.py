@@ -100,7 +100,7 @@ def _ratio(result: Result, name: str) -> str:
 def _stored(work: Mapping[str, Any]) -> str:
     """How weights are stored, and what they meet where that is not float32."""
     weights, activations = str(work["weights"]).removeprefix("random "), work.get("activations", "float32")
-    return weights if activations == "float32" else f"{weights} with {activations} activations"
+    return weights if activations in ("float32", "int16") else f"{weights} with {activations} activations"
 
 
 def _decode(results: list[Result]) -> str:

@@ -10,7 +10,7 @@ namespace coterie::COTERIE_ISA {
 constexpr int64_t kBothRows = 2 * kTileRows;  // of a token: a unit's rows of gate, then those of up
 
 template <class Op>
-Forms gate_up_forms(const Op& op) { return forms_of(op.T, op.D, op.gate_dtype, op.up_dtype); }
+Forms gate_up_forms(const Op& op) { return forms_of(op.T, op.gate_dtype, op.up_dtype); }
 
 // True where four streams are two of gate and two of up, which are read together.
 template <class Op>

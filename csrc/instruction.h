@@ -13,9 +13,9 @@
 
 namespace coterie {
 
-// q8 and q4 are weights packed in groups that share a scale; rows of them are laid out as quant.h says. The rounded ones are the same
-// bytes, but the activations that they meet are rounded to int8, as rounded.h says.
-enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_rounded = 5, q4_rounded = 6 };
+// q8 and q4 are weights packed in groups that share a scale; rows of them are laid out as packed.h says. The activations that they meet are rounded to
+// whole numbers of 16 bits, or of 8 (whole_record.h): the same bytes of weights, but another type.
+enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6 };
 
 // Of a type whose elements stand alone.
 constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
@@ -24,9 +24,9 @@ constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(
 constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
 constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32;
 constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8); }
-constexpr bool is_rounded(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8_rounded); }
+constexpr bool meets_int8(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8_int8); }
 constexpr bool is_q8(int64_t dtype) {
-  return dtype == static_cast<int64_t>(DType::q8) || dtype == static_cast<int64_t>(DType::q8_rounded);
+  return dtype == static_cast<int64_t>(DType::q8) || dtype == static_cast<int64_t>(DType::q8_int8);
 }
 constexpr int64_t row_bytes(int64_t dtype, int64_t K) {
   if (!is_packed(dtype)) return K * size_of(dtype);

@@ -8,7 +8,6 @@
 // A dot product adds the same terms in the same order as in tile.h, so it has the same bits.
 #pragma once
 
-#include "quant.h"
 #include "scratch.h"
 #include "streams.h"
 
@@ -22,7 +21,7 @@ constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of 
 constexpr int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Columns of a block: even parts of K, in whole blocks of packed weights.
+// Columns of a block: even parts of K, in whole vectors.
 constexpr int64_t block_columns(int64_t K) { return tiles(tiles(K, tiles(K, kBlockColumns)), 32) * 32; }
 
 // What the panel path needs beside its operands. Both null when there are few tokens.
@@ -35,18 +34,8 @@ constexpr int64_t panel_floats(int64_t K) { return kBlockRows * block_columns(K)
 constexpr int64_t sums_floats(int64_t tokens, int64_t K) { return K > kBlockColumns ? tokens * kBlockRows * W : 0; }
 
 // Columns [first, first + count) of a row of K, W at a time, to every kGroupRows-th vector of `out`; zeros after the last.
-inline void widen_columns(bytes* row, int64_t dtype, int64_t K, int64_t first, int64_t count, float* out) {
+inline void widen_columns(bytes* row, int64_t dtype, int64_t first, int64_t count, float* out) {
   constexpr int64_t next = kGroupRows * W;
-  if (is_packed(dtype)) {
-    with_packed(dtype, [&]<class Q>() {
-      for (int64_t k = 0; k < count; k += kBlockWeights) {
-        V wide[kBlockWeights / W];
-        Q::widen(row, first + k, scale_of<Q>(row, K, first + k), wide);
-        for (int i = 0; i < kBlockWeights / W && k + i * W < count; ++i, out += next) store(out, wide[i]);
-      }
-    });
-    return;
-  }
   with_dtype(dtype, [&]<DType D>() {
     constexpr int64_t size = size_of(static_cast<int64_t>(D));
     int64_t k = 0;
@@ -150,7 +139,7 @@ inline void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* 
       const int64_t count = smaller(columns, K - k), steps = tiles(count, W);
       for (int64_t n = 0; n < tiles(rows, kGroupRows) * kGroupRows; ++n) {
         float* at = work.panel + (n / kGroupRows * kGroupRows * steps + n % kGroupRows) * W;
-        widen_columns(w + (row + smaller(n, rows - 1)) * stride, dtype, K, k, count, at);  // a missing row is computed and dropped
+        widen_columns(w + (row + smaller(n, rows - 1)) * stride, dtype, k, count, at);  // a missing row is computed and dropped
       }
       const bool last = k + columns >= K;
       bytes* next = last ? w + (row + kBlockRows) * stride : w + row * stride + stride * (k + columns) / K;

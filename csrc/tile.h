@@ -1,20 +1,17 @@
 // Tiles of tokens: the dot products of a tile with rows of a weight, biases.
 // Knows nothing about ops or how work is shared out.
 //
-// Every dot product sums k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a tree, whatever the blocking:
-// a token's result has the same bits alone, in a batch and in a chunk. One exception: where quant_alone() says so, a token alone meets
-// packed weights in an order of its own, and agrees with the same token among others to the rounding of float32.
+// Every dot product sums k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a tree, or whole numbers group by group
+// (whole.h), whatever the blocking: a token's result has the same bits alone, in a batch and in a chunk.
 #pragma once
 
 #include <initializer_list>
 
 #include "panel.h"
-#include "quant.h"
-#include "quant_alone.h"
-#include "rounded.h"
 #include "scratch.h"
 #include "streams.h"
 #include "vec.h"
+#include "whole.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -48,8 +45,7 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
   return {token, smaller(tile, T - token), row, smaller(rows, N - row)};
 }
 
-// Into so many parts do units divide a weight. Packed ones gain nothing from streams beyond a unit where a token is alone, as instructions
-// fetch them; int8 beside other tokens (quant.h) was not measured so.
+// Into so many parts do units divide a weight. Packed ones gain nothing from streams beyond a unit, as instructions fetch them.
 constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || is_packed(dtype) ? 1 : streams_of(T); }
 
 constexpr int64_t rows_of_part(int64_t parts) { return kTileRows / parts / 8 * 8; }
@@ -91,60 +87,50 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
 }
 
-// Forms of a tile's tokens beside rows that the weights of an op read: records of rounded activations for some packed types, tokens side
-// by side for kernels of few tokens, the form of a token that meets int4 alone.
+constexpr int kPackedTypes = 4;
+constexpr int64_t packed_type(int64_t index) { return static_cast<int64_t>(DType::q8) + index; }
+
+// Forms of a tile's tokens beside rows that the weights of an op read: records for packed types (whole_record.h), tokens side by side for
+// kernels of few tokens.
 struct Forms {
-  bool q8 = false, q4 = false, beside = false, alone = false;
-  constexpr bool any() const { return q8 || q4 || beside || alone; }
+  bool records[kPackedTypes] = {}, beside = false;
+  constexpr bool any() const { return records[0] || records[1] || records[2] || records[3] || beside; }
 };
 
 template <class... DTypes>
-constexpr Forms forms_of(int64_t T, int64_t K, DTypes... dtypes) {
-  return {((dtypes == static_cast<int64_t>(DType::q8_rounded)) || ...), ((dtypes == static_cast<int64_t>(DType::q4_rounded)) || ...),
-          T > 1 && T <= kFewTokens && ((is_packed(dtypes) ? quant_beside(dtypes, T, K) : true) || ...),
-          (reads_form(dtypes, T, K) || ...)};
+constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
+  Forms forms;
+  for (int i = 0; i < kPackedTypes; ++i) forms.records[i] = ((dtypes == packed_type(i)) || ...);
+  forms.beside = T > 1 && T <= kFewTokens && (!is_packed(dtypes) || ...);
+  return forms;
 }
 
 // The tokens of a tile in each form that is wanted; null for others.
 struct Copies {
-  uint8_t *q8 = nullptr, *q4 = nullptr;
-  float *beside = nullptr, *alone = nullptr;
+  uint8_t* records[kPackedTypes] = {};
+  float* beside = nullptr;
 
-  bytes* records(int64_t dtype) const {
-    if (!is_rounded(dtype)) return nullptr;
-    return is_q8(dtype) ? q8 : q4;
-  }
   void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
-    for (const DType dtype : {DType::q8, DType::q4}) {
-      const auto number = static_cast<int64_t>(dtype);
-      uint8_t* records = dtype == DType::q8 ? q8 : q4;
-      if (records != nullptr) round_row(x, K, number, records + token * rounded_bytes(number, K));
-    }
+    for (int i = 0; i < kPackedTypes; ++i)
+      if (records[i] != nullptr) put_records(x, K, packed_type(i), records[i] + token * records_bytes(packed_type(i), K));
     if (beside != nullptr) put_beside(x, K, token, tokens, beside);
-    if (alone != nullptr) put_form(x, K, alone);
   }
 };
 
-constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return token_tile(T) * rounded_bytes(dtype, K) / 4; }
+constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return token_tile(T) * records_bytes(dtype, K) / 4; }
 
-constexpr int64_t copies_bytes(Forms forms, int64_t T, int64_t K) {
-  int64_t size = 0;
-  if (forms.q8) size += bytes_of(records_floats(static_cast<int64_t>(DType::q8), T, K));
-  if (forms.q4) size += bytes_of(records_floats(static_cast<int64_t>(DType::q4), T, K));
-  if (forms.beside) size += bytes_of(beside_floats(T, K));
-  if (forms.alone) size += bytes_of(form_floats(K));
+constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
+  int64_t size = forms.beside ? bytes_of(beside_floats(T, K)) : 0;
+  for (int i = 0; i < kPackedTypes; ++i)
+    if (forms.records[i]) size += bytes_of(records_floats(packed_type(i), T, K));
   return size;
 }
 
-inline Copies take_copies(Scratch& scratch, Forms forms, int64_t T, int64_t K) {
-  const auto take = [&](DType dtype) {
-    return reinterpret_cast<uint8_t*>(scratch.floats(records_floats(static_cast<int64_t>(dtype), T, K)));
-  };
+inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64_t K) {
   Copies copies;
-  if (forms.q8) copies.q8 = take(DType::q8);
-  if (forms.q4) copies.q4 = take(DType::q4);
+  for (int i = 0; i < kPackedTypes; ++i)
+    if (forms.records[i]) copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
   if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
-  if (forms.alone) copies.alone = scratch.floats(form_floats(K));
   return copies;
 }
 
@@ -156,14 +142,14 @@ struct Input {
   const float* few(int64_t tokens) const { return tokens == 1 ? x : copies.beside; }  // as streams.h reads them
 };
 
-constexpr int64_t input_bytes(int64_t T, int64_t K, Forms forms) {
+constexpr int64_t input_bytes(int64_t T, int64_t K, const Forms& forms) {
   if (forms.any()) return copies_bytes(forms, T, K);
   return T <= kFewTokens ? 0 : tile_bytes(T, K);
 }
 
-// What one weight reads. Few tokens where they are or side by side; many, or rounded ones, in a scratch tile. A thread keeps what it copied
+// What one weight reads. Few tokens where they are or side by side; many in a scratch tile; records for packed weights. A thread keeps what it copied
 // for its next units.
-inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, Forms forms) {
+inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, const Forms& forms) {
   if (forms.any()) {
     const Copies copies = take_copies(scratch, forms, T, K);
     if (!scratch.holds(block.token))
@@ -241,11 +227,7 @@ struct PlainRows {
 // The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
-  if (bytes* records = in.copies.records(dtype)) return rounded_tile(records, tokens, w, dtype, N, K, out, out_stride);
-  const float* beside = in.copies.beside;
-  // A tile of one token that is the last of many has room for a panel.
-  if (work.panel == nullptr && quant_alone(dtype, tokens, K)) return alone_tile(in.x, in.copies.alone, w, dtype, N, K, out);
-  if (is_packed(dtype) && tokens <= kPanelTokens) return quant_tile(in.x, in.stride, beside, tokens, w, dtype, N, K, out, out_stride);
+  if (is_packed(dtype)) return whole_tile(in.copies.records[dtype - packed_type(0)], tokens, w, dtype, N, K, out, out_stride);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   const float* few = in.few(tokens);
   with_dtype(dtype, [&]<DType D>() {

@@ -167,17 +167,29 @@ inline void store_part(float* at, V v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) at[i] = lanes[i];
 }
 
+#if defined(__AVX2__)
+inline float sum_eight(__m256 v) {
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+
+// The sums of four vectors, each with the bits that sum_eight() gives.
+inline void sum4_eight(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
+  const auto halves = [](__m256 p, __m256 q) { return _mm256_blend_ps(p, q, 0xF0) + _mm256_permute2f128_ps(p, q, 0x21); };
+  const __m256 ab = halves(a, b), cd = halves(c, d);
+  __m256 v = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xEE);
+  v = v + _mm256_movehdup_ps(v);
+  _mm_storeu_ps(out, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 2, 6, 0, 0, 0, 0))));
+}
+#endif
+
 // Sum of the lanes, always as the same tree.
 inline float sum(V v) {
 #if defined(__AVX512F__)
-  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return sum_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 #elif defined(__AVX2__)
-  const __m256 halves = v;
-#endif
-#if defined(__AVX2__)
-  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
-  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+  return sum_eight(v);
 #else
   return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
@@ -194,11 +206,7 @@ inline void sum4(V a, V b, V c, V d, float* out) {
   const V first = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), v);
   _mm_storeu_ps(out, _mm512_castps512_ps128(first));
 #elif defined(__AVX2__)
-  const auto halves = [](V p, V q) { return _mm256_blend_ps(p, q, 0xF0) + _mm256_permute2f128_ps(p, q, 0x21); };
-  const V ab = halves(a, b), cd = halves(c, d);
-  V v = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xEE);
-  v = v + _mm256_movehdup_ps(v);
-  _mm_storeu_ps(out, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 2, 6, 0, 0, 0, 0))));
+  sum4_eight(a, b, c, d, out);
 #else
   out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
 #endif
@@ -216,8 +224,8 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::bf16: return body.template operator()<DType::bf16>();
     case DType::q8:
     case DType::q4:
-    case DType::q8_rounded:
-    case DType::q4_rounded: return;  // matrices only, by quant.h
+    case DType::q8_int8:
+    case DType::q4_int8: return;  // matrices only, by whole.h
   }
 }
 

@@ -5,7 +5,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-Forms forms(const LinearAdd& op) { return forms_of(op.T, op.K, op.weight_dtype); }
+Forms forms(const LinearAdd& op) { return forms_of(op.T, op.weight_dtype); }
 
 }  // namespace
 

@@ -30,7 +30,7 @@ Projection projection_of(const NormQkvRopeAppend& op, int64_t head) {
   return {op.wv, op.wv_dtype, op.bv, op.bv_dtype, nullptr, 0, 0.0, head - op.K};
 }
 
-Forms forms(const NormQkvRopeAppend& op) { return forms_of(op.T, op.D, op.wq_dtype, op.wk_dtype, op.wv_dtype); }
+Forms forms(const NormQkvRopeAppend& op) { return forms_of(op.T, op.wq_dtype, op.wk_dtype, op.wv_dtype); }
 
 }  // namespace
 

@@ -5,7 +5,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-Forms forms(const TakeNormLinear& op) { return forms_of(op.R, op.D, op.weight_dtype); }
+Forms forms(const TakeNormLinear& op) { return forms_of(op.R, op.weight_dtype); }
 
 }  // namespace
 

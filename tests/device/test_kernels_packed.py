@@ -1,23 +1,19 @@
-"""Kernels on packed weights: they give the very bits that the same weights give as float32, on each instruction set.
+"""Packed weights as rows of a table: the very bits of the same weights as float32, on each instruction set.
 
-But for a token alone where sums are scaled once (tests/device/alone.py): it is as near as that rounds.
-Knows nothing about devices.
+What is multiplied with them is in test_kernels_whole.py. Knows nothing about devices.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.device.alone import rounding_bound, scales_once
-from tests.device.native import Weight, call, empty, ints, linear, optional, random, weight
+from tests.device.native import Weight, call, empty, ints
 
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
 from coterie.kernels import cpu as kernels
 
 PACKED = (DType.Q8, DType.Q4)
-SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (16, 6, 576), (19, 37, 129),
-         (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (17, 1, 9793)]  # fmt: skip
 
 
 @pytest.fixture(params=kernels.ISAS, scope="module")
@@ -42,40 +38,6 @@ def both(rng, shape, dtype):
     bits = pack((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32), dtype)
     values = unpack(bits, dtype, shape[1])
     return placed(bits, dtype, values), placed(values, DType.F32, values)
-
-
-@pytest.mark.parametrize("dtype", PACKED)
-@pytest.mark.parametrize(("T", "N", "K"), SIZES)
-@pytest.mark.parametrize("biased", [False, True])
-def test_linear_gives_the_bits_of_float32(team, rng, dtype, T, N, K, biased):
-    x = random(rng, T, K)
-    b = weight(rng, (N,), DType.BF16, scale=1.0) if biased else None
-    results = []
-    for w in both(rng, (N, K), dtype):
-        y = empty(T, N)
-        call(team, "linear", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, N=N, K=K)
-        results.append(y)
-        expected = x.astype(np.float64) @ w.values.T + (b.values if b else 0)
-        np.testing.assert_allclose(y, expected, rtol=2e-6, atol=4e-6)
-    if not scales_once(team.isa, dtype, T, K):
-        np.testing.assert_array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
-
-
-@pytest.mark.parametrize("dtype", PACKED)
-@pytest.mark.parametrize(("N", "K"), [(7, 64), (40, 33), (37, 576), (37, 1200)])
-def test_a_token_has_the_same_bits_alone_and_among_others(team, rng, dtype, N, K):
-    x, (w, _) = random(rng, 42, K), both(rng, (N, K), dtype)
-    together = linear(team, x, w)
-    for t in range(42):
-        alone = linear(team, x[t : t + 1].copy(), w)[0]
-        if scales_once(team.isa, dtype, 1, K):
-            exact = x[t].astype(np.float64) @ w.values.T.astype(np.float64)
-            np.testing.assert_array_less(np.abs(alone - exact), rounding_bound(x[t], w))
-        else:
-            np.testing.assert_array_equal(alone, together[t])
-    for size in (2, 3, 7):
-        parts = [linear(team, x[t : t + size].copy(), w) for t in range(0, 42, size)]
-        np.testing.assert_array_equal(np.concatenate(parts), together)
 
 
 @pytest.mark.parametrize("dtype", PACKED)

@@ -33,13 +33,14 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
   return made;
 }
 
-// As an operand: rounded or not, the bytes are the same.
-integer type_of(const Tensor& w, bool rounded) {
-  if (!rounded) return w.type();
-  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_rounded : DType::q4_rounded);
+// As an operand: whatever it meets, the bytes are the same.
+integer type_of(const Tensor& w, bool int8) {
+  if (!int8) return w.type();
+  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : DType::q4_int8);
 }
 
-Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype) {
+Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
+  const float most = int8 ? 127.0f : 32767.0f;
   const int64_t group = group_of(dtype);
   Doubles y(x.size());
   for (int64_t t = 0; t < T; ++t)
@@ -48,33 +49,33 @@ Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype) {
       const int64_t last = std::min(K, first + group);
       for (int64_t k = first; k < last; ++k) largest = std::max(largest, std::abs(static_cast<float>(x[t * K + k])));
       for (int64_t k = first; k < last; ++k)
-        y[t * K + k] = largest == 0.0f ? 0.0 : std::nearbyint(static_cast<float>(x[t * K + k]) * (127.0f / largest)) * (largest / 127.0f);
+        y[t * K + k] = largest == 0.0f ? 0.0 : std::nearbyint(static_cast<float>(x[t * K + k]) * (most / largest)) * (largest / most);
     }
   return y;
 }
 
-void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
+void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   const Tensor w = packed(N, K, dtype), bias = weight(N, 1, DType::bf16);
   const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
   std::vector<float> y(T * N), added(T * N);
-  const Linear op{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), y.data(), T, N, K, 1.0};
-  const LinearAdd add{x.data(), w.at(), type_of(w, rounded), bias.at(), bias.type(), added.data(), T, N, K, 1.0, residual.data()};
+  const Linear op{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), y.data(), T, N, K, 1.0};
+  const LinearAdd add{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), added.data(), T, N, K, 1.0, residual.data()};
   everywhere("packed linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
-    const Doubles met = rounded ? rounded_rows(widened(x), T, K, dtype) : widened(x), wanted = linear(met, w, bias, T, N, K);
+    const Doubles met = rounded_rows(widened(x), T, K, dtype, int8), wanted = linear(met, w, bias, T, N, K);
     Doubles with_residual = wanted;
     for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
     return close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
   });
 }
 
-// The bits of a token do not depend on the tokens beside it, where a row is not in whole blocks (else one alone may be summed otherwise).
-void test_parts(int64_t T, int64_t N, int64_t K, DType dtype, bool rounded) {
+// The bits of a token do not depend on the tokens beside it.
+void test_parts(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   const Tensor w = packed(N, K, dtype);
   const std::vector<float> x = random_floats(T * K);
   std::vector<float> whole(T * N), parts(T * N);
-  std::vector<Row> rows = {row_of(Opcode::linear, Linear{x.data(), w.at(), type_of(w, rounded), nullptr, 0, whole.data(), T, N, K, 1.0})};
+  std::vector<Row> rows = {row_of(Opcode::linear, Linear{x.data(), w.at(), type_of(w, int8), nullptr, 0, whole.data(), T, N, K, 1.0})};
   for (int64_t t = 0, size = 1; t < T; t += size, size = std::min(size + 1, T - t))
-    rows.push_back(row_of(Opcode::linear, Linear{x.data() + t * K, w.at(), type_of(w, rounded), nullptr, 0, parts.data() + t * N, size, N, K, 1.0}));
+    rows.push_back(row_of(Opcode::linear, Linear{x.data() + t * K, w.at(), type_of(w, int8), nullptr, 0, parts.data() + t * N, size, N, K, 1.0}));
   everywhere("packed parts", rows, {output(whole), output(parts)}, [&] { return whole == parts; });
 }
 
@@ -92,7 +93,7 @@ void test_embed(int64_t T, int64_t D, DType dtype) {
 }
 
 // Fused regions have the bits of their parts.
-void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType other, bool rounded) {
+void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType other, bool int8) {
   const std::vector<float> x = random_floats(T * D);
   const Tensor scale = norm_weight(D, DType::bf16), gate = packed(F, D, dtype), up = packed(F, D, other);
   std::vector<i32> picked;
@@ -100,13 +101,13 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
   std::vector<float> normed(T * D), gates(T * F), ups(T * F), silus(T * F), product(T * F), fused(T * F), head(T * F);
   const std::vector<Row> rows = {
       row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0}),
-      row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, rounded), nullptr, 0, gates.data(), T, F, D, 1.0}),
-      row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, rounded), nullptr, 0, ups.data(), T, F, D, 1.0}),
+      row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, int8), nullptr, 0, gates.data(), T, F, D, 1.0}),
+      row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, int8), nullptr, 0, ups.data(), T, F, D, 1.0}),
       row_of(Opcode::silu, Silu{gates.data(), silus.data(), T, F}),
       row_of(Opcode::mul, Mul{silus.data(), ups.data(), product.data(), T, F}),
-      row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, 0.0, gate.at(), type_of(gate, rounded), nullptr, 0,
-                                                              up.at(), type_of(up, rounded), nullptr, 0, fused.data(), T, D, F}),
-      row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, 0.0, picked.data(), gate.at(), type_of(gate, rounded), nullptr,
+      row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, 0.0, gate.at(), type_of(gate, int8), nullptr, 0,
+                                                              up.at(), type_of(up, int8), nullptr, 0, fused.data(), T, D, F}),
+      row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, 0.0, picked.data(), gate.at(), type_of(gate, int8), nullptr,
                                                       0, head.data(), T, D, F, 1.0}),
   };
   everywhere("packed fused", rows, {output(product), output(fused), output(head)}, [&] {
@@ -120,14 +121,15 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 
 void test_packed() {
   for (const DType dtype : {DType::q8, DType::q4}) {
-    for (const bool rounded : {false, true}) {
-      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
-        test_linear(T, N, K, dtype, rounded);
-      test_parts(21, 7, 300, dtype, rounded);
-      test_parts(19, 1, 9793, dtype, rounded);  // the last block of columns is one wide
+    for (const bool int8 : {false, true}) {
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
+        test_linear(T, N, K, dtype, int8);
+      test_parts(21, 7, 300, dtype, int8);
+      test_parts(21, 7, 544, dtype, int8);
+      test_parts(19, 1, 9793, dtype, int8);
       for (const DType other : {DType::q8, DType::q4}) {
-        test_norm_and_linear(1, 96, 35, dtype, other, rounded);
-        test_norm_and_linear(19, 70, 33, dtype, other, rounded);
+        test_norm_and_linear(1, 96, 35, dtype, other, int8);
+        test_norm_and_linear(19, 70, 33, dtype, other, int8);
       }
     }
     test_embed(5, 50, dtype);

@@ -18,7 +18,7 @@ from coterie.devices.gpu import PREFIX, Gpu, gpu_number
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
-from coterie.models.model import FLOAT32, Model, with_activations
+from coterie.models.model import INT16, Model, with_activations
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
@@ -30,15 +30,15 @@ class Options(Settings):
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
-    `activations`: float32, or int8 to round what packed weights are multiplied with; other experts stay as they are.
+    `activations`: int16 or int8, to which what meets packed weights is rounded; other experts stay as they are.
     """
 
     device: str = "cpu"
     threads: int | None = None
-    activations: str = FLOAT32
+    activations: str = INT16
 
 
-def open_models(composition: Composition, device: str, activations: str = FLOAT32) -> dict[str, Model]:
+def open_models(composition: Composition, device: str, activations: str = INT16) -> dict[str, Model]:
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
@@ -46,7 +46,7 @@ def open_models(composition: Composition, device: str, activations: str = FLOAT3
     """
     models = open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
     chosen = {name: with_activations(model, activations) for name, model in models.items()}
-    if activations != FLOAT32 and all(chosen[name].key == model.key for name, model in models.items()):
+    if activations != INT16 and all(chosen[name].key == model.key for name, model in models.items()):
         fact = f"no expert of {composition.name} has packed weights, and only those meet {activations} activations"
         raise UsageError("--activations", fact, "pack an expert with coterie quantize, or leave the option out")
     return chosen

@@ -34,7 +34,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.models.model import FLOAT32, with_activations
+from coterie.models.model import INT16, with_activations
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -49,7 +49,7 @@ def decode(
     weights: str = "bf16",
     batch: int = 8,
     peers: Sequence[str] = (),
-    activations: str = FLOAT32,
+    activations: str = INT16,
 ) -> Report:
     """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
     engines, room = peers_named(peers), context_tokens + STEPS
@@ -68,7 +68,7 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, activations != FLOAT32)
+        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, activations != INT16)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
@@ -80,7 +80,7 @@ def decode(
     results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = activations
+    workload["activations"] = activations if stored(weights).is_packed else "float32"
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 

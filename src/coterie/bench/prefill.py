@@ -22,7 +22,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.core.units import format_seconds
-from coterie.models.model import FLOAT32, with_activations
+from coterie.models.model import INT16, with_activations
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
@@ -34,7 +34,7 @@ def prefill(
     effort: Effort,
     weights: str = "bf16",
     peers: Sequence[str] = (),
-    activations: str = FLOAT32,
+    activations: str = INT16,
 ) -> Report:
     """Measure one step over a whole prompt, the stick and the peers. Raises UsageError, CapacityError."""
     engines, room = peers_named(peers), prompt_tokens + 1
@@ -49,7 +49,7 @@ def prefill(
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, plain, weights, cpus, room, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
-        rounded = activations != FLOAT32
+        rounded = activations != INT16
         cached = CachedProducts(cpus, stored(weights), model.config.hidden_size, rounded, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
@@ -70,7 +70,7 @@ def prefill(
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
     workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = activations
+    workload["activations"] = activations if stored(weights).is_packed else "float32"
     return Report("prefill", workload, results, (_table(results),), _notes(results))
 
 

@@ -37,7 +37,7 @@ from coterie.cli.options import (
 )
 from coterie.core.errors import UsageError
 from coterie.devices.gpu import Gpu, gpu_number
-from coterie.models.model import FLOAT32
+from coterie.models.model import INT16
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec
 
@@ -113,7 +113,7 @@ def bench_decode(
     context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
     weights: WeightsOpt = "bf16",
-    activations: ActivationsOpt = FLOAT32,
+    activations: ActivationsOpt = INT16,
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -135,7 +135,7 @@ def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
     weights: WeightsOpt = "bf16",
-    activations: ActivationsOpt = FLOAT32,
+    activations: ActivationsOpt = INT16,
     peer: PeersOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
@@ -256,14 +256,14 @@ def bench_coe(
     _print(report, json_)
 
 
-def _gpu(device: str, activations: str = FLOAT32) -> Gpu | None:
+def _gpu(device: str, activations: str = INT16) -> Gpu | None:
     """The GPU to measure, None for the CPU. Raises UsageError for what is neither, and for what a GPU lacks."""
     number = gpu_number(device)
     if number is None and device != "cpu":
         raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
     if number is None:
         return None
-    if activations != FLOAT32:
+    if activations != INT16:
         raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
     return Gpu(number)
 

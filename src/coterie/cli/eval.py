@@ -27,7 +27,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
 from coterie.core.errors import CompositionError
-from coterie.models.model import FLOAT32
+from coterie.models.model import INT16
 
 QUESTIONS = "questions.jsonl"
 
@@ -44,7 +44,7 @@ def evaluate(
     near: NearOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = FLOAT32,
+    activations: ActivationsOpt = INT16,
 ) -> None:
     """Score experts, router, composition and the single fallback model on held-out questions (exact last lines)."""
     with Coterie.open(composition, options(device, near, None, threads, activations=activations)) as coterie:

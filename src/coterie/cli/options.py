@@ -22,7 +22,7 @@ from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
 from coterie.engine.recording import MAX_WORKS
-from coterie.models.model import FLOAT32
+from coterie.models.model import INT16
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,7 +67,10 @@ TraceOpt = Annotated[
     typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing, Perfetto or coterie trace."),
 ]
 ActivationsOpt = Annotated[
-    str, typer.Option(help="float32, or int8: rounded where they meet packed weights. Faster, a little less exact.")
+    str,
+    typer.Option(
+        help="What activations are rounded to where a CPU multiplies packed weights: int16, or int8, less exact."
+    ),
 ]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
@@ -78,7 +81,7 @@ def options(
     kv: int | None,
     threads: int | None,
     trace: Path | None = None,
-    activations: str = FLOAT32,
+    activations: str = INT16,
     pool: int | None = None,
     reuse: bool = True,
 ) -> Options:

@@ -36,7 +36,7 @@ from coterie.cli.options import (
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
-from coterie.models.model import FLOAT32
+from coterie.models.model import INT16
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -61,7 +61,7 @@ def run(
     reuse: ReuseOpt = True,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = FLOAT32,
+    activations: ActivationsOpt = INT16,
     trace: TraceOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""

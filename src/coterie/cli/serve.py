@@ -31,7 +31,7 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import UsageError
-from coterie.models.model import FLOAT32
+from coterie.models.model import INT16
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 
@@ -49,7 +49,7 @@ def serve(
     reuse: ReuseOpt = True,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = FLOAT32,
+    activations: ActivationsOpt = INT16,
     trace: TraceOpt = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""

@@ -4,9 +4,8 @@
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
 
-A weight is q * s, which float32 holds exactly: nothing that computes with it depends on how it was unpacked. Where a
-kernel multiplies sums of q * x by s instead, its results are as near as float32 rounds, and it says so.
-Padding is zero. Activations that meet packed weights may be rounded in the same groups, by choice.
+A weight is q * s, which float32 holds exactly. Padding is zero. A CPU's kernels round the activations that meet packed
+weights to whole numbers in the same groups: of 16 bits, or of 8 by choice.
 Knows nothing about files or which tensors are packed.
 """
 
@@ -22,7 +21,8 @@ from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType, from_
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-MAX_Q8 = 127  # of weights and of rounded activations; -128 is left out, so that a product of magnitudes fits 15 bits
+MAX_Q8 = 127  # of weights; -128 is left out, so that a product of magnitudes fits 15 bits
+MAX_INT8, MAX_INT16 = 127, 32767  # of rounded activations
 LOW_Q4, HIGH_Q4 = -8, 7
 # The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
 _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
@@ -47,10 +47,10 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     return out
 
 
-def rounded(values_TK: F32, dtype: DType) -> F32:
-    """Activations as packed weights of a type meet them when they are rounded to int8, in the weights' groups.
+def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
+    """Activations as packed weights of a type meet them: whole numbers up to `most`, in the weights' groups.
 
-    scale = largest magnitude / 127, q = the nearest whole number of x * (127 / largest), ties to even: q * scale.
+    scale = largest magnitude / most, q = the nearest whole number of x * (most / largest), ties to even: q * scale.
     A group that is not all finite becomes NaN.
     """
     T, K = values_TK.shape
@@ -60,9 +60,9 @@ def rounded(values_TK: F32, dtype: DType) -> F32:
     grouped = grouped.reshape(T, grouped.shape[1] // group, group)
     largest = np.abs(grouped).max(axis=-1, keepdims=True)
     with np.errstate(all="ignore"):
-        steps = np.float32(MAX_Q8) / largest
+        steps = np.float32(most) / largest
         q = np.rint(grouped * np.where(np.isfinite(steps), steps, np.float32(0)))
-        scales = np.where(np.isfinite(largest), largest / np.float32(MAX_Q8), np.float32(np.nan))
+        scales = np.where(np.isfinite(largest), largest / np.float32(most), np.float32(np.nan))
         return np.asarray((q * scales).reshape(T, grouped.shape[1] * group)[:, :K], np.float32)
 
 

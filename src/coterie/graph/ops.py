@@ -14,7 +14,7 @@ from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
-__all__ = ["CAP", "COLLECTIVES", "INT8", "OFFSET", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
+__all__ = ["CAP", "COLLECTIVES", "INT8", "INT16", "OFFSET", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
@@ -25,7 +25,8 @@ OPS: dict[str, OpSpec] = {
         ("eps", "offset?"),
     ),
     "linear": OpSpec(
-        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
+        "y = scale * (x @ weight.T + bias), trailing axes flattened; a packed weight meets x rounded to 16 bits "
+        "(core.packed.rounded), or with rounding int8 to 8",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
         ("rounding?", "scale?"),
@@ -126,7 +127,7 @@ OPS: dict[str, OpSpec] = {
 
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
-ROUNDING, INT8 = "rounding", "int8"  # the attribute of linear, and its only value
+ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # the attribute of linear, its only value, and what is so without
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 

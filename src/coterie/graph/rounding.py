@@ -1,4 +1,4 @@
-"""The graph whose packed weights meet activations rounded to int8: another computation, so another architecture key.
+"""The graph whose packed weights meet activations rounded to 8 bits, not 16: another computation, so another key.
 
 Knows nothing about how activations are rounded (core.packed) or when that is asked for.
 """
@@ -13,7 +13,7 @@ from coterie.graph.ops import INT8, ROUNDING
 
 
 def with_rounding(graph: Graph) -> Graph:
-    """Every linear of a packed weight rounds what it reads; a graph without packed weights stays as it is."""
+    """Every linear of a packed weight rounds what it reads to int8; a graph without packed weights stays as it is."""
     return replace(graph, ops=tuple(_rounding(graph, op) for op in graph.ops))
 
 

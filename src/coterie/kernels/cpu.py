@@ -65,11 +65,11 @@ OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, 
 
 
 def dtype_number(dtype: DType, rounded: bool = False) -> int:
-    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets rounded activations.
+    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets activations of 8 bits.
 
     Raises KeyError for types that are neither.
     """
-    return int(_cpu.DTYPES[f"{dtype.value}, rounded" if rounded else dtype.value])
+    return int(_cpu.DTYPES[f"{dtype.value}, int8" if rounded else dtype.value])
 
 
 def real_bits(value: float) -> int:

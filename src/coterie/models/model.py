@@ -25,7 +25,7 @@ from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.cost import value_bytes
 from coterie.graph.ir import Graph
-from coterie.graph.ops import INT8
+from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.models.config import ModelConfig
@@ -35,8 +35,7 @@ from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.tensors import check_tensors, map_bytes
 
-FLOAT32 = "float32"
-ACTIVATIONS = (FLOAT32, INT8)  # of the products with packed weights
+ACTIVATIONS = (INT16, INT8)  # of the products with packed weights
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -128,14 +127,14 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model as it is (float32), or with the activations that meet packed weights rounded (int8).
+    """The model as it is (int16), or with the activations that meet packed weights rounded to 8 bits (int8).
 
     Raises UsageError for another word.
     """
     if activations not in ACTIVATIONS:
         fact = f"{activations!r} is not a type that activations can have"
         raise UsageError("--activations", fact, f"use one of {', '.join(ACTIVATIONS)}")
-    if activations == FLOAT32:
+    if activations == INT16:
         return model
     graph = with_rounding(model.graph)
     return replace(model, graph=graph, key=architecture_key(graph))

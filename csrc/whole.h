@@ -1,0 +1,356 @@
+// Dot products of activations rounded to whole numbers (whole_record.h) with packed rows, in whole numbers.
+// Knows nothing about ops or how work is shared out.
+//
+//   sum over groups of (sum of q * weight's whole number) * (scale * weight's scale)
+//
+// Eight lanes, whatever the instruction set: a lane's sum over a group is whole, so exact, and groups are added in order. No blocking
+// of tokens or rows changes the bits.
+#pragma once
+
+#include "scratch.h"
+#include "streams.h"
+#include "whole_record.h"
+
+namespace coterie::COTERIE_ISA {
+
+constexpr int64_t kPackedAheadBytes = 4096;
+
+inline void fetch_packed(bytes* at, int64_t size_bytes) {
+#pragma GCC unroll 16
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
+}
+
+[[gnu::noinline]] inline void fetch_rest(bytes* at, int64_t size_bytes) {
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
+}
+
+// The part of a record, or of as many weights as it has, that M tokens and N rows share: where it is, and how far from one to the next.
+struct Records {
+  bytes* at;
+  int64_t apart;
+  bytes* of(int64_t m) const { return at + m * apart; }
+};
+
+#if defined(__AVX2__)
+
+using Lanes = __m256;
+
+inline __m256i load_bytes(bytes* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+inline Lanes load_lanes(bytes* at) { return _mm256_loadu_ps(reinterpret_cast<const float*>(at)); }
+inline Lanes add_product(__m256i whole, Lanes scale, Lanes acc) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, acc); }
+inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+
+inline float sum_lanes(Lanes v) { return sum_eight(v); }
+inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4_eight(v[0], v[1], v[2], v[3], out); }
+
+// A bfloat16 as the upper half of 32 bits: the two bytes before a scale belong to the row too.
+inline Lanes scale_lanes(bytes* scale) {
+  const Lanes both = _mm256_broadcast_ss(reinterpret_cast<const float*>(scale - 2));
+  return _mm256_and_ps(both, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
+// The scales of two groups that follow one another, each in four lanes.
+inline Lanes pair_scales(bytes* at) {
+  int32_t two;
+  std::memcpy(&two, at, sizeof two);
+  const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
+                                         -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), place));
+}
+
+// A group of up to 4 blocks of int8 and 8 bits: the magnitudes of the weights times q with their signs.
+template <DType D, int M, int N>
+inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N])
+  requires(Record<D>::kInt8)
+{
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < blocks * kBlockWeights; i += kBlockWeights)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const __m256i weight = load_bytes(w.of(n) + i), magnitude = _mm256_abs_epi8(weight);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        const __m256i q = _mm256_sign_epi8(load_bytes(x.of(m) + i), weight);
+        whole[m][n] = _mm256_add_epi32(whole[m][n], pairs_added(_mm256_maddubs_epi16(magnitude, q)));
+      }
+    }
+}
+
+// whole[m][n] += 16 numbers of token m, at step `i` of 16 bits, times those of row n.
+template <int M, int N>
+inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N], __m256i (&whole)[M][N]) {
+#if defined(__GNUC__)
+  if constexpr (M == 4 && N == 2) {  // left to themselves, compilers keep a sum in memory, and wait for it
+    const auto at = [&](int64_t m) -> const __m256i_u& { return *reinterpret_cast<const __m256i_u*>(x.of(m) + 2 * i); };
+    __m256i token, product;
+#define COTERIE_TOKEN(at, a, b)                                                                                                \
+  "vmovdqu %[" #at "], %[t]\n\tvpmaddwd %[p], %[t], %[u]\n\tvpaddd %[u], %[" #a "], %[" #a "]\n\tvpmaddwd %[q], %[t], %[t]\n\t" \
+  "vpaddd %[t], %[" #b "], %[" #b "]\n\t"
+    asm(COTERIE_TOKEN(x0, a, b) COTERIE_TOKEN(x1, c, d) COTERIE_TOKEN(x2, e, f) COTERIE_TOKEN(x3, g, h)
+        : [a] "+&x"(whole[0][0]), [b] "+&x"(whole[0][1]), [c] "+&x"(whole[1][0]), [d] "+&x"(whole[1][1]),
+          [e] "+&x"(whole[2][0]), [f] "+&x"(whole[2][1]), [g] "+&x"(whole[3][0]), [h] "+&x"(whole[3][1]),
+          [t] "=&x"(token), [u] "=&x"(product)
+        : [p] "x"(wide[0]), [q] "x"(wide[1]), [x0] "m"(at(0)), [x1] "m"(at(1)), [x2] "m"(at(2)), [x3] "m"(at(3)));
+#undef COTERIE_TOKEN
+    return;
+  }
+#endif
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    const __m256i q = load_bytes(x.of(m) + 2 * i);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) whole[m][n] = _mm256_add_epi32(whole[m][n], _mm256_madd_epi16(q, wide[n]));
+  }
+}
+
+// The same and 16 bits.
+template <DType D, int M, int N>
+inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N]) {
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < blocks * kBlockWeights; i += 16) {
+    __m256i wide[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) wide[n] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.of(n) + i)));
+    add_products_16<M, N>(x, i, wide, whole);
+  }
+}
+
+template <DType D, int M, int N>
+inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
+  __m256i whole[M][N] = {};
+  add_whole_q8<D, M, N>(x, w, blocks, whole);
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Lanes of_weight = scale_lanes(scale + n * w.apart);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+      acc[m][n] = add_product(whole[m][n], of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
+  }
+}
+
+// What a token adds to a row over two groups of int4, whose halves of bytes (8 bits) or quarters of 16 bits are given.
+template <DType D>
+inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+  const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
+  const __m256i sums_taken = at(Record<D>::kSumsAt / 32);
+  if constexpr (Record<D>::kInt8) {
+    const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1)));
+    return pairs_added(_mm256_sub_epi16(sums, sums_taken));
+  } else {
+    const auto product = [&](int i) { return _mm256_madd_epi16(parts[i], at(i)); };
+    return _mm256_add_epi32(_mm256_add_epi32(sums_taken, _mm256_add_epi32(product(0), product(1))), _mm256_add_epi32(product(2), product(3)));
+  }
+}
+
+// Row n of N over two groups that follow one another, 32 bytes at `w` with 4 of scales.
+template <DType D, int M, int N>
+inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int n, Lanes (&acc)[M][N]) {
+  const __m256i both = load_bytes(w);
+  const Lanes of_weight = pair_scales(scales);
+  const auto add = [&](const auto& parts) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+      acc[m][n] = add_product(whole_of_pair<D>(x.of(m), parts), of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
+  };
+  if constexpr (Record<D>::kInt8) {
+    const __m256i half = _mm256_set1_epi8(15);
+    const __m256i halves[2] = {_mm256_and_si256(both, half), _mm256_and_si256(_mm256_srli_epi16(both, 4), half)};
+    add(halves);
+  } else {
+    const __m256i quarter = _mm256_set1_epi16(15);
+    const __m256i quarters[4] = {_mm256_and_si256(both, quarter), _mm256_and_si256(_mm256_srli_epi16(both, 4), quarter),
+                                 _mm256_and_si256(_mm256_srli_epi16(both, 8), quarter), _mm256_srli_epi16(both, 12)};
+    add(quarters);
+  }
+}
+
+#else
+
+struct Lanes {
+  float lane[kLanes];
+};
+
+inline float sum_lanes(const Lanes& v) {
+  float four[4];
+  for (int i = 0; i < 4; ++i) four[i] = v.lane[i] + v.lane[i + 4];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline void sum4_lanes(const Lanes (&v)[4], float* out) {
+  for (int i = 0; i < 4; ++i) out[i] = sum_lanes(v[i]);
+}
+
+// Whole number `index` of a record.
+template <DType D>
+inline int32_t whole_at(bytes* record, int64_t index) {
+  if constexpr (Record<D>::kInt8) return static_cast<int8_t>(record[index]);
+  int16_t q;
+  std::memcpy(&q, record + 2 * index, sizeof q);
+  return q;
+}
+
+inline float lane_scale(bytes* record, int64_t at, int64_t lane) {
+  float scale;
+  std::memcpy(&scale, record + at + 4 * lane, sizeof scale);
+  return scale;
+}
+
+template <DType D, int M, int N>
+inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
+  using R = Record<D>;
+  constexpr int64_t kStep = R::kInt8 ? 32 : 16;  // weights that meet the lanes at once
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      int32_t whole[kLanes] = {};
+      for (int64_t i = 0; i < blocks * kBlockWeights; ++i)
+        whole[i % kStep / (kStep / kLanes)] += static_cast<int8_t>(w.of(n)[i]) * whole_at<D>(x.of(m), i);
+      const float of_weight = widen<DType::bf16>(scale + n * w.apart);
+      for (int64_t i = 0; i < kLanes; ++i)
+        acc[m][n].lane[i] += static_cast<float>(whole[i]) * (of_weight * lane_scale(x.of(m), R::kScalesAt, i));
+    }
+}
+
+template <DType D, int M, int N>
+inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int n, Lanes (&acc)[M][N]) {
+  using R = Record<D>;
+  for (int m = 0; m < M; ++m) {
+    int32_t whole[kLanes] = {};
+    for (int64_t i = 0; i < 32; ++i) {
+      const int low = (w[i] & 15) - 8, high = (w[i] >> 4) - 8;
+      // Half of a record's part is group a's, half group b's.
+      const int64_t part = R::kInt8 ? 0 : i % 2 * 2, place = R::kInt8 ? i : part * 16 + i / 16 * 8 + i % 16 / 2;
+      whole[i / 4] += low * whole_at<D>(x.of(m), place) + high * whole_at<D>(x.of(m), place + (R::kInt8 ? 32 : 16));
+    }
+    for (int64_t i = 0; i < kLanes; ++i)
+      acc[m][n].lane[i] += static_cast<float>(whole[i]) * (widen<DType::bf16>(scales + i / 4 * 2) * lane_scale(x.of(m), R::kScalesAt, i));
+  }
+}
+
+#endif
+
+// One group of int4 without another: as if the other's weights, scale and q were 0.
+template <DType D, int M, int N>
+inline void add_half_pair(const Records& x, bytes* w, bytes* scale, int n, Lanes (&acc)[M][N]) {
+  uint8_t pair[32] = {}, two[4] = {};
+  std::memcpy(pair, w, 16);
+  std::memcpy(two, scale, 2);
+  add_pair_q4<D>(x, pair, two, n, acc);
+}
+
+// out[m * out_stride + n] = the sum of acc[m][n].
+template <int M, int N>
+inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) {
+  const auto at = [&](int i) -> const Lanes& { return acc[i / N][i % N]; };
+  float sums[M * N];
+#pragma GCC unroll 2
+  for (int i = 0; i + 4 <= M * N; i += 4) sum4_lanes({at(i), at(i + 1), at(i + 2), at(i + 3)}, sums + i);
+#pragma GCC unroll 4
+  for (int i = M * N / 4 * 4; i < M * N; ++i) sums[i] = sum_lanes(at(i));
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
+}
+
+// Rows of a packed type that follow one another.
+struct PackedRows {
+  bytes* at;
+  int64_t K, apart, scales_at;  // bytes from one row to the next, and to its scales
+};
+
+template <DType D>
+inline PackedRows packed_rows(bytes* w, int64_t K) {
+  return {w, K, row_bytes(static_cast<int64_t>(D), K), scales_at(static_cast<int64_t>(D), K)};
+}
+
+template <DType D, int M, int N>
+[[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t left, Lanes (&acc)[M][N]) {
+  if constexpr (Record<D>::kQ8) {
+    add_group_q8<D>(x, w, scales, whole_parts(left, kBlockWeights), acc);
+  } else {
+    for (int n = 0; n < N; ++n) {
+      if (left > kGroupQ4) {
+        add_pair_q4<D>(x, w.of(n), scales + n * w.apart, n, acc);
+      } else {
+        add_half_pair<D>(x, w.of(n), scales + n * w.apart, n, acc);
+      }
+    }
+  }
+}
+
+// What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
+template <DType D, int M, int N>
+inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t left, Lanes (&acc)[M][N]) {
+  Lanes sums[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) sums[i / N][i % N] = acc[i / N][i % N];
+  add_copied<D>(x, w, scales, left, sums);
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
+}
+
+// M tokens with the first N rows; out[m * out_stride + n]. With `fetches`, weights behind these are fetched meanwhile.
+template <DType D, int M, int N>
+[[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+  using R = Record<D>;
+  constexpr int64_t kRow = row_bytes(static_cast<int64_t>(D), R::kWeights), kScales = R::kQ8 ? 2 : 4;
+  Records w{rows.at, rows.apart};
+  bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
+  Lanes acc[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = Lanes{};
+  int64_t left = rows.K;
+#pragma GCC unroll 1
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += kRow - kScales, scales += kScales, ahead += N * kRow) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    if constexpr (R::kQ8) {
+      add_group_q8<D>(x, w, scales, R::kWeights / kBlockWeights, acc);
+    } else {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) add_pair_q4<D>(x, w.of(n), scales + n * w.apart, n, acc);
+    }
+  }
+  if (left > 0) {
+    if (fetches) fetch_rest(ahead, end - ahead);
+    add_rest<D>(x, w, scales, left, acc);
+  }
+  put_lanes(acc, out, out_stride);
+}
+
+// At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
+template <DType D, int M>
+inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  constexpr int kRows = M == 1 ? 4 : 2;
+  int64_t n = 0;
+  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, M, kRows>(x, rows, out + n, out_stride, fetches);
+  for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+}
+
+constexpr int64_t kWholeTokens = 4;  // at once
+
+// All tokens with N rows, kWholeTokens at once.
+template <DType D>
+inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
+  for (int64_t t = 0; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
+    const auto some = [&]<int M>() { whole_rows<D, M>(x, rows, N, out, out_stride, t == 0); };
+    switch (tokens - t) {
+      case 1: some.template operator()<1>(); break;
+      case 2: some.template operator()<2>(); break;
+      case 3: some.template operator()<3>(); break;
+      default: some.template operator()<4>(); break;
+    }
+  }
+}
+
+constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
+
+// out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, one after the other. Of few tokens all meet
+// some rows while these are in the first-level cache; of many some meet all rows.
+inline void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  const Records x{records, records_bytes(dtype, K)};
+  const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;
+  with_packed(dtype, [&]<DType D>() {
+    PackedRows rows = packed_rows<D>(w, K);
+    for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
+      whole_tokens<D>(x, tokens, rows, N - n < together ? N - n : together, out + n, out_stride);
+  });
+}
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,264 @@
+"""Packed weights and activations rounded to whole numbers: kernels against core.packed, on each instruction set.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.device.native import absent, call, empty, ints, optional, random, rms_norm, silu, weight
+from tests.device.test_kernels_packed import both, placed
+
+from coterie.core.dtypes import PACKED, DType
+from coterie.core.packed import MAX_INT8, MAX_INT16, pack, rounded, unpack
+from coterie.kernels import cpu as kernels
+
+TYPES = tuple(PACKED)
+BITS = pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8], ids=["int16", "int8"])
+SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (7, 5, 97), (16, 6, 576),
+         (19, 37, 129), (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (140, 3, 96), (6, 7, 544),
+         (17, 1, 9793)]  # fmt: skip
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def team(request):
+    return kernels.Team(2, request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def meets(w, name, most):
+    """A weight that rounds what it is multiplied with, if it is packed."""
+    return {name: w.address, f"{name}_dtype": kernels.dtype_number(w.dtype, w.dtype.is_packed and most == MAX_INT8)}
+
+
+def linear(team, x, w, most, bias=None):
+    y = empty(len(x), len(w.values))
+    operands = {"x": x, **meets(w, "weight", most), **optional("bias", bias), "y": y}
+    call(team, "linear", **operands, T=len(x), N=len(w.values), K=w.values.shape[1])
+    return y
+
+
+def exact(x, w, most):
+    return rounded(x, w.dtype, most).astype(np.float64) @ w.values.T.astype(np.float64)
+
+
+def close(y, expected):
+    np.testing.assert_allclose(y, expected, rtol=3e-6, atol=6e-6)
+
+
+def both_of(values, dtype):
+    bits = pack(values, dtype)
+    return placed(bits, dtype, unpack(bits, dtype, values.shape[1])), bits
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("T", "N", "K"), SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear_multiplies_rounded_activations(team, rng, dtype, most, T, N, K, biased):
+    x, (w, _) = random(rng, T, K), both(rng, (N, K), dtype)
+    b = weight(rng, (N,), DType.BF16, scale=1.0) if biased else None
+    expected = exact(x, w, most) + (b.values if b else 0)
+    close(linear(team, x, w, most, b), expected)
+    if T > 0 and K > 1 and most == MAX_INT8:  # one number is 127 steps of its own
+        assert not np.allclose(expected, x.astype(np.float64) @ w.values.T + (b.values if b else 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("K", [64, 160, 576, 2048])
+@pytest.mark.parametrize("center", [0.0, 3.0])
+def test_sixteen_bits_lose_half_a_step_of_each_activation_at_most(team, rng, dtype, K, center):
+    """Beside activations as they are: 2^-16 of the largest of a group, where bfloat16 loses up to 2^-9 of each."""
+    x, (w, _) = random(rng, 5, K) + np.float32(center), both(rng, (37, K), dtype)
+    group = PACKED[dtype][1]
+    padded = np.zeros((5, -(-K // group) * group))
+    padded[:, :K] = np.abs(x)
+    steps = np.repeat(padded.reshape(5, -1, group).max(axis=2) / MAX_INT16, group, axis=1)[:, :K]
+    bound = (0.501 * steps) @ np.abs(w.values).T.astype(np.float64)
+    lost = np.abs(linear(team, x, w, MAX_INT16) - x.astype(np.float64) @ w.values.T.astype(np.float64))
+    products = np.abs(x).astype(np.float64) @ np.abs(w.values).T.astype(np.float64)
+    np.testing.assert_array_less(lost, bound + K / 8 * 2.0**-24 * products)
+    bfloat16 = (x.view(np.uint32) + 0x8000 & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    assert lost.mean() < np.abs((bfloat16 - x).astype(np.float64) @ w.values.T).mean() / 10
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("N", "K"), [(7, 64), (40, 33), (37, 576), (37, 1200)])
+def test_a_token_has_the_same_bits_alone_among_others_and_for_any_team(rng, dtype, most, N, K):
+    x, (w, _) = random(rng, 41, K), both(rng, (N, K), dtype)
+    for isa in kernels.ISAS:
+        together = linear(kernels.Team(1, isa), x, w, most)
+        for threads in (2, 3, 8):
+            np.testing.assert_array_equal(linear(kernels.Team(threads, isa), x, w, most), together)
+        team = kernels.Team(2, isa)
+        for first, last in [(0, 1), (1, 3), (3, 6), (6, 10), (10, 26), (26, 41)]:
+            part = linear(team, np.ascontiguousarray(x[first:last]), w, most)
+            np.testing.assert_array_equal(part, together[first:last])
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("K", [160, 576])
+def test_a_row_has_the_same_bits_wherever_it_lies(team, rng, dtype, most, K):
+    """Four rows at once, two, or the last ones alone."""
+    x, (w, _) = random(rng, 6, K), both(rng, (71, K), dtype)
+    bits = w.memory.reshape(71, -1)
+    for T in (1, 6):
+        whole = linear(team, x[:T], w, most)
+        for first in (1, 33, 67, 70):
+            part = placed(np.ascontiguousarray(bits[first:]), dtype, w.values[first:])
+            np.testing.assert_array_equal(linear(team, x[:T], part, most), whole[:, first:])
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("K", [320, 300])
+def test_extremes_of_weights_and_activations_do_not_overflow(team, dtype, most, K):
+    """All weights and activations as large as they can be, of either sign, and groups of zeros."""
+    high, low = 1.0, -1.0
+    rows = np.stack([np.full(K, high), np.full(K, low), np.tile([high, low], K // 2), np.zeros(K)]).astype(np.float32)
+    w, _ = both_of(rows, dtype)
+    x = np.ascontiguousarray(np.tile(rows, (2, 1)) * np.float32(3e20))
+    close(linear(team, x, w, most) / 1e20, exact(x, w, most) / 1e20)
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("T", [1, 5])
+def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
+    """A row for each column, with all its weight there: the product of two whole numbers and two scales."""
+    K = 256
+    x = np.tile(np.ldexp(np.float32(1), np.arange(K) % 16 - 8), (T, 1))
+    bits = pack(np.ones((K, K), np.float32), dtype)
+    for value in range(-127, 128) if dtype is DType.Q8 else range(-8, 8):
+        q = np.diag(np.full(K, value))
+        if dtype is DType.Q8:
+            bits[:, :K] = q.astype(np.int8).view(np.uint8)
+        else:
+            halves = (q + 8).astype(np.uint8).reshape(K, -1, 2, 16)
+            bits[:, : K // 2] = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(K, -1)
+        w = placed(bits, dtype, unpack(bits, dtype, K))
+        assert np.count_nonzero(w.values) == (K if value else 0)
+        np.testing.assert_allclose(linear(team, x, w, most), exact(x, w, most), rtol=2e-7, atol=0)
+
+
+def spoil(bits, dtype, K, fault):
+    """One small fault in every row of K columns."""
+    one, scales = (1, K) if dtype is DType.Q8 else (0x10, K // 2)
+    if fault == "last bit of a scale":
+        bits[:, scales] ^= 1
+    elif fault == "last bit of a weight":
+        bits[:, scales - 1] ^= one
+    elif fault == "scales exchanged":
+        bits[:, scales : scales + 4] = bits[:, [scales + 2, scales + 3, scales, scales + 1]]
+    else:
+        bits[:, scales - 4 : scales] = 0 if dtype is DType.Q8 else 0x88
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("K", [160, 576, 1120])
+@pytest.mark.parametrize("fault", ["last bit of a scale", "last bit of a weight", "scales exchanged", "tail of zeros"])
+def test_a_small_fault_is_further_off_than_the_tolerance(team, rng, dtype, fault, K):
+    x, (w, _) = random(rng, 1, K), both(rng, (40, K), dtype)
+    bits = w.memory.reshape(40, -1).copy()
+    spoil(bits, dtype, K, fault)
+    wrong, right = linear(team, x, placed(bits, dtype, w.values), MAX_INT16), exact(x, w, MAX_INT16)
+    assert (np.abs(wrong - right) > 6e-6 + 3e-6 * np.abs(right)).mean() > 0.5
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_reaches_the_result(team, rng, dtype, most, bad):
+    x, (w, _) = random(rng, 3, 300), both(rng, (5, 300), dtype)
+    x[1, 290] = bad
+    y = linear(team, x, w, most)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_scale_that_is_no_number_stays_in_its_row(team, rng, dtype, most):
+    x, (w, _) = random(rng, 1, 160), both(rng, (9, 160), dtype)
+    bits = w.memory.reshape(9, -1).copy()
+    bits[3, -2:] = 0xFF
+    y = linear(team, x, placed(bits, dtype, w.values), most)
+    assert np.isnan(y[0, 3])
+    assert np.isfinite(np.delete(y, 3)).all()
+
+
+@BITS
+def test_tiny_activations_round_to_nothing(team, rng, most):
+    w, _ = both(rng, (5, 64), DType.Q4)
+    x = np.full((2, 64), 1e-42, np.float32)
+    np.testing.assert_array_equal(linear(team, x, w, most), np.zeros((2, 5), np.float32))
+
+
+@BITS
+@pytest.mark.parametrize("T", [1, 3, 19])
+@pytest.mark.parametrize(("gate_type", "up_type"), [("Q8", "Q8"), ("Q4", "Q4"), ("Q4", "Q8"), ("F32", "Q4")])
+def test_fused_regions_are_their_parts(team, rng, most, T, gate_type, up_type):
+    """The normed tile is rounded for each type of weight; a fused region gives the bits of norm, then linear."""
+    D, F = 100, 37
+    x, norm = random(rng, T, D), weight(rng, (D,), DType.BF16, center=1.0, scale=0.1)
+    gate, up = (
+        weight(rng, (F, D), DType.F32) if t == "F32" else both(rng, (F, D), DType[t])[0] for t in (gate_type, up_type)
+    )
+    normed, y, taken = empty(T, D), empty(T, F), empty(T, F)
+    call(team, "rms_norm", x=x, **norm.operand("weight"), y=normed, T=T, per_token=1, C=D, eps=1e-5)
+    np.testing.assert_allclose(normed, rms_norm(x, norm.values, 1e-5), rtol=1e-5, atol=1e-5)
+    weights, biases = meets(gate, "gate", most) | meets(up, "up", most), absent("gate_bias") | absent("up_bias")
+    operands = norm.operand("norm") | weights | biases
+    call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **operands)
+    expected = silu(linear(team, normed, gate, most)) * linear(team, normed, up, most)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    rows = ints(np.arange(T)[::-1])
+    operands = {**norm.operand("norm"), **meets(up, "weight", most), **absent("bias")}
+    call(team, "take_norm_linear", x=x, rows=rows, eps=1e-5, y=taken, R=T, D=D, N=F, **operands)
+    np.testing.assert_array_equal(taken, linear(team, np.ascontiguousarray(normed[::-1]), up, most))
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("T", [1, 5, 19])
+def test_a_weight_that_is_not_packed_is_not_rounded(team, rng, dtype, most, T):
+    D, F = 64, 9
+    x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=1.0, scale=0.1)
+    (gate, _), up = both(rng, (F, D), dtype), weight(rng, (F, D), DType.BF16)
+    y = empty(T, F)
+    weights, biases = meets(gate, "gate", most) | up.operand("up"), absent("gate_bias") | absent("up_bias")
+    call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **norm.operand("norm"), **weights, **biases)
+    n = empty(T, D)
+    call(team, "rms_norm", x=x, **norm.operand("weight"), y=n, T=T, per_token=1, C=D, eps=1e-5)
+    ups = empty(T, F)
+    call(team, "linear", x=n, **up.operand("weight"), **absent("bias"), y=ups, T=T, N=F, K=D)
+    np.testing.assert_allclose(y, silu(linear(team, n, gate, most)) * ups, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 300),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(TYPES),
+    st.sampled_from((MAX_INT8, MAX_INT16)),
+    st.integers(-30, 30),
+)
+def test_rounding_loses_half_a_step_at_most(T, K, seed, dtype, most, exponent):
+    x = (np.random.default_rng(seed).standard_normal((T, K)) * 2.0**exponent).astype(np.float32)
+    group = PACKED[dtype][1]
+    back = rounded(x, dtype, most)
+    for first in range(0, K, group):
+        part = slice(first, first + group)
+        step = np.abs(x[:, part]).max(axis=1, keepdims=True) / most
+        assert (np.abs(back[:, part] - x[:, part]) <= step * 0.502).all()
+    np.testing.assert_array_equal(rounded(back, dtype, most)[:, :1] == 0, back[:, :1] == 0)
