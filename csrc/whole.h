@@ -15,13 +15,12 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kPackedAheadBytes = 4096;
 
-inline void fetch_packed(bytes* at, int64_t size_bytes) {
+// Compilers hold a function that only fetches for one without effect, and leave calls of it out: it has to be inlined.
+[[gnu::always_inline]] inline void fetch_packed([[maybe_unused]] bytes* at, [[maybe_unused]] int64_t size_bytes) {
+#if defined(__GNUC__)
 #pragma GCC unroll 16
-  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
-}
-
-[[gnu::noinline]] inline void fetch_rest(bytes* at, int64_t size_bytes) {
-  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 2);
+#endif
 }
 
 // The part of a record, or of as many weights as it has, that M tokens and N rows share: where it is, and how far from one to the next.
@@ -308,7 +307,8 @@ template <DType D, int M, int N>
     }
   }
   if (left > 0) {
-    if (fetches) fetch_rest(ahead, end - ahead);
+#pragma GCC unroll 1
+    for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
     add_rest<D>(x, w, scales, left, acc);
   }
   put_lanes(acc, out, out_stride);

@@ -110,7 +110,7 @@ def test_shards_become_one_file(folder_of, tmp_path):
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("bits", ["8", "4"])
 def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
-    """Float32 norms, so keys and values are float32 too: only the order of additions differs."""
+    """Float32 norms, so keys and values are float32 too: what differs is that activations are rounded to 16 bits."""
     model = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)
     prompt = prompt_of(model.config.vocab_size)
     logits, drawn = {}, {}
@@ -120,7 +120,7 @@ def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend
         drawn[backend] = stepper.greedy(prompt[:9], 8)
     first, *others = BACKENDS
     for other in others:
-        assert relative_error(logits[other], logits[first]) <= 1e-5
+        assert relative_error(logits[other], logits[first]) <= 5e-4
         assert drawn[other] == drawn[first]
 
 

@@ -9,9 +9,11 @@ import pytest
 from tests.system.test_cli import run
 from tests.system.tiny import write_expert
 
-from coterie.api.compare import KV_TOLERANCE, TOLERANCE, tolerances
+from coterie.api.compare import KV_TOLERANCE, PACKED_TOLERANCE, TOLERANCE, tolerances
 from coterie.core.dtypes import DType
 from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
@@ -32,6 +34,18 @@ def test_only_what_reads_rounded_keys_and_values_may_be_off_by_a_rounding(dtype:
         assert found[name] == TOLERANCE
     for name in ("layers.0/attention", "layers.0/down", "layers.1/q", "head/logits"):
         assert found[name] == KV_TOLERANCE.get(dtype, TOLERANCE)
+
+
+def test_what_meets_packed_weights_may_be_off_by_what_sixteen_bits_lose(tmp_path: Path) -> None:
+    source = write_expert(tmp_path / "x", 0, DType.F32, torch_dtype="float32")
+    folder = quantize_folder(source, tmp_path / "packed", Packing(4, 8)).folder
+    found = tolerances(open_model(folder), "cpu")
+    assert found["embed/x"] == TOLERANCE
+    for name in ("layers.0/q", "layers.0/attention", "layers.0/down", "head/logits"):
+        assert found[name] == PACKED_TOLERANCE
+    rows = json.loads(run("diff", folder, "--json").stdout)["rows"]
+    assert all(row["max_error"] <= row["tolerance"] for row in rows)
+    assert any(TOLERANCE / 100 < row["max_error"] for row in rows)
 
 
 def test_diff_sees_values_that_are_no_numbers(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from coterie.devices.gpu import PREFIX, Gpu, gpu_number
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
-from coterie.models.model import INT16, Model, with_activations
+from coterie.graph.ops import INT16
+from coterie.models.model import Model, with_activations
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine

@@ -34,7 +34,8 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.models.model import INT16, with_activations
+from coterie.graph.ops import INT16
+from coterie.models.model import with_activations
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"

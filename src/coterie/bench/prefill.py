@@ -22,7 +22,8 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.core.units import format_seconds
-from coterie.models.model import INT16, with_activations
+from coterie.graph.ops import INT16
+from coterie.models.model import with_activations
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 

@@ -37,7 +37,7 @@ from coterie.cli.options import (
 )
 from coterie.core.errors import UsageError
 from coterie.devices.gpu import Gpu, gpu_number
-from coterie.models.model import INT16
+from coterie.graph.ops import INT16
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec
 

@@ -27,7 +27,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
 from coterie.core.errors import CompositionError
-from coterie.models.model import INT16
+from coterie.graph.ops import INT16
 
 QUESTIONS = "questions.jsonl"
 

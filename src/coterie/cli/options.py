@@ -22,7 +22,7 @@ from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
 from coterie.engine.recording import MAX_WORKS
-from coterie.models.model import INT16
+from coterie.graph.ops import INT16
 
 P = ParamSpec("P")
 T = TypeVar("T")

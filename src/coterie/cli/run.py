@@ -36,7 +36,7 @@ from coterie.cli.options import (
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.units import format_seconds
 from coterie.engine.request import SamplingParams
-from coterie.models.model import INT16
+from coterie.graph.ops import INT16
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 

@@ -31,7 +31,7 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import UsageError
-from coterie.models.model import INT16
+from coterie.graph.ops import INT16
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 

@@ -5,7 +5,7 @@
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
 
 A weight is q * s, which float32 holds exactly. Padding is zero. A CPU's kernels round the activations that meet packed
-weights to whole numbers in the same groups: of 16 bits, or of 8 by choice.
+weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8.
 Knows nothing about files or which tensors are packed.
 """
 

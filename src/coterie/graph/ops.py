@@ -25,8 +25,7 @@ OPS: dict[str, OpSpec] = {
         ("eps", "offset?"),
     ),
     "linear": OpSpec(
-        "y = scale * (x @ weight.T + bias), trailing axes flattened; a packed weight meets x rounded to 16 bits "
-        "(core.packed.rounded), or with rounding int8 to 8",
+        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
         ("rounding?", "scale?"),

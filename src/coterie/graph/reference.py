@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coterie.core.errors import UsageError
-from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
+from coterie.core.packed import MAX_INT8, rounded
 from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
@@ -128,9 +128,8 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     flat = x[0].reshape(len(x[0]), x[1].shape[1])
-    dtype = step.graph.values[op.inputs[1]].dtype
-    if dtype.is_packed:
-        flat = rounded(flat, dtype, MAX_INT8 if op.attrs.get(ROUNDING) == INT8 else MAX_INT16)
+    if op.attrs.get(ROUNDING) == INT8:
+        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, MAX_INT8)
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]

@@ -1,4 +1,4 @@
-"""The graph whose packed weights meet activations rounded to 8 bits, not 16: another computation, so another key.
+"""The graph whose packed weights meet activations rounded to int8: another computation, so another architecture key.
 
 Knows nothing about how activations are rounded (core.packed) or when that is asked for.
 """
