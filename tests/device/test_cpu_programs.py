@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
 
+from coterie.api.compare import KV_TOLERANCE
 from coterie.core.dtypes import DType
 from coterie.device import Sampling
 from coterie.devices.cpu import CpuDevice
@@ -17,6 +18,7 @@ from coterie.kernels import cpu as kernels
 
 ALL_DTYPES = (DType.BF16, DType.F32, DType.F16)
 PACKED = (DType.Q8, DType.Q4)
+SIXTEEN_BITS = 5e-4  # of the largest value: what rounding activations to them may lose in a few layers
 MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4)
 # Neighbouring halves are up to 2^-10 of the number apart.
 NEAR = {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}  # by the type of the pages
@@ -70,10 +72,14 @@ def test_every_stored_value_is_that_of_the_reference(make, shape, isa, rule_set)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_packed_weights_agree_with_the_reference(make, shape, isa, dtypes):
+    """Whose activations are not rounded to 16 bits: more of the kept keys and values fall the other way.
+
+    How kernels round is held closely in test_kernels_whole.py.
+    """
     expert = make(shape, dtypes, isa=isa)
     for step in steps(expert):
         error, name = largest_error(expert.inspect(step), expert.expect(step))
-        assert error < NEAR[expert.program.kv.dtype], name
+        assert error < KV_TOLERANCE.get(expert.program.kv.dtype, SIXTEEN_BITS), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)
