@@ -189,6 +189,16 @@ def program_of(dtype):
     return np.concatenate([rows["embed"], *layer, rows["take_norm_linear"], rows["sample"]])
 
 
+def program_behind():
+    """Rows of a program of one layer of another family: norms behind the blocks, a gelu, caps."""
+    rows = rows_of(DType.BF16)
+    out = rows["linear"].copy()
+    out[0, kernels.OPCODES["linear"].words["K"]] = F
+    layer = ("linear", "norm_rope_append", "attention", "linear", "norm_add", "norm_gate_up_gelu_mul")
+    rest = [rows[name] for name in ("norm_add", "take_norm_linear", "softcap", "sample")]
+    return np.concatenate([rows["embed"], *(rows[name] for name in layer), out, *rest])
+
+
 def order_of(ptx, letters=ORDER):
     """A letter for each instruction that has one, as they stand in the text."""
     either = "|".join(f"(?P<{letter}>{pattern})" for letter, pattern in letters.items())
@@ -269,6 +279,9 @@ def compile_all(names, dtypes, steps):
         for step in (step for step in steps if step in WALK_STEPS):
             name = "walk"
             walk_all(program_of(dtype), STEPS[step])
+    if "walk behind" in names:
+        name, dtype, step = "walk behind", DType.BF16, "decode 1"
+        walk_all(program_behind(), STEPS[step])
     if "meet" in names:  # the walk of one row, which takes less time
         name, dtype, step = "meet", DType.BF16, "decode 1"
         row = rows_of(dtype)["linear"]
@@ -305,6 +318,9 @@ def main():
     elif names == ["not rotated"]:
         globals().update(OPTIONS=NOT_ROTATED)
         found = compile_all(tuple(NOT_ROTATED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
+    elif names == ["walk behind"]:
+        globals().update(OPTIONS=CAPPED)
+        found = compile_all(tuple(names), types[:1], ())
     elif names == ["capped"]:
         globals().update(OPTIONS=CAPPED)
         found = compile_all(tuple(CAPPED), types[:1], ("decode 1", "decode 4", "prefill 2048"))

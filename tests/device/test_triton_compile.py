@@ -149,6 +149,15 @@ def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
 
 
 @pytest.mark.long
+def test_the_walk_of_norms_behind_blocks_compiles(tmp_path):
+    (found,) = compiled(tmp_path, "walk behind")
+    assert found["releases"] == found["meetings"] == 2
+    assert found["noncoherent_loads"] == 0
+    assert found["shared_bytes"] <= MOST_SHARED_BYTES
+    assert found["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q4", "F32"])
 def test_every_kernel_compiles(tmp_path, dtype):
     found = compiled(tmp_path, "all", dtype)
