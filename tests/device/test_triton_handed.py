@@ -33,11 +33,11 @@ def words_of(row):
     return next(opcode.words for opcode in kernels.OPCODES.values() if opcode.number == row[kernels.OPCODE_WORD])
 
 
-def stages(rows, bucket, tiles):
-    """How many rows of linear_add read their activations again to round them."""
+def stages(rows, bucket, tiles, kind=LINEAR_ADD):
+    """How many rows of linear_add, or of another kind, read their activations again to round them."""
     scratch = torch.zeros(gpu.scratch_bytes(rows, bucket, tiles), dtype=torch.uint8)
     on_gpu = torch.from_numpy(rows.copy())
-    of = [i for i, row in enumerate(rows) if row[kernels.OPCODE_WORD] == LINEAR_ADD]
+    of = [i for i, row in enumerate(rows) if row[kernels.OPCODE_WORD] == kind]
     return sum(len(launches(rows, on_gpu, i, bucket, scratch, tiles)) - 1 for i in of)
 
 
@@ -89,9 +89,10 @@ def test_values_that_share_memory_give_the_same_tokens(make, shape, tokens):
     np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())
 
 
-def test_only_rows_that_meet_are_handed_on(make):
+@pytest.mark.parametrize("shape", ["odd", "gemma"])
+def test_only_rows_that_meet_are_handed_on(make, shape):
     step = step_of(([3, 1, 4, 1, 5, 9, 2], 0))
-    rows = bound_rows(make("odd", (BF16,)), step).rows
+    rows = bound_rows(make(shape, (BF16,)), step).rows
     chunk, batch = Bucket(7, 1, 1, 120), Bucket(7, 2, 1, 120)
     count = sum(row[kernels.OPCODE_WORD] == LINEAR_ADD for row in rows)
     assert stages(rows, chunk, APART) == count
@@ -100,3 +101,10 @@ def test_only_rows_that_meet_are_handed_on(make):
     moved = rows.copy()
     moved[:, kernels.OPCODES["linear_add"].words["x"]] += 16 * (moved[:, kernels.OPCODE_WORD] == LINEAR_ADD)
     assert stages(moved, chunk, WIDE) == count
+
+
+def test_products_whose_norm_comes_behind_take_what_is_handed_on(make):
+    """Of five products of a layer the output projection and down; q, k and v read what norm_add stored."""
+    rows, chunk = bound_rows(make("norms-behind", (BF16,)), step_of((LONG[:7], 0))).rows, Bucket(7, 1, 1, 120)
+    linear = kernels.OPCODES["linear"].number
+    assert [stages(rows, chunk, tiles, linear) for tiles in (APART, WIDE)] == [2 * 5, 2 * 3]

@@ -6,10 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pure.graphs import SPLIT, STEADY, VARIANTS, Player, any_decoders, decoder, gemma, of_family, step_sizes
+from tests.pure.graphs import (
+    SPLIT,
+    STEADY,
+    VARIANTS,
+    Player,
+    any_decoders,
+    change_value,
+    decoder,
+    gemma,
+    of_family,
+    step_sizes,
+)
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import Sizes
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes, Symbol
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import intermediate_bytes, op_cost, program_cost, region_cost
 from coterie.graph.eager import RULES, expand
@@ -18,6 +30,7 @@ from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.zoo import zoo_graph
 
+T = Symbol.T
 SHAPES = {
     "bloom": of_family("bloom", num_kv_heads=4),
     "opt": of_family("opt", num_kv_heads=4),
@@ -88,6 +101,15 @@ def test_a_view_joins_its_reader_or_is_a_kernel(graph):
         assert region.name == region.ops[-1].name
         stored = {name for op in region.ops[:-1] for name in op.outputs} & set(region.outputs)
         assert not stored, "what a view shows is not stored"
+
+
+def test_a_mean_is_of_the_last_axis_or_of_a_whole_row():
+    wrong = expand(decoder(**of_family("olmo2")))
+    verify(wrong)
+    for part in ("mean", "shifted", "rsqrt"):
+        wrong = change_value(wrong, f"layers.0/q_norm/{part}", shape=(T, 2, 1))
+    with pytest.raises(UsageError, match=r"layers.0/q_norm/mean\] mean: layers.0/q_norm/mean has shape"):
+        verify(wrong)
 
 
 @pytest.mark.parametrize("degree", [1, 2])
