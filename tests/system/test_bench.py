@@ -126,7 +126,18 @@ def test_packed_weights_are_fewer_bytes_to_read(config: Path, temporary: Path) -
     assert read["int4"] < read["int8"] < read["bf16"]
     got = bench("prefill", "--shape", config, "--prompt", 5, "--weights", "int4", *QUICK)
     assert got["workload"]["weights"] == "random int4"
+    assert got["workload"]["activations"] == "int16"
     assert "int5" in refused("decode", "--shape", config, "--weights", "int5")
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("what", ["decode", "prefill"])
+def test_activations_of_8_bits_are_for_packed_weights(config: Path, temporary: Path, what: str) -> None:
+    sentence = refused(what, "--shape", config, "--activations", "int8")
+    assert all(word in sentence for word in ("--activations", "bf16 weights are not packed", "--weights int8"))
+    got = bench(what, "--shape", config, "--activations", "int8", "--weights", "int8", *QUICK)
+    assert got["workload"]["activations"] == "int8"
+    assert bench(what, "--shape", config, *QUICK)["workload"]["activations"] == "float32"
     assert not list(temporary.iterdir())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import packed_expert, random_experts, stored
+from coterie.bench.experts import met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
@@ -34,7 +34,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.graph.ops import INT16
+from coterie.graph.ops import INT8, INT16
 from coterie.models.model import with_activations
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
@@ -53,7 +53,7 @@ def decode(
     activations: str = INT16,
 ) -> Report:
     """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
-    engines, room = peers_named(peers), context_tokens + STEPS
+    met, engines, room = met_by(weights, activations), peers_named(peers), context_tokens + STEPS
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
         model = with_activations(packed, activations)
@@ -69,7 +69,7 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, activations != INT16)
+        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, met == INT8)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
@@ -81,7 +81,7 @@ def decode(
     results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = activations if stored(weights).is_packed else "float32"
+    workload["activations"] = met
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
+from coterie.graph.ops import INT16
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
 from coterie.models.packing import BY_BITS, Packing
@@ -76,20 +77,38 @@ def stored(weights: str) -> DType:
     return DType.BF16 if packing is None else BY_BITS[packing.bits]
 
 
+def met_by(weights: str, activations: str) -> str:
+    """The type of what such weights meet on a CPU: float32 as it is, unless they are packed.
+
+    Raises UsageError for an unknown way to store weights, and for rounded activations where none are packed.
+    """
+    _check_stored(weights)
+    if stored(weights).is_packed:
+        return activations
+    if activations != INT16:
+        fact = f"{weights} weights are not packed, and only those meet {activations} activations"
+        raise UsageError("--activations", fact, "add --weights int8 or int4, or leave the option out")
+    return "float32"
+
+
 @contextmanager
 def packed_expert(model: Model, weights: str) -> Iterator[Model]:
     """The model with its weights stored as `weights` says, packed beside it where that is not as it is.
 
     Raises UsageError for an unknown word, CapacityError without room.
     """
-    if weights not in WEIGHTS:
-        raise UsageError("--weights", f"{weights!r} is not a way to store weights", f"use one of {', '.join(WEIGHTS)}")
+    _check_stored(weights)
     packing = WEIGHTS[weights]
     if packing is None:
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
         yield open_model(quantize_folder(model.checkpoint.path, Path(folder) / weights, packing).folder)
+
+
+def _check_stored(weights: str) -> None:
+    if weights not in WEIGHTS:
+        raise UsageError("--weights", f"{weights!r} is not a way to store weights", f"use one of {', '.join(WEIGHTS)}")
 
 
 def _check_room(root: Path, count: int, need_bytes: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import packed_expert, random_experts, stored
+from coterie.bench.experts import met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, peers_named, seconds_of
 from coterie.bench.peers.peer import Session
@@ -22,7 +22,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.core.units import format_seconds
-from coterie.graph.ops import INT16
+from coterie.graph.ops import INT8, INT16
 from coterie.models.model import with_activations
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
@@ -38,7 +38,7 @@ def prefill(
     activations: str = INT16,
 ) -> Report:
     """Measure one step over a whole prompt, the stick and the peers. Raises UsageError, CapacityError."""
-    engines, room = peers_named(peers), prompt_tokens + 1
+    met, engines, room = met_by(weights, activations), peers_named(peers), prompt_tokens + 1
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
         model = with_activations(packed, activations)
@@ -50,8 +50,7 @@ def prefill(
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, plain, weights, cpus, room, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
-        rounded = activations != INT16
-        cached = CachedProducts(cpus, stored(weights), model.config.hidden_size, rounded, prompt_tokens)
+        cached = CachedProducts(cpus, stored(weights), model.config.hidden_size, met == INT8, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
         samples = interleave(ways, effort)
@@ -71,7 +70,7 @@ def prefill(
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
     workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = activations if stored(weights).is_packed else "float32"
+    workload["activations"] = met
     return Report("prefill", workload, results, (_table(results),), _notes(results))
 
 
