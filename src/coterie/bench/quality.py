@@ -2,8 +2,9 @@
 
     question -> the unquantised expert's answer -> each variant reads both, and says what would come next
 
-Each variant runs in the NumPy reference, so that nothing else differs. Where every next token agrees, greedy decoding
-gives the same answer. Knows nothing about speed.
+Each variant runs in the NumPy reference, so that nothing else differs: activations are float32, or int8 where the name
+says so. That a CPU rounds them to 16 bits is left out. Where every next token agrees, greedy decoding gives the same
+answer. Knows nothing about speed.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def quality(per_expert: int, shape: str) -> Report:
     workload = {"demo_experts": experts, "questions_per_expert": per_expert, "random_shape": shape}
     notes = (
         "the text judged is the unquantised expert's own greedy answer; of the random model, random tokens",
+        "activations are float32 unless they are named; a CPU's 16 bits beside packed weights are left out",
         "agreement: the same most likely next token; answers equal: at every place, so greedy decoding gives the same",
     )
     return Report("quality", workload, results, tuple(_table(name, rows) for name, rows in results.items()), notes)
