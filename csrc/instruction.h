@@ -13,8 +13,8 @@
 
 namespace coterie {
 
-// q8 and q4 are weights packed in groups that share a scale; rows of them are laid out as packed.h says. The activations that they meet are rounded to
-// whole numbers of 16 bits, or of 8 (whole_record.h): the same bytes of weights, but another type.
+// q8 and q4 are weights packed in groups that share a scale; rows of them are laid out as packed.h says. The activations that they meet are
+// rounded to whole numbers of 16 bits (whole_record.h); of 8 where the type says int8, whose bytes are the same.
 enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6 };
 
 // Of a type whose elements stand alone.

@@ -11,8 +11,6 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4, where two groups are worked on together
-
 constexpr int64_t whole_parts(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
 // Bytes of a row before its scales.

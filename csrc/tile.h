@@ -147,8 +147,8 @@ constexpr int64_t input_bytes(int64_t T, int64_t K, const Forms& forms) {
   return T <= kFewTokens ? 0 : tile_bytes(T, K);
 }
 
-// What one weight reads. Few tokens where they are or side by side; many in a scratch tile; records for packed weights. A thread keeps what it copied
-// for its next units.
+// What one weight reads. Few tokens where they are or side by side; many in a scratch tile; records for packed weights. A thread keeps
+// what it copied for its next units.
 inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, const Forms& forms) {
   if (forms.any()) {
     const Copies copies = take_copies(scratch, forms, T, K);

@@ -6,7 +6,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-// The part of a record, or of as many weights as it has, that M tokens and N rows share: where it is, and how far from one to the next.
+// Records of tokens, or the weights of rows that meet them: where the first lies, and how far it is from one to the next.
 struct Records {
   bytes* at;
   int64_t apart;
@@ -85,7 +85,7 @@ inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N
   }
 }
 
-// The same and 16 bits.
+// The same for 16 bits: every 16 weights are widened once for all tokens.
 template <DType D, int M, int N>
 inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N]) {
 #pragma GCC unroll 2

@@ -9,7 +9,8 @@
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
 //   q4, 16 bits   | of groups a, b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
 //                 | -8 x sums of what a lane multiplies: 8 x int32 | scales: a x 4, b x 4 |
-//   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
+//   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 |
+//                 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
 //
 // A q4 weight is stored plus 8: the sums take that out again.
 #pragma once
@@ -19,6 +20,7 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kLanes = 8;
+constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4 two groups are worked on together
 
 // Weights that a record meets, its bytes, and where its scales are.
 template <DType D>
@@ -79,7 +81,7 @@ inline Extent extent_of(const float* x) {
           halves(zero, [](__m128 a, __m128 b) { return _mm_add_ps(a, b); })};
 }
 
-// 16 numbers times `steps`, rounded. Evens in order, then odds, or in order, are what callers make of these.
+// 16 numbers times `steps`, rounded, in order.
 inline __m256i round_16(const float* x, __m256 steps) {
   const auto eight = [&](int64_t i) { return _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps); };
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(eight(0), eight(8)), 0xD8);
