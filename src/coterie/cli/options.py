@@ -69,8 +69,8 @@ TraceOpt = Annotated[
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What activations are rounded to where a CPU multiplies packed weights: int16, or int8, which is less exact "
-        "and faster with int4 weights."
+        help="What activations are rounded to where a CPU multiplies packed weights: int16, or int8, less exact and "
+        "faster with int4 weights."
     ),
 ]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
