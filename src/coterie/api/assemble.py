@@ -31,7 +31,7 @@ class Options(Settings):
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
-    `activations`: int16 or int8, to which what meets packed weights is rounded; other experts stay as they are.
+    `activations`: int16 or int8, to which a CPU rounds what meets packed weights; other experts stay as they are.
     """
 
     device: str = "cpu"
@@ -43,7 +43,7 @@ def open_models(composition: Composition, device: str, activations: str = INT16)
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
-    UsageError for rounded activations where no expert has packed weights to use them.
+    UsageError for int8 activations where no expert has packed weights to use them.
     """
     models = open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
     chosen = {name: with_activations(model, activations) for name, model in models.items()}
