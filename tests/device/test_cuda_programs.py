@@ -18,6 +18,7 @@ from coterie.device import Sampling
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.cuda_kernels import TritonKernels
 from coterie.graph.compile import compile_graph
+from coterie.graph.ops import INT8
 from coterie.graph.rounding import with_rounding
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -62,7 +63,7 @@ def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
     graph = decoder_graph(config, types)
     device.load(compile_graph(graph, "cache"))
     with pytest.raises(UnsupportedError, match="Q8 that meets int8 activations; leave out --activations int8"):
-        device.load(compile_graph(with_rounding(graph), "cache"))
+        device.load(compile_graph(with_rounding(graph, INT8), "cache"))
 
 
 LONG = [

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import pack, unpack
+from coterie.graph.rounding import with_rounding
 from coterie.graph.verify import verify
 from coterie.kernels.cpu import ISAS
 from coterie.models.model import ACTIVATIONS, load_weights_f32, open_model, synthetic_model, with_activations
@@ -244,6 +246,23 @@ def test_rounded_activations_run_like_the_reference(row, bits, folder_of, tmp_pa
     assert lost > 0
     assert np.linalg.norm(logits["cpu"] - logits["ref"]) <= 0.6 * lost
     assert relative_error(logits["cpu"], logits["ref"]) <= 0.05
+
+
+@pytest.mark.parametrize("bits", ["8", "4 all"])
+def test_sixteen_bits_said_aloud_are_what_a_cpu_computes_anyway(bits, folder_of, tmp_path, make_backend):
+    packed = open_model(quantize_folder(folder_of("llama"), tmp_path / "out", PACKINGS[bits]).folder)
+    graph = with_rounding(packed.graph, "int16")
+    verify(graph)
+    aloud = replace(packed, graph=graph)
+    prompt, logits = prompt_of(packed.config.vocab_size), {}
+    for backend in ("reference", "cpu"):
+        for name, model in (("packed", packed), ("aloud", aloud)):
+            stepper = Stepper(make_backend(backend, model))
+            logits[backend, name] = stepper.feed((stepper.sequence(), prompt))
+    np.testing.assert_array_equal(logits["cpu", "packed"], logits["cpu", "aloud"])
+    assert 0 < relative_error(logits["reference", "aloud"], logits["reference", "packed"]) <= 5e-4
+    with pytest.raises(UsageError, match=r"rounding is 'int3'.*'int16' or 'int8'"):
+        verify(with_rounding(packed.graph, "int3"))
 
 
 def test_rounding_is_part_of_the_key_and_touches_packed_weights_alone(folder_of, tmp_path):

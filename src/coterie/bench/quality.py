@@ -2,16 +2,16 @@
 
     question -> the unquantised expert's answer -> each variant reads both, and says what would come next
 
-Each variant runs in the NumPy reference, so that nothing else differs: activations are float32, or int8 where the name
-says so. That a CPU rounds them to 16 bits is left out. Where every next token agrees, greedy decoding gives the same
-answer. Knows nothing about speed.
+Each variant runs in the NumPy reference, so that nothing else differs. Activations that meet packed weights are rounded
+to 16 bits, as a CPU rounds them, or to 8 where the name says so. Where every next token agrees, greedy decoding gives
+the same answer. Knows nothing about speed.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from coterie.composition.composition import load_composition
 from coterie.composition.evaluate import read_questions
 from coterie.composition.router import Prompt
 from coterie.device import Sampling
-from coterie.graph.ops import INT8
+from coterie.graph.ops import INT8, INT16
 from coterie.graph.reference import KvState, Reference
-from coterie.models.model import Model, load_weights_f32, open_model, with_activations
+from coterie.graph.rounding import with_rounding
+from coterie.models.model import Model, load_weights_f32, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -107,7 +108,7 @@ def quality(per_expert: int, shape: str) -> Report:
     workload = {"demo_experts": experts, "questions_per_expert": per_expert, "random_shape": shape}
     notes = (
         "the text judged is the unquantised expert's own greedy answer; of the random model, random tokens",
-        "activations are float32 unless they are named; a CPU's 16 bits beside packed weights are left out",
+        "activations that meet packed weights are rounded to 16 bits, or to 8 where that is named",
         "agreement: the same most likely next token; answers equal: at every place, so greedy decoding gives the same",
     )
     return Report("quality", workload, results, tuple(_table(name, rows) for name, rows in results.items()), notes)
@@ -141,7 +142,8 @@ def _compare(model: Model, texts: Sequence[_Text], tally: _Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
         for number, (name, packing) in enumerate(PACKINGS.items()):
             packed = open_model(quantize_folder(model.checkpoint.path, Path(folder) / str(number), packing).folder)
-            for variant, read in ((name, packed), (name + ROUNDED, with_activations(packed, INT8))):
+            for variant, to in ((name, INT16), (name + ROUNDED, INT8)):
+                read = replace(packed, graph=with_rounding(packed.graph, to))
                 reference = _reference(read)
                 for text, logits in zip(texts, plain, strict=True):
                     tally.add(variant, _logits(reference, read, text[0]), logits, text)

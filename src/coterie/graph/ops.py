@@ -25,7 +25,8 @@ OPS: dict[str, OpSpec] = {
         ("eps", "offset?"),
     ),
     "linear": OpSpec(
-        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int8: x as core.packed.rounded gives it",
+        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int16 or int8: x as in "
+        "core.packed.rounded",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
         ("rounding?", "scale?"),
@@ -126,7 +127,7 @@ OPS: dict[str, OpSpec] = {
 
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
-ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # the attribute of linear, its only value, and what is so without
+ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 

@@ -12,14 +12,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coterie.core.errors import UsageError
-from coterie.core.packed import MAX_INT8, rounded
+from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
 from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import COLLECTIVES, INT8, ROUNDING, ROW_INPUTS, SCALE
+from coterie.graph.ops import COLLECTIVES, INT8, INT16, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
+
+_MOST = {INT16: MAX_INT16, INT8: MAX_INT8}  # of activations rounded so
 
 __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
 
@@ -128,8 +130,8 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     flat = x[0].reshape(len(x[0]), x[1].shape[1])
-    if op.attrs.get(ROUNDING) == INT8:
-        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, MAX_INT8)
+    if ROUNDING in op.attrs:
+        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, _MOST[str(op.attrs[ROUNDING])])
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]

@@ -1,4 +1,4 @@
-"""The graph whose packed weights meet activations rounded to int8: another computation, so another architecture key.
+"""The graph whose packed weights meet activations rounded, to int8 or, said aloud, to int16: another architecture key.
 
 Knows nothing about how activations are rounded (core.packed) or when that is asked for.
 """
@@ -9,15 +9,15 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from coterie.graph.ir import Graph, Op
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import ROUNDING
 
 
-def with_rounding(graph: Graph) -> Graph:
-    """Every linear of a packed weight rounds what it reads to int8; a graph without packed weights stays as it is."""
-    return replace(graph, ops=tuple(_rounding(graph, op) for op in graph.ops))
+def with_rounding(graph: Graph, to: str) -> Graph:
+    """Every linear of a packed weight rounds what it reads `to` INT8 or INT16; other graphs stay as they are."""
+    return replace(graph, ops=tuple(_rounding(graph, op, to) for op in graph.ops))
 
 
-def _rounding(graph: Graph, op: Op) -> Op:
+def _rounding(graph: Graph, op: Op, to: str) -> Op:
     if op.kind != "linear" or not graph.values[op.inputs[1]].dtype.is_packed:
         return op
-    return replace(op, attrs=MappingProxyType({**op.attrs, ROUNDING: INT8}))
+    return replace(op, attrs=MappingProxyType({**op.attrs, ROUNDING: to}))

@@ -136,7 +136,7 @@ def with_activations(model: Model, activations: str) -> Model:
         raise UsageError("--activations", fact, f"use one of {', '.join(ACTIVATIONS)}")
     if activations == INT16:
         return model
-    graph = with_rounding(model.graph)
+    graph = with_rounding(model.graph, activations)
     return replace(model, graph=graph, key=architecture_key(graph))
 
 
