@@ -98,9 +98,9 @@ def _ratio(result: Result, name: str) -> str:
 
 
 def _stored(work: Mapping[str, Any]) -> str:
-    """How weights are stored, and what they meet where that is not float32."""
-    weights, activations = str(work["weights"]).removeprefix("random "), work.get("activations", "float32")
-    return weights if activations in ("float32", "int16") else f"{weights} with {activations} activations"
+    """How weights are stored, and what they meet where that is not as usual: float32, or int16 if they are packed."""
+    weights, met = str(work["weights"]).removeprefix("random "), work.get("activations", "float32")
+    return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"
 
 
 def _decode(results: list[Result]) -> str:

@@ -267,9 +267,9 @@ def weights_of(load: Mapping[str, Any]) -> str:
 
 
 def _kind(load: Mapping[str, Any]) -> str:
-    """The type of weights, and what they meet where that is not float32: other kernels, with a rate of their own."""
-    met = load.get("activations", "float32")
-    return weights_of(load) if met in ("float32", "int16") else f"{weights_of(load)} with {met} activations"
+    """The type of weights, and what they meet where that is not as usual: other kernels, with a rate of their own."""
+    weights, met = weights_of(load), load.get("activations", "float32")
+    return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"
 
 
 def _decode_sizes(load: Mapping[str, Any], batch: int) -> Sizes:
