@@ -14,7 +14,7 @@ from benchmarks import gpu_table, markdown
 
 from coterie.bench.decode import gain_aim
 from coterie.core.units import format_bytes, format_seconds
-from coterie.plan.validate.cpu import of_gpu
+from coterie.plan.validate.cpu import kind_of, of_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -98,12 +98,6 @@ def _ratio(result: Result, name: str) -> str:
     return "" if row is None else f"{row['ratio']:.2f} x ({row['precision']})"
 
 
-def _stored(work: Mapping[str, Any]) -> str:
-    """How weights are stored, and what they meet where that is not as usual: float32, or int16 if they are packed."""
-    weights, met = str(work["weights"]).removeprefix("random "), work.get("activations", "float32")
-    return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"
-
-
 def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
@@ -113,7 +107,7 @@ def _decode(results: list[Result]) -> str:
         reads = r["weight_bytes_per_token"], r["kv_bytes_per_token"]
         aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
         cells = [
-            f"{work['shape']}, {_stored(work)}, context {work['context']}",
+            f"{work['shape']}, {kind_of(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
             f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({aim:.2f})",
@@ -129,7 +123,7 @@ def _prefill(results: list[Result]) -> str:
     for r in results:
         work = r["workload"]
         cells = [
-            f"{work['shape']}, {_stored(work)}, {work['prompt_tokens']} tokens",
+            f"{work['shape']}, {kind_of(work)}, {work['prompt_tokens']} tokens",
             f"{r['tokens_per_s']:.0f}",
             f"{r['share_of_peak']:.2f}",
             *(_ratio(r, name) for name in PEERS),

@@ -1,13 +1,26 @@
-"""Fixtures of device tests: each device of the contract suite in turn, and one expert in a file."""
+"""Fixtures of device tests: devices of the contract suite, an expert in a file, teams and random numbers."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tests.device.devices import DEVICES
 from tests.device.programs import Desk, loaded, tiny_graph, write_weights
 
 from coterie.devices.cpu import CpuDevice
+from coterie.kernels import cpu as kernels
 from coterie.spec.load import load_machine
+
+
+@pytest.fixture(params=kernels.ISAS, scope="module")
+def team(request):
+    """Two threads with the kernels of an instruction set."""
+    return kernels.Team(2, request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

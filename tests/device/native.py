@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.packed import MAX_INT8, MAX_INT16
 from coterie.kernels import cpu as kernels
 
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
@@ -28,8 +29,10 @@ class Weight:
     def address(self):
         return kernels.address(self.memory)
 
-    def operand(self, name):
-        return {name: self.address, f"{name}_dtype": kernels.dtype_number(self.dtype)}
+    def operand(self, name, most=MAX_INT16):
+        """Address and type; a packed one meets whole numbers up to `most`."""
+        dtype = kernels.dtype_number(self.dtype, rounded=self.dtype.is_packed and most == MAX_INT8)
+        return {name: self.address, f"{name}_dtype": dtype}
 
 
 def weight(rng, shape, dtype, center=0.0, scale=None):
@@ -195,9 +198,9 @@ def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0):
     return y
 
 
-def linear(team, x, w, bias=None):
+def linear(team, x, w, bias=None, most=MAX_INT16):
     """x @ w.T + bias by the kernel, [T, N]."""
     (T, K), N = x.shape, w.values.shape[0]
     y = empty(T, N)
-    call(team, "linear", x=x, **w.operand("weight"), **optional("bias", bias), y=y, T=T, N=N, K=K)
+    call(team, "linear", x=x, **w.operand("weight", most), **optional("bias", bias), y=y, T=T, N=N, K=K)
     return y

@@ -22,11 +22,6 @@ def isa(request):
     return request.param
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def filled(rng, lengths, *, K, C, Z, dtype=DType.BF16):
     """Pages of sequences of these lengths; what lies beyond them is NaN, so that reading it shows."""
     pages = Pages.make(rng, len(lengths), max(lengths), K=K, C=C, Z=Z, dtype=dtype, num_layers=1)

@@ -18,16 +18,6 @@ MANY = (17, 18, 19, 22, 23, 131, 133, 270)  # tiles of each number of tokens lef
 COLUMNS = (1, 7, 33, 575, 576, 577, 1200)  # one block of columns and several, whole vectors and not
 
 
-@pytest.fixture(params=kernels.ISAS, scope="module")
-def team(request):
-    return kernels.Team(2, request.param)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def rms_norm(team, x, w):
     y = empty(*x.shape)
     call(team, "rms_norm", x=x, **w.operand("weight"), y=y, T=len(x), per_token=1, C=x.shape[1], eps=1e-5)

@@ -16,16 +16,6 @@ from coterie.kernels import cpu as kernels
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 
 
-@pytest.fixture(params=kernels.ISAS, scope="module")
-def team(request):
-    return kernels.Team(2, request.param)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize(("T", "V", "D"), [(0, 3, 5), (1, 1, 1), (5, 7, 33), (40, 300, 64)])
 def test_embed(team, rng, dtype, T, V, D):

@@ -11,19 +11,8 @@ from tests.device.native import Weight, call, empty, ints
 
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
-from coterie.kernels import cpu as kernels
 
 PACKED = (DType.Q8, DType.Q4)
-
-
-@pytest.fixture(params=kernels.ISAS, scope="module")
-def team(request):
-    return kernels.Team(2, request.param)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def placed(bits: np.ndarray, dtype: DType, values: np.ndarray) -> Weight:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.device.native import absent, call, empty, ints, optional, random, rms_norm, silu, weight
+from tests.device.native import absent, call, empty, ints, linear, random, rms_norm, silu, weight
 from tests.device.test_kernels_packed import both, placed
 
 from coterie.core.dtypes import PACKED, DType
@@ -21,28 +21,6 @@ BITS = pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8], ids=["int16", "int
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (7, 5, 97), (16, 6, 576),
          (19, 37, 129), (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (140, 3, 96), (6, 7, 544),
          (17, 1, 9793)]  # fmt: skip
-
-
-@pytest.fixture(params=kernels.ISAS, scope="module")
-def team(request):
-    return kernels.Team(2, request.param)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def meets(w, name, most):
-    """A weight that rounds what it is multiplied with, if it is packed."""
-    return {name: w.address, f"{name}_dtype": kernels.dtype_number(w.dtype, w.dtype.is_packed and most == MAX_INT8)}
-
-
-def linear(team, x, w, most, bias=None):
-    y = empty(len(x), len(w.values))
-    operands = {"x": x, **meets(w, "weight", most), **optional("bias", bias), "y": y}
-    call(team, "linear", **operands, T=len(x), N=len(w.values), K=w.values.shape[1])
-    return y
 
 
 def exact(x, w, most):
@@ -66,7 +44,7 @@ def test_linear_multiplies_rounded_activations(team, rng, dtype, most, T, N, K, 
     x, (w, _) = random(rng, T, K), both(rng, (N, K), dtype)
     b = weight(rng, (N,), DType.BF16, scale=1.0) if biased else None
     expected = exact(x, w, most) + (b.values if b else 0)
-    close(linear(team, x, w, most, b), expected)
+    close(linear(team, x, w, b, most), expected)
     if T > 0 and K > 1 and most == MAX_INT8:  # one number is 127 steps of its own
         assert not np.allclose(expected, x.astype(np.float64) @ w.values.T + (b.values if b else 0), rtol=1e-5)
 
@@ -82,7 +60,7 @@ def test_sixteen_bits_lose_half_a_step_of_each_activation_at_most(team, rng, dty
     padded[:, :K] = np.abs(x)
     steps = np.repeat(padded.reshape(5, -1, group).max(axis=2) / MAX_INT16, group, axis=1)[:, :K]
     bound = (0.501 * steps) @ np.abs(w.values).T.astype(np.float64)
-    lost = np.abs(linear(team, x, w, MAX_INT16) - x.astype(np.float64) @ w.values.T.astype(np.float64))
+    lost = np.abs(linear(team, x, w) - x.astype(np.float64) @ w.values.T.astype(np.float64))
     products = np.abs(x).astype(np.float64) @ np.abs(w.values).T.astype(np.float64)
     np.testing.assert_array_less(lost, bound + K / 8 * 2.0**-24 * products)
     bfloat16 = (x.view(np.uint32) + 0x8000 & 0xFFFF0000).astype(np.uint32).view(np.float32)
@@ -95,12 +73,12 @@ def test_sixteen_bits_lose_half_a_step_of_each_activation_at_most(team, rng, dty
 def test_a_token_has_the_same_bits_alone_among_others_and_for_any_team(rng, dtype, most, N, K):
     x, (w, _) = random(rng, 41, K), both(rng, (N, K), dtype)
     for isa in kernels.ISAS:
-        together = linear(kernels.Team(1, isa), x, w, most)
+        together = linear(kernels.Team(1, isa), x, w, most=most)
         for threads in (2, 3, 8):
-            np.testing.assert_array_equal(linear(kernels.Team(threads, isa), x, w, most), together)
+            np.testing.assert_array_equal(linear(kernels.Team(threads, isa), x, w, most=most), together)
         team = kernels.Team(2, isa)
         for first, last in [(0, 1), (1, 3), (3, 6), (6, 10), (10, 26), (26, 41)]:
-            part = linear(team, np.ascontiguousarray(x[first:last]), w, most)
+            part = linear(team, np.ascontiguousarray(x[first:last]), w, most=most)
             np.testing.assert_array_equal(part, together[first:last])
 
 
@@ -112,10 +90,10 @@ def test_a_row_has_the_same_bits_wherever_it_lies(team, rng, dtype, most, K):
     x, (w, _) = random(rng, 6, K), both(rng, (71, K), dtype)
     bits = w.memory.reshape(71, -1)
     for T in (1, 6):
-        whole = linear(team, x[:T], w, most)
+        whole = linear(team, x[:T], w, most=most)
         for first in (1, 33, 67, 70):
             part = placed(np.ascontiguousarray(bits[first:]), dtype, w.values[first:])
-            np.testing.assert_array_equal(linear(team, x[:T], part, most), whole[:, first:])
+            np.testing.assert_array_equal(linear(team, x[:T], part, most=most), whole[:, first:])
 
 
 @BITS
@@ -127,7 +105,7 @@ def test_extremes_of_weights_and_activations_do_not_overflow(team, dtype, most, 
     rows = np.stack([np.full(K, high), np.full(K, low), np.tile([high, low], K // 2), np.zeros(K)]).astype(np.float32)
     w, _ = both_of(rows, dtype)
     x = np.ascontiguousarray(np.tile(rows, (2, 1)) * np.float32(3e20))
-    close(linear(team, x, w, most) / 1e20, exact(x, w, most) / 1e20)
+    close(linear(team, x, w, most=most) / 1e20, exact(x, w, most) / 1e20)
 
 
 @BITS
@@ -147,7 +125,7 @@ def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
             bits[:, : K // 2] = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(K, -1)
         w = placed(bits, dtype, unpack(bits, dtype, K))
         assert np.count_nonzero(w.values) == (K if value else 0)
-        np.testing.assert_allclose(linear(team, x, w, most), exact(x, w, most), rtol=2e-7, atol=0)
+        np.testing.assert_allclose(linear(team, x, w, most=most), exact(x, w, most), rtol=2e-7, atol=0)
 
 
 def spoil(bits, dtype, K, fault):
@@ -170,7 +148,7 @@ def test_a_small_fault_is_further_off_than_the_tolerance(team, rng, dtype, fault
     x, (w, _) = random(rng, 1, K), both(rng, (40, K), dtype)
     bits = w.memory.reshape(40, -1).copy()
     spoil(bits, dtype, K, fault)
-    wrong, right = linear(team, x, placed(bits, dtype, w.values), MAX_INT16), exact(x, w, MAX_INT16)
+    wrong, right = linear(team, x, placed(bits, dtype, w.values)), exact(x, w, MAX_INT16)
     assert (np.abs(wrong - right) > 6e-6 + 3e-6 * np.abs(right)).mean() > 0.5
 
 
@@ -180,7 +158,7 @@ def test_a_small_fault_is_further_off_than_the_tolerance(team, rng, dtype, fault
 def test_what_is_no_number_reaches_the_result(team, rng, dtype, most, bad):
     x, (w, _) = random(rng, 3, 300), both(rng, (5, 300), dtype)
     x[1, 290] = bad
-    y = linear(team, x, w, most)
+    y = linear(team, x, w, most=most)
     assert np.isnan(y[1]).all()
     assert np.isfinite(y[[0, 2]]).all()
 
@@ -191,7 +169,7 @@ def test_a_scale_that_is_no_number_stays_in_its_row(team, rng, dtype, most):
     x, (w, _) = random(rng, 1, 160), both(rng, (9, 160), dtype)
     bits = w.memory.reshape(9, -1).copy()
     bits[3, -2:] = 0xFF
-    y = linear(team, x, placed(bits, dtype, w.values), most)
+    y = linear(team, x, placed(bits, dtype, w.values), most=most)
     assert np.isnan(y[0, 3])
     assert np.isfinite(np.delete(y, 3)).all()
 
@@ -200,7 +178,7 @@ def test_a_scale_that_is_no_number_stays_in_its_row(team, rng, dtype, most):
 def test_tiny_activations_round_to_nothing(team, rng, most):
     w, _ = both(rng, (5, 64), DType.Q4)
     x = np.full((2, 64), 1e-42, np.float32)
-    np.testing.assert_array_equal(linear(team, x, w, most), np.zeros((2, 5), np.float32))
+    np.testing.assert_array_equal(linear(team, x, w, most=most), np.zeros((2, 5), np.float32))
 
 
 @BITS
@@ -216,15 +194,15 @@ def test_fused_regions_are_their_parts(team, rng, most, T, gate_type, up_type):
     normed, y, taken = empty(T, D), empty(T, F), empty(T, F)
     call(team, "rms_norm", x=x, **norm.operand("weight"), y=normed, T=T, per_token=1, C=D, eps=1e-5)
     np.testing.assert_allclose(normed, rms_norm(x, norm.values, 1e-5), rtol=1e-5, atol=1e-5)
-    weights, biases = meets(gate, "gate", most) | meets(up, "up", most), absent("gate_bias") | absent("up_bias")
+    weights, biases = gate.operand("gate", most) | up.operand("up", most), absent("gate_bias") | absent("up_bias")
     operands = norm.operand("norm") | weights | biases
     call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **operands)
-    expected = silu(linear(team, normed, gate, most)) * linear(team, normed, up, most)
+    expected = silu(linear(team, normed, gate, most=most)) * linear(team, normed, up, most=most)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     rows = ints(np.arange(T)[::-1])
-    operands = {**norm.operand("norm"), **meets(up, "weight", most), **absent("bias")}
+    operands = {**norm.operand("norm"), **up.operand("weight", most), **absent("bias")}
     call(team, "take_norm_linear", x=x, rows=rows, eps=1e-5, y=taken, R=T, D=D, N=F, **operands)
-    np.testing.assert_array_equal(taken, linear(team, np.ascontiguousarray(normed[::-1]), up, most))
+    np.testing.assert_array_equal(taken, linear(team, np.ascontiguousarray(normed[::-1]), up, most=most))
 
 
 @BITS
@@ -235,13 +213,13 @@ def test_a_weight_that_is_not_packed_is_not_rounded(team, rng, dtype, most, T):
     x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=1.0, scale=0.1)
     (gate, _), up = both(rng, (F, D), dtype), weight(rng, (F, D), DType.BF16)
     y = empty(T, F)
-    weights, biases = meets(gate, "gate", most) | up.operand("up"), absent("gate_bias") | absent("up_bias")
+    weights, biases = gate.operand("gate", most) | up.operand("up"), absent("gate_bias") | absent("up_bias")
     call(team, "norm_gate_up_silu_mul", x=x, eps=1e-5, y=y, T=T, D=D, F=F, **norm.operand("norm"), **weights, **biases)
     n = empty(T, D)
     call(team, "rms_norm", x=x, **norm.operand("weight"), y=n, T=T, per_token=1, C=D, eps=1e-5)
     ups = empty(T, F)
     call(team, "linear", x=n, **up.operand("weight"), **absent("bias"), y=ups, T=T, N=F, K=D)
-    np.testing.assert_allclose(y, silu(linear(team, n, gate, most)) * ups, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y, silu(linear(team, n, gate, most=most)) * ups, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

@@ -122,7 +122,7 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     launch_s = max(0.0, (raw["seconds_per_token"] - least_s) / len(program.regions))
     shares: dict[tuple[str, str], float] = {}
     for other in (raw, *small.values()):
-        kind, size = _kind(other["workload"]), other["batch"]["size"]
+        kind, size = kind_of(other["workload"]), other["batch"]["size"]
         if kind == "bf16" and other is not raw:
             continue  # longer contexts: attention, not products
         packed = _program(shapes, other["workload"])
@@ -156,7 +156,7 @@ def _spec(sticks: Sticks, fit: Fit, kind: str, tokens: int, disk_bytes_per_s: fl
 
 
 def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) -> Iterator[Row]:
-    load, kind = raw["workload"], _kind(raw["workload"])
+    load, kind = raw["workload"], kind_of(raw["workload"])
     program, size = _program(shapes, load), raw["batch"]["size"]
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
     for batch, measured_s in ((1, raw["seconds_per_token"]), (size, raw["batch"]["seconds_per_step"])):
@@ -181,7 +181,7 @@ def _one_token_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
 
 def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Row:
     load = raw["workload"]
-    spec = _spec(_prefill_sticks(raw, sticks.bytes_per_s), fit, _kind(load), load["prompt_tokens"])
+    spec = _spec(_prefill_sticks(raw, sticks.bytes_per_s), fit, kind_of(load), load["prompt_tokens"])
     modelled_s = step_time(spec, _program(shapes, load), Sizes.prefill(1, load["prompt_tokens"])).seconds
     label = f"{load['shape']}, {load['prompt_tokens']} tokens ({name}, commit {raw['commit']})"
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
@@ -266,8 +266,10 @@ def weights_of(load: Mapping[str, Any]) -> str:
     return kind if kind in _BITS else "bf16"
 
 
-def _kind(load: Mapping[str, Any]) -> str:
-    """The type of weights, and what they meet where that is not as usual: other kernels, with a rate of their own."""
+def kind_of(load: Mapping[str, Any]) -> str:
+    """The type of weights, and what they meet where that is not as usual, float32 or, if they are packed, int16: other
+    kernels, with a rate of their own.
+    """
     weights, met = weights_of(load), load.get("activations", "float32")
     return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"
 
