@@ -13,7 +13,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-inline void fetch_ahead([[maybe_unused]] bytes* at) {
+// Compilers hold a function that only fetches for one without effect, and leave calls of it out: it has to be inlined, as what calls it.
+[[gnu::always_inline]] inline void fetch_ahead([[maybe_unused]] bytes* at) {
 #if defined(__GNUC__)
   __builtin_prefetch(at, 0, 2);
 #endif

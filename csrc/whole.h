@@ -15,12 +15,9 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kPackedAheadBytes = 4096;
 
-// Compilers hold a function that only fetches for one without effect, and leave calls of it out: it has to be inlined.
-[[gnu::always_inline]] inline void fetch_packed([[maybe_unused]] bytes* at, [[maybe_unused]] int64_t size_bytes) {
-#if defined(__GNUC__)
+[[gnu::always_inline]] inline void fetch_packed(bytes* at, int64_t size_bytes) {
 #pragma GCC unroll 16
-  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) __builtin_prefetch(at + line, 0, 2);
-#endif
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
 }
 
 // One group of int4 without another: as if the other's weights, scale and q were 0.
