@@ -68,6 +68,27 @@ def test_models_lists_the_composition_and_its_experts(client: openai.OpenAI) -> 
     assert [m.id for m in client.models.list()] == ["four", "ada", "bob", "cyd", "dan"]
 
 
+def test_models_say_where_they_are_and_what_they_do(composition: Path) -> None:
+    with served(Coterie.open(str(composition))) as url, httpx.Client(base_url=url) as client:
+        body = {"model": "bob", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        rows = {row["id"]: row["coterie"] for row in client.get("/v1/models").json()["data"]}
+        alone = client.get("/v1/models/bob").json()["coterie"]
+    assert rows["four"] == {"kind": "composition", "experts": 4}
+    places = {name: (row["state"], row["resident"], row["tier"]) for name, row in rows.items() if name != "four"}
+    assert places == {
+        "ada": ("absent", False, "disk"),
+        "bob": ("resident", True, "dram"),
+        "cyd": ("absent", False, "disk"),
+        "dan": ("absent", False, "disk"),
+    }
+    assert alone == rows["bob"]
+    assert alone["description"] == "random bob"
+    assert (alone["pinned"], alone["running"], alone["waiting"]) == (False, 0, 0)
+    assert alone["last_used_s"] > 0
+    assert rows["ada"]["last_used_s"] is None
+
+
 def test_one_model_is_found_by_its_name(client: openai.OpenAI) -> None:
     assert [client.models.retrieve(name).id for name in ("four", "bob")] == ["four", "bob"]
     with pytest.raises(openai.NotFoundError, match="no such model among 5"):

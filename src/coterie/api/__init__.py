@@ -8,6 +8,7 @@ Knows nothing about HTTP or the command line.
 
 from coterie.api.assemble import Options
 from coterie.api.coterie import Coterie
+from coterie.api.status import Status
 from coterie.api.types import Answer, Chunk, Message, Query
 
-__all__ = ["Answer", "Chunk", "Coterie", "Message", "Options", "Query"]
+__all__ = ["Answer", "Chunk", "Coterie", "Message", "Options", "Query", "Status"]

@@ -15,6 +15,7 @@ from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
 from coterie.api.routings import Routings
+from coterie.api.status import Status, look
 from coterie.api.texts import check_unicode, open_texts
 from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
@@ -192,6 +193,12 @@ class Coterie:
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier."""
         return self._parts.cache.resident()
+
+    def status(self) -> Status:
+        """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
+        with self._lock:
+            self._check_open()
+            return look(self._parts, self.models, self.composition.name)
 
     def size_bytes(self, expert: str) -> int:
         """Bytes of an expert in the run tier."""

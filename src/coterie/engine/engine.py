@@ -37,7 +37,7 @@ MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than 
 
 
 class Engine:
-    """Serves requests for many experts on one device. `decisions` is the log of what was decided, without times."""
+    """Serves requests for many experts on one device. `queue` says who waits and who runs, for others to look at."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Engine:
         self._runner = Runner(device, cache, kv_pool)
         self._batches = Batches(kv_pool, self.policy.max_step_tokens)
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
-        self._queue = Queue()
+        self._queue = self.queue = Queue()
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
@@ -340,7 +340,7 @@ class Engine:
             self._turn_steps.pop(request.expert_id, None)
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
-        self.metrics.count_end(reason, timings, len(sequence.tokens) - len(request.prompt_ids))
+        self.metrics.count_end(request.expert_id, reason, timings, len(sequence.tokens) - len(request.prompt_ids))
         self._outputs.append(Output(request.request_id, request.expert_id, tokens, text, reason, error, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:

@@ -59,6 +59,16 @@ class KVPool:
         return self.num_blocks - self._promised
 
     @property
+    def cached_blocks(self) -> int:
+        """Blocks that nobody uses and whose tokens are known."""
+        return self._prefixes.unused
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that somebody reads or writes, a shared one counted once."""
+        return self.num_blocks - len(self._free) - self._prefixes.unused
+
+    @property
     def reserved(self) -> int:
         """Owners that have not begun."""
         return len(self._reserved)

@@ -39,6 +39,7 @@ class Metrics:
     """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
 
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
+    `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
     submitted: int = 0
@@ -57,14 +58,16 @@ class Metrics:
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
+    last_end_s: dict[str, float] = field(default_factory=dict)
 
-    def count_end(self, reason: FinishReason, timings: Timings, drawn: int) -> None:
-        """Count a request that ended after `drawn` tokens."""
+    def count_end(self, expert_id: str, reason: FinishReason, timings: Timings, drawn: int) -> None:
+        """Count a request of an expert that ended after `drawn` tokens."""
         self.finished[reason] += 1
         if timings.scheduled_s is not None:
             self.hits += timings.hit
             self.misses += not timings.hit
         if timings.first_token_s is not None:
+            self.last_end_s[expert_id] = timings.end_s
             self.ttft.add(timings.first_token_s - timings.arrival_s)
             if drawn > 1:
                 self.tpot.add((timings.end_s - timings.first_token_s) / (drawn - 1))

@@ -36,6 +36,11 @@ class Prefixes:
         self._first: dict[str, Level] = {}
         self._unused: OrderedDict[Node, None] = OrderedDict()
 
+    @property
+    def unused(self) -> int:
+        """How many known blocks nobody uses."""
+        return len(self._unused)
+
     def find(self, key: str, tokens: Sequence[int], size: int) -> list[Node]:
         """The longest chain that these tokens begin with and do not end with; a block holds `size` tokens."""
         chain: list[Node] = []

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from coterie.api import Chunk, Coterie
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.server.models import model_list
 from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
@@ -54,10 +55,10 @@ def make_app(coterie: Coterie) -> Starlette:
         return JSONResponse(completion(f"chatcmpl-{chunk.request_id}", created, chunk.answer))
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await worker.call(_model_list)})
+        return JSONResponse({"object": "list", "data": await worker.call(model_list)})
 
     async def model(request: Request) -> Response:
-        wanted, rows = request.path_params["name"], await worker.call(_model_list)
+        wanted, rows = request.path_params["name"], await worker.call(model_list)
         for row in rows:
             if row["id"] == wanted:
                 return JSONResponse(row)
@@ -150,23 +151,6 @@ async def _events(body: ChatBody, created: int, first: Chunk, rest: AsyncIterato
 
 def _event(body: object) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _model_list(coterie: Coterie) -> list[dict[str, Any]]:
-    resident = set(coterie.resident())
-    head = {"id": coterie.composition.name, "object": "model", "created": 0, "owned_by": "coterie"}
-    rows = [{**head, "coterie": {"kind": "composition", "experts": len(coterie.composition.experts)}}]
-    for expert in coterie.composition.experts:
-        if expert.name == coterie.composition.name:
-            continue  # a folder that is itself a checkpoint: one name for both
-        detail = {
-            "kind": "expert",
-            "description": expert.description,
-            "resident": expert.name in resident,
-            "size_bytes": coterie.size_bytes(expert.name),
-        }
-        rows.append({**head, "id": expert.name, "coterie": detail})
-    return rows
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

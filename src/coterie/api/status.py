@@ -1,0 +1,210 @@
+"""Status: where every expert is, what is queued and what was done, as of one instant between two steps.
+
+    cache (tiers, pins) + queue + KV pool + metrics  --look-->  Status, which stays as it is
+
+Knows nothing about HTTP, and keeps no accounts of its own: all of it is read from those of the engine and the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from coterie.engine.assembly import Parts
+from coterie.engine.metrics import Histogram, Metrics
+from coterie.memory.cache import ExpertCache, Stats
+from coterie.memory.split import SplitCache
+from coterie.models.model import Model
+
+State = Literal["absent", "loading", "resident"]
+KEY_CHARS = 8  # of an architecture key: enough to tell those of one composition apart
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStatus:
+    """One expert, or the router's own model.
+
+    `tier`: the nearest that holds all of it, its files' where none does. `size_bytes`: of its weights. `architecture`:
+    experts of one share programs. `last_used_s`: when it last answered, on the device's clock; None: not yet.
+    """
+
+    name: str
+    state: State
+    tier: str
+    pinned: bool
+    size_bytes: int
+    running: int
+    waiting: int
+    architecture: str
+    last_used_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TierStatus:
+    """The part of a tier that holds weights: `of` the experts, or of the router's own model. `experts`: in it now."""
+
+    tier: str
+    of: Literal["experts", "router"]
+    capacity_bytes: int
+    used_bytes: int
+    experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvStatus:
+    """Blocks of the KV cache. `used`: sequences have them; `cached`: nobody does, but what they hold is known."""
+
+    block_bytes: int
+    blocks: int
+    used: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too.
+
+    `metrics` and `moves` (of all caches together) are copies: they do not change any more.
+    """
+
+    composition: str
+    device: str
+    now_s: float
+    experts: tuple[ExpertStatus, ...]
+    tiers: tuple[TierStatus, ...]
+    kv: KvStatus
+    running: int
+    waiting: int
+    metrics: Metrics
+    moves: Stats
+
+    def expert(self, name: str) -> ExpertStatus:
+        """One expert. Raises KeyError."""
+        for expert in self.experts:
+            if expert.name == name:
+                return expert
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "composition": self.composition,
+            "device": self.device,
+            "now_s": self.now_s,
+            "running": self.running,
+            "waiting": self.waiting,
+            "experts": [expert.to_dict() for expert in self.experts],
+            "tiers": [asdict(tier) for tier in self.tiers],
+            "kv": asdict(self.kv),
+            "metrics": _metrics(self.metrics),
+            "moves": asdict(self.moves),
+        }
+
+
+def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
+    """What there is to be known now. Not while the engine is in a step."""
+    experts = tuple([_expert(parts, name, model) for name, model in models.items()])
+    sides = _sides(parts)
+    tiers = tuple(
+        [
+            TierStatus(ledger.tier, of, ledger.capacity_bytes, ledger.used_bytes, len(ledger.copies))
+            for of, cache in sides.items()
+            for ledger in cache.ledgers
+        ]
+    )
+    kv = KvStatus(parts.kv.block_bytes, parts.kv.num_blocks, parts.kv.used_blocks, parts.kv.cached_blocks)
+    return Status(
+        composition=composition,
+        device=parts.device.spec.name,
+        now_s=parts.device.now(),
+        experts=experts,
+        tiers=tiers,
+        kv=kv,
+        running=sum([expert.running for expert in experts]),
+        waiting=sum([expert.waiting for expert in experts]),
+        metrics=deepcopy(parts.engine.metrics),
+        moves=_together([cache.stats for cache in sides.values()]),
+    )
+
+
+def _expert(parts: Parts, name: str, model: Model) -> ExpertStatus:
+    cache = parts.both.side(name) if isinstance(parts.both, SplitCache) else parts.both
+    state, tier = _place(cache, name, parts.device.spec.home_tier)
+    queue = parts.engine.queue
+    return ExpertStatus(
+        name=name,
+        state=state,
+        tier=tier,
+        pinned=name in cache.pinned,
+        size_bytes=model.layout.size_bytes,
+        running=len(queue.running.get(name, ())),
+        waiting=len(queue.waiting.get(name, ())),
+        architecture=model.key[:KEY_CHARS],
+        last_used_s=parts.engine.metrics.last_end_s.get(name),
+    )
+
+
+def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
+    """How far up an expert is, and the nearest tier that holds all of it, as of the cache's last poll."""
+    state: State = "absent"
+    for ledger in cache.ledgers:
+        copy = ledger.copies.get(name)
+        if copy is None or copy.is_doomed:
+            continue
+        near = ledger is cache.ledgers[0]
+        if copy.is_loading:
+            state = "loading" if near else state
+            continue
+        return "resident" if near else state, ledger.tier
+    return state, home_tier
+
+
+def _sides(parts: Parts) -> dict[Literal["experts", "router"], ExpertCache]:
+    if isinstance(parts.both, SplitCache):
+        return {"experts": parts.both.experts, "router": parts.both.routers}
+    return {"experts": parts.cache}
+
+
+def _together(stats: list[Stats]) -> Stats:
+    """The sum of several caches' counts."""
+    total = Stats()
+    for each in stats:
+        total.hits += each.hits
+        total.joins += each.joins
+        total.misses += each.misses
+        total.failures += each.failures
+        for into, of in ((total.evictions, each.evictions), (total.moved_bytes, each.moved_bytes)):
+            for key, count in of.items():
+                into[key] = into.get(key, 0) + count
+    return total
+
+
+def _metrics(metrics: Metrics) -> dict[str, Any]:
+    return {
+        "submitted": metrics.submitted,
+        "admitted": metrics.admitted,
+        "finished": dict(metrics.finished),
+        "hits": metrics.hits,
+        "misses": metrics.misses,
+        "switches": metrics.switches,
+        "fetched_bytes": metrics.fetched_bytes,
+        "failed_fetches": metrics.failed_fetches,
+        "steps": metrics.steps,
+        "prompt_tokens": metrics.prompt_tokens,
+        "cached_tokens": metrics.cached_tokens,
+        "drawn_tokens": metrics.drawn_tokens,
+        "max_overtaken": metrics.max_overtaken,
+        "ttft": _histogram(metrics.ttft),
+        "tpot": _histogram(metrics.tpot),
+        "switch": _histogram(metrics.switch),
+    }
+
+
+def _histogram(histogram: Histogram) -> dict[str, float]:
+    return {"count": histogram.total, "sum_s": histogram.sum_s}
