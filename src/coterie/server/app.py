@@ -1,4 +1,4 @@
-"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models and one of them, GET /health.
+"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models and one of them, GET /health, and more.
 
 Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 """
@@ -20,11 +20,11 @@ from starlette.routing import Route
 
 from coterie.api import Chunk, Coterie
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.server import metrics
 from coterie.server.models import model_list
 from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
-PATHS = "POST /v1/chat/completions, GET /v1/models and GET /health"
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -75,6 +75,7 @@ def make_app(coterie: Coterie) -> Starlette:
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{name}", model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
+            *metrics.routes(worker),
         ],
         exception_handlers={
             CoterieError: _on_error,
@@ -169,11 +170,17 @@ async def _on_bug(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": detail}, 500)
 
 
+def _paths(app: Starlette) -> str:
+    """What may be asked."""
+    asked = [route for route in app.routes if isinstance(route, Route) and route.methods]
+    return ", ".join(f"{sorted(route.methods - {'HEAD'})[0]} {route.path}" for route in asked if route.methods)
+
+
 async def _on_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     message = error.detail
     if error.status_code in (404, 405):
-        message = f"[{request.method} {request.url.path}] {message}; there are {PATHS}"
+        message = f"[{request.method} {request.url.path}] {message}; there are {_paths(request.app)}"
     detail = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": detail}, error.status_code, error.headers)  # a 405 says what is allowed

@@ -1,0 +1,151 @@
+"""GET /metrics: a Status in the text formats of Prometheus and OpenMetrics.
+
+Durations and rates are those of the device's clock. Knows nothing about how the numbers come to be.
+Source of the names' form: the Prometheus documentation, "Metric and label naming".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import get_args
+
+from prometheus_client import Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from coterie import __version__
+from coterie.api import Coterie, Status
+from coterie.engine.metrics import BUCKETS_S, Histogram
+from coterie.engine.request import FinishReason
+from coterie.server.worker import Worker
+
+
+class StatusCollector(Collector):
+    """The families of one Status, made when they are asked for."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, each once."""
+        status = self._status
+        about = {"version": __version__, "composition": status.composition, "device": status.device}
+        yield InfoMetricFamily("coterie", "What is served, on what.", about)
+        yield from _requests(status)
+        yield from _durations(status)
+        yield from _experts(status)
+        yield from _memory(status)
+
+
+def routes(worker: Worker) -> list[Route]:
+    """The endpoint. What is asked for by `Accept` is served, the older text format by default."""
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        status = await worker.call(Coterie.status)
+        return Response(encode(StatusCollector(status)), headers={"content-type": content_type})
+
+    return [Route("/metrics", metrics, methods=["GET"])]
+
+
+def _requests(status: Status) -> Iterator[Metric]:
+    metrics = status.metrics
+    yield _counter("requests_submitted", "Requests that were taken to be answered.", metrics.submitted)
+    yield _counter("requests_admitted", "Requests whose answer was begun.", metrics.admitted)
+    ends = {reason: metrics.finished.get(reason, 0) for reason in get_args(FinishReason)}
+    yield _counters("requests_finished", "Requests that ended, by why.", ("reason",), _labelled(ends))
+    now = {"running": status.running, "waiting": status.waiting}
+    yield _gauges("requests", "Requests that have not ended, by what they do.", ("state",), _labelled(now))
+    queued = {
+        (expert.name, state): count
+        for expert in status.experts
+        for state, count in (("running", expert.running), ("waiting", expert.waiting))
+    }
+    yield _gauges("expert_requests", "The same for each expert.", ("expert", "state"), queued)
+    yield _counter("hits", "Requests that ended and whose expert was resident when they came.", metrics.hits)
+    yield _counter("misses", "Requests that ended and whose expert was not resident when they came.", metrics.misses)
+    yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
+    yield _counter("cached_tokens", "Those of them that were not computed again.", metrics.cached_tokens)
+    yield _counter("drawn_tokens", "Tokens of answers.", metrics.drawn_tokens)
+    yield _counter("steps", "Steps of the engine.", metrics.steps)
+
+
+def _durations(status: Status) -> Iterator[Metric]:
+    metrics = status.metrics
+    first = "From a request's arrival to the first token of its answer."
+    yield _histogram("time_to_first_token", first, metrics.ttft)
+    yield _histogram("time_per_output_token", "Mean of an answer's tokens after the first.", metrics.tpot)
+    yield _histogram("switch", "From wanting an expert to all of it being there.", metrics.switch)
+
+
+def _experts(status: Status) -> Iterator[Metric]:
+    experts = status.experts
+    there = {expert.name: expert.state == "resident" for expert in experts}
+    yield _gauges("expert_resident", "1 where all of an expert is in the run tier.", ("expert",), _labelled(there))
+    loading = {expert.name: expert.state == "loading" for expert in experts}
+    yield _gauges("expert_loading", "1 where an expert is on its way there.", ("expert",), _labelled(loading))
+    pinned = {expert.name: expert.pinned for expert in experts}
+    yield _gauges("expert_pinned", "1 where an expert is never evicted from there.", ("expert",), _labelled(pinned))
+    sizes = {expert.name: expert.size_bytes for expert in experts}
+    yield _gauges("expert_size_bytes", "Bytes of an expert's weights.", ("expert",), _labelled(sizes))
+    yield _counter("switches", "Loads into the run tier that requests began.", status.metrics.switches)
+    yield _counter("fetched_bytes", "Bytes of the experts that were loaded so.", status.metrics.fetched_bytes)
+    yield _counter("failed_fetches", "Loads into the run tier that failed.", status.metrics.failed_fetches)
+
+
+def _memory(status: Status) -> Iterator[Metric]:
+    tiers, labels = status.tiers, ("tier", "of")
+    capacities = {(tier.tier, tier.of): tier.capacity_bytes for tier in tiers}
+    yield _gauges("tier_capacity_bytes", "Bytes for weights in a tier.", labels, capacities)
+    used = {(tier.tier, tier.of): tier.used_bytes for tier in tiers}
+    yield _gauges("tier_used_bytes", "Bytes of them that are taken.", labels, used)
+    residents = {(tier.tier, tier.of): tier.experts for tier in tiers}
+    yield _gauges("tier_experts", "Experts in a tier, those on their way too.", labels, residents)
+    moves = status.moves
+    gone = {tier.tier: moves.evictions.get(tier.tier, 0) for tier in tiers}
+    yield _counters("evictions", "Experts that had to go from a tier.", ("tier",), _labelled(gone))
+    moved = _labelled(moves.moved_bytes)
+    yield _counters("moved_bytes", "Bytes of weights that were asked to move, by link.", ("link",), moved)
+    kv = status.kv
+    blocks = {"used": kv.used, "cached": kv.cached, "free": kv.blocks - kv.used - kv.cached}
+    yield _gauges("kv_blocks", "Blocks of the KV cache, by what they hold.", ("state",), _labelled(blocks))
+    yield _gauges("kv_block_bytes", "Bytes of a block of the KV cache.", (), {(): kv.block_bytes})
+
+
+def _labelled(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(label,): value for label, value in values.items()}
+
+
+def _counter(name: str, about: str, value: float) -> Metric:
+    return CounterMetricFamily(f"coterie_{name}", about, value)
+
+
+def _counters(name: str, about: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    family = CounterMetricFamily(f"coterie_{name}", about, labels=tuple(labels))
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _gauges(name: str, about: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    family = GaugeMetricFamily(f"coterie_{name}", about, labels=tuple(labels))
+    for key, value in values.items():
+        family.add_metric(key, float(value))
+    return family
+
+
+def _histogram(name: str, about: str, found: Histogram) -> Metric:
+    ends = [*[floatToGoString(end) for end in BUCKETS_S], "+Inf"]
+    counts = list(zip(ends, accumulate(found.counts), strict=True))
+    return HistogramMetricFamily(f"coterie_{name}_seconds", about, counts, found.sum_s)
