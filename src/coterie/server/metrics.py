@@ -6,9 +6,9 @@ Source of the names' form: the Prometheus documentation, "Metric and label namin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import get_args
+from typing import TypeAlias, get_args
 
 from prometheus_client import Metric
 from prometheus_client.core import (
@@ -19,7 +19,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,6 +28,9 @@ from coterie.api import Coterie, Status
 from coterie.engine.metrics import BUCKETS_S, Histogram
 from coterie.engine.request import FinishReason
 from coterie.server.worker import Worker
+
+Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
+"""Values of labels, in the order of their names, and what was counted for them."""
 
 
 class StatusCollector(Collector):
@@ -72,7 +74,7 @@ def _requests(status: Status) -> Iterator[Metric]:
         for expert in status.experts
         for state, count in (("running", expert.running), ("waiting", expert.waiting))
     }
-    yield _gauges("expert_requests", "The same for each expert.", ("expert", "state"), queued)
+    yield _gauges("expert_requests", "The same for each expert.", ("expert", "state"), queued.items())
     yield _counter("hits", "Requests that ended and whose expert was resident when they came.", metrics.hits)
     yield _counter("misses", "Requests that ended and whose expert was not resident when they came.", metrics.misses)
     yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
@@ -107,11 +109,11 @@ def _experts(status: Status) -> Iterator[Metric]:
 def _memory(status: Status) -> Iterator[Metric]:
     tiers, labels = status.tiers, ("tier", "of")
     capacities = {(tier.tier, tier.of): tier.capacity_bytes for tier in tiers}
-    yield _gauges("tier_capacity_bytes", "Bytes for weights in a tier.", labels, capacities)
+    yield _gauges("tier_capacity_bytes", "Bytes for weights in a tier.", labels, capacities.items())
     used = {(tier.tier, tier.of): tier.used_bytes for tier in tiers}
-    yield _gauges("tier_used_bytes", "Bytes of them that are taken.", labels, used)
+    yield _gauges("tier_used_bytes", "Bytes of them that are taken.", labels, used.items())
     residents = {(tier.tier, tier.of): tier.experts for tier in tiers}
-    yield _gauges("tier_experts", "Experts in a tier, those on their way too.", labels, residents)
+    yield _gauges("tier_experts", "Experts in a tier, those on their way too.", labels, residents.items())
     moves = status.moves
     gone = {tier.tier: moves.evictions.get(tier.tier, 0) for tier in tiers}
     yield _counters("evictions", "Experts that had to go from a tier.", ("tier",), _labelled(gone))
@@ -120,32 +122,32 @@ def _memory(status: Status) -> Iterator[Metric]:
     kv = status.kv
     blocks = {"used": kv.used, "cached": kv.cached, "free": kv.blocks - kv.used - kv.cached}
     yield _gauges("kv_blocks", "Blocks of the KV cache, by what they hold.", ("state",), _labelled(blocks))
-    yield _gauges("kv_block_bytes", "Bytes of a block of the KV cache.", (), {(): kv.block_bytes})
+    yield _gauges("kv_block_bytes", "Bytes of a block of the KV cache.", (), [((), kv.block_bytes)])
 
 
-def _labelled(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
-    return {(label,): value for label, value in values.items()}
+def _labelled(values: Mapping[str, float]) -> Labelled:
+    return [((label,), value) for label, value in values.items()]
 
 
 def _counter(name: str, about: str, value: float) -> Metric:
     return CounterMetricFamily(f"coterie_{name}", about, value)
 
 
-def _counters(name: str, about: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+def _counters(name: str, about: str, labels: Iterable[str], values: Labelled) -> Metric:
     family = CounterMetricFamily(f"coterie_{name}", about, labels=tuple(labels))
-    for key, value in values.items():
+    for key, value in values:
         family.add_metric(key, value)
     return family
 
 
-def _gauges(name: str, about: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+def _gauges(name: str, about: str, labels: Iterable[str], values: Labelled) -> Metric:
     family = GaugeMetricFamily(f"coterie_{name}", about, labels=tuple(labels))
-    for key, value in values.items():
+    for key, value in values:
         family.add_metric(key, float(value))
     return family
 
 
 def _histogram(name: str, about: str, found: Histogram) -> Metric:
-    ends = [*[floatToGoString(end) for end in BUCKETS_S], "+Inf"]
+    ends = [*[str(end) for end in BUCKETS_S], "+Inf"]
     counts = list(zip(ends, accumulate(found.counts), strict=True))
     return HistogramMetricFamily(f"coterie_{name}_seconds", about, counts, found.sum_s)
