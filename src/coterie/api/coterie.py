@@ -9,11 +9,12 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
+from coterie.api.inflight import InFlight
 from coterie.api.routings import Routings
 from coterie.api.status import Status, look
 from coterie.api.texts import check_unicode, open_texts
@@ -29,23 +30,6 @@ from coterie.models.model import Model
 
 DEFAULT_MAX_TOKENS = 256
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A query in flight: what is known of its answer so far. `route` is None as long as a model is asked for it.
-
-    `asked_s`: when it was asked; None where the router reads the text alone.
-    """
-
-    query: Query
-    prompt: Prompt
-    route: Route | None = None
-    asked_s: float | None = None
-    cancelled: bool = False
-    prompt_tokens: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
 
 
 class Coterie:
@@ -65,7 +49,7 @@ class Coterie:
         self._parts: Parts = assemble(self.models, made, options)
         made_up = self._parts.device.synthetic()
         self._routings = Routings(self.routing, self._texts, self.models, self._parts.engine, made_up)
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, InFlight] = {}
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -121,7 +105,7 @@ class Coterie:
         model first, what the expert refuses comes later, as the error of the last chunk.
         """
         begun, request_id = self._begin(query), self._next_id()
-        pending = _Pending(query, begun.prompt)
+        pending = InFlight(query, begun.prompt)
         with self._lock:
             self._check_open()
             if begun.asks:
@@ -240,7 +224,7 @@ class Coterie:
             raise RequestError("prompt", "the last user message has no text", "write a question")
         return self.routing.begin(prompt, query.model or None, query.previous_expert or None)
 
-    def _to_expert(self, request_id: str, pending: _Pending, route: Route) -> None:
+    def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
         query, text, model = pending.query, self._texts[route.expert], self.models[route.expert]
         ids = text.encode(query, pending.prompt)
         # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
@@ -309,38 +293,6 @@ class Coterie:
 
     def _chunk(self, output: Output) -> Chunk:
         pending = self._pending[output.request_id]
-        pending.token_ids += output.token_ids
-        pending.text.append(output.text)
-        if output.finish_reason is None:
-            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids)
-        del self._pending[output.request_id]
-        if output.error is not None:
-            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, error=output.error)
-        answer = self._answer(output, pending)
-        return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer)
-
-    def _answer(self, output: Output, pending: _Pending) -> Answer:
-        timings, route = output.timings, pending.route
-        if timings is None or output.finish_reason is None or route is None:
-            raise RuntimeError(f"the last output of {output.request_id} has no timings or no route")
-        begun_s = timings.arrival_s if pending.asked_s is None else pending.asked_s
-        first = timings.end_s if timings.first_token_s is None else timings.first_token_s
-        count, decode_s = len(pending.token_ids), timings.end_s - first
-        return Answer(
-            request_id=output.request_id,
-            text="".join(pending.text),
-            token_ids=tuple(pending.token_ids),
-            expert=output.expert_id,
-            route=route,
-            finish_reason=output.finish_reason,
-            seed=pending.query.sampling.seed,
-            prompt_tokens=pending.prompt_tokens,
-            hit=timings.hit,
-            switch_s=timings.switch_s,
-            ttft_s=first - begun_s,
-            routed_s=timings.arrival_s - begun_s,
-            total_s=timings.end_s - begun_s,
-            tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
-            synthetic=self._parts.device.synthetic(),
-            cached_tokens=timings.cached_tokens,
-        )
+        if output.finish_reason is not None:
+            del self._pending[output.request_id]
+        return pending.chunk(output, self._parts.device.synthetic())

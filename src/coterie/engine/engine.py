@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from itertools import islice
-from types import MappingProxyType
 
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
 from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
+from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
@@ -26,13 +25,12 @@ from coterie.engine.recording import Recording
 from coterie.engine.request import FinishReason, Output, Request
 from coterie.engine.reuse import Reuse
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import REPEATS, Fetch, First, Group, Residence, Run, View, Wait, Waiting, schedule_named
+from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
-NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 
 
@@ -61,16 +59,10 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
-        self._groups: dict[str, Group] = {}
-        self._first: tuple[First, ...] | None = None
-        self._looked = -1
+        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy)
         self._decided = Run("", ())
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
         self._most_steps: dict[str, int] = {}
-        self._last_run: dict[str, int] = {}
-        self._turn_steps: dict[str, int] = {}
-        self._current: str | None = None
-        self._streak = 0
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""
@@ -152,11 +144,11 @@ class Engine:
 
     def _decide(self) -> tuple[Run | Wait, int]:
         """What to do, and in how many steps in a row the same would be decided."""
-        if self._repeats > 0 and self._arrivals.moves == self._looked:
+        if self._repeats > 0 and self._groups.unmoved:
             return self._decided, self._repeats
         refused = NOBODY
         while True:
-            view = self._view(refused)
+            view = self._groups.view(refused)
             decision = self._schedule(view, self.policy)
             if isinstance(decision, Run):
                 self._decided = decision
@@ -169,40 +161,8 @@ class Engine:
 
     def _changed(self, expert_id: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
-        self._groups.pop(expert_id, None)
-        self._first = None
+        self._groups.changed(expert_id)
         self._repeats = 0
-
-    def _view(self, refused: frozenset[str]) -> View:
-        self._looked = self._arrivals.moves
-        known = self._groups
-        for expert_id in self._arrivals.take_moved():
-            known.pop(expert_id, None)
-        groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
-        first = self._firsts() if self._first is None else self._first
-        queue, under_way = self._queue, self._arrivals.under_way
-        # In the order of the fields: it is made for every decision.
-        return View(groups, self._kv.free_blocks, first, queue.arrived, self._current, self._streak, under_way, refused)
-
-    def _firsts(self) -> tuple[First, ...]:
-        """The first waiting requests of the two experts that have waited longest, kept until the queue changes."""
-        found, overtaken = self._queue.firsts(2), self._queue.overtaken
-        self._first = tuple([First(s.request.expert_id, s.number, overtaken(s.number)) for s in found])
-        return self._first
-
-    def _group(self, expert_id: str) -> Group:
-        """The group of an expert, kept until something about it changes."""
-        residence = self._arrivals.residence(expert_id)
-        waiting = self._queue.waiting.get(expert_id, NO_SEQUENCES)
-        running = self._queue.running.get(expert_id, NO_SEQUENCES)
-        # Of an absent expert only the first request and their number matter.
-        shown = 1 if residence is Residence.ABSENT else self.policy.max_batch
-        first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
-        oldest = min([next(iter(side)) for side in (waiting, running) if side])
-        last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
-        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps)
-        self._groups[expert_id] = group
-        return group
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
@@ -225,7 +185,7 @@ class Engine:
             self.log.add_fetch(fetch.expert_id, residency.evicted)
             self.metrics.switches += 1
             self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
-        self._turn_steps.pop(fetch.expert_id, None)
+        self._groups.new_turn(fetch.expert_id)
         self._changed(fetch.expert_id)
         return True
 
@@ -298,13 +258,7 @@ class Engine:
         self.log.add_steps(steps, ("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R)))
         self.metrics.steps += steps
         self._repeats -= steps
-        self._streak = steps + (self._streak if expert_id == self._current else 0)
-        self._current = expert_id
-        self._last_run[expert_id] = self.metrics.steps
-        turn_steps = self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
-        known = self._groups.get(expert_id)
-        if known is not None:  # nothing else of it has changed
-            self._groups[expert_id] = known.after_run(self.metrics.steps, turn_steps)
+        self._groups.ran(expert_id, steps, self.metrics.steps)
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
@@ -337,7 +291,7 @@ class Engine:
         self._changed(request.expert_id)
         del self._live[request.request_id]
         if not self._queue.has(request.expert_id):
-            self._turn_steps.pop(request.expert_id, None)
+            self._groups.new_turn(request.expert_id)
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request.expert_id, reason, timings, len(sequence.tokens) - len(request.prompt_ids))

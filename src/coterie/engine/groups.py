@@ -1,0 +1,91 @@
+"""Groups: what a decision may depend on, kept from step to step; only what has changed is looked at anew.
+
+    queue, arrivals, KV pool --view--> View --scheduler--> Decision
+
+Knows nothing about how it is decided, or about who computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from types import MappingProxyType
+
+from coterie.engine.arrivals import Arrivals
+from coterie.engine.kv import KVPool
+from coterie.engine.policy import Policy
+from coterie.engine.queue import Queue
+from coterie.engine.scheduler import First, Group, Residence, View, Waiting
+from coterie.engine.sequence import Sequence
+
+NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
+
+
+class Groups:
+    """Makes views. It must be told when an expert's requests change, and what ran."""
+
+    def __init__(self, queue: Queue, arrivals: Arrivals, kv: KVPool, policy: Policy) -> None:
+        self._queue, self._arrivals, self._kv, self._policy = queue, arrivals, kv, policy
+        self._of: dict[str, Group] = {}
+        self._first: tuple[First, ...] | None = None
+        self._looked = -1
+        self._last_run: dict[str, int] = {}
+        self._turn_steps: dict[str, int] = {}
+        self._current: str | None = None
+        self._streak = 0
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether every expert is where it was in the last view."""
+        return self._arrivals.moves == self._looked
+
+    def changed(self, expert_id: str) -> None:
+        """Something about an expert's requests, or where it is, is not as it was in the last view."""
+        self._of.pop(expert_id, None)
+        self._first = None
+
+    def new_turn(self, expert_id: str) -> None:
+        """An expert has come in, or has nothing left to do: its next step is the first of a turn."""
+        self._turn_steps.pop(expert_id, None)
+
+    def ran(self, expert_id: str, steps: int, all_steps: int) -> None:
+        """An expert ran so many steps, of so many since the start."""
+        self._streak = steps + (self._streak if expert_id == self._current else 0)
+        self._current = expert_id
+        self._last_run[expert_id] = all_steps
+        turn_steps = self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
+        known = self._of.get(expert_id)
+        if known is not None:  # nothing else of it has changed
+            self._of[expert_id] = known.after_run(all_steps, turn_steps)
+
+    def view(self, refused: frozenset[str]) -> View:
+        """As things are now."""
+        self._looked = self._arrivals.moves
+        known = self._of
+        for expert_id in self._arrivals.take_moved():
+            known.pop(expert_id, None)
+        groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
+        first = self._firsts() if self._first is None else self._first
+        queue, under_way = self._queue, self._arrivals.under_way
+        # In the order of the fields: it is made for every decision.
+        return View(groups, self._kv.free_blocks, first, queue.arrived, self._current, self._streak, under_way, refused)
+
+    def _firsts(self) -> tuple[First, ...]:
+        """The first waiting requests of the two experts that have waited longest, kept until the queue changes."""
+        found, overtaken = self._queue.firsts(2), self._queue.overtaken
+        self._first = tuple([First(s.request.expert_id, s.number, overtaken(s.number)) for s in found])
+        return self._first
+
+    def _group(self, expert_id: str) -> Group:
+        """The group of an expert, kept until something about it changes."""
+        residence = self._arrivals.residence(expert_id)
+        waiting = self._queue.waiting.get(expert_id, NO_SEQUENCES)
+        running = self._queue.running.get(expert_id, NO_SEQUENCES)
+        # Of an absent expert only the first request and their number matter.
+        shown = 1 if residence is Residence.ABSENT else self._policy.max_batch
+        first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
+        oldest = min([next(iter(side)) for side in (waiting, running) if side])
+        last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
+        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps)
+        self._of[expert_id] = group
+        return group
