@@ -32,10 +32,10 @@ MODULES = {
     "composition/routers": ("given",),
     "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
     "engine": (
-        "arrivals", "batch", "batches", "engine", "kv", "log", "metrics", "policy", "prefix", "queue", "request",
-        "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline",
+        "arrivals", "batch", "batches", "engine", "groups", "kv", "log", "metrics", "policy", "prefix", "queue",
+        "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline", "wishes",
     ),
-    "memory": ("cache", "evict", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
+    "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),
 }  # fmt: skip
 # Not compiled, but with a class that inherits from a compiled one: slots of its own would hide what that one holds.

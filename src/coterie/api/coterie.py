@@ -5,6 +5,7 @@ Knows nothing about HTTP or the command line.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import weakref
@@ -17,15 +18,16 @@ from coterie.api.assemble import Options, assemble, make_spec, open_models
 from coterie.api.inflight import InFlight
 from coterie.api.routings import Routings
 from coterie.api.status import Status, look
-from coterie.api.texts import check_unicode, open_texts
+from coterie.api.texts import open_texts, prompt_of
 from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
-from coterie.composition.router import Prompt, Route
+from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError, RequestError
+from coterie.core.errors import ClosedError, CoterieError, NotFoundError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
+from coterie.engine.wishes import Told, Wishes
 from coterie.models.model import Model
 
 DEFAULT_MAX_TOKENS = 256
@@ -74,6 +76,11 @@ class Coterie:
     def idle(self) -> bool:
         """True when nothing is queued or running, and every chunk was given out."""
         return self._parts.engine.idle and not self._unseen
+
+    @property
+    def quiet(self) -> bool:
+        """True when it is idle and no expert is under way, so that nothing would change by a step."""
+        return self.idle and not self._parts.engine.loading
 
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert; what the router asks of a model is run.
@@ -184,6 +191,42 @@ class Coterie:
             self._check_open()
             return look(self._parts, self.models, self.composition.name)
 
+    def load(self, expert: str) -> None:
+        """Bring an expert into the run tier and wait until all of it is there. It may be evicted again: see pin.
+
+        Others go on meanwhile, their chunks are kept. Raises NotFoundError, ConflictError where pinned ones leave no
+        room, and the failure of the load.
+        """
+        told: list[CoterieError | None] = []
+        self.load_soon(expert, told.append)
+        while not told:
+            self._advance_for(set())
+        if told[0] is not None:
+            raise told[0]
+
+    def load_soon(self, expert: str, tell: Told) -> None:
+        """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
+        with self._wishes(expert) as wishes:
+            wishes.load(expert, tell)
+
+    def unload(self, expert: str) -> None:
+        """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
+        with self._wishes(expert) as wishes:
+            wishes.unload(expert)
+
+    def pin(self, expert: str) -> None:
+        """Never evict an expert from the run tier, from now or from when it comes in.
+
+        Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
+        """
+        with self._wishes(expert) as wishes:
+            wishes.pin(expert)
+
+    def unpin(self, expert: str) -> None:
+        """Let an expert be evicted again. Raises NotFoundError."""
+        with self._wishes(expert) as wishes:
+            wishes.unpin(expert)
+
     def size_bytes(self, expert: str) -> int:
         """Bytes of an expert in the run tier."""
         return self.models[expert].layout.size_bytes
@@ -210,19 +253,22 @@ class Coterie:
             remedy = "ask inside its with block, before close(), or open it anew"
             raise ClosedError(self.composition.name, "this Coterie is closed and answers nothing any more", remedy)
 
+    @contextlib.contextmanager
+    def _wishes(self, expert: str) -> Iterator[Wishes]:
+        with self._lock:
+            self._check_open()
+            if expert not in self._parts.plan.expert_bytes:
+                known = ", ".join(sorted(self._parts.plan.expert_bytes)[:8])
+                raise NotFoundError(expert, "is no expert", f"some are {known}")
+            if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
+                self._unseen += self._advance(0.0)
+            yield self._parts.engine.wishes
+
     def _next_id(self) -> str:
         return f"{next(self._numbers):08x}"
 
     def _begin(self, query: Query) -> Pending:
-        if not query.messages:
-            raise RequestError("messages", "there is no message", "give at least one")
-        if not any(m.role == "user" for m in query.messages):
-            raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
-        prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
-        check_unicode(prompt)
-        if not query.raw and not prompt.text.strip():
-            raise RequestError("prompt", "the last user message has no text", "write a question")
-        return self.routing.begin(prompt, query.model or None, query.previous_expert or None)
+        return self.routing.begin(prompt_of(query), query.model or None, query.previous_expert or None)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
         query, text, model = pending.query, self._texts[route.expert], self.models[route.expert]

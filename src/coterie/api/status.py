@@ -15,7 +15,7 @@ from typing import Any, Literal
 from coterie.engine.assembly import Parts
 from coterie.engine.metrics import Histogram, Metrics
 from coterie.memory.cache import ExpertCache, Stats
-from coterie.memory.split import SplitCache
+from coterie.memory.split import SplitCache, side_of
 from coterie.models.model import Model
 
 State = Literal["absent", "loading", "resident"]
@@ -134,7 +134,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
 
 
 def _expert(parts: Parts, name: str, model: Model) -> ExpertStatus:
-    cache = parts.both.side(name) if isinstance(parts.both, SplitCache) else parts.both
+    cache = side_of(parts.both, name)
     state, tier = _place(cache, name, parts.device.spec.home_tier)
     queue = parts.engine.queue
     return ExpertStatus(

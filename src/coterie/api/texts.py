@@ -63,6 +63,19 @@ def _open(name: str, model: Model) -> Text:
     return Text(name, model.config.vocab_size, tokenizer, template)
 
 
+def prompt_of(query: Query) -> Prompt:
+    """A query's messages as routers read them. Raises RequestError where there is no question, or no valid text."""
+    if not query.messages:
+        raise RequestError("messages", "there is no message", "give at least one")
+    if not any(m.role == "user" for m in query.messages):
+        raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
+    prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
+    check_unicode(prompt)
+    if not query.raw and not prompt.text.strip():
+        raise RequestError("prompt", "the last user message has no text", "write a question")
+    return prompt
+
+
 def check_unicode(prompt: Prompt) -> None:
     """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
     for message in prompt.messages:

@@ -9,6 +9,7 @@
     |       `-- ContextError     a prompt that is longer than its expert's context
     |-- CapacityError            it does not fit: demand, bound and the levers that would help (HTTP 503)
     |   `-- OversizeError        one request needs more than there is, so that waiting does not help (HTTP 400)
+    |-- ConflictError            what is pinned or under way forbids it now (HTTP 409)
     |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
     |-- ClosedError              what should answer has been shut down (HTTP 503)
     `-- DeviceError              a device failed while it worked (HTTP 500)
@@ -74,6 +75,10 @@ class CapacityError(CoterieError):
 
 class OversizeError(CapacityError):
     """One request alone needs more than all there is: it would never run, whoever else leaves."""
+
+
+class ConflictError(CoterieError):
+    """What is asked for goes against what is pinned, or what is under way."""
 
 
 class ClosedError(CoterieError):

@@ -28,6 +28,7 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
+from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
@@ -56,6 +57,7 @@ class Engine:
         self._batches = Batches(kv_pool, self.policy.max_step_tokens)
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
+        self.wishes = Wishes(cache, self._arrivals, self._queue, experts, self.log)
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
@@ -91,7 +93,12 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would have nothing to do."""
-        return not (self._live or self._outputs)
+        return not (self._live or self._outputs or self.wishes.open)
+
+    @property
+    def loading(self) -> bool:
+        """True while experts are under way, also those that nobody waits for any more."""
+        return self._arrivals.under_way > 0
 
     @property
     def decisions(self) -> deque[tuple[str | int, ...]]:
@@ -104,6 +111,8 @@ class Engine:
         `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
         """
         self._settle()
+        if self.wishes.open:
+            self._grant()
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
@@ -113,7 +122,7 @@ class Engine:
             self._finish(event, arrival_s if several else None, others)
             self._runner.finished(decision.expert_id, event)
             self._account(decision.expert_id, batch, event)
-        elif self._live and not self._outputs:
+        elif (not self.idle or self.loading) and not self._outputs:
             self._device.wait_any(self._arrivals.awaited(), until)
         outputs, self._outputs = self._outputs, []
         return outputs
@@ -132,6 +141,8 @@ class Engine:
                 self.log.add("fail", expert_id)
                 self._fail(self._queue.of(expert_id), error)
                 self._reuse.forget(expert_id)
+        if self.wishes.open:
+            self.wishes.settle(failed)
         for seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
         while self._cancelled:
@@ -159,6 +170,12 @@ class Engine:
             if not self._bring(decision):
                 refused |= {decision.expert_id}
 
+    def _grant(self) -> None:
+        """Begin a load that somebody wished for, if one may begin."""
+        fetch = self.wishes.next(self._groups.view(NOBODY), self.policy)
+        if fetch is not None:
+            self._bring(fetch)
+
     def _changed(self, expert_id: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
         self._groups.changed(expert_id)
@@ -177,6 +194,7 @@ class Engine:
             residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
+            self.wishes.refuse(fetch.expert_id, error)
             self._fail(self._queue.of(fetch.expert_id), error)
             return True
         if residency is None:

@@ -15,7 +15,8 @@ MAX_ENTRIES = 1 << 18  # a bound on memory; the oldest entries go first
 class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
     ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
-    ("finish", request, reason), ("fail", expert), ("refuse", expert).
+    ("finish", request, reason), ("fail", expert), ("refuse", expert),
+    and what was wished for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
     """
 
     def __init__(self) -> None:

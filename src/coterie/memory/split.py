@@ -77,3 +77,8 @@ class SplitCache:
 
 
 Cache: TypeAlias = ExpertCache | SplitCache
+
+
+def side_of(cache: Cache, expert_id: str) -> ExpertCache:
+    """The cache in which this one lives."""
+    return cache.side(expert_id) if isinstance(cache, SplitCache) else cache

@@ -19,9 +19,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from coterie.api import Chunk, Coterie
-from coterie.core.errors import CoterieError, NotFoundError, RequestError
-from coterie.server import metrics
-from coterie.server.models import model_list
+from coterie.core.errors import CoterieError, RequestError
+from coterie.server import metrics, models
 from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
@@ -54,16 +53,6 @@ def make_app(coterie: Coterie) -> Starlette:
             raise RuntimeError("a stream ended without its last chunk")
         return JSONResponse(completion(f"chatcmpl-{chunk.request_id}", created, chunk.answer))
 
-    async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await worker.call(model_list)})
-
-    async def model(request: Request) -> Response:
-        wanted, rows = request.path_params["name"], await worker.call(model_list)
-        for row in rows:
-            if row["id"] == wanted:
-                return JSONResponse(row)
-        raise NotFoundError(wanted, f"no such model among {len(rows)}", "GET /v1/models names them")
-
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
@@ -72,8 +61,7 @@ def make_app(coterie: Coterie) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{name}", model, methods=["GET"]),
+            *models.routes(worker),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
         ],

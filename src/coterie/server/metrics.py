@@ -101,7 +101,7 @@ def _experts(status: Status) -> Iterator[Metric]:
     yield _gauges("expert_pinned", "1 where an expert is never evicted from there.", ("expert",), _labelled(pinned))
     sizes = {expert.name: expert.size_bytes for expert in experts}
     yield _gauges("expert_size_bytes", "Bytes of an expert's weights.", ("expert",), _labelled(sizes))
-    yield _counter("switches", "Loads into the run tier that requests began.", status.metrics.switches)
+    yield _counter("switches", "Loads into the run tier that were begun.", status.metrics.switches)
     yield _counter("fetched_bytes", "Bytes of the experts that were loaded so.", status.metrics.fetched_bytes)
     yield _counter("failed_fetches", "Loads into the run tier that failed.", status.metrics.failed_fetches)
 

@@ -1,13 +1,24 @@
-"""GET /v1/models: the composition and its experts, each with its state, as OpenAI lists models.
+"""The composition and its experts, as OpenAI lists models, each with its state; and load, unload, pin, unpin of one.
 
-Knows nothing about HTTP or threads.
+Knows nothing about how experts come in, or about threads beyond `Worker`.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
 from coterie.api import Coterie
+from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.server.worker import Worker
+
+_LOG = logging.getLogger(__name__)
+_FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def model_list(coterie: Coterie) -> list[dict[str, Any]]:
@@ -29,3 +40,60 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         }
         rows.append({"id": expert.name, **head, "coterie": detail})
     return rows
+
+
+def routes(worker: Worker) -> list[Route]:
+    """GET of all and of one, and POST of what to do with one; these answer with the row as it is then."""
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await worker.call(model_list)})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(await _row(worker, request.path_params["name"]))
+
+    async def load(request: Request) -> Response:
+        name, wait = request.path_params["name"], _flag(request, "wait")
+        if wait:
+            await worker.told(lambda coterie, tell: coterie.load_soon(name, tell))
+        else:
+            await worker.call(lambda coterie: coterie.load_soon(name, _log_failure))
+        row = await _row(worker, name)
+        return JSONResponse(row, 200 if wait or row["coterie"].get("state") == "resident" else 202)
+
+    def act(function: Callable[[Coterie, str], None]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            name = request.path_params["name"]
+            await worker.call(lambda coterie: function(coterie, name))
+            return JSONResponse(await _row(worker, name))
+
+        return endpoint
+
+    one = "/v1/models/{name}"
+    return [
+        Route("/v1/models", models, methods=["GET"]),
+        Route(one, model, methods=["GET"]),
+        Route(f"{one}/load", load, methods=["POST"]),
+        Route(f"{one}/unload", act(Coterie.unload), methods=["POST"]),
+        Route(f"{one}/pin", act(Coterie.pin), methods=["POST"]),
+        Route(f"{one}/unpin", act(Coterie.unpin), methods=["POST"]),
+    ]
+
+
+async def _row(worker: Worker, name: str) -> dict[str, Any]:
+    rows = await worker.call(model_list)
+    for row in rows:
+        if row["id"] == name:
+            return row
+    raise NotFoundError(name, f"no such model among {len(rows)}", "GET /v1/models names them")
+
+
+def _flag(request: Request, name: str) -> bool:
+    said = request.query_params.get(name, "false").lower()
+    if said not in _FLAGS:
+        raise RequestError(name, f"is {said!r}", "give true or false")
+    return _FLAGS[said]
+
+
+def _log_failure(error: CoterieError | None) -> None:
+    if error is not None:
+        _LOG.warning("%s", error)

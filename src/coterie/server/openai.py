@@ -16,6 +16,7 @@ from coterie.api.types import draw_seed
 from coterie.core.errors import (
     CapacityError,
     ClosedError,
+    ConflictError,
     ContextError,
     CoterieError,
     NotFoundError,
@@ -214,6 +215,8 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
     status, kind, code = 500, "server_error", "device_error"
     if isinstance(error, NotFoundError):
         status, kind, code = 404, "invalid_request_error", "model_not_found"
+    elif isinstance(error, ConflictError):
+        status, kind, code = 409, "invalid_request_error", "conflict"
     elif isinstance(error, OversizeError):
         status, kind = 400, "invalid_request_error"
     elif isinstance(error, CapacityError):

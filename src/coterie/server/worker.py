@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from coterie.api import Chunk, Coterie, Query
 from coterie.api.coterie import WAIT_S
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
+from coterie.engine.wishes import Told
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Worker:
         self._coterie = coterie
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
         self._tickets: dict[str, _Ticket] = {}
+        self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self.broken: CoterieError | None = None
 
@@ -103,6 +105,25 @@ class Worker:
         self._put(_Job(run, fail))
         return await result
 
+    async def told(self, begin: Callable[[Coterie, Told], None]) -> None:
+        """Begin something between two steps and wait until it is told how it ended. Raises that, or the refusal."""
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: CoterieError | None) -> None:
+            self._waiting.discard(tell)
+            if error is None:
+                loop.call_soon_threadsafe(_resolve, end, None)
+            else:
+                loop.call_soon_threadsafe(_fail, end, error)
+
+        def run(coterie: Coterie) -> None:
+            begin(coterie, tell)
+            self._waiting.add(tell)
+
+        await self.call(run)
+        await end
+
     def _put(self, job: _Job) -> None:
         if self.broken is not None:
             job.fail(self.broken)
@@ -125,7 +146,7 @@ class Worker:
     def _serve(self) -> None:
         try:
             while self._take_jobs():
-                if not self._coterie.idle:
+                if not self._coterie.quiet:
                     for chunk in self._coterie.step(WAIT_S):
                         self._deliver(chunk)
         except BaseException as error:
@@ -145,10 +166,12 @@ class Worker:
         for request_id, ticket in self._tickets.items():
             _give(ticket, Chunk(request_id, "", error=error))
         self._tickets.clear()
+        for tell in tuple(self._waiting):
+            tell(error)
 
     def _take_jobs(self) -> bool:
-        """Run the jobs that wait; with nothing to compute, sleep until there is one. False when told to stop."""
-        block = self._coterie.idle
+        """Run the jobs that wait; with nothing to do or to come, sleep until there is one. False when told to stop."""
+        block = self._coterie.quiet
         while True:
             try:
                 job = self._inbox.get(block=block)

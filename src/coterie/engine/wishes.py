@@ -1,0 +1,126 @@
+r"""Wishes: what whoever runs the experts asks for, besides the requests: load, unload, pin, unpin.
+
+    load -> open --next--> Fetch, as for a request -> under way -> there        told to who wished, or why not
+                   \---> not now: some must stay, or there is no room yet
+
+A wish takes the place of an expert that does not run, or whose turn is over. All of it happens between two steps.
+Knows nothing about prompts or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from coterie.core.errors import ConflictError, CoterieError, NotFoundError
+from coterie.engine.arrivals import Arrivals
+from coterie.engine.log import DecisionLog
+from coterie.engine.policy import Policy
+from coterie.engine.queue import Queue
+from coterie.engine.scheduler import READY, Fetch, Residence, View
+from coterie.engine.served import ServedExpert
+from coterie.memory.pins import check_pin, check_room
+from coterie.memory.split import Cache, side_of
+
+Told: TypeAlias = Callable[[CoterieError | None], None]
+"""Called once, between two steps: with None when all of the expert is there, else with why it is not."""
+
+
+class Wishes:
+    """Experts that somebody wants to have in, or gone, or kept. `open`: the loads that were wished for and not told of.
+
+    Every method but `next`, `settle` and `refuse` raises NotFoundError for an unknown expert.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        arrivals: Arrivals,
+        queue: Queue,
+        experts: Mapping[str, ServedExpert],
+        log: DecisionLog,
+    ) -> None:
+        self._cache, self._arrivals, self._queue, self._experts, self._log = cache, arrivals, queue, experts, log
+        self.open: dict[str, list[Told]] = {}
+
+    def load(self, expert_id: str, tell: Told) -> None:
+        """Bring an expert in, or join what does. Raises ConflictError where pinned ones leave it no room."""
+        served = self._served(expert_id)
+        if self._arrivals.residence(expert_id) is Residence.ABSENT:
+            check_room(side_of(self._cache, expert_id), expert_id, served.layout.size_bytes)
+        self.open.setdefault(expert_id, []).append(tell)
+        self._log.add("load", expert_id)
+
+    def unload(self, expert_id: str) -> None:
+        """Forget every copy of an expert; nothing happens where there is none.
+
+        Raises ConflictError while it is pinned, has requests, or is being loaded or read.
+        """
+        self._served(expert_id)
+        where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
+        running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
+        if running or waiting:
+            fact = f"{running} requests of it are running and {waiting} waiting"
+            raise ConflictError(where, fact, "wait for them, or cancel them")
+        if expert_id in cache.pinned:
+            raise ConflictError(where, "it is pinned", "unpin it first")
+        copies = [ledger.copies[expert_id] for ledger in cache.ledgers if expert_id in ledger.copies]
+        if expert_id in self.open or any(copy.is_busy for copy in copies):
+            raise ConflictError(where, "it is being loaded", "ask again when it is resident")
+        cache.forget(expert_id)
+        self._log.add("unload", expert_id)
+
+    def pin(self, expert_id: str) -> None:
+        """Never evict an expert, from now or from when it comes in.
+
+        Raises ConflictError where the largest of those not pinned would never have room beside it.
+        """
+        self._served(expert_id)
+        cache = side_of(self._cache, expert_id)
+        same = {name: e.layout.size_bytes for name, e in self._experts.items() if side_of(self._cache, name) is cache}
+        check_pin(cache, expert_id, same)
+        cache.pin(expert_id)
+        self._log.add("pin", expert_id)
+
+    def unpin(self, expert_id: str) -> None:
+        """Let an expert be evicted again; nothing happens where it was not pinned."""
+        self._served(expert_id)
+        side_of(self._cache, expert_id).unpin(expert_id)
+        self._log.add("unpin", expert_id)
+
+    def next(self, view: View, policy: Policy) -> Fetch | None:
+        """The load to begin now, if there is one: no more are under way at once than for requests."""
+        ahead = policy.prefetch if policy.overlap else 0
+        if view.under_way > ahead:
+            return None
+        for expert_id in self.open:
+            if self._arrivals.residence(expert_id) is Residence.ABSENT:
+                there = [group for group in view.groups if group.residence is not Residence.ABSENT]
+                # Not those that only wait: by turns they come so often that there would be no end of it.
+                stay = [
+                    g for g in there if g.residence is not READY or (g.running and g.turn_steps < policy.turn_steps)
+                ]
+                keep, spare = ([group.expert_id for group in groups] for groups in (stay, there))
+                return Fetch(expert_id, frozenset(keep), frozenset(spare))
+        return None
+
+    def settle(self, failed: Mapping[str, CoterieError]) -> None:
+        """Tell of the wishes that are granted, and of those whose load failed."""
+        for expert_id in list(self.open):
+            if expert_id in failed:
+                self.refuse(expert_id, failed[expert_id])
+            elif self._arrivals.residence(expert_id) is READY:
+                for tell in self.open.pop(expert_id):
+                    tell(None)
+
+    def refuse(self, expert_id: str, error: CoterieError) -> None:
+        """Tell who wished for an expert, if anybody did, why it does not come in."""
+        for tell in self.open.pop(expert_id, ()):
+            tell(error)
+
+    def _served(self, expert_id: str) -> ServedExpert:
+        found = self._experts.get(expert_id)
+        if found is None:
+            known = ", ".join(sorted(self._experts)[:8])
+            raise NotFoundError(expert_id, f"no such expert among {len(self._experts)}", f"some are {known}")
+        return found
