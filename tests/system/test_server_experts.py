@@ -132,10 +132,10 @@ def test_in_python(composition: Path) -> None:
     with Coterie.open(composition, Options(near_bytes=200 * 1024)) as coterie:
         stream = coterie.stream(Query((Message("user", "for ada"),), "ada", max_tokens=20, ignore_end=True))
         first = next(stream)
-        coterie.load("bob")
-        assert coterie.status().expert("bob").state == "resident"
         with pytest.raises(ConflictError, match="1 requests of it are running"):
             coterie.unload("ada")
+        coterie.load("bob")
+        assert coterie.status().expert("bob").state == "resident"
         coterie.pin("bob")
         check_sums(coterie, coterie.status())
         assert sum(len(chunk.token_ids) for chunk in (first, *stream)) == 20

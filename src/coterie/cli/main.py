@@ -21,6 +21,7 @@ from coterie import __version__
 COMMANDS = {
     "run": ("run", "run"),
     "serve": ("serve", "serve"),
+    "ps": ("ps", "ps"),
     "route": ("route", "route"),
     "check": ("check", "check"),
     "eval": ("eval", "evaluate"),

@@ -43,13 +43,17 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
 
 
 def routes(worker: Worker) -> list[Route]:
-    """GET of all and of one, and POST of what to do with one; these answer with the row as it is then."""
+    """GET of all, of one and of the whole status; POST of what to do with one, whose answer is its row then."""
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": await worker.call(model_list)})
 
     async def model(request: Request) -> Response:
         return JSONResponse(await _row(worker, request.path_params["name"]))
+
+    async def status(_: Request) -> Response:
+        found = await worker.call(Coterie.status)
+        return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:
         name, wait = request.path_params["name"], _flag(request, "wait")
@@ -70,6 +74,7 @@ def routes(worker: Worker) -> list[Route]:
 
     one = "/v1/models/{name}"
     return [
+        Route("/v1/status", status, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route(one, model, methods=["GET"]),
         Route(f"{one}/load", load, methods=["POST"]),

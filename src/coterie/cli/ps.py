@@ -1,0 +1,146 @@
+"""`coterie ps`: which experts a running server has where, and what they do.
+
+Knows nothing about engines: it asks the server's GET /v1/status.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from http.client import HTTPException
+from typing import Annotated, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Column, Table
+
+from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.core.errors import UsageError
+from coterie.core.units import format_bytes, format_seconds
+
+TIMEOUT_S = 10.0
+ORDER = ("resident", "loading", "absent")
+STYLES = {"resident": "green", "loading": "yellow", "absent": "dim"}
+
+
+@sentences
+def ps(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    json_: JsonOpt = False,
+    watch: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look again so often, until interrupted.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COTERIE_API_KEY", help="The server's key, where it wants one.")
+    ] = None,
+) -> None:
+    """Show which experts a running server has where, and what they do."""
+    status = ask(url, api_key)
+    if watch is None:
+        print_json(status) if json_ else out.print(show(status, url))
+        return
+    try:
+        if json_:
+            while True:
+                sys.stdout.write(json.dumps(status) + "\n")
+                sys.stdout.flush()
+                time.sleep(watch)
+                status = ask(url, api_key)
+        with Live(show(status, url), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(watch)
+                live.update(show(ask(url, api_key), url), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
+    """The status of the server at `url`. Raises UsageError where there is none, or where it refuses."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key.split(',')[0].strip()}"}
+    try:
+        with urlopen(Request(f"{url.rstrip('/')}/v1/status", headers=headers), timeout=TIMEOUT_S) as answer:
+            status = json.load(answer)
+    except HTTPError as error:
+        raise UsageError(url, *_refusal(error)) from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise UsageError(
+            url, f"no server answers: {reason}", "start one with coterie serve, or say with --url where it is"
+        ) from error
+    except ValueError as error:
+        raise UsageError(url, *_STRANGER) from error
+    if not isinstance(status, dict) or status.get("object") != "status":
+        raise UsageError(url, *_STRANGER)
+    return status
+
+
+_STRANGER = ("what answers there is no coterie server", "say with --url where one is")
+
+
+def _refusal(error: HTTPError) -> tuple[str, str]:
+    """What to say of an answer that is no status: the server's own sentence, if it gave one."""
+    try:
+        message = str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError, OSError):
+        message = error.reason
+    if error.code == 401:
+        return f"the server wants a key: {message}", "give --api-key, or set COTERIE_API_KEY"
+    if error.code == 404:
+        return _STRANGER
+    return f"the server answers {error.code}: {message}", "look at its log"
+
+
+def show(status: dict[str, Any], url: str) -> Group:
+    """Two tables, with a line above that says what is served."""
+    name, device = escape(status["composition"]), escape(status["device"])
+    count = sum(expert["state"] == "resident" for expert in status["experts"])
+    first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {count} of {len(status['experts'])} experts resident, "
+    first += f"{status['running']} requests running, {status['waiting']} waiting"
+    return Group(first, _experts(status), _tiers(status))
+
+
+def _experts(status: dict[str, Any]) -> Table:
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "run", "wait", "last use")]
+    words = [Column(name, no_wrap=True) for name in ("state", "tier", "pin")]
+    table = Table(Column("expert", overflow="fold"), *words, *numbers, box=SIMPLE_HEAD)
+    for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
+        used_s, style = expert["last_used_s"], STYLES[expert["state"]]
+        table.add_row(
+            escape(expert["name"]),
+            f"[{style}]{expert['state']}[/{style}]",
+            expert["tier"],
+            "yes" if expert["pinned"] else "",
+            format_bytes(expert["size_bytes"]),
+            str(expert["running"] or ""),
+            str(expert["waiting"] or ""),
+            "never" if used_s is None else f"{format_seconds(status['now_s'] - used_s)} ago",
+        )
+    return table
+
+
+def _tiers(status: dict[str, Any]) -> Table:
+    table = Table(
+        "memory",
+        "of",
+        *[Column(name, justify="right") for name in ("used", "capacity", "share", "holds")],
+        box=SIMPLE_HEAD,
+    )
+    rows = [
+        (tier["tier"], tier["of"], tier["used_bytes"], tier["capacity_bytes"], f"{tier['experts']} experts")
+        for tier in status["tiers"]
+    ]
+    kv = status["kv"]
+    used, capacity = (blocks * kv["block_bytes"] for blocks in (kv["used"], kv["blocks"]))
+    rows.append((status["tiers"][0]["tier"], "KV cache", used, capacity, f"{kv['cached']} blocks known"))
+    for tier, of, used_bytes, capacity_bytes, holds in rows:
+        share = used_bytes / capacity_bytes if capacity_bytes else 0.0
+        table.add_row(tier, of, format_bytes(used_bytes), format_bytes(capacity_bytes), f"{share:.0%}", holds)
+    return table

@@ -1,0 +1,147 @@
+"""`coterie ps`: what a running server says, in tables and as JSON, and a sentence where there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.system.commands import command_of
+from tests.system.test_server import served
+from typer.testing import CliRunner, Result
+
+from coterie.api import Coterie, Options
+from coterie.cli import ps as module
+from coterie.cli.main import app
+
+
+def run(*words: object, **environment: str) -> Result:
+    return CliRunner(env={"COLUMNS": "90", **environment}).invoke(app, ["ps", *map(str, words)])
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the tables, by the first one."""
+    found = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip()]
+    return {cells[0]: cells[1:] for cells in found}
+
+
+@pytest.fixture(scope="module")
+def server(composition: Path) -> Iterator[tuple[str, Coterie]]:
+    """Room for two of four; one is pinned, two have answered."""
+    coterie = Coterie.open(composition, Options(near_bytes=200 * 1024))
+    with served(coterie) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for name in ("bob", "ada"):
+            body = {"model": name, "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+        assert client.post("/v1/models/ada/pin").status_code == 200
+        yield url, coterie
+
+
+def test_tables_say_who_is_where(server: tuple[str, Coterie]) -> None:
+    url, coterie = server
+    got = run("--url", url)
+    assert got.exit_code == 0, got.output
+    assert f"at {url}: 2 of 4 experts resident, 0 requests running, 0 waiting" in got.stdout
+    found = rows(got.stdout)
+    assert [name for name in found if name in coterie.models] == ["ada", "bob", "cyd", "dan"]
+    state, tier, pinned, size, last = found["ada"]
+    assert (state, tier, pinned) == ("resident", "dram", "yes")
+    assert float(size.removesuffix(" KiB")) == pytest.approx(coterie.size_bytes("ada") / 1024, abs=0.01)
+    assert last.endswith("s ago")
+    assert found["cyd"] == ["absent", "disk", size, "never"]
+    assert re.search(r"dram +experts +\d+\.\d\d KiB +\d+\.\d\d KiB +\d+% +2 experts", got.stdout)
+    assert re.search(r"dram +KV cache +0 B +\d+\.\d\d \w+ +0% +\d+ blocks known", got.stdout)
+
+
+def test_json_is_the_servers_own(server: tuple[str, Coterie]) -> None:
+    url, _ = server
+    got = json.loads(run("--url", f"{url}/", "--json").stdout)
+    again = httpx.get(f"{url}/v1/status").json()
+    assert {**got, "now_s": 0} == {**again, "now_s": 0}
+    assert sum(got["metrics"]["finished"].values()) == 2
+    assert got["composition"] == "four"
+
+
+def test_watch_looks_again_until_it_is_interrupted(
+    server: tuple[str, Coterie], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = server
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    got = run("--url", url, "--watch", "0.5", "--json")
+    assert got.exit_code == 0
+    seen = [json.loads(line)["now_s"] for line in got.stdout.splitlines()]
+    assert len(seen) == 3
+    assert seen == sorted(set(seen))
+    assert run("--url", url, "--watch", "0.5").exit_code == 0
+    assert waits == [0.5] * 6
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1:{free}", "no server answers: .*refused; start one with coterie serve, or say with --url"),
+        ("127.0.0.1:8000", "is no address of a server; give one like http://127.0.0.1:8000"),
+        ("file:///etc/passwd", "is no address of a server"),
+        ("http://127.0.0.1:{free}:1", "no server answers|is no address|what answers there"),
+    ],
+)
+def test_where_no_server_is_one_sentence_says_so(url: str, words: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    got = run("--url", url.format(free=free))
+    assert got.exit_code == 2
+    assert re.fullmatch(rf"coterie: \[.*({words}).*\n", got.stderr), got.stderr
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server of another kind: its answers are `said`, in turn."""
+
+    said = ((200, b"<html>"), (200, b"[1]"), (404, b"{}"), (500, b'{"error": {"message": "[engine] stopped"}}'))
+    asked = 0
+
+    def do_GET(self) -> None:
+        status, body = self.said[type(self).asked % len(self.said)]
+        type(self).asked += 1
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_what_is_no_coterie_server_is_said_to_be_none() -> None:
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = [run("--url", f"http://127.0.0.1:{server.server_port}") for _ in Stranger.said]
+        server.shutdown()
+    assert {got.exit_code for got in said} == {2}
+    assert ["what answers there is no coterie server" in got.stderr for got in said] == [True, True, True, False]
+    assert "the server answers 500: [engine] stopped" in said[3].stderr
+
+
+def test_as_a_process_it_ends_when_it_is_interrupted(server: tuple[str, Coterie]) -> None:
+    url, _ = server
+    with subprocess.Popen(command_of("ps", "--url", url, "--json", "--watch", 0.1), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["composition"] == "four"
+        process.send_signal(2)
+        begun = time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - begun < 10
