@@ -65,7 +65,7 @@ def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> N
     assert all(lasts)
 
 
-def open_held(ref: str | Path) -> tuple[Coterie, threading.Event, threading.Event]:
+def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie, threading.Event, threading.Event]:
     """A Coterie whose reads of the disk wait while the first event is not set; the second says that one does."""
     arrives, waits = threading.Event(), threading.Event()
     arrives.set()
@@ -78,7 +78,7 @@ def open_held(ref: str | Path) -> tuple[Coterie, threading.Event, threading.Even
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "CpuDevice", functools.partial(assemble.CpuDevice, read=read))
-        return Coterie.open(ref), arrives, waits
+        return Coterie.open(ref, options), arrives, waits
 
 
 def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:

@@ -32,11 +32,13 @@ class Options(Settings):
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
     `activations`: int16 or int8, to which a CPU rounds what meets packed weights; other experts stay as they are.
+    `max_waiting`: while so many requests wait, no more are taken; None: there is no limit.
     """
 
     device: str = "cpu"
     threads: int | None = None
     activations: str = INT16
+    max_waiting: int | None = None
 
 
 def open_models(composition: Composition, device: str, activations: str = INT16) -> dict[str, Model]:

@@ -23,7 +23,7 @@ from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError, NotFoundError
+from coterie.core.errors import ClosedError, CoterieError, CrowdedError, NotFoundError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
@@ -45,6 +45,7 @@ class Coterie:
         options = options or Options()
         self.composition = composition
         self.routing = Routing(composition)
+        self._max_waiting = options.max_waiting
         self.models: dict[str, Model] = open_models(composition, options.device, options.activations)
         made = plan(self.models, make_spec(options), options)
         self._texts = open_texts(self.models)
@@ -108,13 +109,17 @@ class Coterie:
     def submit(self, query: Query) -> str:
         """Queue a query and return its id.
 
-        Raises RequestError, NotFoundError, OversizeError or ClosedError, with nothing queued. Where the router asks a
-        model first, what the expert refuses comes later, as the error of the last chunk.
+        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, with nothing queued. Where the
+        router asks a model first, what the expert refuses comes later, as the error of the last chunk.
         """
         begun, request_id = self._begin(query), self._next_id()
         pending = InFlight(query, begun.prompt)
         with self._lock:
             self._check_open()
+            waiting, most = self._parts.engine.queue.num_waiting, self._max_waiting
+            if most is not None and waiting >= most:
+                self._parts.engine.metrics.refused += 1
+                raise CrowdedError(self.composition.name, waiting, most)
             if begun.asks:
                 pending.asked_s = self._parts.device.now()
                 self._routings.begin(request_id, begun)

@@ -188,6 +188,7 @@ def _together(stats: list[Stats]) -> Stats:
 def _metrics(metrics: Metrics) -> dict[str, Any]:
     return {
         "submitted": metrics.submitted,
+        "refused": metrics.refused,
         "admitted": metrics.admitted,
         "finished": dict(metrics.finished),
         "hits": metrics.hits,

@@ -64,7 +64,8 @@ def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
     """The status of the server at `url`. Raises UsageError where there is none, or where it refuses."""
     if not url.startswith(("http://", "https://")):
         raise UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key.split(',')[0].strip()}"}
+    keys = (api_key or "").split()
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
         with urlopen(Request(f"{url.rstrip('/')}/v1/status", headers=headers), timeout=TIMEOUT_S) as answer:
             status = json.load(answer)

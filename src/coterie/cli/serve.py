@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -34,6 +35,7 @@ from coterie.core.errors import UsageError
 from coterie.graph.ops import INT16
 from coterie.server.app import make_app
 from coterie.server.ending import Server
+from coterie.server.guard import digests_of
 
 EXAMPLE = "What is 47 plus 85?"
 
@@ -51,22 +53,31 @@ def serve(
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
     trace: TraceOpt = None,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
+    ] = 1024,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="COTERIE_API_KEY", help="Who asks must show it, or another one: it may be given again."),
+    ] = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
+    digests_of(api_key or ())  # a wrong one is said before anything is opened
     made = options(device, near, kv, threads, trace, activations, pool, reuse)
+    made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
-        curl = (
-            f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-        )
+        show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if api_key else ""
+        what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
+        curl = f"curl -s {url}/v1/chat/completions {what}"
         name, count = escape(coterie.composition.name), len(coterie.composition.experts)
         out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
         try:
-            Server(make_app(coterie)).run(
+            Server(make_app(coterie, api_key or ())).run(
                 sockets=[listener]
             )  # raises again what interrupted it, once all requests are answered
         finally:

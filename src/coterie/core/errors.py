@@ -9,6 +9,7 @@
     |       `-- ContextError     a prompt that is longer than its expert's context
     |-- CapacityError            it does not fit: demand, bound and the levers that would help (HTTP 503)
     |   `-- OversizeError        one request needs more than there is, so that waiting does not help (HTTP 400)
+    |-- CrowdedError             so many requests wait that no more are taken (HTTP 429)
     |-- ConflictError            what is pinned or under way forbids it now (HTTP 409)
     |-- NotFoundError            an expert or a file that does not exist (HTTP 404)
     |-- ClosedError              what should answer has been shut down (HTTP 503)
@@ -75,6 +76,16 @@ class CapacityError(CoterieError):
 
 class OversizeError(CapacityError):
     """One request alone needs more than all there is: it would never run, whoever else leaves."""
+
+
+class CrowdedError(CoterieError):
+    """`waiting` requests wait, and no more than `most` may."""
+
+    def __init__(self, where: str, waiting: int, most: int) -> None:
+        self.waiting, self.most = waiting, most
+        super().__init__(
+            where, f"{waiting} requests wait, and {most} may", "ask again later, or serve with a larger --max-waiting"
+        )
 
 
 class ConflictError(CoterieError):

@@ -38,11 +38,14 @@ class Histogram:
 class Metrics:
     """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
 
+    `refused`: not submitted, because too many waited.
+
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
     submitted: int = 0
+    refused: int = 0
     admitted: int = 0
     finished: Counter[FinishReason] = field(default_factory=Counter)
     hits: int = 0

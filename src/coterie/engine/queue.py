@@ -84,6 +84,11 @@ class Queue:
             found = self._experts = (*running, *[expert_id for expert_id in self.waiting if expert_id not in running])
         return found
 
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait, of all experts."""
+        return len(self._order)
+
     def has(self, expert_id: str) -> bool:
         """Whether an expert has waiting or running sequences."""
         return expert_id in self.running or expert_id in self.waiting

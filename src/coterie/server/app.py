@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -21,14 +22,15 @@ from starlette.routing import Route
 from coterie.api import Chunk, Coterie
 from coterie.core.errors import CoterieError, RequestError
 from coterie.server import metrics, models
+from coterie.server.guard import Guard, digests_of, retry_headers
 from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
-def make_app(coterie: Coterie) -> Starlette:
-    """An ASGI application that owns `coterie` and closes it when it shuts down."""
+def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
+    """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one."""
     worker = Worker(coterie)
 
     @contextlib.asynccontextmanager
@@ -71,9 +73,11 @@ def make_app(coterie: Coterie) -> Starlette:
             ClientDisconnect: _on_gone,
             Exception: _on_bug,
         },
+        middleware=[Middleware(Guard, digests=digests_of(keys))] if keys else [],
         lifespan=lifespan,
     )
     app.state.worker = worker  # for who ends the server
+    app.state.coterie = coterie
     return app
 
 
@@ -142,11 +146,12 @@ def _event(body: object) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, CoterieError):
         raise error
     status, body = error_body(error)
-    return JSONResponse(body, status)
+    metrics_so_far = request.app.state.coterie.parts.engine.metrics
+    return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 
 
 async def _on_gone(_: Request, __: Exception) -> Response:

@@ -64,6 +64,7 @@ def routes(worker: Worker) -> list[Route]:
 def _requests(status: Status) -> Iterator[Metric]:
     metrics = status.metrics
     yield _counter("requests_submitted", "Requests that were taken to be answered.", metrics.submitted)
+    yield _counter("requests_refused", "Requests that were not, because too many waited.", metrics.refused)
     yield _counter("requests_admitted", "Requests whose answer was begun.", metrics.admitted)
     ends = {reason: metrics.finished.get(reason, 0) for reason in get_args(FinishReason)}
     yield _counters("requests_finished", "Requests that ended, by why.", ("reason",), _labelled(ends))

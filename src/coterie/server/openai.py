@@ -19,6 +19,7 @@ from coterie.core.errors import (
     ConflictError,
     ContextError,
     CoterieError,
+    CrowdedError,
     NotFoundError,
     OversizeError,
     RequestError,
@@ -215,6 +216,8 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
     status, kind, code = 500, "server_error", "device_error"
     if isinstance(error, NotFoundError):
         status, kind, code = 404, "invalid_request_error", "model_not_found"
+    elif isinstance(error, CrowdedError):
+        status, kind, code = 429, "requests", "rate_limit_exceeded"
     elif isinstance(error, ConflictError):
         status, kind, code = 409, "invalid_request_error", "conflict"
     elif isinstance(error, OversizeError):

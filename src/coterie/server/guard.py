@@ -1,0 +1,77 @@
+"""Who may ask, and when to ask again: bearer tokens, and `Retry-After` of what is refused for now.
+
+Knows nothing about what is asked. Sources: RFC 6750 (bearer tokens), RFC 9110 section 10.2.3 (Retry-After).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Sequence
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coterie.core.errors import UsageError
+from coterie.engine.metrics import Metrics
+
+OPEN_PATHS = frozenset({"/health"})  # what watches a server has no key
+RETRY_LATER = (429, 503)
+MIN_RETRY_S, MAX_RETRY_S = 1, 60
+
+
+class Guard:
+    """Middleware: only who shows a token of one of these digests gets through."""
+
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
+        self._app, self._digests = app, digests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows(_token(scope)):
+            await self._app(scope, receive, send)
+            return
+        message = "[Authorization] no key, or not one of this server's; send 'Authorization: Bearer KEY'"
+        detail = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
+        refusal = JSONResponse({"error": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
+
+    def _knows(self, token: bytes) -> bool:
+        shown = _digest(token)
+        # All of them, whichever it is.
+        return sum([hmac.compare_digest(shown, digest) for digest in self._digests]) > 0
+
+
+def digests_of(keys: Sequence[str]) -> list[bytes]:
+    """What is kept of keys. Raises UsageError for one that no header can carry."""
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or not key or " " in key:
+            raise UsageError("--api-key", "a key is empty, or has spaces or accents", "give plain letters and digits")
+    # Digests are of one length, so that how long a comparison takes says nothing about a key, its length included.
+    return [_digest(key.encode()) for key in keys]
+
+
+def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
+    """`Retry-After` where it may help to ask again: then as many more can be begun as run now.
+
+    That is after one answer's time, by the mean of those so far, from its first token on; at least one second.
+    """
+    if status not in RETRY_LATER:
+        return {}
+    tpot, answers = metrics.tpot, metrics.ttft.total
+    answer_s = tpot.sum_s / tpot.total * metrics.drawn_tokens / answers if tpot.total and answers else 0.0
+    return {"Retry-After": str(min(max(math.ceil(answer_s), MIN_RETRY_S), MAX_RETRY_S))}
+
+
+def _token(scope: Scope) -> bytes:
+    """The bearer token of a request; empty where there is none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            return bytes(token.strip()) if scheme.lower() == b"bearer" else b""
+    return b""
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,163 @@
+"""Who may ask, how many may wait, and when who was refused should ask again."""
+
+from __future__ import annotations
+
+import hmac
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from tests.system.test_cli_ps import run as ps
+from tests.system.test_python import open_held
+from tests.system.test_server import ask, served
+
+from coterie.api import Coterie, Options, Query
+from coterie.core.errors import ClosedError, CrowdedError, UsageError
+from coterie.engine.metrics import Metrics
+from coterie.engine.request import Timings
+from coterie.server import guard
+from coterie.server.app import make_app
+
+KEYS = ("first-key", "the-second-key")
+PATHS = ("/v1/models", "/v1/models/ada", "/metrics", "/v1/status", "/nothing", "/health/", "//health")
+
+
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+def refuse(query: Query) -> str:
+    raise ClosedError("server", "is being shut down", "ask again when it is back")
+
+
+def as_openai(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer first"},
+        {"Authorization": "Bearer first-key2"},
+        {"Authorization": "Bearer FIRST-KEY"},
+        {"Authorization": "first-key"},
+        {"Authorization": "Basic first-key"},
+        {"Authorization": "Bearer first-key the-second-key"},
+        {"Api-Key": "first-key"},
+        [(b"Authorization", b"Bearer first-key\xff")],
+    ],
+)
+def test_without_a_right_key_there_is_only_health(guarded: str, headers: dict) -> None:
+    with httpx.Client(base_url=guarded, headers=headers) as client:
+        for path in PATHS:
+            got = client.get(path)
+            assert (got.status_code, got.headers["www-authenticate"]) == (401, "Bearer")
+            assert got.json()["error"]["code"] == "invalid_api_key"
+        for path in ("/v1/chat/completions", "/v1/models/ada/load"):
+            assert client.post(path, json={}).status_code == 401
+        assert client.get("/health").json()["status"] == "ok"
+
+
+@pytest.fixture(scope="module")
+def guarded(composition: Path):
+    with served(Coterie.open(composition), KEYS) as url:
+        yield url
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_with_any_of_the_keys_everything_is_open(guarded: str, key: str) -> None:
+    with as_openai(guarded, key) as client:
+        assert ask(client, "for ada").model == "ada"
+    with as_openai(guarded, "wrong") as client, pytest.raises(openai.AuthenticationError, match="not one of this"):
+        ask(client, "for ada")
+    got = httpx.get(f"{guarded}/metrics", headers={"authorization": f"bearer  {key}"})
+    assert got.status_code == 200
+
+
+def test_ps_shows_its_key(guarded: str) -> None:
+    for arguments, environment in ((("--api-key", KEYS[1]), {}), ((), {"COTERIE_API_KEY": " ".join(KEYS)})):
+        assert ps("--url", guarded, *arguments, **environment).exit_code == 0
+    got = ps("--url", guarded)
+    assert got.exit_code == 2
+    assert "the server wants a key: [Authorization] no key" in got.stderr
+    assert got.stderr.rstrip().endswith("; give --api-key, or set COTERIE_API_KEY")
+
+
+def test_every_key_is_compared_whatever_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    asked = guard.Guard(lambda *_: None, guard.digests_of(["a", "b" * 40, "c"]))
+    assert [asked._knows(token) for token in (b"a", b"c", b"", b"b" * 39)] == [True, True, False, False]
+    assert compared == [(32, 32)] * 12
+
+
+@pytest.mark.parametrize("key", ["", "two words", "clé", "a\nb"])
+def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path, key: str) -> None:
+    with Coterie.open(composition) as coterie, pytest.raises(UsageError, match="--api-key"):
+        make_app(coterie, ["right", key])
+
+
+def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> None:
+    coterie, arrives, waits = open_held(composition, Options(max_waiting=2))
+    with served(coterie) as url, as_openai(url) as client, ThreadPoolExecutor(2) as pool:
+        arrives.clear()
+        first = pool.submit(ask, client, "for ada")
+        assert waits.wait(20)
+        second = pool.submit(ask, client, "for bob")
+        while coterie.parts.engine.queue.num_waiting < 2:
+            pass
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match="2 requests wait, and 2 may; ask again later") as caught:
+                ask(client, "for cyd", stream=stream)
+            assert caught.value.code == "rate_limit_exceeded"
+            assert caught.value.response.headers["retry-after"] == "1"
+        assert httpx.get(f"{url}/health").status_code == 200
+        arrives.set()
+        assert [first.result(30).model, second.result(30).model] == ["ada", "bob"]
+        assert ask(client, "for cyd").model == "cyd"
+        assert "coterie_requests_refused_total 2.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_what_runs_does_not_count_as_waiting(composition: Path) -> None:
+    with Coterie.open(composition, Options(max_waiting=1)) as coterie:
+        for _ in range(3):
+            coterie.submit(Query.text("x", "ada"))
+            with pytest.raises(CrowdedError):
+                coterie.submit(Query.text("x", "ada"))
+            while coterie.status().waiting:
+                coterie.step()
+        assert coterie.status().metrics.refused == 3
+
+
+def test_a_server_that_ends_says_when_to_come_back(composition: Path) -> None:
+    coterie = Coterie.open(composition)
+    with served(coterie) as url:
+        with as_openai(url) as client:
+            ask(client, "for ada")
+        coterie.parts.engine.metrics.tpot.sum_s = 100.0
+        coterie.submit = refuse
+        got = httpx.post(f"{url}/v1/chat/completions", json={"model": "ada", "messages": MESSAGES})
+    assert (got.status_code, got.json()["error"]["code"]) == (503, "shutting_down")
+    assert got.headers["retry-after"] == "60"
+
+
+@pytest.mark.parametrize(
+    ("answers", "tokens", "gap_s", "seconds"), [(0, 0, 0, 1), (4, 21, 0.5, 11), (2, 3, 0.01, 1), (3, 500, 1, 60)]
+)
+def test_retry_after_is_the_time_of_an_answer(answers: int, tokens: int, gap_s: float, seconds: int) -> None:
+    metrics = Metrics()
+    for _ in range(answers):
+        metrics.drawn_tokens += tokens
+        metrics.count_end("ada", "stop", Timings(0.0, 0.0, 1.0, 1.0 + gap_s * (tokens - 1)), tokens)
+    for status in (429, 503):
+        assert guard.retry_headers(status, metrics) == {"Retry-After": str(seconds)}
+    for status in (400, 404, 409, 500):
+        assert guard.retry_headers(status, metrics) == {}
