@@ -7,7 +7,7 @@ import pytest
 
 from coterie.composition.composition import load_composition
 from coterie.composition.schema import json_schema
-from coterie.core.errors import CompositionError, NotFoundError, UnsupportedError
+from coterie.core.errors import CompositionError, NotFoundError
 
 GOOD = """name = "small"
 [router]
@@ -119,6 +119,11 @@ BY_MEANING = {
     "lengths crossed": ('keywords = ["x"]', "min_chars = 5\nmax_chars = 4", "min_chars = 5 is above max_chars = 4"),
     "count without i": ('config = "llama-2-7b"', 'config = "l"\ncount = 2', r'write name = "b-{i}"'),
     "i without count": ('name = "b"\nconfig', 'name = "b{i}"\nconfig', "has no meaning without count"),
+    "examples without a knn router": (
+        'name = "b"\n',
+        'name = "b"\nexamples = ["x"]\n',
+        r"expert\[2\] 'b'.examples\] examples have no meaning without a knn router",
+    ),
     "nan": ("[router]", "[router]\nthreshold = nan", "threshold = nan is out of range"),
 }
 
@@ -145,11 +150,6 @@ def test_refused_by_meaning(write, case):
         load_composition(write(text))
     assert "c.toml" in caught.value.where
     assert caught.value.remedy
-
-
-def test_a_later_router_is_named(write):
-    with pytest.raises(UnsupportedError, match=r'kind = "knn".*use one of rules, lexical, llm'):
-        load_composition(write(GOOD.replace('kind = "rules"', 'kind = "knn"')))
 
 
 def test_lexical_router_without_its_file(write):

@@ -106,11 +106,11 @@ def test_questions_are_read(tmp_path):
     ("line", "sentence"),
     [
         ("{", "q.jsonl:1.*this line is not JSON"),
-        ("[]", "there is no prompt in this line"),
+        ("[]", "q.jsonl:1.*JSON, but no object"),
         ('{"expert": "a", "answer": "b"}', "there is no prompt"),
-        ('{"prompt": "x", "expert": "a"}', "expert = 'a' and answer = None do not go together"),
+        ('{"prompt": "x", "expert": "a", "answer": 2}', "expert = 'a' or answer = 2 is no text"),
         ('{"prompt": "x", "expert": 3, "answer": "b"}', "expert = 3"),
-        ("", "there is no question in it"),
+        ("", "there are no questions in it"),
     ],
 )
 def test_bad_questions(tmp_path, line, sentence):

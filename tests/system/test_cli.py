@@ -264,3 +264,52 @@ def test_activations_are_rounded_where_weights_are_packed_or_not_at_all(folder: 
         run("run", folder, "--expert", "ada", "--activations", "int3", "hi"), "--activations", "int3", "int16, int8"
     )
     refused(run("run", folder, "--expert", "ada", "--activations", "int8", "hi"), "--activations", "packed", "quantize")
+
+
+LABELLED = (
+    '{"prompt": "ask ada", "expert": "ada"}',
+    '{"prompt": "ask bob and ada", "expert": "bob"}',
+    '{"prompt": "ask cyd", "expert": "cyd"}',
+    '{"prompt": "ask me", "expert": null}',
+    '{"prompt": "ask ada about me", "expert": ""}',
+)
+
+
+def test_eval_of_the_router_alone(composition: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(LABELLED))
+    got = json.loads(run("eval", composition, "--questions", path, "--json").stdout)
+    assert (got["router"], got["composition"], got["num_questions"]) == (pytest.approx(2 / 3), None, 3)
+    assert got["out_of_scope"] == {"questions": 2, "to_fallback": 1}
+    assert got["confusions"] == [{"right": "bob", "chosen": "ada", "count": 1}]
+    assert {row["setting"] for row in got["sweep"]} == {"threshold"}
+    assert got["sweep"][0]["in_scope_right"] == got["router"]
+    shown = run("eval", composition, "--questions", path)
+    assert shown.exit_code == 0, shown.output
+    assert "1 questions for bob went to ada" in shown.stdout
+    assert "composition" not in shown.stdout
+
+
+def test_eval_sweeps_the_similarity_of_a_knn_router(folder: Path, tmp_path: Path) -> None:
+    experts = "".join(
+        f'[[expert]]\nname = "{n}"\ncheckpoint = "{folder / n}"\nexamples = ["ask {n}"]\n'
+        for n in ("ada", "bob", "cyd")
+    )
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "k"\n[router]\nkind = "knn"\nfallback = "cyd"\n{experts}')
+    (tmp_path / "questions.jsonl").write_text("\n".join(LABELLED))
+    got = json.loads(run("eval", path, "--json").stdout)
+    swept = {(row["setting"], row["value"]): row for row in got["sweep"]}
+    assert {"threshold", "similarity"} == {setting for setting, _ in swept}
+    assert swept["similarity", 0.15]["in_scope_right"] == got["router"]
+    assert swept["similarity", 0.15]["out_of_scope_to_fallback"] * 2 == got["out_of_scope"]["to_fallback"]
+
+
+def test_eval_router_only_leaves_answers_alone(composition: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join((*LABELLED, '{"prompt": "ask ada", "expert": "ada", "answer": "no"}')))
+    refused(run("eval", composition, "--questions", path), "q.jsonl", "3 of 4 questions of experts have no answer")
+    got = json.loads(run("eval", composition, "--questions", path, "--router-only", "--json").stdout)
+    assert (got["num_questions"], got["composition"]) == (4, None)
+    path.write_text('{"prompt": "x", "expert": "eve"}')
+    refused(run("eval", composition, "--questions", path), "there is no expert 'eve'")

@@ -1,12 +1,16 @@
 """`coterie eval`: asks held-out questions; prints what router, experts, composition and a single model get right.
 
+Where no answers are known, or only the router is asked about, no expert runs, and its settings are swept.
+
 Knows nothing about how questions were made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -25,7 +29,10 @@ from coterie.cli.options import (
     print_json,
     sentences,
 )
+from coterie.cli.route import routes_of
+from coterie.composition.composition import Composition, RouterSpec, load_composition
 from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
+from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
 from coterie.core.errors import CompositionError
 from coterie.graph.ops import INT16
 
@@ -38,6 +45,7 @@ def evaluate(
     questions: Annotated[
         Path | None, typer.Option(help="JSON lines; the default is questions.jsonl beside it.")
     ] = None,
+    router_only: Annotated[bool, typer.Option("--router-only", help="Score the router alone; run no expert.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,
     show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
     json_: JsonOpt = False,
@@ -46,16 +54,21 @@ def evaluate(
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
 ) -> None:
-    """Score experts, router, composition and the single fallback model on held-out questions (exact last lines)."""
-    with Coterie.open(composition, options(device, near, None, threads, activations=activations)) as coterie:
-        spec = coterie.composition.router
-        if spec is None:
-            fact = "has no router, so there is nothing to compare"
-            raise CompositionError(coterie.composition.name, fact, "give it a [router] with a fallback")
-        path = questions or coterie.composition.root / QUESTIONS
-        asked = _limited(read_questions(path), limit)
-        if all(q.expert is None for q in asked):
-            raise CompositionError(str(path), "no question belongs to an expert", "add some with expert and answer")
+    """Score experts, router, composition and the single fallback model on held-out questions (exact last lines).
+
+    Questions without answers score the router alone, at several thresholds.
+    """
+    found = load_composition(composition)
+    spec = found.router
+    if spec is None:
+        fact = "has no router, so there is nothing to compare"
+        raise CompositionError(found.name, fact, "give it a [router] with a fallback")
+    path = questions or found.root / QUESTIONS
+    asked = _limited(_checked(read_questions(path), found, path), limit)
+    if router_only or not _have_answers(asked, path):
+        _evaluate_router(found, spec, asked, json_)
+        return
+    with Coterie(found, options(device, near, None, threads, activations=activations)) as coterie:
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))
@@ -72,10 +85,55 @@ def evaluate(
         if json_:
             print_json(result.to_dict())
             return
-        _print(coterie.composition.name, result)
+        _print(found.name, result)
         for q, r in [(q, r) for q, r in both if _wrong(q, texts, r.expert)][:show_wrong]:
             given = texts[q.text, r.expert]
             out.print(escape(f"{q.text!r} -> {r.expert}: {given!r}, right is {q.answer!r}"))
+
+
+def _checked(questions: tuple[Question, ...], composition: Composition, path: Path) -> tuple[Question, ...]:
+    named = {question.expert for question in questions} - {None}
+    if not named:
+        raise CompositionError(str(path), "no question belongs to an expert", "add some with an expert")
+    for name in sorted(map(str, named)):
+        composition.expert(name)
+    return questions
+
+
+def _have_answers(asked: list[Question], path: Path) -> bool:
+    inside = [question.answer is not None for question in asked if question.expert is not None]
+    if any(inside) and not all(inside):
+        fact = f"{inside.count(False)} of {len(inside)} questions of experts have no answer"
+        raise CompositionError(str(path), fact, "give all of them an answer, or none, or use --router-only")
+    return all(inside)
+
+
+def _evaluate_router(composition: Composition, spec: RouterSpec, asked: list[Question], json_: bool) -> None:
+    texts = [question.text for question in asked]
+    result = score(asked, routes_of(composition, texts))
+    points = list(_swept(composition, spec, asked))
+    if json_:
+        print_json({**result.to_dict(), "sweep": [asdict(point) for point in points]})
+        return
+    _print(composition.name, result)
+    table = Table("setting", "value", "in scope, right", "in scope, to the fallback", "out of scope, to the fallback")
+    for point in points:
+        shares = (point.in_scope_right, point.in_scope_to_fallback, point.out_of_scope_to_fallback)
+        table.add_row(point.setting, f"{point.value:.2f}", *(_share(value) for value in shares))
+    if points:
+        out.print(table)
+
+
+def _swept(composition: Composition, spec: RouterSpec, asked: list[Question]) -> Iterator[SweepPoint]:
+    """The points of every setting that the router's kind has; a router that asks a model has none."""
+    texts = [question.text for question in asked]
+    if spec.kind in ("rules", "lexical", "knn"):
+        sure = replace(composition, router=replace(spec, threshold=0.0))
+        yield from sweep_thresholds(asked, routes_of(sure, texts), spec.fallback)
+    if spec.kind == "knn":
+        for value in SIMILARITIES:
+            tried = replace(composition, router=replace(spec, similarity=value))
+            yield sweep_point("similarity", value, asked, routes_of(tried, texts))
 
 
 def _limited(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
@@ -105,15 +163,14 @@ def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -
 
 
 def _print(name: str, result: Score) -> None:
-    table = Table(
-        Column("expert", overflow="fold"), "questions", "routed to it", "expert alone", "composition", "single model"
-    )
+    answered = () if result.composition is None else ("expert alone", "composition", "single model")
+    table = Table(Column("expert", overflow="fold"), "questions", "routed to it", *answered)
     for row in result.experts:
-        shares: list[Any] = [row.routed_here, row.alone, row.routed, row.single_model]
-        table.add_row(escape(row.expert), str(row.num_questions), *(_share(s) for s in shares))
-    totals = [result.router, result.experts_alone, result.composition, result.single_model]
+        shares = [row.routed_here, row.alone, row.routed, row.single_model][: len(answered) + 1]
+        table.add_row(escape(row.expert), str(row.num_questions), *map(_share, shares))
+    totals = [result.router, result.experts_alone, result.composition, result.single_model][: len(answered) + 1]
     table.add_section()
-    table.add_row("all", str(result.num_questions), *(_share(s) for s in totals))
+    table.add_row("all", str(result.num_questions), *map(_share, totals))
     out.print(table)
     to_fallback, outside = result.out_of_scope_to_fallback, result.num_out_of_scope
     out.print(

@@ -31,7 +31,7 @@ def route(
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
-    routes = list(zip(texts, _routes(found, texts), strict=True))
+    routes = list(zip(texts, routes_of(found, texts), strict=True))
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)
@@ -39,7 +39,8 @@ def route(
     out.print(_table(routes))
 
 
-def _routes(composition: Composition, texts: list[str]) -> list[Route]:
+def routes_of(composition: Composition, texts: list[str]) -> list[Route]:
+    """The router's decision for each text; a model is opened only where the router asks it. Raises CoterieError."""
     if composition.router is None or composition.router.model is None:
         routing = Routing(composition)
         return [routing.route(Prompt(text))[0] for text in texts]

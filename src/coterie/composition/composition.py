@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coterie.composition.examples import read_examples
 from coterie.composition.expert import Expert, is_expert_name
 from coterie.composition.hub import find_checkpoint
 from coterie.composition.routers import llm
+from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
@@ -31,8 +33,9 @@ class RouterSpec:
     """What the file says about the router. `threshold` None means the router's own default.
 
     `margin`: by how much confidence another expert must lead before a conversation moves to it.
-    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `model`, whom to ask,
-    `question` and `max_tokens` to kind "llm".
+    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `examples`, how many
+    of them vote (`num_neighbours`) and `similarity` to kind "knn"; `model`, whom to ask, `question` and `max_tokens`
+    to kind "llm".
     """
 
     kind: str
@@ -42,6 +45,9 @@ class RouterSpec:
     match: Match = "first"
     rules: tuple[Rule, ...] = ()
     weights: Path | None = None
+    examples: tuple[Example, ...] = ()
+    num_neighbours: int = NUM_NEIGHBOURS
+    similarity: float = SIMILARITY
     model: Expert | None = None
     question: str = llm.QUESTION
     max_tokens: int = llm.MAX_TOKENS
@@ -88,8 +94,7 @@ def load_composition(ref: str | Path) -> Composition:
     subfolder with a config.json is an expert, without a router. A preset's name goes before a folder of that name
     (write ./demo for the folder); a Path is no preset's name.
 
-    Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change), UnsupportedError
-    (a router kind that comes later).
+    Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change).
     """
     ref = ref if isinstance(ref, str) else str(user_path(ref, "composition").absolute())
     try:
@@ -160,6 +165,7 @@ def _from_file(path: Path) -> Composition:
         fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
     router = _router(values["router"], names, root, file) if "router" in values else None
+    router = _with_examples(router, values, names, root, file)
     return Composition(values["name"], tuple(experts), router, root, values.get("description", ""))
 
 
@@ -230,10 +236,39 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
         match=table.get("match", "first"),
         rules=tuple(rules),
         weights=weights,
+        num_neighbours=table.get("k", NUM_NEIGHBOURS),
+        similarity=table.get("similarity", SIMILARITY),
         model=_router_model(table, root, f"{file}: router") if table["kind"] == "llm" else None,
         question=table.get("question", llm.QUESTION),
         max_tokens=table.get("max_tokens", llm.MAX_TOKENS),
     )
+
+
+def _with_examples(
+    router: RouterSpec | None, values: Mapping[str, Any], names: Sequence[str], root: Path, file: str
+) -> RouterSpec | None:
+    """The router with all examples, those of the experts first. They are a knn router's; any other refuses them."""
+    found: list[Example] = []
+    for number, table in enumerate(values["expert"], start=1):
+        where = f"{file}: expert[{number}] {table['name']!r}.examples"
+        if "examples" in table and (router is None or router.kind != "knn"):
+            fact = "examples have no meaning without a knn router"
+            raise CompositionError(where, fact, 'give [router] kind = "knn" or leave examples out')
+        if "examples" in table and "count" in table:
+            fact = f"the same examples would be those of {table['count']} experts"
+            raise CompositionError(where, fact, "give examples to experts of a name of their own")
+        found += [Example(table["name"], text) for text in table.get("examples", ())]
+    if router is None or router.kind != "knn":
+        return router
+    name = values["router"].get("examples")
+    if name is not None:
+        where = f"{file}: router.examples"
+        found += read_examples(root / user_path(name, where), names, router.fallback)
+    if all(example.expert == router.fallback for example in found):
+        fact = f"there are {len(found)} examples, none of an expert other than the fallback"
+        remedy = 'give [[expert]] examples = ["..."], or router.examples, a file of JSON lines'
+        raise CompositionError(f"{file}: router", fact, remedy)
+    return replace(router, examples=tuple(found))
 
 
 def _router_model(table: Mapping[str, Any], root: Path, where: str) -> Expert:

@@ -5,20 +5,23 @@ Knows nothing about engines: routes and answers are given.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coterie.composition.lines import json_lines
 from coterie.composition.router import Route
-from coterie.core.errors import CompositionError, NotFoundError
+from coterie.core.errors import CompositionError
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A held-out question. `expert` and `answer` are None when it is out of scope: only the fallback may take it."""
+    """A held-out question. `expert` and `answer` are None when it is out of scope: only the fallback may take it.
+
+    `answer` is None, too, where only the router is asked about.
+    """
 
     text: str
     expert: str | None
@@ -78,37 +81,23 @@ class Score:
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
-    """Read questions, one JSON object a line: prompt, expert, answer, and optionally seen_phrasing.
+    """Read questions, one JSON object a line: prompt, expert, and optionally answer and seen_phrasing.
 
-    An expert of null means out of scope. Raises NotFoundError, or CompositionError naming the line.
+    An expert of null, or "", means out of scope. Raises NotFoundError, or CompositionError naming the line.
     """
-    if not path.is_file():
-        raise NotFoundError(str(path), "there is no such file of questions", "give a questions.jsonl")
-    questions = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompositionError(str(path), f"it cannot be read: {error}", "save the file as UTF-8 text") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            questions.append(_question(line, f"{path}:{number}"))
-    if not questions:
-        raise CompositionError(str(path), "there is no question in it", "write one JSON object a line")
-    return tuple(questions)
+    return tuple(_question(values, where) for where, values in json_lines(path, "questions"))
 
 
-def _question(line: str, where: str) -> Question:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CompositionError(where, f"this line is not JSON: {error}", "mend the line") from error
-    remedy = "write prompt, expert and answer as texts (expert and answer null where no expert fits)"
-    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+def _question(values: Mapping[str, Any], where: str) -> Question:
+    remedy = "write prompt and expert as texts, and answer if it is known (expert null where no expert fits)"
+    if not isinstance(values.get("prompt"), str):
         raise CompositionError(where, "there is no prompt in this line", remedy)
     expert, answer = values.get("expert"), values.get("answer")
-    if not isinstance(expert, str | None) or not isinstance(answer, str | None) or (expert and answer is None):
-        raise CompositionError(where, f"expert = {expert!r} and answer = {answer!r} do not go together", remedy)
-    return Question(values["prompt"], expert, answer if expert else None, bool(values.get("seen_phrasing", True)))
+    if not isinstance(expert, str | None) or not isinstance(answer, str | None):
+        raise CompositionError(where, f"expert = {expert!r} or answer = {answer!r} is no text", remedy)
+    return Question(
+        values["prompt"], expert or None, answer if expert else None, bool(values.get("seen_phrasing", True))
+    )
 
 
 def last_line(text: str) -> str:

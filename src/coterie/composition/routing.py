@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
 from coterie.composition.router import Ask, Prompt, Route, Router, ranked
+from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
 from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routers.rules import RulesRouter
@@ -50,6 +51,11 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
     return LexicalRouter(weights, spec.fallback, spec.threshold)
 
 
+def _make_knn(spec: RouterSpec, composition: Composition) -> Router:
+    threshold = THRESHOLD if spec.threshold is None else spec.threshold
+    return KnnRouter(spec.examples, spec.fallback, KnnSettings(spec.num_neighbours, spec.similarity, threshold))
+
+
 def _make_llm(spec: RouterSpec, composition: Composition) -> Router:
     experts = {expert.name: expert.description for expert in composition.experts}
     return LlmRouter(experts, spec.fallback, spec.question, spec.max_tokens)
@@ -58,6 +64,7 @@ def _make_llm(spec: RouterSpec, composition: Composition) -> Router:
 ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
     "rules": _make_rules,
     "lexical": _make_lexical,
+    "knn": _make_knn,
     "llm": _make_llm,
 }
 

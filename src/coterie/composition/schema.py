@@ -100,6 +100,15 @@ LLM = Table(
     needs={"revision": "checkpoint"},
 )
 
+KNN = Table(
+    keys=(
+        Key("examples", "string", 'examples beside those of the experts: JSON lines {"expert", "prompt"}, "" for none'),
+        Key("k", "integer", "so many of the nearest examples vote", minimum=1, maximum=1000),
+        Key("similarity", "number", "below this likeness to the nearest example the fallback answers",
+            minimum=0, maximum=1),
+    ),
+)  # fmt: skip
+
 ROUTER = Table(
     keys=(
         Key("kind", "string", "how prompts are routed", required=True),
@@ -108,7 +117,7 @@ ROUTER = Table(
         Key("margin", "number", "by how much confidence another expert must lead before a conversation moves to it",
             minimum=0, maximum=1),
     ),
-    variants={"rules": RULES, "lexical": LEXICAL, "llm": LLM},
+    variants={"rules": RULES, "lexical": LEXICAL, "knn": KNN, "llm": LLM},
 )  # fmt: skip
 
 EXPERT = Table(
@@ -120,6 +129,7 @@ EXPERT = Table(
         Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
+        Key("examples", "strings", "prompts that it should answer, for a knn router"),
     ),
     exactly_one=("checkpoint", "config"),
     needs={"count": "config", "revision": "checkpoint"},

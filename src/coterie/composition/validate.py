@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coterie.composition.schema import Key, Table
-from coterie.core.errors import CompositionError, UnsupportedError
-
-LATER_KINDS = ("knn",)
+from coterie.core.errors import CompositionError
 
 _TYPE_WORDS = {
     "string": "text in quotes",
@@ -35,8 +33,7 @@ def nearest(word: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.6
 def validate(values: Mapping[str, Any], table: Table, file: str, at: str = "") -> None:
     """Check `values` and the tables inside it. `at` is the place in the file, for example `router` or `expert[2]`.
 
-    Raises CompositionError naming file, key, value and what to change; UnsupportedError for a router
-    kind that comes later.
+    Raises CompositionError naming file, key, value and what to change.
     """
     if table.variants:
         table = _with_variant(values, table, file, at)
@@ -55,10 +52,6 @@ def _with_variant(values: Mapping[str, Any], table: Table, file: str, at: str) -
     kind = values.get("kind")
     if kind is None:
         raise CompositionError(where, "kind is missing", f'write kind = "..." with one of {kinds}')
-    if kind in LATER_KINDS:
-        raise UnsupportedError(
-            where, f'kind = "{kind}" is a router that Coterie does not have yet', f"use one of {kinds}"
-        )
     if not isinstance(kind, str) or kind not in table.variants:
         raise CompositionError(where, f"kind = {_show(kind)} is not a router", f"use one of {kinds}")
     return table.with_variant(table.variants[kind])

@@ -3,6 +3,7 @@
 Knows nothing about experts or weights.
 
     "What is 47 + 85?"  ->  " what is 00 + 00? "  ->  " ", "w", " w", .., "what ", .., "0 + 0"  ->  crc32 mod dimension
+                                                                                       or, in no buckets, 64 bits each
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ MAX_DIGITS = 4  # longer runs of digits look alike, and which digits they are ne
 
 _DIGITS = re.compile(r"\d+")
 
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits evenly mixed: 2^64 over the golden ratio
+
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ def bucket_list(text: str, settings: HashSettings) -> I64:
     lengths = range(settings.ngram_min, settings.ngram_max + 1)
     grams = {normal[i : i + n] for n in lengths for i in range(len(normal) - n + 1)}
     return np.unique(np.fromiter((_bucket(gram, settings) for gram in grams), dtype=np.int64, count=len(grams)))
+
+
+def gram_hashes(text: str, ngram_min: int, ngram_max: int) -> U64:
+    """64-bit hashes of a prompt's distinct n-grams, ascending; empty for a prompt without text.
+
+    Four times as fast as `bucket_list`, and nothing shares a bucket; for features that no file keeps.
+    """
+    codes = np.frombuffer(normalise(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    hashes, found = np.zeros(len(codes), dtype=np.uint64), []
+    for n in range(1, min(ngram_max, len(codes)) + 1):
+        hashes = hashes[: len(codes) - n + 1] * _FACTOR + codes[n - 1 :]
+        if n >= ngram_min:
+            found.append(hashes)
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.uint64)
 
 
 def word_buckets(text: str, settings: HashSettings) -> dict[str, I64]:

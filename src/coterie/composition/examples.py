@@ -1,0 +1,37 @@
+"""Reads a knn router's file of examples: JSON lines of an expert and a prompt that it should answer.
+
+Knows nothing about routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from coterie.composition.lines import json_lines
+from coterie.composition.routers.knn import Example
+from coterie.composition.validate import nearest
+from coterie.core.errors import CompositionError
+
+_REMEDY = 'write {"expert": "...", "prompt": "..."}, with an expert of "" where none should answer'
+
+
+def read_examples(path: Path, names: Sequence[str], fallback: str) -> tuple[Example, ...]:
+    """Read examples, one JSON object a line: expert and prompt; other keys are left alone.
+
+    An expert of "" or null is the fallback. Raises NotFoundError, or CompositionError naming the line.
+    """
+    known = set(names)
+    examples = []
+    for where, values in json_lines(path, "examples"):
+        text, expert = values.get("prompt"), values.get("expert", 0)
+        if not isinstance(text, str) or not text.strip():
+            raise CompositionError(where, "there is no prompt in this line", _REMEDY)
+        if not isinstance(expert, str | None):
+            raise CompositionError(where, "there is no expert in this line", _REMEDY)
+        if expert and expert not in known:
+            close = nearest(expert, names)
+            hint = f"did you mean {' or '.join(close)}?" if close else _REMEDY
+            raise CompositionError(where, f"expert = {expert!r} is not an expert of this composition", hint)
+        examples.append(Example(expert or fallback, text))
+    return tuple(examples)
