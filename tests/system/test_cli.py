@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tests.system.commands import command_of
+from tests.system.tiny import write_adapter
 from typer.testing import CliRunner
 
 from coterie.api import Chunk, Coterie, Message, Query
@@ -257,6 +258,23 @@ def test_quantize_writes_an_expert_that_every_command_takes(folder: Path, tmp_pa
         assert len(answer["token_ids"]) >= 1
         rounded = json.loads(run("run", tmp_path / name, "--activations", "int8", *args).stdout)
         assert rounded["prompt_tokens"] == len("Hello")
+
+
+def test_merge_writes_an_expert_that_every_command_takes(folder: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", ("self_attn.q_proj", "mlp.down_proj"))
+    printed = run("merge", folder / "ada", adapter, tmp_path / "sql")
+    assert printed.exit_code == 0, printed.output
+    for word in ("mlp.down_proj", "2 of 2", "lost to rounding", "self_attn.q_proj"):
+        assert word in printed.stdout
+    report = json.loads(run("merge", folder / "ada", adapter, tmp_path / "again", "--json").stdout)
+    assert {row["kind"]: row["num_tensors"] for row in report["kinds"]} == {"self_attn.q_proj": 2, "mlp.down_proj": 2}
+    assert all(0 < row["rounding"] < row["change"] for row in report["kinds"])
+    assert (report["folder"], report["untied"]) == (str(tmp_path / "again"), False)
+    assert run("check", tmp_path / "sql").exit_code == 0
+    assert run("diff", tmp_path / "sql", "--prompt", "Hello").exit_code == 0
+    said = run("merge", folder / "ada", write_adapter(tmp_path / "head", ("lm_head",)), tmp_path / "head-only")
+    assert "1 of 1" in said.stdout
+    assert "one matrix" not in said.stdout
 
 
 def test_activations_are_rounded_where_weights_are_packed_or_not_at_all(folder: Path, tmp_path: Path) -> None:

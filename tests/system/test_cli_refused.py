@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.system.test_cli import refused, run
-from tests.system.tiny import write_expert
+from tests.system.tiny import write_adapter, write_expert
 
 
 @pytest.fixture
@@ -214,3 +214,12 @@ def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> Non
     refused(run("quantize", folder / "ada", folder / "bob"), "bob", "exists already")
     assert run("quantize", folder / "ada", tmp_path / "once").exit_code == 0
     refused(run("quantize", tmp_path / "once", tmp_path / "twice"), "once", "already", "unquantised")
+
+
+def test_merge_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", ("self_attn.q_proj",))
+    refused(run("merge", folder / "ada", adapter, folder / "bob"), "bob", "exists already")
+    refused(run("merge", folder / "ada", folder / "bob", tmp_path / "out"), "bob", "adapter_config.json")
+    refused(run("merge", adapter, folder / "ada", tmp_path / "out"), "config.json", "does not exist")
+    other = write_adapter(tmp_path / "other", ("self_attn.qkv_proj",))
+    refused(run("merge", folder / "ada", other, tmp_path / "out"), "qkv_proj.weight", "does not have", "some/base")

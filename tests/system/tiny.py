@@ -122,3 +122,19 @@ def write_expert(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: 
         tensors[name] = (dtype.value, shape, from_f32(values.astype(np.float32), dtype).tobytes())
     write_safetensors(folder / "model.safetensors", tensors)
     return folder
+
+
+def write_adapter(folder: Path, modules: tuple[str, ...], base: dict | None = None, seed: int = 0) -> Path:
+    """A random LoRA adapter of rank 2 as PEFT saves it, for the modules of every layer that there are, or others."""
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "some/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": list(modules)}))
+    found = {name.removesuffix(".weight"): shape for name, shape in shapes({**CONFIG, **(base or {})}).items()}
+    chosen = {name: shape for name, shape in found.items() if name.endswith(modules)}
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, (n, k) in (chosen or {f"model.layers.0.{modules[0]}": (32, 32)}).items():
+        for letter, shape in (("A", (2, k)), ("B", (n, 2))):
+            data = (0.2 * rng.standard_normal(shape)).astype(np.float32).tobytes()
+            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = ("F32", shape, data)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    return folder

@@ -26,6 +26,7 @@ COMMANDS = {
     "check": ("check", "check"),
     "eval": ("eval", "evaluate"),
     "diff": ("diff", "diff"),
+    "merge": ("merge", "merge"),
     "quantize": ("quantize", "quantize"),
     "info": ("info", "info"),
     "simulate": ("simulate", "simulation"),

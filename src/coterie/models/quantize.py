@@ -1,37 +1,28 @@
 """Writes an expert folder with packed weights from one without: an ordinary folder, its file ready to be a slab.
 
-    header | embed | layers.0 ... | norm | head      one file in order of execution: a switch reads it straight on
-
-Knows nothing about how weights are packed (core.packed) or which (packing.py).
+Knows nothing about how weights are packed (core.packed) or which (packing.py), or how a folder is written.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from coterie.checkpoint.folder import CONFIG, INDEX, SINGLE
+from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
-from coterie.core.errors import CapacityError, CheckpointError, UsageError
+from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import U8, pack, unpack
-from coterie.core.paths import user_path
 from coterie.models.model import Model, open_model
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
-from coterie.models.tensors import map_bytes
+from coterie.models.tensors import kind_of, map_bytes
 
-HEADER_ALIGN_BYTES = 64  # a cache line
 PIECE_WEIGHTS = 1 << 22  # what is in memory at once
-_LEFT_OUT = (CONFIG, INDEX)
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,87 +78,42 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
     Raises UsageError when `target` exists or the source is packed already, CheckpointError and UnsupportedError as
     `open_model` does, CapacityError when the disk is full. What was begun is removed on any failure.
     """
-    out = user_path(target)
-    if out.exists():
-        raise UsageError(str(out), "exists already", "name a new folder, or remove it")
+    out = free_path(target)
     model = open_model(source)
     if model.checkpoint.config.get(KEY):
         fact = "is quantised already, and quantising twice would lose twice"
         raise UsageError(str(source), fact, "start from the unquantised expert")
-    begun = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        begun.mkdir()
-        _copy_others(model.checkpoint.path, begun)
-        config = dict(model.checkpoint.config) | {KEY: packing.to_config()}
-        (begun / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with new_folder(out, "the quantised expert", model.layout.size_bytes) as begun:
+        copy_others(model.checkpoint.path, begun)
+        write_config(begun, dict(model.checkpoint.config) | {KEY: packing.to_config()})
         sums = _write_weights(begun / SINGLE, model, packing)
         after = (begun / SINGLE).stat().st_size
-        begun.rename(out)
-    except FileExistsError:
-        raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
-    except OSError as error:
-        shutil.rmtree(begun, ignore_errors=True)
-        raise _disk_error(error, out, model) from error
-    except BaseException:
-        shutil.rmtree(begun, ignore_errors=True)
-        raise
     before = sum(model.checkpoint.tensors[value.name].size_bytes for value in model.graph.weights)
     return Quantized(out, packing, before, after, tuple(s.result(kind) for kind, s in sums.items()))
 
 
-def _disk_error(error: OSError, out: Path, model: Model) -> CapacityError | UsageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(out.parent).free
-        return CapacityError(str(out), "the quantised expert", model.layout.size_bytes, free, ("free some room",))
-    return UsageError(str(out), f"cannot be written: {error.strerror}", "name a folder that you may write to")
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    """Tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden."""
-    for file in sorted(source.iterdir()):
-        left_out = file.name in _LEFT_OUT or file.suffix in _WEIGHT_FILES or file.name.startswith(".")
-        if file.is_file() and not left_out and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, target / file.name)
-
-
 def _write_weights(path: Path, model: Model, packing: Packing) -> dict[str, _Sums]:
-    """Header and tensors in order of first use, seen onto the disk; the errors by kind of tensor."""
-    infos = [model.checkpoint.tensors[value.name] for value in model.graph.weights]
-    packed = {info.name: packing.dtype_of(info.name, info.shape) for info in infos}
+    """Tensors in order of first use; the errors by kind of tensor."""
+    infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
+    packed = {name: packing.dtype_of(name, info.shape) for name, info in infos.items()}
     sums: dict[str, _Sums] = {}
-    with path.open("xb") as file:
-        file.write(_header(infos, packed, packing))
-        for info in infos:
-            dtype = packed[info.name]
-            if dtype is None:
-                file.write(map_bytes(info).data)
-            else:
-                _write_packed(file, info, dtype, sums.setdefault(kind_of(info.name), _Sums(dtype)))
-        file.flush()
-        os.fsync(file.fileno())
+
+    def write(file: BinaryIO, entry: Entry) -> None:
+        info, dtype = infos[entry.name], packed[entry.name]
+        if dtype is None:
+            file.write(map_bytes(info).data)
+        else:
+            _write_packed(file, info, dtype, sums.setdefault(kind_of(info.name), _Sums(dtype)))
+
+    entries = [_entry(info, packed[name]) for name, info in infos.items()]
+    write_tensors(path, entries, {KEY: json.dumps(packing.to_config())}, write)
     return sums
 
 
-def kind_of(name: str) -> str:
-    """A tensor's name without its layer: model.layers.3.mlp.up_proj.weight -> mlp.up_proj."""
-    parts = [part for part in name.removesuffix(".weight").split(".") if part not in ("model", "layers")]
-    return ".".join(part for part in parts if not part.isdigit())
-
-
-def _header(infos: list[TensorInfo], packed: Mapping[str, DType | None], packing: Packing) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {KEY: json.dumps(packing.to_config())}}
-    offset = 0
-    for info in infos:
-        dtype = packed[info.name]
-        shape = (info.shape[0], dtype.row_bytes(info.shape[1])) if dtype else info.shape
-        stored = DType.U8 if dtype else info.dtype
-        end = offset + stored.tensor_bytes(shape)
-        entries[info.name] = {"dtype": stored.value, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % HEADER_ALIGN_BYTES)
-    return len(text).to_bytes(8, "little") + text
+def _entry(info: TensorInfo, packed: DType | None) -> Entry:
+    if packed is None:
+        return Entry(info.name, info.dtype, info.shape)
+    return Entry(info.name, DType.U8, (info.shape[0], packed.row_bytes(info.shape[1])))
 
 
 def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: _Sums) -> None:

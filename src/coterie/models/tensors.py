@@ -60,7 +60,7 @@ def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Ma
     leftovers = [name for name in tensors if name not in wanted and not IGNORED.fullmatch(name)]
     if HEAD_WEIGHT in leftovers:
         leftovers.remove(HEAD_WEIGHT)
-        if not _equal(tensors[HEAD_WEIGHT], tensors[EMBED_WEIGHT]):
+        if not equal_bytes(tensors[HEAD_WEIGHT], tensors[EMBED_WEIGHT]):
             fact = f"tie_word_embeddings is true but {HEAD_WEIGHT} differs from {EMBED_WEIGHT}"
             raise CheckpointError(str(where), fact, "set tie_word_embeddings to false in config.json")
     if leftovers:
@@ -69,7 +69,7 @@ def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Ma
         raise UnsupportedError(str(where), fact, "leaving them out could change the answers")
 
 
-def _equal(left: TensorInfo, right: TensorInfo) -> bool:
+def equal_bytes(left: TensorInfo, right: TensorInfo) -> bool:
     """True when two tensors have the same type, shape and bytes; reads both, a piece at a time."""
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
@@ -84,3 +84,9 @@ def map_bytes(info: TensorInfo) -> npt.NDArray[np.uint8]:
         return np.memmap(info.shard.path, np.uint8, "r", info.offset, (info.size_bytes,))
     except (OSError, ValueError) as error:
         raise CheckpointError(info.shard.path, f"cannot be read: {error}", "the file changed; open it again") from None
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name without its layer: model.layers.3.mlp.up_proj.weight -> mlp.up_proj."""
+    parts = [part for part in name.removesuffix(".weight").split(".") if part not in ("model", "layers")]
+    return ".".join(part for part in parts if not part.isdigit())

@@ -1,0 +1,214 @@
+"""Writes an expert folder from a base and a LoRA adapter: an ordinary folder, its file ready to be a slab.
+
+What no adapter touches is copied byte for byte. An embedding that is also the head becomes two matrices when an adapter
+changes one of them, since that is what it was trained as. Memory is bounded (merged.py).
+Knows nothing about an adapter's files (adapter.py) or the numbers (merged.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coterie.checkpoint.chat import TEMPLATE
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import SINGLE, Checkpoint
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.checkpoint.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.models.adapter import Adapter, Change, open_adapter
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.merged import Sums, pieces
+from coterie.models.model import Model, open_model
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.packing import KEY
+from coterie.models.tensors import equal_bytes, kind_of, map_bytes
+
+TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
+_OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, *_OTHER_TOKENIZER_FILES)
+_METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
+
+
+@dataclass(frozen=True, slots=True)
+class KindChange:
+    """What merging did to one kind of tensor, over all layers: `num_tensors` of `num_there` were changed.
+
+    `change` is the root mean square of the difference relative to that of the weights before; `rounding` that of what
+    rounding to the base's type lost, relative to the difference.
+    """
+
+    kind: str
+    num_tensors: int
+    num_there: int
+    num_weights: int
+    change: float
+    rounding: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A written folder. `untied`: embedding and head were one matrix in the base and are two here."""
+
+    folder: Path
+    size_bytes: int
+    untied: bool
+    vocab_size: int
+    kinds: tuple[KindChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is written: tensors in order of first use, each from a tensor of the base, if any, and a change, if any."""
+
+    entries: tuple[Entry, ...]
+    sources: Mapping[str, TensorInfo]
+    changes: Mapping[str, Change]
+    untied: bool
+    vocab_size: int
+
+
+def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> Merged:
+    """Add a LoRA adapter to the weights of a checkpoint folder and write the sum as a new folder.
+
+    All files of the base but weights are copied; those of a tokenizer come from the adapter where it has them.
+    Raises UsageError when `target` exists or the base is quantised, CheckpointError where the adapter does not fit the
+    base, CapacityError when the disk is full, and what `open_model` and `open_adapter` raise. What was begun is removed
+    on any failure.
+    """
+    out = free_path(target)
+    stored = Checkpoint.open(base)
+    if stored.config.get(KEY):
+        fact = "is quantised, and an adapter is added to the weights that it was trained on"
+        raise UsageError(str(stored.path), fact, "merge into the unquantised base, and quantise what comes out")
+    model = open_model(base)
+    found = open_adapter(adapter)
+    plan = _plan(model, stored, found)
+    sums: dict[str, Sums] = {}
+
+    def write(file: BinaryIO, entry: Entry) -> None:
+        source, change = plan.sources.get(entry.name), plan.changes.get(entry.name)
+        if change:
+            for piece in pieces(source, change, entry.dtype, sums.setdefault(entry.name, Sums())):
+                file.write(piece)
+        elif source:
+            file.write(map_bytes(source).data)
+
+    size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in plan.entries)
+    with new_folder(out, "the merged expert", size_bytes) as begun:
+        copy_others(stored.path, begun)
+        _copy_tokenizer(found.path, begun)
+        write_config(begun, _config(stored.config, model, plan))
+        write_tensors(begun / SINGLE, plan.entries, _METADATA, write)
+        _check_opens(begun, found)
+    return Merged(out, size_bytes, plan.untied, plan.vocab_size, _kinds(plan, sums))
+
+
+def _plan(model: Model, stored: Checkpoint, adapter: Adapter) -> _Plan:
+    sources, changes = _in_order(model, stored.tensors), dict(adapter.changes)
+    tied = model.config.tied_embeddings
+    untied = tied and _comes_apart(adapter, changes)
+    if tied:
+        sources.pop(HEAD_WEIGHT, None)  # some folders hold the same bytes twice
+    if untied:
+        sources[HEAD_WEIGHT] = sources[EMBED_WEIGHT]
+    for name, change in changes.items():
+        _check_fits(name, change, sources, adapter)
+    entries = tuple(_entry(name, info, changes.get(name)) for name, info in sources.items())
+    rows = {entry.name: entry.shape[0] for entry in entries if entry.name in TABLES}
+    if len(set(rows.values())) > 1:
+        sizes = " and ".join(f"{name} with {n} rows" for name, n in rows.items())
+        fact = f"would make {sizes}, which must be as many"
+        raise CheckpointError(str(adapter.path), fact, "save the adapter with embedding and head")
+    return _Plan(entries, sources, changes, untied, rows[EMBED_WEIGHT])
+
+
+def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of the base's files in order of first use; a joined one is used where its first part is."""
+    by_place = {(info.shard, info.offset): info for info in stored.values()}
+    used = [model.checkpoint.tensors[value.name] for value in model.graph.weights]
+    first = [by_place[place] for info in used if (place := (info.shard, info.offset)) in by_place]
+    return {info.name: info for info in (*first, *stored.values())}
+
+
+def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
+    """Whether embedding and head, one matrix in the base, are two in the adapter; if not, the embedding's change stays.
+
+    Raises UnsupportedError for an adapter that was trained with both as one.
+    """
+    touched = [name for name in TABLES if name in changes]
+    if touched and adapter.ties:
+        fact = f"ensure_weight_tying is true, and {' and '.join(touched)} of a base where both are one is changed"
+        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
+    wholes = [changes[name].whole for name in touched if not changes[name].low_rank]
+    if len(wholes) == 2 and wholes[0] and wholes[1] and equal_bytes(wholes[0], wholes[1]):
+        del changes[HEAD_WEIGHT]
+        return False
+    return bool(touched)
+
+
+def _check_fits(name: str, change: Change, sources: Mapping[str, TensorInfo], adapter: Adapter) -> None:
+    source, remedy = sources.get(name), "use the base that it was trained on"
+    remedy += f": {adapter.base}" if adapter.base else ""
+    if source is None:
+        near = get_close_matches(name, sources, n=1)
+        hint = f" (the nearest name is {near[0]})" if near else ""
+        raise CheckpointError(str(adapter.path), f"changes {name}, which the base does not have{hint}", remedy)
+    start = source
+    if change.whole:
+        start = change.whole
+        grows = name in TABLES and len(start.shape) == 2 and start.shape[1] == source.shape[1]
+        if (start.shape != source.shape and not grows) or not start.dtype.is_float:
+            fact = f"has {name} as {start.dtype.value} {list(start.shape)}, but the base's is {list(source.shape)}"
+            raise CheckpointError(str(adapter.path), fact, remedy)
+    if change.low_rank and change.low_rank.shape != start.shape:
+        a, b = list(change.low_rank.a.shape), list(change.low_rank.b.shape)
+        fact = f"{name}: A {a} and B {b} are for a matrix {list(change.low_rank.shape)}, but it is {list(start.shape)}"
+        raise CheckpointError(str(adapter.path), fact, remedy)
+
+
+def _entry(name: str, info: TensorInfo, change: Change | None) -> Entry:
+    return Entry(name, info.dtype, change.whole.shape if change and change.whole else info.shape)
+
+
+def _config(raw: Mapping[str, Any], model: Model, plan: _Plan) -> dict[str, Any]:
+    changed: dict[str, Any] = {"tie_word_embeddings": False} if plan.untied else {}
+    if plan.vocab_size != model.config.vocab_size:
+        changed["vocab_size"] = plan.vocab_size
+    return dict(raw) | changed
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """An adapter's own files of the tokenizer; its template hides the base's wherever each is kept."""
+    own = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if TEMPLATE not in own and TOKENIZER_CONFIG in own and read_object(source / TOKENIZER_CONFIG).get("chat_template"):
+        (target / TEMPLATE).unlink(missing_ok=True)
+    for name in own:
+        shutil.copyfile(source / name, target / name)
+
+
+def _check_opens(folder: Path, adapter: Adapter) -> None:
+    """What would be refused when the expert is served is told now. Raises CheckpointError."""
+    try:
+        open_model(folder)
+    except CheckpointError as error:
+        fact = f"what it makes of the base cannot be served: {error.fact}"
+        raise CheckpointError(str(adapter.path), fact, error.remedy) from error
+
+
+def _kinds(plan: _Plan, sums: Mapping[str, Sums]) -> tuple[KindChange, ...]:
+    there: dict[str, int] = {}
+    for entry in plan.entries:
+        there[kind_of(entry.name)] = there.get(kind_of(entry.name), 0) + 1
+    by_kind: dict[str, list[Sums]] = {}
+    for name, found in sums.items():
+        by_kind.setdefault(kind_of(name), []).append(found)
+    rows = []
+    for kind, several in by_kind.items():
+        whole = Sums.of(several)
+        rows.append(KindChange(kind, len(several), there[kind], whole.num_weights, whole.change, whole.rounding))
+    return tuple(rows)

@@ -1,0 +1,117 @@
+"""Writes an expert's folder that appears under its name whole or not at all: weights in one file, all else copied.
+
+    header | embed | layers.0 ... | norm | head      one file in order of execution: a switch reads it straight on
+
+Knows nothing about what becomes of a weight (quantize.py, merge.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coterie.checkpoint.folder import CONFIG, INDEX
+from coterie.core.dtypes import DType
+from coterie.core.errors import CapacityError, UsageError
+from coterie.core.paths import user_path
+
+HEADER_ALIGN_BYTES = 64  # a cache line
+_LEFT_OUT = (CONFIG, INDEX)
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of the file to be written."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+def free_path(target: str | Path) -> Path:
+    """The path of a folder that is to be written. Raises UsageError when there is something."""
+    out = user_path(target)
+    if out.exists():
+        raise UsageError(str(out), "exists already", "name a new folder, or remove it")
+    return out
+
+
+@contextmanager
+def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
+    """A folder beside `out` to write into, which gets that name at the end and is removed on any failure.
+
+    `what` and `size_bytes` are for people. Raises UsageError, or CapacityError when the disk is full.
+    """
+    begun = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        begun.mkdir()
+    except FileExistsError:
+        raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
+    except OSError as error:
+        raise _disk_error(error, out, what, size_bytes) from error
+    try:
+        yield begun
+        begun.rename(out)
+    except OSError as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise _disk_error(error, out, what, size_bytes) from error
+    except BaseException:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def copy_others(source: Path, target: Path) -> None:
+    """Tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden."""
+    for file in sorted(source.iterdir()):
+        left_out = file.name in _LEFT_OUT or file.suffix in _WEIGHT_FILES or file.name.startswith(".")
+        if file.is_file() and not left_out and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, target / file.name)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], write: Callable[[BinaryIO, Entry], None]
+) -> None:
+    """A safetensors file, seen onto the disk: its header, then what `write` appends for each entry in turn."""
+    with path.open("xb") as file:
+        file.write(_header(entries, metadata))
+        for entry in entries:
+            write(file, entry)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    found: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for entry in entries:
+        end = offset + entry.dtype.tensor_bytes(entry.shape)
+        found[entry.name] = {
+            "dtype": entry.dtype.value,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(found, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % HEADER_ALIGN_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _disk_error(error: OSError, out: Path, what: str, size_bytes: int) -> CapacityError | UsageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(out.parent).free
+        return CapacityError(str(out), what, size_bytes, free, ("free some room",))
+    return UsageError(str(out), f"cannot be written: {error.strerror}", "name a folder that you may write to")
