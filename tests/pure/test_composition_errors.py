@@ -79,6 +79,7 @@ BY_TABLE = {
         "[router]\nthreshold = -0.1",
         "threshold = -0.1 is out of range; it must be at least 0",
     ),
+    "prefer_resident high": ("[router]", "[router]\nprefer_resident = 2", "prefer_resident = 2 is out of range"),
     "margin high": ("[router]", "[router]\nmargin = 2", "margin = 2 is out of range"),
     "unknown kind": ('kind = "rules"', 'kind = "magic"', 'kind = "magic" is not a router; use one of rules, lexical'),
     "unknown language": ('keywords = ["x"]', 'language = "xx"', 'language = "xx" is not known; .*use one of en, de'),

@@ -9,7 +9,7 @@ from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt, Route, ranked
 from coterie.composition.routers.features import HashSettings
 from coterie.composition.routers.lexical import OTHER, LexicalWeights, write_weights
-from coterie.composition.routing import Routing, make_router, stay
+from coterie.composition.routing import Routing, make_router, prefer, stay
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UsageError
 
 FILE = """
@@ -137,6 +137,101 @@ def test_stay_needs_a_lead():
     assert stay(route, "f", "f", 1.0) == route
     assert stay(route, None, "f", 1.0) == route
     assert stay(route, "c", "f", 0.9).confidence == 0.0
+
+
+ROUTE = Route("a", 0.5, (("b", 0.25), ("c", 0.125), ("d", 0.0625)), "because")
+
+
+@pytest.mark.parametrize(
+    ("resident", "margin", "expert"),
+    [
+        ("", 1.0, "a"),
+        ("abc", 1.0, "a"),
+        ("b", 0.25, "b"),
+        ("b", 0.24, "a"),
+        ("dc", 0.4, "c"),
+        ("d", 0.4, "a"),
+        ("dc", 1.0, "c"),
+        ("z", 1.0, "a"),
+        ("b", 0.0, "a"),
+    ],
+)
+def test_the_best_runner_up_in_memory_is_preferred_within_the_margin(resident, margin, expert):
+    assert prefer(ROUTE, frozenset(resident), margin).expert == expert
+
+
+def test_who_was_preferred_and_why_is_in_the_route():
+    route = prefer(ROUTE, {"c"}, 0.5)
+    assert (route.expert, route.confidence, route.is_fallback) == ("c", 0.125, False)
+    assert route.runners_up == (("a", 0.5), ("b", 0.25), ("d", 0.0625))
+    assert route.reason == "c is in memory, a is not and leads by 38% only; because"
+
+
+def test_equals_in_memory_and_not_need_a_margin_too():
+    equal = Route("a", 0.5, (("b", 0.5),), "because")
+    assert prefer(equal, {"b"}, 0.0) == equal
+    assert prefer(equal, {"b"}, 1e-9).expert == "b"
+
+
+def test_an_unsure_router_keeps_its_fallback():
+    unsure = Route("f", 0.1, (("b", 0.4),), "below the threshold", is_fallback=True)
+    assert prefer(unsure, {"b"}, 1.0) == unsure
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcde"), st.floats(0.01, 1), min_size=1),
+    st.frozensets(st.sampled_from("abcde")),
+    st.floats(0, 1),
+)
+def test_preferring_loses_at_most_the_margin(shares, resident, margin):
+    total = sum(shares.values())
+    confidences = {name: share / total for name, share in shares.items()}
+    best = max(confidences, key=lambda name: confidences[name])
+    route = Route(best, confidences[best], ranked(confidences, best), "because")
+    found = prefer(route, resident, margin)
+    assert found.confidence >= route.confidence - margin
+    assert found == route or (found.expert in resident and best not in resident)
+    assert {found.expert: found.confidence, **dict(found.runners_up)} == {best: route.confidence} | dict(
+        route.runners_up
+    )
+    assert prefer(found, resident, margin) == found
+
+
+WEIGHED = FILE.replace("[router]", '[router]\nmatch = "weight"\nprefer_resident = PREFER\nmargin = 0.5')
+
+
+def weighed(tmp_path, prefer_resident):
+    file = tmp_path / "c.toml"
+    file.write_text(WEIGHED.replace("PREFER", str(prefer_resident)))
+    return Routing(load_composition(str(file)))
+
+
+def routed(routing, prompt, resident, **more):
+    return routing.finish(routing.begin(prompt, resident=frozenset(resident), **more))
+
+
+def test_residency_is_weighed_only_where_the_composition_says_so(tmp_path):
+    both = Prompt("roman 3 plus 4")
+    assert not weighed(tmp_path, 0.0).prefers_resident
+    assert routed(weighed(tmp_path, 0.0), both, ["roman"]).expert == "arithmetic"
+    routing = weighed(tmp_path, 0.05)
+    assert routing.prefers_resident
+    assert routed(routing, both, []).expert == "arithmetic"
+    assert routed(routing, both, ["roman", "general"]).expert == "roman"
+    assert routed(routing, both, ["roman", "arithmetic"]).expert == "arithmetic"
+    assert routed(routing, Prompt("3 plus 4"), ["roman"]).expert == "arithmetic"
+    assert routed(routing, Prompt("@arithmetic roman 3 plus 4"), ["roman"]).expert == "arithmetic"
+    assert routed(routing, both, ["roman"], model="arithmetic").expert == "arithmetic"
+
+
+def test_a_conversation_stays_though_another_expert_is_in_memory(tmp_path):
+    routing = weighed(tmp_path, 0.05)
+    both = Prompt("roman 3 plus 4")
+    assert routed(routing, both, ["roman"], previous="arithmetic").expert == "arithmetic"
+    assert routed(routing, both, ["arithmetic"], previous="roman").expert == "roman"
+    # who was preferred for the first message has the conversation, as long as it is in memory
+    assert routed(routing, chat("roman 3 plus 4", "hello roman plus"), ["roman"]).expert == "roman"
+    assert routed(routing, chat("roman 3 plus 4", "hello roman plus"), []).expert == "arithmetic"
 
 
 def test_ranked_leaves_out_the_unlikely():

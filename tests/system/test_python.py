@@ -44,6 +44,22 @@ def test_threads_share_a_coterie(composition: Path) -> None:
         assert coterie.idle
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_an_expert_in_memory_is_preferred_if_the_composition_says_so(
+    composition: Path, tmp_path: Path, margin: float
+) -> None:
+    """With room for one expert, asked for one and then for both alike: only a margin saves the switch."""
+    text = composition.read_text().replace("[router]", f'[router]\nmatch = "weight"\nprefer_resident = {margin}')
+    (tmp_path / "c.toml").write_text(text)
+    with Coterie.open(tmp_path / "c.toml", Options(near_bytes=100 * 1024)) as coterie:
+        assert coterie.route(Query.text("for ada and bob")).expert == "ada"
+        assert coterie.ask("for bob").expert == "bob"
+        both = coterie.ask("for ada and bob")
+        assert (both.expert, both.hit) == (("bob", True) if margin else ("ada", False))
+        assert both.route.reason.startswith("bob is in memory, ada is not") == bool(margin)
+        assert coterie.ask("for ada").expert == "ada"
+
+
 def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> None:
     """It ends in a step of another thread, which goes on stepping."""
     done = threading.Event()

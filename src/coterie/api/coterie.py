@@ -16,9 +16,9 @@ from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
 from coterie.api.inflight import InFlight
-from coterie.api.routings import Routings
+from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
-from coterie.api.texts import open_texts, prompt_of
+from coterie.api.texts import open_texts
 from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
@@ -273,7 +273,7 @@ class Coterie:
         return f"{next(self._numbers):08x}"
 
     def _begin(self, query: Query) -> Pending:
-        return self.routing.begin(prompt_of(query), query.model or None, query.previous_expert or None)
+        return begun(self.routing, query, self._parts.cache, self._lock)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
         query, text, model = pending.query, self._texts[route.expert], self.models[route.expert]

@@ -8,9 +8,10 @@ Knows nothing about what becomes of a prompt once its route is known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from coterie.api.texts import Text
+from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
 from coterie.composition.router import Ask, Prompt, Route
 from coterie.composition.routing import Pending, Routing
@@ -18,6 +19,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.engine.engine import Engine
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
+from coterie.memory.cache import ExpertCache
 from coterie.models.model import Model
 
 
@@ -35,6 +37,18 @@ class _Begun:
     def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
         """Where the prompt goes."""
         return self.routing.finish(self.pending, results)
+
+
+def begun(routing: Routing, query: Query, cache: ExpertCache, lock: AbstractContextManager[object]) -> Pending:
+    """The first step of a query's routing; the cache is looked at, under its lock, where the router weighs residency.
+
+    Raises NotFoundError, RequestError.
+    """
+    prompt, resident = prompt_of(query), frozenset[str]()
+    if routing.prefers_resident:
+        with lock:
+            resident = cache.residents
+    return routing.begin(prompt, query.model or None, query.previous_expert or None, resident)
 
 
 class Routings:

@@ -32,7 +32,8 @@ DEFAULT_MARGIN = 0.5
 class RouterSpec:
     """What the file says about the router. `threshold` None means the router's own default.
 
-    `margin`: by how much confidence another expert must lead before a conversation moves to it.
+    `margin`: by how much confidence another expert must lead before a conversation moves to it. `prefer_resident`: by
+    how much an expert that is not in memory may lead one that is, and yet not be taken; 0 takes it always.
     `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `examples`, how many
     of them vote (`num_neighbours`) and `similarity` to kind "knn"; `model`, whom to ask, `question` and `max_tokens`
     to kind "llm".
@@ -42,6 +43,7 @@ class RouterSpec:
     fallback: str
     threshold: float | None = None
     margin: float = DEFAULT_MARGIN
+    prefer_resident: float = 0.0
     match: Match = "first"
     rules: tuple[Rule, ...] = ()
     weights: Path | None = None
@@ -233,6 +235,7 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
         fallback=table["fallback"],
         threshold=table.get("threshold"),
         margin=table.get("margin", DEFAULT_MARGIN),
+        prefer_resident=table.get("prefer_resident", 0.0),
         match=table.get("match", "first"),
         rules=tuple(rules),
         weights=weights,

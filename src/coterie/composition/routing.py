@@ -3,6 +3,7 @@
     model = an expert's name ──▶ that expert, the prompt as it stands
     "@expert ..."            ──▶ that expert, the address taken off
     anything else            ──▶ the router, and a conversation stays with its expert unless another leads by the margin
+                                 where none stays, an expert in memory goes before one that is not and hardly leads
 
 Knows nothing about engines: what a router asks of a model is answered by the caller, between `begin` and `finish`.
 """
@@ -10,7 +11,7 @@ Knows nothing about engines: what a router asks of a model is answered by the ca
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
@@ -73,27 +74,41 @@ ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
 class Pending:
     """A routing that has begun. `prompt` is what the chosen expert gets (an address is taken off); `asks` want answers.
 
-    `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has.
+    `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has,
+    `resident` those in memory.
     """
 
     prompt: Prompt
     asks: tuple[Ask, ...]
     route: Route | None
     previous: str | None
+    resident: Collection[str] = ()
 
 
 class Routing:
-    """A composition's way of choosing an expert. Pure: equal prompt, model and previous expert give an equal Route."""
+    """A composition's way of choosing an expert. Pure: an equal prompt, model, previous expert and equal resident
+    experts give an equal Route."""
 
     def __init__(self, composition: Composition) -> None:
         self.composition = composition
         self.router = make_router(composition)
 
-    def begin(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> Pending:
+    @property
+    def prefers_resident(self) -> bool:
+        """Whether it matters which experts are in memory."""
+        return self.composition.router is not None and self.composition.router.prefer_resident > 0
+
+    def begin(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        previous: str | None = None,
+        resident: Collection[str] = (),
+    ) -> Pending:
         """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
 
         Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
-        routers that ask nothing can do that.
+        routers that ask nothing can do that. `resident`: the experts that are in memory now.
 
         Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's),
         RequestError (no text).
@@ -110,8 +125,8 @@ class Routing:
             self.composition.expert(previous)
         asks = self.router.ask(addressed) if self.router is not None else ()
         if previous is None and self.router is not None and not asks:
-            previous = self._replay(prompt)
-        return Pending(addressed, asks, None, previous)
+            previous = self._replay(prompt, resident)
+        return Pending(addressed, asks, None, previous, resident)
 
     def finish(self, pending: Pending, results: Sequence[str] = ()) -> Route:
         """Second step, with the answers to `pending.asks` in their order.
@@ -126,7 +141,7 @@ class Routing:
                 return Route(names[0], 1.0, (), "it is the only expert")
             fact = f"there is no router to choose among {len(names)} experts"
             raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
-        return stay(self.router.decide(pending.prompt, results), pending.previous, spec.fallback, spec.margin)
+        return _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
 
     def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
         """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert.
@@ -171,16 +186,38 @@ class Routing:
             remedy = f"{name_hint(match[1], self.composition.names)} (with a space after the @ it is ordinary text)"
             raise NotFoundError("prompt", f"there is no expert @{match[1]}", remedy)
 
-    def _replay(self, prompt: Prompt) -> str | None:
+    def _replay(self, prompt: Prompt, resident: Collection[str]) -> str | None:
         """The expert that the conversation has before its last user message: each earlier one is routed in turn."""
         spec, previous = self.composition.router, None
         if self.router is None or spec is None:
             return None
         for message in [m for m in prompt.messages if m["role"] == "user"][:-1]:
             text, name = self._split(message["content"])
-            route = stay(self.router.decide(Prompt(text)), previous, spec.fallback, spec.margin)
+            route = _settled(self.router.decide(Prompt(text)), previous, resident, spec)
             previous = name if name is not None else route.expert
         return previous
+
+
+def _settled(route: Route, previous: str | None, resident: Collection[str], spec: RouterSpec) -> Route:
+    stayed = stay(route, previous, spec.fallback, spec.margin)
+    # the expert that a conversation has keeps what it computed of it
+    return stayed if stayed.expert == previous else prefer(stayed, resident, spec.prefer_resident)
+
+
+def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
+    """The best runner-up that is in memory, if the chosen expert is not and leads it by at most `margin`.
+
+    A fallback that was chosen for want of a better expert is left alone.
+    """
+    if route.is_fallback or route.expert in resident or margin <= 0:
+        return route
+    for name, share in route.runners_up:
+        if name in resident and route.confidence - share <= margin:
+            confidences = {**dict(route.runners_up), route.expert: route.confidence}
+            lead = route.confidence - share
+            reason = f"{name} is in memory, {route.expert} is not and leads by {lead:.0%} only; {route.reason}"
+            return replace(route, expert=name, confidence=share, runners_up=ranked(confidences, name), reason=reason)
+    return route
 
 
 def stay(route: Route, previous: str | None, fallback: str, margin: float) -> Route:

@@ -116,6 +116,8 @@ ROUTER = Table(
         Key("threshold", "number", "below this confidence the fallback answers", minimum=0, maximum=1),
         Key("margin", "number", "by how much confidence another expert must lead before a conversation moves to it",
             minimum=0, maximum=1),
+        Key("prefer_resident", "number", "an expert in memory goes before one that is not and leads by at most this",
+            minimum=0, maximum=1),
     ),
     variants={"rules": RULES, "lexical": LEXICAL, "knn": KNN, "llm": LLM},
 )  # fmt: skip
