@@ -222,6 +222,11 @@ def test_an_unknown_machine_names_those_that_exist(tmp_path):
         load_machine(str(tmp_path / "none.toml"))
 
 
+def test_a_folder_is_no_machine_and_says_where_to_look(tmp_path):
+    with pytest.raises(NotFoundError, match="is a folder, not a machine; coterie check"):
+        load_machine(str(tmp_path))
+
+
 @pytest.mark.parametrize("ref", ["{}", "dgx-h100:stack={}"])
 def test_a_file_that_is_no_text_is_one_sentence(tmp_path, ref):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")

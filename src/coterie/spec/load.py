@@ -54,6 +54,8 @@ def load_machine(ref: str) -> MachineSpec:
             raise NotFoundError(name, "there is no such file", "give the path of a machine's .toml file")
         return parse_machine(read_text(path, path.name), path.name, settings)
     if name not in machine_names():
+        if user_path(name).is_dir():
+            raise NotFoundError(name, "is a folder, not a machine", "coterie check shows a folder of checkpoints")
         raise NotFoundError(
             name, "there is no such machine", f"use one of {', '.join(machine_names())}, or a .toml file"
         )
