@@ -1,10 +1,11 @@
-"""The demo's shipped router on the demo's held-out questions: what the project promises of it."""
+"""The demo's shipped router on the demo's held-out questions: what the project promises of it, and of a knn router."""
 
 import pytest
 
 from coterie.composition.composition import load_composition
 from coterie.composition.evaluate import read_questions, score
 from coterie.composition.router import Prompt
+from coterie.composition.routers.knn import Example, KnnRouter
 from coterie.composition.routing import Routing
 
 
@@ -55,3 +56,20 @@ def test_the_questions_of_the_readme(demo, text, expert, word):
     assert route.expert == expert
     assert word in route.reason
     assert route.confidence > 0.9
+
+
+@pytest.mark.parametrize(("per_expert", "right"), [(5, 0.85), (20, 0.94), (100, 0.98)])
+def test_examples_without_training_reach_unseen_wordings(demo, per_expert, right):
+    """Examples are questions in the wordings of training; asked are those in others, and half of those for none."""
+    questions = read_questions(demo.root / "questions.jsonl")
+    none = [question for question in questions if question.expert is None]
+    examples = [Example("general", question.text) for question in none[::2]]
+    for name in dict.fromkeys(question.expert for question in questions if question.expert is not None):
+        texts = [q.text for q in questions if q.expert == name and q.seen_phrasing]
+        examples += [Example(name, text) for text in texts[:per_expert]]
+    asked = [q for q in questions if q.expert is not None and not q.seen_phrasing] + none[1::2]
+    router = KnnRouter(examples, "general")
+    result = score(asked, [router.decide(Prompt(question.text)) for question in asked])
+    assert result.num_questions == 16 * 70
+    assert result.router >= right
+    assert result.out_of_scope_to_fallback >= 0.8 * result.num_out_of_scope
