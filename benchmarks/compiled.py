@@ -32,7 +32,7 @@ MODULES = {
     "composition/routers": ("given",),
     "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
     "engine": (
-        "arrivals", "batch", "batches", "engine", "groups", "kv", "log", "metrics", "policy", "prefix", "queue",
+        "arrivals", "batch", "batches", "engine", "groups", "kv", "line", "log", "metrics", "policy", "prefix", "queue",
         "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline", "wishes",
     ),
     "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),

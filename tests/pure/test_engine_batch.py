@@ -23,7 +23,8 @@ KV = KvShape(num_layers=1, num_kv_heads=1, head_dim=2, dtype=DType.F16)  # 8 byt
 
 
 def sequence(number, prompt, computed=0, drawn=(), **fields):
-    made = Sequence(ask(f"r{number}", "a", prompt, **fields), number, 100, 0.0)
+    made = Sequence(ask(f"r{number}", "a", prompt, **fields), 100, 0.0)
+    made.number = number
     made.tokens += drawn
     made.computed = computed
     return made
@@ -265,7 +266,8 @@ def test_the_first_waiting_ones_are_those_of_a_scan(moves):
             waiting = [s for s in made if s.number in queue.waiting.get(s.request.expert_id, {})]
             queue.admit(waiting[pick % len(waiting)])
         else:
-            made.append(Sequence(ask(f"r{len(made)}", expert, [1]), queue.take_number(), 100, 0.0))
+            made.append(Sequence(ask(f"r{len(made)}", expert, [1]), 100, 0.0))
+            made[-1].number = queue.take_number()
             queue.add(made[-1])
         for count in (1, 2, 3):
             oldest = sorted(next(iter(group)) for group in queue.waiting.values())

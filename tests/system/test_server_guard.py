@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path,
 
 
 def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> None:
-    coterie, arrives, waits = open_held(composition, Options(max_waiting=2))
+    coterie, arrives, waits = open_held(composition, Options(max_waiting=3))
     with served(coterie) as url, as_openai(url) as client, ThreadPoolExecutor(2) as pool:
         arrives.clear()
         first = pool.submit(ask, client, "for ada")
@@ -115,7 +116,9 @@ def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> Non
         while coterie.parts.engine.queue.num_waiting < 2:
             pass
         for stream in (False, True):
-            with pytest.raises(openai.RateLimitError, match="2 requests wait, and 2 may; ask again later") as caught:
+            with pytest.raises(
+                openai.RateLimitError, match=r"2 requests wait, 2 of them yours, and 3 may, .*; ask again later"
+            ) as caught:
                 ask(client, "for cyd", stream=stream)
             assert caught.value.code == "rate_limit_exceeded"
             assert caught.value.response.headers["retry-after"] == "1"
@@ -124,6 +127,39 @@ def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> Non
         assert [first.result(30).model, second.result(30).model] == ["ada", "bob"]
         assert ask(client, "for cyd").model == "cyd"
         assert "coterie_requests_refused_total 2.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_who_asks_much_at_once_keeps_nobody_else_waiting_for_all_of_it(composition: Path) -> None:
+    """One floods with 160 requests; another asks in the middle of it."""
+    coterie = Coterie.open(composition, Options(max_waiting=1024))
+    engine = coterie.parts.engine
+    body = {"model": "ada", "max_tokens": 12, "messages": MESSAGES}
+
+    async def flood_and_ask(url: str) -> tuple[list[int], str]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=120, limits=limits) as client:
+
+            async def post(key: str) -> httpx.Response:
+                headers = {"Authorization": f"Bearer {key}"}
+                return await client.post("/chat/completions", json=body, headers=headers)
+
+            flood = [asyncio.create_task(post(KEYS[0])) for _ in range(160)]
+            while engine.queue.num_waiting < 90:
+                await asyncio.sleep(0.001)
+            got = await post(KEYS[1])
+            statuses = [each.status_code for each in await asyncio.gather(*flood)]
+            return statuses, got.json()["id"].removeprefix("chatcmpl-")
+
+    with served(coterie, KEYS) as url:
+        statuses, other = asyncio.run(flood_and_ask(url))
+        headers = {"Authorization": f"Bearer {KEYS[0]}"}
+        assert "coterie_held_requests 0.0" in httpx.get(f"{url}/metrics", headers=headers).text
+    assert statuses == [200] * 160
+    log = list(engine.decisions)
+    asked, begun = log.index(("submit", other, "ada")), log.index(("admit", other))
+    ahead = [sum(entry[0] == what for entry in log[:asked]) for what in ("submit", "admit")]
+    assert ahead[0] - ahead[1] > 2 * engine.policy.max_batch, "so many of the others waited"
+    assert sum(entry[0] == "admit" for entry in log[asked:begun]) <= engine.policy.max_batch
 
 
 def test_what_runs_does_not_count_as_waiting(composition: Path) -> None:

@@ -23,7 +23,7 @@ from coterie.api.types import Answer, Chunk, Query
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError, CrowdedError, NotFoundError
+from coterie.core.errors import ClosedError, CoterieError, NotFoundError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
@@ -116,13 +116,11 @@ class Coterie:
         pending = InFlight(query, begun.prompt)
         with self._lock:
             self._check_open()
-            waiting, most = self._parts.engine.queue.num_waiting, self._max_waiting
-            if most is not None and waiting >= most:
-                self._parts.engine.metrics.refused += 1
-                raise CrowdedError(self.composition.name, waiting, most)
+            if self._max_waiting is not None:
+                self._parts.engine.check_room(query.client, self._max_waiting)
             if begun.asks:
                 pending.asked_s = self._parts.device.now()
-                self._routings.begin(request_id, begun)
+                self._routings.begin(request_id, begun, query.client)
             else:
                 self._to_expert(request_id, pending, self.routing.finish(begun))
             self._pending[request_id] = pending
@@ -290,6 +288,7 @@ class Coterie:
             end_ids=model.end_ids,
             ignore_end=query.ignore_end,
             detokenizer=text.detokenizer(),
+            client=query.client,
         )
         self._parts.engine.submit(request)
         pending.route, pending.prompt_tokens = route, len(ids)

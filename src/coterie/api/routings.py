@@ -65,7 +65,7 @@ class Routings:
         self._jobs: dict[str, RoutingJob] = {}
         self._owners: dict[str, str] = {}
 
-    def begin(self, request_id: str, pending: Pending) -> None:
+    def begin(self, request_id: str, pending: Pending, client: str = "") -> None:
         """Ask what the router wants to know.
 
         Raises RequestError or OversizeError, and UnsupportedError where answers are made up, with nothing queued.
@@ -77,7 +77,7 @@ class Routings:
         self._jobs[request_id] = job
         try:
             for ask_id, ask in job.asks.items():
-                self._engine.submit(self._request(ask_id, ask))
+                self._engine.submit(self._request(ask_id, ask, client))
                 self._owners[ask_id] = request_id
         except BaseException:
             self.drop(request_id)
@@ -116,7 +116,8 @@ class Routings:
             if self._owners.pop(ask_id, None) is not None:
                 self._engine.cancel(ask_id)
 
-    def _request(self, ask_id: str, ask: Ask) -> Request:
+    def _request(self, ask_id: str, ask: Ask, client: str) -> Request:
         query, text, model = Query.text(ask.text), self._texts[ask.expert], self._models[ask.expert]
         ids = text.encode(query, Prompt.from_messages([m.to_dict() for m in query.messages]))
-        return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=model.end_ids, detokenizer=text.detokenizer())
+        ends, words = model.end_ids, text.detokenizer()
+        return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words, client=client)

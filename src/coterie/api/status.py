@@ -70,6 +70,8 @@ class KvStatus:
 class Status:
     """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too.
 
+    `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
+
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
 
@@ -81,6 +83,7 @@ class Status:
     kv: KvStatus
     running: int
     waiting: int
+    held: int
     metrics: Metrics
     moves: Stats
 
@@ -99,6 +102,7 @@ class Status:
             "now_s": self.now_s,
             "running": self.running,
             "waiting": self.waiting,
+            "held": self.held,
             "experts": [expert.to_dict() for expert in self.experts],
             "tiers": [asdict(tier) for tier in self.tiers],
             "kv": asdict(self.kv),
@@ -109,7 +113,8 @@ class Status:
 
 def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
     """What there is to be known now. Not while the engine is in a step."""
-    experts = tuple([_expert(parts, name, model) for name, model in models.items()])
+    held = parts.engine.line.by_expert()
+    experts = tuple([_expert(parts, name, model, held[name]) for name, model in models.items()])
     sides = _sides(parts)
     tiers = tuple(
         [
@@ -128,12 +133,13 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
         kv=kv,
         running=sum([expert.running for expert in experts]),
         waiting=sum([expert.waiting for expert in experts]),
+        held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
         moves=_together([cache.stats for cache in sides.values()]),
     )
 
 
-def _expert(parts: Parts, name: str, model: Model) -> ExpertStatus:
+def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
     cache = side_of(parts.both, name)
     state, tier = _place(cache, name, parts.device.spec.home_tier)
     queue = parts.engine.queue
@@ -144,7 +150,7 @@ def _expert(parts: Parts, name: str, model: Model) -> ExpertStatus:
         pinned=name in cache.pinned,
         size_bytes=model.layout.size_bytes,
         running=len(queue.running.get(name, ())),
-        waiting=len(queue.waiting.get(name, ())),
+        waiting=len(queue.waiting.get(name, ())) + held,
         architecture=model.key[:KEY_CHARS],
         last_used_s=parts.engine.metrics.last_end_s.get(name),
     )

@@ -40,6 +40,7 @@ class Query:
 
     `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
     template: the last message is the text itself. `previous_expert` is who answered this conversation before.
+    `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +51,7 @@ class Query:
     raw: bool = False
     previous_expert: str = ""
     ignore_end: bool = False
+    client: str = ""
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

@@ -79,13 +79,12 @@ class OversizeError(CapacityError):
 
 
 class CrowdedError(CoterieError):
-    """`waiting` requests wait, and no more than `most` may."""
+    """`waiting` requests wait, `own` of them of who asks, and no more than `most` may."""
 
-    def __init__(self, where: str, waiting: int, most: int) -> None:
-        self.waiting, self.most = waiting, most
-        super().__init__(
-            where, f"{waiting} requests wait, and {most} may", "ask again later, or serve with a larger --max-waiting"
-        )
+    def __init__(self, where: str, waiting: int, most: int, own: int = 0) -> None:
+        self.waiting, self.most, self.own = waiting, most, own
+        fact = f"{waiting} requests wait, {own} of them yours, and {most} may, of which others keep their part"
+        super().__init__(where, fact, "ask again later, or serve with a larger --max-waiting")
 
 
 class ConflictError(CoterieError):

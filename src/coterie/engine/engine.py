@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
-from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.core.errors import CoterieError, CrowdedError, NotFoundError, RequestError
 from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
+from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
@@ -57,6 +58,7 @@ class Engine:
         self._batches = Batches(kv_pool, self.policy.max_step_tokens)
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
+        self.line = Line(self._queue, self.policy.max_batch)
         self.wishes = Wishes(cache, self._arrivals, self._queue, experts, self.log)
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
@@ -75,15 +77,23 @@ class Engine:
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         expert.check_prompt(request.prompt_ids)
-        sequence = Sequence(request, self._queue.take_number(), expert.max_context, self._device.now())
+        sequence = Sequence(request, expert.max_context, self._device.now())
         sequence.blocks = self._kv.check_fits(
             sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
         )
         self._live[request.request_id] = sequence
-        self._queue.add(sequence)
-        self._changed(request.expert_id)
+        self.line.add(sequence)
+        self._line_moved()
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
+
+    def check_room(self, client: str, most: int) -> None:
+        """Raise CrowdedError, and count it, where a client may not let one more request wait, of `most` of all."""
+        try:
+            self.line.check_room(client, most)
+        except CrowdedError:
+            self.metrics.refused += 1
+            raise
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step; one that has ended already is left as it is."""
@@ -111,6 +121,9 @@ class Engine:
         `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
         """
         self._settle()
+        if self.line:
+            self.line.refill()
+            self._line_moved()
         if self.wishes.open:
             self._grant()
         decision, repeats = self._decide()
@@ -175,6 +188,10 @@ class Engine:
         fetch = self.wishes.next(self._groups.view(NOBODY), self.policy)
         if fetch is not None:
             self._bring(fetch)
+
+    def _line_moved(self) -> None:
+        for expert_id in self.line.take_changed():
+            self._changed(expert_id)
 
     def _changed(self, expert_id: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
@@ -305,7 +322,8 @@ class Engine:
         if sequence.scheduled_s is not None:
             self._reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
-        self._queue.drop(sequence)
+        if not self.line.drop(sequence):
+            self._queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]
         if not self._queue.has(request.expert_id):

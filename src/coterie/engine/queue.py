@@ -16,6 +16,7 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: dict[str, dict[int, Sequence]] = {}
         self.running: dict[str, dict[int, Sequence]] = {}
+        self.clients: dict[str, dict[int, Sequence]] = {}  # those of them that wait, by who asked
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
         self._overtakers: list[int] = []
@@ -33,12 +34,13 @@ class Queue:
         sequence.admissions_at_arrival = self.admitted
         self.waiting.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
         self._order[sequence.number] = sequence
+        if sequence.request.client:
+            self.clients.setdefault(sequence.request.client, {})[sequence.number] = sequence
 
     def admit(self, sequence: Sequence) -> None:
         """Move a waiting sequence to the running ones and count whom it overtook."""
         self._experts = None
-        self._leave(self.waiting, sequence)
-        del self._order[sequence.number]
+        self._stop_waiting(sequence)
         sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
         sequence.overtaken = self.overtaken(sequence.number)
         self.admitted += 1
@@ -50,11 +52,10 @@ class Queue:
         """Take a sequence out, wherever it is."""
         self._experts = None
         if sequence.number in self._order:
-            del self._order[sequence.number]
-            self._leave(self.waiting, sequence)
+            self._stop_waiting(sequence)
             self._forget_past()
         else:
-            self._leave(self.running, sequence)
+            _leave(self.running, sequence.request.expert_id, sequence)
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
@@ -112,14 +113,21 @@ class Queue:
         """Every sequence."""
         return tuple(sequence for expert_id in self.experts for sequence in self.of(expert_id))
 
-    def _leave(self, side: dict[str, dict[int, Sequence]], sequence: Sequence) -> None:
-        group = side[sequence.request.expert_id]
-        del group[sequence.number]
-        if not group:
-            del side[sequence.request.expert_id]
+    def _stop_waiting(self, sequence: Sequence) -> None:
+        del self._order[sequence.number]
+        _leave(self.waiting, sequence.request.expert_id, sequence)
+        if sequence.request.client:
+            _leave(self.clients, sequence.request.client, sequence)
 
     def _forget_past(self) -> None:
         """Admissions that came before the oldest waiting one overtook nobody who still waits."""
         oldest = self.oldest
         past = len(self._overtakers) if oldest is None else bisect_right(self._overtakers, oldest.number)
         del self._overtakers[:past]
+
+
+def _leave(side: dict[str, dict[int, Sequence]], key: str, sequence: Sequence) -> None:
+    group = side[key]
+    del group[sequence.number]
+    if not group:
+        del side[key]

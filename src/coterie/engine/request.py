@@ -54,7 +54,8 @@ class Request:
 
     `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
-    state, neither what is there nor its own. Raises RequestError naming the field.
+    state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
+    "" has none. Raises RequestError naming the field.
     """
 
     request_id: str
@@ -67,6 +68,7 @@ class Request:
     ignore_end: bool = False
     detokenizer: Detokenizer | None = None
     reuse: bool = True
+    client: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -15,13 +15,14 @@ from coterie.engine.text import StopText
 
 
 class Sequence:
-    """A request with its tokens so far. `number` is its place in the order of arrival, `end_ids` are what ends it.
+    """A request with its tokens so far. `end_ids` are what ends it.
 
+    `number`: its place in the order of arrival, given by the queue when it comes into it.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
     """
 
-    def __init__(self, request: Request, number: int, max_context: int, arrival_s: float) -> None:
-        self.request, self.number, self.arrival_s = request, number, arrival_s
+    def __init__(self, request: Request, max_context: int, arrival_s: float) -> None:
+        self.request, self.number, self.arrival_s = request, -1, arrival_s
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
         self.begun = False

@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from coterie.api import Chunk, Coterie
 from coterie.core.errors import CoterieError, RequestError
 from coterie.server import metrics, models
-from coterie.server.guard import Guard, digests_of, retry_headers
+from coterie.server.guard import Guard, client_of, digests_of, retry_headers
 from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
 from coterie.server.worker import Worker
 
@@ -44,7 +45,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
     async def chat(request: Request) -> Response:
         body = parse_chat(await _json(request))
         created = int(time.time())
-        chunks = worker.stream(body.query)
+        chunks = worker.stream(replace(body.query, client=client_of(request.scope)))
         # A refused request must get its status before any byte of a stream is sent, so its first chunk is awaited.
         chunk = await _unless_gone(request, _take(chunks, to_the_end=not body.stream), chunks)
         if chunk.error is not None:

@@ -17,6 +17,7 @@ from coterie.core.errors import UsageError
 from coterie.engine.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health"})  # what watches a server has no key
+SHOWN = "coterie.key"  # in a request's scope: which key it showed
 RETRY_LATER = (429, 503)
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
 
@@ -29,9 +30,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows(_token(scope)):
-            await self._app(scope, receive, send)
+        if scope["type"] == "http" and self._knows(_token(scope)):
+            scope[SHOWN] = _digest(_token(scope)).hex()[:16]
+        elif scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            await self._refuse(scope, receive, send)
             return
+        await self._app(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = "[Authorization] no key, or not one of this server's; send 'Authorization: Bearer KEY'"
         detail = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
         refusal = JSONResponse({"error": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
@@ -41,6 +47,12 @@ class Guard:
         shown = _digest(token)
         # All of them, whichever it is.
         return sum([hmac.compare_digest(shown, digest) for digest in self._digests]) > 0
+
+
+def client_of(scope: Scope) -> str:
+    """Who asks, for shares of the queue: the key that was shown, and the address that the request comes from."""
+    host = scope["client"][0] if scope.get("client") else "?"
+    return f"{scope.get(SHOWN, '')}@{host}"
 
 
 def digests_of(keys: Sequence[str]) -> list[bytes]:

@@ -70,6 +70,7 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counters("requests_finished", "Requests that ended, by why.", ("reason",), _labelled(ends))
     now = {"running": status.running, "waiting": status.waiting}
     yield _gauges("requests", "Requests that have not ended, by what they do.", ("state",), _labelled(now))
+    yield _gauges("held_requests", "Waiting ones that stand in line for their client's share.", (), [((), status.held)])
     queued = {
         (expert.name, state): count
         for expert in status.experts

@@ -1,0 +1,114 @@
+"""Line: what one client asks beyond its share waits here, so that who asks much at once keeps nobody else out.
+
+    one client      ------------------------------> queue        all of it at once: more to group by expert
+    several         --share--> queue, the rest in line           each one's first few wait together, in order of arrival
+                    one of a client's leaves the queue: its next enters
+
+Knows nothing about who the clients are, or about what is decided.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from coterie.core.errors import CrowdedError
+from coterie.engine.queue import Queue
+from coterie.engine.sequence import Sequence
+
+
+class Line:
+    """Lets sequences into the queue. While several clients wait, each has at most `share` there.
+
+    What stands in line when another client comes is not let in at once when that one has gone: it would have to leave
+    again with the next. A sequence without a client never stands in line.
+    """
+
+    def __init__(self, queue: Queue, share: int) -> None:
+        self._queue, self._share = queue, share
+        self._changed: list[str] = []
+        self._held: dict[str, dict[str, Sequence]] = {}  # by client, then by request, in order of arrival
+
+    def __len__(self) -> int:
+        return sum([len(held) for held in self._held.values()])
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence into the queue, or stand in line. Who is there beyond his share now leaves."""
+        client = sequence.request.client
+        if client and self._is_other(client):
+            for other in [name for name, part in self._queue.clients.items() if name != client]:
+                self._withdraw(other)
+            if client in self._held or self._waiting(client) >= self._share:
+                self._held.setdefault(client, {})[sequence.request.request_id] = sequence
+                return
+        elif client in self._held:
+            self._held[client][sequence.request.request_id] = sequence
+            return
+        self._enter(sequence)
+
+    def refill(self) -> None:
+        """Let those in who have places again, one of each client in turn."""
+        entered = True
+        while entered and self._held:
+            entered = False
+            for client in list(self._held):
+                if self._waiting(client) < self._share:
+                    self._enter(self._take(client, next(iter(self._held[client]))))
+                    entered = True
+
+    def drop(self, sequence: Sequence) -> bool:
+        """Take a sequence out of the line; False where it does not stand there."""
+        client, request_id = sequence.request.client, sequence.request.request_id
+        if request_id not in self._held.get(client, ()):
+            return False
+        self._take(client, request_id)
+        return True
+
+    def take_changed(self) -> Collection[str]:
+        """The experts whose part of the queue has changed since this was asked last."""
+        taken, self._changed = self._changed, []
+        return taken
+
+    def check_room(self, client: str, most: int) -> None:
+        """Raise CrowdedError where a client may not let one more wait, of `most` of all clients.
+
+        With places left, one may have no more than are left: so there is always one for who has none.
+        Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+        """
+        waiting = self._queue.num_waiting + len(self)
+        own = self._waiting(client) + len(self._held.get(client, ())) if client else 0
+        if waiting >= most or own >= most - waiting:
+            raise CrowdedError("queue", waiting, most, own)
+
+    def by_expert(self) -> Counter[str]:
+        """How many stand in line for each expert."""
+        return Counter([s.request.expert_id for held in self._held.values() for s in held.values()])
+
+    def _is_other(self, client: str) -> bool:
+        """Whether another client waits, in line or in the queue."""
+        return any(name != client for part in (self._held, self._queue.clients) for name in part)
+
+    def _waiting(self, client: str) -> int:
+        return len(self._queue.clients.get(client, ()))
+
+    def _withdraw(self, client: str) -> None:
+        """Put what a client has in the queue beyond its share before what it has in line already."""
+        surplus = list(self._queue.clients[client].values())[self._share :]
+        if not surplus:
+            return
+        for sequence in surplus:
+            self._queue.drop(sequence)
+            self._changed.append(sequence.request.expert_id)
+        self._held[client] = {s.request.request_id: s for s in surplus} | self._held.get(client, {})
+
+    def _enter(self, sequence: Sequence) -> None:
+        sequence.number = self._queue.take_number()
+        self._queue.add(sequence)
+        self._changed.append(sequence.request.expert_id)
+
+    def _take(self, client: str, request_id: str) -> Sequence:
+        held = self._held[client]
+        sequence = held.pop(request_id)
+        if not held:
+            del self._held[client]
+        return sequence
