@@ -305,6 +305,14 @@ def test_refused(write, router, lines, sentence):
         load_composition(write(router, lines))
 
 
+def test_a_byte_order_mark_and_other_line_ends_are_read(write, tmp_path):
+    (tmp_path / "e.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"expert": "roman", "prompt": "x"}\r\n\r\n{"expert": "", "prompt": "y"}\r\n'
+    )
+    examples = load_composition(write('examples = "e.jsonl"')).router.examples
+    assert examples[2:] == (Example("roman", "x"), Example("general", "y"))
+
+
 def test_no_such_file(write):
     with pytest.raises(NotFoundError, match=r"e.jsonl\] there is no such file of examples"):
         load_composition(write('examples = "e.jsonl"'))

@@ -21,8 +21,8 @@ def json_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise NotFoundError(str(path), f"there is no such file of {what}", f"give a file of {what}: JSON lines")
     try:
-        # not splitlines, which would also cut at the separators that JSON allows inside a text
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # -sig: some editors write a byte order mark; not splitlines: it cuts at separators that JSON allows in a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CompositionError(str(path), f"it cannot be read: {error}", "save the file as UTF-8 text") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
