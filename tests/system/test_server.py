@@ -250,7 +250,7 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 3}, 400, "top_p"),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"n": 2}, 400, "n"),
+        ({"n": 129}, 400, "ask for 1 to 128"),
         ({"extra_body": {"temprature": 1}}, 400, "temperature"),
         ({"logit_bias": {"1": 1}}, 400, "logit_bias"),
         ({"stop": [""]}, 400, "stop"),

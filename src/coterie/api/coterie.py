@@ -48,10 +48,10 @@ class Coterie:
         self._max_waiting = options.max_waiting
         self.models: dict[str, Model] = open_models(composition, options.device, options.activations)
         made = plan(self.models, make_spec(options), options)
-        self._texts = open_texts(self.models)
+        self.texts = open_texts(self.models)
         self._parts: Parts = assemble(self.models, made, options)
         made_up = self._parts.device.synthetic()
-        self._routings = Routings(self.routing, self._texts, self.models, self._parts.engine, made_up)
+        self._routings = Routings(self.routing, self.texts, self.models, self._parts.engine, made_up)
         self._pending: dict[str, InFlight] = {}
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
@@ -274,7 +274,7 @@ class Coterie:
         return begun(self.routing, query, self._parts.cache, self._lock)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
-        query, text, model = pending.query, self._texts[route.expert], self.models[route.expert]
+        query, text, model = pending.query, self.texts[route.expert], self.models[route.expert]
         ids = text.encode(query, pending.prompt)
         # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
         room = max(1, model.max_context - len(ids))

@@ -5,7 +5,7 @@ Knows nothing about engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coterie.api.types import Query
@@ -27,6 +27,8 @@ class Text:
 
     def encode(self, query: Query, prompt: Prompt) -> tuple[int, ...]:
         """The prompt's tokens. Raises RequestError when there are none, or when messages need a template."""
+        if query.prompt_ids:
+            return self._checked(query.prompt_ids)
         text = self._render(query, prompt)
         if self.tokenizer is None:
             ids = tuple(byte % self.vocab_size for byte in text.encode())
@@ -36,9 +38,23 @@ class Text:
             raise RequestError("prompt", "has no tokens", "write a question")
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones. Raises RequestError for a number that is no token."""
+        checked = self._checked(ids)
+        if self.tokenizer is None:
+            return bytes(token % 256 for token in checked).decode(errors="replace")
+        return self.tokenizer.decode(checked)
+
     def detokenizer(self) -> Detokenizer | None:
         """A new one for one answer."""
         return None if self.tokenizer is None else self.tokenizer.detokenizer()
+
+    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
+        for place, token in enumerate(ids):
+            if not 0 <= token < self.vocab_size:
+                fact = f"token {place} is {token}"
+                raise RequestError("prompt", fact, f"{self.expert} has tokens 0 to {self.vocab_size - 1}")
+        return tuple(ids)
 
     def _render(self, query: Query, prompt: Prompt) -> str:
         if query.raw:
@@ -54,6 +70,20 @@ class Text:
 def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
     """Read every expert's tokenizer and template. Raises CheckpointError where one is missing or damaged."""
     return {name: _open(name, model) for name, model in models.items()}
+
+
+def speaker(texts: Mapping[str, Text], model: str, composition: str) -> Text:
+    """Whose tokens are meant: the named expert's; for a composition all must have the same.
+
+    Raises RequestError where they have not. An unknown name is the composition's here: who asks refuses it.
+    """
+    if model in texts:
+        return texts[model]
+    found = list(texts.values())
+    if any(text.tokenizer is not found[0].tokenizer or text.vocab_size != found[0].vocab_size for text in found):
+        fact = f"the experts of {composition} have different tokenizers"
+        raise RequestError("model", fact, "name the expert whose tokens these are, or send text")
+    return found[0]
 
 
 def _open(name: str, model: Model) -> Text:

@@ -39,7 +39,8 @@ class Query:
     """A conversation that wants an answer.
 
     `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
-    template: the last message is the text itself. `previous_expert` is who answered this conversation before.
+    template: the last message is the text itself, and `prompt_ids`, where given, are its tokens. `previous_expert` is
+    who answered this conversation before.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
 
@@ -52,6 +53,7 @@ class Query:
     previous_expert: str = ""
     ignore_end: bool = False
     client: str = ""
+    prompt_ids: tuple[int, ...] = ()
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

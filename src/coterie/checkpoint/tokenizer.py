@@ -25,6 +25,7 @@ class Tokenizer:
 
     def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = library_tokenizer
+        self._last: tuple[str, bool, list[int]] | None = None
         self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
 
     @staticmethod
@@ -54,7 +55,11 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Text from a chat template has its special tokens already."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        last = self._last
+        if last is None or last[:2] != (text, add_special_tokens):  # many choices of one prompt come in a row
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            self._last = last = (text, add_special_tokens, list(ids))
+        return list(last[2])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

@@ -5,28 +5,29 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Chunk, Coterie
+from coterie.api import Coterie
 from coterie.core.errors import CoterieError, RequestError
 from coterie.server import metrics, models
-from coterie.server.guard import Guard, client_of, digests_of, retry_headers
-from coterie.server.openai import ChatBody, chunk_maker, completion, details, error_body, parse_chat, usage
+from coterie.server.choices import respond
+from coterie.server.completions import TextAnswers, parse_completion
+from coterie.server.guard import Guard, digests_of, retry_headers
+from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.worker import Worker
 
+COMPLETIONS = "/v1/completions"
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -44,17 +45,11 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
 
     async def chat(request: Request) -> Response:
         body = parse_chat(await _json(request))
-        created = int(time.time())
-        chunks = worker.stream(replace(body.query, client=client_of(request.scope)))
-        # A refused request must get its status before any byte of a stream is sent, so its first chunk is awaited.
-        chunk = await _unless_gone(request, _take(chunks, to_the_end=not body.stream), chunks)
-        if chunk.error is not None:
-            raise chunk.error
-        if body.stream:
-            return StreamingResponse(_events(body, created, chunk, chunks), media_type="text/event-stream")
-        if chunk.answer is None:
-            raise RuntimeError("a stream ended without its last chunk")
-        return JSONResponse(completion(f"chatcmpl-{chunk.request_id}", created, chunk.answer))
+        return await respond(request, worker, ChatAnswers(body, int(time.time())))
+
+    async def completions(request: Request) -> Response:
+        body = parse_completion(await _json(request), coterie)
+        return await respond(request, worker, TextAnswers(body, int(time.time())))
 
     async def health(_: Request) -> Response:
         if worker.broken is not None:
@@ -64,6 +59,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route(COMPLETIONS, completions, methods=["POST"]),
             *models.routes(worker),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
@@ -94,63 +90,10 @@ async def _json(request: Request) -> Any:
         raise RequestError("body", f"is not JSON: {error}", "send an object with model and messages") from error
 
 
-async def _take(chunks: AsyncIterator[Chunk], to_the_end: bool) -> Chunk:
-    """The first chunk, or the last one."""
-    chunk = await anext(chunks)
-    while to_the_end and not chunk.last:
-        chunk = await anext(chunks)
-    return chunk
-
-
-async def _unless_gone(
-    request: Request, wanted: Coroutine[Any, Any, Chunk], chunks: AsyncGenerator[Chunk, None]
-) -> Chunk:
-    """Await a chunk, but stop the query when its caller leaves. Raises ClientDisconnect."""
-    work, gone = asyncio.ensure_future(wanted), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work})
-            await chunks.aclose()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _events(body: ChatBody, created: int, first: Chunk, rest: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
-    make = chunk_maker(f"chatcmpl-{first.request_id}", created, first.expert)
-    yield _event(make({"role": "assistant", "content": first.text}))
-    last = first
-    async for last in rest:
-        if last.error is not None:
-            yield _event(error_body(last.error)[1])
-            return
-        if last.text:
-            yield _event(make({"content": last.text}))
-    if last.answer is None:
-        return
-    yield _event(make({}, last.answer.finish_reason, coterie=details(last.answer)))
-    if body.include_usage:
-        yield _event({**make({}), "choices": [], "usage": usage(last.answer)})
-    yield b"data: [DONE]\n\n"
-
-
-def _event(body: object) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, CoterieError):
         raise error
-    status, body = error_body(error)
+    status, body = error_body(error, "prompt" if request.url.path == COMPLETIONS else "messages")
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 

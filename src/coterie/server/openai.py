@@ -5,14 +5,11 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Answer, Message, Query
-from coterie.api.types import draw_seed
+from coterie.api import Answer, Chunk, Message, Query
 from coterie.core.errors import (
     CapacityError,
     ClosedError,
@@ -25,15 +22,10 @@ from coterie.core.errors import (
     RequestError,
     UsageError,
 )
-from coterie.engine.request import SamplingParams
+from coterie.server import fields
 
-# Accepted and without effect here: they describe the caller, not the answer.
-IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-)
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -52,74 +44,35 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "max_tokens",
-    "max_completion_tokens",
-    "stop",
-)
-MAX_STOP = 16
+SUPPORTED = (*fields.SHARED, "messages", "max_completion_tokens")
 ROLES = ("system", "developer", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatBody:
-    """A validated request body."""
+    """A validated request body. `seeded`: its caller gave the seed; `n`: how many answers are wanted."""
 
     query: Query
     stream: bool
     include_usage: bool
+    n: int = 1
+    seeded: bool = False
 
 
 def parse_chat(body: object) -> ChatBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    if not isinstance(body, dict):
-        raise RequestError("body", f"is a JSON {type(body).__name__}", "send an object with model and messages")
-    _check_names(body)
-    options = _get(body, "stream_options", dict, "an object") or {}
-    stop = body.get("stop")
-    stops = (
-        () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ("",)
+    given = fields.an_object(body, "model and messages")
+    fields.check_names(given, SUPPORTED, REFUSED)
+    limits = (fields.integer(given, "max_completion_tokens"), fields.integer(given, "max_tokens"))
+    query = Query(
+        messages=_messages(given),
+        model=fields.model(given),
+        sampling=fields.sampling(given),
+        max_tokens=next((number for number in limits if number is not None), None),
+        stop=fields.stops(given),
     )
-    if len(stops) > MAX_STOP or not all(isinstance(s, str) and s for s in stops):
-        raise RequestError("stop", f"is {stop!r}", f"give a string or a list of at most {MAX_STOP} non-empty strings")
-    limits = (_integer(body, "max_completion_tokens"), _integer(body, "max_tokens"))
-    limit = next((number for number in limits if number is not None), None)
-    seed, top_k = _integer(body, "seed"), _integer(body, "top_k")
-    defaults = SamplingParams()
-    sampling = SamplingParams(
-        temperature=_number(body, "temperature", defaults.temperature),
-        top_p=_number(body, "top_p", defaults.top_p),
-        top_k=defaults.top_k if top_k is None else top_k,
-        min_p=_number(body, "min_p", defaults.min_p),
-        seed=draw_seed() if seed is None else seed,
-    )
-    model = _get(body, "model", str, "a string")
-    if not model:
-        raise RequestError("model", "is missing", "give the composition's name, or an expert's to bypass the router")
-    query = Query(messages=_messages(body), model=model, sampling=sampling, max_tokens=limit, stop=stops)
-    stream = _get(body, "stream", bool, "true or false") or False
-    return ChatBody(query, stream, bool(options.get("include_usage", False)))
-
-
-def _check_names(body: Mapping[str, object]) -> None:
-    for name, value in body.items():
-        if value is None or name in SUPPORTED or name in IGNORED:
-            continue  # many clients send null for whatever their user left out
-        if name in REFUSED:
-            if value not in REFUSED[name]:
-                raise RequestError(name, f"is {value!r}, which Coterie does not implement", "leave it out")
-            continue
-        near = difflib.get_close_matches(name, SUPPORTED, 1)
-        raise RequestError(name, "is not a known field", f"did you mean {near[0]}?" if near else "leave it out")
+    stream, include_usage = fields.streaming(given)
+    return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
 
 
 def _messages(body: Mapping[str, object]) -> tuple[Message, ...]:
@@ -145,54 +98,68 @@ def _content(content: object, where: str) -> str:
     raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
 
 
-def _get(body: Mapping[str, object], name: str, kind: type, words: str) -> Any:
-    value = body.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise RequestError(name, f"is {value!r}", f"give {words}")
-    return value
+class ChatAnswers:
+    """A chat request's queries, and its answers as chat completions; `coterie` holds the route and the timings."""
 
+    prompt_field = "messages"
 
-def _integer(body: Mapping[str, object], name: str) -> int | None:
-    value = body.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise RequestError(name, f"is {value!r}", "give a whole number")
-    return value
+    def __init__(self, body: ChatBody, created: int) -> None:
+        self.queries = fields.choices_of(body.query, body.n, body.seeded)
+        self.stream, self.include_usage = body.stream, body.include_usage
+        self._created, self._id, self._begun = created, "", set[int]()
 
-
-def _number(body: Mapping[str, object], name: str, default: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
-        raise RequestError(name, f"is {str(value)[:40]}", "give a number")
-    return float(value)
-
-
-def usage(answer: Answer) -> dict[str, Any]:
-    """Token counts as OpenAI names them."""
-    prompt, completion = answer.prompt_tokens, len(answer.token_ids)
-    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    return {**counts, "prompt_tokens_details": {"cached_tokens": answer.cached_tokens}}
-
-
-def completion(request_id: str, created: int, answer: Answer) -> dict[str, Any]:
-    """A whole chat completion; `coterie` holds the route and the timings."""
-    return {
-        "id": request_id,
-        "object": "chat.completion",
-        "created": created,
-        "model": answer.expert,
-        "choices": [
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        choices = [
             {
-                "index": 0,
+                "index": index,
                 "message": {"role": "assistant", "content": answer.text},
                 "finish_reason": answer.finish_reason,
                 "logprobs": None,
+                **own_details(answer, len(answers)),
             }
-        ],
-        "usage": usage(answer),
-        "coterie": details(answer),
-    }
+            for index, answer in enumerate(answers)
+        ]
+        body = self._head(answers[0].request_id, "chat.completion", answers[0].expert)
+        return {**body, "choices": choices, "usage": usage(answers, len(answers)), "coterie": details(answers[0])}
+
+    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """A choice's first event says who speaks, its last one why it ended."""
+        if index not in self._begun:
+            self._begun.add(index)
+            yield self._event(index, chunk, {"role": "assistant", "content": chunk.text})
+        elif chunk.text:
+            yield self._event(index, chunk, {"content": chunk.text})
+        if chunk.answer is not None:
+            yield {**self._event(index, chunk, {}, chunk.answer.finish_reason), "coterie": details(chunk.answer)}
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The stream's last event, with the count of tokens."""
+        head = self._head(answers[0].request_id, "chat.completion.chunk", answers[0].expert)
+        return {**head, "choices": [], "usage": usage(answers, len(answers))}
+
+    def _event(
+        self, index: int, chunk: Chunk, delta: Mapping[str, Any], finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": dict(delta), "finish_reason": finish_reason, "logprobs": None}
+        return {**self._head(chunk.request_id, "chat.completion.chunk", chunk.expert), "choices": [choice]}
+
+    def _head(self, request_id: str, kind: str, model: str) -> dict[str, Any]:
+        self._id = self._id or f"chatcmpl-{request_id}"  # one for all choices: that of who answers first
+        return {"id": self._id, "object": kind, "created": self._created, "model": model}
+
+
+def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
+    """Token counts as OpenAI names them: every prompt once, though n choices answer it.
+
+    Of one prompt's choices all but one may find it computed; cached is what none of them had to compute.
+    """
+    prompts = [answers[first : first + n] for first in range(0, len(answers), n)]
+    prompt = sum(same[0].prompt_tokens for same in prompts)
+    completion = sum(len(answer.token_ids) for answer in answers)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    cached = sum(min(answer.cached_tokens for answer in same) for same in prompts)
+    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def details(answer: Answer) -> dict[str, Any]:
@@ -200,19 +167,13 @@ def details(answer: Answer) -> dict[str, Any]:
     return {name: value for name, value in answer.to_dict().items() if name != "text"}
 
 
-def chunk_maker(request_id: str, created: int, model: str) -> Callable[..., dict[str, Any]]:
-    """A function that makes the streamed chunks of one completion."""
-
-    def make(delta: Mapping[str, str], finish_reason: str | None = None, **extra: object) -> dict[str, Any]:
-        choice = {"index": 0, "delta": dict(delta), "finish_reason": finish_reason, "logprobs": None}
-        head = {"id": request_id, "object": "chat.completion.chunk", "created": created, "model": model}
-        return {**head, "choices": [choice], **extra}
-
-    return make
+def own_details(answer: Answer, count: int) -> dict[str, Any]:
+    """The details of one choice among several; where there is but one, the response has them."""
+    return {"coterie": details(answer)} if count > 1 else {}
 
 
-def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI error object for a failure."""
+def error_body(error: CoterieError, prompt_field: str = "messages") -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI error object for a failure; `prompt_field` of the body holds what a model reads."""
     status, kind, code = 500, "server_error", "device_error"
     if isinstance(error, NotFoundError):
         status, kind, code = 404, "invalid_request_error", "model_not_found"
@@ -230,5 +191,5 @@ def error_body(error: CoterieError) -> tuple[int, dict[str, Any]]:
         status, kind, code = 400, "invalid_request_error", "invalid_value"
     param = error.where if status == 400 else None
     if isinstance(error, ContextError | OversizeError):
-        param, code = "messages", "context_length_exceeded"  # clients know this code, and shorten the conversation
+        param, code = prompt_field, "context_length_exceeded"  # clients know this code, and shorten the conversation
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,11 +34,11 @@ class _Job:
 
 @dataclass(slots=True)
 class _Ticket:
-    """Where the chunks of one query go; the id is known once the engine's thread has submitted it."""
+    """Where the chunks of some queries go; their ids are known once the engine's thread has submitted them."""
 
     loop: asyncio.AbstractEventLoop
     sink: asyncio.Queue[Chunk] = field(default_factory=asyncio.Queue)
-    request_id: str = ""
+    request_ids: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -67,19 +67,23 @@ class Worker:
         self._thread.join()
         self._coterie.close()
 
-    async def stream(self, query: Query) -> AsyncGenerator[Chunk, None]:
-        """Submit and yield chunks until the last; leaving early cancels the query. Raises CoterieError at once."""
+    async def stream(self, queries: Sequence[Query]) -> AsyncGenerator[tuple[int, Chunk], None]:
+        """Submit queries together and yield their chunks, each with its query's index, until all have ended.
+
+        Leaving early cancels what has not. Raises CoterieError at once where one is refused, and then none is asked.
+        """
         ticket = _Ticket(asyncio.get_running_loop())
-        finished = False
+        left = len(queries)
         try:
-            await self.call(lambda coterie: self._submit(query, ticket))
-            while not finished:
+            await self.call(lambda coterie: self._submit(queries, ticket))
+            index_of = {request_id: index for index, request_id in enumerate(ticket.request_ids)}
+            while left:
                 chunk = await ticket.sink.get()
-                finished = chunk.last
-                yield chunk
+                left -= chunk.last
+                yield index_of[chunk.request_id], chunk
         finally:
-            if not finished:
-                # Jobs run in order, so by then the query was submitted or refused.
+            if left:
+                # Jobs run in order, so by then the queries were submitted or refused.
                 self._put(_Job(lambda: self._cancel(ticket), _ignore))
 
     async def call(self, function: Callable[[Coterie], T]) -> T:
@@ -133,15 +137,22 @@ class Worker:
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    def _submit(self, query: Query, ticket: _Ticket) -> None:
+    def _submit(self, queries: Sequence[Query], ticket: _Ticket) -> None:
         if self.broken is not None:
             raise self.broken
-        ticket.request_id = self._coterie.submit(query)
-        self._tickets[ticket.request_id] = ticket
+        try:
+            for query in queries:
+                request_id = self._coterie.submit(query)
+                ticket.request_ids.append(request_id)
+                self._tickets[request_id] = ticket
+        except BaseException:
+            self._cancel(ticket)
+            raise
 
     def _cancel(self, ticket: _Ticket) -> None:
-        if self._tickets.pop(ticket.request_id, None) is not None:
-            self._coterie.cancel(ticket.request_id)
+        for request_id in ticket.request_ids:
+            if self._tickets.pop(request_id, None) is not None:
+                self._coterie.cancel(request_id)
 
     def _serve(self) -> None:
         try:

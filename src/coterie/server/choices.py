@@ -1,0 +1,117 @@
+"""Several answers as one response: the queries that a request asks for, whole or streamed, and one count of tokens.
+
+    prompt 0, prompt 1, ... x n choices -> queries -> (index, chunk) ... -> one JSON body, or events with an index each
+
+Knows nothing about how an endpoint writes an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from coterie.api import Answer, Chunk, Query
+from coterie.server.guard import client_of
+from coterie.server.openai import error_body
+from coterie.server.worker import Worker
+
+T = TypeVar("T")
+Chunks: TypeAlias = "AsyncGenerator[tuple[int, Chunk], None]"
+
+
+class Asked(Protocol):
+    """A request of one endpoint: what it asks, and how its answers are written. Choices are counted from 0.
+
+    `prompt_field` is the body's field that holds what a model reads.
+    """
+
+    prompt_field: str
+    queries: tuple[Query, ...]
+    stream: bool
+    include_usage: bool
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+
+    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """What a stream says of one choice's chunk, which is no error."""
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The stream's last event, with the count of tokens."""
+
+
+async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
+    """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
+    client = client_of(request.scope)
+    chunks = worker.stream([replace(query, client=client) for query in asked.queries])
+    if not asked.stream:
+        return JSONResponse(asked.whole(await _unless_gone(request, _gather(chunks, len(asked.queries)), chunks)))
+    # A refused request must get its status before any byte of a stream is sent, so its first chunk is awaited.
+    index, chunk = await _unless_gone(request, anext(chunks), chunks)
+    if chunk.error is not None:
+        await chunks.aclose()
+        raise chunk.error
+    return StreamingResponse(_events(asked, index, chunk, chunks), media_type="text/event-stream")
+
+
+async def _gather(chunks: Chunks, count: int) -> list[Answer]:
+    """All answers, in order. Raises the first error."""
+    answers: dict[int, Answer] = {}
+    async with aclosing(chunks):
+        async for index, chunk in chunks:
+            if chunk.error is not None:
+                raise chunk.error
+            if chunk.answer is not None:
+                answers[index] = chunk.answer
+    return [answers[index] for index in range(count)]
+
+
+async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, T], chunks: Chunks) -> T:
+    """Await what is made of chunks, but stop the queries when their caller leaves. Raises ClientDisconnect."""
+    work, gone = asyncio.ensure_future(wanted), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work})
+            await chunks.aclose()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(asked: Asked, index: int, chunk: Chunk, rest: Chunks) -> AsyncIterator[bytes]:
+    answers: dict[int, Answer] = {}
+    async with aclosing(rest):
+        while True:
+            if chunk.error is not None:
+                yield _event(error_body(chunk.error, asked.prompt_field)[1])
+                return
+            for event in asked.events(index, chunk):
+                yield _event(event)
+            if chunk.answer is not None:
+                answers[index] = chunk.answer
+            if len(answers) == len(asked.queries):
+                break
+            index, chunk = await anext(rest)
+    if asked.include_usage:
+        yield _event(asked.usage([answers[index] for index in range(len(answers))]))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(body: object) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,148 @@
+"""POST /v1/completions: raw text or tokens in, text out, without a chat template.
+
+Knows nothing about HTTP, threads or the engine. Source: the OpenAI API reference, "Create completion".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.api import Answer, Chunk, Coterie, Message, Query
+from coterie.api.texts import speaker
+from coterie.core.errors import RequestError
+from coterie.server import fields
+from coterie.server.openai import details, own_details, usage
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
+MAX_ANSWERS = 1024  # of one request, all prompts and choices together
+SUPPORTED = (*fields.SHARED, "prompt", "echo", "best_of")
+REFUSED: Mapping[str, tuple[object, ...]] = {
+    "suffix": ("",),
+    "logprobs": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+}
+_WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionBody:
+    """A validated request body: a Query for each prompt, n choices of each. `seeded`: its caller gave the seed."""
+
+    prompts: tuple[Query, ...]
+    stream: bool
+    include_usage: bool
+    n: int
+    seeded: bool
+    echo: bool
+
+
+def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
+    """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
+    given = fields.an_object(body, "model and prompt")
+    fields.check_names(given, SUPPORTED, REFUSED)
+    limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
+    if best_of is not None and best_of != n:
+        raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
+    model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
+    prompts = _prompts(given.get("prompt"), n)
+    queries = tuple(
+        Query(
+            messages=(Message("user", prompt if isinstance(prompt, str) else _text(coterie, model, prompt)),),
+            model=model,
+            sampling=sampling,
+            max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
+            stop=stop,
+            raw=True,
+            prompt_ids=() if isinstance(prompt, str) else prompt,
+        )
+        for prompt in prompts
+    )
+    echo = bool(fields.get(given, "echo", bool, "true or false"))
+    stream, include_usage = fields.streaming(given)
+    return CompletionBody(queries, stream, include_usage, n, given.get("seed") is not None, echo)
+
+
+def _text(coterie: Coterie, model: str, ids: Sequence[int]) -> str:
+    """What the router reads, and what is echoed, of a prompt that is given in tokens."""
+    return speaker(coterie.texts, model, coterie.composition.name).decode(ids)
+
+
+def _prompts(prompt: object, n: int) -> list[str | tuple[int, ...]]:
+    """Each prompt as text or tokens."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise RequestError("prompt", "is missing, empty or no text", _WORDS)
+    if _are_tokens(prompt):
+        return [tuple(prompt)]
+    if len(prompt) * n > MAX_ANSWERS:
+        fact = f"there are {len(prompt)} of them, with {n} choices each"
+        raise RequestError("prompt", fact, f"ask for at most {MAX_ANSWERS} answers at once")
+    for place, item in enumerate(prompt):
+        if not isinstance(item, str) and not _are_tokens(item):
+            raise RequestError(f"prompt[{place}]", "is neither a text nor a list of token ids", _WORDS)
+    return [item if isinstance(item, str) else tuple(item) for item in prompt]
+
+
+def _are_tokens(item: object) -> bool:
+    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
+
+
+class TextAnswers:
+    """A completion request's queries, and its answers as text completions.
+
+    The choices of prompt p are number p x n to (p + 1) x n - 1.
+    """
+
+    prompt_field = "prompt"
+
+    def __init__(self, body: CompletionBody, created: int) -> None:
+        self.queries = tuple(
+            query for prompt in body.prompts for query in fields.choices_of(prompt, body.n, body.seeded)
+        )
+        self.stream, self.include_usage = body.stream, body.include_usage
+        self._n, self._echo, self._created = body.n, body.echo, created
+        self._id, self._begun = "", set[int]()
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        choices = [
+            {
+                **_choice(index, self._echoed(index) + answer.text, answer.finish_reason),
+                **own_details(answer, len(answers)),
+            }
+            for index, answer in enumerate(answers)
+        ]
+        head = self._head(answers[0].request_id, answers[0].expert)
+        return {**head, "choices": choices, "usage": usage(answers, self._n), "coterie": details(answers[0])}
+
+    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """A choice's first event has the prompt too, if that is wanted; its last one says why it ended."""
+        head = self._head(chunk.request_id, chunk.expert)
+        text = chunk.text if index in self._begun else self._echoed(index) + chunk.text
+        self._begun.add(index)
+        if text:
+            yield {**head, "choices": [_choice(index, text)]}
+        if chunk.answer is not None:
+            choices = [_choice(index, "", chunk.answer.finish_reason)]
+            yield {**head, "choices": choices, "coterie": details(chunk.answer)}
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The stream's last event, with the count of tokens."""
+        head = self._head(answers[0].request_id, answers[0].expert)
+        return {**head, "choices": [], "usage": usage(answers, self._n)}
+
+    def _echoed(self, index: int) -> str:
+        return self.queries[index].messages[-1].content if self._echo else ""
+
+    def _head(self, request_id: str, model: str) -> dict[str, Any]:
+        self._id = self._id or f"cmpl-{request_id}"  # one for all choices: that of who answers first
+        return {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
+
+
+def _choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}

@@ -1,0 +1,141 @@
+"""Reads the fields of a request body that all endpoints share: sampling settings, stop strings, how many choices.
+
+Knows nothing about what an endpoint does with them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from coterie.api import Query
+from coterie.api.types import draw_seed
+from coterie.core.errors import RequestError
+from coterie.engine.request import SamplingParams
+
+# Accepted and without effect here: they describe the caller, not the answer.
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+SHARED = (
+    "model",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "max_tokens",
+    "stop",
+)
+MAX_STOP = 16
+MAX_CHOICES = 128  # of one prompt, as OpenAI has it
+
+
+def an_object(body: object, fields: str) -> dict[str, Any]:
+    """The decoded JSON body, if it is an object. Raises RequestError that says which fields to send."""
+    if not isinstance(body, dict):
+        raise RequestError("body", f"is a JSON {type(body).__name__}", f"send an object with {fields}")
+    return body
+
+
+def check_names(
+    body: Mapping[str, object], supported: Collection[str], refused: Mapping[str, tuple[object, ...]]
+) -> None:
+    """Refuse what is unknown, and what is not implemented unless it asks for nothing. Raises RequestError."""
+    for name, value in body.items():
+        if value is None or name in supported or name in IGNORED:
+            continue  # many clients send null for whatever their user left out
+        if name in refused:
+            if value not in refused[name]:
+                raise RequestError(name, f"is {value!r}, which Coterie does not implement", "leave it out")
+            continue
+        near = difflib.get_close_matches(name, supported, 1)
+        raise RequestError(name, "is not a known field", f"did you mean {near[0]}?" if near else "leave it out")
+
+
+def model(body: Mapping[str, object]) -> str:
+    """Who is asked. Raises RequestError."""
+    found = get(body, "model", str, "a string")
+    if not found:
+        raise RequestError("model", "is missing", "give the composition's name, or an expert's to bypass the router")
+    return str(found)
+
+
+def sampling(body: Mapping[str, object]) -> SamplingParams:
+    """How tokens are drawn; a seed is drawn where none is given. Raises RequestError."""
+    seed, top_k = integer(body, "seed"), integer(body, "top_k")
+    defaults = SamplingParams()
+    return SamplingParams(
+        temperature=number(body, "temperature", defaults.temperature),
+        top_p=number(body, "top_p", defaults.top_p),
+        top_k=defaults.top_k if top_k is None else top_k,
+        min_p=number(body, "min_p", defaults.min_p),
+        seed=draw_seed() if seed is None else seed,
+    )
+
+
+def stops(body: Mapping[str, object]) -> tuple[str, ...]:
+    """The stop strings. Raises RequestError."""
+    stop = body.get("stop")
+    found = (
+        () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ("",)
+    )
+    if len(found) > MAX_STOP or not all(isinstance(s, str) and s for s in found):
+        raise RequestError("stop", f"is {stop!r}", f"give a string or a list of at most {MAX_STOP} non-empty strings")
+    return found
+
+
+def choices(body: Mapping[str, object]) -> int:
+    """How many answers are wanted to each prompt. Raises RequestError."""
+    wanted = integer(body, "n")
+    if wanted is not None and not 1 <= wanted <= MAX_CHOICES:
+        raise RequestError("n", f"is {wanted}", f"ask for 1 to {MAX_CHOICES} choices")
+    return 1 if wanted is None else wanted
+
+
+def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
+    """The same prompt n times. Seeds count up from one that the caller gave; otherwise each is drawn."""
+    first = query.sampling
+
+    def seed(index: int) -> int:
+        return (first.seed + index) % 2**64 if seeded or index == 0 else draw_seed()
+
+    return tuple(replace(query, sampling=replace(first, seed=seed(index))) for index in range(n))
+
+
+def streaming(body: Mapping[str, object]) -> tuple[bool, bool]:
+    """Whether the answer is streamed, and whether its usage is at the end. Raises RequestError."""
+    options = get(body, "stream_options", dict, "an object") or {}
+    return bool(get(body, "stream", bool, "true or false")), bool(options.get("include_usage", False))
+
+
+def get(body: Mapping[str, object], name: str, kind: type, words: str) -> Any:
+    """A field's value, if it is of the kind that `words` say, or None. Raises RequestError."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise RequestError(name, f"is {value!r}", f"give {words}")
+    return value
+
+
+def integer(body: Mapping[str, object], name: str) -> int | None:
+    """A whole number, or None. Raises RequestError."""
+    value = body.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise RequestError(name, f"is {value!r}", "give a whole number")
+    return value
+
+
+def number(body: Mapping[str, object], name: str, default: float) -> float:
+    """A number that a double holds. Raises RequestError."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        raise RequestError(name, f"is {str(value)[:40]}", "give a number")
+    return float(value)
