@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model import adapters, tiny
 
+from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
-from coterie.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_adapter
+from coterie.models.adapter import ADAPTER_WEIGHTS, open_adapter
 from coterie.models.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.models.packing import Packing

@@ -182,11 +182,40 @@ def test_folder_without_experts(tmp_path):
         load_composition(str(tmp_path))
 
 
-def test_folder_of_adapters(tmp_path):
-    (tmp_path / "mine").mkdir()
+@pytest.mark.parametrize("beside", [True, False])
+def test_folder_of_adapters(beside, tmp_path):
+    """Alone or beside checkpoints, as a folder and by its own path; never left aside in silence."""
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
     (tmp_path / "mine" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CompositionError, match="merge the adapter"):
-        load_composition(str(tmp_path))
+    if beside:
+        (tmp_path / "other" / "config.json").write_text("{}")
+    for ref in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(
+            CompositionError, match=r"mine: an adapter is no expert until .* coterie merge BASE .*mine OUT"
+        ):
+            load_composition(str(ref))
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert "mine" in load_composition(str(tmp_path)).names
+
+
+def test_an_adapter_is_merged_before_it_is_served(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "adapter_config.json").write_text("{}")
+    text = 'name = "office"\n[[expert]]\nname = "sql"\ncheckpoint = "base"\n'
+    (tmp_path / "c.toml").write_text(text + 'adapter = "sql"\n')
+    with pytest.raises(
+        CompositionError, match=r"'sql'\.adapter\] .* until it is merged .* coterie merge .*c\.toml OUT"
+    ):
+        load_composition(str(tmp_path / "c.toml"))
+    (tmp_path / "c.toml").write_text(text.replace('"base"', '"sql"'))
+    with pytest.raises(CompositionError, match=r"sql has an adapter; give its base, and the folder as adapter"):
+        load_composition(str(tmp_path / "c.toml"))
+    (tmp_path / "c.toml").write_text('name = "x"\n[[expert]]\nname = "y"\nconfig = "llama-2-7b"\nadapter = "sql"\n')
+    with pytest.raises(CompositionError, match=r"adapter = \"sql\" has no meaning without checkpoint"):
+        load_composition(str(tmp_path / "c.toml"))
 
 
 def test_folder_whose_name_cannot_be_a_name(tmp_path):

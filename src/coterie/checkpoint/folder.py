@@ -18,6 +18,7 @@ from coterie.core.paths import user_path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, which is merged before it is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ class Checkpoint:
             if (folder / name).is_symlink():  # the Hugging Face cache is made of them
                 fact = f"points to {(folder / name).readlink()}, which does not exist"
                 raise CheckpointError(str(folder / name), fact, "download the model again")
-        raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", "save it as safetensors")
+        is_adapter = (folder / ADAPTER_CONFIG).exists()
+        remedy = "merge it into its base with coterie merge" if is_adapter else "save it as safetensors"
+        raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", remedy)
 
 
 def _others(folder: Path) -> str:

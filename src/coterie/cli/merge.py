@@ -1,4 +1,4 @@
-"""`coterie merge`: writes an expert from a base and a LoRA adapter, and says what that changed.
+"""`coterie merge`: writes experts from bases and LoRA adapters, and says what that changed.
 
 Knows nothing about how an adapter is added.
 """
@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.composition.merge import merge_composition
+from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.models.merge import Merged, merge_folder
 
@@ -21,28 +23,53 @@ from coterie.models.merge import Merged, merge_folder
 @sentences
 def merge(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="The checkpoint folder that the adapter was trained on.")
+        Path, typer.Argument(metavar="BASE", help="The folder that the adapter was trained on; or a composition file.")
     ],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder that PEFT saved, with a LoRA adapter.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ADAPTER", help="A LoRA adapter that PEFT saved; left out with a file, which names them."
+        ),
+    ],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.", show_default=False)
+    ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Write an ordinary expert folder from a base and a LoRA adapter; the change per kind of tensor is printed."""
-    result = merge_folder(base, adapter, target)
-    if json_:
-        print_json(_report(result))
+    """Write an ordinary expert folder from a base and a LoRA adapter; the change per kind of tensor is printed.
+
+    `coterie merge office.toml OUT` merges every adapter of a composition file, and writes a file beside the experts.
+    """
+    if target is not None:
+        merged = merge_folder(base, adapter, target)
+        if json_:
+            print_json(_report(merged))
+        else:
+            _print(merged)
         return
+    if (base / "config.json").is_file():
+        raise UsageError(str(base), "is a base, and there is no OUT", "write coterie merge BASE ADAPTER OUT")
+    several = merge_composition(base, adapter)
+    if json_:
+        experts = {name: _report(found) for name, found in several.experts.items()}
+        print_json({"folder": str(several.folder), "experts": experts})
+        return
+    for found in several.experts.values():
+        _print(found)
+    out.print(f"{escape(str(several.folder))}: a composition of them and of the experts that need no merging")
+
+
+def _print(merged: Merged) -> None:
     table = Table("tensors", "changed", "weights", "change", "lost to rounding")
-    for row in result.kinds:
+    for row in merged.kinds:
         count = f"{row.num_tensors} of {row.num_there}"
-        sizes = (f"{row.num_weights:,}", f"{row.change:.2%}", f"{row.rounding:.2%}")
-        table.add_row(escape(row.kind), count, *sizes)
+        table.add_row(escape(row.kind), count, f"{row.num_weights:,}", f"{row.change:.2%}", f"{row.rounding:.2%}")
     out.print(table)
-    out.print(f"{escape(str(result.folder))}: {format_bytes(result.size_bytes)}; changes are relative to the weights,")
-    out.print("what rounding to their type lost is relative to the change")
-    if result.untied:
+    size = format_bytes(merged.size_bytes)
+    out.print(f"{escape(str(merged.folder))}: {size}; changes are relative to the weights, what is lost to the changes")
+    if merged.untied:
         out.print("embedding and head, which are one matrix in the base, are two: the adapter changes one of them")
 
 
-def _report(result: Merged) -> dict[str, Any]:
-    return asdict(result) | {"folder": str(result.folder)}
+def _report(merged: Merged) -> dict[str, Any]:
+    return asdict(merged) | {"folder": str(merged.folder)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import Expert, is_expert_name
 from coterie.composition.hub import find_checkpoint
@@ -111,25 +112,26 @@ def _load(ref: str) -> Composition:
     if not (is_expert_name(ref) and path.is_file()):
         path = user_path(ref, "composition")
     if path.is_dir():
-        return _from_file(path / COMPOSITION_FILE) if (path / COMPOSITION_FILE).is_file() else _from_folder(path)
+        if not (path / COMPOSITION_FILE).is_file():
+            return _from_folder(path)
+        path = path / COMPOSITION_FILE
     if not path.exists():
         presets = sorted(found.parent.name for found in PRESETS.glob(f"*/{COMPOSITION_FILE}"))
         raise NotFoundError(
             ref, "there is no such file or folder", f"give a .toml file, a folder or {' or '.join(presets)}"
         )
-    return _from_file(path)
+    return composition_of(read_file(path), path)
 
 
 def _from_folder(folder: Path) -> Composition:
     root = folder.resolve()
     single = (root / "config.json").is_file()
+    if not single:
+        _refuse_adapters(root)
     found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
     if not found:
         fact = "no expert: neither this folder nor a folder in it has a config.json"
-        remedy = f"give a folder of checkpoints, or one with {COMPOSITION_FILE}"
-        if any(root.glob("adapter_config.json")) or any(root.glob("*/adapter_config.json")):
-            fact, remedy = f"{fact}, but there is an adapter's", "merge the adapter into its model and save that"
-        raise CompositionError(str(folder), fact, remedy)
+        raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
     for path in found:
         if not is_expert_name(path.name):
             raise CompositionError(
@@ -144,10 +146,22 @@ def _from_folder(folder: Path) -> Composition:
     return Composition(names[0] if single else label, experts, None, root)
 
 
+def _refuse_adapters(root: Path) -> None:
+    """An adapter is a part of a model; left aside in silence it would be missed."""
+    folders = sorted(p for p in (root, *root.iterdir()) if (p / ADAPTER_CONFIG).is_file())
+    adapters = [path for path in folders if not (path / "config.json").is_file()]
+    if adapters:
+        more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
+        fact = f"{', '.join(path.name for path in adapters[:3])}{more}: an adapter is no expert until it is merged"
+        remedy = f"merge each into its base, as in coterie merge BASE {adapters[0]} OUT, and keep it elsewhere"
+        raise CompositionError(str(root), fact, remedy)
+
+
 _NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 
 
-def _from_file(path: Path) -> Composition:
+def read_file(path: Path) -> dict[str, Any]:
+    """The tables of a composition file, checked against the schema. Raises CompositionError and UnsupportedError."""
     file = str(path)
     try:
         values = tomllib.loads(path.read_bytes().decode("utf-8"))
@@ -160,7 +174,12 @@ def _from_file(path: Path) -> Composition:
             file, f"it cannot be read: {error.strerror}", "check the path and its permissions"
         ) from error
     validate(values, COMPOSITION, file)
-    root = path.resolve().parent
+    return values
+
+
+def composition_of(values: Mapping[str, Any], path: Path) -> Composition:
+    """The composition that the tables of a file say. Raises CompositionError, also for experts that are adapters."""
+    file, root = str(path), path.resolve().parent
     experts = _experts(values["expert"], root, file)
     names = [expert.name for expert in experts]
     if values["name"] in names:
@@ -185,6 +204,10 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
 
 def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     name, description = table["name"], table.get("description", "")
+    if "adapter" in table:
+        fact = f"adapter = {table['adapter']!r} is no expert until it is merged into its checkpoint"
+        file = where.rsplit(": ", 1)[0]
+        raise CompositionError(f"{where}.adapter", fact, f"run coterie merge {file} OUT, and serve OUT")
     if "checkpoint" in table:
         checkpoint = find_checkpoint(table["checkpoint"], table.get("revision", "main"), root, where)
         return Expert(name, checkpoint=checkpoint, description=description)

@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
 
@@ -35,8 +36,10 @@ def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
     folder = root / user_path(ref, f"{where}.checkpoint")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            fact = f"checkpoint = {ref!r}: the folder {folder} has no config.json"
-            raise CompositionError(f"{where}.checkpoint", fact, "give a Hugging Face checkpoint folder")
+            fact, remedy = f"the folder {folder} has no config.json", "give a Hugging Face checkpoint folder"
+            if (folder / ADAPTER_CONFIG).is_file():
+                fact, remedy = f"the folder {folder} has an adapter", "give its base, and the folder as adapter"
+            raise CompositionError(f"{where}.checkpoint", f"checkpoint = {ref!r}: {fact}", remedy)
         return folder
     if _HUB_ID.fullmatch(ref) is None:
         fact = f"checkpoint = {ref!r}: there is no folder {folder}"

@@ -128,13 +128,14 @@ EXPERT = Table(
             pattern=_COUNTED_NAME, pattern_meaning=_NAME_MEANING),
         Key("checkpoint", "string", "a folder with config.json, or a Hugging Face id that is in the local cache"),
         Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
+        Key("adapter", "string", "a LoRA adapter of the checkpoint, a folder that PEFT saved; coterie merge adds it"),
         Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
     ),
     exactly_one=("checkpoint", "config"),
-    needs={"count": "config", "revision": "checkpoint"},
+    needs={"count": "config", "revision": "checkpoint", "adapter": "checkpoint"},
 )  # fmt: skip
 
 COMPOSITION = Table(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.checkpoint.safetensors import TensorInfo, read_header
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
 from coterie.models.blocks import HEAD_WEIGHT
 from coterie.models.fields import Fields
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 

@@ -1,0 +1,90 @@
+"""Merges the adapters of a composition file: a folder of the experts that they become, and a file that names these.
+
+    office.toml   [[expert]] checkpoint = "base", adapter = "adapters/sql"    ->    out/sql/   out/composition.toml
+
+Experts without an adapter are named where they are. Knows nothing about how an adapter is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coterie.composition.composition import COMPOSITION_FILE, composition_of, read_file
+from coterie.composition.toml import to_toml
+from coterie.core.errors import CompositionError
+from coterie.core.paths import user_path
+from coterie.models.adapter import open_adapter
+from coterie.models.merge import Merged, merge_folder
+from coterie.models.new_folder import free_path, new_folder
+
+# Keys of a router that name a file, and which one where the key is left out.
+_ROUTER_FILES: dict[str, tuple[str, str | None]] = {"lexical": ("weights", "router.npz"), "knn": ("examples", None)}
+
+
+@dataclass(frozen=True, slots=True)
+class MergedComposition:
+    """A written folder: the composition file and what became of each expert that was an adapter, by name."""
+
+    folder: Path
+    experts: Mapping[str, Merged]
+
+
+def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
+    """Merge every adapter of a composition file into a folder of its own below `target`, beside a file that names all.
+
+    Raises CompositionError for a file that is wrong or has no adapter, and what `merge_folder` raises. Nothing is left
+    of what fails.
+    """
+    out, path = free_path(target), user_path(ref, "composition")
+    path = path / COMPOSITION_FILE if path.is_dir() else path
+    values, root = read_file(path), path.resolve().parent
+    bases = [{key: value for key, value in table.items() if key != "adapter"} for table in values["expert"]]
+    composition = composition_of(values | {"expert": bases}, path)
+    adapters = _adapters(values["expert"], root, path)
+    folders = {name: composition.expert(name).checkpoint or root for name in adapters}
+    size_bytes = sum(file.stat().st_size for base in folders.values() for file in base.glob("*.safetensors"))
+    merged: dict[str, Merged] = {}
+    with new_folder(out, "the merged experts", size_bytes) as begun:
+        for name, adapter in adapters.items():
+            merged[name] = replace(merge_folder(folders[name], adapter, begun / name), folder=out / name)
+        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root)), encoding="utf-8")
+    return MergedComposition(out, merged)
+
+
+def _adapters(tables: Sequence[Mapping[str, Any]], root: Path, path: Path) -> dict[str, Path]:
+    """The adapters' folders by their experts' names, each opened once, so that a mistake is told before the work."""
+    found = {}
+    for number, table in enumerate(tables, start=1):
+        if "adapter" in table:
+            folder = root / user_path(table["adapter"], f"{path}: expert[{number}] {table['name']!r}.adapter")
+            found[table["name"]] = open_adapter(folder).path
+    if not found:
+        raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
+    return found
+
+
+def _moved(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The tables of a file elsewhere: merged experts beside it, all other paths whole."""
+    moved = dict(values) | {"expert": [_moved_expert(table, root) for table in values["expert"]]}
+    if "router" in values:
+        router = _moved_expert(values["router"], root)  # a model of its own is named by the same keys
+        key, left_out = _ROUTER_FILES.get(router["kind"], ("", None))
+        name = router.get(key, left_out)
+        moved["router"] = router | ({key: str(root / user_path(name))} if name else {})
+    return moved
+
+
+def _moved_expert(table: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    if "adapter" in table:
+        kept = {key: value for key, value in table.items() if key not in ("adapter", "revision")}
+        return kept | {"checkpoint": table["name"]}
+    checkpoint, config = table.get("checkpoint"), table.get("config", "")
+    moved = dict(table)
+    if checkpoint is not None and (root / user_path(checkpoint)).is_dir():  # else a Hugging Face id
+        moved["checkpoint"] = str(root / user_path(checkpoint))
+    if "/" in config or config.endswith(".json"):  # else a shape by name
+        moved["config"] = str(root / user_path(config))
+    return moved
