@@ -3,8 +3,7 @@
     python -m tests.device.compiled            all kernels; writes their table in docs/triton.md
     python -m tests.device.compiled all Q4     all of them for one type of weights; a line of JSON for each
     python -m tests.device.compiled linear     some of them
-    python -m tests.device.compiled wide       those that know heads, for wide ones
-    python -m tests.device.compiled small      products of many tokens, where a row is one step of them
+    python -m tests.device.compiled wide       some of them with other sizes or operands, or in other steps (SOME)
     python -m tests.device.compiled walk       the kernel that walks all rows, for each type; writes its own table
 
 Run as a program of its own: a process that interprets kernels cannot compile them.
@@ -18,7 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -41,14 +41,13 @@ CAPABILITY = 90
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 # A Llama of 1B: hidden, intermediate, heads, kv heads, channels, vocabulary; tokens in a page, and its bytes.
 D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 2 * 8 * 64 * 2
-SMALL = {"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}
-WIDE = {"H": 16, "K": 4, "C": 128}  # heads as most models of 7B and more have them
 STEPS = {
     "decode 1": Bucket(1, 1, 1, 4096),
     "decode 4": Bucket(4, 4, 4, 4096),
     "decode 16": Bucket(16, 16, 16, 4096),
     "prefill 2048": Bucket(2048, 4, 16, 4096),
 }
+BATCHES = {"decode 32": Bucket(32, 32, 32, 4096), "decode 64": Bucket(64, 64, 64, 4096)}
 HEAD = "| kernel | type | step | registers | spilled | shared | products by | widest load | copies ahead |\n"
 HEAD += "|---|---|---|---|---|---|---|---|---|\n"
 WALK_HEAD = "| type | step | registers | spilled | shared | programs a multiprocessor | widest load |\n"
@@ -135,6 +134,32 @@ IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22
 IN_PART |= {"norm_rope_append": {"rotated": 48}}
 CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some kernels, weights and steps, with sizes and operands of their own."""
+
+    names: Sequence[str]
+    dtypes: Sequence[DType] = (DType.BF16,)
+    steps: Sequence[str] = ("decode 1", "decode 4", "prefill 2048")
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
+KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
+SOME = {
+    # Heads as most models of 7B and more have them.
+    "wide": Some(("norm_qkv_rope_append", "attention"), KINDS, tuple(STEPS), {"H": 16, "K": 4, "C": 128}),
+    # A row is one step of a product of many tokens.
+    "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
+    "batches": Some(PRODUCTS, KINDS, tuple(BATCHES)),
+    "in part": Some(tuple(IN_PART), options=IN_PART),
+    "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
+    "capped": Some(tuple(CAPPED), options=CAPPED),
+    "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
+}
 
 
 def rows_of(dtype):
@@ -255,7 +280,7 @@ def measure(kernel, dtype, step, compiled):
 
 def compile_all(names, dtypes, steps):
     """Launch rows with a driver that compiles and does not run."""
-    found, run = {}, JITFunction.run
+    found, run, buckets = {}, JITFunction.run, STEPS | BATCHES
     triton.runtime.driver.set_active(NoGpu())
 
     def compile_only(self, *args, grid, warmup, **kwargs):
@@ -267,8 +292,8 @@ def compile_all(names, dtypes, steps):
     for dtype in dtypes:
         for name, row in rows_of(dtype).items():
             for step in steps if not names or name in names else ():
-                scratch = torch.zeros(gpu.scratch_bytes(row, STEPS[step]), dtype=torch.uint8)
-                gpu.launch(row, torch.from_numpy(row.copy()), 0, STEPS[step], scratch)
+                scratch = torch.zeros(gpu.scratch_bytes(row, buckets[step]), dtype=torch.uint8)
+                gpu.launch(row, torch.from_numpy(row.copy()), 0, buckets[step], scratch)
     if not names or "feed" in names:
         name, dtype, step = "feed", DType.F32, "decode 1"
         words, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
@@ -302,32 +327,18 @@ def walk_all(rows, bucket):
 def main():
     """Compile what the arguments name, or everything and write the table."""
     names, types = sys.argv[1:], (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.F32)
-    if names[:1] == ["all"]:
+    name = names[0] if names else ""
+    if name == "all":
         found = compile_all((), [DType[names[1]]], tuple(STEPS))
     elif names == ["walk"]:
         found = compile_all(names, types, WALK_STEPS)
         put(DOCS, "walk", WALK_HEAD, [one.walk_row for one in found])
-    elif names[:1] == ["walk"]:
+    elif name == "walk":
         found = compile_all(names[:1], [DType[names[1]]], WALK_STEPS)
-    elif names == ["wide"]:
-        globals().update(WIDE)
-        found = compile_all(("norm_qkv_rope_append", "attention"), (DType.BF16, DType.Q8, DType.F32), tuple(STEPS))
-    elif names == ["in part"]:
-        globals().update(OPTIONS=IN_PART)
-        found = compile_all(tuple(IN_PART), types[:1], ("decode 1", "decode 4", "prefill 2048"))
-    elif names == ["not rotated"]:
-        globals().update(OPTIONS=NOT_ROTATED)
-        found = compile_all(tuple(NOT_ROTATED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
-    elif names == ["walk behind"]:
-        globals().update(OPTIONS=CAPPED)
-        found = compile_all(tuple(names), types[:1], ())
-    elif names == ["capped"]:
-        globals().update(OPTIONS=CAPPED)
-        found = compile_all(tuple(CAPPED), types[:1], ("decode 1", "decode 4", "prefill 2048"))
-    elif names == ["small"]:
-        globals().update(SMALL)
-        products = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
-        found = compile_all(products, types[:1], ("prefill 2048",))
+    elif name in SOME:
+        some = SOME[name]
+        globals().update(some.sizes, OPTIONS=some.options)
+        found = compile_all(some.names, some.dtypes, some.steps)
     elif names:
         found = compile_all(names, types[:1], ("decode 1", "prefill 2048"))
     else:

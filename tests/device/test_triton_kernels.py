@@ -9,13 +9,30 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from tests.device import triton_cases
-from tests.device.interpreted import Bucket, call
+from tests.device.interpreted import Bucket, call, gpu
 from tests.device.native import attention, empty, ints, random
-from tests.device.triton_cases import BF16, F16, F32, LONG, QUICK, gate_up, linear, pages_of, qkv
+from tests.device.triton_cases import (
+    BF16,
+    F16,
+    F32,
+    LONG,
+    Q4,
+    Q8,
+    QUICK,
+    elementwise,
+    gate_up,
+    linear,
+    pages_of,
+    qkv,
+    softcap,
+)
 from tests.device.triton_table import DOCS, stored_cases
 
 from coterie.core.dtypes import from_f32, to_f32
+from coterie.kernels import cpu as kernels
+from coterie.kernels.triton.rows import Matrix
 from coterie.kernels.triton.tiles import H100, Many, Tiles
 
 
@@ -59,6 +76,23 @@ def test_prefill_takes_the_way_that_is_over_first(rows, tokens):
     assert H100.many_of(rows, tokens, 32, False).tokens == 128  # packed: they take registers
 
 
+@pytest.mark.parametrize("tokens", [5, 16, 32, 64, 2048])
+def test_a_thread_widens_as_many_packed_weights_as_it_has_registers_for(tokens):
+    """More than 128 at once spilled: tests/device/test_triton_compile.py counts the registers."""
+    for dtype, weights in ((Q8, 1), (Q4, 2)):
+        many = H100.many_of(2048, tokens, Matrix.of(dtype, 2048).group, False)
+        assert many.rows * many.columns * weights / (32 * many.warps) <= 128
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("K", [2048, 4096, 8192, 11008])
+def test_threads_load_one_token_as_widely_as_can_be(K, heads, wide):
+    for rows in (2048, 8192, 16384, 128256):
+        few = H100.few(rows, K, 1, 1, wide, 2, heads)
+        assert few.columns >= 16 // 4 * 32 * few.warps
+
+
 def test_the_docs_show_each_case_and_no_other():
     shown = stored_cases(DOCS.read_text())
     assert list(shown) == [case.name for case in QUICK]
@@ -97,6 +131,21 @@ def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
     call("attention", Bucket(T, 2, T, 20), q=random(rng, T, 2, 16), **operands, y=y, **sizes, scale=0.25, window=0)
     assert np.isnan(y[: chunks[0]]).all()
     assert np.isfinite(y[chunks[0] :]).all()
+
+
+@pytest.mark.parametrize("case", [elementwise("add", 3, 1100), softcap(30.0, 2, 1100)], ids=lambda case: case.kernel)
+def test_a_few_programs_walk_all_values(monkeypatch, case):
+    tiles = Tiles(elements=64, mapping=2, multiprocessors=3)
+    monkeypatch.setattr(triton_cases, "call", partial(call, tiles=tiles))
+    assert case.error() <= case.bound
+
+
+def test_capped_logits_of_a_prompt_are_no_more_programs_than_a_gpu_has_room_for():
+    """Their rows are those sampled: a program for all values that so many tokens might have would be half a million."""
+    rows = kernels.encode("softcap", dict.fromkeys(kernels.OPCODES["softcap"].words, 0) | {"N": 262144}).reshape(1, -1)
+    none = torch.empty(0, dtype=torch.uint8)
+    (launch,) = gpu.launches(rows, torch.from_numpy(rows), 0, Bucket(2048, 1, 1, 2048), none)
+    assert launch.grid == (16 * 132,)
 
 
 def test_a_token_alone_in_a_bucket_of_one_sequence_is_a_chunk():

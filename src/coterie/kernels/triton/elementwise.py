@@ -30,10 +30,26 @@ def _map(
     N: tl.constexpr,
     FORM: tl.constexpr,
     STEP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     unit=None,
 ):
-    i = along(unit, 0).to(tl.int64) * STEP + tl.arange(0, STEP)
-    mask = i < integer(row, T).to(tl.int64) * N
+    count = integer(row, T).to(tl.int64) * N
+    for first in tl.range(along(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
+        i = first + tl.arange(0, STEP)
+        _map_some(row, i, i < count, OP, A, B, Y, FORM)
+
+
+@triton.jit
+def _map_some(
+    row,
+    i,
+    mask,
+    OP: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    Y: tl.constexpr,
+    FORM: tl.constexpr,
+):
     y = tl.load(pointer(row, A, tl.float32) + i, mask=mask, other=0.0)
     if OP == SILU:
         y = silu_of(y)
@@ -51,10 +67,10 @@ def _map(
 
 
 def launch(call: Call) -> None:
-    """A program for so many values."""
+    """Programs that walk all values: what a row calls T may be those sampled, far fewer than the bucket's tokens."""
     opcode, N, step = OPCODES[call.name], call.integer("N"), call.tiles.elements
     ends = ("x", "x") if call.name in UNARY else ("a", "b")
     A, B, Y, T = (opcode.words[name] for name in (*ends, "y", "T"))
-    grid = (triton.cdiv(call.bucket.tokens * N, step),)
-    form = call.integer("form") if call.name == "gelu" else 0
-    call.launch(_map, grid, call.row, OP=opcode.number, A=A, B=B, Y=Y, T=T, N=N, FORM=form, STEP=step)
+    programs = min(triton.cdiv(call.bucket.tokens * N, step), call.tiles.mapping * call.tiles.multiprocessors)
+    how = {"OP": opcode.number, "A": A, "B": B, "Y": Y, "T": T, "N": N, "STEP": step, "PROGRAMS": programs}
+    call.launch(_map, (programs,), call.row, **how, FORM=call.integer("form") if call.name == "gelu" else 0)

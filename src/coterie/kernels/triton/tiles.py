@@ -13,7 +13,8 @@ from typing import TypeVar
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
 MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
-LEAST_COLUMNS = 64  # of a step of a product on tensor cores
+LEAST_COLUMNS = 64  # of a step of a product
+LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ class Tiles:
         (64, Many(128, 64, 64, 4, 4)),
         (ANY, Many(128, 128, 64, 8, 3)),
     )
+    # The same where weights are packed, whose columns are bytes: a thread has registers for so many as it widens them.
+    packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
     # Prefill with weights that are not packed has larger tiles. Of each way, how long a tile takes, and a piece of one;
     # the way that takes least for all multiprocessors is taken. Tiles were measured as `one` was, pieces were not.
     waves: tuple[tuple[float, float, Many], ...] = (
@@ -142,7 +145,8 @@ class Tiles:
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
     staged_warp: int = 512  # of these for each warp, of which there are at most 8
     hands_on: bool = True  # values are rounded for the next launch where they are made, or else read again and rounded
-    elements: int = 1024  # of a program that maps values one by one
+    elements: int = 1024  # of a program that maps values one by one, at once
+    mapping: int = 16  # such programs for each multiprocessor, as many as it has room for
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
@@ -167,10 +171,11 @@ class Tiles:
             one = _choose(self.one_heads, K) if heads else _choose(by_rows, rows)
             most = max(one.rows, least_rows)
             limit = one.registers if most == one.rows and not wide else None
-            columns = max(one.columns * one.rows // most // (1 + wide), 64)
+            least = LOADED * 32 * one.warps if most == one.rows else LEAST_COLUMNS
+            columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
         mine = max(_choose(self.few_rows, rows), least_rows)
-        columns = max(self.few_sums // mine, group, 64)
+        columns = max(self.few_sums // mine, group, LEAST_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
@@ -197,7 +202,7 @@ class Tiles:
 
         `group` columns share a scale, 1 where none do; `wide` is float32; `described` says what descriptors take.
         """
-        chosen = _choose(self.many, tokens)
+        chosen = _choose(self.many if group == 1 else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 
             def cost(way: tuple[float, float, Many]) -> float:
