@@ -121,7 +121,7 @@ class Engine:
         `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
         """
         self._settle()
-        if self.line:
+        if self.line.held:
             self.line.refill()
             self._line_moved()
         if self.wishes.open:

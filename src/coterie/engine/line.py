@@ -21,16 +21,17 @@ class Line:
     """Lets sequences into the queue. While several clients wait, each has at most `share` there.
 
     What stands in line when another client comes is not let in at once when that one has gone: it would have to leave
-    again with the next. A sequence without a client never stands in line.
+    again with the next. A sequence without a client never stands in line. `held`: who stands there, by client, then by
+    request, in order of arrival.
     """
 
     def __init__(self, queue: Queue, share: int) -> None:
         self._queue, self._share = queue, share
         self._changed: list[str] = []
-        self._held: dict[str, dict[str, Sequence]] = {}  # by client, then by request, in order of arrival
+        self.held: dict[str, dict[str, Sequence]] = {}
 
     def __len__(self) -> int:
-        return sum([len(held) for held in self._held.values()])
+        return sum([len(held) for held in self.held.values()])
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence into the queue, or stand in line. Who is there beyond his share now leaves."""
@@ -38,28 +39,28 @@ class Line:
         if client and self._is_other(client):
             for other in [name for name, part in self._queue.clients.items() if name != client]:
                 self._withdraw(other)
-            if client in self._held or self._waiting(client) >= self._share:
-                self._held.setdefault(client, {})[sequence.request.request_id] = sequence
+            if client in self.held or self._waiting(client) >= self._share:
+                self.held.setdefault(client, {})[sequence.request.request_id] = sequence
                 return
-        elif client in self._held:
-            self._held[client][sequence.request.request_id] = sequence
+        elif client in self.held:
+            self.held[client][sequence.request.request_id] = sequence
             return
         self._enter(sequence)
 
     def refill(self) -> None:
         """Let those in who have places again, one of each client in turn."""
         entered = True
-        while entered and self._held:
+        while entered and self.held:
             entered = False
-            for client in list(self._held):
+            for client in list(self.held):
                 if self._waiting(client) < self._share:
-                    self._enter(self._take(client, next(iter(self._held[client]))))
+                    self._enter(self._take(client, next(iter(self.held[client]))))
                     entered = True
 
     def drop(self, sequence: Sequence) -> bool:
         """Take a sequence out of the line; False where it does not stand there."""
         client, request_id = sequence.request.client, sequence.request.request_id
-        if request_id not in self._held.get(client, ()):
+        if request_id not in self.held.get(client, ()):
             return False
         self._take(client, request_id)
         return True
@@ -76,17 +77,17 @@ class Line:
         Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
         """
         waiting = self._queue.num_waiting + len(self)
-        own = self._waiting(client) + len(self._held.get(client, ())) if client else 0
+        own = self._waiting(client) + len(self.held.get(client, ())) if client else 0
         if waiting >= most or own >= most - waiting:
             raise CrowdedError("queue", waiting, most, own)
 
     def by_expert(self) -> Counter[str]:
         """How many stand in line for each expert."""
-        return Counter([s.request.expert_id for held in self._held.values() for s in held.values()])
+        return Counter([s.request.expert_id for held in self.held.values() for s in held.values()])
 
     def _is_other(self, client: str) -> bool:
         """Whether another client waits, in line or in the queue."""
-        return any(name != client for part in (self._held, self._queue.clients) for name in part)
+        return any(name != client for part in (self.held, self._queue.clients) for name in part)
 
     def _waiting(self, client: str) -> int:
         return len(self._queue.clients.get(client, ()))
@@ -99,7 +100,7 @@ class Line:
         for sequence in surplus:
             self._queue.drop(sequence)
             self._changed.append(sequence.request.expert_id)
-        self._held[client] = {s.request.request_id: s for s in surplus} | self._held.get(client, {})
+        self.held[client] = {s.request.request_id: s for s in surplus} | self.held.get(client, {})
 
     def _enter(self, sequence: Sequence) -> None:
         sequence.number = self._queue.take_number()
@@ -107,8 +108,8 @@ class Line:
         self._changed.append(sequence.request.expert_id)
 
     def _take(self, client: str, request_id: str) -> Sequence:
-        held = self._held[client]
+        held = self.held[client]
         sequence = held.pop(request_id)
         if not held:
-            del self._held[client]
+            del self.held[client]
         return sequence
