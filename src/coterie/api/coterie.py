@@ -20,6 +20,7 @@ from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.texts import open_texts
 from coterie.api.types import Answer, Chunk, Query
+from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
@@ -53,6 +54,7 @@ class Coterie:
         made_up = self._parts.device.synthetic()
         self._routings = Routings(self.routing, self.texts, self.models, self._parts.engine, made_up)
         self._pending: dict[str, InFlight] = {}
+        self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -89,7 +91,7 @@ class Coterie:
         Others go on meanwhile, their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
         and ClosedError where a model must be asked.
         """
-        begun, request_id = self._begin(query), self._next_id()
+        begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
         if not begun.asks:
             return self.routing.finish(begun)
         with self._lock:
@@ -112,7 +114,7 @@ class Coterie:
         Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, with nothing queued. Where the
         router asks a model first, what the expert refuses comes later, as the error of the last chunk.
         """
-        begun, request_id = self._begin(query), self._next_id()
+        begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
         pending = InFlight(query, begun.prompt)
         with self._lock:
             self._check_open()
@@ -120,6 +122,7 @@ class Coterie:
                 self._parts.engine.check_room(query.client, self._max_waiting)
             if begun.asks:
                 pending.asked_s = self._parts.device.now()
+                self.watch.routing(request_id)
                 self._routings.begin(request_id, begun, query.client)
             else:
                 self._to_expert(request_id, pending, self.routing.finish(begun))
@@ -253,8 +256,8 @@ class Coterie:
 
     def _check_open(self) -> None:
         if not self._close.alive:
-            remedy = "ask inside its with block, before close(), or open it anew"
-            raise ClosedError(self.composition.name, "this Coterie is closed and answers nothing any more", remedy)
+            fact = "this Coterie is closed and answers nothing any more"
+            raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
 
     @contextlib.contextmanager
     def _wishes(self, expert: str) -> Iterator[Wishes]:
@@ -266,9 +269,6 @@ class Coterie:
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
             yield self._parts.engine.wishes
-
-    def _next_id(self) -> str:
-        return f"{next(self._numbers):08x}"
 
     def _begin(self, query: Query) -> Pending:
         return begun(self.routing, query, self._parts.cache, self._lock)
@@ -290,15 +290,16 @@ class Coterie:
             detokenizer=text.detokenizer(),
             client=query.client,
         )
-        self._parts.engine.submit(request)
+        with self.watch.routed(request_id, route):
+            self._parts.engine.submit(request)
         pending.route, pending.prompt_tokens = route, len(ids)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s
         chunks = []
         for output in self._parts.engine.step(until):
-            # What an abandoned query still says is for nobody.
-            if output.request_id in self._pending:
+            self.watch.output(output)
+            if output.request_id in self._pending:  # what an abandoned query still says is for nobody
                 chunks.append(self._chunk(output))
             decided = self._routings.take(output)
             if decided in self._pending:

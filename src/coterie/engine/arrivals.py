@@ -52,7 +52,7 @@ class Arrivals:
         self.moves = 0  # counts what may have changed where experts are
         self._moved: set[str] = set()
         self._residencies: dict[str, Residency] = {}
-        self._durations_s: list[float] = []
+        self._durations_s: list[tuple[str, float]] = []
         self.latest: dict[str, Load] = {}
 
     def poll(self) -> Mapping[str, CoterieError]:
@@ -128,8 +128,8 @@ class Arrivals:
         taken, self._moved = self._moved, set()
         return taken
 
-    def take_durations(self) -> Sequence[float]:
-        """Seconds from want to ready of the loads that ended since this was asked last."""
+    def take_durations(self) -> Sequence[tuple[str, float]]:
+        """Experts whose loads ended since this was asked last, and seconds from want to ready."""
         if not self._durations_s:
             return ()
         taken, self._durations_s = self._durations_s, []
@@ -180,7 +180,7 @@ class Arrivals:
             del self.latest[expert_id]
             return
         ready_s = load.ended(self._device)
-        self._durations_s += [] if ready_s is None else [ready_s - load.want_s]
+        self._durations_s += [] if ready_s is None else [(expert_id, ready_s - load.want_s)]
 
     def _refresh(self) -> None:
         """Notice evictions, and loads that others began (a preload, say)."""

@@ -152,12 +152,14 @@ class Engine:
             for expert_id, error in failed.items():
                 self.metrics.failed_fetches += 1
                 self.log.add("fail", expert_id)
+                self.log.tell("failed", expert_id, str(error))
                 self._fail(self._queue.of(expert_id), error)
                 self._reuse.forget(expert_id)
         if self.wishes.open:
             self.wishes.settle(failed)
-        for seconds in self._arrivals.take_durations():
+        for expert_id, seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
+            self.log.tell("loaded", expert_id, seconds)
         while self._cancelled:
             sequence = self._live.get(self._cancelled.pop(0))
             if sequence is not None:

@@ -12,7 +12,7 @@ Knows nothing about models, requests or the clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -73,13 +73,13 @@ class ExpertCache:
         self._ledgers = tuple(
             TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES), self._changes) for name in names
         )
-        self._near = self._ledgers[0]
-        self._links = fill_links(device.spec, names)
+        self._near, self._links = self._ledgers[0], fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: set[str] = set()
         self._uses = Uses()
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
+        self.follower: Callable[[Decision], None] | None = None  # is told of each as it is made; must return at once
 
     def want(
         self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
@@ -94,7 +94,7 @@ class ExpertCache:
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
         if evicted is None:
-            self.decisions.append(("hit", expert_id, self._near.tier))
+            self._decide("hit", expert_id, self._near.tier)
             self.stats.hits += 1
             self.stats.joins += copy.is_loading
         else:
@@ -128,7 +128,7 @@ class ExpertCache:
                 copy = ledger.doom(expert_id)
                 if not copy.is_busy:
                     ledger.drop(expert_id)
-                    self.decisions.append(("drop", expert_id, ledger.tier))
+                    self._decide("drop", expert_id, ledger.tier)
 
     def poll(self) -> tuple[Ended, ...]:
         """Retire finished events and drop experts whose load failed; return the loads into the run tier that ended.
@@ -193,7 +193,7 @@ class ExpertCache:
         if copy.is_busy:
             raise Busy(expert_id, layout.size_bytes, ledger.tier, copy.pending)
         ledger.drop(expert_id)
-        self.decisions.append(("drop", expert_id, ledger.tier))
+        self._decide("drop", expert_id, ledger.tier)
         return False
 
     def _load(self, expert_id: str, layout: Layout, protected: Set[str], rows: Collection[int]) -> Evicted | None:
@@ -206,13 +206,13 @@ class ExpertCache:
         if depth == 0:
             return None
         evicted: list[tuple[str, str]] = []
-        self.decisions.append(("miss", expert_id, self._near.tier))
+        self._decide("miss", expert_id, self._near.tier)
         for ledger, window in zip(self._ledgers, victims, strict=False):
             for entry in window:
                 ledger.drop(entry.expert_id)
                 evicted.append((entry.expert_id, ledger.tier))
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
-                self.decisions.append(("evict", entry.expert_id, ledger.tier))
+                self._decide("evict", entry.expert_id, ledger.tier)
         self._uses.known(expert_id)
         new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
@@ -249,7 +249,7 @@ class ExpertCache:
         moved = sum([placed.source.size_bytes for placed in layout.ranges])
         moved += copy.early.size_bytes if copy.early is not None else 0
         self.stats.moved_bytes[link] = self.stats.moved_bytes.get(link, 0) + moved
-        self.decisions.append(("fetch" if below is None else "copy", expert_id, link))
+        self._decide("fetch" if below is None else "copy", expert_id, link)
 
     def _choose(self, expert_id: str, layout: Layout, protected: Set[str]) -> list[Window]:
         """Victims in each tier above the nearest copy, all before any goes: a refusal leaves the tiers as they were.
@@ -310,9 +310,14 @@ class ExpertCache:
                 break
         return total
 
+    def _decide(self, what: str, expert_id: str, where: str) -> None:
+        self.decisions.append((what, expert_id, where))
+        if self.follower is not None:
+            self.follower((what, expert_id, where))
+
     def _dropped(self, expert_id: str, tier: str, failed: bool) -> None:
         self.stats.failures += failed
-        self.decisions.append(("drop", expert_id, tier))
+        self._decide("drop", expert_id, tier)
 
 
 def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency:
@@ -337,9 +342,9 @@ def _policy(evict: str | Policy) -> Policy:
 def _never_fits(
     expert_id: str, ledger: TierLedger, hole: HoleError, budget: str, pinned: Sequence[str]
 ) -> CapacityError:
-    levers = [f"raise {budget} by {format_bytes(hole.need_bytes - hole.reachable_bytes)}"]
-    if pinned and hole.need_bytes <= ledger.capacity_bytes:
+    need, room = hole.need_bytes, hole.reachable_bytes
+    levers = [f"raise {budget} by {format_bytes(need - room)}"]
+    if pinned and need <= ledger.capacity_bytes:
         levers.append(f"unpin {', '.join(pinned)}")
     levers.append("use a smaller expert")
-    what = f"its copy in {ledger.tier}"
-    return CapacityError(f"expert {expert_id}", what, hole.need_bytes, hole.reachable_bytes, levers)
+    return CapacityError(f"expert {expert_id}", f"its copy in {ledger.tier}", need, room, levers)

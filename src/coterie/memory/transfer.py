@@ -88,6 +88,15 @@ def early_gate(layout: Layout, events: Sequence[Event], early: EarlyRows | None)
     return Early(stage, early.rows, beside[-1] if beside else events[0])
 
 
+def arrived_bytes(device: Device, layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> int:
+    """Bytes that are there of a load under way; `events` as fetch_layout or copy_layout issued."""
+    table, ranges = _split(layout, early)
+    sizes = [placed.source.size_bytes for placed in ranges]
+    if table is not None and early is not None:
+        sizes.insert(0, early.size_bytes)
+    return sum([size for size, event in zip(sizes, events, strict=False) if device.done(event)])
+
+
 def _view(buffer: Buffer, placed: PlacedRange) -> Buffer:
     """Where a range is in an extent."""
     return buffer.view(placed.offset, placed.source.size_bytes)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from coterie.api import Coterie
 from coterie.core.errors import CoterieError, RequestError
-from coterie.server import metrics, models
+from coterie.server import events, metrics, models
 from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.guard import Guard, digests_of, retry_headers
@@ -34,6 +34,7 @@ MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds w
 def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
     """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one."""
     worker = Worker(coterie)
+    hub = events.Hub(worker)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -63,6 +64,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
             *models.routes(worker),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
+            *events.routes(hub),
         ],
         exception_handlers={
             CoterieError: _on_error,
@@ -73,7 +75,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         middleware=[Middleware(Guard, digests=digests_of(keys))] if keys else [],
         lifespan=lifespan,
     )
-    app.state.worker = worker  # for who ends the server
+    app.state.worker, app.state.hub = worker, hub  # for who ends the server
     app.state.coterie = coterie
     return app
 

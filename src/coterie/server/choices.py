@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from coterie.api import Answer, Chunk, Query
+from coterie.core.errors import CoterieError
+from coterie.server.events import HEADERS
 from coterie.server.guard import client_of
 from coterie.server.openai import error_body
-from coterie.server.worker import Worker
+from coterie.server.opening import Chunks, Opening
+from coterie.server.worker import Ticket, Worker
 
 T = TypeVar("T")
-Chunks: TypeAlias = "AsyncGenerator[tuple[int, Chunk], None]"
 
 
 class Asked(Protocol):
@@ -50,15 +52,18 @@ class Asked(Protocol):
 async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
     """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
     client = client_of(request.scope)
-    chunks = worker.stream([replace(query, client=client) for query in asked.queries])
+    ticket = Ticket(asyncio.get_running_loop())
+    chunks = worker.stream([replace(query, client=client) for query in asked.queries], ticket)
     if not asked.stream:
         return JSONResponse(asked.whole(await _unless_gone(request, _gather(chunks, len(asked.queries)), chunks)))
-    # A refused request must get its status before any byte of a stream is sent, so its first chunk is awaited.
-    index, chunk = await _unless_gone(request, anext(chunks), chunks)
-    if chunk.error is not None:
+    opening = Opening(chunks, lambda: worker.call(lambda coterie: coterie.watch.waiting(ticket.request_ids[0])))
+    try:
+        # A refused request must get its status before any byte of a stream is sent.
+        await _unless_gone(request, opening.accepted(), chunks)
+    except CoterieError:
         await chunks.aclose()
-        raise chunk.error
-    return StreamingResponse(_events(asked, index, chunk, chunks), media_type="text/event-stream")
+        raise
+    return StreamingResponse(_events(asked, opening, chunks), media_type="text/event-stream", headers=HEADERS)
 
 
 async def _gather(chunks: Chunks, count: int) -> list[Answer]:
@@ -94,8 +99,11 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _events(asked: Asked, index: int, chunk: Chunk, rest: Chunks) -> AsyncIterator[bytes]:
+async def _events(asked: Asked, opening: Opening, rest: Chunks) -> AsyncIterator[bytes]:
+    async for comment in opening.comments():
+        yield comment
     answers: dict[int, Answer] = {}
+    index, chunk = opening.first()
     async with aclosing(rest):
         while True:
             if chunk.error is not None:

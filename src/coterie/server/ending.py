@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from coterie.server.events import Hub
 from coterie.server.worker import Worker
 
 GRACE_S = 5.0  # answers in flight may finish for so long
@@ -32,6 +33,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=cut_s))
         _LOG.addFilter(_is_no_cut)
         self._worker: Worker = app.state.worker
+        self._hub: Hub = app.state.hub
         self._grace_s, self._asked_again = grace_s, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -44,7 +46,8 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the answers in flight, but not for ever."""
+        """Wait for the answers in flight, but not for ever; who only looks on is let go at once."""
+        self._hub.close()
         telling = asyncio.create_task(self._tell())
         try:
             await super().shutdown(sockets)

@@ -33,7 +33,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Ticket:
+class Ticket:
     """Where the chunks of some queries go; their ids are known once the engine's thread has submitted them."""
 
     loop: asyncio.AbstractEventLoop
@@ -47,10 +47,15 @@ class Worker:
     def __init__(self, coterie: Coterie) -> None:
         self._coterie = coterie
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
-        self._tickets: dict[str, _Ticket] = {}
+        self._tickets: dict[str, Ticket] = {}
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
+        self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
+
+    def at_end(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
+        self._at_end.append(tell)
 
     def start(self) -> None:
         """Start the thread."""
@@ -67,12 +72,15 @@ class Worker:
         self._thread.join()
         self._coterie.close()
 
-    async def stream(self, queries: Sequence[Query]) -> AsyncGenerator[tuple[int, Chunk], None]:
+    async def stream(
+        self, queries: Sequence[Query], ticket: Ticket | None = None
+    ) -> AsyncGenerator[tuple[int, Chunk], None]:
         """Submit queries together and yield their chunks, each with its query's index, until all have ended.
 
         Leaving early cancels what has not. Raises CoterieError at once where one is refused, and then none is asked.
+        A `ticket` that is given has the queries' ids once they are submitted.
         """
-        ticket = _Ticket(asyncio.get_running_loop())
+        ticket = ticket or Ticket(asyncio.get_running_loop())
         left = len(queries)
         try:
             await self.call(lambda coterie: self._submit(queries, ticket))
@@ -109,6 +117,10 @@ class Worker:
         self._put(_Job(run, fail))
         return await result
 
+    def soon(self, function: Callable[[Coterie], None]) -> None:
+        """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
+        self._put(_Job(lambda: function(self._coterie), _ignore))
+
     async def told(self, begin: Callable[[Coterie, Told], None]) -> None:
         """Begin something between two steps and wait until it is told how it ended. Raises that, or the refusal."""
         loop = asyncio.get_running_loop()
@@ -137,7 +149,7 @@ class Worker:
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    def _submit(self, queries: Sequence[Query], ticket: _Ticket) -> None:
+    def _submit(self, queries: Sequence[Query], ticket: Ticket) -> None:
         if self.broken is not None:
             raise self.broken
         try:
@@ -149,7 +161,7 @@ class Worker:
             self._cancel(ticket)
             raise
 
-    def _cancel(self, ticket: _Ticket) -> None:
+    def _cancel(self, ticket: Ticket) -> None:
         for request_id in ticket.request_ids:
             if self._tickets.pop(request_id, None) is not None:
                 self._coterie.cancel(request_id)
@@ -179,6 +191,8 @@ class Worker:
         self._tickets.clear()
         for tell in tuple(self._waiting):
             tell(error)
+        for end in self._at_end:
+            end()
 
     def _take_jobs(self) -> bool:
         """Run the jobs that wait; with nothing to do or to come, sleep until there is one. False when told to stop."""
@@ -208,7 +222,7 @@ class Worker:
             _give(ticket, chunk)
 
 
-def _give(ticket: _Ticket, chunk: Chunk) -> None:
+def _give(ticket: Ticket, chunk: Chunk) -> None:
     ticket.loop.call_soon_threadsafe(ticket.sink.put_nowait, chunk)
 
 

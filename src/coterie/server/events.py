@@ -1,0 +1,165 @@
+"""GET /v1/events: what happens to experts and requests, as server-sent events; a snapshot first.
+
+    engine thread: Happening -> Hub.tell -> one bounded Reader each -> HTTP task        slow readers lose the oldest
+
+Knows nothing about what the facts mean. Source of the form: the HTML standard, "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from coterie.api import Coterie
+from coterie.api.watch import Happening
+from coterie.server.worker import Worker
+
+MAX_EVENTS = 1024  # kept for one reader: some 200 KiB, and far more than a reader that keeps up ever has
+MAX_READERS = 64
+ALIVE_S = 5.0  # a quiet stream says so this often, so that neither proxies nor clients take it for dead
+ALIVE = b": nothing new\n\n"
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies pass events on one by one
+
+
+class Reader:
+    """One reader's events that are not sent yet, at most `max_events`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_events: int = MAX_EVENTS) -> None:
+        self._loop, self._lock = loop, threading.Lock()
+        self._events: deque[bytes] = deque(maxlen=max_events)
+        self._lost, self._closed, self._asleep = 0, False, False
+        self._news = asyncio.Event()
+
+    def put(self, event: bytes) -> None:
+        """Keep an event for it; the oldest goes where there are too many. Any thread."""
+        with self._lock:
+            self._lost += len(self._events) == self._events.maxlen
+            self._events.append(event)
+            self._wake()
+
+    def close(self) -> None:
+        """Let it end after what is kept. Any thread."""
+        with self._lock:
+            self._closed = True
+            self._wake()
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """What is kept, as it comes, until the end."""
+        while True:
+            with self._lock:
+                events, lost, closed = tuple(self._events), self._lost, self._closed
+                self._events.clear()
+                self._lost, self._asleep = 0, not events
+                self._news.clear()
+            if lost:
+                yield encode("lost", {"count": lost})
+            if events:
+                yield b"".join(events)
+            elif closed:
+                return
+            else:
+                try:
+                    await asyncio.wait_for(self._news.wait(), ALIVE_S)
+                except TimeoutError:
+                    yield ALIVE
+
+    def _wake(self) -> None:
+        if self._asleep:  # one call for many events
+            self._asleep = False
+            with contextlib.suppress(RuntimeError):  # its loop has ended, and so has the reader
+                self._loop.call_soon_threadsafe(self._news.set)
+
+
+class Hub:
+    """Gives what happens to all readers. Without any nobody looks, and it costs nothing."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._readers = worker, set[Reader]()
+        self._told, self._closed = 0, False
+        worker.at_end(self.close)
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """A snapshot, then what happens from then on. Raises HTTPException where there are too many readers."""
+        if len(self._readers) >= MAX_READERS:
+            raise HTTPException(429, f"[events] {MAX_READERS} read them, and no more may; let one of them go")
+        reader = Reader(asyncio.get_running_loop())
+        self._readers.add(reader)
+        try:
+            await self._worker.call(lambda coterie: self._begin(coterie, reader))
+            async for part in reader.read():
+                yield part
+        finally:
+            self._readers.discard(reader)
+            if not self._readers:
+                self._worker.soon(self._rest)
+
+    def close(self) -> None:
+        """Let every reader end, those to come too: the server is about to."""
+        self._closed = True
+        for reader in tuple(self._readers):
+            reader.close()
+
+    def _begin(self, coterie: Coterie, reader: Reader) -> None:
+        """On the engine's thread, so that nothing happens between the snapshot and what follows."""
+        coterie.watch.follow(self._tell)
+        reader.put(encode("snapshot", snapshot(coterie), self._told))
+        if self._closed:
+            reader.close()
+
+    def _rest(self, coterie: Coterie) -> None:
+        if not self._readers:
+            coterie.watch.follow(None)
+
+    def _tell(self, happening: Happening) -> None:
+        self._told += 1
+        facts = {"at_s": round(happening.at_s, 6), "time": round(time.time(), 3), **happening.facts}
+        if "request" in facts:
+            facts["request"] = f"chatcmpl-{facts['request']}"  # as its answer is named
+        event = encode(happening.what, facts, self._told)
+        for reader in tuple(self._readers):
+            reader.put(event)
+
+
+def routes(hub: Hub) -> list[Route]:
+    """The endpoint."""
+
+    async def events(_: Request) -> Response:
+        parts = hub.stream()
+        first = await anext(parts)  # what refuses it must come before its status
+
+        async def all_parts() -> AsyncIterator[bytes]:
+            async with contextlib.aclosing(parts):
+                yield first
+                async for part in parts:
+                    yield part
+
+        return StreamingResponse(all_parts(), media_type="text/event-stream", headers=HEADERS)
+
+    return [Route("/v1/events", events, methods=["GET"])]
+
+
+def snapshot(coterie: Coterie) -> dict[str, Any]:
+    """The status, what experts are for, and who lies in each tier."""
+    status = coterie.status().to_dict()
+    about = {expert.name: expert.description for expert in coterie.composition.experts}
+    experts = [{**expert, "description": about.get(expert["name"], "")} for expert in status["experts"]]
+    return {**status, "time": round(time.time(), 3), "experts": experts, "tiers": coterie.watch.residents()}
+
+
+def encode(what: str, facts: Mapping[str, Any], number: int | None = None) -> bytes:
+    """One event as it is sent. JSON has no line breaks of its own, so it is one line."""
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}event: {what}\ndata: {json.dumps({'event': what, **facts}, ensure_ascii=False)}\n\n".encode(
+        errors="replace"
+    )

@@ -1,0 +1,284 @@
+"""What a running server tells those who look on, and those who wait for an expert."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from tests.system.test_server import ask, served
+
+from coterie.api import Coterie, Options
+from coterie.api import assemble as assembly
+from coterie.server.events import ALIVE, Hub, Reader, encode
+from coterie.server.worker import Worker
+
+
+class Looking:
+    """Reads /v1/events in a thread."""
+
+    def __init__(self, url: str) -> None:
+        self.events: list[dict] = []
+        self._client = httpx.Client(timeout=30)
+        self._stream = self._client.send(self._client.build_request("GET", f"{url}/v1/events"), stream=True)
+        assert self._stream.headers["content-type"].startswith("text/event-stream")
+        self._lines = self._stream.iter_lines()
+
+    def until(self, what: str, **facts: object) -> dict:
+        """The next event of that name, with these facts."""
+        for line in self._lines:
+            if line.startswith("data: "):
+                self.events.append(json.loads(line.removeprefix("data: ")))
+                found = self.events[-1]
+                if found["event"] == what and all(found[name] == fact for name, fact in facts.items()):
+                    return found
+        raise AssertionError(f"the stream ended before {what} {facts}: {self.events}")
+
+    def close(self) -> None:
+        self._stream.close()
+        self._client.close()
+
+
+@pytest.fixture
+def looking(composition: Path) -> Iterator[tuple[Looking, str, Coterie]]:
+    """A server with room for two of four experts, and one who looks on."""
+    coterie = Coterie.open(str(composition), Options(near_bytes=200 * 1024))
+    with served(coterie) as url:
+        found = Looking(url)
+        yield found, url, coterie
+        found.close()
+
+
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_a_snapshot_comes_first(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, _ = looking
+    first = look.until("snapshot")
+    assert len(look.events) == 1
+    status = httpx.get(f"{url}/v1/status").json()
+    assert first["composition"] == "four"
+    assert [e["name"] for e in first["experts"]] == [e["name"] for e in status["experts"]]
+    assert first["experts"][0]["description"] == "random ada"
+    assert [(t["tier"], t["of"], t["residents"]) for t in first["tiers"]] == [("dram", "experts", [])]
+
+
+def test_a_request_is_followed_from_its_route_to_its_end(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, coterie = looking
+    look.until("snapshot")
+    with client_of(url) as client:
+        got = ask(client, "for bob: a secret", max_tokens=6)
+    end = look.until("ended")
+    told = [event["event"] for event in look.events[1:]]
+    told.remove("load_ended")  # the answer may begin, and end, before all of the expert is there
+    assert told == ["routed", "queued", "load_begun", "admitted", "first_token", "ended"]
+    by_name = {event["event"]: event for event in look.events}
+    assert {e["request"] for e in look.events[1:] if "request" in e} == {got.id}
+    assert {e["expert"] for e in look.events[1:]} == {"bob"}
+    assert by_name["load_begun"] | {"from": "disk", "to": "dram", "evicted": []} == by_name["load_begun"]
+    assert by_name["load_begun"]["size_bytes"] == coterie.size_bytes("bob") == by_name["load_ended"]["size_bytes"]
+    loaded = by_name["load_ended"]
+    assert loaded["bytes_per_s"] == pytest.approx(loaded["size_bytes"] / loaded["seconds"])
+    assert end["tokens"] == got.usage.completion_tokens
+    assert (end["hit"], end["was"], end["reason"]) == (False, "running", got.choices[0].finish_reason)
+    assert end["switch_s"] == pytest.approx(got.coterie["switch_s"])
+    assert end["ttft_s"] == pytest.approx(got.coterie["ttft_s"])
+    assert "secret" not in json.dumps(look.events)
+    times = [event["at_s"] for event in look.events[1:]]
+    assert times == sorted(times)
+
+
+def test_who_goes_for_whom_is_told(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, coterie = looking
+    residents = set(look.until("snapshot")["tiers"][0]["residents"])
+    with client_of(url) as client:
+        for name in ("ada", "bob", "cyd", "dan", "ada"):
+            ask(client, f"for {name}", max_tokens=2)
+    for _ in range(5):
+        look.until("ended")
+    evicted = []
+    for event in look.events:
+        if event["event"] == "load_begun":
+            evicted += [e["expert"] for e in event["evicted"]]
+            residents.add(event["expert"])
+        elif event["event"] == "evicted":
+            residents.remove(event["expert"])
+    assert evicted == [e["expert"] for e in look.events if e["event"] == "evicted"] != []
+    assert residents == set(coterie.resident())
+
+
+def test_who_cannot_be_served_ends_too(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, _ = looking
+    with client_of(url) as client, pytest.raises(openai.BadRequestError):
+        ask(client, "for ada " + "x" * 300)
+    end = look.until("ended")
+    assert (end["reason"], end["expert"]) == ("refused", "ada")
+    assert "context" in end["error"]
+
+
+def test_nobody_is_told_once_who_looked_has_left(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, coterie = looking
+    look.until("snapshot")
+    log, cache = coterie.parts.engine.log, coterie.parts.cache
+    assert log.follower is not None
+    assert cache.follower is not None
+    second = Looking(url)
+    second.until("snapshot")
+    look.close()
+    with client_of(url) as client:
+        ask(client, "for ada", max_tokens=2)
+        second.until("ended")
+        second.close()
+        deadline = time.monotonic() + 20
+        while (log.follower or cache.follower) and time.monotonic() < deadline:
+            ask(client, "for ada", max_tokens=2)  # a connection that is gone is noticed by what is sent
+    assert (log.follower, cache.follower) == (None, None)
+
+
+def test_a_slow_reader_loses_the_oldest_and_is_told_how_many() -> None:
+    async def read() -> list[bytes]:
+        reader = Reader(asyncio.get_running_loop(), max_events=3)
+        for number in range(8):
+            reader.put(encode("news", {"n": number}, number))
+        reader.close()
+        return [part async for part in reader.read()]
+
+    lost, kept = asyncio.run(read())
+    assert json.loads(lost.split(b"data: ")[1]) == {"event": "lost", "count": 5}
+    assert [line for line in kept.splitlines() if line.startswith(b"id: ")] == [b"id: 5", b"id: 6", b"id: 7"]
+
+
+def test_a_sleeping_reader_is_woken_from_another_thread_and_a_quiet_one_says_so(monkeypatch) -> None:
+    monkeypatch.setattr("coterie.server.events.ALIVE_S", 0.05)
+
+    async def read() -> list[bytes]:
+        reader = Reader(asyncio.get_running_loop())
+        parts = reader.read()
+        found = [await anext(parts)]
+        threading.Timer(0.02, reader.put, [b"news"]).start()
+        while found[-1] != b"news":
+            found.append(await anext(parts))
+        reader.close()
+        return [*found, *[part async for part in parts]]
+
+    found = asyncio.run(read())
+    assert found[0] == ALIVE
+    assert found[-1] == b"news"
+
+
+def test_a_server_that_ends_lets_its_readers_go(composition: Path) -> None:
+    async def look() -> list[bytes]:
+        worker = Worker(Coterie.open(str(composition)))
+        hub = Hub(worker)
+        worker.start()
+        parts = hub.stream()
+        found = [await anext(parts)]
+        worker.end()
+        found += [part async for part in parts]
+        worker.stop()
+        return found
+
+    assert b"event: snapshot" in asyncio.run(look())[0]
+
+
+class Held:
+    """A disk that waits until it is let go, and then fails if it is told to."""
+
+    def __init__(self) -> None:
+        self.go, self.fails = threading.Event(), False
+
+    def read(self, *args):
+        self.go.wait(20)
+        if self.fails:
+            raise OSError("the disk is on fire")
+        return os.preadv(*args)
+
+
+@pytest.fixture
+def held(composition: Path) -> Iterator[tuple[Held, Coterie]]:
+    disk = Held()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "CpuDevice", functools.partial(assembly.CpuDevice, read=disk.read))
+        yield disk, Coterie.open(str(composition))
+    disk.go.set()
+
+
+BODY = {"model": "four", "stream": True, "max_tokens": 3, "messages": [{"role": "user", "content": "for ada"}]}
+
+
+def test_a_stream_that_waits_for_its_expert_says_so_at_once(held: tuple[Held, Coterie], monkeypatch) -> None:
+    disk, coterie = held
+    monkeypatch.setattr("coterie.server.opening.EVERY_S", 0.1)
+    with served(coterie) as url, httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=20) as got:
+        assert got.status_code == 200
+        lines = (line for line in got.iter_lines() if line)
+        size = coterie.size_bytes("ada")
+        assert [next(lines), next(lines)] == [f": waiting for ada, 0 B of {size / 1024:.2f} KiB"] * 2
+        disk.go.set()
+        rest = list(lines)
+    data = [line for line in rest if not line.startswith(": ")]
+    assert json.loads(data[0].removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
+    assert data[-1] == "data: [DONE]"
+
+
+def test_clients_do_not_see_that_a_stream_waited(held: tuple[Held, Coterie], monkeypatch) -> None:
+    disk, coterie = held
+    monkeypatch.setattr("coterie.server.opening.EVERY_S", 0.05)
+    with served(coterie) as url, client_of(url) as client:
+        stream = ask(client, "for ada", stream=True)
+        time.sleep(0.3)
+        disk.go.set()
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert text == ask(client, "for ada").choices[0].message.content
+
+
+def test_who_leaves_while_his_stream_waits_is_cancelled(held: tuple[Held, Coterie]) -> None:
+    disk, coterie = held
+    with served(coterie) as url:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=20) as got:
+            assert next(got.iter_lines()).startswith(": waiting for ada")
+        deadline = time.monotonic() + 20
+        while not coterie.idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        disk.go.set()
+        assert coterie.parts.engine.metrics.finished["cancelled"] == 1
+
+
+def test_what_fails_after_it_was_accepted_is_an_event(held: tuple[Held, Coterie]) -> None:
+    disk, coterie = held
+    disk.fails = True
+    with served(coterie) as url, client_of(url) as client:
+        stream = ask(client, "for ada", stream=True)
+        look = Looking(url)
+        disk.go.set()
+        with pytest.raises(openai.APIError, match="on fire"):
+            list(stream)
+        assert "on fire" in look.until("load_failed", expert="ada")["error"]
+        assert "on fire" in look.until("ended", reason="error")["error"]
+        look.close()
+
+
+def test_what_is_refused_at_once_has_its_status(held: tuple[Held, Coterie]) -> None:
+    _, coterie = held
+    with served(coterie) as url, client_of(url) as client:
+        with pytest.raises(openai.NotFoundError):
+            ask(client, "x", model="elsewhere", stream=True)
+        with pytest.raises(openai.BadRequestError, match="context of this expert"):
+            ask(client, "for ada " + "x" * 300, stream=True)
+
+
+def test_a_load_that_fails_at_once_keeps_its_status(held: tuple[Held, Coterie]) -> None:
+    disk, coterie = held
+    disk.fails = True
+    disk.go.set()
+    with served(coterie) as url, client_of(url) as client, pytest.raises(openai.InternalServerError, match="on fire"):
+        ask(client, "for ada", stream=True)
