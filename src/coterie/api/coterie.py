@@ -287,7 +287,7 @@ class Coterie:
             stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
             end_ids=model.end_ids,
             ignore_end=query.ignore_end,
-            detokenizer=text.detokenizer(),
+            detokenizer=text.detokenizer(query),
             client=query.client,
         )
         with self.watch.routed(request_id, route):

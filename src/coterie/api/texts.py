@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coterie.api.types import Query
+from coterie.checkpoint.calls import CallText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.composition.router import Prompt
@@ -45,9 +46,17 @@ class Text:
             return bytes(token % 256 for token in checked).decode(errors="replace")
         return self.tokenizer.decode(checked)
 
-    def detokenizer(self) -> Detokenizer | None:
-        """A new one for one answer."""
-        return None if self.tokenizer is None else self.tokenizer.detokenizer()
+    def detokenizer(self, query: Query) -> Detokenizer | None:
+        """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not."""
+        if self.tokenizer is None:
+            return None
+        form = self.template.form if self.template is not None and query.tools else None
+        return self.tokenizer.detokenizer(() if form is None else (form.opening, form.closing))
+
+    def calls(self, query: Query) -> CallText | None:
+        """What finds the calls in one answer; None where no tools are offered."""
+        form = self.template.form if self.template is not None and query.tools else None
+        return None if form is None else CallText(form, [tool["function"]["name"] for tool in query.tools])
 
     def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
         for place, token in enumerate(ids):
@@ -58,9 +67,13 @@ class Text:
 
     def _render(self, query: Query, prompt: Prompt) -> str:
         if query.raw:
-            return prompt.messages[-1]["content"]
+            return str(prompt.messages[-1]["content"])
+        if query.tools and (self.template is None or self.template.form is None):
+            takes = self.template is not None and self.template.takes_tools
+            fact = "writes calls in a form that is not read here" if takes else "has no chat template that takes tools"
+            raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
-            return self.template.render(prompt.messages)
+            return self.template.render(prompt.messages, tools=query.tools)
         if len(prompt.messages) > 1:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
             raise RequestError("messages", fact, "send one message, or give the checkpoint a template")

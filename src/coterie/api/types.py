@@ -6,6 +6,7 @@ Knows nothing about engines or devices.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +24,36 @@ def draw_seed() -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an assistant made: the tool's name and its arguments, a JSON object."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        return {"id": self.call_id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation; `role` is system, user, assistant or tool.
+
+    An assistant's may have `calls`; a tool's says what came of one, by its `call_id`, and may have the tool's `name`.
+    """
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    name: str = ""
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """As chat templates and routers read it."""
-        return {"role": self.role, "content": self.content}
+        said = {"role": self.role, "content": self.content}
+        more = {"tool_calls": [call.to_dict() for call in self.calls], "tool_call_id": self.call_id, "name": self.name}
+        return {**said, **{key: value for key, value in more.items() if value}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +63,7 @@ class Query:
     `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
     template: the last message is the text itself, and `prompt_ids`, where given, are its tokens. `previous_expert` is
     who answered this conversation before.
+    `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
 
@@ -54,6 +77,7 @@ class Query:
     ignore_end: bool = False
     client: str = ""
     prompt_ids: tuple[int, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

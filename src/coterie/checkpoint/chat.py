@@ -14,65 +14,91 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from coterie.checkpoint.calls import form_of
 from coterie.checkpoint.files import read_object_if_present, read_text
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
 
 TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
+DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
 
 
 class ChatTemplate:
-    """A template and the special tokens that it may name (bos_token, eos_token, ...)."""
+    """A template and the special tokens that it may name (bos_token, eos_token, ...).
 
-    def __init__(self, source: str, tokens: Mapping[str, str], where: str) -> None:
+    `for_tools`: another template, for prompts that offer tools. `form` is how calls of tools are written, or None.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
         self._where, self._tokens = where, dict(tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            fact = f"the chat template is wrong at line {error.lineno}: {error.message}"
-            raise CheckpointError(where, fact, "mend the template") from None
+        self._template = _parse(source, where)
+        self._for_tools = self._template if for_tools is None else _parse(for_tools, where)
+        offered = source if for_tools is None else for_tools
+        self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(offered))
+        self.form = form_of(offered) if self.takes_tools else None
 
     @staticmethod
     def from_folder(path: str | Path) -> ChatTemplate | None:
-        """The folder's template, or None when it has none. chat_template.jinja comes before tokenizer_config.json.
+        """The folder's template, or None when it has none. Files of templates come before tokenizer_config.json.
 
         Raises CheckpointError for a damaged file, UnsupportedError when there are several templates and no default.
         """
         folder = Path(path)
-        tokens = special_tokens(folder)
-        if (folder / TEMPLATE).exists():
-            return ChatTemplate(read_text(folder / TEMPLATE), tokens, str(folder / TEMPLATE))
-        where = str(folder / TOKENIZER_CONFIG)
-        source = _default(read_object_if_present(folder / TOKENIZER_CONFIG).get("chat_template"), where)
-        return None if source is None else ChatTemplate(source, tokens, where)
+        files = {DEFAULT: folder / TEMPLATE} if (folder / TEMPLATE).exists() else {}
+        files |= {file.stem: file for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+        where = str(files.get(DEFAULT, folder / (MORE_TEMPLATES if files else TOKENIZER_CONFIG)))
+        if files:
+            named = {name: read_text(file) for name, file in files.items()}
+        else:
+            named = _named(read_object_if_present(folder / TOKENIZER_CONFIG).get("chat_template"), where)
+        if named and not isinstance(named.get(DEFAULT), str):
+            fact = f"there is no chat template named {DEFAULT} among {', '.join(map(str, named))}"
+            raise UnsupportedError(where, fact, f"name one of them {DEFAULT}")
+        return ChatTemplate(named[DEFAULT], special_tokens(folder), where, named.get(FOR_TOOLS)) if named else None
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of messages (`role`, `content`). Raises RequestError when the template refuses them."""
-        values = {**self._tokens, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """The prompt text of messages (`role`, `content`, `tool_calls`, ...) that offers tools, as JSON schemas.
+
+        Raises RequestError when the template refuses them.
+        """
+        offered = list(tools) or None
+        values = {**self._tokens, "tools": offered, "documents": None, "add_generation_prompt": add_generation_prompt}
+        template = self._for_tools if offered else self._template
         try:
-            return self._template.render(values, messages=[dict(message) for message in messages])
+            return template.render(values, messages=[dict(message) for message in messages])
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             fact = f"the chat template does not take these messages: {error}"
             raise RequestError(self._where, fact, "change the messages or send a raw prompt") from None
 
 
-def _default(source: Any, where: str) -> str | None:
-    """A template is a string, or a list of named ones of which `default` is used for plain chat."""
+def _parse(source: str, where: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        fact = f"the chat template is wrong at line {error.lineno}: {error.message}"
+        raise CheckpointError(where, fact, "mend the template") from None
+
+
+def _named(source: Any, where: str) -> dict[str, Any]:
+    """Templates by name, of a string, which is the default one, or of a list of named ones."""
     if source is None or isinstance(source, str):
-        return source
+        return {} if source is None else {DEFAULT: source}
     entries = source if isinstance(source, list) else [source]
     if not all(isinstance(t, dict) and {"name", "template"} <= t.keys() for t in entries):
         raise CheckpointError(where, "chat_template is neither a text nor a list of named templates", "mend it")
-    named = {template["name"]: template["template"] for template in entries}
-    if not isinstance(named.get("default"), str):
-        fact = f"there is no chat template named default among {', '.join(map(str, named)) or 'none'}"
-        raise UnsupportedError(where, fact, "name one of them default")
-    return str(named["default"])
+    return {template["name"]: template["template"] for template in entries}
 
 
 class _Generation(Extension):

@@ -5,9 +5,10 @@ Knows nothing about models or chat templates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import tokenizers
 
@@ -70,9 +71,10 @@ class Tokenizer:
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
-    def detokenizer(self) -> Detokenizer:
-        """A new stream of tokens to text."""
-        return Detokenizer(self)
+    def detokenizer(self, kept: Sequence[str] = ()) -> Detokenizer:
+        """A new stream of tokens to text; those of `kept` that are tokens are shown, special or not."""
+        ids = {token: self.token_id(token) for token in kept}
+        return Detokenizer(self, {token_id: token for token, token_id in ids.items() if token_id is not None})
 
 
 class Detokenizer:
@@ -85,14 +87,16 @@ class Detokenizer:
                      ^start      ^given
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, kept: Mapping[int, str] = MappingProxyType({})) -> None:
+        self._tokenizer, self._kept = tokenizer, kept
         self._ids: list[int] = []
         self._given = 0
         self._before = ""
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is certain now; often empty, never half a UTF-8 character."""
+        if token_id in self._kept:
+            return self.flush() + self._kept[token_id]
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
         return "" if text.endswith(_BROKEN) else self._give(text)

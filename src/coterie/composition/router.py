@@ -19,10 +19,10 @@ class Prompt:
     """What a router reads: `text` is the last user message; `messages` the whole conversation, if there is one."""
 
     text: str
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Mapping[str, str]]) -> Prompt:
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         """The prompt of a conversation of {"role", "content"} messages; `text` is empty without a user message."""
         texts = [m["content"] for m in messages if m["role"] == "user"]
         return cls(texts[-1] if texts else "", tuple(messages))

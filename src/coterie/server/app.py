@@ -46,7 +46,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
 
     async def chat(request: Request) -> Response:
         body = parse_chat(await _json(request))
-        return await respond(request, worker, ChatAnswers(body, int(time.time())))
+        return await respond(request, worker, ChatAnswers(body, int(time.time()), coterie.texts))
 
     async def completions(request: Request) -> Response:
         body = parse_completion(await _json(request), coterie)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Answer, Chunk, Message, Query
+from coterie.api import Answer, Chunk, Query
+from coterie.api.texts import Text
 from coterie.core.errors import (
     CapacityError,
     ClosedError,
@@ -19,10 +20,11 @@ from coterie.core.errors import (
     CrowdedError,
     NotFoundError,
     OversizeError,
-    RequestError,
     UsageError,
 )
 from coterie.server import fields
+from coterie.server.messages import messages
+from coterie.server.tools import Spoken, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
@@ -31,7 +33,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "response_format": ({"type": "text"},),
@@ -44,8 +45,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (*fields.SHARED, "messages", "max_completion_tokens")
-ROLES = ("system", "developer", "user", "assistant")
+SUPPORTED = (*fields.SHARED, "messages", "max_completion_tokens", "tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +65,15 @@ def parse_chat(body: object) -> ChatBody:
     fields.check_names(given, SUPPORTED, REFUSED)
     limits = (fields.integer(given, "max_completion_tokens"), fields.integer(given, "max_tokens"))
     query = Query(
-        messages=_messages(given),
+        messages=messages(given),
         model=fields.model(given),
         sampling=fields.sampling(given),
         max_tokens=next((number for number in limits if number is not None), None),
         stop=fields.stops(given),
+        tools=offered(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
-
-
-def _messages(body: Mapping[str, object]) -> tuple[Message, ...]:
-    found = body.get("messages")
-    if not isinstance(found, list) or not found:
-        raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
-    messages = []
-    for i, item in enumerate(found):
-        where = f"messages[{i}]"
-        if not isinstance(item, dict) or item.get("role") not in ROLES:
-            raise RequestError(where, "has no known role", f"use one of {', '.join(ROLES)}")
-        # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
-        role = "system" if item["role"] == "developer" else str(item["role"])
-        messages.append(Message(role, _content(item.get("content"), where)))
-    return tuple(messages)
-
-
-def _content(content: object, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(p.get("text", "")) for p in content)
-    raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
 
 
 class ChatAnswers:
@@ -103,40 +81,42 @@ class ChatAnswers:
 
     prompt_field = "messages"
 
-    def __init__(self, body: ChatBody, created: int) -> None:
+    def __init__(self, body: ChatBody, created: int, texts: Mapping[str, Text]) -> None:
         self.queries = fields.choices_of(body.query, body.n, body.seeded)
         self.stream, self.include_usage = body.stream, body.include_usage
-        self._created, self._id, self._begun = created, "", set[int]()
+        self._created, self._id, self._texts = created, "", texts
+        self._spoken: dict[int, Spoken] = {}
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text},
-                "finish_reason": answer.finish_reason,
-                "logprobs": None,
-                **own_details(answer, len(answers)),
-            }
-            for index, answer in enumerate(answers)
-        ]
+        choices = []
+        for index, answer in enumerate(answers):
+            spoken = self._speaks(index, answer.expert)
+            message = spoken.message(answer.text)
+            reason = spoken.reason(answer.finish_reason)
+            choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
+            choices.append({**choice, **own_details(answer, len(answers))})
         body = self._head(answers[0].request_id, "chat.completion", answers[0].expert)
         return {**body, "choices": choices, "usage": usage(answers, len(answers)), "coterie": details(answers[0])}
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """A choice's first event says who speaks, its last one why it ended."""
-        if index not in self._begun:
-            self._begun.add(index)
-            yield self._event(index, chunk, {"role": "assistant", "content": chunk.text})
-        elif chunk.text:
-            yield self._event(index, chunk, {"content": chunk.text})
+        spoken = self._speaks(index, chunk.expert)
+        for delta in spoken.deltas(chunk.text, chunk.last):
+            yield self._event(index, chunk, delta)
         if chunk.answer is not None:
-            yield {**self._event(index, chunk, {}, chunk.answer.finish_reason), "coterie": details(chunk.answer)}
+            reason = spoken.reason(chunk.answer.finish_reason)
+            yield {**self._event(index, chunk, {}, reason), "coterie": details(chunk.answer)}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The stream's last event, with the count of tokens."""
         head = self._head(answers[0].request_id, "chat.completion.chunk", answers[0].expert)
         return {**head, "choices": [], "usage": usage(answers, len(answers))}
+
+    def _speaks(self, index: int, expert: str) -> Spoken:
+        if index not in self._spoken:
+            self._spoken[index] = Spoken(self._texts[expert].calls(self.queries[index]))
+        return self._spoken[index]
 
     def _event(
         self, index: int, chunk: Chunk, delta: Mapping[str, Any], finish_reason: str | None = None

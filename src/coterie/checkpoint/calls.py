@@ -1,0 +1,172 @@
+"""Calls of tools as models write them: which form a checkpoint has, and the calls in text that comes in pieces.
+
+    pieces    "Let me see.\\n<tool"  "_call>{"name": "add", "  "arguments": {}}</tool_call>"
+    found     "Let me see."                                  Call("add", "{}")
+
+What is no whole call of a tool that was offered stays text. Knows nothing about template syntax, tokens or requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+_SPACE = " \t\r\n"
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool; `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+Found: TypeAlias = "str | Call"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such.
+
+    It stands behind `opening` and, if that is not empty, before `closing`; `bare`: an answer may also begin with it,
+    and further calls follow behind semicolons. A template shows the form if it has all `signs` and none of `others`.
+    """
+
+    signs: tuple[str, ...]
+    others: tuple[str, ...]
+    opening: str
+    closing: str = ""
+    arguments: str = "arguments"
+    bare: bool = False
+
+    def shown_by(self, template: str) -> bool:
+        """Whether a chat template tells its model to write calls so."""
+        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
+
+
+FORMS = {
+    # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
+    "hermes": Form(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"),
+    # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
+    "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]"),
+    # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
+    "llama": Form(('"parameters":',), ("<tool_call>", "[TOOL_CALLS]"), "<|python_tag|>", "", "parameters", True),
+}
+
+
+def form_of(template: str) -> Form | None:
+    """The form that a chat template shows its model, or None where it is none of these."""
+    return next((form for form in FORMS.values() if form.shown_by(template)), None)
+
+
+class CallText:
+    """Finds the calls in one answer. Text is given out as it comes, but for what may yet be the beginning of a call.
+
+    Space before a call, or behind the last one, belongs to nothing.
+    """
+
+    def __init__(self, form: Form, tools: Collection[str]) -> None:
+        self._form, self._tools = form, frozenset(tools)
+        self._held = ""
+        self._inside = False  # what is held begins with what may be a call
+        self._said = False  # there was text, so that no bare call may come
+        self.num_calls = 0
+
+    def push(self, piece: str) -> list[Found]:
+        """Take the next piece and return what is certain now."""
+        self._held += piece
+        return list(self._settle(final=False))
+
+    def flush(self) -> list[Found]:
+        """Return the rest: no more text will come. A call whose closing marker alone is missing counts."""
+        found = list(self._settle(final=True))
+        held, self._held = self._held, ""
+        return [*found, held] if held and (held.strip(self._edge) or not self.num_calls) else found
+
+    @property
+    def _edge(self) -> str:
+        return _SPACE + (";" if self._form.bare and self.num_calls else "")
+
+    def _settle(self, final: bool) -> Iterator[Found]:
+        while True:
+            if not self._inside:
+                yield from self._text_before_a_call()
+            if not self._inside:
+                return
+            lead = len(self._held) - len(self._held.lstrip(self._edge))
+            block = _read(self._held[lead:], self._form, self._tools, final)
+            if block is None:
+                return
+            size, calls = lead + block[0], block[1]
+            self._inside = False
+            if not calls:
+                yield self._take(size)
+            self.num_calls += len(calls)
+            yield from calls
+            self._held = self._held[size:] if calls else self._held
+
+    def _text_before_a_call(self) -> Iterator[str]:
+        """Give out what is text for certain; what is held then begins with a call, or with what may become one."""
+        edge = self._edge
+        at = self._held.find(self._form.opening)
+        lead = len(self._held) - len(self._held.lstrip(edge))
+        if self._form.bare and not self._said and self._held[lead : lead + 1] == "{":
+            at = lead
+        self._inside = at >= 0
+        end = at if self._inside else len(self._held) - _overlap(self._held, self._form.opening)
+        text = self._held[:end].rstrip(edge)
+        if text:
+            yield self._take(len(text))
+
+    def _take(self, size: int) -> str:
+        text, self._held = self._held[:size], self._held[size:]
+        self._said = True
+        return text
+
+
+def _read(text: str, form: Form, tools: Collection[str], final: bool) -> tuple[int, list[Call]] | None:
+    """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet."""
+    start = len(form.opening) if text.startswith(form.opening) else 0
+    at = start + len(text[start:]) - len(text[start:].lstrip(_SPACE))
+    if at == len(text):
+        return None
+    if text[at] not in "{[":
+        return at, []
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        closed = text.find(form.closing, at) if form.closing else -1
+        # Nothing mends what is wrong before the marker; else that may be part of a string, which may yet go on.
+        malformed = closed >= 0 and error.pos <= closed and not error.msg.startswith("Unterminated string")
+        return (closed + len(form.closing), []) if malformed else None
+    except RecursionError:
+        return at + 1, []
+    rest = text[end:].lstrip(_SPACE)
+    if form.closing and not rest.startswith(form.closing):
+        if not form.closing.startswith(rest):
+            return end, []
+        if not final:
+            return None
+        rest = form.closing
+        end, text = len(text), text + form.closing
+    size = len(text) - len(rest) + len(form.closing) if form.closing else end
+    items = value if isinstance(value, list) else [value]
+    calls = [_call(item, form, tools) for item in items]
+    return size, [call for call in calls if call is not None] if None not in calls else []
+
+
+def _call(item: object, form: Form, tools: Collection[str]) -> Call | None:
+    if not isinstance(item, dict) or item.get("name") not in tools:
+        return None
+    arguments = item.get(form.arguments)
+    return Call(item["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+
+
+def _overlap(text: str, marker: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `marker`."""
+    longest = min(len(text), len(marker) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

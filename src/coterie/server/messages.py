@@ -1,0 +1,80 @@
+"""The messages of a chat request: texts, calls that an assistant made, and what came of them.
+
+Knows nothing about templates. Source: the OpenAI API reference, "Create chat completion".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.api import Message
+from coterie.api.types import ToolCall
+from coterie.core.errors import RequestError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def messages(body: Mapping[str, object]) -> tuple[Message, ...]:
+    """The conversation. Raises RequestError that names the message and what to change."""
+    found = body.get("messages")
+    if not isinstance(found, list) or not found:
+        raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
+    return tuple(_message(item, f"messages[{place}]") for place, item in enumerate(found))
+
+
+def _message(item: object, where: str) -> Message:
+    if not isinstance(item, dict) or item.get("role") not in ROLES:
+        raise RequestError(where, "has no known role", f"use one of {', '.join(ROLES)}")
+    # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
+    role = "system" if item["role"] == "developer" else str(item["role"])
+    content = item.get("content")
+    if role == "tool":
+        call_id, name = item.get("tool_call_id"), item.get("name")
+        if not isinstance(call_id, str) or not call_id:
+            raise RequestError(where, "says what came of a call, but not of which", "give the call's id, tool_call_id")
+        return Message(role, _content(content, where), call_id=call_id, name=name if isinstance(name, str) else "")
+    calls = _calls(item.get("tool_calls"), where) if role == "assistant" else ()
+    return Message(role, "" if calls and content is None else _content(content, where), calls)
+
+
+def _content(content: object, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        return "".join(str(p.get("text", "")) for p in content)
+    raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
+
+
+def _calls(given: object, where: str) -> tuple[ToolCall, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise RequestError(where, "has tool_calls that are no list", "send them as the answer had them")
+    return tuple(_call(item, f"{where}.tool_calls[{place}]") for place, item in enumerate(given))
+
+
+def _call(item: object, where: str) -> ToolCall:
+    function = item.get("function") if isinstance(item, dict) and item.get("type", "function") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(name, str):
+        raise RequestError(where, "is no call of a function with an id and a name", "send it as the answer had it")
+    # Templates write arguments as JSON themselves; text they would write as a string of JSON.
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else None
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RequestError(where, "has arguments that are no JSON object in a string", "send it as the answer had it")
+    check_text(parsed, where)
+    return ToolCall(item["id"], name, parsed)
+
+
+def check_text(value: Any, where: str) -> None:
+    """Refuse JSON with text that is not valid Unicode. Raises RequestError."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise RequestError(where, "has text that is not valid Unicode", "send valid Unicode text") from error

@@ -1,0 +1,170 @@
+"""Tools in chat, by the official OpenAI client: experts whose weights make them call, in the form of their template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from tests.model.test_tool_templates import HERMES, LLAMA, MISTRAL, TOOLS
+from tests.system.scripted import write_scripted
+from tests.system.test_server import served
+from tests.system.tiny import write_expert
+
+from coterie.api import Coterie
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.tokenizer import Tokenizer
+
+ADD = '{"a": 2, "b": "é"}'
+SAID = {
+    "hermes": ["Let me", " see.\n", "<tool", "_call>\n", '{"name": "add", ', '"arguments": ', ADD, "}\n</tool_call>"],
+    "llama": ['{"name": "add"', ', "parameters": ', ADD, "}; ", '{"name": "now", ', '"parameters": {}}'],
+    "mistral": ["[TOOL_CALLS]", ' [{"name": "add", ', '"arguments": ', ADD, '}, {"name": "now", ', '"arguments": {}}]'],
+    "wrong": ["So:\n", "<tool_call>\n", '{"name": "rm", "arguments": {}}', "\n</tool_call>", "\nthat is all"],
+}
+TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "wrong": HERMES}
+CONTENT = {"hermes": "Let me see.", "llama": None, "mistral": None, "wrong": "".join(SAID["wrong"])}
+CALLS = {"hermes": ["add"], "llama": ["add", "now"], "mistral": ["add", "now"], "wrong": []}
+ARGUMENTS = {"add": json.loads(ADD), "now": {}}
+QUESTION = {"role": "user", "content": "What is 2 + 3?"}
+
+
+@pytest.fixture(scope="module")
+def callers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("callers")
+    for name, pieces in SAID.items():
+        write_scripted(root / name, pieces, TEMPLATES[name], special=("[TOOL_CALLS]",))
+    xml = HERMES.replace("<tool_call>", "<tool_call><function=")
+    write_scripted(root / "xml", ["hello"], xml)
+    write_expert(root / "plain", 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(callers: Path) -> Iterator[str]:
+    with served(Coterie.open(callers)) as found:
+        yield found
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def ask(client: openai.OpenAI, model: str, **options):
+    return client.chat.completions.create(**{"model": model, "messages": [QUESTION], "tools": TOOLS, **options})
+
+
+def assembled(events, count: int = 1) -> list[dict]:
+    """What a client makes of a stream: each choice's content, calls and reason."""
+    found = [{"content": "", "calls": {}, "reason": None} for _ in range(count)]
+    for event in events:
+        for choice in event.choices:
+            said = found[choice.index]
+            assert said["reason"] is None
+            said["content"] += choice.delta.content or ""
+            for call in choice.delta.tool_calls or ():
+                assert call.index == len(said["calls"])
+                said["calls"][call.index] = call
+            said["reason"] = choice.finish_reason
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", SAID)
+def test_calls_are_calls_and_all_else_is_text(client: openai.OpenAI, name: str, stream: bool) -> None:
+    got = ask(client, name, n=2, stream=stream)
+    if stream:
+        rows = [(said["content"] or None, list(said["calls"].values()), said["reason"]) for said in assembled(got, 2)]
+    else:
+        rows = [(c.message.content, c.message.tool_calls or [], c.finish_reason) for c in got.choices]
+    for content, calls, reason in rows:
+        assert content == CONTENT[name]
+        assert [call.function.name for call in calls] == CALLS[name]
+        assert [json.loads(call.function.arguments) for call in calls] == [ARGUMENTS[n] for n in CALLS[name]]
+        assert reason == ("tool_calls" if calls else "stop")
+        assert all(len(call.id) == 9 and call.id.isalnum() and call.type == "function" for call in calls)
+    ids = [call.id for _, calls, _ in rows for call in calls]
+    assert len(set(ids)) == len(ids)
+
+
+def test_text_before_a_call_is_streamed_as_it_comes(client: openai.OpenAI) -> None:
+    texts = [e.choices[0].delta.content for e in ask(client, "hermes", stream=True) if e.choices[0].delta.content]
+    assert texts == ["Let me", " see."]
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_what_came_of_a_call_goes_back_by_the_template(client: openai.OpenAI, callers: Path, name: str) -> None:
+    """Messages as the client has them, with arguments in a string, which templates want as an object."""
+    message = ask(client, name).choices[0].message
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "5"} for call in message.tool_calls]
+    got = ask(client, name, messages=[QUESTION, message.model_dump(exclude_unset=True), *results])
+    theirs = [
+        {"id": c.id, "type": "function", "function": {"name": c.function.name, "arguments": ARGUMENTS[c.function.name]}}
+        for c in message.tool_calls
+    ]
+    said = [QUESTION, {"role": "assistant", "content": message.content or "", "tool_calls": theirs}, *results]
+    text = ChatTemplate.from_folder(callers / name).render(said, tools=TOOLS)
+    assert "5" in text
+    assert got.usage.prompt_tokens == len(Tokenizer.from_folder(callers / name).encode(text))
+
+
+def test_tool_choice_none_offers_nothing(client: openai.OpenAI) -> None:
+    got = ask(client, "hermes", tool_choice="none")
+    assert got.choices[0].message.content == "".join(SAID["hermes"])
+    assert got.choices[0].message.tool_calls is None
+    assert got.choices[0].finish_reason == "stop"
+    assert got.usage.prompt_tokens < ask(client, "hermes", tool_choice="auto").usage.prompt_tokens
+
+
+def test_without_tools_a_special_token_is_no_text(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(model="mistral", messages=[QUESTION])
+    assert got.choices[0].message.content == "".join(SAID["mistral"][1:])
+
+
+def test_a_call_that_is_cut_off_is_text(client: openai.OpenAI) -> None:
+    got = ask(client, "llama", max_tokens=2).choices[0]
+    assert (got.message.content, got.finish_reason) == ("".join(SAID["llama"][:2]), "length")
+
+
+FUNCTION = TOOLS[0]["function"]
+CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "plain"}, "plain has no chat template that takes tools"),
+        ({"model": "xml"}, "xml writes calls in a form that is not read here"),
+        ({"tool_choice": "required"}, "[tool_choice] is 'required'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "[tool_choice]"),
+        ({"parallel_tool_calls": False}, "[parallel_tool_calls]"),
+        ({"tools": "add"}, "give a list of functions"),
+        ({"tools": [{"type": "custom"}]}, "[tools[0]]"),
+        ({"tools": [TOOLS[0], {"type": "function", "function": {}}]}, "[tools[1]]"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}]}, "strict"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "parameters": 3}}]}, "parameters"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "description": "\ud800"}}]}, "Unicode"),
+        ({"messages": [QUESTION, {"role": "tool", "content": "5"}]}, "tool_call_id"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "not text"),
+        ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[1].tool_calls[0]"),
+        (
+            {
+                "messages": [
+                    QUESTION,
+                    {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "add", "arguments": "{"}}]},
+                ]
+            },
+            "no JSON object",
+        ),
+    ],
+)
+def test_what_is_refused_is_named(url: str, change: dict, words: str) -> None:
+    body = {"model": "hermes", "messages": [QUESTION], "tools": TOOLS, **change}
+    got = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body))
+    assert got.status_code == 400, got.text
+    assert words in got.json()["error"]["message"]
