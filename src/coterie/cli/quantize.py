@@ -17,20 +17,32 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.models.packing import BY_BITS, Packing
 from coterie.models.quantize import Quantized, quantize_folder
+from coterie.models.repack import PACKING, is_repacked, repack_folder
 
-AS_IS = 16
+AS_IS, DEFAULT_BITS = 16, 8
 
 
 @sentences
 def quantize(
-    expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="A checkpoint folder with unquantised weights.")],
+    expert: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERT", help="A folder with unquantised weights, or int4 ones of compressed-tensors."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 8 or 4.")] = 8,
-    embedding_bits: Annotated[int, typer.Option(help="Bits of embedding and head: 8, 4, or 16 for as they are.")] = 8,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of a weight: 8 (the default) or 4.", show_default=False)
+    ] = None,
+    embedding_bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of embedding and head: 8 (the default), 4, or 16 for as they are.", show_default=False),
+    ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed."""
-    result = quantize_folder(expert, target, _packing(bits, embedding_bits))
+    """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
+
+    Symmetric int4 weights that compressed-tensors packed are repacked as they are, where nothing is lost by it.
+    """
+    result = _quantized(expert, target, bits, embedding_bits)
     if json_:
         print_json(_report(result))
         return
@@ -41,6 +53,17 @@ def quantize(
     out.print(table)
     sizes = f"{format_bytes(result.before_bytes)} -> {format_bytes(result.after_bytes)}"
     out.print(f"{escape(str(result.folder))}: {sizes}; errors are relative to the root mean square of the weights")
+
+
+def _quantized(expert: Path, target: Path, bits: int | None, embedding_bits: int | None) -> Quantized:
+    if not is_repacked(expert):
+        chosen = [DEFAULT_BITS if given is None else given for given in (bits, embedding_bits)]
+        return quantize_folder(expert, target, _packing(*chosen))
+    for option, given, fixed in (("--bits", bits, PACKING.bits), ("--embedding-bits", embedding_bits, AS_IS)):
+        if given not in (None, fixed):
+            fact = f"{given} bits for weights that compressed-tensors packed, which are repacked as they are"
+            raise UsageError(option, fact, "leave it out, or start from the unquantised checkpoint")
+    return repack_folder(expert, target)
 
 
 def _packing(bits: int, embedding_bits: int) -> Packing:

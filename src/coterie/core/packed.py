@@ -47,6 +47,24 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     return out
 
 
+def packed_as_is(q_NK: npt.NDArray[np.int8], scales_NG: F32, dtype: DType) -> U8:
+    """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
+
+    Raises ValueError for a scale that is not a finite bfloat16 number, or a whole number out of range.
+    """
+    bits, group = PACKED[dtype]
+    low, high = (-MAX_Q8, MAX_Q8) if bits == 8 else (LOW_Q4, HIGH_Q4)
+    odd = int(np.count_nonzero((_rounded(scales_NG) != scales_NG) | ~np.isfinite(scales_NG)))
+    if odd:
+        raise ValueError(f"{odd} of {scales_NG.size} scales are not finite numbers in bfloat16")
+    if q_NK.size and not (low <= q_NK.min() and q_NK.max() <= high):
+        raise ValueError(f"whole numbers go from {q_NK.min()} to {q_NK.max()}, where {low} to {high} are possible")
+    (N, K), G = q_NK.shape, scales_NG.shape[1]
+    padded = np.zeros((N, G * group), np.float32)
+    padded[:, :K] = q_NK
+    return _joined(padded, scales_NG, K, bits)
+
+
 def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
     """Activations as packed weights of a type meet them: whole numbers up to `most`, in the weights' groups.
 
@@ -81,7 +99,12 @@ def _pack(values_NK: F32, dtype: DType) -> U8:
     grouped[:, :K] = values_NK
     grouped = grouped.reshape(N, G, group)
     scales = _scales_q8(grouped) if bits == 8 else _scales_q4(grouped)
-    q = _whole(grouped, scales, bits).reshape(N, G * group)
+    return _joined(_whole(grouped, scales, bits).reshape(N, G * group), scales, K, bits)
+
+
+def _joined(q: F32, scales: F32, K: int, bits: int) -> U8:
+    """Rows as they are stored; `q` is padded with zeros to whole groups."""
+    N, G = scales.shape
     stored = from_f32(scales, DType.BF16).astype("<u2").view(np.uint8).reshape(N, G * SCALE_BYTES)
     blocks = q[:, : -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS]
     if bits == 8:
