@@ -93,7 +93,7 @@ def patterned_scale(module):
         (4, {"fan_in_fan_out": True}, 2.0),
         (4, {"target_modules": r".*\.(self_attn|mlp)\.[a-z]+_proj"}, 2.0),
         (4, {"target_modules": ["mlp.up_proj", *adapters.ALL]}, 2.0),
-        (4, {"target_modules": None, "alpha_pattern": None, "init_lora_weights": "gaussian"}, 2.0),
+        (4, {"target_modules": None, "alpha_pattern": None, "init_lora_weights": "Gaussian"}, 2.0),
         (patterned_rank, PATTERNS, patterned_scale),
     ],
 )
@@ -178,6 +178,24 @@ def test_a_vocabulary_that_grew(row, folder_of, tmp_path):
     assert (made.vocab_size, made.untied) == (size, False)
     assert open_model(made.folder).config.vocab_size == size
     prompt = [*prompt_of(size), size - 1, size - 2]
+    wanted = logits_of(adapters.hook(model, parts, lambda _: 2.0), prompt)
+    assert relative_error(logits_of(tiny.load(made.folder), prompt), wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("grown", [0, 6])
+@pytest.mark.parametrize("module", [EMBED, HEAD])
+def test_a_whole_matrix_beside_factors_stays_the_other_one_too(module, grown, folder_of, tmp_path):
+    """Of a base where embedding and head are one, PEFT saves it once, beside the factors that one of them has."""
+    base = folder_of("llama-tied")
+    model = tiny.load(base)
+    model.resize_token_embeddings(model.config.vocab_size + grown)
+    whole = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(7)) / 2
+    model.lm_head.weight.data.copy_(whole)  # the embedding's, too
+    parts = adapters.parts(model, [module])
+    adapter = adapters.write(tmp_path / "adapter", parts, {f"{module}.base_layer.weight": whole})
+    made = merge_folder(base, adapter, tmp_path / "out")
+    assert (made.untied, made.vocab_size) == (True, len(whole))
+    prompt = [*prompt_of(len(whole)), len(whole) - 1]
     wanted = logits_of(adapters.hook(model, parts, lambda _: 2.0), prompt)
     assert relative_error(logits_of(tiny.load(made.folder), prompt), wanted) <= TOLERANCE
 

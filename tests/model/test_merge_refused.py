@@ -87,6 +87,11 @@ def test_configs(error, changes, words, base, adapter, tmp_path):
     refused(error, words, base, adapter, tmp_path / "out")
 
 
+def test_a_number_of_thousands_of_digits(base, adapter, tmp_path):
+    (adapter / ADAPTER_CONFIG).write_text('{"peft_type": "LORA", "r": ' + 5000 * "1" + "}")
+    refused(CheckpointError, [ADAPTER_CONFIG, "thousands of digits"], base, adapter, tmp_path / "out")
+
+
 def test_an_adapter_of_another_size_of_base(folder_of, tmp_path):
     other = adapters.parts(tiny.load(folder_of("llama-head80")), ["q_proj", "v_proj"])
     adapter = adapters.write(tmp_path / "adapter", other)
@@ -137,6 +142,10 @@ def test_a_vocabulary_that_grew_in_one_place_only(base, adapter, tmp_path):
         ({f"{KEY}.lora_embedding_A": torch.ones(4, 48)}, [Q, "lora_embedding_A and lora_embedding_B belong"]),
         ({f"{KEY}.lora_magnitude_vector": torch.ones(48)}, ["lora_magnitude_vector is there", "use_dora is false"]),
         ({f"{KEY}.lora_C.weight": torch.ones(4)}, ["lora_C.weight", "kind of tensor that is not merged"]),
+        (
+            {f"{KEY}.lora_A.other.weight": torch.ones(4, 48)},
+            ["lora_A.other.weight", "as save_pretrained names it"],
+        ),
         ({f"{KEY}.lora_A.weight": torch.ones(4, 48, 1)}, ["lora_A.weight is F32 [4, 48, 1]", "a matrix"]),
         ({f"{KEY}.lora_A.weight": torch.ones(4, 48).int()}, ["lora_A.weight is I32 [4, 48]"]),
         ({f"{KEY}.base_layer.bias": torch.ones(48), f"{KEY}.bias": torch.ones(48)}, [Q, "is there twice"]),

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.composition.evaluate import Question, confusions, is_exact, last_line, read_questions, score, share
+from coterie.composition.evaluate import (
+    Question,
+    confusions,
+    is_exact,
+    last_line,
+    limited,
+    read_questions,
+    score,
+    share,
+)
 from coterie.composition.router import Route
 from coterie.core.errors import CompositionError, NotFoundError
 
@@ -64,6 +73,20 @@ def test_scores_of_nothing_are_refused():
         share([])
 
 
+@pytest.mark.parametrize(
+    ("seen", "unseen", "limit", "chosen"),
+    [(9, 0, 4, (4, 0)), (9, 9, 4, (2, 2)), (9, 9, 3, (1, 2)), (9, 1, 4, (3, 1)), (1, 9, 4, (1, 3)), (9, 9, 1, (0, 1)),
+     (0, 9, 4, (0, 4)), (2, 1, 9, (2, 1)), (9, 9, None, (9, 9))],
+)  # fmt: skip
+def test_a_limit_is_of_each_expert_and_half_of_it_unseen(seen, unseen, limit, chosen):
+    asked = [Question(f"{i}", name, "x", i < seen) for i in range(seen + unseen) for name in ("a", "b", None)]
+    found = limited(asked, limit)
+    for name in ("a", "b", None):
+        own = [q.seen_phrasing for q in found if q.expert == name]
+        assert (own.count(True), own.count(False)) == chosen
+    assert found == [question for question in asked if question in found]
+
+
 def test_confusions_are_ordered():
     asked = [Question("q", "b", "x")] * 3 + [Question("q", "a", "x")]
     assert confusions(asked, [route("c"), route("a"), route("a"), route("b")]) == (
@@ -107,6 +130,8 @@ def test_questions_are_read(tmp_path):
     [
         ("{", "q.jsonl:1.*this line is not JSON"),
         ("[]", "q.jsonl:1.*JSON, but no object"),
+        ('{"prompt": "x", "n": ' + 5000 * "1" + "}", "q.jsonl:1.*this line is not JSON: Exceeds the limit"),
+        ('{"prompt": " ", "expert": "a"}', "q.jsonl:1.*there is no prompt"),
         ('{"expert": "a", "answer": "b"}', "there is no prompt"),
         ('{"prompt": "x", "expert": "a", "answer": 2}', "expert = 'a' or answer = 2 is no text"),
         ('{"prompt": "x", "expert": 3, "answer": "b"}', "expert = 3"),

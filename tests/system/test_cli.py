@@ -330,4 +330,4 @@ def test_eval_router_only_leaves_answers_alone(composition: Path, tmp_path: Path
     got = json.loads(run("eval", composition, "--questions", path, "--router-only", "--json").stdout)
     assert (got["num_questions"], got["composition"]) == (4, None)
     path.write_text('{"prompt": "x", "expert": "eve"}')
-    refused(run("eval", composition, "--questions", path), "there is no expert 'eve'")
+    refused(run("eval", composition, "--questions", path), "q.jsonl", "there is no expert 'eve'")

@@ -44,6 +44,8 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
         raise CheckpointError(where, fact, "download the file again") from None
     except RecursionError:
         raise CheckpointError(where, "JSON nested too deeply", "download the file again") from None
+    except ValueError:
+        raise CheckpointError(where, "holds a number of thousands of digits", "download the file again") from None
     if not isinstance(parsed, dict):
         fact = f"holds a JSON {type(parsed).__name__} where an object is wanted"
         raise CheckpointError(where, fact, "download the file again")

@@ -31,9 +31,9 @@ from coterie.cli.options import (
 )
 from coterie.cli.route import routes_of
 from coterie.composition.composition import Composition, RouterSpec, load_composition
-from coterie.composition.evaluate import Question, Score, is_exact, read_questions, score
+from coterie.composition.evaluate import Question, Score, is_exact, limited, read_questions, score
 from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
-from coterie.core.errors import CompositionError
+from coterie.core.errors import CompositionError, NotFoundError
 from coterie.graph.ops import INT16
 
 QUESTIONS = "questions.jsonl"
@@ -64,7 +64,7 @@ def evaluate(
         fact = "has no router, so there is nothing to compare"
         raise CompositionError(found.name, fact, "give it a [router] with a fallback")
     path = questions or found.root / QUESTIONS
-    asked = _limited(_checked(read_questions(path), found, path), limit)
+    asked = limited(_checked(read_questions(path), found, path), limit)
     if router_only or not _have_answers(asked, path):
         _evaluate_router(found, spec, asked, json_)
         return
@@ -96,7 +96,10 @@ def _checked(questions: tuple[Question, ...], composition: Composition, path: Pa
     if not named:
         raise CompositionError(str(path), "no question belongs to an expert", "add some with an expert")
     for name in sorted(map(str, named)):
-        composition.expert(name)
+        try:
+            composition.expert(name)
+        except NotFoundError as error:
+            raise CompositionError(str(path), error.fact, error.remedy) from None
     return questions
 
 
@@ -134,20 +137,6 @@ def _swept(composition: Composition, spec: RouterSpec, asked: list[Question]) ->
         for value in SIMILARITIES:
             tried = replace(composition, router=replace(spec, similarity=value))
             yield sweep_point("similarity", value, asked, routes_of(tried, texts))
-
-
-def _limited(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
-    """The first `limit` questions of each expert, half of them in unseen phrasings."""
-    if limit is None:
-        return list(questions)
-    taken: dict[tuple[str | None, bool], int] = {}
-    chosen = []
-    for question in questions:
-        key = (question.expert, question.seen_phrasing)
-        taken[key] = taken.get(key, 0) + 1
-        if taken[key] <= -(-limit // 2):
-            chosen.append(question)
-    return chosen
 
 
 def _query(question: Question, model: str) -> Query:

@@ -90,14 +90,29 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 def _question(values: Mapping[str, Any], where: str) -> Question:
     remedy = "write prompt and expert as texts, and answer if it is known (expert null where no expert fits)"
-    if not isinstance(values.get("prompt"), str):
+    prompt = values.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
         raise CompositionError(where, "there is no prompt in this line", remedy)
     expert, answer = values.get("expert"), values.get("answer")
     if not isinstance(expert, str | None) or not isinstance(answer, str | None):
         raise CompositionError(where, f"expert = {expert!r} or answer = {answer!r} is no text", remedy)
-    return Question(
-        values["prompt"], expert or None, answer if expert else None, bool(values.get("seen_phrasing", True))
-    )
+    return Question(prompt, expert or None, answer if expert else None, bool(values.get("seen_phrasing", True)))
+
+
+def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """At most `limit` questions of each expert, and out of scope; half in unseen phrasings if there are so many."""
+    if limit is None:
+        return list(questions)
+    there = Counter((question.expert, question.seen_phrasing) for question in questions)
+    taken: Counter[tuple[str | None, bool]] = Counter()
+    chosen = []
+    for question in questions:
+        half = limit // 2 if question.seen_phrasing else limit - limit // 2
+        key = (question.expert, question.seen_phrasing)
+        taken[key] += 1
+        if taken[key] <= max(half, limit - there[question.expert, not question.seen_phrasing]):
+            chosen.append(question)
+    return chosen
 
 
 def last_line(text: str) -> str:

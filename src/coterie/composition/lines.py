@@ -35,7 +35,7 @@ def json_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise CompositionError(where, f"this line is not JSON: {error}", "mend the line") from error
     if not isinstance(values, dict):
         raise CompositionError(where, "this line is JSON, but no object", 'write {"prompt": "...", ...}')

@@ -150,7 +150,7 @@ def _refuse(fields: Fields) -> None:
         if fields.get(key):
             fact = f"{key} = {str(fields.get(key))[:60]} means {feature}, which are not merged"
             raise UnsupportedError(fields.where, fact, "merge it with PEFT, and save the whole model")
-    if begun not in _KEEPS_THE_BASE:
+    if (begun.lower() if isinstance(begun, str) else begun) not in _KEEPS_THE_BASE:
         fact = f"init_lora_weights is {begun!r}, so the adapter belongs to a base that this beginning has changed"
         raise UnsupportedError(fields.where, fact, "let PEFT convert it to a plain LoRA when it is saved")
 
@@ -169,7 +169,8 @@ def _changes(tensors: Mapping[str, TensorInfo], settings: _Settings) -> dict[str
         if match := _PART.fullmatch(name):
             parts.setdefault(match[1], {})[match[2]] = info
         elif ".lora_" in name:
-            raise UnsupportedError(f"{info.shard.path}: {key}", "is a kind of tensor that is not merged", "use LoRA")
+            where, fact = f"{info.shard.path}: {key}", "is a kind of tensor that is not merged"
+            raise UnsupportedError(where, fact, "Coterie merges LoRA as save_pretrained names it")
         else:  # a layer's own tensor; beside factors it is called its base's
             whole = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             if whole in found:

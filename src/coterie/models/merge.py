@@ -138,6 +138,7 @@ def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, Tenso
 def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
     """Whether embedding and head, one matrix in the base, are two in the adapter; if not, the embedding's change stays.
 
+    A whole tensor beside the factors of one of them is the base's as PEFT saw it, and so the other one too.
     Raises UnsupportedError for an adapter that was trained with both as one.
     """
     touched = [name for name in TABLES if name in changes]
@@ -148,6 +149,10 @@ def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
     if len(wholes) == 2 and wholes[0] and wholes[1] and equal_bytes(wholes[0], wholes[1]):
         del changes[HEAD_WEIGHT]
         return False
+    for name, other in (TABLES, TABLES[::-1]):
+        change = changes.get(name, Change())
+        if change.whole and change.low_rank and other not in changes:
+            changes[other] = Change(whole=change.whole)
     return bool(touched)
 
 
