@@ -209,6 +209,11 @@ def test_what_is_in_the_way_is_kept(base, adapter, tmp_path):
     with pytest.raises(UsageError, match="exists already; name a new folder"):
         merge_folder(base, adapter, tmp_path / "there")
     assert not any((tmp_path / "there").iterdir())
+    (tmp_path / "out.partial").mkdir()
+    with pytest.raises(UsageError, match=r"out.partial\] exists already; remove what an earlier run left"):
+        merge_folder(base, adapter, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"config.json/out\] cannot be written: File exists"):
+        merge_folder(base, adapter, base / "config.json" / "out")
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,21 @@ def test_a_text_is_nearest_to_itself():
     assert Neighbours(SUMS, [0, 1, 2]).nearest(SUMS[1], 1)[0].similarity == pytest.approx(1.0)
     for text in SUMS + ROMAN:
         assert index.nearest(text.upper().replace("1", "9"), 1)[0].text == text
+    texts = made_up(random.Random(8), 300)
+    many = Neighbours(texts, list(range(300)))
+    assert max(many.similarities(text).max() for text in texts) <= 1.0
+
+
+def test_the_beginning_of_a_text_is_shown_in_a_line():
+    index = Neighbours(["a  b\nc", "x" * 80, "y" * 81], [0, 1, 2])
+    shown = [index.nearest(letter * 9, 1)[0].text for letter in "xy"]
+    assert shown == ["x" * 80, "y" * 77 + "..."]
+    assert index.nearest("a b", 1)[0].text == "a b c"
 
 
 def test_texts_that_differ_in_numbers_are_one():
-    assert len(Neighbours(["add 3 and 4", "Add 5 and  6", "add 3 and 4", " "], [0, 0, 1, 0])) == 2
+    index = Neighbours(["add 3 and 4", "Add 5 and  6", "add 7 and 8", " "], [0, 0, 1, 0])
+    assert [found.text for found in index.nearest("add", 5)] == ["add 3 and 4", "add 7 and 8"]
 
 
 def test_what_all_have_weighs_little_and_what_one_has_weighs_much():
@@ -194,6 +205,26 @@ def test_below_the_threshold_falls_back_and_says_so():
     assert (route.expert, route.is_fallback) == ("general", True)
     assert "below the threshold of 100%; nearest: '" in route.reason
     assert [name for name, _ in route.runners_up] == ["sums", "roman"]
+
+
+def test_exactly_as_alike_and_as_sure_as_asked_is_enough():
+    prompt = Prompt("write the sum of 4 and 2 as a number")
+    sure, closest = ROUTER.decide(prompt), ROUTER.neighbours.nearest(prompt.text, 1)[0].similarity
+    exact = KnnRouter(EXAMPLES, "general", KnnSettings(similarity=closest, threshold=sure.confidence))
+    assert exact.decide(prompt) == sure
+    for more in (KnnSettings(similarity=closest + 1e-9), KnnSettings(threshold=sure.confidence + 1e-9)):
+        assert KnnRouter(EXAMPLES, "general", more).decide(prompt).is_fallback
+
+
+def test_the_reason_is_two_examples_of_the_chosen_expert():
+    """Another expert's is second here, and there are more of its own."""
+    prompt = Prompt("write the sum of 1 plus 2 as numeral")
+    nearest = ROUTER.neighbours.nearest(prompt.text, 5)
+    route = ROUTER.decide(prompt)
+    own = [n for n in nearest if n.label == 0]
+    assert (route.expert, len(own)) == ("sums", 3)
+    assert [n.label for n in nearest[:2]] != [0, 0]
+    assert route.reason == "nearest: " + ", ".join(f"{n.text!r} ({n.similarity:.2f})" for n in own[:2])
 
 
 @pytest.mark.parametrize(("text", "reason"), [(" \n", "no text"), ("語語", "like no example")])
@@ -309,8 +340,9 @@ def test_a_byte_order_mark_and_other_line_ends_are_read(write, tmp_path):
     (tmp_path / "e.jsonl").write_bytes(
         b'\xef\xbb\xbf{"expert": "roman", "prompt": "x"}\r\n\r\n{"expert": "", "prompt": "y"}\r\n'
     )
-    examples = load_composition(write('examples = "e.jsonl"')).router.examples
-    assert examples[2:] == (Example("roman", "x"), Example("general", "y"))
+    file = FILE.replace('fallback = "general"', 'fallback = "roman"')
+    examples = load_composition(write('examples = "e.jsonl"', file=file)).router.examples
+    assert examples[2:] == (Example("roman", "x"), Example("roman", "y"))
 
 
 def test_no_such_file(write):

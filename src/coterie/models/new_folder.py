@@ -54,9 +54,9 @@ def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         begun.mkdir()
-    except FileExistsError:
-        raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
     except OSError as error:
+        if begun.exists():
+            raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
         raise _disk_error(error, out, what, size_bytes) from error
     try:
         yield begun
