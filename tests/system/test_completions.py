@@ -241,3 +241,5 @@ def test_tokens_of_different_tokenizers_want_an_experts_name(composition: Path) 
         with pytest.raises(openai.BadRequestError, match="four have different tokenizers; name the expert"):
             complete(client, [102, 111])
         assert complete(client, [102, 111], model="ada").model == "ada"
+        with pytest.raises(openai.NotFoundError, match="eve"):
+            complete(client, [102, 111], model="eve")

@@ -12,6 +12,7 @@ from coterie.api.types import Query
 from coterie.checkpoint.calls import CallText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
+from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError
 from coterie.models.model import Model
@@ -85,17 +86,17 @@ def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
     return {name: _open(name, model) for name, model in models.items()}
 
 
-def speaker(texts: Mapping[str, Text], model: str, composition: str) -> Text:
-    """Whose tokens are meant: the named expert's; for a composition all must have the same.
+def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:
+    """Whose tokens are meant: the named expert's; for a composition's name all must have the same.
 
-    Raises RequestError where they have not. An unknown name is the composition's here: who asks refuses it.
+    Raises NotFoundError for an unknown name, RequestError where tokenizers differ.
     """
-    if model in texts:
-        return texts[model]
+    if model != composition.name:
+        return texts[composition.expert(model).name]
     found = list(texts.values())
     if any(text.tokenizer is not found[0].tokenizer or text.vocab_size != found[0].vocab_size for text in found):
-        fact = f"the experts of {composition} have different tokenizers"
-        raise RequestError("model", fact, "name the expert whose tokens these are, or send text")
+        fact = f"the experts of {composition.name} have different tokenizers"
+        raise RequestError("model", fact, "name the expert whose tokens are meant")
     return found[0]
 
 

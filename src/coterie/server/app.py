@@ -25,6 +25,7 @@ from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.guard import Guard, digests_of, retry_headers
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
+from coterie.server.tokens import detokenize, tokenize
 from coterie.server.worker import Worker
 
 COMPLETIONS = "/v1/completions"
@@ -52,6 +53,12 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         body = parse_completion(await _json(request), coterie)
         return await respond(request, worker, TextAnswers(body, int(time.time())))
 
+    async def tokenized(request: Request) -> Response:
+        return JSONResponse(tokenize(await _json(request), coterie))
+
+    async def detokenized(request: Request) -> Response:
+        return JSONResponse(detokenize(await _json(request), coterie))
+
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
@@ -61,6 +68,8 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route(COMPLETIONS, completions, methods=["POST"]),
+            Route("/tokenize", tokenized, methods=["POST"]),
+            Route("/detokenize", detokenized, methods=["POST"]),
             *models.routes(worker),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),

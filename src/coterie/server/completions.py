@@ -68,7 +68,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
 
 def _text(coterie: Coterie, model: str, ids: Sequence[int]) -> str:
     """What the router reads, and what is echoed, of a prompt that is given in tokens."""
-    return speaker(coterie.texts, model, coterie.composition.name).decode(ids)
+    return speaker(coterie.texts, coterie.composition, model).decode(ids)
 
 
 def _prompts(prompt: object, n: int) -> list[str | tuple[int, ...]]:

@@ -1,0 +1,63 @@
+"""POST /tokenize and /detokenize: what an expert makes of a prompt, and of tokens, without running it.
+
+Knows nothing about HTTP. The fields are those that vLLM's endpoints of these names have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.api import Coterie, Message, Query
+from coterie.api.texts import prompt_of, speaker
+from coterie.core.errors import RequestError
+from coterie.server import fields
+from coterie.server.messages import messages
+from coterie.server.tools import offered
+
+SUPPORTED = ("model", "prompt", "messages", "tools")
+# What cannot be chosen: a prompt gets its tokenizer's special tokens, a conversation the beginning of an answer.
+OF_PROMPTS: Mapping[str, tuple[object, ...]] = {"add_special_tokens": (True,), "return_token_strs": (False,)}
+OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
+    "add_special_tokens": (False,),
+    "return_token_strs": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+}
+
+
+def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
+    """The tokens that a completion of `prompt`, or a chat of `messages`, would begin with.
+
+    Raises RequestError, NotFoundError.
+    """
+    given = fields.an_object(body, "model and prompt or messages")
+    chat = given.get("messages") is not None
+    fields.check_names(given, SUPPORTED, OF_MESSAGES if chat else OF_PROMPTS)
+    model, experts = fields.model(given), len(coterie.texts)
+    if chat and model == coterie.composition.name and experts > 1:
+        fact = f"{model} has {experts} experts, each with a chat template of its own"
+        raise RequestError("model", fact, "name the expert")
+    query = Query(messages(given), model, tools=offered(given)) if chat else _raw(given, model)
+    text = speaker(coterie.texts, coterie.composition, model)
+    tokens = text.encode(query, prompt_of(query))
+    return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
+
+
+def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
+    """The text of `tokens`, without special ones. Raises RequestError, NotFoundError."""
+    given = fields.an_object(body, "model and tokens")
+    fields.check_names(given, ("model", "tokens"), {})
+    model, tokens = fields.model(given), fields.get(given, "tokens", list, "a list of token ids")
+    if tokens is None or not all(type(token) is int for token in tokens):
+        raise RequestError("tokens", "is missing, or holds what is no token id", "give a list of token ids")
+    return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens)}
+
+
+def _raw(given: Mapping[str, object], model: str) -> Query:
+    prompt = fields.get(given, "prompt", str, "a string")
+    if prompt is None:
+        raise RequestError("prompt", "is missing", "give a prompt, or messages")
+    if given.get("tools") is not None:
+        raise RequestError("tools", "are offered by a chat template alone", "give messages, or leave them out")
+    return Query((Message("user", prompt),), model, raw=True)

@@ -1,0 +1,100 @@
+"""POST /tokenize and /detokenize, compared with the tokenizers themselves and with what an answer counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+from tests.model.test_tool_templates import HERMES, TOOLS
+from tests.system.scripted import write_scripted
+from tests.system.test_server import served
+
+from coterie.api import Coterie
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.tokenizer import Tokenizer
+
+SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie spät? \u00e9"}]
+
+
+@pytest.fixture(scope="module")
+def coterie(tmp_path_factory: pytest.TempPathFactory) -> Coterie:
+    root = tmp_path_factory.mktemp("speakers")
+    for name in ("one", "two"):
+        write_scripted(root / name, ["hello", " there"], HERMES)
+    return Coterie.open(root)
+
+
+@pytest.fixture(scope="module")
+def url(coterie: Coterie) -> Iterator[str]:
+    with served(coterie) as found:
+        yield found
+
+
+def post(url: str, path: str, body: dict) -> dict:
+    got = httpx.post(f"{url}{path}", json=body)
+    assert got.status_code == 200, got.text
+    return got.json()
+
+
+def test_a_prompts_tokens_are_the_tokenizers(url: str, coterie: Coterie) -> None:
+    text = "hello there, \u00e9"
+    wanted = Tokenizer.from_folder(coterie.models["one"].path).encode(text)
+    got = post(url, "/tokenize", {"model": "one", "prompt": text})
+    assert got == {"count": len(wanted), "max_model_len": 4096, "tokens": wanted}
+    assert 259 in wanted
+    assert post(url, "/detokenize", {"model": "one", "tokens": wanted}) == {"prompt": text}
+    assert post(url, "/detokenize", {"model": "one", "tokens": []}) == {"prompt": ""}
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_messages_have_the_tokens_that_an_answer_counts(url: str, coterie: Coterie, tools: list | None) -> None:
+    folder = coterie.models["one"].path
+    text = ChatTemplate.from_folder(folder).render(SAID, tools=tools or ())
+    got = post(url, "/tokenize", {"model": "one", "messages": SAID, "tools": tools})
+    assert got["tokens"] == Tokenizer.from_folder(folder).encode(text, add_special_tokens=False)
+    answer = post(url, "/v1/chat/completions", {"model": "one", "messages": SAID, "tools": tools})
+    assert answer["usage"]["prompt_tokens"] == got["count"]
+
+
+def test_a_composition_speaks_for_experts_with_one_tokenizer(url: str, coterie: Coterie) -> None:
+    name = coterie.composition.name
+    assert post(url, "/tokenize", {"model": name, "prompt": "abc"})["tokens"] == [97, 98, 99]
+    assert post(url, "/detokenize", {"model": name, "tokens": [97]}) == {"prompt": "a"}
+    whole = coterie.texts["two"]
+    coterie.texts["two"] = replace(whole, vocab_size=200)
+    try:
+        got = httpx.post(f"{url}/tokenize", json={"model": name, "prompt": "abc"})
+        assert (got.status_code, "different tokenizers" in got.text) == (400, True)
+    finally:
+        coterie.texts["two"] = whole
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/tokenize", {"model": "one"}, 400, "[prompt] is missing"),
+        ("/tokenize", {"prompt": "a"}, 400, "[model] is missing"),
+        ("/tokenize", {"model": "eve", "prompt": "a"}, 404, "eve"),
+        ("/tokenize", {"model": "one", "prompt": 3}, 400, "[prompt] is 3"),
+        ("/tokenize", {"model": "one", "prompt": ""}, 400, "no tokens"),
+        ("/tokenize", {"model": "one", "prompt": "a", "tools": TOOLS}, 400, "[tools]"),
+        ("/tokenize", {"model": "one", "prompt": "a", "add_special_tokens": False}, 400, "add_special_tokens"),
+        ("/tokenize", {"model": "one", "messages": []}, 400, "[messages]"),
+        ("/tokenize", {"model": "one", "messages": SAID, "add_generation_prompt": False}, 400, "generation"),
+        ("/detokenize", {"model": "one"}, 400, "[tokens]"),
+        ("/detokenize", {"model": "one", "tokens": [1.5]}, 400, "[tokens]"),
+        ("/detokenize", {"model": "one", "tokens": [5, 261]}, 400, "token 1 is 261"),
+        ("/detokenize", {"model": "eve", "tokens": [5]}, 404, "eve"),
+    ],
+)
+def test_what_is_refused_is_named(url: str, path: str, body: dict, status: int, words: str) -> None:
+    got = httpx.post(f"{url}{path}", json=body)
+    assert (got.status_code, words in got.json()["error"]["message"]) == (status, True), got.text
+
+
+def test_messages_want_an_experts_name(url: str, coterie: Coterie) -> None:
+    got = httpx.post(f"{url}/tokenize", json={"model": coterie.composition.name, "messages": SAID})
+    assert got.status_code == 400
+    assert "has 2 experts, each with a chat template of its own; name the expert" in got.json()["error"]["message"]
