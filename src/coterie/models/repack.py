@@ -203,10 +203,11 @@ def _write_rows(file: BinaryIO, item: _Packed) -> None:
         codes_NK = np.stack([bytes_NK & 15, bytes_NK >> 4], axis=-1).reshape(len(bytes_NK), -1)[:, :columns]
         scales_NG = to_f32(np.asarray(_matrix(item.scales)[here]), item.scales.dtype)
         try:
-            file.write(packed_as_is(codes_NK.astype(np.int8) + LOW_Q4, np.repeat(scales_NG, repeats, axis=1), _DTYPE))
+            packed = packed_as_is(codes_NK.astype(np.int8) + LOW_Q4, np.repeat(scales_NG, repeats, axis=1), _DTYPE)
         except ValueError as error:
             fact = f"{error}, so that repacking would change weights"
             raise UnsupportedError(f"{item.scales.shard.path}: {item.scales.name}", fact, _REMEDY) from None
+        file.write(packed.data)
 
 
 def _matrix(info: TensorInfo) -> Any:
