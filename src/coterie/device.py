@@ -25,6 +25,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
 Ints: TypeAlias = Sequence[int] | I32
 
 
@@ -191,6 +192,13 @@ class Device(Protocol):
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises the event's failure."""
+
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """Logits [rows, V], as the model gave them, of these sampled rows (0 to R - 1) of a finished run of one step.
+
+        They are there until the next run or inspection is asked for: of any other run, and of one of several steps,
+        ValueError. Raises the event's failure, UnsupportedError on a device that computes no numbers.
+        """
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step with nothing else going on and return every value that the program stores, by name, as float32.

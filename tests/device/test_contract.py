@@ -15,9 +15,11 @@ from tests.device.devices import BROKEN
 from tests.device.programs import V, loaded, rows, tiny_graph, write_weights
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
-from coterie.core.errors import CapacityError, TransferError
+from coterie.core.errors import CapacityError, TransferError, UnsupportedError
 from coterie.core.units import format_bytes
 from coterie.device import Sampling
+from coterie.graph.compile import compile_graph
+from coterie.graph.sampling import draw
 
 PROMPT = [3, 14, 15, 9, 26]
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
@@ -336,6 +338,67 @@ def test_a_batch_equals_each_alone(desk):
     alone = [desk.tokens(desk.run(rows([(p, 0)], [s])))[0][0] for p, s in zip(prompts, settings, strict=True)]
     assert together == alone
     assert all(0 <= token < V for token in together)
+
+
+def test_logits_are_those_that_the_step_drew_from(desk):
+    needs_bytes(desk.device)
+    loaded(desk)
+    prompts = [PROMPT, [1], [40, 41, 42, 43, 44, 45, 46]]
+    step = rows([(prompt, 0) for prompt in prompts], [Sampling(), WARM, dataclasses.replace(WARM, seed=99)])
+    unshared = desk.device.load(compile_graph(desk.graph, desk.device.spec.rule_set, share_buffers=False))
+    expected = desk.device.inspect(unshared, desk.binding(step))["head/logits"]
+    for _ in range(2):  # the second time captured, on a device that captures
+        event = desk.run(step)
+        (drawn,) = desk.tokens(event)
+        found = desk.device.logits(event, [2, 0, 1])
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected[[2, 0, 1]])
+        for row, (prompt, settings) in enumerate(zip(prompts, step.sampling, strict=True)):
+            (one,) = desk.device.logits(event, [row])
+            assert draw(one, settings, len(prompt) - 1) == drawn[row]
+    found[:] = 0  # they are the caller's
+    assert desk.device.logits(event, [0]).any()
+
+
+def test_logits_of_a_decode_step_of_fewer_sequences_than_its_bucket(desk):
+    needs_bytes(desk.device)
+    loaded(desk)
+    prompts = [PROMPT, [1, 2], [9]]
+    (last,) = desk.tokens(desk.run(rows([(prompt, 0) for prompt in prompts])))
+    for _ in range(3):
+        chunks = [([token], len(prompt)) for token, prompt in zip(last, prompts, strict=True)]
+        event = desk.run(rows(chunks, [WARM] * 3))
+        (drawn,) = desk.tokens(event)
+        logits = desk.device.logits(event, range(3))
+        assert [draw(z, WARM, len(p)) for z, p in zip(logits, prompts, strict=True)] == drawn
+
+
+def test_logits_are_there_until_the_next_run_and_of_one_step_only(desk):
+    needs_bytes(desk.device)
+    loaded(desk)
+    first = desk.run(prompt_rows())
+    ((token,),) = desk.tokens(first)
+    with pytest.raises(ValueError, match="rows"):
+        desk.device.logits(first, [1])
+    several = desk.run(rows([([token], len(PROMPT))]), steps=2)
+    desk.wait(several)
+    for event in (first, several):
+        with pytest.raises(ValueError, match=str(event.event_id)):
+            desk.device.logits(event, [0])
+    failed = desk.run(prompt_rows(), gates={"embed": desk.device.fetch(desk.weights, broken_range(desk.layout))})
+    desk.wait(failed)
+    with pytest.raises(TransferError):
+        desk.device.logits(failed, [0])
+
+
+def test_who_computes_no_numbers_has_no_logits(desk):
+    if not desk.device.synthetic():
+        pytest.skip("this device computes numbers")
+    loaded(desk)
+    event = desk.run(prompt_rows())
+    desk.wait(event)
+    with pytest.raises(UnsupportedError, match="no numbers"):
+        desk.device.logits(event, [0])
 
 
 def test_no_rows_is_a_step_without_tokens(desk):

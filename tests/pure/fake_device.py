@@ -230,6 +230,9 @@ class FakeDevice:
         assert work.span is not None
         return work.tokens
 
+    def logits(self, event: Event, rows: Sequence[int]):
+        raise NotImplementedError
+
     def inspect(self, exe: Executable, binding: Binding):
         raise NotImplementedError
 

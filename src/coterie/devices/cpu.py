@@ -18,12 +18,12 @@ import numpy.typing as npt
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Event, Executable, copy_pieces
+from coterie.device import F32, I32, Binding, Buffer, Event, Executable, copy_pieces
 from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Bytes, Read, Slab, copy_parts
 from coterie.devices.lanes import COMPUTE
-from coterie.devices.real import RealDevice, waits_of
+from coterie.devices.real import Ran, RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows, check_drawn
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
@@ -166,7 +166,9 @@ class CpuDevice(RealDevice):
             check_drawn(kept[done - 1], NAME)
             return kept[:done]
 
-        return self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, brief=not waits)
+        event = self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, brief=not waits)
+        self._ran = Ran(event, mine, step.sizes, step.sizes.R, steps)
+        return event
 
     def interrupt(self) -> None:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
@@ -177,6 +179,7 @@ class CpuDevice(RealDevice):
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
         step, bases = self._prepare(mine, binding, 1)
+        self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
 
         def body() -> None:
@@ -211,6 +214,11 @@ class CpuDevice(RealDevice):
     def reset_counters(self) -> None:
         """Count from zero."""
         self._team.reset_counters()
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
+        start, row_bytes = ran.logits_at
+        stored = self._binder.workspace[start : start + ran.rows * row_bytes]
+        return stored.view(np.float32).reshape(ran.rows, -1)[list(rows)]
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
         """Check everything now, on the caller's thread, and copy the rows."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.host_memory import Slab
+from coterie.devices.host_memory import Bytes, Slab
 from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -151,6 +151,11 @@ class Binder:
     def workspace_bytes(self) -> int:
         """Memory for stored values, as far as runs have needed it."""
         return self._workspace.size_bytes
+
+    @property
+    def workspace(self) -> Bytes:
+        """That memory, with what the last run has stored and not overwritten."""
+        return self._workspace.at_least(0).bytes
 
     def bind(self, exe: LoweredExecutable, binding: Binding, step: StepRows, bases: tuple[int, int]) -> Bound:
         """Rows for this run, good until the next call."""

@@ -36,7 +36,7 @@ from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Read, copy_parts
 from coterie.devices.lanes import COMPUTE, own
 from coterie.devices.lower import F32
-from coterie.devices.real import RealDevice, waits_of
+from coterie.devices.real import Ran, RealDevice, waits_of
 from coterie.devices.step import MAX_KEPT, LoweredExecutable, StepRows
 from coterie.graph.program import Program
 from coterie.kernels.cpu import I64
@@ -196,7 +196,9 @@ class CudaDevice(RealDevice):
             return self._runs.queue(turn, run, waits)
 
         here = not waits and self._runs.is_ready(run)
-        return self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue, here)
+        event = self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue, here)
+        self._ran = Ran(event, mine, run.sizes, run.rows.sizes.R, steps)
+        return event
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Block as every device does; who waits for one event alone sees it end without another thread."""
@@ -212,6 +214,7 @@ class CudaDevice(RealDevice):
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
         run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._addresses(mine, binding))
+        self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
 
         def issue(turn: Turn) -> Finish:
@@ -236,6 +239,21 @@ class CudaDevice(RealDevice):
         self._memory.close()
         self._loaded.clear()
         self._constants.clear()
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        def issue(turn: Turn) -> Finish:
+            return self._runs.read(turn, *ran.logits_at, rows)
+
+        event = self._lane(COMPUTE).submit("logits", (), issue, here=True)
+        while not self.done(event):
+            self.wait_any([event])
+        failure = self.failure(event)
+        if failure is not None:
+            raise failure
+        read = event.state.result
+        if not isinstance(read, np.ndarray):
+            raise RuntimeError("logits were copied but are not there")
+        return read
 
     def memory(self, buffer: Buffer) -> torch.Tensor:
         """The bytes of a buffer where they lie, for tests and benchmarks."""

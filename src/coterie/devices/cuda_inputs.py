@@ -56,6 +56,11 @@ class Run:
         return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
 
     @property
+    def sizes(self) -> Sizes:
+        """By which its stored values are laid out: those of its bucket."""
+        return Sizes(self.bucket.tokens, self.bucket.sequences, self.bucket.sampled, 0, 0)
+
+    @property
     def decodes(self) -> bool:
         """True when each sequence has one token."""
         return self.rows.sizes.T == self.rows.sizes.B

@@ -11,7 +11,7 @@ Knows nothing about files, tiers or where weights come from.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -149,6 +149,29 @@ class Runs:
         self._driver.wait(self._driver.mark(turn.stream))
         self._shared.packets.give_back(packet)
         return _values(run, host.numpy(), bound.stored)
+
+    def read(self, turn: Turn, start: int, row_bytes: int, rows: Sequence[int]) -> Finish:
+        """Queue a copy of float32 rows of the workspace, of `row_bytes` from `start` on. Returns what reads them."""
+        packets, workspace = self._shared.packets, self._shared.workspace.at_least(1, turn.stream)
+        packet = packets.take(0, row_bytes * len(rows))
+        try:
+            for place, row in enumerate(rows):
+                at = start + row * row_bytes
+                came = packet.up[place * row_bytes : (place + 1) * row_bytes]
+                self._driver.copy(came, workspace[at : at + row_bytes], turn.stream)
+        except BaseException:
+            packets.abandon(packet, turn.stream)
+            raise
+
+        def finish(passed: bool) -> npt.NDArray[np.float32] | None:
+            try:
+                if not passed:
+                    return None
+                return packet.came[: row_bytes * len(rows)].view(np.float32).reshape(len(rows), -1).copy()
+            finally:
+                packets.give_back(packet)
+
+        return finish
 
     def _queue_steps(self, turn: Turn, bound: Bound, run: Run, steps: int) -> None:
         """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError, DeviceError, UnsupportedError
+from coterie.core.errors import CapacityError, DeviceError
 from coterie.core.units import format_bytes
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
-from coterie.devices.modelled_behind import Behind, Drawn
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
+from coterie.devices.modelled_behind import Behind, Drawn, computes_no_numbers
 from coterie.devices.modelled_clock import BEST, Kit
 from coterie.devices.modelled_event import ModelledEvent, finished, not_ours, own
 from coterie.devices.modelled_exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
@@ -77,6 +77,7 @@ class ModelledDevice(Device):
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
         self._interrupted = False
+        self._ran: Event | None = None
         self._closed = False
 
     @property
@@ -182,10 +183,12 @@ class ModelledDevice(Device):
             steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
         if self._durations is not None:
             gated_by = [self._kit.phase(gate=gate) for gate in gated(mine.program, awaited) if gate is not None]
-            return self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
+            self._ran = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
+            return self._ran
         phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
         work = self._clock.issue(COMPUTE_LANE, before, phases, failure, cuts)
-        return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
+        self._ran = ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
+        return self._ran
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.
@@ -209,12 +212,24 @@ class ModelledDevice(Device):
         drawn = event.tokens()
         return drawn if pieces is None else drawn[:pieces]
 
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """Those of the numerics device, of the run that was issued last. Raises UnsupportedError without one."""
+        failure = finished(event).failure
+        if failure is not None:
+            raise failure
+        if self._behind is None:
+            raise computes_no_numbers(self._spec.name)
+        if event is not self._ran:
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
+        return self._behind.logits(rows)
+
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(binding.weights, binding.kv)
         mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
         if self._behind is None:
-            raise UnsupportedError(self._spec.name, "a modelled device computes no numbers", "give it a real device")
+            raise computes_no_numbers(self._spec.name)
+        self._ran = None
         return self._behind.device.inspect(numerics_of(mine), self._behind.bind(binding))
 
     def synthetic(self) -> bool:

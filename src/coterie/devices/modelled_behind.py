@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coterie.checkpoint.layout import FileRange
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable
+from coterie.core.errors import UnsupportedError
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import KERNEL_SETS
 from coterie.graph.program import Program
@@ -25,12 +26,18 @@ class Drawn:
     tokens: I32 | None = None
 
 
+def computes_no_numbers(where: str) -> UnsupportedError:
+    """What is answered to who asks a device without numerics for numbers."""
+    return UnsupportedError(where, "a modelled device computes no numbers", "give it a real device")
+
+
 class Behind:
     """The works of a modelled device on a real one. Each returns how it failed, or None."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._slabs: dict[int, Buffer] = {}
+        self._ran: Event | None = None
 
     def reserve(self, slab_id: int, size_bytes: int) -> None:
         """Memory for a slab of the modelled device. Raises CapacityError."""
@@ -56,11 +63,17 @@ class Behind:
 
     def run(self, exe: Executable, binding: Binding, steps: int, drawn: Drawn) -> Exception | None:
         """Run, and wait for it; what it drew is put into `drawn`."""
-        event = self.device.run(exe, self.bind(binding), steps=steps)
+        event = self._ran = self.device.run(exe, self.bind(binding), steps=steps)
         failure = self._wait(event)
         if failure is None:
             drawn.tokens = self.device.tokens(event)
         return failure
+
+    def logits(self, rows: Sequence[int]) -> F32:
+        """Of the run that was issued last. Raises ValueError when it has not run."""
+        if self._ran is None:
+            raise ValueError("nothing has run yet")
+        return self.device.logits(self._ran, rows)
 
     def bind(self, binding: Binding) -> Binding:
         """The binding in the device's own memory."""

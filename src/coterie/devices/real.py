@@ -10,10 +10,30 @@ from time import perf_counter
 
 import numpy as np
 
-from coterie.device import I32, Event, Executable, Span
+from coterie.core.shapes import Sizes
+from coterie.core.values import value
+from coterie.device import F32, I32, Event, Executable, Span
 from coterie.devices.lanes import LaneEvent, Lanes, own
 from coterie.devices.step import LoweredExecutable
 from coterie.graph.program import Program, architecture_key
+
+F32_BYTES = 4
+
+
+@value
+class Ran:
+    """The run that was asked for last: what is left of it in the workspace, and the sizes by which that is laid out."""
+
+    event: Event
+    exe: LoweredExecutable
+    sizes: Sizes
+    rows: int
+    steps: int
+
+    @property
+    def logits_at(self) -> tuple[int, int]:
+        """Where the logits begin in the workspace, and the bytes of a row."""
+        return self.exe.plan(self.sizes)[0][self.exe.logits], F32_BYTES * self.exe.program.vocab_size
 
 
 class RealDevice:
@@ -22,6 +42,7 @@ class RealDevice:
     def __init__(self, name: str) -> None:
         self._lanes = Lanes(name)
         self._loaded: dict[object, LoweredExecutable] = {}
+        self._ran: Ran | None = None
         self._closed = False
 
     def tokens(self, event: Event) -> I32:
@@ -32,6 +53,25 @@ class RealDevice:
         if not isinstance(state.result, np.ndarray):
             raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
         return state.result
+
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """Logits [rows, V] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        self._check_open()
+        state, ran = self._lanes.finished(event).state, self._ran
+        if state.failure is not None:
+            raise state.failure
+        if ran is None or ran.event is not event:
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
+        if ran.steps != 1 or not ran.exe.logits:
+            fact = f"is of {ran.steps} steps" if ran.steps != 1 else "samples nothing"
+            raise ValueError(f"event {event.event_id} ({event.label}) {fact}; logits are those of one step")
+        if not all(0 <= row < ran.rows for row in rows):
+            raise ValueError(f"rows are {list(rows)}, outside 0 to {ran.rows - 1}")
+        return self._read_logits(ran, rows)
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
+        """A copy of what is left of a run."""
+        raise NotImplementedError
 
     def synthetic(self) -> bool:
         """False: the numbers are real."""

@@ -43,6 +43,7 @@ class LoweredExecutable:
             self.first_rows.setdefault(region.stage, i)
         values = program.graph.values
         (self.drawn,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
+        self.logits = next((op.inputs[0] for op in program.graph.ops if op.kind == "sample"), "")
         sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
         self._weight_bytes = np.array(sizes, dtype=np.int64)
         self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import FileRange
-from coterie.device import I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.engine.recording import Recording
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
@@ -40,6 +40,10 @@ class Timeline(Device):
     def tokens(self, event: Event) -> I32:
         """As the device's."""
         return self._device.tokens(event)
+
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """As the device's."""
+        return self._device.logits(event, rows)
 
     def failure(self, event: Event) -> Exception | None:
         """As the device's."""
