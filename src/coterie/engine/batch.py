@@ -29,7 +29,8 @@ class Part:
 class Batch:
     """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
 
-    `owners` are the numbers of the sequences, by which KV blocks are owned.
+    `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
+    token is chosen on the host.
     """
 
     parts: tuple[Part, ...]
@@ -37,6 +38,7 @@ class Batch:
     rows: Rows
     sampled: tuple[Sequence, ...]
     steps: int = 1
+    chosen: tuple[int, ...] = ()
 
     @property
     def what(self) -> str:
@@ -63,7 +65,7 @@ def common_steps(parts: Seq[Part], max_steps: int) -> int:
     """How many steps may run without coming back: all parts decode, none can end in between but by an end token."""
     steps = max_steps
     for part in parts:
-        if not part.sequence.decoding or part.sequence.request.stop:
+        if not part.sequence.decoding or part.sequence.steps_alone:
             return 1
         steps = min(steps, part.sequence.tokens_left)
     return steps
@@ -93,7 +95,13 @@ def build(
             drawing.append(sequence)
     sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
     made = Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids)
-    return Batch(parts, tuple([part.sequence.number for part in parts]), made, tuple(drawing), steps)
+    owners = tuple([part.sequence.number for part in parts])
+    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing))
+
+
+def chosen_of(sampled: Seq[Sequence]) -> tuple[int, ...]:
+    """The rows whose token is chosen on the host."""
+    return tuple([row for row, sequence in enumerate(sampled) if sequence.chooser is not None])
 
 
 class Decoding:
@@ -107,7 +115,8 @@ class Decoding:
         self._owners = tuple([sequence.number for sequence in self._sequences])
         self._owned = [tables[number] for number in self._owners]
         self._tokens_per_block = tokens_per_block
-        self._has_stops = any(sequence.request.stop for sequence in self._sequences)
+        self._one_by_one = any(sequence.steps_alone for sequence in self._sequences)
+        self._chosen = chosen_of(self._sequences)
         self._rows = list(range(len(parts)))
         self._sampling = tuple([sequence.sampling for sequence in self._sequences])
         self._end_ids = tuple([sequence.end_ids for sequence in self._sequences])
@@ -128,14 +137,14 @@ class Decoding:
             left = sequence.max_length - len(known)
             steps = min(steps, left)
             longest = max(longest, length)
-        if self._has_stops:
+        if self._one_by_one:
             steps = 1
         columns = -(-(longest + steps - 1) // self._tokens_per_block)
         if columns != self._columns:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
         each = self._rows
         rows = Rows(tokens, positions, each, self._tables, lengths, each, self._sampling, self._end_ids)
-        return Batch(self._parts, self._owners, rows, sequences, steps)
+        return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen)
 
 
 def _row(blocks: tuple[int, ...], columns: int) -> Seq[int]:

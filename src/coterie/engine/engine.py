@@ -15,6 +15,7 @@ from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
+from coterie.engine.choice import check_choice, choose_rows
 from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
 from coterie.engine.line import Line
@@ -33,6 +34,7 @@ from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
+NONE_FAILED: Mapping[int, CoterieError] = MappingProxyType({})
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 
 
@@ -77,6 +79,7 @@ class Engine:
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         expert.check_prompt(request.prompt_ids)
+        check_choice(request.choice, expert.vocab_size, self._device.synthetic())
         sequence = Sequence(request, expert.max_context, self._device.now())
         sequence.blocks = self._kv.check_fits(
             sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
@@ -288,8 +291,12 @@ class Engine:
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
         by_row = drawn.T.tolist()
+        failed = choose_rows(self._device, event, batch, by_row) if batch.chosen else NONE_FAILED
         for row, sequence in enumerate(batch.sampled):
-            self._take(sequence, by_row[row])
+            if row in failed:
+                self._fail([sequence], failed[row])
+            else:
+                self._take(sequence, by_row[row])
 
     def _count_steps(self, expert_id: str, batch: Batch, steps: int) -> None:
         self.log.add_steps(steps, ("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R)))
@@ -306,7 +313,8 @@ class Engine:
             self._end(sequence, tuple(tokens[:count]), text, reason)
             return
         request = sequence.request
-        self._outputs.append(Output(request.request_id, request.expert_id, tuple(tokens), text))
+        made = Output(request.request_id, request.expert_id, tuple(tokens), text, logprobs=sequence.take_logprobs())
+        self._outputs.append(made)
 
     def _fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
         for sequence in sequences:
@@ -333,7 +341,9 @@ class Engine:
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request.expert_id, reason, timings, len(sequence.tokens) - len(request.prompt_ids))
-        self._outputs.append(Output(request.request_id, request.expert_id, tokens, text, reason, error, timings))
+        logprobs = sequence.take_logprobs()
+        made = Output(request.request_id, request.expert_id, tokens, text, reason, error, timings, logprobs)
+        self._outputs.append(made)
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:
             self._recording.request(request.request_id, request.expert_id, timings)

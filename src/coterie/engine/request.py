@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.values import value
@@ -19,6 +22,10 @@ FinishReason = Literal["stop", "length", "error", "cancelled"]
 
 MIN_TEMPERATURE = 1e-6  # logits divided by much less overflow float32, and their softmax is no number
 MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
+MAX_TOP_LOGPROBS = 20
+MAX_PENALTY = 2.0  # of presence and frequency, either way
+MAX_BIAS = 100.0  # either way: enough to forbid a token, or to leave no other
+MAX_REPETITION = 100.0
 
 
 def _within(field: str, value: float, fits: bool, allowed: str) -> None:
@@ -48,6 +55,75 @@ class SamplingParams:
         _within("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2^64 - 1")
 
 
+class Mask(Protocol):
+    """Which tokens may come next in one answer. It is told of each token that did; it has the state of that answer."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """For each token whether it may come next [V or fewer: those beyond may not]. Raises CoterieError for none."""
+
+    def accept(self, token: int) -> None:
+        """This token has come. Raises CoterieError when it might not."""
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing may follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceParams:
+    """What is asked of the choice of tokens beyond how they are drawn; by default nothing.
+
+    `top_logprobs`: report the logprob of each token, and those of so many likeliest ones (0 to 20; None: report none).
+    Penalties lower the logits of tokens that came before: `presence_penalty` once and `frequency_penalty` for each time
+    in the answer so far; `repetition_penalty` divides those above 0, and multiplies those below, of the prompt too.
+    `logit_bias`: (token id, number) pairs, each added to that token's logit. `mask`: which tokens may come at all.
+    Raises RequestError naming the field and its range.
+    """
+
+    top_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        top = self.top_logprobs or 0
+        _within("top_logprobs", top, 0 <= top <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            penalty = float(getattr(self, name))
+            _within(name, penalty, abs(penalty) <= MAX_PENALTY, f"{-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+        repetition = self.repetition_penalty
+        fits = 1 / MAX_REPETITION <= repetition <= MAX_REPETITION
+        _within("repetition_penalty", repetition, fits, f"{1 / MAX_REPETITION:g} to {MAX_REPETITION:g} (1: none)")
+        for token, bias in self.logit_bias:
+            fits = token >= 0 and abs(bias) <= MAX_BIAS
+            _within(f"logit_bias of {token}", bias, fits, f"{-MAX_BIAS:g} to {MAX_BIAS:g} for token ids from 0")
+
+    @property
+    def changes_logits(self) -> bool:
+        """True when tokens are drawn from other logits than the model's."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
+        return penalties != (0, 0, 1) or bool(self.logit_bias) or self.mask is not None
+
+    @property
+    def asks(self) -> bool:
+        """True when tokens must be chosen on the host, from the logits of each step."""
+        return self.top_logprobs is not None or self.changes_logits
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token of an answer, the natural logarithm of its probability, and the same of the likeliest, best first.
+
+    The model's own: the softmax of its logits, before bias, penalties, mask and temperature.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt for one expert. Generation ends at an id of `end_ids`, at a `stop` string, or after `max_tokens`.
@@ -69,6 +145,7 @@ class Request:
     detokenizer: Detokenizer | None = None
     reuse: bool = True
     client: str = ""
+    choice: ChoiceParams = ChoiceParams()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -80,6 +157,10 @@ class Request:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:
             raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
+        if self.choice.mask is not None and self.ignore_end:
+            raise RequestError(
+                "ignore_end", "is set though the answer has a form, which says where it ends", "leave it out"
+            )
 
 
 @value
@@ -112,6 +193,7 @@ class Output:
     """What one step made for one request. The last one has a `finish_reason` and the timings.
 
     `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
+    `logprobs`, where they were asked for: one for each of `token_ids`.
     """
 
     request_id: str
@@ -121,3 +203,4 @@ class Output:
     finish_reason: FinishReason | None = None
     error: CoterieError | None = None
     timings: Timings | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
-from coterie.engine.request import FinishReason, Request, Timings
+from coterie.engine.choice import Chooser
+from coterie.engine.request import FinishReason, Request, Timings, TokenLogprobs
 from coterie.engine.text import StopText
 
 
@@ -37,9 +38,11 @@ class Sequence:
         s = request.sampling
         self.sampling = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
         self.end_ids = () if request.ignore_end else request.end_ids
+        chosen = request.choice.asks
+        self.chooser = Chooser(request.choice, self.sampling, request.prompt_ids, self.end_ids) if chosen else None
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
-        self._only_length = request.detokenizer is None and not self.end_ids
+        self._only_length = request.detokenizer is None and not self.end_ids and not chosen
 
     @property
     def kv_tokens(self) -> int:
@@ -55,6 +58,15 @@ class Sequence:
     def tokens_left(self) -> int:
         """How many more tokens may be drawn."""
         return self.max_length - len(self.tokens)
+
+    @property
+    def steps_alone(self) -> bool:
+        """True when something is decided on the host after each of its steps."""
+        return bool(self.request.stop) or self.chooser is not None
+
+    def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """Those of the newest token, once, if they were asked for."""
+        return () if self.chooser is None else self.chooser.take_news()
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
@@ -78,7 +90,7 @@ class Sequence:
         self.tokens.append(token)
         ended = token in self.end_ids
         text = "" if ended else self._show(token)
-        if self._text.stopped or ended:
+        if self._text.stopped or ended or (self.chooser is not None and self.chooser.complete):
             return text + self.rest(), "stop"
         if self.tokens_left == 0:
             rest = self.rest()

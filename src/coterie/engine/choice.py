@@ -1,0 +1,134 @@
+"""Choice: the next token of a sequence that asks for more than drawing, made on the host from its row of logits.
+
+    logits -> penalties -> bias -> mask -> draw -> token            (graph/sampling.py says what drawing is)
+       `----> log-softmax -> logprobs of the token and of the likeliest
+
+Its batch runs one step at a time, as those with stop strings do; the others of that batch keep the device's tokens.
+Knows nothing about clocks, requests' texts or what a mask stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.errors import CoterieError, RequestError, UnsupportedError
+from coterie.device import F32, Device, Event, Sampling
+from coterie.engine.request import ChoiceParams, Mask, TokenLogprobs
+from coterie.graph.sampling import draw
+
+if TYPE_CHECKING:
+    from coterie.engine.batch import Batch
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+class Chooser:
+    """Chooses the tokens of one answer, in order; `news` is what it has to report of the last one."""
+
+    def __init__(self, params: ChoiceParams, sampling: Sampling, prompt_ids: Seq[int], end_ids: Seq[int]) -> None:
+        self._params, self._sampling, self._end_ids = params, sampling, end_ids
+        self._prompt = sorted(set(prompt_ids)) if params.repetition_penalty != 1 else []
+        self._counts: dict[int, int] = {}
+        self._bias = np.array([token for token, _ in params.logit_bias], np.int64)
+        self._bias_by = np.array([number for _, number in params.logit_bias], np.float32)
+        self.news: tuple[TokenLogprobs, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing may follow the last token."""
+        mask = self._params.mask
+        return mask is not None and mask.complete
+
+    def take_news(self) -> tuple[TokenLogprobs, ...]:
+        """What is to be reported, once."""
+        news, self.news = self.news, ()
+        return news
+
+    def choose(self, logits_V: F32, drawn: int, position: int) -> int:
+        """The token after `position`, whose logits these are; `drawn` is what the device drew from them.
+
+        Raises CoterieError when the mask allows none.
+        """
+        params, token = self._params, drawn
+        if params.changes_logits:
+            token = draw(self.changed(logits_V), self._sampling, position)
+            self._counts[token] = self._counts.get(token, 0) + 1
+            if params.mask is not None and token not in self._end_ids:
+                params.mask.accept(token)
+        if params.top_logprobs is not None:
+            self.news = (logprobs_of(logits_V, token, params.top_logprobs),)
+        return token
+
+    def changed(self, logits_V: F32) -> F32:
+        """The logits that the next token is drawn from; -inf where it may not be."""
+        params, z = self._params, logits_V.copy()
+        if params.repetition_penalty != 1:
+            repeat(z, np.array(sorted({*self._prompt, *self._counts}), np.int64), params.repetition_penalty)
+        if self._counts and (params.presence_penalty or params.frequency_penalty):
+            ids, counts = np.array(list(self._counts)), np.array(list(self._counts.values()))
+            z[ids] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
+        z[self._bias] += self._bias_by
+        return z if params.mask is None else masked(z, params.mask)
+
+
+def repeat(z_V: F32, ids: Ids, penalty: float) -> None:
+    """Divide the logits of these tokens where they are above 0 and multiply them elsewhere, in place.
+
+    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; as transformers has it for logits below 0.
+    """
+    was, by = z_V[ids], np.float32(penalty)
+    z_V[ids] = np.where(was < 0, was * by, was / by)
+
+
+def masked(z_V: F32, mask: Mask) -> F32:
+    """The logits of tokens that may come, and -inf for others."""
+    allowed = mask.allowed()[: len(z_V)]
+    found = np.full_like(z_V, -np.inf)
+    found[: len(allowed)][allowed] = z_V[: len(allowed)][allowed]
+    return found
+
+
+def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
+    """log softmax, in float64, of a token and of the `count` likeliest: those first, then the lower id."""
+    z = logits_V.astype(np.float64)
+    z -= z.max()
+    z -= np.log(np.exp(z).sum())
+    best: Iterable[int] = ()
+    if count:
+        count = min(count, len(z))
+        least = np.partition(z, len(z) - count)[len(z) - count]
+        candidates = np.flatnonzero(z >= least)
+        best = candidates[np.argsort(-z[candidates], kind="stable")][:count].tolist()
+    return TokenLogprobs(token, float(z[token]), tuple([(int(i), float(z[i])) for i in best]))
+
+
+def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
+    """Raise RequestError for a token that the expert has not, UnsupportedError where there are no logits."""
+    if params.asks and synthetic:
+        fact = "logprobs, penalties, logit_bias and response_format need logits, and this device makes its tokens up"
+        raise UnsupportedError("request", fact, "ask a real device, or leave them out")
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            raise RequestError(
+                "logit_bias", f"names token {token}, of {vocab_size}", f"give ids up to {vocab_size - 1}"
+            )
+
+
+def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[int]]) -> dict[int, CoterieError]:
+    """Replace what was drawn in a step by what is chosen, where a sequence asks for it; errors by row, if any."""
+    failed: dict[int, CoterieError] = {}
+    for row, logits_V in zip(batch.chosen, device.logits(event, batch.chosen), strict=True):
+        sequence = batch.sampled[row]
+        chooser = sequence.chooser
+        if chooser is None:
+            raise RuntimeError(f"sequence {sequence.number} is to be chosen for and asks for nothing")
+        try:
+            by_row[row] = [chooser.choose(logits_V, by_row[row][0], len(sequence.tokens) - 1)]
+        except CoterieError as error:
+            failed[row] = error
+    return failed
