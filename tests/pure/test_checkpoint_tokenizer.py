@@ -140,3 +140,18 @@ def test_end_tokens(byte_level, tmp_path):
     write("tokenizer_config.json", {"eos_token": "<end>"})
     with pytest.raises(CheckpointError, match="eos_token '<end>' is not a token"):
         end_ids(tmp_path, {})
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_the_bytes_of_tokens_join_to_the_text(kind, request):
+    tokenizer = Tokenizer.from_folder(request.getfixturevalue(kind))
+    for text in ("plain words", " naïve café ☕ 𝄞", "a\nb\t  c"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        found = b"".join(tokenizer.token_bytes(i) for i in ids).decode()
+        assert found.removeprefix(" ") == text.removeprefix(" ")
+    assert tokenizer.token_bytes(10**6) == b""
+
+
+def test_a_special_tokens_bytes_are_its_name(byte_level):
+    tokenizer = Tokenizer.from_folder(byte_level)
+    assert tokenizer.token_bytes(tokenizer.token_id("</s>")) == b"</s>"

@@ -289,10 +289,11 @@ class Coterie:
             ignore_end=query.ignore_end,
             detokenizer=text.detokenizer(query),
             client=query.client,
+            choice=query.choice,
         )
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(request)
-        pending.route, pending.prompt_tokens = route, len(ids)
+        pending.begin(route, len(ids), text.tokenizer, () if query.ignore_end else model.end_ids)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s

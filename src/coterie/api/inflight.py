@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coterie.api.logprobs import TokenLogprob, spell
 from coterie.api.types import Answer, Chunk, Query
+from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.router import Prompt, Route
 from coterie.engine.request import Output
 
@@ -27,17 +29,25 @@ class InFlight:
     prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    tokenizer: Tokenizer | None = None
+    end_ids: tuple[int, ...] = ()
+
+    def begin(self, route: Route, prompt_tokens: int, tokenizer: Tokenizer | None, end_ids: tuple[int, ...]) -> None:
+        """An expert has it now, whose tokens these are."""
+        self.route, self.prompt_tokens, self.tokenizer, self.end_ids = route, prompt_tokens, tokenizer, end_ids
 
     def chunk(self, output: Output, synthetic: bool) -> Chunk:
         """What an output says to who asked. `synthetic`: tokens are made up on this device."""
         self.token_ids += output.token_ids
         self.text.append(output.text)
-        if output.finish_reason is None:
-            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids)
-        if output.error is not None:
-            return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, error=output.error)
-        answer = self._answer(output, synthetic)
-        return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer)
+        # An end token is no part of the text, nor what it was worth.
+        found = tuple([spell(self.tokenizer, one) for one in output.logprobs if one.token not in self.end_ids])
+        self.logprobs += found
+        answer = None
+        if output.finish_reason is not None and output.error is None:
+            answer = self._answer(output, synthetic)
+        return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer, output.error, found)
 
     def _answer(self, output: Output, synthetic: bool) -> Answer:
         timings, route = output.timings, self.route
@@ -63,4 +73,5 @@ class InFlight:
             tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
             synthetic=synthetic,
             cached_tokens=timings.cached_tokens,
+            logprobs=tuple(self.logprobs),
         )

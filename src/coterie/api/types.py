@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coterie.api.logprobs import TokenLogprob
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError
-from coterie.engine.request import SamplingParams
+from coterie.engine.request import ChoiceParams, SamplingParams
 
 SEED_BITS = 53  # every such number survives JSON readers that have only doubles
 
@@ -78,6 +79,7 @@ class Query:
     client: str = ""
     prompt_ids: tuple[int, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    choice: ChoiceParams = field(default_factory=ChoiceParams)
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:
@@ -94,6 +96,7 @@ class Answer:
     `tokens_per_s`: rate after the first token, 0 for a single token.
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
+    `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
     """
 
     request_id: str
@@ -112,6 +115,7 @@ class Answer:
     synthetic: bool
     routed_s: float = 0.0
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def last_line(self) -> str:
@@ -151,6 +155,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     answer: Answer | None = None
     error: CoterieError | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def last(self) -> bool:

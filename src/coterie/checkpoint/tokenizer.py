@@ -5,10 +5,13 @@ Knows nothing about models or chat templates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import tokenizers
 
@@ -21,12 +24,34 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 
 
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
+
+
+def _symbols() -> dict[str, int]:
+    """The characters by which byte-level vocabularies spell bytes: printable ones themselves, others from 256 on.
+
+    Source: GPT-2's bytes_to_unicode (github.com/openai/gpt-2, src/encoder.py).
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _symbols()
+
+
 class Tokenizer:
     """The tokenizer of a checkpoint folder. Folders with equal tokenizer.json share one."""
 
     def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = library_tokenizer
         self._last: tuple[str, bool, list[int]] | None = None
+        self._added = frozenset(library_tokenizer.get_added_tokens_decoder())
+        decoder = library_tokenizer.decoder
+        parts = [] if decoder is None else list(_parts(json.loads(decoder.__getstate__())))
+        self._decodes = {str(part["type"]) for part in parts}
+        replaced = [part["pattern"].get("String") for part in parts if part["type"] == "Replace"]
+        self._spells_spaces = "Metaspace" in self._decodes or "\u2581" in replaced
         self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
 
     @staticmethod
@@ -70,6 +95,21 @@ class Tokenizer:
         """The id of a token given by its exact text, or None."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, which may be part of a character; none for an id without a token."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added:
+            return str(token).encode()
+        if "ByteLevel" in self._decodes:
+            spelled = [_BYTE_OF.get(symbol) for symbol in token]
+            if None not in spelled:
+                return bytes([byte for byte in spelled if byte is not None])
+        if "ByteFallback" in self._decodes and (byte := _FALLBACK.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return str(token).replace("\u2581", " ").encode() if self._spells_spaces else str(token).encode()
 
     def detokenizer(self, kept: Sequence[str] = ()) -> Detokenizer:
         """A new stream of tokens to text; those of `kept` that are tokens are shown, special or not."""
@@ -123,6 +163,15 @@ def special_tokens(path: str | Path) -> dict[str, str]:
             if key.endswith("_token") and isinstance(text, str):
                 found[key] = text
     return found
+
+
+def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A decoder's parts, whether it is one or a sequence of them."""
+    if decoder["type"] == "Sequence":
+        for part in decoder["decoders"]:
+            yield from _parts(part)
+    else:
+        yield decoder
 
 
 @lru_cache(maxsize=8)

@@ -114,9 +114,8 @@ def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None
         raise UnsupportedError("request", fact, "ask a real device, or leave them out")
     for token, _ in params.logit_bias:
         if token >= vocab_size:
-            raise RequestError(
-                "logit_bias", f"names token {token}, of {vocab_size}", f"give ids up to {vocab_size - 1}"
-            )
+            fact = f"names token {token} but the vocabulary has {vocab_size}"
+            raise RequestError("logit_bias", fact, f"give ids up to {vocab_size - 1}")
 
 
 def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[int]]) -> dict[int, CoterieError]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from coterie.core.errors import CoterieError, CrowdedError, NotFoundError, RequestError
 from coterie.device import Device, Event

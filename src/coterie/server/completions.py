@@ -13,17 +13,15 @@ from coterie.api import Answer, Chunk, Coterie, Message, Query
 from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
+from coterie.server.choosing import PENALTIES, penalties
 from coterie.server.openai import details, own_details, usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
 MAX_ANSWERS = 1024  # of one request, all prompts and choices together
-SUPPORTED = (*fields.SHARED, "prompt", "echo", "best_of")
+SUPPORTED = (*fields.SHARED, *PENALTIES, "prompt", "echo", "best_of")
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "logprobs": (False,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
 }
 _WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
 
@@ -48,6 +46,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     if best_of is not None and best_of != n:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
+    choice = penalties(given)
     prompts = _prompts(given.get("prompt"), n)
     queries = tuple(
         Query(
@@ -57,6 +56,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
             max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
             stop=stop,
             raw=True,
+            choice=choice,
             prompt_ids=() if isinstance(prompt, str) else prompt,
         )
         for prompt in prompts

@@ -23,16 +23,12 @@ from coterie.core.errors import (
     UsageError,
 )
 from coterie.server import fields
+from coterie.server.choosing import CHOOSING, choosing, logprobs_of
 from coterie.server.messages import messages
 from coterie.server.tools import Spoken, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "response_format": ({"type": "text"},),
@@ -45,7 +41,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (*fields.SHARED, "messages", "max_completion_tokens", "tools")
+SUPPORTED = (*fields.SHARED, *CHOOSING, "messages", "max_completion_tokens", "tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,7 @@ def parse_chat(body: object) -> ChatBody:
         max_tokens=next((number for number in limits if number is not None), None),
         stop=fields.stops(given),
         tools=offered(given),
+        choice=choosing(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
@@ -85,6 +82,7 @@ class ChatAnswers:
         self.queries = fields.choices_of(body.query, body.n, body.seeded)
         self.stream, self.include_usage = body.stream, body.include_usage
         self._created, self._id, self._texts = created, "", texts
+        self._choice = body.query.choice
         self._spoken: dict[int, Spoken] = {}
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -94,16 +92,20 @@ class ChatAnswers:
             spoken = self._speaks(index, answer.expert)
             message = spoken.message(answer.text)
             reason = spoken.reason(answer.finish_reason)
-            choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
+            logprobs = logprobs_of(answer.logprobs, self._choice)
+            choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
             choices.append({**choice, **own_details(answer, len(answers))})
         body = self._head(answers[0].request_id, "chat.completion", answers[0].expert)
         return {**body, "choices": choices, "usage": usage(answers, len(answers)), "coterie": details(answers[0])}
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """A choice's first event says who speaks, its last one why it ended."""
-        spoken = self._speaks(index, chunk.expert)
-        for delta in spoken.deltas(chunk.text, chunk.last):
-            yield self._event(index, chunk, delta)
+        spoken, logprobs = self._speaks(index, chunk.expert), logprobs_of(chunk.logprobs, self._choice)
+        deltas = list(spoken.deltas(chunk.text, chunk.last))
+        if chunk.logprobs and not deltas:
+            deltas.append({"content": ""})  # a token whose text is held back
+        for place, delta in enumerate(deltas):
+            yield self._event(index, chunk, delta, logprobs=None if place else logprobs)
         if chunk.answer is not None:
             reason = spoken.reason(chunk.answer.finish_reason)
             yield {**self._event(index, chunk, {}, reason), "coterie": details(chunk.answer)}
@@ -119,9 +121,9 @@ class ChatAnswers:
         return self._spoken[index]
 
     def _event(
-        self, index: int, chunk: Chunk, delta: Mapping[str, Any], finish_reason: str | None = None
+        self, index: int, chunk: Chunk, delta: Mapping[str, Any], reason: str | None = None, logprobs: object = None
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": dict(delta), "finish_reason": finish_reason, "logprobs": None}
+        choice = {"index": index, "delta": dict(delta), "finish_reason": reason, "logprobs": logprobs}
         return {**self._head(chunk.request_id, "chat.completion.chunk", chunk.expert), "choices": [choice]}
 
     def _head(self, request_id: str, kind: str, model: str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What a request asks of the choice of tokens: penalties, bias and logprobs, and how logprobs are written.
+
+Knows nothing about how tokens are chosen. Source: the OpenAI API reference, "Create chat completion";
+`repetition_penalty` is what vLLM and llama.cpp call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from coterie.api.logprobs import TokenLogprob
+from coterie.core.errors import RequestError
+from coterie.engine.request import ChoiceParams
+from coterie.server.fields import get, integer, number
+
+PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
+CHOOSING = (*PENALTIES, "logprobs", "top_logprobs")
+LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
+
+
+def choosing(body: Mapping[str, object]) -> ChoiceParams:
+    """How tokens are chosen. Raises RequestError naming the field."""
+    wanted, top = get(body, "logprobs", bool, "true or false"), integer(body, "top_logprobs")
+    if top and not wanted:
+        raise RequestError("top_logprobs", f"is {top} but logprobs is not true", "set logprobs to true")
+    return replace(penalties(body), top_logprobs=(top or 0) if wanted else None)
+
+
+def penalties(body: Mapping[str, object]) -> ChoiceParams:
+    """What changes logits, without logprobs. Raises RequestError naming the field."""
+    return ChoiceParams(
+        presence_penalty=number(body, "presence_penalty", 0.0),
+        frequency_penalty=number(body, "frequency_penalty", 0.0),
+        repetition_penalty=number(body, "repetition_penalty", 1.0),
+        logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}),
+    )
+
+
+def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    found: dict[int, float] = {}
+    for name in given:
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            raise RequestError("logit_bias", f"names {name[:40]!r}, which is no token id", "give whole numbers from 0")
+        found[int(name)] = number(given, name, 0.0)
+    return tuple(found.items())
+
+
+def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams) -> dict[str, Any] | None:
+    """The `logprobs` of a choice, or of a part of it; null where they were not asked for."""
+    if choice.top_logprobs is None:
+        return None
+    content = [{**_written(one), "top_logprobs": [_written(other) for other in one.top]} for one in found]
+    return {"content": content, "refusal": None}
+
+
+def _written(one: TokenLogprob) -> dict[str, Any]:
+    logprob = one.logprob if math.isfinite(one.logprob) else LEAST_LOGPROB
+    return {"token": one.text, "logprob": logprob, "bytes": list(one.bytes)}

@@ -1,0 +1,140 @@
+"""Choosing on the host: the formulas against float64 and transformers, and drawing where nothing is changed."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coterie.core.errors import RequestError, UnsupportedError
+from coterie.device import Sampling
+from coterie.engine.choice import Chooser, check_choice, logprobs_of, repeat
+from coterie.engine.request import ChoiceParams
+from coterie.graph.sampling import draw
+
+V = 97
+PROMPT = (3, 14, 15, 92, 65, 3)
+
+
+def logits(seed):
+    return (4 * np.random.default_rng(seed).standard_normal(V)).astype(np.float32)
+
+
+def chooser(sampling=None, **params):
+    return Chooser(ChoiceParams(**params), sampling or Sampling(), PROMPT, ())
+
+
+def formula(z, params, answer):
+    """What the next token is drawn from, in float64, token by token."""
+    found = []
+    for token, given_logit in enumerate(z.astype(np.float64)):
+        factor = params.repetition_penalty if token in PROMPT or token in answer else 1
+        logit = given_logit / factor if given_logit > 0 else given_logit * factor
+        count = answer.count(token)
+        penalty = count * params.frequency_penalty + (count > 0) * params.presence_penalty
+        found.append(logit - penalty + dict(params.logit_bias).get(token, 0.0))
+    return np.array(found)
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+    repetition=st.floats(0.1, 10),
+    bias=st.dictionaries(st.integers(0, V - 1), st.floats(-100, 100), max_size=8),
+)
+def test_an_answer_is_chosen_by_the_formula(seed, presence, frequency, repetition, bias):
+    params = ChoiceParams(None, presence, frequency, repetition, tuple(bias.items()))
+    one, answer = Chooser(params, Sampling(), PROMPT, ()), []
+    for position in range(12):
+        z = logits(seed + position % 3)  # the same rows come again, so the penalties decide
+        wanted = formula(z, params, answer)
+        np.testing.assert_allclose(one.changed(z), wanted, rtol=1e-5, atol=2e-5)
+        answer.append(one.choose(z, int(np.argmax(z)), position))
+        assert wanted[answer[-1]] >= wanted.max() - 1e-4
+
+
+@hypothesis.settings(deadline=None)  # the first import of torch takes seconds
+@given(seed=st.integers(0, 1000), penalty=st.floats(0.05, 20))
+def test_repetition_is_penalized_as_transformers_does_it(seed, penalty):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    z, ids = logits(seed), np.unique(PROMPT)
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([PROMPT]), torch.tensor(z[None]))
+    repeat(z, ids, penalty)
+    np.testing.assert_array_equal(z, theirs[0].numpy())
+
+
+@pytest.mark.parametrize("settings", [Sampling(), Sampling(0.8, 12, 0.9, 0.01, seed=5)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [{"top_logprobs": 3}, {"logit_bias": ((7, 0.0),)}])
+def test_what_changes_nothing_draws_what_is_drawn(settings, params):
+    one = chooser(settings, **params)
+    for position in range(40):
+        z = logits(position)
+        before, drawn = z.copy(), draw(z, settings, position)
+        assert one.choose(z, drawn, position) == drawn
+        np.testing.assert_array_equal(z, before)  # the device's copy is not written to
+
+
+def test_only_logprobs_keep_the_devices_token():
+    assert chooser(top_logprobs=0).choose(logits(0), 5, 0) == 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, V + 3])
+def test_logprobs_are_a_log_softmax_of_the_models_logits(count):
+    z = np.round(logits(1))  # ties, of which the lower id is first
+    one = chooser(top_logprobs=min(count, 20), logit_bias=((9, 100.0),))
+    token = one.choose(z, 0, 0)
+    assert token == 9
+    (seen,) = one.take_news()
+    assert one.take_news() == ()
+    found = logprobs_of(z, 9, count)
+    assert (found.token, found.logprob) == (9, seen.logprob)
+    total = math.fsum(math.exp(float(x)) for x in z)
+    order = sorted(range(V), key=lambda i: (-z[i], i))[:count]
+    assert [i for i, _ in found.top] == order
+    for i, logprob in (*found.top, (found.token, found.logprob)):
+        assert logprob == pytest.approx(float(z[i]) - math.log(total), rel=1e-12, abs=1e-12)
+
+
+def test_logprobs_are_what_torch_says():
+    torch = pytest.importorskip("torch")
+    z = logits(4)
+    theirs = torch.log_softmax(torch.tensor(z, dtype=torch.float64), 0)
+    values, ids = theirs.topk(20)
+    found = logprobs_of(z, 11, 20)
+    assert found.logprob == pytest.approx(float(theirs[11]), rel=1e-12)
+    assert [i for i, _ in found.top] == ids.tolist()
+    np.testing.assert_allclose([p for _, p in found.top], values.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"top_logprobs": 21}, "top_logprobs is 21"),
+        ({"top_logprobs": -1}, "top_logprobs is -1"),
+        ({"presence_penalty": 2.5}, r"presence_penalty is 2\.5.*-2 to 2"),
+        ({"frequency_penalty": -3.0}, r"frequency_penalty is -3"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.*0\.01 to 100"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ({"logit_bias": ((3, 101.0),)}, "logit_bias of 3 is 101"),
+        ({"logit_bias": ((-3, 1.0),)}, "logit_bias of -3"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(fields, named):
+    with pytest.raises(RequestError, match=named):
+        ChoiceParams(**fields)
+
+
+def test_what_an_expert_or_a_device_cannot_choose_is_refused():
+    check_choice(ChoiceParams(logit_bias=((V - 1, 1.0),)), V, False)
+    with pytest.raises(RequestError, match=f"token {V} but the vocabulary has {V}"):
+        check_choice(ChoiceParams(logit_bias=((V, 1.0),)), V, False)
+    check_choice(ChoiceParams(), V, True)
+    with pytest.raises(UnsupportedError, match="makes its tokens up"):
+        check_choice(ChoiceParams(top_logprobs=0), V, True)

@@ -1,0 +1,181 @@
+"""The engine where some requests of a batch are chosen on the host: beside others, with every way to end, and reuse."""
+
+from __future__ import annotations
+
+import engine_world
+import numpy as np
+import pytest
+from engine_world import VOCAB, TellingDevice, Words, ask, text_of, world
+
+from coterie.core.errors import UnsupportedError
+from coterie.device import Sampling
+from coterie.engine.choice import logprobs_of
+from coterie.engine.request import ChoiceParams, SamplingParams
+from coterie.graph.sampling import draw
+
+CHOSEN = ChoiceParams(top_logprobs=4, frequency_penalty=1.5, presence_penalty=0.5, logit_bias=((11, 2.0),))
+
+
+def logits(context, name):
+    """The logits behind a context, as an expert of that name has them; few values, so that tokens come again."""
+    seed = [context[-1] % 3, *map(ord, name)]
+    return np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32)
+
+
+class NumbersDevice(TellingDevice):
+    """Draws from logits, of which it has those of its last run."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.rows, self.reads = [], []
+
+    def synthetic(self):
+        return False
+
+    def _compute(self, exe, binding, steps):
+        self.rows, self.settings = [], iter([s for _ in range(steps) for s in binding.rows.sampling])
+        return super()._compute(exe, binding, steps)
+
+    def next_of(self, context, name):
+        self.rows.append(logits(context, name))
+        return draw(self.rows[-1], next(self.settings), len(context) - 1)
+
+    def logits(self, event, rows):
+        ran, _, _, steps = self.runs[-1]
+        assert event == ran
+        assert steps == 1
+        self.reads.append(list(rows))
+        return np.stack([self.rows[row] for row in rows])
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(engine_world, "TellingDevice", NumbersDevice)
+    made = world({"a": 4}, near_blocks=16, max_batch=4)
+    monkeypatch.setattr(engine_world, "next_token", made.device.next_of)
+    return made
+
+
+def run(made, *requests):
+    """All outputs by request, once nothing is left to do."""
+    outputs = {request.request_id: [] for request in requests}
+    for request in requests:
+        made.engine.submit(request)
+    while not made.engine.idle:
+        for output in made.engine.step():
+            outputs[output.request_id].append(output)
+        made.engine.check_integrity()
+    return outputs
+
+
+def tokens_of(outputs):
+    return [token for output in outputs for token in output.token_ids]
+
+
+def expected(request):
+    """The answer and its logprobs, one token after the other, by the formula."""
+    context, answer, found, params = list(request.prompt_ids), [], [], request.choice
+    s = request.sampling
+    settings = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+    for _ in range(request.max_tokens):
+        z = logits(context, request.expert_id)
+        changed = z.copy()
+        for token in set(answer):
+            changed[token] -= np.float32(params.presence_penalty + params.frequency_penalty * answer.count(token))
+        for token, bias in params.logit_bias:
+            changed[token] += np.float32(bias)
+        token = draw(changed, settings, len(context) - 1)
+        found.append(logprobs_of(z, token, params.top_logprobs or 0))
+        context.append(token)
+        answer.append(token)
+        if token in request.end_ids and not request.ignore_end:
+            break
+    return answer, found
+
+
+WARM = SamplingParams(temperature=0.7, top_p=0.95, seed=3)
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), WARM], ids=["greedy", "sampled"])
+def test_chosen_and_drawn_rows_share_a_batch(small, sampling):
+    chosen = ask("chosen", "a", (1, 2, 3), 12, choice=CHOSEN, sampling=sampling)
+    drawn = ask("drawn", "a", (4, 5), 9, sampling=sampling)
+    reported = ask("reported", "a", (7,), 6, choice=ChoiceParams(top_logprobs=0), sampling=sampling)
+    outputs = run(small, chosen, drawn, reported)
+    for request in (chosen, drawn, reported):
+        answer, found = expected(request)
+        assert tokens_of(outputs[request.request_id]) == answer
+        if request.choice.asks:
+            assert [one for output in outputs[request.request_id] for one in output.logprobs] == found
+        assert outputs[request.request_id][-1].finish_reason == "length"
+    assert expected(chosen)[0] != expected(ask("plain", "a", (1, 2, 3), 12, sampling=sampling))[0]
+    assert not any(output.logprobs for output in outputs["drawn"])
+    assert [0, 2] in small.device.reads  # of all rows only those two
+    assert max(map(len, small.device.reads)) == 2
+
+
+def test_who_asks_for_nothing_runs_many_steps_and_reads_nothing(small):
+    run(small, ask("drawn", "a", (4, 5), 9))
+    assert max(steps for *_, steps in small.device.runs) > 1
+    assert small.device.reads == []
+
+
+def test_end_tokens_end_a_chosen_answer(small):
+    free, _ = expected(ask("free", "a", choice=CHOSEN, max_tokens=12))
+    end = free[4]
+    request = ask("one", "a", choice=CHOSEN, max_tokens=12, end_ids=(end,), ignore_end=False)
+    outputs = run(small, request)["one"]
+    assert tokens_of(outputs) == free[: free.index(end) + 1] == expected(request)[0]
+    assert outputs[-1].finish_reason == "stop"
+
+
+def test_an_end_token_that_only_the_device_drew_ends_nothing(small):
+    drawn = expected(ask("drawn", "a", max_tokens=1))[0][0]
+    forbidden = ChoiceParams(logit_bias=((drawn, -100.0),))
+    request = ask("one", "a", max_tokens=10, choice=forbidden, end_ids=(drawn,), ignore_end=False)
+    outputs = run(small, request)["one"]
+    assert len(tokens_of(outputs)) == 10
+    assert drawn not in tokens_of(outputs)
+
+
+def test_stop_strings_end_a_chosen_answer(small):
+    free, _ = expected(ask("free", "a", choice=CHOSEN, max_tokens=12))
+    stop = text_of(free)[5:7]
+    request = ask("one", "a", choice=CHOSEN, max_tokens=12, stop=(stop,), detokenizer=Words())
+    outputs = run(small, request)["one"]
+    text = "".join(output.text for output in outputs)
+    assert text == text_of(free)[: text_of(free).index(stop)]
+    assert outputs[-1].finish_reason == "stop"
+
+
+def test_a_later_turn_reuses_what_was_chosen(small):
+    first = ask("first", "a", (1, 2, 3, 4, 5, 6, 7, 8), 12, choice=CHOSEN)
+    answer = tokens_of(run(small, first)["first"])
+    second = ask("second", "a", (*first.prompt_ids, *answer, 9), 5, choice=CHOSEN)
+    outputs = run(small, second)["second"]  # the device fails where KV state is not of these tokens
+    assert tokens_of(outputs) == expected(second)[0]
+    assert outputs[-1].timings.cached_tokens > len(first.prompt_ids)
+
+
+def test_a_cancelled_answer_reports_no_logprobs_again(small):
+    small.engine.submit(ask("one", "a", max_tokens=12, choice=CHOSEN))
+    seen = []
+    while len(seen) < 3:
+        seen += small.engine.step()
+    small.engine.cancel("one")
+    (last,) = small.engine.step()
+    assert (last.finish_reason, last.token_ids, last.logprobs) == ("cancelled", (), ())
+
+
+def test_a_failed_step_fails_who_is_chosen_for_too(small):
+    small.device.broken.add("run")
+    outputs = run(small, ask("one", "a", choice=CHOSEN))["one"]
+    assert "trapped" in str(outputs[-1].error)
+    assert small.device.reads == []
+
+
+def test_a_device_that_makes_tokens_up_refuses():
+    made = world({"a": 4}, near_blocks=16)
+    with pytest.raises(UnsupportedError, match="makes its tokens up"):
+        made.engine.submit(ask("one", "a", choice=CHOSEN))
+    assert made.engine.idle

@@ -1,0 +1,94 @@
+"""What clients ask of the choice of tokens, asked by the official OpenAI client and compared with the Python face."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.system.test_server import served
+
+from coterie.api import Coterie, Message, Query
+from coterie.engine.request import ChoiceParams, SamplingParams
+
+ASKED = [{"role": "user", "content": "for ada, please"}]
+
+
+@pytest.fixture(scope="module")
+def client(composition: Path) -> Iterator[openai.OpenAI]:
+    with (
+        served(Coterie.open(str(composition))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found,
+    ):
+        yield found
+
+
+def ask(client: openai.OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(model="ada", messages=ASKED, max_tokens=12, **options)
+
+
+@pytest.mark.parametrize("warmth", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}], ids=["greedy", "sampled"])
+def test_logprobs_come_with_the_same_answer_whole_and_streamed(client: openai.OpenAI, warmth: dict[str, Any]) -> None:
+    plain = ask(client, **warmth)
+    assert plain.choices[0].logprobs is None
+    whole = ask(client, **warmth, logprobs=True, top_logprobs=5).choices[0]
+    assert whole.message.content == plain.choices[0].message.content
+    content = whole.logprobs.content
+    assert len(content) == 12 - (whole.finish_reason == "stop")
+    assert b"".join(bytes(one.bytes) for one in content).decode(errors="replace") == whole.message.content
+    for one in content:
+        assert one.logprob <= 0
+        assert one.token == bytes(one.bytes).decode(errors="replace")
+        likeliest = [other.logprob for other in one.top_logprobs]
+        assert len(likeliest) == 5
+        assert likeliest == sorted(likeliest, reverse=True)
+        assert sum(map(math.exp, likeliest)) <= 1
+        if not warmth["temperature"]:
+            assert one.top_logprobs[0].bytes == one.bytes
+            assert one.top_logprobs[0].logprob == one.logprob
+    chunks = [chunk.choices[0] for chunk in ask(client, **warmth, logprobs=True, top_logprobs=5, stream=True)]
+    streamed = [one for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content]
+    assert streamed == content
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
+
+
+def test_logprobs_without_alternatives(client: openai.OpenAI) -> None:
+    content = ask(client, logprobs=True).choices[0].logprobs.content
+    assert content
+    assert all(one.top_logprobs == [] for one in content)
+
+
+def test_bias_and_penalties_change_what_is_said(client: openai.OpenAI, composition: Path) -> None:
+    only = ask(client, logit_bias={"65": 100}).choices[0].message.content
+    assert only == "A" * 12
+    assert ask(client, logit_bias={"65": 100}, frequency_penalty=2).choices[0].message.content == "A" * 12
+    plain = ask(client).choices[0].message.content
+    changes: dict[str, dict[str, Any]] = {
+        "presence_penalty": {"presence_penalty": 2},
+        "frequency_penalty": {"frequency_penalty": 2},
+        "repetition_penalty": {"extra_body": {"repetition_penalty": 50}},
+    }
+    with Coterie.open(str(composition)) as coterie:
+        for name, options in changes.items():
+            value = float(options.get(name, 50))
+            query = Query((Message("user", ASKED[0]["content"]),), "ada", max_tokens=12)
+            choice = ChoiceParams(**{name: value})
+            here = coterie.ask(Query(query.messages, "ada", SamplingParams(), 12, choice=choice)).text
+            assert ask(client, **options).choices[0].message.content == here
+    strong = ask(client, presence_penalty=2, frequency_penalty=2, extra_body={"repetition_penalty": 50})
+    assert strong.choices[0].message.content != plain
+
+
+def test_text_completions_take_bias_and_penalties(client: openai.OpenAI) -> None:
+    def complete(**options: Any) -> str:
+        return client.completions.create(model="ada", prompt="so", max_tokens=8, **options).choices[0].text
+
+    assert complete(logit_bias={"66": 100}) == "B" * 8
+    assert (
+        complete(logit_bias={"66": 1, "67": 1}, extra_body={"repetition_penalty": 50}, frequency_penalty=2) != "B" * 8
+    )
+    with pytest.raises(openai.BadRequestError, match="presence_penalty is 3"):
+        complete(presence_penalty=3)
