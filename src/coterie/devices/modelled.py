@@ -23,7 +23,7 @@ from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.devices.modelled_behind import Behind, Drawn, computes_no_numbers
 from coterie.devices.modelled_clock import BEST, Kit
-from coterie.devices.modelled_event import ModelledEvent, finished, not_ours, own
+from coterie.devices.modelled_event import ModelledEvent, drawn_by, finished, not_ours, own, passed
 from coterie.devices.modelled_exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
 from coterie.devices.modelled_price import StepPricer, gated, gated_by
 from coterie.devices.modelled_region import Pricing
@@ -202,21 +202,11 @@ class ModelledDevice(Device):
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
-        if not isinstance(event, ModelledEvent):
-            raise not_ours(event)
-        failure, pieces = finished(event).failure, event.work.pieces
-        if failure is not None:
-            raise failure
-        if event.tokens is None:
-            raise ValueError(f"{event.label} draws no tokens")
-        drawn = event.tokens()
-        return drawn if pieces is None else drawn[:pieces]
+        return drawn_by(event)
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
         """Those of the numerics device, of the run that was issued last. Raises UnsupportedError without one."""
-        failure = finished(event).failure
-        if failure is not None:
-            raise failure
+        passed(event)
         if self._behind is None:
             raise computes_no_numbers(self._spec.name)
         if event is not self._ran:

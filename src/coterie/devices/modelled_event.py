@@ -37,6 +37,24 @@ def finished(event: Event) -> Work:
     return event.work
 
 
+def passed(event: Event) -> Work:
+    """The work of an event of ours that did not fail. Raises its failure, ValueError if it is not finished."""
+    work = finished(event)
+    if work.failure is not None:
+        raise work.failure
+    return work
+
+
+def drawn_by(event: Event) -> I32:
+    """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
+    pieces = passed(event).pieces
+    tokens = event.tokens if isinstance(event, ModelledEvent) else None
+    if tokens is None:
+        raise ValueError(f"{event.label} draws no tokens")
+    drawn = tokens()
+    return drawn if pieces is None else drawn[:pieces]
+
+
 def not_ours(event: Event) -> ValueError:
     """What is raised for an event of another device."""
     return ValueError(f"event {event.event_id} ({event.label}) is of another device")
