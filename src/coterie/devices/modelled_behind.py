@@ -69,10 +69,10 @@ class Behind:
             drawn.tokens = self.device.tokens(event)
         return failure
 
-    def logits(self, rows: Sequence[int]) -> F32:
-        """Of the run that was issued last. Raises ValueError when it has not run."""
-        if self._ran is None:
-            raise ValueError("nothing has run yet")
+    def logits(self, event: Event, last: Event | None, rows: Sequence[int]) -> F32:
+        """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
+        if self._ran is None or event is not last:
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
         return self.device.logits(self._ran, rows)
 
     def bind(self, binding: Binding) -> Binding:
