@@ -303,7 +303,7 @@ def test_bad_bodies_get_400_and_an_error_object(url: str, body: bytes) -> None:
 
 
 def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:
-    for path in ("/v1/nothing", "/chat/completions", "/"):
+    for path in ("/v1/nothing", "/chat/completions", "/v1"):
         message = httpx.get(f"{url}{path}").json()["error"]["message"]
         assert message.startswith(f"[GET {path}] Not Found")
         assert "POST /v1/chat/completions" in message

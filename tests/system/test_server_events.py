@@ -125,6 +125,16 @@ def test_who_cannot_be_served_ends_too(looking: tuple[Looking, str, Coterie]) ->
     assert "context" in end["error"]
 
 
+def test_what_is_done_by_hand_is_told(looking: tuple[Looking, str, Coterie]) -> None:
+    look, url, _ = looking
+    look.until("snapshot")
+    for verb in ("load?wait=true", "pin", "unpin", "unload"):
+        assert httpx.post(f"{url}/v1/models/cyd/{verb}").is_success
+    look.until("dropped", expert="cyd", tier="dram")
+    told = [event["event"] for event in look.events[1:]]
+    assert told == ["load_begun", "load_ended", "pinned", "unpinned", "dropped"]
+
+
 def test_nobody_is_told_once_who_looked_has_left(looking: tuple[Looking, str, Coterie]) -> None:
     look, url, coterie = looking
     look.until("snapshot")

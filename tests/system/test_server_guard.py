@@ -22,7 +22,7 @@ from coterie.server import guard
 from coterie.server.app import make_app
 
 KEYS = ("first-key", "the-second-key")
-PATHS = ("/v1/models", "/v1/models/ada", "/metrics", "/v1/status", "/nothing", "/health/", "//health")
+PATHS = ("/v1/models", "/v1/models/ada", "/v1/events", "/metrics", "/v1/status", "/nothing", "/health/", "//health")
 
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -51,15 +51,17 @@ def as_openai(url: str, key: str = "none") -> openai.OpenAI:
         [(b"Authorization", b"Bearer first-key\xff")],
     ],
 )
-def test_without_a_right_key_there_is_only_health(guarded: str, headers: dict) -> None:
+def test_without_a_right_key_there_is_only_health_and_the_page(guarded: str, headers: dict) -> None:
     with httpx.Client(base_url=guarded, headers=headers) as client:
         for path in PATHS:
-            got = client.get(path)
+            got = client.get(f"{guarded}{path}")  # whole, or two slashes would be read as a host
+            assert got.request.url.raw_path == path.encode()
             assert (got.status_code, got.headers["www-authenticate"]) == (401, "Bearer")
             assert got.json()["error"]["code"] == "invalid_api_key"
         for path in ("/v1/chat/completions", "/v1/models/ada/load"):
             assert client.post(path, json={}).status_code == 401
         assert client.get("/health").json()["status"] == "ok"
+        assert client.get("/").status_code == 200
 
 
 @pytest.fixture(scope="module")

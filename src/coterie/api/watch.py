@@ -35,6 +35,7 @@ class Happening:
     load_begun      size_bytes, from, to, links by which it comes up, evicted: expert and tier of who went for it
     load_ended      seconds, bytes_per_s                        load_failed     error
     evicted         tier                                        dropped         tier: it was told to go, or had failed
+    pinned, unpinned
     routing         a model is asked where the request goes
     routed          expert, confidence, is_fallback, runners_up
     queued, admitted, first_token
@@ -169,6 +170,8 @@ class Watch:
             seconds, size = float(entry[2]), self._models[name].layout.size_bytes
             rate = size / seconds if seconds > 0 else 0.0
             self._tell("load_ended", expert=name, size_bytes=size, seconds=seconds, bytes_per_s=rate)
+        elif what in ("pin", "unpin"):
+            self._tell(f"{what}ned", expert=name)
         elif what == "failed":
             self._tell("load_failed", expert=name, error=entry[2])
 

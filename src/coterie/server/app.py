@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from coterie.api import Coterie
 from coterie.core.errors import CoterieError, RequestError
-from coterie.server import events, metrics, models
+from coterie.server import events, metrics, models, page
 from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.guard import Guard, digests_of, retry_headers
@@ -74,6 +74,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
             *events.routes(hub),
+            *page.routes(),
         ],
         exception_handlers={
             CoterieError: _on_error,

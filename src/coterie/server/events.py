@@ -153,7 +153,11 @@ def snapshot(coterie: Coterie) -> dict[str, Any]:
     """The status, what experts are for, and who lies in each tier."""
     status = coterie.status().to_dict()
     about = {expert.name: expert.description for expert in coterie.composition.experts}
-    experts = [{**expert, "description": about.get(expert["name"], "")} for expert in status["experts"]]
+    experts = [
+        {**expert, "of": "experts" if expert["name"] in about else "router",
+         "description": about.get(expert["name"], "asked where requests go")}
+        for expert in status["experts"]
+    ]  # fmt: skip
     return {**status, "time": round(time.time(), 3), "experts": experts, "tiers": coterie.watch.residents()}
 
 

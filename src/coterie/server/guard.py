@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coterie.core.errors import UsageError
 from coterie.engine.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/health"})  # what watches a server has no key
+OPEN_PATHS = frozenset({"/health", "/"})  # what watches a server has no key; the page asks for it
 SHOWN = "coterie.key"  # in a request's scope: which key it showed
 RETRY_LATER = (429, 503)
 MIN_RETRY_S, MAX_RETRY_S = 1, 60

@@ -1,0 +1,59 @@
+// A document, a server and a user for the page's script, as little of each as it uses. Prints what is shown.
+"use strict";
+const [html, said] = [0, 1].map((index) => require("fs").readFileSync(process.argv[2 + index], "utf8"));
+const scene = JSON.parse(said);
+
+class Node {
+  constructor(tag) {
+    Object.assign(this, { tag, children: [], dataset: {}, attributes: {}, handlers: {}, className: "", value: "", hidden: false, disabled: false, own: "" });
+    this.style = { setProperty() {} };
+    this.classList = { add: (name) => { this.className += ` ${name}`; } };
+  }
+  set innerHTML(_) { throw new Error("HTML is put in"); }
+  set outerHTML(_) { throw new Error("HTML is put in"); }
+  get textContent() { return this.own + this.children.map((child) => child.textContent).join(" "); }
+  set textContent(text) { this.own = String(text); this.children = []; }
+  append(...nodes) { this.children.push(...nodes); }
+  prepend(...nodes) { this.children.unshift(...nodes); }
+  replaceChildren(...nodes) { this.own = ""; this.children = nodes; }
+  get lastChild() { const all = this.children; return { remove: () => all.pop() }; }
+  setAttribute(name, value) { this.attributes[name] = value; }
+  addEventListener(name, handler) { this.handlers[name] = handler; }
+  focus() {}
+}
+
+const byId = new Map([...html.matchAll(/ id="([^"]+)"/g)].map((found) => [found[1], new Node("fixed")]));
+globalThis.document = {
+  getElementById(id) { if (!byId.has(id)) throw new Error(`there is no ${id}`); return byId.get(id); },
+  createElement: (tag) => new Node(tag),
+};
+globalThis.requestAnimationFrame = (draw) => setTimeout(draw, 0);
+const asked = [];
+globalThis.fetch = async (path, options) => {
+  asked.push({ path, ...options, signal: undefined });
+  const next = scene.answers[path][0];
+  if (next && next.key && options.headers.Authorization !== `Bearer ${next.key}`) {
+    return new Response(JSON.stringify({ error: { message: "no key" } }), { status: 401 });
+  }
+  const answer = scene.answers[path].shift();
+  if (!answer) return new Promise(() => {});
+  return new Response(answer.body, { status: answer.status || 200 });
+};
+globalThis.setTimeout = ((real) => (go, ms) => real(go, Math.min(ms || 0, 5)))(setTimeout);
+new Function(html.match(/<script>([\s\S]*?)<\/script>/)[1])();
+
+const wait = (ms) => new Promise((go) => setTimeout(go, ms));
+const rest = async () => { for (let turn = 0; turn < 20; turn += 1) await wait(5); };
+const event = { preventDefault() {} };
+(async () => {
+  await rest();
+  for (const [id, name, value] of scene.does) {
+    if (value !== undefined) byId.get(id === "ask" ? "prompt" : "key").value = value;
+    byId.get(id).handlers[name](event);
+    await rest();
+  }
+  const shown = Object.fromEntries([...byId].map(([id, node]) => [id, node.textContent]));
+  const tiles = byId.get("experts").children.map((row) => row.children[0]);
+  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, states: tiles.map((tile) => tile.dataset.state) }));
+  process.exit(0);
+})();
