@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import sys
 
-MAIN = "from coterie.cli.main import main; main()"
+# Who starts tests in the background of a shell has SIGINT ignored, and so would the command.
+MAIN = """
+import signal
+from coterie.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 
 
 def command_of(*words: object) -> list[str]:

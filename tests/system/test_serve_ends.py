@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.commands import command_of
 
 from coterie.api import Chunk, Coterie
 from coterie.cli.serve import listen
@@ -21,14 +21,7 @@ from coterie.core.trace import read_trace
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 
-# Who starts tests in the background of a shell has SIGINT ignored, and so would the server.
-MAIN = """
-import signal
-from coterie.cli.main import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
-"""
-SERVE = [sys.executable, "-c", MAIN, "serve", "demo", "--port", "0"]
+SERVE = command_of("serve", "demo", "--port", 0)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
