@@ -2,7 +2,7 @@
 
     correct    the driver, stored values and every promise of a device, beside the CPU's
     measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
-               what a model of it says about these; then transformers beside decode, prefill and switch
+               what a model of it says about these; then packed weights; then transformers beside the benches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
@@ -73,6 +73,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
     measured = {"decode": decode, "prefill": prefill, "switch": switch}
+    packed = ((name, weights) for name in ("decode", "prefill") for weights in ("int8", "int4"))
     few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
     ours = {
@@ -85,6 +86,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "trace": (("trace", str(trace)), 15),
         "calibrate": (calibrate, 60),
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
+        **{f"{name}-{weights}": ((*measured[name], "--weights", weights), 60) for name, weights in packed},
         **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
     }
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")

@@ -147,8 +147,10 @@ def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: 
     assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
     walks = [part.name for part in every if "fused/persistent" in part.command or "gpu-persistent" in part.command]
     assert walks == names[-2:]
-    peers = next(number for number, name in enumerate(names) if name.endswith("-peers"))
-    assert sum(part.limit_s for part in every[:peers]) <= 60 * first_gpu.MINUTES
+    assert sum(part.limit_s for part in every[: names.index("validate") + 1]) <= 60 * first_gpu.MINUTES
+    packed = [f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")]
+    assert names[names.index("validate") + 1 :][: len(packed) + 1] == [*packed, "decode-peers"]
+    assert all(part.command[-2:] == ("--weights", part.name[-4:]) for part in every if part.name in packed)
     assert all(0 < part.limit_s <= 240 for part in every)
 
 
@@ -169,6 +171,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
         "fusion",
         "fusion-persistent",
         "coe",
+        *(f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")),
         "decode-peers",
         "prefill-peers",
         "switch-peers",
