@@ -37,6 +37,7 @@ from coterie.server.app import make_app
 from coterie.server.ending import Server
 from coterie.server.guard import digests_of
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is 47 plus 85?"
 
 
@@ -76,6 +77,8 @@ def serve(
         out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
+        if not api_key and host not in LOOPBACK:
+            out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
         try:
             Server(make_app(coterie, api_key or ())).run(
                 sockets=[listener]

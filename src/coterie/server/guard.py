@@ -10,6 +10,8 @@ import hmac
 import math
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -53,6 +55,20 @@ def client_of(scope: Scope) -> str:
     """Who asks, for shares of the queue: the key that was shown, and the address that the request comes from."""
     host = scope["client"][0] if scope.get("client") else "?"
     return f"{scope.get(SHOWN, '')}@{host}"
+
+
+def check_origin(scope: Scope) -> None:
+    """Raise HTTPException (403) where a page of another site has a browser ask this; with a key it is who it says.
+
+    A browser sends a POST without a body anywhere without asking first: only the answer is kept from such a page.
+    """
+    headers = Headers(scope=scope)
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None and SHOWN not in scope and origin.partition("://")[2] != host:
+        message = (
+            f"[Origin] {origin} is not {host}, where this server is; ask from its own page, or serve with --api-key"
+        )
+        raise HTTPException(403, message)
 
 
 def digests_of(keys: Sequence[str]) -> list[bytes]:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from coterie.api import Coterie
 from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.server.guard import check_origin
 from coterie.server.worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def routes(worker: Worker) -> list[Route]:
         return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:
+        check_origin(request.scope)
         name, wait = request.path_params["name"], _flag(request, "wait")
         if wait:
             await worker.told(lambda coterie, tell: coterie.load_soon(name, tell))
@@ -66,6 +68,7 @@ def routes(worker: Worker) -> list[Route]:
 
     def act(function: Callable[[Coterie, str], None]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
+            check_origin(request.scope)
             name = request.path_params["name"]
             await worker.call(lambda coterie: function(coterie, name))
             return JSONResponse(await _row(worker, name))
