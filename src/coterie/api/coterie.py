@@ -289,7 +289,7 @@ class Coterie:
             ignore_end=query.ignore_end,
             detokenizer=text.detokenizer(query),
             client=query.client,
-            choice=query.choice,
+            choice=text.choice(query, model.end_ids),
         )
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(request)

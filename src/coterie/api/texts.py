@@ -6,15 +6,17 @@ Knows nothing about engines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.api.types import Query
 from coterie.checkpoint.calls import CallText
 from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, UnsupportedError
+from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
 
@@ -53,6 +55,20 @@ class Text:
             return None
         form = self.template.form if self.template is not None and query.tools else None
         return self.tokenizer.detokenizer(() if form is None else (form.opening, form.closing))
+
+    def choice(self, query: Query, end_ids: tuple[int, ...]) -> ChoiceParams:
+        """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
+        if not query.form:
+            return query.choice
+        if query.tools:
+            raise RequestError(
+                "response_format", "is given beside tools, whose calls have a form of their own", "drop one"
+            )
+        if self.tokenizer is None:
+            raise UnsupportedError(
+                "response_format", f"{self.expert} has no tokenizer to keep to a form", "leave it out"
+            )
+        return replace(query.choice, mask=grammar_of(self.tokenizer, self.vocab_size, end_ids).mask(query.form))
 
     def calls(self, query: Query) -> CallText | None:
         """What finds the calls in one answer; None where no tools are offered."""

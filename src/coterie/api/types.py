@@ -64,6 +64,7 @@ class Query:
     `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
     template: the last message is the text itself, and `prompt_ids`, where given, are its tokens. `previous_expert` is
     who answered this conversation before.
+    `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
@@ -80,6 +81,7 @@ class Query:
     prompt_ids: tuple[int, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ChoiceParams = field(default_factory=ChoiceParams)
+    form: str = ""
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

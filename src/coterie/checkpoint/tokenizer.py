@@ -46,7 +46,9 @@ class Tokenizer:
     def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = library_tokenizer
         self._last: tuple[str, bool, list[int]] | None = None
-        self._added = frozenset(library_tokenizer.get_added_tokens_decoder())
+        added = library_tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self.special_ids = frozenset([token_id for token_id, token in added.items() if token.special])
         decoder = library_tokenizer.decoder
         parts = [] if decoder is None else list(_parts(json.loads(decoder.__getstate__())))
         self._decodes = {str(part["type"]) for part in parts}

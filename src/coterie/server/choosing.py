@@ -6,18 +6,20 @@ Knows nothing about how tokens are chosen. Source: the OpenAI API reference, "Cr
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
+from coterie.checkpoint.grammar import ANY_OBJECT
 from coterie.core.errors import RequestError
 from coterie.engine.request import ChoiceParams
 from coterie.server.fields import get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
-CHOOSING = (*PENALTIES, "logprobs", "top_logprobs")
+CHOOSING = (*PENALTIES, "logprobs", "top_logprobs", "response_format")
 LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
 
 
@@ -37,6 +39,26 @@ def penalties(body: Mapping[str, object]) -> ChoiceParams:
         repetition_penalty=number(body, "repetition_penalty", 1.0),
         logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}),
     )
+
+
+def form_of(body: Mapping[str, object]) -> str:
+    """The JSON schema, as JSON, that `response_format` holds an answer to; empty: none. Raises RequestError."""
+    given = get(body, "response_format", dict, "an object") or {"type": "text"}
+    kind = given.get("type")
+    if kind == "text":
+        return ""
+    if kind == "json_object":
+        return ANY_OBJECT
+    if kind != "json_schema":
+        raise RequestError("response_format", f"has type {kind!r}", "use text, json_object or json_schema")
+    named = given.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        fact = "has no json_schema with a schema that is an object"
+        raise RequestError(
+            "response_format", fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
+        )
+    return json.dumps(schema)
 
 
 def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:

@@ -23,7 +23,7 @@ from coterie.core.errors import (
     UsageError,
 )
 from coterie.server import fields
-from coterie.server.choosing import CHOOSING, choosing, logprobs_of
+from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
 from coterie.server.messages import messages
 from coterie.server.tools import Spoken, offered
 
@@ -31,7 +31,6 @@ from coterie.server.tools import Spoken, offered
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "function_call": ("none", "auto"),
@@ -68,6 +67,7 @@ def parse_chat(body: object) -> ChatBody:
         stop=fields.stops(given),
         tools=offered(given),
         choice=choosing(given),
+        form=form_of(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)

@@ -1,0 +1,132 @@
+"""Masks of JSON schemas over several kinds of vocabulary: what they let through is valid, and they end where it is."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from coterie.checkpoint.grammar import ANY_OBJECT, grammar_of
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import RequestError
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b b", "\u00e9"]}, "maxItems": 3},
+        "alive": {"type": "boolean"},
+    },
+    "required": ["name", "age", "tags", "alive"],
+    "additionalProperties": False,
+}
+SCHEMAS = [PERSON, {"enum": ["yes", "no", 3, None]}, {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}]
+
+
+def byte_level():
+    library = LibraryTokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=alphabet, special_tokens=["<|end|>", "<|other|>"], show_progress=False
+    )
+    library.train_from_iterator([json.dumps({"name": "ann", "age": 30, "tags": ["a"], "alive": True})] * 9, trainer)
+    return Tokenizer(library), (0,)
+
+
+def byte_fallback():
+    pieces = ["<unk>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "\u2581", *'{}[]":,abe\u00e9']
+    pieces += ["\u2581a", '"a', '":']
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("\u2581", "a"), ('"', "a"), ('"', ":")]
+    library = LibraryTokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    library.add_special_tokens(["<unk>", "</s>"])
+    return Tokenizer(library), (1,)
+
+
+def metaspace():
+    tokenizer, ends = byte_fallback()
+    library = tokenizer._tokenizer
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    return Tokenizer(library), ends
+
+
+VOCABULARIES = {"byte-level": byte_level, "byte-fallback": byte_fallback, "metaspace": metaspace}
+
+
+def walk(tokenizer, ends, schema, seed):
+    """Tokens drawn alike from those that may come, until one of `ends` does or nothing may follow."""
+    rng, vocab_size, said = np.random.default_rng(seed), tokenizer.vocab_size + 7, b""
+    mask = grammar_of(tokenizer, vocab_size, ends).mask(json.dumps(schema))
+    while not mask.complete:
+        allowed = np.flatnonzero(mask.allowed())
+        assert allowed.max() < tokenizer.vocab_size  # rows of a model without a token never come
+        token = int(rng.choice(allowed))
+        if token in ends:
+            break
+        assert token not in tokenizer.special_ids
+        mask.accept(token)
+        said += tokenizer.token_bytes(token)
+    return said.decode()
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_whatever_is_drawn_is_valid(kind, schema):
+    tokenizer, ends = VOCABULARIES[kind]()
+    said = {walk(tokenizer, ends, schema, seed) for seed in range(12)}
+    assert len(said) > 2
+    for text in said:
+        jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_an_end_may_come_where_the_form_is_complete_and_nowhere_else(kind):
+    tokenizer, ends = VOCABULARIES[kind]()
+    both = (*ends, tokenizer.vocab_size)  # a second one, of the model's alone
+    mask = grammar_of(tokenizer, tokenizer.vocab_size + 1, both).mask('{"type": "integer"}')
+    assert not mask.allowed()[list(both)].any()
+    (one,) = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"1"][:1]
+    mask.accept(one)
+    assert mask.allowed()[list(both)].all()
+    assert not mask.complete
+    with pytest.raises(RequestError, match="does not take token"):
+        mask.accept(next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"{"))
+
+
+def test_without_ends_the_form_alone_says_when():
+    tokenizer, _ = byte_level()
+    assert walk(tokenizer, (), {"enum": ["yes"]}, 0) == '"yes"'
+
+
+def test_blanks_come_to_an_end():
+    tokenizer, ends = byte_level()
+    mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(ANY_OBJECT)
+    for byte in (b"{", *[b"\n"] * 16):
+        mask.accept(next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == byte))
+    blanks = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i).isspace()]
+    assert not mask.allowed()[blanks].any()
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ('{"type": "strange"}', "Invalid type: strange"),
+        ('{"not": {"type": "string"}}', 'Unimplemented keys: \\["not"\\]'),
+        ('{"type": "string", "pattern": "(?=x)y"}', "look-around"),
+        ('{"$ref": "http://elsewhere/schema"}', "does not fetch"),
+        ("nonsense", "has no JSON schema"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_in_a_sentence(schema, said):
+    tokenizer, ends = byte_level()
+    with pytest.raises(RequestError, match=said) as caught:
+        grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(schema)
+    assert "\n" not in str(caught.value)
