@@ -5,6 +5,7 @@ import pytest
 from coterie.composition.evaluate import Question
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routers.knn import Example, KnnRouter, KnnSettings
+from coterie.composition.routers.rules import Rule, RulesRouter, compile_keywords
 from coterie.composition.sweep import THRESHOLDS, sweep_point, sweep_thresholds
 
 QUESTIONS = (
@@ -39,6 +40,27 @@ def test_thresholds_send_the_unsure_to_the_fallback():
     assert (points[0.4].in_scope_to_fallback, points[0.5].in_scope_to_fallback) == (0.0, 1 / 3)
     # what belongs to the fallback's own expert is right there, however unsure
     assert points[0.9].in_scope_right == 2 / 3
+
+
+def test_a_sweep_is_what_rules_do_that_name_the_fallback_too():
+    rules = [
+        Rule("1", "sums", keywords=compile_keywords(["plus"]), confidence=0.5),
+        Rule("2", "general", keywords=compile_keywords(["who"]), confidence=0.3),
+    ]
+    texts = ["1 plus 2", "who", "plus", "who else", "where"]
+    asked = [Question(text, ("sums", "general", None, None, None)[i], None) for i, text in enumerate(texts)]
+
+    def routes(threshold):
+        return [RulesRouter(rules, "general", threshold).decide(Prompt(text)) for text in texts]
+
+    points = list(sweep_thresholds(asked, routes(0.0), "general"))
+    assert points == [sweep_point("threshold", value, asked, routes(value)) for value in THRESHOLDS]
+    assert points[-1].in_scope_to_fallback == 0.5
+
+
+def test_who_belongs_to_the_fallback_is_right_there():
+    point = sweep_point("threshold", 0.0, QUESTIONS[2:3], ROUTES[4:])
+    assert (point.in_scope_right, point.in_scope_to_fallback) == (1.0, 0.0)
 
 
 def test_a_sweep_is_what_routers_with_these_thresholds_do():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -313,14 +314,25 @@ def test_eval_sweeps_the_similarity_of_a_knn_router(folder: Path, tmp_path: Path
         f'[[expert]]\nname = "{n}"\ncheckpoint = "{folder / n}"\nexamples = ["ask {n}"]\n'
         for n in ("ada", "bob", "cyd")
     )
-    path = tmp_path / "c.toml"
-    path.write_text(f'name = "k"\n[router]\nkind = "knn"\nfallback = "cyd"\n{experts}')
-    (tmp_path / "questions.jsonl").write_text("\n".join(LABELLED))
-    got = json.loads(run("eval", path, "--json").stdout)
-    swept = {(row["setting"], row["value"]): row for row in got["sweep"]}
-    assert {"threshold", "similarity"} == {setting for setting, _ in swept}
-    assert swept["similarity", 0.15]["in_scope_right"] == got["router"]
-    assert swept["similarity", 0.15]["out_of_scope_to_fallback"] * 2 == got["out_of_scope"]["to_fallback"]
+    more = ('{"prompt": "may bob ask ada", "expert": "ada"}', '{"prompt": "bobby asked", "expert": "bob"}')
+    (tmp_path / "questions.jsonl").write_text("\n".join(LABELLED + more))
+
+    def evaluated(threshold: float, similarity: float) -> dict[str, Any]:
+        settings = f"threshold = {threshold}\nsimilarity = {similarity}\n"
+        path = tmp_path / "c.toml"
+        path.write_text(f'name = "k"\n[router]\nkind = "knn"\nfallback = "cyd"\n{settings}{experts}')
+        found: dict[str, Any] = json.loads(run("eval", path, "--json").stdout)
+        return found
+
+    sweep = evaluated(0.85, 0.1)["sweep"]
+    assert {"threshold", "similarity"} == {row["setting"] for row in sweep}
+    seen = set()
+    for row in [row for row in sweep if row["value"] in (0.0, 0.4, 0.9)]:
+        alone = evaluated(**{"threshold": 0.85, "similarity": 0.1, row["setting"]: row["value"]})
+        assert row["in_scope_right"] == alone["router"]
+        assert row["out_of_scope_to_fallback"] * 2 == alone["out_of_scope"]["to_fallback"]
+        seen.add((row["setting"], row["in_scope_right"], row["out_of_scope_to_fallback"]))
+    assert len(seen) == 4  # two of either setting
 
 
 def test_eval_router_only_leaves_answers_alone(composition: Path, tmp_path: Path) -> None:
