@@ -76,6 +76,7 @@ def test_other_kinds_of_adapter(kind, base, adapter, tmp_path):
         (CheckpointError, {"alpha_pattern": {"(q_proj": 1}}, ["'(q_proj'", "regular expression"]),
         (CheckpointError, {"lora_alpha": "many"}, ["lora_alpha is 'many'"]),
         (CheckpointError, {"target_modules": ["q_proj"]}, ["v_proj", "target_modules does not name it"]),
+        (CheckpointError, {"target_modules": ["proj", "_proj"]}, ["q_proj", "target_modules does not name it"]),
         (CheckpointError, {"target_modules": r".*\.q_proj"}, ["v_proj", "target_modules does not name it"]),
         (CheckpointError, {"target_modules": 7}, ["target_modules is 7"]),
         (CheckpointError, {"use_dora": True}, ["lora_magnitude_vector is missing", "use_dora is true"]),
@@ -127,6 +128,13 @@ def test_whole_tensors_of_other_sizes(base, adapter, tmp_path):
     change(adapter, **{f"{adapters.PREFIX}model.norm.weight": torch.ones(50)})
     words = ["model.norm.weight as F32 [50]", "the base's is [48]"]
     refused(CheckpointError, words, base, adapter, tmp_path / "out")
+    change(adapter, **{f"{adapters.PREFIX}model.norm.weight": None, f"{KEY}.base_layer.weight": torch.ones(50, 48)})
+    refused(CheckpointError, [f"{Q}.weight as F32 [50, 48]"], base, adapter, tmp_path / "out")
+
+
+def test_factors_of_another_width(base, adapter, tmp_path):
+    change(adapter, **{f"{KEY}.lora_A.weight": torch.ones(4, 50)})
+    refused(CheckpointError, ["are for a matrix [48, 50]", "it is [48, 48]"], base, adapter, tmp_path / "out")
 
 
 def test_a_vocabulary_that_grew_in_one_place_only(base, adapter, tmp_path):
@@ -160,18 +168,19 @@ def test_dora_of_another_length_and_of_an_embedding(base, tmp_path):
     parts = adapters.parts(tiny.load(base), ["q_proj"], dora=True)
     adapter = adapters.write(tmp_path / "adapter", parts, use_dora=True)
     change(adapter, **{f"{KEY}.lora_magnitude_vector": torch.ones(47)})
-    words = [Q, "lora_magnitude_vector has shape [47], where [48]"]
+    words = [Q, "lora_magnitude_vector is F32 [47], where [48]"]
     refused(CheckpointError, words, base, adapter, tmp_path / "out")
+    change(adapter, **{f"{KEY}.lora_magnitude_vector": torch.ones(48).int()})
+    refused(CheckpointError, [Q, "lora_magnitude_vector is I32 [48]"], base, adapter, tmp_path / "out")
     parts = adapters.parts(tiny.load(base), ["embed_tokens"], dora=True)
     adapter = adapters.write(tmp_path / "embedding", parts, use_dora=True)
     refused(UnsupportedError, ["embed_tokens", "use_dora"], base, adapter, tmp_path / "out")
 
 
-def test_all_linear_is_not_the_head(base, tmp_path):
-    adapter = adapters.write(
-        tmp_path / "adapter", adapters.parts(tiny.load(base), ["lm_head"]), target_modules="all-linear"
-    )
-    refused(CheckpointError, ["lm_head", "target_modules does not name it"], base, adapter, tmp_path / "out")
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_all_linear_is_neither_head_nor_embedding(name, base, tmp_path):
+    adapter = adapters.write(tmp_path / "adapter", adapters.parts(tiny.load(base), [name]), target_modules="all-linear")
+    refused(CheckpointError, [name, "target_modules does not name it"], base, adapter, tmp_path / "out")
 
 
 def test_one_matrix_that_was_trained_as_one(folder_of, tmp_path):

@@ -95,6 +95,13 @@ def test_all_other_paths_are_whole(office: Path, tmp_path: Path) -> None:
     assert run("merge", office, tmp_path / "knn").exit_code == 0
     values = tomllib.loads((tmp_path / "knn" / "composition.toml").read_text())
     assert values["router"]["examples"] == str(lines)
+    (tmp_path / "router.npz").write_bytes(b"")  # which is read when it is served
+    office.write_text('name = "office"\n[router]\nkind = "lexical"\nfallback = "a"\n' + experts)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.toml").symlink_to(office)
+    assert run("merge", tmp_path / "elsewhere" / "link.toml", tmp_path / "lexical").exit_code == 0
+    values = tomllib.loads((tmp_path / "lexical" / "composition.toml").read_text())
+    assert values["router"]["weights"] == str(tmp_path / "router.npz")
 
 
 def test_mistakes_are_told_before_the_work_and_leave_nothing(office: Path, tmp_path: Path) -> None:

@@ -212,8 +212,8 @@ def _magnitude(where: str, parts: Mapping[str, TensorInfo], b: TensorInfo, setti
         fact = f"{_MAGNITUDE} is {'missing' if wanted else 'there'} but use_dora is {str(wanted).lower()}"
         raise CheckpointError(where, fact, "use the config that belongs to this adapter")
     if magnitude is not None and (magnitude.shape != b.shape[:1] or not magnitude.dtype.is_float):
-        fact = f"{_MAGNITUDE} has shape {list(magnitude.shape)}, where {list(b.shape[:1])} is wanted"
-        raise CheckpointError(where, fact, "save the adapter again")
+        fact = f"is {magnitude.dtype.value} {list(magnitude.shape)}, where {list(b.shape[:1])} floats are wanted"
+        raise CheckpointError(where, f"{_MAGNITUDE} {fact}", "save the adapter again")
     return magnitude
 
 
