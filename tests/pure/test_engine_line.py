@@ -154,6 +154,30 @@ def test_there_is_always_a_place_for_who_has_none() -> None:
     run_all(w)
 
 
+def test_several_at_once_have_room_together_or_are_refused() -> None:
+    w = line_world()
+    check = w.engine.check_room
+    check("one", 7, 4)
+    check("", 7, 7)
+    with pytest.raises(
+        RequestError, match=r"\[n\] asks for 5 answers at once, but no more than 4 may wait; ask for fewer"
+    ):
+        check("one", 7, 5)
+    with pytest.raises(RequestError, match=r"asks for 8 answers at once, but no more than 7 may wait"):
+        check("", 7, 8)
+    assert w.engine.metrics.refused == 0
+    w.engine.submit(ask("r", "a", client="one"))
+    check("one", 7, 3)
+    check("two", 7, 3)
+    for client in ("one", "two"):
+        with pytest.raises(CrowdedError):
+            check(client, 7, 4)
+    check("", 7, 6)
+    with pytest.raises(CrowdedError):
+        check("", 7, 7)
+    assert w.engine.metrics.refused == 4 + 4 + 7
+
+
 actions = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from(["", "one", "two", "three"]), st.integers(1, 9)),
     st.tuples(st.just("cancel"), st.just(""), st.integers(0, 60)),

@@ -22,11 +22,11 @@ def load(w, name):
     return told
 
 
-def steps(w, told, limit=400):
-    """Step until it is told, at most so often; returns the outputs."""
+def steps(w, told, limit=400, until=None):
+    """Step until it is told, or a request has a token, at most so often; returns the outputs."""
     outputs = []
     for _ in range(limit):
-        if told:
+        if told or until in [output.request_id for output in outputs]:
             return outputs
         outputs += w.engine.step()
         w.cache.check_integrity()
@@ -160,6 +160,41 @@ def test_who_is_used_loaded_or_pinned_is_not_unloaded() -> None:
     assert kinds(w, "unload") == [("a",), ("a",)]
 
 
+def test_who_has_requests_in_line_alone_is_not_unloaded() -> None:
+    w = world({"a": 6, "b": 6}, 16, max_batch=4)
+    own = [ask(f"r{number}", "a" if number < 4 else "b", client="one") for number in range(6)]
+    for request in (*own, ask("other", "a", client="two")):
+        w.engine.submit(request)
+    assert w.engine.line.by_expert() == {"b": 2}
+    with pytest.raises(ConflictError, match="0 requests of it are running and 2 waiting"):
+        w.engine.wishes.unload("b")
+    run_all(w)
+    w.engine.wishes.unload("b")
+
+
+@pytest.mark.parametrize("wish", [False, True])
+def test_a_load_that_must_wait_hides_no_arrival_from_decisions(wish: bool) -> None:
+    """Two blocks are left beside who runs and who is pinned: enough for the expert that requests wait for."""
+    w = world({"runs": 6, "wished": 6, "pinned": 4, "wanted": 2}, 12, prefetch=0, quantum_steps=30, turn_steps=100)
+    w.engine.submit(ask("long", "runs", max_tokens=30))
+    steps(w, [], until="long")
+    w.device.stalled.add("pinned")
+    w.engine.submit(ask("first", "pinned"))
+    w.engine.step(until=0.0)
+    for number in range(6):
+        w.engine.submit(ask(f"r{number}", "wanted"))
+    w.engine.wishes.pin("pinned")
+    told = load(w, "wished") if wish else []
+    for _ in range(3):
+        w.engine.step(until=0.0)
+    w.device.stalled.clear()
+    for _ in range(3):
+        w.engine.step()
+    assert kinds(w, "fetch") == [("runs",), ("pinned",), ("wanted",)]
+    run_all(w)
+    assert told == ([None] if wish else [])
+
+
 def test_a_load_that_nobody_waits_for_any_more_is_learnt_of_by_a_step() -> None:
     w = world({"a": 6}, 8)
     w.engine.submit(ask("r", "a"))
@@ -200,7 +235,7 @@ def test_what_is_pinned_counts_where_it_lies() -> None:
     for name in "ab":
         w.engine.submit(ask(name, name))
         run_all(w)
-    with pytest.raises(ConflictError, match=r"leave 16.00 KiB in one piece, but big needs 32.00 KiB"):
+    with pytest.raises(ConflictError, match=r"leave 16.00 KiB in one piece, but big needs 32.00 KiB; .* unload what"):
         w.engine.wishes.pin("b")
     w.engine.wishes.unload("a")
     w.engine.wishes.unload("b")

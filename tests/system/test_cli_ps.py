@@ -97,6 +97,7 @@ def test_watch_looks_again_until_it_is_interrupted(
         ("http://127.0.0.1:{free}", "no server answers: .*refused; start one with coterie serve, or say with --url"),
         ("127.0.0.1:8000", "is no address of a server; give one like http://127.0.0.1:8000"),
         ("file:///etc/passwd", "is no address of a server"),
+        ("http://[::1", "is no address of a server"),
         ("http://127.0.0.1:{free}:1", "no server answers|is no address|what answers there"),
     ],
 )
@@ -107,6 +108,12 @@ def test_where_no_server_is_one_sentence_says_so(url: str, words: str) -> None:
     got = run("--url", url.format(free=free))
     assert got.exit_code == 2
     assert re.fullmatch(rf"coterie: \[.*({words}).*\n", got.stderr), got.stderr
+
+
+@pytest.mark.parametrize("key", ["кл", "clé", "a\x01"])
+def test_a_key_that_no_header_carries_is_said_to_be_the_fault(server: tuple[str, Coterie], key: str) -> None:
+    got = run("--url", server[0], "--api-key", key)
+    assert (got.exit_code, got.stderr[:22]) == (2, "coterie: [--api-key] a")
 
 
 class Stranger(BaseHTTPRequestHandler):

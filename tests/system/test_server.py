@@ -224,7 +224,7 @@ def test_a_request_that_breaks_our_code_gets_500_and_the_rest_go_on(composition:
     coterie = Coterie.open(str(composition))
     submit = coterie.submit
     with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        coterie.submit = lambda query: 1 // 0
+        coterie.submit = lambda *_: 1 // 0
         with pytest.raises(openai.InternalServerError, match="division"):
             ask(client, "for ada")
         coterie.submit = submit

@@ -80,6 +80,31 @@ def test_who_waits_for_a_load_is_told_that_the_server_ends(composition: Path) ->
         worker.stop()
 
 
+def test_a_load_that_comes_in_while_the_server_ends_is_refused(composition: Path) -> None:
+    coterie = Coterie.open(composition)
+    worker = Worker(coterie)
+
+    async def load_late() -> None:
+        worker.end()
+        loading = asyncio.create_task(worker.told(lambda coterie, tell: coterie.load_soon("ada", tell)))
+        await asyncio.sleep(0)  # now both are in the inbox
+        worker.start()
+        with pytest.raises(ClosedError, match="being shut down"):
+            await asyncio.wait_for(loading, 20)
+
+    asyncio.run(load_late())
+    worker.stop()
+    assert not coterie.parts.engine.wishes.open
+
+
+def test_a_checkpoint_alone_has_its_state_in_the_row_of_the_composition(folder: Path) -> None:
+    with served(Coterie.open(folder / "ada")) as url, httpx.Client(base_url=url, timeout=60) as client:
+        (row,) = client.get("/v1/models").json()["data"]
+        assert (row["id"], row["coterie"]["kind"], row["coterie"]["state"]) == ("ada", "composition", "absent")
+        assert post(client, "ada/load?wait=true")["coterie"]["resident"]
+        assert post(client, "ada/load")["coterie"]["state"] == "resident"
+
+
 def test_a_pin_that_leaves_no_room_gets_409_and_numbers(composition: Path) -> None:
     """Room for two of four."""
     coterie = Coterie.open(composition, Options(near_bytes=200 * 1024))

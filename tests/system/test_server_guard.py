@@ -33,7 +33,7 @@ PATHS = ("/v1/models", "/v1/models/ada", "/v1/events", "/metrics", "/v1/status",
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
-def refuse(query: Query) -> str:
+def refuse(query: Query, more: int) -> str:
     raise ClosedError("server", "is being shut down", "ask again when it is back")
 
 
@@ -163,6 +163,13 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
     )
 
 
+@pytest.mark.parametrize("keys", ["", " "])
+def test_a_variable_for_keys_without_one_does_not_open_the_server_to_all(composition: Path, keys: str) -> None:
+    got = CliRunner(env={"COTERIE_API_KEY": keys}).invoke(app, ["serve", str(composition), "--port", "0"])
+    assert (got.exit_code, got.stdout) == (2, "")
+    assert "[COTERIE_API_KEY] is set but holds no key; give it one, or unset it" in " ".join(got.stderr.split())
+
+
 def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> None:
     coterie, arrives, waits = open_held(composition, Options(max_waiting=3))
     with served(coterie) as url, as_openai(url) as client, ThreadPoolExecutor(2) as pool:
@@ -184,6 +191,34 @@ def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> Non
         assert [first.result(30).model, second.result(30).model] == ["ada", "bob"]
         assert ask(client, "for cyd").model == "cyd"
         assert "coterie_requests_refused_total 2.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_several_answers_are_taken_together_or_not_at_all(composition: Path) -> None:
+    """Of the four places one client may have two."""
+    coterie, arrives, waits = open_held(composition, Options(max_waiting=4))
+    body = {"model": "ada", "prompt": "x", "max_tokens": 2}
+    with (
+        served(coterie) as url,
+        httpx.Client(base_url=f"{url}/v1", timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        arrives.clear()
+        first = pool.submit(client.post, "/completions", json=body)
+        assert waits.wait(20)
+        while coterie.parts.engine.queue.num_waiting < 1:
+            pass
+        got = client.post("/completions", json={**body, "n": 2})
+        assert (got.status_code, got.headers["retry-after"]) == (429, "1")
+        for several in ({"n": 3}, {"prompt": ["x", "y", "z"]}):
+            got = client.post("/completions", json={**body, **several})
+            assert (got.status_code, got.json()["error"]["param"]) == (400, "n")
+            assert "asks for 3 answers at once, but no more than 2 may wait" in got.text
+        metrics = coterie.status().metrics
+        assert (metrics.submitted, metrics.refused) == (1, 2)
+        arrives.set()
+        assert first.result(30).status_code == 200
+        assert len(client.post("/completions", json={**body, "n": 2}).json()["choices"]) == 2
+        assert not coterie.status().metrics.finished["cancelled"]
 
 
 def test_who_asks_much_at_once_keeps_nobody_else_waiting_for_all_of_it(composition: Path) -> None:

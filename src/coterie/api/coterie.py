@@ -108,8 +108,8 @@ class Coterie:
             with self._lock:
                 self._routings.drop(request_id)
 
-    def submit(self, query: Query) -> str:
-        """Queue a query and return its id.
+    def submit(self, query: Query, more: int = 0) -> str:
+        """Queue a query and return its id, where `more` of the same client that come right after it have room too.
 
         Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, with nothing queued. Where the
         router asks a model first, what the expert refuses comes later, as the error of the last chunk.
@@ -119,7 +119,7 @@ class Coterie:
         with self._lock:
             self._check_open()
             if self._max_waiting is not None:
-                self._parts.engine.check_room(query.client, self._max_waiting)
+                self._parts.engine.check_room(query.client, self._max_waiting, 1 + more)
             if begun.asks:
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)

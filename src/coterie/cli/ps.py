@@ -23,6 +23,7 @@ from rich.table import Column, Table
 from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_seconds
+from coterie.server.guard import digests_of
 
 TIMEOUT_S = 10.0
 ORDER = ("resident", "loading", "absent")
@@ -62,13 +63,15 @@ def ps(
 
 def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
     """The status of the server at `url`. Raises UsageError where there is none, or where it refuses."""
+    no_address = UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
     if not url.startswith(("http://", "https://")):
-        raise UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
+        raise no_address
     keys = (api_key or "").split()
+    digests_of(keys)  # refuses what no header carries
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
         with urlopen(Request(f"{url.rstrip('/')}/v1/status", headers=headers), timeout=TIMEOUT_S) as answer:
-            status = json.load(answer)
+            body = answer.read()
     except HTTPError as error:
         raise UsageError(url, *_refusal(error)) from error
     except (OSError, HTTPException) as error:
@@ -76,6 +79,10 @@ def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
         raise UsageError(
             url, f"no server answers: {reason}", "start one with coterie serve, or say with --url where it is"
         ) from error
+    except ValueError as error:
+        raise no_address from error
+    try:
+        status = json.loads(body)
     except ValueError as error:
         raise UsageError(url, *_STRANGER) from error
     if not isinstance(status, dict) or status.get("object") != "status":

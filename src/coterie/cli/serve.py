@@ -6,6 +6,7 @@ Knows nothing about requests.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 from dataclasses import replace
@@ -39,6 +40,7 @@ from coterie.server.guard import digests_of
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is 47 plus 85?"
+KEYS_IN = "COTERIE_API_KEY"
 
 
 @sentences
@@ -59,10 +61,12 @@ def serve(
     ] = 1024,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="COTERIE_API_KEY", help="Who asks must show it, or another one: it may be given again."),
+        typer.Option(envvar=KEYS_IN, help="Who asks must show it, or another one: it may be given again."),
     ] = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
+    if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
+        raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
     digests_of(api_key or ())  # a wrong one is said before anything is opened
     made = options(device, near, kv, threads, trace, activations, pool, reuse)
     made = replace(made, max_waiting=max_waiting)

@@ -62,7 +62,7 @@ class Engine:
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
         self.line = Line(self._queue, self.policy.max_batch)
-        self.wishes = Wishes(cache, self._arrivals, self._queue, experts, self.log)
+        self.wishes = Wishes(cache, self._arrivals, self._queue, self.line, experts, self.log)
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
@@ -91,12 +91,12 @@ class Engine:
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
-    def check_room(self, client: str, most: int) -> None:
-        """Raise CrowdedError, and count it, where a client may not let one more request wait, of `most` of all."""
+    def check_room(self, client: str, most: int, count: int = 1) -> None:
+        """As Line.check_room, and count the requests that are refused for now."""
         try:
-            self.line.check_room(client, most)
+            self.line.check_room(client, most, count)
         except CrowdedError:
-            self.metrics.refused += 1
+            self.metrics.refused += count
             raise
 
     def cancel(self, request_id: str) -> None:
@@ -191,6 +191,8 @@ class Engine:
 
     def _grant(self) -> None:
         """Begin a load that somebody wished for, if one may begin."""
+        if not self._groups.unmoved:
+            self._repeats = 0  # the view below is not a decision's, which must see the moves too
         fetch = self.wishes.next(self._groups.view(NOBODY), self.policy)
         if fetch is not None:
             self._bring(fetch)

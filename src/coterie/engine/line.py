@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from coterie.core.errors import CrowdedError
+from coterie.core.errors import CrowdedError, RequestError
 from coterie.engine.queue import Queue
 from coterie.engine.sequence import Sequence
 
@@ -70,15 +70,21 @@ class Line:
         taken, self._changed = self._changed, []
         return taken
 
-    def check_room(self, client: str, most: int) -> None:
-        """Raise CrowdedError where a client may not let one more wait, of `most` of all clients.
+    def check_room(self, client: str, most: int, count: int = 1) -> None:
+        """Raise CrowdedError where a client may not let `count` more wait, of `most` of all clients.
 
-        With places left, one may have no more than are left: so there is always one for who has none.
+        With places left, one may have no more than are left: so there is always one for who has none. Raises
+        RequestError where so many at once may not wait even where nobody does.
         Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
         """
         waiting = self._queue.num_waiting + len(self)
         own = self._waiting(client) + len(self.held.get(client, ())) if client else 0
-        if waiting >= most or own >= most - waiting:
+        at_most = (most + 1) // 2 if client else most
+        if count > at_most:
+            fact = f"asks for {count} answers at once, but no more than {at_most} may wait"
+            raise RequestError("n", fact, "ask for fewer at once, or serve with a larger --max-waiting")
+        before = count - 1  # of them, when the last one comes
+        if waiting + before >= most or (client and own + before >= most - waiting - before):
             raise CrowdedError("queue", waiting, most, own)
 
     def by_expert(self) -> Counter[str]:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from coterie.core.errors import ConflictError, CoterieError, NotFoundError
 from coterie.engine.arrivals import Arrivals
+from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
@@ -37,10 +38,12 @@ class Wishes:
         cache: Cache,
         arrivals: Arrivals,
         queue: Queue,
+        line: Line,
         experts: Mapping[str, ServedExpert],
         log: DecisionLog,
     ) -> None:
-        self._cache, self._arrivals, self._queue, self._experts, self._log = cache, arrivals, queue, experts, log
+        self._cache, self._arrivals, self._queue, self._line = cache, arrivals, queue, line
+        self._experts, self._log = experts, log
         self.open: dict[str, list[Told]] = {}
 
     def load(self, expert_id: str, tell: Told) -> None:
@@ -59,6 +62,7 @@ class Wishes:
         self._served(expert_id)
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
+        waiting += self._line.by_expert()[expert_id]
         if running or waiting:
             fact = f"{running} requests of it are running and {waiting} waiting"
             raise ConflictError(where, fact, "wait for them, or cancel them")

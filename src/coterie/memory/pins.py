@@ -49,7 +49,11 @@ def check_pin(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> N
     fact += f"{near.tier}"
     if others:
         fact += f" and leave {format_bytes(max(room, 0))} in one piece, but {others[0]} needs {format_bytes(need)}"
-    remedy = f"unpin another, or serve with --near of at least {taken + need} B"
+    remedy = "unpin another, or " + (
+        f"serve with --near of at least {taken + need} B"
+        if taken + need > near.capacity_bytes
+        else "unload what is pinned and load it again, as it lies in the middle"
+    )
     raise ConflictError(f"pin {expert_id}", fact, remedy)
 
 

@@ -27,11 +27,9 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     head = {"object": "model", "created": 0, "owned_by": "coterie"}
     composition = coterie.composition
     states = {state.name: state for state in coterie.status().experts}
-    about = {"kind": "composition", "experts": len(composition.experts)}
+    about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
     rows: list[dict[str, Any]] = [{"id": composition.name, **head, "coterie": about}]
     for expert in composition.experts:
-        if expert.name == composition.name:
-            continue  # a folder that is itself a checkpoint: one name for both
         found = states[expert.name]
         detail = {
             "kind": "expert",
@@ -39,7 +37,10 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
             "resident": found.state != "absent",
             **{name: value for name, value in found.to_dict().items() if name != "name"},
         }
-        rows.append({"id": expert.name, **head, "coterie": detail})
+        if expert.name == composition.name:
+            about |= {**detail, **about}  # a folder that is itself a checkpoint: one name, and one row, for both
+        else:
+            rows.append({"id": expert.name, **head, "coterie": detail})
     return rows
 
 
@@ -64,7 +65,7 @@ def routes(worker: Worker) -> list[Route]:
         else:
             await worker.call(lambda coterie: coterie.load_soon(name, _log_failure))
         row = await _row(worker, name)
-        return JSONResponse(row, 200 if wait or row["coterie"].get("state") == "resident" else 202)
+        return JSONResponse(row, 200 if wait or row["coterie"]["state"] == "resident" else 202)
 
     def act(function: Callable[[Coterie, str], None]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:

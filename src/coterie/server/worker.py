@@ -134,6 +134,8 @@ class Worker:
                 loop.call_soon_threadsafe(_fail, end, error)
 
         def run(coterie: Coterie) -> None:
+            if self.broken is not None:  # since this was put into the inbox
+                raise self.broken
             begin(coterie, tell)
             self._waiting.add(tell)
 
@@ -153,8 +155,8 @@ class Worker:
         if self.broken is not None:
             raise self.broken
         try:
-            for query in queries:
-                request_id = self._coterie.submit(query)
+            for index, query in enumerate(queries):
+                request_id = self._coterie.submit(query, len(queries) - 1 - index)
                 ticket.request_ids.append(request_id)
                 self._tickets[request_id] = ticket
         except BaseException:
