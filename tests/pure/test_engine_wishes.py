@@ -72,15 +72,15 @@ def test_a_failed_load_is_told_and_the_next_one_works() -> None:
     assert w.engine.metrics.failed_fetches == 1
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_no_more_loads_are_under_way_than_for_requests(prefetch: int) -> None:
-    w = world(dict.fromkeys("abcde", 4), 20, prefetch=prefetch)
+@pytest.mark.parametrize(("prefetch", "overlap", "ahead"), [(0, True, 0), (2, True, 2), (2, False, 0)])
+def test_no_more_loads_are_under_way_than_for_requests(prefetch: int, overlap: bool, ahead: int) -> None:
+    w = world(dict.fromkeys("abcde", 4), 20, prefetch=prefetch, overlap=overlap)
     told, most = [load(w, name) for name in "abcde"], 0
     while not w.engine.idle:
         w.engine.step()
         most = max(most, len(w.cache.loading()))
     assert told == [[None]] * 5
-    assert most == 1 + prefetch
+    assert most == 1 + ahead
 
 
 def test_a_load_takes_the_place_of_who_has_nothing_to_do() -> None:
@@ -112,7 +112,9 @@ def test_constant_traffic_does_not_keep_a_load_out(overlapping: bool) -> None:
 
     more()
     keep_busy(w.engine.step(until=0.0))
-    if overlapping:
+    if overlapping:  # one always runs: they do not end together
+        for _ in range(2):
+            keep_busy(w.engine.step())
         more()
     told, taken = load(w, "b"), 0
     while not told:
