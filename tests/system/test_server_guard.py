@@ -241,6 +241,8 @@ def test_who_asks_much_at_once_keeps_nobody_else_waiting_for_all_of_it(compositi
             other = asyncio.create_task(post(KEYS[1]))
             while engine.metrics.submitted < 101:
                 await asyncio.sleep(0.01)
+            status, held = coterie.status(), 100 - engine.policy.max_batch
+            assert (status.waiting, status.held, status.expert("ada").waiting) == (101, held, 101)
             arrives.set()
             statuses = [each.status_code for each in await asyncio.gather(*flood)]
             return statuses, (await other).json()["id"].removeprefix("chatcmpl-")

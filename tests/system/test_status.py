@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from coterie.api import Coterie, Message, Options, Query, Status
+from coterie.api import status as module
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import ClosedError
+from coterie.memory.cache import Stats
 from coterie.memory.slab import round_up
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -105,6 +107,14 @@ def test_with_two_tiers_who_was_evicted_lies_in_the_lower_one(folder: Path) -> N
         ("ddr", "experts", 4),
     ]
     assert set(status.moves.moved_bytes) == {"disk->ddr", "ddr->hbm"}
+
+
+def test_of_several_caches_every_count_is_the_sum() -> None:
+    one = Stats(1, 2, 3, 4, {"hbm": 5, "ddr": 6}, {"disk->ddr": 7})
+    other = Stats(10, 20, 30, 40, {"hbm": 50}, {"ddr->hbm": 60})
+    moved = {"disk->ddr": 7, "ddr->hbm": 60}
+    assert module._together([one, other]) == Stats(11, 22, 33, 44, {"hbm": 55, "ddr": 6}, moved)
+    assert (one.evictions, other.evictions) == ({"hbm": 5, "ddr": 6}, {"hbm": 50})
 
 
 def test_the_routers_own_model_has_its_row_and_its_tiers(folder: Path, tmp_path: Path) -> None:

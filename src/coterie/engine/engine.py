@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
-from coterie.core.errors import CoterieError, CrowdedError, NotFoundError, RequestError
+from coterie.core.errors import CoterieError, CrowdedError, RequestError
 from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
@@ -30,7 +30,7 @@ from coterie.engine.reuse import Reuse
 from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence
-from coterie.engine.served import ServedExpert
+from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
@@ -73,10 +73,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""
-        expert = self._experts.get(request.expert_id)
-        if expert is None:
-            known = ", ".join(sorted(self._experts)[:8])
-            raise NotFoundError(request.expert_id, f"no such expert among {len(self._experts)}", f"some are {known}")
+        expert = served_as(request.expert_id, self._experts)
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         expert.check_prompt(request.prompt_ids)

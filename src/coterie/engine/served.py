@@ -5,11 +5,11 @@ Knows nothing about checkpoints or model families; the api builds these from mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coterie.checkpoint.layout import Layout
-from coterie.core.errors import ContextError, RequestError
+from coterie.core.errors import ContextError, NotFoundError, RequestError
 from coterie.device import Executable
 from coterie.graph.program import KvShape
 
@@ -39,3 +39,12 @@ class ServedExpert:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
             raise RequestError(self.expert_id, fact, "leave it out, or use this expert's tokenizer")
+
+
+def served_as(expert_id: str, experts: Mapping[str, ServedExpert]) -> ServedExpert:
+    """The expert of that name. Raises NotFoundError."""
+    found = experts.get(expert_id)
+    if found is None:
+        known = ", ".join(sorted(experts)[:8])
+        raise NotFoundError(expert_id, f"no such expert among {len(experts)}", f"some are {known}")
+    return found

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from coterie.core.errors import ConflictError, CoterieError, NotFoundError
+from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.arrivals import Arrivals
 from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.scheduler import READY, Fetch, Residence, View
-from coterie.engine.served import ServedExpert
+from coterie.engine.served import ServedExpert, served_as
 from coterie.memory.pins import check_pin, check_room
 from coterie.memory.split import Cache, side_of
 
@@ -48,7 +48,7 @@ class Wishes:
 
     def load(self, expert_id: str, tell: Told) -> None:
         """Bring an expert in, or join what does. Raises ConflictError where pinned ones leave it no room."""
-        served = self._served(expert_id)
+        served = served_as(expert_id, self._experts)
         if self._arrivals.residence(expert_id) is Residence.ABSENT:
             check_room(side_of(self._cache, expert_id), expert_id, served.layout.size_bytes)
         self.open.setdefault(expert_id, []).append(tell)
@@ -59,7 +59,7 @@ class Wishes:
 
         Raises ConflictError while it is pinned, has requests, or is being loaded or read.
         """
-        self._served(expert_id)
+        served_as(expert_id, self._experts)
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
         waiting += self._line.by_expert()[expert_id]
@@ -79,7 +79,7 @@ class Wishes:
 
         Raises ConflictError where the largest of those not pinned would never have room beside it.
         """
-        self._served(expert_id)
+        served_as(expert_id, self._experts)
         cache = side_of(self._cache, expert_id)
         same = {name: e.layout.size_bytes for name, e in self._experts.items() if side_of(self._cache, name) is cache}
         check_pin(cache, expert_id, same)
@@ -88,7 +88,7 @@ class Wishes:
 
     def unpin(self, expert_id: str) -> None:
         """Let an expert be evicted again; nothing happens where it was not pinned."""
-        self._served(expert_id)
+        served_as(expert_id, self._experts)
         side_of(self._cache, expert_id).unpin(expert_id)
         self._log.add("unpin", expert_id)
 
@@ -121,10 +121,3 @@ class Wishes:
         """Tell who wished for an expert, if anybody did, why it does not come in."""
         for tell in self.open.pop(expert_id, ()):
             tell(error)
-
-    def _served(self, expert_id: str) -> ServedExpert:
-        found = self._experts.get(expert_id)
-        if found is None:
-            known = ", ".join(sorted(self._experts)[:8])
-            raise NotFoundError(expert_id, f"no such expert among {len(self._experts)}", f"some are {known}")
-        return found
