@@ -237,9 +237,11 @@ def test_who_asks_much_at_once_keeps_nobody_else_waiting_for_all_of_it(compositi
 
             flood = [asyncio.create_task(post(KEYS[0])) for _ in range(100)]
             while engine.metrics.submitted < 100:
+                assert not any(each.done() for each in flood), "nothing is there to answer with"
                 await asyncio.sleep(0.01)
             other = asyncio.create_task(post(KEYS[1]))
             while engine.metrics.submitted < 101:
+                assert not other.done(), "nothing is there to answer with"
                 await asyncio.sleep(0.01)
             status, held = coterie.status(), 100 - engine.policy.max_batch
             assert (status.waiting, status.held, status.expert("ada").waiting) == (101, held, 101)
