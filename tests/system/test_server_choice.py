@@ -12,7 +12,9 @@ import pytest
 from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
+from coterie.api.logprobs import TokenLogprob
 from coterie.engine.request import ChoiceParams, SamplingParams
+from coterie.server.text_logprobs import TextLogprobs
 
 ASKED = [{"role": "user", "content": "for ada, please"}]
 
@@ -92,3 +94,69 @@ def test_text_completions_take_bias_and_penalties(client: openai.OpenAI) -> None
     )
     with pytest.raises(openai.BadRequestError, match="presence_penalty is 3"):
         complete(presence_penalty=3)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_text_completions_list_logprobs_whole_and_streamed(
+    client: openai.OpenAI, composition: Path, number: int
+) -> None:
+    def complete(**options: Any) -> Any:
+        return client.completions.create(model="ada", prompt=["so", "for"], max_tokens=12, n=2, **warm, **options)
+
+    warm: dict[str, Any] = {"temperature": 0.9, "seed": 5}
+    plain, whole = complete().choices, complete(logprobs=number).choices
+    parts: dict[int, list[Any]] = {index: [] for index in range(4)}
+    for event in complete(logprobs=number, stream=True):
+        parts[event.choices[0].index].append(event.choices[0])
+    with Coterie.open(str(composition)) as coterie:
+        for index, choice in enumerate(whole):
+            assert plain[index].logprobs is None
+            assert choice.text == plain[index].text
+            message = Message("user", ("so", "for")[index // 2])
+            sampling = SamplingParams(0.9, seed=5 + index % 2)
+            params = ChoiceParams(top_logprobs=number)
+            here = coterie.ask(Query((message,), "ada", sampling, 12, raw=True, choice=params)).logprobs
+            found = choice.logprobs
+            assert found.token_logprobs == [one.logprob for one in here]
+            for top, one in zip(found.top_logprobs, here, strict=True):
+                assert list(top.values()) == list({o.token_id: o.logprob for o in (*one.top, one)}.values())
+            assert all(token in top for token, top in zip(found.tokens, found.top_logprobs, strict=True))
+            if number == 0:
+                assert all(len(top) == 1 for top in found.top_logprobs)
+            for name, listed in found.to_dict().items():
+                streamed = [one for part in parts[index] if part.logprobs for one in getattr(part.logprobs, name)]
+                assert streamed == listed
+            assert found.text_offset[0] == 0
+            assert found.text_offset == sorted(found.text_offset)
+
+
+def test_offsets_count_the_characters_of_whole_and_broken_tokens() -> None:
+    def token(spelled: bytes) -> TokenLogprob:
+        return TokenLogprob(0, spelled.decode(errors="replace"), spelled, -math.inf)
+
+    writer = TextLogprobs()
+    first = writer.write([token("a\u00e9".encode()), token(b"\xe2\x82")])
+    then = writer.write([token(b"\xac"), token(b"!")])
+    assert first["text_offset"] + then["text_offset"] == [0, 2, 2, 3]
+    assert first["tokens"] + then["tokens"] == ["a\u00e9", r"bytes:\xe2\x82", r"bytes:\xac", "!"]
+    assert then["token_logprobs"] == [-9999.0, -9999.0]
+    assert then["top_logprobs"] == [{r"bytes:\xac": -9999.0}, {"!": -9999.0}]
+    assert writer.write([]) == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [
+        ({"x": 1}, "names 'x', which is no token id"),
+        ({"-1": 1}, "names '-1', which is no token id"),
+        ({"5": "x"}, "is x; give a number"),
+        ({"5": True}, "is True; give a number"),
+        ({"5": 100.5}, "of token 5 is 100.5; give -100 to 100"),
+        ({"999": 1}, "names token 999 but the vocabulary has"),
+    ],
+)
+def test_a_bias_that_is_none_is_refused_by_its_field(client: openai.OpenAI, bias: dict[str, Any], words: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, logit_bias=bias)
+    assert caught.value.param == "logit_bias"
+    assert f"[logit_bias] {words}" in caught.value.message

@@ -81,11 +81,12 @@ def test_a_composition_speaks_for_experts_with_one_tokenizer(url: str, coterie: 
         ("/tokenize", {"model": "one", "prompt": ""}, 400, "no tokens"),
         ("/tokenize", {"model": "one", "prompt": "a", "tools": TOOLS}, 400, "[tools]"),
         ("/tokenize", {"model": "one", "prompt": "a", "add_special_tokens": False}, 400, "add_special_tokens"),
+        ("/tokenize", {"model": "one", "prompt": "a", "messages": SAID}, 400, "[prompt] and messages"),
         ("/tokenize", {"model": "one", "messages": []}, 400, "[messages]"),
         ("/tokenize", {"model": "one", "messages": SAID, "add_generation_prompt": False}, 400, "generation"),
         ("/detokenize", {"model": "one"}, 400, "[tokens]"),
         ("/detokenize", {"model": "one", "tokens": [1.5]}, 400, "[tokens]"),
-        ("/detokenize", {"model": "one", "tokens": [5, 261]}, 400, "token 1 is 261"),
+        ("/detokenize", {"model": "one", "tokens": [5, 261]}, 400, "[tokens] token 1 is 261"),
         ("/detokenize", {"model": "eve", "tokens": [5]}, 404, "eve"),
     ],
 )

@@ -42,9 +42,9 @@ class Text:
             raise RequestError("prompt", "has no tokens", "write a question")
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, without special ones. Raises RequestError for a number that is no token."""
-        checked = self._checked(ids)
+    def decode(self, ids: Sequence[int], field: str = "prompt") -> str:
+        """The text of tokens, without special ones. Raises RequestError naming `field` for one that is no token."""
+        checked = self._checked(ids, field)
         if self.tokenizer is None:
             return bytes(token % 256 for token in checked).decode(errors="replace")
         return self.tokenizer.decode(checked)
@@ -75,11 +75,11 @@ class Text:
         form = self.template.form if self.template is not None and query.tools else None
         return None if form is None else CallText(form, [tool["function"]["name"] for tool in query.tools])
 
-    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
+    def _checked(self, ids: Sequence[int], field: str = "prompt") -> tuple[int, ...]:
         for place, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
                 fact = f"token {place} is {token}"
-                raise RequestError("prompt", fact, f"{self.expert} has tokens 0 to {self.vocab_size - 1}")
+                raise RequestError(field, fact, f"{self.expert} has tokens 0 to {self.vocab_size - 1}")
         return tuple(ids)
 
     def _render(self, query: Query, prompt: Prompt) -> str:

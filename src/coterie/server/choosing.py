@@ -15,7 +15,7 @@ from typing import Any
 from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.grammar import ANY_OBJECT
 from coterie.core.errors import RequestError
-from coterie.engine.request import ChoiceParams
+from coterie.engine.request import MAX_BIAS, ChoiceParams
 from coterie.server.fields import get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
@@ -66,7 +66,10 @@ def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
     for name in given:
         if not (name.isascii() and name.isdigit() and len(name) < 10):
             raise RequestError("logit_bias", f"names {name[:40]!r}, which is no token id", "give whole numbers from 0")
-        found[int(name)] = number(given, name, 0.0)
+        bias = number({"logit_bias": given[name]}, "logit_bias", 0.0)
+        if not abs(bias) <= MAX_BIAS:
+            raise RequestError("logit_bias", f"of token {name} is {bias:g}", f"give {-MAX_BIAS:g} to {MAX_BIAS:g}")
+        found[int(name)] = bias
     return tuple(found.items())
 
 
@@ -79,5 +82,9 @@ def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams) -> dict[str
 
 
 def _written(one: TokenLogprob) -> dict[str, Any]:
-    logprob = one.logprob if math.isfinite(one.logprob) else LEAST_LOGPROB
-    return {"token": one.text, "logprob": logprob, "bytes": list(one.bytes)}
+    return {"token": one.text, "logprob": finite(one.logprob), "bytes": list(one.bytes)}
+
+
+def finite(logprob: float) -> float:
+    """A logprob that JSON can say."""
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB

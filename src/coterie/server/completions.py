@@ -6,23 +6,22 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coterie.api import Answer, Chunk, Coterie, Message, Query
+from coterie.api.logprobs import TokenLogprob
 from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.choosing import PENALTIES, penalties
 from coterie.server.openai import details, own_details, usage
+from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
 MAX_ANSWERS = 1024  # of one request, all prompts and choices together
-SUPPORTED = (*fields.SHARED, *PENALTIES, "prompt", "echo", "best_of")
-REFUSED: Mapping[str, tuple[object, ...]] = {
-    "suffix": ("",),
-    "logprobs": (False,),
-}
+SUPPORTED = (*fields.SHARED, *PENALTIES, "logprobs", "prompt", "echo", "best_of")
+REFUSED: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
 _WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
 
 
@@ -46,7 +45,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     if best_of is not None and best_of != n:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
-    choice = penalties(given)
+    choice = replace(penalties(given), top_logprobs=likeliest(given))
     prompts = _prompts(given.get("prompt"), n)
     queries = tuple(
         Query(
@@ -107,12 +106,14 @@ class TextAnswers:
         self.stream, self.include_usage = body.stream, body.include_usage
         self._n, self._echo, self._created = body.n, body.echo, created
         self._id, self._begun = "", set[int]()
+        asked = any(query.choice.top_logprobs is not None for query in self.queries)
+        self._logprobs = [TextLogprobs() for _ in self.queries] if asked else []
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         choices = [
             {
-                **_choice(index, self._echoed(index) + answer.text, answer.finish_reason),
+                **self._choice(index, self._echoed(index) + answer.text, answer.finish_reason, answer.logprobs),
                 **own_details(answer, len(answers)),
             }
             for index, answer in enumerate(answers)
@@ -125,10 +126,10 @@ class TextAnswers:
         head = self._head(chunk.request_id, chunk.expert)
         text = chunk.text if index in self._begun else self._echoed(index) + chunk.text
         self._begun.add(index)
-        if text:
-            yield {**head, "choices": [_choice(index, text)]}
+        if text or chunk.logprobs:
+            yield {**head, "choices": [self._choice(index, text, found=chunk.logprobs)]}
         if chunk.answer is not None:
-            choices = [_choice(index, "", chunk.answer.finish_reason)]
+            choices = [self._choice(index, "", chunk.answer.finish_reason)]
             yield {**head, "choices": choices, "coterie": details(chunk.answer)}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -143,6 +144,8 @@ class TextAnswers:
         self._id = self._id or f"cmpl-{request_id}"  # one for all choices: that of who answers first
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
 
-
-def _choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None = None, found: Sequence[TokenLogprob] | None = None
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs[index].write(found) if self._logprobs and found is not None else None
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -34,6 +34,8 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     given = fields.an_object(body, "model and prompt or messages")
     chat = given.get("messages") is not None
     fields.check_names(given, SUPPORTED, OF_MESSAGES if chat else OF_PROMPTS)
+    if chat and given.get("prompt") is not None:
+        raise RequestError("prompt", "and messages were both given", "give one of them")
     model, experts = fields.model(given), len(coterie.texts)
     if chat and model == coterie.composition.name and experts > 1:
         fact = f"{model} has {experts} experts, each with a chat template of its own"
@@ -51,7 +53,7 @@ def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     model, tokens = fields.model(given), fields.get(given, "tokens", list, "a list of token ids")
     if tokens is None or not all(type(token) is int for token in tokens):
         raise RequestError("tokens", "is missing, or holds what is no token id", "give a list of token ids")
-    return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens)}
+    return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens, "tokens")}
 
 
 def _raw(given: Mapping[str, object], model: str) -> Query:

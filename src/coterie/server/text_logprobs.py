@@ -1,0 +1,56 @@
+"""Logprobs as text completions have them: lists of tokens, of their logprobs and of where they begin in the text.
+
+Knows nothing about how they were found. Source: the OpenAI API reference, "Create completion".
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from coterie.api.logprobs import TokenLogprob
+from coterie.core.errors import RequestError
+from coterie.engine.request import MAX_TOP_LOGPROBS
+from coterie.server.choosing import finite
+from coterie.server.fields import integer
+
+
+def likeliest(body: Mapping[str, object]) -> int | None:
+    """Of how many tokens in each place logprobs are wanted; None: of none at all. Raises RequestError."""
+    wanted = None if body.get("logprobs") is False else integer(body, "logprobs")
+    if wanted is not None and not 0 <= wanted <= MAX_TOP_LOGPROBS:
+        raise RequestError("logprobs", f"is {wanted}", f"give a whole number from 0 to {MAX_TOP_LOGPROBS}")
+    if wanted is not None and body.get("echo"):
+        raise RequestError("echo", "is true, but a prompt's tokens have no logprobs", "leave echo or logprobs out")
+    return wanted
+
+
+class TextLogprobs:
+    """Writes those of one choice, whole or piece by piece."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        # A character of several tokens begins, and is counted, where the last one of them ends it.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """The next tokens'. `top_logprobs` has the token that came too, as OpenAI has it."""
+        offsets = []
+        for one in found:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(one.bytes))
+        return {
+            "tokens": [_name(one) for one in found],
+            "token_logprobs": [finite(one.logprob) for one in found],
+            "top_logprobs": [{_name(other): finite(other.logprob) for other in (*one.top, one)} for one in found],
+            "text_offset": offsets,
+        }
+
+
+def _name(one: TokenLogprob) -> str:
+    """A token's text; part of a character is spelled in bytes, so that two parts are two names."""
+    try:
+        return one.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
