@@ -5,7 +5,7 @@ const scene = JSON.parse(said);
 
 class Node {
   constructor(tag) {
-    Object.assign(this, { tag, children: [], dataset: {}, attributes: {}, handlers: {}, className: "", value: "", hidden: false, disabled: false, own: "" });
+    Object.assign(this, { tag, children: [], dataset: {}, attributes: {}, handlers: {}, className: "", value: "", hidden: false, disabled: false, own: "", filled: 0 });
     this.style = { setProperty() {} };
     this.classList = { add: (name) => { this.className += ` ${name}`; } };
   }
@@ -15,7 +15,7 @@ class Node {
   set textContent(text) { this.own = String(text); this.children = []; }
   append(...nodes) { this.children.push(...nodes); }
   prepend(...nodes) { this.children.unshift(...nodes); }
-  replaceChildren(...nodes) { this.own = ""; this.children = nodes; }
+  replaceChildren(...nodes) { this.own = ""; this.children = nodes; this.filled += 1; }
   get lastChild() { const all = this.children; return { remove: () => all.pop() }; }
   setAttribute(name, value) { this.attributes[name] = value; }
   addEventListener(name, handler) { this.handlers[name] = handler; }
@@ -48,12 +48,12 @@ const event = { preventDefault() {} };
 (async () => {
   await rest();
   for (const [id, name, value] of scene.does) {
-    if (value !== undefined) byId.get(id === "ask" ? "prompt" : "key").value = value;
+    if (value !== undefined && value !== null) byId.get(id === "ask" ? "prompt" : "key").value = value;
     byId.get(id).handlers[name](event);
     await rest();
   }
   const shown = Object.fromEntries([...byId].map(([id, node]) => [id, node.textContent]));
   const tiles = byId.get("experts").children.map((row) => row.children[0]);
-  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, states: tiles.map((tile) => tile.dataset.state) }));
+  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), states: tiles.map((tile) => tile.dataset.state) }));
   process.exit(0);
 })();

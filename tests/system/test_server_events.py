@@ -200,6 +200,40 @@ def test_a_server_that_ends_lets_its_readers_go(composition: Path) -> None:
     assert b"event: snapshot" in asyncio.run(look())[0]
 
 
+def test_what_happens_before_the_snapshot_is_in_it(composition: Path) -> None:
+    async def look() -> bytes:
+        coterie = Coterie.open(str(composition))
+        worker, step = Worker(coterie), threading.Event()
+        hub = Hub(worker)
+        worker.start()
+        first, second = hub.stream(), hub.stream()
+        await anext(first)
+
+        def in_a_step(coterie: Coterie) -> None:
+            step.wait(20)
+            coterie.watch.routing("r")
+
+        worker.soon(in_a_step)
+        coming = asyncio.ensure_future(anext(second))
+        await asyncio.sleep(0)  # it has asked, in the middle of the step
+        step.set()
+        found = await coming
+        for parts in (first, second):
+            await parts.aclose()
+        worker.stop()
+        return found
+
+    assert asyncio.run(look()).startswith(b"id: 1\nevent: snapshot\n")
+
+
+def test_who_asks_for_headers_alone_is_no_reader(composition: Path) -> None:
+    with served(Coterie.open(str(composition))) as url, httpx.Client(limits=httpx.Limits(max_connections=1)) as client:
+        got = client.head(f"{url}/v1/events")
+        assert client.get(f"{url}/health").status_code == 200  # on the same connection, so the first has ended
+        assert got.status_code == 200
+        assert got.headers["content-type"].startswith("text/event-stream")
+
+
 class Held:
     """A disk that waits until it is let go, and then fails if it is told to."""
 

@@ -183,11 +183,49 @@ def test_an_answer_is_shown_as_text_with_who_gave_it(tmp_path: Path, coterie: Co
 
 
 @needs_node
+def test_an_answer_that_fails_or_breaks_off_is_no_part_of_the_conversation(tmp_path: Path, coterie: Coterie) -> None:
+    begun = "data: " + json.dumps({"id": "1", "model": "bob", "choices": [{"delta": {"content": "half an"}}]}) + "\n\n"
+    failed = "data: " + json.dumps({"error": {"message": EVIL}}) + "\n\n"
+    answers = {
+        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/chat/completions": [{"body": begun + failed}, {"body": begun}, {"body": begun + "data: [DONE]\n\n"}],
+    }
+    found = play(tmp_path, answers, [["ask", "submit", text] for text in ("one", "two", "three")])
+    talk = found["shown"]["talk"]
+    assert f"one half an {EVIL} two half an the answer broke off; ask again three half an bob" == talk
+    asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
+    assert asked == [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
+
+
+@needs_node
+def test_numbers_are_plain(tmp_path: Path, coterie: Coterie) -> None:
+    loaded = [
+        {"expert": "ada", "size_bytes": size, "seconds": s, "bytes_per_s": rate, "time": 1.0}
+        for size, s, rate in ((1023 << 10, 0.99999, 1010 * 2**20), (700, 1234.5, 12.345), (2**30 - 1, 0.1236, 5e9))
+    ]
+    found = play(tmp_path, {"/v1/events": [stream(*(("load_ended", facts) for facts in loaded))]}, [])
+    switches = found["shown"]["switches"]
+    for said in ("1023 KiB in 1.00 s · 1010 MiB/s", "700 B in 1235 s · 12 B/s", "1.00 GiB in 124 ms · 4.66 GiB/s"):
+        assert said in switches
+
+
+@needs_node
+def test_tiles_stay_while_things_happen(tmp_path: Path, coterie: Coterie) -> None:
+    """A tile that is replaced loses the focus, and a click that has begun."""
+    answers = {"/v1/events": [stream(("snapshot", snapshot(coterie))), stream(("pinned", {"expert": "ada"}))]}
+    found = play(tmp_path, answers, [["model", "change", None]])
+    assert "absent, pinned" in found["shown"]["experts"]
+    assert found["filled"] == 0
+
+
+@needs_node
 def test_a_key_is_asked_for_and_sent(tmp_path: Path, coterie: Coterie) -> None:
     answers = {"/v1/events": [{"key": "secret", **stream(("snapshot", snapshot(coterie)))}]}
-    assert play(tmp_path, answers, [])["shown"]["link"] == "no key"
-    found = play(tmp_path, answers, [["key-form", "submit", "secret"]])
+    found = play(tmp_path, answers, [])
+    assert (found["shown"]["link"], found["hidden"], len(found["asked"])) == ("no key", False, 1)
+    assert play(tmp_path, answers, [["key-form", "submit", "wrong"]])["hidden"] is False
+    found = play(tmp_path, answers, [["key-form", "submit", text] for text in ("wrong", "secret")])
     sent = [ask["headers"].get("Authorization") for ask in found["asked"]]
-    assert sent[0] is None
-    assert "Bearer secret" in sent
+    assert sent[:3] == [None, "Bearer wrong", "Bearer secret"]
+    assert found["hidden"] is True
     assert found["shown"]["title"] == "four"

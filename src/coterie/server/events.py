@@ -41,6 +41,13 @@ class Reader:
         self._lost, self._closed, self._asleep = 0, False, False
         self._news = asyncio.Event()
 
+    def begin(self, event: bytes) -> None:
+        """Keep this one first: what came before it is in it. Any thread."""
+        with self._lock:
+            self._events.clear()
+            self._lost = 0
+        self.put(event)
+
     def put(self, event: bytes) -> None:
         """Keep an event for it; the oldest goes where there are too many. Any thread."""
         with self._lock:
@@ -113,7 +120,7 @@ class Hub:
     def _begin(self, coterie: Coterie, reader: Reader) -> None:
         """On the engine's thread, so that nothing happens between the snapshot and what follows."""
         coterie.watch.follow(self._tell)
-        reader.put(encode("snapshot", snapshot(coterie), self._told))
+        reader.begin(encode("snapshot", snapshot(coterie), self._told))
         if self._closed:
             reader.close()
 
@@ -125,7 +132,7 @@ class Hub:
         self._told += 1
         facts = {"at_s": round(happening.at_s, 6), "time": round(time.time(), 3), **happening.facts}
         if "request" in facts:
-            facts["request"] = f"chatcmpl-{facts['request']}"  # as its answer is named
+            facts["request"] = f"chatcmpl-{facts['request']}"  # as a chat's answer is named
         event = encode(happening.what, facts, self._told)
         for reader in tuple(self._readers):
             reader.put(event)
@@ -134,7 +141,9 @@ class Hub:
 def routes(hub: Hub) -> list[Route]:
     """The endpoint."""
 
-    async def events(_: Request) -> Response:
+    async def events(request: Request) -> Response:
+        if request.method == "HEAD":  # which has no body to wait for
+            return Response(media_type="text/event-stream", headers=HEADERS)
         parts = hub.stream()
         first = await anext(parts)  # what refuses it must come before its status
 
