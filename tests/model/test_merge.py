@@ -347,7 +347,7 @@ def test_files_of_an_adapters_tokenizer_win(folder_of, tmp_path):
     assert (made / "special_tokens_map.json").exists()
     assert not (made / "chat_template.jinja").exists()
     assert not (made / "README.md").exists()
-    (adapter / "tokenizer_config.json").write_text("{}")  # without a template of its own
+    (adapter / "tokenizer_config.json").write_text('{"padding_side": "left"}')  # without a template
     kept = merge_folder(base, adapter, tmp_path / "kept").folder
     assert (kept / "chat_template.jinja").read_text() == "{}"
     (adapter / "chat_template.jinja").write_text("ours")

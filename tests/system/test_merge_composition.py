@@ -75,10 +75,25 @@ def test_what_is_written_is_served_from_anywhere(office: Path, tmp_path: Path, m
     )
 
 
+def test_a_folder_with_a_composition_file_is_that_file(office: Path, tmp_path: Path) -> None:
+    office.rename(tmp_path / "composition.toml")
+    assert run("merge", tmp_path, tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "sql" / "model.safetensors").is_file()
+
+
+def test_adapters_below_a_checkpoint_leave_it_an_expert(office: Path, tmp_path: Path) -> None:
+    """Training often puts them there."""
+    write_adapter(tmp_path / "models" / "base" / "adapter", ("mlp.up_proj",), seed=4)
+    assert run("check", tmp_path / "models" / "base").exit_code == 0
+    assert run("check", tmp_path / "models").exit_code == 0
+
+
 def test_all_other_paths_are_whole(office: Path, tmp_path: Path) -> None:
     """Configs, the router's own model and its file; names of shapes and Hugging Face ids stay what they are."""
-    (tmp_path / "shape.json").write_text(json.dumps(CONFIG))
+    for name in ("shape.json", "models/shape"):
+        (tmp_path / name).write_text(json.dumps(CONFIG))
     more = '[[expert]]\nname = "a"\nconfig = "shape.json"\n[[expert]]\nname = "b"\nconfig = "llama-2-7b"\n'
+    more += '[[expert]]\nname = "c"\nconfig = "models/shape"\n'
     experts = OFFICE[OFFICE.index("[[expert]]") :] + more
     router = '[router]\nkind = "llm"\nfallback = "a"\ncheckpoint = "models/base"\n'
     office.write_text('name = "office"\n' + router + experts)
@@ -86,8 +101,10 @@ def test_all_other_paths_are_whole(office: Path, tmp_path: Path) -> None:
     values = tomllib.loads((tmp_path / "out" / "composition.toml").read_text())
     base = str(tmp_path / "models" / "base")
     assert values["router"] == {"kind": "llm", "fallback": "a", "checkpoint": base}
-    assert [e.get("checkpoint") for e in values["expert"]] == ["sql", "german", base, None, None]
-    assert [e["config"] for e in values["expert"][3:]] == [str(tmp_path / "shape.json"), "llama-2-7b"]
+    assert [e.get("checkpoint") for e in values["expert"]] == ["sql", "german", base, None, None, None]
+    assert [e["config"] for e in values["expert"][3:]] == [
+        *(str(tmp_path / "shape.json"), "llama-2-7b", str(tmp_path / "models" / "shape"))
+    ]
     assert values["expert"][0]["description"] == 'English to SQL: "rows"'
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"expert": "sql", "prompt": "how many rows?"}\n')
