@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -84,3 +85,30 @@ def test_who_still_waits_when_a_server_ends_is_told(
     assert refused.json() == json.loads(said.removeprefix("data: "))
     assert "shut down" in refused.json()["error"]["message"]
     assert capfd.readouterr().err == ""
+
+
+def test_who_looks_on_and_takes_nothing_is_not_waited_for(composition: Path) -> None:
+    coterie = Coterie.open(str(composition))
+    app = make_app(coterie)
+    server = Server(app)
+    with listen("127.0.0.1", 0) as listener, socket.socket() as reader:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.listen()  # the server does so too, but only once it runs
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        serving.start()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(listener.getsockname())
+        reader.sendall(b"GET /v1/events HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert reader.recv(16) == b"HTTP/1.1 200 OK\r"
+
+        def crowd(coterie: Coterie) -> None:
+            for number in range(2000):  # far above what sockets and transports hold
+                coterie.watch.routing(f"{number:01000}")
+
+        app.state.worker.soon(crowd)
+        time.sleep(0.5)
+        began_s = time.monotonic()
+        server.handle_exit(signal.SIGTERM, None)
+        serving.join(30)
+        assert not serving.is_alive()
+        assert time.monotonic() - began_s < 4  # GRACE_S and LAST_S are for who asks

@@ -16,12 +16,13 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from coterie.server.events import Hub
+from coterie.server.events import PATH, Hub
 from coterie.server.worker import Worker
 
 GRACE_S = 5.0  # answers in flight may finish for so long
 LAST_S = 3.0  # and their callers have so long to take what they are told, before their connections are cut
 LOOK_S = 0.05
+TAKE_S = 0.5  # who looks on has so long to take what is left
 _LOG = logging.getLogger("uvicorn.error")
 
 
@@ -48,13 +49,14 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the answers in flight, but not for ever; who only looks on is let go at once."""
         self._hub.close()
-        telling = asyncio.create_task(self._tell())
+        telling, cutting = asyncio.create_task(self._tell()), asyncio.create_task(self._cut_readers())
         try:
             await super().shutdown(sockets)
             if self.force_exit:  # which leaves the application to be torn down, with a traceback
                 await self.lifespan.shutdown()
         finally:
             telling.cancel()
+            cutting.cancel()
 
     async def _tell(self) -> None:
         loop = asyncio.get_running_loop()
@@ -62,6 +64,14 @@ class Server(uvicorn.Server):
         while loop.time() < end_s and not self._asked_again:
             await asyncio.sleep(LOOK_S)
         self._worker.end()
+
+    async def _cut_readers(self) -> None:
+        """Who looks on and takes nothing, as a sleeping laptop does, is not waited for."""
+        await asyncio.sleep(TAKE_S)
+        for connection in tuple(self.server_state.connections):
+            scope = getattr(connection, "scope", None)  # of its request, once there was one
+            if scope and scope.get("path") == PATH:
+                connection.transport.abort()
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:

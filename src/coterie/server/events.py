@@ -25,6 +25,7 @@ from coterie.api import Coterie
 from coterie.api.watch import Happening
 from coterie.server.worker import Worker
 
+PATH = "/v1/events"
 MAX_EVENTS = 1024  # kept for one reader: some 200 KiB, and far more than a reader that keeps up ever has
 MAX_READERS = 64
 ALIVE_S = 5.0  # a quiet stream says so this often, so that neither proxies nor clients take it for dead
@@ -155,7 +156,7 @@ def routes(hub: Hub) -> list[Route]:
 
         return StreamingResponse(all_parts(), media_type="text/event-stream", headers=HEADERS)
 
-    return [Route("/v1/events", events, methods=["GET"])]
+    return [Route(PATH, events, methods=["GET"])]
 
 
 def snapshot(coterie: Coterie) -> dict[str, Any]:
