@@ -15,18 +15,22 @@ from triton.runtime.interpreter import InterpretedFunction
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.device import Sampling
+from coterie.graph.reference import OPS
 from coterie.graph.sampling import draw
 from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
 ALL = (BF16, F32, F16)
 MIXED = (Q4, F32, Q8, F16, Q4)
+EXACT_LINEAR = OPS["linear"]
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
 
 # Relative to the largest number of a stored value. Float32 is multiplied in float32 throughout. With others, steps
 # of more than four tokens round activations to bfloat16 (2^-9 of each number) or float16 (2^-12), once a product, and
 # errors of two layers add up; in decode a key or value may round the other way when it is stored, 2^-9 of it.
+# Where that alone moves a value of the reference further, twice as far: a norm behind a block makes small sums large.
 BOUNDS = {F32: 3e-6, F16: 4e-3, BF16: 0.03}
+MANY = 4  # products of more tokens round what they meet
 
 QUICK = [
     ("odd", (BF16,), "cache"),
@@ -68,18 +72,40 @@ def bound_of(dtypes):
     return max(BOUNDS.get(dtype, BOUNDS[BF16]) for dtype in dtypes)
 
 
+def rounding_linear(step, op, operands):
+    """The reference's product, but many tokens are rounded as on a GPU: to the type of weights, or bfloat16."""
+    x_TK, dtype = operands[0], step.graph.values[op.inputs[1]].dtype
+    if x_TK.shape[0] > MANY and dtype is not F32:
+        rounded = torch.from_numpy(np.ascontiguousarray(x_TK)).to(torch.float16 if dtype is F16 else torch.bfloat16)
+        operands = [rounded.float().numpy(), *operands[1:]]
+    return EXACT_LINEAR(step, op, operands)
+
+
+def expect_rounded(expert, step):
+    """Every value of a step by a reference whose products round as a GPU's do, from steps that were computed so too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPS, "linear", rounding_linear)
+        return expert.expect(step)
+
+
+def distance(values, expected):
+    """How far the farthest is, relative to the largest expected one."""
+    return np.abs(values - expected).max() / max(np.abs(expected).max(), 1e-6)
+
+
 def compare(make, shape, dtypes, rule_set):
     """Every stored value against the reference, and the tokens drawn against the CPU's, step after step."""
-    expert, on_cpu = make(shape, dtypes, rule_set), make(shape, dtypes, rule_set)
+    expert, on_cpu, rounding = (make(shape, dtypes, rule_set) for _ in range(3))
     bound = bound_of((*dtypes, expert.program.kv.dtype))
     logits = next(op for op in expert.graph.ops if op.kind == "sample").inputs[0]
     for step in steps(expert):
         got, expected, cpu = inspect(expert, step), expert.expect(step), on_cpu.inspect(step)
+        moved = expect_rounded(rounding, step)
         assert set(got) == set(cpu)
         tokens, cpu_tokens = (found.pop("next_tokens").astype(int) for found in (got, cpu))
         for name, values in got.items():
-            error = np.abs(values - expected[name]).max() / max(np.abs(expected[name]).max(), 1e-6)
-            assert error < bound, name
+            allowed = max(bound, 2 * distance(moved[name], expected[name]))
+            assert distance(values, expected[name]) < allowed, name
         at = step.positions_T[step.rows_R]
         drawn = [draw(row, s, int(p)) for row, s, p in zip(got[logits], step.sampling, at, strict=True)]
         assert tokens.tolist() == drawn
