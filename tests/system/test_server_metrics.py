@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_who_waits_and_who_runs_is_counted_for_each_expert(composition: Path) ->
             of_all = value(families, "coterie_requests", state=state)
             assert of_all == sum(values(families, "coterie_expert_requests", state=state))
     assert value(running, "coterie_kv_blocks", state="used") > 0 == value(waiting, "coterie_kv_blocks", state="used")
+
+
+def test_what_seldom_happens_is_shown_too(composition: Path) -> None:
+    with Coterie.open(composition) as coterie:
+        status = coterie.status()
+    ada, bob, *others = status.experts
+    experts = (replace(ada, state="loading"), replace(bob, state="resident", pinned=True), *others)
+    status.metrics.failed_fetches, status.metrics.refused = 8, 9
+    families = {f.name: f for f in StatusCollector(replace(status, experts=experts, held=7)).collect()}
+    assert values(families, "coterie_expert_loading") == [1, 0, 0, 0]
+    assert values(families, "coterie_expert_resident") == values(families, "coterie_expert_pinned") == [0, 1, 0, 0]
+    assert value(families, "coterie_held_requests") == 7
+    assert (total(families, "failed_fetches"), total(families, "requests_refused")) == (8, 9)
 
 
 def test_names_are_as_prometheus_wants_them(asked: tuple) -> None:
