@@ -378,11 +378,15 @@ def test_logits_are_there_until_the_next_run_and_of_one_step_only(desk):
     loaded(desk)
     first = desk.run(prompt_rows())
     ((token,),) = desk.tokens(first)
-    with pytest.raises(ValueError, match="rows"):
-        desk.device.logits(first, [1])
+    for row in (1, -1):
+        with pytest.raises(ValueError, match="rows"):
+            desk.device.logits(first, [row])
     several = desk.run(rows([([token], len(PROMPT))]), steps=2)
     desk.wait(several)
-    for event in (first, several):
+    inspected = desk.run(prompt_rows())
+    desk.wait(inspected)
+    desk.device.inspect(desk.exe, desk.binding(prompt_rows()))
+    for event in (first, several, inspected):
         with pytest.raises(ValueError, match=str(event.event_id)):
             desk.device.logits(event, [0])
     failed = desk.run(prompt_rows(), gates={"embed": desk.device.fetch(desk.weights, broken_range(desk.layout))})

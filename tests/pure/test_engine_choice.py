@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from engine_world import VOCAB, TellingDevice, Words, ask, text_of, world
 
-from coterie.core.errors import UnsupportedError
+from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
 from coterie.engine.choice import logprobs_of
 from coterie.engine.request import ChoiceParams, SamplingParams
@@ -155,6 +155,50 @@ def test_a_later_turn_reuses_what_was_chosen(small):
     outputs = run(small, second)["second"]  # the device fails where KV state is not of these tokens
     assert tokens_of(outputs) == expected(second)[0]
     assert outputs[-1].timings.cached_tokens > len(first.prompt_ids)
+
+
+class Form:
+    """Holds an answer to these tokens, one after the other; none may come where there is a hole."""
+
+    def __init__(self, *tokens):
+        self.tokens, self.told = list(tokens), []
+
+    def allowed(self):
+        token = self.tokens[len(self.told)]
+        if token is None:
+            raise RequestError("form", "allows no token", "give another")
+        return np.arange(token + 1) == token
+
+    def accept(self, token):
+        self.told.append(token)
+
+    @property
+    def complete(self):
+        return len(self.told) == len(self.tokens)
+
+
+def test_a_mask_leads_its_answer_and_ends_it_where_nothing_may_follow(small):
+    form = Form(7, 3, 9)
+    outputs = run(small, ask("one", "a", ignore_end=False, max_tokens=12, choice=ChoiceParams(mask=form)))["one"]
+    assert tokens_of(outputs) == form.told == [7, 3, 9]
+    assert outputs[-1].finish_reason == "stop"
+
+
+def test_a_mask_is_not_told_of_an_end_and_nothing_follows_one(small):
+    form = Form(7, 11, 9)
+    ends = ask("one", "a", ignore_end=False, end_ids=(11,), max_tokens=12, choice=ChoiceParams(mask=form))
+    assert tokens_of(run(small, ends)["one"]) == [7, 11]
+    assert form.told == [7]
+
+
+def test_a_mask_that_allows_nothing_fails_its_own_answer_alone(small):
+    stuck = ask("stuck", "a", (7, 8), ignore_end=False, max_tokens=9, choice=ChoiceParams(mask=Form(7, 3, None)))
+    chosen, drawn = ask("chosen", "a", max_tokens=9, choice=CHOSEN), ask("drawn", "a", (4, 5), 9)
+    outputs = run(small, stuck, chosen, drawn)
+    assert tokens_of(outputs["stuck"]) == [7, 3]
+    assert "allows no token" in str(outputs["stuck"][-1].error)
+    for request in (chosen, drawn):
+        assert tokens_of(outputs[request.request_id]) == expected(request)[0]
 
 
 def test_a_cancelled_answer_reports_no_logprobs_again(small):

@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+from tests.system.scripted import END_ID
 from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
@@ -106,7 +107,9 @@ def test_text_completions_list_logprobs_whole_and_streamed(
     warm: dict[str, Any] = {"temperature": 0.9, "seed": 5}
     plain, whole = complete().choices, complete(logprobs=number).choices
     parts: dict[int, list[Any]] = {index: [] for index in range(4)}
-    for event in complete(logprobs=number, stream=True):
+    events = list(complete(logprobs=number, stream=True))
+    assert len({event.id for event in events}) == 1
+    for event in events:
         parts[event.choices[0].index].append(event.choices[0])
     with Coterie.open(str(composition)) as coterie:
         for index, choice in enumerate(whole):
@@ -160,3 +163,12 @@ def test_a_bias_that_is_none_is_refused_by_its_field(client: openai.OpenAI, bias
         ask(client, logit_bias=bias)
     assert caught.value.param == "logit_bias"
     assert f"[logit_bias] {words}" in caught.value.message
+
+
+def test_an_end_token_has_no_logprob(client: openai.OpenAI) -> None:
+    end = {str(END_ID): 100}
+    choice = ask(client, logprobs=True, logit_bias=end).choices[0]
+    assert (choice.finish_reason, choice.message.content, choice.logprobs.content) == ("stop", "", [])
+    text = client.completions.create(model="ada", prompt="so", logprobs=2, logit_bias=end).choices[0]
+    assert (text.finish_reason, text.text) == ("stop", "")
+    assert set(map(len, text.logprobs.to_dict().values())) == {0}
