@@ -226,6 +226,23 @@ def test_what_happens_before_the_snapshot_is_in_it(composition: Path) -> None:
     assert asyncio.run(look()).startswith(b"id: 1\nevent: snapshot\n")
 
 
+def test_one_reader_too_many_is_refused_until_another_leaves(
+    looking: tuple[Looking, str, Coterie], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, url, _ = looking
+    look.until("snapshot")
+    monkeypatch.setattr("coterie.server.events.MAX_READERS", 1)
+    refused = httpx.get(f"{url}/v1/events")
+    assert (refused.status_code, refused.json()["error"]["message"].split()[1]) == (429, "1")
+    look.close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with httpx.stream("GET", f"{url}/v1/events") as got:
+            if got.status_code == 200:
+                return
+    pytest.fail("who has left still counts")
+
+
 def test_who_asks_for_headers_alone_is_no_reader(composition: Path) -> None:
     with served(Coterie.open(str(composition))) as url, httpx.Client(limits=httpx.Limits(max_connections=1)) as client:
         got = client.head(f"{url}/v1/events")
