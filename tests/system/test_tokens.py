@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -99,3 +100,10 @@ def test_messages_want_an_experts_name(url: str, coterie: Coterie) -> None:
     got = httpx.post(f"{url}/tokenize", json={"model": coterie.composition.name, "messages": SAID})
     assert got.status_code == 400
     assert "has 2 experts, each with a chat template of its own; name the expert" in got.json()["error"]["message"]
+
+
+def test_one_expert_alone_goes_by_its_compositions_name_too(tmp_path: Path) -> None:
+    write_scripted(tmp_path / "alone" / "one", ["hello"], HERMES)
+    with served(Coterie.open(tmp_path / "alone")) as url:
+        named, whole = (post(url, "/tokenize", {"model": name, "messages": SAID}) for name in ("one", "alone"))
+        assert named == whole

@@ -168,3 +168,16 @@ def test_what_is_refused_is_named(url: str, change: dict, words: str) -> None:
     got = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body))
     assert got.status_code == 400, got.text
     assert words in got.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_each_tokens_logprob_is_streamed_once_though_calls_come_together(client: openai.OpenAI, name: str) -> None:
+    whole = ask(client, name, logprobs=True).choices[0].logprobs.content
+    assert [one.token for one in whole] == SAID[name]
+    chunks = [event.choices[0] for event in ask(client, name, logprobs=True, stream=True)]
+    assert [one for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content] == whole
+
+
+def test_an_answer_that_is_cut_short_behind_a_call_says_so(client: openai.OpenAI) -> None:
+    choice = ask(client, "hermes", max_tokens=len(SAID["hermes"])).choices[0]
+    assert (len(choice.message.tool_calls), choice.finish_reason) == (1, "length")
