@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tokenizers
 from tests.model.test_tool_templates import HERMES, TOOLS
 from tests.system.scripted import write_scripted
 from tests.system.test_server import served
@@ -107,3 +108,13 @@ def test_one_expert_alone_goes_by_its_compositions_name_too(tmp_path: Path) -> N
     with served(Coterie.open(tmp_path / "alone")) as url:
         named, whole = (post(url, "/tokenize", {"model": name, "messages": SAID}) for name in ("one", "alone"))
         assert named == whole
+
+
+def test_a_prompt_gets_its_tokenizers_special_tokens_and_a_conversation_its_templates(tmp_path: Path) -> None:
+    folder = write_scripted(tmp_path / "alone" / "one", ["hello"], HERMES)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = tokenizers.processors.TemplateProcessing("<|user|> $A", special_tokens=[("<|user|>", 257)])
+    library.save(str(folder / "tokenizer.json"))
+    with served(Coterie.open(tmp_path / "alone")) as url:
+        assert post(url, "/tokenize", {"model": "one", "prompt": "ab"})["tokens"] == [257, 97, 98]
+        assert post(url, "/tokenize", {"model": "one", "messages": SAID})["tokens"][0] != 257
