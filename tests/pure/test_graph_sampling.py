@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pure.graphs import STEADY, Choice
 
-from coterie.graph.sampling import draw, uniform
+from coterie.graph.sampling import _order, draw, uniform
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(lambda x: np.array(x, np.float32))
 SEEDS = st.integers(0, 2**64 - 1)
@@ -62,6 +62,16 @@ def test_what_is_drawn_is_within_every_limit(logits, seed, position, temperature
     assert token in kept
     assert rank == 0 or p[rank] >= min_p * p[0] * (1 - 1e-12)
     assert rank == 0 or p[:rank].sum() < top_p + 1e-12
+
+
+@OFTEN
+@given(st.lists(st.sampled_from([-np.inf, -2.0, 0.5, 1.0, 7.0]), min_size=1, max_size=60), st.integers(0, 70))
+def test_what_need_not_be_sorted_changes_no_order(logits, top_k):
+    """Ties at the edge of top-k go by index; what has no chance comes last, or not at all."""
+    z = np.array(logits, np.float32)
+    order = np.argsort(-z, kind="stable")[: top_k or None]
+    possible = order[z[order] > -np.inf]
+    assert _order(z, top_k).tolist() == (possible if len(possible) else order).tolist()
 
 
 @OFTEN

@@ -233,7 +233,9 @@ def test_one_reader_too_many_is_refused_until_another_leaves(
     look.until("snapshot")
     monkeypatch.setattr("coterie.server.events.MAX_READERS", 1)
     refused = httpx.get(f"{url}/v1/events")
-    assert (refused.status_code, refused.json()["error"]["message"].split()[1]) == (429, "1")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["message"].split()[1], error["code"]) == (429, "1", "rate_limit_exceeded")
+    assert int(refused.headers["Retry-After"]) > 0
     look.close()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

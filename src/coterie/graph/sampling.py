@@ -60,9 +60,7 @@ def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
     z = (logits_V / np.float32(settings.temperature)).astype(np.float32)
-    order = np.argsort(-z, kind="stable")
-    if settings.top_k > 0:
-        order = order[: settings.top_k]
+    order = _order(z, settings.top_k)
     kept = z[order].astype(np.float64)
     p = np.exp(kept - kept[0])
     p /= p.sum()
@@ -75,3 +73,16 @@ def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -
     wanted = uniform(settings.seed, position) * cumulative[-1]
     chosen = min(int(np.searchsorted(cumulative, wanted, side="right")), len(p) - 1)
     return int(order[chosen])
+
+
+def _order(z_V: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
+    """Token ids by z down, then index up: the first `top_k`, or all. Sorts only those that can be among them."""
+    least = np.float32(-np.inf)
+    if 0 < top_k < len(z_V):
+        least = np.partition(z_V, len(z_V) - top_k)[len(z_V) - top_k]
+    # What has no chance at all, as where a mask forbids it, would add nothing but zeros.
+    candidates = np.flatnonzero((z_V >= least) & (z_V > -np.inf))
+    if not len(candidates):
+        candidates = np.arange(len(z_V))
+    order = candidates[np.argsort(-z_V[candidates], kind="stable")]
+    return order[:top_k] if top_k > 0 else order

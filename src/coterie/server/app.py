@@ -99,7 +99,7 @@ async def _json(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError("body", f"is not JSON: {error}", "send an object with model and messages") from error
+        raise RequestError("body", f"is not JSON: {error}", "send an object") from error
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -131,5 +131,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
         message = f"[{request.method} {request.url.path}] {message}; there are {_paths(request.app)}"
-    detail = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
+    detail = {"message": message, "type": kind, "param": None, "code": code}
     return JSONResponse({"error": detail}, error.status_code, error.headers)  # a 405 says what is allowed

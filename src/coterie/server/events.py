@@ -28,6 +28,7 @@ from coterie.server.worker import Worker
 PATH = "/v1/events"
 MAX_EVENTS = 1024  # kept for one reader: some 200 KiB, and far more than a reader that keeps up ever has
 MAX_READERS = 64
+RETRY_S = 5  # when to ask again where there are so many: nobody knows when one leaves
 ALIVE_S = 5.0  # a quiet stream says so this often, so that neither proxies nor clients take it for dead
 ALIVE = b": nothing new\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies pass events on one by one
@@ -100,7 +101,8 @@ class Hub:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """A snapshot, then what happens from then on. Raises HTTPException where there are too many readers."""
         if len(self._readers) >= MAX_READERS:
-            raise HTTPException(429, f"[events] {MAX_READERS} read them, and no more may; let one of them go")
+            fact = f"[events] {MAX_READERS} read them, and no more may; let one of them go"
+            raise HTTPException(429, fact, headers={"Retry-After": str(RETRY_S)})
         reader = Reader(asyncio.get_running_loop())
         self._readers.add(reader)
         try:
