@@ -76,9 +76,8 @@ class ModelledDevice(Device):
         self._transfers = Transfers(spec, kit)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._issued: dict[str, int] = {}
-        self._interrupted = False
-        self._ran: Event | None = None
-        self._closed = False
+        self._interrupted = self._closed = False
+        self._ran: int | None = None  # the last run's number: who held its event would hold what it left
 
     @property
     def spec(self) -> MachineSpec:
@@ -183,12 +182,13 @@ class ModelledDevice(Device):
             steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
         if self._durations is not None:
             gated_by = [self._kit.phase(gate=gate) for gate in gated(mine.program, awaited) if gate is not None]
-            self._ran = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
-            return self._ran
+            replayed = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
+            self._ran = replayed.event_id
+            return replayed
         phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
         work = self._clock.issue(COMPUTE_LANE, before, phases, failure, cuts)
-        self._ran = ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
-        return self._ran
+        self._ran = work.number
+        return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
 
     def interrupt(self) -> None:
         """End the run under way after the step that modelled time is in, or else let the next run take one step.

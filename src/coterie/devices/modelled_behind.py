@@ -69,9 +69,9 @@ class Behind:
             drawn.tokens = self.device.tokens(event)
         return failure
 
-    def logits(self, event: Event, last: Event | None, rows: Sequence[int]) -> F32:
+    def logits(self, event: Event, last: int | None, rows: Sequence[int]) -> F32:
         """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
-        if self._ran is None or event is not last:
+        if self._ran is None or event.event_id != last:
             raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
         return self.device.logits(self._ran, rows)
 
