@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +11,10 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from tests.system.test_python import open_held, until_idle
 from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Options, Query
-from coterie.api import assemble as assembly
 from coterie.engine.request import SamplingParams
 
 LONG = "for ada: " + "a long question " * 3  # a block holds 32 tokens
@@ -168,23 +165,13 @@ def test_a_prompts_choices_are_encoded_once(composition: Path) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_cancels_every_choice(composition: Path, stream: bool) -> None:
-    held = threading.Event()
-
-    def slow(*args):
-        held.wait(20)
-        return os.preadv(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "CpuDevice", functools.partial(assembly.CpuDevice, read=slow))
-        coterie = Coterie.open(str(composition))
+    coterie, arrives, _ = open_held(composition)
+    arrives.clear()
     with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
             list(complete(client, ["for ada", "for bob"], n=3, stream=stream, timeout=0.5))
-        deadline = time.monotonic() + 20
-        while not coterie.idle and time.monotonic() < deadline:
-            time.sleep(0.01)
-        held.set()
-        assert coterie.idle
+        until_idle(coterie)
+        arrives.set()
         assert coterie.parts.engine.metrics.finished["cancelled"] == 6
         assert complete(client, "for ada").model == "ada"
 

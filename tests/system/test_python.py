@@ -97,6 +97,14 @@ def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie,
         return Coterie.open(ref, options), arrives, waits
 
 
+def until_idle(coterie: Coterie) -> None:
+    """Return when nothing is asked any more; it fails where that takes 20 seconds."""
+    deadline = time.monotonic() + 20
+    while not coterie.idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert coterie.idle
+
+
 def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:
     coterie, arrives, waits = open_held(composition)
     with coterie, ThreadPoolExecutor(2) as pool:

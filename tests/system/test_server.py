@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
-import os
 import socket
 import threading
 import time
@@ -17,9 +15,9 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from tests.system.test_python import open_held, until_idle
 
 from coterie.api import Coterie, Message, Options, Query
-from coterie.api import assemble as assembly
 from coterie.cli.serve import listen
 from coterie.core.errors import CapacityError
 from coterie.engine.request import SamplingParams
@@ -199,23 +197,13 @@ def test_many_at_once_answer_as_each_alone(url: str, client: openai.OpenAI) -> N
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_caller_who_leaves_is_cancelled(composition: Path, stream: bool) -> None:
     """The slow disk keeps the query waiting, so that the caller leaves in the middle."""
-    held = threading.Event()
-
-    def slow(*args):
-        held.wait(20)
-        return os.preadv(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "CpuDevice", functools.partial(assembly.CpuDevice, read=slow))
-        coterie = Coterie.open(str(composition))
+    coterie, arrives, _ = open_held(composition)
+    arrives.clear()
     with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
             list(ask(client, "for ada", stream=stream, timeout=0.5))
-        deadline = time.monotonic() + 20
-        while not coterie.idle and time.monotonic() < deadline:
-            time.sleep(0.01)
-        held.set()
-        assert coterie.idle
+        until_idle(coterie)
+        arrives.set()
         assert coterie.parts.engine.metrics.finished["cancelled"] == 1
         assert ask(client, "for ada").model == "ada"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from coterie.engine.assembly import Parts
 from coterie.engine.metrics import Histogram, Metrics
 from coterie.memory.cache import ExpertCache, Stats
-from coterie.memory.split import SplitCache, side_of
+from coterie.memory.split import Side, side_of, sides_of
 from coterie.models.model import Model
 
 State = Literal["absent", "loading", "resident"]
@@ -50,7 +50,7 @@ class TierStatus:
     """The part of a tier that holds weights: `of` the experts, or of the router's own model. `experts`: in it now."""
 
     tier: str
-    of: Literal["experts", "router"]
+    of: Side
     capacity_bytes: int
     used_bytes: int
     experts: int
@@ -115,7 +115,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
     """What there is to be known now. Not while the engine is in a step."""
     held = parts.engine.line.by_expert()
     experts = tuple([_expert(parts, name, model, held[name]) for name, model in models.items()])
-    sides = _sides(parts)
+    sides = sides_of(parts.both)
     tiers = tuple(
         [
             TierStatus(ledger.tier, of, ledger.capacity_bytes, ledger.used_bytes, len(ledger.copies))
@@ -169,12 +169,6 @@ def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
             continue
         return "resident" if near else state, ledger.tier
     return state, home_tier
-
-
-def _sides(parts: Parts) -> dict[Literal["experts", "router"], ExpertCache]:
-    if isinstance(parts.both, SplitCache):
-        return {"experts": parts.both.experts, "router": parts.both.routers}
-    return {"experts": parts.cache}
 
 
 def _together(stats: list[Stats]) -> Stats:

@@ -22,7 +22,7 @@ from coterie.engine.assembly import Parts
 from coterie.engine.log import Told
 from coterie.engine.request import Output, Timings
 from coterie.memory.cache import Decision
-from coterie.memory.split import SplitCache, side_of
+from coterie.memory.split import side_of, sides_of
 from coterie.memory.transfer import arrived_bytes
 from coterie.models.model import Model
 
@@ -84,10 +84,8 @@ class Watch:
 
     def __init__(self, parts: Parts, models: Mapping[str, Model], live: Mapping[str, InFlight]) -> None:
         self._parts, self._models, self._live = parts, models, live
-        self._device, self._log, both = parts.device, parts.engine.log, parts.both
-        self._caches = {"experts": parts.cache}
-        if isinstance(both, SplitCache):
-            self._caches["router"] = both.routers
+        self._device, self._log = parts.device, parts.engine.log
+        self._caches = sides_of(parts.both)
         self._load = _Load()
         self._sink: Sink | None = None
 

@@ -9,7 +9,7 @@ Knows nothing about models, or about which side a name should be on: it is told.
 from __future__ import annotations
 
 from collections.abc import Collection, Set
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from coterie.checkpoint.layout import Layout
 from coterie.device import Event
@@ -77,8 +77,16 @@ class SplitCache:
 
 
 Cache: TypeAlias = ExpertCache | SplitCache
+Side: TypeAlias = Literal["experts", "router"]
 
 
 def side_of(cache: Cache, expert_id: str) -> ExpertCache:
     """The cache in which this one lives."""
     return cache.side(expert_id) if isinstance(cache, SplitCache) else cache
+
+
+def sides_of(cache: Cache) -> dict[Side, ExpertCache]:
+    """All caches that there are, by whose weights they hold."""
+    if isinstance(cache, SplitCache):
+        return {"experts": cache.experts, "router": cache.routers}
+    return {"experts": cache}
