@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from coterie.checkpoint.grammar import ANY_OBJECT, grammar_of
 from coterie.checkpoint.tokenizer import Tokenizer
@@ -58,7 +58,16 @@ def metaspace():
     return Tokenizer(library), ends
 
 
-VOCABULARIES = {"byte-level": byte_level, "byte-fallback": byte_fallback, "metaspace": metaspace}
+def prepended():
+    """A space before every text, as Llama 2's and Mistral's tokenizers have it."""
+    tokenizer, ends = byte_fallback()
+    library = tokenizer._tokenizer
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return Tokenizer(library), ends
+
+
+VOCABULARIES = {"byte-level": byte_level, "byte-fallback": byte_fallback}
+VOCABULARIES |= {"metaspace": metaspace, "prepended": prepended}
 
 
 def walk(tokenizer, ends, schema, seed):
@@ -99,6 +108,14 @@ def test_an_end_may_come_where_the_form_is_complete_and_nowhere_else(kind):
     assert not mask.complete
     with pytest.raises(RequestError, match="does not take token"):
         mask.accept(next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"{"))
+
+
+def test_what_spells_a_special_token_is_letters():
+    tokenizer, ends = byte_level()
+    assert walk(tokenizer, ends, {"enum": ["a<|other|>", "<|other|><|end|>"]}, 3) in (
+        '"a<|other|>"',
+        '"<|other|><|end|>"',
+    )
 
 
 def test_without_ends_the_form_alone_says_when():

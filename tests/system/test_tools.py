@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from tests.model.test_tool_templates import HERMES, LLAMA, MISTRAL, TOOLS
@@ -68,6 +69,10 @@ def assembled(events, count: int = 1) -> list[dict]:
             assert said["reason"] is None
             said["content"] += choice.delta.content or ""
             for call in choice.delta.tool_calls or ():
+                if call.id is None:  # more arguments of the last one
+                    assert (call.index, call.type, call.function.name) == (len(said["calls"]) - 1, None, None)
+                    said["calls"][call.index].function.arguments += call.function.arguments
+                    continue
                 assert call.index == len(said["calls"])
                 said["calls"][call.index] = call
             said["reason"] = choice.finish_reason
@@ -131,6 +136,88 @@ def test_a_call_that_is_cut_off_is_text(client: openai.OpenAI) -> None:
     assert (got.message.content, got.finish_reason) == ("".join(SAID["llama"][:2]), "length")
 
 
+SET = {
+    "type": "object",
+    "properties": {"a": {"enum": [3, 44]}, "b": {"enum": ["é", "x"]}},
+    "additionalProperties": False,
+}
+SET |= {"required": ["a", "b"]}
+HELD = [{"type": "function", "function": {"name": "add", "parameters": SET}}, TOOLS[1]]
+HELD += [{"type": "function", "function": {"name": "other", "parameters": {"maxProperties": 0}}}]
+ONE = {"type": "function", "function": {"name": "add"}}
+FORCED = {
+    "one": {"tool_choice": ONE},
+    "required": {"tool_choice": "required", "parallel_tool_calls": False},
+    "allowed": {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [ONE]}}},
+}
+NO_BLANKS = {str(blank): -100 for blank in b" \t\r\n"}  # which a model that has nothing to say would write
+
+
+def rows_of(got, stream: bool, count: int) -> list[tuple]:
+    """Content, calls as names and arguments, and why it ended, for each choice."""
+    if stream:
+        rows = [(said["content"], list(said["calls"].values()), said["reason"]) for said in assembled(got, count)]
+    else:
+        rows = [(c.message.content or "", c.message.tool_calls or [], c.finish_reason) for c in got.choices]
+    return [(said, [(c.function.name, c.function.arguments) for c in calls], why) for said, calls, why in rows]
+
+
+@pytest.mark.parametrize("choice", FORCED)
+@pytest.mark.parametrize("name", ["hermes", "llama", "mistral"])
+def test_a_forced_call_is_one_of_its_form_with_arguments_by_the_schema(
+    client: openai.OpenAI, name: str, choice: str
+) -> None:
+    for stream in (False, True):
+        options = {"tools": HELD, "n": 2, "temperature": 1.5, "seed": 3, "logit_bias": NO_BLANKS, "max_tokens": 99}
+        for content, calls, reason in rows_of(ask(client, name, stream=stream, **options, **FORCED[choice]), stream, 2):
+            if reason == "length" and choice == "allowed":
+                continue  # which lets a model call again and again
+            assert (content, reason) == ("", "tool_calls")
+            assert len(calls) == 1 or choice == "allowed"
+            for called, arguments in calls:
+                assert called == "add" or choice == "required"
+                jsonschema.validate(json.loads(arguments), SET if called == "add" else {"type": "object"})
+
+
+def test_arguments_of_a_held_call_are_streamed_in_pieces(client: openai.OpenAI) -> None:
+    events = list(ask(client, "hermes", tools=HELD, tool_choice=ONE, logit_bias=NO_BLANKS, stream=True))
+    parts = [part for event in events for part in event.choices[0].delta.tool_calls or ()]
+    assert (parts[0].type, parts[0].function.name, parts[0].function.arguments) == ("function", "add", "")
+    assert all((part.index, part.id, part.function.name) == (0, None, None) for part in parts[1:])
+    assert len(parts) > 3
+    whole = ask(client, "hermes", tools=HELD, tool_choice=ONE, logit_bias=NO_BLANKS).choices[0].message.tool_calls[0]
+    assert "".join(part.function.arguments for part in parts) == whole.function.arguments
+
+
+def test_a_strict_tool_is_held_where_the_model_calls_it(client: openai.OpenAI) -> None:
+    """It says what it would, but for arguments that the schema has not."""
+    strict = {**HELD[0], "function": {**HELD[0]["function"], "strict": True}}
+    for stream in (False, True):
+        got = ask(client, "hermes", tools=[strict], logit_bias=NO_BLANKS, stream=stream)
+        ((content, calls, reason),) = rows_of(got, stream, 1)
+        assert (content, reason) == ("Let me see.", "tool_calls")
+        ((called, arguments),) = calls
+        assert called == "add"
+        jsonschema.validate(json.loads(arguments), SET)
+
+
+def test_without_parallel_calls_there_is_one(client: openai.OpenAI) -> None:
+    ((content, calls, reason),) = rows_of(ask(client, "mistral", parallel_tool_calls=False), False, 1)
+    assert (content, [name for name, _ in calls], reason) == ("", ["add"], "tool_calls")
+
+
+def test_a_forced_call_that_is_cut_off_ends_where_the_answer_does(client: openai.OpenAI) -> None:
+    whole = rows_of(ask(client, "llama", tools=HELD, tool_choice=ONE, logit_bias=NO_BLANKS), False, 1)[0][1][0][1]
+    for stream in (False, True):
+        options = {"tools": HELD, "tool_choice": ONE, "logit_bias": NO_BLANKS, "max_tokens": 4}
+        ((content, calls, reason),) = rows_of(ask(client, "llama", stream=stream, **options), stream, 1)
+        assert (content, reason) == ("", "length")
+        ((called, arguments),) = calls
+        assert called == "add"
+        assert whole.startswith(arguments)
+        assert arguments != whole
+
+
 FUNCTION = TOOLS[0]["function"]
 CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
@@ -140,13 +227,21 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
     [
         ({"model": "plain"}, "plain has no chat template that takes tools"),
         ({"model": "xml"}, "xml writes calls in a form that is not read here"),
-        ({"tool_choice": "required"}, "[tool_choice] is 'required'"),
-        ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "[tool_choice]"),
-        ({"parallel_tool_calls": False}, "[parallel_tool_calls]"),
+        ({"tool_choice": "always"}, "[tool_choice] is 'always'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names 'rm', which is not offered"),
+        ({"tool_choice": {"type": "function", "name": "add"}}, "[tool_choice] names no function"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "without mode and tools"),
+        ({"tool_choice": "required", "tools": []}, "no tools are offered"),
+        ({"tool_choice": "required", "model": "plain"}, "plain has no chat template that takes tools"),
+        ({"parallel_tool_calls": "no"}, "[parallel_tool_calls] is 'no'"),
         ({"tools": "add"}, "give a list of functions"),
         ({"tools": [{"type": "custom"}]}, "[tools[0]]"),
         ({"tools": [TOOLS[0], {"type": "function", "function": {}}]}, "[tools[1]]"),
-        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}]}, "strict"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": 3}}]}, "[tools[0].function.strict] is 3"),
+        (
+            {"tools": [{"type": "function", "function": {**FUNCTION, "strict": True, "parameters": {"not": {}}}}]},
+            "[tools[0].function.parameters] has a schema that cannot be enforced",
+        ),
         ({"tools": [{"type": "function", "function": {**FUNCTION, "parameters": 3}}]}, "parameters"),
         ({"tools": [{"type": "function", "function": {**FUNCTION, "description": "\ud800"}}]}, "Unicode"),
         ({"messages": [QUESTION, {"role": "tool", "content": "5"}]}, "tool_call_id"),

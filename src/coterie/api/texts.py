@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coterie.api.types import Query
-from coterie.checkpoint.calls import CallText
+from coterie.checkpoint.calls import CallText, Form
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.grammar import grammar_of
+from coterie.checkpoint.held import HeldText, is_held
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
@@ -53,27 +54,32 @@ class Text:
         """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not."""
         if self.tokenizer is None:
             return None
-        form = self.template.form if self.template is not None and query.tools else None
+        form = self._calls_form(query)
         return self.tokenizer.detokenizer(() if form is None else (form.opening, form.closing))
 
     def choice(self, query: Query, end_ids: tuple[int, ...]) -> ChoiceParams:
         """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
-        if not query.form:
+        held = is_held(query.tools, query.calling)
+        if not (query.form or held):
             return query.choice
-        if query.tools:
+        if query.form and query.tools:
             raise RequestError(
                 "response_format", "is given beside tools, whose calls have a form of their own", "drop one"
             )
         if self.tokenizer is None:
-            raise UnsupportedError(
-                "response_format", f"{self.expert} has no tokenizer to keep to a form", "leave it out"
-            )
-        return replace(query.choice, mask=grammar_of(self.tokenizer, self.vocab_size, end_ids).mask(query.form))
+            field = "tools" if held else "response_format"
+            raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
+        grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
+        mask = grammar.mask(query.form) if form is None else grammar.calls(form, query.tools, query.calling)
+        return replace(query.choice, mask=mask)
 
     def calls(self, query: Query) -> CallText | None:
         """What finds the calls in one answer; None where no tools are offered."""
-        form = self.template.form if self.template is not None and query.tools else None
-        return None if form is None else CallText(form, [tool["function"]["name"] for tool in query.tools])
+        form, reader = self._calls_form(query), HeldText if is_held(query.tools, query.calling) else CallText
+        return None if form is None else reader(form, [tool["function"]["name"] for tool in query.tools])
+
+    def _calls_form(self, query: Query) -> Form | None:
+        return self.template.form if self.template is not None and query.tools else None
 
     def _checked(self, ids: Sequence[int], field: str = "prompt") -> tuple[int, ...]:
         for place, token in enumerate(ids):

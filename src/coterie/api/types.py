@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
+from coterie.checkpoint.calls import Calling
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError
@@ -66,6 +67,7 @@ class Query:
     who answered this conversation before.
     `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
+    `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
 
@@ -82,6 +84,7 @@ class Query:
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ChoiceParams = field(default_factory=ChoiceParams)
     form: str = ""
+    calling: Calling = field(default_factory=Calling)
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

@@ -9,7 +9,7 @@ What is no whole call of a tool that was offered stays text. Knows nothing about
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,7 +25,27 @@ class Call:
     arguments: str
 
 
-Found: TypeAlias = "str | Call"
+@dataclass(frozen=True, slots=True)
+class More:
+    """The next piece of the last call's arguments."""
+
+    arguments: str
+
+
+Found: TypeAlias = "str | Call | More"
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """What is asked of an answer's calls; by default nothing.
+
+    `required`: it is calls alone, one or more. `several`: there may be more than one. `only`: the tools that may be
+    called, by name; empty: all that are offered.
+    """
+
+    required: bool = False
+    several: bool = True
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +96,11 @@ class CallText:
         self._said = False  # there was text, so that no bare call may come
         self.num_calls = 0
 
+    @property
+    def cut(self) -> bool:
+        """True while a call that was given out is not whole."""
+        return False
+
     def push(self, piece: str) -> list[Found]:
         """Take the next piece and return what is certain now."""
         self._held += piece
@@ -97,17 +122,24 @@ class CallText:
                 yield from self._text_before_a_call()
             if not self._inside:
                 return
-            lead = len(self._held) - len(self._held.lstrip(self._edge))
-            block = _read(self._held[lead:], self._form, self._tools, final)
-            if block is None:
+            whole = yield from self._block(final)
+            if not whole:
                 return
-            size, calls = lead + block[0], block[1]
             self._inside = False
-            if not calls:
-                yield self._take(size)
-            self.num_calls += len(calls)
-            yield from calls
-            self._held = self._held[size:] if calls else self._held
+
+    def _block(self, final: bool) -> Generator[Found, None, bool]:
+        """Give out what a block of calls has for certain; return whether it has come to its end."""
+        lead = len(self._held) - len(self._held.lstrip(self._edge))
+        block = _read(self._held[lead:], self._form, self._tools, final)
+        if block is None:
+            return False
+        size, calls = lead + block[0], block[1]
+        if not calls:
+            yield self._take(size)
+        self.num_calls += len(calls)
+        yield from calls
+        self._held = self._held[size:] if calls else self._held
+        return True
 
     def _text_before_a_call(self) -> Iterator[str]:
         """Give out what is text for certain; what is held then begins with a call, or with what may become one."""

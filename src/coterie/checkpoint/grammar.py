@@ -1,4 +1,4 @@
-"""Grammars: which tokens of a tokenizer keep an answer in the form of a JSON schema, found by llguidance.
+"""Grammars: which tokens of a tokenizer keep an answer in the form of a JSON schema, or of calls, found by llguidance.
 
     schema -> grammar (once a request) -> allowed tokens | accept a token | allowed tokens | ... | complete
 
@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from coterie.checkpoint.calls import Calling, Form
+from coterie.checkpoint.held import arguments_of, lark_of
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
 ANY_OBJECT = '{"type": "object"}'
 # Blanks between JSON's parts, but never without end: a model that has nothing to say would else write them for ever.
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
-FIELD = "response_format"
+GUARD = "\x02"  # a character that merges with no other
+KEPT = 16  # grammars
+FIELD, TOOLS = "response_format", "tools"
 
 
 class _Vocabulary:
@@ -34,43 +38,101 @@ class _Vocabulary:
         self.eos_token_id, self.bos_token_id = end_ids[0], None
         self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
         self.special_token_ids = sorted({*tokenizer.special_ids, *end_ids})
+        self._marks = [self.tokens[token].decode() for token in tokenizer.special_ids if token < vocab_size]
+        self._guard = tokenizer.encode(GUARD, add_special_tokens=False)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Token ids of a text."""
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode(), add_special_tokens=False)
+        """Token ids of a text within an answer, whose bytes are just those of the text.
+
+        None is special: what spells one, within a string of JSON, is but letters.
+        """
+        whole = text if isinstance(text, str) else text.decode()
+        parts = [whole]
+        for mark in self._marks:
+            if mark in whole:
+                parts = [piece for part in parts for piece in _cut(part, mark)]
+        return [token for part in parts for token in self._within(part)]
+
+    def _within(self, text: str) -> list[int]:
+        """Many tokenizers put a space before a text, which is none here: then the text has something before it."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._spells(ids, text):
+            return ids
+        ids = self._tokenizer.encode(GUARD + text, add_special_tokens=False)[len(self._guard) :]
+        if self._spells(ids, text):
+            return ids
+        known = {spelled: token for token, spelled in enumerate(self.tokens) if len(spelled) == 1}
+        single = [known.get(bytes([byte])) for byte in text.encode()]
+        return ids if None in single else [token for token in single if token is not None]
+
+    def _spells(self, ids: Sequence[int], text: str) -> bool:
+        ours = all(token < len(self.tokens) for token in ids)
+        return ours and b"".join([self.tokens[token] for token in ids]) == text.encode()
 
 
 class Grammar:
     """Masks for one tokenizer: ends are allowed where, and only where, the form is complete."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> None:
-        self._llguidance: Any = importlib.import_module("llguidance")
-        self._vocab_size = vocab_size
+        llguidance: Any = importlib.import_module("llguidance")
+        matcher = self._llmatcher = llguidance.LLMatcher
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
         # Without an end of its own an expert gets one behind its vocabulary, which is never drawn.
         ends = end_ids or (vocab_size,)
         tokens = vocab_size + (not end_ids)
-        made = self._llguidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens, ends))
-        self._tokens = self._llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
+        made = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens, ends))
+        self._tokens = llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
+        # Kept for the next answer: a long list of tools takes a tenth of a second, in which no step is taken.
+        self._wrong = lru_cache(KEPT)(lambda grammar: matcher.validate_grammar(grammar, self._tokens))
+        self._begin = lru_cache(KEPT)(lambda grammar: matcher(self._tokens, grammar, log_level=0))
 
-    def mask(self, schema: str) -> JsonMask:
+    def mask(self, schema: str) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
-        matcher_type = self._llguidance.LLMatcher
         try:
             json.loads(schema)
-            grammar = matcher_type.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS})
         except ValueError as error:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
-        wrong = matcher_type.validate_grammar(grammar, self._tokens)
+        return self._made(self._of_schema(schema, FIELD), FIELD)
+
+    def calls(self, form: Form, tools: Sequence[Mapping[str, Any]], calling: Calling) -> FormMask:
+        """A mask for one answer that calls tools in a form. Raises RequestError for what cannot be enforced."""
+        arguments = {}
+        for place, tool in enumerate(tools):
+            name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
+            if not calling.only or name in calling.only:
+                arguments[name] = arguments_of(tool, calling.required, where), where
+        schemas = {
+            name: {**schema, "x-guidance": {"whitespace_pattern": BLANKS}} for name, (schema, _) in arguments.items()
+        }
+        grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special))
+        if self._wrong(grammar):  # then it is known whose
+            for schema, where in arguments.values():
+                self._made(self._of_schema(json.dumps(schema), where), where)
+        return self._made(grammar, TOOLS)
+
+    def _special(self, text: str) -> int | None:
+        token = self._tokenizer.token_id(text)
+        return token if token in self._tokenizer.special_ids else None
+
+    def _of_schema(self, schema: str, field: str) -> str:
+        try:
+            found = self._llmatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS})
+        except ValueError as error:
+            raise RequestError(field, f"has no JSON schema: {error}", "give a JSON object") from error
+        return str(found)
+
+    def _made(self, grammar: str, field: str) -> FormMask:
+        wrong = self._wrong(grammar)
         if wrong:
-            raise RequestError(FIELD, f"has a schema that cannot be enforced: {_line(wrong)}", "change the schema")
-        return JsonMask(matcher_type(self._tokens, grammar, log_level=0), self._vocab_size)
+            raise RequestError(field, f"has a schema that cannot be enforced: {_line(wrong)}", "change the schema")
+        return FormMask(self._begin(grammar).deep_copy(), self._vocab_size, field)
 
 
-class JsonMask:
-    """Which tokens may come next in one answer: a `Mask` of the engine."""
+class FormMask:
+    """Which tokens may come next in one answer: a `Mask` of the engine. `field`: which of a request's gave the form."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
+        self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """For each token whether it may come next. Raises RequestError when none may."""
@@ -78,13 +140,14 @@ class JsonMask:
         found = np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
         if self._matcher.is_error() or not found.any():
             fact = f"leads to where no token may come: {_line(self._matcher.get_error())}"
-            raise RequestError(FIELD, fact, "simplify the schema")
+            raise RequestError(self._field, fact, "simplify the schema")
         return found
 
     def accept(self, token: int) -> None:
         """This token has come. Raises RequestError when it might not."""
         if not self._matcher.consume_token(token):
-            raise RequestError(FIELD, f"does not take token {token}: {_line(self._matcher.get_error())}", "report it")
+            fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
+            raise RequestError(self._field, fact, "report it")
 
     @property
     def complete(self) -> bool:
@@ -96,6 +159,16 @@ class JsonMask:
 def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> Grammar:
     """The grammar of a tokenizer, kept: to lay out a large vocabulary takes a second."""
     return Grammar(tokenizer, vocab_size, end_ids)
+
+
+def _cut(text: str, mark: str) -> list[str]:
+    """Pieces of a text, each occurrence of a mark cut behind its first letter."""
+    first, *others = text.split(mark)
+    pieces = [first]
+    for other in others:
+        pieces[-1] += mark[:1]
+        pieces.append(mark[1:] + other)
+    return pieces
 
 
 def _line(text: str) -> str:

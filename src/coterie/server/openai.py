@@ -25,14 +25,12 @@ from coterie.core.errors import (
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
 from coterie.server.messages import messages
-from coterie.server.tools import Spoken, offered
+from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "function_call": ("none", "auto"),
     "reasoning_effort": (),
     "verbosity": ("medium",),
@@ -40,7 +38,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (*fields.SHARED, *CHOOSING, "messages", "max_completion_tokens", "tools")
+SUPPORTED = (*fields.SHARED, *CHOOSING, "messages", "max_completion_tokens", *TOOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +57,15 @@ def parse_chat(body: object) -> ChatBody:
     given = fields.an_object(body, "model and messages")
     fields.check_names(given, SUPPORTED, REFUSED)
     limits = (fields.integer(given, "max_completion_tokens"), fields.integer(given, "max_tokens"))
+    tools = offered(given)
     query = Query(
         messages=messages(given),
         model=fields.model(given),
         sampling=fields.sampling(given),
         max_tokens=next((number for number in limits if number is not None), None),
         stop=fields.stops(given),
-        tools=offered(given),
+        tools=tools,
+        calling=calling(given, tools),
         choice=choosing(given),
         form=form_of(given),
     )

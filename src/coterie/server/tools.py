@@ -10,27 +10,70 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coterie.checkpoint.calls import Call, CallText
+from coterie.checkpoint.calls import Call, Calling, CallText, Found
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.messages import check_text
 
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 ID_CHARS = 9  # exactly so many letters and digits: Mistral's templates refuse other ids when they come back
+_ALLOWED = '{"mode": "auto", or "required", "tools": [{"type": "function", "function": {"name": ...}}]}'
 _LETTERS = string.ascii_letters + string.digits
 
 
 def offered(body: Mapping[str, object]) -> tuple[Mapping[str, Any], ...]:
     """The tools that the model may call. Raises RequestError that names the tool and what to change.
 
-    `tool_choice` none takes them out of the prompt; what would force a call, or bound it, is refused by name.
+    `tool_choice` none takes them out of the prompt.
     """
     tools = fields.get(body, "tools", list, "a list of functions") or []
     for place, tool in enumerate(tools):
         _check(tool, f"tools[{place}]")
-    if tools and body.get("parallel_tool_calls") is False:
-        fact = "is false, but the model alone decides how many calls it makes"
-        raise RequestError("parallel_tool_calls", fact, "leave it out")
     return () if body.get("tool_choice") == "none" else tuple(tools)
+
+
+def calling(body: Mapping[str, object], tools: Sequence[Mapping[str, Any]]) -> Calling:
+    """What `tool_choice` and `parallel_tool_calls` ask of the calls of these tools. Raises RequestError."""
+    several = fields.get(body, "parallel_tool_calls", bool, "true or false") is not False
+    choice = body.get("tool_choice")
+    if choice in (None, "auto", "none"):
+        return Calling(several=several)
+    if choice == "required":
+        _offers(tools, ())
+        return Calling(True, several)
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        named = _name(choice, "tool_choice")
+        _offers(tools, [named])
+        return Calling(True, False, (named,))
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        mode, given = (allowed.get("mode"), allowed.get("tools")) if isinstance(allowed, dict) else (None, None)
+        if mode not in ("auto", "required") or not isinstance(given, list) or not given:
+            raise RequestError("tool_choice", "has allowed_tools without mode and tools", f"give {_ALLOWED}")
+        only = tuple([_name(tool, "tool_choice.allowed_tools") for tool in given])
+        _offers(tools, only)
+        return Calling(mode == "required", several, only)
+    words = 'give none, auto, required or {"type": "function", "function": {"name": ...}}'
+    raise RequestError("tool_choice", f"is {str(choice)[:80]!r}", words)
+
+
+def _name(tool: object, where: str) -> str:
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        fact = "names no function"
+        raise RequestError(where, fact, 'give {"type": "function", "function": {"name": ...}}')
+    return name
+
+
+def _offers(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    known = [tool["function"]["name"] for tool in tools]
+    if not known:
+        raise RequestError("tool_choice", "asks for a call, but no tools are offered", "give tools, or leave it out")
+    for name in names:
+        if name not in known:
+            fact = f"names {name[:40]!r}, which is not offered"
+            raise RequestError("tool_choice", fact, f"offered are {', '.join(known[:8])}")
 
 
 def _check(tool: object, where: str) -> None:
@@ -39,9 +82,8 @@ def _check(tool: object, where: str) -> None:
         raise RequestError(where, "is no function with a name", 'give {"type": "function", "function": {"name": ...}}')
     if not isinstance(function.get("parameters", {}), dict):
         raise RequestError(f"{where}.function.parameters", "is no JSON schema", "give an object, or leave it out")
-    if function.get("strict"):
-        fact = "is set, but nothing holds a model to the schema of its arguments"
-        raise RequestError(f"{where}.function.strict", fact, "leave it out, and check the arguments")
+    if not isinstance(function.get("strict") or False, bool):
+        raise RequestError(f"{where}.function.strict", f"is {function['strict']!r}", "give true or false")
     check_text(tool, where)
 
 
@@ -55,9 +97,14 @@ class Spoken:
 
     def message(self, text: str) -> dict[str, Any]:
         """A whole answer's message; `content` is null where there are calls alone."""
-        found = self._find(text, last=True)
-        calls = [_body(item) for item in found if isinstance(item, Call)]
-        said = "".join(item for item in found if isinstance(item, str))
+        said, calls = "", list[dict[str, Any]]()
+        for item in self._find(text, last=True):
+            if isinstance(item, str):
+                said += item
+            elif isinstance(item, Call):
+                calls.append(_body(item))
+            else:
+                calls[-1]["function"]["arguments"] += item.arguments
         if not calls:
             return {"role": "assistant", "content": said}
         return {"role": "assistant", "content": said or None, "tool_calls": calls}
@@ -72,16 +119,18 @@ class Spoken:
         for item in found:
             if isinstance(item, str):
                 yield {"content": item}
-            else:
+            elif isinstance(item, Call):
                 yield {"tool_calls": [{"index": self._num_calls, **_body(item)}]}
                 self._num_calls += 1
+            else:
+                yield {"tool_calls": [{"index": self._num_calls - 1, "function": {"arguments": item.arguments}}]}
 
     def reason(self, finish_reason: str) -> str:
         """Why it ended."""
-        called = self._reader is not None and self._reader.num_calls > 0
+        called = self._reader is not None and self._reader.num_calls > 0 and not self._reader.cut
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
-    def _find(self, text: str, last: bool) -> Sequence[str | Call]:
+    def _find(self, text: str, last: bool) -> Sequence[Found]:
         if self._reader is None:
             return [text] if text else []
         found = self._reader.push(text)

@@ -1,0 +1,180 @@
+"""Calls that a grammar holds to their form: the grammar of a form and its tools, and such calls in text as it comes.
+
+    tools, Calling -> grammar -> mask                (grammar.py)
+    pieces   '<tool_call>\\n{"name": "add", "argu'   'ments": {"a": '    '2}}\\n</tool_call>'
+    found                                           Call("add", "")      More('{"a": ')  More('2}')
+
+What such a call will be is known from its head on, so its arguments are given out before its end.
+Knows nothing about tokens but those that are special. Source: github.com/guidance-ai/llguidance, docs/syntax.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from coterie.checkpoint.calls import Call, Calling, CallText, Form, Found, More
+from coterie.core.errors import RequestError
+
+_EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
+_ANY = r"TEXT: /(?s:.*)/"
+# An answer that begins with a brace is a call where a form has calls without a mark.
+_NO_BRACE = r"TEXT: /([ \t\r\n]*[^{ \t\r\n](?s:.*))?/"
+
+
+def is_strict(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool's arguments are to be held to its schema."""
+    return bool(tool["function"].get("strict"))
+
+
+def is_held(tools: Sequence[Mapping[str, Any]], calling: Calling) -> bool:
+    """Whether an answer that is offered these tools is held to a grammar."""
+    return bool(tools) and (calling != Calling() or any(map(is_strict, tools)))
+
+
+def arguments_of(tool: Mapping[str, Any], always: bool, where: str) -> dict[str, Any]:
+    """The schema of a tool's arguments: its own where it is strict, or `always`, else any object.
+
+    Raises RequestError naming `where` for one that no object can meet.
+    """
+    if not (always or is_strict(tool)):
+        return {"type": "object"}
+    schema = tool["function"].get("parameters")
+    if schema is None:
+        return _EMPTY
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise RequestError(where, f"has type {kind!r}, but arguments are an object", "give a schema of an object")
+    return {**schema, "type": "object"}
+
+
+def lark_of(
+    form: Form, arguments: Mapping[str, Mapping[str, Any]], calling: Calling, special: Callable[[str], int | None]
+) -> str:
+    """The grammar, in llguidance's Lark, of answers that call tools in a form.
+
+    `arguments`: a schema for each tool that may be called. `special`: a mark's token, where it is a special one.
+    Spaces and order of a call's head are those that templates write.
+    """
+    rules = list(_call_rules(form, arguments))
+    mark = special(form.opening)
+    opening = _literal(form.opening) if mark is None else f"<[{mark}]>"
+    if form.bare:
+        rules.append("calls: call" + _repeated('"; " call', calling))
+        marked = "" if mark is None else f"| {opening} calls "
+        start, text = "calls" if calling.required else f"calls {marked}| TEXT", _NO_BRACE
+    else:
+        rules.append(f"rest: {_rest(form, calling, special)}")
+        # Letters that mark a call end the text before it; a special token is no text anyway.
+        rules.append(f"head{'[lazy]' if mark is None else ''}: TEXT {opening}")
+        again = _repeated(rf'"\n" {opening} rest', calling) if form.closing else ""
+        free = "(head rest)* TEXT" if calling.several and form.closing else "head rest | TEXT"
+        start, text = f"{opening} rest{again}" if calling.required else free, _ANY
+    return "\n".join([f"start: {start}", *rules, text])
+
+
+def _call_rules(form: Form, arguments: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield f"call: {' | '.join(f'call_{number}' for number in range(len(arguments)))}"
+    for number, (name, schema) in enumerate(arguments.items()):
+        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{form.arguments}": '
+        yield f'call_{number}: {_literal(head)} arguments_{number} "}}"'
+        yield f"arguments_{number}: %json {json.dumps(schema)}"
+
+
+def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) -> str:
+    """What follows the mark of a call, or of a list of them."""
+    if not form.closing:
+        return '" "? "[" call' + _repeated('", " call', calling) + ' "]"'
+    mark = special(form.closing)
+    return rf'"\n" call "\n" {_literal(form.closing) if mark is None else f"<[{mark}]>"}'
+
+
+def _repeated(rule: str, calling: Calling) -> str:
+    return f" ({rule})*" if calling.several else ""
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+class HeldText(CallText):
+    """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
+
+    One that is cut short ends where the answer does.
+    """
+
+    def __init__(self, form: Form, tools: Collection[str]) -> None:
+        super().__init__(form, tools)
+        key = re.escape(json.dumps(form.arguments))
+        self._head = re.compile(r'[^{]*\{"name": ("(?:[^"\\]|\\.)*"), ' + key + ": ")
+        self._object: _Object | None = None
+        self._over = False  # the last call's arguments are whole
+
+    @property
+    def cut(self) -> bool:
+        """True while the last call's arguments are not whole."""
+        return self._object is not None
+
+    def flush(self) -> list[Found]:
+        """Return the rest: no more text will come."""
+        if self._object is not None or self._over:
+            self._held = ""  # what follows arguments but for a next head
+        return super().flush()
+
+    def _block(self, final: bool) -> Generator[Found, None, bool]:
+        while True:
+            if self._object is not None:
+                size = self._object.push(self._held)
+                if size:
+                    yield More(self._held[:size])
+                    self._held = self._held[size:]
+                if not self._object.whole:
+                    return False
+                self._object, self._over = None, True
+            if self._over and not self._leave():
+                return not self._over
+            head = self._head.match(self._held)
+            if head is None:
+                return False
+            self._held = self._held[head.end() :]
+            self._object = _Object()
+            self.num_calls += 1
+            yield Call(json.loads(head[1]), "")
+
+    def _leave(self) -> bool:
+        """Pass over what stands behind arguments, `_over` False once that is known; True: another call of the block."""
+        closing, next_head = self._form.closing, self._held.find("{")
+        if closing:
+            at = self._held.find(closing)
+            if at >= 0:
+                self._held, self._over = self._held[at + len(closing) :], False
+            return False
+        if next_head >= 0:
+            self._held, self._over = self._held[next_head:], False
+        return next_head >= 0
+
+
+class _Object:
+    """Finds the end of a JSON object that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth, self._quoted, self._escaped = 0, False, False
+        self.whole = False
+
+    def push(self, text: str) -> int:
+        """How much of the next text belongs to it."""
+        for place, letter in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped, self._quoted = letter == "\\", letter != '"'
+            elif letter == '"':
+                self._quoted = True
+            else:
+                self._depth += (letter in "{[") - (letter in "}]")
+                if self._depth == 0:
+                    self.whole = True
+                    return place + 1
+        return len(text)

@@ -1,0 +1,205 @@
+"""Calls held to their form: whatever a grammar lets through is calls of the tools, read alike by both readers."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import jsonschema
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from coterie.checkpoint.calls import FORMS, Call, Calling, CallText, More
+from coterie.checkpoint.grammar import Grammar
+from coterie.checkpoint.held import HeldText, is_held
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import RequestError
+
+INTEGER = {"type": "integer", "minimum": 0, "maximum": 99}
+ADD = {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}, "s": {"enum": ['}"', "]</tool_call>"]}}}
+ADD |= {"required": ["a", "s"], "additionalProperties": False, "$defs": {"n": INTEGER}}
+
+
+def tool(name: str, parameters: object = None, **more: object) -> dict:
+    given = {} if parameters is None else {"parameters": parameters}
+    return {"type": "function", "function": {"name": name, **given, **more}}
+
+
+TOOLS = [tool("add", ADD), tool('é"', {"properties": {"b": {"type": "boolean"}}, "additionalProperties": False})]
+TOOLS += [tool("now")]
+SCHEMAS = {t["function"]["name"]: t["function"].get("parameters", {"maxProperties": 0}) for t in TOOLS}
+FREE = Calling()
+MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"]
+
+
+def tokenizer(special: bool) -> Tokenizer:
+    library = LibraryTokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>", *(MARKS if special else [])],
+        show_progress=False,
+    )
+    library.train_from_iterator(['<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'] * 9, trainer)
+    return Tokenizer(library)
+
+
+TOKENIZERS = {special: tokenizer(special) for special in (False, True)}
+GRAMMARS = {special: Grammar(made, made.vocab_size, (0,)) for special, made in TOKENIZERS.items()}
+
+
+def mask_of(form: str, calling: Calling, special: bool = False, tools: list[dict] = TOOLS):
+    return GRAMMARS[special].calls(FORMS[form], tools, calling)
+
+
+def walk(form: str, calling: Calling, special: bool, seed: int) -> str:
+    """Text of tokens drawn alike from those that may come, an end as soon as one may."""
+    rng, mask, said, words = np.random.default_rng(seed), mask_of(form, calling, special), b"", TOKENIZERS[special]
+    while not mask.complete:
+        allowed = np.flatnonzero(mask.allowed())
+        if allowed[0] == 0 and rng.random() < 0.5:
+            break
+        token = int(rng.choice(allowed[allowed > 0]))
+        mask.accept(token)
+        said += words.token_bytes(token)
+    return said.decode()
+
+
+def found(reader: CallText, pieces: list[str]) -> tuple[str, list[Call]]:
+    """Text and whole calls."""
+    text, calls = "", list[Call]()
+    for item in [*(item for piece in pieces for item in reader.push(piece)), *reader.flush()]:
+        if isinstance(item, str):
+            text += item
+        elif isinstance(item, Call):
+            calls.append(item)
+        else:
+            calls[-1] = Call(calls[-1].name, calls[-1].arguments + item.arguments)
+    return text, calls
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_is_drawn_is_calls_that_are_valid(form: str, special: bool) -> None:
+    rules = [Calling(True), Calling(True, False), Calling(True, False, ("add",)), Calling(True, True, ("now", "add"))]
+    names, most = set(), 0
+    for rule in rules:
+        for seed in range(2):
+            said = walk(form, rule, special, seed)
+            text, calls = found(CallText(FORMS[form], list(SCHEMAS)), [said])
+            assert (text, bool(calls)) == ("", True), said
+            for call in calls:
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+                assert not rule.only or call.name in rule.only
+            assert rule.several or len(calls) == 1
+            most = max(most, len(calls))
+            names |= {call.name for call in calls}
+            draw = random.Random(seed)
+            cuts = [[said], list(said), [said[: (at := draw.randrange(len(said)))], said[at:]]]
+            for pieces in cuts:
+                same, held = found(HeldText(FORMS[form], ()), pieces)
+                assert same == ""
+                assert [(call.name, json.loads(call.arguments)) for call in held] == [
+                    (call.name, json.loads(call.arguments)) for call in calls
+                ]
+    assert len(names) > 1
+    assert most > 1
+
+
+CALL = {
+    "hermes": '<tool_call>\n{"name": "add", "arguments": {"a": 7, "s": "}\\""}}\n</tool_call>',
+    "mistral": '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 7, "s": "}\\""}}]',
+    "llama": '{"name": "add", "parameters": {"a": 7, "s": "}\\""}}',
+}
+ADDED = Call("add", '{"a": 7, "s": "}\\""}')
+
+
+def taken(form: str, special: bool, text: str, calling: Calling = FREE) -> tuple[str, bool]:
+    """How much of a text may come, and whether it may end there."""
+    mask, words, done = (
+        mask_of(form, calling, special, [tool("add", ADD, strict=True), *TOOLS[1:]]),
+        TOKENIZERS[special],
+        "",
+    )
+    for token in words.encode(text, add_special_tokens=False):
+        if mask.complete or not mask.allowed()[token]:
+            break
+        mask.accept(token)
+        done += words.token_bytes(token).decode()
+    return done, bool(mask.complete or mask.allowed()[0])
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_strict_tool_leaves_text_free_and_holds_calls(form: str, special: bool) -> None:
+    free = "So. <tool {1, 2} [TOOL"
+    assert taken(form, special, free) == (free, True)
+    assert taken(form, special, CALL[form]) == (CALL[form], True)
+    wrong = CALL[form].replace("7", "x")
+    assert taken(form, special, wrong) == (wrong[: wrong.index("x")], False)
+    loose = CALL[form].replace('"add"', '"now"').replace("7", "[]")  # not strict: any object
+    assert taken(form, special, loose) == (loose, True)
+    other = CALL[form].replace('"add"', '"rm"')
+    assert taken(form, special, other) == (other[: other.index("rm")], False)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_text_before_between_and_behind_held_calls(special: bool) -> None:
+    said = f"Let me see.\n{CALL['hermes']} and\n{CALL['hermes']} done"
+    assert taken("hermes", special, said) == (said, True)
+    assert found(HeldText(FORMS["hermes"], ()), list(said)) == ("Let me see. and done", [ADDED, ADDED])
+    once = taken("hermes", special, said, Calling(several=False))
+    assert once == (said[: said.index(" and")], True)
+    listed = f"So: {CALL['mistral'][:-1]}, {CALL['mistral'][len('[TOOL_CALLS] [') :]}"
+    assert taken("mistral", special, listed) == (listed, True)
+    assert found(HeldText(FORMS["mistral"], ()), list(listed)) == ("So:", [ADDED, ADDED])
+    assert taken("mistral", special, listed, Calling(several=False)) == (listed[: listed.index(", {")], False)
+
+
+def test_arguments_are_given_out_as_they_come() -> None:
+    reader = HeldText(FORMS["hermes"], ())
+    assert reader.push("Let me see.\n<tool_") == ["Let me see."]
+    assert reader.push('call>\n{"name": "add", "argu') == []
+    assert reader.push('ments": {"a') == [Call("add", ""), More('{"a')]
+    assert reader.push('": "}') == [More('": "}')]
+    assert reader.cut
+    assert reader.push('"}') == [More('"}')]
+    assert not reader.cut
+    assert reader.push("}\n</tool") == []
+    assert reader.push("_call> so") == [" so"]
+    assert (reader.flush(), reader.num_calls) == ([], 1)
+
+
+def test_a_held_answer_that_is_cut_short_ends_where_it_was_cut() -> None:
+    for form, said in CALL.items():
+        text, calls = found(HeldText(FORMS[form], ()), [said[: said.index("7") + 1]])
+        assert (text, calls) == ("", [Call("add", '{"a": 7')])
+        assert found(HeldText(FORMS[form], ()), [said[: said.index("dd")]]) == (said[: said.index("dd")], [])
+        assert found(HeldText(FORMS[form], ()), [said[: said.rindex("}")]]) == ("", [ADDED])
+
+
+def test_what_is_held() -> None:
+    assert not is_held((), Calling(required=True))
+    assert not is_held(TOOLS, Calling())
+    assert is_held(TOOLS, Calling(several=False))
+    assert is_held([*TOOLS, tool("x", ADD, strict=True)], Calling())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"type": "array"}, "type 'array', but arguments are an object"),
+        ({"not": {}}, 'cannot be enforced: Unimplemented keys: \\["not"\\]'),
+    ],
+)
+def test_a_tool_that_cannot_be_held_is_named(parameters: dict, said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        mask_of("hermes", Calling(True), False, [TOOLS[0], tool("x", parameters)])
+    assert caught.value.where == "tools[1].function.parameters"
+    mask_of(
+        "hermes", Calling(True, False, ("add",)), False, [TOOLS[0], tool("x", parameters)]
+    )  # which may not be called
