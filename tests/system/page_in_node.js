@@ -54,6 +54,6 @@ const event = { preventDefault() {} };
   }
   const shown = Object.fromEntries([...byId].map(([id, node]) => [id, node.textContent]));
   const tiles = byId.get("experts").children.map((row) => row.children[0]);
-  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), states: tiles.map((tile) => tile.dataset.state) }));
+  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), made: byId.get("experts").filled, states: tiles.map((tile) => tile.dataset.state) }));
   process.exit(0);
 })();

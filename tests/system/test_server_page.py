@@ -216,6 +216,19 @@ def test_tiles_stay_while_things_happen(tmp_path: Path, coterie: Coterie) -> Non
     found = play(tmp_path, answers, [["model", "change", None]])
     assert "absent, pinned" in found["shown"]["experts"]
     assert found["filled"] == 0
+    whole = stream(("snapshot", snapshot(coterie)))
+    found = play(tmp_path, {"/v1/events": [whole, whole, stream(("pinned", {"expert": "ada"}))]}, [])
+    assert "absent, pinned" in found["shown"]["experts"]
+    assert found["made"] == 1  # the page asked anew: the same experts have the same tiles
+
+
+@needs_node
+def test_other_experts_have_other_tiles(tmp_path: Path, coterie: Coterie) -> None:
+    fewer = snapshot(coterie)
+    del fewer["experts"][1]
+    found = play(tmp_path, {"/v1/events": [stream(("snapshot", snapshot(coterie))), stream(("snapshot", fewer))]}, [])
+    assert (len(found["states"]), found["made"]) == (3, 2)
+    assert "bob" not in found["shown"]["model"]
 
 
 @needs_node
