@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -176,6 +178,24 @@ def test_who_leaves_cancels_every_choice(composition: Path, stream: bool) -> Non
         assert complete(client, "for ada").model == "ada"
 
 
+def test_nothing_is_written_to_who_has_left(composition: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A step of many choices has many chunks: written one by one, asyncio warns of each that a lost connection gets."""
+    coterie = Coterie.open(str(composition))
+    body = {"model": "ada", "prompt": "so", "stream": True, "n": 64, "max_tokens": 120, "temperature": 1}
+    data = json.dumps(body).encode()
+    with served(coterie) as url:
+        for _ in range(3):
+            address = httpx.URL(url)
+            with socket.create_connection((address.host, address.port or 80)) as leaving:
+                leaving.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data))
+                leaving.sendall(data)
+                assert leaving.recv(2000)
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # cut, not closed
+            until_idle(coterie)
+        assert coterie.parts.engine.metrics.finished["cancelled"] > 0
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 def test_where_one_prompt_is_refused_none_is_asked(composition: Path) -> None:
     coterie = Coterie.open(str(composition))
     with served(coterie) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -208,7 +228,9 @@ def test_where_one_prompt_is_refused_none_is_asked(composition: Path) -> None:
         ({"prompt": "a", "logprobs": 0, "echo": True}, "echo"),
         ({"prompt": "a", "n": 0}, "ask for 1 to 128 choices"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": "a", "echo": "yes"}, "echo"),
+        ({"prompt": "a", "echo": "yes"}, "[echo] is 'yes'; give true or false"),
+        ({"prompt": "a", "stream_options": {"include_usage": "no"}}, "[stream_options.include_usage] is 'no'"),
+        ({"prompt": "a", "stream_options": {"include_usages": True}}, "did you mean include_usage?"),
         ({"prompt": "a", "messages": []}, "messages"),
         ({"prompt": "a\ud800"}, "U+D800"),
     ],

@@ -250,6 +250,7 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
         ({"logprobs": True, "top_logprobs": 21}, 400, "0 to 20"),
         ({"top_logprobs": 2}, 400, "set logprobs to true"),
         ({"logprobs": 3}, 400, "true or false"),
+        ({"stream_options": {"include_usage": 1}}, 400, "[stream_options.include_usage] is '1'; give true or false"),
         ({"stop": [""]}, 400, "stop"),
     ],
 )
@@ -288,6 +289,27 @@ def test_bad_bodies_get_400_and_an_error_object(url: str, body: bytes) -> None:
     error = got.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["message"].startswith("[")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "line 1, column 1: Expecting value, but it is empty"),
+        (b'{"model": "four"', "line 1, column 17: Expecting ',' delimiter, but it ends"),
+        (
+            b'{"a": 1,\n  b: 2}',
+            "line 2, column 3: Expecting property name enclosed in double quotes, but there is 'b: 2}'",
+        ),
+        (b'{"a": "\xff"}', "byte 7 is 0xff, which is no UTF-8"),
+        (b"[" * 100000, "nested too deeply"),
+        (b"1" * 5000, "is not JSON: Exceeds the limit"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_where_it_breaks(url: str, body: bytes, words: str) -> None:
+    got = httpx.post(f"{url}/v1/completions", content=body)
+    assert got.status_code == 400
+    assert words in got.json()["error"]["message"]
+    assert got.json()["error"]["param"] == "body"
 
 
 def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:

@@ -6,7 +6,6 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,10 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie.api import Coterie
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
 from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
+from coterie.server.fields import parsed
 from coterie.server.guard import Guard, digests_of, retry_headers
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.tokens import detokenize, tokenize
@@ -96,10 +96,7 @@ async def _json(request: Request) -> Any:
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("body", f"is not JSON: {error}", "send an object") from error
+    return parsed(body)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -63,7 +63,8 @@ async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
     except CoterieError:
         await chunks.aclose()
         raise
-    return StreamingResponse(_events(asked, opening, chunks), media_type="text/event-stream", headers=HEADERS)
+    events = _events(asked, opening, chunks, ticket.sink.empty)
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
 async def _gather(chunks: Chunks, count: int) -> list[Answer]:
@@ -99,26 +100,36 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _events(asked: Asked, opening: Opening, rest: Chunks) -> AsyncIterator[bytes]:
+async def _events(
+    asked: Asked, opening: Opening, rest: Chunks, is_all: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    """A stream's bytes; `is_all`: no more chunks are there yet.
+
+    What is there is sent together. A write waits for nothing, so that one for each chunk of a step of many choices
+    would go on to a caller who has left, whom asyncio notices only between two waits.
+    """
     async for comment in opening.comments():
         yield comment
     answers: dict[int, Answer] = {}
     index, chunk = opening.first()
+    parts: list[bytes] = []
     async with aclosing(rest):
         while True:
             if chunk.error is not None:
-                yield _event(error_body(chunk.error, asked.prompt_field)[1])
+                yield b"".join([*parts, _event(error_body(chunk.error, asked.prompt_field)[1])])
                 return
-            for event in asked.events(index, chunk):
-                yield _event(event)
+            parts += map(_event, asked.events(index, chunk))
             if chunk.answer is not None:
                 answers[index] = chunk.answer
             if len(answers) == len(asked.queries):
                 break
+            if parts and is_all():
+                yield b"".join(parts)
+                parts.clear()
             index, chunk = await anext(rest)
     if asked.include_usage:
-        yield _event(asked.usage([answers[index] for index in range(len(answers))]))
-    yield b"data: [DONE]\n\n"
+        parts.append(_event(asked.usage([answers[index] for index in range(len(answers))])))
+    yield b"".join([*parts, b"data: [DONE]\n\n"])
 
 
 def _event(body: object) -> bytes:

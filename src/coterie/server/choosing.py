@@ -16,7 +16,7 @@ from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.grammar import ANY_OBJECT
 from coterie.core.errors import RequestError
 from coterie.engine.request import MAX_BIAS, ChoiceParams
-from coterie.server.fields import get, integer, number
+from coterie.server.fields import flag, get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
 CHOOSING = (*PENALTIES, "logprobs", "top_logprobs", "response_format")
@@ -25,7 +25,7 @@ LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say,
 
 def choosing(body: Mapping[str, object]) -> ChoiceParams:
     """How tokens are chosen. Raises RequestError naming the field."""
-    wanted, top = get(body, "logprobs", bool, "true or false"), integer(body, "top_logprobs")
+    wanted, top = flag(body, "logprobs"), integer(body, "top_logprobs")
     if top and not wanted:
         raise RequestError("top_logprobs", f"is {top} but logprobs is not true", "set logprobs to true")
     return replace(penalties(body), top_logprobs=(top or 0) if wanted else None)
@@ -58,6 +58,7 @@ def form_of(body: Mapping[str, object]) -> str:
         raise RequestError(
             "response_format", fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         )
+    flag(named if isinstance(named, dict) else {}, "strict", "response_format.json_schema.")  # held either way
     return json.dumps(schema)
 
 

@@ -60,7 +60,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
         )
         for prompt in prompts
     )
-    echo = bool(fields.get(given, "echo", bool, "true or false"))
+    echo = fields.flag(given, "echo")
     stream, include_usage = fields.streaming(given)
     return CompletionBody(queries, stream, include_usage, n, given.get("seed") is not None, echo)
 

@@ -6,6 +6,7 @@ Knows nothing about what an endpoint does with them.
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -37,6 +38,23 @@ MAX_STOP = 16
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 
 
+def parsed(body: bytes | bytearray) -> Any:
+    """The JSON of a body. Raises RequestError that says where it breaks."""
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        rest = error.doc[error.pos : error.pos + 20]
+        there = f"there is {rest!r}" if rest else "it ends" if error.pos else "it is empty"
+        fact = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}, but {there}"
+    except UnicodeDecodeError as error:
+        fact = f"is not JSON: byte {error.start} is 0x{error.object[error.start]:02x}, which is no UTF-8"
+    except RecursionError:
+        fact = "is nested too deeply"
+    except ValueError as error:
+        fact = f"is not JSON: {error}"
+    raise RequestError("body", fact, "send an object, in UTF-8")
+
+
 def an_object(body: object, fields: str) -> dict[str, Any]:
     """The decoded JSON body, if it is an object. Raises RequestError that says which fields to send."""
     if not isinstance(body, dict):
@@ -45,18 +63,26 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
 
 
 def check_names(
-    body: Mapping[str, object], supported: Collection[str], refused: Mapping[str, tuple[object, ...]]
+    body: Mapping[str, object],
+    supported: Collection[str],
+    refused: Mapping[str, tuple[object, ...]],
+    within: str = "",
 ) -> None:
-    """Refuse what is unknown, and what is not implemented unless it asks for nothing. Raises RequestError."""
+    """Refuse what is unknown, and what is not implemented unless it asks for nothing. Raises RequestError.
+
+    `within`: the path of an object in the body, with a dot.
+    """
     for name, value in body.items():
         if value is None or name in supported or name in IGNORED:
             continue  # many clients send null for whatever their user left out
         if name in refused:
             if value not in refused[name]:
-                raise RequestError(name, f"is {value!r}, which Coterie does not implement", "leave it out")
+                raise RequestError(within + name, f"is {value!r}, which Coterie does not implement", "leave it out")
             continue
         near = difflib.get_close_matches(name, supported, 1)
-        raise RequestError(name, "is not a known field", f"did you mean {near[0]}?" if near else "leave it out")
+        raise RequestError(
+            within + name, "is not a known field", f"did you mean {near[0]}?" if near else "leave it out"
+        )
 
 
 def model(body: Mapping[str, object]) -> str:
@@ -112,7 +138,17 @@ def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
 def streaming(body: Mapping[str, object]) -> tuple[bool, bool]:
     """Whether the answer is streamed, and whether its usage is at the end. Raises RequestError."""
     options = get(body, "stream_options", dict, "an object") or {}
-    return bool(get(body, "stream", bool, "true or false")), bool(options.get("include_usage", False))
+    check_names(options, ("include_usage", "include_obfuscation"), {}, "stream_options.")
+    flag(options, "include_obfuscation", "stream_options.")  # padding against who watches lengths: none is added
+    return flag(body, "stream"), flag(options, "include_usage", "stream_options.")
+
+
+def flag(body: Mapping[str, object], name: str, within: str = "") -> bool:
+    """A boolean, false where it is not given. Raises RequestError."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{within}{name}", f"is {str(value)[:40]!r}", "give true or false")
+    return value is True
 
 
 def get(body: Mapping[str, object], name: str, kind: type, words: str) -> Any:
