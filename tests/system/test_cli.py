@@ -165,6 +165,16 @@ def test_run_on_a_modelled_machine(composition: Path, device: str) -> None:
         assert got["token_ids"] == real["token_ids"]
 
 
+def test_run_holds_answers_to_a_schema(folder: Path, tmp_path: Path) -> None:
+    words = ("run", folder, "--expert", "ada", "--json", "--max-tokens", "40", "who?")
+    schema = '{"enum": ["x", "yy"]}'
+    (tmp_path / "schema.json").write_text(schema)
+    for given in (schema, tmp_path / "schema.json"):
+        got = json.loads(run(*words, "--json-schema", given).stdout)
+        assert (json.loads(got["text"]), got["finish_reason"]) in [("x", "stop"), ("yy", "stop")]
+    assert json.loads(run(*words, "--json-object").stdout)["text"].startswith("{")
+
+
 def test_route_says_why(composition: Path) -> None:
     result = run("route", composition, "--json", "a question for bob")
     got = json.loads(result.stdout)

@@ -57,6 +57,26 @@ def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: st
     refused(run("run", copy, "hi"), word)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--json-schema", '{"type": "strange"}'], ["response_format", "cannot be enforced: Invalid type: strange"]),
+        (["--json-schema", '{"a": 1'], ["[--json-schema] is not JSON at line 1, column 8", "but it ends"]),
+        (["--json-schema", "no.json"], ["[no.json] the file does not exist"]),
+        (["--json-schema", ""], ["[--json-schema] is empty"]),
+        (["--json-schema", "{}", "--json-object"], ["[--json-schema] is given beside --json-object"]),
+    ],
+)
+def test_schemas_that_are_none(folder: Path, options: list[str], words: list[str]) -> None:
+    refused(run("run", folder, "--expert", "ada", *options, "hi"), *words)
+
+
+def test_a_schema_file_that_holds_a_list(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text("[]")
+    schema = tmp_path / "schema.json"
+    refused(run("run", folder, "--expert", "ada", "--json-schema", schema, "hi"), "schema.json] is a JSON list")
+
+
 def test_wrong_dtype(tmp_path: Path) -> None:
     folder = write_expert(tmp_path / "x", 0)
     path = folder / "model.safetensors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from rich.markup import escape
 
 from coterie.api import Answer, Coterie, Message, Query
 from coterie.api.types import draw_seed
+from coterie.cli.form import form_of
 from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
@@ -54,6 +56,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Random numbers; without it each run draws its own.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="Hold answers to a JSON schema, in a file or as it is.")
+    ] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="Hold answers to any JSON object.")] = False,
     json_: JsonOpt = False,
     near: NearOpt = None,
     pool: PoolOpt = None,
@@ -67,11 +73,13 @@ def run(
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
+    form = form_of(json_schema, json_object)
     with Coterie.open(composition, options(device, near, kv, threads, trace, activations, pool, reuse)) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
-            return Query(messages, expert, sampling, max_tokens, tuple(stop or ()), raw, previous)
+            asked = Query(messages, expert, sampling, max_tokens, tuple(stop or ()), raw, previous)
+            return replace(asked, form=form)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:

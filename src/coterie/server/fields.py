@@ -38,8 +38,8 @@ MAX_STOP = 16
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 
 
-def parsed(body: bytes | bytearray) -> Any:
-    """The JSON of a body. Raises RequestError that says where it breaks."""
+def parsed(body: bytes | bytearray, where: str = "body") -> Any:
+    """The JSON of a body, or of what `where` names. Raises RequestError that says where it breaks."""
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
@@ -52,7 +52,7 @@ def parsed(body: bytes | bytearray) -> Any:
         fact = "is nested too deeply"
     except ValueError as error:
         fact = f"is not JSON: {error}"
-    raise RequestError("body", fact, "send an object, in UTF-8")
+    raise RequestError(where, fact, "give an object, in UTF-8")
 
 
 def an_object(body: object, fields: str) -> dict[str, Any]:
