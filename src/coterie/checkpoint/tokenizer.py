@@ -24,7 +24,7 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 
 
-_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
+BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
 
 
 def _symbols() -> dict[str, int]:
@@ -109,7 +109,7 @@ class Tokenizer:
             spelled = [_BYTE_OF.get(symbol) for symbol in token]
             if None not in spelled:
                 return bytes([byte for byte in spelled if byte is not None])
-        if "ByteFallback" in self._decodes and (byte := _FALLBACK.fullmatch(token)):
+        if "ByteFallback" in self._decodes and (byte := BYTE_SPELLED.fullmatch(token)):
             return bytes([int(byte[1], 16)])
         return str(token).replace("\u2581", " ").encode() if self._spells_spaces else str(token).encode()
 

@@ -1,0 +1,149 @@
+"""The tokenizer in a GGUF file's metadata as the files of a Hugging Face folder.
+
+Knows nothing about GGUF's bytes. Where llama.cpp differs from the tokenizer.json that a model was published with (NFC,
+capitals beyond ASCII), texts are cut as published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, processors
+
+from coterie.checkpoint.chat import DEFAULT
+from coterie.checkpoint.generation import GENERATION
+from coterie.checkpoint.gguf_split import PRE, split_of
+from coterie.checkpoint.gguf_vocabulary import BYTE, MERGES, Vocabulary, listed_merges, scored_merges
+from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG
+from coterie.core.errors import CheckpointError, UnsupportedError
+
+MODEL = "tokenizer.ggml.model"
+TEMPLATE = "tokenizer.chat_template"
+_WHOLE = "tokenizer.huggingface.json"
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_KINDS = {
+    "bert": "WordPiece",
+    "t5": "Unigram",
+    "rwkv": "RWKV's trie",
+    "plamo2": "PLaMo's Aho-Corasick",
+    "gemma4": "Gemma 4's merges of characters",
+    "none": "no tokenizer",
+    "no_vocab": "no tokenizer",
+}
+_REMEDY = "give the folder of the model's own tokenizer.json by --tokenizer FOLDER"
+# Phi-3's tokens take the blanks after them, all but these. GGUF does not say so; a token that only Phi-3 has does.
+_PHI3, _PHI3_KEEPS = "<|placeholder1|>", ("<unk>", "<s>", "<|endoftext|>")
+
+
+def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of tokenizer.json, tokenizer_config.json and, with the tokens that end an answer, generation_config.json.
+
+    `metadata`: the keys of a GGUF file that begin with `tokenizer.`, as plain Python values.
+    Raises UnsupportedError for a kind of tokenizer or a pre-tokenizer that is not known, CheckpointError for damage.
+    """
+    kind = metadata.get(MODEL)
+    if kind not in ("gpt2", "llama"):
+        fact = f"is {kind!r}" + (f" ({_KINDS[kind]})" if kind in _KINDS else "")
+        raise UnsupportedError(
+            MODEL, f"{fact}, where gpt2 (byte-level BPE) and llama (SentencePiece) are read", _REMEDY
+        )
+    vocabulary = Vocabulary.of(metadata)
+    begins = kind == "llama" or split_of(metadata.get(PRE)).begins
+    adds = {
+        "bos": bool(metadata.get("tokenizer.ggml.add_bos_token", begins)) and "bos" in vocabulary.named,
+        "eos": bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and "eos" in vocabulary.named,
+    }
+    files = {TOKENIZER: _published(metadata) or _tokenizer(kind, metadata, vocabulary, adds)}
+    files[TOKENIZER_CONFIG] = _text(_config(metadata, vocabulary, adds))
+    if vocabulary.ends:
+        named = {f"{name}_token_id": vocabulary.named[name] for name in ("bos", "pad") if name in vocabulary.named}
+        files[GENERATION] = _text({**named, "eos_token_id": vocabulary.ends})
+    return files
+
+
+def _published(metadata: Mapping[str, Any]) -> str | None:
+    """The tokenizer.json that a file carries whole, or None: some writers cut long texts."""
+    text = metadata.get(_WHOLE)
+    if not isinstance(text, str):
+        return None
+    try:
+        tokenizers.Tokenizer.from_str(text)
+    except Exception:  # the library raises plain Exception for every kind of bad text
+        return None
+    return text
+
+
+def _tokenizer(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary, adds: Mapping[str, bool]) -> str:
+    try:
+        made = (_byte_level if kind == "gpt2" else _sentencepiece)(metadata, vocabulary)
+    except (CheckpointError, UnsupportedError):
+        raise
+    except Exception as error:  # the library's own: a merge whose parts are not tokens
+        raise CheckpointError(MERGES, f"does not fit the tokens: {error}", "download the file again") from None
+    _add_tokens(made, vocabulary)
+    before, after = ([vocabulary.tokens[vocabulary.named[name]]] if adds[name] else [] for name in ("bos", "eos"))
+    if before or after:
+        parts = [(text, vocabulary.ids[text]) for text in dict.fromkeys([*before, *after])]
+        made.post_processor = processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=parts)
+    return str(made.to_str())
+
+
+def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    split = split_of(metadata.get(PRE))
+    merges = listed_merges(metadata)
+    if not merges:
+        raise CheckpointError(MERGES, "holds no merges, without which there are but bytes", "download the file again")
+    made = tokenizers.Tokenizer(models.BPE(vocabulary.ids, merges, ignore_merges=split.whole))
+    split.apply(made)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    merges = listed_merges(metadata) or scored_merges(metadata, vocabulary)
+    falls_back = BYTE in vocabulary.types
+    unknown = {} if vocabulary.text("unk") is None else {"unk_token": vocabulary.text("unk")}
+    model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=falls_back, **unknown)
+    made = tokenizers.Tokenizer(model)
+    spaces, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+        made.decoder = decoders.Sequence([*parts, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        made.normalizer = spaces
+        made.decoder = decoders.Sequence([*parts, decoders.Fuse()])
+    return made
+
+
+def _add_tokens(made: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+    """Let tokens that are not words be found in a text as they are; their ids are those of the vocabulary."""
+    is_phi3 = _PHI3 in vocabulary.tokens
+    for special in (True, False):
+        texts = [vocabulary.tokens[i] for i, is_special in vocabulary.added.items() if is_special == special]
+        added = [
+            AddedToken(text, rstrip=is_phi3 and text not in _PHI3_KEEPS, normalized=False, special=special)
+            for text in texts
+        ]
+        (made.add_special_tokens if special else made.add_tokens)(added)
+
+
+def _config(metadata: Mapping[str, Any], vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any]:
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    texts = {f"{name}_token": vocabulary.text(name) for name in ("bos", "eos", "unk", "pad")}
+    config |= {name: text for name, text in texts.items() if text is not None}
+    config |= {f"add_{name}_token": added for name, added in adds.items()}
+    named = {key.removeprefix(f"{TEMPLATE}."): text for key, text in metadata.items() if key.startswith(f"{TEMPLATE}.")}
+    default = metadata.get(TEMPLATE)
+    if named:
+        templates = ({} if default is None else {DEFAULT: default}) | named
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    elif default is not None:
+        config["chat_template"] = default
+    return config
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

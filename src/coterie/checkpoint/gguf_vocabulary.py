@@ -1,0 +1,131 @@
+"""The vocabulary in a GGUF file's metadata, checked: tokens, their types, the named ones among them, merges.
+
+Knows nothing about how text is cut or merged. Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md,
+"Tokenizer").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.checkpoint.tokenizer import BYTE_SPELLED
+from coterie.core.errors import CheckpointError
+
+TOKENS, TYPES, MERGES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores"))
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
+_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
+_ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
+# Files name one end of a text and seldom that of an answer. These are what published chat templates end answers with.
+_ENDS = (
+    *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "[|endofturn|]"),
+    *("<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+)
+_GOES_ON = {"<|end|>": "<|return|>"}  # where the second is a token, an answer goes on after the first
+_DAMAGED = "download the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens by id, each with a type; `named` has the ids of bos, eos, eot, eom, unk and pad, where there are such."""
+
+    tokens: Sequence[str]
+    types: Sequence[int]
+    named: Mapping[str, int]
+
+    @staticmethod
+    def of(metadata: Mapping[str, Any]) -> Vocabulary:
+        """Read and check. Raises CheckpointError."""
+        tokens = _listed(metadata, TOKENS, str)
+        if not tokens:
+            raise CheckpointError(TOKENS, "holds no tokens", _DAMAGED)
+        if len(set(tokens)) != len([token for token in tokens if token]) + ("" in tokens):
+            first: dict[str, int] = {}
+            twice = next(i for i, token in enumerate(tokens) if token and first.setdefault(token, i) != i)
+            fact = f"holds {tokens[twice]!r} as {first[tokens[twice]]} and again as {twice}"
+            raise CheckpointError(TOKENS, fact, _DAMAGED)
+        ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _KEYS.items()}
+        # Some files write -1, unsigned, for a token that they have not.
+        named = {name: i for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens) and tokens[i]}
+        types = _listed(metadata, TYPES, int) or _guessed(tokens, named)
+        if len(types) != len(tokens):
+            raise CheckpointError(TYPES, f"holds {len(types)} types for {len(tokens)} tokens", _DAMAGED)
+        if "unk" not in named and UNKNOWN in types:
+            named["unk"] = types.index(UNKNOWN)
+        return Vocabulary(tokens, types, named)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The id of each token; one without a text has none."""
+        return {token: i for i, token in enumerate(self.tokens) if token}
+
+    @property
+    def added(self) -> dict[int, bool]:
+        """Tokens that are found in a text before it is cut, by id; those that are True are not part of an answer."""
+        named = set(self.named.values())
+        found = [i for i, kind in enumerate(self.types) if kind in _ADDED and self.tokens[i]]
+        return {i: self.types[i] != USER_DEFINED or i in named for i in found}
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer, that which ends a text first."""
+        ids, added = self.ids, self.added
+        known = [end for end in _ENDS if _GOES_ON.get(end) not in ids]
+        found = [self.named[name] for name in ("eos", "eot", "eom") if name in self.named]
+        return list(dict.fromkeys(found + [ids[end] for end in known if ids.get(end) in added]))
+
+    def text(self, name: str) -> str | None:
+        """The text of a named token, or None."""
+        return self.tokens[self.named[name]] if name in self.named else None
+
+
+def listed_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs that are merged, first ones first. Raises CheckpointError."""
+    pairs = []
+    for line in _listed(metadata, MERGES, str):
+        cut = line.find(" ", 1)  # the left part has at least one character, which may itself be a space
+        if cut < 0 or cut + 1 == len(line):
+            raise CheckpointError(MERGES, f"holds {line!r}, which is not two parts with a space between", _DAMAGED)
+        pairs.append((line[:cut], line[cut + 1 :]))
+    return pairs
+
+
+def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The pairs that make SentencePiece's tokens, in the order in which it prefers them. Raises CheckpointError.
+
+    SentencePiece joins the neighbours whose union has the best score; so any two tokens that make a third are a pair,
+    with its score. Equal scores are ordered as transformers' conversion orders them: longer parts first.
+    """
+    scores = _listed(metadata, SCORES, float, int)
+    if len(scores) != len(vocabulary.tokens):
+        fact = f"holds {len(scores)} scores for {len(vocabulary.tokens)} tokens"
+        raise CheckpointError(SCORES, fact, _DAMAGED)
+    plain = {
+        token: i
+        for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind in (NORMAL, UNUSED)
+    }
+    pairs: list[tuple[str, str]] = []
+    for token in plain:
+        cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
+        found = [(left, right) for left, right in cuts if left in plain and right in plain]
+        pairs += sorted(found, key=lambda pair: (plain[pair[0]], plain[pair[1]]))
+    pairs.sort(key=lambda pair: (scores[plain[pair[0] + pair[1]]], len(pair[0]), len(pair[1])), reverse=True)
+    return pairs
+
+
+def _guessed(tokens: Sequence[str], named: Mapping[str, int]) -> list[int]:
+    """Types of the tokens of a file without types: those that have a part in a text's form, bytes, and words."""
+    types = [BYTE if BYTE_SPELLED.fullmatch(token) else NORMAL for token in tokens]
+    for name, i in named.items():
+        types[i] = UNKNOWN if name == "unk" else types[i] if name == "pad" else CONTROL
+    return types
+
+
+def _listed(metadata: Mapping[str, Any], key: str, *kinds: type) -> list[Any]:
+    found = metadata.get(key, [])
+    if not isinstance(found, list | tuple) or not all(isinstance(value, kinds) for value in found):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise CheckpointError(key, f"is not a list of {wanted}", _DAMAGED)
+    return list(found)

@@ -1,0 +1,268 @@
+"""Tokenizers from GGUF metadata: the tokens of llama.cpp, or of the published tokenizer where that one differs."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pure.vocabularies import LETTERS, PARTS, UNREACHED, G, byte_level, llama_cpp, sentencepiece, texts
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.gguf_split import KNOWN_SPLITS, split_of
+from coterie.checkpoint.gguf_tokenizer import tokenizer_files
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import CheckpointError, CoterieError, UnsupportedError
+
+CASED = ("tekken", "gpt-4o", "kanana2", "llama4")
+DEEPSEEK = ("deepseek-llm", "deepseek-coder")
+WHOLE = ("llama4", "chatglm-bpe")  # as tiktoken has it: a piece that is a token is that token
+DISTINCT = sorted({split_of(name): name for name in reversed(KNOWN_SPLITS)}.values())
+USER_DEFINED = ("<think>", "<|end|>", "\n\n", "  ", "    ")
+END = byte_level(None)[G + "tokens"].index("<|end|>")
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+def folder_of(metadata: dict[str, Any], path: Path) -> Path:
+    """The files, written."""
+    path.mkdir(exist_ok=True)
+    for name, text in tokenizer_files(metadata).items():
+        (path / name).write_text(text, encoding="utf-8")
+    return path
+
+
+def made(metadata: dict[str, Any]) -> Tokenizer:
+    """Our tokenizer of the files."""
+    return Tokenizer(LibraryTokenizer.from_str(tokenizer_files(metadata)["tokenizer.json"]))
+
+
+def like_llama_cpp(pre: str, text: str) -> str:
+    """A text of which llama.cpp's tokens are those that were published."""
+    if pre in CASED:  # it takes capitals to be those of ASCII, and no mark to be part of a word
+        text = "".join(c for c in text if c.isascii() or unicodedata.category(c)[:2] in ("Lo", "Nd", "No", "So", "Zs"))
+    if pre in DEEPSEEK:  # it leaves digits together, and no space of other scripts to the class of Han
+        text = "".join(c for c in text if c not in "123456780\u00bd\u0663\u00b2\u3000\u2028")
+    return text.replace(UNREACHED, "") if pre in WHOLE else text
+
+
+@pytest.mark.parametrize("pre", DISTINCT)
+def test_byte_level_tokens_are_those_of_llama_cpp(pre: str, tmp_path: Path) -> None:
+    compare(pre, texts(60, 1), tmp_path / "x.gguf")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pre", KNOWN_SPLITS)
+def test_byte_level_tokens_are_those_of_llama_cpp_in_many_texts(pre: str, tmp_path: Path) -> None:
+    compare(pre, texts(2000, 5), tmp_path / "x.gguf")
+
+
+def compare(pre: str, given: list[str], file: Path) -> None:
+    """Let both cut and merge the same texts."""
+    metadata = byte_level(pre)
+    theirs, ours = llama_cpp(metadata, file), made(metadata)
+    for text in (like_llama_cpp(pre, text) for text in given):
+        composed = unicodedata.normalize("NFC", text) if split_of(pre).composed else text  # which it leaves to others
+        assert ours.encode(text) == theirs(composed), ascii(text)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_tokens_are_those_of_llama_cpp(prefix: bool, tmp_path: Path) -> None:
+    metadata = sentencepiece(prefix, USER_DEFINED)
+    theirs, ours = llama_cpp(metadata, tmp_path / "x.gguf"), made(metadata)
+    used = {token for text in texts(200, 2) for token in ours.encode(text)}
+    assert all(ours.encode(text) == theirs(text) for text in texts(200, 2))
+    kinds = {metadata[G + "token_type"][token] for token in used}
+    assert kinds == {1, 3, 4, 6}
+
+
+def test_phi_3s_tokens_take_the_blanks_after_them(tmp_path: Path) -> None:
+    named = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|user|>", "<|end|>")
+    metadata = sentencepiece(True, named)
+    theirs, ours = llama_cpp(metadata | {"general.name": "Phi-3"}, tmp_path / "x.gguf"), made(metadata)
+    for text in ("<|user|>\n It's<|end|> \n<|assistant|>\n", "<|endoftext|>\n it", "<s> \n it", "</s> \n it"):
+        assert ours.encode(text) == theirs(text)
+    assert ours.encode("<|user|>\n \nit") == ours.encode("<|user|>it") != ours.encode("<|user|> <s>\nit")
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["it", "'s", " IT", "'", "S", " 12345", "!?", "\n\n"]),
+        ("olmo", ["it", "'s", " IT", "'", "S", " 12345", "!?", "\n\n"]),
+        ("smollm", ["it", "'s", " IT", "'", "S", " ", "1", "2", "3", "4", "5", "!?", "\n\n"]),
+        ("llama-bpe", ["it", "'s", " IT", "'S", " ", "123", "45", "!?\n\n"]),
+        ("dbrx", ["it", "'s", " IT", "'S", " ", "123", "45", "!?\n\n"]),
+        ("qwen2", ["it", "'s", " IT", "'S", " ", "1", "2", "3", "4", "5", "!?\n\n"]),
+        ("seed-coder", ["it", "'s", " IT", "'S", " ", "1", "2", "3", "4", "5", "!?", "\n\n"]),
+        ("tekken", ["it", "'s", " IT", "'S", " ", "1", "2", "3", "4", "5", "!?\n\n"]),
+        ("gpt-4o", ["it's", " IT'S", " ", "123", "45", "!?\n\n"]),
+        ("deepseek-coder", ["it", "'", "s", " IT", "'", "S", " ", "1", "2", "3", "4", "5", "!?", "\n", "\n"]),
+        ("deepseek-v3", ["it", "'s", " IT", "'S", " ", "123", "45", "!?\n\n"]),
+        ("default", ["it", "'", "s", " IT", "'", "S", " ", "123", "45", "!?", "\n\n"]),
+    ],
+)
+def test_pieces(pre: str, pieces: list[str]) -> None:
+    assert cut(pre, "it's IT'S 12345!?\n\n") == pieces
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("tekken", "\u041f\u0440\u0438\u0412\u0435\u0442", ["\u041f\u0440\u0438", "\u0412\u0435\u0442"]),
+        ("gpt-4o", "\u00e9\u00c9a\u0301'RE", ["\u00e9", "\u00c9a\u0301'RE"]),
+        ("deepseek-llm", "a12", ["a", "1", "2"]),
+        ("deepseek-llm", "\u10d0\u0531", ["\u10d0", "\u0531"]),
+        ("deepseek-coder", "\u3000'", ["\u3000", "'"]),
+        ("qwen2", "a\u017f'\u017f", ["a\u017f", "'\u017f"]),  # of an old long s, s is the capital
+    ],
+)
+def test_where_llama_cpp_cuts_otherwise_pieces_are_as_published(pre: str, text: str, pieces: list[str]) -> None:
+    assert cut(pre, text) == pieces
+
+
+def cut(pre: str, text: str) -> list[str]:
+    """The pieces of a text, within which alone tokens are merged."""
+    library = LibraryTokenizer.from_str(tokenizer_files(byte_level(pre))["tokenizer.json"])
+    assert library.pre_tokenizer is not None
+    return [text[begin:end] for _, (begin, end) in library.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "olmo", "command-r", "gpt-2", "llama-bpe", "tekken"])
+def test_only_some_compose_characters(pre: str) -> None:
+    ours = made(byte_level(pre))
+    assert (ours.encode("e\u0301") == ours.encode("\u00e9")) is (pre in ("qwen2", "olmo", "command-r"))
+
+
+@pytest.mark.parametrize(
+    "metadata", [byte_level("llama-bpe"), sentencepiece(True, ()), sentencepiece(False, USER_DEFINED)]
+)
+def test_texts_come_back_whole_and_token_by_token(metadata: dict[str, Any]) -> None:
+    ours = made(metadata)
+    hidden = ("<s>", "<|end|>")
+    for text in texts(150, 3, tuple(part for part in PARTS + LETTERS if part not in hidden)):
+        ids, stream = ours.encode(text), ours.detokenizer()
+        assert ours.decode(ids) == text
+        assert "".join([*map(stream.push, ids), stream.flush()]) == text
+        plain = ours.encode(text, add_special_tokens=False)
+        assert b"".join(map(ours.token_bytes, plain)).decode() in (text, f" {text}")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "around"),
+    [
+        (byte_level("gpt-2"), (0, 0)),
+        (byte_level("gpt-2", add_bos_token=True), (1, 0)),
+        (byte_level("llama-bpe"), (1, 0)),
+        (byte_level("llama-bpe", add_bos_token=False), (0, 0)),
+        (byte_level("llama-bpe", bos_token_id=None), (0, 0)),
+        (byte_level("llama-bpe", eos_token_id=END, add_eos_token=True), (1, 1)),
+        (sentencepiece(True, ()), (1, 0)),
+        (sentencepiece(True, (), add_bos_token=False, add_eos_token=True), (0, 1)),
+    ],
+)
+def test_what_a_text_begins_and_ends_with(metadata: dict[str, Any], around: tuple[int, int], tmp_path: Path) -> None:
+    ours = made(metadata)
+    before = [metadata[G + "bos_token_id"]] if around[0] else []
+    after = [metadata[G + "eos_token_id"]] if around[1] else []
+    assert ours.encode("") == before + after
+    assert ours.encode("it") == before + ours.encode("it", add_special_tokens=False) + after
+    config = json.loads((folder_of(metadata, tmp_path) / "tokenizer_config.json").read_text())
+    assert (config["add_bos_token"], config["add_eos_token"]) == tuple(map(bool, around))
+
+
+def test_only_tokens_that_users_defined_are_part_of_an_answer() -> None:
+    metadata = byte_level("qwen2")
+    ours = made(metadata)
+    assert ours.decode(ours.encode("a<s>b<|end|>c<think>d")) == "abc<think>d"
+    named = made({**metadata, G + "eot_token_id": len(metadata[G + "tokens"]) - 1})
+    assert named.decode(named.encode("c<think>d")) == "cd"
+    bare = made({key: value for key, value in metadata.items() if key != G + "token_type"})
+    assert bare.decode(bare.encode("a<s>b<|end|>")) == "ab<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("added", "named", "ends"),
+    [
+        ([], {}, []),
+        (["<x>"], {"eos": "<x>"}, ["<x>"]),
+        (["<x>", "<y>", "<z>"], {"eom": "<x>", "eot": "<y>", "eos": "<z>"}, ["<z>", "<y>", "<x>"]),
+        (["<|end_of_text|>", "<|eot_id|>"], {"eos": "<|eot_id|>"}, ["<|eot_id|>", "<|end_of_text|>"]),
+        (["<eos>", "<end_of_turn>"], {"eos": "<eos>"}, ["<eos>", "<end_of_turn>"]),
+        (["<|im_end|>", "<|endoftext|>"], {"eos": "<|endoftext|>"}, ["<|endoftext|>", "<|im_end|>"]),
+        (["<|return|>", "<|call|>"], {"eos": "<|return|>"}, ["<|return|>"]),
+    ],
+)
+def test_all_tokens_that_end_an_answer(
+    added: list[str], named: dict[str, str], ends: list[str], tmp_path: Path
+) -> None:
+    metadata = byte_level("gpt-2")
+    if "<|return|>" not in added:
+        metadata[G + "tokens"] = [token if token != "<|end|>" else "<|other|>" for token in metadata[G + "tokens"]]
+    first = len(metadata[G + "tokens"])
+    metadata[G + "tokens"] = metadata[G + "tokens"] + added
+    metadata[G + "token_type"] = metadata[G + "token_type"] + [3] * len(added)
+    ids = {token: first + i for i, token in enumerate(added)}
+    metadata |= {f"{G}{name}_token_id": ids[token] for name, token in named.items()}
+    assert end_ids(folder_of(metadata, tmp_path), {}) == tuple(ids[token] for token in ends)
+
+
+def test_ids_beyond_the_vocabulary_and_empty_tokens_are_none() -> None:
+    metadata = byte_level("gpt-2", eos_token_id=2**32 - 1, padding_token_id=10**6)
+    metadata[G + "tokens"] = [*metadata[G + "tokens"], "", ""]
+    metadata[G + "token_type"] = [*metadata[G + "token_type"], 3, 5]
+    config = json.loads(tokenizer_files(metadata)["tokenizer_config.json"])
+    assert {key for key in config if key.endswith("_token")} == {"bos_token", "add_bos_token", "add_eos_token"}
+    assert made(metadata).encode("it") == made(byte_level("gpt-2")).encode("it")
+
+
+@pytest.mark.parametrize(
+    ("templates", "rendered", "with_tools"),
+    [
+        ({}, None, None),
+        ({"": CHAT}, "<s>[user]hi</s>", "<s>[user]hi</s>"),
+        ({"": CHAT, ".tool_use": "{{ tools | length }}"}, "<s>[user]hi</s>", "1"),
+    ],
+)
+def test_chat_templates(
+    templates: dict[str, str], rendered: str | None, with_tools: str | None, tmp_path: Path
+) -> None:
+    metadata = sentencepiece(True, ()) | {f"tokenizer.chat_template{name}": text for name, text in templates.items()}
+    template = ChatTemplate.from_folder(folder_of(metadata, tmp_path))
+    messages = [{"role": "user", "content": "hi"}]
+    assert (template and template.render(messages)) == rendered
+    assert (template and template.render(messages, tools=[{"type": "function"}])) == with_tools
+
+
+def test_a_tokenizer_json_that_a_file_carries_is_taken_if_it_is_whole() -> None:
+    metadata = byte_level("gpt-2")
+    carried = tokenizer_files(byte_level("qwen2"))["tokenizer.json"]
+    assert tokenizer_files({**metadata, "tokenizer.huggingface.json": carried})["tokenizer.json"] == carried
+    cut_off = {**metadata, "tokenizer.huggingface.json": carried[:-10]}
+    assert tokenizer_files(cut_off) == tokenizer_files(metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ({"model": None}, UnsupportedError, r"model\] is None, where gpt2"),
+        ({"model": "bert"}, UnsupportedError, r"'bert' \(WordPiece\), where gpt2"),
+        ({"model": "gemma4"}, UnsupportedError, r"'gemma4' \(.*--tokenizer FOLDER"),
+        ({"pre": "new-thing"}, UnsupportedError, r"pre\] names .* 'new-thing', .*qwen2.*--tokenizer FOLDER"),
+        ({"tokens": None}, CheckpointError, r"tokens\] holds no tokens"),
+        ({"tokens": "abc"}, CheckpointError, r"tokens\] is not a list of str"),
+        ({"tokens": ["a", "b", "a"]}, CheckpointError, "holds 'a' as 0 and again as 2"),
+        ({"tokens": ["a", "b"], "token_type": [1]}, CheckpointError, "holds 1 types for 2 tokens"),
+        ({"merges": None}, CheckpointError, r"merges\] holds no merges"),
+        ({"merges": ["ab"]}, CheckpointError, "holds 'ab', which is not two parts"),
+        ({"merges": ["qqq zzz"]}, CheckpointError, r"merges\] does not fit the tokens: .*qqq"),
+        ({"model": "llama", "merges": None}, CheckpointError, r"scores\] holds 0 scores for \d+ tokens"),
+        ({"model": "llama", "merges": None, "scores": ["a"]}, CheckpointError, "is not a list of float or int"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(change: dict[str, Any], kind: type[CoterieError], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        tokenizer_files(byte_level(**{"pre": "gpt-2", **change}))
