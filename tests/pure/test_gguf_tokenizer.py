@@ -23,6 +23,7 @@ DEEPSEEK = ("deepseek-llm", "deepseek-coder")
 WHOLE = ("llama4", "chatglm-bpe")  # as tiktoken has it: a piece that is a token is that token
 DISTINCT = sorted({split_of(name): name for name in reversed(KNOWN_SPLITS)}.values())
 USER_DEFINED = ("<think>", "<|end|>", "\n\n", "  ", "    ")
+SPELLED = ("<think>", "<|end|>", "\n\n", "\u2581\u2581", "\u2581\u2581\u2581\u2581")  # some writers spell spaces
 END = byte_level(None)[G + "tokens"].index("<|end|>")
 CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 
@@ -69,12 +70,17 @@ def compare(pre: str, given: list[str], file: Path) -> None:
         assert ours.encode(text) == theirs(composed), ascii(text)
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_sentencepiece_tokens_are_those_of_llama_cpp(prefix: bool, tmp_path: Path) -> None:
-    metadata = sentencepiece(prefix, USER_DEFINED)
+@pytest.mark.parametrize(
+    ("prefix", "user_defined"), [(True, USER_DEFINED), (False, USER_DEFINED), (False, SPELLED), (True, SPELLED)]
+)
+def test_sentencepiece_tokens_are_those_of_llama_cpp(
+    prefix: bool, user_defined: tuple[str, ...], tmp_path: Path
+) -> None:
+    metadata = sentencepiece(prefix, user_defined)
     theirs, ours = llama_cpp(metadata, tmp_path / "x.gguf"), made(metadata)
-    used = {token for text in texts(200, 2) for token in ours.encode(text)}
-    assert all(ours.encode(text) == theirs(text) for text in texts(200, 2))
+    used = {token for text in texts(150, 2) for token in ours.encode(text)}
+    assert all(ours.encode(text) == theirs(text) for text in texts(150, 2))
+    assert used > {metadata[G + "tokens"].index(token) for token in user_defined}
     kinds = {metadata[G + "token_type"][token] for token in used}
     assert kinds == {1, 3, 4, 6}
 
@@ -137,9 +143,7 @@ def test_only_some_compose_characters(pre: str) -> None:
     assert (ours.encode("e\u0301") == ours.encode("\u00e9")) is (pre in ("qwen2", "olmo", "command-r"))
 
 
-@pytest.mark.parametrize(
-    "metadata", [byte_level("llama-bpe"), sentencepiece(True, ()), sentencepiece(False, USER_DEFINED)]
-)
+@pytest.mark.parametrize("metadata", [byte_level("llama-bpe"), sentencepiece(True, ()), sentencepiece(False, SPELLED)])
 def test_texts_come_back_whole_and_token_by_token(metadata: dict[str, Any]) -> None:
     ours = made(metadata)
     hidden = ("<s>", "<|end|>")

@@ -54,9 +54,8 @@ def sentencepiece(prefix: bool, user_defined: tuple[str, ...], **more: Any) -> d
     """A SentencePiece vocabulary with scores; its words were merged across spaces too."""
     words, merges = _trained(False)
     made = {"".join(pair): None for pair in merges}  # those that were merged first have the best scores
-    plain = [
-        word for word in [*made, *(w for w in words if w not in made)] if word.replace(SPACE, " ") not in user_defined
-    ]
+    ordered = [*made, *(word for word in words if word not in made)]
+    plain = [word for word in ordered if word not in user_defined and word.replace(SPACE, " ") not in user_defined]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *user_defined, *plain]
     types = [2, 3, 3] + [6] * 256 + [4] * len(user_defined) + [1] * len(plain)
     scores = [0.0] * (259 + len(user_defined)) + [-float(i) for i in range(len(plain))]

@@ -104,7 +104,7 @@ def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[t
     plain = {
         token: i
         for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if kind in (NORMAL, UNUSED)
+        if kind in (NORMAL, USER_DEFINED, UNUSED)  # Gemma's runs of spaces, which are found in no text, are users'
     }
     pairs: list[tuple[str, str]] = []
     for token in plain:

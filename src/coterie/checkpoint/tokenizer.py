@@ -47,7 +47,6 @@ class Tokenizer:
         self._tokenizer = library_tokenizer
         self._last: tuple[str, bool, list[int]] | None = None
         added = library_tokenizer.get_added_tokens_decoder()
-        self._added = frozenset(added)
         self.special_ids = frozenset([token_id for token_id, token in added.items() if token.special])
         decoder = library_tokenizer.decoder
         parts = [] if decoder is None else list(_parts(json.loads(decoder.__getstate__())))
@@ -103,8 +102,6 @@ class Tokenizer:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
-        if token_id in self._added:
-            return str(token).encode()
         if "ByteLevel" in self._decodes:
             spelled = [_BYTE_OF.get(symbol) for symbol in token]
             if None not in spelled:
