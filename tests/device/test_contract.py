@@ -360,6 +360,25 @@ def test_logits_are_those_that_the_step_drew_from(desk):
     assert desk.device.logits(event, [0]).any()
 
 
+def test_logits_of_more_rows_than_sequences(desk):
+    """Those of a prompt that is scored, behind those that are sampled, in any order."""
+    needs_bytes(desk.device)
+    loaded(desk)
+    two = rows([(PROMPT, 0), ([40, 41, 42, 43, 44, 45, 46], 0)])
+    picked = [*two.rows_R, 3, 1, 2, len(PROMPT)]
+    step = dataclasses.replace(two, rows_R=np.array(picked, dtype=np.int32), sampling=(WARM, *[Sampling()] * 5))
+    unshared = desk.device.load(compile_graph(desk.graph, desk.device.spec.rule_set, share_buffers=False))
+    expected = desk.device.inspect(unshared, desk.binding(step))["head/logits"]
+    event = desk.run(step)
+    (drawn,) = desk.tokens(event)
+    found = desk.device.logits(event, range(6))
+    np.testing.assert_array_equal(found, expected)
+    assert drawn[0] == draw(found[0], WARM, len(PROMPT) - 1)
+    assert drawn[1:] == found[1:].argmax(axis=1).tolist()
+    alone = desk.run(rows([(PROMPT[:2], 0)]))
+    assert desk.tokens(alone)[0][0] == drawn[3]
+
+
 def test_logits_of_a_decode_step_of_fewer_sequences_than_its_bucket(desk):
     needs_bytes(desk.device)
     loaded(desk)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event, Sampling
-from coterie.engine.batch import Decoding, build, common_steps, cut
+from coterie.engine.batch import Decoding, Scored, build, common_steps, cut
 from coterie.engine.kv import KVPool
 from coterie.engine.queue import Queue
-from coterie.engine.request import SamplingParams
+from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.engine.sequence import Sequence
 from coterie.engine.text import StopText
 from coterie.graph.program import KvShape
@@ -35,7 +35,7 @@ def test_decodes_come_first_and_a_prompt_is_cut_at_the_budget():
     b = sequence(1, [1, 2], computed=2, drawn=[7], end_ids=(9,), ignore_end=False, sampling=SamplingParams(0.5, seed=3))
     c = sequence(2, [5], computed=1, drawn=[8])
     d = sequence(3, [30, 31])
-    batch = build(cut([a, b, c, d], 6), {0: (4, 5, 6), 1: (7,), 2: (8,), 3: (9,)}, tokens_per_block=4)
+    batch = build(cut([a, b, c, d], 6, 8), {0: (4, 5, 6), 1: (7,), 2: (8,), 3: (9,)}, tokens_per_block=4)
     rows = batch.rows
     assert rows.tokens_T == [7, 8, 14, 15, 16, 17]
     assert rows.positions_T == [2, 1, 4, 5, 6, 7]
@@ -52,14 +52,33 @@ def test_decodes_come_first_and_a_prompt_is_cut_at_the_budget():
 
 
 def test_a_step_may_sample_nothing():
-    rows = build(cut([sequence(0, range(9))], 4), {0: (2, 3, 4)}, tokens_per_block=4).rows
+    rows = build(cut([sequence(0, range(9))], 4, 8), {0: (2, 3, 4)}, tokens_per_block=4).rows
     assert (rows.sizes.T, rows.sizes.B, rows.sizes.R) == (4, 1, 0)
     assert np.array(rows.block_tables_BM).tolist() == [[2]]
 
 
+def test_rows_that_are_left_score_prompts():
+    """Of eight rows each sequence has one; the first that is scored gets the others, behind the sampled ones."""
+    score = {"choice": ChoiceParams(top_logprobs=0, score_prompt=True), "reuse": False}
+    a, b = sequence(0, [1], computed=1, drawn=[7]), sequence(1, range(10, 19), computed=2, **score)
+    c, d = sequence(2, range(20, 25), **score), sequence(3, [30, 31])
+    tables = dict.fromkeys(range(4), tuple(range(9)))
+    parts = cut([a, b, c, d], 20, 8)
+    assert [(part.sequence, part.count) for part in parts] == [(a, 1), (b, 5), (c, 1), (d, 2)]
+    batch = build(parts, tables, tokens_per_block=1)
+    assert batch.rows.tokens_T == [7, 12, 13, 14, 15, 16, 20, 30, 31]
+    assert batch.rows.rows_R == [0, 8, 1, 2, 3, 4, 5, 6]
+    assert len(batch.rows.sampling) == len(batch.rows.end_ids) == 8
+    assert batch.sampled == (a, d)
+    assert batch.scored == (Scored(b, 2, 2, 5), Scored(c, 7, 0, 1))
+    b.computed = 7
+    last = build(cut([b], 20, 8), tables, tokens_per_block=1)  # its last token is sampled
+    assert (last.rows.rows_R, last.sampled, last.scored) == ([1, 0], (b,), (Scored(b, 1, 7, 1),))
+
+
 def test_block_tables_reach_as_far_as_the_steps():
     one = sequence(0, [1, 2], computed=2, drawn=[3], max_tokens=9)
-    rows = build(cut([one], 4), {0: (5, 6, 7)}, tokens_per_block=2, steps=3).rows
+    rows = build(cut([one], 4, 8), {0: (5, 6, 7)}, tokens_per_block=2, steps=3).rows
     assert np.array(rows.block_tables_BM).tolist() == [[5, 6, 7]]
 
 
@@ -71,7 +90,7 @@ def test_rows_cover_every_token_once(shapes, data):
         done = length if decodes else min(computed, length - 1)
         made.append(sequence(number, range(length), done, [1] if decodes else []))
     budget = data.draw(st.integers(len(made), 60))
-    parts = cut(made, budget)
+    parts = cut(made, budget, 8)
     rows = build(parts, {s.number: tuple(range(30)) for s in made}, tokens_per_block=1).rows
     assert min(budget, sum(len(s.tokens) - s.computed for s in made)) == rows.sizes.T
     assert {part.sequence.number for part in parts} >= {s.number for s in made if s.decoding}
@@ -89,12 +108,12 @@ def test_several_steps_only_when_nothing_can_happen_in_between():
     a = sequence(0, [1], computed=1, drawn=[2], max_tokens=5)
     b = sequence(1, [1], computed=1, drawn=[2], max_tokens=3)
     prompt = sequence(2, [1, 2, 3])
-    assert common_steps(cut([a], 8), 8) == 4
-    assert common_steps(cut([a, b], 8), 8) == 2
-    assert common_steps(cut([a], 8), 3) == 3
-    assert common_steps(cut([a, prompt], 8), 8) == 1
+    assert common_steps(cut([a], 8, 8), 8) == 4
+    assert common_steps(cut([a, b], 8, 8), 8) == 2
+    assert common_steps(cut([a], 8, 8), 3) == 3
+    assert common_steps(cut([a, prompt], 8, 8), 8) == 1
     text = sequence(3, [1], computed=1, drawn=[2], max_tokens=5, stop=("x",), detokenizer=object())
-    assert common_steps(cut([a, text], 8), 8) == 1
+    assert common_steps(cut([a, text], 8, 8), 8) == 1
 
 
 @settings(deadline=None)
@@ -109,9 +128,9 @@ def test_sequences_that_decode_give_the_batches_that_are_built_anew(shapes, runs
         fields = {"stop": ("x",), "detokenizer": object()} if stops else {"sampling": SamplingParams(0.5, seed=number)}
         made.append(sequence(number, range(length), length, [7], max_tokens=left + 1, **fields))
     tables = {s.number: tuple(range(10 * s.number, 10 * s.number + 30)) for s in made}
-    kept = Decoding(cut(made, len(made) + 1), tables, tokens_per_block)
+    kept = Decoding(cut(made, len(made) + 1, 8), tables, tokens_per_block)
     for max_steps, taken in runs:
-        parts = cut(made, len(made) + 1)
+        parts = cut(made, len(made) + 1, 8)
         anew = build(parts, tables, tokens_per_block, common_steps(parts, max_steps))
         batch = kept.batch(max_steps)
         assert batch == anew

@@ -114,6 +114,51 @@ def test_chosen_and_drawn_rows_share_a_batch(small, sampling):
     assert max(map(len, small.device.reads)) == 2
 
 
+def scored(request):
+    """What the tokens of a prompt but its first were worth, by the formula."""
+    ids, top = list(request.prompt_ids), request.choice.top_logprobs
+    return [logprobs_of(logits(ids[:n], request.expert_id), ids[n], top) for n in range(1, len(ids))]
+
+
+def test_prompts_are_scored_in_as_many_steps_as_their_rows_need(small):
+    """Four rows a step, of which each sequence has one; what comes of the prompt is as without."""
+    score = ChoiceParams(top_logprobs=2, score_prompt=True)
+    requests = [ask("long", "a", range(3, 18), 5, choice=score, reuse=False), ask("drawn", "a", (4, 5), 9)]
+    requests += [
+        ask("short", "a", (9, 8, 7), 2, choice=score, reuse=False),
+        ask("one", "a", (6,), 3, choice=score, reuse=False),
+    ]
+    outputs = run(small, *requests)
+    for request in requests:
+        answer, found = expected(request)
+        assert tokens_of(outputs[request.request_id]) == answer
+        if request.choice.asks:
+            told = [one for output in outputs[request.request_id] for one in output.logprobs]
+            assert told == scored(request) + found
+    first = outputs["long"][0]
+    assert (len(first.token_ids), len(first.logprobs)) == (1, 15)
+    sizes = [binding.rows.sizes for _, _, binding, _ in small.device.runs]
+    assert max(size.R for size in sizes) == 4
+    assert sum(size.T > size.B for size in sizes) > 3
+
+
+def test_a_scored_prompt_is_computed_though_it_is_known(small):
+    plain, again = ask("plain", "a", range(20), 1), ask("again", "a", range(20), 1)
+    assert run(small, plain)["plain"][-1].timings.cached_tokens == 0
+    assert run(small, again)["again"][-1].timings.cached_tokens > 0
+    request = ask("scored", "a", range(20), 1, choice=ChoiceParams(top_logprobs=0, score_prompt=True), reuse=False)
+    outputs = run(small, request)["scored"]
+    assert outputs[-1].timings.cached_tokens == 0
+    assert list(outputs[-1].logprobs) == scored(request) + expected(request)[1]
+
+
+def test_scoring_wants_logprobs_and_shares_nothing():
+    with pytest.raises(RequestError, match="no logprobs are asked for"):
+        ChoiceParams(score_prompt=True)
+    with pytest.raises(RequestError, match="all of it is computed"):
+        ask("r", "a", choice=ChoiceParams(top_logprobs=0, score_prompt=True))
+
+
 def test_who_asks_for_nothing_runs_many_steps_and_reads_nothing(small):
     run(small, ask("drawn", "a", (4, 5), 9))
     assert max(steps for *_, steps in small.device.runs) > 1

@@ -225,7 +225,7 @@ def test_where_one_prompt_is_refused_none_is_asked(composition: Path) -> None:
         ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
         ({"prompt": "a", "logprobs": 21}, "is 21; give a whole number from 0 to 20"),
         ({"prompt": "a", "logprobs": True}, "logprobs"),
-        ({"prompt": "a", "logprobs": 0, "echo": True}, "echo"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True}, "max_tokens"),
         ({"prompt": "a", "n": 0}, "ask for 1 to 128 choices"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "echo": "yes"}, "[echo] is 'yes'; give true or false"),

@@ -133,6 +133,62 @@ def test_text_completions_list_logprobs_whole_and_streamed(
             assert found.text_offset == sorted(found.text_offset)
 
 
+SAID = "for ada: " + "a prompt that takes several steps to be scored, " * 2  # more tokens than a step has rows
+
+
+def worth(client: openai.OpenAI, before: str, token: int) -> float:
+    """The model's own logprob of a token behind a text: of one that is forced, as each is the last of its step."""
+    options: dict[str, Any] = {"max_tokens": 1, "logprobs": 0, "logit_bias": {str(token): 100}}
+    found = client.completions.create(model="ada", prompt=before, **options).choices[0]
+    assert found.logprobs.tokens == [chr(token)]
+    return found.logprobs.token_logprobs[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_scores_a_prompts_tokens(client: openai.OpenAI, stream: bool) -> None:
+    """Tokens are bytes here. Which step computes a token does not change its bits."""
+    texts = [SAID, "so", "x"]
+    options: dict[str, Any] = {"echo": True, "logprobs": 1, "stream": stream}
+    for max_tokens in (0, 3):
+        got = client.completions.create(model="ada", prompt=texts, max_tokens=max_tokens, **options)
+        parts = [choice for event in got for choice in event.choices] if stream else got.choices
+        for index, text in enumerate(texts):
+            own = [part for part in parts if part.index == index]
+            said = "".join(part.text for part in own)
+            found = {key: [] for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+            for part in own:
+                for key in found if part.logprobs else ():
+                    found[key] += getattr(part.logprobs, key)
+            assert said.startswith(text)
+            assert found["tokens"][: len(text)] == list(text)
+            assert found["text_offset"][: len(text)] == list(range(len(text)))
+            assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
+            for at in {1, len(text) // 2, len(text) - 1} & set(range(1, len(text))):
+                assert found["token_logprobs"][at] == worth(client, text[:at], ord(text[at]))
+                assert found["token_logprobs"][at] in found["top_logprobs"][at].values()
+            if not max_tokens:
+                assert (said, len(found["tokens"]), own[-1].finish_reason) == (text, len(text), "length")
+    assert stream or got.usage.completion_tokens == sum(len(c.logprobs.tokens) for c in got.choices) - sum(
+        map(len, texts)
+    )
+
+
+def test_a_scored_prompts_answer_is_as_without(client: openai.OpenAI) -> None:
+    plain = client.completions.create(model="ada", prompt=SAID, max_tokens=9, logprobs=2).choices[0]
+    echoed = client.completions.create(model="ada", prompt=list(SAID.encode()), max_tokens=9, logprobs=2, echo=True)
+    (choice,) = echoed.choices
+    assert choice.text == SAID + plain.text
+    assert choice.logprobs.token_logprobs[len(SAID) :] == plain.logprobs.token_logprobs
+
+
+def test_with_echo_there_is_one_entry_for_each_token_drawn(client: openai.OpenAI) -> None:
+    """Evaluation harnesses ask for one token and take the last entry away, whichever it is."""
+    end = {str(END_ID): 100}
+    options: dict[str, Any] = {"max_tokens": 1, "logprobs": 1, "echo": True, "logit_bias": end}
+    choice = client.completions.create(model="ada", prompt="so", **options).choices[0]
+    assert (choice.text, choice.logprobs.tokens) == ("so", ["s", "o", "<|end|>"])
+
+
 def test_offsets_count_the_characters_of_whole_and_broken_tokens() -> None:
     def token(spelled: bytes) -> TokenLogprob:
         return TokenLogprob(0, spelled.decode(errors="replace"), spelled, -math.inf)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
-from coterie.api.inflight import InFlight
+from coterie.api.inflight import InFlight, to_draw
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.texts import open_texts
@@ -31,7 +31,6 @@ from coterie.engine.request import Output, Request
 from coterie.engine.wishes import Told, Wishes
 from coterie.models.model import Model
 
-DEFAULT_MAX_TOKENS = 256
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
 
@@ -276,24 +275,23 @@ class Coterie:
     def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
         query, text, model = pending.query, self.texts[route.expert], self.models[route.expert]
         ids = text.encode(query, pending.prompt)
-        # A context can hold fewer tokens than the default allows; only a limit that the user chose is held against him.
-        room = max(1, model.max_context - len(ids))
         request = Request(
             request_id=request_id,
             expert_id=route.expert,
             prompt_ids=ids,
-            max_tokens=min(DEFAULT_MAX_TOKENS, room) if query.max_tokens is None else query.max_tokens,
+            max_tokens=to_draw(query, model.max_context - len(ids)),
             sampling=query.sampling,
             stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
             end_ids=model.end_ids,
             ignore_end=query.ignore_end,
             detokenizer=text.detokenizer(query),
+            reuse=not query.choice.score_prompt,  # nothing is left of logits
             client=query.client,
             choice=text.choice(query, model.end_ids),
         )
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(request)
-        pending.begin(route, len(ids), text.tokenizer, () if query.ignore_end else model.end_ids)
+        pending.begin(route, ids, text.tokenizer, () if query.ignore_end else model.end_ids)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s

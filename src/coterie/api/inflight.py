@@ -5,13 +5,17 @@ Knows nothing about engines or threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
 
 from coterie.api.logprobs import TokenLogprob, spell
 from coterie.api.types import Answer, Chunk, Query
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.router import Prompt, Route
-from coterie.engine.request import Output
+from coterie.engine.request import Output, TokenLogprobs
+
+DEFAULT_MAX_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -30,24 +34,47 @@ class InFlight:
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     end_ids: tuple[int, ...] = ()
 
-    def begin(self, route: Route, prompt_tokens: int, tokenizer: Tokenizer | None, end_ids: tuple[int, ...]) -> None:
+    def begin(
+        self, route: Route, prompt_ids: Sequence[int], tokenizer: Tokenizer | None, end_ids: tuple[int, ...]
+    ) -> None:
         """An expert has it now, whose tokens these are."""
-        self.route, self.prompt_tokens, self.tokenizer, self.end_ids = route, prompt_tokens, tokenizer, end_ids
+        self.route, self.prompt_tokens, self.tokenizer, self.end_ids = route, len(prompt_ids), tokenizer, end_ids
+        if self.query.choice.score_prompt:
+            self.prompt_logprobs.append(spell(tokenizer, TokenLogprobs(prompt_ids[0], nan)))
 
     def chunk(self, output: Output, synthetic: bool) -> Chunk:
         """What an output says to who asked. `synthetic`: tokens are made up on this device."""
+        scored = self._scored(output)
+        if self.query.max_tokens == 0:
+            output = _undrawn(output)
         self.token_ids += output.token_ids
         self.text.append(output.text)
-        # An end token is no part of the text, nor what it was worth.
-        found = tuple([spell(self.tokenizer, one) for one in output.logprobs if one.token not in self.end_ids])
+        found = self._found(output)
         self.logprobs += found
         answer = None
         if output.finish_reason is not None and output.error is None:
             answer = self._answer(output, synthetic)
-        return Chunk(output.request_id, output.expert_id, output.text, output.token_ids, answer, output.error, found)
+        said = output.text, output.token_ids
+        return Chunk(output.request_id, output.expert_id, *said, answer, output.error, found, scored)
+
+    def _scored(self, output: Output) -> tuple[TokenLogprob, ...]:
+        """What the prompt's tokens were worth, once it is known of all of them."""
+        count = len(output.logprobs) - len(output.token_ids)
+        if not self.query.choice.score_prompt or self.token_ids or not output.token_ids:
+            return ()
+        self.prompt_logprobs += [spell(self.tokenizer, one) for one in output.logprobs[:count]]
+        return tuple(self.prompt_logprobs)
+
+    def _found(self, output: Output) -> tuple[TokenLogprob, ...]:
+        """What the new tokens were worth. An end token is no part of the text, nor is that."""
+        shown = output.logprobs[len(output.logprobs) - len(output.token_ids) :]
+        if not self.query.choice.score_prompt:
+            shown = tuple([one for one in shown if one.token not in self.end_ids])
+        return tuple([spell(self.tokenizer, one) for one in shown])
 
     def _answer(self, output: Output, synthetic: bool) -> Answer:
         timings, route = output.timings, self.route
@@ -74,4 +101,21 @@ class InFlight:
             synthetic=synthetic,
             cached_tokens=timings.cached_tokens,
             logprobs=tuple(self.logprobs),
+            prompt_logprobs=tuple(self.prompt_logprobs),
         )
+
+
+def to_draw(query: Query, room: int) -> int:
+    """How many tokens the engine draws at most, where the context has `room` for so many.
+
+    One, to be dropped, where a prompt is scored and none is wanted. A context can hold fewer tokens than the default
+    allows; only a limit that the user chose is held against him.
+    """
+    if query.max_tokens == 0 and query.choice.score_prompt:
+        return 1
+    return max(1, min(DEFAULT_MAX_TOKENS, room)) if query.max_tokens is None else query.max_tokens
+
+
+def _undrawn(output: Output) -> Output:
+    reason = "length" if output.finish_reason == "stop" else output.finish_reason
+    return replace(output, token_ids=(), text="", finish_reason=reason, logprobs=())

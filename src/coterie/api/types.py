@@ -68,6 +68,7 @@ class Query:
     `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
+    `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
 
@@ -102,6 +103,8 @@ class Answer:
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
+    `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
+    then `logprobs` has an end token's too.
     """
 
     request_id: str
@@ -121,6 +124,7 @@ class Answer:
     routed_s: float = 0.0
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def last_line(self) -> str:
@@ -161,6 +165,7 @@ class Chunk:
     answer: Answer | None = None
     error: CoterieError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def last(self) -> bool:

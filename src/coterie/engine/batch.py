@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 from coterie.core.values import value
-from coterie.device import Rows
+from coterie.device import Rows, Sampling
 from coterie.engine.sequence import Sequence
+
+GREEDY = Sampling()  # of rows whose token nobody wants
 
 
 @value
@@ -26,11 +28,23 @@ class Part:
 
 
 @value
+class Scored:
+    """Rows whose logits say what a prompt's tokens were worth: `count` of them from row `first_row` of rows_R on, which
+    stand at `position` and behind it.
+    """
+
+    sequence: Sequence
+    first_row: int
+    position: int
+    count: int
+
+
+@value
 class Batch:
     """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
 
     `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
-    token is chosen on the host.
+    token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored.
     """
 
     parts: tuple[Part, ...]
@@ -39,6 +53,7 @@ class Batch:
     sampled: tuple[Sequence, ...]
     steps: int = 1
     chosen: tuple[int, ...] = ()
+    scored: tuple[Scored, ...] = ()
 
     @property
     def what(self) -> str:
@@ -48,13 +63,19 @@ class Batch:
         return ", ".join(f"{what} {count}" for what, count in counts.items() if count)
 
 
-def cut(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
-    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served."""
+def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part, ...]:
+    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served.
+
+    Of the `max_rows` rows of logits each sequence has one; what is left goes to prompts that need one for each token.
+    """
     parts: list[Part] = []
-    left = max_tokens
+    left, rows = max_tokens, max(max_rows - len(sequences), 0)
     order = sorted(sequences, key=lambda s: (len(s.tokens) - s.computed != 1, s.number)) if sequences[1:] else sequences
     for sequence in order:
         count = min(len(sequence.tokens) - sequence.computed, left)
+        if sequence.scored > sequence.computed:
+            count = min(count, 1 + rows)
+            rows -= max(count - 1, 0)
         if count > 0:
             parts.append(Part(sequence, count))
             left -= count
@@ -83,6 +104,8 @@ def build(
     block_tables: list[Seq[int]] = []
     sampled: list[int] = []
     drawing: list[Sequence] = []
+    looked_at: list[int] = []
+    scored: list[Scored] = []
     for row, part in enumerate(parts):
         sequence, end = part.sequence, lengths[row]
         start = sequence.computed
@@ -93,10 +116,16 @@ def build(
         if end == len(sequence.tokens):
             sampled.append(len(tokens) - 1)
             drawing.append(sequence)
+        count = min(end, sequence.scored) - start
+        if count > 0:
+            scored.append(Scored(sequence, len(looked_at), start, count))
+            looked_at += range(len(tokens) - part.count, len(tokens) - part.count + count)
     sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
-    made = Rows(tokens, positions, rows, block_tables, lengths, sampled, sampling, end_ids)
+    sampling, end_ids = sampling + (GREEDY,) * len(looked_at), end_ids + ((),) * len(looked_at)
+    made = Rows(tokens, positions, rows, block_tables, lengths, sampled + looked_at, sampling, end_ids)
     owners = tuple([part.sequence.number for part in parts])
-    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing))
+    behind = [Scored(s.sequence, len(sampled) + s.first_row, s.position, s.count) for s in scored]
+    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(behind))
 
 
 def chosen_of(sampled: Seq[Sequence]) -> tuple[int, ...]:

@@ -14,10 +14,13 @@ from coterie.engine.served import ServedExpert
 
 
 class Batches:
-    """Makes batches of at most `max_step_tokens` tokens. It must be told when an expert's sequences change."""
+    """Makes batches of at most `max_step_tokens` tokens and `max_rows` rows of logits.
 
-    def __init__(self, kv: KVPool, max_step_tokens: int) -> None:
-        self._kv, self._max_step_tokens = kv, max_step_tokens
+    It must be told when an expert's sequences change.
+    """
+
+    def __init__(self, kv: KVPool, max_step_tokens: int, max_rows: int) -> None:
+        self._kv, self._max_step_tokens, self._max_rows = kv, max_step_tokens, max_rows
         self._decoding: dict[str, Decoding] = {}
 
     def changed(self, expert_id: str) -> None:
@@ -30,7 +33,7 @@ class Batches:
         if known is not None:
             return known.batch(max_steps)
         begun = tuple([sequence for sequence in running.values() if sequence.begun])
-        parts = cut(begun, self._max_step_tokens)
+        parts = cut(begun, self._max_step_tokens, self._max_rows)
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
         tokens_per_block = self._kv.tokens_per_block(expert.kv)
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):

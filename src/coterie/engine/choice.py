@@ -23,12 +23,13 @@ from coterie.graph.sampling import draw
 
 if TYPE_CHECKING:
     from coterie.engine.batch import Batch
+    from coterie.engine.sequence import Sequence
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 class Chooser:
-    """Chooses the tokens of one answer, in order; `news` is what it has to report of the last one."""
+    """Chooses the tokens of one answer, in order; `news` is what it has to report since it was asked."""
 
     def __init__(self, params: ChoiceParams, sampling: Sampling, prompt_ids: Seq[int], end_ids: Seq[int]) -> None:
         self._params, self._sampling, self._end_ids = params, sampling, end_ids
@@ -61,8 +62,13 @@ class Chooser:
             if params.mask is not None and token not in self._end_ids:
                 params.mask.accept(token)
         if params.top_logprobs is not None:
-            self.news = (logprobs_of(logits_V, token, params.top_logprobs),)
+            self.news += (logprobs_of(logits_V, token, params.top_logprobs),)
         return token
+
+    def score(self, logits_RV: F32, tokens: Seq[int]) -> None:
+        """Report what tokens of the prompt were worth where they came: row by row, by the logits before each."""
+        top = self._params.top_logprobs or 0
+        self.news += tuple([logprobs_of(row, token, top) for row, token in zip(logits_RV, tokens, strict=True)])
 
     def changed(self, logits_V: F32) -> F32:
         """The logits that the next token is drawn from; -inf where it may not be."""
@@ -99,7 +105,9 @@ def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
     z -= z.max()
     z -= np.log(np.exp(z).sum())
     best: Iterable[int] = ()
-    if count:
+    if count == 1:
+        best = [int(z.argmax())]
+    elif count:
         count = min(count, len(z))
         least = np.partition(z, len(z) - count)[len(z) - count]
         candidates = np.flatnonzero(z >= least)
@@ -120,15 +128,26 @@ def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None
 
 
 def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[int]]) -> dict[int, CoterieError]:
-    """Replace what was drawn in a step by what is chosen, where a sequence asks for it; errors by row, if any."""
+    """Replace what was drawn in a step by what is chosen, where a sequence asks for it; errors by row, if any.
+
+    Before that, prompts of the step are scored.
+    """
     failed: dict[int, CoterieError] = {}
-    for row, logits_V in zip(batch.chosen, device.logits(event, batch.chosen), strict=True):
+    for scored in batch.scored:
+        rows, first = range(scored.first_row, scored.first_row + scored.count), scored.position + 1
+        tokens = scored.sequence.tokens[first : first + scored.count]
+        _chooser(scored.sequence).score(device.logits(event, rows), tokens)
+    logits_RV = device.logits(event, batch.chosen) if batch.chosen else ()  # a prompt may go on
+    for row, logits_V in zip(batch.chosen, logits_RV, strict=True):
         sequence = batch.sampled[row]
-        chooser = sequence.chooser
-        if chooser is None:
-            raise RuntimeError(f"sequence {sequence.number} is to be chosen for and asks for nothing")
         try:
-            by_row[row] = [chooser.choose(logits_V, by_row[row][0], len(sequence.tokens) - 1)]
+            by_row[row] = [_chooser(sequence).choose(logits_V, by_row[row][0], len(sequence.tokens) - 1)]
         except CoterieError as error:
             failed[row] = error
     return failed
+
+
+def _chooser(sequence: Sequence) -> Chooser:
+    if sequence.chooser is None:
+        raise RuntimeError(f"sequence {sequence.number} is to be chosen for and asks for nothing")
+    return sequence.chooser

@@ -58,7 +58,7 @@ class Engine:
         self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
-        self._batches = Batches(kv_pool, self.policy.max_step_tokens)
+        self._batches = Batches(kv_pool, self.policy.max_step_tokens, self.policy.max_batch)
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
         self.line = Line(self._queue, self.policy.max_batch)
@@ -291,7 +291,7 @@ class Engine:
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
         by_row = drawn.T.tolist()
-        failed = choose_rows(self._device, event, batch, by_row) if batch.chosen else NONE_FAILED
+        failed = choose_rows(self._device, event, batch, by_row) if batch.chosen or batch.scored else NONE_FAILED
         for row, sequence in enumerate(batch.sampled):
             if row in failed:
                 self._fail([sequence], failed[row])

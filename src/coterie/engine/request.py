@@ -77,6 +77,7 @@ class ChoiceParams:
     Penalties lower the logits of tokens that came before: `presence_penalty` once and `frequency_penalty` for each time
     in the answer so far; `repetition_penalty` divides those above 0, and multiplies those below, of the prompt too.
     `logit_bias`: (token id, number) pairs, each added to that token's logit. `mask`: which tokens may come at all.
+    `score_prompt`: report the logprobs of the prompt's tokens too, but for its first; then all of it is computed.
     Raises RequestError naming the field and its range.
     """
 
@@ -86,9 +87,14 @@ class ChoiceParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     mask: Mask | None = None
+    score_prompt: bool = False
 
     def __post_init__(self) -> None:
         top = self.top_logprobs or 0
+        if self.score_prompt and self.top_logprobs is None:
+            raise RequestError(
+                "score_prompt", "is set, but no logprobs are asked for", "set top_logprobs, to 0 or more"
+            )
         _within("top_logprobs", top, 0 <= top <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
         for name in ("presence_penalty", "frequency_penalty"):
             penalty = float(getattr(self, name))
@@ -157,6 +163,10 @@ class Request:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:
             raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
+        if self.choice.score_prompt and self.reuse:
+            raise RequestError(
+                "reuse", "is set though the prompt is scored, for which all of it is computed", "unset it"
+            )
         if self.choice.mask is not None and self.ignore_end:
             raise RequestError(
                 "ignore_end", "is set though the answer has a form, which says where it ends", "leave it out"
@@ -193,7 +203,8 @@ class Output:
     """What one step made for one request. The last one has a `finish_reason` and the timings.
 
     `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
-    `logprobs`, where they were asked for: one for each of `token_ids`.
+    `logprobs`, where they were asked for: one for each of `token_ids`; before the first one, those of the prompt, if
+    it is scored.
     """
 
     request_id: str

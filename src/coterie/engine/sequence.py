@@ -19,6 +19,7 @@ class Sequence:
     """A request with its tokens so far. `end_ids` are what ends it.
 
     `number`: its place in the order of arrival, given by the queue when it comes into it.
+    `scored`: so many tokens of the prompt have their logits looked at.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
     """
 
@@ -40,6 +41,7 @@ class Sequence:
         self.end_ids = () if request.ignore_end else request.end_ids
         chosen = request.choice.asks
         self.chooser = Chooser(request.choice, self.sampling, request.prompt_ids, self.end_ids) if chosen else None
+        self.scored = len(self.tokens) - 1 if request.choice.score_prompt else 0
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
         self._only_length = request.detokenizer is None and not self.end_ids and not chosen
@@ -65,7 +67,7 @@ class Sequence:
         return bool(self.request.stop) or self.chooser is not None
 
     def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Those of the newest token, once, if they were asked for."""
+        """Those of the newest token, once, if they were asked for, behind those of the prompt's scored tokens."""
         return () if self.chooser is None else self.chooser.take_news()
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:

@@ -45,7 +45,8 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     if best_of is not None and best_of != n:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
-    choice = replace(penalties(given), top_logprobs=likeliest(given))
+    echo, top = fields.flag(given, "echo"), likeliest(given)
+    choice = replace(penalties(given), top_logprobs=top, score_prompt=echo and top is not None)
     prompts = _prompts(given.get("prompt"), n)
     queries = tuple(
         Query(
@@ -60,7 +61,6 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
         )
         for prompt in prompts
     )
-    echo = fields.flag(given, "echo")
     stream, include_usage = fields.streaming(given)
     return CompletionBody(queries, stream, include_usage, n, given.get("seed") is not None, echo)
 
@@ -113,7 +113,7 @@ class TextAnswers:
         """The body of a response that is not streamed."""
         choices = [
             {
-                **self._choice(index, self._echoed(index) + answer.text, answer.finish_reason, answer.logprobs),
+                **self._choice(index, self._echoed(index) + answer.text, answer.finish_reason, found_in(answer)),
                 **own_details(answer, len(answers)),
             }
             for index, answer in enumerate(answers)
@@ -126,8 +126,9 @@ class TextAnswers:
         head = self._head(chunk.request_id, chunk.expert)
         text = chunk.text if index in self._begun else self._echoed(index) + chunk.text
         self._begun.add(index)
-        if text or chunk.logprobs:
-            yield {**head, "choices": [self._choice(index, text, found=chunk.logprobs)]}
+        found = found_in(chunk)
+        if text or found:
+            yield {**head, "choices": [self._choice(index, text, found=found)]}
         if chunk.answer is not None:
             choices = [self._choice(index, "", chunk.answer.finish_reason)]
             yield {**head, "choices": choices, "coterie": details(chunk.answer)}
@@ -149,3 +150,8 @@ class TextAnswers:
     ) -> dict[str, Any]:
         logprobs = self._logprobs[index].write(found) if self._logprobs and found is not None else None
         return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def found_in(said: Answer | Chunk) -> Sequence[TokenLogprob]:
+    """The logprobs of what is written: the prompt's too, where it is scored."""
+    return (*said.prompt_logprobs, *said.logprobs)

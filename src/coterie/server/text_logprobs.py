@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
@@ -21,8 +22,6 @@ def likeliest(body: Mapping[str, object]) -> int | None:
     wanted = None if body.get("logprobs") is False else integer(body, "logprobs")
     if wanted is not None and not 0 <= wanted <= MAX_TOP_LOGPROBS:
         raise RequestError("logprobs", f"is {wanted}", f"give a whole number from 0 to {MAX_TOP_LOGPROBS}")
-    if wanted is not None and body.get("echo"):
-        raise RequestError("echo", "is true, but a prompt's tokens have no logprobs", "leave echo or logprobs out")
     return wanted
 
 
@@ -35,17 +34,24 @@ class TextLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """The next tokens'. `top_logprobs` has the token that came too, as OpenAI has it."""
+        """The next tokens'. `top_logprobs` has the token that came too, as OpenAI has it.
+
+        A prompt's first token, which nothing comes before, has null in the place of both.
+        """
         offsets = []
         for one in found:
             offsets.append(self._offset)
             self._offset += len(self._decoder.decode(one.bytes))
         return {
             "tokens": [_name(one) for one in found],
-            "token_logprobs": [finite(one.logprob) for one in found],
-            "top_logprobs": [{_name(other): finite(other.logprob) for other in (*one.top, one)} for one in found],
+            "token_logprobs": [None if isnan(one.logprob) else finite(one.logprob) for one in found],
+            "top_logprobs": [None if isnan(one.logprob) else _top(one) for one in found],
             "text_offset": offsets,
         }
+
+
+def _top(one: TokenLogprob) -> dict[str, float]:
+    return {_name(other): finite(other.logprob) for other in (*one.top, one)}
 
 
 def _name(one: TokenLogprob) -> str:
