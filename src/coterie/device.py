@@ -75,7 +75,8 @@ class Rows:
     Numbers are in lists or arrays: a device takes them in the form that it needs.
     tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
     block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
-    rows_R: indices into T whose logits are sampled, in any order, of a sequence none or several. sampling: R settings. end_ids: for each of the R rows, its ends.
+    rows_R: indices into T whose logits are sampled, in any order, of a sequence none or several.
+    sampling: R settings. end_ids: for each of the R rows, its ends.
     """
 
     tokens_T: Ints

@@ -9,6 +9,7 @@ Knows nothing about clocks, requests' texts or what a mask stands for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, TypeAlias
@@ -101,18 +102,19 @@ def masked(z_V: F32, mask: Mask) -> F32:
 
 def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
     """log softmax, in float64, of a token and of the `count` likeliest: those first, then the lower id."""
+    most = float(logits_V.max())
     z = logits_V.astype(np.float64)
-    z -= z.max()
-    z -= np.log(np.exp(z).sum())
+    z -= most
+    off = most + math.log(np.exp(z, out=z).sum())
     best: Iterable[int] = ()
     if count == 1:
-        best = [int(z.argmax())]
+        best = [int(logits_V.argmax())]
     elif count:
-        count = min(count, len(z))
-        least = np.partition(z, len(z) - count)[len(z) - count]
-        candidates = np.flatnonzero(z >= least)
-        best = candidates[np.argsort(-z[candidates], kind="stable")][:count].tolist()
-    return TokenLogprobs(token, float(z[token]), tuple([(int(i), float(z[i])) for i in best]))
+        count = min(count, len(logits_V))
+        least = np.partition(logits_V, len(logits_V) - count)[len(logits_V) - count]
+        candidates = np.flatnonzero(logits_V >= least)
+        best = candidates[np.argsort(-logits_V[candidates], kind="stable")][:count].tolist()
+    return TokenLogprobs(token, float(logits_V[token]) - off, tuple([(int(i), float(logits_V[i]) - off) for i in best]))
 
 
 def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
