@@ -44,8 +44,8 @@ def compress(folder, group, scales=torch.bfloat16, seed=0):
             continue
         n, k = tensor.shape
         q = rng.integers(-8, 8, (n, k))
-        scale = torch.tensor(rng.uniform(0.5, 1.5, (n, 1 if group is None else k // group)) / (4 * k**0.5)).to(scales)
-        worth[name] = q * np.repeat(scale.double().numpy(), k // scale.shape[1], axis=1)
+        scale = torch.tensor(rng.uniform(0.5, 1.5, (n, -(-k // (group or k)))) / (4 * k**0.5)).to(scales)
+        worth[name] = q * np.repeat(scale.double().numpy(), group or k, axis=1)[:, :k]
         stem = name.removesuffix(".weight")
         stored[f"{stem}.weight_packed"] = words_of(q)
         stored[f"{stem}.weight_scale"] = scale

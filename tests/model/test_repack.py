@@ -16,8 +16,9 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import packed_as_is, unpack
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
+from coterie.models.quantised.methods import is_quantised_by_others
 from coterie.models.quantize import quantize_folder
-from coterie.models.repack import is_repacked, repack_folder
+from coterie.models.repack import repack_folder
 
 SIZES = {"hidden_size": 64, "intermediate_size": 192}  # rows of whole groups
 UP = "model.layers.1.mlp.up_proj"
@@ -57,7 +58,7 @@ def test_every_weight_is_the_same_number(row, group, folder_like, tmp_path):
     folder = folder_like(row)
     before = load_file(folder / "model.safetensors")
     worth = compressed.compress(folder, group)
-    assert is_repacked(folder)
+    assert is_quantised_by_others(folder)
     made = repack_folder(folder, tmp_path / "out")
     model = open_model(made.folder)
     ours = load_weights_f32(model)
@@ -119,9 +120,8 @@ def refused(error, words, folder, out):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_bits": 8}, ["num_bits is 8", "without loss"]),
-        ({"symmetric": False}, ["symmetric is False"]),
-        ({"type": "float"}, ["type is 'float'"]),
+        ({"num_bits": 3}, ["num_bits 3 of type 'int'"]),
+        ({"type": "float"}, ["num_bits 4 of type 'float'"]),
         ({"dynamic": True}, ["dynamic is True"]),
         ({"strategy": "block"}, ["strategy is 'block'"]),
     ],
@@ -138,12 +138,17 @@ def test_more_than_weights_and_several_ways(theirs, tmp_path):
     refused(UnsupportedError, ["kv_cache_scheme", "more is quantised than weights"], theirs, tmp_path / "out")
     groups = {"group_0": group | {"input_activations": {"num_bits": 8}}}
     compressed.configure(theirs, quantization_config=section | {"config_groups": groups})
-    refused(UnsupportedError, ["input_activations"], theirs, tmp_path / "out")
+    refused(
+        UnsupportedError,
+        ["more is quantised than weights", "activations to 8 bits", "--bits"],
+        theirs,
+        tmp_path / "out",
+    )
     groups = {"group_0": group, "group_1": group}
     compressed.configure(theirs, quantization_config=section | {"config_groups": groups})
     refused(UnsupportedError, ["2 ways to quantise"], theirs, tmp_path / "out")
-    compressed.configure(theirs, quantization_config=section | {"format": "int-quantized"})
-    refused(UnsupportedError, ["format 'int-quantized'"], theirs, tmp_path / "out")
+    compressed.configure(theirs, quantization_config=section | {"format": "dense"})
+    refused(UnsupportedError, ["format 'dense'"], theirs, tmp_path / "out")
 
 
 def test_scales_that_bfloat16_does_not_hold(folder_like, tmp_path):
@@ -160,20 +165,41 @@ def test_scales_that_bfloat16_does_not_hold(folder_like, tmp_path):
 @pytest.mark.parametrize(
     ("error", "tensors", "words"),
     [
-        (UnsupportedError, {f"{UP}.weight_g_idx": torch.zeros(64).int()}, ["weight_g_idx", "not repacked"]),
-        (UnsupportedError, {f"{UP}.weight_scale": torch.ones(192, 4).bfloat16()}, ["4 scales for 64 weights", "32"]),
+        (
+            UnsupportedError,
+            {f"{UP}.weight_g_idx": torch.arange(64).int() % 2},
+            ["g_idx", "multiples of 32 are repacked"],
+        ),
+        (CheckpointError, {f"{UP}.weight_scale": torch.ones(192, 4).bfloat16()}, ["4 groups for 64 columns", "32"]),
         (UnsupportedError, {f"{UP}.weight_scale": torch.full((192, 2), torch.nan).bfloat16()}, ["not finite"]),
-        (CheckpointError, {f"{UP}.weight_scale": None}, [UP, "weight_scale is missing"]),
-        (CheckpointError, {f"{UP}.weight_scale": torch.ones(191, 2).bfloat16()}, ["[191, 2] for 192 rows"]),
-        (CheckpointError, {f"{UP}.weight_packed": torch.zeros(192, 7).int()}, ["I32 [192, 7]", "64 weights"]),
-        (CheckpointError, {f"{UP}.weight_packed": torch.zeros(190, 8).int()}, ["I32 [190, 8]", "too little"]),
+        (CheckpointError, {f"{UP}.weight_scale": None}, [f"{UP}.weight_scale] is missing"]),
+        (
+            CheckpointError,
+            {f"{UP}.weight_scale": torch.ones(191, 2).bfloat16()},
+            ["BF16 [191, 2]", "[192, any] is wanted"],
+        ),
+        (
+            CheckpointError,
+            {f"{UP}.weight_packed": torch.zeros(192, 7).int()},
+            ["I32 [192, 7]", "I32 [any, 8] is wanted"],
+        ),
+        (
+            CheckpointError,
+            {f"{UP}.weight_packed": torch.zeros(190, 8).int()},
+            ["BF16 [192, 2]", "[190, any] is wanted"],
+        ),
         (CheckpointError, {"model.norm.weight": None}, ["model.norm.weight [64] is missing"]),
         (
             UnsupportedError,
-            {f"{UP}.weight_packed": None, f"{UP}.weight": torch.ones(192, 64).bfloat16()},
+            {f"{UP}.weight_{kind}": None for kind in ("packed", "scale", "shape")}
+            | {f"{UP}.weight": torch.ones(192, 64).bfloat16()},
             [f"{UP}.weight is not packed"],
         ),
-        (UnsupportedError, {"lm_head.weight_packed": torch.zeros(257, 8).int()}, ["lm_head.weight is packed"]),
+        (
+            UnsupportedError,
+            {"lm_head.weight_packed": torch.zeros(257, 8).int(), "lm_head.weight_scale": torch.ones(257, 2)},
+            ["lm_head.weight is quantised"],
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(error, tensors, words, theirs, tmp_path):
@@ -182,10 +208,12 @@ def test_tensors_that_do_not_fit(error, tensors, words, theirs, tmp_path):
 
 
 def test_other_folders_are_refused_and_served_none(folder_of, theirs, tmp_path):
-    with pytest.raises(UnsupportedError, match=r"'compressed-tensors' means .*; coterie quantize repacks them"):
+    with pytest.raises(UnsupportedError, match=r"'compressed-tensors' means .*: coterie quantize FOLDER OUT"):
         open_model(theirs)
-    assert not is_repacked(folder_of("llama"))
-    refused(UnsupportedError, ["format None"], folder_of("llama"), tmp_path / "out")
+    assert not is_quantised_by_others(folder_of("llama"))
+    refused(
+        UnsupportedError, ["is of None", "gptq, awq, fp8, compressed-tensors"], folder_of("llama"), tmp_path / "out"
+    )
     (tmp_path / "there").mkdir()
     with pytest.raises(UsageError, match="exists already"):
         repack_folder(theirs, tmp_path / "there")

@@ -246,14 +246,15 @@ def test_merge_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
 
 
 def test_quantize_repacks_or_says_why_not(folder: Path, tmp_path: Path) -> None:
-    """A folder that says compressed-tensors: options for what is fixed are refused, and weights that are not packed."""
+    """A folder that says compressed-tensors, whose weights are not packed: options, and what every command says."""
     theirs = shutil.copytree(folder / "ada", tmp_path / "theirs")
     config = json.loads((theirs / "config.json").read_text())
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
     (theirs / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
-    refused(run("check", theirs), "compressed-tensors", "coterie quantize repacks")
-    refused(run("quantize", theirs, tmp_path / "out", "--bits", "8"), "--bits", "8 bits", "as they are")
-    refused(run("quantize", theirs, tmp_path / "out", "--embedding-bits", "4"), "--embedding-bits", "4 bits")
-    refused(run("quantize", theirs, tmp_path / "out", "--bits", "4"), "q_proj.weight is not packed")
+    refused(run("check", theirs), "compressed-tensors", "coterie quantize FOLDER OUT")
+    refused(run("quantize", theirs, tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "8 or 4")
+    refused(run("quantize", theirs, tmp_path / "out", "--embedding-bits", "4"), "--embedding-bits", "4 bits", "--bits")
+    refused(run("quantize", theirs, tmp_path / "out", "--bits", "4"), "no matrix", "'compressed-tensors'")
+    refused(run("quantize", theirs, tmp_path / "out"), "no matrix", "quantization_config")

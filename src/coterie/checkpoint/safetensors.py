@@ -22,8 +22,8 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a larger number is a damaged file
-_FOREIGN = ("F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4", "C64")
-_FOREIGN_INTEGERS = ("BOOL", "I8", "I16", "U16", "U32", "U64")
+_FOREIGN = ("F64", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4", "C64")
+_FOREIGN_INTEGERS = ("BOOL", "I16", "U16", "U32", "U64")
 _AGAIN = "download or save the file again"
 
 

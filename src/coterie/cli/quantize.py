@@ -16,31 +16,42 @@ from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.models.packing import BY_BITS, Packing
+from coterie.models.quantised.methods import is_quantised_by_others
 from coterie.models.quantize import Quantized, quantize_folder
-from coterie.models.repack import PACKING, is_repacked, repack_folder
+from coterie.models.repack import AS_IS, repack_folder
 
-AS_IS, DEFAULT_BITS = 16, 8
+DEFAULT_BITS = 8
 
 
 @sentences
 def quantize(
     expert: Annotated[
         Path,
-        typer.Argument(metavar="EXPERT", help="A folder with unquantised weights, or int4 ones of compressed-tensors."),
+        typer.Argument(
+            metavar="EXPERT", help="A folder, unquantised or quantised by GPTQ, AWQ, compressed-tensors or FP8."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
     bits: Annotated[
-        int | None, typer.Option(help="Bits of a weight: 8 (the default) or 4.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Bits of a weight: 8 (the default) or 4; of a folder that others quantised also 16: as bfloat16.",
+            show_default=False,
+        ),
     ] = None,
     embedding_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of embedding and head: 8 (the default), 4, or 16 for as they are.", show_default=False),
+        typer.Option(
+            help="Bits of embedding and head: 8 (the default), 4, or 16 for as they are (the default after others).",
+            show_default=False,
+        ),
     ] = None,
     json_: JsonOpt = False,
 ) -> None:
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
-    Symmetric int4 weights that compressed-tensors packed are repacked as they are, where nothing is lost by it.
+    What others quantised is repacked as it is where nothing is lost by it; where something would be, --bits says how to
+    round those weights anew, and the error is relative to them.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:
@@ -53,17 +64,21 @@ def quantize(
     out.print(table)
     sizes = f"{format_bytes(result.before_bytes)} -> {format_bytes(result.after_bytes)}"
     out.print(f"{escape(str(result.folder))}: {sizes}; errors are relative to the root mean square of the weights")
+    for note in result.notes:
+        out.print(f"note: of the source: {note}", markup=False)
 
 
 def _quantized(expert: Path, target: Path, bits: int | None, embedding_bits: int | None) -> Quantized:
-    if not is_repacked(expert):
+    if not is_quantised_by_others(expert):
         chosen = [DEFAULT_BITS if given is None else given for given in (bits, embedding_bits)]
         return quantize_folder(expert, target, _packing(*chosen))
-    for option, given, fixed in (("--bits", bits, PACKING.bits), ("--embedding-bits", embedding_bits, AS_IS)):
-        if given not in (None, fixed):
-            fact = f"{given} bits for weights that compressed-tensors packed, which are repacked as they are"
-            raise UsageError(option, fact, "leave it out, or start from the unquantised checkpoint")
-    return repack_folder(expert, target)
+    if bits not in (None, AS_IS):
+        packing = _packing(bits, AS_IS if embedding_bits is None else embedding_bits)
+        return repack_folder(expert, target, packing.bits, packing.embedding_bits)
+    if embedding_bits not in (None, AS_IS):
+        fact = f"{embedding_bits} bits of embedding and head beside layers that are not packed anew"
+        raise UsageError("--embedding-bits", fact, f"add --bits {' or '.join(map(str, BY_BITS))}, or leave it out")
+    return repack_folder(expert, target, bits)
 
 
 def _packing(bits: int, embedding_bits: int) -> Packing:
@@ -78,10 +93,11 @@ def _packing(bits: int, embedding_bits: int) -> Packing:
 def _report(result: Quantized) -> dict[str, Any]:
     return {
         "folder": str(result.folder),
-        "bits": result.packing.bits,
-        "embedding_bits": result.packing.embedding_bits,
+        "bits": result.packing.bits if result.packing else AS_IS,
+        "embedding_bits": result.packing.embedding_bits if result.packing else None,
         "before_bytes": result.before_bytes,
         "after_bytes": result.after_bytes,
+        "notes": list(result.notes),
         "kinds": [
             {
                 "kind": row.kind,

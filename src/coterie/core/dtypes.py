@@ -16,7 +16,8 @@ import numpy.typing as npt
 class DType(Enum):
     """An element type; the value is its safetensors name.
 
-    Q8 and Q4 are weights packed in groups that share a scale (core.packed); a file holds their rows as U8.
+    Q8 and Q4 are weights packed in groups that share a scale (core.packed); a file holds their rows as U8. I8 and
+    F8_E4M3 are read of files that others quantised, and are of no weight that runs.
     """
 
     F32 = "F32"
@@ -25,6 +26,8 @@ class DType(Enum):
     I32 = "I32"
     I64 = "I64"
     U8 = "U8"
+    I8 = "I8"
+    F8_E4M3 = "F8_E4M3"
     Q8 = "Q8"
     Q4 = "Q4"
 
@@ -57,7 +60,7 @@ class DType(Enum):
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        """The NumPy type that holds the bits; bfloat16 is held as uint16."""
+        """The NumPy type that holds the bits; bfloat16 is held as uint16, and 8 bits of a float as uint8."""
         return _NUMPY[self]
 
 
@@ -66,7 +69,8 @@ PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32)}
 BLOCK_WEIGHTS = 32
 SCALE_BYTES = 2
 
-_SIZES = {DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I32: 4, DType.I64: 8, DType.U8: 1}
+_SIZES = {DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I32: 4, DType.I64: 8}
+_SIZES |= {DType.U8: 1, DType.I8: 1, DType.F8_E4M3: 1}
 _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.F32: np.dtype(np.float32),
     DType.F16: np.dtype(np.float16),
@@ -74,18 +78,35 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.I32: np.dtype(np.int32),
     DType.I64: np.dtype(np.int64),
     DType.U8: np.dtype(np.uint8),
+    DType.I8: np.dtype(np.int8),
+    DType.F8_E4M3: np.dtype(np.uint8),
 }
 
 
+def _e4m3() -> npt.NDArray[np.float32]:
+    """What each byte is worth: a sign, four bits of exponent above 2^-7, three of fraction; all ones is NaN."""
+    byte = np.arange(128)
+    exponent, fraction = byte >> 3, byte & 7
+    normal = np.ldexp(1 + fraction / 8, exponent - 7)
+    worth = np.where(exponent == 0, np.ldexp(fraction / 8, -6), normal)
+    worth[127] = np.nan
+    return np.concatenate([worth, -worth]).astype(np.float32)
+
+
+_E4M3 = _e4m3()  # of the form without infinities, which is the one that files hold
+
+
 def to_f32(bits: npt.NDArray[np.generic], dtype: DType) -> npt.NDArray[np.float32]:
-    """Widen stored bits of `dtype` to float32; exact for every type that weights may have."""
+    """Widen stored bits of `dtype` to float32; exact for every type of at most 16 bits, and float32."""
     if dtype is DType.BF16:
         return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype is DType.F8_E4M3:
+        return _E4M3[bits.view(np.uint8)]
     return bits.astype(np.float32)
 
 
 def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.generic]:
-    """Round float32 to `dtype` (to nearest, ties to even; too large becomes infinite) and return the stored bits."""
+    """Round float32 to F32, F16 or BF16 and return the stored bits: to nearest, ties to even; too large is infinite."""
     if dtype is DType.BF16:
         u = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)

@@ -11,7 +11,8 @@ Knows nothing about files or which tensors are packed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,16 @@ _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
 _PIECE_WEIGHTS = 1 << 20  # temporary arrays stay near the cache
 
 
-def pack(values_NK: F32, dtype: DType) -> U8:
-    """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite."""
+def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None) -> U8:
+    """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite.
+
+    `known_NG`: scales of somebody who quantised these weights before, tried as well as ours. Where theirs lose least,
+    the whole numbers are theirs too, and all that is lost is what a scale loses in bfloat16.
+    """
     N, K = values_NK.shape
     packed = np.empty((N, dtype.row_bytes(K)), np.uint8)
     for rows in _pieces(N, K):
-        packed[rows] = _pack(values_NK[rows], dtype)
+        packed[rows] = _pack(values_NK[rows], dtype, None if known_NG is None else known_NG[rows])
     return packed
 
 
@@ -47,7 +52,7 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     return out
 
 
-def packed_as_is(q_NK: npt.NDArray[np.int8], scales_NG: F32, dtype: DType) -> U8:
+def packed_as_is(q_NK: npt.NDArray[np.signedinteger[Any]], scales_NG: F32, dtype: DType) -> U8:
     """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
 
     Raises ValueError for a scale that is not a finite bfloat16 number, or a whole number out of range.
@@ -89,7 +94,7 @@ def _pieces(N: int, K: int) -> Iterator[slice]:
     return (slice(first, min(N, first + step)) for first in range(0, N, step))
 
 
-def _pack(values_NK: F32, dtype: DType) -> U8:
+def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None) -> U8:
     if not np.isfinite(values_NK).all():
         raise ValueError("a weight is infinite or not a number")
     N, K = values_NK.shape
@@ -99,6 +104,9 @@ def _pack(values_NK: F32, dtype: DType) -> U8:
     grouped[:, :K] = values_NK
     grouped = grouped.reshape(N, G, group)
     scales = _scales_q8(grouped) if bits == 8 else _scales_q4(grouped)
+    if known_NG is not None:
+        known = _rounded(known_NG)  # with the other sign -8 to 7 is -7 to 8
+        scales = _nearest(grouped, (known, scales) if bits == 8 else (known, -known, scales), bits)
     return _joined(_whole(grouped, scales, bits).reshape(N, G * group), scales, K, bits)
 
 
@@ -151,13 +159,17 @@ def _scales_q4(grouped: F32) -> F32:
     """The scale of least squared error among a few: the range is -8 to 7, so the largest weight's sign matters."""
     at = np.abs(grouped).argmax(axis=-1)[..., None]
     extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
-    best, least = _rounded(extreme / np.float32(LOW_Q4)), np.full_like(extreme, np.inf)
-    for steps in _TRIES_Q4:
-        scales = _rounded(extreme / np.float32(-steps))
-        error = _whole(grouped, scales, 4)
-        error *= scales[..., None]
-        error -= grouped
-        lost = np.einsum("...i,...i", error, error)
+    return _nearest(grouped, (_rounded(extreme / np.float32(-steps)) for steps in _TRIES_Q4), 4)
+
+
+def _nearest(grouped: F32, candidates: Iterable[F32], bits: int) -> F32:
+    """Of each group the scale of least squared error, the first of equals."""
+    best, least = None, np.full(grouped.shape[:-1], np.inf, np.float32)
+    for scales in candidates:
+        with np.errstate(all="ignore"):  # of a scale that is not finite, which is no candidate
+            error = _whole(grouped, scales, bits) * scales[..., None] - grouped
+            lost = np.einsum("...i,...i", error, error)
         better = lost < least
-        best, least = np.where(better, scales, best), np.where(better, lost, least)
+        best, least = np.where(better, scales, scales if best is None else best), np.where(better, lost, least)
+    assert best is not None
     return best

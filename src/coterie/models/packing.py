@@ -16,7 +16,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 
 KEY, METHOD, VERSION = "quantization_config", "coterie", 1
-COMPRESSED_TENSORS = "compressed-tensors"  # of others, and repacked (repack.py)
+OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
 BY_BITS = {bits: dtype for dtype, (bits, _) in PACKED.items()}
 
 
@@ -55,8 +55,8 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
         found = f"version {section.get('version')!r} of {METHOD}" if method == METHOD else f"{method!r}"
         fact = f"{KEY} of {found} means quantised weights, which are not run"
         remedy = "quantise the unquantised checkpoint with coterie quantize"
-        if method == COMPRESSED_TENSORS:
-            remedy = "coterie quantize repacks them where nothing is lost"
+        if method in OTHERS:
+            remedy = "make an expert of them: coterie quantize FOLDER OUT, which says whether that takes --bits"
         raise UnsupportedError(where, fact, remedy)
     bits, embedding_bits = section.get("bits"), section.get("embedding_bits")
     for name, found, allowed in (("bits", bits, (8, 4)), ("embedding_bits", embedding_bits, (8, 4, None))):

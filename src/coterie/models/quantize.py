@@ -17,6 +17,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import U8, pack, unpack
+from coterie.models.lost import KindError, Sums
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
@@ -26,50 +27,18 @@ PIECE_WEIGHTS = 1 << 22  # what is in memory at once
 
 
 @dataclass(frozen=True, slots=True)
-class KindError:
-    """What packing did to one kind of tensor, over all layers.
+class Quantized:
+    """A written folder: bytes of weights before and after, and the error per kind of tensor.
 
-    `rms_error` and `max_error` are differences of weights, relative to the kind's root mean square; `bits` per weight
-    count scales and padding.
+    `packing` None: its matrices are bfloat16. `notes`: what a person should know besides.
     """
 
-    kind: str
-    dtype: DType
-    num_tensors: int
-    num_weights: int
-    bits: float
-    rms_error: float
-    max_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """A written folder: bytes of weights before and after, and the error per kind of tensor."""
-
     folder: Path
-    packing: Packing
+    packing: Packing | None
     before_bytes: int
     after_bytes: int
     kinds: tuple[KindError, ...]
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Running sums over the tensors of one kind."""
-
-    dtype: DType
-    num_tensors: int = 0
-    num_weights: int = 0
-    num_bytes: int = 0
-    squares: float = 0.0
-    lost: float = 0.0
-    worst: float = 0.0
-
-    def result(self, kind: str) -> KindError:
-        rms = (self.squares / self.num_weights) ** 0.5 or 1.0  # of nothing but zeros, which lose nothing
-        lost = (self.lost / self.num_weights) ** 0.5
-        bits = 8 * self.num_bytes / self.num_weights
-        return KindError(kind, self.dtype, self.num_tensors, self.num_weights, bits, lost / rms, self.worst / rms)
+    notes: tuple[str, ...] = ()
 
 
 def quantize_folder(source: str | Path, target: str | Path, packing: Packing) -> Quantized:
@@ -92,18 +61,18 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
     return Quantized(out, packing, before, after, tuple(s.result(kind) for kind, s in sums.items()))
 
 
-def _write_weights(path: Path, model: Model, packing: Packing) -> dict[str, _Sums]:
+def _write_weights(path: Path, model: Model, packing: Packing) -> dict[str, Sums]:
     """Tensors in order of first use; the errors by kind of tensor."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
     packed = {name: packing.dtype_of(name, info.shape) for name, info in infos.items()}
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
         info, dtype = infos[entry.name], packed[entry.name]
         if dtype is None:
             file.write(map_bytes(info).data)
         else:
-            _write_packed(file, info, dtype, sums.setdefault(kind_of(info.name), _Sums(dtype)))
+            _write_packed(file, info, dtype, sums.setdefault(kind_of(info.name), Sums(dtype)))
 
     entries = [_entry(info, packed[name]) for name, info in infos.items()]
     write_tensors(path, entries, {KEY: json.dumps(packing.to_config())}, write)
@@ -116,7 +85,7 @@ def _entry(info: TensorInfo, packed: DType | None) -> Entry:
     return Entry(info.name, DType.U8, (info.shape[0], packed.row_bytes(info.shape[1])))
 
 
-def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: _Sums) -> None:
+def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: Sums) -> None:
     rows, columns = info.shape
     bits = map_bytes(info).view(info.dtype.numpy).reshape(info.shape)
     sums.num_tensors += 1
@@ -128,9 +97,4 @@ def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: _Sums) -
         except ValueError as error:
             raise CheckpointError(f"{info.shard.path}: {info.name}", str(error), "get the checkpoint again") from None
         file.write(packed.data)
-        lost = np.abs(unpack(packed, dtype, columns) - values)
-        sums.num_weights += values.size
-        sums.num_bytes += packed.size
-        sums.squares += float(np.einsum("nk,nk", values, values, dtype=np.float64))
-        sums.lost += float(np.einsum("nk,nk", lost, lost, dtype=np.float64))
-        sums.worst = max(sums.worst, float(lost.max(initial=0.0)))
+        sums.add(values, unpack(packed, dtype, columns), packed.size)

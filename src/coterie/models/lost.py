@@ -1,0 +1,61 @@
+"""What packing did to weights: running sums over the tensors of one kind, and what they say.
+
+Knows nothing about how weights are packed, or where they come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.dtypes import DType
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class KindError:
+    """What packing did to one kind of tensor, over all layers.
+
+    `rms_error` and `max_error` are differences of weights, relative to the kind's root mean square; `bits` per weight
+    count scales and padding.
+    """
+
+    kind: str
+    dtype: DType
+    num_tensors: int
+    num_weights: int
+    bits: float
+    rms_error: float
+    max_error: float
+
+
+@dataclass(slots=True)
+class Sums:
+    """Running sums over the tensors of one kind; who adds a tensor's first piece counts it."""
+
+    dtype: DType
+    num_tensors: int = 0
+    num_weights: int = 0
+    num_bytes: int = 0
+    squares: float = 0.0
+    lost: float = 0.0
+    worst: float = 0.0
+
+    def add(self, before: F32, after: F32, num_bytes: int) -> None:
+        """Count a piece: as it was, as it is worth now, and in how many bytes."""
+        lost = np.abs(after - before)
+        self.num_weights += before.size
+        self.num_bytes += num_bytes
+        self.squares += float(np.einsum("nk,nk", before, before, dtype=np.float64))
+        self.lost += float(np.einsum("nk,nk", lost, lost, dtype=np.float64))
+        self.worst = max(self.worst, float(lost.max(initial=0.0)))
+
+    def result(self, kind: str) -> KindError:
+        """What they say."""
+        rms = (self.squares / self.num_weights) ** 0.5 or 1.0  # of nothing but zeros, which lose nothing
+        lost = (self.lost / self.num_weights) ** 0.5
+        bits = 8 * self.num_bytes / self.num_weights
+        return KindError(kind, self.dtype, self.num_tensors, self.num_weights, bits, lost / rms, self.worst / rms)

@@ -1,0 +1,73 @@
+"""AWQ in its gemm version: codes of 4 bits packed across the rows of W, eight to a word in an order of their own.
+
+    qweight I32 [K, N / 8]   bits 4 i of word [k, w] are the code of weight [8 w + ORDER[i], k]
+    qzeros  I32 [G, N / 8]   packed alike
+    scales      [G, N]       groups are columns side by side
+
+Knows nothing about folders. Source: what AutoAWQ writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.dtypes import DType, to_f32
+from coterie.models.fields import Fields
+from coterie.models.quantised.gptq import declared_group
+from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, group_size, refused, unpacked, wanted
+from coterie.models.quantised.method import Found, Method
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_BITS, _EACH = 4, 8
+_FLOATS = (DType.F16, DType.BF16, DType.F32)
+
+
+def awq_method(section: Fields) -> Method:
+    """How the tensors of an AWQ checkpoint are found. Raises UnsupportedError and CheckpointError."""
+    bits, version, group = section.count("bits", _BITS), section.get("version", "gemm"), declared_group(section)
+    if bits != _BITS or str(version).lower() != "gemm":
+        raise refused(section.where, f"bits {bits} of version {version!r} are not understood, where 4 of 'gemm' are")
+
+    def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
+        if f"{stem}.qweight" not in tensors:
+            return None
+        used = tuple(f"{stem}.{kind}" for kind in ("qweight", "qzeros", "scales"))
+        return Found(_Awq(tensors, stem, columns, group), used)
+
+    return Method("awq", _BITS, find)
+
+
+class _Awq(WholeMatrix):
+    def __init__(self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, declared: int) -> None:
+        self._words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (columns, -1))
+        self.num_rows, self.num_columns = self._words.shape[1] * _EACH, columns
+        self.where = f"{self._words.shard.path}: {stem}"
+        self._scales = wanted(tensors, f"{stem}.scales", _FLOATS, (-1, self.num_rows))
+        groups = self._scales.shape[0]
+        self.group = group_size(self.where, groups, columns, declared)
+        self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (groups, self._words.shape[1]))
+
+    def codes(self, first: int, last: int) -> I16:
+        """What is stored for these rows."""
+        return _rows(bits_of(self._words), first, last)
+
+    def zeros(self, first: int, last: int) -> I16:
+        """The code of 0.0 in each group of these rows."""
+        return _rows(bits_of(self._zeros), first, last)
+
+    def scales(self, first: int, last: int) -> F32:
+        """The scale of each group of these rows."""
+        return to_f32(np.ascontiguousarray(bits_of(self._scales)[:, first:last].T), self._scales.dtype)
+
+
+def _rows(words: npt.NDArray[np.int32], first: int, last: int) -> I16:
+    """Rows of W [rows, K] from words [K, N / 8], of which a row may be in the middle."""
+    start = first // _EACH
+    codes = unpacked(words[:, start : -(-last // _EACH)], _BITS)
+    in_order = np.empty_like(codes)
+    in_order[..., ORDER] = codes
+    return in_order.reshape(len(words), -1)[:, first - start * _EACH : last - start * _EACH].T

@@ -1,0 +1,35 @@
+"""What a format of quantised weights must say of itself: how its matrices are found among a file's tensors.
+
+Knows nothing about any format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.models.quantised.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A quantised matrix, and the tensors that it is made of, or may be."""
+
+    matrix: Matrix
+    used: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One checkpoint's way to quantise: `find` has the tensors, a module's name and its columns, and gives a matrix.
+
+    `name`: as config.json has it. `bits`: of the packed type that may hold the weights without loss, None where none
+    does. `beside`: what else the file quantises, in words, empty for nothing. `find` raises CheckpointError and
+    UnsupportedError.
+    """
+
+    name: str
+    bits: int | None
+    find: Callable[[Mapping[str, TensorInfo], str, int], Found | None]
+    beside: str = ""
