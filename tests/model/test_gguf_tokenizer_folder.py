@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pure.vocabularies import byte_level, sentencepiece, texts
+from tests.pure.vocabularies import G, byte_level, sentencepiece, texts
 from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import generate_merges
 
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
+from coterie.checkpoint.gguf_vocabulary import NORMAL, Vocabulary, scored_merges
 from coterie.checkpoint.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -47,3 +49,15 @@ def test_transformers_reads_the_same(metadata: dict[str, Any], tmp_path: Path) -
             messages, tools=offered or None, tokenize=False, add_generation_prompt=True
         )
         assert rendered == prompt
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_scores_give_the_merges_that_transformers_makes_of_them(step: int) -> None:
+    """Whether or not scores are equal."""
+    metadata = sentencepiece(True, ())
+    scores = [float(score // step) for score in metadata[f"{G}scores"]]
+    vocabulary = Vocabulary.of(metadata)
+    words = {token: i for token, i in vocabulary.ids.items() if vocabulary.types[i] == NORMAL}
+    theirs = generate_merges(words, {token: scores[i] for token, i in words.items()})
+    assert scored_merges({**metadata, f"{G}scores": scores}, vocabulary) == theirs
+    assert len(theirs) > 1000

@@ -94,6 +94,18 @@ def test_phi_3s_tokens_take_the_blanks_after_them(tmp_path: Path) -> None:
     assert ours.encode("<|user|>\n \nit") == ours.encode("<|user|>it") != ours.encode("<|user|> <s>\nit")
 
 
+def test_mistrals_tokens_have_no_space_behind_them(tmp_path: Path) -> None:
+    metadata = sentencepiece(True, ("[INST]", "[/INST]"))
+    ours = made(metadata)
+    legacy = llama_cpp(sentencepiece(True, ("[INST]", "[/INST]")), tmp_path / "x.gguf")
+    bare = llama_cpp({**metadata, f"{G}add_space_prefix": False, f"{G}add_bos_token": False}, tmp_path / "y.gguf")
+    for text in texts(100, 4):
+        if "<s>" not in text and not text.startswith(" "):  # a space that is there is not put again
+            assert ours.encode(text) == legacy(text)
+        prompt = f"<s>[INST] {text}[/INST]{text}</s>[INST]it"
+        assert ours.encode(prompt, add_special_tokens=False) == bare(prompt)
+
+
 @pytest.mark.parametrize(
     ("pre", "pieces"),
     [

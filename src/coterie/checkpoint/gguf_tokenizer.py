@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from coterie.checkpoint.chat import DEFAULT
 from coterie.checkpoint.generation import GENERATION
@@ -36,6 +36,8 @@ _KINDS = {
 _REMEDY = "give the folder of the model's own tokenizer.json by --tokenizer FOLDER"
 # Phi-3's tokens take the blanks after them, all but these. GGUF does not say so; a token that only Phi-3 has does.
 _PHI3, _PHI3_KEEPS = "<|placeholder1|>", ("<unk>", "<s>", "<|endoftext|>")
+# Nor that Mistral's models since these are tokens put a space before a text alone, and none behind a token.
+_MISTRAL_V3 = ("[INST]", "[/INST]")
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -82,7 +84,7 @@ def _tokenizer(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary, a
     except (CheckpointError, UnsupportedError):
         raise
     except Exception as error:  # the library's own: a merge whose parts are not tokens
-        raise CheckpointError(MERGES, f"does not fit the tokens: {error}", "download the file again") from None
+        raise CheckpointError(MERGES, f"does not fit the tokens: {error}", _REMEDY) from None
     _add_tokens(made, vocabulary)
     before, after = ([vocabulary.tokens[vocabulary.named[name]]] if adds[name] else [] for name in ("bos", "eos"))
     if before or after:
@@ -109,12 +111,15 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> token
     model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=falls_back, **unknown)
     made = tokenizers.Tokenizer(model)
     spaces, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
-        made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
-        made.decoder = decoders.Sequence([*parts, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    else:
+    if not metadata.get("tokenizer.ggml.add_space_prefix", True):
         made.normalizer = spaces
         made.decoder = decoders.Sequence([*parts, decoders.Fuse()])
+        return made
+    if all(vocabulary.ids.get(token) in vocabulary.added for token in _MISTRAL_V3):
+        made.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+    else:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+    made.decoder = decoders.Sequence([*parts, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return made
 
 
