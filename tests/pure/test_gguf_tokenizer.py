@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pure.test_grammar import walk
 from tests.pure.vocabularies import LETTERS, PARTS, UNREACHED, G, byte_level, llama_cpp, sentencepiece, texts
 from tokenizers import Tokenizer as LibraryTokenizer
 
@@ -165,6 +166,21 @@ def test_texts_come_back_whole_and_token_by_token(metadata: dict[str, Any]) -> N
         assert "".join([*map(stream.push, ids), stream.flush()]) == text
         plain = ours.encode(text, add_special_tokens=False)
         assert b"".join(map(ours.token_bytes, plain)).decode() in (text, f" {text}")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "end"),
+    [
+        (byte_level("llama-bpe"), END),
+        (sentencepiece(True, ()), 2),
+        (sentencepiece(True, ("[INST]", "[/INST]")), 2),
+        (sentencepiece(False, SPELLED), 2),
+    ],
+)
+def test_answers_are_held_to_forms(metadata: dict[str, Any], end: int) -> None:
+    ours, schema = made(metadata), {"enum": ["it's  a\u00e9", {"a": [1, "<think>\U0001f600"]}, ["  ", "\u2581"]]}
+    said = {json.dumps(json.loads(walk(ours, (end,), schema, seed))) for seed in range(15)}
+    assert said == {json.dumps(value) for value in schema["enum"]}
 
 
 @pytest.mark.parametrize(
