@@ -5,7 +5,7 @@ Knows nothing about architectures: which tensors there should be is decided by m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, which is merged before it is served
+GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,10 @@ class Checkpoint:
         folder = user_path(path)
         if not folder.is_dir():
             fact = "is a file" if folder.exists() else "does not exist"
-            raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", "check the path")
+            remedy = import_remedy(folder) if folder.suffix == GGUF and folder.exists() else "check the path"
+            raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", remedy)
+        if not (folder / CONFIG).exists() and (files := gguf_files(folder)):
+            raise CheckpointError(str(folder), f"has no {CONFIG}, but {brief(files)}", import_remedy(files[0]))
         config = read_object(folder / CONFIG)
         if (folder / SINGLE).exists():
             return Checkpoint(folder, config, read_header(folder / SINGLE))
@@ -48,6 +52,22 @@ class Checkpoint:
         is_adapter = (folder / ADAPTER_CONFIG).exists()
         remedy = "merge it into its base with coterie merge" if is_adapter else "save it as safetensors"
         raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", remedy)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, by name."""
+    return sorted(folder.glob(f"*{GGUF}"))
+
+
+def import_remedy(file: Path) -> str:
+    """What makes an expert of a GGUF file."""
+    return f"write an expert folder from it: coterie import {file} {file.stem}"
+
+
+def brief(files: Sequence[Path]) -> str:
+    """The first names."""
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(file.name for file in files[:3]) + more
 
 
 def _others(folder: Path) -> str:

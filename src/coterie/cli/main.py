@@ -28,6 +28,7 @@ COMMANDS = {
     "diff": ("diff", "diff"),
     "merge": ("merge", "merge"),
     "quantize": ("quantize", "quantize"),
+    "import": ("import_gguf", "import_"),
     "info": ("info", "info"),
     "simulate": ("simulate", "simulation"),
     "plan": ("plan", "planning"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.folder import ADAPTER_CONFIG
+from coterie.checkpoint.folder import ADAPTER_CONFIG, GGUF, brief, gguf_files, import_remedy
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import Expert, is_expert_name
 from coterie.composition.hub import find_checkpoint
@@ -120,6 +120,8 @@ def _load(ref: str) -> Composition:
         raise NotFoundError(
             ref, "there is no such file or folder", f"give a .toml file, a folder or {' or '.join(presets)}"
         )
+    if path.suffix == GGUF:
+        raise CompositionError(str(path), "is a GGUF file, which is imported first", import_remedy(path))
     return composition_of(read_file(path), path)
 
 
@@ -129,6 +131,9 @@ def _from_folder(folder: Path) -> Composition:
     if not single:
         _refuse_adapters(root)
     found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
+    if not found and (files := [found for one in (root, *sorted(root.glob("*/"))) for found in gguf_files(one)]):
+        fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
+        raise CompositionError(str(folder), fact, import_remedy(files[0]))
     if not found:
         fact = "no expert: neither this folder nor a folder in it has a config.json"
         raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")

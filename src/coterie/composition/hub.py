@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from coterie.checkpoint.folder import ADAPTER_CONFIG
+from coterie.checkpoint.folder import ADAPTER_CONFIG, GGUF, brief, gguf_files, import_remedy
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
 
@@ -37,10 +37,15 @@ def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             fact, remedy = f"the folder {folder} has no config.json", "give a Hugging Face checkpoint folder"
+            if files := gguf_files(folder):
+                fact, remedy = f"{fact}, but {brief(files)}", import_remedy(files[0])
             if (folder / ADAPTER_CONFIG).is_file():
                 fact, remedy = f"the folder {folder} has an adapter", "give its base, and the folder as adapter"
             raise CompositionError(f"{where}.checkpoint", f"checkpoint = {ref!r}: {fact}", remedy)
         return folder
+    if folder.suffix == GGUF and folder.is_file():
+        fact = f"checkpoint = {ref!r} is a GGUF file, which is imported first"
+        raise CompositionError(f"{where}.checkpoint", fact, import_remedy(folder))
     if _HUB_ID.fullmatch(ref) is None:
         fact = f"checkpoint = {ref!r}: there is no folder {folder}"
         raise CompositionError(

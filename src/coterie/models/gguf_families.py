@@ -1,0 +1,161 @@
+"""Which architectures of GGUF are imported, a row each: as what family, and what is otherwise about its file.
+
+    permuted   llama.cpp rotates neighbouring channels, Hugging Face halves: the file has rows of q and k in its order
+    own        keys of config.json that only this family has, from the file's metadata
+
+Weights of norms are stored with the family's `norm_offset` added. Sliding windows, scales and the like that llama.cpp
+fixes by architecture, not by metadata, are fixed here too.
+Knows nothing about files. Source: the keys that llama.cpp's converters write and its models read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.family import FULL, SLIDING
+from coterie.models.fields import Fields
+
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+ATTENTION_CAP, LOGITS_CAP = "attn_logit_softcapping", "final_logit_softcapping"
+LOCAL_THETA = "rope.freq_base_swa"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `own` may ask: the file's keys without the architecture before them, and which layers and heads there are.
+
+    `read` are the keys that mean something to it.
+    """
+
+    keys: Fields
+    num_layers: int
+    num_heads: int
+    hidden_size: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own."""
+
+    model_type: str
+    permuted: bool = False
+    own: Callable[[Source], dict[str, Any]] = lambda _: {}
+    reads: tuple[str, ...] = ()
+
+
+def _layer_types(source: Source, every: int) -> list[str]:
+    """By the pattern in the file, a flag for each layer or a number; else all but each `every`-th have a window."""
+    pattern = source.keys.get(PATTERN, every)
+    if isinstance(pattern, list):
+        return [SLIDING if flag else FULL for flag in pattern]
+    every = source.keys.count(PATTERN, every)
+    return [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(source.num_layers)]
+
+
+def _gemma(_: Source) -> dict[str, Any]:
+    return {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _query_scalar(source: Source, layers_of_27b: int) -> int:
+    """The largest model alone scales queries by the width of the model over the heads, not by that of a head."""
+    is_27b = source.num_layers == layers_of_27b
+    return source.hidden_size // source.num_heads if is_27b else source.head_dim
+
+
+def _gemma2(source: Source) -> dict[str, Any]:
+    return _gemma(source) | {
+        "query_pre_attn_scalar": _query_scalar(source, 46),
+        "attn_logit_softcapping": source.keys.number(ATTENTION_CAP, 50.0),
+        "final_logit_softcapping": source.keys.number(LOGITS_CAP, 30.0),
+        "sliding_window": source.keys.count(WINDOW, 4096),
+        "layer_types": _layer_types(source, 2),
+    }
+
+
+def _gemma3(source: Source) -> dict[str, Any]:
+    window = source.keys.get(WINDOW)
+    types = _layer_types(source, 6) if window else [FULL] * source.num_layers
+    return _gemma(source) | {
+        "query_pre_attn_scalar": _query_scalar(source, 62),
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": source.keys.get(LOGITS_CAP) or None,
+        "sliding_window": window or 4096,
+        "layer_types": types,
+        "rope_local_base_freq": source.keys.number(LOCAL_THETA, 10_000.0),
+    }
+
+
+def _exaone4(source: Source) -> dict[str, Any]:
+    window = source.keys.get(WINDOW)
+    types = _layer_types(source, 4) if window else [FULL] * source.num_layers
+    return {"sliding_window": window or None, "layer_types": types}
+
+
+def _olmo2(source: Source) -> dict[str, Any]:
+    """OLMo 3 has the same name there, and a window."""
+    window = source.keys.get(WINDOW)
+    if not window:
+        return {}
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": _layer_types(source, 4)}
+
+
+def _phi3(source: Source) -> dict[str, Any]:
+    rotated = source.keys.count("rope.dimension_count", source.head_dim)
+    part = {} if rotated == source.head_dim else {"partial_rotary_factor": rotated / source.head_dim}
+    return {"sliding_window": source.keys.get(WINDOW) or None} | part
+
+
+def _granite(source: Source) -> dict[str, Any]:
+    return {
+        "attention_multiplier": source.keys.number("attention.scale", source.head_dim**-0.5),
+        "embedding_multiplier": source.keys.number("embedding_scale", 1.0),
+        "residual_multiplier": source.keys.number("residual_scale", 1.0),
+        "logits_scaling": source.keys.number("logit_scale", 1.0),
+    }
+
+
+def _smollm3(source: Source) -> dict[str, Any]:
+    rotates = [int((layer + 1) % 4 != 0) for layer in range(source.num_layers)]
+    return {"no_rope_layer_interval": 4, "no_rope_layers": rotates}
+
+
+def _seed_oss(_: Source) -> dict[str, Any]:
+    return {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
+
+
+_SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", permuted=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "phi3": Architecture("phi3", own=_phi3, reads=(WINDOW,)),
+    "gemma": Architecture("gemma", own=_gemma),
+    "gemma2": Architecture("gemma2", own=_gemma2, reads=(WINDOW, PATTERN, ATTENTION_CAP, LOGITS_CAP)),
+    "gemma3": Architecture("gemma3_text", own=_gemma3, reads=(WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA)),
+    "smollm3": Architecture("smollm3", permuted=True, own=_smollm3),
+    "granite": Architecture("granite", permuted=True, own=_granite, reads=_SCALES),
+    "olmo2": Architecture("olmo2", own=_olmo2, reads=(WINDOW, PATTERN)),
+    "exaone4": Architecture("exaone4", own=_exaone4, reads=(WINDOW, PATTERN)),
+    "seed_oss": Architecture("seed_oss", own=_seed_oss),
+}
+_KINDS = {"mmproj": "a vision projector", "adapter": "an adapter", "imatrix": "statistics for quantising"}
+_TEXT = "import the language model beside it"
+
+
+def architecture_of(metadata: Mapping[str, Any], where: str) -> tuple[str, Architecture]:
+    """The name of a file's architecture, and its row. Raises UnsupportedError for one that is not imported."""
+    name, kind = str(metadata.get("general.architecture")), metadata.get("general.type", "model")
+    kind = "mmproj" if name == "clip" else kind
+    if kind in _KINDS:
+        raise UnsupportedError(where, f"is {_KINDS[kind]}, and no language model", _TEXT)
+    if metadata.get(f"{name}.expert_count"):
+        fact = f"{name}.expert_count = {metadata[f'{name}.expert_count']} means mixture of experts inside a model"
+        raise UnsupportedError(where, f"{fact}, which is not run", "use a model without it")
+    if name not in ARCHITECTURES:
+        known = f"coterie imports {', '.join(ARCHITECTURES)}"
+        raise UnsupportedError(where, f"architecture {name!r} is not imported", known)
+    return name, ARCHITECTURES[name]

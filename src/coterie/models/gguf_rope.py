@@ -1,0 +1,147 @@
+"""The rope of a GGUF file as the keys of config.json.
+
+A file has the factors of Llama 3's rule one by one, a divisor for each frequency, and not the numbers that they come
+from. Between its borders the rule is a line over the frequency:
+
+    1 / factor_i = 1/F + (1 - 1/F) * s_i,     s_i = (L / (2 pi) * frequency_i - low) / (high - low)
+
+so F is the largest factor, and two numbers follow from the line. Three are wanted, and scaling all of them changes
+nothing: L is taken as 8192, Llama 3's own. Where that does not give the factors back, they are written out one by one.
+Knows nothing about tensors or other keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.packed import F32
+from coterie.models.fields import Fields
+
+FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+TENSORS = (FREQS, LONG, SHORT)
+KEYS = (
+    *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor"),
+    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+)
+_LENGTH, _LOW, _HIGH = 8192, 1.0, 4.0  # of Llama 3.1 to 3.3
+_AGREE = 2e-6  # relative: some units in the last place of a float32
+_DIGITS = 5
+
+
+def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F32]) -> dict[str, Any]:
+    """`rope_theta` and, where there is any, `rope_scaling`, from the file's keys and its tensors of factors, by name.
+
+    `rotated` channels of each head are; `context` is the trained length. Raises CheckpointError, UnsupportedError.
+    """
+    theta = keys.number("rope.freq_base", 10_000.0)
+    kind = keys.get("rope.scaling.type", "linear" if keys.get("rope.scale_linear", 1.0) != 1.0 else "none")
+    for name, found in factors.items():
+        if found.shape != (rotated // 2,):
+            fact = f"{name} has {found.size} factors for {rotated // 2} pairs of channels"
+            raise CheckpointError(keys.where, fact, "download the file again")
+    if FREQS in factors and kind not in ("none", "llama3"):
+        raise UnsupportedError(keys.where, f"{FREQS} beside rope of type {kind!r} is not run", "use a model with one")
+    if LONG in factors or SHORT in factors:
+        return {"rope_theta": theta} | _longrope(keys, context, factors)
+    if FREQS in factors:
+        return {"rope_theta": theta, "rope_scaling": _by_factors(factors[FREQS], theta, context)}
+    if kind == "yarn":
+        return {"rope_theta": theta, "rope_scaling": _yarn(keys, context)}
+    if kind != "yarn" and keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
+        fact = f"rope.scaling.attn_factor beside rope of type {kind!r} is not run"
+        raise UnsupportedError(keys.where, fact, "use a model without it")
+    if kind == "linear":
+        factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+        return {"rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": factor}}
+    if kind == "none":
+        return {"rope_theta": theta}
+    raise UnsupportedError(keys.where, f"rope of type {kind!r} is not run", "Coterie runs linear, yarn and longrope")
+
+
+def _longrope(keys: Fields, context: int, factors: Mapping[str, F32]) -> dict[str, Any]:
+    missing = [name for name in (LONG, SHORT) if name not in factors]
+    if missing:
+        raise CheckpointError(keys.where, f"tensor {missing[0]} is missing", "download the file again")
+    original = keys.count("rope.scaling.original_context_length", context)
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": _numbers(factors[SHORT]),
+        "long_factor": _numbers(factors[LONG]),
+    }
+    factor = keys.number("rope.scaling.attn_factor", 1.0)
+    ratio = context / original
+    usual = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original))
+    own = {} if abs(factor - usual) <= 1e-6 * usual else {"attention_factor": factor}
+    return {"original_max_position_embeddings": original, "rope_scaling": scaling | own}
+
+
+def _yarn(keys: Fields, context: int) -> dict[str, Any]:
+    """Its scale of cos and sin is 0.1 ln(factor) + 1, times `attn_factor`; converters write what config.json says.
+
+    `yarn_attn_factor` is that of config.json, and stands for both.
+    """
+    if keys.get("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
+        fact = f"rope.scaling.yarn_ext_factor = {keys.get('rope.scaling.yarn_ext_factor')} is not run"
+        raise UnsupportedError(keys.where, fact, "use a model where it is 1")
+    factor = keys.number("rope.scaling.factor")
+    more = keys.number("rope.scaling.attn_factor", 1.0)
+    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    given = {
+        "attention_factor": keys.get("rope.scaling.yarn_attn_factor") or (usual * more if more != 1.0 else None),
+        "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
+    }
+    found = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": keys.count("rope.scaling.original_context_length", context),
+    }
+    return found | {key: value for key, value in given.items() if value is not None and value > 0}
+
+
+def _by_factors(factors: F32, theta: float, context: int) -> dict[str, Any]:
+    """Llama 3's rule where its numbers give these factors back, else the factors themselves as those of longrope."""
+    found = _llama3(factors, theta)
+    if found:
+        return found
+    numbers = _numbers(factors)
+    own = {"original_max_position_embeddings": context, "factor": 1.0, "attention_factor": 1.0}
+    return {"rope_type": "longrope", "short_factor": numbers, "long_factor": numbers} | own
+
+
+def _llama3(factors: F32, theta: float) -> dict[str, Any] | None:
+    pairs = len(factors)
+    plain = 1.0 / theta ** (np.arange(pairs) / pairs)
+    waves = _LENGTH / (2 * math.pi) * plain
+    factor = _rounded(float(factors.max()))
+    if factor <= 1:
+        return None
+    candidates = [(_LOW, _HIGH)]
+    smooth = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    between = (smooth > 1e-4) & (smooth < 1 - 1e-4)
+    if between.sum() >= 2:
+        slope, start = np.polyfit(waves[between], smooth[between], 1)
+        if slope > 0 > start:
+            low = -start / slope
+            candidates.append((_rounded(low), _rounded(low + 1 / slope)))
+            candidates.append((float(low), float(low + 1 / slope)))
+    for low, high in candidates:
+        s = np.clip((waves - low) / (high - low), 0.0, 1.0)
+        if np.allclose((1 - s) / factor + s, 1 / factors.astype(np.float64), rtol=_AGREE, atol=0):
+            frequencies = {"low_freq_factor": low, "high_freq_factor": high}
+            return {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": _LENGTH} | frequencies
+    return None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _numbers(factors: F32) -> list[float]:
+    return [float(str(one)) for one in factors]

@@ -1,0 +1,230 @@
+"""Where each weight of a model is in a GGUF file, what type it gets, and its bytes in that type.
+
+What a quantised type becomes was measured (docs/log.md): int8 adds less than a tenth of the error that any type of 4.5
+bits or less has already, int4 as much again as that of a type of 4.5 bits. So all become int8 but Q4_0, whose whole
+numbers are those of int4: only its scales are rounded, from float16 to bfloat16.
+Knows nothing about config.json or how a file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.packed import F32, LOW_Q4, U8, pack, packed_as_is, unpack
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.config import ModelConfig
+from coterie.models.gguf_families import Architecture
+from coterie.models.gguf_file import GgufFile, GgufTensor, gguf_package
+from coterie.models.gguf_rope import TENSORS
+from coterie.models.lost import Sums
+from coterie.models.packing import Packing
+from coterie.models.quantize import PIECE_WEIGHTS
+from coterie.models.registry import weight_shapes
+
+_AS_IS = "Q4_0"  # blocks of 32: a float16 scale, then the 16 bytes that core.packed has
+_SCALE_BYTES, _BLOCK_BYTES = 2, 18
+_SUFFIXES = (".weight", ".bias")
+_SAME_ANSWER = "check that the file is whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows of a tensor, `shape` of the weight that they are: from `first` on; with `heads`, permuted within heads.
+
+    `offset` is subtracted.
+    """
+
+    tensor: GgufTensor
+    shape: tuple[int, ...]
+    first: int = 0
+    heads: int = 0
+    offset: float = 0.0
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Where rows start to stop of the weight are in the tensor: a slice, or a number for each."""
+        if not self.heads:
+            return slice(self.first + start, self.first + stop)
+        row, per_head = np.arange(start, stop), self.shape[0] // self.heads
+        head, channel = np.divmod(row, per_head)
+        half, pair = np.divmod(channel, per_head // 2)
+        return self.first + head * per_head + 2 * pair + half
+
+    def values(self, start: int, stop: int) -> F32:
+        """Rows of the weight as float32 [rows, columns]."""
+        values = self.tensor.values(self.rows(start, stop)).reshape(stop - start, -1)
+        return values - np.float32(self.offset) if self.offset else values
+
+
+def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offset: float) -> dict[str, Source]:
+    """Every weight of the model by its name, in order of first use.
+
+    Raises CheckpointError for one that is missing or of another shape, UnsupportedError for tensors without a use.
+    """
+    gguf = gguf_package(file.where)
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[file.metadata["general.architecture"]], config.num_layers)
+    heads = {config.names.q: config.num_heads, config.names.k: config.num_kv_heads} if row.permuted else {}
+    shapes, found = weight_shapes(config), {}
+    joined = _joined(file, names, config, shapes)
+    for name, shape in shapes.items():
+        theirs, first, rows = joined.get(name) or (names.get_name(name, _SUFFIXES), 0, shape[0])
+        tensor = file.tensors.get(theirs or "")
+        if tensor is None:
+            missing = f"tensor {theirs or name}, {name} of the model, is missing"
+            raise CheckpointError(file.where, missing, _SAME_ANSWER)
+        if tensor.shape != (rows, *shape[1:]):
+            fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is wanted"
+            raise CheckpointError(file.where, fact, _SAME_ANSWER)
+        part = name.rpartition(".")[0]
+        turned = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)
+        offset = norm_offset if part.endswith("norm") else 0.0
+        found[name] = Source(tensor, shape, first, turned, offset)
+    _refuse_leftovers(file, found)
+    return found
+
+
+def _joined(
+    file: GgufFile, names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[str, int, int]]:
+    """Weights that are rows of one tensor: its name, their first row there, and how many rows it has."""
+    found = {}
+    for layer in range(config.num_layers):
+        prefix = config.names.layer.format(layer)
+        for whole, parts in config.names.joined.items():
+            theirs = names.get_name(f"{prefix}{whole}.weight", _SUFFIXES)
+            own = [f"{prefix}{part}.weight" for part in parts]
+            rows, first = sum(shapes[name][0] for name in own), 0
+            if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
+                continue  # stored by themselves
+            for name in own:
+                found[name] = (theirs, first, rows)
+                first += shapes[name][0]
+    return found
+
+
+def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source]) -> None:
+    used = {source.tensor.name for source in found.values()}
+    leftovers = sorted(name for name in file.tensors if name not in used and name not in TENSORS)
+    if leftovers:
+        more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
+        fact = f"holds tensors that the model does not use: {', '.join(leftovers[:3])}{more}"
+        raise UnsupportedError(file.where, fact, "leaving them out could change the answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """What every weight is stored as; `packing` is that of config.json."""
+
+    by_name: Mapping[str, DType]
+    packing: Packing | None
+
+
+KEEP, BF16, INT8, INT4 = "keep", "bf16", "int8", "int4"
+WEIGHTS = (KEEP, BF16, INT8, INT4)
+_FIXED = {INT8: Packing(8, 8), INT4: Packing(4, 8)}
+
+
+def types_of(sources: Mapping[str, Source], weights: str) -> Types:
+    """The types that `weights`, one of WEIGHTS, gives. Of `keep`:
+
+    a matrix that is not quantised stays as it is, unless others of the layers are quantised; one that is becomes int8,
+    or int4 where all of its place are Q4_0; an embedding or head beside one that is not quantised becomes bfloat16.
+    """
+    packing = _FIXED.get(weights) if weights != KEEP else _kept(sources)
+    small = DType.BF16 if weights == BF16 else _small(sources)
+    by_name = {}
+    for name, source in sources.items():
+        packed = packing.dtype_of(name, source.shape) if packing else None
+        if len(source.shape) != 2:
+            by_name[name] = small
+        else:
+            own = source.tensor.float_type if weights != BF16 else None
+            by_name[name] = packed or own or DType.BF16
+    return Types(by_name, packing)
+
+
+def _kept(sources: Mapping[str, Source]) -> Packing | None:
+    tables = [s.tensor for name, s in sources.items() if name in (EMBED_WEIGHT, HEAD_WEIGHT)]
+    layers = [s.tensor for name, s in sources.items() if len(s.shape) == 2 and name not in (EMBED_WEIGHT, HEAD_WEIGHT)]
+    if all(tensor.float_type for tensor in layers):
+        return None
+    embedding = None if any(tensor.float_type for tensor in tables) else _bits(tables)
+    return Packing(_bits(layers), embedding)
+
+
+def _bits(tensors: list[GgufTensor]) -> int:
+    return 4 if all(tensor.type == _AS_IS for tensor in tensors) else 8
+
+
+def _small(sources: Mapping[str, Source]) -> DType:
+    """The type of norms and biases, which a file holds as float32: the least that holds all of them exactly.
+
+    Exactly the file's numbers: those of norms are w + offset, rounded to float32, and w has to give them back.
+    """
+    exact = [DType.BF16, DType.F16]
+    matrices = {s.tensor.float_type for s in sources.values() if len(s.shape) == 2}
+    if matrices == {DType.F16}:
+        exact.reverse()
+    for source in sources.values():
+        if len(source.shape) == 1:
+            exact = [dtype for dtype in exact if _holds(source, dtype)]
+    return exact[0] if exact and matrices != {DType.F32} else DType.F32
+
+
+def _holds(source: Source, dtype: DType) -> bool:
+    values, stored = source.values(0, source.shape[0]), source.tensor.values(source.rows(0, source.shape[0]))
+    return bool(np.array_equal(to_f32(from_f32(values, dtype), dtype) + np.float32(source.offset), stored))
+
+
+def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
+    """The bytes of a weight in a type, some rows at a time; what that loses is counted.
+
+    Raises CheckpointError for a number that is not finite in that type.
+    """
+    rows, columns = source.shape[0], source.shape[1] if len(source.shape) == 2 else 1
+    step = max(1, PIECE_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if source.tensor.float_type is dtype and not source.offset:
+            bits: Any = source.tensor.bits(source.rows(start, stop))
+            sums.num_weights += (stop - start) * columns
+            sums.num_bytes += bits.nbytes
+        else:
+            values = source.values(start, stop)
+            bits, after = _stored(source, values, start, stop, dtype)
+            if not np.isfinite(after).all():
+                fact = f"a weight is infinite or not a number in {dtype.value}"
+                raise CheckpointError(source.tensor.where, fact, "get the file again, or choose other --weights")
+            sums.add(values, after, bits.nbytes)
+        yield bits.tobytes()
+
+
+def _stored(source: Source, values: F32, start: int, stop: int, dtype: DType) -> tuple[Any, F32]:
+    """The bits of these rows, and what they are worth."""
+    if not dtype.is_packed:
+        bits = from_f32(values, dtype)
+        return bits, to_f32(bits, dtype)
+    try:
+        if dtype is DType.Q4 and source.tensor.type == _AS_IS:
+            packed = _as_is(source, start, stop)
+        else:
+            packed = pack(values, dtype)
+    except ValueError as error:
+        raise CheckpointError(source.tensor.where, str(error), "get the file again") from None
+    return packed, unpack(packed, dtype, values.shape[1])
+
+
+def _as_is(source: Source, start: int, stop: int) -> U8:
+    """Rows of Q4_0 with the same whole numbers, and each scale rounded to bfloat16."""
+    blocks = np.ascontiguousarray(source.tensor.rows[source.rows(start, stop)]).reshape(stop - start, -1, _BLOCK_BYTES)
+    scales = np.ascontiguousarray(blocks[..., :_SCALE_BYTES]).view(np.float16)[..., 0].astype(np.float32)
+    nibbles = blocks[..., _SCALE_BYTES:]
+    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(stop - start, -1).astype(np.int8) + LOW_Q4
+    assert PACKED[DType.Q4][1] == 2 * nibbles.shape[-1]
+    return packed_as_is(q.astype(np.int8), to_f32(from_f32(scales, DType.BF16), DType.BF16), DType.Q4)

@@ -1,0 +1,156 @@
+"""GGUF files of tiny checkpoints, as llama.cpp's converters write them: names, keys, order of rows, norms plus 1.
+
+Written apart from what reads them. Matrices have one type, or that which a function of their name gives.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+ARCHITECTURES = {
+    "mistral": "llama",
+    "gemma3_text": "gemma3",
+    "olmo3": "olmo2",
+}
+PERMUTED = ("llama", "smollm3", "granite")
+PLUS_ONE = ("gemma", "gemma2", "gemma3")
+
+
+def write(folder, path, kind="F32", architecture=None, vocabulary=None, change=None, without=(), split=0, spoil=None):
+    """Write a folder's model as a GGUF file.
+
+    `kind` is the type of matrices, or a function from a tensor's name to it; `vocabulary` a function that adds a
+    tokenizer to the writer, `change` one that may add metadata. Tensors in `without` are left out, functions by name
+    in `spoil` change them. With `split`, so many go into each part.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text())
+    name = architecture or ARCHITECTURES.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
+    add_metadata(writer, name, config)
+    if vocabulary:
+        vocabulary(writer)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(config["vocab_size"])
+    if change:
+        change(writer)
+    for tensor, values in tensors(folder, name, config).items():
+        if tensor in without:
+            continue
+        if tensor in (spoil or {}):
+            spoil[tensor](values)
+        wanted = kind(tensor) if callable(kind) else kind
+        stored = gguf.GGMLQuantizationType[wanted if values.ndim > 1 else "F32"]
+        writer.add_tensor(tensor, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tensors(folder, name, config):
+    """GGUF's tensors by name, float32."""
+    numbers = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[name], config["num_hidden_layers"])
+    found = {}
+    for theirs, tensor in load_file(Path(folder) / "model.safetensors").items():
+        values = tensor.to(torch.float32).numpy()
+        if name in PERMUTED and (".q_proj." in theirs or ".k_proj." in theirs):
+            count = config["num_attention_heads" if ".q_proj." in theirs else "num_key_value_heads"]
+            values = values.reshape(count, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        if name in PLUS_ONE and theirs.endswith("norm.weight"):
+            values = values + np.float32(1)
+        if theirs == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        found[names.get_name(theirs, (".weight", ".bias"))] = np.ascontiguousarray(values)
+    return found | factors(config)
+
+
+def add_metadata(writer, name, config):
+    """The keys of one architecture."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or hidden // heads
+    rope = config.get("rope_parameters") or {}
+    local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if name not in PLUS_ONE:
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if local and name == "gemma3":
+        writer.add_rope_freq_base_swa(local["rope_theta"])
+    add_rope(writer, rope, config)
+    for key, add in {
+        "attn_logit_softcapping": writer.add_attn_logit_softcapping,
+        "final_logit_softcapping": writer.add_final_logit_softcapping,
+        "attention_multiplier": writer.add_attention_scale,
+        "embedding_multiplier": writer.add_embedding_scale,
+        "residual_multiplier": writer.add_residual_scale,
+        "logits_scaling": writer.add_logit_scale,
+    }.items():
+        if config.get(key):
+            add(config[key])
+    windowed = name in ("gemma2", "gemma3", "olmo2", "exaone4", "phi3")
+    if windowed and (config.get("sliding_window") or name == "phi3"):
+        writer.add_sliding_window(config.get("sliding_window") or 0)
+        if name in ("olmo2", "exaone4"):
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+
+
+def add_rope(writer, rope, config):
+    """How the frequencies are scaled."""
+    kind = rope["rope_type"]
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if rope.get("attention_factor"):
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+        for key, add in (
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if rope.get(key):
+                add(rope[key])
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        ratio = config["max_position_embeddings"] / original
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0)
+
+
+def factors(config):
+    """Divisors of the frequencies, a number each, where the rope has them."""
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    if rope["rope_type"] == "longrope":
+        both = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+        return {name: np.array(rope[key], np.float32) for name, key in both.items()}
+    if rope["rope_type"] != "llama3":
+        return {}
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    found = []
+    for i in range(0, head_dim, 2):
+        wave = 2 * math.pi * rope["rope_theta"] ** (i / head_dim)
+        share = rope["original_max_position_embeddings"] / wave
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        smooth = min(max((share - low) / (high - low), 0.0), 1.0)
+        found.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return {"rope_freqs.weight": np.array(found, np.float32)}

@@ -1,0 +1,99 @@
+"""`coterie import`, as a person uses it: a GGUF file with its tokenizer becomes an expert that every command takes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model import tiny
+from tests.pure.vocabularies import G, byte_level, sentencepiece
+from tests.system.test_cli import refused, run
+
+pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
+gguf_files = importlib.import_module("tests.model.gguf_files")
+
+TEMPLATE = "{% for m in messages %}<|end|>{{ m.content }}{% endfor %}<|end|>"
+TEXT = "It's 12 <|end|> XMLHttp"
+
+
+def write(folder: Path, row: str, metadata: dict[str, Any], kind: str = "F32") -> Path:
+    """A tiny random model with this vocabulary, as a GGUF file."""
+    class_name, own = tiny.FAMILY_ROWS[row]
+    size = {"vocab_size": len(metadata[f"{G}tokens"])} | {
+        f"{name}_token_id": metadata[f"{G}{name}_token_id"] for name in ("bos", "eos")
+    }
+    tiny.FAMILY_ROWS["here"] = (class_name, own | size)
+    try:
+        tiny.save(tiny.make("here"), folder / "theirs", "fp32")
+    finally:
+        del tiny.FAMILY_ROWS["here"]
+
+    def vocabulary(writer: Any) -> None:
+        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        for key, value in metadata.items():
+            if key not in writer.kv_data[0]:
+                add[type(value)](key, value)
+
+    return Path(gguf_files.write(folder / "theirs", folder / "tiny.gguf", kind, vocabulary=vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("row", "metadata"),
+    [
+        ("qwen3", byte_level("qwen2", eos_token_id=2002)),
+        ("llama", sentencepiece(True, ("<|end|>",))),
+    ],
+)
+def test_an_imported_expert_answers_as_llama_cpp_does(row: str, metadata: dict[str, Any], tmp_path: Path) -> None:
+    """From the same text to the same tokens, greedily."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install 'coterie[peers]'")
+    path = write(tmp_path, row, metadata | {"tokenizer.chat_template": TEMPLATE})
+    printed = run("import", path, tmp_path / "experts" / row)
+    assert printed.exit_code == 0, printed.output
+    for word in ("mlp.down_proj", "from", "rms", "F32", "none", "32.00", "->", "experts"):
+        assert word in printed.stdout
+    prompt, drawn = importlib.import_module("tests.model.in_llama_cpp").greedy(path, TEXT, 12)
+    options = ("--raw", "--temperature", "0", "--max-tokens", "12", "--json")
+    answer = json.loads(run("run", tmp_path / "experts", *options, TEXT).stdout)
+    assert answer["prompt_tokens"] == len(prompt)
+    ends = answer["token_ids"] != drawn
+    assert answer["token_ids"] == drawn[: len(answer["token_ids"])]
+    assert not ends or drawn[len(answer["token_ids"])] == metadata[f"{G}eos_token_id"]
+    assert run("check", tmp_path / "experts").exit_code == 0
+    assert json.loads(run("run", tmp_path / "experts", "--json", "--max-tokens", "2", "hi").stdout)["prompt_tokens"] > 0
+
+
+def test_what_it_says_in_json_and_where_it_refuses(tmp_path: Path) -> None:
+    metadata = byte_level("qwen2", eos_token_id=2002)
+    path = write(tmp_path, "qwen2", metadata, "F16")
+    report = json.loads(run("import", path, tmp_path / "four", "--weights", "int4", "--json").stdout)
+    assert (report["architecture"], report["bits"], report["embedding_bits"]) == ("qwen2", 4, 8)
+    assert {row["type"] for row in report["kinds"]} == {"Q4", "Q8", "F32"}
+    assert all(0 < row["rms_error"] < 0.2 for row in report["kinds"] if row["type"] in ("Q4", "Q8"))
+    assert all(row["found"] in (["F16"], ["F32"]) for row in report["kinds"])
+    refused(run("import", path, tmp_path / "four"), "four", "exists already")
+    refused(run("import", path, tmp_path / "out", "--weights", "int3"), "--weights", "int3", "keep, bf16, int8, int4")
+    odd = write(tmp_path / "odd", "qwen2", metadata | {f"{G}pre": "some-new-one"})
+    refused(run("import", odd, tmp_path / "out"), "tiny.gguf", "tokenizer.ggml.pre", "some-new-one", "--tokenizer")
+    assert not list(tmp_path.glob("out*"))
+    assert run("import", odd, tmp_path / "out", "--tokenizer", tmp_path / "four").exit_code == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "four" / "tokenizer.json").read_bytes()
+
+
+def test_who_serves_a_gguf_file_is_told_to_import_it(tmp_path: Path) -> None:
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    for name in ("a.gguf", "deep/b.gguf"):
+        (tmp_path / "models" / name).write_bytes(b"GGUF")
+    for command in ("serve", "check", "route"):
+        words = (tmp_path / "models", *(["hi"] if command == "route" else []))
+        refused(run(command, *words), "a.gguf, b.gguf", "imported first", "coterie import", "a.gguf a")
+    refused(run("run", tmp_path / "models" / "a.gguf", "hi"), "GGUF file", "coterie import", "a.gguf a")
+    file = tmp_path / "composition.toml"
+    for checkpoint in ("models", "models/a.gguf"):
+        file.write_text(f'name = "x"\n[[expert]]\nname = "a"\ncheckpoint = "{checkpoint}"\n')
+        refused(run("check", file), checkpoint, "a.gguf", "coterie import")
+    refused(run("quantize", tmp_path / "models", tmp_path / "out"), "no config.json", "a.gguf", "coterie import")
+    refused(run("quantize", tmp_path / "models" / "a.gguf", tmp_path / "out"), "is a file", "coterie import")
