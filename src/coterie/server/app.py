@@ -24,11 +24,14 @@ from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.fields import parsed
 from coterie.server.guard import Guard, digests_of, retry_headers
+from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
+from coterie.server.responses import ResponseAnswers
 from coterie.server.tokens import detokenize, tokenize
 from coterie.server.worker import Worker
 
-COMPLETIONS = "/v1/completions"
+COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
+PROMPTS = {COMPLETIONS: "prompt", RESPONSES: "input"}  # the fields that a model reads; elsewhere it is messages
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -53,6 +56,10 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         body = parse_completion(await _json(request), coterie)
         return await respond(request, worker, TextAnswers(body, int(time.time())))
 
+    async def responses(request: Request) -> Response:
+        body = parse_response(await _json(request))
+        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
+
     async def tokenized(request: Request) -> Response:
         return JSONResponse(tokenize(await _json(request), coterie))
 
@@ -68,6 +75,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route(COMPLETIONS, completions, methods=["POST"]),
+            Route(RESPONSES, responses, methods=["POST"]),
             Route("/tokenize", tokenized, methods=["POST"]),
             Route("/detokenize", detokenized, methods=["POST"]),
             *models.routes(worker),
@@ -102,7 +110,7 @@ async def _json(request: Request) -> Any:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, CoterieError):
         raise error
-    status, body = error_body(error, "prompt" if request.url.path == COMPLETIONS else "messages")
+    status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 

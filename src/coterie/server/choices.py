@@ -8,8 +8,7 @@ Knows nothing about how an endpoint writes an answer.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -21,7 +20,6 @@ from coterie.api import Answer, Chunk, Query
 from coterie.core.errors import CoterieError
 from coterie.server.events import HEADERS
 from coterie.server.guard import client_of
-from coterie.server.openai import error_body
 from coterie.server.opening import Chunks, Opening
 from coterie.server.worker import Ticket, Worker
 
@@ -37,7 +35,7 @@ class Asked(Protocol):
     prompt_field: str
     queries: tuple[Query, ...]
     stream: bool
-    include_usage: bool
+    end: bytes
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -45,8 +43,14 @@ class Asked(Protocol):
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a stream says of one choice's chunk, which is no error."""
 
-    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The stream's last event, with the count of tokens."""
+    def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """A stream's last events, before the bytes of its `end`."""
+
+    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
+        """A stream's last events where an answer failed."""
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """An event as it is sent."""
 
 
 async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
@@ -116,9 +120,9 @@ async def _events(
     async with aclosing(rest):
         while True:
             if chunk.error is not None:
-                yield b"".join([*parts, _event(error_body(chunk.error, asked.prompt_field)[1])])
+                yield b"".join([*parts, *map(asked.encode, asked.failure(chunk.error))])
                 return
-            parts += map(_event, asked.events(index, chunk))
+            parts += map(asked.encode, asked.events(index, chunk))
             if chunk.answer is not None:
                 answers[index] = chunk.answer
             if len(answers) == len(asked.queries):
@@ -127,10 +131,5 @@ async def _events(
                 yield b"".join(parts)
                 parts.clear()
             index, chunk = await anext(rest)
-    if asked.include_usage:
-        parts.append(_event(asked.usage([answers[index] for index in range(len(answers))])))
-    yield b"".join([*parts, b"data: [DONE]\n\n"])
-
-
-def _event(body: object) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    parts += map(asked.encode, asked.ending([answers[index] for index in range(len(answers))]))
+    yield b"".join([*parts, asked.end])

@@ -15,7 +15,7 @@ from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.choosing import PENALTIES, penalties
-from coterie.server.openai import details, own_details, usage
+from coterie.server.openai import Streamed, details, own_details, usage
 from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
@@ -91,7 +91,7 @@ def _are_tokens(item: object) -> bool:
     return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
 
 
-class TextAnswers:
+class TextAnswers(Streamed):
     """A completion request's queries, and its answers as text completions.
 
     The choices of prompt p are number p x n to (p + 1) x n - 1.

@@ -21,10 +21,11 @@ def messages(body: Mapping[str, object]) -> tuple[Message, ...]:
     found = body.get("messages")
     if not isinstance(found, list) or not found:
         raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
-    return tuple(_message(item, f"messages[{place}]") for place, item in enumerate(found))
+    return tuple(message(item, f"messages[{place}]") for place, item in enumerate(found))
 
 
-def _message(item: object, where: str) -> Message:
+def message(item: object, where: str) -> Message:
+    """One of them. Raises RequestError naming `where`."""
     if not isinstance(item, dict) or item.get("role") not in ROLES:
         raise RequestError(where, "has no known role", f"use one of {', '.join(ROLES)}")
     # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
@@ -52,10 +53,11 @@ def _calls(given: object, where: str) -> tuple[ToolCall, ...]:
         return ()
     if not isinstance(given, list):
         raise RequestError(where, "has tool_calls that are no list", "send them as the answer had them")
-    return tuple(_call(item, f"{where}.tool_calls[{place}]") for place, item in enumerate(given))
+    return tuple(call(item, f"{where}.tool_calls[{place}]") for place, item in enumerate(given))
 
 
-def _call(item: object, where: str) -> ToolCall:
+def call(item: object, where: str) -> ToolCall:
+    """A call that an assistant made. Raises RequestError naming `where`."""
     function = item.get("function") if isinstance(item, dict) and item.get("type", "function") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(name, str):

@@ -5,6 +5,7 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +74,37 @@ def parse_chat(body: object) -> ChatBody:
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
 
 
-class ChatAnswers:
-    """A chat request's queries, and its answers as chat completions; `coterie` holds the route and the timings."""
+class Streamed:
+    """How completions write a stream: bare events, an error as its object; at the end the usage, if wanted, and a word.
+
+    An endpoint's class has `include_usage`, and `usage`, the event with the count of tokens.
+    """
 
     prompt_field = "messages"
+    end = b"data: [DONE]\n\n"
+    include_usage = False
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The stream's last event, with the count of tokens."""
+        raise NotImplementedError
+
+    def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """The last events."""
+        if self.include_usage:
+            yield self.usage(answers)
+
+    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
+        """The last event where there is no answer."""
+        yield error_body(error, self.prompt_field)[1]
+
+    @staticmethod
+    def encode(event: Mapping[str, Any]) -> bytes:
+        """An event as it is sent."""
+        return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+
+
+class ChatAnswers(Streamed):
+    """A chat request's queries, and its answers as chat completions; `coterie` holds the route and the timings."""
 
     def __init__(self, body: ChatBody, created: int, texts: Mapping[str, Text]) -> None:
         self.queries = fields.choices_of(body.query, body.n, body.seeded)

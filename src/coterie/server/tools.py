@@ -137,6 +137,10 @@ class Spoken:
         return [*found, *self._reader.flush()] if last else found
 
 
+def new_call_id() -> str:
+    """A name for a call."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(ID_CHARS))
+
+
 def _body(call: Call) -> dict[str, Any]:
-    call_id = "".join(secrets.choice(_LETTERS) for _ in range(ID_CHARS))
-    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    return {"id": new_call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -1,0 +1,169 @@
+"""POST /v1/responses, on the way in: its body as a query, its items as messages, its flat tools as chat has them.
+
+Knows nothing about answers. Source: the OpenAI API reference, "Create a model response".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coterie.api import Message, Query
+from coterie.api.types import ToolCall
+from coterie.core.errors import RequestError
+from coterie.server import fields
+from coterie.server.choosing import form_of
+from coterie.server.messages import call, message
+from coterie.server.tools import calling, offered
+
+# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+REFUSED: Mapping[str, tuple[object, ...]] = {
+    "background": (False,),
+    "include": ([], ["reasoning.encrypted_content"]),  # no model here reasons apart from its text
+    "max_tool_calls": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+KEPT = ("previous_response_id", "conversation")
+SUPPORTED = (
+    *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
+    *KEPT,
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "text",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseBody:
+    """A validated request body; `echoed` is what a response repeats of it."""
+
+    query: Query
+    stream: bool
+    echoed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_response(body: object) -> ResponseBody:
+    """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
+    given = fields.an_object(body, "model and input")
+    fields.check_names(given, SUPPORTED, REFUSED)
+    for name in KEPT:
+        if given.get(name) is not None:
+            fact = "is given, but this server keeps no responses"
+            raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
+    fields.flag(given, "store")
+    text = fields.get(given, "text", dict, "an object") or {}
+    fields.check_names(text, ("format",), {"verbosity": ("medium",)}, "text.")
+    chat = {**given, "tools": _tools(given), "tool_choice": _choice(given.get("tool_choice"))}
+    tools, sampling, limit = offered(chat), fields.sampling(given), fields.integer(given, "max_output_tokens")
+    query = Query(
+        messages=conversation(given),
+        model=fields.model(given),
+        sampling=sampling,
+        max_tokens=limit,
+        tools=tools,
+        calling=calling(chat, tools),
+        form=form_of({"response_format": _format(text.get("format"))}),
+    )
+    echoed = {
+        "instructions": given.get("instructions"),
+        "max_output_tokens": limit,
+        "metadata": given.get("metadata") or {},
+        "parallel_tool_calls": query.calling.several,
+        "temperature": sampling.temperature,
+        "text": {"format": text.get("format") or {"type": "text"}},
+        "tool_choice": given.get("tool_choice") or "auto",
+        "tools": [{"type": "function", "strict": False, **tool["function"]} for tool in chat["tools"]],
+        "top_p": sampling.top_p,
+    }
+    return ResponseBody(query, fields.streaming(given)[0], echoed)
+
+
+def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
+    """Instructions and input as messages. Raises RequestError that names the item and what to change.
+
+    Calls belong to the message before them, if it is the assistant's, as a chat has them.
+    """
+    instructions, given = fields.get(body, "instructions", str, "a string"), body.get("input")
+    said = [Message("system", instructions)] if instructions else []
+    if isinstance(given, str):
+        return (*said, Message("user", given))
+    if not isinstance(given, list) or not given:
+        raise RequestError("input", "is missing or empty", "give a string, or a list of items")
+    names: dict[str, str] = {}
+    for found in (_item(item, f"input[{place}]", names) for place, item in enumerate(given)):
+        if isinstance(found, Message):
+            said.append(found)
+        elif said and said[-1].role == "assistant":
+            said[-1] = replace(said[-1], calls=(*said[-1].calls, found))
+        else:
+            said.append(Message("assistant", "", (found,)))
+    return tuple(said)
+
+
+def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall:
+    """One item; `names` has those of the functions called so far, by the calls' ids."""
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or kind not in ("message", "function_call", "function_call_output"):
+        fact = f"is of type {str(kind)[:40]}" if kind else "is no item"
+        raise RequestError(where, fact, "send messages, function_call and function_call_output")
+    if kind == "message":
+        return message({"role": item.get("role"), "content": _content(item.get("content"))}, where)
+    call_id = item.get("call_id")
+    if kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        made = call({"id": call_id, "function": function}, where)
+        names[made.call_id] = made.name
+        return made
+    if not isinstance(call_id, str) or not call_id:
+        raise RequestError(where, "says what came of a call, but not of which", "give the call's call_id")
+    said = {"role": "tool", "content": _content(item.get("output")), "tool_call_id": call_id}
+    return message({**said, "name": names.get(call_id)}, where)
+
+
+def _content(content: object) -> object:
+    """Parts of text as chat names them; all else as it is, to be refused there."""
+    if not isinstance(content, list):
+        return content
+    kinds = ("input_text", "output_text", "text")
+    return [{**p, "type": "text"} if isinstance(p, dict) and p.get("type") in kinds else p for p in content]
+
+
+def _tools(body: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Flat functions as chat has them. Raises RequestError."""
+    given = fields.get(body, "tools", list, "a list of functions") or []
+    return [_nested(tool, f"tools[{place}]") for place, tool in enumerate(given)]
+
+
+def _nested(tool: object, where: str) -> dict[str, Any]:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if not isinstance(tool, dict) or kind != "function":
+        raise RequestError(where, f"is of type {str(kind)[:40]}", "offer functions alone: nothing else is run here")
+    named = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in named if tool.get(name) is not None}}
+
+
+def _choice(choice: object) -> object:
+    """`tool_choice` as chat has it; what is wrong about it is told there."""
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+        allowed = {"mode": choice.get("mode"), "tools": [_choice(tool) for tool in choice["tools"]]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return choice
+
+
+def _format(given: object) -> object:
+    """`text.format` as chat's `response_format`."""
+    if isinstance(given, dict) and given.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": given}
+    return given

@@ -1,0 +1,89 @@
+"""Output items of a response: messages and calls of functions, and the events that tell of them as they come.
+
+    text, calls -> item added -> part added -> delta delta ... -> part done -> item done      one item after the other
+
+Knows nothing about responses around them. Source: the OpenAI API reference, "Streaming events".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from coterie.checkpoint.calls import Call, CallText
+from coterie.server.tools import new_call_id
+
+
+class Items:
+    """Writes one answer's items. `name`: what makes their ids. `output`: the items, as far as they are written."""
+
+    def __init__(self, reader: CallText | None, name: str) -> None:
+        self._reader, self._name = reader, name
+        self.output: list[dict[str, Any]] = []
+
+    def push(self, text: str) -> Iterator[dict[str, Any]]:
+        """What new text comes to."""
+        found = ([text] if text else []) if self._reader is None else self._reader.push(text)
+        for item in found:
+            yield from self._said(item) if isinstance(item, str) else self._called(item)
+
+    def end(self, cut: bool) -> Iterator[dict[str, Any]]:
+        """No more text comes; `cut`: the last item is not whole. There is one at least."""
+        for item in [] if self._reader is None else self._reader.flush():
+            yield from self._said(item) if isinstance(item, str) else self._called(item)
+        if not self.output:
+            yield from self._begin_message()
+        yield from self._close("incomplete" if cut else "completed")
+
+    def _said(self, text: str) -> Iterator[dict[str, Any]]:
+        if not self.output or self.output[-1]["type"] != "message":
+            yield from self._close("completed")
+            yield from self._begin_message()
+        self.output[-1]["content"][0]["text"] += text
+        yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": []}
+
+    def _called(self, item: Call | Any) -> Iterator[dict[str, Any]]:
+        if isinstance(item, Call):
+            yield from self._close("completed")
+            made = {"type": "function_call", "id": self._id("fc"), "call_id": new_call_id(), "name": item.name}
+            yield from self._begin({**made, "arguments": "", "status": "in_progress"})
+        if item.arguments:
+            self.output[-1]["arguments"] += item.arguments
+            yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": item.arguments}
+
+    def _begin_message(self) -> Iterator[dict[str, Any]]:
+        message = {"type": "message", "id": self._id("msg"), "role": "assistant", "status": "in_progress"}
+        yield from self._begin({**message, "content": []})
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        yield {"type": "response.content_part.added", **self._part(), "part": dict(part)}
+        self.output[-1]["content"].append(part)
+
+    def _begin(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        self.output.append(item)
+        added = {**item, "content": []} if "content" in item else dict(item)
+        yield {"type": "response.output_item.added", "output_index": len(self.output) - 1, "item": added}
+
+    def _close(self, status: str) -> Iterator[dict[str, Any]]:
+        """The last item, if there is one, has come to its end."""
+        if not self.output:
+            return
+        item = self.output[-1]
+        item["status"] = status
+        if item["type"] == "message":
+            (part,) = item["content"]
+            done = {"type": "response.output_text.done", **self._part()}
+            yield {**done, "text": part["text"], "logprobs": []}
+            yield {"type": "response.content_part.done", **self._part(), "part": part}
+        else:
+            done = {"type": "response.function_call_arguments.done", **self._place()}
+            yield {**done, "name": item["name"], "arguments": item["arguments"]}
+        yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
+
+    def _part(self) -> dict[str, Any]:
+        return {**self._place(), "content_index": 0}
+
+    def _id(self, kind: str) -> str:
+        return f"{kind}_{self._name}_{len(self.output)}"

@@ -1,0 +1,114 @@
+"""POST /v1/responses, on the way out: an answer as a response, whole or as its events. Nothing is kept.
+
+    response.created, .in_progress -> events of items (items.py) -> response.completed, .incomplete or .failed
+
+Knows nothing about HTTP, threads or the engine. Source: the OpenAI API reference, "Create a model response".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from coterie.api import Answer, Chunk, Query
+from coterie.api.texts import Text
+from coterie.core.errors import CoterieError
+from coterie.server.inputs import ResponseBody
+from coterie.server.items import Items
+from coterie.server.openai import details, error_body
+
+# What a response has in the place of what is not there, or not kept.
+_NOTHING: Mapping[str, Any] = {
+    "background": False,
+    "error": None,
+    "incomplete_details": None,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": False,
+    "truncation": "disabled",
+    "usage": None,
+}
+
+
+class ResponseAnswers:
+    """A request's query, and its answer as a response."""
+
+    prompt_field = "input"
+    end = b""
+
+    def __init__(self, body: ResponseBody, created: int, texts: Mapping[str, Text]) -> None:
+        self.queries: tuple[Query, ...] = (body.query,)
+        self.stream = body.stream
+        self._echoed, self._created, self._texts = body.echoed, created, texts
+        self._items: Items | None = None
+        self._head: dict[str, Any] = {"id": "resp_0", "model": body.query.model}
+        self._number = 0
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        (answer,) = answers
+        items = self._begin(answer.request_id, answer.expert)
+        for _ in (*items.push(answer.text), *items.end(answer.finish_reason == "length")):
+            pass  # a stream tells of these
+        return self._ended(answer)
+
+    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """What a stream says of a chunk."""
+        items = self._items
+        if items is None:
+            items = self._begin(chunk.request_id, chunk.expert)
+            yield from self._opened()
+        for event in items.push(chunk.text):
+            yield self._numbered(event)
+
+    def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """The last events."""
+        (answer,) = answers
+        items = self._begin(answer.request_id, answer.expert) if self._items is None else self._items
+        for event in items.end(answer.finish_reason == "length"):
+            yield self._numbered(event)
+        made = self._ended(answer)
+        yield self._numbered({"type": f"response.{made['status']}", "response": made})
+
+    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
+        """The last events where there is no answer."""
+        if self._items is None:
+            yield from self._opened()
+        status, body = error_body(error, self.prompt_field)
+        code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
+        told = {"code": code, "message": body["error"]["message"]}
+        made = self._response("failed", [] if self._items is None else self._items.output)
+        yield self._numbered({"type": "response.failed", "response": {**made, "error": told}})
+
+    @staticmethod
+    def encode(event: Mapping[str, Any]) -> bytes:
+        """An event as it is sent, with its type as its name."""
+        return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+
+    def _begin(self, request_id: str, expert: str) -> Items:
+        self._head = {"id": f"resp_{request_id}", "model": expert}
+        text = self._texts.get(expert)
+        self._items = Items(None if text is None else text.calls(self.queries[0]), request_id)
+        return self._items
+
+    def _opened(self) -> Iterator[dict[str, Any]]:
+        for what in ("created", "in_progress"):
+            yield self._numbered({"type": f"response.{what}", "response": self._response("in_progress", [])})
+
+    def _ended(self, answer: Answer) -> dict[str, Any]:
+        cut = answer.finish_reason == "length"
+        made = self._response("incomplete" if cut else "completed", self._items.output if self._items else [])
+        prompt, drawn = answer.prompt_tokens, len(answer.token_ids)
+        used = {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": answer.cached_tokens}}
+        used |= {"output_tokens": drawn, "output_tokens_details": {"reasoning_tokens": 0}}
+        more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
+        return {**made, **more, "usage": {**used, "total_tokens": prompt + drawn}, "coterie": details(answer)}
+
+    def _response(self, status: str, output: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        about = {"object": "response", "created_at": self._created, "status": status}
+        return {**self._head, **about, **_NOTHING, **self._echoed, "output": list(output)}
+
+    def _numbered(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        self._number += 1
+        return {**event, "sequence_number": self._number - 1}
