@@ -67,10 +67,10 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
   FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K) FIELD(real, scale)
 
-// rotated: the first channels of each head, 2 for each of inv_freq; the others pass.
+// rotated: the first channels of each head, 2 for each of inv_freq; the others pass. interleaved: pairs are neighbours, not halves.
 #define COTERIE_ROPE(FIELD)                                                                                          \
   FIELD(const f32*, x) FIELD(const i32*, positions) FIELD(const f32*, inv_freq) FIELD(f32*, y) FIELD(integer, T)     \
-  FIELD(integer, H) FIELD(integer, C) FIELD(real, scale) FIELD(integer, rotated)
+  FIELD(integer, H) FIELD(integer, C) FIELD(real, scale) FIELD(integer, rotated) FIELD(integer, interleaved)
 
 #define COTERIE_PAGES(FIELD)                                                                                         \
   FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, block_tables)                           \
@@ -118,7 +118,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, k_norm) FIELD(integer, k_norm_dtype) FIELD(real, k_eps)                                              \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
-  FIELD(integer, C) FIELD(integer, rotated)
+  FIELD(integer, C) FIELD(integer, rotated) FIELD(integer, interleaved)
 
 // What q_norm and k_norm norm together: so many numbers of a token, a head or all heads.
 #define COTERIE_NORM_ROPE_APPEND(FIELD)                                                                              \
@@ -128,7 +128,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(integer, k_width) FIELD(const f32*, v) FIELD(real, offset)                                                   \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)        \
-  FIELD(integer, rotated)
+  FIELD(integer, rotated) FIELD(integer, interleaved)
 
 #define COTERIE_NORM_ADD(FIELD) \
   COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)

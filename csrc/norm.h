@@ -39,8 +39,18 @@ inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C
   std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
 }
 
-// Rotate the first 2 * half channels of one head; y may be x.
-inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
+// Channels 2 i and 2 i + 1 of one head are a pair.
+inline void rope_neighbours(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    y[2 * i] = a * cosines[i] - b * sines[i];
+    y[2 * i + 1] = b * cosines[i] + a * sines[i];
+  }
+}
+
+// Rotate the first 2 * half channels of one head, pairs being neighbours or halves; y may be x.
+inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, int64_t interleaved, float* y) {
+  if (interleaved) return rope_neighbours(x, cosines, sines, half, y);
   int64_t i = 0;
   for (; i + W <= half; i += W) {
     const V a = load(x + i), b = load(x + i + half), cosine = load(cosines + i), sine = load(sines + i);

@@ -73,7 +73,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
       float* row = out + t * op.C;
       const int64_t token = first + t;
       if (p.norm != nullptr) norm_row(row, p.norm, p.norm_dtype, op.C, p.eps, op.offset, row);
-      if (!is_v) rope_row(row, cosines + t * half, sines + t * half, half, row);
+      if (!is_v) rope_row(row, cosines + t * half, sines + t * half, half, op.interleaved, row);
       if (is_q) {
         std::memcpy(op.q + (token * op.H + p.head) * op.C, row, static_cast<size_t>(op.C) * sizeof(float));
       } else {

@@ -1,4 +1,4 @@
-// rope: rotate the halves of the first `rotated` channels of each head by position * inv_freq; the others pass.
+// rope: rotate the pairs (halves or neighbours) of the first `rotated` channels of each head by position * inv_freq; the others pass.
 #include "../math.h"
 #include "../op.h"
 
@@ -17,7 +17,7 @@ void run(const Rope& op, int64_t unit, Scratch& scratch) {
   for (int64_t t = first; t < last; ++t) {
     rope_angles(op.positions[t], op.inv_freq, half, op.scale, cosines, sines);
     for (int64_t at = t * op.H * op.C; at < (t + 1) * op.H * op.C; at += op.C) {
-      rope_row(op.x + at, cosines, sines, half, op.y + at);
+      rope_row(op.x + at, cosines, sines, half, op.interleaved, op.y + at);
       std::memcpy(op.y + at + op.rotated, op.x + at + op.rotated, passing);
     }
   }

@@ -133,6 +133,8 @@ OPTIONS: dict[str, dict[str, float]] = {}
 IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22}, "take_norm_linear": {"scale": 0.5}}
 IN_PART |= {"norm_rope_append": {"rotated": 48}}
 CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
+INTERLEAVED = {name: {"interleaved": 1, "rotated": 64} for name in ("norm_qkv_rope_append", "norm_rope_append")}
+INTERLEAVED |= {"rope": {"interleaved": 1, "rotated": 32}}
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
 
 
@@ -156,6 +158,7 @@ SOME = {
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
     "batches": Some(PRODUCTS, KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
+    "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),

@@ -71,7 +71,7 @@ def whole(kernel, operands):
     """The operands of a kernel; those left out change nothing: a scale of 1, no offset or cap, all channels rotated."""
     neutral = {"scale": 1.0} if kernel in SCALED else {}
     neutral |= {"offset": 0.0} if kernel in NORMING else {}
-    neutral |= {"rotated": operands["C"]} if kernel in ROTATING else {}
+    neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0} if kernel == "attention" else {}
     return neutral | operands
 
@@ -121,12 +121,16 @@ def softcap(x, cap):
     return cap * np.tanh(x.astype(np.float64) / cap)
 
 
-def rope(x_THC, positions, inv_freq, scale):
+def rope(x_THC, positions, inv_freq, scale, interleaved=False):
     angles = (positions[:, None].astype(np.float32) * inv_freq[None]).astype(np.float64)
     cos, sin = np.cos(angles)[:, None] * scale, np.sin(angles)[:, None] * scale
     half = len(inv_freq)
     a, b, rest = x_THC[..., :half], x_THC[..., half : 2 * half], x_THC[..., 2 * half :]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+    if interleaved:
+        a, b = x_THC[..., 0 : 2 * half : 2], x_THC[..., 1 : 2 * half : 2]
+    turned = [a * cos - b * sin, b * cos + a * sin]
+    both = np.stack(turned, axis=-1).reshape(*a.shape[:-1], -1) if interleaved else np.concatenate(turned, axis=-1)
+    return np.concatenate([both, rest], axis=-1)
 
 
 @dataclass

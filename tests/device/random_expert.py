@@ -92,6 +92,16 @@ SHAPES = {
         **{"model_type": "exaone4", "architectures": ["Exaone4ForCausalLM"], "sliding_window_pattern": 2},
         **{"sliding_window": 7, "head_dim": 10},
     },
+    "interleaved": {
+        "model_type": "ernie4_5",
+        "architectures": ["Ernie4_5ForCausalLM"],
+        "head_dim": 6,
+        "use_bias": True,
+    },
+    "interleaved-in-part": {
+        **{"model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "head_dim": 20, "num_attention_heads": 3},
+        **{"num_key_value_heads": 1, "partial_rotary_factor": 0.5},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

@@ -67,17 +67,16 @@ def test_linear(team, rng, dtype, bias, T, N, K):
 
 
 @pytest.mark.parametrize(("H", "C"), [(1, 2), (3, 20), (2, 80), (4, 64)])
-@pytest.mark.parametrize("scale", [1.0, 1.3])
-def test_rope(team, rng, H, C, scale):
+@pytest.mark.parametrize(("scale", "interleaved"), [(1.0, 0), (1.3, 0), (1.3, 1)])
+def test_rope(team, rng, H, C, scale, interleaved):
     positions = ints([0, 1, 2, 31, 1000, 4095, 131071, 7])
     x, y = random(rng, len(positions), H, C), empty(len(positions), H, C)
     inv_freq = (10000.0 ** (-np.arange(0, C, 2) / C)).astype(np.float32)
-    call(team, "rope", x=x, positions=positions, inv_freq=inv_freq, y=y, T=len(positions), H=H, C=C, scale=scale)
-    np.testing.assert_allclose(y, native.rope(x, positions, inv_freq, scale), **CLOSE)
-    some = C // 2 // 2 * 2
-    ends = {"x": x, "positions": positions, "inv_freq": inv_freq[: some // 2], "y": y}
-    call(team, "rope", **ends, T=len(positions), H=H, C=C, scale=scale, rotated=some)
-    np.testing.assert_allclose(y, native.rope(x, positions, inv_freq[: some // 2], scale), **CLOSE)
+    for some in (C, C // 2 // 2 * 2):
+        ends = {"x": x, "positions": positions, "inv_freq": inv_freq[: some // 2], "y": y}
+        how = {"scale": scale, "rotated": some, "interleaved": interleaved}
+        call(team, "rope", **ends, T=len(positions), H=H, C=C, **how)
+        np.testing.assert_allclose(y, native.rope(x, positions, inv_freq[: some // 2], scale, interleaved), **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -96,16 +95,17 @@ def test_norm_add(team, rng, dtype, T, D):
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("together", ["", "q", "qk"])
 @pytest.mark.parametrize(
-    ("T", "H", "K", "C", "rotated", "offset"),
+    ("T", "H", "K", "C", "rotated", "interleaved", "offset"),
     [
-        (1, 1, 1, 2, 2, 0.0),
-        (19, 6, 2, 20, 20, 0.5),
-        (3, 4, 4, 80, 80, 0.0),
-        (5, 3, 1, 20, 6, 1.0),
-        (2, 2, 1, 20, 0, 0.5),
+        (1, 1, 1, 2, 2, 0, 0.0),
+        (19, 6, 2, 20, 20, 0, 0.5),
+        (3, 4, 4, 80, 80, 1, 0.0),
+        (5, 3, 1, 20, 6, 0, 1.0),
+        (5, 3, 1, 20, 6, 1, 1.0),
+        (2, 2, 1, 20, 0, 0, 0.5),
     ],
 )
-def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, offset):
+def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, interleaved, offset):
     q_in, k_in, v, q = random(rng, T, H, C), random(rng, T, K, C), random(rng, T, K, C), empty(T, H, C)
     width = {p: n * C if p in together else C for p, n in (("q", H), ("k", K))}
     norms = {p: weight(rng, (n,), dtype, center=1.0, scale=0.3) for p, n in width.items()}
@@ -115,11 +115,12 @@ def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, offse
     given = norms["q"].operand("q_norm") | norms["k"].operand("k_norm") | pages.operands(positions, ints([0] * T), 1)
     given |= {"q_width": width["q"], "k_width": width["k"], "q_eps": 1e-5, "k_eps": 1e-6, "offset": offset}
     given |= {"inv_freq": inv_freq if rotated else 0, "rotated": rotated, "scale": scale}
+    given["interleaved"] = interleaved
     call(team, "norm_rope_append", q_in=q_in, k_in=k_in, v=v, q=q, **given, T=T, H=H, K=K, C=C)
 
     def turned(x, p, eps):
         normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps, offset).reshape(x.shape)
-        return native.rope(normed, positions, inv_freq, scale)
+        return native.rope(normed, positions, inv_freq, scale, interleaved)
 
     keys, values = pages.read(1, 0, T + 5)
     np.testing.assert_allclose(q, turned(q_in, "q", 1e-5), **CLOSE)

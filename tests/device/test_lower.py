@@ -20,11 +20,12 @@ from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 
 # Attributes that may be left out, as they are where they are not.
-LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0}
+LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1}
 RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
+    *("interleaved", "interleaved-in-part"),
     *("norms-behind-and-not-all-rotated", YARN),
 ]
 
@@ -53,8 +54,10 @@ def changed(graph, op, **changes):
     return replace(graph, ops=tuple(replace(other, **changes) if other is op else other for other in graph.ops))
 
 
-def other(value):
+def other(name, value):
     """Another value of an attribute, as legal as the first."""
+    if name == "interleaved":
+        return 1 - value
     if isinstance(value, str):
         return "tanh" if value != "tanh" else "erf"
     return value + 1 if isinstance(value, int) else 1.5 * value + 0.125
@@ -65,7 +68,7 @@ def attributes(graph):
     for op in graph.ops:
         left_out = {n.removesuffix("?") for n in OPS[op.kind].attrs if n.endswith("?")} - {ROUNDING, *op.attrs}
         new = {name: LEFT_OUT[name] for name in left_out}
-        new |= {name: other(value) for name, value in op.attrs.items() if name != "layer"}
+        new |= {name: other(name, value) for name, value in op.attrs.items() if name != "layer"}
         for name, value in new.items():
             attrs = MappingProxyType({**op.attrs, name: value})
             yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
@@ -89,14 +92,15 @@ def together(graph):
 
     Ops that a region takes only if they are alike then stay so.
     """
-    norms = [replace(op, attrs={"offset": 0.0, **op.attrs}) if op.kind == "rms_norm" else op for op in graph.ops]
-    attrs = {(op.kind, name) for op in norms for name in op.attrs if name not in ("layer", ROUNDING)}
+    given = {"rms_norm": {"offset": 0.0}, "rope": {"interleaved": 0}}
+    full = [replace(op, attrs={**given.get(op.kind, {}), **op.attrs}) for op in graph.ops]
+    attrs = {(op.kind, name) for op in full for name in op.attrs if name not in ("layer", ROUNDING)}
     for kind, name in sorted(attrs):
         ops = (
-            replace(op, attrs=MappingProxyType({**op.attrs, name: other(op.attrs[name])}))
+            replace(op, attrs=MappingProxyType({**op.attrs, name: other(name, op.attrs[name])}))
             if op.kind == kind and name in op.attrs
             else op
-            for op in norms
+            for op in full
         )
         yield f"{kind} {name}", replace(graph, ops=tuple(ops))
     for value in (value for value in graph.values.values() if value.kind is Kind.CONSTANT):

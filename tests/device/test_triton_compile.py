@@ -71,7 +71,7 @@ def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
     check(found)
 
 
-@pytest.mark.parametrize("options", ["in part", "not rotated"])
+@pytest.mark.parametrize("options", ["in part", "not rotated", pytest.param("interleaved", marks=pytest.mark.long)])
 def test_what_some_families_have_compiles(tmp_path, options):
     """Heads rotated in part, which descriptors do not take, or not at all, which they do; scaled products."""
     found = compiled(tmp_path, options)

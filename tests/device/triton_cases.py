@@ -93,17 +93,17 @@ def rms_norm(dtype, T, per_token, C):
     return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
 
 
-def rope(T, H, C, rotated=None):
+def rope(T, H, C, rotated=None, interleaved=0):
     rotated = C if rotated is None else rotated
 
     def run(rng):
         x, y, positions = random(rng, T, H, C), empty(T, H, C), ints(rng.integers(0, 4000, T))
         inv_freq = frequencies(rotated)
         ends = {"x": x, "positions": positions, "inv_freq": inv_freq, "y": y}
-        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5, rotated=rotated)
-        return [(y, native.rope(x, positions, inv_freq, 1.5))]
+        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5, rotated=rotated, interleaved=interleaved)
+        return [(y, native.rope(x, positions, inv_freq, 1.5, interleaved))]
 
-    return Case("rope", "F32", f"T {T}, H {H}, C {C}{turned(rotated, C)}", EXACT, run)
+    return Case("rope", "F32", f"T {T}, H {H}, C {C}{turned(rotated, C, interleaved)}", EXACT, run)
 
 
 def frequencies(rotated):
@@ -111,9 +111,9 @@ def frequencies(rotated):
     return (10000.0 ** (-np.arange(0, rotated, 2) / max(rotated, 1))).astype(np.float32)
 
 
-def turned(rotated, C):
-    """How a case says that not all channels of a head are rotated."""
-    return "" if rotated == C else f", {rotated} rotated"
+def turned(rotated, C, interleaved=0):
+    """How a case says that not all channels of a head are rotated, and that pairs are neighbours."""
+    return ("" if rotated == C else f", {rotated} rotated") + ", interleaved" * interleaved
 
 
 def pages_of(rng, lengths, K, C, Z, dtype):
@@ -221,7 +221,7 @@ def norm_add(dtype, T, D):
     return Case("norm_add", dtype.value, f"T {T}, D {D}", EXACT, run)
 
 
-def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0):
+def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0):
     """`together`: whose heads are normed as one, of "q" and "k"."""
     rotated = C if rotated is None else rotated
 
@@ -235,18 +235,19 @@ def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0):
         given = inputs | norms["q"].operand("q_norm") | norms["k"].operand("k_norm")
         given |= {f"{p}_width": n for p, n in width.items()} | {"q_eps": 1e-5, "k_eps": 1e-6, "q": q, "offset": offset}
         given |= {"inv_freq": inv_freq if rotated else 0, "scale": scale, "rotated": rotated}
+        given["interleaved"] = interleaved
         call("norm_rope_append", tokens(T), **given, **pages.operands(positions, sequence, 1), T=T, H=H, K=K, C=C)
         made = {}
         for p, eps in (("q", 1e-5), ("k", 1e-6)):
             x = inputs[f"{p}_in"].astype(np.float64)
             normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps, offset).reshape(x.shape)
-            made[p] = native.rope(normed, positions, inv_freq, scale)
+            made[p] = native.rope(normed, positions, inv_freq, scale, interleaved)
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) for part in (0, 1)]
         return [(q, made["q"]), (stored[0], made["k"]), (stored[1], inputs["v"])]
 
     over = {"": "each head", "qk": "all heads"}.get(together, f"all heads of {together}")
-    extra = turned(rotated, C) + f", offset {offset:g}" * bool(offset)
+    extra = turned(rotated, C, interleaved) + f", offset {offset:g}" * bool(offset)
     return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
 
 
@@ -263,7 +264,7 @@ def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0):
     return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{extra}", bound(dtype, R), run)
 
 
-def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0):
+def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0, interleaved=0):
     rotated = C if rotated is None else rotated
 
     def run(rng):
@@ -282,19 +283,24 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
             weights |= optional(f"{p}_norm", head_norm)
         rest = pages.operands(positions, sequence, 1) | {"q": q, "q_eps": 1e-6}
         rest |= {"inv_freq": inv_freq if rotated else 0, "scale": 1.5 if rotated < C else 1.0, "rotated": rotated}
-        rest["offset"] = offset
+        rest |= {"offset": offset, "interleaved": interleaved}
         sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
         call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
         n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
         made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
         for p in "qk":
             made[p] = native.rms_norm(made[p], own[p].values, 1e-6, offset) if normed else made[p]
-            made[p] = native.rope(made[p], positions, inv_freq, rest["scale"])
+            made[p] = native.rope(made[p], positions, inv_freq, rest["scale"], interleaved)
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) if T else empty(0, K, C) for part in (0, 1)]
         return [(q, made["q"]), (stored[0], made["k"]), (stored[1], made["v"])]
 
-    extra = ", biases" * biased + ", head norms" * normed + turned(rotated, C) + f", offset {offset:g}" * bool(offset)
+    extra = (
+        ", biases" * biased
+        + ", head norms" * normed
+        + turned(rotated, C, interleaved)
+        + f", offset {offset:g}" * bool(offset)
+    )
     worst = max(*(bound(t, T) for t in types), {F32: 0.0, F16: 2.0**-11, BF16: 2.0**-8}[kv])
     name = types[0].value if len(set(types)) == 1 else ", ".join(t.value for t in types)
     shape = f"T {T}, D {D}, H {H}, K {K}, C {C}, pages {kv.value}{extra}"
@@ -331,6 +337,7 @@ QUICK = [
     *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
     *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
     *(rope(3, 3, C, rotated) for C, rotated in ((20, 6), (128, 96))),
+    *(rope(T, H, C, rotated, 1) for T, H, C, rotated in ((1, 1, 2, 2), (5, 3, 20, 20), (3, 3, 20, 6), (2, 2, 128, 64))),
     *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
     *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
     *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
@@ -349,6 +356,7 @@ QUICK = [
     *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, ""), (F32, 5, 5, "qk"))),
     norm_rope_append(F16, 1, 3, 2, 12, "q", offset=0.75),
     *(norm_rope_append(BF16, 3, 3, 1, 20, together, r, 1.0) for together, r in (("", 0), ("qk", 6), ("k", 14))),
+    *(norm_rope_append(F16, 3, 3, 1, 20, together, r, 1.0, 1) for together, r in (("", 20), ("qk", 6))),
     *(gate_up(t, t, T, 21, 70, False, form=f) for t, T, f in ((BF16, 1, "tanh"), (F32, 6, "erf"), (Q8, 6, "tanh"))),
     *(gate_up(t, t, T, 21, 70, True, form=f) for t, T, f in ((F16, 6, "sigmoid"), (Q4, 2, "tanh"), (Q4, 6, "erf"))),
     *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
@@ -363,6 +371,8 @@ QUICK = [
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r) for T in (1, 3, 6) for r in (0, 6, 14)),
     *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
+    *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r, interleaved=1) for T in (1, 3, 6) for r in (6, 20)),
+    *(qkv((BF16,) * 3, T, 64, 2, 1, C, kv=BF16, rotated=r, interleaved=1) for T, C, r in ((7, 64, 64), (19, 32, 16))),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
     *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True) for T in (2, 6)),
     *(qkv((F16,) * 3, T, 33, 2, 1, C, False, True, BF16) for T, C in ((3, 12), (6, 64))),

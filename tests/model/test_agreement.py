@@ -25,6 +25,8 @@ ROUNDED = [
     ("gemma2", "default"),
     ("gemma3", "default"),
     ("olmo3", "default"),
+    ("ernie", "default"),
+    ("glm4", "default"),
 ]
 
 

@@ -136,6 +136,19 @@ FAMILY_ROWS |= {
     ),
 }
 
+FAMILY_ROWS |= {
+    "ernie": ("Ernie4_5", {"head_dim": 10, "use_bias": True, "num_key_value_heads": 1}),
+    "glm": (
+        "Glm",
+        {
+            **{"pad_token_id": 0, "head_dim": 16, "partial_rotary_factor": 1.0, "attention_bias": False},
+            **{"num_attention_heads": 3, "num_key_value_heads": 1},
+        },
+    ),
+    "glm4": ("Glm4", {"pad_token_id": 0, "head_dim": 12, "partial_rotary_factor": 0.5}),
+    "helium": ("Helium", {"pad_token_id": 0, "head_dim": 12, "attention_bias": True}),
+}
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 FAMILY_ROWS |= {
     "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
@@ -187,6 +200,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS] + [
     ("qwen3", "yarn-all"),
     ("qwen3", "linear"),
     ("olmo2", "llama3"),
+    ("ernie", "llama3"),
     ("llama-head20", "longrope"),
     ("phi3-partial", "longrope"),
     ("gemma3", "linear"),

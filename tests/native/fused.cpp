@@ -15,7 +15,7 @@ std::vector<i32> counted(int64_t count, i32 first) {
   return values;
 }
 
-void test_qkv(const Shape& s, DType dtype, bool extras, int64_t half) {
+void test_qkv(const Shape& s, DType dtype, bool extras, int64_t half, bool interleaved) {
   const auto [T, D, H, K, C, F] = s;
   const std::vector<float> x = random_floats(T * D), inv_freq = frequencies(half);
   const Tensor scale = norm_weight(D, dtype), wq = weight(H * C, D, dtype), wk = weight(K * C, D, dtype), wv = weight(K * C, D, dtype);
@@ -31,7 +31,7 @@ void test_qkv(const Shape& s, DType dtype, bool extras, int64_t half) {
   op.bq = bq.at(), op.bq_dtype = bq.type(), op.bk = bk.at(), op.bk_dtype = bk.type();
   op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_eps = op.k_eps = 1e-6;
   op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.inv_freq = inv_freq.data(), op.scale = 1.0;
-  op.q = q.data(), op.T = T, op.D = D, op.H = H, op.rotated = 2 * half;
+  op.q = q.data(), op.T = T, op.D = D, op.H = H, op.rotated = 2 * half, op.interleaved = interleaved;
   everywhere("norm_qkv_rope_append", {row_of(Opcode::norm_qkv_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
     const Doubles n = norm(widened(x), scale, D, 1e-5);
     Doubles wanted_q = linear(n, wq, bq, T, H * C, D), wanted_k = linear(n, wk, bk, T, K * C, D);
@@ -43,8 +43,8 @@ void test_qkv(const Shape& s, DType dtype, bool extras, int64_t half) {
           keys.push_back(pages.at(0, positions[t], 0, head, 0)[c]);
           values.push_back(pages.at(0, positions[t], 1, head, 0)[c]);
         }
-    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.0), 3e-5) &&
-           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.0), 3e-5) &&
+    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.0, interleaved), 3e-5) &&
+           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.0, interleaved), 3e-5) &&
            close(values, linear(n, wv, none, T, K * C, D), 3e-5);
   });
 }
@@ -101,7 +101,7 @@ void test_norm_add(const Shape& s, DType dtype) {
 }
 
 // Heads normed each by itself, or all of a token together; 2 * half of their channels turned.
-void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t half) {
+void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t half, bool interleaved) {
   const auto [T, D, H, K, C, F] = s;
   const int64_t q_width = together ? H * C : C, k_width = together ? K * C : C;
   const std::vector<float> q_in = random_floats(T * H * C), k_in = random_floats(T * K * C), v = random_floats(T * K * C);
@@ -115,7 +115,7 @@ void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t h
   op.q_in = q_in.data(), op.q_norm = q_norm.at(), op.q_norm_dtype = q_norm.type(), op.q_width = q_width;
   op.k_in = k_in.data(), op.k_norm = k_norm.at(), op.k_norm_dtype = k_norm.type(), op.k_width = k_width;
   op.q_eps = op.k_eps = 1e-6, op.offset = 0.5, op.v = v.data(), op.inv_freq = inv_freq.data(), op.scale = 1.25;
-  op.q = q.data(), op.T = T, op.H = H, op.rotated = 2 * half;
+  op.q = q.data(), op.T = T, op.H = H, op.rotated = 2 * half, op.interleaved = interleaved;
   everywhere("norm_rope_append", {row_of(Opcode::norm_rope_append, op)}, {output(q), output(pages.memory)}, [&] {
     const Doubles wanted_q = norm(widened(q_in), q_norm, q_width, 1e-6, 0.5), wanted_k = norm(widened(k_in), k_norm, k_width, 1e-6, 0.5);
     std::vector<float> keys, values;
@@ -125,8 +125,8 @@ void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t h
           keys.push_back(pages.at(0, positions[t], 0, head, 0)[c]);
           values.push_back(pages.at(0, positions[t], 1, head, 0)[c]);
         }
-    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.25), 1e-5) &&
-           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.25), 1e-5) && values == v;
+    return close(q, rope(wanted_q, positions, inv_freq, H, C, 1.25, interleaved), 1e-5) &&
+           close(keys, rope(wanted_k, positions, inv_freq, K, C, 1.25, interleaved), 1e-5) && values == v;
   });
 }
 
@@ -157,8 +157,10 @@ void test_fused() {
     for (const Shape& shape : shapes)
       for (const bool extras : {false, true}) {
         for (const int64_t half : {shape.C / 2, shape.C * 3 / 8, int64_t{0}}) {
-          test_qkv(shape, dtype, extras, half);
-          test_norm_rope_append(shape, dtype, extras, half);
+          for (const bool interleaved : {false, true}) {
+            test_qkv(shape, dtype, extras, half, interleaved);
+            test_norm_rope_append(shape, dtype, extras, half, interleaved);
+          }
         }
         test_gate_up(shape, dtype, extras);
         test_gelu_gate(shape, dtype, extras ? 1 : 0);

@@ -104,7 +104,7 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
              [&] { return close(y, attention(q, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
 }
 
-void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half) {
+void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half, bool interleaved) {
   Pages pages(1, T, 3, K, C, 2);
   std::vector<i32> positions, sequence(static_cast<size_t>(T), 0);
   for (int64_t t = 0; t < T; ++t) positions.push_back(static_cast<i32>(t));
@@ -113,7 +113,7 @@ void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half) {
   KvAppend append{};
   pages.operands(append, positions, sequence, 1);
   append.k = k.data(), append.v = v.data(), append.T = T;
-  const Rope turn{k.data(), positions.data(), inv_freq.data(), rotated.data(), T, K, C, 1.25, 2 * half};
+  const Rope turn{k.data(), positions.data(), inv_freq.data(), rotated.data(), T, K, C, 1.25, 2 * half, interleaved};
   const std::vector<Row> rows = {row_of(Opcode::kv_append, append), row_of(Opcode::rope, turn)};
   everywhere("kv_append and rope", rows, {output(pages.memory), output(rotated)}, [&] {
     bool same = true;
@@ -121,7 +121,7 @@ void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half) {
       for (int64_t head = 0; head < K; ++head)
         same = same && std::memcmp(pages.at(0, t, 0, head, 1), &k[(t * K + head) * C], static_cast<size_t>(C) * 4) == 0 &&
                std::memcmp(pages.at(0, t, 1, head, 1), &v[(t * K + head) * C], static_cast<size_t>(C) * 4) == 0;
-    return same && close(rotated, rope(widened(k), positions, inv_freq, K, C, 1.25), 1e-5);
+    return same && close(rotated, rope(widened(k), positions, inv_freq, K, C, 1.25, interleaved), 1e-5);
   });
 }
 
@@ -169,7 +169,8 @@ void test_ops() {
     test_attention(2, 1, 256, 16, window, {40}, 40);
   }
   for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}})
-    for (const int64_t half : {C / 2, C * 3 / 8}) test_append_and_rope(23, K, C, half);
+    for (const int64_t half : {C / 2, C * 3 / 8})
+      for (const bool interleaved : {false, true}) test_append_and_rope(23, K, C, half, interleaved);
   test_sample();
 }
 

@@ -39,17 +39,18 @@ inline double gelu(double x, int64_t form) {
   return x / (1 + std::exp(-1.702 * x));
 }
 
+// Pairs of channels are neighbours, or as far apart as there are pairs.
 inline Doubles rope(const Doubles& x, const std::vector<i32>& positions, const std::vector<float>& inv_freq, int64_t H, int64_t C,
-                    double scale) {
+                    double scale, bool interleaved = false) {
   Doubles y = x;
-  const int64_t half = static_cast<int64_t>(inv_freq.size());
+  const int64_t half = static_cast<int64_t>(inv_freq.size()), apart = interleaved ? 1 : half;
   for (size_t t = 0; t < positions.size(); ++t)
     for (int64_t h = 0; h < H; ++h)
       for (int64_t i = 0; i < half; ++i) {
         const double angle = static_cast<float>(positions[t]) * inv_freq[i];  // rounded to float, as the kernels do
-        const size_t at = (t * H + h) * C + i;
-        y[at] = (x[at] * std::cos(angle) - x[at + half] * std::sin(angle)) * scale;
-        y[at + half] = (x[at + half] * std::cos(angle) + x[at] * std::sin(angle)) * scale;
+        const size_t at = (t * H + h) * C + (interleaved ? 2 * i : i);
+        y[at] = (x[at] * std::cos(angle) - x[at + apart] * std::sin(angle)) * scale;
+        y[at + apart] = (x[at + apart] * std::cos(angle) + x[at] * std::sin(angle)) * scale;
       }
   return y;
 }

@@ -27,10 +27,10 @@ STEADY = settings(deadline=None, derandomize=True, database=None)
 FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 
-def decoder(dtypes=(DType.F32,), rotated=None, **changes) -> Graph:
+def decoder(dtypes=(DType.F32,), rotated=None, interleaved=False, **changes) -> Graph:
     """A decoder of two small layers; `changes` are fields of ModelConfig.
 
-    `rotated`: channels of a head that are, if not all.
+    `rotated`: channels of a head that are, if not all; `interleaved`: in pairs of neighbours.
     """
     config = ModelConfig(
         family="llama",
@@ -53,7 +53,7 @@ def decoder(dtypes=(DType.F32,), rotated=None, **changes) -> Graph:
     config = replace(config, **changes)
     pairs = (rotated or config.head_dim) // 2
     inv_freq = tuple(float(f) for f in np.float32(100.0) ** -np.linspace(0, 1, pairs, endpoint=False))
-    config = replace(config, rope=replace(config.rope, inv_freq=inv_freq))
+    config = replace(config, rope=replace(config.rope, inv_freq=inv_freq, interleaved=interleaved))
     names = weight_shapes(config)
     return decoder_graph(config, {name: dtypes[i % len(dtypes)] for i, name in enumerate(names)})
 
@@ -82,6 +82,8 @@ def gemma(version, **changes):
 VARIANTS = {
     "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
     "rotated in part": {"rotated": 4},
+    "interleaved": {"interleaved": True},
+    "interleaved in part": {"interleaved": True, "rotated": 4, "qk_norm": True},
     "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
     "everything": dict.fromkeys(("qk_norm", "qkv_bias", "o_bias", "mlp_bias", "tied_embeddings"), True),
 }

@@ -137,6 +137,8 @@ def test_bytes_and_flops_of_ranks_add_up(degree, shape, sizes):
             for op in twice:  # where all heads are normed together, every rank has those that ranks share
                 whole = shape == "olmo2" and times > 1 and op.name.endswith("/k")
                 again += op_cost(graph, op, sizes).flops * ((degree if whole else times) - 1)
+            sums = [op for op in graph.ops if op.name.endswith(("/o", "/down")) and "scale" in op.attrs]
+            again += len(sums) * 12 * sizes.T * (degree - 1)  # every rank scales its part of a sum, all 12 of a token
         assert flops[1] * degree == flops[0] - moved + again
 
 

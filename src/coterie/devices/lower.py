@@ -127,8 +127,9 @@ class Lowering:
     def turns(self, rope: Op | None) -> Operands:
         """How a fused region rotates heads; without a rope not at all."""
         if rope is None:
-            return {"inv_freq": 0, "scale": 1.0, "rotated": 0}
-        return {"inv_freq": self.at(rope.inputs[2]), "scale": rope.number("scale"), "rotated": self.rotated(rope)}
+            return {"inv_freq": 0, "scale": 1.0, "rotated": 0, "interleaved": 0}
+        how = {"rotated": self.rotated(rope), "interleaved": int(rope.interleaved)}
+        return {"inv_freq": self.at(rope.inputs[2]), "scale": rope.number("scale"), **how}
 
     def linear(self, op: Op) -> Operands:
         """x, weight, bias, y and sizes."""
@@ -174,10 +175,9 @@ def _linear(low: Lowering, ops: Sequence[Op]) -> Operands:
 def _rope(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     T, H, C = low.value(op.outputs[0]).shape
-    names = zip(("x", "positions", "inv_freq"), op.inputs, strict=True)
-    ends = {operand: low.at(name) for operand, name in names} | {"y": low.at(op.outputs[0])}
-    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "rotated": low.rotated(op)}
-    return ends | sizes | {"scale": op.number("scale")}
+    x, positions, _ = op.inputs
+    ends = {"x": low.at(x), "positions": low.at(positions), "y": low.at(op.outputs[0])}
+    return ends | low.turns(op) | {"T": low.size(T), "H": low.size(H), "C": low.size(C)}
 
 
 def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:

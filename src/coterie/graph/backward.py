@@ -166,8 +166,8 @@ class _Backward:
     def rope(self, op: Op) -> None:
         """Turned back."""
         dy = self.gradient(op.outputs[0])
-        shape, scale = self.values[op.inputs[0]].shape, op.number("scale")
-        self._give(op.inputs[0], self._op("rope_dx", f"{_short(op)}.dx", (dy, *op.inputs[1:]), shape, scale=scale))
+        shape = self.values[op.inputs[0]].shape
+        self._give(op.inputs[0], self._op("rope_dx", f"{_short(op)}.dx", (dy, *op.inputs[1:]), shape, **op.attrs))
 
     def attention(self, op: Op) -> None:
         """Of q, k and v; k and v are those that this layer appended."""

@@ -20,7 +20,10 @@ BACKWARD_OPS: dict[str, OpSpec] = {
     "layer_norm_dx": OpSpec("gradient of layer_norm in x", ("dy:T*C", "x:T*C", "weight:C"), ("dx:T*C",), ("eps",)),
     "layer_norm_dw": OpSpec("gradient of layer_norm in its weight", ("dy:T*C", "x:T*C"), ("dw:C",), ("eps",)),
     "rope_dx": OpSpec(
-        "rope by the opposite angles", ("dy:THC", "positions:T", "inv_freq:C/2"), ("dx:THC",), ("scale",)
+        "rope by the opposite angles",
+        ("dy:THC", "positions:T", "inv_freq:C/2"),
+        ("dx:THC",),
+        ("scale", "interleaved?"),
     ),
     "silu_dx": OpSpec("dx = dy * the slope of silu at x", ("dy:T*", "x:T*"), ("dx:T*",)),
     "gelu_dx": OpSpec("dx = dy * the slope of gelu at x", ("dy:T*", "x:T*"), ("dx:T*",), ("form",)),

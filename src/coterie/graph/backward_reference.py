@@ -13,6 +13,7 @@ import numpy as np
 
 from coterie.graph.ir import Op
 from coterie.graph.step import Array, Step
+from coterie.graph.turning import turned
 
 _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
@@ -64,13 +65,6 @@ def _layer_norm_dx(step: Step, op: Op, x: list[Any]) -> Array:
 def _layer_norm_dw(step: Step, op: Op, x: list[Any]) -> Array:
     y, _ = _centred(op, x[1])
     return np.asarray((x[0] * y).reshape(-1, y.shape[-1]).sum(axis=0), np.float32)
-
-
-def _rope_dx(step: Step, op: Op, x: list[Any]) -> Array:
-    angles = x[1].astype(np.float32)[:, None, None] * x[2]
-    cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
-    left, right, rest = np.split(x[0], (len(x[2]), 2 * len(x[2])), axis=-1)
-    return np.concatenate([left * cos + right * sin, right * cos - left * sin, rest], axis=-1)
 
 
 def _silu_dx(step: Step, op: Op, x: list[Any]) -> Array:
@@ -165,7 +159,7 @@ BACKWARD_RUN: Mapping[str, _Run] = {
     "rms_norm_dw": _rms_norm_dw,
     "layer_norm_dx": _layer_norm_dx,
     "layer_norm_dw": _layer_norm_dw,
-    "rope_dx": _rope_dx,
+    "rope_dx": lambda step, op, x: turned(op, x, way=-1),
     "silu_dx": _silu_dx,
     "gelu_dx": _gelu_dx,
     "attention_grad": _attention_grad,

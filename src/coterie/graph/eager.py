@@ -123,7 +123,7 @@ class _Expansion:
         self.emit("to_float", f"{at}p", ("positions",), x, (T, 1))
         self.values[f"{at}p"] = replace(self.values[f"{at}p"], dtype=DType.F32)
         angles = self.emit("angles", f"{at}angles", (f"{at}p", frequencies.name), f"{at}p", (T, half))
-        both = self.emit("cat", f"{at}both", (angles, angles), angles, (T, 2 * half))
+        both = self.emit("cat", f"{at}both", (angles, angles), angles, (T, 2 * half), **_in_turn(op))
         for wave in ("cos", "sin"):
             raw = self.emit(wave, f"{at}{wave}_raw", (both,), both)
             last = self.values[x].dtype is DType.F32
@@ -133,7 +133,12 @@ class _Expansion:
 
 
 def _table(op: Op, wave: str) -> str:
-    return f"{op.inputs[2]}*{op.number('scale'):g}/{wave}"
+    return f"{op.inputs[2]}*{op.number('scale'):g}{'/in_turn' if op.interleaved else ''}/{wave}"
+
+
+def _in_turn(op: Op) -> dict[str, Attr]:
+    """How what belongs to pairs of channels is joined."""
+    return {"in_turn": 1} if op.interleaved else {}
 
 
 def _mask(op: Op) -> str:
@@ -207,10 +212,11 @@ def _rotated(e: _Expansion, op: Op, x: str, y: str) -> str:
     half: Shape = (*e.shape(x)[:-1], e.size(x, -1) // 2)
     count = e.size(x, -1) // 2
     straight = e.emit("mul_heads", f"{y}/straight", (x, _table(op, "cos")), x)
-    right = e.emit("slice", f"{y}/right", (x,), x, half, first=count, count=count)
+    every: dict[str, Attr] = {"step": 2} if op.interleaved else {}
+    right = e.emit("slice", f"{y}/right", (x,), x, half, first=1 if op.interleaved else count, count=count, **every)
     turned = e.emit("neg", f"{y}/neg", (right,), right)
-    left = e.emit("slice", f"{y}/left", (x,), x, half, first=0, count=count)
-    halves = e.emit("cat", f"{y}/cat", (turned, left), x)
+    left = e.emit("slice", f"{y}/left", (x,), x, half, first=0, count=count, **every)
+    halves = e.emit("cat", f"{y}/cat", (turned, left), x, None, **_in_turn(op))
     across = e.emit("mul_heads", f"{y}/across", (halves, _table(op, "sin")), x)
     return e.emit("add", y, (straight, across), x)
 

@@ -65,14 +65,16 @@ def _cat(row: Row) -> None:
     row.activations(a, b, y)
     row.same(b.shape[:-1], a.shape[:-1], b.name)
     row.same(y.shape, (*a.shape[:-1], _last(a.shape) + _last(b.shape)), y.name)
+    if "in_turn" in row.op.attrs:
+        row.same(b.shape, a.shape, b.name)
 
 
 def _slice(row: Row) -> None:
     x, y = row.input(0), row.output
     row.rows(x, y)
     row.activations(x, y)
-    first, count = row.op.integer("first"), row.op.integer("count")
-    if not 0 <= first < first + count <= _last(x.shape):
+    first, count, step = row.op.integer("first"), row.op.integer("count"), int(row.op.attrs.get("step", 1))
+    if min(step, count) < 1 or not 0 <= first <= first + (count - 1) * step < _last(x.shape):
         raise row.wrong(f"{count} from {first} on of {_last(x.shape)} numbers", "stay within them")
     row.same(y.shape, (*x.shape[:-1], count), y.name)
 

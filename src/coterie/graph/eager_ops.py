@@ -35,8 +35,15 @@ EAGER_OPS: dict[str, OpSpec] = {
         ("offset?",),
     ),
     "mul_heads": OpSpec("y = x * c, c the same for every head", ("x:THC", "c:TC"), ("y:THC",)),
-    "cat": OpSpec("a and b joined along the last axis", ("a:T*C", "b:T*C"), ("y:T*C",)),
-    "slice": _unary("`count` numbers of the last axis from `first` on", "first", "count", view=True),
+    "cat": OpSpec(
+        "a and b joined along the last axis; in_turn 1: a number of each in turn",
+        ("a:T*C", "b:T*C"),
+        ("y:T*C",),
+        ("in_turn?",),
+    ),
+    "slice": _unary(
+        "`count` numbers of the last axis from `first` on, each `step`-th, if any", "first", "count", "step?", view=True
+    ),
     "heads_first": _unary("the same numbers with heads before tokens, or channels before positions", view=True),
     "to_float": OpSpec("positions as float32", ("positions:T",), ("y:T1",)),
     "angles": OpSpec("y = x * inv_freq", ("x:T1", "inv_freq:C"), ("y:TC",)),

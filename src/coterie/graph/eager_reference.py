@@ -123,7 +123,14 @@ def _mean(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _slice(step: Step, op: Op, x: list[Any]) -> Array:
-    return np.asarray(x[0][..., op.integer("first") : op.integer("first") + op.integer("count")])
+    first, step_ = op.integer("first"), int(op.attrs.get("step", 1))
+    return np.asarray(x[0][..., first : first + op.integer("count") * step_ : step_])
+
+
+def _cat(step: Step, op: Op, x: list[Any]) -> Array:
+    if "in_turn" in op.attrs:
+        return np.stack(x, axis=-1).reshape(*x[0].shape[:-1], -1)
+    return np.concatenate(x, axis=-1)
 
 
 def _unary(function: Callable[[Array], Array]) -> _Run:
@@ -151,7 +158,7 @@ EAGER_RUN: Mapping[str, _Run] = {
         (x[0].reshape(-1, len(x[1])) * (x[1] + np.float32(op.offset))).reshape(x[0].shape), np.float32
     ),
     "mul_heads": lambda step, op, x: np.asarray(x[0] * x[1][:, None], np.float32),
-    "cat": lambda step, op, x: np.concatenate([x[0], x[1]], axis=-1),
+    "cat": _cat,
     "slice": _slice,
     "to_float": lambda step, op, x: x[0].astype(np.float32)[:, None],
     "angles": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),

@@ -79,6 +79,11 @@ class Op:
         return float(self.attrs.get("offset", 0.0))
 
     @property
+    def interleaved(self) -> bool:
+        """Whether pairs of a rope are neighbours; halves where the attribute is left out."""
+        return bool(self.attrs.get("interleaved", 0))
+
+    @property
     def cap(self) -> float:
         """The bound of attention scores; 0, for none, where the attribute is left out."""
         return float(self.attrs.get("cap", 0.0))

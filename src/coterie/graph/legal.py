@@ -12,7 +12,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
-from coterie.graph.ops import INT8, INT16, OFFSET, ROUNDING
+from coterie.graph.ops import INT8, INT16, INTERLEAVED, OFFSET, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -86,6 +86,9 @@ def turns(row: Row, x: Value, frequencies: Value) -> None:
     if frequencies.kind is not Kind.CONSTANT or not 0 < count <= channels // 2:
         fact = f"{frequencies.name} has {count} numbers for {channels} channels"
         raise row.wrong(fact, f"give {channels // 2}, or fewer where the last channels pass")
+    interleaved = row.op.attrs.get(INTERLEAVED, 0)
+    if type(interleaved) is not int or interleaved not in (0, 1):
+        raise row.wrong(f"{INTERLEAVED} is {interleaved!r}", "give 0 or 1, or leave it out")
 
 
 def _kv_append(row: Row) -> None:

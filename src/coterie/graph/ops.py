@@ -14,7 +14,19 @@ from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
-__all__ = ["CAP", "COLLECTIVES", "INT8", "INT16", "OFFSET", "OPS", "ROUNDING", "ROW_INPUTS", "SCALE", "OpSpec"]
+__all__ = [
+    "CAP",
+    "COLLECTIVES",
+    "INT8",
+    "INT16",
+    "INTERLEAVED",
+    "OFFSET",
+    "OPS",
+    "ROUNDING",
+    "ROW_INPUTS",
+    "SCALE",
+    "OpSpec",
+]
 
 OPS: dict[str, OpSpec] = {
     "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
@@ -33,10 +45,10 @@ OPS: dict[str, OpSpec] = {
     ),
     "rope": OpSpec(
         "rotate the halves of each head by position * inv_freq, cos and sin times scale; with fewer of inv_freq, the "
-        "halves of as many pairs of its first channels",
+        "halves of as many pairs of its first channels; interleaved 1: pairs are neighbours, not halves",
         ("x:THC", "positions:T", "inv_freq:C/2"),
         ("y:THC",),
-        ("scale",),
+        ("scale", "interleaved?"),
     ),
     "kv_append": OpSpec(
         "store k and v at (page of position, layer)",
@@ -129,6 +141,7 @@ OPS: dict[str, OpSpec] = {
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
+INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs are halves
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.

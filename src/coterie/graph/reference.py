@@ -20,6 +20,7 @@ from coterie.graph.ops import COLLECTIVES, INT8, INT16, ROUNDING, ROW_INPUTS, SC
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
+from coterie.graph.turning import turned
 
 _MOST = {INT16: MAX_INT16, INT8: MAX_INT8}  # of activations rounded so
 
@@ -137,13 +138,6 @@ def _linear(step: Step, op: Op, x: list[Any]) -> Array:
         y = y + x[2]
     shape = [dim for dim in step.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int)]
     return _scaled(op, y.reshape(len(flat), *shape))
-
-
-def _rope(step: Step, op: Op, x: list[Any]) -> Array:
-    angles = x[1].astype(np.float32)[:, None, None] * x[2]
-    cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
-    left, right, rest = np.split(x[0], (len(x[2]), 2 * len(x[2])), axis=-1)
-    return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
 
 
 def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
@@ -265,7 +259,7 @@ OPS: Mapping[str, _Run] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
     "linear": _linear,
-    "rope": _rope,
+    "rope": lambda step, op, x: turned(op, x),
     "kv_append": _kv_append,
     "attention": _attention,
     "add": lambda step, op, x: np.asarray(x[0] + x[1], np.float32),

@@ -13,7 +13,7 @@ import numpy as np
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
-from coterie.graph.ops import CAP, OFFSET
+from coterie.graph.ops import CAP, INTERLEAVED, OFFSET
 from coterie.models.alibi import alibi_slopes
 from coterie.models.config import ModelConfig
 from coterie.models.family import NAMES, FeedForward, Norm
@@ -157,7 +157,8 @@ class Decoder:
         is_local = c.local_rope is not None and c.windows[layer] > 0
         rope = c.local_rope if c.local_rope and is_local else c.rope
         inputs = (x, "positions", LOCAL if is_local else "inv_freq")
-        return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=rope.scale)
+        pairs: dict[str, Attr] = {INTERLEAVED: 1} if rope.interleaved else {}
+        return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=rope.scale, **pairs)
 
     def _feed_forward(self, h: str, prefix: str) -> str:
         c = self.config

@@ -152,10 +152,13 @@ def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
-    if config.get("head_dim", family.head_dim) is None and hidden_size % num_heads:
+    default = (
+        None if "head_dim" in config.raw else family.head_dim
+    )  # a null one is the quotient, as an absent one may be
+    if config.get("head_dim", default) is None and hidden_size % num_heads:
         fact = f"{num_heads} does not divide hidden_size {hidden_size}, and head_dim is missing"
         raise CheckpointError(config.where, f"num_attention_heads {fact}", "give head_dim")
-    head_dim = config.count("head_dim", family.head_dim or hidden_size // num_heads)
+    head_dim = config.count("head_dim", default or hidden_size // num_heads)
     if head_dim % 2:
         raise UnsupportedError(config.where, f"head_dim {head_dim} is odd", "rope rotates halves of equal size")
     return head_dim
@@ -171,7 +174,8 @@ def _num_kv_heads(config: Fields, family: Family, num_heads: int) -> int:
 
 
 def _bias(config: Fields, bias: Bias, key: str) -> bool:
-    return config.flag(key) if bias is Bias.BY_CONFIG else bias is Bias.ALWAYS
+    by_config = bias in (Bias.BY_CONFIG, Bias.UNLESS_OFF)
+    return config.flag(key, bias is Bias.UNLESS_OFF) if by_config else bias is Bias.ALWAYS
 
 
 def _scales(config: Fields, family: Family) -> dict[str, float]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from coterie.core.errors import UnsupportedError
 from coterie.models.bloom import BLOOM
+from coterie.models.ernie import ERNIE4_5
 from coterie.models.exaone4 import EXAONE4
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
 from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
+from coterie.models.glm4 import GLM, GLM4
 from coterie.models.granite import GRANITE
+from coterie.models.helium import HELIUM
 from coterie.models.llama import LLAMA
 from coterie.models.mistral import MISTRAL
 from coterie.models.olmo2 import OLMO2, OLMO3
@@ -27,7 +30,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA, PHI3, SMOLLM3),
-        *(GRANITE, SEED_OSS, EXAONE4, BLOOM, FALCON, OPT),
+        *(GRANITE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, BLOOM, FALCON, OPT),
     )
 }
 # Architectures of which a part is run.

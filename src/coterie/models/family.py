@@ -28,6 +28,7 @@ class Bias(Enum):
     NEVER = "never"
     ALWAYS = "always"
     BY_CONFIG = "by config"  # `attention_bias`, `mlp_bias`
+    UNLESS_OFF = "unless the config says no"  # by the same keys
 
 
 class Norm(Enum):
@@ -129,6 +130,8 @@ class Family:
     rope_theta: float = 10_000.0
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
+    rotated_part: float = 1.0  # where that key is absent
+    rope_interleaved: bool = False  # pairs of channels are neighbours, not halves
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     full_layers_rotate: bool = True  # where others have a window, those that see all do too
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise

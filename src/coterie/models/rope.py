@@ -26,13 +26,14 @@ F32 = npt.NDArray[np.float32]
 class Rope:
     """`inv_freq` has an entry for each pair of channels that is rotated; cos and sin are multiplied by `scale`.
 
-    `max_context` is in tokens.
+    `max_context` is in tokens. `interleaved`: pairs are neighbours, not halves.
     """
 
     kind: str
     inv_freq: tuple[float, ...]
     scale: float
     max_context: int
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     )
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
-    found = KINDS[kind](settings)
+    found = replace(KINDS[kind](settings), interleaved=family.rope_interleaved)
     if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
         found = replace(found, max_context=min(found.max_context, max_positions))
     if not all(0 < frequency < math.inf for frequency in found.inv_freq):
@@ -79,7 +80,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
     """How many channels of each head are rotated, an even number."""
-    part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", family.rotated_part))
     if part != 1.0 and not family.partial_rope:
         fact = f"partial_rotary_factor {part:g} is not run for {family.model_type}"
         raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")

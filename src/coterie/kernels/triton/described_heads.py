@@ -35,6 +35,7 @@ def described_heads(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -71,7 +72,7 @@ def described_heads(
         m = m_tile * TOKENS + tl.arange(0, TOKENS)
         _finish(
             row, y, part, first, heads, m, m < tokens, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
@@ -85,7 +86,7 @@ def described_heads(
             m = m_tile * TOKENS + tl.arange(0, TOKENS)
             _finish(
                 row, y, part, first, heads, m, m < tokens, angles,
-                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
+                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
             )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ def _finish(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -119,14 +121,14 @@ def _finish(
         y, later = left_and_right(y)
         _finish(
             row, y, part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
         )  # fmt: skip
         _finish(
             row, later, part, first + half, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
         )  # fmt: skip
     else:
         finish_heads(
             row, tl.permute(y, [1, 0]), part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
         )  # fmt: skip

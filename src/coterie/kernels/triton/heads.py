@@ -2,7 +2,8 @@
 
 Rows are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in turn; one of each,
 0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. Where just the first TURNED
-channels are rotated, the pairs of these come first, and then pairs of those that pass, which are not turned.
+channels are rotated, the pairs of these come first, and then pairs of those that pass, which are not turned. Where
+INTERLEAVED, the two channels of a pair that is turned are neighbours.
 Knows nothing about how rows are multiplied.
 """
 
@@ -43,13 +44,17 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
 
 
 @triton.jit
-def channels_of(r, heads, C: tl.constexpr, TURNED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr):
+def channels_of(
+    r, heads, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr
+):
     """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
     i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
-    if TURNED == C or TURNED == 0:
+    if TURNED == C and INTERLEAVED:
+        channel = 2 * i + r // NEAR % 2
+    elif TURNED == C or TURNED == 0:
         channel = i + r // NEAR % 2 * (C // 2)
     else:
-        channel = pair_first(i, C, TURNED) + r // NEAR % 2 * pair_to_second(i, C, TURNED)
+        channel = pair_first(i, C, TURNED, INTERLEAVED) + r // NEAR % 2 * pair_to_second(i, C, TURNED, INTERLEAVED)
     head = r // PADDED
     return head * C + channel, channel, (head < heads) & (i < C // 2)
 
@@ -71,10 +76,10 @@ def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: 
 
 
 @triton.jit
-def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr):
+def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Where the first channels of pairs go among queries."""
     at = (m.to(tl.int64)[None, :] * H + head[:, None]) * C
-    return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED)[:, None]
+    return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
 
 
 @triton.jit
@@ -90,6 +95,7 @@ def in_pages(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
@@ -98,7 +104,7 @@ def in_pages(
     block = block_of(row, PAGES, sequence, position, mask_M, Z)
     side = tl.maximum(part - 1, 0)
     at = page_at(row, PAGES, block[None, :], position[None, :], side, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES)
-    return at + pair_first(i, C, TURNED)[:, None]
+    return at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
 
 
 @triton.jit
@@ -114,6 +120,54 @@ def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
 
 
 @triton.jit
+def ends_of(
+    row,
+    part,
+    head,
+    i,
+    m,
+    mask_M,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
+    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
+    cosine, sine = angles_of(row, position, i, C, TURNED)
+    return in_q(row, head, i, m, H, C, TURNED, INTERLEAVED), page, cosine, sine
+
+
+@triton.jit
+def put_pairs(
+    q,
+    page,
+    part,
+    a,
+    b,
+    mask,
+    i,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """Store first and second channels of pairs among queries, or among keys or values."""
+    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
+    if part == 0:
+        tl.store(q, a, mask=mask)
+        tl.store(q + apart, b, mask=mask)
+    else:
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)
+
+
+@triton.jit
 def normed_heads(
     row,
     y,
@@ -124,13 +178,14 @@ def normed_heads(
     HEAD_NORM: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Products [ROWS, M] with bias, and heads of q and k normed; where there are such."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, NEAR)
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
         y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -162,6 +217,7 @@ def finish_heads(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -170,7 +226,7 @@ def finish_heads(
     NEAR: tl.constexpr,
 ):
     """From products [ROWS, M] to q and pages, by staged angles: C / 2 cosines of each token, and as many sines."""
-    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, PADDED, ROWS, M, NEAR)
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, NEAR)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     a, b = halves(y, ROWS, M, NEAR)
     if TURNED > 0:
@@ -178,13 +234,13 @@ def finish_heads(
             cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
             sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
             a, b = turned(a, b, cosine, sine)
-    apart = pair_apart(i[:, None], C, TURNED)
+    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
     if part == 0:
-        q = in_q(row, head, i, m, H, C, TURNED)
+        q = in_q(row, head, i, m, H, C, TURNED, INTERLEAVED)
         tl.store(q, a, mask=mask)
         tl.store(q + apart, b, mask=mask)
     else:
         position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
         tl.store(page, narrow(a, KV_TYPE), mask=mask)
         tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)

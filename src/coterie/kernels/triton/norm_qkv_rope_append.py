@@ -18,7 +18,6 @@ from coterie.kernels.triton.arithmetic import (
     along,
     integer,
     let_next_begin,
-    narrow,
     pointer,
     real,
     wait_for_last,
@@ -39,46 +38,22 @@ from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot,
 from coterie.kernels.triton.heads import (
     PAGES,
     angles_at,
-    angles_of,
     channels_of,
+    ends_of,
     finish_heads,
-    in_pages,
-    in_q,
     normed_heads,
     pairs_of,
     part_of,
+    put_pairs,
     rows_of_part,
 )
 from coterie.kernels.triton.pages import Pages
-from coterie.kernels.triton.rope import pair_apart, turned
+from coterie.kernels.triton.rope import turned
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
 from coterie.kernels.triton.tiles import power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
-
-
-@triton.jit
-def _ends(
-    row,
-    part,
-    head,
-    i,
-    m,
-    mask_M,
-    H: tl.constexpr,
-    KV_TYPE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    TURNED: tl.constexpr,
-    Z: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-):
-    """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
-    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
-    cosine, sine = angles_of(row, position, i, C, TURNED)
-    return in_q(row, head, i, m, H, C, TURNED), page, cosine, sine
 
 
 @triton.jit
@@ -94,6 +69,7 @@ def _few(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -112,46 +88,44 @@ def _few(
 ):
     let_next_begin(WHEN)
     part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, 1)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     if WHEN == AHEAD:
         bring_nearer(rows, there, STRIDE, LINES)
         return
-    x = pointer(row, X, tl.float32)
-    norm = pointer(row, NORM_AT, NORM)
+    x, norm = pointer(row, X, tl.float32), pointer(row, NORM_AT, NORM)
     eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
-            channel_row, _, is_there = channels_of(first + r, heads, C, TURNED, PADDED, 1)
+            channel_row, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
             each = and_one(each, rows_of_part(row, part, channel_row, TYPE, STRIDE, ALIGN))
             have = and_one(have, is_there)
         ahead = weights_ahead(each, have, D, STEP)
     m = tl.arange(0, M)
-    mask_M = m < integer(row, T)
-    x += m * D
+    x, mask_M = x + m * D, m < integer(row, T)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     if WHEN == EARLY:  # while the launch before this one goes on
-        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
+        q, page, cosine, sine = ends_of(
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+        )
     wait_for_last(WHEN)
     if ONE:
         y = one_dot(ahead, x, each, have, norm, eps, offset, D, NORM, STEP)
     else:
         y = few_dots(x, mask_M, rows, there, norm, eps, offset, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
-        q, page, cosine, sine = _ends(row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES)
-    y = normed_heads(row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, PADDED, ROWS, M, 1)
+        q, page, cosine, sine = ends_of(
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+        )
+    y = normed_heads(
+        row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, 1
+    )
     a, b = halves(y, ROWS, M, 1)
     if TURNED > 0:
         if part < 2:
             a, b = turned(a, b, cosine, sine)
-    apart = pair_apart(i[:, None], C, TURNED)
-    if part == 0:
-        tl.store(q, a, mask=mask)
-        tl.store(q + apart, b, mask=mask)
-    else:
-        tl.store(page, narrow(a, KV_TYPE), mask=mask)
-        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)
+    put_pairs(q, page, part, a, b, mask, i, KV_TYPE, C, TURNED, INTERLEAVED)
 
 
 @triton.jit
@@ -195,6 +169,7 @@ def _many(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -221,14 +196,15 @@ def _many(
     n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z,
-            BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
+            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+            INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z,
-                BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP, NEAR,
+                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+                INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS,
+                STEP, NEAR,
             )  # fmt: skip
 
 
@@ -249,6 +225,7 @@ def _tile(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -266,12 +243,12 @@ def _tile(
     part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
     m = first_token + tl.arange(0, TOKENS)
     mask_M = m < tokens
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, PADDED, NEAR)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
     )  # fmt: skip
 
 
@@ -290,12 +267,13 @@ def launch(call: Call) -> None:
     """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
     tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
     H, padded, rotated = call.integer("H"), power_of_two(pages.C), call.integer("rotated")
+    interleaved = call.integer("interleaved")
     few_tokens = tokens <= call.tiles.few_tokens
     staged = None if few_tokens else _staged(call, matrices, pages.C)
     for parts in _launches(call):
         matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
         shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
-        shared |= {"H": H, "PADDED": padded, "TURNED": rotated, **pages.constants()}
+        shared |= {"H": H, "PADDED": padded, "TURNED": rotated, "INTERLEAVED": interleaved, **pages.constants()}
         shared |= {name: value for name, value in matrix.constants().items() if name != "K"}
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
@@ -311,7 +289,7 @@ def launch(call: Call) -> None:
                 **few.constants(tokens, matrix.group),
             )
             continue
-        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST and rotated in (0, pages.C)
+        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
         many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
             padded, matrix.group
         )

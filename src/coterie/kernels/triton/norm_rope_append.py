@@ -34,13 +34,14 @@ def _heads(
     H: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
     """First and second channels of pairs [HEADS, HALF] of token t's heads, normed WIDTH at a time and turned."""
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
-    first, apart = h * C + pair_first(i, C, TURNED), pair_apart(i, C, TURNED)
+    first, apart = h * C + pair_first(i, C, TURNED, INTERLEAVED), pair_apart(i, C, TURNED, INTERLEAVED)
     x, norm = pointer(row, X, tl.float32) + t.to(tl.int64) * (H * C) + first, pointer(row, NORM, TYPE) + first % WIDTH
     a, b = tl.load(x, mask=mask, other=0.0), tl.load(x + apart, mask=mask, other=0.0)
     squares = tl.sum(a * a + b * b, axis=1)
@@ -59,25 +60,26 @@ def _heads(
 @triton.jit
 def _queries(
     row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    a, b = _heads(row, Q_IN, Q_NORM, Q_EPS, t, position, TYPE, WIDTH, H, C, TURNED, HEADS, HALF)
+    a, b = _heads(row, Q_IN, Q_NORM, Q_EPS, t, position, TYPE, WIDTH, H, C, TURNED, INTERLEAVED, HEADS, HALF)
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
-    y = pointer(row, Q, tl.float32) + t.to(tl.int64) * (H * C) + h * C + pair_first(i, C, TURNED)
+    y = pointer(row, Q, tl.float32) + t.to(tl.int64) * (H * C) + h * C + pair_first(i, C, TURNED, INTERLEAVED)
     tl.store(y, a, mask=mask)
-    tl.store(y + pair_apart(i, C, TURNED), b, mask=mask)
+    tl.store(y + pair_apart(i, C, TURNED, INTERLEAVED), b, mask=mask)
 
 
 @triton.jit
 def _keys_and_values(
     row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, KV_TYPE: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
-    TURNED: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+    TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
-    a, b = _heads(row, K_IN, K_NORM, K_EPS, t, position, TYPE, WIDTH, K, C, TURNED, HEADS, HALF)
+    a, b = _heads(row, K_IN, K_NORM, K_EPS, t, position, TYPE, WIDTH, K, C, TURNED, INTERLEAVED, HEADS, HALF)
     h, i = tl.arange(0, HEADS), tl.arange(0, HALF)[None, :]
     mask = (h < K)[:, None] & (i < C // 2)
-    channel, apart = pair_first(i, C, TURNED), pair_apart(i, C, TURNED)
+    channel, apart = pair_first(i, C, TURNED, INTERLEAVED), pair_apart(i, C, TURNED, INTERLEAVED)
     keys, values = token_at(row, PAGES, t, position, h, KV_TYPE, K, C, Z, BLOCK_BYTES)
     keys, values = keys[:, None] + channel, values[:, None] + channel
     tl.store(keys, narrow(a, KV_TYPE), mask=mask)
@@ -99,6 +101,7 @@ def _norm_rope_append(
     K: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     HEADS: tl.constexpr,
@@ -110,10 +113,10 @@ def _norm_rope_append(
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         if along(unit, 1) == 0:
-            _queries(row, t, position, Q_TYPE, Q_WIDTH, H, C, TURNED, HEADS, HALF)
+            _queries(row, t, position, Q_TYPE, Q_WIDTH, H, C, TURNED, INTERLEAVED, HEADS, HALF)
         else:
             _keys_and_values(
-                row, t, position, K_TYPE, K_WIDTH, KV_TYPE, K, C, TURNED, Z, BLOCK_BYTES, KV_HEADS, HALF
+                row, t, position, K_TYPE, K_WIDTH, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, KV_HEADS, HALF
             )  # fmt: skip
 
 
@@ -124,4 +127,5 @@ def launch(call: Call) -> None:
     widths = {"Q_WIDTH": call.integer("q_width"), "K_WIDTH": call.integer("k_width"), "H": H}
     tile = {"HEADS": power_of_two(H), "KV_HEADS": power_of_two(pages.K), "HALF": power_of_two(pages.C // 2)}
     how = {**norms, **widths, **pages.constants(), **tile, "TURNED": call.integer("rotated")}
+    how["INTERLEAVED"] = call.integer("interleaved")
     call.launch(_norm_rope_append, (call.bucket.tokens, 2), call.row, **how)

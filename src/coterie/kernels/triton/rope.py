@@ -1,4 +1,4 @@
-"""rope: rotate the halves of the first channels of each head by position * inv_freq; the others pass.
+"""rope: rotate pairs of the first channels of each head, halves or neighbours, by position * inv_freq; others pass.
 
 Knows nothing about queries or keys.
 """
@@ -36,26 +36,29 @@ def angles_of_pairs(
 
 
 @triton.jit
-def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr):
+def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The first channel of pair i: those of the first TURNED channels, and then those of channels that pass."""
+    first = i
+    if INTERLEAVED:
+        first = 2 * i
     if TURNED > 0 and TURNED < C:
-        i = tl.where(i < TURNED // 2, i, TURNED // 2 + i)
-    return i
+        first = tl.where(i < TURNED // 2, first, TURNED // 2 + i)
+    return first
 
 
 @triton.jit
-def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr):
+def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
     """How far behind it the second one is."""
-    return tl.where(i < TURNED // 2, TURNED // 2, (C - TURNED) // 2)
+    return tl.where(i < TURNED // 2, 1 if INTERLEAVED else TURNED // 2, (C - TURNED) // 2)
 
 
 @triton.jit
-def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr):
+def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The same, as a number that is compiled in where it is that of all pairs."""
     if TURNED == C or TURNED == 0:
-        apart: tl.constexpr = C // 2
+        apart: tl.constexpr = 1 if INTERLEAVED else C // 2
     else:
-        apart = pair_to_second(i, C, TURNED)
+        apart = pair_to_second(i, C, TURNED, INTERLEAVED)
     return apart
 
 
@@ -71,6 +74,7 @@ def _rope(
     H: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     PASSING: tl.constexpr,
     HEADS: tl.constexpr,
@@ -83,15 +87,16 @@ def _rope(
         inv_freq = tl.load(pointer(row, INV_FREQ, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
         cosine, sine = rotation(position, inv_freq, real(row, SCALE).to(tl.float32))
         h = tl.arange(0, HEADS)
-        at = (t.to(tl.int64) * H + h)[:, None] * C + i[None, :]
+        at = (t.to(tl.int64) * H + h)[:, None] * C + pair_first(i, TURNED, TURNED, INTERLEAVED)[None, :]
+        apart: tl.constexpr = 1 if INTERLEAVED else TURNED // 2
         mask = (h < H)[:, None] & (i < TURNED // 2)[None, :]
         x = pointer(row, X, tl.float32)
         y = pointer(row, Y, tl.float32)
         a = tl.load(x + at, mask=mask, other=0.0)
-        b = tl.load(x + at + TURNED // 2, mask=mask, other=0.0)
+        b = tl.load(x + at + apart, mask=mask, other=0.0)
         a, b = turned(a, b, cosine[None, :], sine[None, :])
         tl.store(y + at, a, mask=mask)
-        tl.store(y + at + TURNED // 2, b, mask=mask)
+        tl.store(y + at + apart, b, mask=mask)
         if TURNED < C:
             c = TURNED + tl.arange(0, PASSING)
             passes = (t.to(tl.int64) * H + h)[:, None] * C + c[None, :]
@@ -104,4 +109,13 @@ def launch(call: Call) -> None:
     H, C, rotated = call.integer("H"), call.integer("C"), call.integer("rotated")
     padded = {"HALF": rotated // 2, "PASSING": max(C - rotated, 1), "HEADS": H}
     padded = {name: power_of_two(count) for name, count in padded.items()}
-    call.launch(_rope, (call.bucket.tokens,), call.row, H=H, C=C, TURNED=rotated, **padded)
+    call.launch(
+        _rope,
+        (call.bucket.tokens,),
+        call.row,
+        H=H,
+        C=C,
+        TURNED=rotated,
+        **padded,
+        INTERLEAVED=call.integer("interleaved"),
+    )
