@@ -32,6 +32,16 @@ def greedy(path, text, count):
         return prompt, drawn
 
 
+def quantised(path, out, kind):
+    """The file with weights of another type, one of llama.cpp's file types, by its own rules for each tensor."""
+    llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype, how.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}"), 1
+    how.allow_requantize = True
+    assert llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(how)) == 0
+    return out
+
+
 @contextmanager
 def _opened(path):
     """The vocabulary, and a function from a token to the logits behind it."""

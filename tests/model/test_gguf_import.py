@@ -200,6 +200,29 @@ def test_other_quantised_types_become_int8(kind, folder_like, tokenizer, tmp_pat
         assert 0 < found.lost.rms_error < 0.01
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kind", ["Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "IQ4_NL", "Q3_K_M", "Q2_K", "MXFP4_MOE", "TQ2_0"]
+)
+def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tokenizer, tmp_path):
+    """Every kind of block: llama.cpp's own float32 numbers of it, and its answers with these, but for int8's error."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install 'coterie[peers]'")
+    there = importlib.import_module("tests.model.in_llama_cpp")
+    folder = folder_like("llama", dtype="fp32", hidden_size=256, intermediate_size=512, head_dim=64)
+    path = gguf_files.write(folder, tmp_path / "whole.gguf", "F32")
+    small = there.quantised(path, tmp_path / "small.gguf", f"MOSTLY_{kind}")
+    again = there.quantised(small, tmp_path / "again.gguf", "ALL_F32")
+    job, wanted = plan_import(small), plan_import(again).sources
+    for name, source in job.sources.items():
+        theirs = wanted[name].values(0, source.shape[0])
+        np.testing.assert_allclose(source.values(0, source.shape[0]), theirs, rtol=1e-6, atol=1e-9, err_msg=name)
+    model = open_model(import_gguf(job, tmp_path / "out", tokenizer).folder)
+    prompt = prompt_of(model.config.vocab_size)
+    stepper = Stepper(ReferenceBackend(model))
+    ours, theirs = stepper.feed((stepper.sequence(), prompt)), there.logits(again, prompt)
+    assert relative_error(ours, theirs) < 0.06
+
+
 @pytest.mark.parametrize(("weights", "packing"), [("bf16", None), ("int8", (8, 8)), ("int4", (4, 8))])
 def test_weights_can_be_chosen(weights, packing, folder_like, tokenizer, tmp_path):
     folder = folder_like("phi3", dtype="fp32")

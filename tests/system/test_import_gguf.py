@@ -53,7 +53,7 @@ def test_an_imported_expert_answers_as_llama_cpp_does(row: str, metadata: dict[s
     path = write(tmp_path, row, metadata | {"tokenizer.chat_template": TEMPLATE})
     printed = run("import", path, tmp_path / "experts" / row)
     assert printed.exit_code == 0, printed.output
-    for word in ("mlp.down_proj", "from", "rms", "F32", "none", "32.00", "->", "experts"):
+    for word in ("mlp.down_proj", "from", "largest", "F32", "none", "->", "experts"):
         assert word in printed.stdout
     prompt, drawn = importlib.import_module("tests.model.in_llama_cpp").greedy(path, TEXT, 12)
     options = ("--raw", "--temperature", "0", "--max-tokens", "12", "--json")

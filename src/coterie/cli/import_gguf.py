@@ -60,16 +60,16 @@ def import_(
 
 
 def _print(imported: Imported) -> None:
-    table = Table(Column("tensors", no_wrap=True), "weights", "from", "to", "bits", "rms", "largest")
+    table = Table(Column("tensors", no_wrap=True), Column("weights", no_wrap=True), "from", "to", "rms", "largest")
     for found in imported.kinds:
         row = found.lost
         errors = (f"{row.rms_error:.2%}", f"{row.max_error:.2%}") if row.rms_error else ("none", "none")
-        types = (", ".join(found.found), _NAMES.get(row.dtype, row.dtype.value), f"{row.bits:.2f}")
+        types = (", ".join(found.found), _NAMES.get(row.dtype, row.dtype.value))
         table.add_row(escape(row.kind), f"{row.num_weights:,}", *types, *errors)
     out.print(table)
-    sizes_text = f"{format_bytes(imported.before_bytes)} -> {format_bytes(imported.after_bytes)}"
+    sizes = f"{format_bytes(imported.before_bytes)} -> {format_bytes(imported.after_bytes)}"
     what = "errors are what was added to the file's own, relative to the root mean square of its weights"
-    out.print(f"{escape(str(imported.folder))}: {escape(imported.architecture)}, {sizes_text}; {what}")
+    out.print(f"{escape(str(imported.folder))}: {escape(imported.architecture)}, {sizes}; {what}")
 
 
 def _report(imported: Imported) -> dict[str, Any]:
