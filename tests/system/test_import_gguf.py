@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,40 @@ def test_what_it_says_in_json_and_where_it_refuses(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "four" / "tokenizer.json").read_bytes()
 
 
+def test_a_folder_of_files_becomes_a_folder_of_experts(tmp_path: Path) -> None:
+    """What cannot be imported is told, and keeps nothing else back; what is there already is left as it is."""
+    there = tmp_path / "models" / "publisher"
+    file = write(there, "qwen2", byte_level("qwen2", eos_token_id=2002), "F16")
+    shutil.rmtree(there / "theirs")
+    shutil.copyfile(file, there / "a model (1)-00001-of-00001.gguf")
+    shutil.copyfile(file, there / "big-00002-of-00002.gguf")
+    (tmp_path / "models" / "junk.gguf").write_bytes(b"GGUF")
+    first = run("import", tmp_path / "models", tmp_path / "out")
+    assert first.exit_code == 2
+    assert first.stderr.count("coterie: [") == 1
+    assert "junk.gguf" in first.stderr
+    assert "2 imported, 1 refused" in first.stdout
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["a-model-1", "tiny"]
+    assert run("check", tmp_path / "out").exit_code == 0
+    (tmp_path / "models" / "junk.gguf").unlink()
+    shutil.rmtree(tmp_path / "out" / "tiny")
+    again = run("import", tmp_path / "models", tmp_path / "out", "--json")
+    assert again.exit_code == 0
+    report = json.loads(again.stdout)
+    assert (list(report["experts"]), report["there"], report["refused"]) == (["tiny"], ["a-model-1"], {})
+    shutil.copytree(there, tmp_path / "models" / "other")
+    refused(run("import", tmp_path / "models", tmp_path / "out"), "same name", "coterie import")
+    refused(run("import", tmp_path / "models", tmp_path / "new", "--tokenizer", there), "--tokenizer", "alone")
+    refused(run("import", tmp_path / "out", tmp_path / "new"), "*.gguf")
+
+
 def test_who_serves_a_gguf_file_is_told_to_import_it(tmp_path: Path) -> None:
     (tmp_path / "models" / "deep").mkdir(parents=True)
     for name in ("a.gguf", "deep/b.gguf"):
         (tmp_path / "models" / name).write_bytes(b"GGUF")
     for command in ("serve", "check", "route"):
         words = (tmp_path / "models", *(["hi"] if command == "route" else []))
-        refused(run(command, *words), "a.gguf, b.gguf", "imported first", "coterie import", "a.gguf a")
+        refused(run(command, *words), "a.gguf, b.gguf", "imported first", f"coterie import {tmp_path}/models OUT")
     refused(run("run", tmp_path / "models" / "a.gguf", "hi"), "GGUF file", "coterie import", "a.gguf a")
     file = tmp_path / "composition.toml"
     for checkpoint in ("models", "models/a.gguf"):

@@ -12,9 +12,11 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, err, out, print_json, sentences
 from coterie.cli.progress import counted
+from coterie.composition.gguf_folder import gguf_folder
 from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.models.gguf_import import Imported, import_gguf, plan_import
 from coterie.models.gguf_weights import KEEP
@@ -25,9 +27,15 @@ _NAMES = {DType.Q8: "int8", DType.Q4: "int4"}
 @sentences
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A GGUF file; of one that was cut into several, the first.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A GGUF file; of one that was cut into several, the first. Or a folder of such files."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The folder to write, which must not exist; or where to write one a file."),
+    ],
     weights: Annotated[
         str,
         typer.Option(
@@ -48,15 +56,49 @@ def import_(
 ) -> None:
     """Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is printed.
 
-    A file is imported once; the folder is then served as any other.
+    A file is imported once; the folder is then served as any other. Of a folder, each file becomes an expert in OUT;
+    those that are there already are left as they are.
     """
-    job = plan_import(file, weights)
-    with counted("tensors", job.num_tensors, shown=not json_) as tell:
-        imported = import_gguf(job, target, tokenizer, tell)
+    if file.is_dir():
+        _import_folder(file, target, weights, tokenizer, json_)
+        return
+    imported = _import(file, target, weights, tokenizer, not json_)
     if json_:
         print_json(_report(imported))
     else:
         _print(imported)
+
+
+def _import(file: Path, target: Path, weights: str, tokenizer: Path | None, shown: bool) -> Imported:
+    job = plan_import(file, weights)
+    with counted(target.name, job.num_tensors, shown=shown) as tell:
+        return import_gguf(job, target, tokenizer, tell)
+
+
+def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | None, json_: bool) -> None:
+    """Each file that can be; those that cannot are told one by one, and then the exit status is 2."""
+    if tokenizer is not None:
+        raise UsageError("--tokenizer", "one tokenizer for a folder of files", "import the file that wants it alone")
+    found = gguf_folder(folder, target)
+    experts: dict[str, Imported] = {}
+    refused: dict[str, str] = {}
+    for name, file in found.files.items():
+        try:
+            experts[name] = _import(file, found.target / name, weights, None, not json_)
+        except UsageError as error:
+            refused[str(file)] = str(error)
+            err.print(f"coterie: {error}", style="red", markup=False)
+            continue
+        if not json_:
+            _print(experts[name])
+    if json_:
+        reports = {name: _report(one) for name, one in experts.items()}
+        print_json({"folder": str(target), "experts": reports, "there": list(found.there), "refused": refused})
+    else:
+        rows = ((len(experts), "imported"), (len(found.there), "there already"), (len(refused), "refused"))
+        out.print(f"{escape(str(target))}: " + ", ".join(f"{count} {what}" for count, what in rows if count))
+    if refused:
+        raise typer.Exit(2)
 
 
 def _print(imported: Imported) -> None:

@@ -133,7 +133,7 @@ def _from_folder(folder: Path) -> Composition:
     found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
     if not found and (files := [found for one in (root, *sorted(root.glob("*/"))) for found in gguf_files(one)]):
         fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
-        raise CompositionError(str(folder), fact, import_remedy(files[0]))
+        raise CompositionError(str(folder), fact, f"write an expert folder from each: coterie import {folder} OUT")
     if not found:
         fact = "no expert: neither this folder nor a folder in it has a config.json"
         raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
