@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import generate_merges
 
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
-from coterie.checkpoint.gguf_vocabulary import NORMAL, Vocabulary, scored_merges
+from coterie.checkpoint.gguf_vocabulary import NORMAL, UNUSED, Vocabulary, scored_merges
 from coterie.checkpoint.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -57,7 +57,7 @@ def test_scores_give_the_merges_that_transformers_makes_of_them(step: int) -> No
     metadata = sentencepiece(True, ())
     scores = [float(score // step) for score in metadata[f"{G}scores"]]
     vocabulary = Vocabulary.of(metadata)
-    words = {token: i for token, i in vocabulary.ids.items() if vocabulary.types[i] == NORMAL}
+    words = {token: i for token, i in vocabulary.ids.items() if vocabulary.types[i] in (NORMAL, UNUSED)}
     theirs = generate_merges(words, {token: scores[i] for token, i in words.items()})
     assert scored_merges({**metadata, f"{G}scores": scores}, vocabulary) == theirs
     assert len(theirs) > 1000

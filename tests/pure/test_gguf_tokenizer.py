@@ -16,6 +16,7 @@ from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.generation import end_ids
 from coterie.checkpoint.gguf_split import KNOWN_SPLITS, split_of
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
+from coterie.checkpoint.gguf_vocabulary import listed_merges
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import CheckpointError, CoterieError, UnsupportedError
 
@@ -83,7 +84,7 @@ def test_sentencepiece_tokens_are_those_of_llama_cpp(
     assert all(ours.encode(text) == theirs(text) for text in texts(150, 2))
     assert used > {metadata[G + "tokens"].index(token) for token in user_defined}
     kinds = {metadata[G + "token_type"][token] for token in used}
-    assert kinds == {1, 3, 4, 6}
+    assert kinds == {1, 2, 3, 4, 5, 6}
 
 
 def test_phi_3s_tokens_take_the_blanks_after_them(tmp_path: Path) -> None:
@@ -101,7 +102,9 @@ def test_mistrals_tokens_have_no_space_behind_them(tmp_path: Path) -> None:
     legacy = llama_cpp(sentencepiece(True, ("[INST]", "[/INST]")), tmp_path / "x.gguf")
     bare = llama_cpp({**metadata, f"{G}add_space_prefix": False, f"{G}add_bos_token": False}, tmp_path / "y.gguf")
     for text in texts(100, 4):
-        if "<s>" not in text and not text.startswith(" "):  # a space that is there is not put again
+        if (
+            "<s>" not in text and "<unk>" not in text and not text.startswith(" ")
+        ):  # a space that is there is not put again
             assert ours.encode(text) == legacy(text)
         prompt = f"<s>[INST] {text}[/INST]{text}</s>[INST]it"
         assert ours.encode(prompt, add_special_tokens=False) == bare(prompt)
@@ -134,7 +137,8 @@ def test_pieces(pre: str, pieces: list[str]) -> None:
         ("tekken", "\u041f\u0440\u0438\u0412\u0435\u0442", ["\u041f\u0440\u0438", "\u0412\u0435\u0442"]),
         ("gpt-4o", "\u00e9\u00c9a\u0301'RE", ["\u00e9", "\u00c9a\u0301'RE"]),
         ("deepseek-llm", "a12", ["a", "1", "2"]),
-        ("deepseek-llm", "\u10d0\u0531", ["\u10d0", "\u0531"]),
+        ("deepseek-llm", "a\u10c7b\u0561", ["a", "\u10c7", "b", "\u0561"]),
+        ("deepseek-llm", "\u00b0  ", ["\u00b0", "  "]),
         ("deepseek-coder", "\u3000'", ["\u3000", "'"]),
         ("qwen2", "a\u017f'\u017f", ["a\u017f", "'\u017f"]),  # of an old long s, s is the capital
     ],
@@ -159,7 +163,7 @@ def test_only_some_compose_characters(pre: str) -> None:
 @pytest.mark.parametrize("metadata", [byte_level("llama-bpe"), sentencepiece(True, ()), sentencepiece(False, SPELLED)])
 def test_texts_come_back_whole_and_token_by_token(metadata: dict[str, Any]) -> None:
     ours = made(metadata)
-    hidden = ("<s>", "<|end|>")
+    hidden = ("<s>", "<unk>", "<|end|>")
     for text in texts(150, 3, tuple(part for part in PARTS + LETTERS if part not in hidden)):
         ids, stream = ours.encode(text), ours.detokenizer()
         assert ours.decode(ids) == text
@@ -191,6 +195,7 @@ def test_answers_are_held_to_forms(metadata: dict[str, Any], end: int) -> None:
         (byte_level("llama-bpe"), (1, 0)),
         (byte_level("llama-bpe", add_bos_token=False), (0, 0)),
         (byte_level("llama-bpe", bos_token_id=None), (0, 0)),
+        (byte_level("gpt-2", add_eos_token=True), (0, 0)),
         (byte_level("llama-bpe", eos_token_id=END, add_eos_token=True), (1, 1)),
         (sentencepiece(True, ()), (1, 0)),
         (sentencepiece(True, (), add_bos_token=False, add_eos_token=True), (0, 1)),
@@ -226,6 +231,7 @@ def test_only_tokens_that_users_defined_are_part_of_an_answer() -> None:
         (["<eos>", "<end_of_turn>"], {"eos": "<eos>"}, ["<eos>", "<end_of_turn>"]),
         (["<|im_end|>", "<|endoftext|>"], {"eos": "<|endoftext|>"}, ["<|endoftext|>", "<|im_end|>"]),
         (["<|return|>", "<|call|>"], {"eos": "<|return|>"}, ["<|return|>"]),
+        (["<end_of_turn>"], {}, ["<end_of_turn>"]),
     ],
 )
 def test_all_tokens_that_end_an_answer(
@@ -240,6 +246,43 @@ def test_all_tokens_that_end_an_answer(
     ids = {token: first + i for i, token in enumerate(added)}
     metadata |= {f"{G}{name}_token_id": ids[token] for name, token in named.items()}
     assert end_ids(folder_of(metadata, tmp_path), {}) == tuple(ids[token] for token in ends)
+
+
+def test_a_word_that_looks_like_an_end_is_none(tmp_path: Path) -> None:
+    metadata = byte_level("gpt-2")
+    metadata[G + "token_type"] = [1] * len(metadata[G + "tokens"])
+    assert end_ids(folder_of(metadata, tmp_path), {}) == ()
+
+
+def test_named_tokens_are_in_the_configs() -> None:
+    files = tokenizer_files(sentencepiece(True, ("<pad>",), padding_token_id=259, unknown_token_id=None))
+    config, generation = json.loads(files["tokenizer_config.json"]), json.loads(files["generation_config.json"])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    assert config.items() >= named.items()
+    assert generation == {"bos_token_id": 1, "pad_token_id": 259, "eos_token_id": [2]}
+
+
+def test_without_types_tokens_are_known_by_names_and_texts() -> None:
+    metadata = sentencepiece(False, (), padding_token_id=500)
+    typed, bare = made(metadata), made({key: value for key, value in metadata.items() if key != G + "token_type"})
+    assert all(bare.encode(text) == typed.encode(text) for text in texts(50, 8))
+    assert bare.special_ids == {0, 1, 2}
+
+
+def test_merges_that_a_file_has_are_taken_before_scores() -> None:
+    metadata = sentencepiece(False, ())
+    given = {**metadata, G + "merges": ["i t"], G + "scores": None}
+    ids = made({key: value for key, value in given.items() if value is not None}).encode("it", add_special_tokens=False)
+    assert [metadata[G + "tokens"][token] for token in ids] == ["it"]
+    assert listed_merges({G + "merges": ["  b", "a b"]}) == [(" ", "b"), ("a", "b")]
+
+
+def test_what_has_neither_token_nor_bytes_is_one_unknown() -> None:
+    metadata = sentencepiece(False, ())
+    for key in ("tokens", "token_type", "scores"):
+        metadata[G + key] = metadata[G + key][:3] + metadata[G + key][259:]
+    ids = made(metadata).encode("a\ue000\ue001a", add_special_tokens=False)
+    assert [metadata[G + "tokens"][token] for token in ids] == ["a", "<unk>", "a"]
 
 
 def test_ids_beyond_the_vocabulary_and_empty_tokens_are_none() -> None:
@@ -290,6 +333,7 @@ def test_a_tokenizer_json_that_a_file_carries_is_taken_if_it_is_whole() -> None:
         ({"tokens": ["a", "b"], "token_type": [1]}, CheckpointError, "holds 1 types for 2 tokens"),
         ({"merges": None}, CheckpointError, r"merges\] holds no merges"),
         ({"merges": ["ab"]}, CheckpointError, "holds 'ab', which is not two parts"),
+        ({"merges": ["a b", "ab "]}, CheckpointError, "holds 'ab ', which is not two parts"),
         ({"merges": ["qqq zzz"]}, CheckpointError, r"merges\] does not fit the tokens: .*qqq"),
         ({"model": "llama", "merges": None}, CheckpointError, r"scores\] holds 0 scores for \d+ tokens"),
         ({"model": "llama", "merges": None, "scores": ["a"]}, CheckpointError, "is not a list of float or int"),

@@ -27,7 +27,26 @@ PARTS = (
     *("\u0627", "\u0644", "\u0928\u092e\u0938\u094d\u0924\u0947", "\u10d0", "\u0559"),
     *("\U0001f600", "\U0001f469\u200d\U0001f4bb", "\U0001f1e9\U0001f1ea", "\u20ac", "\u00b0", "\u00a9"),
     *("!", "?!", "...", "-", "\u2014", "_", "/", "//", "(a)", "[", "]", "{}", "$", "+", "=", "<=>", "^", "~", "|"),
-    *("`", '"', "\\", ".", ",", ";", ":", "#", "@", "&", "*", "%", "<s>", "<|end|>", "<think>", "<s", "<0x0A>"),
+    *(
+        "`",
+        '"',
+        "\\",
+        ".",
+        ",",
+        ";",
+        ":",
+        "#",
+        "@",
+        "&",
+        "*",
+        "%",
+        "<s>",
+        "<unk>",
+        "<|end|>",
+        "<think>",
+        "<s",
+        "<0x0A>",
+    ),
 )
 LETTERS = (
     *("\u00e9", "\u00c9", "e\u0301", "\u041f\u0440\u0438\u0412\u0435\u0442", "\u043f\u0440\u0438", "\u00df", "\u01c5"),
@@ -57,7 +76,7 @@ def sentencepiece(prefix: bool, user_defined: tuple[str, ...], **more: Any) -> d
     ordered = [*made, *(word for word in words if word not in made)]
     plain = [word for word in ordered if word not in user_defined and word.replace(SPACE, " ") not in user_defined]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *user_defined, *plain]
-    types = [2, 3, 3] + [6] * 256 + [4] * len(user_defined) + [1] * len(plain)
+    types = [2, 3, 3] + [6] * 256 + [4] * len(user_defined) + [5 if i % 9 == 8 else 1 for i in range(len(plain))]
     scores = [0.0] * (259 + len(user_defined)) + [-float(i) for i in range(len(plain))]
     found = {"model": "llama", "pre": "default", "tokens": tokens, "token_type": types, "scores": scores}
     found |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": prefix}
