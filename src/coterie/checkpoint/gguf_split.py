@@ -78,7 +78,7 @@ _THREE_DIGITS = Split((_words(r"\p{N}{1,3}"),))
 _DIGIT = Split((r"\p{N}", _GPT2))
 _SPLITS: dict[str, Split] = {
     "default": _DEFAULT,
-    **dict.fromkeys(("gpt-2", "phi-2", "mellum", "exaone4", "trillion", "granite-docling"), Split((_GPT2,))),
+    **dict.fromkeys(("gpt-2", "phi-2", "mellum", "exaone4", "a.x-4.0", "trillion", "granite-docling"), Split((_GPT2,))),
     "olmo": Split((_GPT2,), composed=True),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"), _DIGIT),
     "command-r": Split(_DIGIT.patterns, composed=True),
@@ -86,6 +86,7 @@ _SPLITS: dict[str, Split] = {
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0"),
         Split(_THREE_DIGITS.patterns, whole=True, begins=True),
     ),
+    "minicpm5": Split((r"\p{N}{1,3}", _words(r"\p{N}+")), whole=True),
     **dict.fromkeys(("dbrx", "smaug-bpe"), _THREE_DIGITS),
     **dict.fromkeys(("glm4", "chatglm-bpe"), Split(_THREE_DIGITS.patterns, whole=True)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), Split((_words(r"\p{N}"),), composed=True)),
