@@ -52,8 +52,8 @@ TOKENIZERS = {special: tokenizer(special) for special in (False, True)}
 GRAMMARS = {special: Grammar(made, made.vocab_size, (0,)) for special, made in TOKENIZERS.items()}
 
 
-def mask_of(form: str, calling: Calling, special: bool = False, tools: list[dict] = TOOLS):
-    return GRAMMARS[special].calls(FORMS[form], tools, calling)
+def mask_of(form: str, calling: Calling, special: bool = False, tools: list[dict] = TOOLS, schema: str = ""):
+    return GRAMMARS[special].calls(FORMS[form], tools, calling, schema)
 
 
 def walk(form: str, calling: Calling, special: bool, seed: int) -> str:
@@ -118,13 +118,10 @@ CALL = {
 ADDED = Call("add", '{"a": 7, "s": "}\\""}')
 
 
-def taken(form: str, special: bool, text: str, calling: Calling = FREE) -> tuple[str, bool]:
+def taken(form: str, special: bool, text: str, calling: Calling = FREE, schema: str = "") -> tuple[str, bool]:
     """How much of a text may come, and whether it may end there."""
-    mask, words, done = (
-        mask_of(form, calling, special, [tool("add", ADD, strict=True), *TOOLS[1:]]),
-        TOKENIZERS[special],
-        "",
-    )
+    tools, words, done = [tool("add", ADD, strict=True), *TOOLS[1:]], TOKENIZERS[special], ""
+    mask = mask_of(form, calling, special, tools, schema)
     for token in words.encode(text, add_special_tokens=False):
         if mask.complete or not mask.allowed()[token]:
             break
@@ -158,6 +155,34 @@ def test_text_before_between_and_behind_held_calls(special: bool) -> None:
     assert taken("mistral", special, listed) == (listed, True)
     assert found(HeldText(FORMS["mistral"], ()), list(listed)) == ("So:", [ADDED, ADDED])
     assert taken("mistral", special, listed, Calling(several=False)) == (listed[: listed.index(", {")], False)
+
+
+SCHEMA = json.dumps({"type": "object", "properties": {"name": {"enum": ["add", "<tool_call>"]}, "n": INTEGER}})
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", ["hermes", "mistral"])
+def test_beside_tools_an_answer_has_its_form(form: str, special: bool) -> None:
+    """Calls, or JSON by the schema, and nothing else; what spells a mark within it is but letters."""
+    for said in ('{"name": "add", "n": 7}', '{ "n": 7}', '{"name": "<tool_call>", "n": 7}'):
+        if not (special and MARKS[0] in said):  # which the tokenizer would not take for letters
+            assert taken(form, special, said, schema=SCHEMA) == (said, True)
+        for pieces in ([said], list(said)):
+            assert found(HeldText(FORMS[form], SCHEMAS, True), pieces) == (said, [])
+    assert taken(form, special, CALL[form], schema=SCHEMA) == (CALL[form], True)
+    assert found(HeldText(FORMS[form], SCHEMAS, True), list(CALL[form])) == ("", [ADDED])
+    assert taken(form, special, "So.", schema=SCHEMA) == ("", False)
+    assert taken(form, special, '{"n": 7}', Calling(True), SCHEMA)[0] in ("", '{"')
+    with pytest.raises(RequestError, match=r"response_format\] has a schema that cannot be enforced"):
+        mask_of(form, FREE, special, schema='{"not": {}}')
+    with pytest.raises(RequestError, match="is a JSON bool"):
+        mask_of(form, FREE, special, schema="true")
+
+
+def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
+    with pytest.raises(RequestError, match="whose calls begin with a brace in this expert's form, as JSON does"):
+        mask_of("llama", FREE, schema=SCHEMA)
+    assert mask_of("llama", Calling(True), schema=SCHEMA).allowed().any()
 
 
 def test_arguments_are_given_out_as_they_come() -> None:

@@ -158,7 +158,12 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"store": "yes"}, "[store] is 'yes'; give true or false"),
         ({"tools": [{"type": "web_search"}]}, "[tools[0]] is of type web_search; offer functions alone"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "rm"}}, "names 'rm', which is not offered"),
-        ({"text": {"format": {"type": "xml"}}}, "json_object or json_schema"),
+        ({"text": {"format": {"type": "xml"}}}, "[text.format] has type 'xml'; use text, json_object or json_schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+            "[text.format] has a schema that cannot",
+        ),
+        ({"max_output_tokens": 0}, "[max_output_tokens]"),
         ({"text": {"verbosity": "low"}}, "[text.verbosity]"),
         ({"max_tokens": 3}, "did you mean max_output_tokens?"),
         ({"stop": "x"}, "[stop] is not a known field"),

@@ -11,7 +11,7 @@ import jsonschema
 import openai
 import pytest
 from tests.model.test_tool_templates import HERMES, LLAMA, MISTRAL, TOOLS
-from tests.system.scripted import write_scripted
+from tests.system.scripted import FIRST_ID, write_scripted
 from tests.system.test_server import served
 from tests.system.tiny import write_expert
 
@@ -201,6 +201,26 @@ def test_a_strict_tool_is_held_where_the_model_calls_it(client: openai.OpenAI) -
         jsonschema.validate(json.loads(arguments), SET)
 
 
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_beside_tools_an_answer_is_calls_or_has_its_form(client: openai.OpenAI, name: str) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["x", "yy"]}}}
+    kinds = set()
+    for seed in range(4):
+        options = {"tools": HELD, "response_format": form, "temperature": 2, "seed": seed, "logit_bias": NO_BLANKS}
+        whole = rows_of(ask(client, name, **options, max_tokens=99), False, 1)
+        events = ask(client, name, **options, max_tokens=99, stream=True)
+        assert rows_of(events, True, 1) == whole
+        ((content, calls, reason),) = whole
+        kinds.add(reason)
+        assert reason in ("length", "tool_calls") if calls else json.loads(content) in ("x", "yy")
+    assert "tool_calls" in kinds
+    no_mark = {**NO_BLANKS, str(ord("<")): -100, **{str(FIRST_ID + n): -100 for n in range(len(SAID[name]))}}
+    ((content, calls, reason),) = rows_of(ask(client, name, **{**options, "logit_bias": no_mark}), False, 1)
+    assert (json.loads(content) in ("x", "yy"), calls, reason) == (True, [], "stop")
+    ((content, calls, _),) = rows_of(ask(client, name, **options, tool_choice=ONE, max_tokens=99), False, 1)
+    assert (content, [called for called, _ in calls]) == ("", ["add"])
+
+
 def test_without_parallel_calls_there_is_one(client: openai.OpenAI) -> None:
     ((content, calls, reason),) = rows_of(ask(client, "mistral", parallel_tool_calls=False), False, 1)
     assert (content, [name for name, _ in calls], reason) == ("", ["add"], "tool_calls")
@@ -233,6 +253,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "without mode and tools"),
         ({"tool_choice": "required", "tools": []}, "no tools are offered"),
         ({"tool_choice": "required", "model": "plain"}, "plain has no chat template that takes tools"),
+        ({"response_format": {"type": "json_object"}, "model": "llama"}, "[response_format] is given beside tools"),
         ({"parallel_tool_calls": "no"}, "[parallel_tool_calls] is 'no'"),
         ({"tools": "add"}, "give a list of functions"),
         ({"tools": [{"type": "custom"}]}, "[tools[0]]"),

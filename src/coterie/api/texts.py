@@ -62,21 +62,20 @@ class Text:
         held = is_held(query.tools, query.calling)
         if not (query.form or held):
             return query.choice
-        if query.form and query.tools:
-            raise RequestError(
-                "response_format", "is given beside tools, whose calls have a form of their own", "drop one"
-            )
         if self.tokenizer is None:
             field = "tools" if held else "response_format"
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
-        mask = grammar.mask(query.form) if form is None else grammar.calls(form, query.tools, query.calling)
+        mask = grammar.mask(query.form) if form is None else grammar.calls(form, query.tools, query.calling, query.form)
         return replace(query.choice, mask=mask)
 
     def calls(self, query: Query) -> CallText | None:
         """What finds the calls in one answer; None where no tools are offered."""
-        form, reader = self._calls_form(query), HeldText if is_held(query.tools, query.calling) else CallText
-        return None if form is None else reader(form, [tool["function"]["name"] for tool in query.tools])
+        form, names = self._calls_form(query), [tool["function"]["name"] for tool in query.tools]
+        if form is None:
+            return None
+        held = query.form or is_held(query.tools, query.calling)
+        return HeldText(form, names, bool(query.form)) if held else CallText(form, names)
 
     def _calls_form(self, query: Query) -> Form | None:
         return self.template.form if self.template is not None and query.tools else None

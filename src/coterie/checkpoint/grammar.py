@@ -26,6 +26,7 @@ ANY_OBJECT = '{"type": "object"}'
 # Blanks between JSON's parts, but never without end: a model that has nothing to say would else write them for ever.
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
 GUARD = "\x02"  # a character that merges with no other
+_LESS_BLANK = {"x-guidance": {"whitespace_pattern": BLANKS}}  # within a schema
 KEPT = 16  # grammars
 FIELD, TOOLS = "response_format", "tools"
 
@@ -94,20 +95,24 @@ class Grammar:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
         return self._made(self._of_schema(schema, FIELD), FIELD)
 
-    def calls(self, form: Form, tools: Sequence[Mapping[str, Any]], calling: Calling) -> FormMask:
-        """A mask for one answer that calls tools in a form. Raises RequestError for what cannot be enforced."""
+    def calls(self, form: Form, tools: Sequence[Mapping[str, Any]], calling: Calling, schema: str = "") -> FormMask:
+        """A mask for one answer that calls tools in a form; where it calls none, it has that of a JSON schema, if any.
+
+        Raises RequestError for what cannot be enforced.
+        """
         arguments = {}
         for place, tool in enumerate(tools):
             name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
             if not calling.only or name in calling.only:
                 arguments[name] = arguments_of(tool, calling.required, where), where
-        schemas = {
-            name: {**schema, "x-guidance": {"whitespace_pattern": BLANKS}} for name, (schema, _) in arguments.items()
-        }
-        grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special))
+        schemas = {name: {**its, **_LESS_BLANK} for name, (its, _) in arguments.items()}
+        answer = {**_object_of(schema), **_LESS_BLANK} if schema else None
+        grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special, answer))
         if self._wrong(grammar):  # then it is known whose
-            for schema, where in arguments.values():
-                self._made(self._of_schema(json.dumps(schema), where), where)
+            for its, where in arguments.values():
+                self._made(self._of_schema(json.dumps(its), where), where)
+            if schema:
+                self.mask(schema)
         return self._made(grammar, TOOLS)
 
     def _special(self, text: str) -> int | None:
@@ -159,6 +164,16 @@ class FormMask:
 def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> Grammar:
     """The grammar of a tokenizer, kept: to lay out a large vocabulary takes a second."""
     return Grammar(tokenizer, vocab_size, end_ids)
+
+
+def _object_of(schema: str) -> dict[str, Any]:
+    try:
+        found = json.loads(schema)
+    except ValueError as error:
+        raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
+    if not isinstance(found, dict):
+        raise RequestError(FIELD, f"has a schema that is a JSON {type(found).__name__}", "give a JSON object")
+    return found
 
 
 def _cut(text: str, mark: str) -> list[str]:

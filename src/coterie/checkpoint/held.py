@@ -51,28 +51,38 @@ def arguments_of(tool: Mapping[str, Any], always: bool, where: str) -> dict[str,
 
 
 def lark_of(
-    form: Form, arguments: Mapping[str, Mapping[str, Any]], calling: Calling, special: Callable[[str], int | None]
+    form: Form,
+    arguments: Mapping[str, Mapping[str, Any]],
+    calling: Calling,
+    special: Callable[[str], int | None],
+    answer: Mapping[str, Any] | None = None,
 ) -> str:
     """The grammar, in llguidance's Lark, of answers that call tools in a form.
 
     `arguments`: a schema for each tool that may be called. `special`: a mark's token, where it is a special one.
-    Spaces and order of a call's head are those that templates write.
+    `answer`: the schema of an answer that calls none, and then has no text beside calls; None: any text.
+    Spaces and order of a call's head are those that templates write. Raises RequestError where no grammar can tell a
+    call from an answer.
     """
+    if form.bare and answer is not None and not calling.required:
+        fact = "is given beside tools, whose calls begin with a brace in this expert's form, as JSON does"
+        raise RequestError("response_format", fact, "drop one, or ask for a call by tool_choice")
     rules = list(_call_rules(form, arguments))
     mark = special(form.opening)
     opening = _literal(form.opening) if mark is None else f"<[{mark}]>"
     if form.bare:
         rules.append("calls: call" + _repeated('"; " call', calling))
-        marked = "" if mark is None else f"| {opening} calls "
-        start, text = "calls" if calling.required else f"calls {marked}| TEXT", _NO_BRACE
+        free, text = "calls | TEXT" if mark is None else f"calls | {opening} calls | TEXT", _NO_BRACE
     else:
         rules.append(f"rest: {_rest(form, calling, special)}")
+        rules.append(f"calls: {opening} rest" + (_repeated(rf'"\n" {opening} rest', calling) if form.closing else ""))
         # Letters that mark a call end the text before it; a special token is no text anyway.
         rules.append(f"head{'[lazy]' if mark is None else ''}: TEXT {opening}")
-        again = _repeated(rf'"\n" {opening} rest', calling) if form.closing else ""
-        free = "(head rest)* TEXT" if calling.several and form.closing else "head rest | TEXT"
-        start, text = f"{opening} rest{again}" if calling.required else free, _ANY
-    return "\n".join([f"start: {start}", *rules, text])
+        free, text = "(head rest)* TEXT" if calling.several and form.closing else "head rest | TEXT", _ANY
+    if answer is not None:
+        free = "calls | answer"
+        rules.append(f"answer: %json {json.dumps(answer)}")
+    return "\n".join([f"start: {'calls' if calling.required else free}", *rules, text])
 
 
 def _call_rules(form: Form, arguments: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -102,11 +112,12 @@ def _literal(text: str) -> str:
 class HeldText(CallText):
     """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
 
-    One that is cut short ends where the answer does.
+    One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both.
     """
 
-    def __init__(self, form: Form, tools: Collection[str]) -> None:
+    def __init__(self, form: Form, tools: Collection[str], apart: bool = False) -> None:
         super().__init__(form, tools)
+        self._apart = apart
         key = re.escape(json.dumps(form.arguments))
         self._head = re.compile(r'[^{]*\{"name": ("(?:[^"\\]|\\.)*"), ' + key + ": ")
         self._object: _Object | None = None
@@ -122,6 +133,12 @@ class HeldText(CallText):
         if self._object is not None or self._over:
             self._held = ""  # what follows arguments but for a next head
         return super().flush()
+
+    def _text_before_a_call(self) -> Iterator[str]:
+        if not (self._apart and self._said):
+            yield from super()._text_before_a_call()
+        elif self._held:
+            yield self._take(len(self._held))
 
     def _block(self, final: bool) -> Generator[Found, None, bool]:
         while True:

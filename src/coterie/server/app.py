@@ -26,7 +26,7 @@ from coterie.server.fields import parsed
 from coterie.server.guard import Guard, digests_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
-from coterie.server.responses import ResponseAnswers
+from coterie.server.responses import ResponseAnswers, own_words
 from coterie.server.tokens import detokenize, tokenize
 from coterie.server.worker import Worker
 
@@ -110,6 +110,8 @@ async def _json(request: Request) -> Any:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, CoterieError):
         raise error
+    if request.url.path == RESPONSES:
+        error = own_words(error)
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))

@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, RequestError
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import details, error_body
@@ -29,6 +29,12 @@ _NOTHING: Mapping[str, Any] = {
     "truncation": "disabled",
     "usage": None,
 }
+
+
+def own_words(error: CoterieError) -> CoterieError:
+    """An error about what chat names otherwise, in the names of this endpoint."""
+    own = {"response_format": "text.format", "max_tokens": "max_output_tokens"}.get(error.where)
+    return RequestError(own, error.fact, error.remedy) if own and isinstance(error, RequestError) else error
 
 
 class ResponseAnswers:
@@ -75,7 +81,7 @@ class ResponseAnswers:
         """The last events where there is no answer."""
         if self._items is None:
             yield from self._opened()
-        status, body = error_body(error, self.prompt_field)
+        status, body = error_body(own_words(error), self.prompt_field)
         code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
         told = {"code": code, "message": body["error"]["message"]}
         made = self._response("failed", [] if self._items is None else self._items.output)
