@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pure.graphs import STEADY, Choice
 
-from coterie.graph.sampling import _order, draw, uniform
+from coterie.graph.sampling import _MANY, _among_all, _by_count, _order, draw, uniform
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(lambda x: np.array(x, np.float32))
 SEEDS = st.integers(0, 2**64 - 1)
@@ -72,6 +72,53 @@ def test_what_need_not_be_sorted_changes_no_order(logits, top_k):
     order = np.argsort(-z, kind="stable")[: top_k or None]
     possible = order[z[order] > -np.inf]
     assert _order(z, top_k).tolist() == (possible if len(possible) else order).tolist()
+
+
+TOP_P = st.one_of(st.floats(0, 1), st.sampled_from([1e-9, 0.25, 0.5, 0.75, 0.9, 1.0]))
+MIN_P = st.one_of(st.just(0.0), st.floats(0, 1), st.sampled_from([1e-12, 0.25, 1.0]))
+UNIFORM = st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53]))
+SOME = st.sampled_from([-np.inf, -40.0, -2.0, 0.5, 1.0, 7.0])
+TIED = st.lists(SOME, min_size=1, max_size=60).filter(lambda z: max(z) > -np.inf)
+
+
+@OFTEN
+@given(st.one_of(LOGITS, TIED), UNIFORM, TOP_P, MIN_P)
+def test_counted_it_is_the_token_of_the_definition_or_left_to_it(logits, u, top_p, min_p):
+    z, choice = np.array(logits, np.float32), Choice(1.0, top_p=top_p, min_p=min_p)
+    assert _by_count(z, choice, u) in (None, _among_all(z, choice, u))
+
+
+@pytest.mark.parametrize("shape", ["peaked", "even", "tied", "masked", "far"])
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.02])
+def test_many_tokens_are_counted_and_drawn_as_by_the_definition(shape, top_p, min_p):
+    """And hardly any draw is so near to a border that it is left to the definition."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(_MANY).astype(np.float32) * np.float32({"peaked": 5, "far": 100}.get(shape, 0.1))
+    if shape == "tied":
+        z = np.round(z * 40) / np.float32(8)
+    if shape == "masked":
+        z[rng.random(_MANY) < 0.9] = -np.inf
+    left = 0
+    for position in range(40):
+        choice = Choice(1.0, top_p=top_p, min_p=min_p, seed=1)
+        u = uniform(choice.seed, position)
+        counted, wanted = _by_count(z, choice, u), _among_all(z, choice, u)
+        assert draw(z, choice, position) == wanted
+        assert counted in (None, wanted)
+        left += counted is None
+    assert left <= (1 if shape != "far" else 40)
+
+
+def test_what_lies_at_a_border_is_left_to_the_definition():
+    """Of 4096 equals half of the mass is 2048 exactly, where the last bit of a sum decides."""
+    z = np.zeros(_MANY, np.float32)
+    assert _by_count(z, Choice(1.0, top_p=0.5), 0.3) is None
+    assert _by_count(z, Choice(1.0, min_p=1.0), 0.3) is None
+    assert _by_count(z, Choice(1.0), 0.25) is None
+    assert _by_count(z, Choice(1.0), 0.2501) == 1024
+    for z in (np.full(_MANY, -np.inf, np.float32), np.full(_MANY, np.inf, np.float32)):
+        assert _by_count(z, Choice(1.0), 0.3) is None
 
 
 @OFTEN

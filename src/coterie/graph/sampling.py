@@ -7,12 +7,14 @@ Knows nothing about graphs or requests. The random number depends on (seed, posi
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 _MASK = 2**64 - 1
+_MANY = 4096  # fewer are sorted sooner than they are counted
+_STEPS, _FAR = 16.0, 64  # likelihoods are counted in steps of e^(1/16), those below e^-64 together
 
 
 class Settings(Protocol):
@@ -60,6 +62,16 @@ def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
     z = (logits_V / np.float32(settings.temperature)).astype(np.float32)
+    u = uniform(settings.seed, position)
+    if len(z) >= _MANY and not 0 < settings.top_k < len(z):
+        chosen = _by_count(z, settings, u)
+        if chosen is not None:
+            return chosen
+    return _among_all(z, settings, u)
+
+
+def _among_all(z: npt.NDArray[np.float32], settings: Settings, u: float) -> int:
+    """The definition: everything in order, then the limits."""
     order = _order(z, settings.top_k)
     kept = z[order].astype(np.float64)
     p = np.exp(kept - kept[0])
@@ -70,9 +82,49 @@ def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -
         count = min(count, int(np.searchsorted(np.cumsum(p), settings.top_p, side="left")) + 1)
     p = p[: max(count, 1)]
     cumulative = np.cumsum(p)
-    wanted = uniform(settings.seed, position) * cumulative[-1]
-    chosen = min(int(np.searchsorted(cumulative, wanted, side="right")), len(p) - 1)
+    chosen = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(p) - 1)
     return int(order[chosen])
+
+
+def _by_count(z_V: npt.NDArray[np.float32], settings: Settings, u: float) -> int | None:
+    """The same token without top-k, with hardly anything sorted; None where rounding may decide.
+
+    Tokens are counted by likelihood, in steps of e^(1/16): a step's sum needs no order, and only the step that holds a
+    border is sorted. Sums in another order differ by less than `margin`; what is nearer to a border is left to the
+    definition.
+    """
+    largest = z_V.max()
+    if not np.isfinite(largest):
+        return None
+    likely_V = np.exp(z_V.astype(np.float64) - largest)
+    with np.errstate(over="ignore"):
+        step_V = np.minimum((largest - z_V) * np.float32(_STEPS), np.float32(_FAR * _STEPS)).astype(np.intp)
+    reached = np.concatenate([[0.0], np.cumsum(np.bincount(step_V, weights=likely_V))])
+    margin = len(z_V) * 2.0**-50 * float(reached[-1])
+
+    def find(wanted: float, side: Literal["left", "right"]) -> tuple[int, float] | None:
+        """The token whose sum reaches (left) or passes (right) `wanted`, and that sum."""
+        step = int(np.searchsorted(reached, wanted, side)) - 1
+        tokens = np.flatnonzero(step_V == max(step, 0))
+        order = tokens[np.argsort(-z_V[tokens], kind="stable")]
+        sums = np.concatenate([reached[[max(step, 0)]], reached[max(step, 0)] + np.cumsum(likely_V[order])])
+        at = int(np.searchsorted(sums, wanted, side))
+        if not 0 < at < len(sums) or np.abs(sums[at - 1 : at + 1] - wanted).min() <= margin:
+            return None
+        return int(order[at - 1]), float(sums[at])
+
+    last = float(reached[-1])
+    if settings.min_p > 0:
+        if (np.abs(likely_V - settings.min_p) <= len(z_V) * 2.0**-50 * settings.min_p).any():
+            return None
+        last = float(likely_V[likely_V >= settings.min_p].sum())
+    if settings.top_p < 1:
+        cut = find(settings.top_p * float(reached[-1]), "left")
+        if cut is None:
+            return None
+        last = min(last, cut[1])
+    chosen = find(u * last, "right")
+    return None if chosen is None else chosen[0]
 
 
 def _order(z_V: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
