@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt
-from coterie.composition.routers import neighbours
-from coterie.composition.routers.features import MAX_CHARS, gram_hashes, normalise
+from coterie.composition.routers import features, neighbours
+from coterie.composition.routers.features import MAX_CHARS, gram_hashes, gram_hashes_of, normalise
 from coterie.composition.routers.knn import Example, KnnRouter, KnnSettings
 from coterie.composition.routers.neighbours import NGRAM_MAX, NGRAM_MIN, Neighbours
 from coterie.composition.routing import Routing, make_router
@@ -144,6 +145,17 @@ def test_hashes_are_one_for_each_ngram():
     assert len(gram_hashes("", 2, 4)) == len(gram_hashes(" \n", 2, 4)) == 0
     assert set(gram_hashes("ab", 2, 2)) == set(gram_hashes("ab", 2, 4)) & set(gram_hashes("ab", 1, 2))
     assert len(gram_hashes("x" * 10 * MAX_CHARS, 4, 4)) < MAX_CHARS
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("lengths", [(1, 1), (2, 4), (3, 9)])
+def test_texts_hashed_together_are_hashed_as_each_alone(lengths, batch_bytes, monkeypatch):
+    """Empty ones, short ones and equal ones; what reaches into the next text is nobody's."""
+    monkeypatch.setattr(features, "_BATCH_BYTES", batch_bytes)
+    texts = ["", "add 1 and 2", " ", "a", "aaaaaaa", "add 1 and 2", "\ud800x", "b" * 50, ""]
+    for some in (texts, texts[:1], []):
+        found = list(gram_hashes_of(some, *lengths))
+        assert [list(hashes) for hashes in found] == [list(gram_hashes(text, *lengths)) for text in some]
 
 
 def test_memory_is_what_the_class_says():
@@ -302,6 +314,19 @@ def test_examples_come_from_the_experts_and_from_a_file(write):
 
 def test_defaults_are_the_routers(write):
     assert make_router(load_composition(write())).settings == KnnSettings()
+
+
+def test_other_settings_of_a_router_read_its_examples_once(write):
+    composition = load_composition(write('examples = "e.jsonl"', LINES))
+    routing, prompts = Routing(composition), [Prompt(text) for text in ("add 5 and 6", "who wrote it?", "zz add")]
+    before = [routing.route(prompt) for prompt in prompts]
+    for changes in ({"threshold": 0.9}, {"similarity": 0.4}, {"num_neighbours": 1}):
+        spec = replace(composition.router, **changes)
+        tuned, anew = routing.tuned(spec), Routing(replace(composition, router=spec))
+        assert tuned.router.neighbours is routing.router.neighbours
+        assert tuned.router.settings == anew.router.settings != routing.router.settings
+        assert [tuned.route(prompt) for prompt in prompts] == [anew.route(prompt) for prompt in prompts]
+    assert [routing.route(prompt) for prompt in prompts] == before
 
 
 def test_a_conversation_stays_where_a_message_is_like_no_example(write):

@@ -29,9 +29,10 @@ from coterie.cli.options import (
     print_json,
     sentences,
 )
-from coterie.cli.route import routes_of
+from coterie.cli.route import routes_by, routes_of
 from coterie.composition.composition import Composition, RouterSpec, load_composition
 from coterie.composition.evaluate import Question, Score, is_exact, limited, read_questions, score
+from coterie.composition.routing import Routing
 from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
 from coterie.core.errors import CompositionError, NotFoundError
 from coterie.graph.ops import INT16
@@ -113,8 +114,9 @@ def _have_answers(asked: list[Question], path: Path) -> bool:
 
 def _evaluate_router(composition: Composition, spec: RouterSpec, asked: list[Question], json_: bool) -> None:
     texts = [question.text for question in asked]
-    result = score(asked, routes_of(composition, texts))
-    points = list(_swept(composition, spec, asked))
+    routing = Routing(composition) if spec.model is None else None
+    result = score(asked, routes_of(composition, texts) if routing is None else routes_by(routing, texts))
+    points = [] if routing is None else list(_swept(routing, spec, asked))
     if json_:
         print_json({**result.to_dict(), "sweep": [asdict(point) for point in points]})
         return
@@ -127,16 +129,16 @@ def _evaluate_router(composition: Composition, spec: RouterSpec, asked: list[Que
         out.print(table)
 
 
-def _swept(composition: Composition, spec: RouterSpec, asked: list[Question]) -> Iterator[SweepPoint]:
+def _swept(routing: Routing, spec: RouterSpec, asked: list[Question]) -> Iterator[SweepPoint]:
     """The points of every setting that the router's kind has; a router that asks a model has none."""
     texts = [question.text for question in asked]
     if spec.kind in ("rules", "lexical", "knn"):
-        sure = replace(composition, router=replace(spec, threshold=0.0))
-        yield from sweep_thresholds(asked, routes_of(sure, texts), spec.fallback)
+        sure = routing.tuned(replace(spec, threshold=0.0))
+        yield from sweep_thresholds(asked, routes_by(sure, texts), spec.fallback)
     if spec.kind == "knn":
         for value in SIMILARITIES:
-            tried = replace(composition, router=replace(spec, similarity=value))
-            yield sweep_point("similarity", value, asked, routes_of(tried, texts))
+            tried = routing.tuned(replace(spec, similarity=value))
+            yield sweep_point("similarity", value, asked, routes_by(tried, texts))
 
 
 def _query(question: Question, model: str) -> Query:

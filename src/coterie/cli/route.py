@@ -42,10 +42,14 @@ def route(
 def routes_of(composition: Composition, texts: list[str]) -> list[Route]:
     """The router's decision for each text; a model is opened only where the router asks it. Raises CoterieError."""
     if composition.router is None or composition.router.model is None:
-        routing = Routing(composition)
-        return [routing.route(Prompt(text))[0] for text in texts]
+        return routes_by(Routing(composition), texts)
     with Coterie(composition) as coterie:
         return [coterie.route(Query.text(text)) for text in texts]
+
+
+def routes_by(routing: Routing, texts: list[str]) -> list[Route]:
+    """The decision for each text of a router that asks nothing."""
+    return [routing.route(Prompt(text))[0] for text in texts]
 
 
 def _table(routes: list[tuple[str, Route]]) -> Table:

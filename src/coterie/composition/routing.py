@@ -53,8 +53,12 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
 
 
 def _make_knn(spec: RouterSpec, composition: Composition) -> Router:
+    return KnnRouter(spec.examples, spec.fallback, _knn_settings(spec))
+
+
+def _knn_settings(spec: RouterSpec) -> KnnSettings:
     threshold = THRESHOLD if spec.threshold is None else spec.threshold
-    return KnnRouter(spec.examples, spec.fallback, KnnSettings(spec.num_neighbours, spec.similarity, threshold))
+    return KnnSettings(spec.num_neighbours, spec.similarity, threshold)
 
 
 def _make_llm(spec: RouterSpec, composition: Composition) -> Router:
@@ -89,9 +93,16 @@ class Routing:
     """A composition's way of choosing an expert. Pure: an equal prompt, model, previous expert and equal resident
     experts give an equal Route."""
 
-    def __init__(self, composition: Composition) -> None:
+    def __init__(self, composition: Composition, router: Router | None = None) -> None:
+        """`router`: the composition's, if it is made already."""
         self.composition = composition
-        self.router = make_router(composition)
+        self.router = router or make_router(composition)
+
+    def tuned(self, spec: RouterSpec) -> Routing:
+        """The same with other settings of its router: what was made of a knn router's examples is used again."""
+        composition = replace(self.composition, router=spec)
+        router = self.router.tuned(_knn_settings(spec)) if isinstance(self.router, KnnRouter) else None
+        return Routing(composition, router)
 
     @property
     def prefers_resident(self) -> bool:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,8 @@ MAX_DIGITS = 4  # longer runs of digits look alike, and which digits they are ne
 _DIGITS = re.compile(r"\d+")
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits evenly mixed: 2^64 over the golden ratio
+
+_BATCH_BYTES = 1 << 20  # of texts that are hashed together
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -60,15 +64,58 @@ def bucket_list(text: str, settings: HashSettings) -> I64:
 def gram_hashes(text: str, ngram_min: int, ngram_max: int) -> U64:
     """64-bit hashes of a prompt's distinct n-grams, ascending; empty for a prompt without text.
 
-    Four times as fast as `bucket_list`, and nothing shares a bucket; for features that no file keeps.
+    Much faster than `bucket_list`, and nothing shares a bucket; for features that no file keeps.
     """
-    codes = np.frombuffer(normalise(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    codes = np.frombuffer(_code_points(text), dtype=np.uint32)
     hashes, found = np.zeros(len(codes), dtype=np.uint64), []
-    for n in range(1, min(ngram_max, len(codes)) + 1):
+    for n in range(1, min(len(codes), ngram_max) + 1):
         hashes = hashes[: len(codes) - n + 1] * _FACTOR + codes[n - 1 :]
         if n >= ngram_min:
             found.append(hashes)
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.uint64)
+    every = np.concatenate(found) if found else np.zeros(0, dtype=np.uint64)
+    every.sort()
+    distinct: U64 = every[np.append(True, every[1:] != every[:-1])[: len(every)]]
+    return distinct
+
+
+def gram_hashes_of(texts: Iterable[str], ngram_min: int, ngram_max: int) -> Iterator[U64]:
+    """`gram_hashes` of each prompt, many at once, which is several times as fast."""
+    batch: list[bytes] = []
+    size_bytes = 0
+    for text in texts:
+        batch.append(_code_points(text))
+        size_bytes += len(batch[-1])
+        if size_bytes >= _BATCH_BYTES:
+            yield from _hashed(batch, ngram_min, ngram_max)
+            batch, size_bytes = [], 0
+    yield from _hashed(batch, ngram_min, ngram_max)
+
+
+def _code_points(text: str) -> bytes:
+    return normalise(text).encode("utf-32-le", "surrogatepass")
+
+
+def _hashed(batch: Sequence[bytes], ngram_min: int, ngram_max: int) -> Iterator[U64]:
+    """Those of texts, given as code points, all at once: what reaches into the next text is left out."""
+    codes = np.frombuffer(b"".join(batch), dtype=np.uint32)
+    sizes = np.asarray([len(text) // 4 for text in batch], dtype=np.int64)
+    to_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(codes))  # characters from here on, this one too
+    lengths = range(ngram_min, ngram_max + 1)
+    hashes, grams = np.zeros(len(codes), dtype=np.uint64), np.empty((len(codes), len(lengths)), dtype=np.uint64)
+    for n in range(1, ngram_max + 1):
+        hashes *= _FACTOR
+        hashes[: max(len(codes) - n + 1, 0)] += codes[n - 1 :]
+        if n >= ngram_min:
+            grams[:, n - ngram_min] = hashes
+    found = grams[to_end[:, None] >= np.asarray(lengths)]
+    ends = np.cumsum(sum(np.maximum(sizes - n + 1, 0) for n in lengths)).tolist()
+    starts = [0, *ends][:-1]
+    for start, end in zip(starts, ends, strict=True):
+        found[start:end].sort()
+    is_new = np.append(True, found[1:] != found[:-1])[: len(found)]
+    is_new[[start for start, end in zip(starts, ends, strict=True) if start < end]] = True
+    distinct, bounds = found[is_new], np.searchsorted(np.flatnonzero(is_new), [0, *ends]).tolist()
+    return (distinct[start:end] for start, end in pairwise(bounds))
 
 
 def word_buckets(text: str, settings: HashSettings) -> dict[str, I64]:

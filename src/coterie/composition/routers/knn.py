@@ -13,6 +13,7 @@ scope.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from coterie.composition.router import Ask, Prompt, Route, ranked
@@ -50,6 +51,12 @@ class KnnRouter:
         self._names = tuple(dict.fromkeys(example.expert for example in examples))
         labels = {name: label for label, name in enumerate(self._names)}
         self.neighbours = Neighbours([e.text for e in examples], [labels[e.expert] for e in examples])
+
+    def tuned(self, settings: KnnSettings) -> KnnRouter:
+        """A router of the same examples, which are not indexed again."""
+        other = copy(self)
+        other.settings = settings
+        return other
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
         """Nothing: the text is enough."""

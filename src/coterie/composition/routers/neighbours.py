@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coterie.composition.routers.features import U64, gram_hashes
+from coterie.composition.routers.features import U64, gram_hashes, gram_hashes_of
 
 NGRAM_MIN, NGRAM_MAX = 2, 4
 MAX_POSTINGS = 2**20  # gathered at a time: what a search holds beside its sums stays below 24 MiB
@@ -48,8 +48,7 @@ class Neighbours:
     def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
         """Texts without a character that is not blank are left out."""
         rows: dict[tuple[int, bytes], str] = {}
-        for text, label in zip(texts, labels, strict=True):
-            hashes = gram_hashes(text, NGRAM_MIN, NGRAM_MAX)
+        for text, label, hashes in zip(texts, labels, gram_hashes_of(texts, NGRAM_MIN, NGRAM_MAX), strict=True):
             if len(hashes):
                 rows.setdefault((label, hashes.tobytes()), _shown(text))
         # by label, so that each n-gram's texts are too
@@ -106,7 +105,7 @@ class Neighbours:
         # runs (R) of one n-gram's texts under one label
         labels_P = self._labels[self._texts_of]
         runs = np.flatnonzero(is_first | np.append(True, labels_P[1:] != labels_P[:-1])[: len(held)])
-        labels_R, grams_R = labels_P[runs], np.searchsorted(self._starts, runs, side="right") - 1
+        labels_R, grams_R = labels_P[runs], np.cumsum(is_first[runs]) - 1
         sizes = np.bincount(self._labels, minlength=1)
         spread_G = _spread(grams_R, np.diff(np.append(runs, len(held))) / sizes[labels_R])
         unknown = float(np.log(np.count_nonzero(sizes) + 1))
