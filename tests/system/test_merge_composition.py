@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 from tests.system.test_cli import refused, run
 from tests.system.tiny import CONFIG, write_adapter, write_expert
+
+from coterie.composition import merge
+from coterie.models.merge import Merged, merge_folder
 
 OFFICE = """
 name = "office"
@@ -121,13 +125,34 @@ def test_all_other_paths_are_whole(office: Path, tmp_path: Path) -> None:
     assert values["router"]["weights"] == str(tmp_path / "router.npz")
 
 
-def test_mistakes_are_told_before_the_work_and_leave_nothing(office: Path, tmp_path: Path) -> None:
+def test_names_that_a_disk_does_not_tell_apart(office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that does not know capitals, which is played here, one folder has both names."""
+
+    def both(base: Path, adapter: Path, target: Path) -> Merged:
+        found = merge_folder(base, adapter, target)
+        target.with_name(target.name.upper()).symlink_to(target)
+        return found
+
+    monkeypatch.setattr(merge, "merge_folder", both)
+    office.write_text(office.read_text().replace('"german"', '"SQL"'))
+    refused(run("merge", office, tmp_path / "out"), "'SQL'", "does not tell", "capitals", "rename")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_mistakes_are_told_before_the_work_and_leave_nothing(
+    office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = office.read_text()
     for wrong, words in (
         (good.replace('"adapters/german"', '"adapters/none"'), ("adapters/none", "does not exist")),
         (good.replace('fallback = "general"', 'fallback = "nobody"'), ("router.fallback", "nobody")),
         (good.replace('"models/base"', '"models/none"'), ("'sql'.checkpoint", "models/none")),
         (good.replace("adapter =", "adaptor ="), ("adaptor", "adapter")),
+        (
+            good.replace('"german"', '"sql.partial"'),
+            ("'sql.partial' has the name under which 'sql'", "rename"),
+        ),
+        (good.replace('"german"', '"composition.toml"'), ("'composition.toml' has the name of the file", "rename")),
         (good.replace('adapter = "adapters/sql"\n', "").replace('adapter = "adapters/german"\n', ""), ("no expert",)),
     ):
         office.write_text(wrong)
@@ -135,6 +160,11 @@ def test_mistakes_are_told_before_the_work_and_leave_nothing(office: Path, tmp_p
     office.write_text(good)
     (tmp_path / "adapters" / "german" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3}')
     refused(run("merge", office, tmp_path / "out"), "mlp.down_proj", "says 3")
+    shutil.rmtree(tmp_path / "adapters" / "german")
+    write_adapter(tmp_path / "adapters" / "german", ("mlp.other_proj",), seed=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(merge, "merge_folder", lambda *_: pytest.fail("an expert was written"))
+        refused(run("merge", office, tmp_path / "out"), "mlp.other_proj", "does not have")
     refused(run("merge", tmp_path / "models" / "base", tmp_path / "adapters" / "sql"), "BASE ADAPTER OUT")
     refused(run("merge", office, office.parent), "exists already")
     assert not list(tmp_path.glob("out*"))

@@ -16,9 +16,8 @@ from coterie.composition.composition import COMPOSITION_FILE, composition_of, re
 from coterie.composition.toml import to_toml
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
-from coterie.models.adapter import open_adapter
-from coterie.models.merge import Merged, merge_folder
-from coterie.models.new_folder import free_path, new_folder
+from coterie.models.merge import Merged, check_merge, merge_folder
+from coterie.models.new_folder import PARTIAL, free_path, new_folder
 
 # Keys of a router that name a file, and which one where the key is left out.
 _ROUTER_FILES: dict[str, tuple[str, str | None]] = {"lexical": ("weights", "router.npz"), "knn": ("examples", None)}
@@ -35,8 +34,8 @@ class MergedComposition:
 def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
     """Merge every adapter of a composition file into a folder of its own below `target`, beside a file that names all.
 
-    Raises CompositionError for a file that is wrong or has no adapter, and what `merge_folder` raises. Nothing is left
-    of what fails.
+    Raises CompositionError for a file that is wrong or has no adapter, and what `merge_folder` raises: before anything
+    is written where an adapter does not fit. Nothing is left of what fails.
     """
     out, path = free_path(target), user_path(ref, "composition")
     path = path / COMPOSITION_FILE if path.is_dir() else path
@@ -44,26 +43,41 @@ def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
     bases = [{key: value for key, value in table.items() if key != "adapter"} for table in values["expert"]]
     composition = composition_of(values | {"expert": bases}, path)
     adapters = _adapters(values["expert"], root, path)
+    _check_names(list(adapters), path)
     folders = {name: composition.expert(name).checkpoint or root for name in adapters}
+    for name, adapter in adapters.items():
+        check_merge(folders[name], adapter)
     size_bytes = sum(file.stat().st_size for base in folders.values() for file in base.glob("*.safetensors"))
     merged: dict[str, Merged] = {}
     with new_folder(out, "the merged experts", size_bytes) as begun:
         for name, adapter in adapters.items():
+            if (begun / name).exists():
+                fact = f"{name!r} is a name that this disk does not tell from another expert's"
+                raise CompositionError(str(path), fact, "names must differ in more than capitals; rename one expert")
             merged[name] = replace(merge_folder(folders[name], adapter, begun / name), folder=out / name)
         (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root)), encoding="utf-8")
     return MergedComposition(out, merged)
 
 
 def _adapters(tables: Sequence[Mapping[str, Any]], root: Path, path: Path) -> dict[str, Path]:
-    """The adapters' folders by their experts' names, each opened once, so that a mistake is told before the work."""
+    """The adapters' folders by their experts' names. Raises CompositionError when there is none."""
     found = {}
     for number, table in enumerate(tables, start=1):
         if "adapter" in table:
             folder = root / user_path(table["adapter"], f"{path}: expert[{number}] {table['name']!r}.adapter")
-            found[table["name"]] = open_adapter(folder).path
+            found[table["name"]] = folder
     if not found:
         raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
     return found
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Experts become folders of their names, beside the composition file and, while they are written, `.partial`."""
+    begun = {name + PARTIAL: name for name in names}
+    for name in names:
+        if name == COMPOSITION_FILE or name in begun:
+            whose = f"under which {begun[name]!r} is written" if name in begun else "of the file beside the folders"
+            raise CompositionError(str(path), f"the expert {name!r} has the name {whose}", "rename the expert")
 
 
 def _moved(values: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -65,11 +65,19 @@ class Merged:
 class _Plan:
     """What is written: tensors in order of first use, each from a tensor of the base, if any, and a change, if any."""
 
+    stored: Checkpoint
+    model: Model
+    adapter: Adapter
     entries: tuple[Entry, ...]
     sources: Mapping[str, TensorInfo]
     changes: Mapping[str, Change]
     untied: bool
     vocab_size: int
+
+
+def check_merge(base: str | Path, adapter: str | Path) -> None:
+    """Raise what `merge_folder` raises of base and adapter before it writes anything; only headers are read."""
+    _plan(base, adapter)
 
 
 def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> Merged:
@@ -81,13 +89,7 @@ def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> M
     on any failure.
     """
     out = free_path(target)
-    stored = Checkpoint.open(base)
-    if stored.config.get(KEY):
-        fact = "is quantised, and an adapter is added to the weights that it was trained on"
-        raise UsageError(str(stored.path), fact, "merge into the unquantised base, and quantise what comes out")
-    model = open_model(base)
-    found = open_adapter(adapter)
-    plan = _plan(model, stored, found)
+    plan = _plan(base, adapter)
     sums: dict[str, Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
@@ -100,15 +102,20 @@ def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> M
 
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in plan.entries)
     with new_folder(out, "the merged expert", size_bytes) as begun:
-        copy_others(stored.path, begun)
-        _copy_tokenizer(found.path, begun)
-        write_config(begun, _config(stored.config, model, plan))
+        copy_others(plan.stored.path, begun)
+        _copy_tokenizer(plan.adapter.path, begun)
+        write_config(begun, _config(plan))
         write_tensors(begun / SINGLE, plan.entries, _METADATA, write)
-        _check_opens(begun, found)
+        _check_opens(begun, plan.adapter)
     return Merged(out, size_bytes, plan.untied, plan.vocab_size, _kinds(plan, sums))
 
 
-def _plan(model: Model, stored: Checkpoint, adapter: Adapter) -> _Plan:
+def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
+    stored = Checkpoint.open(base)
+    if stored.config.get(KEY):
+        fact = "is quantised, and an adapter is added to the weights that it was trained on"
+        raise UsageError(str(stored.path), fact, "merge into the unquantised base, and quantise what comes out")
+    model, adapter = open_model(base), open_adapter(adapter_folder)
     sources, changes = _in_order(model, stored.tensors), dict(adapter.changes)
     tied = model.config.tied_embeddings
     untied = tied and _comes_apart(adapter, changes)
@@ -124,7 +131,7 @@ def _plan(model: Model, stored: Checkpoint, adapter: Adapter) -> _Plan:
         sizes = " and ".join(f"{name} with {n} rows" for name, n in rows.items())
         fact = f"would make {sizes}, which must be as many"
         raise CheckpointError(str(adapter.path), fact, "save the adapter with embedding and head")
-    return _Plan(entries, sources, changes, untied, rows[EMBED_WEIGHT])
+    return _Plan(stored, model, adapter, entries, sources, changes, untied, rows[EMBED_WEIGHT])
 
 
 def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -180,11 +187,11 @@ def _entry(name: str, info: TensorInfo, change: Change | None) -> Entry:
     return Entry(name, info.dtype, change.whole.shape if change and change.whole else info.shape)
 
 
-def _config(raw: Mapping[str, Any], model: Model, plan: _Plan) -> dict[str, Any]:
+def _config(plan: _Plan) -> dict[str, Any]:
     changed: dict[str, Any] = {"tie_word_embeddings": False} if plan.untied else {}
-    if plan.vocab_size != model.config.vocab_size:
+    if plan.vocab_size != plan.model.config.vocab_size:
         changed["vocab_size"] = plan.vocab_size
-    return dict(raw) | changed
+    return dict(plan.stored.config) | changed
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

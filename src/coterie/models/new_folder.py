@@ -22,6 +22,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.paths import user_path
 
+PARTIAL = ".partial"  # at the end of a name while a folder is written
 HEADER_ALIGN_BYTES = 64  # a cache line
 _LEFT_OUT = (CONFIG, INDEX)
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -50,7 +51,7 @@ def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
 
     `what` and `size_bytes` are for people. Raises UsageError, or CapacityError when the disk is full.
     """
-    begun = out.with_name(out.name + ".partial")
+    begun = out.with_name(out.name + PARTIAL)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         begun.mkdir()
