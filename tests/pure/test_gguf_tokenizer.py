@@ -269,6 +269,15 @@ def test_without_types_tokens_are_known_by_names_and_texts() -> None:
     assert bare.special_ids == {0, 1, 2}
 
 
+def test_bytes_are_known_by_their_texts_where_types_call_them_words() -> None:
+    metadata = sentencepiece(True, ())
+    words = {**metadata, G + "token_type": [1 if kind == 6 else kind for kind in metadata[G + "token_type"]]}
+    typed, plain = made(metadata), made(words)
+    for text in texts(50, 9):
+        assert plain.encode(text) == typed.encode(text)
+        assert plain.decode(plain.encode(text)) == typed.decode(typed.encode(text))
+
+
 def test_merges_that_a_file_has_are_taken_before_scores() -> None:
     metadata = sentencepiece(False, ())
     given = {**metadata, G + "merges": ["i t"], G + "scores": None}

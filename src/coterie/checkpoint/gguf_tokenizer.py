@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from coterie.checkpoint.chat import DEFAULT
 from coterie.checkpoint.generation import GENERATION
 from coterie.checkpoint.gguf_split import PRE, split_of
-from coterie.checkpoint.gguf_vocabulary import BYTE, MERGES, Vocabulary, listed_merges, scored_merges
+from coterie.checkpoint.gguf_vocabulary import MERGES, Vocabulary, listed_merges, scored_merges
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG
 from coterie.core.errors import CheckpointError, UnsupportedError
 
@@ -106,9 +106,8 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenize
 
 def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     merges = listed_merges(metadata) or scored_merges(metadata, vocabulary)
-    falls_back = BYTE in vocabulary.types
     unknown = {} if vocabulary.text("unk") is None else {"unk_token": vocabulary.text("unk")}
-    model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=falls_back, **unknown)
+    model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=True, **unknown)
     made = tokenizers.Tokenizer(model)
     spaces, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
     if not metadata.get("tokenizer.ggml.add_space_prefix", True):
