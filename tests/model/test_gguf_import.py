@@ -32,6 +32,7 @@ OWN = {
     ),
     "smollm3-usual": ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
     "phi3-long": ("phi3-partial", {"max_position_embeddings": 1024, "original_max_position_embeddings": 512}),
+    "olmo3-windows": ("olmo3", {"layer_types": [SLIDING] * 3}),
     "exaone4-usual": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
 }
 CASES = [
@@ -44,11 +45,21 @@ CASES = [
         ("gemma2-usual", "default"),
     ),
     *(("gemma3-usual", "linear"), ("smollm3-usual", "default"), ("granite-biases", "default")),
-    *(("olmo2", "default"), ("olmo3", "yarn"), ("exaone4", "default"), ("exaone4-usual", "default")),
+    *(
+        ("olmo2", "default"),
+        ("olmo3", "yarn"),
+        ("olmo3-windows", "default"),
+        ("exaone4", "default"),
+        ("exaone4-usual", "default"),
+    ),
     ("seed-oss", "default"),
 ]
 OWN["gemma-bias-tanh"] = ("gemma", {})
-ROPES = {"olmo3": {"rope_theta": 700.0}, "phi3-long": {"original_max_position_embeddings": 512}}
+ROPES = {
+    "olmo3": {"rope_theta": 700.0},
+    "olmo3-windows": {"rope_theta": 700.0},
+    "phi3-long": {"original_max_position_embeddings": 512},
+}
 # llama.cpp rounds gelu to a table of float16. It has no biases of Qwen3, no window of Phi-3, no `attention_factor` of
 # yarn, and a window of EXAONE 4 in a model of 64 layers only.
 RUNS = {case: 2e-3 if case[0].startswith("gemma") else 5e-6 for case in CASES}

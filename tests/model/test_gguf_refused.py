@@ -168,6 +168,7 @@ def test_factors_of_rope_are_given_back():
     found = rope_keys(Fields({}, "x"), 128, 4096, {"rope_freqs.weight": odd})["rope_scaling"]
     assert found["rope_type"] == "longrope"
     np.testing.assert_array_equal(np.array(found["short_factor"], np.float32), odd)
+    assert rope_keys(Fields({}, "x"), 128, 4096, {"rope_freqs.weight": np.ones(64, np.float32)}) == {"rope_theta": 1e4}
     with pytest.raises(CheckpointError, match="64 factors for 32 pairs"):
         rope_keys(Fields({}, "x"), 64, 4096, {"rope_freqs.weight": odd})
 

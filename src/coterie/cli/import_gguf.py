@@ -20,6 +20,7 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.models.gguf_import import Imported, import_gguf, plan_import
 from coterie.models.gguf_weights import KEEP
+from coterie.models.new_folder import free_path
 
 _NAMES = {DType.Q8: "int8", DType.Q4: "int4"}
 
@@ -70,6 +71,7 @@ def import_(
 
 
 def _import(file: Path, target: Path, weights: str, tokenizer: Path | None, shown: bool) -> Imported:
+    free_path(target)  # told before the file is read
     job = plan_import(file, weights)
     with counted(target.name, job.num_tensors, shown=shown) as tell:
         return import_gguf(job, target, tokenizer, tell)

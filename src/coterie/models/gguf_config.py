@@ -13,7 +13,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.families import FAMILIES
 from coterie.models.family import FULL, SLIDING, Bias
 from coterie.models.fields import Fields
-from coterie.models.gguf_families import Architecture, Source, architecture_of
+from coterie.models.gguf_families import PATTERN, Architecture, Source, architecture_of
 from coterie.models.gguf_file import GgufFile
 from coterie.models.gguf_rope import KEYS, TENSORS, rope_keys
 
@@ -32,6 +32,7 @@ _READ = (
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothing with such a value
     "vocab_size": (),
     "attention.causal": (True,),
+    "attention.layer_norm_epsilon": (),  # of norms with a mean, of which no such model has any
     "tensor_data_layout": ("Meta AI original pth",),
     "rope.scaling.finetuned": (True,),
 }
@@ -46,7 +47,7 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     """
     name, row = architecture_of(file.metadata, file.where)
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
-    keys = Fields({key: _single(value) for key, value in own.items()}, f"{file.where}: {name}")
+    keys = Fields({key: _single(key, value) for key, value in own.items()}, f"{file.where}: {name}")
     counts = {theirs: keys.count(ours) for ours, theirs in _COUNTS.items()}
     heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
     head_dim = keys.count("attention.key_length", max(1, hidden // heads))
@@ -86,9 +87,9 @@ def _by_layer(config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": {FULL: config.pop("rope_scaling", plain) | theta, SLIDING: plain}}
 
 
-def _single(value: Any) -> Any:
-    """Numbers that are the same for every layer may be stored as a list of them."""
-    is_same = isinstance(value, list) and value and type(value[0]) in (int, float) and len(set(value)) == 1
+def _single(key: str, value: Any) -> Any:
+    """Numbers that are the same for every layer may be stored as a list of them; a pattern of layers is a list."""
+    is_same = isinstance(value, list) and key != PATTERN and len(set(value)) == 1
     return value[0] if is_same else value
 
 

@@ -49,7 +49,7 @@ def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F3
         raise UnsupportedError(keys.where, f"{FREQS} beside rope of type {kind!r} is not run", "use a model with one")
     if LONG in factors or SHORT in factors:
         return {"rope_theta": theta} | _longrope(keys, context, factors)
-    if FREQS in factors:
+    if FREQS in factors and (factors[FREQS] != 1).any():
         return {"rope_theta": theta, "rope_scaling": _by_factors(factors[FREQS], theta, context)}
     if kind == "yarn":
         return {"rope_theta": theta, "rope_scaling": _yarn(keys, context)}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
+from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import F32, LOW_Q4, U8, pack, packed_as_is, unpack
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
@@ -226,5 +226,4 @@ def _as_is(source: Source, start: int, stop: int) -> U8:
     scales = np.ascontiguousarray(blocks[..., :_SCALE_BYTES]).view(np.float16)[..., 0].astype(np.float32)
     nibbles = blocks[..., _SCALE_BYTES:]
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(stop - start, -1).astype(np.int8) + LOW_Q4
-    assert PACKED[DType.Q4][1] == 2 * nibbles.shape[-1]
     return packed_as_is(q.astype(np.int8), to_f32(from_f32(scales, DType.BF16), DType.BF16), DType.Q4)
