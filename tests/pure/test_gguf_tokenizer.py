@@ -87,6 +87,14 @@ def test_sentencepiece_tokens_are_those_of_llama_cpp(
     assert kinds == {1, 2, 3, 4, 5, 6}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_tokens_are_those_of_llama_cpp_in_many_texts(prefix: bool, tmp_path: Path) -> None:
+    metadata = sentencepiece(prefix, USER_DEFINED)
+    theirs, ours = llama_cpp(metadata, tmp_path / "x.gguf"), made(metadata)
+    assert [text for text in texts(5000, 6) if ours.encode(text) != theirs(text)] == []
+
+
 def test_phi_3s_tokens_take_the_blanks_after_them(tmp_path: Path) -> None:
     named = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|user|>", "<|end|>")
     metadata = sentencepiece(True, named)
