@@ -230,6 +230,22 @@ class Device(Protocol):
         """Stop lanes and give memory back."""
 
 
+class Waits(Protocol):
+    """What events can be waited for on."""
+
+    def done(self, event: Event) -> bool:
+        """As Device.done."""
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """As Device.wait_any, which may return early."""
+
+
+def wait_for(device: Waits, event: Event) -> None:
+    """Return when an event is done or failed."""
+    while not device.done(event):
+        device.wait_any([event])
+
+
 class Copies(Protocol):
     """What can copy."""
 

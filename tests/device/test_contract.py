@@ -17,7 +17,7 @@ from tests.device.programs import V, loaded, rows, tiny_graph, write_weights
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError, UnsupportedError
 from coterie.core.units import format_bytes
-from coterie.device import Sampling
+from coterie.device import Sampling, wait_for
 from coterie.graph.compile import compile_graph
 from coterie.graph.sampling import draw
 
@@ -27,6 +27,21 @@ WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 
 def prompt_rows(**options):
     return rows([(PROMPT, 0)], **options)
+
+
+class Early:
+    """Waits that end although nothing has: as where a device has other things to tell."""
+
+    def __init__(self, device):
+        self.device, self.waits = device, 0
+
+    def done(self, event):
+        return self.device.done(event)
+
+    def wait_any(self, events, until=None):
+        self.waits += 1
+        if self.waits % 3 == 0:
+            self.device.wait_any(events, until)
 
 
 def broken_range(layout):
@@ -129,6 +144,21 @@ def test_wait_any_returns_when_one_is_finished(desk):
     fetches = list(desk.fetch().values())
     desk.device.wait_any(fetches)
     assert any(desk.device.done(event) for event in fetches)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_waiting_for_an_event_outlasts_waits_that_end_early(desk, is_broken):
+    early = Early(desk.device)
+    view = desk.weights.view(0, desk.layout.ranges[0].source.size_bytes)
+    source = broken_range(desk.layout) if is_broken else desk.layout.ranges[0].source
+    events = [desk.device.fetch(view, source) for _ in range(4)]
+    for event in reversed(events):
+        wait_for(early, event)
+        assert desk.device.done(event)
+        assert (desk.device.failure(event) is not None) == is_broken
+    waits = early.waits
+    wait_for(early, events[0])
+    assert early.waits == waits  # nothing is left to wait for
 
 
 def test_wait_any_returns_at_until(device):

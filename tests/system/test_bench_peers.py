@@ -17,8 +17,9 @@ from coterie.bench.peers import best
 from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
 from coterie.bench.peers.peer import Peer, Settings
-from coterie.bench.step import on_cpu, prompt_ids, wait
+from coterie.bench.step import on_cpu, prompt_ids
 from coterie.core.errors import UnsupportedError, UsageError
+from coterie.device import wait_for
 from coterie.models.model import Model
 from coterie.models.registry import weight_shapes
 
@@ -50,7 +51,7 @@ def our_tokens(model: Model) -> list[int]:
             step = loaded.step("cache", 0, len(ids))
             step.binding.rows.tokens_T[:] = ids
             event = loaded.device.run(step.exe, step.binding)
-            wait(loaded.device, event)
+            wait_for(loaded.device, event)
             ids.append(int(loaded.device.tokens(event)[0, 0]))
     finally:
         loaded.close()

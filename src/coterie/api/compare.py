@@ -18,7 +18,7 @@ from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
 from coterie.core.errors import RequestError, UsageError
-from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling
+from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling, wait_for
 from coterie.devices.gpu import gpu_number
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
@@ -133,8 +133,7 @@ def _load(device: Device, model: Model) -> Buffer:
     issued: list[Event] = []
     fetch_layout(device, model.layout, weights, issued)
     for event in issued:
-        while not device.done(event):
-            device.wait_any([event])
+        wait_for(device, event)
         failure = device.failure(event)
         if failure is not None:
             raise failure

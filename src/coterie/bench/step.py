@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from coterie.device import Binding, Buffer, Device, Event, Executable, Rows, Sampling
+from coterie.device import Binding, Buffer, Device, Event, Executable, Rows, Sampling, wait_for
 from coterie.devices.cpu import CpuDevice, Orchestration
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
@@ -38,7 +38,7 @@ class Step:
         """Run once; seconds per step, from the call to the tokens in Python."""
         start = perf_counter()
         event = self.device.run(self.exe, self.binding, steps=self.steps)
-        wait(self.device, event)
+        wait_for(self.device, event)
         self.device.tokens(event)
         return (perf_counter() - start) / self.steps
 
@@ -113,17 +113,11 @@ def fetch(device: Device, model: Model, dst: Buffer) -> float:
     start = perf_counter()
     issued: list[Event] = []
     fetch_layout(device, model.layout, dst, issued)
-    wait(device, issued[-1])
+    wait_for(device, issued[-1])
     failure = device.failure(issued[-1])
     if failure is not None:
         raise failure
     return perf_counter() - start
-
-
-def wait(device: Device, event: Event) -> None:
-    """Block until an event is finished."""
-    while not device.done(event):
-        device.wait_any([event])
 
 
 def prompt_ids(model: Model, count: int) -> list[int]:

@@ -21,7 +21,7 @@ import torch
 from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
-from coterie.device import Binding, Buffer, Event, Executable, copy_pieces
+from coterie.device import Binding, Buffer, Event, Executable, copy_pieces, wait_for
 from coterie.devices.cuda_bound import Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
@@ -245,8 +245,7 @@ class CudaDevice(RealDevice):
             return self._runs.read(turn, *ran.logits_at, rows)
 
         event = self._lane(COMPUTE).submit("logits", (), issue, here=True)
-        while not self.done(event):
-            self.wait_any([event])
+        wait_for(self, event)
         failure = self.failure(event)
         if failure is not None:
             raise failure

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import UnsupportedError
-from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, wait_for
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import KERNEL_SETS
 from coterie.graph.program import Program
@@ -83,6 +83,5 @@ class Behind:
         return self._slabs[buffer.slab_id].view(buffer.offset, buffer.size_bytes)
 
     def _wait(self, event: Event) -> Exception | None:
-        while not self.device.done(event):
-            self.device.wait_any([event])
+        wait_for(self.device, event)
         return self.device.failure(event)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coterie.core.errors import CapacityError, CoterieError, DeviceError
-from coterie.device import Device, Event
+from coterie.device import Device, Event, wait_for
 from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import NOBODY, Busy
@@ -138,8 +138,8 @@ class Arrivals:
     def wait_out(self, expert_id: str) -> None:
         """Wait for the end of an expert's load, if there is one: after a failed gate the rest of it fails at once."""
         load = self._under_way.get(expert_id)
-        while load is not None and not self._device.done(load.ready):
-            self._device.wait_any([load.ready])
+        if load is not None:
+            wait_for(self._device, load.ready)
 
     @property
     def under_way(self) -> int:

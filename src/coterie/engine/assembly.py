@@ -15,7 +15,7 @@ from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
-from coterie.device import Device
+from coterie.device import Device, wait_for
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy, memories_below
@@ -209,8 +209,8 @@ def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> 
     device, start_s = parts.device, parts.device.now()
     for name in order:
         ready = parts.both.want(name, models[name].layout).ready
-        while ready is not None and not device.done(ready):
-            device.wait_any([ready])
+        if ready is not None:
+            wait_for(device, ready)
         failed = [failure for _, failure in parts.both.poll() if failure is not None]
         if failed:
             raise failed[0]

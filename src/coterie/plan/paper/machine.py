@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from coterie.core.shapes import Sizes
+from coterie.device import wait_for
 from coterie.devices.modelled import ModelledDevice, Orchestration
 from coterie.devices.modelled_price import step_time
 from coterie.devices.modelled_shard import rank_program
@@ -81,8 +82,7 @@ def switch_s(machine: MachineSpec, size_bytes: int) -> float:
     device = ModelledDevice(machine)
     below, run = machine.weight_tiers[1], machine.run_tier
     copied = device.copy(device.reserve(run, size_bytes), device.reserve(below, size_bytes))
-    while not device.done(copied):
-        device.wait_any([copied])
+    wait_for(device, copied)
     return device.now()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.device import Binding, Event, Rows, Sampling
+from coterie.device import Binding, Event, Rows, Sampling, wait_for
 from coterie.devices.modelled import ModelledDevice
 from coterie.devices.modelled_price import step_time
 from coterie.engine.assembly import page_bytes
@@ -243,7 +243,7 @@ def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> f
     )
     binding = Binding(weights, model.layout.offsets(exe.program.weights), kv, block, rows)
     event = device.run(exe, binding, gates)
-    device.wait_any([event])
+    wait_for(device, event)
     return device.span(event).end_s
 
 
