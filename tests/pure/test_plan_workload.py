@@ -145,8 +145,20 @@ def test_a_damaged_trace_is_one_sentence(tmp_path, text, sentence):
 
 
 def test_json_lines_cut_off_in_the_middle(tmp_path):
-    with pytest.raises(UsageError, match=r"t.jsonl:2\] the file is cut off in the middle of it"):
+    with pytest.raises(UsageError, match=r"t.jsonl:2\] this line is not JSON: .* the file may be cut off"):
         read(tmp_path, '{"timestamp":1,"ContextTokens":2,"GeneratedTokens":3}\n{"timestamp":2,"Conte\n', "t.jsonl")
+
+
+def test_json_lines_are_read_as_those_of_questions_and_examples(tmp_path):
+    """Blank lines and a byte order mark mean nothing; a separator within a text ends no line; a file must be there."""
+    row = '{"timestamp":1,"ContextTokens":2,"GeneratedTokens":3,"note":"a\u2028b"}\n'
+    assert read(tmp_path, "\ufeff" + row + "\n \n" + row, "t.jsonl").prompt_tokens.tolist() == [2, 2]
+    with pytest.raises(UsageError, match="there are no requests in it"):
+        read(tmp_path, "\n \n", "t.jsonl")
+    with pytest.raises(UsageError, match=r"t.jsonl:1\] this line is JSON, but no object"):
+        read(tmp_path, "[1]\n", "t.jsonl")
+    with pytest.raises(NotFoundError, match="there is no such file of requests"):
+        read_workload(tmp_path / "none.jsonl", NAMES, UNIFORM, 0)
 
 
 @pytest.mark.parametrize(

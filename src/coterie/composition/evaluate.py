@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.composition.lines import json_lines
 from coterie.composition.router import Route
 from coterie.core.errors import CompositionError
+from coterie.core.lines import json_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
     An expert of null, or "", means out of scope. Raises NotFoundError, or CompositionError naming the line.
     """
-    return tuple(_question(values, where) for where, values in json_lines(path, "questions"))
+    return tuple(_question(values, where) for where, values in json_lines(path, "questions", CompositionError))
 
 
 def _question(values: Mapping[str, Any], where: str) -> Question:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from coterie.composition.lines import json_lines
 from coterie.composition.routers.knn import Example
 from coterie.composition.validate import nearest
 from coterie.core.errors import CompositionError
+from coterie.core.lines import json_lines
 
 _REMEDY = 'write {"expert": "...", "prompt": "..."}, with an expert of "" where none should answer'
 
@@ -23,7 +23,7 @@ def read_examples(path: Path, names: Sequence[str], fallback: str) -> tuple[Exam
     """
     known = set(names)
     examples = []
-    for where, values in json_lines(path, "examples"):
+    for where, values in json_lines(path, "examples", CompositionError):
         text, expert = values.get("prompt"), values.get("expert", 0)
         if not isinstance(text, str) or not text.strip():
             raise CompositionError(where, "there is no prompt in this line", _REMEDY)

@@ -10,7 +10,6 @@ Knows nothing about engines or machines.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from coterie.composition.composition import name_hint
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.lines import json_lines, read_text
 from coterie.plan.mix import Mix
 from coterie.plan.workload import MAX_TOKENS, Workload
 
@@ -32,6 +32,7 @@ _NAMES = {
     "new": ("generatedtokens", "response tokens", "num_decode_tokens", "new_tokens"),
 }
 _EXPERT = "expert"
+_WHAT = "requests"
 _FAILED = ("response tokens", "0")  # BurstGPT's README: "some failure that Response tokens are 0s"
 _FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure gives 100 ns, datetime takes microseconds
 
@@ -40,23 +41,23 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     """The requests of a file, at most `limit` of them, the first one at time 0; facts say how many failed ones are not.
 
     Raises UsageError naming the line: a missing column, a value that is none, times that run backwards, or a file that
-    was cut off in the middle; NotFoundError for an expert that does not exist.
+    was cut off in the middle; NotFoundError for a file or an expert that does not exist.
     """
     rows: list[tuple[float, int, int, str | None]] = []
     failed = 0
-    for line, row in _rows(path):
+    for where, row in _rows(path):
         if limit is not None and len(rows) == limit:
             break
         if str(row.get(_FAILED[0])).strip() == _FAILED[1]:
             failed += 1
             continue
-        rows.append(_request(row, f"{path}:{line}", names))
+        rows.append(_request(row, where, names))
         if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
             fact = f"it arrives {rows[-2][0] - rows[-1][0]:g} s before the request above it"
-            raise UsageError(f"{path}:{line}", fact, "sort the file by time")
+            raise UsageError(where, fact, "sort the file by time")
         if (rows[-1][3] is None) != (rows[0][3] is None):
             fact = "only one of this request and the first names its expert"
-            raise UsageError(f"{path}:{line}", fact, "name the expert of every request, or of none")
+            raise UsageError(where, fact, "name the expert of every request, or of none")
     if not rows:
         but = f" but {failed} that failed" if failed else ""
         raise UsageError(str(path), f"there is no request in it{but}", "give a file with one request a line")
@@ -76,34 +77,16 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line numbers and rows, with column names in lower case."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(str(path), f"it cannot be read: {error}", "give a .csv or .jsonl of requests") from error
-    lines = text.splitlines()
-    if lines and not text.endswith(("\n", "\r")):
-        fact = f"line {len(lines)} has no end, so that the file may be cut off in the middle of it"
-        raise UsageError(str(path), fact, "get the whole file, or end its last line if it is whole")
-    yield from _json_rows(path, lines) if path.suffix == ".jsonl" else _csv_rows(path, lines)
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row stands, and its values by column, with names in lower case."""
+    if path.suffix == ".jsonl":
+        for where, values in json_lines(path, _WHAT, must_end=True):
+            yield where, {key.lower(): item for key, item in values.items()}
+    else:
+        yield from _csv_rows(path, read_text(path, _WHAT, must_end=True).splitlines())
 
 
-def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            cut = "the file is cut off in the middle of it" if number == len(lines) else f"it is not JSON: {error}"
-            raise UsageError(f"{path}:{number}", cut, "write one JSON object a line") from error
-        if not isinstance(value, dict):
-            raise UsageError(f"{path}:{number}", "it is not a JSON object", "write one JSON object a line")
-        yield number, {str(key).lower(): item for key, item in value.items()}
-
-
-def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     reader = csv.reader(lines)
     header = [name.strip().lower() for name in next(reader, [])]
     for name in header:
@@ -118,7 +101,7 @@ def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, Mapping[s
             cut = ": the file is cut off in the middle of it" if last else ""
             fact = f"it has {len(row)} of {len(header)} columns{cut}"
             raise UsageError(f"{path}:{reader.line_num}", fact, "get the whole file, or take the line out")
-        yield reader.line_num, dict(zip(header, row, strict=True))
+        yield f"{path}:{reader.line_num}", dict(zip(header, row, strict=True))
 
 
 def _request(row: Mapping[str, Any], where: str, names: Sequence[str]) -> tuple[float, int, int, str | None]:
