@@ -217,14 +217,32 @@ def test_what_is_held() -> None:
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
+        ({"type": "object", "properties": {"a": {"type": "strange"}}}, "cannot be enforced: Invalid type: strange"),
         ({"type": "array"}, "type 'array', but arguments are an object"),
         ({"not": {}}, 'cannot be enforced: Unimplemented keys: \\["not"\\]'),
     ],
 )
 def test_a_tool_that_cannot_be_held_is_named(parameters: dict, said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
-        mask_of("hermes", Calling(True), False, [TOOLS[0], tool("x", parameters)])
+        mask_of("hermes", Calling(True), False, [TOOLS[0], tool("x", parameters, strict=True)])
     assert caught.value.where == "tools[1].function.parameters"
     mask_of(
         "hermes", Calling(True, False, ("add",)), False, [TOOLS[0], tool("x", parameters)]
     )  # which may not be called
+
+
+def test_what_cannot_be_enforced_is_left_out_where_a_tool_is_not_strict() -> None:
+    """The rest of its schema holds."""
+    listed = {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "maxItems": 2}
+    tools = [tool("add", {**ADD, "properties": {"a": listed, "s": {"enum": ["x"]}}})]
+    said = '<tool_call>\n{"name": "add", "arguments": {"a": [true, true], "s": "x"}}\n</tool_call>'
+    for text, size in ((said, len(said)), (said.replace("[true", "[1"), said.index("true"))):
+        mask, done = mask_of("hermes", Calling(True), tools=tools), ""
+        for token in TOKENIZERS[False].encode(text, add_special_tokens=False):
+            if mask.complete or not mask.allowed()[token]:
+                break
+            mask.accept(token)
+            done += TOKENIZERS[False].token_bytes(token).decode()
+        assert len(done) == size
+    with pytest.raises(RequestError, match="uniqueItems"):
+        mask_of("hermes", FREE, tools=[{**tools[0], "function": {**tools[0]["function"], "strict": True}}])

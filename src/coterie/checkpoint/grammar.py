@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.calls import Calling, Form
-from coterie.checkpoint.held import arguments_of, lark_of
+from coterie.checkpoint.held import arguments_of, is_strict, lark_of
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
@@ -26,7 +26,6 @@ ANY_OBJECT = '{"type": "object"}'
 # Blanks between JSON's parts, but never without end: a model that has nothing to say would else write them for ever.
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
 GUARD = "\x02"  # a character that merges with no other
-_LESS_BLANK = {"x-guidance": {"whitespace_pattern": BLANKS}}  # within a schema
 KEPT = 16  # grammars
 FIELD, TOOLS = "response_format", "tools"
 
@@ -104,13 +103,13 @@ class Grammar:
         for place, tool in enumerate(tools):
             name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
             if not calling.only or name in calling.only:
-                arguments[name] = arguments_of(tool, calling.required, where), where
-        schemas = {name: {**its, **_LESS_BLANK} for name, (its, _) in arguments.items()}
-        answer = {**_object_of(schema), **_LESS_BLANK} if schema else None
+                arguments[name] = arguments_of(tool, calling.required, where), is_strict(tool), where
+        schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
+        answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
         grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special, answer))
         if self._wrong(grammar):  # then it is known whose
-            for its, where in arguments.values():
-                self._made(self._of_schema(json.dumps(its), where), where)
+            for its, strict, where in arguments.values():
+                self._made(self._of_schema(json.dumps(its), where, strict), where)
             if schema:
                 self.mask(schema)
         return self._made(grammar, TOOLS)
@@ -119,9 +118,9 @@ class Grammar:
         token = self._tokenizer.token_id(text)
         return token if token in self._tokenizer.special_ids else None
 
-    def _of_schema(self, schema: str, field: str) -> str:
+    def _of_schema(self, schema: str, field: str, strict: bool = True) -> str:
         try:
-            found = self._llmatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS})
+            found = self._llmatcher.grammar_from_json_schema(schema, overrides=_how(strict))
         except ValueError as error:
             raise RequestError(field, f"has no JSON schema: {error}", "give a JSON object") from error
         return str(found)
@@ -164,6 +163,11 @@ class FormMask:
 def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> Grammar:
     """The grammar of a tokenizer, kept: to lay out a large vocabulary takes a second."""
     return Grammar(tokenizer, vocab_size, end_ids)
+
+
+def _how(strict: bool) -> dict[str, Any]:
+    """How a schema is kept: to the letter, or but for keywords that cannot be enforced."""
+    return {"whitespace_pattern": BLANKS, "lenient": not strict}
 
 
 def _object_of(schema: str) -> dict[str, Any]:
