@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="the extra cuda is not installed: triton is
 import torch
 import triton
 from tests.device.native import whole
+from tests.device.remembering import remember
 from triton.runtime import interpreter
 
 from coterie.devices.cpu_bound import Bound, Workspace
@@ -31,11 +32,9 @@ from coterie.kernels.triton.tiles import Tiles
 if not isinstance(triton.language.zeros, interpreter.InterpretedFunction):
     raise RuntimeError("triton was imported before it was told to interpret; import tests.device.interpreted first")
 
-# Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes. It also
-# swaps the functions of the language for its own at each call of one function by another; once is enough.
+# Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes.
 interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-interpreter._patch_lang(triton.language.sum.fn)
-interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+remember()
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
 WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64)

@@ -31,7 +31,8 @@ def compare(backend, row, rope, dtype):
         error = theirs.relative_error(stepper.feed((stepper.sequence(), wanted.prompt)), wanted.truth)
         greedy = stepper.greedy(wanted.prompt[: theirs.GREEDY_FROM], theirs.GREEDY_TOKENS)
         stepper.backend.close()
-    return error, wanted.own_error, [theirs.agreeing(one, wanted.greedy) for one in (greedy, wanted.own_greedy)]
+        agreed = [theirs.agreeing(one, wanted.greedy) for one in (greedy, wanted.own_greedy)]
+    return error, wanted.own_error, agreed
 
 
 def main(arguments):

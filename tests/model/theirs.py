@@ -4,6 +4,8 @@ The truth for a rounded model is its rounded weights in float32 arithmetic; a ty
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +18,24 @@ PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
 class Theirs:
     """`truth` [T, V] in float32 arithmetic, `own_error` of the type itself relative to it.
 
-    `greedy`: token ids in float32 arithmetic; `own_greedy`: those of the type itself.
+    Tokens are drawn when they are asked for, which takes longer than all the rest.
     """
 
+    folder: Path
+    dtype: str
     prompt: list[int]
     truth: np.ndarray
     own_error: float
-    greedy: list[int]
-    own_greedy: list[int]
+
+    @cached_property
+    def greedy(self):
+        """Token ids in float32 arithmetic."""
+        return _greedy(tiny.load(self.folder, "fp32"), self.prompt[:GREEDY_FROM])
+
+    @cached_property
+    def own_greedy(self):
+        """Token ids of the type itself."""
+        return _greedy(tiny.load(self.folder, self.dtype), self.prompt[:GREEDY_FROM])
 
 
 def prompt_of(vocab_size, seed=0):
@@ -40,15 +52,9 @@ def ask(folder, dtype):
     """Everything that a comparison needs, for a folder saved in `dtype`."""
     model = tiny.load(folder, "fp32")
     prompt = prompt_of(model.config.vocab_size)
-    with torch.no_grad():
-        truth = model(torch.tensor([prompt])).logits[0].numpy()
-        greedy = _greedy(model, prompt[:GREEDY_FROM])
-    if dtype == "fp32":
-        return Theirs(prompt, truth, 0.0, greedy, greedy)
-    own = tiny.load(folder, dtype)
-    with torch.no_grad():
-        own_error = relative_error(own(torch.tensor([prompt])).logits[0].float().numpy(), truth)
-        return Theirs(prompt, truth, own_error, greedy, _greedy(own, prompt[:GREEDY_FROM]))
+    truth = _logits(model, prompt)
+    own_error = 0.0 if dtype == "fp32" else relative_error(_logits(tiny.load(folder, dtype), prompt), truth)
+    return Theirs(folder, dtype, prompt, truth, own_error)
 
 
 def agreeing(found, wanted):
@@ -57,6 +63,12 @@ def agreeing(found, wanted):
     return same.index(False) if False in same else len(same)
 
 
+@torch.no_grad()
+def _logits(model, prompt):
+    return model(torch.tensor([prompt])).logits[0].float().numpy()
+
+
+@torch.no_grad()
 def _greedy(model, prompt):
     inputs = torch.tensor([prompt])
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": GREEDY_TOKENS}

@@ -1,0 +1,10 @@
+"""What all tests share: libraries that would divide their work among threads of their own keep to one."""
+
+from __future__ import annotations
+
+import os
+
+# Read once, when NumPy and torch are first imported, so before any test module is. Their threads spin while they wait
+# for each other: beside other processes, products of small matrices took seven times as long as on one thread.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
