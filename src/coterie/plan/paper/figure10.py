@@ -29,6 +29,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MODES = ("SO", "HO")
 
 Case = tuple[Benchmark, dict[str, float]]
+Priced = tuple[tuple[Times, ...], dict[str, float]]  # a case at each batch that it may have
 
 
 def figure_10() -> Exhibit:
@@ -122,17 +123,21 @@ def fit(cases: tuple[Case, ...]) -> Shared:
 
     Again and again until nothing is gained: what one number may be depends on the others.
     """
-    shared = Shared.of_file(spec(NODE))
-    least = _total(cases, shared)
+    shared, priced = Shared.of_file(spec(NODE)), _priced(cases)
+    least = _total(priced, shared)
     for _ in range(MOST_ROUNDS):
-        better, total = _narrowed(cases, shared, least)
+        better, total = _narrowed(priced, shared, least)
         if total >= least:
             break
         shared, least = better, total
     return shared
 
 
-def _narrowed(cases: tuple[Case, ...], shared: Shared, least: float) -> tuple[Shared, float]:
+def _priced(cases: tuple[Case, ...]) -> tuple[Priced, ...]:
+    return tuple((tuple(times(b, batch) for batch in _batches(b)), values) for b, values in cases)
+
+
+def _narrowed(priced: tuple[Priced, ...], shared: Shared, least: float) -> tuple[Shared, float]:
     """One round, from these numbers and their total."""
     for sweep in range(SWEEPS):
         for name, (low, high) in ranges().items():
@@ -141,14 +146,14 @@ def _narrowed(cases: tuple[Case, ...], shared: Shared, least: float) -> tuple[Sh
             for point in range(POINTS + 1):
                 value = min(max(now * span ** (point / POINTS - 0.5), low), high)
                 trial = replace(shared, **{name: value})
-                total = _total(cases, trial)
+                total = _total(priced, trial)
                 if total < least:
                     shared, least = trial, total
     return shared, least
 
 
-def _total(cases: tuple[Case, ...], shared: Shared) -> float:
-    return sum(min(_miss(times(b, batch), values, shared) for batch in _batches(b)) for b, values in cases)
+def _total(priced: tuple[Priced, ...], shared: Shared) -> float:
+    return sum(min(_miss(at, values, shared) for at in batches) for batches, values in priced)
 
 
 def left_out(cases: tuple[Case, ...]) -> float:
