@@ -105,7 +105,7 @@ def add_metadata(writer, name, config):
     }.items():
         if config.get(key):
             add(config[key])
-    windowed = name in ("gemma2", "gemma3", "olmo2", "exaone4", "phi3")
+    windowed = config["model_type"] == "mistral" or name in ("gemma2", "gemma3", "olmo2", "exaone4", "phi3")
     if windowed and (config.get("sliding_window") or name == "phi3"):
         writer.add_sliding_window(config.get("sliding_window") or 0)
         if name in ("olmo2", "exaone4"):

@@ -37,7 +37,13 @@ OWN = {
 }
 CASES = [
     *(("llama", "default"), ("llama-biases", "llama3"), ("llama-tied", "linear"), ("llama-head20", "yarn")),
-    *(("mistral-full", "yarn-factor"), ("qwen2", "yarn"), ("qwen3", "default"), ("qwen3-bias", "default")),
+    *(
+        ("mistral", "default"),
+        ("mistral-full", "yarn-factor"),
+        ("qwen2", "yarn"),
+        ("qwen3", "default"),
+        ("qwen3-bias", "default"),
+    ),
     *(
         ("phi3-window", "default"),
         ("phi3-long", "longrope"),
@@ -60,11 +66,12 @@ ROPES = {
     "olmo3-windows": {"rope_theta": 700.0},
     "phi3-long": {"original_max_position_embeddings": 512},
 }
-# llama.cpp rounds gelu to a table of float16. It has no biases of Qwen3, no window of Phi-3, no `attention_factor` of
-# yarn, and a window of EXAONE 4 in a model of 64 layers only.
+# llama.cpp rounds gelu to a table of float16. It has no biases of Qwen3, no window of Mistral and Phi-3, no
+# `attention_factor` of yarn, and a window of EXAONE 4 in a model of 64 layers only.
 RUNS = {case: 2e-3 if case[0].startswith("gemma") else 5e-6 for case in CASES}
 UNLIKE = (
     ("qwen3-bias", "default"),
+    ("mistral", "default"),
     ("phi3-window", "default"),
     ("mistral-full", "yarn-factor"),
     ("exaone4", "default"),

@@ -94,7 +94,7 @@ def test_other_architectures_and_kinds_of_file(metadata, words, tmp_path):
     ("change", "words"),
     [
         (lambda w: w.add_logit_scale(0.5), ["logit_scale = 0.5", "not understood", "llama"]),
-        (lambda w: w.add_sliding_window(64), ["attention.sliding_window = 64", "not understood"]),
+        (lambda w: w.add_rope_freq_base_swa(64.0), ["rope.freq_base_swa = 64.0", "not understood"]),
         (lambda w: w.add_float32("llama.new_thing", 1.5), ["new_thing = 1.5", "could change the answers"]),
         (lambda w: w.add_causal_attention(False), ["attention.causal = False", "not understood"]),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), ["longrope"]),

@@ -25,10 +25,7 @@ LOCAL_THETA = "rope.freq_base_swa"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What `own` may ask: the file's keys without the architecture before them, and which layers and heads there are.
-
-    `read` are the keys that mean something to it.
-    """
+    """What `own` may ask: the file's keys without the architecture before them, and the sizes of the model."""
 
     keys: Fields
     num_layers: int
@@ -39,7 +36,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own."""
+    """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own.
+
+    `reads`: keys of the file that mean something to `own`, and are refused for others.
+    """
 
     model_type: str
     permuted: bool = False
@@ -103,6 +103,12 @@ def _olmo2(source: Source) -> dict[str, Any]:
     return {"model_type": "olmo3", "sliding_window": window, "layer_types": _layer_types(source, 4)}
 
 
+def _llama(source: Source) -> dict[str, Any]:
+    """Mistral has the same name there; most of its files do not say that it has a window."""
+    window = source.keys.get(WINDOW)
+    return {"model_type": "mistral", "sliding_window": window} if window else {}
+
+
 def _phi3(source: Source) -> dict[str, Any]:
     rotated = source.keys.count("rope.dimension_count", source.head_dim)
     part = {} if rotated == source.head_dim else {"partial_rotary_factor": rotated / source.head_dim}
@@ -129,7 +135,7 @@ def _seed_oss(_: Source) -> dict[str, Any]:
 
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", permuted=True),
+    "llama": Architecture("llama", permuted=True, own=_llama, reads=(WINDOW,)),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "phi3": Architecture("phi3", own=_phi3, reads=(WINDOW,)),
