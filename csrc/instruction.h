@@ -5,7 +5,7 @@
 //   opcode       address of a gate or 0     operands in the order of the struct, pointers, integers or doubles (bit-cast)
 //
 // Letters: T tokens, B sequences, R sampled rows, D hidden, F intermediate, V vocabulary, H query heads, K key/value heads,
-// C head channels, Z page size (tokens). Activations are float32 and row-major; weights have any alignment and their own type.
+// C head channels, Z page size (tokens), E branches of a layer. Activations are float32 and row-major; weights have any alignment and their own type.
 #pragma once
 
 #include <cstdint>
@@ -149,6 +149,21 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)   \
   FIELD(real, scale)
 
+// top_k of E are taken; normalise: 0 or 1.
+#define COTERIE_CHOOSE_BRANCHES(FIELD)                                                                               \
+  FIELD(const f32*, logits) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, top_k)                 \
+  FIELD(integer, normalise) FIELD(real, scale)
+
+// weights: of each token, those of all branches, of which as many as `taken` are not 0. branches: the address of each one's weight, all of
+// one type: those of gate, then those of up.
+#define COTERIE_BRANCH_GATE_UP(FIELD)                                                                                \
+  FIELD(const f32*, x) FIELD(const f32*, weights) FIELD(bytes* const*, branches) FIELD(integer, dtype)               \
+  FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, taken) FIELD(integer, D) FIELD(integer, F)
+
+#define COTERIE_BRANCH_DOWN(FIELD) COTERIE_BRANCH_GATE_UP(FIELD)
+
+#define COTERIE_BRANCH_DOWN_ADD(FIELD) COTERIE_BRANCH_DOWN(FIELD) FIELD(const f32*, residual)
+
 // The closed list of instructions: OP(name, Struct, FIELDS). The opcode is the place in this list.
 #define COTERIE_OPS(OP) COTERIE_VECTOR_OPS(OP) COTERIE_COMMON_OPS(OP)
 
@@ -175,7 +190,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(norm_add, NormAdd, COTERIE_NORM_ADD)                                                                            \
   OP(gelu, Gelu, COTERIE_GELU)                                                                                       \
   OP(softcap, Softcap, COTERIE_SOFTCAP)                                                                              \
-  OP(norm_gate_up_gelu_mul, NormGateUpGeluMul, COTERIE_NORM_GATE_UP_GELU_MUL)
+  OP(norm_gate_up_gelu_mul, NormGateUpGeluMul, COTERIE_NORM_GATE_UP_GELU_MUL)                                        \
+  OP(choose_branches, ChooseBranches, COTERIE_CHOOSE_BRANCHES)                                                       \
+  OP(branch_gate_up, BranchGateUp, COTERIE_BRANCH_GATE_UP)                                                           \
+  OP(branch_down, BranchDown, COTERIE_BRANCH_DOWN)                                                                   \
+  OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -60,7 +60,8 @@ class Scratch {
   }
 
   // Tiles are taken in a fixed order at the start of each unit, so that `holds` may find the last unit's.
-  void rewind() { used_ = 0; }
+  void rewind(size_t to = 0) { used_ = to; }
+  size_t used() const { return used_; }
 
   float* floats(int64_t count) {
     auto* tile = reinterpret_cast<float*>(base_ + used_);
@@ -76,7 +77,14 @@ class Scratch {
     return same;
   }
 
-  void forget() { tile_ = -1; }
+  void forget() { tile_ = -1, begins_ = true; }
+
+  // True in the first unit of an instruction that asks, and not in this thread's later ones.
+  bool begins() {
+    const bool begins = begins_;
+    begins_ = false;
+    return begins;
+  }
 
   void share(uint8_t* memory) { shared_ = memory; }
   uint8_t* shared() const { return shared_; }
@@ -96,6 +104,7 @@ class Scratch {
   int64_t stored_bytes_ = 0;
   int64_t tile_ = -1;
   uint8_t* shared_ = nullptr;
+  bool begins_ = true;
 };
 
 }  // namespace coterie

@@ -102,6 +102,10 @@ SHAPES = {
         **{"model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "head_dim": 20, "num_attention_heads": 3},
         **{"num_key_value_heads": 1, "partial_rotary_factor": 0.5},
     },
+    "branches": {
+        **{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 12, "num_experts": 5},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "norm_topk_prob": True, "mlp_only_layers": [0]},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 
@@ -125,6 +129,7 @@ class RandomExpert:
         names = weight_shapes(config)
         # 7 is no multiple of 3: the same projection has different types in different layers
         types = dict(zip(names, cycle(self.dtypes), strict=False))
+        types |= {name: self.dtypes[0] for name in names if ".experts." in name}  # those of a layer are of one type
         types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) == 1}
         self.graph = decoder_graph(config, types)
         self.program = compile_graph(self.graph, self.rule_set, share_buffers=self.share_buffers)

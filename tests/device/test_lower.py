@@ -12,7 +12,9 @@ import pytest
 from tests.device.random_expert import BASE, SHAPES
 
 from coterie.core.dtypes import DType
-from coterie.devices.lower import Lowering, Weight
+from coterie.devices.lower import Lowering
+from coterie.devices.operands import Weight, Weights
+from coterie.graph.branch_ops import TOP_K
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind
 from coterie.graph.ops import OPS, ROUNDING
@@ -21,11 +23,13 @@ from coterie.models.registry import decoder_graph, weight_shapes
 
 # Attributes that may be left out, as they are where they are not.
 LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1}
+FOR_VERIFY = ("layer", TOP_K)  # attributes in which ops must agree
 RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
     *("interleaved", "interleaved-in-part"),
+    "branches",
     *("norms-behind-and-not-all-rotated", YARN),
 ]
 
@@ -45,6 +49,8 @@ def lowered(graph, rule_set):
     low = Lowering(program, "a test", address=lambda data: hash(data.tobytes()))
 
     def named(operand):
+        if isinstance(operand, Weights):
+            return tuple(program.weights[index] for index in operand.indices)
         return program.weights[operand.index] if isinstance(operand, Weight) else operand
 
     return [(r.kernel, {name: named(op) for name, op in low.lower(r).items()}) for r in program.regions]
@@ -56,7 +62,7 @@ def changed(graph, op, **changes):
 
 def other(name, value):
     """Another value of an attribute, as legal as the first."""
-    if name == "interleaved":
+    if name in ("interleaved", "normalise"):
         return 1 - value
     if isinstance(value, str):
         return "tanh" if value != "tanh" else "erf"
@@ -68,7 +74,7 @@ def attributes(graph):
     for op in graph.ops:
         left_out = {n.removesuffix("?") for n in OPS[op.kind].attrs if n.endswith("?")} - {ROUNDING, *op.attrs}
         new = {name: LEFT_OUT[name] for name in left_out}
-        new |= {name: other(name, value) for name, value in op.attrs.items() if name != "layer"}
+        new |= {name: other(name, value) for name, value in op.attrs.items() if name not in FOR_VERIFY}
         for name, value in new.items():
             attrs = MappingProxyType({**op.attrs, name: value})
             yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
@@ -94,7 +100,7 @@ def together(graph):
     """
     given = {"rms_norm": {"offset": 0.0}, "rope": {"interleaved": 0}}
     full = [replace(op, attrs={**given.get(op.kind, {}), **op.attrs}) for op in graph.ops]
-    attrs = {(op.kind, name) for op in full for name in op.attrs if name not in ("layer", ROUNDING)}
+    attrs = {(op.kind, name) for op in full for name in op.attrs if name not in (*FOR_VERIFY, ROUNDING)}
     for kind, name in sorted(attrs):
         ops = (
             replace(op, attrs=MappingProxyType({**op.attrs, name: other(name, op.attrs[name])}))

@@ -35,11 +35,12 @@ def words_of(q):
 def compress(folder, group, scales=torch.bfloat16, seed=0):
     """Pack every matrix of a folder's layers in place; returns what each is worth, by name, in float64.
 
-    A group of None is one scale a row. The whole numbers are random, all sixteen of them.
+    Those that choose branches stay as they are. A group of None is one scale a row. The whole numbers are random, all
+    sixteen of them.
     """
     rng, worth, stored = np.random.default_rng(seed), {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or re.search("embed|lm_head", name):
+        if tensor.ndim != 2 or re.search(r"embed|lm_head|mlp\.gate\.", name):
             stored[name] = tensor
             continue
         n, k = tensor.shape

@@ -52,7 +52,7 @@ def change(folder, **tensors):
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("row", ["llama-biases", "qwen3-bias", "phi3", "gemma2"])
+@pytest.mark.parametrize("row", ["llama-biases", "qwen3-bias", "phi3", "gemma2", "olmoe"])
 @pytest.mark.parametrize("group", [32, 64, None])
 def test_every_weight_is_the_same_number(row, group, folder_like, tmp_path):
     folder = folder_like(row)

@@ -174,6 +174,35 @@ FAMILY_ROWS |= {
     "vaultgemma": ("VaultGemma", {"head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": 1.5}),
     "olmo3": ("Olmo3", {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]}),
 }
+# Layers with branches, which no GPU runs yet.
+BRANCH_ROWS = {
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {
+            **{"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "norm_topk_prob": True},
+            "head_dim": 16,
+        },
+    ),
+    "qwen3-moe-mixed": (
+        "Qwen3Moe",
+        {
+            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "num_hidden_layers": 4},
+            **{"decoder_sparse_step": 2, "mlp_only_layers": [1], "attention_bias": True, "tie_word_embeddings": True},
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral-all": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 7}),
+    "granitemoe": (
+        "GraniteMoe",
+        {
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 3.5, "logits_scaling": 3.0},
+            **{"attention_multiplier": 0.21, "residual_multiplier": 0.6, "attention_bias": True},
+        },
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": 0}),
+    "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
+}
+FAMILY_ROWS |= BRANCH_ROWS
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
@@ -190,7 +219,7 @@ def takes_rope(row, rope):
 
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
-CASES = [(row, "default") for row in FAMILY_ROWS] + [
+CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS] + [
     ("llama", "linear"),
     ("llama", "dynamic"),
     ("llama", "llama3"),
@@ -240,13 +269,13 @@ def randomise(model, seed):
         elif "embed" in name:
             parameter.data = (0.5 / model.config.hidden_size**0.5 if is_gemma else 0.5) * noise
         else:
-            parameter.data = noise * 1.2 / parameter.shape[1] ** 0.5
+            parameter.data = noise * 1.2 / parameter.shape[-1] ** 0.5
 
 
 def load(folder, dtype="fp32"):
-    """The saved model as transformers runs it, with its plain attention."""
+    """The saved model as transformers runs it, with its plain attention and its plain loop over branches."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[dtype], attn_implementation="eager"
+        folder, dtype=DTYPES[dtype], attn_implementation="eager", experts_implementation="eager"
     ).eval()
 
 

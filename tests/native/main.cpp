@@ -4,6 +4,7 @@
 int main() {
   testing::test_ops();
   testing::test_fused();
+  testing::test_branches();
   testing::test_packed();
   testing::test_reads();
   testing::test_sticks();

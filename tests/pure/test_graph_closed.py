@@ -10,6 +10,7 @@ from tests.pure.graphs import decoder
 
 from coterie.core.shapes import Sizes
 from coterie.graph import closed
+from coterie.graph.branch_ops import MATRIX_READERS
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, reads_batch, reads_context, region_cost
@@ -39,7 +40,10 @@ def check(program, count):
 @pytest.mark.parametrize("rule_set", ["none", "cache", "section"])
 @pytest.mark.parametrize("name", model_names())
 def test_regions_of_every_model_have_a_form_that_counts_right(name, rule_set):
-    assert check(compile_graph(zoo_graph(name), rule_set), 12) == []
+    program = compile_graph(zoo_graph(name), rule_set)
+    # How many branches are read is no sum of multiples of sizes.
+    counted = {region.kernel for region in program.regions if any(op.kind in MATRIX_READERS for op in region.ops)}
+    assert set(check(program, 12)) == counted
 
 
 def test_one_ranks_regions_and_packed_and_uneven_ones():

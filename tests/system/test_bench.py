@@ -284,6 +284,7 @@ def test_the_shipped_shapes_open() -> None:
     sizes = {name: sum(np.prod(s) for s in bench_shapes(name).values()) for name in shapes.SHAPES}
     assert 134e6 < sizes["135m"] < 135e6
     assert sizes["demo"] < 1e6
+    assert 468e6 < sizes["moe"] < 470e6
 
 
 def bench_shapes(name: str) -> dict[str, tuple[int, ...]]:

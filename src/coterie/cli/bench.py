@@ -43,7 +43,7 @@ from coterie.spec.machine import MachineSpec
 
 app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
 
-ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, or the path of a config.json.")]
+ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, moe, or the path of a config.json.")]
 PeersOpt = Annotated[
     list[str] | None,
     typer.Option("--peer", metavar="NAME", help="llama.cpp or transformers, side by side; repeatable."),

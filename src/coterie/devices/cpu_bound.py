@@ -52,6 +52,7 @@ class Bound:
         self._exe, self._sizes = exe, sizes
         self._plan, self._total_bytes = exe.plan(sizes)
         self.rows = exe.template.rows()
+        self._tables = exe.template.tables(self.rows)
         self.inputs: dict[str, I32] = {name: np.zeros(0, np.int32) for name in INPUTS}
         self.feed = np.zeros(len(kernels.FEED), np.int64)
         self.settings = np.zeros((sizes.R, kernels.SETTING_WORDS), np.int64)
@@ -68,7 +69,7 @@ class Bound:
         weights_at, kv_at = bases
         self._put_inputs(step, kv_at, binding.block_bytes)
         if (binding.offsets, weights_at) != self._weights:
-            self._exe.template.put_weights(self.rows, self._exe.offsets(binding) + weights_at)
+            self._exe.template.put_weights(self.rows, self._exe.offsets(binding) + weights_at, self._tables)
             self._weights = binding.offsets, weights_at
         slab = workspace.at_least(self._total_bytes)
         if slab is not self._slab:

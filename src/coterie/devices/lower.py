@@ -1,6 +1,6 @@
 """Regions to instructions, on every real device: which operand is which value, constant or size of a program.
 
-    region -> {operand: number | Weight | Stored | Named}          once, at load; template.py writes rows of them
+    region -> {operand: number | Weight(s) | Stored | Named}         once, at load; template.py writes rows of them
 
 Knows nothing about threads, lanes, memory or whose kernels walk the rows.
 """
@@ -9,45 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
+from coterie.devices.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
+from coterie.graph.branch_ops import GATE_UP, TOP_K
 from coterie.graph.ir import Kind, Op, Value
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.graph.program import Program, Region
 from coterie.kernels import cpu as kernels
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """The address of a weight: its place in the program's order."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The address of a value in the workspace."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A number that each run gives: the address of a row input, a size (T, B, R), or one of PAGE_NAMES."""
-
-    name: str
-
-
-F32: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-Operand: TypeAlias = int | float | Weight | Stored | Named
-Operands: TypeAlias = dict[str, Operand]
-
-PAGE_NAMES = ("kv", "block_bytes", "Z", "table_width")
 
 
 @dataclass(slots=True)
@@ -97,6 +70,10 @@ class Lowering:
         if value.kind is Kind.INPUT:
             return Named(name)
         return Stored(name)
+
+    def table(self, names: Sequence[str]) -> Weights:
+        """The addresses of weights, in this order."""
+        return Weights(tuple(self._index[name] for name in names))
 
     def size(self, dim: Dim) -> Operand:
         """A dimension: a number, or what the run gives for its symbol."""
@@ -284,6 +261,29 @@ def _norm_gate_up_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
     return normed | projections | _form(act) | {"y": low.at(mul.outputs[0])} | sizes
 
 
+def _choose_branches(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    T, E = low.value(op.outputs[0]).shape
+    ends = {"logits": low.at(op.inputs[0]), "y": low.at(op.outputs[0])}
+    how: Operands = {"top_k": op.integer(TOP_K), "normalise": op.integer("normalise"), "scale": op.scale}
+    return ends | {"T": low.size(T), "E": low.size(E)} | how
+
+
+def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:
+    op, *adds = ops
+    x, weights, *matrices = op.inputs
+    y = (adds or [op])[0].outputs[0]
+    rows, columns = low.value(matrices[0]).shape
+    F, D = (rows, columns) if op.kind == GATE_UP else (columns, rows)
+    T, E = low.value(weights).shape
+    dtype = kernels.dtype_number(low.value(matrices[0]).dtype, op.attrs.get(ROUNDING) == INT8)
+    ends: Operands = {"x": low.at(x), "weights": low.at(weights), "y": low.at(y), "dtype": dtype}
+    sizes = {"T": low.size(T), "E": low.size(E), "taken": op.integer(TOP_K), "D": low.size(D), "F": low.size(F)}
+    if adds:
+        ends["residual"] = next(low.at(name) for name in adds[0].inputs if name != op.outputs[0])
+    return ends | {"branches": low.table(matrices)} | sizes
+
+
 def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
     take, norm, linear = ops
     R, N = low.value(linear.outputs[0]).shape
@@ -314,4 +314,8 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "norm_gate_up_silu_mul": _norm_gate_up_mul,
     "norm_gate_up_gelu_mul": _norm_gate_up_mul,
     "take_norm_linear": _take_norm_linear,
+    "choose_branches": _choose_branches,
+    "branch_gate_up": _branches,
+    "branch_down": _branches,
+    "branch_down_add": _branches,
 }

@@ -15,6 +15,7 @@ from math import sqrt
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Sizes
+from coterie.graph.branch_ops import MATRIX_READERS
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import Program, Region
@@ -78,9 +79,14 @@ class RegionKernels:
 
 
 def _gemms(graph: Graph, region: Region) -> dict[tuple[str, Dim, int], int] | None:
-    """By input, its rows and columns: the columns that come out. None for weights that are not of 16 bits."""
+    """By input, its rows and columns: the columns that come out. None for weights that are not of 16 bits.
+
+    None for those of branches too: what tokens take of them is no gemm that was measured.
+    """
     found: dict[tuple[str, Dim, int], int] = {}
     for op in region.ops:
+        if op.kind in MATRIX_READERS:
+            return None
         if op.kind == "linear":
             weight, y = graph.values[op.inputs[1]], graph.values[op.outputs[0]]
             if weight.dtype.is_packed or weight.dtype.size_bytes != 2:

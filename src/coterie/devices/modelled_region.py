@@ -23,6 +23,7 @@ from coterie.devices.modelled_kernels import ATTENTION, RegionKernels
 from coterie.devices.modelled_step import RegionTime
 from coterie.devices.modelled_time import Phase
 from coterie.devices.modelled_transfer import COMPUTE, PEERS, alone, tier_name
+from coterie.graph.branch_ops import MATRIX_READERS
 from coterie.graph.closed import ClosedCost
 from coterie.graph.cost import Cost, collectives, reads_batch, reads_context
 from coterie.graph.fuse import SECTION
@@ -185,7 +186,7 @@ def rates(spec: MachineSpec, program: Program) -> Rates:
 
 
 def _has_matrices(region: Region) -> bool:
-    return any(op.kind == "linear" or op.kind in ATTENTION for op in region.ops)
+    return any(op.kind in ("linear", *ATTENTION, *MATRIX_READERS) for op in region.ops)
 
 
 def moved_bytes(tiers: tuple[str, str, str], cost: Cost) -> dict[str, float]:

@@ -13,7 +13,8 @@ from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
 from coterie.core.values import value
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.lower import F32, Lowering
+from coterie.devices.lower import Lowering
+from coterie.devices.operands import F32
 from coterie.devices.template import Template
 from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coterie.devices.lower import Named, Operand, Operands, Stored, Weight
+from coterie.devices.operands import Named, Operand, Operands, Stored, Weight, Weights
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
@@ -39,14 +39,27 @@ class Template:
         self._weights = _places(weights)
         self._stored = _places([(at, self.stored.index(name)) for at, name in stored])
         self._named = _places([(at, self.named.index(name)) for at, name in named])
+        listed = [(at, item.indices) for at, item in symbolic if isinstance(item, Weights)]
+        starts = np.cumsum([0, *(len(indices) for _, indices in listed)], dtype=np.int64)
+        self._tables = _places([(at, int(start)) for (at, _), start in zip(listed, starts, strict=False)])
+        self._listed = np.array([index for _, indices in listed for index in indices], dtype=np.int64)
 
     def rows(self) -> I64:
         """New rows, to be completed by the methods below."""
         return self._rows.copy()
 
-    def put_weights(self, rows: I64, addresses: I64) -> None:
-        """Write the addresses of weights, given in the program's order."""
+    def tables(self, rows: I64) -> I64:
+        """New tables of weights, which `rows` point to from now on, to be completed with them."""
+        tables = np.zeros(len(self._listed), dtype=np.int64)
+        at, starts = self._tables
+        rows.reshape(-1)[at] = kernels.address(tables) + tables.itemsize * starts
+        return tables
+
+    def put_weights(self, rows: I64, addresses: I64, tables: I64 | None = None) -> None:
+        """Write the addresses of weights, given in the program's order, into rows and their tables."""
         _put(rows, self._weights, addresses)
+        if tables is not None:
+            tables[:] = addresses[self._listed]
 
     def put_stored(self, rows: I64, addresses: I64) -> None:
         """Write the addresses of stored values, given in the order of `stored`."""

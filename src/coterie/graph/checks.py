@@ -40,11 +40,12 @@ class Row:
         spec = OPS.get(self.op.kind)
         if spec is None:
             raise self.wrong("this op is not in the table", f"use one of {', '.join(OPS)}")
-        sides = (("inputs", spec.inputs, self.op.inputs), ("outputs", spec.outputs, self.op.outputs))
+        inputs = spec.operands(len(self.op.inputs))
+        sides = (("inputs", inputs, self.op.inputs), ("outputs", spec.outputs, self.op.outputs))
         for what, wanted, given in sides:
             if len(wanted) != len(given):
                 raise self.wrong(f"it has {len(given)} {what} but takes {len(wanted)}", f"give {', '.join(wanted)}")
-        for operand, name in zip((*spec.inputs, *spec.outputs), (*self.op.inputs, *self.op.outputs), strict=True):
+        for operand, name in zip((*inputs, *spec.outputs), (*self.op.inputs, *self.op.outputs), strict=True):
             label, _, _ = operand.partition(":")
             if not name and not label.endswith("?"):
                 raise self.wrong(f"operand {label} is missing", "only operands marked ? may be left out")

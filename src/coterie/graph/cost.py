@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
+from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
@@ -183,6 +184,7 @@ FLOPS: Mapping[str, _Flops] = {
     "loss_part_dx": _of_input(4),
     "embed_dw": lambda graph, op, sizes: (1 + (SCALE in op.attrs)) * sizes.count(graph.values[op.inputs[0]].shape),
     "positions_dw": _of_input(1),
+    **BRANCH_FLOPS,
 }
 
 
@@ -284,7 +286,7 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
 
 
 def input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
-    """A gather reads the rows that it takes and a view what it shows, at most the whole; all else is read once."""
+    """A gather reads the rows it takes, a view what it shows, at most the whole; all else once (see branch_cost.py)."""
     whole = value_bytes(value, sizes)
     taken = [_taken_bytes(op, value, sizes) for op in ops if value.name in op.inputs]
     return whole if None in taken else min(whole, sum(filter(None, taken)))
@@ -305,6 +307,8 @@ def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
         return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
     if op.kind == "drop_first":
         return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
+    if op.kind in BRANCH_FLOPS and value.kind is Kind.WEIGHT:
+        return matrix_bytes(op, value, sizes)
     if op.kind == "linear_dw" and value.name == op.inputs[2]:
         return pattern_bytes(value, sizes)
     return None

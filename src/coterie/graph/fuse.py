@@ -91,6 +91,11 @@ LINEAR_ADD = Rule(
     (Part("linear", "linear", scaled=True), Part("add", "add", ((1, "linear"),))),
     "the residual is added while the output row is still in registers",
 )
+BRANCH_DOWN_ADD = Rule(
+    "branch_down_add",
+    (Part("down", "branch_down"), Part("add", "add", ((1, "down"),))),
+    "the residual is added where the branches are summed up",
+)
 NORM_GATE_UP_SILU_MUL = Rule(
     "norm_gate_up_silu_mul",
     (
@@ -184,7 +189,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (
         *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
-        *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU),
+        *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU, BRANCH_DOWN_ADD),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
     "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),

@@ -2,7 +2,7 @@
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
 The activations of an op are of one type, float32 on every real device; weights are as in the file.
-`?` marks an optional operand or attribute.
+`?` marks an optional operand or attribute, `+` an operand that is there once for each branch.
 Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.
@@ -11,6 +11,7 @@ Knows nothing about how ops are computed or fused.
 from __future__ import annotations
 
 from coterie.graph.backward_ops import BACKWARD_OPS
+from coterie.graph.branch_ops import BRANCH_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
@@ -133,6 +134,7 @@ OPS: dict[str, OpSpec] = {
     "all_gather": OpSpec(
         "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
     ),
+    **BRANCH_OPS,
     **EAGER_OPS,
     **BACKWARD_OPS,
 }

@@ -12,17 +12,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coterie.core.errors import UsageError
-from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
+from coterie.core.packed import rounded
 from coterie.graph.backward_reference import BACKWARD_RUN
+from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, silu
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.ops import COLLECTIVES, INT8, INT16, ROUNDING, ROW_INPUTS, SCALE
+from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
 from coterie.graph.turning import turned
-
-_MOST = {INT16: MAX_INT16, INT8: MAX_INT8}  # of activations rounded so
 
 __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
 
@@ -132,7 +131,7 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     flat = x[0].reshape(len(x[0]), x[1].shape[1])
     if ROUNDING in op.attrs:
-        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, _MOST[str(op.attrs[ROUNDING])])
+        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, ROUNDED[str(op.attrs[ROUNDING])])
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]
@@ -171,12 +170,6 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Arr
 
 def _capped(x: Array, cap: float) -> Array:
     return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), np.float32)
-
-
-def _silu(step: Step, op: Op, x: list[Any]) -> Array:
-    # exp(-|x|) never overflows; the two branches are the same function.
-    e = np.exp(-np.abs(x[0]))
-    return np.asarray(x[0] * np.where(x[0] >= 0, 1, e) / (1 + e), np.float32)
 
 
 def _sample(step: Step, op: Op, x: list[Any]) -> Array:
@@ -263,7 +256,7 @@ OPS: Mapping[str, _Run] = {
     "kv_append": _kv_append,
     "attention": _attention,
     "add": lambda step, op, x: np.asarray(x[0] + x[1], np.float32),
-    "silu": _silu,
+    "silu": lambda step, op, x: silu(x[0]),
     "mul": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
     "take_rows": lambda step, op, x: np.asarray(x[0][x[1]]),
     "sample": _sample,
@@ -286,6 +279,7 @@ OPS: Mapping[str, _Run] = {
     "embed_part": _embed_part,
     "all_reduce": _collective,
     "all_gather": _collective,
+    **BRANCH_RUN,
     **EAGER_RUN,
     **BACKWARD_RUN,
 }

@@ -8,16 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+from coterie.graph.branch_ops import DOWN, GATE_UP, MATRICES_FROM
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import ROUNDING
 
+_WEIGHT = {"linear": 1, GATE_UP: MATRICES_FROM, DOWN: MATRICES_FROM}  # the position of a weight, if all are of its type
+
 
 def with_rounding(graph: Graph, to: str) -> Graph:
-    """Every linear of a packed weight rounds what it reads `to` INT8 or INT16; other graphs stay as they are."""
+    """Every product with packed weights rounds what it reads `to` INT8 or INT16; other graphs stay as they are."""
     return replace(graph, ops=tuple(_rounding(graph, op, to) for op in graph.ops))
 
 
 def _rounding(graph: Graph, op: Op, to: str) -> Op:
-    if op.kind != "linear" or not graph.values[op.inputs[1]].dtype.is_packed:
+    weight = _WEIGHT.get(op.kind)
+    if weight is None or not graph.values[op.inputs[weight]].dtype.is_packed:
         return op
     return replace(op, attrs=MappingProxyType({**op.attrs, ROUNDING: to}))

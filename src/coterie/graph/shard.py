@@ -5,6 +5,7 @@
     embedding            split by vocabulary: a rank's row is 0 for tokens of others, all_reduce completes it
     head                 split by vocabulary: all_gather joins the logits, which every rank samples alike
     KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
+    branches             of each, gate and up by rows, down by columns; every rank chooses alike
     norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
 
 All else (norms, residuals, a vision tower's patches) is done by every rank alike. A linear is split only where what
@@ -21,6 +22,7 @@ from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Shape
+from coterie.graph.branch_ops import DOWN, GATE_UP, MATRICES_FROM
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
 
@@ -105,6 +107,10 @@ class _Sharding:
             self._embed(op)
         elif op.kind == "linear":
             self._linear(op)
+        elif op.kind == GATE_UP:
+            self._branches_up(op)
+        elif op.kind == DOWN:
+            self._branches_down(op)
         elif op.kind == "sample" and op.inputs[0] in self.split:
             whole = self._exchange("all_gather", op, op.inputs[0], self.graph.values[op.inputs[0]].shape)
             self.ops.append(replace(op, inputs=(whole, *op.inputs[1:])))
@@ -128,6 +134,26 @@ class _Sharding:
         self.split[op.outputs[0]] = self.split[op.inputs[0]]
         if op.kind == "alibi_attention":
             self._slopes(op)
+
+    def _branches_up(self, op: Op) -> None:
+        y = op.outputs[0]
+        self._rows_of(self.graph.values[y].shape[2], f"a branch of {y} has", "columns")
+        self._narrow(y, 2, self.degree)
+        self.split[y] = self.degree
+        self._narrow_matrices(op, 0)
+        self.ops.append(op)
+
+    def _branches_down(self, op: Op) -> None:
+        y = op.outputs[0]
+        self._narrow_matrices(op, 1)
+        partial = self._value(f"{y}/partial", y)
+        self.ops.append(replace(op, outputs=(partial,)))
+        self._exchange("all_reduce", op, partial, self.graph.values[y].shape, y)
+
+    def _narrow_matrices(self, op: Op, axis: int) -> None:
+        for name in op.inputs[MATRICES_FROM:]:
+            self._narrow(name, axis, self.degree)
+            self.splits[name] = Split(axis, self.degree)
 
     def _norm_of_all_heads(self, op: Op) -> None:
         """Each rank norms the heads of all, and goes on with its own."""

@@ -12,9 +12,11 @@ import numpy as np
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
+from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, TOP_K
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
 from coterie.graph.ops import CAP, INTERLEAVED, OFFSET
 from coterie.models.alibi import alibi_slopes
+from coterie.models.branches import Branches
 from coterie.models.config import ModelConfig
 from coterie.models.family import NAMES, FeedForward, Norm
 
@@ -98,7 +100,9 @@ class Decoder:
             o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
         x = self._op("add", "attention_out", (x, o))
         h = self._norm("post_norm", x, prefix + names.feed_forward_norm) if names.feed_forward_norm else x
-        wide = self._feed_forward(h, prefix)
+        branches = self.config.branches
+        with_branches = branches if branches and layer in branches.layers else None
+        wide = self._branches(h, prefix, with_branches) if with_branches else self._feed_forward(h, prefix)
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
         return self._op("add", "out", (x, wide))
@@ -178,6 +182,26 @@ class Decoder:
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)
         return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
+
+    def _branches(self, h: str, prefix: str, branches: Branches) -> str:
+        """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops."""
+        c, names = self.config, branches.names
+        logits = self._linear("chooser", h, prefix + names.chooser, (T, branches.count), bias=False)
+        taken: dict[str, Attr] = {TOP_K: branches.taken}
+        normalise = int(branches.normalised)
+        how = taken | {"normalise": normalise} | _scale(c.residual_scale)
+        chosen = self._op(CHOOSE, "chosen", (logits,), (T, branches.count), **how)
+
+        def matrices(name: str, shape: Shape) -> tuple[str, ...]:
+            places = (prefix + names.branch.format(branch) for branch in range(branches.count))
+            return tuple(self._weight(f"{place}{name}.weight", shape) for place in places)
+
+        up: Shape = (branches.intermediate_size, c.hidden_size)
+        inner: Shape = (T, branches.taken, branches.intermediate_size)
+        read = (h, chosen, *matrices(names.gate, up), *matrices(names.up, up))
+        wide = self._op(GATE_UP, "branch_gate_up", read, inner, **taken)
+        down = matrices(names.down, (c.hidden_size, branches.intermediate_size))
+        return self._op(DOWN, "branch_down", (wide, chosen, *down), None, **taken)
 
     def _head(self, x: str) -> None:
         c = self.config

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
@@ -27,7 +28,7 @@ class ModelConfig:
     `position_offset` counts where `names.positions` has a table; `density` is that of the linears of the layers.
     `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
     `local_rope` is that of layers with a window, if they have their own. Caps are 0 where there are none.
-    `rounds_embed_scale`: the scale is of the embedding's type.
+    `rounds_embed_scale`: the scale is of the embedding's type. Layers with `branches` have these for the plain block.
     """
 
     family: str
@@ -63,6 +64,7 @@ class ModelConfig:
     logits_cap: float = 0.0
     local_rope: Rope | None = None
     layers_without_rope: tuple[int, ...] = ()
+    branches: Branches | None = None
     names: Names = NAMES
 
     @property
@@ -78,7 +80,7 @@ class ModelConfig:
         """
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
-        refuse_features(config, family.runs)
+        refuse_features(config, (*family.runs, *(RUN_KEYS if family.branches else ())))
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
             raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
@@ -115,6 +117,7 @@ class ModelConfig:
             density=density_of(config),
             names=family.names,
             layers_without_rope=_layers_without_rope(config, family, num_layers),
+            branches=branches_of(config, family.branches, num_layers) if family.branches else None,
             **_scales(config, family),
         )
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from coterie.models.branches import BranchKeys
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
 
 
@@ -135,6 +137,7 @@ class Family:
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     full_layers_rotate: bool = True  # where others have a window, those that see all do too
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
+    branches: BranchKeys | None = None
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

@@ -33,6 +33,7 @@ from coterie.models.families import FAMILIES
 from coterie.models.joined import taken_apart
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes
 
 ACTIVATIONS = (INT16, INT8)  # of the products with packed weights
@@ -76,6 +77,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = weight_shapes(config)
     tensors = taken_apart(checkpoint.path, checkpoint.tensors, shapes, config.names, config.num_layers)
+    if config.branches:
+        tensors = unstacked(checkpoint.path, tensors, shapes, config.names.layer, config.branches)
     checkpoint = replace(checkpoint, tensors=tensors)
     dtypes = check_tensors(checkpoint.path, tensors, shapes, packing)
     ends = end_ids(checkpoint.path, checkpoint.config)

@@ -14,9 +14,12 @@ from typing import Any
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.families import FAMILIES
 
 KEY, METHOD, VERSION = "quantization_config", "coterie", 1
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
+# Small, and what is lost there may choose another branch.
+CHOOSERS = tuple(sorted({f".{f.branches.names.chooser}.weight" for f in FAMILIES.values() if f.branches}))
 BY_BITS = {bits: dtype for dtype, (bits, _) in PACKED.items()}
 
 
@@ -28,8 +31,8 @@ class Packing:
     embedding_bits: int | None
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> DType | None:
-        """The packed type of a weight; None for norms, biases and what stays as it is."""
-        if len(shape) != 2:
+        """The packed type of a weight; None for norms, biases, what chooses branches and what stays as it is."""
+        if len(shape) != 2 or name.endswith(CHOOSERS):
             return None
         if name in (EMBED_WEIGHT, HEAD_WEIGHT):
             return None if self.embedding_bits is None else BY_BITS[self.embedding_bits]

@@ -28,7 +28,7 @@ from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import KEY, Packing
+from coterie.models.packing import CHOOSERS, KEY, Packing
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
@@ -95,7 +95,8 @@ def _bits_without_loss(method: Method, where: str) -> int:
 def _refuse_loss(folder: Path, found: Mapping[str, TensorInfo | Part]) -> None:
     """Refuse a matrix of the layers that is not quantised at all, since it would have to be rounded."""
     for name, item in found.items():
-        if isinstance(item, TensorInfo) and len(item.shape) == 2 and name not in (EMBED_WEIGHT, HEAD_WEIGHT):
+        kept = name in (EMBED_WEIGHT, HEAD_WEIGHT) or name.endswith(CHOOSERS)
+        if isinstance(item, TensorInfo) and len(item.shape) == 2 and not kept:
             fact = f"{name} is not packed; the matrices of all layers must be, and nothing else"
             raise UnsupportedError(str(folder), fact, REMEDY)
 

@@ -1,0 +1,53 @@
+"""What layers with branches cost: flops of the branches that tokens take, bytes of those that any of them takes.
+
+Which branches these are is not known before a step is run: each token is taken to choose alike among all of them, and
+by itself. What a trained model chooses is more alike, so it reads somewhat less.
+Knows nothing about machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coterie.core.shapes import Sizes, trailing
+from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, MATRICES_FROM, TOP_K
+from coterie.graph.ir import Graph, Op, Value
+
+SOFTMAX_FLOPS = 4  # max, exp, sum, divide
+SILU_MUL_FLOPS = 5
+
+
+def branches_read(tokens: int, branches: int, taken: int) -> float:
+    """How many of the branches are taken by at least one of so many tokens, in the mean: E (1 - (1 - A / E) ** T)."""
+    return float(branches * (1 - (1 - taken / branches) ** tokens))
+
+
+def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
+    """Bytes that an op reads of a matrix of one of its branches, in the mean over these."""
+    branches = (len(op.inputs) - MATRICES_FROM) // (2 if op.kind == GATE_UP else 1)
+    whole = matrix.dtype.tensor_bytes([sizes.of(dim) for dim in matrix.shape])
+    return round(whole * branches_read(sizes.T, branches, op.integer(TOP_K)) / branches)
+
+
+def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """The softmax, and a comparison of each for each that is taken."""
+    return (SOFTMAX_FLOPS + op.integer(TOP_K)) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    columns = trailing(graph.values[op.inputs[0]].shape)
+    return (4 * columns + SILU_MUL_FLOPS) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+def _down_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Two for each product, and two to weigh and add up what comes out of each branch."""
+    taken = op.integer(TOP_K)
+    columns = trailing(graph.values[op.inputs[0]].shape) // taken
+    return taken * (2 * columns + 2) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
+BRANCH_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+    CHOOSE: _choose_flops,
+    GATE_UP: _gate_up_flops,
+    DOWN: _down_flops,
+}

@@ -1,0 +1,78 @@
+"""What is legal for the ops of layers with branches, a row each.
+
+Knows nothing about which families have such layers. The meaning of each op is in branch_ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coterie.core.shapes import Shape, trailing
+from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, MATRICES_FROM, TOP_K
+from coterie.graph.checks import Row, T
+from coterie.graph.ops import INT8, INT16, ROUNDING
+
+
+def _choose(row: Row) -> None:
+    logits = row.input(0)
+    row.rows(logits, row.output, first=(T,))
+    row.activations(logits, row.output)
+    row.same(row.output.shape, logits.shape, row.output.name)
+    row.scale()
+    branches, top_k = trailing(logits.shape), row.op.attrs[TOP_K]
+    if len(logits.shape) != 2 or not isinstance(top_k, int) or not 0 < top_k <= branches:
+        raise row.wrong(f"{TOP_K} is {top_k!r} of {logits.shape}", "give logits [T, E] and a number from 1 to E")
+    if row.op.attrs["normalise"] not in (0, 1):
+        raise row.wrong(f"normalise is {row.op.attrs['normalise']!r}", "give 0 or 1")
+
+
+def _taken(row: Row, groups: int) -> int:
+    """How many branches a token takes; there are as many matrices of each of the groups as there are weights."""
+    weights = row.input(1)
+    chosen = next((op for op in row.graph.ops if weights.name in op.outputs), None)
+    if chosen is None or chosen.kind != CHOOSE:
+        fact = f"{weights.name} is not what {CHOOSE} gives"
+        raise row.wrong(fact, f"give weights of which all but {TOP_K} of a row are 0")
+    found, matrices = trailing(weights.shape), len(row.op.inputs) - MATRICES_FROM
+    if matrices != groups * found:
+        raise row.wrong(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
+    if row.op.attrs[TOP_K] != chosen.attrs[TOP_K]:
+        fact = f"{TOP_K} is {row.op.attrs[TOP_K]!r} where {chosen.attrs[TOP_K]!r} are chosen"
+        raise row.wrong(fact, "make them agree")
+    return chosen.integer(TOP_K)
+
+
+def _matrices(row: Row, shape: Shape) -> None:
+    """All of one shape and type, since one instruction reads them."""
+    first = row.input(MATRICES_FROM)
+    for position in range(MATRICES_FROM, len(row.op.inputs)):
+        row.weight(position, shape, matrix=True)
+        other = row.input(position)
+        if other.dtype is not first.dtype:
+            fact = f"{other.name} is {other.dtype.value} and {first.name} {first.dtype.value}"
+            raise row.wrong(fact, "give the branches of a layer one type")
+    rounding = row.op.attrs.get(ROUNDING)
+    if rounding is not None and (rounding not in (INT16, INT8) or not first.dtype.is_packed):
+        fact = f"{ROUNDING} is {rounding!r} for {first.name} of type {first.dtype.value}"
+        raise row.wrong(fact, f"give {INT16!r} or {INT8!r}, where the weights are packed")
+
+
+def _gate_up(row: Row) -> None:
+    x, weights, y = row.input(0), row.input(1), row.output
+    row.rows(x, weights, y, first=(T,))
+    row.activations(x, weights, y)
+    taken, width = _taken(row, 2), y.shape[-1]
+    row.same(y.shape, (T, taken, width), y.name)
+    _matrices(row, (width, trailing(x.shape)))
+
+
+def _down(row: Row) -> None:
+    x, weights, y = row.input(0), row.input(1), row.output
+    row.rows(x, weights, y, first=(T,))
+    row.activations(x, weights, y)
+    taken, width = _taken(row, 1), x.shape[-1]
+    row.same(x.shape, (T, taken, width), x.name)
+    _matrices(row, (trailing(y.shape), width))
+
+
+BRANCH_LEGAL: Mapping[str, Callable[[Row], None]] = {CHOOSE: _choose, GATE_UP: _gate_up, DOWN: _down}

@@ -1,0 +1,20 @@
+"""OLMoE: Llama whose layers have branches, with norms of q and k that reach over all heads.
+
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from coterie.models.branches import BranchKeys
+from coterie.models.family import Bias, Family
+
+OLMOE = Family(
+    model_type="olmoe",
+    causal_class="OlmoeForCausalLM",
+    max_positions=4096,
+    qkv_bias=Bias.BY_CONFIG,
+    o_bias=Bias.BY_CONFIG,
+    qk_norm=True,
+    heads_normed_together=True,
+    norm_eps=1e-5,
+    keys={"num_experts": "num_local_experts"},
+    branches=BranchKeys(64, 8),
+)

@@ -1,0 +1,58 @@
+"""Matrices of branches that a file stores as one tensor, as the parts that a graph reads: each lies in it as it is.
+
+    stored   mlp.experts.gate_up_proj [E, 2 F, D]   | gate of 0 | up of 0 | gate of 1 | up of 1 ...
+    parts    mlp.experts.0.gate_proj.weight ...       an offset in the file and a number of rows each: nothing is copied
+
+Most files have a tensor for each matrix. Knows nothing about which family stores what (branches.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.errors import CheckpointError
+from coterie.models.branches import Branches
+
+
+def unstacked(
+    where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], layer: str, found: Branches
+) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint with a branch's matrices in place of those that are stacked.
+
+    `layer`: the prefix of a layer's tensors, with a place for its number. Raises CheckpointError where a stacked tensor
+    has another shape than its parts.
+    """
+    tensors, names = dict(tensors), found.names
+    for prefix in (layer.format(number) for number in sorted(found.layers)):
+        for other in names.also:
+            stored = tensors.pop(f"{prefix}{other}.weight", None)
+            if stored is not None:
+                name = f"{prefix}{names.chooser}.weight"
+                tensors[name] = replace(stored, name=name)
+        for name, parts in names.stacked:
+            whole = tensors.pop(prefix + name, None)
+            if whole is None:
+                continue
+            for branch in range(found.count):
+                place = prefix + names.branch.format(branch)
+                shapes = {f"{place}{part}.weight": wanted[f"{place}{part}.weight"] for part in parts}
+                tensors |= _parts(where, whole, branch, found.count, shapes)
+    return tensors
+
+
+def _parts(
+    where: Path, whole: TensorInfo, branch: int, count: int, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, TensorInfo]:
+    """The parts of one branch, in their order."""
+    rows, columns = sum(shape[0] for shape in shapes.values()), next(iter(shapes.values()))[1]
+    if whole.shape != (count, rows, columns):
+        fact = f"tensor {whole.name} has shape {list(whole.shape)} but config.json wants {[count, rows, columns]}"
+        raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
+    row_bytes, first, parts = whole.size_bytes // (count * rows), branch * rows, {}
+    for name, shape in shapes.items():
+        parts[name] = replace(whole, name=name, shape=shape, offset=whole.offset + first * row_bytes)
+        first += shape[0]
+    return parts

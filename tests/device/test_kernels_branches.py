@@ -1,0 +1,148 @@
+"""Kernels of layers with branches against NumPy: each instruction set, each type, odd shapes, branches nobody takes.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device import native
+from tests.device.native import WEIGHT_DTYPES, call, empty, random, weight
+from tests.device.test_kernels_packed import PACKED, both
+
+from coterie.core.dtypes import DType
+from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
+from coterie.kernels import cpu as kernels
+
+# T tokens, E branches, how many of them a token takes, D and F
+SHAPES = [
+    *((0, 3, 2, 5, 7), (1, 1, 1, 1, 1), (1, 8, 2, 33, 50), (1, 9, 9, 64, 70), (2, 5, 1, 40, 33)),
+    *((3, 4, 2, 16, 9), (5, 7, 3, 129, 31), (20, 3, 2, 35, 40), (45, 6, 6, 33, 37)),
+]
+LONG = (150, 4, 3, 24, 600)  # tokens of a branch in several tiles, columns in several blocks
+
+
+def chosen(rng, T, E, taken):
+    """Weights of which `taken` of each row are not 0; the last branch is nobody's where it can be."""
+    y = np.zeros((T, E), np.float32)
+    among = E - 1 if taken < E else E
+    for row in y:
+        row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
+    return y
+
+
+def matrices(rng, shape, dtype, count):
+    return [both(rng, shape, dtype)[0] if dtype in PACKED else weight(rng, shape, dtype) for _ in range(count)]
+
+
+def table(weights):
+    return np.array([w.address for w in weights], np.int64)
+
+
+def dtype_of(dtype, most):
+    return kernels.dtype_number(dtype, rounded=dtype in PACKED and most == MAX_INT8)
+
+
+def as_met(x, dtype, most):
+    """Rows of activations as packed weights meet them."""
+    return rounded(x, dtype, most) if dtype in PACKED else x
+
+
+def gate_up_wanted(x, weights, gates, ups, dtype, most):
+    y = np.zeros((len(x), int((weights[:1] != 0).sum()), gates[0].values.shape[0]))
+    met = as_met(x, dtype, most).astype(np.float64)
+    for t, row in enumerate(weights):
+        for place, e in enumerate(np.flatnonzero(row)):
+            y[t, place] = native.silu(met[t] @ gates[e].values.T) * (met[t] @ ups[e].values.T)
+    return y
+
+
+def down_wanted(x, weights, downs, dtype, most):
+    y = np.zeros((len(x), downs[0].values.shape[0]))
+    for t, row in enumerate(weights):
+        for place, e in enumerate(np.flatnonzero(row)):
+            y[t] += row[e] * (as_met(x[t, place][None], dtype, most)[0].astype(np.float64) @ downs[e].values.T)
+    return y
+
+
+def block(team, rng, shape, dtype, most=MAX_INT16):
+    """A whole block by the kernels: its operands, and what came out of each kernel."""
+    T, E, taken, D, F = shape
+    x, weights, residual = random(rng, T, D), chosen(rng, T, E, taken), random(rng, T, D)
+    gates, ups, downs = (matrices(rng, s, dtype, E) for s in ((F, D), (F, D), (D, F)))
+    inner, y, added = empty(T, taken, F), empty(T, D), empty(T, D)
+    sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, most), "weights": weights}
+    up, down = table(gates + ups), table(downs)
+    call(team, "branch_gate_up", x=x, branches=up, y=inner, **sizes)
+    call(team, "branch_down", x=inner, branches=down, y=y, **sizes)
+    call(team, "branch_down_add", x=inner, branches=down, y=added, residual=residual, **sizes)
+
+    def alone(t):
+        """One token's, by itself."""
+        one = sizes | {"T": 1, "weights": weights[t : t + 1].copy()}
+        mine, out = empty(1, taken, F), empty(1, D)
+        call(team, "branch_gate_up", x=x[t : t + 1].copy(), branches=up, y=mine, **one)
+        call(team, "branch_down", x=mine, branches=down, y=out, **one)
+        return mine, out
+
+    return (x, weights, residual, gates, ups, downs), (inner, y, added), alone
+
+
+def check(operands, found, dtype, most, tolerance):
+    (x, weights, residual, gates, ups, downs), (inner, y, added) = operands, found
+    close = {"rtol": tolerance, "atol": tolerance}
+    if len(x):
+        np.testing.assert_allclose(inner, gate_up_wanted(x, weights, gates, ups, dtype, most), **close)
+        np.testing.assert_allclose(y, down_wanted(inner, weights, downs, dtype, most), **close)
+    np.testing.assert_array_equal(added, residual + y)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, LONG])
+def test_branches(team, rng, shape, dtype):
+    operands, found, _ = block(team, rng, shape, dtype)
+    check(operands, found, dtype, MAX_INT16, 4e-6)
+
+
+@pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8])
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_branches(team, rng, shape, dtype, most):
+    operands, found, _ = block(team, rng, shape, dtype, most)
+    check(operands, found, dtype, most, 4e-6)
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32, *PACKED])
+@pytest.mark.parametrize("shape", [(5, 7, 3, 129, 31), LONG])
+def test_a_token_has_the_same_bits_alone(team, rng, shape, dtype):
+    _held, (inner, y, _), alone = block(team, rng, shape, dtype)
+    for t in (0, 1, shape[0] // 2, shape[0] - 1):
+        for mine, together in zip(alone(t), (inner[t], y[t]), strict=True):
+            np.testing.assert_array_equal(mine[0], together)
+
+
+@pytest.mark.parametrize(("T", "E", "top_k"), [(0, 3, 2), (1, 1, 1), (3, 8, 8), (17, 5, 1), (40, 61, 8), (2, 128, 8)])
+@pytest.mark.parametrize("normalise", [0, 1])
+def test_choose_branches(team, rng, T, E, top_k, normalise):
+    logits, y = 2 * random(rng, T, E), empty(T, E)
+    call(team, "choose_branches", logits=logits, y=y, T=T, E=E, top_k=top_k, normalise=normalise, scale=0.7)
+    p = np.exp(logits.astype(np.float64))
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    wanted = np.where(np.argsort(order, axis=-1) < top_k, p, 0)
+    wanted *= 0.7 / (wanted if normalise else p).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(y, wanted, rtol=2e-6)
+
+
+def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_has_a_weight_of_0(team):
+    logits, y = np.zeros((2, 5), np.float32), empty(2, 5)
+    logits[1] = [-300, 0, -400, -500, -300]
+    call(team, "choose_branches", logits=logits, y=y, T=2, E=5, top_k=3, normalise=1, scale=1.0)
+    np.testing.assert_array_equal(y != 0, [[True, True, True, False, False], [True, True, False, False, True]])
+    np.testing.assert_allclose(y[0, :3], 1 / 3, rtol=1e-6)
+
+
+def test_what_is_no_number_stays_none(team):
+    logits, y = np.array([[1.0, np.nan, 2.0]], np.float32), empty(1, 3)
+    call(team, "choose_branches", logits=logits, y=y, T=1, E=3, top_k=2, normalise=0, scale=1.0)
+    assert np.isnan(y).sum() == 2

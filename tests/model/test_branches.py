@@ -1,0 +1,158 @@
+"""Models with branches against transformers, and one answer however they are stepped or stored, to the bit on a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tests.model import tiny
+from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.test_agreement import check_float32, check_rounded
+
+from coterie.checkpoint.folder import Checkpoint
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.kernels.cpu import ISAS
+from coterie.models.model import open_model
+from coterie.models.registry import decoder_graph
+from coterie.models.tensors import equal_bytes
+
+OFTEN = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe")
+SELDOM = [row for row in tiny.BRANCH_ROWS if row not in OFTEN]
+
+
+@pytest.mark.parametrize("row", [*OFTEN, *(pytest.param(row, marks=pytest.mark.long) for row in SELDOM)])
+def test_float32(row, folder_of, theirs_of, make_backend):
+    check_float32("cpu", row, "default", folder_of, theirs_of, make_backend)
+
+
+def test_float32_by_the_reference(folder_of, theirs_of, make_backend):
+    check_float32("reference", "qwen3-moe-mixed", "default", folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", tiny.BRANCH_ROWS)
+def test_every_row_by_the_reference(row, folder_of, theirs_of, make_backend):
+    check_float32("reference", row, "default", folder_of, theirs_of, make_backend)
+
+
+def test_bfloat16_is_within_the_error_of_transformers(folder_of, theirs_of, make_backend):
+    check_rounded("cpu", "qwen3-moe", "default", "bf16", folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3-moe-mixed", "granitemoe"])
+def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_of, theirs_of, make_backend):
+    check_rounded("cpu", row, "default", dtype, folder_of, theirs_of, make_backend)
+
+
+WAYS = {
+    "unfused, host": {"rule_set": "none", "orchestration": "host"},
+    "one thread": {"threads": 1},
+    "three threads": {"threads": 3},
+}
+
+
+def stepped(backend, prompt):
+    """Logits of a prompt whole, in pieces of each size, and beside other sequences."""
+    stepper = Stepper(backend)
+    yield stepper.feed((stepper.sequence(), prompt))
+    for size in (1, 3, 17):
+        sequence = stepper.sequence()
+        yield np.concatenate([stepper.feed((sequence, piece)) for piece in chunks(prompt, size)])
+    beside, sequence = stepper.sequence(), stepper.sequence()
+    together = stepper.feed((beside, prompt[::-1][:9]), (sequence, prompt))
+    yield together[9:]
+
+
+@pytest.mark.parametrize("row", ["qwen3-moe", pytest.param("mixtral-all", marks=pytest.mark.long)])
+def test_a_token_has_the_same_bits_alone_in_a_batch_and_in_a_prompt(row, folder_of, make_backend):
+    model = open_model(folder_of(row, "default", "bf16"))
+    prompt = [int(t) for t in np.random.default_rng(3).integers(0, 257, 60)]
+    first, *others = stepped(make_backend("cpu", model), prompt)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    for options in WAYS.values():
+        stepper = Stepper(make_backend("cpu", model, **options))
+        np.testing.assert_array_equal(stepper.feed((stepper.sequence(), prompt)), first)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa, folder_of, theirs_of, make_backend):
+    backend = make_backend("cpu", open_model(folder_of("qwen3-moe")), isa=isa)
+    stepper, theirs = Stepper(backend), theirs_of("qwen3-moe", "default")
+    found = stepper.feed((stepper.sequence(), theirs.prompt))
+    np.testing.assert_allclose(found, theirs.truth, atol=1e-4 * np.abs(theirs.truth).max())
+
+
+@pytest.mark.parametrize("row", ["qwen3-moe", "mixtral", "granitemoe"])
+def test_stacked_matrices_are_those_of_the_branches(row, folder_of, tmp_path):
+    """What transformers writes on request: a tensor for the matrices of all branches."""
+    apart = open_model(folder_of(row))
+    stacked = open_model(tiny.save(tiny.make(row), tmp_path, save_original_format=False))
+    assert stacked.key == apart.key
+    assert len(Checkpoint.open(tmp_path).tensors) < len(stacked.checkpoint.tensors)
+    for name, info in apart.checkpoint.tensors.items():
+        assert equal_bytes(info, stacked.checkpoint.tensors[name]), name
+
+
+def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
+    backend = make_backend("cpu", open_model(folder_of("qwen3-moe")))
+    stepper = Stepper(backend)
+    rows = stepper.rows((stepper.sequence(), [5, 6, 7]))
+    wanted = backend.tokens(rows)
+    np.testing.assert_array_equal(backend.tokens_behind_gates(rows), wanted)
+
+
+@pytest.mark.skipif("cuda" not in BACKENDS, reason="torch is not installed")
+def test_a_gpu_refuses_branches_by_name(folder_of, make_backend):
+    with pytest.raises(UnsupportedError, match=r"layers have branches .* not run on a GPU yet; use --device cpu"):
+        make_backend("cuda", open_model(folder_of("qwen3-moe")))
+
+
+WRONG = {
+    "more than there are": ({"num_experts_per_tok": 9}, CheckpointError, "num_experts_per_tok is 9; .* at most the 7"),
+    "none": ({"num_local_experts": 0}, CheckpointError, "num_experts is 0"),
+    "no layer": ({"mlp_only_layers": [0, 1, 2]}, UnsupportedError, "none of the 3 layers has branches"),
+    "layers that are no list": ({"mlp_only_layers": 1}, CheckpointError, "mlp_only_layers is 1"),
+    "a window": ({"use_sliding_window": True}, UnsupportedError, "use_sliding_window = True is not run"),
+    "a shared branch": ({"shared_expert_intermediate_size": 8}, UnsupportedError, "a branch that all tokens take"),
+    "shared branches": ({"n_shared_experts": 1}, UnsupportedError, "branches that all tokens take"),
+    "groups": ({"n_group": 4}, UnsupportedError, "branches chosen by groups"),
+    "scores": ({"scoring_func": "sigmoid"}, UnsupportedError, "branches chosen by scores other than a softmax"),
+    "a bias": ({"topk_method": "noaux_tc"}, UnsupportedError, "branches chosen with a bias"),
+    "clipping": ({"swiglu_limit": 7.0}, UnsupportedError, "clipped gates"),
+    "another width": ({"moe_intermediate_size": 22}, CheckpointError, "has shape .* but config.json wants"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_or_not_run_is_said(wrong, folder_of, tmp_path):
+    changes, error, sentence = WRONG[wrong]
+    folder = folder_of("qwen3-moe")
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=sentence):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss", "qwen2_moe", "granitemoeshared"])
+def test_families_with_other_branches_are_refused_with_the_reason(model_type, folder_of, tmp_path):
+    config = json.loads((folder_of("qwen3-moe") / "config.json").read_text())
+    config |= {"model_type": model_type, "architectures": ["Whatever"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((folder_of("qwen3-moe") / "model.safetensors").read_bytes())
+    with pytest.raises(UnsupportedError, match=f"architecture '{model_type}' is not run: "):
+        open_model(tmp_path)
+
+
+def test_layers_without_branches_have_a_plain_block(folder_of):
+    model = open_model(folder_of("qwen3-moe-mixed"))
+    kinds = {stage: [op.kind for op in model.graph.ops if op.stage == stage] for stage in model.graph.stages}
+    assert [("branch_down" in kinds[f"layers.{layer}"]) for layer in range(4)] == [False, False, False, True]
+    assert "silu" in kinds["layers.0"]
+    assert "silu" not in kinds["layers.3"]
+    assert decoder_graph(model.config, {v.name: v.dtype for v in model.graph.weights}) == model.graph

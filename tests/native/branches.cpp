@@ -1,0 +1,74 @@
+// Ops of layers with branches, on odd shapes, against plain loops: branches that all, some and no tokens take.
+#include "plain.h"
+
+namespace testing {
+
+namespace {
+
+struct Shape {
+  int64_t T, E, taken, D, F;
+};
+
+// The rows of x that are taken times a matrix, for one token.
+Doubles times(const Doubles& x, const Tensor& w, int64_t N, int64_t K) { return linear(x, w, Tensor{}, 1, N, K); }
+
+std::vector<bytes*> table(const std::vector<Tensor>& first, const std::vector<Tensor>& second = {}) {
+  std::vector<bytes*> at;
+  for (const Tensor& w : first) at.push_back(w.at());
+  for (const Tensor& w : second) at.push_back(w.at());
+  return at;
+}
+
+void test_block(const Shape& s, DType dtype) {
+  const auto [T, E, taken, D, F] = s;
+  const std::vector<float> logits = random_floats(T * E), x = random_floats(T * D), residual = random_floats(T * D);
+  std::vector<Tensor> gate, up, down;
+  for (int64_t e = 0; e < E; ++e) {
+    gate.push_back(weight(F, D, dtype));
+    up.push_back(weight(F, D, dtype));
+    down.push_back(weight(D, F, dtype));
+  }
+  const std::vector<bytes*> inward = table(gate, up), outward = table(down);
+  std::vector<float> weights(T * E), inner(T * taken * F), y(T * D), added(T * D);
+  const integer type = static_cast<integer>(dtype);
+  const std::vector<Row> rows = {
+      row_of(Opcode::choose_branches, ChooseBranches{logits.data(), weights.data(), T, E, taken, 1, 0.5}),
+      row_of(Opcode::branch_gate_up, BranchGateUp{x.data(), weights.data(), inward.data(), type, inner.data(), T, E, taken, D, F}),
+      row_of(Opcode::branch_down, BranchDown{inner.data(), weights.data(), outward.data(), type, y.data(), T, E, taken, D, F}),
+      row_of(Opcode::branch_down_add,
+             BranchDownAdd{inner.data(), weights.data(), outward.data(), type, added.data(), T, E, taken, D, F, residual.data()}),
+  };
+  everywhere("branches", rows, {output(weights), output(inner), output(y), output(added)}, [&] {
+    Doubles wide, wanted(static_cast<size_t>(T * D)), with_residual;
+    bool right = true;
+    for (int64_t t = 0; t < T; ++t) {
+      double total = 0;
+      int64_t found = 0;
+      for (int64_t e = 0; e < E; ++e) {
+        const float weight = weights[t * E + e];
+        if (weight == 0.0f) continue;
+        total += weight, ++found;
+        const Doubles token(x.begin() + t * D, x.begin() + (t + 1) * D);
+        const Doubles g = times(token, gate[e], F, D), u = times(token, up[e], F, D);
+        Doubles h(g.size());
+        for (size_t f = 0; f < g.size(); ++f) h[f] = silu(g[f]) * u[f];
+        const Doubles out = times(h, down[e], D, F);
+        for (int64_t d = 0; d < D; ++d) wanted[t * D + d] += weight * out[d];
+        wide.insert(wide.end(), h.begin(), h.end());
+      }
+      right = right && found == taken && std::abs(total - 0.5) < 1e-5;
+    }
+    for (size_t i = 0; i < wanted.size(); ++i) with_residual.push_back(wanted[i] + residual[i]);
+    return right && close(inner, wide, 1e-5) && close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
+  });
+}
+
+}  // namespace
+
+void test_branches() {
+  const Shape shapes[] = {{0, 2, 1, 3, 4}, {1, 1, 1, 1, 1}, {1, 9, 3, 33, 40}, {3, 4, 4, 17, 9}, {20, 3, 2, 35, 37}, {40, 2, 1, 24, 33}};
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (const Shape& shape : shapes) test_block(shape, dtype);
+}
+
+}  // namespace testing
