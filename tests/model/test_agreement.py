@@ -26,6 +26,7 @@ ROUNDED = [
     ("gemma3", "default"),
     ("olmo3", "default"),
     ("ernie", "default"),
+    ("granite4", "default"),
     ("glm4", "default"),
 ]
 

@@ -51,7 +51,7 @@ def relative_error(found, truth):
 def ask(folder, dtype):
     """Everything that a comparison needs, for a folder saved in `dtype`."""
     model = tiny.load(folder, "fp32")
-    prompt = prompt_of(model.config.vocab_size)
+    prompt = prompt_of(model.config.get_text_config().vocab_size)
     truth = _logits(model, prompt)
     own_error = 0.0 if dtype == "fp32" else relative_error(_logits(tiny.load(folder, dtype), prompt), truth)
     return Theirs(folder, dtype, prompt, truth, own_error)

@@ -146,6 +146,22 @@ FAMILY_ROWS |= {
         },
     ),
     "glm4": ("Glm4", {"pad_token_id": 0, "head_dim": 12, "partial_rotary_factor": 0.5}),
+    "ministral": (
+        "Ministral",
+        {
+            "head_dim": 12,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "granite4": (
+        "GraniteMoeHybrid",
+        {
+            **{"embedding_multiplier": 3.5, "attention_multiplier": 0.21, "residual_multiplier": 0.6},
+            **{"logits_scaling": 3.0, "shared_intermediate_size": 52, "num_local_experts": 0, "mamba_n_heads": 4},
+            **{"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
+        },
+    ),
     "helium": ("Helium", {"pad_token_id": 0, "head_dim": 12, "attention_bias": True}),
 }
 
@@ -264,19 +280,20 @@ def randomise(model, seed):
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             parameter.data = 0.3 * noise
-        elif "norm" in name:
+        elif "norm" in name or parameter.dim() == 1:
             parameter.data = (0 if is_gemma else 1) + 0.2 * noise
         elif "embed" in name:
-            parameter.data = (0.5 / model.config.hidden_size**0.5 if is_gemma else 0.5) * noise
+            parameter.data = (0.5 / model.config.get_text_config().hidden_size ** 0.5 if is_gemma else 0.5) * noise
         else:
             parameter.data = noise * 1.2 / parameter.shape[-1] ** 0.5
 
 
 def load(folder, dtype="fp32"):
     """The saved model as transformers runs it, with its plain attention and its plain loop over branches."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[dtype], attn_implementation="eager", experts_implementation="eager"
-    ).eval()
+    reads_images = hasattr(transformers.AutoConfig.from_pretrained(folder), "vision_config")
+    kind = transformers.AutoModelForImageTextToText if reads_images else transformers.AutoModelForCausalLM
+    how = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    return kind.from_pretrained(folder, dtype=DTYPES[dtype], **how).eval()
 
 
 def save(model, folder, dtype="fp32", **options):

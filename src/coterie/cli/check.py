@@ -42,13 +42,20 @@ def check(
         return
     table = Table(Column("expert", overflow="fold"), "family", "weights", "context", "architecture", "KV per token")
     for name, model in models.items():
-        row = (model.config.family, format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
+        row = (_family(model), format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
         table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))
     out.print(table)
     shared = Counter(model.key for model in models.values())
     total = format_bytes(made.total_bytes)
     out.print(f"{len(found.experts)} experts, {total} in all; architectures (one program each): {len(shared)}")
     out.print(plan_line(made))
+    if parts := [name for name, model in models.items() if model.part_of]:
+        out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
+
+
+def _family(model: Model) -> str:
+    """The family, and the larger model that it is a part of."""
+    return model.config.family + (f" (of {model.part_of})" if model.part_of else "")
 
 
 def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
@@ -64,6 +71,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
         "experts": {
             name: {
                 "family": model.config.family,
+                "part_of": model.part_of,
                 "weight_bytes": model.layout.size_bytes,
                 "context": model.max_context,
                 "architecture_key": model.key,

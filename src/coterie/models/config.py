@@ -14,6 +14,7 @@ from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
+from coterie.models.nested import text_config
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
 from coterie.models.sparsity import density_of
@@ -78,6 +79,7 @@ class ModelConfig:
 
         Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming what Coterie does not run.
         """
+        raw = text_config(raw, where)
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
         refuse_features(config, (*family.runs, *(RUN_KEYS if family.branches else ())))
@@ -130,6 +132,10 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
         if config.flag(key, wanted) is not wanted:
             fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"
             raise UnsupportedError(where, fact, f"use a model where it is {wanted}")
+    for key in family.given:
+        if config.get(key) is None:
+            fact = f"{key} is missing, which means what is not run for {family.model_type}"
+            raise UnsupportedError(where, fact, "use a config that says it")
     for key in family.same_as_hidden:
         if config.count(key, hidden := config.count("hidden_size")) != hidden:
             fact = f"{key} {config.count(key)} beside hidden_size {hidden} is not run for {family.model_type}"
@@ -151,7 +157,7 @@ def _feed_forward(config: Fields, family: Family) -> FeedForward:
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
     """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
-    return config.count("intermediate_size", None if family.feed_forward.is_gated else 4 * hidden_size)
+    return config.count(family.inner_key, None if family.feed_forward.is_gated else 4 * hidden_size)
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
@@ -201,6 +207,10 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
 
 def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     """Numbers of the layers that do not rotate: `no_rope_layers` has 1 for a layer that does, and 0 for those."""
+    if family.rope_key and config.get(family.rope_key) != "rope":
+        if config.get(family.rope_key) not in (None, "nope"):
+            raise config.wrong(family.rope_key, f"is {config.get(family.rope_key)!r}", "rope or nope")
+        return tuple(range(num_layers))
     if not family.full_layers_rotate and _window_tokens(config, family):
         return tuple(layer for layer, window in enumerate(_windows(config, family, num_layers)) if not window)
     if not family.no_rope_interval:
@@ -225,12 +235,14 @@ def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]
     if family.window is Window.BY_PATTERN and types is None:
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
         types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
-    if family.window in (Window.BY_LAYER, Window.BY_PATTERN, Window.WITHOUT_ROPE):
+    if family.window is Window.BY_TYPES and types is None:
+        types = [SLIDING if window else FULL] * num_layers
+    if family.window in (Window.BY_LAYER, Window.BY_TYPES, Window.BY_PATTERN, Window.WITHOUT_ROPE):
         if types is None:
             windowed = _windowed_layers(config, family, num_layers) if window else ()
             types = [SLIDING if layer in windowed else FULL for layer in range(num_layers)]
         if SLIDING in types and not window:
-            key = "a sliding_window" if family.window is Window.BY_PATTERN else "use_sliding_window"
+            key = "a sliding_window" if family.window in (Window.BY_PATTERN, Window.BY_TYPES) else "use_sliding_window"
             wanted = f"used with {key}"
             raise config.wrong("layer_types", f"names {SLIDING} without a window", wanted)
         return tuple(window if kind == SLIDING else 0 for kind in types)
@@ -272,6 +284,7 @@ def _layer_types(config: Fields, num_layers: int) -> list[str] | None:
         return None
     if not isinstance(types, list) or len(types) != num_layers:
         raise config.wrong("layer_types", f"is {types!r}", f"a list of {num_layers} names")
+    types = [FULL if kind == "attention" else kind for kind in types]
     for kind in types:
         if kind not in (FULL, SLIDING):
             raise UnsupportedError(

@@ -14,11 +14,11 @@ from coterie.models.family import Family
 from coterie.models.fields import Fields
 from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
 from coterie.models.glm4 import GLM, GLM4
-from coterie.models.granite import GRANITE
+from coterie.models.granite import GRANITE, GRANITE4
 from coterie.models.granitemoe import GRANITE_MOE
 from coterie.models.helium import HELIUM
 from coterie.models.llama import LLAMA
-from coterie.models.mistral import MISTRAL
+from coterie.models.mistral import MINISTRAL, MISTRAL
 from coterie.models.mixtral import MIXTRAL
 from coterie.models.olmo2 import OLMO2, OLMO3
 from coterie.models.olmoe import OLMOE
@@ -33,13 +33,14 @@ from coterie.models.smollm3 import SMOLLM3
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA, PHI3, SMOLLM3),
-        *(GRANITE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
+        *(LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
+        *(PHI3, SMOLLM3),
+        *(GRANITE, GRANITE4, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM),
+        *(QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
         *(BLOOM, FALCON, OPT),
     )
 }
-# Architectures of which a part is run, or whose layers have branches that are chosen or built in another way.
-NEAR = {"gemma3": "it reads images beside text; its text model alone, gemma3_text (Gemma3ForCausalLM), is run"}
+# Architectures whose layers have branches that are chosen or built in another way.
 _SHARED = "all tokens take one branch of its layers beside those that are chosen"
 _GROUPED = "its branches are chosen by groups or with a bias, and all tokens take one beside those that are chosen"
 OTHER_BRANCHES = {
@@ -50,10 +51,8 @@ OTHER_BRANCHES = {
     "glm4_moe": _GROUPED,
     "gpt_oss": "its branches have biases and clipped gates, and its attention has sinks",
     "granitemoeshared": _SHARED,
-    "granitemoehybrid": f"some of its layers are no attention, and {_SHARED}",
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
-TEXT_ONLY = "use a text model, or save the text model by itself"
 
 
 def family_of(config: Fields) -> Family:
@@ -62,8 +61,6 @@ def family_of(config: Fields) -> Family:
     classes = config.get("architectures", [])
     by_class = next((f.model_type for f in FAMILIES.values() if classes == [f.causal_class]), None)
     family = FAMILIES.get(model_type or by_class or "") if isinstance(model_type, str | None) else None
-    if isinstance(model_type, str) and model_type in NEAR:
-        raise UnsupportedError(config.where, f"architecture {model_type!r} is not run: {NEAR[model_type]}", TEXT_ONLY)
     if isinstance(model_type, str) and model_type in OTHER_BRANCHES:
         fact = f"architecture {model_type!r} is not run: {OTHER_BRANCHES[model_type]}"
         with_branches = ", ".join(f.model_type for f in FAMILIES.values() if f.branches)

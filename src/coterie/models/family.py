@@ -21,6 +21,7 @@ class Window(Enum):
     EVERY_LAYER = "every layer"  # whenever `sliding_window` is a number
     BY_LAYER = "by layer"  # `use_sliding_window` with `layer_types`, or from `max_window_layers` on
     WITHOUT_ROPE = "layers without rope"  # `use_sliding_window` with `layer_types`, or those layers
+    BY_TYPES = "by types"  # `layer_types`, or all layers
     BY_PATTERN = "by pattern"  # `layer_types`, or all layers but each `window_pattern`-th
 
 
@@ -118,6 +119,7 @@ class Family:
     norm_offset: float = 0.0  # added to the weights of all norms
     norm_eps: float = 1e-6
     feed_forward: FeedForward = FeedForward.GATED_SILU
+    inner_key: str = "intermediate_size"  # the width between its projections
     feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # by `activation_key`, where it decides
     activation_key: str = "activation_function"
     embeds_by_width: bool = False  # rows of the embedding times sqrt(hidden_size), rounded to the embedding's type
@@ -136,10 +138,12 @@ class Family:
     rope_interleaved: bool = False  # pairs of channels are neighbours, not halves
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     full_layers_rotate: bool = True  # where others have a window, those that see all do too
+    rope_key: str = ""  # a key that says "rope" where layers rotate; without one all do
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
     branches: BranchKeys | None = None
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's
+    given: tuple[str, ...] = ()  # keys that mean what is not run where they are left out
     required: Mapping[str, bool] = field(default_factory=dict)  # flags of the config that have one value only
     same_as_hidden: tuple[str, ...] = ()  # sizes that are run only where they are hidden_size

@@ -116,6 +116,9 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
         fact = "is quantised, and an adapter is added to the weights that it was trained on"
         raise UsageError(str(stored.path), fact, "merge into the unquantised base, and quantise what comes out")
     model, adapter = open_model(base), open_adapter(adapter_folder)
+    if model.part_of:
+        fact = f"holds a {model.part_of}, and adapters are merged into text models that stand alone"
+        raise UnsupportedError(str(stored.path), fact, "save the text model by itself, or merge with PEFT")
     sources, changes = _in_order(model, stored.tensors), dict(adapter.changes)
     tied = model.config.tied_embeddings
     untied = tied and _comes_apart(adapter, changes)

@@ -28,9 +28,11 @@ from coterie.graph.ir import Graph
 from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
+from coterie.models.alone import text_alone
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.joined import taken_apart
+from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.stacked import unstacked
@@ -45,7 +47,8 @@ _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 class Model:
     """One expert, ready to be compiled and fetched. Models with equal `key` share programs.
 
-    `path` is None for a model made from a config alone, whose layout has no files.
+    `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
+    larger model that this is the text model of; empty for one that stands alone.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Model:
     end_ids: tuple[int, ...]
     max_context: int
     checkpoint: Checkpoint
+    part_of: str = ""
 
 
 def open_model(path: str | Path, name: str = "") -> Model:
@@ -65,7 +69,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
 
     Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
     """
-    checkpoint = Checkpoint.open(path)
+    whole = Checkpoint.open(path)
+    checkpoint = text_alone(whole)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
     if FAMILIES[config.family].modelled_only:
         fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"
@@ -83,7 +88,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
     dtypes = check_tensors(checkpoint.path, tensors, shapes, packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
     _check_vocabulary(checkpoint.path, config.vocab_size, ends)
-    return _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
+    found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
+    return replace(found, part_of=part_of(whole.config))
 
 
 def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations: DType = DType.F32) -> Model:
@@ -93,6 +99,7 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     Raises CheckpointError and UnsupportedError as `open_model` does.
     """
     config = ModelConfig.from_hf(raw, name)
+    whole, raw = raw, text_config(raw, name)
     declared = declared_dtype(raw, name)
     packing, shapes = packing_of(raw, name), weight_shapes(config)
     dtypes: dict[str, DType] = {}
@@ -108,7 +115,8 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     for weight, (dtype, shape) in stored.items():
         tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
         offset += tensors[weight].size_bytes
-    return _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, (), activations)
+    found = _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, (), activations)
+    return replace(found, part_of=part_of(whole))
 
 
 def _sparse(

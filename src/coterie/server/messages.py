@@ -45,6 +45,9 @@ def _content(content: object, where: str) -> str:
         return content
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         return "".join(str(p.get("text", "")) for p in content)
+    kinds = [str(p.get("type")) for p in content if isinstance(p, dict)] if isinstance(content, list) else []
+    if other := next((kind for kind in kinds if kind != "text"), ""):
+        raise RequestError(where, f"has a part of type {other!r}, and only text is read", "send text parts alone")
     raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
 
 

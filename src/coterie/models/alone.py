@@ -1,0 +1,52 @@
+"""The tensors of a language model that is a part of a larger one, under the names that it has alone.
+
+    language_model.model.layers.3 ... ,  or  model.language_model.layers.3 ...    -> model.layers.3 ...
+    vision_tower ... , multi_modal_projector ...                                     are never read
+
+Knows nothing about what either computes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from coterie.checkpoint.folder import CONFIG, Checkpoint
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.nested import TIED, part_of, text_config
+from coterie.models.tensors import equal_bytes
+
+_PREFIXES = (  # what stands before the text model's names, in files of older and of newer versions
+    (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
+    (re.compile(r"model\.language_model\."), "model."),
+)
+_UNREAD = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+
+
+def text_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without what the text model does not need, as if that were saved alone; a text model's as it is.
+
+    Embedding and head are one where the config does not deny it and the file has one of them, or the same bytes twice.
+    Raises CheckpointError and UnsupportedError.
+    """
+    if not part_of(checkpoint.config):
+        return checkpoint
+    config = dict(text_config(checkpoint.config, str(checkpoint.path / CONFIG)))
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in checkpoint.tensors.items():
+        if not _UNREAD.match(name):
+            own = _own_name(name)
+            tensors[own] = replace(info, name=own)
+    head, embed = tensors.get(HEAD_WEIGHT), tensors.get(EMBED_WEIGHT)
+    if config.get(TIED) is not False and embed is not None:
+        config[TIED] = head is None or (bool(config.get(TIED)) and equal_bytes(head, embed))
+    return replace(checkpoint, config=config, tensors=tensors)
+
+
+def _own_name(name: str) -> str:
+    """A tensor's name in a file of the text model alone."""
+    for prefix, instead in _PREFIXES:
+        if prefix.match(name):
+            return prefix.sub(instead, name, count=1)
+    return name

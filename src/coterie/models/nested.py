@@ -1,0 +1,78 @@
+"""A language model that is a part of a larger one: its config by itself, as if it were saved alone.
+
+    {"model_type": "gemma3", "text_config": {...}, "vision_config": {...}}  ->  {"model_type": "gemma3_text", ...}
+
+Knows nothing about tensors (alone.py) or what the text model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.fields import Fields
+from coterie.models.refused import refuse_features
+
+TEXT, VISION, TIED = "text_config", "vision_config", "tie_word_embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A row: the class of the whole, the family of its text if the config names none, and keys that it may leave out.
+
+    Defaults are those of the config class of the whole in Hugging Face transformers.
+    """
+
+    causal_class: str
+    text: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+NESTED: Mapping[str, Nested] = {
+    "gemma3": Nested(
+        "Gemma3ForConditionalGeneration",
+        "gemma3_text",
+        {
+            **{"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216},
+            **{"num_hidden_layers": 26, "num_attention_heads": 8, TIED: True},
+        },
+    ),
+    "mistral3": Nested("Mistral3ForConditionalGeneration", "mistral"),
+}
+_OF_THE_WHOLE = (
+    "dtype",
+    "torch_dtype",
+    "eos_token_id",
+    "quantization_config",
+    TIED,
+)  # keys that say something about the text model too
+
+
+def part_of(raw: Mapping[str, Any]) -> str:
+    """The model_type of the larger model that this is the config of; empty for a text model's."""
+    kind = raw.get("model_type")
+    return kind if isinstance(kind, str) and kind in NESTED else ""
+
+
+def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The config of the text model alone; a text model's as it is.
+
+    Raises CheckpointError where there is none inside, UnsupportedError for what more than images is read.
+    """
+    kind = part_of(raw)
+    if not kind:
+        return raw
+    nested, whole = NESTED[kind], Fields(raw, where)
+    if (classes := whole.get("architectures")) not in (None, [], [nested.causal_class]):
+        fact = f"architecture {kind!r} with architectures {classes} is not run"
+        raise UnsupportedError(where, fact, f"Coterie runs the text model of {nested.causal_class}")
+    refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, VISION)}, where))
+    text = whole.section(TEXT)
+    if text is None:
+        raise whole.wrong(TEXT, "is missing", "the config of the text model")
+    kept = {key: raw[key] for key in _OF_THE_WHOLE if raw.get(key) is not None}
+    own = {key: value for key, value in text.raw.items() if key != "architectures"}
+    own["model_type"] = text.get("model_type", nested.text)
+    return {**nested.defaults, **kept, **own, **({TIED: kept[TIED]} if TIED in kept else {})}
