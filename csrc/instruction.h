@@ -81,9 +81,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, k) FIELD(const f32*, v) COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K)                 \
   FIELD(integer, C)
 
+// growth: queries of a token are 1 + growth * log(1 + position / every) times as large, whole quotients alone counting; 0: they are not.
 #define COTERIE_ATTENTION(FIELD)                                                                                     \
   FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
-  FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)
+  FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)    \
+  FIELD(real, growth) FIELD(integer, every)
 
 #define COTERIE_ADD(FIELD) \
   FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
@@ -94,6 +96,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 #define COTERIE_GELU(FIELD) COTERIE_SILU(FIELD) FIELD(integer, form)
 
 #define COTERIE_SOFTCAP(FIELD) COTERIE_SILU(FIELD) FIELD(real, cap)
+
+#define COTERIE_RELU_SQUARED(FIELD) COTERIE_SILU(FIELD)
 
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
@@ -194,7 +198,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(choose_branches, ChooseBranches, COTERIE_CHOOSE_BRANCHES)                                                       \
   OP(branch_gate_up, BranchGateUp, COTERIE_BRANCH_GATE_UP)                                                           \
   OP(branch_down, BranchDown, COTERIE_BRANCH_DOWN)                                                                   \
-  OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)
+  OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)                                                   \
+  OP(relu_squared, ReluSquared, COTERIE_RELU_SQUARED)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -8,6 +8,7 @@
 #include "../op.h"
 
 #include <atomic>
+#include <cmath>
 
 namespace coterie::COTERIE_ISA {
 
@@ -159,11 +160,19 @@ Rows rows_of(const Attention& op, const Tile& tile, const Run& run) {
   return {run.last - run.first, heads_per_kv(op), run.first, tile.kv_head * heads_per_kv(op)};
 }
 
+float grown(const Attention& op, int64_t position) {
+  return static_cast<float>(1.0 + op.growth * std::log(1.0 + static_cast<double>(position / op.every)));
+}
+
 void load_queries(const Attention& op, const Rows& rows, int64_t count, float* queries) {
   const int64_t width = padded_channels(op.C);
   for (int64_t row = 0; row < count; ++row) {
     const float* q = op.q + (rows.token(row) * op.H + rows.head(row)) * op.C;
     std::memcpy(queries + row * width, q, static_cast<size_t>(op.C) * sizeof(float));
+    if (op.growth != 0.0) {
+      const float factor = grown(op, op.positions[rows.token(row)]);
+      for (int64_t c = 0; c < op.C; ++c) queries[row * width + c] *= factor;
+    }
     for (int64_t c = op.C; c < width; ++c) queries[row * width + c] = 0.0f;
   }
 }

@@ -1,4 +1,5 @@
-// add, mul, silu, gelu, softcap: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap).
+// add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap),
+// y = x * x where x > 0, else 0.
 #include "../math.h"
 #include "../op.h"
 
@@ -56,10 +57,18 @@ void run(const Softcap& op, int64_t unit, Scratch& scratch) {
   map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return softcap(x, cap); });
 }
 
+int64_t units(const ReluSquared& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const ReluSquared&) { return 0; }
+int64_t flops(const ReluSquared& op) { return 2 * op.T * op.N; }
+void run(const ReluSquared& op, int64_t unit, Scratch& scratch) {
+  map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [](V x, V) { return x > V{} ? x * x : x < V{} ? V{} : x; });
+}
+
 COTERIE_KERNEL(add, Add)
 COTERIE_KERNEL(mul, Mul)
 COTERIE_KERNEL(silu, Silu)
 COTERIE_KERNEL(gelu, Gelu)
 COTERIE_KERNEL(softcap, Softcap)
+COTERIE_KERNEL(relu_squared, ReluSquared)
 
 }  // namespace coterie::COTERIE_ISA

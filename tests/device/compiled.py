@@ -159,6 +159,7 @@ SOME = {
     "batches": Some(PRODUCTS, KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
+    "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),

@@ -72,7 +72,7 @@ def whole(kernel, operands):
     neutral = {"scale": 1.0} if kernel in SCALED else {}
     neutral |= {"offset": 0.0} if kernel in NORMING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
-    neutral |= {"cap": 0.0} if kernel == "attention" else {}
+    neutral |= {"cap": 0.0, "growth": 0.0, "every": 1} if kernel == "attention" else {}
     return neutral | operands
 
 
@@ -187,9 +187,10 @@ class Pages:
         return kv[:, 0], kv[:, 1]
 
 
-def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0):
+def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, growth=0.0, every=1):
     """One token at a time, in float64."""
     y = np.zeros(q_THC.shape)
+    q_THC = q_THC * (1 + growth * np.log(1 + np.asarray(positions) // every))[:, None, None]
     group = q_THC.shape[1] // pages.K
     for t, (position, s) in enumerate(zip(positions, sequence, strict=True)):
         k, v = pages.read(layer, s, position + 1)

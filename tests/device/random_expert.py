@@ -106,6 +106,14 @@ SHAPES = {
         **{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 12, "num_experts": 5},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "norm_topk_prob": True, "mlp_only_layers": [0]},
     },
+    "queries-that-grow": {
+        **{"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "head_dim": 10},
+        "rope_parameters": {
+            **{"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 6, "rope_theta": 1e4},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4},
+        },
+    },
+    "no-gate": {"model_type": "arcee", "architectures": ["ArceeForCausalLM"], "hidden_act": "relu2", "mlp_bias": True},
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

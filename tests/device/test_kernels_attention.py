@@ -34,12 +34,12 @@ def filled(rng, lengths, *, K, C, Z, dtype=DType.BF16):
     return pages
 
 
-def attend(team, pages, q_THC, positions, sequence, window=0):
+def attend(team, pages, q_THC, positions, sequence, window=0, **how):
     T, H, C = q_THC.shape
     y = empty(T, H, C)
     sizes = {"T": T, "B": len(pages.block_tables), "H": H, "K": pages.K, "C": C}
     operands = pages.operands(ints(positions), ints(sequence), 0)
-    call(team, "attention", q=q_THC, **operands, y=y, **sizes, scale=C**-0.5, window=window)
+    call(team, "attention", q=q_THC, **operands, y=y, **sizes, scale=C**-0.5, window=window, **how)
     return y
 
 
@@ -54,6 +54,16 @@ def test_decode_at_the_edges_of_spans_and_pages(isa, rng, Z, window):
     q = random(rng, len(EDGES), 6, 32)
     expected = native.attention(q, pages, positions, sequence, 0, 32**-0.5, window)
     np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, window), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("H", "K", "C"), [(1, 1, 2), (6, 2, 20), (5, 1, 80)])
+def test_queries_that_grow(isa, rng, H, K, C):
+    """Alone, a few together and many together, before and behind the first step."""
+    pages = filled(rng, (600, 12, 90), K=K, C=C, Z=7)
+    positions, sequence = [599, *range(5, 12), *range(90)], [0] + [1] * 7 + [2] * 90
+    q, how = random(rng, len(positions), H, C), {"growth": 0.4, "every": 6}
+    expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, 0, **how)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, **how), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("C", [1, 7, 32, 48, 64, 80, 96, 100, 128, 256])

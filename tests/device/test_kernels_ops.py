@@ -217,6 +217,16 @@ def test_gelu_of_extremes(team, form):
     assert np.isnan(y[0, 11])
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33)])
+def test_relu_squared(team, rng, shape):
+    x, y = 4 * random(rng, *shape), empty(*shape)
+    call(team, "relu_squared", x=x, y=y, T=shape[0], N=shape[1])
+    np.testing.assert_array_equal(y, np.square(np.maximum(x, 0)))
+    extremes = np.array([[-np.inf, -3e38, -0.0, 1e-30, 3e38, np.nan]], dtype=np.float32)
+    call(team, "relu_squared", x=extremes, y=(found := empty(1, 6)), T=1, N=6)
+    np.testing.assert_array_equal(found, np.array([[0, 0, 0, 0, np.inf, np.nan]], dtype=np.float32))
+
+
 @pytest.mark.parametrize("cap", [0.5, 30.0])
 def test_softcap_is_accurate(team, cap):
     x = np.concatenate([np.linspace(-90, 90, 100_001), np.logspace(-30, 0, 1000)]).astype(np.float32)[None]

@@ -22,13 +22,14 @@ from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 
 # Attributes that may be left out, as they are where they are not.
-LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1}
+LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1, "growth": 0.4, "every": 6}
+BESIDE = {"growth": {"every": 6}, "every": {"growth": 0.4}}  # what must be there too
 FOR_VERIFY = ("layer", TOP_K)  # attributes in which ops must agree
 RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
-    *("interleaved", "interleaved-in-part"),
+    *("interleaved", "interleaved-in-part", "queries-that-grow"),
     "branches",
     *("norms-behind-and-not-all-rotated", YARN),
 ]
@@ -76,7 +77,7 @@ def attributes(graph):
         new = {name: LEFT_OUT[name] for name in left_out}
         new |= {name: other(name, value) for name, value in op.attrs.items() if name not in FOR_VERIFY}
         for name, value in new.items():
-            attrs = MappingProxyType({**op.attrs, name: value})
+            attrs = MappingProxyType({**BESIDE.get(name, {}), **op.attrs, name: value})
             yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
 
 

@@ -144,7 +144,14 @@ def elementwise(kernel, T, N):
         a, b, y = 3 * random(rng, T, N), random(rng, T, N), empty(T, N)
         ends = {"a": a, "b": b} if kernel in ("add", "mul") else {"x": a}
         call(kernel, tokens(T), **ends, y=y, T=T, N=N)
-        return [(y, {"add": a + b, "mul": a * b, "silu": native.silu(a)}[kernel])]
+        return [
+            (
+                y,
+                {"add": a + b, "mul": a * b, "silu": native.silu(a), "relu_squared": np.square(np.maximum(a, 0))}[
+                    kernel
+                ],
+            )
+        ]
 
     return Case(kernel, "F32", f"T {T}, N {N}", EXACT, run)
 
@@ -307,7 +314,7 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
     return Case("norm_qkv_rope_append", name, shape, worst, run)
 
 
-def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.0):
+def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.0, growth=0.0, every=1):
     """Of each sequence the last `chunk` tokens; none of a chunk of 0."""
 
     def run(rng):
@@ -319,14 +326,15 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.
         at, whose = ints(positions), ints(sequence)
         sizes = {"T": T, "B": len(lengths), "H": H, "K": K, "C": C}
         most = Bucket(T, len(lengths), T, context or max(lengths))
-        how = {"scale": C**-0.5, "window": window, "cap": cap}
+        how = {"scale": C**-0.5, "window": window, "cap": cap, "growth": growth, "every": every}
         call("attention", most, q=q, **pages.operands(at, whose, 1), y=y, **sizes, **how)
-        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window, cap))]
+        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window, cap, growth, every))]
 
     alone = all(c <= 1 for c in chunks)
     worst = {F32: EXACT, F16: EXACT, BF16: 2.0**-15}[dtype] if alone else ROUNDED[dtype]
     tokens_of = "decode" if alone else "chunks " + " ".join(map(str, chunks))
     window_of = f", window {window}" * bool(window) + f", cap {cap:g}" * bool(cap)
+    window_of += f", growth {growth:g} every {every}" * bool(growth)
     shape = f"H {H}, K {K}, C {C}, Z {Z}, contexts {' '.join(map(str, lengths))}, {tokens_of}{window_of}"
     return Case("attention", dtype.value, shape, worst, run)
 
@@ -340,6 +348,7 @@ QUICK = [
     *(rope(T, H, C, rotated, 1) for T, H, C, rotated in ((1, 1, 2, 2), (5, 3, 20, 20), (3, 3, 20, 6), (2, 2, 128, 64))),
     *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
     *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
+    elementwise("relu_squared", 3, 133),
     *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
     *(linear("linear", t, T, N, K, T == 3) for t in TYPES for T, N, K in ((1, 1, 1), (3, 37, 129), (19, 37, 200))),
     *(linear("linear_add", t, T, N, K, T == 5) for t in TYPES for T, N, K in ((4, 5, 300), (5, 33, 31))),
@@ -364,6 +373,7 @@ QUICK = [
     *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
     *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1), cap=1.5) for t in (F32, BF16)),
     *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
+    *(attention(F32, 3, 1, 20, 5, (12, 75), c, growth=0.4, every=6) for c in ((12, 9), (1, 1))),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
     *(take_norm_linear(BF16, 7, R, 19, 33, offset=1.0) for R in (1, 3, 6)),

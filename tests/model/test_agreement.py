@@ -26,7 +26,9 @@ ROUNDED = [
     ("gemma3", "default"),
     ("olmo3", "default"),
     ("ernie", "default"),
+    ("ministral3", "yarn"),
     ("granite4", "default"),
+    ("arcee", "default"),
     ("glm4", "default"),
 ]
 

@@ -52,6 +52,7 @@ def family(model_type, drop=(), **changes):
         ("exaone4", "Exaone4"),
         ("ernie4_5", "Ernie4_5"),
         ("ministral", "Ministral"),
+        ("ministral3", "Ministral3"),
         ("glm", "Glm"),
         ("glm4", "Glm4"),
         ("helium", "Helium"),

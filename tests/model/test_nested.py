@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.model import tiny
+from tests.model import others, tiny
 from tests.model.runner import BACKENDS, Stepper
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
 
@@ -16,10 +16,13 @@ from coterie.models.config import ModelConfig
 from coterie.models.model import open_model, synthetic_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
+from coterie.models.repack import repack_folder
 
 TEXT = {key: value for key, value in tiny.BASE.items() if key != "rope_parameters"}
 SIGLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIGLIP |= {"image_size": 28, "patch_size": 14}
+GROWING = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0}
+GROWING |= {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4}
 ROWS = {
     "gemma3": (
         "Gemma3",
@@ -28,7 +31,7 @@ ROWS = {
     ),
     "mistral3": (
         "Mistral3",
-        {**TEXT, "model_type": "mistral", "head_dim": 20, "sliding_window": None},
+        {**TEXT, "model_type": "ministral3", "head_dim": 20, "rope_parameters": GROWING},
         {"image_token_index": 250, "tie_word_embeddings": False},
     ),
 }
@@ -172,3 +175,18 @@ def test_a_config_as_released_leaves_much_out():
     assert (found.tied_embeddings, found.windows[:6], found.rope.kind) == (True, (1024,) * 5 + (0,), "linear")
     model = synthetic_model(raw, "gemma")
     assert (model.part_of, model.config) == ("gemma3", found)
+
+
+def test_what_others_quantised(folder_of, tmp_path):
+    """FP8 with one scale for each matrix, as Ministral 3 comes: the same expert as from the text model alone."""
+    alone = shutil.copytree(folder_of("ministral3", "yarn", "bf16"), tmp_path / "alone")
+    others.fp8(alone, None)
+    whole = renamed(alone, tmp_path / "whole", lambda name: f"language_model.{name}")
+    text = json.loads((alone / "config.json").read_text())
+    raw = {"model_type": "mistral3", "text_config": text, "vision_config": SIGLIP}
+    raw["quantization_config"] = text.pop("quantization_config")
+    (whole / "config.json").write_text(json.dumps(raw))
+    for source in (alone, whole):
+        repack_folder(source, source.with_suffix(".packed"), bits=8)
+    packed = [(source.with_suffix(".packed") / "model.safetensors").read_bytes() for source in (alone, whole)]
+    assert packed[0] == packed[1]

@@ -154,6 +154,8 @@ FAMILY_ROWS |= {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "ministral3": ("Ministral3", {"head_dim": 20, "pad_token_id": 0}),
+    "arcee": ("Arcee", {"mlp_bias": True, "attention_bias": True}),
     "granite4": (
         "GraniteMoeHybrid",
         {
@@ -246,6 +248,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS] + [
     ("qwen3", "linear"),
     ("olmo2", "llama3"),
     ("ernie", "llama3"),
+    ("ministral3", "yarn"),
     ("llama-head20", "longrope"),
     ("phi3-partial", "longrope"),
     ("gemma3", "linear"),
@@ -262,6 +265,8 @@ def make(row, rope="default", seed=0):
     settings = {**BASE, **changes}
     head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
     settings["rope_parameters"] = rope_of(rope, int(head_dim * settings.get("partial_rotary_factor", 1.0)) // 2)
+    if class_name == "Ministral3":
+        settings["rope_parameters"] |= {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 16}
     if class_name in LAYERED:
         local = {"rope_type": "default", "rope_theta": 700.0}
         settings["rope_parameters"] = {FULL: settings["rope_parameters"], SLIDING: local}

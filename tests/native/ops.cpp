@@ -45,20 +45,21 @@ void test_elementwise(int64_t T, int64_t N) {
 
 void test_activations(int64_t T, int64_t N) {
   const std::vector<float> x = random_floats(T * N, 0.0f, 2.0f);
-  std::vector<float> by_erf(T * N), by_tanh(T * N), by_sigmoid(T * N), capped(T * N);
+  std::vector<float> by_erf(T * N), by_tanh(T * N), by_sigmoid(T * N), capped(T * N), squared(T * N);
   std::vector<float>* const forms[] = {&by_erf, &by_tanh, &by_sigmoid};
-  std::vector<Row> rows = {row_of(Opcode::softcap, Softcap{x.data(), capped.data(), T, N, 1.5})};
+  std::vector<Row> rows = {row_of(Opcode::softcap, Softcap{x.data(), capped.data(), T, N, 1.5}),
+                           row_of(Opcode::relu_squared, ReluSquared{x.data(), squared.data(), T, N})};
   for (int64_t form = 0; form < 3; ++form) rows.push_back(row_of(Opcode::gelu, Gelu{x.data(), forms[form]->data(), T, N, form}));
-  everywhere("activations", rows, {output(by_erf), output(by_tanh), output(by_sigmoid), output(capped)}, [&] {
+  everywhere("activations", rows, {output(by_erf), output(by_tanh), output(by_sigmoid), output(capped), output(squared)}, [&] {
     bool same = true;
     for (int64_t form = 0; form < 3; ++form) {
       Doubles wanted;
       for (const float one : x) wanted.push_back(gelu(one, form));
       same = same && close(*forms[form], wanted, 1e-6);
     }
-    Doubles caps;
-    for (const float one : x) caps.push_back(1.5 * std::tanh(one / 1.5));
-    return same && close(capped, caps, 1e-6);
+    Doubles caps, squares;
+    for (const float one : x) caps.push_back(1.5 * std::tanh(one / 1.5)), squares.push_back(one > 0 ? static_cast<double>(one) * one : 0);
+    return same && close(capped, caps, 1e-6) && close(squared, squares, 1e-6);
   });
 }
 
@@ -100,8 +101,14 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
   Attention op{};
   pages.operands(op, positions, sequence, layer);
   op.q = q.data(), op.y = y.data(), op.T = T, op.B = B, op.H = H, op.scale = 1 / std::sqrt(static_cast<double>(C)), op.window = window;
-  everywhere("attention", {row_of(Opcode::attention, op)}, {output(y)},
-             [&] { return close(y, attention(q, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
+  for (const double growth : {0.0, 0.3}) {
+    std::vector<float> grown = q;
+    op.growth = growth, op.every = 5;
+    for (int64_t i = 0; i < T * H * C; ++i)
+      grown[i] *= static_cast<float>(1 + growth * std::log(1.0 + positions[i / (H * C)] / 5));
+    everywhere("attention", {row_of(Opcode::attention, op)}, {output(y)},
+               [&] { return close(y, attention(grown, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
+  }
 }
 
 void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half, bool interleaved) {

@@ -82,6 +82,7 @@ def gemma(version, **changes):
 VARIANTS = {
     "scaled": {"embed_scale": 3.5, "attention_scale": 0.2, "residual_scale": 0.6, "logits_scale": 0.25},
     "rotated in part": {"rotated": 4},
+    "no gate": {"feed_forward": FeedForward.RELU_SQUARED},
     "interleaved": {"interleaved": True},
     "interleaved in part": {"interleaved": True, "rotated": 4, "qk_norm": True},
     "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},

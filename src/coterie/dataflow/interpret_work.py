@@ -21,6 +21,7 @@ from coterie.graph.ir import Graph, Op
 from coterie.graph.reference import run_op
 from coterie.graph.sampling import Settings
 from coterie.graph.step import KvState, Step
+from coterie.graph.turning import grown
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -196,7 +197,8 @@ NO_BIAS = np.zeros((1, 1), np.float32)
 
 def _attention(firing: Firing) -> dict[str, Array]:
     """Each token over the keys that it sees, from the pages of its sequence."""
-    op, state, q = firing.op, cast(KvState, firing.outside.state), firing.operand(0)
+    op, state = firing.op, cast(KvState, firing.outside.state)
+    q = grown(op, firing.operand(0), firing.operand(1))
     window = int(op.attrs.get("window", 0))
     slopes = firing.operand(4)[:, None] if op.kind == "alibi_attention" else NO_BIAS
     positions, sequences, tables = (firing.operand(at) for at in (1, 2, 3))

@@ -238,7 +238,7 @@ NESTS: Mapping[str, MakeNest] = {
     "silu": _elementwise(),
     "gelu": _elementwise(),
     "softcap": _elementwise(),
-    "relu": _elementwise(),
+    **dict.fromkeys(("relu", "relu_squared"), _elementwise()),
     "add_positions": _add_positions,
     "add_bias": _elementwise(),
     "add_table": _elementwise(),

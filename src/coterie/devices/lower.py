@@ -171,6 +171,7 @@ def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
     how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
+    how |= {"growth": op.growth, "every": op.every}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 
 
@@ -304,6 +305,7 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "silu": _elementwise,
     "gelu": _elementwise,
     "softcap": _elementwise,
+    "relu_squared": _elementwise,
     "mul": _elementwise,
     "take_rows": _take_rows,
     "sample": _sample,

@@ -171,10 +171,10 @@ class _Backward:
 
     def attention(self, op: Op) -> None:
         """Of q, k and v; k and v are those that this layer appended."""
-        if op.cap:
-            raise UnsupportedError(
-                f"{self.graph.name}: {op.name}", "capped attention has no gradient", "train a model without a cap"
-            )
+        if op.cap or op.growth:
+            what = "capped attention" if op.cap else "attention whose queries grow"
+            where = f"{self.graph.name}: {op.name}"
+            raise UnsupportedError(where, f"{what} has no gradient", "train a model without")
         append = next(o for o in self.graph.ops if o.kind == "kv_append" and o.attrs["layer"] == op.attrs["layer"])
         read = (op.inputs[0], *append.inputs[:2])
         dy = self.gradient(op.outputs[0])

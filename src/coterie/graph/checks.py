@@ -12,7 +12,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.ops import CAP, OPS, SCALE
+from coterie.graph.ops import CAP, EVERY, GROWTH, OPS, SCALE
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
@@ -77,6 +77,16 @@ class Row:
         cap = self.op.attrs.get(CAP, 1.0)
         if not isinstance(cap, int | float) or not 0 < cap < math.inf:
             raise self.wrong(f"its cap is {cap!r}", "give a number above 0")
+
+    def growth(self) -> None:
+        """Where queries grow, by a number above 0, in steps of a number of tokens."""
+        if {GROWTH, EVERY}.isdisjoint(self.op.attrs):
+            return
+        growth, every = self.op.attrs.get(GROWTH), self.op.attrs.get(EVERY)
+        grows = isinstance(growth, int | float) and 0 < growth < math.inf
+        if not grows or type(every) is not int or every < 1:
+            fact = f"its growth is {growth!r} every {every!r}"
+            raise self.wrong(fact, "give a number above 0 and a number of tokens, or neither")
 
     def input(self, position: int) -> Value:
         """The value of an operand."""

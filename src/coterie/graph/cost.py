@@ -110,7 +110,9 @@ def pairs_of(op: Op, sizes: Sizes) -> int:
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Of each pair: q @ k and p @ v, and the softmax."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
-    return pairs_of(op, sizes) * heads * (4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0))
+    grown = sizes.T * heads * channels if op.growth else 0
+    per_pair = 4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0)
+    return pairs_of(op, sizes) * heads * per_pair + grown
 
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
@@ -121,6 +123,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
     **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
     **dict.fromkeys(("relu", "add_positions"), 1),
+    "relu_squared": 2,
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
     **dict.fromkeys(("add_mask", "alibi"), 1),
     **dict.fromkeys(("sigmoid", "tanh"), 3),

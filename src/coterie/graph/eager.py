@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
@@ -45,7 +46,10 @@ DIALECTS: Mapping[str, Dialect] = {
 
 
 def expand(graph: Graph) -> Graph:
-    """The same computation, kernel by kernel; the values of the graph keep their names."""
+    """The same computation, kernel by kernel; the values of the graph keep their names.
+
+    Raises UnsupportedError for an op that no rule is for.
+    """
     return _Expansion(graph, DIALECTS.get(graph.name, Dialect())).run()
 
 
@@ -239,6 +243,9 @@ def _kv_append(e: _Expansion, op: Op) -> None:
 
 
 def _attention(e: _Expansion, op: Op) -> None:
+    if op.growth:
+        fact = "attention whose queries grow is not written as kernels of PyTorch"
+        raise UnsupportedError(f"{e.graph.name}: {op.name}", fact, "expand a model without llama_4_scaling_beta")
     q, y = op.inputs[0], op.outputs[0]
     heads = e.size(q, 1)
     keys, values = (_repeated(e, f"{y}/{context}", context, heads) for context in e.contexts[op.integer("layer")])

@@ -88,6 +88,16 @@ class Op:
         """The bound of attention scores; 0, for none, where the attribute is left out."""
         return float(self.attrs.get("cap", 0.0))
 
+    @property
+    def growth(self) -> float:
+        """By how much queries grow with the logarithm of their position; 0 where the attribute is left out."""
+        return float(self.attrs.get("growth", 0.0))
+
+    @property
+    def every(self) -> int:
+        """In steps of how many tokens they do."""
+        return int(self.attrs.get("every", 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:

@@ -116,6 +116,7 @@ def _attention(row: Row) -> None:
     if row.op.integer("window") < 0:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
     row.cap()
+    row.growth()
 
 
 def pages(row: Row, first: int) -> None:
@@ -322,6 +323,7 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "sample": _sample,
     "layer_norm": _layer_norm,
     "relu": unary,
+    "relu_squared": unary,
     "add_positions": _add_positions,
     "gelu": _gelu,
     "softcap": _softcap,

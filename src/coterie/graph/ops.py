@@ -18,6 +18,8 @@ from coterie.graph.opspec import OpSpec
 __all__ = [
     "CAP",
     "COLLECTIVES",
+    "EVERY",
+    "GROWTH",
     "INT8",
     "INT16",
     "INTERLEAVED",
@@ -59,10 +61,11 @@ OPS: dict[str, OpSpec] = {
     ),
     "attention": OpSpec(
         "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
-        "with a cap, cap * tanh(score / cap) in place of each score",
+        "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
+        "1 + growth * log(1 + position // every)",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
         ("y:THC",),
-        ("layer", "scale", "window", "cap?"),
+        ("layer", "scale", "window", "cap?", "growth?", "every?"),
     ),
     "add": OpSpec("y = a + b", ("a:T*", "b:T*"), ("y:T*",)),
     "silu": OpSpec("y = x * sigmoid(x)", ("x:T*",), ("y:T*",)),
@@ -81,6 +84,7 @@ OPS: dict[str, OpSpec] = {
         ("eps",),
     ),
     "relu": OpSpec("y = x where x > 0, else 0", ("x:T*",), ("y:T*",)),
+    "relu_squared": OpSpec("y = x * x where x > 0, else 0", ("x:T*",), ("y:T*",)),
     "add_positions": OpSpec(
         "y = x + table[positions + offset]", ("x:TD", "positions:T", "table:ND"), ("y:TD",), ("offset",)
     ),
@@ -143,6 +147,7 @@ OPS: dict[str, OpSpec] = {
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
+GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all
 INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs are halves
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 

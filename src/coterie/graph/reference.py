@@ -21,7 +21,7 @@ from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Step
-from coterie.graph.turning import turned
+from coterie.graph.turning import grown, turned
 
 __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
 
@@ -153,7 +153,7 @@ def _attention(step: Step, op: Op, x: list[Any]) -> Array:
 
 def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Array:
     q, positions, sequence, tables = x[:4]
-    y = np.empty_like(q)
+    q, y = grown(op, q, positions), np.empty_like(q)
     for t, position in enumerate(positions):
         length = int(position) + 1
         first = max(0, length - window) if window else 0
@@ -262,6 +262,7 @@ OPS: Mapping[str, _Run] = {
     "sample": _sample,
     "layer_norm": _layer_norm,
     "relu": lambda step, op, x: np.asarray(np.maximum(x[0], 0), np.float32),
+    "relu_squared": lambda step, op, x: np.asarray(np.square(np.maximum(x[0], 0)), np.float32),
     "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
     "gelu": _gelu,
     "softcap": lambda step, op, x: _capped(x[0], op.cap),

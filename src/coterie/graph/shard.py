@@ -27,7 +27,7 @@ from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
-_PER_COLUMN = ("silu", "gelu", "relu", "softcap", "mul", "rope", "take_heads", "group_attention")
+_PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "mul", "rope", "take_heads", "group_attention")
 _ATTENTION = ("attention", "alibi_attention")
 
 

@@ -1,4 +1,4 @@
-"""How a rope turns channels, forth and back: which ones are a pair, and by which angles.
+"""What positions do to heads: a rope turns pairs of channels, forth and back; queries may grow.
 
 Knows nothing about graphs or what is turned.
 """
@@ -22,6 +22,14 @@ def turned(op: Op, x: list[Any], way: int = 1) -> Array:
     y[..., first] = a * cos - way * b * sin
     y[..., second] = b * cos + way * a * sin
     return np.asarray(y, np.float32)
+
+
+def grown(op: Op, q: Array, positions: Array) -> Array:
+    """Queries [T, H, C] of an attention, larger as their position says; as they are without a growth."""
+    if not op.growth:
+        return q
+    factors = 1.0 + op.growth * np.log(1.0 + positions // op.every)
+    return np.asarray(q * factors.astype(np.float32)[:, None, None], np.float32)
 
 
 def _pairs(op: Op, count: int) -> tuple[slice, slice]:

@@ -14,7 +14,7 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, TOP_K
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
-from coterie.graph.ops import CAP, INTERLEAVED, OFFSET
+from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, OFFSET
 from coterie.models.alibi import alibi_slopes
 from coterie.models.branches import Branches
 from coterie.models.config import ModelConfig
@@ -124,6 +124,7 @@ class Decoder:
         else:
             attrs["window"] = c.windows[layer]
             attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
+            attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
             y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
@@ -177,8 +178,8 @@ class Decoder:
             wide = self._op("mul", "mul", (gated, up), inner)
         else:
             up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
-            if c.feed_forward is FeedForward.RELU:
-                wide = self._op("relu", "relu", (up,), inner)
+            if c.feed_forward in (FeedForward.RELU, FeedForward.RELU_SQUARED):
+                wide = self._op(c.feed_forward.value, "relu", (up,), inner)
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)
         return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias, c.residual_scale)

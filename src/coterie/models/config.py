@@ -157,7 +157,8 @@ def _feed_forward(config: Fields, family: Family) -> FeedForward:
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
     """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
-    return config.count(family.inner_key, None if family.feed_forward.is_gated else 4 * hidden_size)
+    said = family.feed_forward.is_gated or family.feed_forward is FeedForward.RELU_SQUARED
+    return config.count(family.inner_key, None if said else 4 * hidden_size)
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:

@@ -6,6 +6,7 @@ Knows nothing about numbers or graphs.
 from __future__ import annotations
 
 from coterie.core.errors import UnsupportedError
+from coterie.models.arcee import ARCEE
 from coterie.models.bloom import BLOOM
 from coterie.models.ernie import ERNIE4_5
 from coterie.models.exaone4 import EXAONE4
@@ -18,7 +19,7 @@ from coterie.models.granite import GRANITE, GRANITE4
 from coterie.models.granitemoe import GRANITE_MOE
 from coterie.models.helium import HELIUM
 from coterie.models.llama import LLAMA
-from coterie.models.mistral import MINISTRAL, MISTRAL
+from coterie.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.mixtral import MIXTRAL
 from coterie.models.olmo2 import OLMO2, OLMO3
 from coterie.models.olmoe import OLMOE
@@ -33,9 +34,9 @@ from coterie.models.smollm3 import SMOLLM3
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        *(LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
+        *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
         *(PHI3, SMOLLM3),
-        *(GRANITE, GRANITE4, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM),
+        *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM),
         *(QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
         *(BLOOM, FALCON, OPT),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from coterie.models.branches import BranchKeys
 
@@ -50,6 +51,7 @@ class FeedForward(Enum):
     GELU = "erf"  # one projection up, then gelu in this form
     GELU_TANH = "tanh"
     RELU = "relu"
+    RELU_SQUARED = "relu_squared"
 
     @property
     def is_gated(self) -> bool:
@@ -135,6 +137,8 @@ class Family:
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
     rotated_part: float = 1.0  # where that key is absent
+    default_rope: Mapping[str, Any] = field(default_factory=dict)  # where the config describes none
+    queries_grow: bool = False  # with their position, where the rope says so
     rope_interleaved: bool = False  # pairs of channels are neighbours, not halves
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     full_layers_rotate: bool = True  # where others have a window, those that see all do too

@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window on every layer; Ministral may have one on some.
+"""Mistral: Llama with a sliding window on every layer; Ministral has one on some, Ministral 3 queries that grow.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
@@ -15,3 +15,18 @@ MISTRAL = Family(
     window=Window.EVERY_LAYER,
 )
 MINISTRAL = replace(MISTRAL, model_type="ministral", causal_class="MinistralForCausalLM", window=Window.BY_TYPES)
+MINISTRAL3 = replace(
+    MISTRAL,
+    model_type="ministral3",
+    causal_class="Ministral3ForCausalLM",
+    max_positions=262_144,
+    head_dim=128,
+    norm_eps=1e-5,
+    window_tokens=None,
+    default_rope={
+        **{"rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        **{"original_max_position_embeddings": 16_384, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "llama_4_scaling_beta": 0.1,
+    },
+    queries_grow=True,
+)

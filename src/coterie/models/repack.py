@@ -22,6 +22,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
+from coterie.models.alone import text_alone
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
@@ -50,7 +51,7 @@ def repack_folder(
     fails.
     """
     out = free_path(target)
-    stored = Checkpoint.open(source)
+    stored = text_alone(Checkpoint.open(source))
     where = str(stored.path / CONFIG)
     method = method_of(Fields(stored.config, where))
     packing = None if bits == AS_IS else Packing(bits or _bits_without_loss(method, where), embedding_bits)

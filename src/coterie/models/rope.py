@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,15 @@ from coterie.models.family import FULL, SLIDING, Family
 from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
+GROWTH = "llama_4_scaling_beta"  # of a rope's section
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
     """`inv_freq` has an entry for each pair of channels that is rotated; cos and sin are multiplied by `scale`.
 
-    `max_context` is in tokens. `interleaved`: pairs are neighbours, not halves.
+    `max_context` is in tokens. `interleaved`: pairs are neighbours, not halves. Queries are
+    1 + growth * log(1 + position // every) times as large.
     """
 
     kind: str
@@ -34,6 +37,8 @@ class Rope:
     scale: float
     max_context: int
     interleaved: bool = False
+    growth: float = 0.0
+    every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,23 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
     found = replace(KINDS[kind](settings), interleaved=family.rope_interleaved)
+    found = replace(found, **_growth(rope, family))
     if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
         found = replace(found, max_context=min(found.max_context, max_positions))
     if not all(0 < frequency < math.inf for frequency in found.inv_freq):
         fact = f"{kind} rope with these numbers gives frequencies that are not above 0"
         raise CheckpointError(rope.where, fact, "check factor and rope_theta")
     return found
+
+
+def _growth(rope: Fields, family: Family) -> dict[str, Any]:
+    """How queries grow with their position, as fields of Rope. Source: Llama 4's temperature of attention."""
+    if not rope.get(GROWTH):
+        return {}
+    if not family.queries_grow:
+        fact = f"{GROWTH} = {rope.get(GROWTH)!r} means queries that grow with their position, which is not run"
+        raise UnsupportedError(rope.where, f"{fact} for {family.model_type}", "use a checkpoint without it")
+    return {"growth": rope.number(GROWTH), "every": rope.count("original_max_position_embeddings")}
 
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
@@ -101,7 +117,9 @@ def _section(config: Fields, family: Family, local: bool) -> Fields:
 
     An older config has one for the layers without a window; the others are then plain.
     """
-    rope = config.section("rope_scaling") or config.section("rope_parameters") or Fields({}, config.where)
+    rope = (
+        config.section("rope_scaling") or config.section("rope_parameters") or Fields(family.default_rope, config.where)
+    )
     nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
     if not family.rope_by_window:
         if nested:

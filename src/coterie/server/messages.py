@@ -47,7 +47,7 @@ def _content(content: object, where: str) -> str:
         return "".join(str(p.get("text", "")) for p in content)
     kinds = [str(p.get("type")) for p in content if isinstance(p, dict)] if isinstance(content, list) else []
     if other := next((kind for kind in kinds if kind != "text"), ""):
-        raise RequestError(where, f"has a part of type {other!r}, and only text is read", "send text parts alone")
+        raise RequestError(where, f"has content that is not text: a part of type {other!r}", "send text parts alone")
     raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
 
 

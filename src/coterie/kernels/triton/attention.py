@@ -43,7 +43,9 @@ from coterie.kernels.triton.attention_chunks import (
     Y,
     channels_of,
     first_seen,
+    grown,
     is_capped,
+    is_growing,
     launch_chunks,
 )
 from coterie.kernels.triton.handed import handed_bytes
@@ -132,6 +134,7 @@ def _alone(
     QUERIES: tl.constexpr,
     STEP: tl.constexpr,
     CAPPED: tl.constexpr,
+    GROWS: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
@@ -162,7 +165,7 @@ def _alone(
     query = head * (H // K) + g
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
     q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
-    scale, cap = real(row, SCALE).to(tl.float32), real(row, CAP).to(tl.float32)
+    scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
     wait_for_last(WHEN)
     if low < high:
         mask = (g < H // K)[:, None] & (c < C)[None, :]
@@ -173,8 +176,7 @@ def _alone(
             v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
         top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
-        seen = (j >= low) & (j < high)
-        top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
+        top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, (j >= low) & (j < high), CAPPED, KV_TYPE)
         for start in tl.range(first + STEP, high, STEP):
             j = start + tl.arange(0, STEP)
             seen = j < high
@@ -260,6 +262,7 @@ def launch(call: Call) -> None:
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {
         "CAPPED": is_capped(call),
+        "GROWS": is_growing(call),
         "QUERIES": max(group, LEAST_DOT),
         "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
     }

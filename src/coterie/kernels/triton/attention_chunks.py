@@ -27,8 +27,8 @@ from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pag
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP = places(
-    "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap"
+Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY = places(
+    "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every"
 )
 LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
 NOTHING = tl.constexpr(float("-inf"))
@@ -41,6 +41,16 @@ LOG2_E = tl.constexpr(1 / log(2))
 def first_seen(position, window):
     """The first position that a token sees."""
     return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
+
+
+@triton.jit
+def grown(row, position, GROWS: tl.constexpr):
+    """How many times as large queries at positions are; 1 where they do not grow."""
+    factor = 1.0
+    if GROWS:
+        steps = (position // integer(row, EVERY).to(tl.int32)).to(tl.float32)
+        factor = 1.0 + real(row, GROWTH).to(tl.float32) * tl.log(1.0 + steps)
+    return factor
 
 
 @triton.jit
@@ -185,6 +195,7 @@ def _together(
     GROUP: tl.constexpr,
     STEP: tl.constexpr,
     CAPPED: tl.constexpr,
+    GROWS: tl.constexpr,
     WINDOWED: tl.constexpr,
     SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
@@ -211,6 +222,8 @@ def _together(
     scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
     if CAPPED:
         scale = real(row, SCALE) / real(row, CAP)
+    if GROWS:
+        q *= grown(row, position_M, GROWS)[:, None]
     q = narrow(q * scale.to(tl.float32), KV_TYPE)
     i = tl.arange(0, STEP) % Z
     slots = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
@@ -249,6 +262,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "GROUP": group,
         "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
         "CAPPED": is_capped(call),
+        "GROWS": is_growing(call),
         "WINDOWED": call.integer("window") > 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": wide * tiles.chunk_warps,
@@ -265,6 +279,11 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
 def is_capped(call: Call) -> bool:
     """Whether scores are capped: the bits of a cap of 0 are 0."""
     return call.integer("cap") != 0
+
+
+def is_growing(call: Call) -> bool:
+    """Whether queries are larger at later positions."""
+    return call.integer("growth") != 0
 
 
 def channels_of(C: int) -> int:

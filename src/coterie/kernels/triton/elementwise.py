@@ -1,4 +1,6 @@
-"""add, mul, silu, gelu, softcap: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap).
+"""add, mul, silu, gelu, softcap, relu_squared.
+
+    y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap), y = x * x where x > 0, else 0
 
 Knows nothing about shapes: values are one after another.
 """
@@ -12,11 +14,11 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import along, gelu_of, integer, pointer, real, silu_of, softcap_of
 from coterie.kernels.triton.rows import Call
 
-ADD, MUL, SILU, GELU, SOFTCAP = (
-    tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu", "gelu", "softcap")
+ADD, MUL, SILU, GELU, SOFTCAP, RELU_SQUARED = (
+    tl.constexpr(OPCODES[name].number) for name in ("add", "mul", "silu", "gelu", "softcap", "relu_squared")
 )
 CAP = tl.constexpr(OPCODES["softcap"].words["cap"])
-UNARY = ("silu", "gelu", "softcap")
+UNARY = ("silu", "gelu", "softcap", "relu_squared")
 
 
 @triton.jit
@@ -57,6 +59,8 @@ def _map_some(
         y = gelu_of(y, FORM)
     elif OP == SOFTCAP:
         y = softcap_of(y, real(row, CAP).to(tl.float32))
+    elif OP == RELU_SQUARED:
+        y = tl.where(y > 0, y * y, tl.where(y < 0, 0.0, y))
     else:
         b = tl.load(pointer(row, B, tl.float32) + i, mask=mask, other=0.0)
         if OP == ADD:

@@ -56,6 +56,7 @@ KERNELS: Mapping[str, Kernel] = {
     "mul": Kernel(elementwise.launch),
     "gelu": Kernel(elementwise.launch),
     "softcap": Kernel(elementwise.launch),
+    "relu_squared": Kernel(elementwise.launch),
     "take_rows": Kernel(take_rows.launch),
     "sample": Kernel(sample.launch),
     "norm_qkv_rope_append": Kernel(norm_qkv_rope_append.launch, norm_qkv_rope_append.scratch_bytes),
