@@ -33,8 +33,10 @@ from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.ops import OPS
 from coterie.graph.reference import KvState, Reference
+from coterie.models.family import FeedForward
 from coterie.models.llava import llava_graph
 from coterie.models.monarch import fft_conv_graph, monarch_example
+from coterie.models.rope import Rope
 
 IMAGE = 59
 LLAVA = {
@@ -84,6 +86,10 @@ def test_a_model_that_sees_is_its_reference_tile_by_tile(images, how):
 
 
 FAMILIES = {
+    "growing": {
+        **{"rope": Rope("default", (), 1.0, 512, growth=0.4, every=2), "interleaved": True},
+        "feed_forward": FeedForward.RELU_SQUARED,
+    },
     "bloom": of_family("bloom", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "falcon with two norms": of_family("falcon", num_kv_heads=1, head_dim=4, parallel_norms=2),
@@ -105,7 +111,7 @@ def test_families_are_their_references_tile_by_tile(name, sequences, past, token
 
 def interpreted():
     """Kinds of the ops of plans that run as they must."""
-    for graph in (decoder(), *(decoder(**FAMILIES[name]) for name in ("bloom", "falcon", "opt", "gemma 2"))):
+    for graph in (decoder(), *(decoder(**FAMILIES[name]) for name in ("bloom", "falcon", "opt", "gemma 2", "growing"))):
         _, state, values, sizes = lived(graph, 2, 3)
         plan = sections_of(graph, sizes, chip(pmus=120), share_equal=False)
         check_plan(graph, plan, values, state, [Choice()] * sizes.R)

@@ -21,6 +21,7 @@ from coterie.graph.cost import op_cost
 from coterie.graph.ir import Kind, Value
 from coterie.graph.reference import KvState, Reference, Step, run_op
 from coterie.graph.verify import verify
+from coterie.models.rope import Rope
 from coterie.models.zoo import zoo_graph
 
 
@@ -89,6 +90,10 @@ REFUSED = {
         "k_norm.* a norm over all heads together",
     ),
     "offset": ({"norm_offset": 1.0}, "head/norm.* over all heads together, or with an offset, has no gradient"),
+    "growth of queries": (
+        {"rope": Rope("default", (), 1.0, 512, growth=0.1, every=3)},
+        "layers.1/attention.* attention whose queries grow has no gradient",
+    ),
     "cap of scores": ({"attention_cap": 2.0}, "layers.1/attention.* capped attention has no gradient"),
     "cap of logits": ({"logits_cap": 2.0}, "op softcap has no gradient"),
 }

@@ -16,6 +16,7 @@ from coterie.graph.ir import Kind
 from coterie.graph.legal import LEGAL
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
+from coterie.models.family import FeedForward
 from coterie.models.llava import llava_graph
 from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.zoo import zoo_config
@@ -27,6 +28,7 @@ WHOLE = [
     decoder(**of_family("falcon", head_dim=4)),
     decoder(**of_family("opt", num_kv_heads=4)),
     decoder(**gemma(2)),
+    decoder(feed_forward=FeedForward.RELU_SQUARED),
     shard(decoder(**of_family("bloom", num_kv_heads=4, vocab_size=40)), 2),
     LLAVA,
     fft_conv_graph((2, 3)),
@@ -91,6 +93,22 @@ def test_an_attribute_out_of_range_is_refused(kind):
     with pytest.raises(UsageError, match=sentence) as caught:
         verify(change_op(graph, op.name, attrs=attrs))
     assert op.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attrs", "sentence"),
+    [
+        ("rope", {"scale": 1.0, "interleaved": 2}, "interleaved is 2; give 0 or 1"),
+        ("attention", {"growth": 0.1}, "its growth is 0.1 every None; give a number above 0 and a number of tokens"),
+        ("attention", {"every": 8}, "its growth is None every 8"),
+        ("attention", {"growth": -0.1, "every": 8}, "its growth is -0.1 every 8"),
+        ("attention", {"growth": 0.1, "every": 0}, "its growth is 0.1 every 0"),
+    ],
+)
+def test_what_positions_do_is_in_range(kind, attrs, sentence):
+    graph, op = FIRST[kind]
+    with pytest.raises(UsageError, match=sentence):
+        verify(change_op(graph, op.name, attrs={**op.attrs, **attrs}))
 
 
 def test_constants_have_a_number_for_each_head():
