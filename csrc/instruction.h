@@ -198,7 +198,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(choose_branches, ChooseBranches, COTERIE_CHOOSE_BRANCHES)                                                       \
   OP(branch_gate_up, BranchGateUp, COTERIE_BRANCH_GATE_UP)                                                           \
   OP(branch_down, BranchDown, COTERIE_BRANCH_DOWN)                                                                   \
-  OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)                                                   \
+  OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)                                                        \
   OP(relu_squared, ReluSquared, COTERIE_RELU_SQUARED)
 
 #define COTERIE_MEMBER(type, name) type name;

@@ -113,6 +113,11 @@ SHAPES = {
             **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4},
         },
     },
+    "normed-behind-rope": {
+        **{"model_type": "hunyuan_v1_dense", "architectures": ["HunYuanDenseV1ForCausalLM"], "head_dim": 6},
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    },
     "no-gate": {"model_type": "arcee", "architectures": ["ArceeForCausalLM"], "hidden_act": "relu2", "mlp_bias": True},
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }

@@ -29,6 +29,7 @@ ROUNDED = [
     ("ministral3", "yarn"),
     ("granite4", "default"),
     ("arcee", "default"),
+    ("hunyuan", "dynamic"),
     ("glm4", "default"),
 ]
 

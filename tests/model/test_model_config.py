@@ -53,6 +53,7 @@ def family(model_type, drop=(), **changes):
         ("ernie4_5", "Ernie4_5"),
         ("ministral", "Ministral"),
         ("ministral3", "Ministral3"),
+        ("hunyuan_v1_dense", "HunYuanDenseV1"),
         ("glm", "Glm"),
         ("glm4", "Glm4"),
         ("helium", "Helium"),

@@ -47,6 +47,17 @@ RELEASED = {
         **{"rope_scaling": None, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "vocab_size": 100_352},
         "max_position_embeddings": 131_072,
     },
+    "Hunyuan-7B-Instruct": {
+        **{"architectures": ["HunYuanDenseV1ForCausalLM"], "model_type": "hunyuan_v1_dense", "hidden_size": 4096},
+        **{"intermediate_size": 14_336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32},
+        **{"head_dim": 128, "attention_head_dim": 128, "use_qk_norm": True, "use_cla": False, "cla_share_factor": 2},
+        **{"mlp_bias": False, "attention_bias": False, "norm_type": "rms", "max_position_embeddings": 32_768},
+        **{"rope_theta": 10_000.0, "tie_word_embeddings": True, "pretraining_tp": 1, "org_vocab_size": 128_167},
+        "rope_scaling": {
+            **{"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0},
+            "mscale_all_dim": 0.0,
+        },
+    },
     "AFM-4.5B": {
         **{"architectures": ["ArceeForCausalLM"], "model_type": "arcee", "hidden_act": "relu2", "hidden_size": 2560},
         **{"intermediate_size": 18_432, "num_attention_heads": 20, "num_key_value_heads": 4, "num_hidden_layers": 36},
@@ -123,3 +134,14 @@ def test_arcee():
     assert (c.feed_forward.value, c.rope.kind, c.max_context) == ("relu_squared", "yarn", 81_920)
     with pytest.raises(UnsupportedError, match="hidden_act 'silu' is not run for arcee; Coterie runs relu2"):
         opened("AFM-4.5B", hidden_act="silu")
+
+
+def test_hunyuan():
+    c, plain = opened("Hunyuan-7B-Instruct"), opened("Hunyuan-7B-Instruct", rope_scaling=None)
+    assert (c.normed_behind_rope, c.max_context, c.tied_embeddings) == (True, 32_768, True)
+    last = 10_000.0 ** (-126 / 128)
+    assert plain.rope.inv_freq[-1] == pytest.approx(last, rel=1e-6)
+    assert c.rope.inv_freq[-1] == pytest.approx(last / 1000, rel=1e-6)  # 1000 ** (128 / 126 * 126 / 128)
+    for off in ({"use_qk_norm": False}, {"use_cla": True}):
+        with pytest.raises(UnsupportedError, match="is not run for hunyuan_v1_dense"):
+            opened("Hunyuan-7B-Instruct", **off)

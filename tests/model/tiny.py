@@ -164,6 +164,7 @@ FAMILY_ROWS |= {
             **{"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
         },
     ),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 20, "attention_bias": True, "pad_token_id": 0}),
     "helium": ("Helium", {"pad_token_id": 0, "head_dim": 12, "attention_bias": True}),
 }
 
@@ -249,6 +250,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS] + [
     ("olmo2", "llama3"),
     ("ernie", "llama3"),
     ("ministral3", "yarn"),
+    ("hunyuan", "dynamic"),
     ("llama-head20", "longrope"),
     ("phi3-partial", "longrope"),
     ("gemma3", "linear"),
@@ -267,6 +269,8 @@ def make(row, rope="default", seed=0):
     settings["rope_parameters"] = rope_of(rope, int(head_dim * settings.get("partial_rotary_factor", 1.0)) // 2)
     if class_name == "Ministral3":
         settings["rope_parameters"] |= {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 16}
+    if class_name == "HunYuanDenseV1" and rope == "dynamic":
+        settings["rope_parameters"] |= {"alpha": 50.0}
     if class_name in LAYERED:
         local = {"rope_type": "default", "rope_theta": 700.0}
         settings["rope_parameters"] = {FULL: settings["rope_parameters"], SLIDING: local}

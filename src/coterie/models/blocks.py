@@ -115,6 +115,8 @@ class Decoder:
         turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
         q = self._rope("q", part("q"), layer) if turns else ""
         k = self._rope("k", part("k"), layer) if turns else part("k")
+        if c.qk_norm and c.normed_behind_rope:
+            q, k = (self._head_norm(name, x, prefix) for name, x in (("q", q or part("q")), ("k", k)))
         self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         attrs: dict[str, Attr] = {"layer": layer, "scale": scale}
@@ -137,11 +139,13 @@ class Decoder:
             "k": self._linear("k", h, prefix + c.names.k, kv_shape, c.qkv_bias),
             "v": self._linear("v", h, prefix + c.names.v, kv_shape, c.qkv_bias),
         }
-        if c.qk_norm:
-            together = c.heads_normed_together
-            parts["q"] = self._norm("q_norm", parts["q"], prefix + "self_attn.q_norm", together)
-            parts["k"] = self._norm("k_norm", parts["k"], prefix + "self_attn.k_norm", together)
+        if c.qk_norm and not c.normed_behind_rope:
+            parts |= {name: self._head_norm(name, parts[name], prefix) for name in "qk"}
         return parts.__getitem__
+
+    def _head_norm(self, name: str, x: str, prefix: str) -> str:
+        names = {"q": self.config.names.q_norm, "k": self.config.names.k_norm}
+        return self._norm(f"{name}_norm", x, prefix + names[name], self.config.heads_normed_together)
 
     def _fused_qkv(self, h: str, prefix: str) -> Callable[[str], str]:
         """One projection; its heads come in groups: queries that share a key head, that head, its value."""

@@ -49,6 +49,7 @@ class ModelConfig:
     qk_norm: bool
     tied_embeddings: bool
     heads_normed_together: bool = False
+    normed_behind_rope: bool = False
     norm: Norm = Norm.RMS
     norm_offset: float = 0.0
     feed_forward: FeedForward = FeedForward.GATED_SILU
@@ -106,6 +107,7 @@ class ModelConfig:
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
             qk_norm=family.qk_norm,
             heads_normed_together=family.heads_normed_together,
+            normed_behind_rope=family.normed_behind_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
             norm_offset=family.norm_offset,

@@ -18,6 +18,7 @@ from coterie.models.glm4 import GLM, GLM4
 from coterie.models.granite import GRANITE, GRANITE4
 from coterie.models.granitemoe import GRANITE_MOE
 from coterie.models.helium import HELIUM
+from coterie.models.hunyuan import HUNYUAN
 from coterie.models.llama import LLAMA
 from coterie.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.mixtral import MIXTRAL
@@ -36,7 +37,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
         *(PHI3, SMOLLM3),
-        *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM),
+        *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
         *(BLOOM, FALCON, OPT),
     )

@@ -80,6 +80,8 @@ class Names:
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
     qkv: str = ""  # one projection, its heads in groups: the query heads that share a key head, that head, its value
     o: str = "self_attn.o_proj"
     gate: str = "mlp.gate_proj"
@@ -109,6 +111,7 @@ class Family:
     o_bias: Bias = Bias.NEVER
     mlp_bias: Bias = Bias.NEVER
     qk_norm: bool = False
+    normed_behind_rope: bool = False  # queries and keys, where there are such norms
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # where the key is absent; None for no window
@@ -138,6 +141,7 @@ class Family:
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
     rotated_part: float = 1.0  # where that key is absent
     default_rope: Mapping[str, Any] = field(default_factory=dict)  # where the config describes none
+    rope_alpha: bool = False  # a dynamic rope with `alpha` is one of a longer period, everywhere
     queries_grow: bool = False  # with their position, where the rope says so
     rope_interleaved: bool = False  # pairs of channels are neighbours, not halves
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does

@@ -50,6 +50,7 @@ class _Settings:
     rotated: int
     max_positions: int
     original_positions: int
+    alpha: float = 0.0  # of a dynamic rope that is not
 
 
 def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool = False) -> Rope:
@@ -71,6 +72,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
         _rotated(config, rope, family, head_dim),
         max_positions,
         config.count("original_max_position_embeddings", family.original_positions or original),
+        rope.number("alpha") if family.rope_alpha and rope.get("alpha") else 0.0,
     )
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
@@ -171,7 +173,13 @@ def _linear(settings: _Settings) -> Rope:
 
 
 def _dynamic(settings: _Settings) -> Rope:
-    """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain."""
+    """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain.
+
+    With an alpha they are what it once would have changed them to, at all lengths.
+    """
+    if settings.alpha:
+        longer = settings.theta * settings.alpha ** (settings.rotated / max(settings.rotated - 2, 1))
+        return _rope("dynamic", _plain(replace(settings, theta=longer)), settings.max_positions)
     _factor(settings.rope)
     return _rope("dynamic", _plain(settings), min(settings.max_positions, settings.original_positions))
 

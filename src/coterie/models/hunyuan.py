@@ -1,0 +1,21 @@
+"""HunYuan (dense): Llama with norms on each head of q and k, behind their rotation; a rope with one fixed alpha.
+
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from coterie.models.family import Bias, Family, Names
+
+HUNYUAN = Family(
+    model_type="hunyuan_v1_dense",
+    causal_class="HunYuanDenseV1ForCausalLM",
+    max_positions=2048,
+    qkv_bias=Bias.BY_CONFIG,
+    o_bias=Bias.BY_CONFIG,
+    qk_norm=True,
+    normed_behind_rope=True,
+    norm_eps=1e-5,
+    rope_alpha=True,
+    runs=("use_qk_norm",),
+    required={"use_qk_norm": True, "use_cla": False, "mlp_bias": False},
+    names=Names(q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm"),
+)
