@@ -110,9 +110,8 @@ def pairs_of(op: Op, sizes: Sizes) -> int:
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Of each pair: q @ k and p @ v, and the softmax."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
-    grown = sizes.T * heads * channels if op.growth else 0
     per_pair = 4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0)
-    return pairs_of(op, sizes) * heads * per_pair + grown
+    return pairs_of(op, sizes) * heads * per_pair + (sizes.T * heads * channels if op.growth else 0)
 
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
@@ -122,15 +121,12 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
     **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
-    **dict.fromkeys(("relu", "add_positions"), 1),
-    "relu_squared": 2,
+    **dict.fromkeys(("relu", "add_positions", "add_mask", "alibi"), 1),
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
-    **dict.fromkeys(("add_mask", "alibi"), 1),
     **dict.fromkeys(("sigmoid", "tanh"), 3),
     **dict.fromkeys(("rms_norm", "silu"), 4),
     **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
-    "layer_norm": 6,
-    "gelu": 8,
+    **{"relu_squared": 2, "layer_norm": 6, "gelu": 8},
     "softcap": SOFTCAP_FLOPS,
 }
 
