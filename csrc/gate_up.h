@@ -1,4 +1,4 @@
-// Gate and up: y = act(n @ gate.T) * (n @ up.T) with n = rms_norm(x), or x without a norm; n, gate and up stay in the tile.
+// Gate and up: y = act(n @ gate.T) * (n @ up.T) with n = norm(x), or x without a norm; n, gate and up stay in the tile.
 // Op has the operands of norm_gate_up_silu_mul. Knows nothing about which activation it is.
 #pragma once
 
@@ -68,7 +68,7 @@ void gate_up_unit(const Op& op, int64_t unit, Scratch& scratch, Row row) {
   float* both = scratch.floats(token_tile(op.T) * kBothRows);
   if (!scratch.holds(block.token)) {
     for (int64_t t = 0; t < block.tokens; ++t) {
-      norm_or_copy(op.x + (block.token + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, op.offset, x + t * stride);
+      norm_first(op, op.x + (block.token + t) * op.D, op.D, x + t * stride);
       pad_row(x + t * stride, op.T, op.D);
       copies.put(t, block.tokens, x + t * stride, op.D);
     }

@@ -63,6 +63,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
   FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps) FIELD(real, offset)
 
+#define COTERIE_LAYER_NORM(FIELD)                                                                                    \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, per_token) FIELD(integer, C)            \
+  FIELD(real, eps)
+
 #define COTERIE_LINEAR(FIELD)                                                                                        \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
   FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K) FIELD(real, scale)
@@ -109,10 +114,13 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
   FIELD(i32*, tokens) FIELD(integer, R) FIELD(integer, V)
 
-// offset: what is added to the weight of a norm; in a fused region, to those of all its norms.
-#define COTERIE_NORM(FIELD) \
-  FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)
+// offset: what is added to the weight of a norm; in a fused region, to those of all its norms. norm_bias: of a layer norm that has one.
+// centred: 1 for a layer norm, 0 for an RMS norm.
+#define COTERIE_NORM(FIELD)                                                                                          \
+  FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)           \
+  FIELD(bytes*, norm_bias) FIELD(integer, norm_bias_dtype) FIELD(integer, centred)
 
+// Without a norm (null), x goes in as it is.
 #define COTERIE_NORM_QKV_ROPE_APPEND(FIELD)                                                                          \
   COTERIE_NORM(FIELD)                                                                                                \
   FIELD(bytes*, wq) FIELD(integer, wq_dtype) FIELD(bytes*, bq) FIELD(integer, bq_dtype)                              \
@@ -147,6 +155,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, F)
 
 #define COTERIE_NORM_GATE_UP_GELU_MUL(FIELD) COTERIE_NORM_GATE_UP_SILU_MUL(FIELD) FIELD(integer, form)
+
+#define COTERIE_NORM_LINEAR_GELU(FIELD)                                                                              \
+  COTERIE_NORM(FIELD) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                         \
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, N)                    \
+  FIELD(integer, form)
 
 #define COTERIE_TAKE_NORM_LINEAR(FIELD)                                                                              \
   COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
@@ -199,7 +212,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(branch_gate_up, BranchGateUp, COTERIE_BRANCH_GATE_UP)                                                           \
   OP(branch_down, BranchDown, COTERIE_BRANCH_DOWN)                                                                   \
   OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)                                                        \
-  OP(relu_squared, ReluSquared, COTERIE_RELU_SQUARED)
+  OP(relu_squared, ReluSquared, COTERIE_RELU_SQUARED)                                                                \
+  OP(layer_norm, LayerNorm, COTERIE_LAYER_NORM)                                                                      \
+  OP(norm_linear_gelu, NormLinearGelu, COTERIE_NORM_LINEAR_GELU)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -1,4 +1,4 @@
-// Rows of activations by themselves: RMS norm, and the rotation of a head.
+// Rows of activations by themselves: RMS norm, layer norm, and the rotation of a head.
 // Knows nothing about ops, tiles or products.
 #pragma once
 
@@ -33,10 +33,54 @@ inline void norm_row(const float* x, bytes* weight, int64_t dtype, int64_t C, do
   });
 }
 
-// As norm_row, or x itself without a norm.
-inline void norm_or_copy(const float* x, bytes* weight, int64_t dtype, int64_t C, double eps, double offset, float* y) {
-  if (weight != nullptr) return norm_row(x, weight, dtype, C, eps, offset, y);
-  std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
+// y = (x - mean) * factor * weight + bias over one row; without kBias there is none.
+template <DType D, DType B, bool kBias>
+inline void centre_row(const float* x, V mean, V factor, bytes* weight, bytes* bias, int64_t C, float* y) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2, bias_size = B == DType::f32 ? 4 : 2;
+  int64_t i = 0;
+  for (; i + W <= C; i += W) {
+    const V scaled = (load(x + i) - mean) * factor * load_weights<D>(weight + i * size);
+    if constexpr (kBias) store(y + i, scaled + load_weights<B>(bias + i * bias_size));
+    else store(y + i, scaled);
+  }
+  if (i == C) return;
+  const V scaled = (load_part(x + i, C - i) - mean) * factor * load_weights_part<D>(weight + i * size, C - i);
+  if constexpr (kBias) store_part(y + i, scaled + load_weights_part<B>(bias + i * bias_size, C - i), C - i);
+  else store_part(y + i, scaled, C - i);
+}
+
+// y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias over one row of C elements; y may be x, bias null.
+inline void layer_norm_row(const float* x, bytes* weight, int64_t dtype, bytes* bias, int64_t bias_dtype, int64_t C, double eps, float* y) {
+  V sums{}, squares{};
+  int64_t c = 0;
+  for (; c + W <= C; c += W) sums += load(x + c);
+  if (c < C) sums += load_part(x + c, C - c);
+  const float count = static_cast<float>(C);
+  const V mean = splat(sum(sums) / count);
+  const auto add_square = [&](V d) { squares = fma(d, d, squares); };
+  for (c = 0; c + W <= C; c += W) add_square(load(x + c) - mean);
+  if (c < C) {
+    float rest[W] = {};  // lanes beyond the row are zero, not minus the mean
+    store_part(rest, load_part(x + c, C - c) - mean, C - c);
+    add_square(load(rest));
+  }
+  const V factor = splat(1.0f / __builtin_sqrtf(sum(squares) / count + static_cast<float>(eps)));
+  with_dtype(dtype, [&]<DType D>() {
+    if (bias == nullptr) return centre_row<D, D, false>(x, mean, factor, weight, bias, C, y);
+    with_dtype(bias_dtype, [&]<DType B>() { centre_row<D, B, true>(x, mean, factor, weight, bias, C, y); });
+  });
+}
+
+// The norm that begins a fused region, on one row of C elements, as the region's operands say; x itself without one. y is not x.
+template <class Op>
+inline void norm_first(const Op& op, const float* x, int64_t C, float* y) {
+  if (op.norm == nullptr) {
+    std::memcpy(y, x, static_cast<size_t>(C) * sizeof(float));
+  } else if (op.centred != 0) {
+    layer_norm_row(x, op.norm, op.norm_dtype, op.norm_bias, op.norm_bias_dtype, C, op.eps, y);
+  } else {
+    norm_row(x, op.norm, op.norm_dtype, C, op.eps, op.offset, y);
+  }
 }
 
 // Channels 2 i and 2 i + 1 of one head are a pair.

@@ -1,4 +1,4 @@
-// norm_add: y = residual + rms_norm(x).
+// norm_add: y = residual + norm(x).
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -13,7 +13,7 @@ void run(const NormAdd& op, int64_t unit, Scratch& scratch) {
   for (int64_t t = first; t < last; ++t) {
     const float* residual = op.residual + t * op.D;
     float* y = op.y + t * op.D;
-    norm_row(op.x + t * op.D, op.norm, op.norm_dtype, op.D, op.eps, op.offset, normed);
+    norm_first(op, op.x + t * op.D, op.D, normed);
     int64_t d = 0;
     for (; d + W <= op.D; d += W) store(y + d, load(residual + d) + load(normed + d));
     for (; d < op.D; ++d) y[d] = residual[d] + normed[d];

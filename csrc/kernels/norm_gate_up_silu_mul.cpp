@@ -1,4 +1,4 @@
-// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x), or x without a norm.
+// norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = norm(x), or x without a norm.
 #include "../gate_up.h"
 
 namespace coterie::COTERIE_ISA {

@@ -1,4 +1,4 @@
-// norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normalised (optional) and their first `rotated` channels (all,
+// norm_qkv_rope_append: q, k, v = linear(norm(x)), or of x without a norm, heads of q and k normalised (optional) and their first `rotated` channels (all,
 // some or none) rotated; q is stored, k and v go to their pages. The normalised tokens and the heads stay in the tile.
 #include "../math.h"
 #include "../op.h"
@@ -57,7 +57,7 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
   float* out = scratch.floats(tile * op.C);
   if (!scratch.holds(first)) {
     for (int64_t t = 0; t < tokens; ++t) {
-      norm_row(op.x + (first + t) * op.D, op.norm, op.norm_dtype, op.D, op.eps, op.offset, x + t * stride);
+      norm_first(op, op.x + (first + t) * op.D, op.D, x + t * stride);
       pad_row(x + t * stride, op.T, op.D);
       copies.put(t, tokens, x + t * stride, op.D);
       rope_angles(op.positions[first + t], op.inv_freq, half, op.scale, cosines + t * half, sines + t * half);

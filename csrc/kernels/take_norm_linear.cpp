@@ -1,4 +1,4 @@
-// take_norm_linear: y = (rms_norm(x[rows]) @ weight.T + bias) * scale; the normalised rows stay in the tile.
+// take_norm_linear: y = (norm(x[rows]) @ weight.T + bias) * scale; the normalised rows stay in the tile.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -21,7 +21,7 @@ void run(const TakeNormLinear& op, int64_t unit, Scratch& scratch) {
   const Work work = take_work(scratch, op.R, op.D);
   if (!scratch.holds(block.token)) {
     for (int64_t r = 0; r < block.tokens; ++r) {
-      norm_row(op.x + op.rows[block.token + r] * op.D, op.norm, op.norm_dtype, op.D, op.eps, op.offset, x + r * stride);
+      norm_first(op, op.x + op.rows[block.token + r] * op.D, op.D, x + r * stride);
       pad_row(x + r * stride, op.R, op.D);
       copies.put(r, block.tokens, x + r * stride, op.D);
     }

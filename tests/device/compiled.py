@@ -135,6 +135,8 @@ IN_PART |= {"norm_rope_append": {"rotated": 48}}
 CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
 INTERLEAVED = {name: {"interleaved": 1, "rotated": 64} for name in ("norm_qkv_rope_append", "norm_rope_append")}
 INTERLEAVED |= {"rope": {"interleaved": 1, "rotated": 32}}
+CENTRED = {"centred": 1, "norm_bias": 64, "norm_bias_dtype": kernels.dtype_number(DType.BF16)}
+LAYERED = dict.fromkeys(("norm_qkv_rope_append", "norm_gate_up_silu_mul", "take_norm_linear", "norm_add"), CENTRED)
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
 
 
@@ -161,6 +163,7 @@ SOME = {
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
     "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
+    "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
@@ -188,6 +191,15 @@ def rows_of(dtype):
         operands |= {
             "norm_rope_append": {**pages, "H": H, "K": K, "C": C, "q_width": H * C, "k_width": K * C, **heads},
             "norm_add": {**norm, "D": D},
+            "layer_norm": {
+                "weight": at,
+                "weight_dtype": small,
+                "bias": at,
+                "bias_dtype": small,
+                "per_token": 1,
+                "C": D,
+            },
+            "norm_linear_gelu": {**norm, **CENTRED, **weight, "D": D, "N": F, "form": 1},
             "rms_norm": {"weight": at, "weight_dtype": small, "per_token": 1, "C": D},
             "rope": {"H": H, "C": C},
             "kv_append": {**pages, "K": K, "C": C},

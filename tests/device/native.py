@@ -62,15 +62,24 @@ NORMING = (
     "norm_rope_append",
     "norm_qkv_rope_append",
     "norm_gate_up_silu_mul",
+    "norm_linear_gelu",
     "take_norm_linear",
+)
+CENTRING = (
+    *("norm_qkv_rope_append", "norm_gate_up_silu_mul", "norm_gate_up_gelu_mul", "norm_linear_gelu"),
+    *("take_norm_linear", "norm_add"),
 )
 ROTATING = ("rope", "norm_qkv_rope_append", "norm_rope_append")
 
 
 def whole(kernel, operands):
-    """The operands of a kernel; those left out change nothing: a scale of 1, no offset or cap, all channels rotated."""
+    """The operands of a kernel; those left out change nothing: a scale of 1, no offset or cap, all channels rotated.
+
+    A norm is an RMS norm.
+    """
     neutral = {"scale": 1.0} if kernel in SCALED else {}
     neutral |= {"offset": 0.0} if kernel in NORMING else {}
+    neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0, "growth": 0.0, "every": 1} if kernel == "attention" else {}
     return neutral | operands
@@ -102,6 +111,11 @@ def ints(values):
 
 def rms_norm(x, w, eps, offset=0.0):
     return x / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps) * (w + offset)
+
+
+def layer_norm(x, w, b, eps):
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    return centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + eps) * w + b
 
 
 def silu(x):

@@ -119,6 +119,22 @@ SHAPES = {
         "num_key_value_heads": 1,
     },
     "no-gate": {"model_type": "arcee", "architectures": ["ArceeForCausalLM"], "hidden_act": "relu2", "mlp_bias": True},
+    "layer-norms": {
+        **{"model_type": "stablelm", "architectures": ["StableLmForCausalLM"], "partial_rotary_factor": 0.75},
+        **{"use_qkv_bias": True, "head_dim": 8, "layer_norm_eps": 1e-4},
+    },
+    "side-by-side": {
+        **{"model_type": "stablelm", "architectures": ["StableLmForCausalLM"], "partial_rotary_factor": 0.5},
+        **{"use_parallel_residual": True, "num_key_value_heads": 1, "head_dim": 12, "tie_word_embeddings": True},
+    },
+    "plain-feed-forward": {
+        **{"model_type": "starcoder2", "architectures": ["Starcoder2ForCausalLM"], "sliding_window": 7},
+        **{"hidden_act": "gelu_pytorch_tanh", "head_dim": 10, "norm_epsilon": 1e-6},
+    },
+    "side-by-side-with-a-head-bias": {
+        **{"model_type": "phi", "architectures": ["PhiForCausalLM"], "partial_rotary_factor": 0.4, "head_dim": 20},
+        "hidden_act": "gelu_new",
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
 }
 

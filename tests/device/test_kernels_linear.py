@@ -136,6 +136,56 @@ def test_without_a_norm_gate_and_up_meet_the_token_as_it_is(team, rng, T, dtype)
     np.testing.assert_array_equal(y, gated * u)
 
 
+def layer_norm(team, x, w, b):
+    y = empty(*x.shape)
+    sizes = {"T": len(x), "per_token": 1, "C": x.shape[1], "eps": 1e-5}
+    call(team, "layer_norm", x=x, **w.operand("weight"), **optional("bias", b), y=y, **sizes)
+    return y
+
+
+@pytest.mark.parametrize("T", [1, 3, 7, 19, 140])
+@pytest.mark.parametrize("normed", ["layer", "layer, no bias", "rms", ""])
+@pytest.mark.parametrize("form", kernels.GELU_FORMS)
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+def test_norm_linear_gelu_is_its_parts(team, rng, T, normed, form, dtype):
+    N, D, number = 67, 133, kernels.GELU_FORMS.index(form)
+    x, w, b, y, gelu = random(rng, T, D), weight(rng, (N, D), dtype), weight(rng, (N,), dtype), empty(T, N), empty(T, N)
+    norm = weight(rng, (D,), DType.F16, center=1.0) if normed else None
+    shift = weight(rng, (D,), DType.F32) if normed == "layer" else None
+    operands = optional("norm", norm) | optional("norm_bias", shift) | w.operand("weight") | b.operand("bias")
+    operands |= {"centred": int(normed.startswith("layer")), "eps": 1e-5, "form": number, "T": T, "D": D, "N": N}
+    team.reset_counters()
+    call(team, "norm_linear_gelu", x=x, y=y, **operands)
+    assert team.counters().stored_bytes == 4 * T * N
+    n = rms_norm(team, x, norm) if normed == "rms" else layer_norm(team, x, norm, shift) if normed else x
+    product = linear(team, n, w, b)
+    call(team, "gelu", x=product, y=gelu, form=number, T=T, N=N)
+    np.testing.assert_array_equal(y, gelu)
+
+
+@pytest.mark.parametrize("T", [1, 7, 140])
+@pytest.mark.parametrize("biased", [True, False])
+def test_regions_that_begin_with_a_layer_norm_are_their_parts(team, rng, T, biased):
+    F, D = 67, 133
+    x, norm = random(rng, T, D), weight(rng, (D,), DType.F32, center=1.0)
+    shift = weight(rng, (D,), DType.BF16) if biased else None
+    gate, up = weight(rng, (F, D), DType.BF16), weight(rng, (F, D), DType.BF16)
+    n, rows = layer_norm(team, x, norm, shift), ints(rng.permutation(T))
+    how = norm.operand("norm") | optional("norm_bias", shift) | {"centred": 1, "eps": 1e-5, "D": D}
+    y, gated, taken, added = empty(T, F), empty(T, F), empty(T, F), empty(T, D)
+    weights = gate.operand("gate") | up.operand("up") | optional("gate_bias", None) | optional("up_bias", None)
+    call(team, "norm_gate_up_silu_mul", x=x, y=y, T=T, F=F, **how, **weights)
+    g, u = linear(team, n, gate), linear(team, n, up)
+    call(team, "silu", x=g, y=gated, T=T, N=F)
+    np.testing.assert_array_equal(y, gated * u)
+    weights = gate.operand("weight") | optional("bias", None)
+    call(team, "take_norm_linear", x=x, rows=rows, y=taken, R=T, N=F, **how, **weights)
+    np.testing.assert_array_equal(taken, linear(team, np.ascontiguousarray(n[rows]), gate))
+    residual = random(rng, T, D)
+    call(team, "norm_add", x=x, residual=residual, y=added, T=T, **how)
+    np.testing.assert_array_equal(added, residual + n)
+
+
 @pytest.mark.parametrize("R", [1, 7, 19, 140])
 @pytest.mark.parametrize(("N", "D"), [(39, 577), (67, 33)])
 def test_take_norm_linear_is_its_parts(team, rng, R, N, D):

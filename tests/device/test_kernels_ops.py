@@ -51,6 +51,27 @@ def test_rms_norm(team, rng, dtype, T, H, C):
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("bias", [None, DType.F32, DType.BF16])
+@pytest.mark.parametrize(("T", "H", "C"), [(0, 1, 8), (1, 1, 1), (3, 1, 33), (17, 4, 20), (2, 3, 64)])
+def test_layer_norm(team, rng, dtype, bias, T, H, C):
+    x, w, y = random(rng, T, H, C), weight(rng, (C,), dtype, center=1.0, scale=0.2), empty(T, H, C)
+    b = weight(rng, (C,), bias, scale=0.5) if bias else None
+    call(team, "layer_norm", x=x, **w.operand("weight"), **optional("bias", b), y=y, T=T, per_token=H, C=C, eps=1e-5)
+    np.testing.assert_allclose(y, native.layer_norm(x, w.values, b.values if b else 0, 1e-5), **CLOSE)
+
+
+@pytest.mark.parametrize("C", [7, 33, 1200])
+def test_a_layer_norm_takes_off_a_mean_far_larger_than_what_is_left(team, rng, C):
+    """Mean and variance take two passes: the squares of values of 1000 would leave nothing of a variance of 1."""
+    x, w, b, y = 1000 + random(rng, 3, C), weight(rng, (C,), DType.F32), weight(rng, (C,), DType.F32), empty(3, C)
+    operands = w.operand("weight") | b.operand("bias") | {"T": 3, "per_token": 1, "C": C, "eps": 1e-5}
+    call(team, "layer_norm", x=x, y=y, **operands)
+    np.testing.assert_allclose(y, native.layer_norm(x, w.values, b.values, 1e-5), rtol=0, atol=2e-4)
+    call(team, "layer_norm", x=x, y=x, **operands)
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("bias", [None, DType.F32, DType.F16, DType.BF16])
 @pytest.mark.parametrize(
     ("T", "N", "K"),

@@ -29,7 +29,7 @@ RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
-    *("interleaved", "interleaved-in-part", "queries-that-grow"),
+    *("interleaved", "interleaved-in-part", "queries-that-grow", "layer-norms", "side-by-side", "plain-feed-forward"),
     "branches",
     *("norms-behind-and-not-all-rotated", YARN),
 ]

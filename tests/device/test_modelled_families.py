@@ -63,6 +63,19 @@ def test_a_family_costs_what_a_llama_of_its_sizes_does_and_what_is_its_own(machi
         assert found == pytest.approx(seconds["llama"], rel=0.02)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_layer_norms_cost_two_more_a_value_and_a_bias_each(step):
+    sizes = STEPS[step]
+    layered = {"model_type": "stablelm", **SIZES, "partial_rotary_factor": 1.0}
+    costs = []
+    for raw in (layered, {"model_type": "llama", **SIZES}):
+        program = compile_graph(synthetic_model(raw, "x", DType.BF16).graph, "cache")
+        assert [region.kernel for region in program.regions].count("layer_norm") == 0
+        costs.append(program_cost(program, sizes))
+    assert costs[0].flops - costs[1].flops == 2 * 2048 * (2 * 4 * sizes.T + sizes.R)
+    assert costs[0].weight_bytes - costs[1].weight_bytes == 2 * 2048 * (2 * 4 + 1)
+
+
 def test_caps_cost_two_products_and_a_tanh():
     """Of each score, and of each logit."""
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}

@@ -14,8 +14,9 @@ from coterie.models.monarch import monarch_example
 from coterie.models.zoo import zoo_graph
 
 REFUSED = {
-    "bloom": (decoder(**of_family("bloom", num_kv_heads=4)), "none", "layer_norm"),
-    "falcon": (decoder(**of_family("falcon", head_dim=4)), "cache", "layer_norm"),
+    "bloom": (decoder(**of_family("bloom", num_kv_heads=4)), "none", "reads through take_heads"),
+    "falcon": (decoder(**of_family("falcon", head_dim=4)), "cache", "reads through take_heads"),
+    "opt": (decoder(**of_family("opt", num_kv_heads=4)), "none", "add_positions"),
     "sparse": (decoder(density=0.5), "cache", r"sparse \(50.0% of its elements\), which no real kernel reads"),
     "sharded": (shard(decoder(vocab_size=40), 2), "cache", "embed_part"),
     "kernels of PyTorch": (expand(decoder()), "none", "kernel to_float"),

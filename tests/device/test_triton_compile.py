@@ -94,6 +94,13 @@ def test_kernels_of_norms_behind_blocks_and_of_gelu_compile(tmp_path):
     check(found)
 
 
+@pytest.mark.long
+def test_kernels_of_layer_norms_compile(tmp_path):
+    found = compiled(tmp_path, "layer norms")
+    assert {"few", "stage", "described", "described_heads"} <= {one["kernel"].rpartition(" ")[2] for one in found}
+    check(found)
+
+
 def test_products_whose_rows_are_one_step_compile(tmp_path):
     """No step is left to be pipelined then, and the compiler of Triton 3.6 gave up on the loop over tiles."""
     found = compiled(tmp_path, "small")

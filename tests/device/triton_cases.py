@@ -21,6 +21,7 @@ from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
 FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4)
+LAYER, BARE = "layer norm", "layer norm without bias"
 FEW = 4  # tokens that are multiplied in float32
 
 # Largest error over largest value. Exact but for the order of sums; or with activations, and packed weights, rounded to
@@ -91,6 +92,32 @@ def rms_norm(dtype, T, per_token, C):
         return [(y, native.rms_norm(x, w.values, 1e-5, 0.25))]
 
     return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
+
+
+def layer_norm(dtype, bias, T, per_token, C):
+    def run(rng):
+        w, x, y = weight(rng, (C,), dtype, 1.0, 0.1), 3 + random(rng, T, per_token, C), empty(T, per_token, C)
+        b = weight(rng, (C,), bias, scale=0.5) if bias else None
+        sizes = {"T": T, "per_token": per_token, "C": C}
+        weights = w.operand("weight") | optional("bias", b)
+        call("layer_norm", tokens(T), x=x, **weights, y=y, **sizes, eps=1e-5)
+        return [(y, native.layer_norm(x, w.values, b.values if b else 0, 1e-5))]
+
+    return Case("layer_norm", dtype.value, f"T {T}, {per_token} x {C}{', bias' * bool(bias)}", EXACT, run)
+
+
+def begun(rng, D, layer, offset=0.0):
+    """The norm that begins a fused region, RMS or `layer`, there with or without a bias: its operands and what it does.
+
+    `layer`: "" for an RMS norm, "layer norm" or "layer norm without bias".
+    """
+    norm = weight(rng, (D,), BF16, 1.0, 0.1)
+    if not layer:
+        how = norm.operand("norm") | {"offset": offset}
+        return how, lambda x: native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
+    shift = weight(rng, (D,), F16, scale=0.5) if layer == LAYER else None
+    how = norm.operand("norm") | optional("norm_bias", shift) | {"centred": 1}
+    return how, lambda x: native.layer_norm(x.astype(np.float64), norm.values, shift.values if shift else 0, 1e-5)
 
 
 def rope(T, H, C, rotated=None, interleaved=0):
@@ -197,7 +224,20 @@ def linear(kernel, dtype, T, N, K, biased, scale=1.0):
     return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}{extra}", bound(dtype, T), run)
 
 
-def gate_up(gate, up, T, F, D, biased, normed=True, form=""):
+def norm_linear_gelu(dtype, T, N, D, form, layer="", normed=True):
+    def run(rng):
+        x, y, w, b = random(rng, T, D), empty(T, N), weight(rng, (N, D), dtype), weight(rng, (N,), F16, scale=1.0)
+        how, does = begun(rng, D, layer, 0.5) if normed else (optional("norm", None), lambda x: x.astype(np.float64))
+        weights = w.operand("weight") | optional("bias", b if T != 2 else None)
+        number = kernels.GELU_FORMS.index(form)
+        call("norm_linear_gelu", tokens(T), x=x, **how, **weights, form=number, eps=1e-5, y=y, T=T, D=D, N=N)
+        return [(y, native.gelu(does(x) @ w.values.T + (b.values if T != 2 else 0), form))]
+
+    extra = f", {form}" + ", bias" * (T != 2) + f", {layer}" * bool(layer) + ", no norm" * (not normed)
+    return Case("norm_linear_gelu", dtype.value, f"T {T}, N {N}, D {D}{extra}", bound(dtype, T), run)
+
+
+def gate_up(gate, up, T, F, D, biased, normed=True, form="", layer=""):
     def run(rng):
         x, y, norm = random(rng, T, D), empty(T, F), weight(rng, (D,), BF16, 1.0, 0.1) if normed else None
         g, u = weight(rng, (F, D), gate), weight(rng, (F, D), up)
@@ -205,9 +245,11 @@ def gate_up(gate, up, T, F, D, biased, normed=True, form=""):
         weights = optional("norm", norm) | g.operand("gate") | optional("gate_bias", gb)
         weights |= u.operand("up") | optional("up_bias", ub)
         how = {"form": kernels.GELU_FORMS.index(form), "offset": 1.0} if form else {"offset": 0.0}
+        own, does = begun(rng, D, layer) if layer else ({}, None)
+        weights |= own
         call(kernel, tokens(T), x=x, **weights, **how, eps=1e-5, y=y, T=T, D=D, F=F)
         n = x.astype(np.float64)
-        n = native.rms_norm(n, norm.values, 1e-5, how["offset"]) if normed else n
+        n = does(x) if layer else native.rms_norm(n, norm.values, 1e-5, how["offset"]) if normed else n
         gated = n @ g.values.T + (gb.values if gb else 0)
         act = native.gelu(gated, form) if form else native.silu(gated)
         return [(y, act * (n @ u.values.T + (ub.values if ub else 0)))]
@@ -215,17 +257,22 @@ def gate_up(gate, up, T, F, D, biased, normed=True, form=""):
     types = gate.value if gate is up else f"{gate.value}, {up.value}"
     worst = max(bound(gate, T), bound(up, T))
     extra = ", biases" * biased + ", no norm" * (not normed) + f", {form}" * bool(form)
+    extra += f", {layer}" * bool(layer)
     kernel = "norm_gate_up_gelu_mul" if form else "norm_gate_up_silu_mul"
     return Case(kernel, types, f"T {T}, F {F}, D {D}{extra}", worst, run)
 
 
-def norm_add(dtype, T, D):
+def norm_add(dtype, T, D, layer=""):
     def run(rng):
         x, residual, y, norm = random(rng, T, D), random(rng, T, D), empty(T, D), weight(rng, (D,), dtype, 1.0, 0.3)
+        if layer:
+            how, does = begun(rng, D, layer)
+            call("norm_add", tokens(T), x=x, residual=residual, **how, eps=1e-5, y=y, T=T, D=D)
+            return [(y, residual + does(x))]
         call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, offset=1.0, y=y, T=T, D=D)
         return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5, 1.0))]
 
-    return Case("norm_add", dtype.value, f"T {T}, D {D}", EXACT, run)
+    return Case("norm_add", dtype.value, f"T {T}, D {D}{f', {layer}' * bool(layer)}", EXACT, run)
 
 
 def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0):
@@ -258,20 +305,26 @@ def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, inte
     return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
 
 
-def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0):
+def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0, layer=""):
     def run(rng):
         x, rows, y, norm = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, N), weight(rng, (D,), F32, 1.0, 0.1)
         w = weight(rng, (N, D), dtype)
+        if layer:
+            how, does = begun(rng, D, layer)
+            weights = how | w.operand("weight") | optional("bias", None) | {"R": R, "D": D, "N": N}
+            call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y)
+            return [(y, does(x[rows]) @ w.values.T)]
         weights = norm.operand("norm") | w.operand("weight") | optional("bias", None)
         sizes = {"R": R, "D": D, "N": N, "scale": scale, "offset": offset}
         call("take_norm_linear", tokens(T, R), x=x, **weights, eps=1e-5, rows=rows, y=y, **sizes)
         return [(y, scale * (native.rms_norm(x[rows].astype(np.float64), norm.values, 1e-5, offset) @ w.values.T))]
 
-    extra = f", scale {scale:g}" * (scale != 1.0) + f", offset {offset:g}" * bool(offset)
+    extra = f", scale {scale:g}" * (scale != 1.0) + f", offset {offset:g}" * bool(offset) + f", {layer}" * bool(layer)
     return Case("take_norm_linear", dtype.value, f"R {R}, N {N}, D {D}{extra}", bound(dtype, R), run)
 
 
-def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0, interleaved=0):
+def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, offset=0.0, interleaved=0, layer=""):
+    """`layer` as in `begun`, or "no norm"."""
     rotated = C if rotated is None else rotated
 
     def run(rng):
@@ -283,7 +336,11 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
         own = {p: weight(rng, (C,), F32, 1.0, 0.1) if normed else None for p in "qk"}
         positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
         inv_freq = frequencies(rotated)
-        weights = norm.operand("norm")
+        weights, does = norm.operand("norm"), None
+        if layer == "no norm":
+            weights, does = optional("norm", None), lambda x: x.astype(np.float64)
+        elif layer:
+            weights, does = begun(rng, D, layer)
         for p in heads:
             weights |= w[p].operand(f"w{p}") | optional(f"b{p}", b[p])
         for p, head_norm in own.items():
@@ -293,7 +350,7 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
         rest |= {"offset": offset, "interleaved": interleaved}
         sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
         call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
-        n = native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
+        n = does(x) if does else native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
         made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
         for p in "qk":
             made[p] = native.rms_norm(made[p], own[p].values, 1e-6, offset) if normed else made[p]
@@ -308,6 +365,7 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
         + turned(rotated, C, interleaved)
         + f", offset {offset:g}" * bool(offset)
     )
+    extra += f", {layer}" * bool(layer)
     worst = max(*(bound(t, T) for t in types), {F32: 0.0, F16: 2.0**-11, BF16: 2.0**-8}[kv])
     name = types[0].value if len(set(types)) == 1 else ", ".join(t.value for t in types)
     shape = f"T {T}, D {D}, H {H}, K {K}, C {C}, pages {kv.value}{extra}"
@@ -343,6 +401,21 @@ QUICK = [
     *(embed(dtype, T, V, D) for dtype in TYPES for T, V, D in ((1, 1, 1), (5, 7, 133))),
     *(embed(dtype, 3, 5, 70, 12.3) for dtype in (BF16, Q4)),
     *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
+    *(
+        layer_norm(t, b, T, P, C)
+        for t, b, T, P, C in ((F32, F32, 1, 1, 1), (F16, BF16, 3, 2, 20), (BF16, None, 2, 1, 1100))
+    ),
+    *(norm_linear_gelu(t, T, 21, 70, "tanh", LAYER) for t in TYPES for T in (1, 2, 6)),
+    *(norm_linear_gelu(BF16, T, 45, 33, "erf", layer) for T, layer in ((1, BARE), (9, BARE), (3, ""), (6, ""))),
+    *(norm_linear_gelu(t, T, 45, 33, "erf", normed=False) for t, T in ((F16, 1), (Q8, 6))),
+    norm_linear_gelu(BF16, 131, 70, 40, "tanh", LAYER),
+    *(gate_up(t, t, T, 21, 70, False, layer=LAYER) for t, T in ((BF16, 1), (Q4, 2), (F16, 6), (BF16, 131))),
+    *(gate_up(Q8, F32, T, 21, 70, False, layer=BARE) for T in (1, 6)),
+    *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, rotated=6, layer=LAYER) for T in (1, 3, 6)),
+    *(qkv((BF16,) * 3, T, 40, 2, 1, 16, layer="no norm") for T in (1, 6)),
+    *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True, layer=BARE) for T in (2, 6)),
+    *(take_norm_linear(t, 7, R, 19, 33, layer=LAYER) for t, R in ((BF16, 1), (Q4, 3), (BF16, 6))),
+    *(norm_add(t, 3, 133, layer) for t, layer in ((BF16, LAYER), (F32, BARE))),
     *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
     *(rope(3, 3, C, rotated) for C, rotated in ((20, 6), (128, 96))),
     *(rope(T, H, C, rotated, 1) for T, H, C, rotated in ((1, 1, 2, 2), (5, 3, 20, 20), (3, 3, 20, 6), (2, 2, 128, 64))),

@@ -31,6 +31,8 @@ ROUNDED = [
     ("arcee", "default"),
     ("hunyuan", "dynamic"),
     ("glm4", "default"),
+    ("stablelm", "default"),
+    ("starcoder2", "default"),
 ]
 
 

@@ -57,14 +57,45 @@ def family(model_type, drop=(), **changes):
         ("glm", "Glm"),
         ("glm4", "Glm4"),
         ("helium", "Helium"),
+        ("stablelm", "StableLm"),
+        ("starcoder2", "Starcoder2"),
+        ("phi", "Phi"),
     ],
 )
 def test_keys_that_are_left_out_mean_what_transformers_takes(model_type, row):
     """A config of the fewest keys, as the family's config class completes it."""
-    least = {"model_type": model_type, "vocab_size": 61, "hidden_size": 64, "intermediate_size": 32}
+    least = {
+        "model_type": model_type,
+        "vocab_size": 61,
+        "hidden_size": 256 if model_type in ("stablelm", "phi") else 64,
+        "intermediate_size": 32,
+    }
     least |= {"num_hidden_layers": 5, "num_attention_heads": 20 if model_type == "helium" else 32}
     whole = json.loads(getattr(transformers, f"{row}Config")(**least).to_json_string(use_diff=False))
     assert ModelConfig.from_hf(least, "config.json") == ModelConfig.from_hf(whole, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "sentence"),
+    [
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm = True means q and k norms chosen by config"),
+        ("stablelm", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
+        ("starcoder2", {"use_bias": False}, "use_bias = False is not run for starcoder2"),
+        ("starcoder2", {"hidden_act": "silu"}, "hidden_act 'silu' is not run for starcoder2"),
+        ("phi", {"hidden_act": "gelu_new", "qk_layernorm": True}, "qk_layernorm = True means"),
+        ("phi", {"hidden_act": "relu"}, "hidden_act 'relu' is not run for phi"),
+    ],
+)
+def test_what_families_with_layer_norms_do_not_run(model_type, changes, sentence):
+    with pytest.raises(UnsupportedError, match=sentence):
+        family(model_type, **changes)
+
+
+def test_blocks_stand_side_by_side_where_the_config_says_so():
+    rotated = {"head_dim": 16, "partial_rotary_factor": 0.25}
+    assert family("stablelm", **rotated).parallel_norms == 0
+    assert family("stablelm", **rotated, use_parallel_residual=True).parallel_norms == 1
+    assert family("phi", **rotated, hidden_act="gelu_new").parallel_norms == 1
 
 
 def test_serving_names():

@@ -222,6 +222,22 @@ BRANCH_ROWS = {
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
 FAMILY_ROWS |= BRANCH_ROWS
+FAMILY_ROWS |= {
+    "stablelm": ("StableLm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
+    "stablelm-parallel": (
+        "StableLm",
+        {
+            **{"use_qkv_bias": True, "use_parallel_residual": True, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "starcoder2": ("Starcoder2", {"sliding_window": 7}),
+    "starcoder2-full": ("Starcoder2", {"hidden_act": "gelu", "tie_word_embeddings": False}),
+}
+FAMILY_ROWS |= {
+    "phi": ("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "phi-gqa": ("Phi", {"hidden_size": 80, "partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
+}
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
@@ -255,6 +271,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS] + [
     ("phi3-partial", "longrope"),
     ("gemma3", "linear"),
     ("olmo3", "yarn"),
+    ("stablelm", "linear"),
 ]
 # Every row with every rope that its config class takes.
 EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope)]

@@ -55,7 +55,7 @@ void test_gate_up(const Shape& s, DType dtype, bool has_bias) {
   const Tensor scale = norm_weight(D, dtype), gate = weight(F, D, dtype), up = weight(F, D, dtype);
   const Tensor gate_bias = has_bias ? weight(F, 1, dtype) : Tensor{}, up_bias = has_bias ? weight(F, 1, dtype) : Tensor{};
   std::vector<float> y(T * F);
-  const NormGateUpSiluMul op{x.data(),    scale.at(),       scale.type(), 1e-5, 0.0,    gate.at(), gate.type(), gate_bias.at(), gate_bias.type(),
+  const NormGateUpSiluMul op{x.data(),    scale.at(),       scale.type(), 1e-5, 0.0,    nullptr,         0,  0, gate.at(), gate.type(), gate_bias.at(), gate_bias.type(),
                              up.at(),     up.type(),        up_bias.at(), up_bias.type(), y.data(),  T,           D,              F};
   everywhere("norm_gate_up_silu_mul", {row_of(Opcode::norm_gate_up_silu_mul, op)}, {output(y)}, [&] {
     const Doubles n = norm(widened(x), scale, D, 1e-5), gates = linear(n, gate, gate_bias, T, F, D);
@@ -88,11 +88,44 @@ void test_gelu_gate(const Shape& s, DType dtype, int64_t form) {
   });
 }
 
+// A plain feed-forward block behind a layer norm, an RMS norm and none; gate and up behind a layer norm.
+void test_layer_norms(const Shape& s, DType dtype, int64_t form) {
+  const auto [T, D, H, K, C, F] = s;
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor scale = norm_weight(D, dtype), shift = weight(D, 1, dtype), w = weight(F, D, dtype), up = weight(F, D, dtype), none{};
+  std::vector<float> centred(T * F), normed(T * F), plain(T * F), gated(T * F);
+  NormLinearGelu op{};
+  op.x = x.data(), op.norm = scale.at(), op.norm_dtype = scale.type(), op.eps = 1e-5, op.weight = w.at(), op.weight_dtype = w.type();
+  op.form = form, op.T = T, op.D = D, op.N = F, op.y = normed.data();
+  NormLinearGelu layer = op, bare = op;
+  layer.norm_bias = shift.at(), layer.norm_bias_dtype = shift.type(), layer.centred = 1, layer.y = centred.data();
+  bare.norm = nullptr, bare.y = plain.data();
+  NormGateUpSiluMul gate{};
+  gate.x = x.data(), gate.norm = scale.at(), gate.norm_dtype = scale.type(), gate.eps = 1e-5, gate.centred = 1, gate.y = gated.data();
+  gate.norm_bias = shift.at(), gate.norm_bias_dtype = shift.type(), gate.gate = w.at(), gate.gate_dtype = w.type();
+  gate.up = up.at(), gate.up_dtype = up.type(), gate.T = T, gate.D = D, gate.F = F;
+  const std::vector<Row> rows = {row_of(Opcode::norm_linear_gelu, op), row_of(Opcode::norm_linear_gelu, layer),
+                                 row_of(Opcode::norm_linear_gelu, bare), row_of(Opcode::norm_gate_up_silu_mul, gate)};
+  everywhere("layer norms", rows, {output(centred), output(normed), output(plain), output(gated)}, [&] {
+    const Doubles n = layer_norm(widened(x), scale, shift, D, 1e-5);
+    const auto gelus = [&](const Doubles& from) {
+      Doubles wanted = linear(from, w, none, T, F, D);
+      for (double& value : wanted) value = gelu(value, form);
+      return wanted;
+    };
+    Doubles wanted = linear(n, up, none, T, F, D);
+    const Doubles gates = linear(n, w, none, T, F, D);
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] *= gates[i] / (1 + std::exp(-gates[i]));
+    return close(centred, gelus(n), 1e-4) && close(normed, gelus(norm(widened(x), scale, D, 1e-5)), 1e-4) &&
+           close(plain, gelus(widened(x)), 1e-4) && close(gated, wanted, 1e-4);
+  });
+}
+
 void test_norm_add(const Shape& s, DType dtype) {
   const std::vector<float> x = random_floats(s.T * s.D), residual = random_floats(s.T * s.D);
   const Tensor scale = norm_weight(s.D, dtype);
   std::vector<float> y(s.T * s.D);
-  const NormAdd op{x.data(), scale.at(), scale.type(), 1e-5, 1.0, residual.data(), y.data(), s.T, s.D};
+  const NormAdd op{x.data(), scale.at(), scale.type(), 1e-5, 1.0, nullptr, 0, 0, residual.data(), y.data(), s.T, s.D};
   everywhere("norm_add", {row_of(Opcode::norm_add, op)}, {output(y)}, [&] {
     Doubles wanted = norm(widened(x), scale, s.D, 1e-5, 1.0);
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += residual[i];
@@ -138,7 +171,7 @@ void test_head(const Shape& s, DType dtype) {
   std::vector<i32> picked;
   for (int64_t r = 0; r < R; ++r) picked.push_back(static_cast<i32>(T - 1 - 2 * r));
   std::vector<float> y(R * F);
-  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, 0.0, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F, 0.25};
+  const TakeNormLinear op{x.data(), scale.at(), scale.type(), 1e-5, 0.0, nullptr, 0, 0, picked.data(), w.at(), w.type(), nullptr, 0, y.data(), R, D, F, 0.25};
   everywhere("take_norm_linear", {row_of(Opcode::take_norm_linear, op)}, {output(y)}, [&] {
     Doubles taken;
     for (const i32 row : picked)
@@ -164,6 +197,7 @@ void test_fused() {
         }
         test_gate_up(shape, dtype, extras);
         test_gelu_gate(shape, dtype, extras ? 1 : 0);
+        test_layer_norms(shape, dtype, extras ? 1 : 0);
         if (!extras) test_head(shape, dtype), test_norm_add(shape, dtype);
       }
 }

@@ -13,17 +13,21 @@ void test_rows(int64_t T, int64_t D, DType dtype) {
   const std::vector<float> x = random_floats(T * D);
   std::vector<i32> tokens, picked;
   for (int64_t t = 0; t < T; ++t) tokens.push_back(static_cast<i32>(t * 5 % V)), picked.push_back(static_cast<i32>(T - 1 - t));
-  std::vector<float> embedded(T * D), normed(T * D), taken(T * D);
+  std::vector<float> embedded(T * D), normed(T * D), centred(T * D), bare(T * D), taken(T * D);
+  const Tensor bias = weight(D, 1, DType::f16), none{};
   const std::vector<Row> rows = {
       row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), embedded.data(), T, D, 1.0}),
       row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0}),
+      row_of(Opcode::layer_norm, LayerNorm{x.data(), scale.at(), scale.type(), bias.at(), bias.type(), centred.data(), T, 1, D, 1e-5}),
+      row_of(Opcode::layer_norm, LayerNorm{x.data(), scale.at(), scale.type(), nullptr, 0, bare.data(), T, 1, D, 1e-5}),
       row_of(Opcode::take_rows, TakeRows{x.data(), picked.data(), taken.data(), T, D}),
   };
-  everywhere("rows", rows, {output(embedded), output(normed), output(taken)}, [&] {
+  everywhere("rows", rows, {output(embedded), output(normed), output(centred), output(bare), output(taken)}, [&] {
     Doubles gathered, chosen;
     for (int64_t t = 0; t < T; ++t)
       for (int64_t d = 0; d < D; ++d) gathered.push_back(table[tokens[t] * D + d]), chosen.push_back(x[picked[t] * D + d]);
-    return close(embedded, gathered, 0) && close(taken, chosen, 0) && close(normed, norm(widened(x), scale, D, 1e-5), 1e-5);
+    return close(embedded, gathered, 0) && close(taken, chosen, 0) && close(normed, norm(widened(x), scale, D, 1e-5), 1e-5) &&
+           close(centred, layer_norm(widened(x), scale, bias, D, 1e-5), 1e-5) && close(bare, layer_norm(widened(x), scale, none, D, 1e-5), 1e-5);
   });
 }
 

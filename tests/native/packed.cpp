@@ -105,9 +105,9 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
       row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, int8), nullptr, 0, ups.data(), T, F, D, 1.0}),
       row_of(Opcode::silu, Silu{gates.data(), silus.data(), T, F}),
       row_of(Opcode::mul, Mul{silus.data(), ups.data(), product.data(), T, F}),
-      row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, 0.0, gate.at(), type_of(gate, int8), nullptr, 0,
+      row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, 0.0, nullptr, 0, 0, gate.at(), type_of(gate, int8), nullptr, 0,
                                                               up.at(), type_of(up, int8), nullptr, 0, fused.data(), T, D, F}),
-      row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, 0.0, picked.data(), gate.at(), type_of(gate, int8), nullptr,
+      row_of(Opcode::take_norm_linear, TakeNormLinear{x.data(), scale.at(), scale.type(), 1e-5, 0.0, nullptr, 0, 0, picked.data(), gate.at(), type_of(gate, int8), nullptr,
                                                       0, head.data(), T, D, F, 1.0}),
   };
   everywhere("packed fused", rows, {output(product), output(fused), output(head)}, [&] {

@@ -19,6 +19,19 @@ inline Doubles norm(const Doubles& x, const Tensor& w, int64_t C, double eps, do
   return y;
 }
 
+inline Doubles layer_norm(const Doubles& x, const Tensor& w, const Tensor& bias, int64_t C, double eps) {
+  Doubles y(x.size());
+  const double count = static_cast<double>(C);
+  for (size_t row = 0; row < x.size(); row += static_cast<size_t>(C)) {
+    double mean = 0, squares = 0;
+    for (int64_t c = 0; c < C; ++c) mean += x[row + c] / count;
+    for (int64_t c = 0; c < C; ++c) squares += (x[row + c] - mean) * (x[row + c] - mean);
+    const double deviation = std::sqrt(squares / count + eps);
+    for (int64_t c = 0; c < C; ++c) y[row + c] = (x[row + c] - mean) / deviation * w[c] + (bias.values.empty() ? 0.0 : bias[c]);
+  }
+  return y;
+}
+
 inline Doubles linear(const Doubles& x, const Tensor& w, const Tensor& bias, int64_t T, int64_t N, int64_t K) {
   Doubles y(static_cast<size_t>(T * N));
   for (int64_t t = 0; t < T; ++t)

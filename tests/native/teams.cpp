@@ -28,7 +28,7 @@ struct Chain {
     list = {
         row_of(Opcode::embed, Embed{nullptr, table.at(), table.type(), x.data(), B, D, 1.0}),
         row_of(Opcode::linear_add, LinearAdd{x.data(), mix.at(), mix.type(), nullptr, 0, h.data(), B, D, D, 1.0, x.data()}),
-        row_of(Opcode::take_norm_linear, TakeNormLinear{h.data(), scale.at(), scale.type(), 1e-5, 0.0, rows.data(), head.at(), head.type(),
+        row_of(Opcode::take_norm_linear, TakeNormLinear{h.data(), scale.at(), scale.type(), 1e-5, 0.0, nullptr, 0, 0, rows.data(), head.at(), head.type(),
                                                         nullptr, 0, logits.data(), B, D, V, 1.0}),
         row_of(Opcode::sample, Sample{logits.data(), settings.data(), nullptr, rows.data(), drawn.data(), B, V}),
     };

@@ -18,7 +18,7 @@ from coterie.core.shapes import Dim, Times, trailing
 from coterie.devices.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
 from coterie.graph.branch_ops import GATE_UP, TOP_K
 from coterie.graph.ir import Kind, Op, Value
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import INT8, OPS, ROUNDING
 from coterie.graph.program import Program, Region
 from coterie.kernels import cpu as kernels
 
@@ -41,6 +41,10 @@ class Lowering:
 
     def lower(self, region: Region) -> Operands:
         """The operands of a region. Raises UnsupportedError naming the op that has no kernel here."""
+        view = next((op for op in region.ops if OPS[op.kind].view), None)
+        if view is not None:
+            fact = f"region {region.name} reads through {view.kind}, which {self.device} does not"
+            raise UnsupportedError(self.program.graph.name, fact, "use a modelled machine")
         rule = _LOWER.get(region.kernel)
         if rule is None:
             fact = f"region {region.name} wants kernel {region.kernel}, which {self.device} does not have"
@@ -119,8 +123,17 @@ class Lowering:
 
     def norm(self, op: Op) -> Operands:
         """The norm that begins a fused region."""
-        how = {"eps": op.number("eps"), "offset": op.offset}
-        return {"x": self.at(op.inputs[0]), **how, **self.weight("norm", op.inputs[1])}
+        centred = op.kind == "layer_norm"
+        how = {"eps": op.number("eps"), "offset": op.offset, "centred": int(centred)}
+        weights = self.weight("norm", op.inputs[1]) | self.weight("norm_bias", op.inputs[2] if centred else "")
+        return {"x": self.at(op.inputs[0]), **how, **weights}
+
+    def norm_of(self, op: Op | None, x: str) -> Operands:
+        """The norm that may begin a fused region; without one, `x` is read as it is."""
+        if op is not None:
+            return self.norm(op)
+        none = {"eps": 0.0, "offset": 0.0, "centred": 0} | self.weight("norm", "") | self.weight("norm_bias", "")
+        return {"x": self.at(x), **none}
 
     def projection(self, operand: str, bias: str, op: Op) -> Operands:
         """Weight and bias of a linear."""
@@ -135,13 +148,14 @@ def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
     return ends | low.weight("table", table) | {"T": low.size(T), "D": low.size(D), "scale": op.scale}
 
 
-def _rms_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
+def _one_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
+    """rms_norm, or layer_norm, which has a bias in place of an offset."""
     (op,) = ops
     shape = low.value(op.outputs[0]).shape
     C = trailing((0, *low.value(op.inputs[1]).shape))
     sizes: Operands = {"T": low.size(shape[0]), "per_token": trailing(shape) // C, "C": C, "eps": op.number("eps")}
-    sizes["offset"] = op.offset
-    return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes
+    own: Operands = low.weight("bias", op.inputs[2]) if op.kind == "layer_norm" else {"offset": op.offset}
+    return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes | own
 
 
 def _linear(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -207,10 +221,11 @@ def _sample(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
-    norm, q, k, v, *rest, append = ops
+    first = None if ops[0].kind == "linear" else ops[0]
+    q, k, v, *rest, append = ops[first is not None :]
     norms = [op for op in rest if op.kind == "rms_norm"]
     rope = next((op for op in rest if op.kind == "rope"), None)  # that of q: the rule wants the same of k, or none
-    operands = low.norm(norm)
+    operands = low.norm_of(first, q.inputs[0])
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)
     for name, head in (("q", q), ("k", k)):
@@ -219,7 +234,7 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
         operands[f"{name}_eps"] = head_norm.number("eps") if head_norm else 0.0
     made = rope.outputs[0] if rope else next((op for op in norms if op.inputs[0] == q.outputs[0]), q).outputs[0]
     T, H, C = low.value(made).shape
-    sizes = {"T": low.size(T), "D": trailing(low.value(norm.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
+    sizes = {"T": low.size(T), "D": trailing(low.value(q.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
     ends = {"q": low.at(made), **low.turns(rope)}
     return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
 
@@ -258,7 +273,7 @@ def _norm_gate_up_mul(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, F = low.value(mul.outputs[0]).shape
     sizes = {"T": low.size(T), "D": trailing(low.value(x).shape), "F": low.size(F)}
     projections = low.projection("gate", "gate_bias", gate) | low.projection("up", "up_bias", up)
-    normed = low.norm(norms[0]) if norms else {"x": low.at(x), "eps": 0.0, "offset": 0.0, **low.weight("norm", "")}
+    normed = low.norm_of(norms[0] if norms else None, x)
     return normed | projections | _form(act) | {"y": low.at(mul.outputs[0])} | sizes
 
 
@@ -285,18 +300,29 @@ def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:
     return ends | {"branches": low.table(matrices)} | sizes
 
 
+def _norm_linear_gelu(low: Lowering, ops: Sequence[Op]) -> Operands:
+    *norms, linear, gelu = ops
+    norm = norms[0] if norms else None
+    T, N = low.value(gelu.outputs[0]).shape
+    sizes = {"T": low.size(T), "D": trailing(low.value(linear.inputs[0]).shape), "N": low.size(N)}
+    normed = low.norm_of(norm, linear.inputs[0]) | low.projection("weight", "bias", linear)
+    return normed | _form(gelu) | {"y": low.at(gelu.outputs[0])} | sizes
+
+
 def _take_norm_linear(low: Lowering, ops: Sequence[Op]) -> Operands:
     take, norm, linear = ops
     R, N = low.value(linear.outputs[0]).shape
     D = trailing(low.value(norm.outputs[0]).shape)
     ends = {"x": low.at(take.inputs[0]), "rows": low.at(take.inputs[1]), "y": low.at(linear.outputs[0])}
     sizes: Operands = {"R": low.size(R), "D": D, "N": low.size(N), "scale": linear.scale}
-    return low.norm(norm) | low.projection("weight", "bias", linear) | ends | sizes
+    normed = low.norm(norm) | low.projection("weight", "bias", linear)
+    return normed | ends | sizes
 
 
 _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "embed": _embed,
-    "rms_norm": _rms_norm,
+    "rms_norm": _one_norm,
+    "layer_norm": _one_norm,
     "linear": _linear,
     "rope": _rope,
     "kv_append": _kv_append,
@@ -315,6 +341,7 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "norm_add": _norm_add,
     "norm_gate_up_silu_mul": _norm_gate_up_mul,
     "norm_gate_up_gelu_mul": _norm_gate_up_mul,
+    "norm_linear_gelu": _norm_linear_gelu,
     "take_norm_linear": _take_norm_linear,
     "choose_branches": _choose_branches,
     "branch_gate_up": _branches,

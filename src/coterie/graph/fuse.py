@@ -24,6 +24,8 @@ from coterie.graph.program import Region
 class Part:
     """One op of a pattern: `role` names it within the rule; `reads` are (input position, role of the op that makes it).
 
+    `kind` is the op's, or of several kinds one: "rms_norm|layer_norm".
+
     A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q"; to a value made
     outside where there is none: "norm|". `dims` is how many dimensions input 0 and the output must have, 0 where that
     does not matter. `by_head`: a norm that does not reach across heads. `scaled`: a linear may have a scale, for which
@@ -56,21 +58,21 @@ class Rule:
     heads: tuple[str, ...] = ()
 
 
+NORM = "rms_norm|layer_norm"
 NORM_QKV_ROPE_APPEND = Rule(
     "norm_qkv_rope_append",
     (
-        Part("norm", "rms_norm", dims=(2, 2)),
-        Part("q", "linear", ((0, "norm"),)),
-        Part("k", "linear", ((0, "norm"),)),
-        Part("v", "linear", ((0, "norm"),)),
+        Part("norm", NORM, dims=(2, 2), optional=True),
+        *(Part(role, "linear", ((0, "norm|"),), dims=(2, 3)) for role in ("q", "k", "v")),
         Part("q_norm", "rms_norm", ((0, "q"),), optional=True, by_head=True),
         Part("k_norm", "rms_norm", ((0, "k"),), optional=True, by_head=True),
         Part("q_rope", "rope", ((0, "q_norm|q"),), optional=True),
         Part("k_rope", "rope", ((0, "k_norm|k"),), optional=True),
         Part("append", "kv_append", ((0, "k_rope|k_norm|k"), (1, "v"))),
     ),
-    "the normed tile is read by three projections and dropped; k and v go straight to their page",
+    "the (normed) tile is read by three projections and dropped; k and v go straight to their page",
     alike=("q_rope", "k_rope"),
+    share=("q", "k", "v"),
     heads=("q", "k"),
 )
 NORM_ROPE_APPEND = Rule(
@@ -99,7 +101,7 @@ BRANCH_DOWN_ADD = Rule(
 NORM_GATE_UP_SILU_MUL = Rule(
     "norm_gate_up_silu_mul",
     (
-        Part("norm", "rms_norm", dims=(2, 2), optional=True),
+        Part("norm", NORM, dims=(2, 2), optional=True),
         Part("gate", "linear", ((0, "norm|"),)),
         Part("up", "linear", ((0, "norm|"),)),
         Part("act", "silu", ((0, "gate"),)),
@@ -116,14 +118,14 @@ NORM_GATE_UP_GELU_MUL = Rule(
 )
 NORM_ADD = Rule(
     "norm_add",
-    (Part("norm", "rms_norm", dims=(2, 2)), Part("add", "add", ((1, "norm"),))),
+    (Part("norm", NORM, dims=(2, 2)), Part("add", "add", ((1, "norm"),))),
     "the normed row is added to the residual while it is in registers",
 )
 TAKE_NORM_LINEAR = Rule(
     "take_norm_linear",
     (
         Part("take", "take_rows", dims=(2, 2)),
-        Part("norm", "rms_norm", ((0, "take"),)),
+        Part("norm", NORM, ((0, "take"),)),
         Part("head", "linear", ((0, "norm"),), dims=(2, 2), scaled=True),
     ),
     "only sampled rows are normed and projected, row by row",
@@ -136,13 +138,12 @@ NORM_LINEAR = Rule(
 )
 NORM_LINEAR_GELU = Rule(
     "norm_linear_gelu",
-    (*NORM_LINEAR.pattern, Part("gelu", "gelu", ((0, "linear"),))),
+    (
+        Part("norm", NORM, dims=(2, 2), optional=True),
+        Part("linear", "linear", ((0, "norm|"),), dims=(0, 2)),
+        Part("gelu", "gelu", ((0, "linear"),)),
+    ),
     "the widest row of the layer is stored once, behind its gelu",
-)
-LINEAR_GELU = Rule(
-    "linear_gelu",
-    (Part("linear", "linear"), Part("gelu", "gelu", ((0, "linear"),))),
-    "gelu works on the output row while it is still in registers",
 )
 LINEAR_MUL_SWAP = Rule(
     "linear_mul_swap",
@@ -189,7 +190,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
     "cache": (
         *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
-        *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, LINEAR_GELU, BRANCH_DOWN_ADD),
+        *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, BRANCH_DOWN_ADD),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
     "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),
@@ -274,13 +275,13 @@ def _agree(graph: Graph, rule: Rule, bound: Mapping[str, Op]) -> bool:
     shapes = [graph.values[op.outputs[0]].shape for op in heads]
     if not all(len(shape) == 3 and isinstance(shape[2], int) and shape[2] % 2 == 0 for shape in shapes):
         return False
-    of_norms = {op.offset for op in bound.values() if op.kind == "rms_norm"}
+    of_norms = {op.offset for op in bound.values() if op.kind in NORM.split("|")}
     return all(len(found) <= 1 for found in ({op.inputs[0] for op in share}, {(s[0], s[2]) for s in shapes}, of_norms))
 
 
 def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
     """Kind and dimensions are the part's, and so are the edges from the ops before it: no less and no more."""
-    if op.kind != part.kind or (op.kind == "linear" and SCALE in op.attrs and not part.scaled):
+    if op.kind not in part.kind.split("|") or (op.kind == "linear" and SCALE in op.attrs and not part.scaled):
         return False
     made = {o.outputs[0] for o in bound.values()}
     inside = {(position, name) for position, name in enumerate(op.inputs) if name in made}

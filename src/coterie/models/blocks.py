@@ -93,7 +93,7 @@ class Decoder:
             two = self.config.parallel_norms == 2
             beside = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h
             o = self._attention(h, layer, prefix)
-            both = self._op("add", "both", (self._feed_forward(beside, prefix), o))
+            both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
             return self._op("add", "out", (x, both))
         o = self._attention(h, layer, prefix)
         if names.attention_out_norm:
@@ -216,7 +216,8 @@ class Decoder:
         head = c.names.embed if c.tied_embeddings else c.names.head
         table = self._weight(head, (c.vocab_size, c.hidden_size))
         name = "raw_logits" if c.logits_cap else "logits"
-        logits = self._op("linear", name, (h, table, ""), (R, c.vocab_size), **_scale(c.logits_scale))
+        bias = self._weight(head.removesuffix("weight") + "bias", (c.vocab_size,)) if c.head_bias else ""
+        logits = self._op("linear", name, (h, table, bias), (R, c.vocab_size), **_scale(c.logits_scale))
         if c.logits_cap:
             logits = self._op("softcap", "logits", (logits,), (R, c.vocab_size), cap=c.logits_cap)
         self.builder.value("next_tokens", (R,), DType.I32, Kind.OUTPUT)

@@ -48,6 +48,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     tied_embeddings: bool
+    head_bias: bool = False
     heads_normed_together: bool = False
     normed_behind_rope: bool = False
     norm: Norm = Norm.RMS
@@ -106,6 +107,7 @@ class ModelConfig:
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
             qk_norm=family.qk_norm,
+            head_bias=family.head_bias,
             heads_normed_together=family.heads_normed_together,
             normed_behind_rope=family.normed_behind_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
@@ -114,9 +116,7 @@ class ModelConfig:
             rounds_embed_scale=family.embeds_by_width,
             feed_forward=_feed_forward(config, family),
             alibi=family.alibi,
-            parallel_norms=config.count("num_ln_in_parallel_attn", family.parallel_norms)
-            if family.parallel_norms
-            else 0,
+            parallel_norms=_parallel_norms(config, family),
             position_offset=family.position_offset,
             density=density_of(config),
             names=family.names,
@@ -206,6 +206,12 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
         found["attention_scale"] = config.count("query_pre_attn_scalar", family.attention_scalar) ** -0.5
     found["attention_cap"] = _cap(config, family.attention_cap, "attn_logit_softcapping")
     return found | {"logits_cap": _cap(config, family.logits_cap, "final_logit_softcapping")}
+
+
+def _parallel_norms(config: Fields, family: Family) -> int:
+    if family.parallel_key:
+        return int(config.flag(family.parallel_key))
+    return config.count("num_ln_in_parallel_attn", family.parallel_norms) if family.parallel_norms else 0
 
 
 def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:

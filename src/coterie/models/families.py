@@ -25,12 +25,15 @@ from coterie.models.mixtral import MIXTRAL
 from coterie.models.olmo2 import OLMO2, OLMO3
 from coterie.models.olmoe import OLMOE
 from coterie.models.opt import OPT
+from coterie.models.phi import PHI
 from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen3 import QWEN3
 from coterie.models.qwen3_moe import QWEN3_MOE
 from coterie.models.seed_oss import SEED_OSS
 from coterie.models.smollm3 import SMOLLM3
+from coterie.models.stablelm import STABLELM
+from coterie.models.starcoder2 import STARCODER2
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -38,7 +41,7 @@ FAMILIES: dict[str, Family] = {
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
         *(PHI3, SMOLLM3),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
-        *(QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
+        *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
         *(BLOOM, FALCON, OPT),
     )
 }

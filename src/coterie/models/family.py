@@ -110,6 +110,7 @@ class Family:
     qkv_bias: Bias = Bias.NEVER
     o_bias: Bias = Bias.NEVER
     mlp_bias: Bias = Bias.NEVER
+    head_bias: bool = False  # of the logits
     qk_norm: bool = False
     normed_behind_rope: bool = False  # queries and keys, where there are such norms
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
@@ -135,6 +136,7 @@ class Family:
     position_offset: int = 0  # rows of the table of learned positions before the first position's
     alibi: bool = False
     parallel_norms: int = 0  # attention and feed-forward side by side behind one norm or two; 0: one after the other
+    parallel_key: str = ""  # a flag by which they stand side by side behind one norm
     tied_embeddings: bool = False
     rope_theta: float = 10_000.0
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope

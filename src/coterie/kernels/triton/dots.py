@@ -25,9 +25,9 @@ from coterie.kernels.triton.arithmetic import (
     let_next_begin,
     narrow,
     pointer,
-    real,
     wait_for_last,
 )
+from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -139,6 +139,7 @@ def _stage(
     COUNT: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
@@ -147,7 +148,7 @@ def _stage(
     wait_for_last(WHEN)
     t = tl.program_id(0)
     if t < integer(row, COUNT):
-        stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, TYPE, STEP)
+        stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
 
 
 @triton.jit
@@ -161,39 +162,30 @@ def stage_row(
     EPS: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take.
-
-    In a row, the offset of a norm's weight stands behind its eps.
-    """
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take."""
     source = t
     if ROWS is not None:
         source = tl.load(pointer(row, ROWS, tl.int32) + t)
     x = pointer(row, X, tl.float32) + source.to(tl.int64) * K
     y += t.to(tl.int64) * K
-    factor = 1.0
-    if NORM is not None:
-        factor = norm_factor(x, real(row, EPS).to(tl.float32), K, STEP)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
+    mean, factor = 0.0, 1.0
+    if SHIFT is not None:
+        mean, factor = moments(x, norm[2], K, STEP)
+    elif NORM is not None:
+        factor = norm_factor(x, norm[2], K, STEP)
     for first in tl.static_range(0, K, STEP):
         k = first + tl.arange(0, STEP)
         values = tl.load(x + k, mask=k < K, other=0.0)
+        if SHIFT is not None:
+            values -= mean
         if NORM is not None:
-            scale = tl.load(pointer(row, NORM_AT, NORM) + k, mask=k < K, other=0.0).to(tl.float32)
-            values = values * factor * (scale + real(row, EPS + 1).to(tl.float32))
+            values = scaled_and_shifted(values * factor, norm, k, K, SHIFT)
         tl.store(y + k, narrow(values, TYPE), mask=k < K)
-
-
-@triton.jit
-def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
-    """1 / root mean square of K values. The compiler keeps those of a single step for whoever loads them again."""
-    squares = tl.zeros([STEP], tl.float32)
-    for first in tl.static_range(0, K, STEP):
-        k = first + tl.arange(0, STEP)
-        values = tl.load(x + k, mask=k < K, other=0.0)
-        squares += values * values
-    return 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
 
 
 def launch_tiles(
@@ -222,8 +214,8 @@ def staging(
     """Where activations are staged, how many rows at most, and what `stage_row` is compiled for but for words."""
     rows, K, TYPE = call.bucket.sampled if gathered else call.bucket.tokens, matrices[0].K, staged_type(matrices)
     step, warps = call.tiles.row(K)
-    norm = call.type("norm") if normed else None
-    return call.scratch_as(TYPE, rows * K), rows, {"K": K, "NORM": norm, "TYPE": TYPE, "STEP": step, "num_warps": warps}
+    norm = {"NORM": call.type("norm"), "SHIFT": shift_of(call)} if normed else {"NORM": None, "SHIFT": None}
+    return call.scratch_as(TYPE, rows * K), rows, {"K": K, **norm, "TYPE": TYPE, "STEP": step, "num_warps": warps}
 
 
 def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, ask
 from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, scales_of
+from coterie.kernels.triton.norms import moments, moments_of_rows, scaled_and_shifted
 
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Weights that are read once a step leave the caches first: rows, tables and activations stay.
@@ -33,12 +34,14 @@ def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr):
 
 
 @triton.jit
-def _read(x, mask_M, k, K: tl.constexpr, norm, offset, NORM: tl.constexpr):
-    """Columns k of rows of x [M, len(k)] as they are, and times the norm's weight."""
+def _read(x, mask_M, k, K: tl.constexpr, norm, mean, factor, NORM: tl.constexpr, SHIFT: tl.constexpr):
+    """Columns k of rows of x [M, len(k)] as they are, and as their norm has them; an RMS norm divides the products."""
     values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
     scaled = values
-    if NORM is not None:
-        scaled = values * (tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32) + offset)[None, :]
+    if SHIFT is not None:
+        scaled = scaled_and_shifted((values - mean[:, None]) * factor[:, None], norm, k, K, SHIFT)
+    elif NORM is not None:
+        scaled = scaled_and_shifted(values, norm, k, K, SHIFT)
     return values, scaled
 
 
@@ -69,7 +72,7 @@ def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
-def one_dot(ahead, x, rows, there, norm, eps, offset, K: tl.constexpr, NORM: tl.constexpr, STEP: tl.constexpr):
+def one_dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr):
     """[1, N] products of a token x (a pointer) with N rows (pointers) of a weight that is not packed; norm as few_dots.
 
     Each thread loads the values that its own weights meet, as wide as those, once for all rows: nothing but sums goes
@@ -80,12 +83,16 @@ def one_dot(ahead, x, rows, there, norm, eps, offset, K: tl.constexpr, NORM: tl.
     for _r in tl.static_range(N):
         sums = and_one(sums, tl.zeros([STEP], tl.float32))
     squares = tl.zeros([STEP], tl.float32)
+    if SHIFT is not None:
+        mean, factor = moments(x, norm[2], K, STEP)
     for i in tl.static_range((K + STEP - 1) // STEP):
         k = i * STEP + tl.arange(0, STEP)
         values = tl.load(x + k, mask=k < K, other=0.0)
-        if NORM is not None:
+        if SHIFT is not None:
+            values = scaled_and_shifted((values - mean) * factor, norm, k, K, SHIFT)
+        elif NORM is not None:
             squares += values * values
-            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32) + offset
+            values = scaled_and_shifted(values, norm, k, K, SHIFT)
         more = ()
         for r in tl.static_range(N):
             if (i * N + r) < len(ahead):
@@ -94,14 +101,15 @@ def one_dot(ahead, x, rows, there, norm, eps, offset, K: tl.constexpr, NORM: tl.
                 w = _weights(rows[r], there[r], i * STEP, K, STEP)
             more = and_one(more, sums[r] + w.to(tl.float32) * values)
         sums = more
-    if NORM is not None:
+    divided: tl.constexpr = NORM is not None and SHIFT is None
+    if divided:
         sums = and_one(sums, squares)
     totals = _totals(sums)
     y = tl.zeros([N], tl.float32)
     for r in tl.static_range(N):
         y = tl.where(tl.arange(0, N) == r, totals[r], y)
-    if NORM is not None:
-        y = y / tl.sqrt(totals[N] / K + eps)
+    if divided:
+        y = y / tl.sqrt(totals[N] / K + norm[2])
     return y[None, :]
 
 
@@ -150,23 +158,26 @@ def few_dots(
     rows_N,
     mask_N,
     norm,
-    eps,
-    offset,
     K: tl.constexpr,
     COLUMNS: tl.constexpr,
     TYPE: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """[M, N] products of rows x (pointers) with rows of a weight, of rms_norm(x) where there is a norm.
+    """[M, N] products of rows x (pointers) with rows of a weight, of norm(x) where there is a norm.
 
-    A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well.
+    A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well. A
+    layer norm's mean and variance take two passes over the row before, so that nothing large is taken off the products.
     """
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
+    mean, factor = 0.0, 1.0
+    if SHIFT is not None:
+        mean, factor = moments_of_rows(x, mask_M, norm[2], K, M, STEP)
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
@@ -174,20 +185,20 @@ def few_dots(
             both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
-            raw, scaled = _read(x, mask_M, k, K, norm, offset, NORM)
+            raw, scaled = _read(x, mask_M, k, K, norm, mean, factor, NORM, SHIFT)
             acc += (((both & 15) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
-            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, offset, NORM)
+            raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, mean, factor, NORM, SHIFT)
             acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
             if TYPE == tl.int8:
                 w *= scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
-            raw, scaled = _read(x, mask_M, c, K, norm, offset, NORM)
+            raw, scaled = _read(x, mask_M, c, K, norm, mean, factor, NORM, SHIFT)
             acc += w[None, :, :] * scaled[:, None, :]
             squares += raw * raw
     sums = tl.sum(acc, axis=2)
-    if NORM is not None:
-        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+    if NORM is not None and SHIFT is None:
+        sums = sums / tl.sqrt(tl.sum(squares, axis=1) / K + norm[2])[:, None]
     return sums

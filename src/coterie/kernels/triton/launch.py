@@ -16,10 +16,12 @@ from coterie.kernels.triton import (
     elementwise,
     embed,
     kv_append,
+    layer_norm,
     linear,
     linear_add,
     norm_add,
     norm_gate_up_silu_mul,
+    norm_linear_gelu,
     norm_qkv_rope_append,
     norm_rope_append,
     rms_norm,
@@ -47,6 +49,7 @@ class Kernel:
 KERNELS: Mapping[str, Kernel] = {
     "embed": Kernel(embed.launch),
     "rms_norm": Kernel(rms_norm.launch),
+    "layer_norm": Kernel(layer_norm.launch),
     "linear": Kernel(linear.launch, linear.scratch_bytes),
     "rope": Kernel(rope.launch),
     "kv_append": Kernel(kv_append.launch),
@@ -65,6 +68,7 @@ KERNELS: Mapping[str, Kernel] = {
     "linear_add": Kernel(linear_add.launch, linear_add.scratch_bytes),
     "norm_gate_up_silu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
     "norm_gate_up_gelu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
+    "norm_linear_gelu": Kernel(norm_linear_gelu.launch, norm_linear_gelu.scratch_bytes),
     "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
 }
 

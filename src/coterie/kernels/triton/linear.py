@@ -1,4 +1,4 @@
-"""linear: y = (x @ weight.T + bias) * scale; its kernels also add a residual, gather and norm rows of x, where fused.
+"""linear: y = (x @ weight.T + bias) * scale; where fused, its kernels also gather and norm rows of x, add or do gelu.
 
 Knows nothing about where x comes from.
 """
@@ -12,17 +12,16 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
     along,
+    gelu_of,
     integer,
     let_next_begin,
     pointer,
-    real,
     wait_for_last,
 )
 from coterie.kernels.triton.described import (
     described,
     described_dots,
     launch_described,
-    left_and_right,
     piece_at,
     takes,
     whole_of,
@@ -38,10 +37,9 @@ from coterie.kernels.triton.dots import (
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last
-from coterie.kernels.triton.linear_put import ask_for, put, scaled
+from coterie.kernels.triton.linear_put import ask_for, put, put_tile, scaled
+from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.rows import Call
-
-MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
 
 
 @triton.jit
@@ -77,7 +75,9 @@ def _few(
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -105,10 +105,7 @@ def _few(
         rows, there = _one_by_one(weight, first, N, ROWS, STRIDE, ALIGN)
         ahead = weights_ahead(rows, there, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm, eps, offset = x, 0.0, 0.0
-    if NORM is not None:
-        norm = pointer(row, NORM_AT, NORM)
-        eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
     x += _source(row, m, mask_M, ROWS_AT) * K
@@ -123,12 +120,14 @@ def _few(
     if RESIDUAL is not None:  # on its way while the weights are met
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:
-        dots = one_dot(ahead, x, rows, there, norm, eps, offset, K, NORM, STEP)
+        dots = one_dot(ahead, x, rows, there, norm, K, NORM, SHIFT, STEP)
     else:
-        dots = few_dots(x, mask_M, rows_N, mask_N, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if BIAS is not None:
         dots += bias[None, :]
     dots = scaled(row, dots, SCALE)
+    if GELU is not None:
+        dots = gelu_of(dots, GELU)
     if RESIDUAL is not None:
         dots += added
     tl.store(y, dots, mask=mask)
@@ -146,6 +145,7 @@ def _many(
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -168,13 +168,13 @@ def _many(
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
+            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
             TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
+                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
                 TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP,
             )  # fmt: skip
 
@@ -193,6 +193,7 @@ def _tile(
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -219,9 +220,9 @@ def _tile(
         mask_M = m < tokens
         put(
             row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
-            BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS,
+            BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
         )  # fmt: skip
-    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
+    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
 
 
 @triton.jit
@@ -237,6 +238,7 @@ def _described(
     Y: tl.constexpr,
     N: tl.constexpr,
     BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     TYPE: tl.constexpr,
     K: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -260,40 +262,14 @@ def _described(
         if RESIDUAL is not None:
             ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
         y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
-        _put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
+        put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
         w = described(weight, N, K, each, STEP)
         for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
-            _put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
-
-
-@triton.jit
-def _put_tile(
-    row,
-    y,
-    n,
-    m,
-    tokens,
-    BIAS_AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SCALE: tl.constexpr,
-    Y: tl.constexpr,
-    N: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """Store products [tokens, rows] of a tile that begins at token m and row n."""
-    half: tl.constexpr = y.shape[1] // 2
-    if y.numel > MOST_ADDED:  # registers have no room for all of it and of what is added
-        y, later = left_and_right(y)
-        _put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
-        _put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
-    else:
-        m_M = m + tl.arange(0, y.shape[0])[:, None]
-        n_N = n + tl.arange(0, y.shape[1])[None, :]
-        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS)
+            put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
 
 
 def launch(call: Call) -> None:
@@ -301,25 +277,28 @@ def launch(call: Call) -> None:
     multiply(call, call.integer("K"), call.bucket.tokens)
 
 
-def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
-    """Launch a product of up to `most` rows of x, each of K values; of normed rows of those sampled, if so told.
+def multiply(call: Call, K: int, most: int) -> None:
+    """Launch a product of up to `most` rows of x, each of K values; gathered and normed where the instruction does so.
 
     Few rows are normed and multiplied in one pass; of many, staging gathers and norms them first.
     """
     N, words, matrix = call.integer("N"), OPCODES[call.name].words, call.matrix("weight", K)
+    normed, gathered = "norm" in words, "rows" in words
     places = {
-        "COUNT": words["R" if sampled else "T"],
+        "COUNT": words["R" if gathered else "T"],
         "WEIGHT": words["weight"],
         "BIAS_AT": words["bias"],
         "RESIDUAL": words.get("residual"),
-        "SCALE": None if call.real("scale") == 1.0 else words["scale"],
+        "SCALE": words["scale"] if "scale" in words and call.real("scale") != 1.0 else None,
+        "GELU": call.integer("form") if "form" in words else None,
         "Y": words["y"],
     }
     shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
     if most <= call.tiles.few_tokens:
         few = call.tiles.few(N, K, most, matrix.group, matrix.is_wide)
-        norm = {"NORM": call.type("norm") if sampled else None, "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
-        source = {"X": words["x"], "ROWS_AT": words.get("rows"), **norm}
+        norm, shift = (call.type("norm"), shift_of(call)) if normed else (None, None)
+        how = {"NORM_AT": words.get("norm"), "EPS": words.get("eps"), "NORM": norm, "SHIFT": shift}
+        source = {"X": words["x"], "ROWS_AT": words.get("rows"), **how}
         call.launch(
             _few,
             (triton.cdiv(N, few.rows),),
@@ -329,9 +308,9 @@ def multiply(call: Call, K: int, most: int, sampled: bool = False) -> None:
             **few.constants(most, matrix.group),
         )
         return
-    staged = None if sampled else handed_by_last(call)
+    staged = None if normed else handed_by_last(call)
     if staged is None:
-        staged = stage(call, [matrix], normed=sampled, gathered=sampled)
+        staged = stage(call, [matrix], normed=normed, gathered=gathered)
     many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]))
     n_tiles = triton.cdiv(N, many.rows)
     if many.described:

@@ -1,4 +1,4 @@
-"""norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = rms_norm(x); gate and up stay in registers.
+"""norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = norm(x); gate and up stay in registers.
 
 Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu: its row has these words, and the form behind them.
 Rows of gate and up lie in turn in a tile, `NEAR` of each, so that both products of a value are in one program.
@@ -17,7 +17,6 @@ from coterie.kernels.triton.arithmetic import (
     integer,
     let_next_begin,
     pointer,
-    real,
     wait_for_last,
 )
 from coterie.kernels.triton.described import (
@@ -42,6 +41,7 @@ from coterie.kernels.triton.dots import (
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.rows import Call, Matrix, places
 
 X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
@@ -65,6 +65,7 @@ def _few(
     UP_BIAS: tl.constexpr,
     GELU: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -101,29 +102,22 @@ def _few(
             have = and_one(have, is_there)
         ahead = weights_ahead(each, have, K, STEP)
     x = pointer(row, X, tl.float32)
-    norm, eps, offset = x, 0.0, 0.0
-    if NORM is not None:
-        norm = pointer(row, NORM_AT, NORM)
-        eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
     x += m * K
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
     if ONE and TYPE == UP_TYPE:
-        gate, up = tl.split(
-            tl.reshape(one_dot(ahead, x, each, have, norm, eps, offset, K, NORM, STEP), [M, ROWS // 2, 2])
-        )
+        gate, up = tl.split(tl.reshape(one_dot(ahead, x, each, have, norm, K, NORM, SHIFT, STEP), [M, ROWS // 2, 2]))
     elif TYPE == UP_TYPE:
-        both = few_dots(x, mask_M, rows, there, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        both = few_dots(x, mask_M, rows, there, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        gate = few_dots(x, mask_M, rows, f < F, norm, eps, offset, K, COLUMNS, TYPE, NORM, M, ROWS // 2, STEP, UNROLL)
+        gate = few_dots(x, mask_M, rows, f < F, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        up = few_dots(
-            x, mask_M, rows, f < F, norm, eps, offset, K, UP_COLUMNS, UP_TYPE, NORM, M, ROWS // 2, STEP, UNROLL
-        )
+        up = few_dots(x, mask_M, rows, f < F, norm, K, UP_COLUMNS, UP_TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL)
     put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, GELU, None, None)
 
 
@@ -312,7 +306,8 @@ def launch(call: Call) -> None:
     if tokens <= call.tiles.few_tokens:
         few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
         grid = (triton.cdiv(2 * F, few.rows),)
-        call.launch(_few, grid, call.row, **shared, NORM=call.type("norm"), **few.constants(tokens, group))
+        norm = {"NORM": call.type("norm"), "SHIFT": shift_of(call)}
+        call.launch(_few, grid, call.row, **shared, **norm, **few.constants(tokens, group))
         return
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]))

@@ -1,4 +1,4 @@
-"""norm_qkv_rope_append: q, k, v = linear(rms_norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
+"""norm_qkv_rope_append: q, k, v = linear(norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
 Rows of the three weights are numbered as heads.py says. A program has rows of one part: q, k or v; whole heads where
 heads are normed. Where the three weights differ in type, each part is a launch of its own. With many tokens, angles are
@@ -19,7 +19,6 @@ from coterie.kernels.triton.arithmetic import (
     integer,
     let_next_begin,
     pointer,
-    real,
     wait_for_last,
 )
 from coterie.kernels.triton.described import launch_described, takes
@@ -47,6 +46,7 @@ from coterie.kernels.triton.heads import (
     put_pairs,
     rows_of_part,
 )
+from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import turned
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
@@ -61,6 +61,7 @@ def _few(
     row,
     D: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     FIRST: tl.constexpr,
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
@@ -93,8 +94,8 @@ def _few(
     if WHEN == AHEAD:
         bring_nearer(rows, there, STRIDE, LINES)
         return
-    x, norm = pointer(row, X, tl.float32), pointer(row, NORM_AT, NORM)
-    eps, offset = real(row, EPS).to(tl.float32), real(row, EPS + 1).to(tl.float32)
+    x = pointer(row, X, tl.float32)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
@@ -111,9 +112,9 @@ def _few(
         )
     wait_for_last(WHEN)
     if ONE:
-        y = one_dot(ahead, x, each, have, norm, eps, offset, D, NORM, STEP)
+        y = one_dot(ahead, x, each, have, norm, D, NORM, SHIFT, STEP)
     else:
-        y = few_dots(x, mask_M, rows, there, norm, eps, offset, D, COLUMNS, TYPE, NORM, M, ROWS, STEP, UNROLL)
+        y = few_dots(x, mask_M, rows, there, norm, D, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
         q, page, cosine, sine = ends_of(
             row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
@@ -138,6 +139,7 @@ def _stage(
     HALF: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
@@ -147,7 +149,7 @@ def _stage(
     wait_for_last(WHEN)
     t = tl.program_id(0)
     if t < integer(row, T):
-        stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, TYPE, STEP)
+        stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         cosine, sine = angles_at(row, position, i, C, TURNED)
@@ -285,7 +287,7 @@ def launch(call: Call) -> None:
                 grid,
                 call.row,
                 **shared,
-                NORM=call.type("norm"),
+                **{"NORM": call.type("norm"), "SHIFT": shift_of(call)},
                 **few.constants(tokens, matrix.group),
             )
             continue

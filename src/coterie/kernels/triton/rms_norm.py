@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, pointer, real
-from coterie.kernels.triton.dots import norm_factor
+from coterie.kernels.triton.norms import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
 X, WEIGHT, Y, T, EPS, OFFSET = places("rms_norm", "x", "weight", "y", "T", "eps", "offset")

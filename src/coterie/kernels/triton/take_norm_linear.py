@@ -1,4 +1,4 @@
-"""take_norm_linear: y = (rms_norm(x[rows]) @ weight.T + bias) * scale: linear's, on rows gathered and normed.
+"""take_norm_linear: y = (norm(x[rows]) @ weight.T + bias) * scale: linear's, on rows gathered and normed.
 
 Knows nothing about what the products are: logits, as a rule.
 """
@@ -12,7 +12,7 @@ from coterie.kernels.triton.rows import Call
 
 def launch(call: Call) -> None:
     """Norm and multiply in one pass where the step samples few rows; else norm to scratch, then on tensor cores."""
-    multiply(call, call.integer("D"), call.bucket.sampled, sampled=True)
+    multiply(call, call.integer("D"), call.bucket.sampled)
 
 
 def scratch_bytes(call: Call) -> int:
