@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -261,7 +262,13 @@ def noncoherent_loads(ptx):
 
 
 def measure(kernel, dtype, step, compiled):
-    """Read the compiler's output."""
+    """A row of the table: what the compiler made of a kernel for a step."""
+    return Compiled(kernel, dtype, step, *read(compiled))
+
+
+@cache
+def read(compiled):
+    """Read the compiler's output: the fields of `Compiled` behind its names. Steps may share a kernel."""
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -276,10 +283,7 @@ def measure(kernel, dtype, step, compiled):
     ahead = bool(copies) or "cp.async.bulk.tensor" in ptx
     widths = [int(many or 1) * int(bits) for many, bits in loads] + [8 * int(size, 0) for size in copies]
     shared, order = int(compiled.metadata.shared), order_of(ptx)
-    return Compiled(
-        kernel,
-        dtype,
-        step,
+    return (
         registers,
         spilled,
         shared,

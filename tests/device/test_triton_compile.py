@@ -65,8 +65,18 @@ def check(found):
             assert one["copies_ahead"], one
 
 
-def test_a_linear_compiles_for_decode_and_prefill(tmp_path):
-    found = compiled(tmp_path, "linear")
+NORMS = ("norm_rope_append", "norm_add", "gelu", "softcap", "norm_gate_up_gelu_mul")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A function (names) -> kernels as they are, all compiled in one process: to import torch takes as long."""
+    found = compiled(tmp_path_factory.mktemp("few"), "linear", *NORMS, "feed", "meet")
+    return lambda *names: [one for one in found if one["kernel"].partition(":")[0] in names]
+
+
+def test_a_linear_compiles_for_decode_and_prefill(few):
+    found = few("linear")
     assert [one["kernel"] for one in found] == ["linear: few", "linear: stage", "linear: described"]
     check(found)
 
@@ -87,10 +97,9 @@ def test_capped_scores_and_gates_without_a_norm_compile(tmp_path):
     check(found)
 
 
-def test_kernels_of_norms_behind_blocks_and_of_gelu_compile(tmp_path):
-    names = ("norm_rope_append", "norm_add", "gelu", "softcap", "norm_gate_up_gelu_mul")
-    found = compiled(tmp_path, *names)
-    assert {one["kernel"].partition(":")[0] for one in found} == set(names)
+def test_kernels_of_norms_behind_blocks_and_of_gelu_compile(few):
+    found = few(*NORMS)
+    assert {one["kernel"].partition(":")[0] for one in found} == set(NORMS)
     check(found)
 
 
@@ -118,21 +127,21 @@ def test_wide_heads_fit_a_multiprocessor(tmp_path):
     check(found)
 
 
-def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_writes(tmp_path):
+def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_writes(few):
     """Triton lets each warp load a word for itself, and that may change between two loads; an atomic is done once."""
-    (found,) = compiled(tmp_path, "feed")
+    (found,) = few("feed")
     check([found])
     assert found["atomics"] == 1
 
 
-def test_programs_of_a_walk_see_what_others_stored(tmp_path):
+def test_programs_of_a_walk_see_what_others_stored(few):
     """Around each arrival and each look at the count stand barriers of a program's threads.
 
     Between the two are only loads, of what nobody changes: where the weights lie that are asked for meanwhile.
     So the one thread that releases and acquires does it for all; and no load may go by what a cache held before.
     Of 1 phase or 16 it is the same kernel, or the program would have ended with a status.
     """
-    (found,) = compiled(tmp_path, "meet")
+    (found,) = few("meet")
     assert found["kernel"] == "meet: walk"
     assert found["releases"] == found["meetings"] == 2  # after each phase, and after the end of a step
     assert found["atomics"] >= 3
