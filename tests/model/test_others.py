@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.model import compressed, others, tiny
 from tests.model.runner import Stepper
 from tests.model.theirs import prompt_of, relative_error
+from tests.system.test_cli import refused as is_refused
+from tests.system.test_cli import run
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from coterie.checkpoint.folder import Checkpoint
@@ -305,6 +307,67 @@ def test_a_layer_that_stayed_dense_is_packed_too_by_choice(folder_like, tmp_path
     assert "model.layers.0.mlp.up_proj.weight" not in worth
 
 
+def add(folder, **tensors):
+    """Store more tensors, or others in their places."""
+    whole = {**load_file(folder / "model.safetensors"), **tensors}
+    save_file({name: t for name, t in whole.items() if t is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_what_rounds_activations_and_kv_is_left_out_and_said(quantised, tmp_path):
+    """Scales of inputs and of keys and values, which mean nothing where neither is rounded."""
+    folder = quantised(FORMATS["float-quantized by row"])
+    plain = repack_folder(folder, tmp_path / "plain", 8)
+    add(folder, **{f"{UP}.input_scale": torch.ones(1), "model.layers.0.self_attn.k_scale": torch.ones(1)})
+    section = others.section_of(folder) | {"kv_cache_scheme": {"num_bits": 8}}
+    compressed.configure(folder, quantization_config=section)
+    made = repack_folder(folder, tmp_path / "more", 8)
+    assert made.notes == ("it quantises input_activations and kv_cache_scheme as well, which is not done here",)
+    assert plain.notes == ("it rounds activations to 8 bits as well, which is not done here",)
+    assert (made.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
+    weights_alone = quantised_alone(folder)
+    refused(UnsupportedError, ["k_scale", "input_scale"], weights_alone, tmp_path / "out", 8)
+
+
+def quantised_alone(folder):
+    """The same folder, whose config says nothing of activations or KV."""
+    section = others.section_of(folder) | {"kv_cache_scheme": None}
+    section["config_groups"]["group_0"]["input_activations"] = None
+    compressed.configure(folder, quantization_config=section)
+    return folder
+
+
+def test_groups_that_were_never_ordered_and_zeros_that_are_none(quantised, tmp_path):
+    """compressed-tensors may store an order of -1 everywhere, and zeros of symmetric weights."""
+    folder = quantised(FORMATS["whole"])
+    plain = repack_folder(folder, tmp_path / "plain", 4)
+    zeros = {f"{UP}.weight_zero_point": torch.zeros(192, 2).to(torch.int8)}
+    add(folder, **{f"{UP}.weight_g_idx": torch.full((64,), -1).int()}, **zeros)
+    made = repack_folder(folder, tmp_path / "more", 4)
+    assert (made.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
+
+
+def test_the_command_says_what_it_takes_and_what_was_lost(quantised, tmp_path):
+    folder = quantised(FORMATS["fp8"])
+    for words in (("check", folder), ("run", folder, "--expert", "theirs", "x")):
+        is_refused(run(*words), "'fp8'", "coterie quantize FOLDER OUT", "--bits")
+    is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4 or 16")
+    for options, bits, embedding_bits in (
+        (("8",), 8, None),
+        (("4", "--embedding-bits", "8"), 4, 8),
+        (("16",), 16, None),
+    ):
+        out = tmp_path / "-".join(options)
+        report = json.loads(run("quantize", folder, out, "--json", "--bits", *options).stdout)
+        assert (report["bits"], report["embedding_bits"]) == (bits, embedding_bits)
+        assert report["notes"] == ["it rounds activations to 8 bits as well, which is not done here"]
+        assert {kind["type"] for kind in report["kinds"]} <= {"Q8", "Q4", "BF16"}
+        assert all(kind["rms_error"] > 0 for kind in report["kinds"])
+        assert open_model(out)
+    printed = run("quantize", folder, tmp_path / "printed", "--bits", "8")
+    assert "note: of the source: it rounds activations" in " ".join(printed.stdout.split())
+    is_refused(run("quantize", folder, tmp_path / "out", "--bits", "16", "--embedding-bits", "8"), "--embedding-bits")
+
+
 def refused(error, words, folder, out, bits=None):
     with pytest.raises(error) as caught:
         repack_folder(folder, out, bits)
@@ -398,8 +461,7 @@ def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path)
 )  # fmt: skip
 def test_tensors_that_do_not_fit(make, tensors, words, quantised, tmp_path):
     folder = quantised(make)
-    whole = {**load_file(folder / "model.safetensors"), **tensors}
-    save_file({name: t for name, t in whole.items() if t is not None}, folder / "model.safetensors", {"format": "pt"})
+    add(folder, **tensors)
     refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", 16)
 
 

@@ -79,7 +79,11 @@ def compressed_method(section: Fields) -> Method:
             return Found(Fp8(tensors, stem, columns, "weight_scale", block), used)
         return None
 
-    words = ACTIVATIONS if beside == ["input_activations"] else f"it quantises {' and '.join(beside)} as well"
+    words = (
+        ACTIVATIONS
+        if beside == ["input_activations"]
+        else f"it quantises {' and '.join(beside)} as well, which is not done here"
+    )
     return Method("compressed-tensors", bits if kind == "int" else None, find, words if beside else "")
 
 
