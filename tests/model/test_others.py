@@ -412,6 +412,8 @@ def test_biases_of_zeros_mean_nothing(folder_like, tmp_path):
     tensors[f"{UP}.bias"][3] = 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     refused(UnsupportedError, [f"{UP}.bias", "not understood"], folder, tmp_path / "out", 4)
+    add(folder, **{f"{UP}.bias": None, "lm_head.weight": tensors["lm_head.weight"] + 1})
+    refused(UnsupportedError, ["lm_head.weight", "not understood"], folder, tmp_path / "out", 4)
 
 
 @pytest.mark.parametrize(
@@ -450,6 +452,8 @@ def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path)
         (others.gptq, {f"{UP}.scales": torch.ones(2, 191).half()}, ["F16 [2, 191]", "[any, 192]"]),
         (others.gptq, {f"{UP}.scales": torch.full((2, 192), torch.nan).half()}, [UP, "not a number"]),
         (others.awq, {f"{UP}.qweight": torch.zeros(64, 23).int()}, ["F16 [2, 192]", "[any, 184]"]),
+        (others.awq, {f"{UP}.{kind}": torch.zeros(rows, 25).int() for kind, rows in (("qweight", 64), ("qzeros", 2))}
+         | {f"{UP}.scales": torch.ones(2, 200).half()}, ["has 200 rows but config.json wants 192"]),
         (others.awq, {"model.norm.weight": None}, ["model.norm.weight [64] is missing"]),
         (others.fp8, {f"{UP}.weight_scale_inv": None}, [f"{UP}.weight_scale_inv", "is missing"]),
         (others.fp8, {f"{UP}.extra": torch.ones(1)}, [f"{UP}.extra", "not understood"]),

@@ -105,8 +105,7 @@ def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None) -> U8:
     grouped = grouped.reshape(N, G, group)
     scales = _scales_q8(grouped) if bits == 8 else _scales_q4(grouped)
     if known_NG is not None:
-        known = _rounded(known_NG)  # with the other sign -8 to 7 is -7 to 8
-        scales = _nearest(grouped, (known, scales) if bits == 8 else (known, -known, scales), bits)
+        scales = _nearest(grouped, (_rounded(known_NG), scales), bits)
     return _joined(_whole(grouped, scales, bits).reshape(N, G * group), scales, K, bits)
 
 

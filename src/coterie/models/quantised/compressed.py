@@ -79,12 +79,10 @@ def compressed_method(section: Fields) -> Method:
             return Found(Fp8(tensors, stem, columns, "weight_scale", block), used)
         return None
 
-    words = (
-        ACTIVATIONS
-        if beside == ["input_activations"]
-        else f"it quantises {' and '.join(beside)} as well, which is not done here"
-    )
-    return Method("compressed-tensors", bits if kind == "int" else None, find, words if beside else "")
+    words = ACTIVATIONS
+    if beside != ["input_activations"]:
+        words = f"it quantises {' and '.join(beside)} as well, which is not done here" if beside else ""
+    return Method("compressed-tensors", bits if kind == "int" else None, find, words)
 
 
 def _scheme(section: Fields) -> Fields:
