@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tests.system.commands import command_of
-from tests.system.tiny import write_adapter
+from tests.system.tiny import write_adapter, write_expert
 from typer.testing import CliRunner
 
 from coterie.api import Chunk, Coterie, Message, Query
@@ -188,6 +188,28 @@ def test_check_says_where_the_bytes_go(composition: Path) -> None:
     assert set(got["experts"]) == {"ada", "bob", "cyd", "dan"}
     assert got["near_bytes"] <= 200 * 1024 < got["total_bytes"]
     assert "of the experts' bytes fit" in run("check", composition, "--near", "200KiB").stdout
+
+
+def test_a_text_model_inside_a_larger_one(tmp_path: Path) -> None:
+    """It answers as it does alone, and check says that its images are not read."""
+    alone, whole = tmp_path / "one" / "seer", tmp_path / "two" / "seer"
+    for folder in (alone, whole):
+        folder.parent.mkdir()
+        write_expert(folder, 3, model_type="mistral", architectures=["MistralForCausalLM"])
+    text = json.loads((alone / "config.json").read_text())
+    raw = {"model_type": "mistral3", "text_config": text, "vision_config": {"model_type": "pixtral"}}
+    (whole / "config.json").write_text(json.dumps(raw))
+    data = (whole / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({f"language_model.{name}": at for name, at in json.loads(data[8:end]).items()}).encode()
+    (whole / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    answers = [run("run", one.parent, "hello", "--max-tokens", "6", "--json").stdout for one in (alone, whole)]
+    assert json.loads(answers[0])["text"] == json.loads(answers[1])["text"]
+    assert "of seer the text model is run; images are not read" in run("check", whole.parent).stdout
+    assert "images" not in run("check", alone.parent).stdout
+    parts = [json.loads(run("check", one.parent, "--json").stdout)["experts"]["seer"] for one in (alone, whole)]
+    assert [part["part_of"] for part in parts] == ["", "mistral3"]
+    assert parts[0] | {"part_of": "mistral3"} == parts[1]
 
 
 def test_info_prints_this_machine_and_a_modelled_one() -> None:
