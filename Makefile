@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 COTERIE := $(BIN)/coterie
 PORT ?= 8000
+# Processes of tests.
+WORKERS ?= 2
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 
@@ -35,8 +37,9 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Who has run out of tests takes half of what is left of another one.
 test: setup-dev
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal
 
 test-long: setup-dev
 	$(BIN)/python -m pytest
