@@ -27,10 +27,7 @@ ROUNDED = [
     ("olmo3", "default"),
     ("ernie", "default"),
     ("ministral3", "yarn"),
-    ("granite4", "default"),
-    ("arcee", "default"),
     ("hunyuan", "dynamic"),
-    ("glm4", "default"),
     ("stablelm", "default"),
     ("starcoder2", "default"),
 ]
