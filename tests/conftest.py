@@ -1,4 +1,4 @@
-"""What all tests share: libraries that would divide their work among threads of their own keep to one."""
+"""What all tests share: libraries keep to one thread, and tables are as wide as where there is no terminal."""
 
 from __future__ import annotations
 
@@ -8,3 +8,6 @@ import os
 # for each other: beside other processes, products of small matrices took seven times as long as on one thread.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+# A console that finds it when it is made keeps that width; pytest-xdist sets it for its processes.
+os.environ.pop("COLUMNS", None)
