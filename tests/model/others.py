@@ -110,9 +110,9 @@ def whole(folder, group=32, bits=4, asymmetric=False, packed=True, ordered=False
     return rewrite(folder, section | {"format": "pack-quantized" if packed else "int-quantized"}, quantise)
 
 
-def fp8(folder, block=(32, 48), scale=torch.float32, method="fp8", dense=None):
+def fp8(folder, block=(32, 48), scale=torch.float32, method="fp8", dense=None, name=None):
     """FP8 with a scale for each block, each row (block "row") or the matrix (None); `method` is who wrote it."""
-    rng, name = np.random.default_rng(4), "weight_scale_inv" if method == "fp8" else "weight_scale"
+    rng, name = np.random.default_rng(4), name or ("weight_scale_inv" if method == "fp8" else "weight_scale")
 
     def quantise(n, k):
         weights = torch.tensor(rng.standard_normal((n, k)) * 40).to(torch.float8_e4m3fn)

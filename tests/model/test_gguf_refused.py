@@ -8,7 +8,7 @@ import tokenizers
 
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.fields import Fields
-from coterie.models.gguf_config import config_of
+from coterie.models.gguf_config import config_of, generation_of
 from coterie.models.gguf_file import GgufFile, open_gguf
 from coterie.models.gguf_import import import_gguf, plan_import
 from coterie.models.gguf_rope import rope_keys
@@ -97,7 +97,10 @@ def test_other_architectures_and_kinds_of_file(metadata, words, tmp_path):
         (lambda w: w.add_rope_freq_base_swa(64.0), ["rope.freq_base_swa = 64.0", "not understood"]),
         (lambda w: w.add_float32("llama.new_thing", 1.5), ["new_thing = 1.5", "could change the answers"]),
         (lambda w: w.add_causal_attention(False), ["attention.causal = False", "not understood"]),
-        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), ["longrope"]),
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE) or w.add_rope_scaling_attn_factors(1.5),
+            ["attn_factor"],
+        ),
     ],
 )
 def test_keys_that_mean_what_is_not_run(change, words, folder_of, tmp_path, tokenizer):
@@ -118,6 +121,16 @@ def test_tensors_that_are_missing_or_left_over(folder_of, tmp_path, tokenizer):
 def test_options_and_places(good, folder_of, tmp_path, tokenizer):
     refused(UsageError, ["--weights", "'int5'", "keep"], good, tmp_path, tokenizer, weights="int5")
     refused(CheckpointError, [good.parent, "no tokenizer.json"], good, tmp_path, good.parent)
+    refused(UsageError, ["nowhere", "does not exist", "--tokenizer"], good, tmp_path, tmp_path / "nowhere")
+    refused(CheckpointError, [f"[{good}]", "not a tokenizer"], good, tmp_path, good)
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="out] exists already"):
+        import_gguf(plan_import(good), tmp_path / "out", tokenizer)
+    (tmp_path / "out").unlink()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CheckpointError):
+        import_gguf(plan_import(good), tmp_path / "mine" / "a" / "b", good.parent)
+    assert not list((tmp_path / "mine").iterdir())
     (tmp_path / "here").mkdir()
     with pytest.raises(UsageError, match="exists already"):
         import_gguf(plan_import(good), tmp_path / "here", tokenizer)
@@ -144,7 +157,10 @@ def test_parts_that_are_not_all_there(folder_of, tmp_path, tokenizer):
     shutil.copyfile(first, tmp_path / "other.gguf")
     refused(CheckpointError, ["other.gguf", f"one of {len(parts)} parts"], tmp_path / "other.gguf", tmp_path, tokenizer)
     second.unlink()
-    refused(CheckpointError, [first, second.name, "not beside it"], first, tmp_path, tokenizer)
+    refused(CheckpointError, [first, second.name, "is not beside it"], first, tmp_path, tokenizer)
+    first.unlink()
+    last = parts[-1]
+    refused(CheckpointError, [last, first.name, second.name, "are not beside it"], last, tmp_path, tokenizer)
 
 
 def test_factors_of_rope_are_given_back():
@@ -171,6 +187,37 @@ def test_factors_of_rope_are_given_back():
     assert rope_keys(Fields({}, "x"), 128, 4096, {"rope_freqs.weight": np.ones(64, np.float32)}) == {"rope_theta": 1e4}
     with pytest.raises(CheckpointError, match="64 factors for 32 pairs"):
         rope_keys(Fields({}, "x"), 64, 4096, {"rope_freqs.weight": odd})
+    for wrong in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(CheckpointError, match="no positive number"):
+            rope_keys(Fields({}, "x"), 128, 4096, {"rope_freqs.weight": np.append(odd[1:], np.float32(wrong))})
+    with pytest.raises(UnsupportedError, match="attn_factor"):
+        rope_keys(Fields({"rope.scaling.attn_factor": 1.5}, "x"), 128, 4096, {"rope_freqs.weight": odd})
+    with pytest.raises(CheckpointError, match=r"rope_factors_long\.weight is missing"):
+        rope_keys(Fields({"rope.scaling.type": "longrope"}, "x"), 128, 4096, {})
+
+
+@pytest.mark.parametrize(
+    ("own", "factor"),
+    [
+        ({}, None),
+        ({"attn_factor": 1.0}, None),
+        ({"attn_factor": 1.2079442}, None),  # 0.1 ln(8) + 1, as OLMo 3's first converter wrote it
+        ({"attn_factor": 0.5}, 0.5 * 1.2079442),
+        ({"yarn_attn_factor": 0.7, "attn_factor": 0.5}, 0.7),
+    ],
+)
+def test_the_scale_of_yarn(own, factor):
+    own = {"type": "yarn", "factor": 8.0, "original_context_length": 512} | own
+    found = rope_keys(Fields({f"rope.scaling.{key}": value for key, value in own.items()}, "x"), 128, 4096, {})
+    assert found["rope_scaling"].get("attention_factor") == (None if factor is None else pytest.approx(factor))
+
+
+def test_tokens_that_a_file_has_not_are_null(good, tmp_path):
+    metadata = {f"tokenizer.ggml.{kind}_token_id": 2**32 - 1 for kind in ("bos", "eos", "eot", "padding")}
+    file = open_gguf(good)
+    _, config = config_of(GgufFile(file.path, {**file.metadata, **metadata}, file.tensors, 0))
+    assert [config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [None] * 3
+    assert generation_of(metadata) == {}
 
 
 def test_the_package_may_be_missing(good, monkeypatch):

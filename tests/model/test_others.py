@@ -49,6 +49,7 @@ FORMATS = {
     "fp8": others.fp8,
     "fp8, bfloat16 scales": lambda folder: others.fp8(folder, (128, 128), torch.bfloat16),
     "fp8, one scale": lambda folder: others.fp8(folder, None),
+    "fp8 of AutoFP8": lambda folder: others.fp8(folder, None, name="weight_scale"),
     "float-quantized by row": lambda folder: others.fp8(folder, "row", torch.bfloat16, "compressed-tensors"),
     "float-quantized, one scale": lambda folder: others.fp8(folder, None, method="compressed-tensors"),
     "float-quantized blocks": lambda folder: others.fp8(folder, (64, 32), method="compressed-tensors"),

@@ -76,6 +76,7 @@ def test_what_it_says_in_json_and_where_it_refuses(tmp_path: Path) -> None:
     assert all(0 < row["rms_error"] < 0.2 for row in report["kinds"] if row["type"] in ("Q4", "Q8"))
     assert all(row["found"] in (["F16"], ["F32"]) for row in report["kinds"])
     refused(run("import", path, tmp_path / "four"), "four", "exists already")
+    refused(run("import", path, tmp_path / ("x" * 300)), "name too long", "check the path")
     refused(run("import", path, tmp_path / "out", "--weights", "int3"), "--weights", "int3", "keep, bf16, int8, int4")
     odd = write(tmp_path / "odd", "qwen2", metadata | {f"{G}pre": "some-new-one"})
     refused(run("import", odd, tmp_path / "out"), "tiny.gguf", "tokenizer.ggml.pre", "some-new-one", "--tokenizer")
@@ -88,18 +89,24 @@ def test_a_folder_of_files_becomes_a_folder_of_experts(tmp_path: Path) -> None:
     """What cannot be imported is told, and keeps nothing else back; what is there already is left as it is."""
     there = tmp_path / "models" / "publisher"
     file = write(there, "qwen2", byte_level("qwen2", eos_token_id=2002), "F16")
+    gguf_files.write(there / "theirs", there / "big.gguf", "F16", split=10)
+    first_part, *later_parts = sorted(there.glob("big-*"))
+    first_part.unlink()
     shutil.rmtree(there / "theirs")
     shutil.copyfile(file, there / "a model (1)-00001-of-00001.gguf")
-    shutil.copyfile(file, there / "big-00002-of-00002.gguf")
     (tmp_path / "models" / "junk.gguf").write_bytes(b"GGUF")
+    (tmp_path / "models" / "folder.gguf").mkdir()
     first = run("import", tmp_path / "models", tmp_path / "out")
     assert first.exit_code == 2
-    assert first.stderr.count("coterie: [") == 1
+    assert first.stderr.count("coterie: [") == 2
     assert "junk.gguf" in first.stderr
-    assert "2 imported, 1 refused" in first.stdout
+    assert first_part.name in first.stderr
+    assert "2 imported, 2 refused" in first.stdout
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["a-model-1", "tiny"]
     assert run("check", tmp_path / "out").exit_code == 0
     (tmp_path / "models" / "junk.gguf").unlink()
+    for part in later_parts:
+        part.unlink()
     shutil.rmtree(tmp_path / "out" / "tiny")
     again = run("import", tmp_path / "models", tmp_path / "out", "--json")
     assert again.exit_code == 0

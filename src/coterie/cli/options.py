@@ -5,6 +5,7 @@ Knows nothing about what the commands do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import sys
@@ -30,6 +31,9 @@ T = TypeVar("T")
 # No emoji: a name such as lognormal:100:0.8 is text, and :100: in it no picture.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+# What the system says of a path that somebody gave, even when it is only asked whether something is there.
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def size(text: str) -> int:
@@ -119,6 +123,12 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in _OF_PATHS or error.filename is None:
+                raise
+            told = f"coterie: [{error.filename}] {error.strerror}; check the path, and what you may read and write"
+            err.print(told, style="red", markup=False)
+            raise typer.Exit(2) from error
 
     return wrapped
 

@@ -17,7 +17,7 @@ from coterie.composition.expert import is_expert_name
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
-_PART = re.compile(r"(.*)-(\d{5})-of-\d{5}")
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -31,13 +31,18 @@ class GgufFolder:
 
 
 def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
-    """Every GGUF file below a folder. Raises UsageError where there is none, or two would have one name."""
+    """Every GGUF file below a folder; a later part stands for a first one that is not there, and is refused with it.
+
+    Raises UsageError where there is none, or two would have one name.
+    """
     folder, out = user_path(source), user_path(target)
     found: dict[str, Path] = {}
-    for file in sorted(folder.rglob(f"*{GGUF}")):
+    files = sorted(file for file in folder.rglob(f"*{GGUF}") if file.is_file())
+    stands_for: dict[Path, Path] = {}
+    for file in files:
+        stands_for.setdefault(_first_part(file), file)
+    for file in stands_for.values():
         part = _PART.fullmatch(file.stem)
-        if part and part[2] != "00001":
-            continue
         name = _UNSAFE.sub("-", part[1] if part else file.stem).strip("-._")
         if not is_expert_name(name):
             fact = f"its name gives {name!r}, which cannot be an expert's"
@@ -50,3 +55,8 @@ def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
         raise UsageError(str(folder), f"has no file of the kind *{GGUF}", "name a GGUF file or a folder of them")
     there = tuple(name for name in found if (out / name).exists())
     return GgufFolder(out, {name: file for name, file in found.items() if name not in there}, there)
+
+
+def _first_part(file: Path) -> Path:
+    part = _PART.fullmatch(file.stem)
+    return file.with_name(f"{part[1]}-00001-of-{part[3]}{GGUF}") if part else file

@@ -36,6 +36,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothin
     "tensor_data_layout": ("Meta AI original pth",),
     "rope.scaling.finetuned": (True,),
 }
+_NO_TOKEN = 2**32 - 1  # -1, unsigned: some files write it for a token that they have not
 _AGAIN = "download the file again"
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
@@ -74,7 +75,7 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
 def generation_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The generation_config.json: tokens that end an answer, and the sampling that the file recommends."""
     named = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
-    ends = list(dict.fromkeys(token for token in named if isinstance(token, int)))
+    ends = list(dict.fromkeys(token for token in named if isinstance(token, int) and 0 <= token < _NO_TOKEN))
     found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
     sampling = {theirs: metadata.get(f"general.sampling.{ours}") for ours, theirs in _SAMPLING.items()}
     return found | {key: value for key, value in sampling.items() if value is not None}
@@ -127,4 +128,5 @@ def _biases(row: Architecture, file: GgufFile) -> dict[str, bool]:
 def _tokens(metadata: Mapping[str, Any]) -> dict[str, int | None]:
     """Null where the file has none: an absent key would mean the default of the family's class."""
     kinds = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-    return {key: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, key in kinds.items()}
+    ids = {key: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, key in kinds.items()}
+    return {key: None if found == _NO_TOKEN else found for key, found in ids.items()}

@@ -123,12 +123,14 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         fact = f"is one of {count} parts, and its name does not say which"
         raise CheckpointError(str(path), fact, f"give the parts the names that they came with, ...-00001-of-{count:05}")
     parts = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
-    if path != parts[0]:
-        raise UsageError(str(path), f"is part {int(match[2])} of {count}", f"name the first one, {parts[0].name}")
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
-        fact = f"is the first of {count} parts, and {', '.join(missing[:3])} is not beside it"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        verb = "is" if len(missing) == 1 else "are"
+        fact = f"is part {int(match[2])} of {count}, and {', '.join(missing[:3])}{more} {verb} not beside it"
         raise CheckpointError(str(path), fact, "download all parts into one folder")
+    if path != parts[0]:
+        raise UsageError(str(path), f"is part {int(match[2])} of {count}", f"name the first one, {parts[0].name}")
     return parts[1:]
 
 

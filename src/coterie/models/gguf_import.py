@@ -20,7 +20,7 @@ from coterie.checkpoint.files import read_object_if_present
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.generation import GENERATION
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
-from coterie.checkpoint.tokenizer import TOKENIZER
+from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.paths import user_path
@@ -186,9 +186,18 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """A tokenizer.json alone, or all that a folder has of a tokenizer and of what ends an answer."""
+    """A tokenizer.json alone, or all that a folder has of a tokenizer and of what ends an answer.
+
+    Raises CheckpointError naming what was given where that is no tokenizer, UsageError where nothing is there.
+    """
+    if not source.exists():
+        raise UsageError(str(source), "does not exist", "check the path of --tokenizer")
     if source.is_file():
         shutil.copyfile(source, folder / TOKENIZER)
+        try:
+            Tokenizer.from_folder(folder)
+        except CheckpointError as error:
+            raise CheckpointError(str(source), error.fact, "name a tokenizer.json, or a folder that has one") from error
         return
     names = [name for name in (*TOKENIZER_FILES, GENERATION) if (source / name).is_file()]
     if TOKENIZER not in names:

@@ -45,17 +45,20 @@ def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F3
         if found.shape != (rotated // 2,):
             fact = f"{name} has {found.size} factors for {rotated // 2} pairs of channels"
             raise CheckpointError(keys.where, fact, "download the file again")
+        if not ((found > 0) & np.isfinite(found)).all():
+            fact = f"{name} has a factor that is no positive number"
+            raise CheckpointError(keys.where, fact, "download the file again")
     if FREQS in factors and kind not in ("none", "llama3"):
         raise UnsupportedError(keys.where, f"{FREQS} beside rope of type {kind!r} is not run", "use a model with one")
-    if LONG in factors or SHORT in factors:
+    if LONG in factors or SHORT in factors or kind == "longrope":
         return {"rope_theta": theta} | _longrope(keys, context, factors)
-    if FREQS in factors and (factors[FREQS] != 1).any():
-        return {"rope_theta": theta, "rope_scaling": _by_factors(factors[FREQS], theta, context)}
     if kind == "yarn":
         return {"rope_theta": theta, "rope_scaling": _yarn(keys, context)}
-    if kind != "yarn" and keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
+    if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
         fact = f"rope.scaling.attn_factor beside rope of type {kind!r} is not run"
         raise UnsupportedError(keys.where, fact, "use a model without it")
+    if FREQS in factors and (factors[FREQS] != 1).any():
+        return {"rope_theta": theta, "rope_scaling": _by_factors(factors[FREQS], theta, context)}
     if kind == "linear":
         factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
         return {"rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": factor}}
@@ -82,9 +85,10 @@ def _longrope(keys: Fields, context: int, factors: Mapping[str, F32]) -> dict[st
 
 
 def _yarn(keys: Fields, context: int) -> dict[str, Any]:
-    """Its scale of cos and sin is 0.1 ln(factor) + 1, times `attn_factor`; converters write what config.json says.
+    """Its scale of cos and sin is 0.1 ln(factor) + 1, times `attn_factor`.
 
-    `yarn_attn_factor` is that of config.json, and stands for both.
+    `yarn_attn_factor` is that of config.json, and stands for both. So does an `attn_factor` which is that very scale:
+    the first converter of OLMo 3 wrote config.json's there, and the model was trained with it once.
     """
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
         fact = f"rope.scaling.yarn_ext_factor = {keys.get('rope.scaling.yarn_ext_factor')} is not run"
@@ -92,8 +96,9 @@ def _yarn(keys: Fields, context: int) -> dict[str, Any]:
     factor = keys.number("rope.scaling.factor")
     more = keys.number("rope.scaling.attn_factor", 1.0)
     usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    is_usual = more == 1.0 or abs(more - usual) <= 1e-5 * usual
     given = {
-        "attention_factor": keys.get("rope.scaling.yarn_attn_factor") or (usual * more if more != 1.0 else None),
+        "attention_factor": keys.get("rope.scaling.yarn_attn_factor") or (None if is_usual else usual * more),
         "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
     }

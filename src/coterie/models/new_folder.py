@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,7 +40,7 @@ class Entry:
 def free_path(target: str | Path) -> Path:
     """The path of a folder that is to be written. Raises UsageError when there is something."""
     out = user_path(target)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UsageError(str(out), "exists already", "name a new folder, or remove it")
     return out
 
@@ -49,25 +49,37 @@ def free_path(target: str | Path) -> Path:
 def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
     """A folder beside `out` to write into, which gets that name at the end and is removed on any failure.
 
+    So are folders above it that were not there.
     `what` and `size_bytes` are for people. Raises UsageError, or CapacityError when the disk is full.
     """
     begun = out.with_name(out.name + PARTIAL)
+    made = [above for above in out.parents if not above.exists()]  # nearest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         begun.mkdir()
     except OSError as error:
         if begun.exists():
             raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
-        raise _disk_error(error, out, what, size_bytes) from error
+        told = _disk_error(error, out, what, size_bytes)
+        _remove(begun, made)
+        raise told from error
     try:
         yield begun
         begun.rename(out)
     except OSError as error:
-        shutil.rmtree(begun, ignore_errors=True)
-        raise _disk_error(error, out, what, size_bytes) from error
+        told = _disk_error(error, out, what, size_bytes)  # asks the disk, so before the folders go
+        _remove(begun, made)
+        raise told from error
     except BaseException:
-        shutil.rmtree(begun, ignore_errors=True)
+        _remove(begun, made)
         raise
+
+
+def _remove(begun: Path, made: Sequence[Path]) -> None:
+    shutil.rmtree(begun, ignore_errors=True)
+    for above in made:
+        with suppress(OSError):  # somebody else put something there
+            above.rmdir()
 
 
 def copy_others(source: Path, target: Path) -> None:
@@ -113,6 +125,6 @@ def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
 
 def _disk_error(error: OSError, out: Path, what: str, size_bytes: int) -> CapacityError | UsageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(out.parent).free
+        free = shutil.disk_usage(next(above for above in out.absolute().parents if above.exists())).free
         return CapacityError(str(out), what, size_bytes, free, ("free some room",))
     return UsageError(str(out), f"cannot be written: {error.strerror}", "name a folder that you may write to")

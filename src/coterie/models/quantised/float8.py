@@ -2,8 +2,10 @@
 
     weight            F8_E4M3 [N, K]
     weight_scale_inv  [] or [1] or [N, 1] or [N / R, K / C]      multiplies, whatever its name: weight * scale
+    weight_scale      the same, as AutoFP8 called it
 
-Knows nothing about folders. Source: the FP8 checkpoints of DeepSeek and Qwen, as transformers reads them.
+Knows nothing about folders. Source: the FP8 checkpoints of DeepSeek and Qwen, as transformers reads them, and those of
+AutoFP8, as vLLM does.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ def fp8_method(section: Fields) -> Method:
         info = tensors.get(f"{stem}.weight")
         if info is None or info.dtype is not DType.F8_E4M3:
             return None
-        kinds = ("weight", "weight_scale_inv", "activation_scale", "input_scale")
-        return Found(Fp8(tensors, stem, columns, "weight_scale_inv", block), tuple(f"{stem}.{kind}" for kind in kinds))
+        scale = "weight_scale" if f"{stem}.weight_scale" in tensors else "weight_scale_inv"
+        kinds = ("weight", scale, "activation_scale", "input_scale")
+        return Found(Fp8(tensors, stem, columns, scale, block), tuple(f"{stem}.{kind}" for kind in kinds))
 
     return Method("fp8", None, find, ACTIVATIONS)
 
