@@ -60,16 +60,14 @@ def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
     except OSError as error:
         if begun.exists():
             raise UsageError(str(begun), "exists already", "remove what an earlier run left behind") from None
-        told = _disk_error(error, out, what, size_bytes)
         _remove(begun, made)
-        raise told from error
+        raise _disk_error(error, out, what, size_bytes) from error
     try:
         yield begun
         begun.rename(out)
     except OSError as error:
-        told = _disk_error(error, out, what, size_bytes)  # asks the disk, so before the folders go
         _remove(begun, made)
-        raise told from error
+        raise _disk_error(error, out, what, size_bytes) from error
     except BaseException:
         _remove(begun, made)
         raise
