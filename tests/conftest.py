@@ -9,5 +9,5 @@ import os
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-# A console that finds it when it is made keeps that width; pytest-xdist sets it for its processes.
+# A console that finds it when it is made keeps that width; processes of pytest-xdist inherit one.
 os.environ.pop("COLUMNS", None)
