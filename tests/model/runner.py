@@ -86,6 +86,11 @@ class DeviceBackend:
         wait(self.device, event)
         return self.device.tokens(event)
 
+    def move_weights(self):
+        """Fetch the weights to another place, and spoil those where they were."""
+        before, self._weights = self._weights, fetch(self.device, self.model)
+        self.device.memory(before)[:] = 0xFF  # not a number, in every float type
+
     def tokens_behind_gates(self, rows):
         """Spoil the weights, start to fetch them, and at once run a step whose stages wait for theirs."""
         self.device.memory(self._weights)[:] = 0xFF  # not a number, in every float type

@@ -6,14 +6,18 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, chunks
 from tests.model.test_agreement import check_float32, check_rounded
 
 from coterie.checkpoint.folder import Checkpoint
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.kernels.cpu import ISAS
+from coterie.models.families import FAMILIES
 from coterie.models.model import open_model
+from coterie.models.packing import Packing
 from coterie.models.registry import decoder_graph
 from coterie.models.tensors import equal_bytes
 
@@ -90,11 +94,42 @@ def test_every_instruction_set(isa, folder_of, theirs_of, make_backend):
 def test_stacked_matrices_are_those_of_the_branches(row, folder_of, tmp_path):
     """What transformers writes on request: a tensor for the matrices of all branches."""
     apart = open_model(folder_of(row))
-    stacked = open_model(tiny.save(tiny.make(row), tmp_path, save_original_format=False))
+    stacked = open_model(tiny.save(tiny.make(row), tmp_path, save_original_format=False, max_shard_size="20KB"))
+    assert len({info.shard.path for info in stacked.checkpoint.tensors.values()}) > 3
     assert stacked.key == apart.key
     assert len(Checkpoint.open(tmp_path).tensors) < len(stacked.checkpoint.tensors)
     for name, info in apart.checkpoint.tensors.items():
         assert equal_bytes(info, stacked.checkpoint.tensors[name]), name
+
+
+@pytest.mark.parametrize("name", ["mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+def test_what_is_stored_in_two_ways_is_refused(name, folder_of, tmp_path):
+    model = tiny.make("mixtral")
+    stacked = tiny.save(model, tmp_path / "stacked", save_original_format=False)
+    folder = tiny.save(model, tmp_path / "both")
+    place = f"model.layers.1.{name}"
+    both = load_file(folder / "model.safetensors") | {place: 2 * load_file(stacked / "model.safetensors")[place]}
+    save_file(both, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedError, match=f"tensors that its config.json does not use: {place}"):
+        open_model(folder)
+
+
+def test_what_chooses_branches_is_not_packed():
+    packing = Packing(4, 8)
+    for family in (f for f in FAMILIES.values() if f.branches):
+        names = family.branches.names
+        assert packing.dtype_of(f"model.layers.0.{names.chooser}.weight", (4, 64)) is None
+        assert packing.dtype_of(f"model.layers.0.{names.branch.format(3)}{names.up}.weight", (4, 64)) is DType.Q4
+
+
+def test_matrices_are_read_where_the_weights_are_now(folder_of, make_backend):
+    """As after an eviction: the rows of a step that are kept, and their tables, follow the weights."""
+    backend = make_backend("cpu", open_model(folder_of("qwen3-moe")))
+    stepper = Stepper(backend)
+    rows = stepper.rows((stepper.sequence(), [5, 6, 7]))
+    wanted = backend.tokens(rows)
+    backend.move_weights()
+    np.testing.assert_array_equal(backend.tokens(rows), wanted)
 
 
 def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
@@ -122,6 +157,8 @@ WRONG = {
     "groups": ({"n_group": 4}, UnsupportedError, "branches chosen by groups"),
     "scores": ({"scoring_func": "sigmoid"}, UnsupportedError, "branches chosen by scores other than a softmax"),
     "a bias": ({"topk_method": "noaux_tc"}, UnsupportedError, "branches chosen with a bias"),
+    "scores by another name": ({"score_func": "sigmoid"}, UnsupportedError, "scores other than a softmax"),
+    "a factor": ({"routed_scaling_factor": 2.5}, UnsupportedError, "what branches give, times a factor"),
     "clipping": ({"swiglu_limit": 7.0}, UnsupportedError, "clipped gates"),
     "another width": ({"moe_intermediate_size": 22}, CheckpointError, "has shape .* but config.json wants"),
 }

@@ -14,7 +14,8 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.graph.branch_cost import branches_read
-from coterie.graph.branch_ops import MATRIX_READERS
+from coterie.graph.branch_ops import CHOOSE, MATRIX_READERS
+from coterie.graph.branch_reference import BRANCH_RUN
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost, region_cost
@@ -72,6 +73,14 @@ def test_what_is_wrong_is_named(wrong):
     with pytest.raises(UsageError) as error:
         verify(change(branched()))
     assert all(fact in str(error.value) for fact in facts), error.value
+
+
+def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_weighs_0():
+    logits = np.zeros((2, 40), np.float32)
+    logits[1, 1:] = -300
+    weights = BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits])
+    np.testing.assert_array_equal(np.nonzero(weights), [[0, 0, 1, 1], [0, 1, 0, 1]])
+    np.testing.assert_allclose(weights[:, :2], [[0.5, 0.5], [1, 1e-30]], rtol=1e-6)
 
 
 def test_regions_of_a_layer_with_branches():

@@ -22,7 +22,7 @@ from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sam
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
-MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes a region
+MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes a region, and 8 a matrix of a branch
 
 Ends: TypeAlias = tuple[tuple[int, ...], ...]
 

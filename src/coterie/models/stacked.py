@@ -22,20 +22,20 @@ def unstacked(
 ) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint with a branch's matrices in place of those that are stacked.
 
-    `layer`: the prefix of a layer's tensors, with a place for its number. Raises CheckpointError where a stacked tensor
-    has another shape than its parts.
+    `layer`: the prefix of a layer's tensors, with a place for its number. What a file holds in both ways stays, to be
+    refused as left over. Raises CheckpointError where a stacked tensor has another shape than its parts.
     """
     tensors, names = dict(tensors), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
         for other in names.also:
-            stored = tensors.pop(f"{prefix}{other}.weight", None)
-            if stored is not None:
-                name = f"{prefix}{names.chooser}.weight"
-                tensors[name] = replace(stored, name=name)
+            name, stored = f"{prefix}{names.chooser}.weight", f"{prefix}{other}.weight"
+            if stored in tensors and name not in tensors:
+                tensors[name] = replace(tensors.pop(stored), name=name)
         for name, parts in names.stacked:
-            whole = tensors.pop(prefix + name, None)
-            if whole is None:
+            apart = f"{prefix}{names.branch.format(0)}{parts[0]}.weight"
+            if prefix + name not in tensors or apart in tensors:
                 continue
+            whole = tensors.pop(prefix + name)
             for branch in range(found.count):
                 place = prefix + names.branch.format(branch)
                 shapes = {f"{place}{part}.weight": wanted[f"{place}{part}.weight"] for part in parts}
