@@ -9,6 +9,7 @@ import tokenizers
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.fields import Fields
 from coterie.models.gguf_config import config_of, generation_of
+from coterie.models.gguf_families import ARCHITECTURES, Source
 from coterie.models.gguf_file import GgufFile, open_gguf
 from coterie.models.gguf_import import import_gguf, plan_import
 from coterie.models.gguf_rope import rope_keys
@@ -210,6 +211,28 @@ def test_the_scale_of_yarn(own, factor):
     own = {"type": "yarn", "factor": 8.0, "original_context_length": 512} | own
     found = rope_keys(Fields({f"rope.scaling.{key}": value for key, value in own.items()}, "x"), 128, 4096, {})
     assert found["rope_scaling"].get("attention_factor") == (None if factor is None else pytest.approx(factor))
+
+
+def test_yarn_and_values_that_are_not_run(good):
+    scaling = {"type": "yarn", "factor": 8.0, "original_context_length": 512, "yarn_ext_factor": 0.5}
+    with pytest.raises(UnsupportedError, match=r"yarn_ext_factor = 0\.5"):
+        rope_keys(Fields({f"rope.scaling.{key}": value for key, value in scaling.items()}, "x"), 128, 4096, {})
+    file = open_gguf(good)
+    with pytest.raises(UnsupportedError, match="values of 8 channels beside keys of 12"):
+        config_of(GgufFile(file.path, {**file.metadata, "llama.attention.value_length": 8}, file.tensors, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "scalar"),
+    [("gemma2", 42, 256), ("gemma2", 46, 144), ("gemma3", 34, 256), ("gemma3", 62, 144)],
+)
+def test_what_gemma_fixes_by_architecture(name, num_layers, scalar):
+    """The scale of queries, which is another in the models of 27 billion weights alone, and rope within windows."""
+    keys = Fields({"attention.sliding_window": 1024}, "x")
+    own = ARCHITECTURES[name].own(Source(keys, num_layers, 32, 4608, 256))
+    assert own["query_pre_attn_scalar"] == scalar
+    assert own.get("rope_local_base_freq") == (10_000.0 if name == "gemma3" else None)
+    assert own["layer_types"].count("full_attention") == num_layers // (6 if name == "gemma3" else 2)
 
 
 def test_tokens_that_a_file_has_not_are_null(good, tmp_path):
