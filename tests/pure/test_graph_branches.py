@@ -81,6 +81,11 @@ def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_weighs_0()
     weights = BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits])
     np.testing.assert_array_equal(np.nonzero(weights), [[0, 0, 1, 1], [0, 1, 0, 1]])
     np.testing.assert_allclose(weights[:, :2], [[0.5, 0.5], [1, 1e-30]], rtol=1e-6)
+    logits = np.zeros((1, 300), np.float32)
+    logits[0, ::3] = 1.0  # an order that a sort which is not stable would lose
+    np.testing.assert_array_equal(
+        np.nonzero(BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits])), [[0, 0], [0, 3]]
+    )
 
 
 def test_regions_of_a_layer_with_branches():

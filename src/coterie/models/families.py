@@ -55,6 +55,8 @@ OTHER_BRANCHES = {
     "deepseek_v3": _GROUPED,
     "glm4_moe": _GROUPED,
     "gpt_oss": "its branches have biases and clipped gates, and its attention has sinks",
+    "ernie4_5_moe": _GROUPED,
+    "hunyuan_v1_moe": _SHARED,
     "granitemoeshared": _SHARED,
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
