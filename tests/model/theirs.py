@@ -16,7 +16,7 @@ PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
 
 @dataclass(frozen=True)
 class Theirs:
-    """`truth` [T, V] in float32 arithmetic, `own_error` of the type itself relative to it.
+    """`truth` [T, V] in float32 arithmetic, `own_error` and `own_typical_error` of the type itself relative to it.
 
     Tokens are drawn when they are asked for, which takes longer than all the rest.
     """
@@ -26,6 +26,7 @@ class Theirs:
     prompt: list[int]
     truth: np.ndarray
     own_error: float
+    own_typical_error: float
 
     @cached_property
     def greedy(self):
@@ -48,13 +49,18 @@ def relative_error(found, truth):
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
+def typical_error(found, truth):
+    """As relative_error, but of the token in the middle: half of them are nearer to the truth."""
+    return float(np.median(np.abs(found - truth).max(axis=-1)) / np.abs(truth).max())
+
+
 def ask(folder, dtype):
     """Everything that a comparison needs, for a folder saved in `dtype`."""
     model = tiny.load(folder, "fp32")
     prompt = prompt_of(model.config.get_text_config().vocab_size)
     truth = _logits(model, prompt)
-    own_error = 0.0 if dtype == "fp32" else relative_error(_logits(tiny.load(folder, dtype), prompt), truth)
-    return Theirs(folder, dtype, prompt, truth, own_error)
+    own = truth if dtype == "fp32" else _logits(tiny.load(folder, dtype), prompt)
+    return Theirs(folder, dtype, prompt, truth, relative_error(own, truth), typical_error(own, truth))
 
 
 def agreeing(found, wanted):

@@ -210,7 +210,10 @@ BRANCH_ROWS = {
         },
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "mixtral-all": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 7}),
+    "mixtral-all": (
+        "Mixtral",
+        {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 7, "head_dim": 20},
+    ),
     "granitemoe": (
         "GraniteMoe",
         {
@@ -248,8 +251,14 @@ def takes_rope(row, rope):
     """Phi-3's config class refuses most kinds of rope, and so do its checkpoints.
 
     Where each type of layer has a rope of its own, transformers 5 looks for yarn's `truncate` beside them, not in them.
+    Mixtral's class fails for most kinds without a width of heads. Queries of Ministral 3 grow from the very length on
+    behind which longrope has other factors, so that none would grow where it is run.
     """
     name = FAMILY_ROWS[row][0]
+    if name == "Ministral3" and rope == "longrope":
+        return False
+    if name == "Mixtral" and "head_dim" not in FAMILY_ROWS[row][1]:
+        return rope in ("default", "linear", "llama3")
     return rope in ("default", "longrope") if name == "Phi3" else name not in LAYERED or rope != "yarn-all"
 
 
