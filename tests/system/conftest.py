@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 from tests.system.tiny import CONFIG, write_expert
 
@@ -30,6 +33,20 @@ def composition(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path.write_text(f'name = "four"\n[router]\nkind = "rules"\nfallback = "dan"\n{rules}{experts}')
     return path
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    """One for all: to make a client takes longer than to ask."""
+    with httpx.Client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's own, of a module that serves at `url`."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
+        yield found
 
 
 MANY = """

@@ -39,19 +39,6 @@ def url(folder: Path) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def http() -> Iterator[httpx.Client]:
-    """One for all: to make a client takes longer than to ask."""
-    with httpx.Client() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def ask(client: openai.OpenAI, stream: bool = False, **options: Any) -> Any:
     """The response, whole or at the end of a stream."""
     options = {"model": "hermes", "input": "What is 2 + 3?", **options}

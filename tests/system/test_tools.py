@@ -50,19 +50,6 @@ def url(callers: Path) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def http() -> Iterator[httpx.Client]:
-    """One for all: to make a client takes longer than to ask."""
-    with httpx.Client() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def ask(client: openai.OpenAI, model: str, **options):
     return client.chat.completions.create(**{"model": model, "messages": [QUESTION], "tools": TOOLS, **options})
 

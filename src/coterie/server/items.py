@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from coterie.checkpoint.calls import Call, CallText
+from coterie.checkpoint.calls import Call, CallText, More
 from coterie.server.tools import new_call_id
 
 
@@ -42,7 +42,7 @@ class Items:
         self.output[-1]["content"][0]["text"] += text
         yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": []}
 
-    def _called(self, item: Call | Any) -> Iterator[dict[str, Any]]:
+    def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
         if isinstance(item, Call):
             yield from self._close("completed")
             made = {"type": "function_call", "id": self._id("fc"), "call_id": new_call_id(), "name": item.name}

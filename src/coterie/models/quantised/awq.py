@@ -17,13 +17,12 @@ import numpy.typing as npt
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
 from coterie.models.fields import Fields
-from coterie.models.quantised.gptq import declared_group
+from coterie.models.quantised.gptq import FLOATS, declared_group
 from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, group_size, refused, unpacked, wanted
 from coterie.models.quantised.method import Found, Method
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _BITS, _EACH = 4, 8
-_FLOATS = (DType.F16, DType.BF16, DType.F32)
 
 
 def awq_method(section: Fields) -> Method:
@@ -46,7 +45,7 @@ class _Awq(WholeMatrix):
         self._words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (columns, -1))
         self.num_rows, self.num_columns = self._words.shape[1] * _EACH, columns
         self.where = f"{self._words.shard.path}: {stem}"
-        self._scales = wanted(tensors, f"{stem}.scales", _FLOATS, (-1, self.num_rows))
+        self._scales = wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
         groups = self._scales.shape[0]
         self.group = group_size(self.where, groups, columns, declared)
         self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (groups, self._words.shape[1]))

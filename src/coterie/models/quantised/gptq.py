@@ -33,7 +33,7 @@ from coterie.models.quantised.method import Found, Method
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero
 _BITS = (2, 4, 8)
-_FLOATS = (DType.F16, DType.BF16, DType.F32)
+FLOATS = (DType.F16, DType.BF16, DType.F32)
 
 
 def gptq_method(section: Fields) -> Method:
@@ -71,7 +71,7 @@ class _Gptq(WholeMatrix):
         self._words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (-(-columns // each), -1))
         self.num_rows, self.num_columns = self._words.shape[1], columns
         self.where = f"{self._words.shard.path}: {stem}"
-        self._scales = wanted(tensors, f"{stem}.scales", _FLOATS, (-1, self.num_rows))
+        self._scales = wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
         groups = self._scales.shape[0]
         self.group = group_size(self.where, groups, columns, declared)
         self.order = order_of(tensors.get(f"{stem}.g_idx"), columns, groups, self.group)
