@@ -6,7 +6,7 @@ Run it to write both. Knows nothing about how anything is measured; a result tha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
-MACHINE, HEADLINES = "avx2", ("decode", "prefill", "switch", "coe")  # what the README shows: a folder, and its benches
+# What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
+MACHINE = "avx2"
+SHOWN = ("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b")
+SHOWN += (
+    "prefill-135m",
+    "prefill-1b",
+    "switch-135m",
+    "switch-1b",
+    "coe-uniform-8",
+    "coe-zipf",
+    "coe-zipf-llama",
+    "coe-bursty-2000",
+)
 HEAD = """# Speed
 
 All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables; written by
@@ -64,8 +76,12 @@ def gpus(folder: Path = RESULTS) -> list[dict[str, Result]]:
 
 def headlines() -> str:
     """The README's tables, of one machine and of all GPUs."""
-    shown = [f"On a GPU: {_gpu(results)}.\n\n{tables(results, HEADLINES, gpu=True)}" for results in gpus()]
-    return "\n\n".join([tables(stored(RESULTS / MACHINE), HEADLINES), *shown])
+    shown = [f"On a GPU: {_gpu(results)}.\n\n{tables(_shown(results), gpu=True)}" for results in gpus()]
+    return "\n\n".join([tables(_shown(stored(RESULTS / MACHINE))), *shown])
+
+
+def _shown(results: Mapping[str, Result]) -> dict[str, Result]:
+    return {name: result for name, result in results.items() if name in SHOWN}
 
 
 def page() -> str:
@@ -82,11 +98,10 @@ def write() -> None:
     README.write_text(f"{before}{BEGIN}{headlines()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def tables(results: Mapping[str, Result], benches: Collection[str] = (), gpu: bool = False, notes: bool = False) -> str:
-    """Tables of these benches, or of all, as Markdown; of a GPU's where said so, with what its runs had to say."""
-    makers = {name: make for name, make in (GPU_MAKERS if gpu else MAKERS).items() if not benches or name in benches}
+def tables(results: Mapping[str, Result], gpu: bool = False, notes: bool = False) -> str:
+    """The tables of these results as Markdown; of a GPU's where said so, with what its runs had to say."""
     parts, shown = [], []
-    for bench, make in makers.items():
+    for bench, make in (GPU_MAKERS if gpu else MAKERS).items():
         found = [r for r in results.values() if r.get("bench") == bench]
         parts += [make(found), gpu_table.notes(found) if notes else ""]
         shown += found
