@@ -16,7 +16,7 @@ from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import MAX_INT8, MAX_INT16, pack, rounded, unpack
 from coterie.kernels import cpu as kernels
 
-TYPES = tuple(PACKED)
+TYPES = (DType.Q8, DType.Q4)
 BITS = pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8], ids=["int16", "int8"])
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (7, 5, 97), (16, 6, 576),
          (19, 37, 129), (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (140, 3, 96), (6, 7, 544),

@@ -1,12 +1,14 @@
 """Weights packed in groups: the bytes, the round trip and the error."""
 
+import re
+
 import numpy as np
 import pytest
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, DType, from_f32, to_f32
-from coterie.core.packed import pack, unpack
+from coterie.core.packed import pack, packed_as_is, unpack
 
-PACKED = (DType.Q8, DType.Q4)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
 SHAPES = [(1, 1), (2, 7), (3, 31), (3, 32), (5, 33), (4, 127), (4, 128), (2, 129), (7, 576), (3, 1000)]
 
 
@@ -40,6 +42,23 @@ def test_q4_loses_no_more_than_the_plain_choice_of_a_scale(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("middle", [0.0, 2.0, -5.0])
+def test_q4z_loses_no_more_than_the_plain_choice_of_a_range(shape, middle):
+    """The plain choice: the codes span the range from a group's least weight to its largest."""
+    values = random(shape) + np.float32(middle)
+    once = pack(values, DType.Q4Z)
+    assert once.shape == (shape[0], DType.Q4Z.row_bytes(shape[1]))
+    assert once.nbytes == DType.Q4Z.tensor_bytes(shape)
+    found, plain = unpack(once, DType.Q4Z, shape[1]), np.empty(shape, np.float32)
+    for first in range(0, shape[1], 32):
+        group = values[:, first : first + 32]
+        least, most = group.min(axis=1, keepdims=True), group.max(axis=1, keepdims=True)
+        step = np.maximum((most - least) / 15, np.float32(1e-30))
+        plain[:, first : first + 32] = np.rint((group - least) / step) * step + least  # a zero of more than 8 bits
+    assert np.sum((found - values) ** 2) <= np.sum((plain - values) ** 2) * 1.01 + 1e-6 * np.sum(values**2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_q8_is_off_by_half_a_step(shape):
     values = random(shape)
     found = unpack(pack(values, DType.Q8), DType.Q8, shape[1])
@@ -62,7 +81,7 @@ def test_q4_is_off_by_about_a_step_at_most(shape):
 
 def test_errors_over_many_weights_are_as_small_as_the_bits_allow():
     values = random((64, 1024))
-    for dtype, bound in ((DType.Q8, 0.008), (DType.Q4, 0.085)):
+    for dtype, bound in ((DType.Q8, 0.008), (DType.Q4, 0.085), (DType.Q4Z, 0.075)):
         lost = unpack(pack(values, dtype), dtype, 1024) - values
         assert np.sqrt(np.mean(lost**2)) < bound
 
@@ -78,7 +97,54 @@ def test_zeros_and_extremes(dtype):
     found = unpack(pack(rows, dtype), dtype, 200)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[[0]], rows[[0]])
-    np.testing.assert_allclose(found[[1, 2, 3, 5]], rows[[1, 2, 3, 5]], rtol=0.07)
+    np.testing.assert_allclose(found[[1, 2, 3, 5]], rows[[1, 2, 3, 5]], rtol=0.07, atol=2.0**-107)
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0123, -777.7, 3e38, 1e-30])
+@pytest.mark.parametrize("K", [1, 5, 32, 71])
+def test_q4z_has_groups_of_one_weight(value, K):
+    """Not only of 0: a scale and a zero of 8 bits each say it to 2^-17, with 71 weights also in the last group."""
+    values = np.full((2, K), value, np.float32)
+    np.testing.assert_allclose(unpack(pack(values, DType.Q4Z), DType.Q4Z, K), values, rtol=2.0**-17)
+
+
+def test_padding_has_no_part_in_the_choice_of_a_zero():
+    values = random((4, 40)) / 8 + 5
+    found = unpack(pack(values, DType.Q4Z), DType.Q4Z, 40)
+    np.testing.assert_array_equal(found[:, 32:], unpack(pack(values[:, 32:], DType.Q4Z), DType.Q4Z, 8))
+    np.testing.assert_allclose(found, values, atol=0.06)
+
+
+@pytest.mark.parametrize(("N", "K"), [(3, 32), (5, 64), (2, 45)])
+def test_codes_scales_and_zeros_of_others_are_kept(N, K):
+    rng = np.random.default_rng(5)
+    G = -(-K // 32)
+    codes = rng.integers(0, 16, (N, K)).astype(np.int8)
+    scales = to_f32(from_f32(rng.standard_normal((N, G)).astype(np.float32), DType.BF16), DType.BF16)
+    zeros = rng.integers(0, 17, (N, G)).astype(np.float32)
+    zeros[0, 0] = 7.34375
+    packed = packed_as_is(codes, scales, DType.Q4Z, zeros)
+    wanted = (codes - np.repeat(zeros, 32, axis=1)[:, :K]) * np.repeat(scales, 32, axis=1)[:, :K]
+    np.testing.assert_array_equal(unpack(packed, DType.Q4Z, K), wanted)
+    again = pack(wanted, DType.Q4Z, scales, zeros)  # theirs lose nothing, so they are taken
+    np.testing.assert_array_equal(unpack(again, DType.Q4Z, K), wanted)
+
+
+def test_what_is_no_code_scale_or_zero_is_refused():
+    codes, scales = np.full((2, 64), 15), np.ones((2, 2), np.float32)
+    wrong = [
+        (codes + 1, scales, scales, "from 16 to 16, where 0 to 15"),
+        (-codes, scales, scales, "from -15 to -15, where 0 to 15"),
+        (codes, scales * np.float32(1.001), scales, "4 of 4 scales are not finite numbers in bfloat16"),
+        (codes, scales, scales * np.float32(np.inf), "4 of 4 zeros are not finite numbers in bfloat16"),
+        (codes, scales, None, "Q4Z was given no zeros with scales of shape (2, 2)"),
+        (codes, scales, scales[:1], "Q4Z was given zeros of shape (1, 2) with scales of shape (2, 2)"),
+    ]
+    for q, s, z, sentence in wrong:
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            packed_as_is(q, s, DType.Q4Z, z)
+    with pytest.raises(ValueError, match="Q4 was given zeros"):
+        packed_as_is(codes - 8, scales, DType.Q4, scales)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -98,6 +164,10 @@ def test_the_bytes_of_a_row():
     low, high = np.arange(16), np.arange(15, -1, -1)
     np.testing.assert_array_equal(row[:16], low | high << 4)
     assert row[16:].tobytes() == b"\x00\x3f"
+    codes, zeros = (q + 8).astype(np.int8), np.float32(7)
+    row = packed_as_is(np.tile(codes, (1, 2)), np.full((1, 2), scale), DType.Q4Z, np.full((1, 2), zeros))[0]
+    np.testing.assert_array_equal(row[:32], np.tile(low | high << 4, 2))
+    assert row[32:].tobytes() == b"\x00\x3f" * 2 + b"\xe0\x40" * 2
     q8 = np.arange(-127, 1).astype(np.float32)
     row = pack((q8 * scale)[None], DType.Q8)[0]
     np.testing.assert_array_equal(row[:128].view(np.int8), q8)
@@ -107,6 +177,7 @@ def test_the_bytes_of_a_row():
 def test_rows_are_padded_to_blocks_and_scales_to_groups():
     assert [DType.Q8.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [34, 34, 66, 130, 164]
     assert [DType.Q4.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [18, 18, 36, 72, 90]
+    assert [DType.Q4Z.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [20, 20, 40, 80, 100]
     padding = pack(np.ones((1, 33), np.float32), DType.Q4)[0][16:32]
     assert BLOCK_WEIGHTS == 32
     assert (padding[1:] == 0x88).all()

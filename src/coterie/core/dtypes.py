@@ -16,8 +16,8 @@ import numpy.typing as npt
 class DType(Enum):
     """An element type; the value is its safetensors name.
 
-    Q8 and Q4 are weights packed in groups that share a scale (core.packed); a file holds their rows as U8. I8 and
-    F8_E4M3 are read of files that others quantised, and are of no weight that runs.
+    Q8, Q4 and Q4Z are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero point; a file
+    holds their rows as U8. I8 and F8_E4M3 are read of files that others quantised, and are of no weight that runs.
     """
 
     F32 = "F32"
@@ -30,6 +30,7 @@ class DType(Enum):
     F8_E4M3 = "F8_E4M3"
     Q8 = "Q8"
     Q4 = "Q4"
+    Q4Z = "Q4Z"
 
     @property
     def size_bytes(self) -> int:
@@ -46,13 +47,18 @@ class DType(Enum):
         """True for the types that only matrices may have: rows of packed groups."""
         return self in PACKED
 
+    @property
+    def has_zeros(self) -> bool:
+        """True for the packed type whose groups have a zero point beside their scale."""
+        return self is DType.Q4Z
+
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row of a matrix."""
         if self not in PACKED:
             return columns * self.size_bytes
         bits, group = PACKED[self]
         values = -(-columns // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
-        return values + SCALE_BYTES * -(-columns // group)
+        return values + SCALE_BYTES * -(-columns // group) * (2 if self.has_zeros else 1)
 
     def tensor_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor; a packed one has two dimensions."""
@@ -64,8 +70,9 @@ class DType(Enum):
         return _NUMPY[self]
 
 
-# Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales are bfloat16.
-PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32)}
+# Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales and zeros are
+# bfloat16.
+PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32), DType.Q4Z: (4, 32)}
 BLOCK_WEIGHTS = 32
 SCALE_BYTES = 2
 

@@ -3,43 +3,46 @@
     row of Q8   | q q q ... one byte each, two's complement, padded to 32 | s s ... one bfloat16 per 128 weights |
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
+    row of Q4Z  | 16 bytes per 32 weights ... | s s ... one bfloat16 per 32 weights | z z ... one bfloat16 for each |
+                  as Q4, of codes 0 to 15
 
-A weight is q * s, which float32 holds exactly. Padding is zero. A CPU's kernels round the activations that meet packed
-weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8.
-Knows nothing about files or which tensors are packed.
+A weight is q * s, which float32 holds exactly; of Q4Z (code - z) * s, a difference and then a product in float32, each
+rounded to nearest: both are exact where z is 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z, code 0,
+whatever that means). A CPU's kernels round the activations that meet packed weights to whole numbers of 16 bits in the
+same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8. Knows nothing about files or which tensors
+are packed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType, from_f32, to_f32
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType, from_f32, to_f32
+from coterie.core.scales import RANGES, codes_of, in_bf16, pairs_of, scales_of, whole_of
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-MAX_Q8 = 127  # of weights; -128 is left out, so that a product of magnitudes fits 15 bits
 MAX_INT8, MAX_INT16 = 127, 32767  # of rounded activations
-LOW_Q4, HIGH_Q4 = -8, 7
-# The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
-_TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
 _PIECE_WEIGHTS = 1 << 20  # temporary arrays stay near the cache
 
 
-def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None) -> U8:
+def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F32 | None = None) -> U8:
     """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite.
 
-    `known_NG`: scales of somebody who quantised these weights before, tried as well as ours. Where theirs lose least,
-    the whole numbers are theirs too, and all that is lost is what a scale loses in bfloat16.
+    `known_NG`: scales of somebody who quantised these weights before, tried as well as ours; of Q4Z with their zeros
+    (else neither is tried). Where theirs lose least, the whole numbers are theirs too, and all that is lost is what
+    scales and zeros lose in bfloat16.
     """
     N, K = values_NK.shape
     packed = np.empty((N, dtype.row_bytes(K)), np.uint8)
     for rows in _pieces(N, K):
-        packed[rows] = _pack(values_NK[rows], dtype, None if known_NG is None else known_NG[rows])
+        known, zeros = (None if given is None else given[rows] for given in (known_NG, zeros_NG))
+        packed[rows] = _pack(values_NK[rows], dtype, known, zeros)
     return packed
 
 
@@ -52,22 +55,27 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     return out
 
 
-def packed_as_is(q_NK: npt.NDArray[np.signedinteger[Any]], scales_NG: F32, dtype: DType) -> U8:
+def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DType, zeros_NG: F32 | None = None) -> U8:
     """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
 
-    Raises ValueError for a scale that is not a finite bfloat16 number, or a whole number out of range.
+    Of Q4Z the whole numbers are codes, 0 to 15, and each scale has a zero. Raises ValueError for a scale or a zero that
+    is not a finite bfloat16 number, a whole number out of range, or zeros that are missing or too many.
     """
-    bits, group = PACKED[dtype]
-    low, high = (-MAX_Q8, MAX_Q8) if bits == 8 else (LOW_Q4, HIGH_Q4)
-    odd = int(np.count_nonzero((_rounded(scales_NG) != scales_NG) | ~np.isfinite(scales_NG)))
-    if odd:
-        raise ValueError(f"{odd} of {scales_NG.size} scales are not finite numbers in bfloat16")
+    group, (low, high) = PACKED[dtype][1], RANGES[dtype]
+    if dtype.has_zeros != (zeros_NG is not None) or (zeros_NG is not None and zeros_NG.shape != scales_NG.shape):
+        found = "no zeros" if zeros_NG is None else f"zeros of shape {zeros_NG.shape}"
+        raise ValueError(f"{dtype.value} was given {found} with scales of shape {scales_NG.shape}")
+    for name, numbers in (("scales", scales_NG), ("zeros", zeros_NG)):
+        if numbers is not None and (
+            odd := int(np.count_nonzero((in_bf16(numbers) != numbers) | ~np.isfinite(numbers)))
+        ):
+            raise ValueError(f"{odd} of {numbers.size} {name} are not finite numbers in bfloat16")
     if q_NK.size and not (low <= q_NK.min() and q_NK.max() <= high):
         raise ValueError(f"whole numbers go from {q_NK.min()} to {q_NK.max()}, where {low} to {high} are possible")
     (N, K), G = q_NK.shape, scales_NG.shape[1]
     padded = np.zeros((N, G * group), np.float32)
     padded[:, :K] = q_NK
-    return _joined(padded, scales_NG, K, bits)
+    return _joined(padded, scales_NG, zeros_NG, K, dtype)
 
 
 def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
@@ -94,81 +102,66 @@ def _pieces(N: int, K: int) -> Iterator[slice]:
     return (slice(first, min(N, first + step)) for first in range(0, N, step))
 
 
-def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None) -> U8:
+def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None, zeros_NG: F32 | None) -> U8:
     if not np.isfinite(values_NK).all():
         raise ValueError("a weight is infinite or not a number")
     N, K = values_NK.shape
-    bits, group = PACKED[dtype]
+    group = PACKED[dtype][1]
+    if dtype.has_zeros:
+        known = None if known_NG is None or zeros_NG is None else (known_NG, zeros_NG)
+        return _pack_codes(values_NK, dtype, known)
     G = -(-K // group)
     grouped = np.zeros((N, G * group), np.float32)
     grouped[:, :K] = values_NK
     grouped = grouped.reshape(N, G, group)
-    scales = _scales_q8(grouped) if bits == 8 else _scales_q4(grouped)
-    if known_NG is not None:
-        scales = _nearest(grouped, (_rounded(known_NG), scales), bits)
-    return _joined(_whole(grouped, scales, bits).reshape(N, G * group), scales, K, bits)
+    scales = scales_of(grouped, dtype, known_NG)
+    return _joined(whole_of(grouped, scales, dtype).reshape(N, G * group), scales, None, K, dtype)
 
 
-def _joined(q: F32, scales: F32, K: int, bits: int) -> U8:
+def _pack_codes(values_NK: F32, dtype: DType, known: tuple[F32, F32] | None) -> U8:
+    """Rows of codes with scales and zeros; of an incomplete last group, padding has no part in the choice."""
+    N, K = values_NK.shape
+    group = PACKED[dtype][1]
+    G, full = -(-K // group), K // group
+    codes = np.zeros((N, G * group), np.float32)
+    scales, zeros = (np.empty((N, G), np.float32) for _ in range(2))
+    for groups, columns in ((slice(0, full), full * group), (slice(full, G), K)):
+        part = slice(groups.start * group, columns)
+        if part.start == columns:
+            continue
+        grouped = values_NK[:, part].reshape(N, groups.stop - groups.start, -1)
+        pair = pairs_of(grouped, None if known is None else (known[0][:, groups], known[1][:, groups]))
+        scales[:, groups], zeros[:, groups] = pair
+        codes[:, part] = codes_of(grouped, pair).reshape(N, -1)
+    return _joined(codes, scales, zeros, K, dtype)
+
+
+def _joined(q: F32, scales: F32, zeros: F32 | None, K: int, dtype: DType) -> U8:
     """Rows as they are stored; `q` is padded with zeros to whole groups."""
-    N, G = scales.shape
-    stored = from_f32(scales, DType.BF16).astype("<u2").view(np.uint8).reshape(N, G * SCALE_BYTES)
+    N = len(scales)
+    numbers = [scales] if zeros is None else [scales, zeros]
+    stored = [from_f32(part, DType.BF16).astype("<u2").view(np.uint8).reshape(N, -1) for part in numbers]
     blocks = q[:, : -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS]
-    if bits == 8:
-        return np.concatenate([blocks.astype(np.int8).view(np.uint8), stored], axis=1)
-    low_high = (blocks - LOW_Q4).astype(np.uint8).reshape(N, -1, 2, BLOCK_WEIGHTS // 2)
+    if dtype is DType.Q8:
+        return np.concatenate([blocks.astype(np.int8).view(np.uint8), *stored], axis=1)
+    low_high = (blocks - RANGES[dtype][0]).astype(np.uint8).reshape(N, -1, 2, BLOCK_WEIGHTS // 2)
     nibbles = low_high[:, :, 0] | low_high[:, :, 1] << 4
-    return np.concatenate([nibbles.reshape(N, -1), stored], axis=1)
+    return np.concatenate([nibbles.reshape(N, -1), *stored], axis=1)
 
 
 def _unpack(packed: U8, dtype: DType, K: int) -> F32:
     N = len(packed)
     bits, group = PACKED[dtype]
-    G = -(-K // group)
-    stored = np.ascontiguousarray(packed[:, packed.shape[1] - G * SCALE_BYTES :])
-    scales = to_f32(stored.view("<u2").astype(np.uint16), DType.BF16)
-    blocks = np.ascontiguousarray(packed[:, : packed.shape[1] - G * SCALE_BYTES])
-    if bits == 8:
+    end = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
+    stored = np.ascontiguousarray(packed[:, end:])
+    numbers = to_f32(stored.view("<u2").astype(np.uint16), DType.BF16).reshape(N, -1, -(-K // group))
+    blocks = np.ascontiguousarray(packed[:, :end])
+    if dtype is DType.Q8:
         q = blocks.view(np.int8).astype(np.float32)
     else:
         halves = blocks.reshape(N, -1, 1, BLOCK_WEIGHTS // 2)
-        q = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1).astype(np.float32) + LOW_Q4
-    return q[:, :K] * np.repeat(scales, group, axis=1)[:, :K]
-
-
-def _rounded(scales: F32) -> F32:
-    """As stored: bfloat16."""
-    return to_f32(from_f32(scales, DType.BF16), DType.BF16)
-
-
-def _whole(grouped: F32, scales: F32, bits: int) -> F32:
-    """The nearest whole numbers within range; 0 where a group's scale is 0."""
-    low, high = (-MAX_Q8, MAX_Q8) if bits == 8 else (LOW_Q4, HIGH_Q4)
-    with np.errstate(over="ignore"):  # of a scale near the smallest number
-        inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-        q = np.rint(grouped * np.where(np.isfinite(inverse), inverse, 0)[..., None])
-    return np.clip(q, low, high, out=q)
-
-
-def _scales_q8(grouped: F32) -> F32:
-    return _rounded(np.abs(grouped).max(axis=-1) / np.float32(MAX_Q8))
-
-
-def _scales_q4(grouped: F32) -> F32:
-    """The scale of least squared error among a few: the range is -8 to 7, so the largest weight's sign matters."""
-    at = np.abs(grouped).argmax(axis=-1)[..., None]
-    extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
-    return _nearest(grouped, (_rounded(extreme / np.float32(-steps)) for steps in _TRIES_Q4), 4)
-
-
-def _nearest(grouped: F32, candidates: Iterable[F32], bits: int) -> F32:
-    """Of each group the scale of least squared error, the first of equals."""
-    best, least = None, np.full(grouped.shape[:-1], np.inf, np.float32)
-    for scales in candidates:
-        with np.errstate(all="ignore"):  # of a scale that is not finite, which is no candidate
-            error = _whole(grouped, scales, bits) * scales[..., None] - grouped
-            lost = np.einsum("...i,...i", error, error)
-        better = lost < least
-        best, least = np.where(better, scales, scales if best is None else best), np.where(better, lost, least)
-    assert best is not None
-    return best
+        q = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1).astype(np.float32) + RANGES[dtype][0]
+    of_weight = np.repeat(numbers, group, axis=2)[:, :, :K]
+    if dtype.has_zeros:
+        return (q[:, :K] - of_weight[:, 1]) * of_weight[:, 0]
+    return q[:, :K] * of_weight[:, 0]

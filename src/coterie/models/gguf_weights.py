@@ -16,7 +16,8 @@ import numpy as np
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.core.packed import F32, LOW_Q4, U8, pack, packed_as_is, unpack
+from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
+from coterie.core.scales import LOW_Q4
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.gguf_families import Architecture

@@ -20,7 +20,7 @@ KEY, METHOD, VERSION = "quantization_config", "coterie", 1
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{f.branches.names.chooser}.weight" for f in FAMILIES.values() if f.branches}))
-BY_BITS = {bits: dtype for dtype, (bits, _) in PACKED.items()}
+BY_BITS = {PACKED[dtype][0]: dtype for dtype in (DType.Q8, DType.Q4)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 }
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
-_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
+_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in (DType.Q8, DType.Q4)}
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,

@@ -1,0 +1,148 @@
+"""Scales, and zero points, of groups of weights: those of least squared error among a few that are tried.
+
+    Q8, Q4   weight = q * scale             q whole, -127 to 127 or -8 to 7
+    Q4Z      weight = (code - zero) * scale   code whole, 0 to 15
+
+Scales and zeros are bfloat16 numbers, held as float32. Knows nothing about how they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+
+F32: TypeAlias = npt.NDArray[np.float32]
+Pair: TypeAlias = tuple[F32, F32]  # scales and zeros of groups
+
+MAX_Q8 = 127  # of weights; -128 is left out, so that a product of magnitudes fits 15 bits
+LOW_Q4, HIGH_Q4 = -8, 7
+MAX_CODE = 15  # of Q4Z
+RANGES = {DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE)}
+# The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
+_TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
+# The codes span so much of a group's range at first, about its middle; then scale and zero are fitted to them, twice.
+_TRIES_Q4Z = (1.0, 0.9, 0.8)
+_FITS_Q4Z = 2
+
+
+def scales_of(grouped: F32, dtype: DType, known: F32 | None = None) -> F32:
+    """The scale of each group [..., weights]; of Q8 or Q4. `known`: scales of somebody else, tried as well."""
+    scales = _scales_q8(grouped) if dtype is DType.Q8 else _scales_q4(grouped)
+    return scales if known is None else _nearest(grouped, (in_bf16(known), scales), dtype)
+
+
+def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
+    """The scale and the zero of each group [..., weights] of Q4Z. `known`: those of somebody else, tried as well.
+
+    Weights that are all alike get a zero near 0 and the largest code, so that two numbers of 8 bits say what they are.
+    """
+    largest = np.abs(grouped).max(axis=-1)
+    powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)
+    alike = grouped / powers[..., None]  # exact but for the smallest, and no square of it is too large
+    candidates = list(_pairs(alike))
+    if known is not None:
+        with np.errstate(all="ignore"):
+            candidates.insert(0, (in_bf16(known[0]) / powers, in_bf16(known[1])))
+    scales, zeros = _nearest_pair(alike, candidates)
+    return in_bf16(scales * powers), zeros
+
+
+def whole_of(grouped: F32, scales: F32, dtype: DType) -> F32:
+    """The nearest whole numbers within the range of Q8 or Q4; 0 where a group's scale is 0."""
+    q: F32 = np.rint(grouped * _inverse(scales)[..., None])
+    low, high = RANGES[dtype]
+    return np.clip(q, low, high, out=q)
+
+
+def codes_of(grouped: F32, pair: Pair) -> F32:
+    """The nearest codes of Q4Z."""
+    scales, zeros = pair
+    q: F32 = np.rint(grouped * _inverse(scales)[..., None] + zeros[..., None])
+    return np.clip(q, 0, MAX_CODE, out=q)
+
+
+def in_bf16(numbers: F32) -> F32:
+    """As stored: bfloat16."""
+    return to_f32(from_f32(numbers, DType.BF16), DType.BF16)
+
+
+def _inverse(scales: F32) -> F32:
+    """One over each scale; 0 where that is not finite: of a scale of 0 or near the smallest number."""
+    with np.errstate(over="ignore"):
+        inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def _scales_q8(grouped: F32) -> F32:
+    return in_bf16(np.abs(grouped).max(axis=-1) / np.float32(MAX_Q8))
+
+
+def _scales_q4(grouped: F32) -> F32:
+    """The scale of least squared error among a few: the range is -8 to 7, so the largest weight's sign matters."""
+    at = np.abs(grouped).argmax(axis=-1)[..., None]
+    extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
+    return _nearest(grouped, (in_bf16(extreme / np.float32(-steps)) for steps in _TRIES_Q4), DType.Q4)
+
+
+def _nearest(grouped: F32, candidates: Iterable[F32], dtype: DType) -> F32:
+    """Of each group the scale of least squared error, the first of equals."""
+    best, least = None, np.full(grouped.shape[:-1], np.inf, np.float32)
+    for scales in candidates:
+        with np.errstate(all="ignore"):  # of a scale that is not finite, which is no candidate
+            lost = _squares(whole_of(grouped, scales, dtype) * scales[..., None] - grouped)
+        better = lost < least
+        best, least = np.where(better, scales, scales if best is None else best), np.where(better, lost, least)
+    assert best is not None
+    return best
+
+
+def _pairs(grouped: F32) -> Iterator[Pair]:
+    """Candidates for groups whose largest magnitude is about 1."""
+    low, high = grouped.min(axis=-1), grouped.max(axis=-1)
+    mean = grouped.mean(axis=-1)
+    scales = in_bf16(mean / np.float32(MAX_CODE))
+    yield scales, _zeros(scales, np.float32(MAX_CODE), mean)
+    for part in _TRIES_Q4Z:
+        scales = in_bf16((high - low) * np.float32(part / MAX_CODE))
+        pair = scales, _zeros(scales, np.float32(MAX_CODE / 2), (low + high) / 2)
+        for _ in range(_FITS_Q4Z):
+            pair = _fitted(grouped, mean, codes_of(grouped, pair))
+        yield pair
+
+
+def _zeros(scales: F32, code: F32 | np.float32, weight: F32) -> F32:
+    """The zeros by which a code, or one of each group, means this weight; 0 where the scale is 0."""
+    steps = np.divide(weight, scales, out=np.zeros_like(scales), where=scales != 0)
+    return np.where(scales != 0, in_bf16(code - steps), np.float32(0))
+
+
+def _fitted(grouped: F32, mean: F32, codes: F32) -> Pair:
+    """Scales and zeros of least squared error for codes that are given: a straight line through points."""
+    middle = codes.mean(axis=-1)
+    apart = codes - middle[..., None]
+    squares = _squares(apart)
+    slope = np.einsum("...i,...i", apart, grouped)
+    scales = in_bf16(np.divide(slope, squares, out=np.zeros_like(squares), where=squares != 0))
+    return scales, _zeros(scales, middle, mean)
+
+
+def _nearest_pair(grouped: F32, candidates: Iterable[Pair]) -> Pair:
+    """Of each group the pair of least squared error, the first of equals."""
+    scales, zeros = (np.zeros(grouped.shape[:-1], np.float32) for _ in range(2))
+    least = np.full(scales.shape, np.inf, np.float32)
+    for pair in candidates:
+        with np.errstate(all="ignore"):  # of a pair that is not finite, which is no candidate
+            lost = _squares((codes_of(grouped, pair) - pair[1][..., None]) * pair[0][..., None] - grouped)
+        better = lost < least
+        scales, zeros = np.where(better, pair[0], scales), np.where(better, pair[1], zeros)
+        least = np.where(better, lost, least)
+    return scales, zeros
+
+
+def _squares(numbers: F32) -> F32:
+    return np.asarray(np.einsum("...i,...i", numbers, numbers), np.float32)
