@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.device import triton_cases
 from tests.device.interpreted import WIDE, call
-from tests.device.triton_cases import BF16, F16, Q8, gate_up, linear, qkv
+from tests.device.triton_cases import BF16, F16, Q4, Q8, gate_up, linear, qkv
 
 from coterie.kernels.triton import described
 from coterie.kernels.triton.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
@@ -41,6 +41,7 @@ NOT_TAKEN = [
     gate_up(Q8, BF16, 70, 40, 64, False),
     qkv((BF16,) * 3, 70, 96, 2, 1, 24, kv=BF16),  # heads that are padded
     qkv((BF16,) * 3, 70, 96, 2, 1, 32, kv=BF16, rotated=24),  # and that are rotated in part
+    qkv((F16, Q4, Q4), 66, 24, 2, 1, 32, kv=BF16),  # staged in float32, for types that differ
 ]
 
 

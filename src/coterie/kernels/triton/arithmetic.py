@@ -99,6 +99,7 @@ def narrow(x, TYPE: tl.constexpr):
 @triton.jit
 def add_product(acc, a, b):
     """acc + a @ b, multiplied in the type of a and b and added in float32."""
+    tl.static_assert(a.dtype == b.dtype, "tensor cores multiply values of one type")
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)

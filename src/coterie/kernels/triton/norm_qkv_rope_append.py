@@ -30,6 +30,7 @@ from coterie.kernels.triton.dots import (
     many_dots,
     stage_row,
     staged_bytes,
+    staged_type,
     staging,
     work_of,
 )
@@ -291,7 +292,8 @@ def launch(call: Call) -> None:
                 **few.constants(tokens, matrix.group),
             )
             continue
-        whole_heads = takes([matrix]) and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
+        described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
+        whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
         many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
             padded, matrix.group
         )
