@@ -115,7 +115,7 @@ def test_what_is_stored_in_two_ways_is_refused(name, folder_of, tmp_path):
 
 
 def test_what_chooses_branches_is_not_packed():
-    packing = Packing(4, 8)
+    packing = Packing(DType.Q4, DType.Q8)
     for family in (f for f in FAMILIES.values() if f.branches):
         names = family.branches.names
         assert packing.dtype_of(f"model.layers.0.{names.chooser}.weight", (4, 64)) is None

@@ -18,6 +18,7 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.devices.cpu import CpuDevice
 from coterie.models.gguf_import import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
+from coterie.models.packing import Packing
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
 from tests.model import gguf_files  # noqa: E402
@@ -186,7 +187,7 @@ def test_whole_numbers_of_q4_0_stay(row, dtype, folder_like, tokenizer, tmp_path
     kind = {"token_embd.weight": "Q8_0", "output.weight": "Q8_0"}
     folder = folder_like(row, dtype=dtype, **WIDE)
     path, report, model = imported(folder, tokenizer, tmp_path, lambda name: kind.get(name, "Q4_0"))
-    assert (report.packing.bits, report.packing.embedding_bits) == (4, 8)
+    assert report.packing == Packing(DType.Q4, DType.Q8)
     after = load_weights_f32(model)
     for name, source in plan_import(path).sources.items():
         if source.tensor.type == "Q4_0":
@@ -204,7 +205,7 @@ def test_whole_numbers_of_q4_0_stay(row, dtype, folder_like, tokenizer, tmp_path
 def test_other_quantised_types_become_int8(kind, folder_like, tokenizer, tmp_path):
     """What is added is reported, and less than a hundredth of the weights; answers are llama.cpp's within that."""
     path, report, model = imported(folder_like("qwen3", **WIDE), tokenizer, tmp_path, kind)
-    assert (report.packing.bits, report.packing.embedding_bits) == (8, 8)
+    assert report.packing == Packing(DType.Q8, DType.Q8)
     job, after = plan_import(path), load_weights_f32(model)
     for found in report.kinds:
         if found.lost.dtype is not DType.Q8:
@@ -241,12 +242,11 @@ def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tok
     assert relative_error(ours, theirs) < 0.06
 
 
-@pytest.mark.parametrize(("weights", "packing"), [("bf16", None), ("int8", (8, 8)), ("int4", (4, 8))])
-def test_weights_can_be_chosen(weights, packing, folder_like, tokenizer, tmp_path):
+@pytest.mark.parametrize(("weights", "layers"), [("bf16", None), ("int8", DType.Q8), ("int4", DType.Q4)])
+def test_weights_can_be_chosen(weights, layers, folder_like, tokenizer, tmp_path):
     folder = folder_like("phi3", dtype="fp32")
     _, report, model = imported(folder, tokenizer, tmp_path, "F32", weights)
-    found = report.packing and (report.packing.bits, report.packing.embedding_bits)
-    assert found == packing
+    assert report.packing == (layers and Packing(layers, DType.Q8))
     before, after = load_weights_f32(open_model(folder)), load_weights_f32(model)
     for name, values in before.items():
         if values.ndim == 1 or weights == "bf16":
@@ -256,13 +256,15 @@ def test_weights_can_be_chosen(weights, packing, folder_like, tokenizer, tmp_pat
             assert np.abs(after[name] - values).max() < {"int8": 0.01, "int4": 0.2}[weights] * np.abs(values).max()
 
 
-def test_a_table_beside_one_that_is_not_quantised_becomes_bfloat16(folder_like, tokenizer, tmp_path):
-    kinds = {"token_embd.weight": "F16", "output.weight": "Q8_0"}
+def test_what_is_not_quantised_stays_beside_what_is(folder_like, tokenizer, tmp_path):
+    kinds = {"token_embd.weight": "F16", "blk.1.ffn_up.weight": "BF16"}
     _, report, model = imported(folder_like("qwen2", **WIDE), tokenizer, tmp_path, lambda name: kinds.get(name, "Q8_0"))
-    assert (report.packing.bits, report.packing.embedding_bits) == (8, None)
+    up = "model.layers.1.mlp.up_proj.weight"
+    assert report.packing == Packing(DType.Q8, None, {"lm_head.weight": DType.Q8, up: None})
     tensors = model.checkpoint.tensors
     assert tensors["model.embed_tokens.weight"].dtype is DType.F16
-    assert tensors["lm_head.weight"].dtype is DType.BF16
+    assert tensors["lm_head.weight"].dtype is DType.U8
+    assert tensors[up].dtype is DType.BF16
 
 
 def test_a_file_in_parts_is_one(folder_like, tokenizer, tmp_path):

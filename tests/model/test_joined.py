@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.model.runner import BACKENDS, Stepper
 from tests.model.theirs import prompt_of
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.graph.fuse import fuse
 from coterie.models.model import load_weights_f32, open_model
@@ -82,7 +83,7 @@ def test_a_packed_folder_holds_the_parts(folder, tmp_path):
     """Packed row by row: what quantize writes is the same, whether the source joined or not."""
     files = []
     for name, source in (("a", folder), ("b", apart(folder, tmp_path / "apart"))):
-        quantize_folder(source, tmp_path / name, Packing(4, 8))
+        quantize_folder(source, tmp_path / name, Packing(DType.Q4, DType.Q8))
         files.append((tmp_path / name / "model.safetensors").read_bytes())
     assert files[0] == files[1]
     assert set(load_file(tmp_path / "a" / "model.safetensors")) == set(load_weights_f32(open_model(folder)))

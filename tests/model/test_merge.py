@@ -358,7 +358,7 @@ def test_files_of_an_adapters_tokenizer_win(folder_of, tmp_path):
 def test_a_merged_expert_is_quantised_as_any(folder_of, tmp_path):
     adapter = adapters.write(tmp_path / "adapter", adapters.parts(tiny.make("llama")))
     made = merge_folder(folder_of("llama"), adapter, tmp_path / "out")
-    packed = quantize_folder(made.folder, tmp_path / "packed", Packing(8, 8))
+    packed = quantize_folder(made.folder, tmp_path / "packed", Packing(DType.Q8, DType.Q8))
     prompt = prompt_of(257)
     assert np.isfinite(logits_of(tiny.load(made.folder), prompt)).all()
     assert open_model(packed.folder).config == open_model(made.folder).config

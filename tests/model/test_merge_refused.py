@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.model import adapters, tiny
 
 from coterie.checkpoint.folder import ADAPTER_CONFIG
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.adapter import ADAPTER_WEIGHTS, open_adapter
 from coterie.models.merge import merge_folder
@@ -205,7 +206,7 @@ def test_numbers_that_the_bases_type_cannot_hold(folder_of, adapter, tmp_path):
 
 
 def test_quantised_bases(base, adapter, tmp_path):
-    packed = quantize_folder(base, tmp_path / "packed", Packing(8, 8)).folder
+    packed = quantize_folder(base, tmp_path / "packed", Packing(DType.Q8, DType.Q8)).folder
     words = ["packed", "is quantised", "unquantised base"]
     refused(UsageError, words, packed, adapter, tmp_path / "out")
     other = shutil.copytree(base, tmp_path / "other")

@@ -11,6 +11,7 @@ from tests.model import others, tiny
 from tests.model.runner import BACKENDS, Stepper
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.config import ModelConfig
 from coterie.models.model import open_model, synthetic_model
@@ -119,7 +120,7 @@ def test_images_are_not_read(folder):
 
 
 def test_what_is_written_from_it_is_a_text_model(folder, tmp_path):
-    quantize_folder(folder, tmp_path / "packed", Packing(8, None))
+    quantize_folder(folder, tmp_path / "packed", Packing(DType.Q8, None))
     model = open_model(tmp_path / "packed")
     assert (model.part_of, model.config.family) == ("", open_model(folder).config.family)
     assert json.loads((tmp_path / "packed" / "config.json").read_text())["model_type"] == model.config.family

@@ -158,13 +158,13 @@ def test_fp8_is_what_transformers_makes_of_it(folder_like):
 
 
 @pytest.mark.parametrize("name", ["gptq in order of activations", "awq", "bytes, asymmetric", "fp8"])
-@pytest.mark.parametrize("bits", [16, 8, 4])
-def test_packed_anew_what_is_lost_is_reported(name, bits, folder_like, tmp_path):
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.Q8, DType.Q4])
+def test_packed_anew_what_is_lost_is_reported(name, dtype, folder_like, tmp_path):
     folder = folder_like("llama")
     before, worth = load_file(folder / "model.safetensors"), FORMATS[name](folder)
-    made = repack_folder(folder, tmp_path / "out", bits)
+    made = repack_folder(folder, tmp_path / "out", dtype)
     config = json.loads((made.folder / "config.json").read_text())
-    assert (made.packing, KEY in config) == ((None, False) if bits == 16 else (Packing(bits, None), True))
+    assert (made.packing, KEY in config) == ((None, False) if dtype is DType.BF16 else (Packing(dtype, None), True))
     ours = load_weights_f32(open_model(made.folder))
     for other in ours.keys() - worth.keys():
         np.testing.assert_array_equal(ours[other], before[other].float().numpy())
@@ -175,9 +175,9 @@ def test_packed_anew_what_is_lost_is_reported(name, bits, folder_like, tmp_path)
         rms = np.sqrt(np.mean(exact**2))
         assert kind.rms_error == pytest.approx(np.sqrt(np.mean(lost**2)) / rms, rel=1e-4)
         assert kind.max_error == pytest.approx(np.abs(lost).max() / rms, rel=1e-4)
-        assert kind.rms_error < {16: 0.003, 8: 0.02, 4: 0.15}[bits]
-        assert kind.bits == pytest.approx({16: 16, 8: 8.25, 4: 4.5}[bits], abs=0.1)
-        if bits == 16:
+        assert kind.rms_error < {DType.BF16: 0.003, DType.Q8: 0.02, DType.Q4: 0.15}[dtype]
+        assert kind.bits == pytest.approx({DType.BF16: 16, DType.Q8: 8.25, DType.Q4: 4.5}[dtype], abs=0.1)
+        if dtype is DType.BF16:
             assert kind.dtype is DType.BF16
             wanted = torch.tensor(exact).float().bfloat16().float().numpy()
             np.testing.assert_array_equal(np.concatenate([ours[name].ravel() for name in names]), wanted)
@@ -195,7 +195,7 @@ def test_whole_numbers_are_kept_and_only_the_scale_rounds(make, folder_like, tmp
     """bfloat16 has 8 bits: at most 2^-8 of a weight is lost, where other whole numbers would lose whole steps."""
     folder = folder_like()
     worth = make(folder)
-    ours = load_weights_f32(open_model(repack_folder(folder, tmp_path / "out", 4).folder))
+    ours = load_weights_f32(open_model(repack_folder(folder, tmp_path / "out", DType.Q4).folder))
     for name, exact in worth.items():
         assert (np.abs(ours[name] - exact) <= 2.0**-8 * np.abs(exact)).all()
 
@@ -219,17 +219,23 @@ def test_a_choice_of_scales_never_loses_more_than_ours():
 @pytest.mark.parametrize(
     ("packing", "make"),
     [
-        (Packing(4, None), lambda folder: others.gptq(folder, zero=8, scales=torch.bfloat16)),
-        (Packing(4, None), lambda folder: others.gptq(folder, bits=2, scales=torch.bfloat16, version=2)),
-        (Packing(8, None), lambda folder: others.gptq(folder, -1, bits=8, zero=128, scales=torch.bfloat16, version=2)),
-        (Packing(8, None), lambda folder: others.whole(folder, None, bits=8, scales=torch.bfloat16, low=-127)),
-        (Packing(8, None), lambda folder: others.whole(folder, None, 8, packed=False, scales=torch.bfloat16, low=-127)),
+        (Packing(DType.Q4, None), lambda folder: others.gptq(folder, zero=8, scales=torch.bfloat16)),
+        (Packing(DType.Q4, None), lambda folder: others.gptq(folder, bits=2, scales=torch.bfloat16, version=2)),
+        (
+            Packing(DType.Q8, None),
+            lambda folder: others.gptq(folder, -1, bits=8, zero=128, scales=torch.bfloat16, version=2),
+        ),
+        (Packing(DType.Q8, None), lambda folder: others.whole(folder, None, bits=8, scales=torch.bfloat16, low=-127)),
+        (
+            Packing(DType.Q8, None),
+            lambda folder: others.whole(folder, None, 8, packed=False, scales=torch.bfloat16, low=-127),
+        ),
     ],
 )
 def test_what_a_packed_type_holds_is_repacked_without_loss(packing, make, folder_like, tmp_path):
     folder = folder_like("phi3", "bf16")
     worth = make(folder)
-    if packing.bits == 8:  # 128 is a code of GPTQ that the packed type leaves out
+    if packing.layers is DType.Q8:  # 128 is a code of GPTQ that the packed type leaves out
         worth = without_128(folder, worth)
     made = repack_folder(folder, tmp_path / "out")
     assert made.packing == packing
@@ -257,7 +263,7 @@ def test_packed_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_p
     folder = folder_like()
     model = tiny.load(folder)
     names = others.gptq(folder, zero=8)
-    ours, prompt = open_model(repack_folder(folder, tmp_path / "out", 4).folder), prompt_of(257)
+    ours, prompt = open_model(repack_folder(folder, tmp_path / "out", DType.Q4).folder), prompt_of(257)
     weights = load_weights_f32(ours)
     for name in names:
         model.get_parameter(name).data = torch.tensor(weights[name])
@@ -271,7 +277,7 @@ def test_packed_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_p
 def test_in_bfloat16_it_is_a_folder_that_transformers_runs(folder_like, tmp_path, make_backend):
     folder = folder_like(dtype="bf16")
     others.awq(folder)
-    made = repack_folder(folder, tmp_path / "out", 16).folder
+    made = repack_folder(folder, tmp_path / "out", DType.BF16).folder
     model, prompt = open_model(made), prompt_of(257)
     loaded, own = tiny.load(made), tiny.load(made, "bf16")
     with torch.no_grad():
@@ -288,8 +294,8 @@ def test_embedding_and_head_are_packed_where_that_is_asked_for(folder_like, tmp_
     folder = folder_like()
     before = load_file(folder / "model.safetensors")
     others.awq(folder)
-    made = repack_folder(folder, tmp_path / "out", 4, 8)
-    assert made.packing == Packing(4, 8)
+    made = repack_folder(folder, tmp_path / "out", DType.Q4, DType.Q8)
+    assert made.packing == Packing(DType.Q4, DType.Q8)
     tensors = load_file(made.folder / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         np.testing.assert_array_equal(tensors[name].numpy(), pack(before[name].numpy(), DType.Q8))
@@ -299,11 +305,11 @@ def test_a_layer_that_stayed_dense_is_packed_too_by_choice(folder_like, tmp_path
     folder = folder_like()
     worth = others.fp8(folder, dense="layers.0.mlp.up")
     dense = load_file(folder / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].numpy()
-    made = repack_folder(folder, tmp_path / "four", 4)
+    made = repack_folder(folder, tmp_path / "four", DType.Q4)
     assert made.notes == ("it rounds activations to 8 bits as well, which is not done here",)
     tensors = load_file(made.folder / "model.safetensors")
     np.testing.assert_array_equal(tensors["model.layers.0.mlp.up_proj.weight"].numpy(), pack(dense, DType.Q4))
-    ours = load_weights_f32(open_model(repack_folder(folder, tmp_path / "sixteen", 16).folder))
+    ours = load_weights_f32(open_model(repack_folder(folder, tmp_path / "sixteen", DType.BF16).folder))
     np.testing.assert_array_equal(ours["model.layers.0.mlp.up_proj.weight"], dense)
     assert "model.layers.0.mlp.up_proj.weight" not in worth
 
@@ -317,16 +323,16 @@ def add(folder, **tensors):
 def test_what_rounds_activations_and_kv_is_left_out_and_said(quantised, tmp_path):
     """Scales of inputs and of keys and values, which mean nothing where neither is rounded."""
     folder = quantised(FORMATS["float-quantized by row"])
-    plain = repack_folder(folder, tmp_path / "plain", 8)
+    plain = repack_folder(folder, tmp_path / "plain", DType.Q8)
     add(folder, **{f"{UP}.input_scale": torch.ones(1), "model.layers.0.self_attn.k_scale": torch.ones(1)})
     section = others.section_of(folder) | {"kv_cache_scheme": {"num_bits": 8}}
     compressed.configure(folder, quantization_config=section)
-    made = repack_folder(folder, tmp_path / "more", 8)
+    made = repack_folder(folder, tmp_path / "more", DType.Q8)
     assert made.notes == ("it quantises input_activations and kv_cache_scheme as well, which is not done here",)
     assert plain.notes == ("it rounds activations to 8 bits as well, which is not done here",)
     assert (made.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
     weights_alone = quantised_alone(folder)
-    refused(UnsupportedError, ["k_scale", "input_scale"], weights_alone, tmp_path / "out", 8)
+    refused(UnsupportedError, ["k_scale", "input_scale"], weights_alone, tmp_path / "out", DType.Q8)
 
 
 def quantised_alone(folder):
@@ -340,10 +346,10 @@ def quantised_alone(folder):
 def test_groups_that_were_never_ordered_and_zeros_that_are_none(quantised, tmp_path):
     """compressed-tensors may store an order of -1 everywhere, and zeros of symmetric weights."""
     folder = quantised(FORMATS["whole"])
-    plain = repack_folder(folder, tmp_path / "plain", 4)
+    plain = repack_folder(folder, tmp_path / "plain", DType.Q4)
     zeros = {f"{UP}.weight_zero_point": torch.zeros(192, 2).to(torch.int8)}
     add(folder, **{f"{UP}.weight_g_idx": torch.full((64,), -1).int()}, **zeros)
-    made = repack_folder(folder, tmp_path / "more", 4)
+    made = repack_folder(folder, tmp_path / "more", DType.Q4)
     assert (made.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
 
 
@@ -352,14 +358,14 @@ def test_the_command_says_what_it_takes_and_what_was_lost(quantised, tmp_path):
     for words in (("check", folder), ("run", folder, "--expert", "theirs", "x")):
         is_refused(run(*words), "'fp8'", "coterie quantize FOLDER OUT", "--bits")
     is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4 or 16")
-    for options, bits, embedding_bits in (
-        (("8",), 8, None),
-        (("4", "--embedding-bits", "8"), 4, 8),
-        (("16",), 16, None),
+    for options, layers, tables in (
+        (("8",), "int8", None),
+        (("4", "--embedding-bits", "8"), "int4", "int8"),
+        (("16",), None, None),
     ):
         out = tmp_path / "-".join(options)
         report = json.loads(run("quantize", folder, out, "--json", "--bits", *options).stdout)
-        assert (report["bits"], report["embedding_bits"]) == (bits, embedding_bits)
+        assert (report["layers"], report["tables"], report["exceptions"]) == (layers, tables, {})
         assert report["notes"] == ["it rounds activations to 8 bits as well, which is not done here"]
         assert {kind["type"] for kind in report["kinds"]} <= {"Q8", "Q4", "BF16"}
         assert all(kind["rms_error"] > 0 for kind in report["kinds"])
@@ -369,9 +375,9 @@ def test_the_command_says_what_it_takes_and_what_was_lost(quantised, tmp_path):
     is_refused(run("quantize", folder, tmp_path / "out", "--bits", "16", "--embedding-bits", "8"), "--embedding-bits")
 
 
-def refused(error, words, folder, out, bits=None):
+def refused(error, words, folder, out, layers=None):
     with pytest.raises(error) as caught:
-        repack_folder(folder, out, bits)
+        repack_folder(folder, out, layers)
     for word in words:
         assert word in str(caught.value), str(caught.value)
     assert not list(out.parent.glob("out*"))
@@ -409,12 +415,12 @@ def test_biases_of_zeros_mean_nothing(folder_like, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors |= {f"{UP}.bias": torch.zeros(192).half(), "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert open_model(repack_folder(folder, tmp_path / "made", 4).folder)
+    assert open_model(repack_folder(folder, tmp_path / "made", DType.Q4).folder)
     tensors[f"{UP}.bias"][3] = 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    refused(UnsupportedError, [f"{UP}.bias", "not understood"], folder, tmp_path / "out", 4)
+    refused(UnsupportedError, [f"{UP}.bias", "not understood"], folder, tmp_path / "out", DType.Q4)
     add(folder, **{f"{UP}.bias": None, "lm_head.weight": tensors["lm_head.weight"] + 1})
-    refused(UnsupportedError, ["lm_head.weight", "not understood"], folder, tmp_path / "out", 4)
+    refused(UnsupportedError, ["lm_head.weight", "not understood"], folder, tmp_path / "out", DType.Q4)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +446,7 @@ def test_biases_of_zeros_mean_nothing(folder_like, tmp_path):
 def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path):
     folder = quantised(make)
     compressed.configure(folder, quantization_config=others.section_of(folder) | changes)
-    refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", 16)
+    refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", DType.BF16)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +473,7 @@ def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path)
 def test_tensors_that_do_not_fit(make, tensors, words, quantised, tmp_path):
     folder = quantised(make)
     add(folder, **tensors)
-    refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", 16)
+    refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", DType.BF16)
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "fp8", "whole"])

@@ -19,10 +19,15 @@ from coterie.graph.rounding import with_rounding
 from coterie.graph.verify import verify
 from coterie.kernels.cpu import ISAS
 from coterie.models.model import ACTIVATIONS, load_weights_f32, open_model, synthetic_model, with_activations
-from coterie.models.packing import KEY, Packing
+from coterie.models.packing import KEY, Packing, packing_of
 from coterie.models.quantize import quantize_folder
 
-PACKINGS = {"8": Packing(8, 8), "4": Packing(4, 8), "4 all": Packing(4, 4), "4 but embedding": Packing(4, None)}
+PACKINGS = {
+    "8": Packing(DType.Q8, DType.Q8),
+    "4": Packing(DType.Q4, DType.Q8),
+    "4 all": Packing(DType.Q4, DType.Q4),
+    "4 but embedding": Packing(DType.Q4, None),
+}
 ROWS = ["llama", "llama-biases", "qwen2-types", "qwen3", "llama-head80", "olmo2", "phi3-partial", "granite"]
 ROWS += ["gemma", "gemma2", "gemma3"]
 
@@ -45,8 +50,8 @@ def test_the_folder_is_ordinary_and_whole(made, packing):
     config = json.loads((ours.path / CONFIG).read_text())
     section = config.pop(KEY)
     assert config == json.loads((source.path / CONFIG).read_text())
-    assert (section["quant_method"], section["bits"], section["embedding_bits"]) == (
-        "coterie", packing.bits, packing.embedding_bits)  # fmt: skip
+    assert section == packing.to_config()
+    assert packing_of({KEY: section}, "") == packing
     assert result.after_bytes == (ours.path / SINGLE).stat().st_size < result.before_bytes
 
 
@@ -187,7 +192,8 @@ def test_nothing_is_left_of_a_source_that_has_no_numbers(folder_of, tmp_path):
     ("change", "error", "words"),
     [
         ({"quant_method": "gptq"}, UnsupportedError, "'gptq' means quantised weights, which are not run"),
-        ({"version": 2}, UnsupportedError, "version 2 of coterie"),
+        ({"version": 3}, UnsupportedError, "version 3 of coterie"),
+        ({"version": True}, UnsupportedError, "version True of coterie"),
         ({"bits": 3}, CheckpointError, "bits is 3"),
         ({"bits": True}, CheckpointError, "bits is True"),
         ({"embedding_bits": 16}, CheckpointError, "embedding_bits is 16"),

@@ -70,7 +70,7 @@ def test_every_weight_is_the_same_number(row, group, folder_like, tmp_path):
     for name, found in ours.items():
         np.testing.assert_array_equal(found, before[name].float().numpy())
     assert {(kind.rms_error, kind.bits) for kind in made.kinds} == {(0.0, 4.5)}
-    assert made.packing == Packing(4, None)
+    assert made.packing == Packing(DType.Q4, None)
     assert {f.name for f in made.folder.iterdir()} == {f.name for f in folder.iterdir()}
 
 
@@ -91,7 +91,7 @@ def test_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_path, ma
 def test_shards_and_keys(folder_like, tmp_path):
     """Made from shards it is the same file; it shares programs with experts that we quantised alike."""
     folder = folder_like("llama")
-    quantised = open_model(quantize_folder(folder, tmp_path / "own", Packing(4, None)).folder)
+    quantised = open_model(quantize_folder(folder, tmp_path / "own", Packing(DType.Q4, None)).folder)
     compressed.compress(folder, 32)
     whole = repack_folder(folder, tmp_path / "whole").folder
     shards = shutil.copytree(folder, tmp_path / "shards")

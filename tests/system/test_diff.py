@@ -38,7 +38,7 @@ def test_only_what_reads_rounded_keys_and_values_may_be_off_by_a_rounding(dtype:
 
 def test_what_meets_packed_weights_may_be_off_by_what_sixteen_bits_lose(tmp_path: Path) -> None:
     source = write_expert(tmp_path / "x", 0, DType.F32, torch_dtype="float32")
-    folder = quantize_folder(source, tmp_path / "packed", Packing(4, 8)).folder
+    folder = quantize_folder(source, tmp_path / "packed", Packing(DType.Q4, DType.Q8)).folder
     found = tolerances(open_model(folder), "cpu")
     assert found["embed/x"] == TOLERANCE
     for name in ("layers.0/q", "layers.0/attention", "layers.0/down", "head/logits"):

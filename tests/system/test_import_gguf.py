@@ -71,7 +71,7 @@ def test_what_it_says_in_json_and_where_it_refuses(tmp_path: Path) -> None:
     metadata = byte_level("qwen2", eos_token_id=2002)
     path = write(tmp_path, "qwen2", metadata, "F16")
     report = json.loads(run("import", path, tmp_path / "four", "--weights", "int4", "--json").stdout)
-    assert (report["architecture"], report["bits"], report["embedding_bits"]) == ("qwen2", 4, 8)
+    assert (report["architecture"], report["layers"], report["tables"]) == ("qwen2", "int4", "int8")
     assert {row["type"] for row in report["kinds"]} == {"Q4", "Q8", "F32"}
     assert all(0 < row["rms_error"] < 0.2 for row in report["kinds"] if row["type"] in ("Q4", "Q8"))
     assert all(row["found"] in (["F16"], ["F32"]) for row in report["kinds"])

@@ -10,6 +10,7 @@ import pytest
 from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, models, serve, workload
 from tests.system.tiny import write_expert
 
+from coterie.core.dtypes import DType
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Plan, Settings, wire
@@ -135,7 +136,7 @@ def test_the_next_turn_of_a_conversation_shares_the_answer_too(model):
 def test_on_packed_weights_too_the_bits_are_those_without_sharing(tmp_path, isa, activations):
     """Sharing leaves one token of the prompt, which is then computed alone."""
     write_expert(tmp_path / "whole", 3, hidden_size=64, intermediate_size=96)
-    packed = open_model(quantize_folder(tmp_path / "whole", tmp_path / "packed", Packing(4, 8)).folder)
+    packed = open_model(quantize_folder(tmp_path / "whole", tmp_path / "packed", Packing(DType.Q4, DType.Q8)).folder)
     model = with_activations(packed, activations)
     prompt = np.random.default_rng(1).integers(0, 256, 3 * Z + 1).tolist()
     served = {}

@@ -25,7 +25,7 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.graph.ops import INT16
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
-from coterie.models.packing import BY_BITS, Packing
+from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
 
@@ -68,13 +68,17 @@ def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
     return need
 
 
-WEIGHTS: Mapping[str, Packing | None] = {"bf16": None, "int8": Packing(8, 8), "int4": Packing(4, 8)}
+WEIGHTS: Mapping[str, Packing | None] = {
+    "bf16": None,
+    "int8": Packing(DType.Q8, DType.Q8),
+    "int4": Packing(DType.Q4, DType.Q8),
+}
 
 
 def stored(weights: str) -> DType:
     """The type in which such weights lie in memory."""
     packing = WEIGHTS[weights]
-    return DType.BF16 if packing is None else BY_BITS[packing.bits]
+    return (packing.layers if packing else None) or DType.BF16
 
 
 def met_by(weights: str, activations: str) -> str:

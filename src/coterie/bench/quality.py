@@ -28,6 +28,7 @@ from coterie.bench.shapes import shape_config
 from coterie.composition.composition import load_composition
 from coterie.composition.evaluate import read_questions
 from coterie.composition.router import Prompt
+from coterie.core.dtypes import DType
 from coterie.device import Sampling
 from coterie.graph.ops import INT8, INT16
 from coterie.graph.reference import KvState, Reference
@@ -37,9 +38,9 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
 PACKINGS: Mapping[str, Packing] = {
-    "int8": Packing(8, 8),
-    "int4, embedding and head int8": Packing(4, 8),
-    "int4": Packing(4, 4),
+    "int8": Packing(DType.Q8, DType.Q8),
+    "int4, embedding and head int8": Packing(DType.Q4, DType.Q8),
+    "int4": Packing(DType.Q4, DType.Q4),
 }
 ROUNDED = " + int8 activations"
 VARIANTS = tuple(name + more for name in PACKINGS for more in ("", ROUNDED))

@@ -15,14 +15,12 @@ from rich.table import Column, Table
 from coterie.cli.options import JsonOpt, err, out, print_json, sentences
 from coterie.cli.progress import counted
 from coterie.composition.gguf_folder import gguf_folder
-from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
-from coterie.core.units import format_bytes
+from coterie.core.units import format_shrunk
 from coterie.models.gguf_import import Imported, import_gguf, plan_import
 from coterie.models.gguf_weights import KEEP
 from coterie.models.new_folder import free_path
-
-_NAMES = {DType.Q8: "int8", DType.Q4: "int4"}
+from coterie.models.packing import NAMES, Packing
 
 
 @sentences
@@ -108,23 +106,22 @@ def _print(imported: Imported) -> None:
     for found in imported.kinds:
         row = found.lost
         errors = (f"{row.rms_error:.2%}", f"{row.max_error:.2%}") if row.rms_error else ("none", "none")
-        types = (", ".join(found.found), _NAMES.get(row.dtype, row.dtype.value))
+        types = (", ".join(found.found), NAMES.get(row.dtype, row.dtype.value))
         table.add_row(escape(row.kind), f"{row.num_weights:,}", *types, *errors)
     out.print(table)
-    sizes = f"{format_bytes(imported.before_bytes)} -> {format_bytes(imported.after_bytes)}"
+    sizes = format_shrunk(imported.before_bytes, imported.after_bytes, imported.num_weights)
     what = "errors are what was added to the file's own, relative to the root mean square of its weights"
     out.print(f"{escape(str(imported.folder))}: {escape(imported.architecture)}, {sizes}; {what}")
 
 
 def _report(imported: Imported) -> dict[str, Any]:
-    packing = imported.packing
     return {
         "folder": str(imported.folder),
         "architecture": imported.architecture,
-        "bits": packing.bits if packing else None,
-        "embedding_bits": packing.embedding_bits if packing else None,
+        **(imported.packing or Packing(None, None)).words(),
         "before_bytes": imported.before_bytes,
         "after_bytes": imported.after_bytes,
+        "num_weights": imported.num_weights,
         "kinds": [
             {
                 "kind": found.lost.kind,

@@ -5,6 +5,7 @@ Knows nothing about how weights are packed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
-from coterie.core.units import format_bytes
-from coterie.models.packing import BY_BITS, Packing
+from coterie.core.units import format_shrunk
+from coterie.models.packing import Packing
 from coterie.models.quantised.methods import is_quantised_by_others
 from coterie.models.quantize import Quantized, quantize_folder
-from coterie.models.repack import AS_IS, repack_folder
+from coterie.models.repack import repack_folder
 
-DEFAULT_BITS = 8
+TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4}
+AS_IS = "16"
+DEFAULT = "8"
 
 
 @sentences
@@ -33,14 +37,14 @@ def quantize(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
     bits: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             help="Bits of a weight: 8 (the default) or 4; of a folder that others quantised also 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
     embedding_bits: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             help="Bits of embedding and head: 8 (the default), 4, or 16 for as they are (the default after others).",
             show_default=False,
@@ -62,41 +66,52 @@ def quantize(
         errors = (f"{row.rms_error:.2%}", f"{row.max_error:.2%}")
         table.add_row(escape(row.kind), str(row.num_tensors), f"{row.num_weights:,}", f"{row.bits:.2f}", *errors)
     out.print(table)
-    sizes = f"{format_bytes(result.before_bytes)} -> {format_bytes(result.after_bytes)}"
-    out.print(f"{escape(str(result.folder))}: {sizes}; errors are relative to the root mean square of the weights")
+    sizes = format_shrunk(result.before_bytes, result.after_bytes, result.num_weights)
+    what = "errors are relative to the root mean square of the weights"
+    out.print(f"{escape(str(result.folder))}: {sizes}; {what}")
     for note in result.notes:
         out.print(f"note: of the source: {note}", markup=False)
 
 
-def _quantized(expert: Path, target: Path, bits: int | None, embedding_bits: int | None) -> Quantized:
+def _quantized(expert: Path, target: Path, bits: str | None, embedding_bits: str | None) -> Quantized:
+    layers = _type("--bits", bits)
+    tables = _type("--embedding-bits", embedding_bits)
+    packed = _choice(TYPES)
     if not is_quantised_by_others(expert):
-        chosen = [DEFAULT_BITS if given is None else given for given in (bits, embedding_bits)]
-        return quantize_folder(expert, target, _packing(*chosen))
-    if bits not in (None, AS_IS):
-        packing = _packing(bits, AS_IS if embedding_bits is None else embedding_bits)
-        return repack_folder(expert, target, packing.bits, packing.embedding_bits)
-    if embedding_bits not in (None, AS_IS):
+        if layers is DType.BF16:
+            raise UsageError("--bits", f"{AS_IS} bits are for what others quantised", f"use {packed}")
+        default = TYPES[DEFAULT]
+        return quantize_folder(expert, target, Packing(layers or default, _packed(tables or default)))
+    if layers in (None, DType.BF16) and tables not in (None, DType.BF16):
         fact = f"{embedding_bits} bits of embedding and head beside layers that are not packed anew"
-        raise UsageError("--embedding-bits", fact, f"add --bits {' or '.join(map(str, BY_BITS))}, or leave it out")
-    return repack_folder(expert, target, bits)
+        raise UsageError("--embedding-bits", fact, f"add --bits {packed}, or leave it out")
+    return repack_folder(expert, target, layers, _packed(tables))
 
 
-def _packing(bits: int, embedding_bits: int) -> Packing:
-    if bits not in BY_BITS:
-        raise UsageError("--bits", f"{bits} bits are not known", f"use {' or '.join(map(str, BY_BITS))}")
-    if embedding_bits not in (*BY_BITS, AS_IS):
-        fact = f"{embedding_bits} bits are not known"
-        raise UsageError("--embedding-bits", fact, f"use {', '.join(map(str, BY_BITS))}, or {AS_IS} for as they are")
-    return Packing(bits, None if embedding_bits == AS_IS else embedding_bits)
+def _type(option: str, bits: str | None) -> DType | None:
+    """The type that a number of bits names, None where the option is left out. Raises UsageError."""
+    types = {**TYPES, AS_IS: DType.BF16}
+    if bits is not None and bits not in types:
+        raise UsageError(option, f"{bits} bits are not known", f"use {_choice(TYPES)}, or {AS_IS} for unpacked")
+    return None if bits is None else types[bits]
+
+
+def _choice(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
+def _packed(dtype: DType | None) -> DType | None:
+    return None if dtype is DType.BF16 else dtype
 
 
 def _report(result: Quantized) -> dict[str, Any]:
     return {
         "folder": str(result.folder),
-        "bits": result.packing.bits if result.packing else AS_IS,
-        "embedding_bits": result.packing.embedding_bits if result.packing else None,
+        **(result.packing or Packing(None, None)).words(),
         "before_bytes": result.before_bytes,
         "after_bytes": result.after_bytes,
+        "num_weights": result.num_weights,
         "notes": list(result.notes),
         "kinds": [
             {

@@ -32,6 +32,13 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size:.2f} TiB"
 
 
+def format_shrunk(before_bytes: int, after_bytes: int, num_weights: int) -> str:
+    """What a change of weights' types did to their size, in all and in bits of a weight."""
+    both = before_bytes, after_bytes
+    sizes, bits = map(format_bytes, both), (f"{8 * size / num_weights:.2f}" for size in both)
+    return f"{' -> '.join(sizes)}, {' -> '.join(bits)} bits a weight"
+
+
 def format_rate(bytes_per_s: float) -> str:
     """Print a bandwidth in decimal units, for example `25.1 GB/s`."""
     rate = float(bytes_per_s)

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,13 +49,14 @@ class ImportedKind:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A written folder; `before_bytes` are those of the file."""
+    """A written folder; `before_bytes` are those of the file, `num_weights` all, norms too."""
 
     folder: Path
     architecture: str
     packing: Packing | None
     before_bytes: int
     after_bytes: int
+    num_weights: int
     kinds: tuple[ImportedKind, ...]
 
 
@@ -104,16 +106,17 @@ def import_gguf(
     does not belong to the weights, CapacityError when the disk is full. What was begun is removed on any failure.
     """
     out = free_path(target)
-    kinds: dict[str, Sums] = {}
+    kinds: dict[tuple[str, DType], Sums] = {}
     done = 0
 
     def write(file: BinaryIO, entry: Entry) -> None:
         nonlocal done
         names = job.entries[entry]
-        sums = kinds.setdefault(kind_of(entry.name), Sums(job.types.by_name[names[0]]))
+        dtype = job.types.by_name[names[0]]
+        sums = kinds.setdefault((kind_of(entry.name), dtype), Sums(dtype))
         sums.num_tensors += 1
         for name in names:
-            for piece in pieces(job.sources[name], job.types.by_name[name], sums):
+            for piece in pieces(job.sources[name], dtype, sums):
                 file.write(piece)
         done += 1
         if tell:
@@ -131,24 +134,26 @@ def import_gguf(
         write_tensors(begun / SINGLE, tuple(job.entries), metadata, write)
         open_model(begun)
         after = (begun / SINGLE).stat().st_size
-    found = tuple(ImportedKind(_found(job, kind), sums.result(kind)) for kind, sums in kinds.items())
-    return Imported(out, job.file.metadata[ARCHITECTURE], job.types.packing, job.file.size_bytes, after, found)
+    found = tuple(ImportedKind(_found(job, *kind), sums.result(kind[0])) for kind, sums in kinds.items())
+    num_weights = sum(prod(source.shape) for source in job.sources.values())
+    architecture, before = job.file.metadata[ARCHITECTURE], job.file.size_bytes
+    return Imported(out, architecture, job.types.packing, before, after, num_weights, found)
 
 
 def _entries(
     config: ModelConfig, sources: Mapping[str, Source], types: Types
 ) -> Iterator[tuple[Entry, tuple[str, ...]]]:
-    """What is written, and the weights that it is: parts that lie in one tensor stay one, unless they are packed."""
-    joined = {
-        f"{config.names.layer.format(layer)}{part}.weight": f"{config.names.layer.format(layer)}{whole}.weight"
-        for layer in range(config.num_layers)
-        for whole, parts in config.names.joined.items()
-        for part in parts
-    }
+    """What is written, and the weights that it is: parts that lie in one tensor stay one, unless any is packed."""
+    joined: dict[str, str] = {}
+    for layer in range(config.num_layers):
+        prefix = config.names.layer.format(layer)
+        for stored, ends in config.names.joined.items():
+            parts = [f"{prefix}{end}.weight" for end in ends]
+            if not any(types.by_name[part].is_packed for part in parts):
+                joined |= dict.fromkeys(parts, f"{prefix}{stored}.weight")
     whole: dict[str, list[str]] = {}
     for name in sources:
-        one = joined.get(name, name) if not types.by_name[name].is_packed else name
-        whole.setdefault(one, []).append(name)
+        whole.setdefault(joined.get(name, name), []).append(name)
     for name, parts in whole.items():
         shape, dtype = sources[parts[0]].shape, types.by_name[parts[0]]
         rows = sum(sources[part].shape[0] for part in parts)
@@ -164,11 +169,11 @@ def _declared(types: Types) -> str:
     return {DType.F32: "float32", DType.F16: "float16"}.get(max(plain, key=plain.count), "bfloat16")
 
 
-def _found(job: Job, kind: str) -> tuple[str, ...]:
+def _found(job: Job, kind: str, dtype: DType) -> tuple[str, ...]:
     types = {
         job.sources[name].tensor.type
         for entry, names in job.entries.items()
-        if kind_of(entry.name) == kind
+        if kind_of(entry.name) == kind and job.types.by_name[names[0]] is dtype
         for name in names
     }
     return tuple(sorted(types))

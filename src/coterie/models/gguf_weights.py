@@ -18,13 +18,12 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
 from coterie.core.scales import LOW_Q4
-from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.gguf_families import Architecture
 from coterie.models.gguf_file import GgufFile, GgufTensor, gguf_package
 from coterie.models.gguf_rope import TENSORS
 from coterie.models.lost import Sums
-from coterie.models.packing import Packing
+from coterie.models.packing import BY_NAME, Packing
 from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.registry import weight_shapes
 
@@ -126,41 +125,31 @@ class Types:
     packing: Packing | None
 
 
-KEEP, BF16, INT8, INT4 = "keep", "bf16", "int8", "int4"
-WEIGHTS = (KEEP, BF16, INT8, INT4)
-_FIXED = {INT8: Packing(8, 8), INT4: Packing(4, 8)}
+KEEP, BF16 = "keep", "bf16"
+WEIGHTS = (KEEP, BF16, *BY_NAME)
 
 
 def types_of(sources: Mapping[str, Source], weights: str) -> Types:
-    """The types that `weights`, one of WEIGHTS, gives. Of `keep`:
-
-    a matrix that is not quantised stays as it is, unless others of the layers are quantised; one that is becomes int8,
-    or int4 where all of its place are Q4_0; an embedding or head beside one that is not quantised becomes bfloat16.
-    """
-    packing = _FIXED.get(weights) if weights != KEEP else _kept(sources)
-    small = DType.BF16 if weights == BF16 else _small(sources)
-    by_name = {}
-    for name, source in sources.items():
+    """The types that `weights`, one of WEIGHTS, gives. Of `keep`: what is not quantised stays as it is."""
+    matrices = {name: source for name, source in sources.items() if len(source.shape) == 2}
+    packing = None
+    if weights == KEEP:
+        packing = Packing.of({name: _kept(source.tensor) for name, source in matrices.items()})
+    elif weights != BF16:
+        packing = Packing(BY_NAME[weights], DType.Q8)
+    by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(sources))
+    for name, source in matrices.items():
         packed = packing.dtype_of(name, source.shape) if packing else None
-        if len(source.shape) != 2:
-            by_name[name] = small
-        else:
-            own = source.tensor.float_type if weights != BF16 else None
-            by_name[name] = packed or own or DType.BF16
+        own = source.tensor.float_type if weights != BF16 else None
+        by_name[name] = packed or own or DType.BF16
     return Types(by_name, packing)
 
 
-def _kept(sources: Mapping[str, Source]) -> Packing | None:
-    tables = [s.tensor for name, s in sources.items() if name in (EMBED_WEIGHT, HEAD_WEIGHT)]
-    layers = [s.tensor for name, s in sources.items() if len(s.shape) == 2 and name not in (EMBED_WEIGHT, HEAD_WEIGHT)]
-    if all(tensor.float_type for tensor in layers):
+def _kept(tensor: GgufTensor) -> DType | None:
+    """The packed type that a matrix of this type becomes, None for one that is not quantised."""
+    if tensor.float_type:
         return None
-    embedding = None if any(tensor.float_type for tensor in tables) else _bits(tables)
-    return Packing(_bits(layers), embedding)
-
-
-def _bits(tensors: list[GgufTensor]) -> int:
-    return 4 if all(tensor.type == _AS_IS for tensor in tensors) else 8
+    return DType.Q4 if tensor.type == _AS_IS else DType.Q8
 
 
 def _small(sources: Mapping[str, Source]) -> DType:

@@ -17,7 +17,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class KindError:
-    """What packing did to one kind of tensor, over all layers.
+    """What packing did to one kind of tensor, over all layers where it has this type.
 
     `rms_error` and `max_error` are differences of weights, relative to the kind's root mean square; `bits` per weight
     count scales and padding.
@@ -34,7 +34,7 @@ class KindError:
 
 @dataclass(slots=True)
 class Sums:
-    """Running sums over the tensors of one kind; who adds a tensor's first piece counts it."""
+    """Running sums over the tensors of one kind and type; who adds a tensor's first piece counts it."""
 
     dtype: DType
     num_tensors: int = 0

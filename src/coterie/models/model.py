@@ -102,6 +102,8 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     whole, raw = raw, text_config(raw, name)
     declared = declared_dtype(raw, name)
     packing, shapes = packing_of(raw, name), weight_shapes(config)
+    if packing:
+        packing.check(shapes, name)
     dtypes: dict[str, DType] = {}
     stored: dict[str, tuple[DType, tuple[int, ...]]] = {}
     for weight, shape in shapes.items():

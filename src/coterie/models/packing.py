@@ -1,68 +1,130 @@
-"""The quantization_config of config.json: which weights of an expert are packed, and how many bits each has.
+"""The quantization_config of config.json: which packed type each matrix of an expert has.
 
-    {"quant_method": "coterie", "version": 1, "bits": 4, "embedding_bits": 8}      embedding_bits: embedding and head;
-                                                                                  null: stored as they were
-Knows nothing about files or bytes (core.packed does).
+    {"quant_method": "coterie", "version": 1, "bits": 4, "embedding_bits": 8}     int4; embedding and head int8
+    {"quant_method": "coterie", "version": 2, "layers": "int4", "tables": null,   embedding and head as they were
+     "exceptions": {"model.layers.0.mlp.down_proj.weight": "int8"}}               by the tensor's name; null as above
+
+Version 1 is written wherever it can say it. Knows nothing about files or bytes (core.packed does).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.families import FAMILIES
 
-KEY, METHOD, VERSION = "quantization_config", "coterie", 1
+_T = TypeVar("_T")
+
+KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
+TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{f.branches.names.chooser}.weight" for f in FAMILIES.values() if f.branches}))
-BY_BITS = {PACKED[dtype][0]: dtype for dtype in (DType.Q8, DType.Q4)}
+NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z"}
+BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
+BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Bits of the matrices of the layers, and of embedding and head; None where those stay as they are."""
+    """Packed types: of the layers' matrices, of embedding and head, and of single tensors. None: stays as it is."""
 
-    bits: int
-    embedding_bits: int | None
+    layers: DType | None
+    tables: DType | None
+    exceptions: Mapping[str, DType | None] = field(default_factory=lambda: MappingProxyType({}))
+
+    @staticmethod
+    def of(types: Mapping[str, DType | None]) -> Packing | None:
+        """The shortest one that gives these matrices these types; None where none is packed."""
+        if not any(types.values()):
+            return None
+        layers, tables = (
+            Counter(dtype for name, dtype in types.items() if (name in TABLES) is are).most_common(1)
+            for are in (False, True)
+        )
+        usual, of_tables = (found[0][0] if found else None for found in (layers, tables))
+        odd = {name: dtype for name, dtype in types.items() if dtype is not (of_tables if name in TABLES else usual)}
+        return Packing(usual, of_tables, odd)
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> DType | None:
         """The packed type of a weight; None for norms, biases, what chooses branches and what stays as it is."""
-        if len(shape) != 2 or name.endswith(CHOOSERS):
+        if not _may_be_packed(name, shape):
             return None
-        if name in (EMBED_WEIGHT, HEAD_WEIGHT):
-            return None if self.embedding_bits is None else BY_BITS[self.embedding_bits]
-        return BY_BITS[self.bits]
+        return self.exceptions.get(name, self.tables if name in TABLES else self.layers)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+        """Raises CheckpointError for an exception that is of no matrix of a model with these weights."""
+        for name in self.exceptions:
+            if not _may_be_packed(name, shapes.get(name, ())):
+                fact = f"{KEY}: exceptions names {name}, which is no matrix of the model that may be packed"
+                raise CheckpointError(where, fact, "check that config.json belongs to these weights")
+
+    def words(self) -> dict[str, Any]:
+        """Types by the names that people know them by."""
+        named = {name: dtype and NAMES[dtype] for name, dtype in self.exceptions.items()}
+        return {
+            "layers": self.layers and NAMES[self.layers],
+            "tables": self.tables and NAMES[self.tables],
+            "exceptions": named,
+        }
 
     def to_config(self) -> dict[str, Any]:
         """The section of config.json, with the groups spelled out for people."""
-        groups = {str(bits): PACKED[dtype][1] for bits, dtype in BY_BITS.items()}
-        section = {"quant_method": METHOD, "version": VERSION, "bits": self.bits, "embedding_bits": self.embedding_bits}
-        return section | {"group_size_by_bits": groups, "scales": "bfloat16", "zero_point": False}
+        bits: dict[DType | None, int | None] = {dtype: bits for bits, dtype in BY_BITS.items()}
+        section: dict[str, Any]
+        if self.layers in bits and self.tables in (*bits, None) and not self.exceptions:
+            section = {"bits": bits[self.layers], "embedding_bits": bits.get(self.tables)}
+            groups = {str(bits): PACKED[dtype][1] for bits, dtype in BY_BITS.items()}
+            more = {"group_size_by_bits": groups, "scales": "bfloat16", "zero_point": False}
+            return {"quant_method": METHOD, "version": 1} | section | more
+        used = {self.layers, self.tables, *self.exceptions.values()}
+        groups = {NAMES[dtype]: PACKED[dtype][1] for dtype in NAMES if dtype in used}
+        return {"quant_method": METHOD, "version": 2} | self.words() | {"group_sizes": groups, "scales": "bfloat16"}
 
 
 def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
     """The packing that a config declares, None without one.
 
-    Raises UnsupportedError for another method or version, CheckpointError for numbers that make no sense.
+    Raises UnsupportedError for another method or version, CheckpointError for numbers and words that make no sense.
     """
     section = raw.get(KEY)
     if not section:
         return None
     method = section.get("quant_method") if isinstance(section, dict) else section
-    if method != METHOD or section.get("version") != VERSION:
-        found = f"version {section.get('version')!r} of {METHOD}" if method == METHOD else f"{method!r}"
+    version = section.get("version") if isinstance(section, dict) else None
+    if method != METHOD or type(version) is not int or version not in VERSIONS:
+        found = f"version {version!r} of {METHOD}" if method == METHOD else f"{method!r}"
         fact = f"{KEY} of {found} means quantised weights, which are not run"
         remedy = "quantise the unquantised checkpoint with coterie quantize"
         if method in OTHERS:
             remedy = "make an expert of them: coterie quantize FOLDER OUT, which says whether that takes --bits"
         raise UnsupportedError(where, fact, remedy)
-    bits, embedding_bits = section.get("bits"), section.get("embedding_bits")
-    for name, found, allowed in (("bits", bits, (8, 4)), ("embedding_bits", embedding_bits, (8, 4, None))):
-        if found not in allowed or isinstance(found, bool | float):
-            raise CheckpointError(where, f"{KEY}: {name} is {found!r}", f"it must be one of {allowed}")
-    return Packing(bits, embedding_bits)
+    if version == 1:
+        tables = _one_of(section, "embedding_bits", {**BY_BITS, None: None}, where)
+        return Packing(_one_of(section, "bits", BY_BITS, where), tables)
+    maybe: Mapping[Any, DType | None] = {**BY_NAME, None: None}
+    exceptions = section.get("exceptions", {})
+    if not isinstance(exceptions, dict):
+        fact = f"{KEY}: exceptions is {exceptions!r}"
+        raise CheckpointError(where, fact, "it must be an object of tensors' names and types")
+    layers, tables = _one_of(section, "layers", maybe, where), _one_of(section, "tables", maybe, where)
+    odd = {name: _one_of(exceptions, name, maybe, where) for name in exceptions}
+    return Packing(layers, tables, odd)
+
+
+def _may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and not name.endswith(CHOOSERS)
+
+
+def _one_of(section: Mapping[str, Any], name: str, allowed: Mapping[Any, _T], where: str) -> _T:
+    found = section.get(name)
+    if isinstance(found, bool | float | list | dict) or found not in allowed:
+        raise CheckpointError(where, f"{KEY}: {name} is {found!r}", f"it must be one of {tuple(allowed)}")
+    return allowed[found]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,13 +31,15 @@ PIECE_WEIGHTS = 1 << 22  # what is in memory at once
 class Quantized:
     """A written folder: bytes of weights before and after, and the error per kind of tensor.
 
-    `packing` None: its matrices are bfloat16. `notes`: what a person should know besides.
+    `packing` None: its matrices are bfloat16. `num_weights` are all, norms too. `notes`: what a person should know
+    besides.
     """
 
     folder: Path
     packing: Packing | None
     before_bytes: int
     after_bytes: int
+    num_weights: int
     kinds: tuple[KindError, ...]
     notes: tuple[str, ...] = ()
 
@@ -52,27 +55,30 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
     if model.checkpoint.config.get(KEY):
         fact = "is quantised already, and quantising twice would lose twice"
         raise UsageError(str(source), fact, "start from the unquantised expert")
+    shapes = {value.name: model.checkpoint.tensors[value.name].shape for value in model.graph.weights}
+    packing.check(shapes, str(source))
     with new_folder(out, "the quantised expert", model.layout.size_bytes) as begun:
         copy_others(model.checkpoint.path, begun)
         write_config(begun, dict(model.checkpoint.config) | {KEY: packing.to_config()})
         sums = _write_weights(begun / SINGLE, model, packing)
         after = (begun / SINGLE).stat().st_size
     before = sum(model.checkpoint.tensors[value.name].size_bytes for value in model.graph.weights)
-    return Quantized(out, packing, before, after, tuple(s.result(kind) for kind, s in sums.items()))
+    kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
+    return Quantized(out, packing, before, after, sum(map(prod, shapes.values())), kinds)
 
 
-def _write_weights(path: Path, model: Model, packing: Packing) -> dict[str, Sums]:
-    """Tensors in order of first use; the errors by kind of tensor."""
+def _write_weights(path: Path, model: Model, packing: Packing) -> dict[tuple[str, DType], Sums]:
+    """Tensors in order of first use; the errors by kind of tensor and type."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
     packed = {name: packing.dtype_of(name, info.shape) for name, info in infos.items()}
-    sums: dict[str, Sums] = {}
+    sums: dict[tuple[str, DType], Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
         info, dtype = infos[entry.name], packed[entry.name]
         if dtype is None:
             file.write(map_bytes(info).data)
         else:
-            _write_packed(file, info, dtype, sums.setdefault(kind_of(info.name), Sums(dtype)))
+            _write_packed(file, info, dtype, sums.setdefault((kind_of(info.name), dtype), Sums(dtype)))
 
     entries = [_entry(info, packed[name]) for name, info in infos.items()]
     write_tensors(path, entries, {KEY: json.dumps(packing.to_config())}, write)

@@ -1,8 +1,8 @@
 """Writes an expert folder from one that others quantised: the same numbers elsewhere, or by choice packed anew.
 
-    without bits   whole numbers and scales as they are, where the packed type of as many bits holds both (core.packed)
-    8 or 4         the weights in float32 packed anew: the file's whole numbers where these lose least
-    16             the weights in float32, rounded to bfloat16
+    no type       whole numbers and scales as they are, where the packed type of as many bits holds both (core.packed)
+    a packed one  the weights in float32 packed anew: the file's whole numbers where these lose least
+    bfloat16      the weights in float32, rounded to it
 
 Embedding and head stay as they are unless they are to be packed. Knows nothing about formats of others (quantised/),
 how rows are packed (core.packed) or how a folder is written.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +30,7 @@ from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import CHOOSERS, KEY, Packing
+from coterie.models.packing import BY_BITS, CHOOSERS, KEY, Packing
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
@@ -37,14 +38,14 @@ from coterie.models.quantised.methods import method_of
 from coterie.models.quantize import PIECE_WEIGHTS, Quantized
 from coterie.models.tensors import kind_of, map_bytes
 
-AS_IS = 16
 REMEDY = "choose --bits 8, 4 or 16 (bfloat16): the weights are then rounded anew, and what that adds is printed"
 
 
 def repack_folder(
-    source: str | Path, target: str | Path, bits: int | None = None, embedding_bits: int | None = None
+    source: str | Path, target: str | Path, layers: DType | None = None, tables: DType | None = None
 ) -> Quantized:
-    """Write an expert from a folder that others quantised; `bits` None: only if nothing is lost, else 8, 4 or 16.
+    """Write an expert from a folder that others quantised; `layers` None: only if nothing is lost, else a packed type
+    or bfloat16. `tables`: a packed type for embedding and head, None for as they are.
 
     Raises UsageError when `target` exists, UnsupportedError where repacking would lose something or a format is not
     understood, CheckpointError where files are damaged, CapacityError when the disk is full. Nothing is left of what
@@ -54,15 +55,15 @@ def repack_folder(
     stored = text_alone(Checkpoint.open(source))
     where = str(stored.path / CONFIG)
     method = method_of(Fields(stored.config, where))
-    packing = None if bits == AS_IS else Packing(bits or _bits_without_loss(method, where), embedding_bits)
+    packing = None if layers is DType.BF16 else Packing(layers or _type_without_loss(method, where), tables)
     section = {} if packing is None else {KEY: packing.to_config()}
     raw = {key: value for key, value in stored.config.items() if key != KEY} | section
     found = find_tensors(stored, ModelConfig.from_hf(raw, where), method)
-    if bits is None:
+    if layers is None:
         _refuse_loss(stored.path, found)
     items = {name: _item(name, item, packing) for name, item in found.items()}
     entries = tuple(_entry(name, item, packing) for name, item in items.items())
-    sums: dict[str, Sums] = {}
+    sums: dict[tuple[str, DType], Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
         item = items[entry.name]
@@ -70,7 +71,8 @@ def repack_folder(
             file.write(map_bytes(item).data)
         else:
             dtype = _type(entry.name, item.shape, packing)
-            _write_rows(file, item, dtype, bits is None, sums.setdefault(kind_of(entry.name), Sums(dtype)))
+            sum_of = sums.setdefault((kind_of(entry.name), dtype), Sums(dtype))
+            _write_rows(file, item, dtype, layers is None, sum_of)
 
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in entries)
     with new_folder(out, "the repacked expert", size_bytes) as begun:
@@ -80,17 +82,18 @@ def repack_folder(
         open_model(begun)
         after = (begun / SINGLE).stat().st_size
     before = sum(info.size_bytes for info in stored.tensors.values())
-    kinds = tuple(s.result(kind) for kind, s in sums.items())
-    return Quantized(out, packing, before, after, kinds, (method.beside,) if method.beside else ())
+    kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
+    num_weights = sum(prod(item.shape) for item in found.values())
+    return Quantized(out, packing, before, after, num_weights, kinds, (method.beside,) if method.beside else ())
 
 
-def _bits_without_loss(method: Method, where: str) -> int:
-    """Bits of the packed type that may hold the weights as they are. Raises UnsupportedError."""
+def _type_without_loss(method: Method, where: str) -> DType:
+    """The packed type that may hold the weights as they are. Raises UnsupportedError."""
     if method.bits is None:
         raise UnsupportedError(where, "its weights are floats of 8 bits, which packed weights are not", REMEDY)
     if method.beside:
         raise UnsupportedError(where, f"more is quantised than weights: {method.beside}", REMEDY)
-    return method.bits
+    return BY_BITS[method.bits]
 
 
 def _refuse_loss(folder: Path, found: Mapping[str, TensorInfo | Part]) -> None:

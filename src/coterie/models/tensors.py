@@ -32,6 +32,8 @@ def check_tensors(
 ) -> dict[str, DType]:
     """Element type of every wanted tensor. Raises CheckpointError naming tensor, found and wanted."""
     dtypes: dict[str, DType] = {}
+    if packing:
+        packing.check(wanted, str(where))
     for name, logical in wanted.items():
         info = tensors.get(name)
         if info is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Rows, Sampling, wait_for
@@ -34,7 +35,7 @@ from coterie.graph.program import Program
 from coterie.memory.rows import early_rows
 from coterie.memory.transfer import early_gate, fetch_layout, stage_gates
 from coterie.models.model import Model, synthetic_model
-from coterie.models.packing import KEY, Packing
+from coterie.models.packing import BY_NAME, KEY, Packing
 from coterie.plan.validate.rows import CALIBRATION, CPU, VALIDATION, Row
 from coterie.spec.load import load_machine
 from coterie.spec.machine import Link, MachineSpec
@@ -43,7 +44,6 @@ BASE = "epyc-2core"  # tiers and names of a machine of two cores; every speed is
 _SMALL = "135m"
 IN_REGISTERS, IN_CACHE = "multiply-adds", "products from cache"
 FEW_TOKENS, _FEW = 16, ", few tokens"  # up to so many, weights are used as they are read (csrc/tile.h)
-_BITS = {"int8": 8, "int4": 4}
 GIVEN = (
     "this CPU: given to each row, not predicted: what memory and multiply-adds do alone, measured beside it or beside "
     "decode-135m; where its result has it, what its kernel does with weights from cache; a cold switch's fetching rate"
@@ -254,16 +254,16 @@ def _program(shapes: Shapes, load: Mapping[str, Any]) -> Program:
 def model_of(shapes: Shapes, load: Mapping[str, Any]) -> Model:
     """The model of a workload, without bytes."""
     raw = dict(shapes(load.get("shape", _SMALL)))
-    bits = _BITS.get(weights_of(load))
-    if bits:
-        raw[KEY] = Packing(bits, 8).to_config()
+    packed = BY_NAME.get(weights_of(load))
+    if packed:
+        raw[KEY] = Packing(packed, DType.Q8).to_config()
     return synthetic_model(raw, load.get("shape", _SMALL))
 
 
 def weights_of(load: Mapping[str, Any]) -> str:
     """The type of weights of a workload: bf16, int8 or int4."""
     kind = str(load.get("weights", "bf16")).split()[-1]
-    return kind if kind in _BITS else "bf16"
+    return kind if kind in BY_NAME else "bf16"
 
 
 def kind_of(load: Mapping[str, Any]) -> str:
