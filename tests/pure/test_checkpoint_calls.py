@@ -29,6 +29,9 @@ def llama(*arguments: object) -> str:
     return "; ".join(call(arguments=each, key="parameters") for each in arguments)
 
 
+# What Python's reader takes, and no client's does; a name that is no text.
+NOT_JSON = [f'{{"name": "add", "arguments": {{"a": {value}}}}}' for value in ("NaN", "1e999", '"\\ud800"')]
+NOT_JSON += ['{"name": ["add"], "arguments": {}}']
 CASES = {
     "hermes": [
         (hermes(call()), [ADD]),
@@ -48,6 +51,7 @@ CASES = {
         (hermes(call(arguments="x")), [hermes(call(arguments="x"))]),
         ('<tool_call>\n{"name": "add", "argu', ['<tool_call>\n{"name": "add", "argu']),
         (call(), [call()]),
+        *((hermes(said), [hermes(said)]) for said in NOT_JSON),
         ("", []),
     ],
     "mistral": [

@@ -179,6 +179,15 @@ def test_beside_tools_an_answer_has_its_form(form: str, special: bool) -> None:
         mask_of(form, FREE, special, schema="true")
 
 
+@pytest.mark.parametrize("form", ["hermes", "mistral"])
+def test_an_answer_with_a_form_may_spell_a_whole_call(form: str) -> None:
+    said = json.dumps({"a": FORMS[form].opening, "b": {"name": "add", "arguments": {"s": FORMS[form].closing}}})
+    for pieces in ([said], list(said), [f" {said}"]):
+        assert found(HeldText(FORMS[form], (), True), pieces) == ("".join(pieces), [])
+    twice = CALL[form] if form == "mistral" else f"{CALL[form]}\n{CALL[form]}"
+    assert found(HeldText(FORMS[form], (), True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
+
+
 def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
     with pytest.raises(RequestError, match="whose calls begin with a brace in this expert's form, as JSON does"):
         mask_of("llama", FREE, schema=SCHEMA)

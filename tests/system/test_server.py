@@ -250,7 +250,7 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
         ({"logprobs": True, "top_logprobs": 21}, 400, "0 to 20"),
         ({"top_logprobs": 2}, 400, "set logprobs to true"),
         ({"logprobs": 3}, 400, "true or false"),
-        ({"stream_options": {"include_usage": 1}}, 400, "[stream_options.include_usage] is '1'; give true or false"),
+        ({"stream_options": {"include_usage": 1}}, 400, "[stream_options.include_usage] is 1; give true or false"),
         ({"stop": [""]}, 400, "stop"),
     ],
 )
@@ -303,6 +303,8 @@ def test_bad_bodies_get_400_and_an_error_object(url: str, body: bytes) -> None:
         (b'{"a": "\xff"}', "byte 7 is 0xff, which is no UTF-8"),
         (b"[" * 100000, "nested too deeply"),
         (b"1" * 5000, "is not JSON: Exceeds the limit"),
+        (b'{"a": [1, -Infinity]}', "is not JSON: -Infinity is no number"),
+        (b'{"temperature": 1e400}', "is not JSON: 1e400 is more than a double holds"),
     ],
 )
 def test_a_body_that_is_no_json_is_told_where_it_breaks(url: str, body: bytes, words: str) -> None:
@@ -310,6 +312,43 @@ def test_a_body_that_is_no_json_is_told_where_it_breaks(url: str, body: bytes, w
     assert got.status_code == 400
     assert words in got.json()["error"]["message"]
     assert got.json()["error"]["param"] == "body"
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "words"),
+    [
+        (rb'{"prompt": ["a", "b\ud800"]}', "prompt[1]", "character 1 is U+D800, which is no character by itself"),
+        (rb'{"logit_bias": {"\uDC00": 1}}', "logit_bias", "character 0 is U+DC00"),
+        (b'{"a": [' + b'{"b": ' * 100 + b"1" + b"}" * 100 + b"]}", "a[0]" + ".b" * 38, "beyond 100 levels; nest less"),
+        (b'{"prompt": 1, "model": "' + b"x" * 9999 + b'"}', "prompt", "is missing, empty or no text"),
+        (b'{"model": "ada", "max_tokens": ' + b"9" * 4000 + b"}", "max_tokens", "9...9"),
+        (
+            b'{"model": "ada", "stop": "' + b"x" * 9999 + b'", "top_p": [[[[' + b"[" * 50 + b"]" * 54 + b"}",
+            "top_p",
+            "...",
+        ),
+    ],
+)
+def test_what_no_answer_could_repeat_is_refused_by_its_place(url: str, body: bytes, where: str, words: str) -> None:
+    """In a few words, however long it is."""
+    got = httpx.post(f"{url}/v1/completions", content=body)
+    assert got.status_code == 400, got.text
+    error = got.json()["error"]
+    assert words in error["message"]
+    assert error["param"] == where
+    assert len(error["message"]) < 300
+
+
+def test_emoji_may_come_escaped(url: str) -> None:
+    """As Python's json writes them: two halves that are one character."""
+    texts = [{"prompt": text, "model": "ada", "max_tokens": 1} for text in ("a\U0001f600e\u0301", "\u2028")]
+    for asked in texts:
+        plain, escaped = (
+            httpx.post(f"{url}/v1/completions", content=json.dumps(asked, ensure_ascii=ascii)).json()
+            for ascii in (False, True)
+        )
+        assert plain["choices"] == escaped["choices"]
+        assert plain["usage"]["prompt_tokens"] == escaped["usage"]["prompt_tokens"] == len(asked["prompt"].encode())
 
 
 def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:

@@ -208,7 +208,7 @@ def test_offsets_count_the_characters_of_whole_and_broken_tokens() -> None:
     [
         ({"x": 1}, "names 'x', which is no token id"),
         ({"-1": 1}, "names '-1', which is no token id"),
-        ({"5": "x"}, "is x; give a number"),
+        ({"5": "x"}, "is 'x'; give a number"),
         ({"5": True}, "is True; give a number"),
         ({"5": 100.5}, "of token 5 is 100.5; give -100 to 100"),
         ({"999": 1}, "names token 999 but the vocabulary has"),

@@ -259,7 +259,10 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
             {"tools": [{"type": "function", "function": {**FUNCTION, "strict": True, "parameters": {"not": {}}}}]},
             "[tools[0].function.parameters] has a schema that cannot be enforced",
         ),
-        ({"tools": [{"type": "function", "function": {**FUNCTION, "parameters": 3}}]}, "parameters"),
+        (
+            {"tools": [{"type": "function", "function": {**FUNCTION, "parameters": 3}}]},
+            "[tools[0].function.parameters] is 3",
+        ),
         ({"tools": [{"type": "function", "function": {**FUNCTION, "description": "\ud800"}}]}, "Unicode"),
         ({"messages": [QUESTION, {"role": "tool", "content": "5"}]}, "tool_call_id"),
         ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "not text"),
@@ -271,7 +274,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
                     {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "add", "arguments": "{"}}]},
                 ]
             },
-            "no JSON object",
+            "[messages[1].tool_calls[0].arguments] is not JSON",
         ),
     ],
 )

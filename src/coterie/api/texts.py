@@ -16,7 +16,7 @@ from coterie.checkpoint.held import HeldText, is_held
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
-from coterie.core.errors import RequestError, UnsupportedError
+from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
@@ -75,7 +75,8 @@ class Text:
         if form is None:
             return None
         held = query.form or is_held(query.tools, query.calling)
-        return HeldText(form, names, bool(query.form)) if held else CallText(form, names)
+        apart = bool(query.form) and not query.calling.required
+        return HeldText(form, names, apart) if held else CallText(form, names)
 
     def _calls_form(self, query: Query) -> Form | None:
         return self.template.form if self.template is not None and query.tools else None
@@ -83,7 +84,7 @@ class Text:
     def _checked(self, ids: Sequence[int], field: str = "prompt") -> tuple[int, ...]:
         for place, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
-                fact = f"token {place} is {token}"
+                fact = f"token {place} is {shown(token)}"
                 raise RequestError(field, fact, f"{self.expert} has tokens 0 to {self.vocab_size - 1}")
         return tuple(ids)
 

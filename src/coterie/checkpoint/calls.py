@@ -192,10 +192,16 @@ def _read(text: str, form: Form, tools: Collection[str], final: bool) -> tuple[i
 
 
 def _call(item: object, form: Form, tools: Collection[str]) -> Call | None:
-    if not isinstance(item, dict) or item.get("name") not in tools:
+    name = item.get("name") if isinstance(item, dict) else None
+    arguments = item.get(form.arguments) if isinstance(item, dict) else None
+    if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
         return None
-    arguments = item.get(form.arguments)
-    return Call(item["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:  # what Python's reader takes and JSON has not: NaN, half a surrogate pair
+        return None
+    return Call(name, text)
 
 
 def _overlap(text: str, marker: str) -> int:

@@ -112,7 +112,8 @@ def _literal(text: str) -> str:
 class HeldText(CallText):
     """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
 
-    One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both.
+    One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both, so that text
+    may spell a call.
     """
 
     def __init__(self, form: Form, tools: Collection[str], apart: bool = False) -> None:
@@ -135,9 +136,12 @@ class HeldText(CallText):
         return super().flush()
 
     def _text_before_a_call(self) -> Iterator[str]:
-        if not (self._apart and self._said):
+        if not self._apart:
             yield from super()._text_before_a_call()
-        elif self._held:
+            return
+        begins, opening = self._held.lstrip(self._edge), self._form.opening
+        self._inside = not self._said and begins.startswith(opening)
+        if self._held and (self._said or not opening.startswith(begins[: len(opening)])):
             yield self._take(len(self._held))
 
     def _block(self, final: bool) -> Generator[Found, None, bool]:

@@ -12,7 +12,7 @@ from coterie.checkpoint.files import read_text
 from coterie.checkpoint.grammar import ANY_OBJECT
 from coterie.core.errors import RequestError
 from coterie.core.paths import user_path
-from coterie.server.fields import parsed
+from coterie.server.body import parsed
 
 OPTION = "--json-schema"
 
@@ -25,7 +25,7 @@ def form_of(schema: str | None, any_object: bool) -> str:
         raise RequestError(OPTION, "is given beside --json-object", "drop one of them")
     given = schema.lstrip().startswith("{")
     where = OPTION if given else schema
-    found = parsed((schema if given else _read(schema)).encode(errors="surrogatepass"), where)
+    found = parsed(schema if given else _read(schema), where)
     if not isinstance(found, dict):
         raise RequestError(where, f"is a JSON {type(found).__name__}", "give a schema that is an object")
     return json.dumps(found)

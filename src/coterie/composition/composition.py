@@ -21,7 +21,7 @@ from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
-from coterie.core.errors import CompositionError, NotFoundError
+from coterie.core.errors import CompositionError, NotFoundError, shown
 from coterie.core.paths import user_path
 
 PRESETS = Path(__file__).parent / "presets"
@@ -77,7 +77,7 @@ class Composition:
             if expert.name == name:
                 return expert
         raise NotFoundError(
-            self.name, f"there is no expert {name!r} among {len(self.experts)}", name_hint(name, self.names)
+            self.name, f"there is no expert {shown(name)} among {len(self.experts)}", name_hint(name, self.names)
         )
 
 
@@ -86,8 +86,8 @@ def name_hint(name: str, names: Sequence[str]) -> str:
     close = nearest(name, names)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    return f"the experts are {shown}"
+    first = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"the experts are {first}"
 
 
 def load_composition(ref: str | Path) -> Composition:

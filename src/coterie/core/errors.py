@@ -22,8 +22,18 @@ Knows nothing about who prints them. Our own bugs are ordinary Python exceptions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from reprlib import Repr
 
 from coterie.core.units import format_bytes
+
+_BRIEF = Repr()
+_BRIEF.maxlevel = 2
+_BRIEF.maxstring = _BRIEF.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value that a user gave as a sentence shows it: however long or deep it is, in about a line."""
+    return _BRIEF.repr(value)
 
 
 class CoterieError(Exception):

@@ -5,14 +5,14 @@ Knows nothing about devices, experts' weights or how requests are scheduled.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import CoterieError, RequestError, shown
 from coterie.core.values import value
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ MAX_REPETITION = 100.0
 
 
 def _within(field: str, value: float, fits: bool, allowed: str) -> None:
-    if isinstance(value, bool) or not math.isfinite(value) or not fits:
-        raise RequestError(field, f"{field} is {value!r}", f"allowed is {allowed}")
+    if isinstance(value, bool) or not fits or not abs(value) <= sys.float_info.max:
+        raise RequestError(field, f"{field} is {shown(value)}", f"allowed is {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

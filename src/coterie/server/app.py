@@ -20,9 +20,9 @@ from starlette.routing import Route
 from coterie.api import Coterie
 from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
+from coterie.server.body import parsed
 from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
-from coterie.server.fields import parsed
 from coterie.server.guard import Guard, digests_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat

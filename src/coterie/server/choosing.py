@@ -14,7 +14,7 @@ from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.grammar import ANY_OBJECT
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, shown
 from coterie.engine.request import MAX_BIAS, ChoiceParams
 from coterie.server.fields import flag, get, integer, number
 
@@ -50,15 +50,18 @@ def form_of(body: Mapping[str, object]) -> str:
     if kind == "json_object":
         return ANY_OBJECT
     if kind != "json_schema":
-        raise RequestError("response_format", f"has type {kind!r}", "use text, json_object or json_schema")
+        raise RequestError("response_format", f"has type {shown(kind)}", "use text, json_object or json_schema")
     named = given.get("json_schema")
-    schema = named.get("schema") if isinstance(named, dict) else None
+    named = named if isinstance(named, dict) else {}
+    schema = named.get("schema")
     if not isinstance(schema, dict):
         fact = "has no json_schema with a schema that is an object"
         raise RequestError(
             "response_format", fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         )
-    flag(named if isinstance(named, dict) else {}, "strict", "response_format.json_schema.")  # held either way
+    for word in ("name", "description"):
+        get(named, word, str, "a string", "response_format.json_schema.")
+    flag(named, "strict", "response_format.json_schema.")  # held either way
     return json.dumps(schema)
 
 
@@ -66,7 +69,7 @@ def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
     found: dict[int, float] = {}
     for name in given:
         if not (name.isascii() and name.isdigit() and len(name) < 10):
-            raise RequestError("logit_bias", f"names {name[:40]!r}, which is no token id", "give whole numbers from 0")
+            raise RequestError("logit_bias", f"names {shown(name)}, which is no token id", "give whole numbers from 0")
         bias = number({"logit_bias": given[name]}, "logit_bias", 0.0)
         if not abs(bias) <= MAX_BIAS:
             raise RequestError("logit_bias", f"of token {name} is {bias:g}", f"give {-MAX_BIAS:g} to {MAX_BIAS:g}")

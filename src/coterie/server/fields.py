@@ -6,7 +6,6 @@ Knows nothing about what an endpoint does with them.
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 
 from coterie.api import Query
 from coterie.api.types import draw_seed
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, shown
 from coterie.engine.request import SamplingParams
 
 # Accepted and without effect here: they describe the caller, not the answer.
@@ -36,23 +35,6 @@ SHARED = (
 )
 MAX_STOP = 16
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
-
-
-def parsed(body: bytes | bytearray, where: str = "body") -> Any:
-    """The JSON of a body, or of what `where` names. Raises RequestError that says where it breaks."""
-    try:
-        return json.loads(body)
-    except json.JSONDecodeError as error:
-        rest = error.doc[error.pos : error.pos + 20]
-        there = f"there is {rest!r}" if rest else "it ends" if error.pos else "it is empty"
-        fact = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}, but {there}"
-    except UnicodeDecodeError as error:
-        fact = f"is not JSON: byte {error.start} is 0x{error.object[error.start]:02x}, which is no UTF-8"
-    except RecursionError:
-        fact = "is nested too deeply"
-    except ValueError as error:
-        fact = f"is not JSON: {error}"
-    raise RequestError(where, fact, "give an object, in UTF-8")
 
 
 def an_object(body: object, fields: str) -> dict[str, Any]:
@@ -77,7 +59,8 @@ def check_names(
             continue  # many clients send null for whatever their user left out
         if name in refused:
             if value not in refused[name]:
-                raise RequestError(within + name, f"is {value!r}, which Coterie does not implement", "leave it out")
+                fact = f"is {shown(value)}, which Coterie does not implement"
+                raise RequestError(within + name, fact, "leave it out")
             continue
         near = difflib.get_close_matches(name, supported, 1)
         raise RequestError(
@@ -113,7 +96,8 @@ def stops(body: Mapping[str, object]) -> tuple[str, ...]:
         () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ("",)
     )
     if len(found) > MAX_STOP or not all(isinstance(s, str) and s for s in found):
-        raise RequestError("stop", f"is {stop!r}", f"give a string or a list of at most {MAX_STOP} non-empty strings")
+        words = f"give a string or a list of at most {MAX_STOP} non-empty strings"
+        raise RequestError("stop", f"is {shown(stop)}", words)
     return found
 
 
@@ -147,23 +131,23 @@ def flag(body: Mapping[str, object], name: str, within: str = "") -> bool:
     """A boolean, false where it is not given. Raises RequestError."""
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise RequestError(f"{within}{name}", f"is {str(value)[:40]!r}", "give true or false")
+        raise RequestError(f"{within}{name}", f"is {shown(value)}", "give true or false")
     return value is True
 
 
-def get(body: Mapping[str, object], name: str, kind: type, words: str) -> Any:
+def get(body: Mapping[str, object], name: str, kind: type, words: str, within: str = "") -> Any:
     """A field's value, if it is of the kind that `words` say, or None. Raises RequestError."""
     value = body.get(name)
     if value is not None and not isinstance(value, kind):
-        raise RequestError(name, f"is {value!r}", f"give {words}")
+        raise RequestError(within + name, f"is {shown(value)}", f"give {words}")
     return value
 
 
 def integer(body: Mapping[str, object], name: str) -> int | None:
     """A whole number, or None. Raises RequestError."""
     value = body.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise RequestError(name, f"is {value!r}", "give a whole number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64):
+        raise RequestError(name, f"is {shown(value)}", "give a whole number of 64 bits")
     return value
 
 
@@ -173,5 +157,5 @@ def number(body: Mapping[str, object], name: str, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
-        raise RequestError(name, f"is {str(value)[:40]}", "give a number")
+        raise RequestError(name, f"is {shown(value)}", "give a number")
     return float(value)

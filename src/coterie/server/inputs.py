@@ -11,7 +11,7 @@ from typing import Any
 
 from coterie.api import Message, Query
 from coterie.api.types import ToolCall
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
 from coterie.server.messages import call, message
@@ -39,6 +39,8 @@ SUPPORTED = (
     "tool_choice",
     "parallel_tool_calls",
 )
+_NAMED = ("name", "description", "parameters", "strict")  # of a function
+_PLAIN: Mapping[str, Any] = {"type": "function", "strict": False, "parameters": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ def parse_response(body: object) -> ResponseBody:
             fact = "is given, but this server keeps no responses"
             raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
     fields.flag(given, "store")
+    metadata = fields.get(given, "metadata", dict, "an object of texts") or {}
+    for name in metadata:
+        fields.get(metadata, name, str, "a text", "metadata.")
     text = fields.get(given, "text", dict, "an object") or {}
     fields.check_names(text, ("format",), {"verbosity": ("medium",)}, "text.")
     chat = {**given, "tools": _tools(given), "tool_choice": _choice(given.get("tool_choice"))}
@@ -75,12 +80,12 @@ def parse_response(body: object) -> ResponseBody:
     echoed = {
         "instructions": given.get("instructions"),
         "max_output_tokens": limit,
-        "metadata": given.get("metadata") or {},
-        "parallel_tool_calls": query.calling.several,
+        "metadata": metadata,
+        "parallel_tool_calls": given.get("parallel_tool_calls") is not False,
         "temperature": sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": given.get("tool_choice") or "auto",
-        "tools": [{"type": "function", "strict": False, **tool["function"]} for tool in chat["tools"]],
+        "tools": [{**_PLAIN, **tool["function"]} for tool in chat["tools"]],
         "top_p": sampling.top_p,
     }
     return ResponseBody(query, fields.streaming(given)[0], echoed)
@@ -112,7 +117,7 @@ def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall
     """One item; `names` has those of the functions called so far, by the calls' ids."""
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if not isinstance(item, dict) or kind not in ("message", "function_call", "function_call_output"):
-        fact = f"is of type {str(kind)[:40]}" if kind else "is no item"
+        fact = f"is of type {shown(kind)}" if kind else "is no item"
         raise RequestError(where, fact, "send messages, function_call and function_call_output")
     if kind == "message":
         return message({"role": item.get("role"), "content": _content(item.get("content"))}, where)
@@ -145,9 +150,8 @@ def _tools(body: Mapping[str, object]) -> list[dict[str, Any]]:
 def _nested(tool: object, where: str) -> dict[str, Any]:
     kind = tool.get("type") if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or kind != "function":
-        raise RequestError(where, f"is of type {str(kind)[:40]}", "offer functions alone: nothing else is run here")
-    named = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in named if tool.get(name) is not None}}
+        raise RequestError(where, f"is of type {shown(kind)}", "offer functions alone: nothing else is run here")
+    return {"type": "function", "function": {name: tool[name] for name in _NAMED if tool.get(name) is not None}}
 
 
 def _choice(choice: object) -> object:

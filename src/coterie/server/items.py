@@ -28,11 +28,13 @@ class Items:
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
-        """No more text comes; `cut`: the last item is not whole. There is one at least."""
+        """No more text comes; `cut`: a message that is the last item is not whole. There is one item at least."""
         for item in [] if self._reader is None else self._reader.flush():
             yield from self._said(item) if isinstance(item, str) else self._called(item)
         if not self.output:
             yield from self._begin_message()
+        if self.output[-1]["type"] == "function_call":
+            cut = self._reader is not None and self._reader.cut
         yield from self._close("incomplete" if cut else "completed")
 
     def _said(self, text: str) -> Iterator[dict[str, Any]]:

@@ -5,13 +5,12 @@ Knows nothing about templates. Source: the OpenAI API reference, "Create chat co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from coterie.api import Message
 from coterie.api.types import ToolCall
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, shown
+from coterie.server.body import parsed
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -43,12 +42,17 @@ def message(item: object, where: str) -> Message:
 def _content(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(p.get("text", "")) for p in content)
-    kinds = [str(p.get("type")) for p in content if isinstance(p, dict)] if isinstance(content, list) else []
-    if other := next((kind for kind in kinds if kind != "text"), ""):
-        raise RequestError(where, f"has content that is not text: a part of type {other!r}", "send text parts alone")
-    raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
+    if not isinstance(content, list):
+        raise RequestError(where, "has content that is not text", "send a string or a list of text parts")
+    return "".join([_part(part, where) for part in content])
+
+
+def _part(part: object, where: str) -> str:
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+    if kind != "text" or not isinstance(text, str):
+        what = f"a part of type {shown(kind)}" if kind != "text" else f"the text of a part is {shown(text)}"
+        raise RequestError(where, f"has content that is not text: {what}", "send text parts alone")
+    return text
 
 
 def _calls(given: object, where: str) -> tuple[ToolCall, ...]:
@@ -65,21 +69,10 @@ def call(item: object, where: str) -> ToolCall:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(name, str):
         raise RequestError(where, "is no call of a function with an id and a name", "send it as the answer had it")
-    # Templates write arguments as JSON themselves; text they would write as a string of JSON.
     arguments = function.get("arguments") if isinstance(function, dict) else None
-    try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else None
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise RequestError(where, "has arguments that are no JSON object in a string", "send it as the answer had it")
-    check_text(parsed, where)
-    return ToolCall(item["id"], name, parsed)
-
-
-def check_text(value: Any, where: str) -> None:
-    """Refuse JSON with text that is not valid Unicode. Raises RequestError."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError) as error:
-        raise RequestError(where, "has text that is not valid Unicode", "send valid Unicode text") from error
+    where = f"{where}.arguments"
+    # Templates write arguments as JSON themselves; text they would write as a string of JSON.
+    found = parsed(arguments, where) if isinstance(arguments, str) else None
+    if not isinstance(found, dict):
+        raise RequestError(where, "are no JSON object in a string", "send them as the answer had them")
+    return ToolCall(item["id"], name, found)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie.api import Coterie
-from coterie.core.errors import CoterieError, NotFoundError, RequestError
+from coterie.core.errors import CoterieError, NotFoundError, RequestError, shown
 from coterie.server.guard import check_origin
 from coterie.server.worker import Worker
 
@@ -99,7 +99,7 @@ async def _row(worker: Worker, name: str) -> dict[str, Any]:
 def _flag(request: Request, name: str) -> bool:
     said = request.query_params.get(name, "false").lower()
     if said not in _FLAGS:
-        raise RequestError(name, f"is {said!r}", "give true or false")
+        raise RequestError(name, f"is {shown(said)}", "give true or false")
     return _FLAGS[said]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import CoterieError, UsageError
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import details, error_body
@@ -29,12 +29,17 @@ _NOTHING: Mapping[str, Any] = {
     "truncation": "disabled",
     "usage": None,
 }
+_OWN = {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input", "prompt": "input"}
 
 
 def own_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of this endpoint."""
-    own = {"response_format": "text.format", "max_tokens": "max_output_tokens"}.get(error.where)
-    return RequestError(own, error.fact, error.remedy) if own and isinstance(error, RequestError) else error
+    if not isinstance(error, UsageError):
+        return error
+    where = _OWN.get(error.where, error.where).replace("response_format.json_schema.", "text.format.")
+    where = where.replace("].function.", "].").replace("tool_choice.allowed_tools", "tool_choice")
+    remedy = error.remedy.replace('"function": {"name": ...}}', '"name": ...}')
+    return type(error)(where, error.fact, remedy)
 
 
 class ResponseAnswers:
@@ -106,8 +111,9 @@ class ResponseAnswers:
         cut = answer.finish_reason == "length"
         made = self._response("incomplete" if cut else "completed", self._items.output if self._items else [])
         prompt, drawn = answer.prompt_tokens, len(answer.token_ids)
-        used = {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": answer.cached_tokens}}
-        used |= {"output_tokens": drawn, "output_tokens_details": {"reasoning_tokens": 0}}
+        cached = {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0}  # the second costs nobody anything
+        used = {"input_tokens": prompt, "input_tokens_details": cached, "output_tokens": drawn}
+        used |= {"output_tokens_details": {"reasoning_tokens": 0}}
         more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
         return {**made, **more, "usage": {**used, "total_tokens": prompt + drawn}, "coterie": details(answer)}
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from coterie.checkpoint.calls import Call, Calling, CallText, Found
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, shown
 from coterie.server import fields
-from coterie.server.messages import check_text
 
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 ID_CHARS = 9  # exactly so many letters and digits: Mistral's templates refuse other ids when they come back
@@ -54,7 +53,7 @@ def calling(body: Mapping[str, object], tools: Sequence[Mapping[str, Any]]) -> C
         _offers(tools, only)
         return Calling(mode == "required", several, only)
     words = 'give none, auto, required or {"type": "function", "function": {"name": ...}}'
-    raise RequestError("tool_choice", f"is {str(choice)[:80]!r}", words)
+    raise RequestError("tool_choice", f"is {shown(choice)}", words)
 
 
 def _name(tool: object, where: str) -> str:
@@ -72,7 +71,7 @@ def _offers(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
         raise RequestError("tool_choice", "asks for a call, but no tools are offered", "give tools, or leave it out")
     for name in names:
         if name not in known:
-            fact = f"names {name[:40]!r}, which is not offered"
+            fact = f"names {shown(name)}, which is not offered"
             raise RequestError("tool_choice", fact, f"offered are {', '.join(known[:8])}")
 
 
@@ -80,11 +79,10 @@ def _check(tool: object, where: str) -> None:
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RequestError(where, "is no function with a name", 'give {"type": "function", "function": {"name": ...}}')
-    if not isinstance(function.get("parameters", {}), dict):
-        raise RequestError(f"{where}.function.parameters", "is no JSON schema", "give an object, or leave it out")
-    if not isinstance(function.get("strict") or False, bool):
-        raise RequestError(f"{where}.function.strict", f"is {function['strict']!r}", "give true or false")
-    check_text(tool, where)
+    within = f"{where}.function."
+    fields.get(function, "description", str, "a string", within)
+    fields.get(function, "parameters", dict, "a JSON schema that is an object", within)
+    fields.flag(function, "strict", within)
 
 
 class Spoken:

@@ -1,0 +1,83 @@
+"""The JSON of a request's body: decoded, and free of what neither JSON nor Unicode can say, so that it may be repeated.
+
+Knows nothing about fields.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from coterie.core.errors import RequestError
+
+BODY = "body"
+MAX_DEPTH = 100  # of lists and objects within each other: beyond any schema, and far from where Python's stack ends
+MAX_PLACE = 80  # letters
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in UTF-8 half a surrogate pair comes only so
+
+
+def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
+    """The JSON of a body, or of what `where` names. Raises RequestError that says where it breaks.
+
+    Numbers that are none, or that no double holds, halves of surrogate pairs and nesting beyond MAX_DEPTH are refused.
+    """
+    try:
+        text = body if isinstance(body, str) else bytes(body).decode("utf-8-sig")
+        found = json.loads(text, parse_constant=_no_number, parse_float=_double)
+    except json.JSONDecodeError as error:
+        rest = error.doc[error.pos : error.pos + 20]
+        there = f"there is {rest!r}" if rest else "it ends" if error.pos else "it is empty"
+        fact = f"is not JSON at line {error.lineno}, column {error.colno}: {error.msg}, but {there}"
+    except UnicodeDecodeError as error:
+        fact = f"is not JSON: byte {error.start} is 0x{error.object[error.start]:02x}, which is no UTF-8"
+    except RecursionError:
+        fact = "is nested too deeply"
+    except ValueError as error:
+        fact = f"is not JSON: {error}"
+    else:
+        _check(found, where, isinstance(body, str) or bool(_ESCAPED_HALF.search(text)))
+        return found
+    raise RequestError(where, fact, "give an object, in UTF-8")
+
+
+def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:
+    """Raise RequestError for what is nested too deeply and, if `texts` are looked at, for those that are no Unicode."""
+    if isinstance(value, str):
+        half = _half(value) if texts else None
+        if half is not None:
+            fact = f"character {half} is U+{ord(value[half]):04X}, which is no character by itself"
+            raise RequestError(where[:MAX_PLACE], fact, "send valid Unicode text")
+        return
+    if depth == MAX_DEPTH:
+        raise RequestError(where[:MAX_PLACE], f"is nested too deeply, beyond {MAX_DEPTH} levels", "nest less")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check(name, where, texts)
+            if isinstance(item, dict | list | str):
+                _check(item, name if where == BODY else f"{where}.{name}", texts, depth + 1)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            if isinstance(item, dict | list | str):
+                _check(item, f"{where}[{place}]", texts, depth + 1)
+
+
+def _half(text: str) -> int | None:
+    """Where half a surrogate pair stands."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number there")
+
+
+def _double(digits: str) -> float:
+    found = float(digits)
+    if math.isinf(found):
+        raise ValueError(f"{digits[:40]} is more than a double holds")
+    return found
