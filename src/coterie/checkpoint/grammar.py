@@ -75,7 +75,7 @@ class Grammar:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> None:
         llguidance: Any = importlib.import_module("llguidance")
-        matcher = self._llmatcher = llguidance.LLMatcher
+        self._llmatcher = llguidance.LLMatcher
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         # Without an end of its own an expert gets one behind its vocabulary, which is never drawn.
         ends = end_ids or (vocab_size,)
@@ -83,8 +83,7 @@ class Grammar:
         made = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens, ends))
         self._tokens = llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
         # Kept for the next answer: a long list of tools takes a tenth of a second, in which no step is taken.
-        self._wrong = lru_cache(KEPT)(lambda grammar: matcher.validate_grammar(grammar, self._tokens))
-        self._begin = lru_cache(KEPT)(lambda grammar: matcher(self._tokens, grammar, log_level=0))
+        self._begin = lru_cache(KEPT)(lambda grammar: self._llmatcher(self._tokens, grammar, log_level=0))
 
     def mask(self, schema: str) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
@@ -107,7 +106,7 @@ class Grammar:
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
         grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special, answer))
-        if self._wrong(grammar):  # then it is known whose
+        if self._begin(grammar).is_error():  # then it is told whose
             for its, strict, where in arguments.values():
                 self._made(self._of_schema(json.dumps(its), where, strict), where)
             if schema:
@@ -126,10 +125,11 @@ class Grammar:
         return str(found)
 
     def _made(self, grammar: str, field: str) -> FormMask:
-        wrong = self._wrong(grammar)
-        if wrong:
-            raise RequestError(field, f"has a schema that cannot be enforced: {_line(wrong)}", "change the schema")
-        return FormMask(self._begin(grammar).deep_copy(), self._vocab_size, field)
+        begun = self._begin(grammar)
+        if begun.is_error():
+            fact = f"has a schema that cannot be enforced: {_line(begun.get_error())}"
+            raise RequestError(field, fact, "change the schema")
+        return FormMask(begun.deep_copy(), self._vocab_size, field)
 
 
 class FormMask:
@@ -151,7 +151,7 @@ class FormMask:
         """This token has come. Raises RequestError when it might not."""
         if not self._matcher.consume_token(token):
             fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
-            raise RequestError(self._field, fact, "report it")
+            raise RequestError(self._field, fact, "simplify the schema")
 
     @property
     def complete(self) -> bool:
