@@ -137,7 +137,7 @@ def test_a_form_that_is_too_large_to_be_followed_is_to_be_simplified():
     tokenizer, ends = byte_level()
     wide = {"type": "object", "properties": {f"k{n}": {"type": "null"} for n in range(600)}}
     mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps(wide))
-    with pytest.raises(RequestError, match="response_format.* max is 2000.*; simplify the schema"):
+    with pytest.raises(RequestError, match=r"response_format.* max is 2000.*; simplify the schema"):
         mask.accept(next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"{"))
 
 
