@@ -22,7 +22,7 @@ from rich.table import Table
 from coterie.api.assemble import Options, make_device, make_spec
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
-from coterie.bench.experts import check_room, random_experts
+from coterie.bench.experts import experts_in_turn
 from coterie.bench.gpu_peers import check_peers
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
@@ -146,16 +146,12 @@ def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[di
 
     `copies`: how many peers write all of them again.
     """
-    counts = [len(range(first, grid.experts, len(grid.shapes))) for first in range(len(grid.shapes))]
-    kinds = [(shape, count) for shape, count in zip(grid.shapes, counts, strict=True) if count]
     with ExitStack() as stack:
         if grid.device.startswith("synthetic"):
-            made = [[synthetic_model(shape)] * count for shape, count in kinds]
+            kinds = [synthetic_model(shape) for shape in grid.shapes]
+            turns = [kinds[number % len(kinds)] for number in range(grid.experts)]
         else:
-            need = check_room([(shape, count * (1 + copies)) for shape, count in kinds])
-            say(f"writing {grid.experts} random experts, {format_bytes(need)}")
-            made = [list(stack.enter_context(random_experts(shape, count))) for shape, count in kinds]
-        turns = [made[number % len(made)][number // len(made)] for number in range(grid.experts)]
+            turns = stack.enter_context(experts_in_turn(grid.shapes, grid.experts, say, copies))
         yield {
             f"expert-{number:03d}": replace(model, name=f"expert-{number:03d}") for number, model in enumerate(turns)
         }

@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from math import floor, log2, prod
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
+from coterie.core.units import format_bytes
 from coterie.graph.ops import INT16
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
@@ -55,6 +56,23 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
                 raise _no_room(root, count, need) from error
             raise
         yield tuple(open_model(Path(folder) / f"random-{seed}") for seed in range(count))
+
+
+@contextmanager
+def experts_in_turn(
+    shapes: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None], copies: int = 0
+) -> Iterator[list[Model]]:
+    """`count` random experts, of every shape in turn; `say` hears how many bytes are written.
+
+    Raises CapacityError when the temporary folder has no room for them and for so many copies of all.
+    """
+    counts = [len(range(first, count, len(shapes))) for first in range(len(shapes))]
+    kinds = [(shape, number) for shape, number in zip(shapes, counts, strict=True) if number]
+    need = check_room([(shape, number * (1 + copies)) for shape, number in kinds])
+    say(f"writing {count} random experts, {format_bytes(need)}")
+    with ExitStack() as stack:
+        made = [stack.enter_context(random_experts(shape, number)) for shape, number in kinds]
+        yield [made[number % len(made)][number // len(made)] for number in range(count)]
 
 
 def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:

@@ -5,7 +5,6 @@ Knows nothing about how it is measured.
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -20,9 +19,11 @@ from coterie.bench.gpu_switch import switch as gpu_switch
 from coterie.bench.neighbour import neighbour
 from coterie.bench.prefill import prefill
 from coterie.bench.quality import quality
-from coterie.bench.report import Effort, Report, json_line, show_frame
+from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.switch import switch
+from coterie.cli.bench_print import print_line, print_report
+from coterie.cli.bench_serve import bench_serve
 from coterie.cli.options import (
     ActivationsOpt,
     DeviceOpt,
@@ -78,7 +79,7 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
         for report in reports:
             report.show(out)
         out.print("larger: coterie bench fusion --shape 135m, and so with decode and switch")
-    _line({"bench": "all", "runs": [report.to_dict() for report in reports]})
+    print_line({"bench": "all", "runs": [report.to_dict() for report in reports]})
 
 
 @app.command("fusion")
@@ -99,11 +100,11 @@ def bench_fusion(
     """Unfused, fused, and fused with device orchestration: time, launches, bytes stored between kernels."""
     gpu = _gpu(device)
     if gpu is not None:
-        _print(gpu_bench.fusion(shape, prompt, Effort(rounds, seconds), gpu, way or ()), json_)
+        print_report(gpu_bench.fusion(shape, prompt, Effort(rounds, seconds), gpu, way or ()), json_)
         return
     if way:
         raise UsageError("--way", "the ways of a CPU are always compared", "leave it out, or add --device cuda")
-    _print(fusion(shape, prompt, threads, Effort(rounds, seconds)), json_)
+    print_report(fusion(shape, prompt, threads, Effort(rounds, seconds)), json_)
 
 
 @app.command("decode")
@@ -124,9 +125,11 @@ def bench_decode(
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
     gpu = _gpu(device, activations)
     if gpu is not None:
-        _print(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
+        print_report(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
-    _print(decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_)
+    print_report(
+        decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_
+    )
 
 
 @app.command("prefill")
@@ -146,9 +149,9 @@ def bench_prefill(
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
     gpu = _gpu(device, activations)
     if gpu is not None:
-        _print(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
+        print_report(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
-    _print(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
+    print_report(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
 
 
 @app.command("switch")
@@ -173,7 +176,7 @@ def bench_switch(
         report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
-    _print(report, json_)
+    print_report(report, json_)
 
 
 @app.command("neighbour")
@@ -185,7 +188,7 @@ def bench_neighbour(
     json_: JsonOpt = False,
 ) -> None:
     """Decode alone, and beside a process that keeps one of our CPUs busy."""
-    _print(neighbour(shape, CONTEXT_TOKENS, threads, Effort(rounds, 0.0)), json_)
+    print_report(neighbour(shape, CONTEXT_TOKENS, threads, Effort(rounds, 0.0)), json_)
 
 
 @app.command("quality")
@@ -196,7 +199,10 @@ def bench_quality(
     json_: JsonOpt = False,
 ) -> None:
     """What int8 and int4 weights, and int8 activations, do to answers, on the demo and on a random model."""
-    _print(quality(questions, shape), json_)
+    print_report(quality(questions, shape), json_)
+
+
+app.command("serve")(bench_serve)
 
 
 @app.command("coe")
@@ -253,7 +259,7 @@ def bench_coe(
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
-    _print(report, json_)
+    print_report(report, json_)
 
 
 def _gpu(device: str, activations: str = INT16) -> Gpu | None:
@@ -266,15 +272,3 @@ def _gpu(device: str, activations: str = INT16) -> Gpu | None:
     if activations != INT16:
         raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
     return Gpu(number)
-
-
-def _print(report: Report, json_: bool) -> None:
-    if not json_:
-        show_frame(out)
-        report.show(out)
-    _line(report.to_dict())
-
-
-def _line(value: dict[str, object]) -> None:
-    sys.stdout.write(json_line(value) + "\n")
-    sys.stdout.flush()

@@ -20,7 +20,7 @@ from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
 MAX_ANSWERS = 1024  # of one request, all prompts and choices together
-SUPPORTED = (*fields.SHARED, *PENALTIES, "logprobs", "prompt", "echo", "best_of")
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *PENALTIES, "logprobs", "prompt", "echo", "best_of")
 REFUSED: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
 _WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
 
@@ -46,6 +46,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
     echo, top = fields.flag(given, "echo"), likeliest(given)
+    ignore_end = fields.flag(given, fields.IGNORE_END)
     choice = replace(penalties(given), top_logprobs=top, score_prompt=echo and top is not None)
     prompts = _prompts(given.get("prompt"), n)
     queries = tuple(
@@ -58,6 +59,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
             raw=True,
             choice=choice,
             prompt_ids=() if isinstance(prompt, str) else prompt,
+            ignore_end=ignore_end,
         )
         for prompt in prompts
     )

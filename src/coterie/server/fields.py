@@ -33,6 +33,7 @@ SHARED = (
     "max_tokens",
     "stop",
 )
+IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
 MAX_STOP = 16
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 

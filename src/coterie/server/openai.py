@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
+from coterie.checkpoint.held import is_held
 from coterie.core.errors import (
     CapacityError,
     ClosedError,
@@ -21,6 +22,7 @@ from coterie.core.errors import (
     CrowdedError,
     NotFoundError,
     OversizeError,
+    RequestError,
     UsageError,
 )
 from coterie.server import fields
@@ -39,7 +41,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (*fields.SHARED, *CHOOSING, "messages", "max_completion_tokens", *TOOLS)
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", "max_completion_tokens", *TOOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ def parse_chat(body: object) -> ChatBody:
     fields.check_names(given, SUPPORTED, REFUSED)
     limits = (fields.integer(given, "max_completion_tokens"), fields.integer(given, "max_tokens"))
     tools = offered(given)
+    called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
+    if ignore_end and (form or is_held(tools, called)):
+        fact = "is set though the answer has a form, which says where it ends"
+        raise RequestError(fields.IGNORE_END, fact, "leave it out")
     query = Query(
         messages=messages(given),
         model=fields.model(given),
@@ -66,9 +72,10 @@ def parse_chat(body: object) -> ChatBody:
         max_tokens=next((number for number in limits if number is not None), None),
         stop=fields.stops(given),
         tools=tools,
-        calling=calling(given, tools),
+        calling=called,
         choice=choosing(given),
-        form=form_of(given),
+        form=form,
+        ignore_end=ignore_end,
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)

@@ -1,0 +1,194 @@
+"""Our own server as a child process, with the CPU time that it takes, and the same requests by the engine in process.
+
+Knows nothing about how requests are drawn or what is reported.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from time import monotonic, process_time, sleep
+from typing import IO
+
+from coterie.api import Coterie
+from coterie.bench.http_stream import origin_of
+from coterie.bench.serve_drive import Answered
+from coterie.core.errors import DeviceError
+from coterie.engine.request import Output, Request
+
+MAIN = "from coterie.cli.main import main; main()"
+ADDRESS = re.compile(r" at (http://\S+)$", re.MULTILINE)
+START_S, END_S, LOOK_S = 120.0, 30.0, 0.02
+WORDS = 2000  # characters of what a server that failed said last
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """Seconds of CPU of a process, and of its main thread: of our server the one that does HTTP. None: not known."""
+
+    all_s: float | None
+    main_s: float | None
+
+    def since(self, before: CpuTime) -> CpuTime:
+        """What was taken after `before`."""
+        return CpuTime(_less(self.all_s, before.all_s), _less(self.main_s, before.main_s))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """A server that runs."""
+
+    url: str
+    pid: int
+
+    def cpu_time(self) -> CpuTime:
+        """What it has taken so far. Source: proc(5), `stat`: fields 14 and 15 are ticks in user and system mode."""
+        return CpuTime(
+            _ticks_s(Path(f"/proc/{self.pid}/stat")), _ticks_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
+        )
+
+
+@contextmanager
+def own_server(composition: str, options: Sequence[str]) -> Iterator[OwnServer]:
+    """`coterie serve` on a free port of this machine, ended afterwards. Raises DeviceError where it does not start."""
+    words = [sys.executable, "-c", MAIN, "serve", composition, "--port", "0", *options]
+    # One that was set for other servers would shut us out.
+    environment = {name: value for name, value in os.environ.items() if name != "COTERIE_API_KEY"}
+    with TemporaryFile() as said:
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # A thread reads what it prints, so that it never waits for us.
+        reader = threading.Thread(target=_read, args=(child, lines), name="coterie-bench-reader", daemon=True)
+        reader.start()
+        try:
+            url = _address(lines, said)
+            _await_answer(url, child, said)
+            yield OwnServer(url, child.pid)
+        finally:
+            child.terminate()
+            try:
+                child.wait(END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            reader.join()
+            if child.stdout is not None:
+                child.stdout.close()
+
+
+def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+    """All that it prints; at last nothing."""
+    for line in child.stdout or ():
+        lines.put(line)
+    lines.put("")
+
+
+def _address(lines: queue.SimpleQueue[str], said: IO[bytes]) -> str:
+    """Where it listens, once it says so."""
+    try:
+        while line := lines.get(timeout=START_S):
+            if found := ADDRESS.search(line):
+                return found[1]
+        why = "it ended"
+    except queue.Empty:
+        why = f"it said no address for {START_S:.0f} s"
+    raise _no_start(said, why)
+
+
+def _await_answer(url: str, child: subprocess.Popen[str], said: IO[bytes]) -> None:
+    """Return when it takes connections, which is a little after it has said where."""
+    where, end_s = origin_of(url, {}), monotonic() + START_S
+    while monotonic() < end_s and child.poll() is None:
+        with suppress(OSError), socket.create_connection((where.host, where.port), timeout=1.0):
+            return
+        sleep(LOOK_S)
+    raise _no_start(said, "it takes no connections")
+
+
+def _no_start(said: IO[bytes], why: str) -> DeviceError:
+    said.seek(0)
+    words = said.read()[-WORDS:].decode(errors="replace").strip()
+    return DeviceError("coterie serve", f"the server did not start: {words or why}", "start it by hand to see more")
+
+
+def _ticks_s(file: Path) -> float | None:
+    try:
+        fields = file.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:  # not Linux, or gone
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _less(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def in_process(
+    coterie: Coterie, requests: Sequence[Request], in_flight: int, at_s: Sequence[float]
+) -> tuple[list[Answered], float, float]:
+    """The same by the engine alone: what became of each, seconds to the last one's end, and seconds of CPU.
+
+    `in_flight` at once, or where that is 0 each at its time. Raises the CoterieError that ended a request.
+    """
+    cpu_s = process_time()
+    run = _InProcess(coterie, requests, in_flight, at_s)
+    answers, elapsed_s = run.to_the_end()
+    return answers, elapsed_s, process_time() - cpu_s
+
+
+class _InProcess:
+    """One run's requests. Their ids are their numbers."""
+
+    def __init__(self, coterie: Coterie, requests: Sequence[Request], in_flight: int, at_s: Sequence[float]) -> None:
+        self._engine, self._device = coterie.parts.engine, coterie.parts.device
+        self._requests, self._in_flight = requests, in_flight
+        self._start_s = self._device.now()
+        self._due_s = [self._start_s + s for s in at_s] if not in_flight else [self._start_s] * len(requests)
+        self._next = self._open = 0
+        self._answers: list[Answered] = []
+        self._last_s = self._start_s
+
+    def to_the_end(self) -> tuple[list[Answered], float]:
+        engine, count = self._engine, len(self._requests)
+        while self._next < count or not engine.idle:
+            self._arrive()
+            until = self._due_s[self._next] if self._next < count and not self._in_flight else None
+            if engine.idle:
+                self._device.wait_any([], until)
+                continue
+            for output in engine.step(until, until):
+                if output.finish_reason is not None:
+                    self._take(output)
+        return sorted(self._answers, key=lambda one: one.number), self._last_s - self._start_s
+
+    def _arrive(self) -> None:
+        now, count = self._device.now(), len(self._requests)
+        while self._next < count and (
+            self._open < self._in_flight if self._in_flight else self._due_s[self._next] <= now
+        ):
+            if self._in_flight:
+                self._due_s[self._next] = now
+            self._engine.submit(self._requests[self._next])
+            self._next, self._open = self._next + 1, self._open + 1
+
+    def _take(self, output: Output) -> None:
+        number, timings = int(output.request_id), output.timings
+        if output.error is not None:
+            raise output.error
+        if timings is None or timings.first_token_s is None:
+            raise RuntimeError(f"request {number} ended without a token")
+        first_s, last_s = timings.first_token_s - self._due_s[number], timings.end_s - self._due_s[number]
+        request = self._requests[number]
+        self._answers.append(Answered(number, first_s, last_s, request.max_tokens, len(request.prompt_ids)))
+        self._last_s = max(self._last_s, timings.end_s)
+        self._open -= 1

@@ -1,0 +1,25 @@
+"""What every bench prints: a table for people, then one JSON line.
+
+Knows nothing about what was measured.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from coterie.bench.report import Report, json_line, show_frame
+from coterie.cli.options import out
+
+
+def print_report(report: Report, json_: bool) -> None:
+    """The machine, tables and notes, unless only JSON is wanted; then the line."""
+    if not json_:
+        show_frame(out)
+        report.show(out)
+    print_line(report.to_dict())
+
+
+def print_line(value: dict[str, object]) -> None:
+    """One line of JSON, with machine and commit."""
+    sys.stdout.write(json_line(value) + "\n")
+    sys.stdout.flush()

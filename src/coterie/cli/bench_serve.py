@@ -1,0 +1,105 @@
+"""`coterie bench serve`: what a client of the HTTP endpoint gets, of our own server or of one that runs.
+
+Knows nothing about how it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from coterie.bench.coe import SHAPES
+from coterie.bench.http_stream import origin_of
+from coterie.bench.serve import Own, random_names, serve_own, serve_url
+from coterie.bench.serve_asked import Way
+from coterie.bench.serve_models import models_at
+from coterie.bench.shapes import shape_config
+from coterie.cli.bench_print import print_report
+from coterie.cli.options import JsonOpt, KvOpt, NearOpt, ThreadsOpt, err, sentences
+from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt
+from coterie.composition.composition import load_composition
+from coterie.core.errors import UsageError
+from coterie.plan.mix import mix_named
+from coterie.plan.workload import POISSON, Load, lengths_named
+from coterie.server.guard import digests_of
+
+IN_FLIGHT, EXPERTS = (1, 32, 128), 6
+LENGTHS = "uniform:16:64 and so on"
+
+
+@sentences
+def bench_serve(
+    composition: Annotated[
+        str | None, typer.Argument(metavar="[COMPOSITION]", help="As for coterie serve; left out, random experts.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A server that runs and has OpenAI's API, ours or another.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Whom to ask there; repeatable. Left out, all that /v1/models names.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="COTERIE_API_KEY", help="That server's key, where it wants one.")
+    ] = None,
+    ends: Annotated[
+        bool, typer.Option("--ends", help="Answers end where their model ends them: for servers without ignore_eos.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Text completions in place of chats.")] = False,
+    rate: RateOpt = None,
+    in_flight: Annotated[
+        list[int] | None, typer.Option(help="Requests at once: a closed loop; repeatable. Left out, 1, 32 and 128.")
+    ] = None,
+    arrivals: ArrivalsOpt = POISSON,
+    requests: Annotated[int, typer.Option(help="Requests of a round.")] = 128,
+    mix: MixOpt = "uniform",
+    prompt: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of a prompt: 64, {LENGTHS}.")] = "64",
+    max_tokens: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of an answer: 32, {LENGTHS}.")] = "32",
+    seed: SeedOpt = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 3,
+    experts: Annotated[int | None, typer.Option(min=1, help=f"How many random experts; {EXPERTS}.")] = None,
+    shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
+    near: NearOpt = None,
+    kv: KvOpt = None,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Streamed requests over HTTP; of our own server the same ones by its engine in process, to see what HTTP costs."""
+    how = Way(raw, fixed=not ends)
+
+    def loads(names: Sequence[str]) -> list[Load]:
+        drawn = mix_named(mix, names), lengths_named(prompt, "--prompt"), lengths_named(max_tokens, "--max-tokens")
+        loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
+        return [Load(requests, *drawn, rate, at_once, arrivals, seed) for at_once in loops]
+
+    if url is not None:
+        ours = {"--experts": experts, "--shape": shape or None, "--near": near, "--kv": kv, "--threads": threads}
+        _left_out({"COMPOSITION": composition, **ours}, "is of a server that is started here", "leave --url out")
+        origin = origin_of(url, _headers(api_key))
+        asked = model or models_at(origin)
+        print_report(serve_url(origin, asked, loads(asked), rounds, how, _say), json_)
+        return
+    _left_out({"--model": model, "--ends": ends or None}, "is of a server that runs", "say with --url where it is")
+    if composition is not None:
+        _left_out({"--experts": experts, "--shape": shape or None}, "is of random experts", "leave the composition out")
+        names = load_composition(composition).names
+    else:
+        names = random_names(experts or EXPERTS)
+    shapes = (shape_config(shape),) if shape else SHAPES
+    own = Own(composition or "", names, shapes, near, kv, threads)
+    print_report(serve_own(own, loads(names), rounds, how, _say), json_)
+
+
+def _say(text: str) -> None:
+    err.print(text, style="dim", markup=False)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    keys = (api_key or "").split()
+    digests_of(keys)  # refuses what no header carries
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+def _left_out(given: dict[str, object], fact: str, remedy: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(name, fact, f"leave it out, or {remedy}")

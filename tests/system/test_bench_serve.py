@@ -1,0 +1,235 @@
+"""The bench of the HTTP endpoint: our own server beside its engine, and others as a client sees them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.system.openai_stub import DONE, HEAD, chunk, event, response, stream, stub
+from tests.system.tiny import CONFIG
+from typer.testing import CliRunner
+
+from coterie.bench.http_stream import Origin, origin_of
+from coterie.bench.serve_asked import CHAT, TEXT, Way, draw_round
+from coterie.bench.serve_drive import Answered, drive
+from coterie.bench.serve_rows import Round, row_of
+from coterie.bench.words import prompt, write_tokenizer
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.cli.main import app
+from coterie.plan.mix import mix_named
+from coterie.plan.workload import Load, lengths_named
+
+runner = CliRunner()
+USAGE = event(usage={"prompt_tokens": 9, "completion_tokens": 6})
+
+
+def bench(*args: object) -> dict:
+    result = runner.invoke(app, ["bench", "serve", *map(str, args), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refused(*args: object) -> str:
+    result = runner.invoke(app, ["bench", "serve", *map(str, args)])
+    assert result.exit_code == 2, result.output
+    return result.stderr
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def test_our_server_and_its_engine_answer_the_same_requests(temporary: Path, tmp_path: Path) -> None:
+    shape = tmp_path / "config.json"
+    shape.write_text(json.dumps(CONFIG))
+    got = bench("--shape", shape, "--experts", 3, "--requests", 12, "--rounds", 2, "--prompt", "uniform:5:9",
+                "--max-tokens", 7, "--in-flight", 4, "--threads", 1, "--mix", "zipf", "--seed", 3)  # fmt: skip
+    (run,) = got["runs"]
+    for name in ("http", "in_process"):
+        row = run[name]
+        assert (row["requests"], row["answered"], row["errors"]) == (24, 24, {})
+        assert row["tokens"] == 24 * 7
+        assert 0 < row["ttft_p50_s"] <= row["ttft_p90_s"] <= row["ttft_p99_s"]
+        assert 0 <= row["tpot_p50_s"] <= row["tpot_p99_s"]
+        assert row["tokens_per_s"] == pytest.approx(row["requests_per_s"] * 7)
+    assert run["http"]["prompt_tokens"] == run["in_process"]["prompt_tokens"] > 4  # the server counted what we did
+    assert run["http"]["tokens_counted_by_server"]
+    assert run["http"]["main_thread_cpu_s_per_1000_tokens"] <= run["http"]["cpu_s_per_1000_tokens"]
+    assert run["tokens_per_s_ratio"]["low"] <= run["tokens_per_s_ratio"]["median"] <= run["tokens_per_s_ratio"]["high"]
+    assert got["workload"] | {"mix": "zipf", "seed": 3, "experts": 3, "composition": "random"} == got["workload"]
+    assert not list(temporary.iterdir())
+
+
+def test_an_open_loop_on_the_demo_without_chat_templates() -> None:
+    got = bench(
+        "demo", "--rate", 100, "--arrivals", "steady", "--requests", 10, "--rounds", 1, "--max-tokens", 4, "--raw"
+    )
+    (run,) = got["runs"]
+    assert (run["in_flight"], run["rate_per_s"], run["loop"]) == (None, 100.0, "100 a second, steady")
+    for name in ("http", "in_process"):
+        assert run[name]["answered"] == 10
+        assert run[name]["tokens"] == 40
+        assert run[name]["elapsed_s"] > 0.1  # the last one comes after 0.1 s
+    assert run["http"]["prompt_tokens"] == run["in_process"]["prompt_tokens"]
+
+
+def answers(url: str, count: int, in_flight: int, timeout_s: float = 10.0, path: str = CHAT) -> list[Answered]:
+    bodies = [Way().body("m", str(number), 6) for number in range(count)]
+    return list(drive(origin_of(url, {}), path, bodies, in_flight, timeout_s=timeout_s).answers)
+
+
+def number_of(body: dict) -> int:
+    return int(body["messages"][0]["content"])
+
+
+def test_what_went_wrong_is_counted_by_its_kind() -> None:
+    """Every way in which a stream can fail, among those that do not, on connections that are used again."""
+    good = stream(event(""), event("a"), event("b", "length"), USAGE, DONE)
+    kinds = {
+        0: good,
+        1: [response(429, {"error": {"message": "too many"}})],
+        2: [HEAD, chunk(event("a")), None],
+        3: stream(event("a"), event("b")),
+        4: stream(event("a"), event(error={"message": "broke"}), DONE),
+        5: [None],
+        6: [response(200, {"object": "chat.completion"})],
+        7: [b"SSH-2.0-OpenSSH_9.6\r\n\r\n", None],
+        8: [HEAD, 5.0],
+        9: [response(503, b"<html>")],
+        10: [HEAD, b"not a size\r\n", None],
+        11: good,
+    }
+    with stub(lambda body: kinds[number_of(body)]) as (url, _):
+        found = answers(url, len(kinds), 1, timeout_s=0.3)
+    said = ["", "429", "stream cut", "stream cut", "error event", "connection cut", "no stream", "no HTTP", "timeout"]
+    assert [one.error for one in found] == [*said, "503", "no HTTP", ""]
+    assert [one.said for one in found if one.said] == ["too many", "broke", "<html>"]
+    row = row_of([Round(found, 2.0)])
+    assert (row["requests"], row["answered"], row["tokens"]) == (12, 2, 12)
+    assert row["errors"]["stream cut"] == 2
+    assert row["tokens_per_s"] == 6.0
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_made_anew() -> None:
+    good = b"".join(stream(event("a", "stop"), DONE))
+    with stub(lambda body: [good, None]) as (url, asked):
+        found = answers(url, 3, 1)
+    assert [one.error for one in found] == [""] * 3
+    assert len(asked) == 3
+
+
+def test_times_are_those_of_texts_and_tokens_those_of_the_usage() -> None:
+    slow = stream(
+        event(""), 0.1, b": waiting\n\n", event("a"), 0.2, event("b"), 0.05, event(None, "length"), USAGE, DONE
+    )
+    with stub(lambda _: slow) as (url, _):
+        (found,) = answers(url, 1, 1)
+    assert 0.1 <= found.first_s < 0.2
+    assert 0.3 <= found.last_s < 0.4
+    assert (found.tokens, found.prompt_tokens, found.counted) == (6, 9, True)
+    row = row_of([Round([found], 1.0)])
+    assert row["tpot_p50_s"] == pytest.approx((found.last_s - found.first_s) / 5)
+
+
+def test_without_usage_pieces_are_counted_and_crlf_and_cut_events_are_read() -> None:
+    body = (event("a") + event("b") + event("c", "stop")).replace(b"\n", b"\r\n")
+    pieces = [HEAD, *(chunk(body[at : at + 7]) for at in range(0, len(body), 7)), b"0\r\n", b"some: trailer\r\n\r\n"]
+    with stub(lambda _: pieces) as (url, _):
+        (found,) = answers(url, 1, 1)
+    assert (found.error, found.tokens, found.counted) == ("", 3, False)
+
+
+def test_an_open_loop_counts_waiting_from_when_a_request_was_due() -> None:
+    """One that is asked while a server is busy has waited, though nobody was there to ask it."""
+    bodies = [Way().body("m", "0", 6)] * 3
+    with stub(lambda _: [0.1, *stream(event("a", "stop"), DONE)]) as (url, _):
+        found = drive(origin_of(url, {}), CHAT, bodies, at_s=[0.0, 0.05, 0.3])
+    assert 0.4 <= found.elapsed_s < 0.6
+    assert all(0.1 <= one.first_s < 0.25 for one in found.answers)
+
+
+def test_another_server_is_measured_from_outside() -> None:
+    good = stream(event("a"), event("b", "length"), USAGE, DONE)
+    rows = {"data": [{"id": "x"}, {"id": "y"}]}
+    with stub(lambda _: good, rows) as (url, asked):
+        got = bench("--url", f"{url}/v1/", "--requests", 20, "--in-flight", 3, "--rounds", 1, "--max-tokens", 6)
+    (run,) = got["runs"]
+    assert "in_process" not in run
+    assert run["http"]["cpu_s_per_1000_tokens"] is None
+    assert run["http"]["answered"] == 20
+    assert got["workload"]["models"] == ["x", "y"]
+    assert {body["model"] for body in asked} == {"x", "y"}
+    assert all(body | {"ignore_eos": True, "max_tokens": 6, "stream": True, "path": CHAT} == body for body in asked)
+
+
+def test_our_experts_are_asked_past_their_router_and_a_server_may_lack_ignore_eos() -> None:
+    good = stream(event("a", "stop"), DONE)
+    rows = {"data": [{"id": "all", "coterie": {"kind": "composition"}}, {"id": "e", "coterie": {"kind": "expert"}}]}
+    with stub(lambda _: good, rows) as (url, asked):
+        bench("--url", url, "--requests", 2, "--in-flight", 1, "--rounds", 1, "--ends", "--raw", "--api-key", "k")
+    assert {(body["model"], body["path"], "ignore_eos" in body) for body in asked} == {("e", TEXT, False)}
+
+
+def test_a_prompt_has_the_tokens_that_were_asked_for(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 16384)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    for tokens in (1, 2, 33):
+        text = prompt(np.random.default_rng(tokens), tokens)
+        assert len(tokenizer.encode(text)) == tokens
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    bytes_alone = prompt(np.random.default_rng(1), 40, len)
+    assert 30 < len(bytes_alone) <= 40
+    load = Load(5, mix_named("uniform"), lengths_named("8", ""), lengths_named("2", ""), in_flight=1)
+    first, again, second = (draw_round(load, ["a", "b"], number, {}) for number in (0, 0, 1))
+    assert first == again
+    assert not set(first.texts) & set(second.texts)
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[str]:
+    with stub(lambda _: [response(404, {"error": {"message": "no such thing"}})], {"data": []}) as (url, _):
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--url", "localhost:8000"), "is no address of a server"),
+        (("--url", "http://127.0.0.1:1"), "no server answers"),
+        (("--url", "SILENT"), "names no models"),
+        (
+            ("--url", "SILENT", "--model", "x", "--in-flight", 2),
+            "none of 128 requests was answered, 404: no such thing",
+        ),
+        (("--url", "http://x", "--near", "1GiB"), "[--near] is of a server that is started here"),
+        (("demo", "--url", "http://x"), "[COMPOSITION] is of a server that is started here"),
+        (("--model", "x"), "[--model] is of a server that runs"),
+        (("demo", "--experts", 3), "[--experts] is of random experts"),
+        (("demo", "--rate", 1, "--in-flight", 1), "give one: an open loop or a closed one"),
+        (("demo", "--requests", 0), "give 1 or more"),
+        (("demo", "--mix", "lumpy"), "uniform, zipf, bursty"),
+        (("demo", "--prompt", "many"), "is no number of tokens"),
+        (("demo", "--prompt", 500, "--max-tokens", 100), "600 tokens of prompt and answer, but the context holds 512"),
+        (("nowhere",), "there is no such file or folder"),
+    ],
+)
+def test_mistakes_are_sentences(args: tuple, words: str, silent: str) -> None:
+    assert words in refused(*(silent if arg == "SILENT" else arg for arg in args))
+
+
+def test_addresses() -> None:
+    assert origin_of("http://[::1]:80/v1", {}) == Origin("::1", 80)
+    assert origin_of("https://host/some/v1/", {}) == Origin("host", 443, True, "/some")
+    assert origin_of("https://host/some", {"A": "b"}).head("/x", 2).split(b"\r\n")[:2] == [
+        b"POST /some/x HTTP/1.1",
+        b"Host: host:443",
+    ]
