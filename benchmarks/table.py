@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, markdown
+from benchmarks import gpu_table, markdown, serve_table
 
 from coterie.bench.decode import gain_aim
 from coterie.core.units import format_bytes, format_seconds
@@ -88,7 +88,7 @@ def page() -> str:
     """docs/speed.md: every table of every machine."""
     parts = [f"## {_machine(results)}\n\n{tables(results)}\n" for results in machines()]
     cards = [f"## {_gpu(results)}\n\n{GPU_HEAD}\n{tables(results, gpu=True, notes=True)}\n" for results in gpus()]
-    return "\n".join([HEAD, *parts, *cards])
+    return "\n".join([HEAD, *parts, *cards, serve_table.SERVERS])
 
 
 def write() -> None:
@@ -254,6 +254,7 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "prefill": _prefill,
     "switch": _switch,
     "coe": _coe,
+    "serve": serve_table.serve,
     "fusion": _fusion,
     "quality": _quality,
 }

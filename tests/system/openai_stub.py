@@ -1,6 +1,6 @@
-"""A stub of a server with OpenAI's API, on sockets, that answers as a test says: slowly, with errors, or not to the end.
+"""A stub of a server with OpenAI's API, on sockets, that answers as a test says: slowly, with errors, not to the end.
 
-Knows nothabout models: an answer is a list of pieces to send, with waits between them.
+Knows nothing about models: an answer is a list of pieces to send, with waits between them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-Piece = bytes | float
+Piece = bytes | float | None
 Answer = Callable[[dict], Sequence[Piece]]
 
 
@@ -47,7 +47,7 @@ def stream(*events: Piece) -> list[Piece]:
 
 @contextmanager
 def stub(answer: Answer, models: object = None) -> Iterator[tuple[str, list[dict]]]:
-    """Where it is, and the bodies that it was sent. An answer that ends with None in it closes the connection."""
+    """Where it is, and the bodies that it was sent. None in an answer closes the connection."""
     asked: list[dict] = []
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
 

@@ -93,6 +93,22 @@ def test_one_model_is_found_by_its_name(client: openai.OpenAI) -> None:
         client.models.retrieve("eve")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_of_fixed_length_go_on_behind_an_end(client: openai.OpenAI, stream: bool) -> None:
+    """Nothing but an end token may come: so an answer ends at once, or has as many of them as were asked for."""
+    ends = {"model": "ada", "temperature": 0, "max_tokens": 6, "logit_bias": {"256": 100}, "stream": stream}
+    usage = {"stream_options": {"include_usage": True}} if stream else {}
+    for ask_for in (
+        lambda **more: client.chat.completions.create(messages=[{"role": "user", "content": "x"}], **more),
+        lambda **more: client.completions.create(prompt="x", **more),
+    ):
+        for extra, reason, tokens in (({}, "stop", 1), ({"ignore_eos": True}, "length", 6)):
+            found = ask_for(**ends, **usage, extra_body=extra)
+            pieces = list(found) if stream else [found]
+            reasons = [choice.finish_reason for piece in pieces for choice in piece.choices]
+            assert (reasons[-1], pieces[-1].usage.completion_tokens) == (reason, tokens)
+
+
 def test_what_clients_send_that_asks_for_nothing_is_taken(url: str, client: openai.OpenAI) -> None:
     """Null for what their user left out, and defaults."""
     body = {"model": "ada", "messages": [{"role": "user", "content": "x", "name": "me"}], "max_tokens": 2}
@@ -252,6 +268,8 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
         ({"logprobs": 3}, 400, "true or false"),
         ({"stream_options": {"include_usage": 1}}, 400, "[stream_options.include_usage] is 1; give true or false"),
         ({"stop": [""]}, 400, "stop"),
+        ({"extra_body": {"ignore_eos": 1}}, 400, "true or false"),
+        ({"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}, 400, "[ignore_eos] is set"),
     ],
 )
 def test_bad_values_get_their_status_and_a_sentence(
