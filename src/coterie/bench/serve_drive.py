@@ -51,7 +51,7 @@ class Driven:
 
 
 @dataclass(slots=True)
-class _Sent:
+class Sent:
     """A request under way; its pieces with the time of each."""
 
     number: int
@@ -62,6 +62,7 @@ class _Sent:
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
 
     def take(self, data: bytes) -> None:
+        """A piece has come."""
         self.pieces.append((perf_counter(), data))
 
 
@@ -78,7 +79,7 @@ def drive(
     sent, begun_s = asyncio.run(_Drive(origin, path, bodies, timeout_s).run(in_flight, at_s))
     cpu_s = process_time() - cpu_s
     elapsed_s = max((one.end_s for one in sent), default=begun_s) - begun_s
-    return Driven([_read(one) for one in sent], elapsed_s, cpu_s)
+    return Driven([read(one) for one in sent], elapsed_s, cpu_s)
 
 
 class _Drive:
@@ -87,9 +88,9 @@ class _Drive:
     def __init__(self, origin: Origin, path: str, bodies: Sequence[bytes], timeout_s: float) -> None:
         self._client = Client(origin)
         self._path, self._bodies, self._timeout_s = path, bodies, timeout_s
-        self._sent: list[_Sent] = []
+        self._sent: list[Sent] = []
 
-    async def run(self, in_flight: int, at_s: Sequence[float]) -> tuple[list[_Sent], float]:
+    async def run(self, in_flight: int, at_s: Sequence[float]) -> tuple[list[Sent], float]:
         begun_s = perf_counter()
         try:
             if in_flight:
@@ -110,7 +111,7 @@ class _Drive:
         await self._ask(number, due_s)
 
     async def _ask(self, number: int, due_s: float) -> None:
-        one = _Sent(number, due_s)
+        one = Sent(number, due_s)
         self._sent.append(one)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -122,7 +123,8 @@ class _Drive:
         one.end_s = perf_counter()
 
 
-def _read(one: _Sent) -> Answered:
+def read(one: Sent) -> Answered:
+    """What its pieces say."""
     if one.status not in (0, 200):
         body = b"".join(data for _, data in one.pieces)
         return Answered(
