@@ -2,7 +2,8 @@
 
     correct    the driver, stored values and every promise of a device, beside the CPU's
     measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
-               what a model of it says about these; then packed weights; then transformers beside the benches
+               what a model of it says about these; then packed weights; then transformers beside the benches; then layers
+               with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
@@ -88,6 +89,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
         **{f"{name}-{weights}": ((*measured[name], "--weights", weights), 60) for name, weights in packed},
         **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
+        "decode-moe": (("bench", "decode", "--device", device, "--shape", "moe", "--context", "512"), 60),
     }
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
     tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT), *TESTS, "-k")

@@ -42,6 +42,8 @@ CAPABILITY = 90
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 # A Llama of 1B: hidden, intermediate, heads, kv heads, channels, vocabulary; tokens in a page, and its bytes.
 D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 2 * 8 * 64 * 2
+# Branches of a layer of OLMoE 1B-7B, whose hidden size is D: how many, how many are taken, and how wide they are.
+BRANCHES, TAKEN, BRANCH_F = 64, 8, 1024
 STEPS = {
     "decode 1": Bucket(1, 1, 1, 4096),
     "decode 4": Bucket(4, 4, 4, 4096),
@@ -165,6 +167,7 @@ SOME = {
     "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
+    "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), KINDS, tuple(STEPS)),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
@@ -179,6 +182,7 @@ def rows_of(dtype):
     qkv = {"wq": at, "wk": at, "wv": at, "wq_dtype": kind, "wk_dtype": kind, "wv_dtype": kind, "inv_freq": at}
     gate_up = {"gate": at, "gate_dtype": kind, "up": at, "up_dtype": kind}
     weight = {"weight": at, "weight_dtype": kind}
+    branches = {"weights": at, "branches": at, "dtype": kind, "E": BRANCHES, "taken": TAKEN, "D": D, "F": BRANCH_F}
     heads = {"q_norm": at, "q_norm_dtype": small, "k_norm": at, "k_norm_dtype": small}
     operands = {
         "embed": {"table": at, "table_dtype": kind, "D": D},
@@ -187,6 +191,8 @@ def rows_of(dtype):
         "norm_qkv_rope_append": {**norm, **qkv, **pages, "D": D, "H": H, "K": K, "C": C},
         "norm_gate_up_silu_mul": {**norm, **gate_up, "D": D, "F": F},
         "take_norm_linear": {**norm, **weight, "D": D, "N": V},
+        "branch_gate_up": branches,
+        "branch_down_add": branches,
     }
     if dtype is DType.BF16:
         operands |= {
@@ -212,6 +218,7 @@ def rows_of(dtype):
             "softcap": {"N": V},
             "norm_gate_up_gelu_mul": {**norm, **gate_up, "D": D, "F": F, "form": 1},
             "take_rows": {"D": D},
+            "choose_branches": {"E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},
             "sample": {"V": V},
         }
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}

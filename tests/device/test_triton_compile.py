@@ -24,6 +24,7 @@ MOST_SPILLED_BYTES = 16
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
+EARLY |= dict.fromkeys(("choose", "list", "group", "sum"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -66,12 +67,14 @@ def check(found):
 
 
 NORMS = ("norm_rope_append", "norm_add", "gelu", "softcap", "norm_gate_up_gelu_mul")
+PARTS_OF_BRANCHES = {"choose", "few", "list", "group", "stage", "many", "sum"}
+OF_BRANCHES = ("choose_branches", "branch_gate_up", "branch_down_add")
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """A function (names) -> kernels as they are, all compiled in one process: to import torch takes as long."""
-    found = compiled(tmp_path_factory.mktemp("few"), "linear", *NORMS, "feed", "meet")
+    found = compiled(tmp_path_factory.mktemp("few"), "linear", *NORMS, *OF_BRANCHES, "feed", "meet")
     return lambda *names: [one for one in found if one["kernel"].partition(":")[0] in names]
 
 
@@ -100,6 +103,19 @@ def test_capped_scores_and_gates_without_a_norm_compile(tmp_path):
 def test_kernels_of_norms_behind_blocks_and_of_gelu_compile(few):
     found = few(*NORMS)
     assert {one["kernel"].partition(":")[0] for one in found} == set(NORMS)
+    check(found)
+
+
+def test_kernels_of_branches_compile(few):
+    found = few(*OF_BRANCHES)
+    assert {one["kernel"].rpartition(" ")[2] for one in found} == PARTS_OF_BRANCHES
+    check(found)
+
+
+@pytest.mark.long
+def test_kernels_of_branches_compile_for_every_type_and_step(tmp_path):
+    found = compiled(tmp_path, "branches")
+    assert {one["kernel"].rpartition(" ")[2] for one in found} == PARTS_OF_BRANCHES
     check(found)
 
 

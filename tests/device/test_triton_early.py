@@ -91,6 +91,16 @@ def test_other_shapes_wait_too(make, shape):
     assert launches.early
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dtypes", [(BF16,), (Q4,)], ids=str)
+@pytest.mark.parametrize("step", SHORT)
+def test_layers_with_branches_wait_too(make, step, dtypes):
+    with begun_early() as launches:
+        inspect(make("branches", dtypes), STEPS[step])
+    assert launches.faults == []
+    assert {"_choose", "_few" if len(STEPS[step].tokens_T) < 5 else "_group"} <= set(launches.early)
+
+
 @pytest.mark.parametrize("dtypes", [(BF16,), pytest.param((Q4, F16, Q8, BF16, Q4), marks=pytest.mark.long)], ids=str)
 def test_long_prompts_wait_too(make, dtypes):
     with begun_early() as launches:

@@ -10,8 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.device.interpreted import WIDE, Bucket, bound_rows, gpu, inspect
+from tests.device.interpreted import WIDE, Bucket, bound_rows, gpu, inspect, run
+from tests.device.native import empty, random
 from tests.device.random_expert import making, step_of
+from tests.device.triton_cases import table_of, weight
 
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
@@ -101,6 +103,61 @@ def test_only_rows_that_meet_are_handed_on(make, shape):
     moved = rows.copy()
     moved[:, kernels.OPCODES["linear_add"].words["x"]] += 16 * (moved[:, kernels.OPCODE_WORD] == LINEAR_ADD)
     assert stages(moved, chunk, WIDE) == count
+
+
+def branch_rows(rng, T, dtype, E=5, taken=2, D=20, F=24):
+    """Rows of choose_branches, branch_gate_up and branch_down_add, what they store, and memory to keep."""
+    logits, x, residual = random(rng, T, E), random(rng, T, D), random(rng, T, D)
+    weights, inner, y = empty(T, E), empty(T, taken, F), empty(T, D)
+    both, downs = ([weight(rng, shape, dtype) for _ in range(n)] for shape, n in (((F, D), 2 * E), ((D, F), E)))
+    tables = table_of(both), table_of(downs)
+    sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype), "weights": weights}
+    chosen = {"T": T, "E": E, "top_k": taken, "normalise": 1, "scale": 1.0}
+    rows = [
+        ("choose_branches", {"logits": logits, "y": weights, **chosen}),
+        ("branch_gate_up", {"x": x, "branches": tables[0], "y": inner, **sizes}),
+        ("branch_down_add", {"x": inner, "branches": tables[1], "y": y, "residual": residual, **sizes}),
+    ]
+    encoded = []
+    for name, operands in rows:
+        at = {key: kernels.address(v) if isinstance(v, np.ndarray) else v for key, v in operands.items()}
+        encoded.append(kernels.encode(name, at))
+    return np.stack(encoded), {"weights": weights, "inner": inner, "y": y}, (logits, x, residual, both, downs, tables)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32, Q4])
+@pytest.mark.parametrize("T", [1, 3, 7])
+def test_lists_and_values_of_branches_have_the_bits_that_each_row_makes_for_itself(dtype, T):
+    """Rows launched one after another leave lists of branches, and rounded values, for those behind them."""
+    rows, found, held = branch_rows(np.random.default_rng(0), T, dtype)
+    bucket = Bucket(T, 1, 1, 1)
+    run(rows, bucket)
+    together = {name: values.copy() for name, values in found.items()}
+    for values in found.values():
+        values[:] = np.nan
+    for row in rows:
+        run(row[None], bucket)
+    for name, values in found.items():
+        np.testing.assert_array_equal(together[name], values, err_msg=name)
+    assert np.isfinite(found["y"]).all()
+    assert held
+
+
+@pytest.mark.parametrize(("T", "launched"), [(1, (1, 1, 1)), (3, (1, 1, 1)), (7, (1, 3, 2))])
+def test_no_row_of_a_layer_with_branches_makes_what_the_row_before_has_left(T, launched):
+    """Of more than few tokens: group, stage and multiply; multiply and sum up. Other weights are listed again."""
+    rows, _, held = branch_rows(np.random.default_rng(0), T, BF16)
+    bucket = Bucket(T, 1, 1, 1)
+    scratch = torch.zeros(gpu.scratch_bytes(rows, bucket, WIDE), dtype=torch.uint8)
+
+    def names():
+        copied = torch.from_numpy(rows.copy())
+        return [[one.kernel.__name__ for one in launches(rows, copied, i, bucket, scratch, WIDE)] for i in range(3)]
+
+    assert tuple(map(len, names())) == launched
+    rows[2][kernels.OPCODES["branch_down_add"].words["weights"]] += 16
+    assert "_list" in names()[2]
+    assert held
 
 
 def test_products_whose_norm_comes_behind_take_what_is_handed_on(make):

@@ -47,7 +47,6 @@ LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,),
 LONG += [
     (shape, dtypes, rules)
     for shape in SHAPES
-    if shape != "branches"
     for dtypes in ((F32,), (BF16,), ALL, MIXED)
     for rules in ("none", "cache")
 ]

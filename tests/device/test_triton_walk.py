@@ -170,6 +170,11 @@ LONG = [
     for dtypes in ((F32,), (F16,), (BF16,), (Q4, F32, Q8, F16, Q4))
     for rules, tokens, programs in (("cache", (4, 2, 7, 1), 3), ("none", (4,), 7), ("cache", (4, 2), 1))
 ]
+LONG += [
+    ("branches", dtypes, rules, tokens, programs)
+    for dtypes in ((F32,), (BF16,), (Q4, F32, Q8, F16, Q4))
+    for rules, tokens, programs in (("cache", (4, 2, 7, 1), 3), ("none", (4,), 7), ("cache", (4, 2), 1))
+]
 LONG += [("wide", (F32,), "none", (4, 2, 7), 1)]  # several units of each op that is elementwise
 
 

@@ -397,6 +397,82 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.
     return Case("attention", dtype.value, shape, worst, run)
 
 
+def choose_branches(T, E, top_k, normalise, logits=None):
+    """`logits`: how they are made, as words and a function (rng, T, E)."""
+    words, made = logits or ("", lambda rng, T, E: 2 * random(rng, T, E))
+
+    def run(rng):
+        x, y = made(rng, T, E), empty(T, E)
+        sizes = {"T": T, "E": E, "top_k": top_k, "normalise": normalise, "scale": 0.7}
+        call("choose_branches", tokens(T), logits=x, y=y, **sizes)
+        p = np.exp(x.astype(np.float64) - x.max(axis=-1, initial=0, keepdims=True))
+        taken = np.argsort(np.argsort(-x, axis=-1, kind="stable"), axis=-1) < top_k
+        expected = np.where(taken, p, 0) * 0.7 / (np.where(taken, p, 0) if normalise else p).sum(axis=-1, keepdims=True)
+        return [(y, expected), ((y != 0).astype(np.float64), taken.astype(np.float64))]
+
+    extra = ", normalised" * normalise + f", {words}" * bool(words)
+    return Case("choose_branches", "F32", f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
+
+
+def chosen(rng, T, E, taken):
+    """Weights of which `taken` of each row are not 0; the last branch is nobody's where it can be."""
+    y = np.zeros((T, E), np.float32)
+    among = E - 1 if taken < E else E
+    for row in y:
+        row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
+    return y
+
+
+def alike(rng, T, E, taken):
+    """All tokens take the same branches, the last ones."""
+    y = np.zeros((T, E), np.float32)
+    y[:, E - taken :] = rng.uniform(0.01, 1.0, (T, taken))
+    return y
+
+
+def table_of(matrices):
+    """Where a kernel finds where matrices are."""
+    return aligned(np.array([matrix.address for matrix in matrices], np.int64))
+
+
+def branch_gate_up(dtype, T, E, taken, D, F, choice=chosen):
+    def run(rng):
+        x, weights, y = random(rng, T, D), choice(rng, T, E, taken), empty(T, taken, F)
+        both = [weight(rng, (F, D), dtype) for _ in range(2 * E)]
+        sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype)}
+        call("branch_gate_up", tokens(T), x=x, weights=weights, branches=table_of(both), y=y, **sizes)
+        expected = np.zeros((T, taken, F))
+        for t, place, e in _pairs(weights):
+            gate, up = (x[t].astype(np.float64) @ both[i].values.T for i in (e, E + e))
+            expected[t, place] = native.silu(gate) * up
+        return [(y, expected)]
+
+    return Case("branch_gate_up", dtype.value, _branch_shape(T, E, taken, D, F, choice), bound(dtype, T), run)
+
+
+def branch_down(kernel, dtype, T, E, taken, D, F, choice=chosen):
+    def run(rng):
+        x, weights, y, residual = random(rng, T, taken, F), choice(rng, T, E, taken), empty(T, D), random(rng, T, D)
+        downs = [weight(rng, (D, F), dtype) for _ in range(E)]
+        sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype)}
+        last = {"residual": residual} if kernel == "branch_down_add" else {}
+        call(kernel, tokens(T), x=x, weights=weights, branches=table_of(downs), y=y, **sizes, **last)
+        expected = residual.astype(np.float64) if last else np.zeros((T, D))
+        for t, place, e in _pairs(weights):
+            expected[t] += weights[t, e] * (x[t, place].astype(np.float64) @ downs[e].values.T)
+        return [(y, expected)]
+
+    return Case(kernel, dtype.value, _branch_shape(T, E, taken, D, F, choice), bound(dtype, T), run)
+
+
+def _pairs(weights):
+    return [(t, place, e) for t, row in enumerate(weights) for place, e in enumerate(np.flatnonzero(row))]
+
+
+def _branch_shape(T, E, taken, D, F, choice):
+    return f"T {T}, E {E}, {taken} taken, D {D}, F {F}{', all alike' * (choice is alike)}"
+
+
 QUICK = [
     *(embed(dtype, T, V, D) for dtype in TYPES for T, V, D in ((1, 1, 1), (5, 7, 133))),
     *(embed(dtype, 3, 5, 70, 12.3) for dtype in (BF16, Q4)),
@@ -454,6 +530,14 @@ QUICK = [
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r) for T in (1, 3, 6) for r in (0, 6, 14)),
     *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
+    *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
+    choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),
+    *(branch_gate_up(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
+    *(branch_gate_up(t, 3, 5, 2, 70, 21) for t in (BF16, Q4)),
+    *(branch_gate_up(BF16, T, 4, 4, 33, 9, alike) for T in (0, 1, 4, 19)),
+    *(branch_down("branch_down", t, T, 5, 2, 21, 70) for t in TYPES for T in (1, 6)),
+    *(branch_down("branch_down_add", t, T, 5, 2, 33, 45) for t in TYPES for T in (3, 6)),
+    *(branch_down("branch_down_add", BF16, T, 7, 1, 33, 9, alike) for T in (0, 1, 4, 19)),
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r, interleaved=1) for T in (1, 3, 6) for r in (6, 20)),
     *(qkv((BF16,) * 3, T, 64, 2, 1, C, kv=BF16, rotated=r, interleaved=1) for T, C, r in ((7, 64, 64), (19, 32, 16))),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
@@ -475,6 +559,12 @@ LONG = [
     *(linear("linear", t, T, 130, 257, True) for t in TYPES for T in (1, 2, 17, 33, 65, 140)),
     *(linear("linear", t, T, 3, 1100, True) for t in TYPES for T in (1, 33)),
     *(gate_up(t, t, T, 130, 257, False) for t in TYPES for T in (4, 40, 130)),
+    *(branch_gate_up(t, T, E, A, 130, 70) for t in TYPES for T, E, A in ((2, 9, 9), (45, 6, 6), (140, 3, 2))),
+    *(branch_gate_up(t, T, 9, 2, 257, 130, alike) for t in TYPES for T in (1, 4, 70)),
+    *(branch_down("branch_down_add", t, T, E, A, 130, 70) for t in TYPES for T, E, A in ((2, 9, 9), (45, 6, 6))),
+    *(branch_down("branch_down_add", t, 140, 3, 2, 130, 257) for t in TYPES),
+    *(branch_down("branch_down", t, T, 9, 2, 70, 1100, alike) for t in TYPES for T in (1, 4, 70)),
+    *(choose_branches(T, E, k, 1) for T, E, k in ((70, 128, 8), (2, 1000, 40), (3, 4096, 2))),
     *(qkv((t,) * 3, T, 96, 8, 2, 32, kv=BF16) for t in TYPES for T in (4, 70)),
     *(qkv((BF16,) * 3, T, 96, H, K, C, kv=F16) for T in (4, 70) for H, K, C in ((4, 4, 96), (2, 1, 128))),
     *(attention(t, 8, 2, 64, 16, _CONTEXTS, c) for t in FLOATS for c in ((1, 1, 1), (140, 1, 33))),

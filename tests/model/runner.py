@@ -115,7 +115,7 @@ def on_cpu(model, rule_set="cache", **options):
 
 def on_cuda(model, rule_set="cache", **options):
     """The CUDA device on a GPU that is none, with the CPU's kernels: its bytes, addresses, rows and their order."""
-    return DeviceBackend(cuda(driver=LazyDriver(settle_s=2e-4), **options), model, rule_set)
+    return DeviceBackend(cuda(**{"driver": LazyDriver(settle_s=2e-4), **options}), model, rule_set)
 
 
 BACKENDS = {"reference": ReferenceBackend, "cpu": on_cpu}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.runner import Stepper, chunks
 from tests.model.test_agreement import check_float32, check_rounded
 
 from coterie.checkpoint.folder import Checkpoint
@@ -138,12 +138,6 @@ def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
     rows = stepper.rows((stepper.sequence(), [5, 6, 7]))
     wanted = backend.tokens(rows)
     np.testing.assert_array_equal(backend.tokens_behind_gates(rows), wanted)
-
-
-@pytest.mark.skipif("cuda" not in BACKENDS, reason="torch is not installed")
-def test_a_gpu_refuses_branches_by_name(folder_of, make_backend):
-    with pytest.raises(UnsupportedError, match=r"layers have branches .* not run on a GPU yet; use --device cpu"):
-        make_backend("cuda", open_model(folder_of("qwen3-moe")))
 
 
 WRONG = {

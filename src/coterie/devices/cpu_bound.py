@@ -52,7 +52,8 @@ class Bound:
         self._exe, self._sizes = exe, sizes
         self._plan, self._total_bytes = exe.plan(sizes)
         self.rows = exe.template.rows()
-        self._tables = exe.template.tables(self.rows)
+        self._tables = np.zeros(exe.template.table_words, np.int64)
+        exe.template.put_tables(self.rows, kernels.address(self._tables))
         self.inputs: dict[str, I32] = {name: np.zeros(0, np.int32) for name in INPUTS}
         self.feed = np.zeros(len(kernels.FEED), np.int64)
         self.settings = np.zeros((sizes.R, kernels.SETTING_WORDS), np.int64)

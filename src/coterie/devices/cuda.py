@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError, UnsupportedError
+from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, copy_pieces, wait_for
 from coterie.devices.cuda_bound import Shared, upload
@@ -38,7 +38,6 @@ from coterie.devices.lanes import COMPUTE, own
 from coterie.devices.operands import F32
 from coterie.devices.real import Ran, RealDevice, waits_of
 from coterie.devices.step import MAX_KEPT, LoweredExecutable, StepRows
-from coterie.graph.branch_ops import BRANCH_OPS
 from coterie.graph.program import Program
 from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
@@ -308,9 +307,6 @@ class CudaDevice(RealDevice):
         return Addresses(weights, kv, binding.block_bytes)
 
     def _encode(self, program: Program) -> LoweredExecutable:
-        if any(op.kind in BRANCH_OPS for op in program.graph.ops):
-            fact = "its layers have branches (mixture of experts inside a model), which are not run on a GPU yet"
-            raise UnsupportedError(program.graph.name, fact, "use --device cpu")
         exe = LoweredExecutable(program, NAME, "the GPU", self._constant)
         self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
         return exe

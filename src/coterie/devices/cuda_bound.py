@@ -1,7 +1,7 @@
 """A program's rows on the GPU for steps of one bucket, and what a run puts there: one block down, one block up.
 
-    packet (pinned)     rows | feed | state | tokens positions ... settings ends |     -> copied down -> fixed, inputs
-    on the GPU          fixed: rows, feed, state, stops: launches and captured steps hold their addresses
+    packet (pinned)     rows | feed | state | tables | tokens positions ... ends |     -> copied down -> fixed, inputs
+    on the GPU          fixed: rows, feed, state, tables, stops: launches and captured steps hold their addresses
                         inputs, kept: reached through words of rows and feed, so they may move
     packet (pinned)     state | tokens kept                                            <- copied up
 
@@ -106,7 +106,7 @@ class Bound:
         self._plan, self._total_bytes = exe.plan(self._sizes)
         rows = exe.template.rows()
         stops = stops_of(rows)
-        words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2}
+        words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2, "tables": exe.template.table_words}
         places, self._sent_bytes = places_of({name: 8 * count for name, count in words.items()})
         self._fixed = take(shared.driver, "a program's rows", self._sent_bytes + 8 * len(stops) + 16, LEVERS)
         self._sent = np.zeros(self._sent_bytes, np.uint8)  # what each run sends: the host's rows, feed and state
@@ -114,8 +114,10 @@ class Bound:
         self._rows[:] = rows
         self._feed = _host_part(self._sent, places["feed"])
         self._state = _host_part(self._sent, places["state"]).view(np.int32)
+        self._tables = _host_part(self._sent, places["tables"])
         self._stored = np.array([self._plan[name] for name in exe.template.stored], np.int64)
-        self.rows, self.feed, state = (_part(self._fixed, places[name]) for name in words)
+        self.rows, self.feed, state, tables = (_part(self._fixed, places[name]) for name in words)
+        exe.template.put_tables(self._rows, tables.data_ptr())
         self.rows = self.rows.view(torch.int64).view(-1, ROW_WORDS)
         self.feed = self.feed.view(torch.int64)
         self.state, self._state_bytes = state.view(torch.int32), state
@@ -255,7 +257,7 @@ class Bound:
         named |= {"kv": at.kv, "block_bytes": at.block_bytes}
         named["Z"] = self.exe.program.kv.tokens_per_block(at.block_bytes)
         template.put_named(self._rows, np.array([named[name] for name in template.named], np.int64))
-        template.put_weights(self._rows, at.weights)
+        template.put_weights(self._rows, at.weights, self._tables)
         template.put_stored(self._rows, self._stored + workspace)
         feed = {name: named[name] for name in ("tokens", "positions", "rows", "T", "R", "ends", "first_end")}
         feed |= {"drawn": workspace + self._plan[self.exe.drawn], "kept": kept}

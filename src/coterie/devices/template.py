@@ -15,6 +15,8 @@ from coterie.devices.operands import Named, Operand, Operands, Stored, Weight, W
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
+TABLE_WORDS = 2  # each table begins at a multiple of 16 bytes, as all that a GPU reads
+
 
 class Template:
     """Rows of a program with everything in place that is the same in every run, and where the rest goes."""
@@ -40,26 +42,29 @@ class Template:
         self._stored = _places([(at, self.stored.index(name)) for at, name in stored])
         self._named = _places([(at, self.named.index(name)) for at, name in named])
         listed = [(at, item.indices) for at, item in symbolic if isinstance(item, Weights)]
-        starts = np.cumsum([0, *(len(indices) for _, indices in listed)], dtype=np.int64)
+        padded = [(*indices, *indices[: -len(indices) % TABLE_WORDS]) for _, indices in listed]
+        starts = np.cumsum([0, *map(len, padded)], dtype=np.int64)
         self._tables = _places([(at, int(start)) for (at, _), start in zip(listed, starts, strict=False)])
-        self._listed = np.array([index for _, indices in listed for index in indices], dtype=np.int64)
+        self._listed = np.array([index for indices in padded for index in indices], dtype=np.int64)
 
     def rows(self) -> I64:
         """New rows, to be completed by the methods below."""
         return self._rows.copy()
 
-    def tables(self, rows: I64) -> I64:
-        """New tables of weights, which `rows` point to from now on, to be completed with them."""
-        tables = np.zeros(len(self._listed), dtype=np.int64)
-        at, starts = self._tables
-        rows.reshape(-1)[at] = kernels.address(tables) + tables.itemsize * starts
-        return tables
+    @property
+    def table_words(self) -> int:
+        """How many words all tables of weights have."""
+        return len(self._listed)
 
-    def put_weights(self, rows: I64, addresses: I64, tables: I64 | None = None) -> None:
+    def put_tables(self, rows: I64, address: int) -> None:
+        """Write into rows where their tables will be, one behind another from an address on."""
+        at, starts = self._tables
+        rows.reshape(-1)[at] = address + rows.itemsize * starts
+
+    def put_weights(self, rows: I64, addresses: I64, tables: I64) -> None:
         """Write the addresses of weights, given in the program's order, into rows and their tables."""
         _put(rows, self._weights, addresses)
-        if tables is not None:
-            tables[:] = addresses[self._listed]
+        tables[:] = addresses[self._listed]
 
     def put_stored(self, rows: I64, addresses: I64) -> None:
         """Write the addresses of stored values, given in the order of `stored`."""

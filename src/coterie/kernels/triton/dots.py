@@ -94,6 +94,14 @@ def many_dots(
 
 
 @triton.jit
+def in_turn(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
+    """Pointers to rows of two weights in turn, NEAR of each, and whether there are such: each has COUNT."""
+    n = r // (2 * NEAR) * NEAR + r % NEAR
+    rows = tl.where(r // NEAR % 2 == 0, rows_at(one, n, STRIDE, ALIGN), rows_at(other, n, STRIDE, ALIGN))
+    return tl.multiple_of(rows, ALIGN), n < COUNT
+
+
+@triton.jit
 def halves(both, ROWS: tl.constexpr, M: tl.constexpr, NEAR: tl.constexpr):
     """Of [ROWS, M] where NEAR rows of one thing and NEAR of another lie in turn: the rows of each, [ROWS / 2, M]."""
     one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * NEAR), 2, NEAR, M]), [0, 2, 3, 1]))
@@ -137,6 +145,7 @@ def _stage(
     NORM_AT: tl.constexpr,
     EPS: tl.constexpr,
     COUNT: tl.constexpr,
+    EACH: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
     SHIFT: tl.constexpr,
@@ -147,7 +156,7 @@ def _stage(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = tl.program_id(0)
-    if t < integer(row, COUNT):
+    if t < integer(row, COUNT) * EACH:
         stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
 
 
@@ -198,24 +207,39 @@ def launch_tiles(
     call.launch(kernel, grid, call.row, *args, **constants, **many.constants(), **how)
 
 
-def stage(call: Call, matrices: Sequence[Matrix], normed: bool = False, gathered: bool = False) -> torch.Tensor:
-    """Round the activations of a call to scratch, for the weights that they are about to meet: a program a row."""
-    y, rows, how = staging(call, matrices, normed, gathered)
+def stage(
+    call: Call,
+    matrices: Sequence[Matrix],
+    normed: bool = False,
+    gathered: bool = False,
+    start: int = 0,
+    each: int = 1,
+) -> torch.Tensor:
+    """Round the activations of a call to scratch, for the weights that they are about to meet: a program a row.
+
+    From byte `start` on, a multiple of 16; `each` token has so many rows.
+    """
+    y, rows, how = staging(call, matrices, normed, gathered, start, each)
     words = OPCODES[call.name].words
     how |= {"X": words["x"], "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
-    how |= {"ROWS": words["rows"] if gathered else None, "COUNT": words["R" if gathered else "T"]}
+    how |= {"ROWS": words["rows"] if gathered else None, "COUNT": words["R" if gathered else "T"], "EACH": each}
     call.launch(_stage, (rows,), call.row, y, **how)
     return y
 
 
 def staging(
-    call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False
+    call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False, start: int = 0, each: int = 1
 ) -> tuple[torch.Tensor, int, dict[str, object]]:
     """Where activations are staged, how many rows at most, and what `stage_row` is compiled for but for words."""
-    rows, K, TYPE = call.bucket.sampled if gathered else call.bucket.tokens, matrices[0].K, staged_type(matrices)
+    rows = each * (call.bucket.sampled if gathered else call.bucket.tokens)
+    K, TYPE = matrices[0].K, staged_type(matrices)
     step, warps = call.tiles.row(K)
     norm = {"NORM": call.type("norm"), "SHIFT": shift_of(call)} if normed else {"NORM": None, "SHIFT": None}
-    return call.scratch_as(TYPE, rows * K), rows, {"K": K, **norm, "TYPE": TYPE, "STEP": step, "num_warps": warps}
+    return (
+        call.scratch_as(TYPE, rows * K, start),
+        rows,
+        {"K": K, **norm, "TYPE": TYPE, "STEP": step, "num_warps": warps},
+    )
 
 
 def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:

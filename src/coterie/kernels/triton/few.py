@@ -79,9 +79,7 @@ def one_dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SH
     through shared memory, and those all at once. `ahead` is what weights_ahead gave.
     """
     N: tl.constexpr = len(rows)
-    sums = ()
-    for _r in tl.static_range(N):
-        sums = and_one(sums, tl.zeros([STEP], tl.float32))
+    sums = no_sums(N, STEP)
     squares = tl.zeros([STEP], tl.float32)
     if SHIFT is not None:
         mean, factor = moments(x, norm[2], K, STEP)
@@ -105,12 +103,47 @@ def one_dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SH
     if divided:
         sums = and_one(sums, squares)
     totals = _totals(sums)
-    y = tl.zeros([N], tl.float32)
-    for r in tl.static_range(N):
-        y = tl.where(tl.arange(0, N) == r, totals[r], y)
+    y = _stacked(totals, N)
     if divided:
         y = y / tl.sqrt(totals[N] / K + norm[2])
     return y[None, :]
+
+
+@triton.jit
+def add_products(sums, x, rows, there, times, K: tl.constexpr, STEP: tl.constexpr):
+    """Sums of each row by threads, as those of one_dot, and the products of `times` a token x with them."""
+    for i in tl.static_range((K + STEP - 1) // STEP):
+        k = i * STEP + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0) * times
+        more = ()
+        for r in tl.static_range(len(rows)):
+            more = and_one(more, sums[r] + _weights(rows[r], there[r], i * STEP, K, STEP).to(tl.float32) * values)
+        sums = more
+    return sums
+
+
+@triton.jit
+def no_sums(N: tl.constexpr, STEP: tl.constexpr):
+    """Sums of N rows by threads, to be added to."""
+    sums = ()
+    for _r in tl.static_range(N):
+        sums = and_one(sums, tl.zeros([STEP], tl.float32))
+    return sums
+
+
+@triton.jit
+def added_up(sums):
+    """[1, N] of sums by threads."""
+    return _stacked(_totals(sums), len(sums))[None, :]
+
+
+@triton.jit
+def _stacked(totals, N: tl.constexpr):
+    """The first N as one tensor."""
+    y = tl.zeros([N], tl.float32)
+    for r in tl.static_range(N):
+        y = tl.where(tl.arange(0, N) == r, totals[r], y)
+    return y
 
 
 @triton.jit

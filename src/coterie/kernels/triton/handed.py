@@ -1,8 +1,8 @@
 """Values that a launch rounds for the next one, which else reads them again to stage.
 
-    norm_gate_up_.._mul     or   attention of one sequence's chunk
+    norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up
         y, float32  -> where it is stored, unless another row writes there before any reads it again
-        y, rounded  -> scratch, behind its own ---> x of linear or linear_add, on tensor cores
+        y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
 
 Both sides look at both rows and find the same place. Nothing is launched between two rows of a step, so scratch holds.
 Of programs whose values share no memory, all are stored: who inspects a step finds them.
@@ -15,11 +15,13 @@ import torch
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.branches import Sizes
 from coterie.kernels.triton.dots import staged_bytes
-from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, name_of
+from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, Matrix, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 TAKERS = ("linear", "linear_add")
+OF_BRANCHES, TAKERS_OF_BRANCHES = "branch_gate_up", ("branch_down", "branch_down_add")
 _WRITTEN = {
     "norm_qkv_rope_append": "q",
     "norm_rope_append": "q",
@@ -37,9 +39,17 @@ def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | Non
 def handed_by_last(call: Call) -> torch.Tensor | None:
     """The rounded x of this call where the one before it left it."""
     before = call.before
-    if before is None or not _hands(before, call, call.integer("K")):
+    if before is None or not _hands(before, call, _matrix(call).K * _rows(call)):
         return None
     return _handed(before, call)[0]
+
+
+def handed_end(call: Call) -> int:
+    """Where in scratch that ends; 0 where the call before it left nothing."""
+    before, width = call.before, _matrix(call).K * _rows(call)
+    if before is None or not _hands(before, call, width):
+        return 0
+    return _start(_start(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
 
 
 def is_stored(call: Call, width: int) -> bool:
@@ -71,18 +81,31 @@ def handed_bytes(call: Call, width: int) -> int:
 
 def _hands(first: Call, then: Call, width: int) -> bool:
     """Whether y of the first is x of the other, for tensor cores."""
-    if then.name not in TAKERS or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
+    takers = TAKERS_OF_BRANCHES if first.name == OF_BRANCHES else TAKERS
+    if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
         return False
     if first.name == "attention":
         if first.bucket.sequences > 1:
             return False
-    elif first.name not in GATES:
+    elif first.name not in (*GATES, OF_BRANCHES):
         return False
-    return first.integer("y") == then.integer("x") and then.integer("K") == width == _width(first)
+    return first.integer("y") == then.integer("x") and _matrix(then).K * _rows(then) == width == _width(first)
 
 
 def _width(first: Call) -> int:
-    return first.integer("H") * first.integer("C") if first.name == "attention" else first.integer("F")
+    return first.integer("H") * first.integer("C") if first.name == "attention" else first.integer("F") * _rows(first)
+
+
+def _rows(call: Call) -> int:
+    """Of a token in what is handed on: one for each branch that it takes."""
+    return call.integer("taken") if call.name in (OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
+
+
+def _matrix(then: Call) -> Matrix:
+    """What the values that are handed on meet."""
+    if then.name in TAKERS_OF_BRANCHES:
+        return then.matrix("branches", then.integer("F"))
+    return then.matrix("weight", then.integer("K"))
 
 
 def _own_bytes(first: Call) -> int:
@@ -90,6 +113,8 @@ def _own_bytes(first: Call) -> int:
     if first.name == "attention":
         return 0
     K = first.integer("D")
+    if first.name == OF_BRANCHES:
+        return Sizes.of(first).list_bytes + staged_bytes(first, [first.matrix("branches", K)])
     return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
 
 
@@ -98,10 +123,10 @@ def _start(own: int) -> int:
 
 
 def _type(then: Call) -> tl.dtype:
-    return then.matrix("weight", then.integer("K")).dot_type
+    return _matrix(then).dot_type
 
 
 def _handed(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
     element = _type(then)
-    count = first.bucket.tokens * then.integer("K")
+    count = first.bucket.tokens * _matrix(then).K * _rows(then)
     return first.scratch_as(element, count, _start(_own_bytes(first))), element

@@ -13,6 +13,9 @@ import torch
 from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton import (
     attention,
+    branch_down,
+    branch_gate_up,
+    choose_branches,
     elementwise,
     embed,
     kv_append,
@@ -70,6 +73,10 @@ KERNELS: Mapping[str, Kernel] = {
     "norm_gate_up_gelu_mul": Kernel(norm_gate_up_silu_mul.launch, norm_gate_up_silu_mul.scratch_bytes),
     "norm_linear_gelu": Kernel(norm_linear_gelu.launch, norm_linear_gelu.scratch_bytes),
     "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
+    "choose_branches": Kernel(choose_branches.launch, choose_branches.scratch_bytes),
+    "branch_gate_up": Kernel(branch_gate_up.launch, branch_gate_up.scratch_bytes),
+    "branch_down": Kernel(branch_down.launch, branch_down.scratch_bytes),
+    "branch_down_add": Kernel(branch_down.launch, branch_down.scratch_bytes),
 }
 
 

@@ -31,6 +31,7 @@ from coterie.kernels.triton.described import (
 from coterie.kernels.triton.dots import (
     NEAR,
     halves,
+    in_turn,
     launch_tiles,
     many_dots,
     rows_at,
@@ -51,10 +52,7 @@ GELU_MUL = "norm_gate_up_gelu_mul"
 @triton.jit
 def rows_in_turn(row, r, F, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
     """Pointers to rows of gate and up in turn, NEAR of each, and whether there are such."""
-    f = r // (2 * NEAR) * NEAR + r % NEAR
-    gate = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-    up = rows_at(pointer(row, UP_AT, TYPE), f, STRIDE, ALIGN)
-    return tl.multiple_of(tl.where(r // NEAR % 2 == 0, gate, up), ALIGN), f < F
+    return in_turn(pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE), r, F, STRIDE, ALIGN, NEAR)
 
 
 @triton.jit

@@ -189,7 +189,8 @@ class Call:
 
     def dtype(self, operand: str) -> DType:
         """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
-        number = self.integer(f"{operand}_dtype")
+        own = f"{operand}_dtype"
+        number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")

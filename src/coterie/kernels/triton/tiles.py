@@ -38,6 +38,11 @@ class Few:
         one = tokens == 1 and group == 1 and self.rows <= MOST_ONE_ROWS
         return {**tile, "LINES": ahead, "ONE": one, "num_warps": self.warps, **limit}
 
+    def for_row(self, K: int, group: int) -> Few:
+        """For rows of K columns, `group` of which share a scale: one shorter than a step has fewer threads."""
+        columns = min(self.columns, max(power_of_two(K), LEAST_COLUMNS, group))
+        return replace(self, columns=columns, warps=max(self.warps * columns // self.columns, 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Many:
@@ -112,6 +117,20 @@ class Tiles:
     )
     # The same where weights are packed, whose columns are bytes: a thread has registers for so many as it widens them.
     packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
+    # Of layers with branches, by the tokens that take a branch in the mean; some branches have twice as many. Where
+    # there are many, small tiles leave less of a branch's last one empty.
+    branches: tuple[tuple[int, Many], ...] = (
+        (8, Many(64, 16, 256, 4, 4)),
+        (16, Many(64, 32, 128, 4, 4)),
+        (256, Many(128, 64, 64, 4, 4)),
+        (ANY, Many(128, 128, 64, 8, 3)),
+    )
+    packed_branches: tuple[tuple[int, Many], ...] = (
+        (8, Many(64, 16, 128, 4, 6)),
+        (16, Many(64, 32, 128, 4, 4)),
+        (256, Many(128, 64, 64, 8, 4)),
+        (ANY, Many(128, 128, 64, 8, 3)),
+    )
     # Prefill with weights that are not packed has larger tiles. Of each way, how long a tile takes, and a piece of one;
     # the way that takes least for all multiprocessors is taken. Tiles were measured as `one` was, pieces were not.
     waves: tuple[tuple[float, float, Many], ...] = (
@@ -196,6 +215,13 @@ class Tiles:
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""
         return min(power_of_two(size), self.elements)
+
+    def of_branches(self, mean: int, group: int, wide: bool) -> Many:
+        """For matrices of branches that so many tokens take in the mean; otherwise as `many_of`."""
+        chosen = _choose(self.branches if group == 1 else self.packed_branches, mean)
+        if wide:
+            chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
+        return replace(chosen, columns=max(chosen.columns, group))
 
     def many_of(self, rows: int, tokens: int, group: int, wide: bool, described: bool = False) -> Many:
         """For a weight with so many rows and a step with up to so many tokens.

@@ -1,0 +1,248 @@
+"""Layers with branches: which tokens take which branch, found on the GPU from weights [T, E] that are 0 but for those.
+
+    one token      ids   [A]             its branches, in their order; slot s is the s-th
+    up to four     slot s of a launch    the s-th of the branches that any of the tokens takes; the tokens that take it
+    more           ids   [T, A]          the branches of each token, in their order
+                   first [E + 1]         where each branch's pairs begin                   a launch, a program a branch
+                   pairs [T x A]         t x A + place, by branch and then by token
+
+These lists begin the scratch of all rows that read weights. choose_branches leaves ids there, or else a launch makes
+them; both rows that follow find what is there.
+
+A pair is a token and the place of a branch among the A that it takes. Grids are made for the most slots and tiles that
+so many tokens may need, whatever they take: programs look up which is theirs, and end where there is none.
+Knows nothing about what is computed with a branch's matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
+from coterie.kernels.triton.tiles import Many, power_of_two
+
+# The rows of all kernels that read matrices of branches begin alike.
+X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches", "y", "T")
+LINES = "LINES"  # of weights that are asked for before their turn: which branch's these are is known too late
+VALUES_OF_WARP = 256  # of a row of weights
+CHOOSER, READERS = "choose_branches", ("branch_gate_up", "branch_down", "branch_down_add")
+
+
+@triton.jit
+def matrix_at(row, branch, TYPE: tl.constexpr):
+    """The matrix of a branch, out of the table of addresses that the row points to."""
+    at = tl.load(pointer(row, BRANCHES, tl.int64) + branch)
+    return tl.multiple_of(at.to(tl.pointer_type(TYPE)), 16)
+
+
+@triton.jit
+def slots_of(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
+    """What `slot_of` looks at, and how many branches few tokens take."""
+    if M == 1:
+        weights, counts, count = ids, ids, integer(row, T) * TAKEN
+    else:
+        m, e = tl.arange(0, M), tl.arange(0, WIDE)
+        mask = (m < integer(row, T))[:, None] & (e < E)[None, :]
+        weights = tl.load(pointer(row, WEIGHTS, tl.float32) + m[:, None] * E + e[None, :], mask=mask, other=0.0)
+        counts = tl.cumsum(tl.max((weights != 0).to(tl.int32), axis=0), axis=0)
+        count = tl.max(counts, axis=0)
+    return weights, counts, count
+
+
+@triton.jit
+def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
+    """The `slot`-th branch that is taken; each token's weight of it, and its place in the token, both [M].
+
+    The weight is 0 where the token does not take it.
+    """
+    if M == 1:
+        branch = tl.load(weights + slot)
+        none = tl.zeros([M], tl.int32)
+        weight, place = tl.load(pointer(row, WEIGHTS, tl.float32) + branch + none), slot + none
+    else:
+        e = tl.arange(0, WIDE)
+        branch = tl.sum((counts <= slot).to(tl.int32), axis=0)
+        weight = tl.sum(tl.where((e == branch)[None, :], weights, 0.0), axis=1)
+        place = tl.sum(tl.where((e < branch)[None, :], (weights != 0).to(tl.int32), 0), axis=1)
+    return branch, weight, place
+
+
+@triton.jit
+def put_ids(ids, t, taken, TAKEN: tl.constexpr, WIDE: tl.constexpr):
+    """Store the branches [WIDE] that a token takes."""
+    place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
+    tl.store(whole(ids) + t * TAKEN + place, tl.arange(0, WIDE), mask=taken & (place < TAKEN))
+
+
+@triton.jit
+def whole(scratch):
+    """Scratch, which is handed to kernels as float32, as whole numbers."""
+    return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+@triton.jit
+def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WHEN: tl.constexpr, unit=None):
+    """The branches that a token takes, in their order."""
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = along(unit, 0)
+    if t < integer(row, T):
+        e = tl.arange(0, WIDE)
+        weights = pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E
+        put_ids(ids, t, tl.load(weights + e, mask=e < E, other=0.0) != 0, TAKEN, WIDE)
+
+
+@triton.jit
+def _group(row, ids, first, pairs, E: tl.constexpr, TAKEN: tl.constexpr, STEP: tl.constexpr, WHEN: tl.constexpr):
+    """The pairs of a branch, behind those of all branches before it."""
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    e, ids = tl.program_id(0), whole(ids)
+    count = integer(row, T) * TAKEN
+    below, mine = 0, 0
+    for start in tl.range(0, count, STEP):
+        i = start + tl.arange(0, STEP)
+        each = tl.load(ids + i, mask=i < count, other=E)
+        below += tl.sum((each < e).to(tl.int32), axis=0)
+        mine += tl.sum((each == e).to(tl.int32), axis=0)
+    tl.store(first + e, below)
+    if e == E - 1:
+        tl.store(first + E, below + mine)
+    for start in tl.range(0, count, STEP):
+        i = start + tl.arange(0, STEP)
+        here = (tl.load(ids + i, mask=i < count, other=E) == e).to(tl.int32)
+        at = below + tl.cumsum(here, axis=0) - 1
+        tl.store(pairs + at, i, mask=here != 0)
+        below += tl.sum(here, axis=0)
+
+
+@triton.jit
+def tile_of(first, pairs, tile, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr):
+    """The branch of a tile of pairs, E or more where there are fewer tiles; its pairs, and whether there are such.
+
+    Each branch has as many tiles as its pairs fill, behind those of the branches before it.
+    """
+    e = tl.arange(0, WIDE)
+    begins = tl.load(first + e, mask=e < E, other=0)
+    tiles = tl.cdiv(tl.load(first + e + 1, mask=e < E, other=0) - begins, TOKENS)
+    branch = tl.sum((tl.cumsum(tiles, axis=0) <= tile).to(tl.int32), axis=0)
+    within = tile - tl.sum(tl.where(e < branch, tiles, 0), axis=0)
+    at = tl.sum(tl.where(e == branch, begins, 0), axis=0) + within * TOKENS + tl.arange(0, TOKENS)
+    there = at < tl.load(first + tl.minimum(branch + 1, E))
+    return branch, tl.load(pairs + at, mask=there, other=0), there
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many branches there are, how many a token takes, and for how many tokens grids are made."""
+
+    E: int
+    taken: int
+    tokens: int
+
+    @staticmethod
+    def of(call: Call) -> Sizes:
+        """Those of a call."""
+        return Sizes(call.integer("E"), call.integer("taken"), call.bucket.tokens)
+
+    @property
+    def pairs(self) -> int:
+        """Tokens times branches that each takes."""
+        return self.tokens * self.taken
+
+    @property
+    def slots(self) -> int:
+        """The most branches that all tokens together may take."""
+        return min(self.E, self.pairs)
+
+    def tiles(self, tokens: int) -> int:
+        """The most tiles of so many pairs: one of each branch may be filled by a single pair."""
+        return (self.pairs + self.slots * (tokens - 1)) // tokens
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Names and values of the compile-time parameters."""
+        return {"E": self.E, "WIDE": power_of_two(self.E), "TAKEN": self.taken}
+
+    @property
+    def list_bytes(self) -> int:
+        """Scratch of the lists, which begin it."""
+        return 2 * _aligned(4 * self.pairs) + _aligned(4 * (self.E + 1))
+
+
+def ids_of(call: Call) -> torch.Tensor:
+    """Where the branches of each token are; launches what lists them, where no row before has done so."""
+    sizes = Sizes.of(call)
+    ids = call.scratch_as(tl.float32, sizes.pairs)
+    if not _is_left(call, (CHOOSER, *READERS)):
+        wide = power_of_two(sizes.E)
+        warps = min(max(wide // VALUES_OF_WARP, 1), 8)
+        call.launch(_list, (sizes.tokens,), call.row, ids, **sizes.constants, num_warps=warps)
+    return ids
+
+
+def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where `first` and `pairs` are; launches what makes them, where the row before has not."""
+    sizes, ids = Sizes.of(call), ids_of(call)
+    first_at = _aligned(4 * sizes.pairs)
+    pairs_at = first_at + _aligned(4 * (sizes.E + 1))
+    first = call.scratch_as(tl.float32, sizes.E + 1, first_at).view(torch.int32)
+    pairs = call.scratch_as(tl.float32, sizes.pairs, pairs_at).view(torch.int32)
+    if not _is_left(call, READERS):
+        step = call.tiles.step(sizes.pairs)
+        call.launch(_group, (sizes.E,), call.row, ids, first, pairs, E=sizes.E, TAKEN=sizes.taken, STEP=step)
+    return first, pairs
+
+
+def chosen_ids(call: Call) -> torch.Tensor | None:
+    """Where a call of choose_branches leaves the branches of each token; None where the next row reads no weights."""
+    after, count = call.after, call.bucket.tokens * call.integer("top_k")
+    if after is None or not _leaves(call, after):
+        return None
+    return call.scratch_as(tl.float32, count)
+
+
+def chosen_bytes(call: Call) -> int:
+    """Scratch for that."""
+    leaves = call.after is not None and _leaves(call, call.after)
+    return 4 * call.bucket.tokens * call.integer("top_k") if leaves else 0
+
+
+def _is_left(call: Call, by: Sequence[str]) -> bool:
+    """Whether the row before is one of these, and has left its lists."""
+    return call.before is not None and call.before.name in by and _leaves(call.before, call)
+
+
+def _leaves(first: Call, then: Call) -> bool:
+    """Whether both rows, one behind the other, are about the same weights."""
+    if then.name not in READERS:
+        return False
+    weights, taken = ("y", "top_k") if first.name == CHOOSER else ("weights", "taken")
+    alike = first.integer("E") == then.integer("E") and first.integer(taken) == then.integer("taken")
+    return alike and first.integer(weights) == then.integer("weights")
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, object]:
+    """What a kernel is compiled for that multiplies few tokens with so many rows of a matrix of each branch."""
+    sizes = Sizes.of(call)
+    few = call.tiles.few(rows * sizes.slots, matrix.K, sizes.tokens, matrix.group, matrix.is_wide, least_rows)
+    constants = few.for_row(matrix.K, matrix.group).constants(sizes.tokens, matrix.group)
+    return {name: value for name, value in constants.items() if name != LINES}
+
+
+def many_of(call: Call, matrix: Matrix) -> tuple[Many, dict[str, object]]:
+    """The tile of a kernel that multiplies many tokens, and what it is compiled for."""
+    sizes = Sizes.of(call)
+    many = call.tiles.of_branches(sizes.pairs // sizes.E, matrix.group, matrix.is_wide)
+    tile = {"ROWS": many.rows, "TOKENS": many.tokens, "STEP": many.columns, "DOT": matrix.dot_type}
+    return many, {**tile, "num_warps": many.warps, "num_stages": many.stages}

@@ -1,0 +1,123 @@
+"""Models with branches on the CUDA device, on a GPU that is none: by the CPU's kernels to the bit, and by Triton's.
+
+Tables of the branches' matrices are the device's; what they hold is the same for all kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+
+from tests.device.in_turns import in_turns
+from tests.device.interpreted import WIDE
+from tests.device.lazy_gpu import LazyDriver
+from tests.model import tiny
+from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.test_agreement import FP32_TOLERANCE, check_float32
+from tests.model.theirs import relative_error, typical_error
+
+from coterie.devices.cuda_kernels import TritonKernels
+from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
+
+ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe")
+PROMPT = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """A backend by Triton's kernels."""
+    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
+
+
+@pytest.mark.parametrize("row", [ROWS[0], *(pytest.param(row, marks=pytest.mark.long) for row in ROWS[1:])])
+def test_float32_by_the_cpus_kernels(row, folder_of, theirs_of, make_backend):
+    check_float32("cuda", row, "default", folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])
+def test_every_orchestration_gives_the_cpus_bits(orchestration, folder_of, make_backend):
+    """A prompt, steps that are captured or walked, and the same from another place: tables follow the weights."""
+    model = open_model(folder_of("qwen3-moe"))
+    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
+    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
+    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    on_gpu.move_weights()
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    assert on_gpu.device.remarks == ()
+
+
+def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
+    backend = make_backend("cuda", open_model(folder_of("mixtral")))
+    stepper = Stepper(backend)
+    rows = stepper.rows((stepper.sequence(), PROMPT))
+    wanted = backend.tokens(rows)
+    np.testing.assert_array_equal(backend.tokens_behind_gates(rows), wanted)
+
+
+def test_stacked_matrices_are_placed_where_a_gpu_reads_them(folder_of, make_backend, tmp_path):
+    """Matrices within a tensor begin at odd bytes of it."""
+    folder = tiny.save(tiny.make("qwen3-moe"), tmp_path, "bf16", save_original_format=False)
+    stacked, apart = open_model(folder), open_model(folder_of("qwen3-moe", "default", "bf16"))
+    one, other = (make_backend(kind, model) for kind, model in (("cuda", stacked), ("cpu", apart)))
+    assert Stepper(one).greedy(PROMPT, 5) == Stepper(other).greedy(PROMPT, 5)
+
+
+def check(row, dtype, bound, folder_of, theirs_of, make_backend):
+    """Logits of a short prompt, in one step and then token by token, beside those of transformers in float32."""
+    theirs = theirs_of(row, "default", dtype)
+    stepper = Stepper(make_backend("triton", open_model(folder_of(row, "default", dtype))))
+    prompt, one = theirs.prompt[:7], stepper.sequence()
+    found = [stepper.feed((stepper.sequence(), prompt)), np.concatenate([stepper.feed((one, [t])) for t in prompt[:3]])]
+    for logits in found:
+        assert error_of(dtype)(logits, theirs.truth[: len(logits)]) <= bound
+
+
+def error_of(dtype):
+    """Rounding may turn a choice of a branch over, so of rounded types the token in the middle counts."""
+    return relative_error if dtype == "fp32" else typical_error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", tiny.BRANCH_ROWS)
+def test_float32_by_tritons_kernels(row, folder_of, theirs_of, make_backend):
+    check(row, "fp32", FP32_TOLERANCE, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("row", ROWS)
+def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make_backend):
+    own = theirs_of(row, "default", dtype).own_typical_error
+    check(row, dtype, 2 * own, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("row", ROWS)
+def test_packed_weights_by_tritons_kernels(row, bits, folder_of, make_backend, tmp_path):
+    """Of few tokens, which are not rounded here; the CPU rounds them to 16 bits, far less than weights are."""
+    quantize_folder(folder_of(row, "default", "bf16"), tmp_path / "packed", Packing(bits, bits))
+    model = open_model(tmp_path / "packed")
+    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
+    found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
+    assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe"])
+def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
+    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
+    driver.facts = replace(driver.facts, multiprocessors=3)
+    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 5, 4)
+    with in_turns() as turns:
+        backend = make_backend("triton", model, orchestration="persistent", driver=driver)
+        assert Stepper(backend).greedy(PROMPT, 5, 4) == wanted
+        assert turns.atomics > 0
+        assert backend.device.remarks == ()
