@@ -2,8 +2,8 @@
 
     correct    the driver, stored values and every promise of a device, beside the CPU's
     measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
-               what a model of it says about these; then packed weights; then transformers beside the benches; then layers
-               with branches
+               what a model of it says about these; then packed weights; then transformers beside the benches;
+               then layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,

@@ -18,6 +18,7 @@ from tests.system.tiny import CONFIG
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
 TESTS = ("tests", "tests-persistent")
+LARGE = "decode-moe"  # of a fixed shape, and too much for a GPU that is none
 
 
 def code(text: str) -> tuple[str, ...]:
@@ -150,6 +151,7 @@ def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: 
     assert sum(part.limit_s for part in every[: names.index("validate") + 1]) <= 60 * first_gpu.MINUTES
     packed = [f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")]
     assert names[names.index("validate") + 1 :][: len(packed) + 1] == [*packed, "decode-peers"]
+    assert names.index(LARGE) == len(names) - 3
     assert all(part.command[-2:] == ("--weights", part.name[-4:]) for part in every if part.name in packed)
     assert all(0 < part.limit_s <= 240 for part in every)
 
@@ -159,7 +161,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
     """Every command but the tests' own, in processes of their own; peers too, compiled for this processor: minutes."""
     config, out = tmp_path / "config.json", tmp_path / "out"
     config.write_text(json.dumps(CONFIG))
-    every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in TESTS]
+    every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in (*TESTS, LARGE)]
     only = [word for name in every for word in ("--only", name)]
     status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
     shown = capsys.readouterr().out
