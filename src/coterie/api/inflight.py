@@ -48,12 +48,12 @@ class InFlight:
 
     def chunk(self, output: Output, synthetic: bool) -> Chunk:
         """What an output says to who asked. `synthetic`: tokens are made up on this device."""
-        scored = self._scored(output)
+        scored = self._scored(output) if output.logprobs else ()
         if self.query.max_tokens == 0:
             output = _undrawn(output)
         self.token_ids += output.token_ids
         self.text.append(output.text)
-        found = self._found(output)
+        found = self._found(output) if output.logprobs else ()
         self.logprobs += found
         answer = None
         if output.finish_reason is not None and output.error is None:

@@ -21,6 +21,8 @@ class StopText:
         """Take the next piece and return what can be shown now. After a stop string everything is dropped."""
         if self.stopped:
             return ""
+        if not self._stop:
+            return piece
         text = self._held + piece
         found = _first_complete(text, self._stop)
         if found is not None:

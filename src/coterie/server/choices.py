@@ -8,7 +8,7 @@ Knows nothing about how an endpoint writes an answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -40,8 +40,8 @@ class Asked(Protocol):
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
 
-    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says of one choice's chunk, which is no error."""
+    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
+        """What a stream says of one choice's chunk, which is no error: events as they are sent."""
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """A stream's last events, before the bytes of its `end`."""
@@ -122,7 +122,7 @@ async def _events(
             if chunk.error is not None:
                 yield b"".join([*parts, *map(asked.encode, asked.failure(chunk.error))])
                 return
-            parts += map(asked.encode, asked.events(index, chunk))
+            parts += asked.said(index, chunk)
             if chunk.answer is not None:
                 answers[index] = chunk.answer
             if len(answers) == len(asked.queries):

@@ -15,7 +15,7 @@ from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.choosing import PENALTIES, penalties
-from coterie.server.openai import Streamed, details, own_details, usage
+from coterie.server.openai import MARK, Frame, Streamed, details, own_details, usage
 from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
@@ -109,6 +109,7 @@ class TextAnswers(Streamed):
         self._n, self._echo, self._created = body.n, body.echo, created
         self._id, self._begun = "", set[int]()
         asked = any(query.choice.top_logprobs is not None for query in self.queries)
+        self._frames: dict[int, Frame] = {}
         self._logprobs = [TextLogprobs() for _ in self.queries] if asked else []
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -122,6 +123,15 @@ class TextAnswers(Streamed):
         ]
         head = self._head(answers[0].request_id, answers[0].expert)
         return {**head, "choices": choices, "usage": usage(answers, self._n), "coterie": details(answers[0])}
+
+    def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
+        """Text of a choice that has begun and goes on, without logprobs."""
+        if index not in self._begun or self._logprobs or chunk.answer is not None:
+            return None
+        if index not in self._frames:
+            head = self._head(chunk.request_id, chunk.expert)
+            self._frames[index] = Frame(self.encode({**head, "choices": [self._choice(index, MARK)]}))
+        return self._frames[index].around(chunk.text)
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """A choice's first event has the prompt too, if that is wanted; its last one says why it ended."""

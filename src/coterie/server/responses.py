@@ -8,7 +8,7 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from coterie.api import Answer, Chunk, Query
@@ -63,6 +63,10 @@ class ResponseAnswers:
         for _ in (*items.push(answer.text), *items.end(answer.finish_reason == "length")):
             pass  # a stream tells of these
         return self._ended(answer)
+
+    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
+        """What a stream says of a chunk, as it is sent."""
+        return map(self.encode, self.events(index, chunk))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a stream says of a chunk."""

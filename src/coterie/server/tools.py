@@ -93,6 +93,11 @@ class Spoken:
         self._begun = False
         self._num_calls = 0
 
+    @property
+    def plain(self) -> bool:
+        """True when the rest is text, whatever comes: it is said who speaks, and no calls are looked for."""
+        return self._begun and self._reader is None
+
     def message(self, text: str) -> dict[str, Any]:
         """A whole answer's message; `content` is null where there are calls alone."""
         said, calls = "", list[dict[str, Any]]()

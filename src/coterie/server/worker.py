@@ -1,6 +1,6 @@
 """One thread that owns the engine; asyncio tasks hand it requests and receive chunks.
 
-    HTTP task --submit--> inbox --> engine thread --call_soon_threadsafe--> asyncio.Queue --> HTTP task
+    HTTP task --submit--> inbox --> engine thread --call_soon_threadsafe, once a step--> sinks --> HTTP tasks
 
 Knows nothing about HTTP.
 """
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,12 +33,37 @@ class _Job:
     fail: Callable[[Exception], None]
 
 
+class Sink:
+    """Chunks that wait for the one task that takes them. For its loop's thread alone."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[Chunk] = deque()
+        self._taker: asyncio.Future[None] | None = None
+
+    def empty(self) -> bool:
+        """True when nothing waits."""
+        return not self._chunks
+
+    def put(self, chunk: Chunk) -> None:
+        """Let a chunk be taken."""
+        self._chunks.append(chunk)
+        if self._taker is not None and not self._taker.done():
+            self._taker.set_result(None)
+
+    async def take(self) -> Chunk:
+        """The next chunk, once there is one."""
+        while not self._chunks:
+            self._taker = asyncio.get_running_loop().create_future()
+            await self._taker
+        return self._chunks.popleft()
+
+
 @dataclass(slots=True)
 class Ticket:
     """Where the chunks of some queries go; their ids are known once the engine's thread has submitted them."""
 
     loop: asyncio.AbstractEventLoop
-    sink: asyncio.Queue[Chunk] = field(default_factory=asyncio.Queue)
+    sink: Sink = field(default_factory=Sink)
     request_ids: list[str] = field(default_factory=list)
 
 
@@ -86,7 +112,7 @@ class Worker:
             await self.call(lambda coterie: self._submit(queries, ticket))
             index_of = {request_id: index for index, request_id in enumerate(ticket.request_ids)}
             while left:
-                chunk = await ticket.sink.get()
+                chunk = await ticket.sink.take()
                 left -= chunk.last
                 yield index_of[chunk.request_id], chunk
         finally:
@@ -172,8 +198,7 @@ class Worker:
         try:
             while self._take_jobs():
                 if not self._coterie.quiet:
-                    for chunk in self._coterie.step(WAIT_S):
-                        self._deliver(chunk)
+                    self._deliver(self._coterie.step(WAIT_S))
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
             self._give_up(broken)
@@ -189,7 +214,7 @@ class Worker:
         """Every answer, from now on, is this error."""
         self.broken = error
         for request_id, ticket in self._tickets.items():
-            _give(ticket, Chunk(request_id, "", error=error))
+            ticket.loop.call_soon_threadsafe(ticket.sink.put, Chunk(request_id, "", error=error))
         self._tickets.clear()
         for tell in tuple(self._waiting):
             tell(error)
@@ -218,14 +243,21 @@ class Worker:
             if job is not None:
                 job.fail(error)
 
-    def _deliver(self, chunk: Chunk) -> None:
-        ticket = self._tickets.pop(chunk.request_id, None) if chunk.last else self._tickets.get(chunk.request_id)
-        if ticket is not None:
-            _give(ticket, chunk)
+    def _deliver(self, chunks: Sequence[Chunk]) -> None:
+        """Give out what a step brought: to wake a loop costs as much for one chunk as for those of a whole batch."""
+        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Sink, Chunk]]] = {}
+        for chunk in chunks:
+            ids = self._tickets
+            ticket = ids.pop(chunk.request_id, None) if chunk.last else ids.get(chunk.request_id)
+            if ticket is not None:
+                parcels.setdefault(ticket.loop, []).append((ticket.sink, chunk))
+        for loop, parcel in parcels.items():
+            loop.call_soon_threadsafe(_give, parcel)
 
 
-def _give(ticket: Ticket, chunk: Chunk) -> None:
-    ticket.loop.call_soon_threadsafe(ticket.sink.put_nowait, chunk)
+def _give(parcel: Sequence[tuple[Sink, Chunk]]) -> None:
+    for sink, chunk in parcel:
+        sink.put(chunk)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
