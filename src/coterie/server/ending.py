@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=cut_s))
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=cut_s))
         _LOG.addFilter(_is_no_cut)
         self._worker: Worker = app.state.worker
         self._hub: Hub = app.state.hub
