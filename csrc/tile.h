@@ -5,6 +5,7 @@
 // (whole.h), whatever the blocking: a token's result has the same bits alone, in a batch and in a chunk.
 #pragma once
 
+#include <bit>
 #include <initializer_list>
 
 #include "panel.h"
@@ -87,32 +88,38 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
 }
 
-constexpr int kPackedTypes = 4;
+constexpr int kPackedTypes = 6;
 constexpr int64_t packed_type(int64_t index) { return static_cast<int64_t>(DType::q8) + index; }
+constexpr int64_t packed_index(int64_t dtype) { return dtype - packed_type(0); }
 
-// Forms of a tile's tokens beside rows that the weights of an op read: records for packed types (whole_record.h), tokens side by side for
-// kernels of few tokens.
+// Calls `body` with the place of each bit that is set. Most ops have one, so that no loop over all types is paid for.
+template <class Body>
+constexpr void each_set(uint32_t bits, Body body) {
+  for (; bits != 0; bits &= bits - 1) body(std::countr_zero(bits));
+}
+
+// Forms of a tile's tokens beside rows that the weights of an op read: records for packed types (whole_record.h), a bit for each, tokens
+// side by side for kernels of few tokens.
 struct Forms {
-  bool records[kPackedTypes] = {}, beside = false;
-  constexpr bool any() const { return records[0] || records[1] || records[2] || records[3] || beside; }
+  uint32_t records = 0;
+  bool beside = false;
+  constexpr bool any() const { return records != 0 || beside; }
 };
 
 template <class... DTypes>
 constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
-  Forms forms;
-  for (int i = 0; i < kPackedTypes; ++i) forms.records[i] = ((dtypes == packed_type(i)) || ...);
-  forms.beside = T > 1 && T <= kFewTokens && (!is_packed(dtypes) || ...);
-  return forms;
+  const auto bit = [](int64_t dtype) { return is_packed(dtype) ? uint32_t{1} << packed_index(dtype) : 0; };
+  return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && (!is_packed(dtypes) || ...)};
 }
 
 // The tokens of a tile in each form that is wanted; null for others.
 struct Copies {
+  uint32_t wanted = 0;
   uint8_t* records[kPackedTypes] = {};
   float* beside = nullptr;
 
   void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
-    for (int i = 0; i < kPackedTypes; ++i)
-      if (records[i] != nullptr) put_records(x, K, packed_type(i), records[i] + token * records_bytes(packed_type(i), K));
+    each_set(wanted, [&](int i) { put_records(x, K, packed_type(i), records[i] + token * records_bytes(packed_type(i), K)); });
     if (beside != nullptr) put_beside(x, K, token, tokens, beside);
   }
 };
@@ -121,15 +128,15 @@ constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return t
 
 constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
   int64_t size = forms.beside ? bytes_of(beside_floats(T, K)) : 0;
-  for (int i = 0; i < kPackedTypes; ++i)
-    if (forms.records[i]) size += bytes_of(records_floats(packed_type(i), T, K));
+  each_set(forms.records, [&](int i) { size += bytes_of(records_floats(packed_type(i), T, K)); });
   return size;
 }
 
 inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64_t K) {
-  Copies copies;
-  for (int i = 0; i < kPackedTypes; ++i)
-    if (forms.records[i]) copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
+  Copies copies{forms.records};
+  each_set(forms.records, [&](int i) {
+    copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
+  });
   if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
   return copies;
 }
@@ -227,7 +234,7 @@ struct PlainRows {
 // The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
-  if (is_packed(dtype)) return whole_tile(in.copies.records[dtype - packed_type(0)], tokens, w, dtype, N, K, out, out_stride);
+  if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   const float* few = in.few(tokens);
   with_dtype(dtype, [&]<DType D>() {

@@ -2,6 +2,7 @@
 // Knows nothing about ops or how work is shared out.
 //
 //   sum over groups of (sum of q * weight's whole number) * (scale * weight's scale)
+//   q4z: sum over groups of (sum of q * weight's whole number - zero * sum of q) * (scale * weight's scale)
 //
 // Eight lanes, whatever the instruction set: a lane's sum over a group is whole, so exact, and groups are added in order. No blocking
 // of tokens or rows changes the bits.
@@ -20,13 +21,14 @@ constexpr int64_t kPackedAheadBytes = 4096;
   for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
 }
 
-// One group of int4 without another: as if the other's weights, scale and q were 0.
+// One group of int4 without another: as if the other's weights, scale, zero and q were 0.
 template <DType D, int M, int N>
-inline void add_half_pair(const Records& x, bytes* w, bytes* scale, int n, Lanes (&acc)[M][N]) {
-  uint8_t pair[32] = {}, two[4] = {};
+inline void add_half_pair(const Records& x, bytes* w, bytes* scale, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+  uint8_t pair[32] = {}, twos[8] = {};
   std::memcpy(pair, w, 16);
-  std::memcpy(two, scale, 2);
-  add_pair_q4<D>(x, pair, two, n, acc);
+  std::memcpy(twos, scale, 2);
+  if constexpr (Record<D>::kZeros) std::memcpy(twos + 4, scale + to_zeros, 2);
+  add_pair_q4<D>(x, pair, twos, 4, n, acc);
 }
 
 // out[m * out_stride + n] = the sum of acc[m][n].
@@ -54,15 +56,15 @@ inline PackedRows packed_rows(bytes* w, int64_t K) {
 }
 
 template <DType D, int M, int N>
-[[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t left, Lanes (&acc)[M][N]) {
+[[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   if constexpr (Record<D>::kQ8) {
     add_group_q8<D>(x, w, scales, whole_parts(left, kBlockWeights), acc);
   } else {
     for (int n = 0; n < N; ++n) {
       if (left > kGroupQ4) {
-        add_pair_q4<D>(x, w.of(n), scales + n * w.apart, n, acc);
+        add_pair_q4<D>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
       } else {
-        add_half_pair<D>(x, w.of(n), scales + n * w.apart, n, acc);
+        add_half_pair<D>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
       }
     }
   }
@@ -70,11 +72,11 @@ template <DType D, int M, int N>
 
 // What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
 template <DType D, int M, int N>
-inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t left, Lanes (&acc)[M][N]) {
+inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   Lanes sums[M][N];
 #pragma GCC unroll 8
   for (int i = 0; i < M * N; ++i) sums[i / N][i % N] = acc[i / N][i % N];
-  add_copied<D>(x, w, scales, left, sums);
+  add_copied<D>(x, w, scales, to_zeros, left, sums);
 #pragma GCC unroll 8
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
 }
@@ -83,7 +85,8 @@ inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t 
 template <DType D, int M, int N>
 [[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
-  constexpr int64_t kRow = row_bytes(static_cast<int64_t>(D), R::kWeights), kScales = R::kQ8 ? 2 : 4;
+  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 4;
+  const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
   Records w{rows.at, rows.apart};
   bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
   Lanes acc[M][N];
@@ -91,19 +94,19 @@ template <DType D, int M, int N>
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = Lanes{};
   int64_t left = rows.K;
 #pragma GCC unroll 1
-  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += kRow - kScales, scales += kScales, ahead += N * kRow) {
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
     if (fetches) fetch_packed(ahead, N * kRow);
     if constexpr (R::kQ8) {
       add_group_q8<D>(x, w, scales, R::kWeights / kBlockWeights, acc);
     } else {
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) add_pair_q4<D>(x, w.of(n), scales + n * w.apart, n, acc);
+      for (int n = 0; n < N; ++n) add_pair_q4<D>(x, w.of(n), scales + n * w.apart, zeros_apart, n, acc);
     }
   }
   if (left > 0) {
 #pragma GCC unroll 1
     for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
-    add_rest<D>(x, w, scales, left, acc);
+    add_rest<D>(x, w, scales, zeros_apart, left, acc);
   }
   put_lanes(acc, out, out_stride);
 }

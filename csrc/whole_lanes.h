@@ -110,11 +110,11 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
   }
 }
 
-// What a token adds to a row over two groups of int4, whose halves of bytes (8 bits) or quarters of 16 bits are given.
+// What a token adds to a row over two groups of int4, whose halves of bytes (8 bits) or quarters of 16 bits are given; of q4z with zeros.
 template <DType D>
 inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
   const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
-  const __m256i sums_taken = at(Record<D>::kSumsAt / 32);
+  const __m256i sums_taken = Record<D>::kZeros ? _mm256_setzero_si256() : at(Record<D>::kSumsAt / 32);
   if constexpr (Record<D>::kInt8) {
     const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1)));
     return pairs_added(_mm256_sub_epi16(sums, sums_taken));
@@ -124,15 +124,25 @@ inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ?
   }
 }
 
-// Row n of N over two groups that follow one another, 32 bytes at `w` with 4 of scales.
+// Row n of N over two groups that follow one another, 32 bytes at `w` with 4 of scales; of q4z as many of zeros so far behind these.
 template <DType D, int M, int N>
-inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int n, Lanes (&acc)[M][N]) {
+inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   const __m256i both = load_bytes(w);
   const Lanes of_weight = pair_scales(scales);
+  [[maybe_unused]] Lanes zeros;
+  if constexpr (Record<D>::kZeros) zeros = pair_scales(scales + to_zeros);
   const auto add = [&](const auto& parts) {
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m)
-      acc[m][n] = add_product(whole_of_pair<D>(x.of(m), parts), of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
+    for (int m = 0; m < M; ++m) {
+      const __m256i whole = whole_of_pair<D>(x.of(m), parts);
+      const Lanes scale = of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt);
+      if constexpr (Record<D>::kZeros) {
+        const Lanes codes = _mm256_cvtepi32_ps(whole);
+        acc[m][n] = _mm256_fmadd_ps(_mm256_fnmadd_ps(zeros, load_lanes(x.of(m) + Record<D>::kSumsAt), codes), scale, acc[m][n]);
+      } else {
+        acc[m][n] = add_product(whole, scale, acc[m][n]);
+      }
+    }
   };
   if constexpr (Record<D>::kInt8) {
     const __m256i half = _mm256_set1_epi8(15);
@@ -170,10 +180,10 @@ inline int32_t whole_at(bytes* record, int64_t index) {
   return q;
 }
 
-inline float lane_scale(bytes* record, int64_t at, int64_t lane) {
-  float scale;
-  std::memcpy(&scale, record + at + 4 * lane, sizeof scale);
-  return scale;
+inline float lane_number(bytes* record, int64_t at, int64_t lane) {
+  float number;
+  std::memcpy(&number, record + at + 4 * lane, sizeof number);
+  return number;
 }
 
 template <DType D, int M, int N>
@@ -187,23 +197,27 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
         whole[i % kStep / (kStep / kLanes)] += static_cast<int8_t>(w.of(n)[i]) * whole_at<D>(x.of(m), i);
       const float of_weight = widen<DType::bf16>(scale + n * w.apart);
       for (int64_t i = 0; i < kLanes; ++i)
-        acc[m][n].lane[i] += static_cast<float>(whole[i]) * (of_weight * lane_scale(x.of(m), R::kScalesAt, i));
+        acc[m][n].lane[i] += static_cast<float>(whole[i]) * (of_weight * lane_number(x.of(m), R::kScalesAt, i));
     }
 }
 
 template <DType D, int M, int N>
-inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int n, Lanes (&acc)[M][N]) {
+inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   using R = Record<D>;
   for (int m = 0; m < M; ++m) {
     int32_t whole[kLanes] = {};
     for (int64_t i = 0; i < 32; ++i) {
-      const int low = (w[i] & 15) - 8, high = (w[i] >> 4) - 8;
+      const int low = (w[i] & 15) - (R::kZeros ? 0 : 8), high = (w[i] >> 4) - (R::kZeros ? 0 : 8);
       // Half of a record's part is group a's, half group b's.
       const int64_t part = R::kInt8 ? 0 : i % 2 * 2, place = R::kInt8 ? i : part * 16 + i / 16 * 8 + i % 16 / 2;
       whole[i / 4] += low * whole_at<D>(x.of(m), place) + high * whole_at<D>(x.of(m), place + (R::kInt8 ? 32 : 16));
     }
-    for (int64_t i = 0; i < kLanes; ++i)
-      acc[m][n].lane[i] += static_cast<float>(whole[i]) * (widen<DType::bf16>(scales + i / 4 * 2) * lane_scale(x.of(m), R::kScalesAt, i));
+    for (int64_t i = 0; i < kLanes; ++i) {
+      bytes* scale = scales + i / 4 * 2;
+      float sum = static_cast<float>(whole[i]);
+      if (R::kZeros) sum -= widen<DType::bf16>(scale + to_zeros) * lane_number(x.of(m), R::kSumsAt, i);
+      acc[m][n].lane[i] += sum * (widen<DType::bf16>(scale) * lane_number(x.of(m), R::kScalesAt, i));
+    }
   }
 }
 

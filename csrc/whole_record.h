@@ -11,8 +11,9 @@
 //                 | -8 x sums of what a lane multiplies: 8 x int32 | scales: a x 4, b x 4 |
 //   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 |
 //                 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
+//   q4z           | as q4, but the sums are 8 floats, and not times 8 or -8 |
 //
-// A q4 weight is stored plus 8: the sums take that out again.
+// A q4 weight is stored plus 8: the sums take that out again. Those of q4z, times a group's zero, take out that; they are whole, so exact.
 #pragma once
 
 #include "packed.h"
@@ -26,6 +27,7 @@ constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4 two groups are worked
 template <DType D>
 struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
+  static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D));
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kPairWeights;
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
   static constexpr int64_t kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
@@ -40,6 +42,8 @@ constexpr auto with_packed(int64_t dtype, Body body) {
     case DType::q8: return body.template operator()<DType::q8>();
     case DType::q8_int8: return body.template operator()<DType::q8_int8>();
     case DType::q4: return body.template operator()<DType::q4>();
+    case DType::q4z: return body.template operator()<DType::q4z>();
+    case DType::q4z_int8: return body.template operator()<DType::q4z_int8>();
     default: return body.template operator()<DType::q4_int8>();
   }
 }
@@ -101,7 +105,9 @@ inline void round_group(const float* x, __m256 steps, uint8_t* q) {
   }
 }
 
-// One group of a record of q4: its half of each part.
+inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
+
+// One group of a record of q4 or q4z: its half of each part.
 template <DType D>
 inline void round_half(const float* x, __m256 steps, uint8_t* record) {
   using R = Record<D>;
@@ -110,11 +116,13 @@ inline void round_half(const float* x, __m256 steps, uint8_t* record) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(record + at + 32), _mm256_extracti128_si256(value, 1));
   };
   const auto put_sums = [&](__m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(record + R::kSumsAt), value); };
+  const auto put_floats = [&](__m128i whole) { put_sums(_mm_castps_si128(_mm_cvtepi32_ps(whole))); };
   const __m256i low = round_16(x, steps), high = round_16(x + 16, steps);
   if constexpr (R::kInt8) {
     const __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8);
     put(0, q);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
+    if constexpr (R::kZeros) return put_floats(halves_added(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
     put_sums(_mm_slli_epi16(_mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)), 3));
   } else {
     const auto join = [](__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); };
@@ -123,7 +131,8 @@ inline void round_half(const float* x, __m256 steps, uint8_t* record) {
     put(0, evens);
     put(64, odds);
     const __m256i ones = _mm256_set1_epi16(1), sums = _mm256_add_epi32(_mm256_madd_epi16(evens, ones), _mm256_madd_epi16(odds, ones));
-    put_sums(_mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32(_mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)), 3)));
+    if constexpr (R::kZeros) return put_floats(halves_added(sums));
+    put_sums(_mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32(halves_added(sums), 3)));
   }
 }
 
@@ -163,14 +172,17 @@ inline void round_group(const float* x, float steps, uint8_t* q) {
   for (int64_t i = 0; i < kGroupQ8; ++i) put_whole<D>(q, i, round_one<D>(x[i], steps));
 }
 
-// The sums are not needed here.
+// The sums of q4 are not needed here, and zero.
 template <DType D>
 inline void round_half(const float* x, float steps, uint8_t* record) {
+  float sums[kLanes / 2] = {};
   for (int64_t i = 0; i < kGroupQ4; ++i) {
     const int64_t part = Record<D>::kInt8 ? i / 16 : i / 16 + i % 2 * 2, place = Record<D>::kInt8 ? i % 16 : i % 16 / 2;
-    put_whole<D>(record + part * 32, place, round_one<D>(x[i], steps));
+    const int16_t q = round_one<D>(x[i], steps);
+    put_whole<D>(record + part * 32, place, q);
+    if (Record<D>::kZeros) sums[i % 16 / 4] += q;
   }
-  std::memset(record + Record<D>::kSumsAt, 0, 16);
+  std::memcpy(record + Record<D>::kSumsAt, sums, sizeof sums);
 }
 
 inline float splat_steps(float steps) { return steps; }

@@ -17,9 +17,9 @@ from coterie.graph.cost import intermediate_bytes, program_cost
 from coterie.kernels import cpu as kernels
 
 ALL_DTYPES = (DType.BF16, DType.F32, DType.F16)
-PACKED = (DType.Q8, DType.Q4)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
 SIXTEEN_BITS = 5e-4  # of the largest value: what rounding activations to them may lose in a few layers
-MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4)
+MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4Z)
 # Neighbouring halves are up to 2^-10 of the number apart.
 NEAR = {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}  # by the type of the pages
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)

@@ -12,7 +12,8 @@ from tests.device.native import Weight, call, empty, ints
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
 
-PACKED = (DType.Q8, DType.Q4)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
+ZEROS = np.array([7.0, 0.0, 15.0, -3.5, 8.1875, 131.0, 0.01171875, 6.0], np.float32)  # one for each 32 of 256 weights
 
 
 def placed(bits: np.ndarray, dtype: DType, values: np.ndarray) -> Weight:
@@ -49,7 +50,8 @@ def test_every_value_is_widened_exactly(team, dtype):
     table = unpack(np.zeros((len(scales), dtype.row_bytes(K)), np.uint8), dtype, K)
     bits = _row_bits(dtype, q, scales)
     values = unpack(bits, dtype, K)
-    np.testing.assert_array_equal(values, q * scales[:, None])
+    wanted = q + 8 - np.repeat(ZEROS, 32) if dtype.has_zeros else q
+    np.testing.assert_array_equal(values, np.asarray(wanted, np.float32) * scales[:, None])
     w, y = placed(bits, dtype, values), empty(*table.shape)
     tokens = ints(np.arange(len(scales)))
     call(team, "embed", tokens=tokens, **w.operand("table"), y=y, T=len(scales), D=K)
@@ -64,5 +66,7 @@ def _row_bits(dtype: DType, q: np.ndarray, scales: np.ndarray) -> np.ndarray:
     else:
         pairs = (q + 8).astype(np.uint8).reshape(-1, 2, 16)
         values, groups = (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1), 8
-    stored = np.repeat(halves[:, None], groups, axis=1).view(np.uint8)
-    return np.concatenate([np.repeat(values[None], len(scales), axis=0), stored], axis=1)
+    stored = [np.repeat(values[None], len(scales), axis=0), np.repeat(halves[:, None], groups, axis=1).view(np.uint8)]
+    if dtype.has_zeros:
+        stored.append(np.tile((ZEROS.view(np.uint32) >> 16).astype("<u2").view(np.uint8), (len(scales), 1)))
+    return np.concatenate(stored, axis=1)

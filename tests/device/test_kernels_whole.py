@@ -16,7 +16,7 @@ from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import MAX_INT8, MAX_INT16, pack, rounded, unpack
 from coterie.kernels import cpu as kernels
 
-TYPES = (DType.Q8, DType.Q4)
+TYPES = tuple(PACKED)
 BITS = pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8], ids=["int16", "int8"])
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 50, 33), (2, 33, 7), (3, 31, 64), (5, 70, 160), (7, 5, 97), (16, 6, 576),
          (19, 37, 129), (1, 9, 1024), (4, 5, 1100), (33, 5, 16), (23, 35, 1300), (140, 3, 96), (6, 7, 544),
@@ -116,6 +116,8 @@ def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
     K = 256
     x = np.tile(np.ldexp(np.float32(1), np.arange(K) % 16 - 8), (T, 1))
     bits = pack(np.ones((K, K), np.float32), dtype)
+    if dtype.has_zeros:
+        bits[:, -K // 16 :] = np.full(K // 32, 0x4100, "<u2").view(np.uint8)  # all 8, so that q is what the loop says
     for value in range(-127, 128) if dtype is DType.Q8 else range(-8, 8):
         q = np.diag(np.full(K, value))
         if dtype is DType.Q8:
@@ -135,15 +137,21 @@ def spoil(bits, dtype, K, fault):
         bits[:, scales] ^= 1
     elif fault == "last bit of a weight":
         bits[:, scales - 1] ^= one
+    elif fault == "zeros exchanged":
+        bits[:, -4:] = bits[:, [-2, -1, -4, -3]]
     elif fault == "scales exchanged":
         bits[:, scales : scales + 4] = bits[:, [scales + 2, scales + 3, scales, scales + 1]]
     else:
         bits[:, scales - 4 : scales] = 0 if dtype is DType.Q8 else 0x88
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+FAULTS = ["last bit of a scale", "last bit of a weight", "scales exchanged", "tail of zeros"]
+
+
 @pytest.mark.parametrize("K", [160, 576, 1120])
-@pytest.mark.parametrize("fault", ["last bit of a scale", "last bit of a weight", "scales exchanged", "tail of zeros"])
+@pytest.mark.parametrize(
+    ("dtype", "fault"), [(dtype, fault) for dtype in TYPES for fault in FAULTS] + [(DType.Q4Z, "zeros exchanged")]
+)
 def test_a_small_fault_is_further_off_than_the_tolerance(team, rng, dtype, fault, K):
     x, (w, _) = random(rng, 1, K), both(rng, (40, K), dtype)
     bits = w.memory.reshape(40, -1).copy()
@@ -175,15 +183,18 @@ def test_a_scale_that_is_no_number_stays_in_its_row(team, rng, dtype, most):
 
 
 @BITS
-def test_tiny_activations_round_to_nothing(team, rng, most):
-    w, _ = both(rng, (5, 64), DType.Q4)
+@pytest.mark.parametrize("dtype", [DType.Q4, DType.Q4Z])
+def test_tiny_activations_round_to_nothing(team, rng, dtype, most):
+    w, _ = both(rng, (5, 64), dtype)
     x = np.full((2, 64), 1e-42, np.float32)
     np.testing.assert_array_equal(linear(team, x, w, most=most), np.zeros((2, 5), np.float32))
 
 
 @BITS
 @pytest.mark.parametrize("T", [1, 3, 19])
-@pytest.mark.parametrize(("gate_type", "up_type"), [("Q8", "Q8"), ("Q4", "Q4"), ("Q4", "Q8"), ("F32", "Q4")])
+@pytest.mark.parametrize(
+    ("gate_type", "up_type"), [("Q8", "Q8"), ("Q4", "Q4"), ("Q4", "Q8"), ("F32", "Q4"), ("Q4Z", "Q4")]
+)
 def test_fused_regions_are_their_parts(team, rng, most, T, gate_type, up_type):
     """The normed tile is rounded for each type of weight; a fused region gives the bits of norm, then linear."""
     D, F = 100, 37

@@ -14,20 +14,26 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
   Tensor made{std::vector<float>(rows * columns), dtype, nullptr};
   const int64_t size = row_bytes(made.type(), columns), group = group_of(dtype), groups = (columns + group - 1) / group;
   const int64_t blocks = (columns + kBlockWeights - 1) / kBlockWeights;
+  const bool zeros = has_zeros(made.type());
   made.memory = std::make_unique<uint8_t[]>(static_cast<size_t>(rows * size + 1));
   for (int64_t n = 0; n < rows; ++n) {
     uint8_t* row = made.memory.get() + 1 + n * size;
-    uint8_t* scales = row + size - 2 * groups;
+    uint8_t* scales = row + size - (zeros ? 4 : 2) * groups;
     for (int64_t k = 0; k < blocks * kBlockWeights; ++k) {
       const int q = k < columns ? static_cast<int>(rng()() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
       if (dtype == DType::q8) row[k] = static_cast<uint8_t>(q);
-      if (dtype == DType::q4) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
-      if (k < columns) made.values[n * columns + k] = static_cast<float>(q);
+      if (dtype != DType::q8) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
+      if (k < columns) made.values[n * columns + k] = static_cast<float>(zeros ? q + 8 : q);
     }
     for (int64_t g = 0; g < groups; ++g) {
       const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, 0.02f)[0]);
       std::memcpy(scales + 2 * g, &scale, 2);
-      for (int64_t k = g * group; k < std::min(columns, (g + 1) * group); ++k) made.values[n * columns + k] *= plain::widen_bf16(scale);
+      const uint16_t zero = plain::narrow_bf16(zeros ? random_floats(1, 7.0f, 3.0f)[0] : 0.0f);
+      if (zeros) std::memcpy(scales + 2 * (groups + g), &zero, 2);
+      for (int64_t k = g * group; k < std::min(columns, (g + 1) * group); ++k) {
+        float& value = made.values[n * columns + k];
+        value = (value - plain::widen_bf16(zero)) * plain::widen_bf16(scale);
+      }
     }
   }
   return made;
@@ -36,7 +42,7 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
 // As an operand: whatever it meets, the bytes are the same.
 integer type_of(const Tensor& w, bool int8) {
   if (!int8) return w.type();
-  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : DType::q4_int8);
+  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : w.dtype == DType::q4 ? DType::q4_int8 : DType::q4z_int8);
 }
 
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
@@ -120,14 +126,14 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 }  // namespace
 
 void test_packed() {
-  for (const DType dtype : {DType::q8, DType::q4}) {
+  for (const DType dtype : {DType::q8, DType::q4, DType::q4z}) {
     for (const bool int8 : {false, true}) {
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
         test_linear(T, N, K, dtype, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
       test_parts(19, 1, 9793, dtype, int8);
-      for (const DType other : {DType::q8, DType::q4}) {
+      for (const DType other : {DType::q8, DType::q4, DType::q4z}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);
       }
