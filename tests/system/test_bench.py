@@ -121,9 +121,9 @@ def test_packed_weights_are_fewer_bytes_to_read(config: Path, temporary: Path) -
         weights: bench("decode", "--shape", config, "--context", 7, "--weights", weights, *QUICK)[
             "weight_bytes_per_token"
         ]
-        for weights in ("bf16", "int8", "int4")
+        for weights in ("bf16", "int8", "int4z", "int4")
     }
-    assert read["int4"] < read["int8"] < read["bf16"]
+    assert read["int4"] < read["int4z"] < read["int8"] < read["bf16"]
     got = bench("prefill", "--shape", config, "--prompt", 5, "--weights", "int4", *QUICK)
     assert got["workload"]["weights"] == "random int4"
     assert got["workload"]["activations"] == "int16"
@@ -336,8 +336,8 @@ def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> No
     for rows in (line["demo"], line["random"]):
         plain = rows.pop("unquantised")
         assert (plain["top1_agreement"], plain["greedy_answers_equal"], plain["kl_divergence"]) == (1.0, 1.0, 0.0)
-        int8, int4 = rows["int8"], rows["int4"]
-        assert 0 < int8["kl_divergence"] < int4["kl_divergence"] < 1
+        int8, *fours = (rows[name] for name in ("int8", "int4z, embedding and head int8", "int4"))
+        assert 0 < int8["kl_divergence"] < fours[0]["kl_divergence"] < fours[1]["kl_divergence"] < 1
         assert int8["top1_agreement"] > 0.9
         assert {row["tokens"] for row in rows.values()} == {plain["tokens"]}
     assert line["workload"]["demo_experts"] >= 10

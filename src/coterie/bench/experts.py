@@ -90,6 +90,7 @@ WEIGHTS: Mapping[str, Packing | None] = {
     "bf16": None,
     "int8": Packing(DType.Q8, DType.Q8),
     "int4": Packing(DType.Q4, DType.Q8),
+    "int4z": Packing(DType.Q4Z, DType.Q8),
 }
 
 
@@ -109,7 +110,7 @@ def met_by(weights: str, activations: str) -> str:
         return activations
     if activations != INT16:
         fact = f"{weights} weights are not packed, and only those meet {activations} activations"
-        raise UsageError("--activations", fact, "add --weights int8 or int4, or leave the option out")
+        raise UsageError("--activations", fact, "add --weights int8, int4 or int4z, or leave the option out")
     return "float32"
 
 

@@ -41,6 +41,7 @@ PACKINGS: Mapping[str, Packing] = {
     "int8": Packing(DType.Q8, DType.Q8),
     "int4, embedding and head int8": Packing(DType.Q4, DType.Q8),
     "int4": Packing(DType.Q4, DType.Q4),
+    "int4z, embedding and head int8": Packing(DType.Q4Z, DType.Q8),
 }
 ROUNDED = " + int8 activations"
 VARIANTS = tuple(name + more for name in PACKINGS for more in ("", ROUNDED))

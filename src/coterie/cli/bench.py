@@ -51,7 +51,7 @@ PeersOpt = Annotated[
 ]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
 RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
-WeightsOpt = Annotated[str, typer.Option(help="bf16, int8 or int4: how the random expert is stored.")]
+WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int4 or int4z: how the random expert is stored.")]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
 
@@ -198,7 +198,7 @@ def bench_quality(
     shape: ShapeOpt = SHAPE,
     json_: JsonOpt = False,
 ) -> None:
-    """What int8 and int4 weights, and int8 activations, do to answers, on the demo and on a random model."""
+    """What int8, int4 and int4z weights, and int8 activations, do to answers, on the demo and on a random model."""
     print_report(quality(questions, shape), json_)
 
 

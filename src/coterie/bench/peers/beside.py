@@ -20,7 +20,12 @@ from coterie.core.units import format_seconds
 from coterie.models.model import Model
 
 # What is shown beside weights of a type: the same precision first, then coarser ones, which the row's name says.
-BESIDE: Mapping[str, tuple[str, ...]] = {"bf16": ("bf16", "int8", "int4"), "int8": ("int8",), "int4": ("int4",)}
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "bf16": ("bf16", "int8", "int4"),
+    "int8": ("int8",),
+    "int4": ("int4",),
+    "int4z": ("int4z",),
+}
 
 
 @dataclass(frozen=True, slots=True)

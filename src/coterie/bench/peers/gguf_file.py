@@ -37,7 +37,6 @@ _OUTER = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-PRECISIONS = ("BF16", "F16", "F32", "Q8_0", "Q4_0")
 
 
 def import_gguf() -> Any:

@@ -19,7 +19,7 @@ from coterie.core.errors import DeviceError
 from coterie.models.model import open_model
 
 _FILE = "model.gguf"
-_PRECISIONS = {"bf16": ("BF16", "F16", "F32"), "int8": ("Q8_0",), "int4": ("Q4_0",)}
+_PRECISIONS = {"bf16": ("BF16", "F16", "F32"), "int8": ("Q8_0",), "int4": ("Q4_0",), "int4z": ("Q4_1",)}
 _LOADS = {"mmap": "LLAMA_LOAD_MODE_MMAP", "read": "LLAMA_LOAD_MODE_NONE", "direct": "LLAMA_LOAD_MODE_DIRECT_IO"}
 _ATTENTION = {"flash": "LLAMA_FLASH_ATTN_TYPE_ENABLED", "plain": "LLAMA_FLASH_ATTN_TYPE_DISABLED"}
 
