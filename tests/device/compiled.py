@@ -169,6 +169,7 @@ SOME = {
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
     "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), KINDS, tuple(STEPS)),
     "capped": Some(tuple(CAPPED), options=CAPPED),
+    "walk branches": Some(("walk branches",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
 
@@ -218,7 +219,7 @@ def rows_of(dtype):
             "softcap": {"N": V},
             "norm_gate_up_gelu_mul": {**norm, **gate_up, "D": D, "F": F, "form": 1},
             "take_rows": {"D": D},
-            "choose_branches": {"E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},
+            "choose_branches": {"y": at, "E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},
             "sample": {"V": V},
         }
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}
@@ -246,6 +247,16 @@ def program_behind():
     layer = ("linear", "norm_rope_append", "attention", "linear", "norm_add", "norm_gate_up_gelu_mul")
     rest = [rows[name] for name in ("norm_add", "take_norm_linear", "softcap", "sample")]
     return np.concatenate([rows["embed"], *(rows[name] for name in layer), out, *rest])
+
+
+def program_of_branches():
+    """Rows of a program of one layer with branches."""
+    rows = rows_of(DType.BF16)
+    chooser = rows["linear"].copy()
+    chooser[0, kernels.OPCODES["linear"].words["N"]] = BRANCHES
+    layer = ("norm_qkv_rope_append", "attention", "linear_add", "rms_norm")
+    branches = [rows[name] for name in ("choose_branches", "branch_gate_up", "branch_down_add", "take_norm_linear")]
+    return np.concatenate([rows["embed"], *(rows[name] for name in layer), chooser, *branches, rows["sample"]])
 
 
 def order_of(ptx, letters=ORDER):
@@ -334,6 +345,9 @@ def compile_all(names, dtypes, steps):
     if "walk behind" in names:
         name, dtype, step = "walk behind", DType.BF16, "decode 1"
         walk_all(program_behind(), STEPS[step])
+    for step in WALK_STEPS if "walk branches" in names else ():
+        name, dtype = "walk branches", DType.BF16
+        walk_all(program_of_branches(), STEPS[step])
     if "meet" in names:  # the walk of one row, which takes less time
         name, dtype, step = "meet", DType.BF16, "decode 1"
         row = rows_of(dtype)["linear"]

@@ -179,12 +179,15 @@ def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
 
 
 @pytest.mark.long
-def test_the_walk_of_norms_behind_blocks_compiles(tmp_path):
-    (found,) = compiled(tmp_path, "walk behind")
-    assert found["releases"] == found["meetings"] == 2
-    assert found["noncoherent_loads"] == 0
-    assert found["shared_bytes"] <= MOST_SHARED_BYTES
-    assert found["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES
+@pytest.mark.parametrize(("program", "steps"), [("walk behind", 1), ("walk branches", 2)])
+def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, program, steps):
+    found = compiled(tmp_path, program)
+    assert len(found) == steps
+    for one in found:
+        assert one["releases"] == one["meetings"] == 2, one
+        assert one["noncoherent_loads"] == 0, one
+        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        assert one["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES, one
 
 
 @pytest.mark.long

@@ -143,9 +143,9 @@ def _sum(
     """What a token's branches gave, one after another."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = tl.program_id(1)
+    t = tl.program_id(0)
     if t < integer(row, T):
-        n = tl.program_id(0) * STEP + tl.arange(0, STEP)
+        n = tl.program_id(1) * STEP + tl.arange(0, STEP)
         parts += t.to(tl.int64) * TAKEN * N
         y = tl.zeros([STEP], tl.float32)
         for place in tl.range(0, TAKEN):
@@ -175,7 +175,7 @@ def launch(call: Call) -> None:
     grid = (triton.cdiv(N, many.rows), sizes.tiles(many.tokens))
     call.launch(_many, grid, call.row, first, pairs, staged, parts, **shared, **how)
     step = call.tiles.step(N)
-    grid = (triton.cdiv(N, step), sizes.tokens)
+    grid = (sizes.tokens, triton.cdiv(N, step))
     call.launch(_sum, grid, call.row, parts, **residual, TAKEN=sizes.taken, N=N, STEP=step)
 
 
