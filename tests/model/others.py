@@ -66,14 +66,14 @@ def gptq(folder, group=32, bits=4, zero=None, version=1, ordered=False, scales=t
     return rewrite(folder, section | ({} if version == 1 else {"checkpoint_format": "gptq_v2"}), quantise)
 
 
-def awq(folder, group=32, zero=None):
+def awq(folder, group=32, zero=None, scales=torch.float16):
     order, rng = [0, 2, 4, 6, 1, 3, 5, 7], np.random.default_rng(2)
 
     def quantise(n, k):
         groups = -(-k // group)
         q = rng.integers(0, 16, (k, n))
         z = rng.integers(0, 16, (groups, n)) if zero is None else np.full((groups, n), zero)
-        s = scales_of(rng, (groups, n), k, torch.float16)
+        s = scales_of(rng, (groups, n), k, scales)
         columns = np.arange(k) // group
         tensors = {"qweight": words(q, 4, order), "qzeros": words(z, 4, order), "scales": s}
         return tensors, ((q - z[columns]) * s.double().numpy()[columns]).T

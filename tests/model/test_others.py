@@ -158,7 +158,7 @@ def test_fp8_is_what_transformers_makes_of_it(folder_like):
 
 
 @pytest.mark.parametrize("name", ["gptq in order of activations", "awq", "bytes, asymmetric", "fp8"])
-@pytest.mark.parametrize("dtype", [DType.BF16, DType.Q8, DType.Q4])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.Q8, DType.Q4Z, DType.Q4])
 def test_packed_anew_what_is_lost_is_reported(name, dtype, folder_like, tmp_path):
     folder = folder_like("llama")
     before, worth = load_file(folder / "model.safetensors"), FORMATS[name](folder)
@@ -175,8 +175,8 @@ def test_packed_anew_what_is_lost_is_reported(name, dtype, folder_like, tmp_path
         rms = np.sqrt(np.mean(exact**2))
         assert kind.rms_error == pytest.approx(np.sqrt(np.mean(lost**2)) / rms, rel=1e-4)
         assert kind.max_error == pytest.approx(np.abs(lost).max() / rms, rel=1e-4)
-        assert kind.rms_error < {DType.BF16: 0.003, DType.Q8: 0.02, DType.Q4: 0.15}[dtype]
-        assert kind.bits == pytest.approx({DType.BF16: 16, DType.Q8: 8.25, DType.Q4: 4.5}[dtype], abs=0.1)
+        assert kind.rms_error < {DType.BF16: 0.003, DType.Q8: 0.02, DType.Q4Z: 0.1, DType.Q4: 0.15}[dtype]
+        assert kind.bits == pytest.approx({DType.BF16: 16, DType.Q8: 8.25, DType.Q4Z: 5, DType.Q4: 4.5}[dtype], abs=0.1)
         if dtype is DType.BF16:
             assert kind.dtype is DType.BF16
             wanted = torch.tensor(exact).float().bfloat16().float().numpy()
@@ -243,6 +243,87 @@ def test_what_a_packed_type_holds_is_repacked_without_loss(packing, make, folder
     ours = load_weights_f32(open_model(made.folder))
     for name, exact in taken_apart(worth, {name: len(values) for name, values in ours.items()}).items():
         np.testing.assert_array_equal(ours[name], exact)
+
+
+BF16 = {"scales": torch.bfloat16}
+ZEROS = {
+    "awq": lambda folder: others.awq(folder, **BF16),
+    "awq, groups of 128": lambda folder: others.awq(folder, 128, **BF16),
+    "gptq": lambda folder: others.gptq(folder, **BF16),
+    "gptq, version 2, groups of 64": lambda folder: others.gptq(folder, 64, version=2, **BF16),
+    "gptq, a row a group": lambda folder: others.gptq(folder, -1, **BF16),
+    "gptq, zeros of 7": lambda folder: others.gptq(folder, zero=7, **BF16),
+    "whole": lambda folder: others.whole(folder, asymmetric=True, **BF16),
+    "whole rows": lambda folder: others.whole(folder, None, asymmetric=True, **BF16),
+}
+
+
+@pytest.mark.parametrize(("row", "name"), [("llama", name) for name in ZEROS] + [("phi3", "awq"), ("olmoe", "whole")])
+def test_codes_with_zeros_are_repacked_without_loss(row, name, folder_like, tmp_path):
+    """At 4 bits and a scale and a zero for each 32 weights, in rows that are not whole groups too."""
+    folder = folder_like(row)
+    worth = ZEROS[name](folder)
+    made = repack_folder(folder, tmp_path / "out")
+    assert made.packing == Packing(DType.Q4Z, None)
+    packed = [kind for kind in made.kinds if kind.dtype.is_packed]  # what chooses branches becomes bfloat16
+    assert {(kind.rms_error, kind.bits) for kind in packed} == {(0.0, 5.0)}
+    ours = load_weights_f32(open_model(made.folder))
+    for weight, exact in taken_apart(worth, {name: len(values) for name, values in ours.items()}).items():
+        if made.packing.dtype_of(weight, exact.shape):
+            np.testing.assert_array_equal(ours[weight], exact)
+
+
+@pytest.mark.parametrize(
+    ("layers", "make"),
+    [
+        (DType.Q4Z, others.awq),
+        (DType.Q4Z, others.gptq),
+        (DType.Q4Z, lambda folder: others.whole(folder, asymmetric=True)),
+        (DType.Q4, lambda folder: others.gptq(folder, zero=8)),
+        (DType.Q4, others.whole),
+    ],
+)
+def test_of_float16_scales_what_bfloat16_does_not_hold_is_lost_and_no_more(layers, make, folder_like, tmp_path):
+    folder = folder_like()
+    worth = make(folder)
+    made = repack_folder(folder, tmp_path / "out")
+    assert made.packing == Packing(layers, None)
+    ours = load_weights_f32(open_model(made.folder))
+    for name, exact in worth.items():
+        assert (np.abs(ours[name] - exact) <= 2.0**-8 * np.abs(exact)).all()
+    assert all(0 < kind.rms_error < 0.0025 for kind in made.kinds)
+    printed = run("quantize", folder, tmp_path / "printed")
+    for word in ("mlp.down_proj", "0.1", f"{made.kinds[0].bits:.2f}", "bits a weight"):
+        assert word in printed.stdout
+
+
+def test_with_zeros_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_path, make_backend):
+    folder = folder_like()
+    model = tiny.load(folder)
+    for name, exact in others.awq(folder, scales=torch.bfloat16).items():
+        model.get_parameter(name).data = torch.tensor(exact).float()
+    ours, prompt = open_model(repack_folder(folder, tmp_path / "out").folder), prompt_of(257)
+    with torch.no_grad():
+        wanted = model(torch.tensor([prompt])).logits[0].numpy()
+    for backend, bound in (("reference", 1e-4), ("cpu", 5e-4)):
+        stepper = Stepper(make_backend(backend, ours))
+        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
+
+
+def test_what_others_left_as_it_was_stays(folder_like, tmp_path):
+    """AWQ's modules_to_not_convert and the like: beside packed matrices, one that is not."""
+    folder = folder_like(dtype="bf16")
+    dense = load_file(folder / "model.safetensors")
+    others.awq(folder)
+    quantised, stem = load_file(folder / "model.safetensors"), UP
+    for kind in ("qweight", "qzeros", "scales"):
+        del quantised[f"{stem}.{kind}"]
+    save_file(quantised | {f"{stem}.weight": dense[f"{stem}.weight"]}, folder / "model.safetensors", {"format": "pt"})
+    made = repack_folder(folder, tmp_path / "out")
+    assert made.packing == Packing(DType.Q4Z, None, {f"{stem}.weight": None})
+    stored = load_file(made.folder / "model.safetensors")
+    assert torch.equal(stored[f"{stem}.weight"], dense[f"{stem}.weight"])
+    assert f"{stem}.weight" not in {f"{kind.kind}.weight" for kind in made.kinds}
 
 
 def without_128(folder, worth):
@@ -357,7 +438,7 @@ def test_the_command_says_what_it_takes_and_what_was_lost(quantised, tmp_path):
     folder = quantised(FORMATS["fp8"])
     for words in (("check", folder), ("run", folder, "--expert", "theirs", "x")):
         is_refused(run(*words), "'fp8'", "coterie quantize FOLDER OUT", "--bits")
-    is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4 or 16")
+    is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4z, 4 or 16")
     for options, layers, tables in (
         (("8",), "int8", None),
         (("4", "--embedding-bits", "8"), "int4", "int8"),
@@ -386,11 +467,10 @@ def refused(error, words, folder, out, layers=None):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gptq", ["scales are not finite numbers in bfloat16", "--bits 8, 4 or 16"]),
         ("gptq in order of activations", ["g_idx", "order of their own"]),
         ("whole, asymmetric", ["groups are of 16 columns, where multiples of 32"]),
-        ("whole of 8 bits by row", ["in bfloat16"]),
-        ("fp8", ["floats of 8 bits", "--bits 8, 4 or 16"]),
+        ("whole of 8 bits by row", ["whole numbers go from -128", "-127 to 127", "--bits 8, 4z, 4 or 16"]),
+        ("fp8", ["floats of 8 bits", "--bits 8, 4z, 4 or 16"]),
         ("float-quantized by row", ["floats of 8 bits"]),
     ],
 )
@@ -399,13 +479,11 @@ def test_without_a_choice_a_loss_is_refused(name, words, quantised, tmp_path):
     refused(UnsupportedError, words, folder, tmp_path / "out")
 
 
-def test_zeros_and_numbers_out_of_range_are_a_loss(folder_like, tmp_path):
+def test_codes_that_no_type_holds_are_refused(folder_like, tmp_path):
+    """8 bits with zeros have 256 numbers on one side."""
     folder = folder_like()
-    others.gptq(folder, scales=torch.bfloat16)
-    refused(UnsupportedError, ["whole numbers go from -", "-8 to 7 are possible"], folder, tmp_path / "out")
-    folder = folder_like("phi3")
-    others.whole(folder, None, bits=8, scales=torch.bfloat16)
-    refused(UnsupportedError, ["whole numbers go from -128", "-127 to 127"], folder, tmp_path / "out")
+    others.gptq(folder, -1, bits=8, version=2, scales=torch.bfloat16)
+    refused(UnsupportedError, ["whole numbers go from -", "-127 to 127"], folder, tmp_path / "out")
 
 
 def test_biases_of_zeros_mean_nothing(folder_like, tmp_path):

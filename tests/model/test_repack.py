@@ -151,17 +151,6 @@ def test_more_than_weights_and_several_ways(theirs, tmp_path):
     refused(UnsupportedError, ["format 'dense'"], theirs, tmp_path / "out")
 
 
-def test_scales_that_bfloat16_does_not_hold(folder_like, tmp_path):
-    """Those of float16 have three bits more; where these are zero they are repacked."""
-    folder = folder_like("llama")
-    compressed.compress(folder, 32, torch.float16)
-    refused(UnsupportedError, ["scales are not finite numbers in bfloat16", "change weights"], folder, tmp_path / "out")
-    tensors = load_file(folder / "model.safetensors")
-    scales = {name: t.bfloat16().half() for name, t in tensors.items() if name.endswith("weight_scale")}
-    change(folder, **scales)
-    assert open_model(repack_folder(folder, tmp_path / "made").folder)
-
-
 @pytest.mark.parametrize(
     ("error", "tensors", "words"),
     [
@@ -189,12 +178,6 @@ def test_scales_that_bfloat16_does_not_hold(folder_like, tmp_path):
             ["BF16 [192, 2]", "[190, any] is wanted"],
         ),
         (CheckpointError, {"model.norm.weight": None}, ["model.norm.weight [64] is missing"]),
-        (
-            UnsupportedError,
-            {f"{UP}.weight_{kind}": None for kind in ("packed", "scale", "shape")}
-            | {f"{UP}.weight": torch.ones(192, 64).bfloat16()},
-            [f"{UP}.weight is not packed"],
-        ),
         (
             UnsupportedError,
             {"lm_head.weight_packed": torch.zeros(257, 8).int(), "lm_head.weight_scale": torch.ones(257, 2)},

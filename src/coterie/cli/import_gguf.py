@@ -39,8 +39,8 @@ def import_(
         str,
         typer.Option(
             metavar="TYPE",
-            help="keep (unquantised weights as they are, Q4_0 as int4, all other quantised ones as int8), bf16, int8 "
-            "or int4.",
+            help="keep (unquantised weights as they are, quantised ones in the smallest of int4, int4z and int8 that "
+            "adds little), bf16, int8, int4 or int4z.",
         ),
     ] = KEEP,
     tokenizer: Annotated[

@@ -22,7 +22,7 @@ from coterie.models.quantised.methods import is_quantised_by_others
 from coterie.models.quantize import Quantized, quantize_folder
 from coterie.models.repack import repack_folder
 
-TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4}
+TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z}
 AS_IS = "16"
 DEFAULT = "8"
 
@@ -39,14 +39,17 @@ def quantize(
     bits: Annotated[
         str | None,
         typer.Option(
-            help="Bits of a weight: 8 (the default) or 4; of a folder that others quantised also 16: as bfloat16.",
+            metavar="BITS",
+            help="Bits of a weight: 8 (the default), 4, or 4z: 4 with zero points; of a folder that others quantised "
+            "also 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
     embedding_bits: Annotated[
         str | None,
         typer.Option(
-            help="Bits of embedding and head: 8 (the default), 4, or 16 for as they are (the default after others).",
+            metavar="BITS",
+            help="Bits of embedding and head: 8 (the default), 4, 4z, or 16: as they are (the default after others).",
             show_default=False,
         ),
     ] = None,
@@ -54,8 +57,8 @@ def quantize(
 ) -> None:
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
-    What others quantised is repacked as it is where nothing is lost by it; where something would be, --bits says how to
-    round those weights anew, and the error is relative to them.
+    What others quantised keeps its whole numbers and zeros where a packed type holds them; where none does, --bits says
+    how to round those weights anew. The error is relative to them.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:

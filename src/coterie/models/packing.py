@@ -55,14 +55,14 @@ class Packing:
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> DType | None:
         """The packed type of a weight; None for norms, biases, what chooses branches and what stays as it is."""
-        if not _may_be_packed(name, shape):
+        if not may_be_packed(name, shape):
             return None
         return self.exceptions.get(name, self.tables if name in TABLES else self.layers)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
         """Raises CheckpointError for an exception that is of no matrix of a model with these weights."""
         for name in self.exceptions:
-            if not _may_be_packed(name, shapes.get(name, ())):
+            if not may_be_packed(name, shapes.get(name, ())):
                 fact = f"{KEY}: exceptions names {name}, which is no matrix of the model that may be packed"
                 raise CheckpointError(where, fact, "check that config.json belongs to these weights")
 
@@ -119,7 +119,8 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
     return Packing(layers, tables, odd)
 
 
-def _may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
+def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is a matrix, and none that chooses branches."""
     return len(shape) == 2 and not name.endswith(CHOOSERS)
 
 

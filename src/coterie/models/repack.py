@@ -1,10 +1,10 @@
-"""Writes an expert folder from one that others quantised: the same numbers elsewhere, or by choice packed anew.
+"""Writes an expert folder from one that others quantised: the same codes elsewhere, or by choice packed anew.
 
-    no type       whole numbers and scales as they are, where the packed type of as many bits holds both (core.packed)
-    a packed one  the weights in float32 packed anew: the file's whole numbers where these lose least
+    no type       codes and zeros as they are, in the packed type that holds them; scales rounded to bfloat16
+    a packed one  the weights in float32 packed anew: the file's codes where these lose least
     bfloat16      the weights in float32, rounded to it
 
-Embedding and head stay as they are unless they are to be packed. Knows nothing about formats of others (quantised/),
+What is not quantised stays as it is unless it is to be packed. Knows nothing about formats of others (quantised/),
 how rows are packed (core.packed) or how a folder is written.
 """
 
@@ -14,23 +14,24 @@ import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, SINGLE, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
+from coterie.core.scales import MAX_CODE, RANGES, in_bf16
 from coterie.models.alone import text_alone
-from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import BY_BITS, CHOOSERS, KEY, Packing
+from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
@@ -38,16 +39,16 @@ from coterie.models.quantised.methods import method_of
 from coterie.models.quantize import PIECE_WEIGHTS, Quantized
 from coterie.models.tensors import kind_of, map_bytes
 
-REMEDY = "choose --bits 8, 4 or 16 (bfloat16): the weights are then rounded anew, and what that adds is printed"
+REMEDY = "choose --bits 8, 4z, 4 or 16 (bfloat16): the weights are then rounded anew, and what that adds is printed"
 
 
 def repack_folder(
     source: str | Path, target: str | Path, layers: DType | None = None, tables: DType | None = None
 ) -> Quantized:
-    """Write an expert from a folder that others quantised; `layers` None: only if nothing is lost, else a packed type
-    or bfloat16. `tables`: a packed type for embedding and head, None for as they are.
+    """Write an expert from a folder that others quantised; `layers` is a packed type or bfloat16, None for what holds
+    the codes as they are. `tables`: a packed type for embedding and head, None for as they are.
 
-    Raises UsageError when `target` exists, UnsupportedError where repacking would lose something or a format is not
+    Raises UsageError when `target` exists, UnsupportedError where no type holds the codes or a format is not
     understood, CheckpointError where files are damaged, CapacityError when the disk is full. Nothing is left of what
     fails.
     """
@@ -55,12 +56,13 @@ def repack_folder(
     stored = text_alone(Checkpoint.open(source))
     where = str(stored.path / CONFIG)
     method = method_of(Fields(stored.config, where))
-    packing = None if layers is DType.BF16 else Packing(layers or _type_without_loss(method, where), tables)
-    section = {} if packing is None else {KEY: packing.to_config()}
-    raw = {key: value for key, value in stored.config.items() if key != KEY} | section
+    raw = {key: value for key, value in stored.config.items() if key != KEY}
     found = find_tensors(stored, ModelConfig.from_hf(raw, where), method)
     if layers is None:
-        _refuse_loss(stored.path, found)
+        packing = _packing_as_is(method, found, where)
+    else:
+        packing = None if layers is DType.BF16 else Packing(layers, tables)
+    section = {} if packing is None else {KEY: packing.to_config()}
     items = {name: _item(name, item, packing) for name, item in found.items()}
     entries = tuple(_entry(name, item, packing) for name, item in items.items())
     sums: dict[tuple[str, DType], Sums] = {}
@@ -77,7 +79,7 @@ def repack_folder(
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in entries)
     with new_folder(out, "the repacked expert", size_bytes) as begun:
         copy_others(stored.path, begun)
-        write_config(begun, raw)
+        write_config(begun, raw | section)
         write_tensors(begun / SINGLE, entries, {KEY: json.dumps(section[KEY])} if section else {}, write)
         open_model(begun)
         after = (begun / SINGLE).stat().st_size
@@ -87,22 +89,26 @@ def repack_folder(
     return Quantized(out, packing, before, after, num_weights, kinds, (method.beside,) if method.beside else ())
 
 
-def _type_without_loss(method: Method, where: str) -> DType:
-    """The packed type that may hold the weights as they are. Raises UnsupportedError."""
+def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where: str) -> Packing | None:
+    """The packed type that may hold all codes as they are, for what is quantised. Raises UnsupportedError."""
     if method.bits is None:
         raise UnsupportedError(where, "its weights are floats of 8 bits, which packed weights are not", REMEDY)
     if method.beside:
         raise UnsupportedError(where, f"more is quantised than weights: {method.beside}", REMEDY)
-    return BY_BITS[method.bits]
+    matrices = {id(item.matrix): item.matrix for item in found.values() if isinstance(item, Part)}
+    dtype = BY_BITS[method.bits]
+    if dtype is DType.Q4 and not all(map(_is_near_zero, matrices.values())):
+        dtype = DType.Q4Z
+    types = {name: item for name, item in found.items() if may_be_packed(name, item.shape)}
+    return Packing.of({name: dtype if isinstance(item, Part) else None for name, item in types.items()})
 
 
-def _refuse_loss(folder: Path, found: Mapping[str, TensorInfo | Part]) -> None:
-    """Refuse a matrix of the layers that is not quantised at all, since it would have to be rounded."""
-    for name, item in found.items():
-        kept = name in (EMBED_WEIGHT, HEAD_WEIGHT) or name.endswith(CHOOSERS)
-        if isinstance(item, TensorInfo) and len(item.shape) == 2 and not kept:
-            fact = f"{name} is not packed; the matrices of all layers must be, and nothing else"
-            raise UnsupportedError(str(folder), fact, REMEDY)
+def _is_near_zero(matrix: Matrix) -> bool:
+    """Whether code - zero is in int4's range, whatever the codes."""
+    if not isinstance(matrix, WholeMatrix):
+        return False
+    zeros, (low, high) = matrix.zeros(0, matrix.num_rows), RANGES[DType.Q4]
+    return low <= matrix.least - int(zeros.max()) and matrix.most - int(zeros.min()) <= high
 
 
 def _item(name: str, item: TensorInfo | Part, packing: Packing | None) -> TensorInfo | Part:
@@ -144,31 +150,42 @@ def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: 
 
 
 def _anew(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
+    scales, zeros = _known(matrix, first, values.shape, dtype)
     try:
-        return pack(values, dtype, _known(matrix, first, values.shape, dtype))
+        return pack(values, dtype, scales, zeros)
     except ValueError as error:
         raise CheckpointError(matrix.where, str(error), AGAIN) from None
 
 
 def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
-    """Raises UnsupportedError for the first thing that the packed type does not hold."""
-    scales, group = _known(matrix, first, values.shape, dtype), PACKED[dtype][1]
+    """Codes and zeros as they are; raises UnsupportedError for the first that the packed type does not hold."""
+    (scales, zeros), group = _known(matrix, first, values.shape, dtype), PACKED[dtype][1]
     if scales is None or not isinstance(matrix, WholeMatrix):
         ordered = isinstance(matrix, WholeMatrix) and matrix.order is not None
         kind = "in an order of their own (g_idx)" if ordered else f"of {getattr(matrix, 'group', 0)} columns"
         raise UnsupportedError(matrix.where, f"groups are {kind}, where multiples of {group} are repacked", REMEDY)
+    last = first + len(values)
+    q = matrix.codes(first, last) - np.int16(matrix.least) if dtype.has_zeros else matrix.whole(first, last)
     try:
-        return packed_as_is(matrix.whole(first, first + len(values)), scales, dtype)
+        return packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:
         raise UnsupportedError(matrix.where, f"{error}, so that repacking would change weights", REMEDY) from None
 
 
-def _known(matrix: Matrix, first: int, shape: tuple[int, ...], dtype: DType) -> F32 | None:
-    """The file's own scales, one for each group of a packed type; None where its groups are others."""
-    if not isinstance(matrix, WholeMatrix) or matrix.order is not None:
-        return None
+def _known(matrix: Matrix, first: int, shape: tuple[int, ...], dtype: DType) -> tuple[F32 | None, F32 | None]:
+    """The file's own scales, one for each group of a packed type, and zeros where it has such.
+
+    None where its groups are others, or has more codes than a type with zeros.
+    """
     (rows, columns), group = shape, PACKED[dtype][1]
-    if matrix.group % group and matrix.group < columns:
-        return None
-    scales = np.repeat(matrix.scales(first, first + rows), -(-matrix.group // group), axis=1)
-    return scales[:, : -(-columns // group)]
+    if not isinstance(matrix, WholeMatrix) or matrix.order is not None:
+        return None, None
+    if (matrix.group % group and matrix.group < columns) or (dtype.has_zeros and matrix.most - matrix.least > MAX_CODE):
+        return None, None
+
+    def by_group(theirs: npt.NDArray[Any]) -> F32:
+        repeated = np.repeat(theirs, -(-matrix.group // group), axis=1)
+        return repeated[:, : -(-columns // group)].astype(np.float32)
+
+    zeros = matrix.zeros(first, first + rows) - np.int16(matrix.least) if dtype.has_zeros else None
+    return by_group(matrix.scales(first, first + rows)), None if zeros is None else by_group(zeros)

@@ -48,6 +48,7 @@ class _Awq(WholeMatrix):
         self._scales = wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
         groups = self._scales.shape[0]
         self.group = group_size(self.where, groups, columns, declared)
+        self.least, self.most = 0, 2**_BITS - 1
         self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (groups, self._words.shape[1]))
 
     def codes(self, first: int, last: int) -> I16:

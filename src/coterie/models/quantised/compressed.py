@@ -105,6 +105,7 @@ class _Whole(WholeMatrix):
     def __init__(self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, bits: int, declared: int) -> None:
         self._each = numbers_a_word(bits)
         self._bits, self._half = bits, np.int16(2 ** (bits - 1))
+        self.least, self.most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self._is_packed, self.num_columns = f"{stem}.weight_packed" in tensors, columns
         if self._is_packed:
             self._stored = wanted(tensors, f"{stem}.weight_packed", (DType.I32,), (-1, -(-columns // self._each)))

@@ -52,13 +52,16 @@ class PlainMatrix:
 class WholeMatrix(ABC):
     """A matrix of whole numbers with a scale and a zero for each group of columns, which may be of any columns.
 
-    `group` columns side by side share them, the last ones may be fewer; or `order` has each column's group.
+    Codes go from `least` to `most`. `group` columns side by side share a scale, the last ones may be fewer; or `order`
+    has each column's group.
     """
 
     where: str
     num_rows: int
     num_columns: int
     group: int
+    least: int
+    most: int
     order: npt.NDArray[np.intp] | None = None
 
     @abstractmethod

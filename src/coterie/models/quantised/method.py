@@ -24,7 +24,7 @@ class Found:
 class Method:
     """One checkpoint's way to quantise: `find` has the tensors, a module's name and its columns, and gives a matrix.
 
-    `name`: as config.json has it. `bits`: of the packed type that may hold the weights without loss, None where none
+    `name`: as config.json has it. `bits`: of the packed types that may hold the codes as they are, None where none
     does. `beside`: what else the file quantises, in words, empty for nothing. `find` raises CheckpointError and
     UnsupportedError.
     """
