@@ -245,7 +245,7 @@ FILES = {
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind == "Q4_K_M" else pytest.mark.long) for kind in FILES]
 )
-def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tokenizer, tmp_path):
+def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tokenizer, tmp_path, make_backend):
     """Every kind of block: llama.cpp's own float32 numbers of it, and its answers with these, but for what is added."""
     pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install 'coterie[peers]'")
     there = importlib.import_module("tests.model.in_llama_cpp")
@@ -264,9 +264,10 @@ def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tok
     assert all(0 < lost.rms_error < (0.01 if lost.dtype is DType.Q8 else 0.005) for lost in packed)
     model = open_model(report.folder)
     prompt = prompt_of(model.config.vocab_size)
-    stepper = Stepper(ReferenceBackend(model))
-    ours, theirs = stepper.feed((stepper.sequence(), prompt)), there.logits(again, prompt)
-    assert relative_error(ours, theirs) < most
+    theirs = there.logits(again, prompt)
+    for backend in ("reference", "cpu"):
+        stepper = Stepper(make_backend(backend, model))
+        assert relative_error(stepper.feed((stepper.sequence(), prompt)), theirs) < most
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from coterie.models.model import load_weights_f32, open_model, synthetic_model, 
 from coterie.models.packing import KEY, Packing, packing_of
 from coterie.models.quantize import quantize_folder
 
-Q8, Q4 = DType.Q8, DType.Q4
+Q8, Q4, Q4Z = DType.Q8, DType.Q4, DType.Q4Z
 UP = "model.layers.{}.mlp.up_proj.weight"
 MANY = [f"model.layers.{i}.{kind}" for i in range(9) for kind in ("a", "b")]
 
@@ -33,7 +33,7 @@ def packed_in_turn(folder, out, types):
 @pytest.mark.parametrize("row", ["llama-biases", "qwen3", "phi3-partial", "gemma2", "llama-tied"])
 @pytest.mark.parametrize("activations", ["int16", "int8"])
 def test_it_runs_as_the_reference_does(row, activations, folder_of, tmp_path, make_backend):
-    packed, _ = packed_in_turn(folder_of(row), tmp_path / "out", (Q8, Q4, None, Q4, None))
+    packed, _ = packed_in_turn(folder_of(row), tmp_path / "out", (Q8, Q4Z, Q4, None, Q4Z))
     model = with_activations(packed, activations)
     verify(model.graph)
     prompt, logits = prompt_of(model.config.vocab_size), {}
@@ -47,7 +47,7 @@ def test_it_runs_as_the_reference_does(row, activations, folder_of, tmp_path, ma
 
 @pytest.mark.parametrize("rule_set", ["cache", "none"])
 def test_one_answer_however_it_is_stepped(rule_set, folder_of, tmp_path, make_backend):
-    model, _ = packed_in_turn(folder_of("qwen3", dtype="bf16"), tmp_path / "out", (Q4, Q8, None))
+    model, _ = packed_in_turn(folder_of("qwen3", dtype="bf16"), tmp_path / "out", (Q4, Q4Z, Q8, None))
     prompt = prompt_of(model.config.vocab_size)
     stepper = Stepper(make_backend("cpu", model, rule_set=rule_set))
     whole = stepper.feed((stepper.sequence(), prompt))
@@ -89,7 +89,7 @@ def test_errors_are_reported_by_kind_and_type(folder_of, tmp_path):
     [
         ({"version": 1, "bits": 4, "embedding_bits": 8}, Packing(Q4, Q8)),
         ({"version": 1, "bits": 8, "embedding_bits": None}, Packing(Q8, None)),
-        ({"version": 2, "layers": "int4z", "tables": None}, Packing(DType.Q4Z, None)),
+        ({"version": 2, "layers": "int4z", "tables": None}, Packing(Q4Z, None)),
         ({"version": 2, "layers": None, "tables": "int8"}, Packing(None, Q8)),
         ({"version": 2, "layers": "int8", "tables": "int8", "exceptions": {"a": "int4", "b": None}},
          Packing(Q8, Q8, {"a": Q4, "b": None})),
