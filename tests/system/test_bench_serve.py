@@ -250,7 +250,10 @@ def silent() -> Iterator[str]:
         (("demo", "--requests", 0), "give 1 or more"),
         (("demo", "--mix", "lumpy"), "uniform, zipf, bursty"),
         (("demo", "--prompt", "many"), "is no number of tokens"),
-        (("demo", "--prompt", 500, "--max-tokens", 100), "600 tokens of prompt and answer, but the context holds 512"),
+        (
+            ("demo", "--prompt", 500, "--max-tokens", 100),
+            "has 600 tokens of prompt and answer, but the context",
+        ),
         (("nowhere",), "there is no such file or folder"),
     ],
 )

@@ -9,7 +9,6 @@ Knows nothing about how requests are sent (serve_drive.py) or a server is starte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from coterie.api.assemble import make_spec, open_models
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Effort, Report, interleave, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, draw_round, encoded
+from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, round_of
 from coterie.bench.serve_drive import drive
 from coterie.bench.serve_own import OwnServer, in_process, own_server
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
@@ -77,7 +76,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
     """
     with _composition(own, say) as ref, Coterie.open(ref, _options(ref, own)) as coterie:
         names = own.names
-        _check_context(min(coterie.models[name].max_context for name in names), loads)
+        _check_context(min(coterie.models[name].max_context for name in names), loads, rounds, names)
         count = {name: partial(_tokens, coterie, way, name) for name in names}
         made = coterie.plan
         sizes = ("--near", f"{made.near_bytes} B", "--kv", f"{made.kv_bytes} B")
@@ -154,10 +153,11 @@ def _options(ref: str, own: Own) -> Options:
     return Options(near_bytes=max(min(sum(sizes), room), *sizes), kv_bytes=own.kv_bytes, threads=own.threads)
 
 
-def _check_context(context: int, loads: Sequence[Load]) -> None:
-    longest = max(int(max(load.prompt.values)) + int(max(load.new.values)) for load in loads)
+def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequence[str]) -> None:
+    drawn = (round_of(load, number, names) for load in loads for number in range(rounds + 1))
+    longest = max(one.longest for one in drawn)
     if longest > context:
-        fact = f"{longest} tokens of prompt and answer, but the context holds {context}"
+        fact = f"a request has {longest} tokens of prompt and answer, but the context holds {context}"
         raise UsageError("--prompt and --max-tokens", fact, "ask for fewer")
 
 
@@ -222,7 +222,6 @@ def _asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
         "seed": first.seed,
         "rounds": rounds,
         "api": "completions" if way.raw else "chat completions",
-        "client_cpus": os.cpu_count(),
     }
 
 

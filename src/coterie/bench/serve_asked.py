@@ -16,7 +16,7 @@ from coterie.api import Message, Query
 from coterie.api.texts import Text, prompt_of
 from coterie.bench.words import prompt
 from coterie.engine.request import Request
-from coterie.plan.workload import Load, make_workload
+from coterie.plan.workload import Load, Workload, make_workload
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WORDS_SEED = 4  # beside those of the workload's own draws
@@ -73,16 +73,21 @@ class Asked:
 
 
 def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str, Callable[[str], int]]) -> Asked:
-    """The requests of round `number`, each round's its own, so that no prompt was asked before.
+    """The requests of round `number`: no prompt was asked before, so that nothing of it is known.
 
     `count`: of some experts, how many tokens a text is.
     """
-    drawn = make_workload(replace(load, seed=load.seed + number), names)
+    drawn = round_of(load, number, names)
     rng = np.random.default_rng([load.seed + number, WORDS_SEED])
     models = [names[expert] for expert in drawn.asked.tolist()]
     lengths = drawn.prompt_tokens.tolist()
     texts = [prompt(rng, tokens, count.get(model)) for model, tokens in zip(models, lengths, strict=True)]
     return Asked(models, texts, drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight)
+
+
+def round_of(load: Load, number: int, names: Sequence[str]) -> Workload:
+    """The workload of round `number`, each round's its own."""
+    return make_workload(replace(load, seed=load.seed + number), names)
 
 
 def encoded(text: Text, query: Query) -> tuple[int, ...]:
