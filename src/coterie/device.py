@@ -97,10 +97,21 @@ class Rows:
 
 
 @value
+class Shared:
+    """A second extent of a run's weights, which experts share: the weights at these `places` of the program's order
+    are there, all others in the expert's own.
+    """
+
+    weights: Buffer
+    places: tuple[int, ...]
+
+
+@value
 class Binding:
     """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
 
-    `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0.
+    `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0. `shared`: where some of the weights
+    are not in `weights` but in another extent of the same tier; their offsets are in that one.
     """
 
     weights: Buffer
@@ -108,6 +119,13 @@ class Binding:
     kv: Buffer
     block_bytes: int
     rows: Rows
+    shared: Shared | None = None
+
+    @property
+    def extents(self) -> tuple[Buffer, ...]:
+        """All memory that a run is given."""
+        given = self.weights, self.kv
+        return given if self.shared is None else (*given, self.shared.weights)
 
 
 class Executable(Protocol):

@@ -18,6 +18,8 @@ from coterie.core.units import parse_bytes
 from coterie.device import Binding
 from coterie.devices.cpu import CpuDevice
 from coterie.graph.compile import compile_graph
+from coterie.graph.ir import Kind, Value
+from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.reference import KvState, Reference
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -136,7 +138,9 @@ SHAPES = {
         "hidden_act": "gelu_new",
     },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
+    "adapted": {"attention_bias": True},
 }
+RANKS = {"adapted": 3}  # of the changes beside all products of a shape
 
 
 @dataclass
@@ -161,13 +165,18 @@ class RandomExpert:
         types |= {name: self.dtypes[0] for name in names if ".experts." in name}  # those of a layer are of one type
         types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) == 1}
         self.graph = decoder_graph(config, types)
+        if rank := RANKS.get(self.shape):
+            names, self.graph = adapted(
+                names, self.graph, rank, next((t for t in self.dtypes if t.is_float), DType.BF16)
+            )
         self.program = compile_graph(self.graph, self.rule_set, share_buffers=self.share_buffers)
         self.exe = self.device.load(self.program)
         rng = np.random.default_rng(self.seed)
         self.weights, pieces, offsets, end = {}, {}, {}, 0 if self.align_bytes else 1
         for name, shape in names.items():
             center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, shape[-1] ** -0.5)
-            values, dtype = (center + scale * rng.standard_normal(shape)).astype(np.float32), types[name]
+            values = (center + scale * rng.standard_normal(shape)).astype(np.float32)
+            dtype = self.graph.values[name].dtype
             bits = pack(values, dtype) if dtype.is_packed else from_f32(values, dtype)
             self.weights[name] = unpack(bits, dtype, shape[1]) if dtype.is_packed else to_f32(bits, dtype)
             start = end + (-end % self.align_bytes if self.align_bytes else 0)
@@ -212,6 +221,20 @@ class RandomExpert:
 
     def prompt(self, length, seed=1):
         return np.random.default_rng(seed).integers(0, self.program.vocab_size, length).tolist()
+
+
+def adapted(names, graph, rank, dtype):
+    """Shapes of weights, and a graph, with changes of this rank beside all products; factors have this type."""
+    changes, names = {}, dict(names)
+    for weight in linear_weights(graph):
+        rows, columns = names[weight]
+        a, b = (
+            Value(f"{weight}.{letter}", shape, dtype, Kind.WEIGHT)
+            for letter, shape in (("A", (rank, columns)), ("B", (rows, rank)))
+        )
+        changes[weight] = LowRank(a, b, 0.5)
+        names |= {a.name: a.shape, b.name: b.shape}
+    return names, with_low_rank(graph, changes)
 
 
 @contextmanager

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.device.devices import BROKEN
-from tests.device.programs import V, loaded, rows, tiny_graph, write_weights
+from tests.device.programs import Desk, V, loaded, rows, tiny_graph, write_weights
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError, UnsupportedError
 from coterie.core.units import format_bytes
-from coterie.device import Sampling, wait_for
+from coterie.device import Sampling, Shared, wait_for
 from coterie.graph.compile import compile_graph
 from coterie.graph.sampling import draw
 
@@ -107,6 +109,42 @@ def test_a_run_is_not_done_before_its_gates(desk):
 def test_gated_tokens_equal_ungated_tokens(desk):
     cold = desk.tokens(desk.run(prompt_rows(), gates=desk.fetch()))
     assert cold == desk.tokens(desk.run(prompt_rows()))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_weights_may_lie_in_two_extents(every, desk, on_cpu, tmp_path):
+    """Every second or third weight, or all, are in a second extent, with other numbers: as in a file of just these."""
+    step = rows([([3, 14, 15], 0), ([9, 26], 0), ([5, 35, 8, 9], 0), ([7], 0)])
+    names, path = desk.exe.program.weights, tmp_path / "mixed.weights"
+    other = write_weights(tmp_path / "other.weights", desk.graph, seed=7)
+    theirs = (tmp_path / "other.weights").read_bytes()
+    mixed = bytearray(Path(desk.layout.ranges[0].source.path).read_bytes())
+    places = tuple(range(0, len(names), every))
+    for tensor in [other.tensors[names[place]] for place in places]:
+        start = BLOCK_BYTES + tensor.offset
+        end = start + tensor.dtype.tensor_bytes(tensor.shape)
+        mixed[start:end] = theirs[start:end]
+    path.write_bytes(mixed)
+    loaded(desk)
+    second = loaded(Desk(desk.device, other))
+    run = desk.device.run(desk.exe, replace(desk.binding(step), shared=Shared(second.weights, places)))
+    found = desk.tokens(run)
+    assert len(found[0]) == 4
+    if not desk.device.synthetic():
+        identity = FileIdentity.of(path.stat())
+        ranges = [replace(r, source=replace(r.source, path=str(path), identity=identity)) for r in desk.layout.ranges]
+        alone = loaded(Desk(on_cpu.device, replace(desk.layout, ranges=tuple(ranges))))
+        assert found == alone.tokens(alone.run(step)) != desk.tokens(desk.run(step))
+
+
+def test_the_second_extent_must_have_what_is_there(desk):
+    needs_bytes(desk.device)
+    loaded(desk)
+    short = desk.weights.view(0, 4096)
+    with pytest.raises(ValueError, match=r"weights reach \d+ but their extent has 4096 bytes"):
+        desk.wait(desk.device.run(desk.exe, replace(desk.binding(prompt_rows()), shared=Shared(short, (3,)))))
+    with pytest.raises(ValueError, match="weights 2 to 99 are shared but there are"):
+        desk.device.run(desk.exe, replace(desk.binding(prompt_rows()), shared=Shared(desk.weights, (2, 99))))
 
 
 def test_a_gate_for_no_stage_is_refused(desk):

@@ -11,6 +11,7 @@ import numpy as np
 
 from coterie.device import Binding, Rows, Sampling
 from coterie.devices.cpu import CpuDevice
+from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
 from coterie.graph.reference import KvState, Reference
 from coterie.models.model import load_weights_f32
@@ -63,7 +64,8 @@ class DeviceBackend:
         self.device, self.model, self.rule_set = device, model, rule_set
         self.exe = device.load(compile_graph(model.graph, rule_set))
         self._inspected = device.load(compile_graph(model.graph, rule_set, share_buffers=False))
-        self._weights = fetch(device, model)
+        self._weights = fetch(device, model.layout)
+        self._base = shared._base if shared and model.base is not None else base_of(device, model)
         self.block_bytes = shared.block_bytes if shared else block_bytes_for(model)
         self._kv = shared._kv if shared else device.reserve(device.spec.run_tier, NUM_BLOCKS * self.block_bytes)
 
@@ -73,8 +75,8 @@ class DeviceBackend:
 
     def binding(self, rows):
         """Everything that a step needs."""
-        offsets = self.model.layout.offsets(self.exe.program.weights)
-        return Binding(self._weights, offsets, self._kv, self.block_bytes, rows)
+        offsets, shared = places_of(self.exe.program.weights, self.model.layout, self._base)
+        return Binding(self._weights, offsets, self._kv, self.block_bytes, rows, shared)
 
     def logits(self, rows):
         """Run one step and return the logits of its sampled rows [R, V]."""
@@ -88,7 +90,7 @@ class DeviceBackend:
 
     def move_weights(self):
         """Fetch the weights to another place, and spoil those where they were."""
-        before, self._weights = self._weights, fetch(self.device, self.model)
+        before, self._weights = self._weights, fetch(self.device, self.model.layout)
         self.device.memory(before)[:] = 0xFF  # not a number, in every float type
 
     def tokens_behind_gates(self, rows):
@@ -140,13 +142,17 @@ def wait(device, *events):
             raise failure
 
 
-def fetch(device, model):
-    """Read a model's ranges into a slab of its own."""
-    slab = device.reserve(device.spec.run_tier, model.layout.size_bytes)
-    device.place(slab, model.layout.spans)
+def base_of(device, model):
+    """The weights of an adapter's base in a slab of their own; None for any other model."""
+    return None if model.base is None else Base(model.base.layout, fetch(device, model.base.layout))
+
+
+def fetch(device, layout):
+    """Read a layout's ranges into a slab of its own."""
+    slab = device.reserve(device.spec.run_tier, layout.size_bytes)
+    device.place(slab, layout.spans)
     events = [
-        device.fetch(slab.view(placed.offset, placed.source.size_bytes), placed.source)
-        for placed in model.layout.ranges
+        device.fetch(slab.view(placed.offset, placed.source.size_bytes), placed.source) for placed in layout.ranges
     ]
     wait(device, *events)
     return slab

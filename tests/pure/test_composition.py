@@ -142,6 +142,29 @@ def test_hugging_face_id_from_the_cache(tmp_path, monkeypatch, line):
     assert load_composition(str(file)).experts[0].checkpoint == snapshot
 
 
+def test_the_base_of_an_adapter_is_where_it_says(tmp_path, monkeypatch):
+    """By a path from the file, whole, as a folder beside the adapter, or a model in the cache by its revision."""
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    snapshot, adapter = hub_model(tmp_path / "home" / "hub"), tmp_path / "adapters" / "sql"
+    for folder in (tmp_path / "models" / "tiny", adapter.parent / "beside"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    adapter.mkdir()
+    file = tmp_path / "c.toml"
+    file.write_text('name = "x"\n[[expert]]\nname = "sql"\ncheckpoint = "adapters/sql"\n')
+    for named, wanted in (
+        ("models/tiny", tmp_path / "models" / "tiny"),
+        (str(tmp_path / "models" / "tiny"), tmp_path / "models" / "tiny"),
+        ("/somebody/elses/beside", adapter.parent / "beside"),
+        ("some-owner/tiny", snapshot),
+    ):
+        text = {"base_model_name_or_path": named, "revision": "0123abc" if named == "some-owner/tiny" else None}
+        (adapter / "adapter_config.json").write_text(json.dumps(text))
+        (expert,) = load_composition(str(file)).experts
+        assert (expert.checkpoint, expert.base) == (adapter, wanted)
+
+
 def test_published_schema_is_made_from_the_table():
     assert (PACKAGE / "schema.json").read_text() == schema_text(), "run: python -m coterie.composition.schema"
 

@@ -182,40 +182,58 @@ def test_folder_without_experts(tmp_path):
         load_composition(str(tmp_path))
 
 
+def folder_with(folder, file, text="{}"):
+    folder.mkdir()
+    (folder / file).write_text(text)
+    return folder
+
+
 @pytest.mark.parametrize("beside", [True, False])
-def test_folder_of_adapters(beside, tmp_path):
+def test_folder_of_adapters_without_their_base(beside, tmp_path):
     """Alone or beside checkpoints, as a folder and by its own path; never left aside in silence."""
-    for name in ("mine", "other"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    mine = folder_with(tmp_path / "mine", "adapter_config.json")
     if beside:
-        (tmp_path / "other" / "config.json").write_text("{}")
-    for ref in (tmp_path, tmp_path / "mine"):
+        folder_with(tmp_path / "other", "config.json")
+    for ref in (tmp_path, mine):
+        with pytest.raises(CompositionError, match=r"the adapter .*mine does not say what its base is; put it beside"):
+            load_composition(str(ref))
+        (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "/of/somebody/else"}')
         with pytest.raises(
-            CompositionError, match=r"mine: an adapter is no expert until .* coterie merge BASE .*mine OUT"
+            CompositionError, match=r"is '/of/somebody/else', but neither .* nor .*/else is a checkpoint"
         ):
             load_composition(str(ref))
-    (tmp_path / "mine" / "config.json").write_text("{}")
+        (mine / "adapter_config.json").write_text("{}")
+    (mine / "model.safetensors").write_bytes(b"")
+    (mine / "config.json").write_text("{}")
     assert "mine" in load_composition(str(tmp_path)).names
 
 
-def test_an_adapter_is_merged_before_it_is_served(tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
-    (tmp_path / "sql").mkdir()
-    (tmp_path / "sql" / "adapter_config.json").write_text("{}")
-    text = 'name = "office"\n[[expert]]\nname = "sql"\ncheckpoint = "base"\n'
-    (tmp_path / "c.toml").write_text(text + 'adapter = "sql"\n')
-    with pytest.raises(
-        CompositionError, match=r"'sql'\.adapter\] .* until it is merged .* coterie merge .*c\.toml OUT"
-    ):
-        load_composition(str(tmp_path / "c.toml"))
-    (tmp_path / "c.toml").write_text(text.replace('"base"', '"sql"'))
-    with pytest.raises(CompositionError, match=r"sql has an adapter; give its base, and the folder as adapter"):
-        load_composition(str(tmp_path / "c.toml"))
-    (tmp_path / "c.toml").write_text('name = "x"\n[[expert]]\nname = "y"\nconfig = "llama-2-7b"\nadapter = "sql"\n')
-    with pytest.raises(CompositionError, match=r"adapter = \"sql\" has no meaning without checkpoint"):
-        load_composition(str(tmp_path / "c.toml"))
+def test_an_adapter_and_what_is_none(tmp_path):
+    folder_with(tmp_path / "base", "config.json")
+    folder_with(tmp_path / "sql", "adapter_config.json")
+    path = tmp_path / "c.toml"
+
+    def refused(keys, match):
+        path.write_text('name = "office"\n[[expert]]\nname = "sql"\n' + keys)
+        with pytest.raises(CompositionError, match=match):
+            load_composition(str(path))
+
+    refused('checkpoint = "sql"\n', r"'sql'\] the adapter .*sql does not say what its base is; .* base = ")
+    refused('checkpoint = "sql"\nbase = "none"\n', r"'sql'\.base\] base = 'none': there is no folder .*none")
+    refused(
+        'checkpoint = "sql"\nbase = "sql"\n',
+        r"'sql'\.base\] .* has an adapter, where a whole model is wanted; .* merge",
+    )
+    refused(
+        'checkpoint = "base"\nbase = "base"\n', r"'sql'\.base\] .*checkpoint = 'base' is a whole model; leave it out"
+    )
+    refused('checkpoint = "base"\nadapter = "base"\n', r"'sql'\.adapter\] .*there is no adapter in .*base")
+    refused('checkpoint = "sql"\nadapter = "sql"\n', r"'sql'\.checkpoint\] .* has an adapter, where a whole model")
+    refused('checkpoint = "base"\nadapter = "sql"\nbase = "base"\n', r"'sql'\.base\] .* two keys; leave one out")
+    refused('config = "llama-2-7b"\nadapter = "sql"\n', r"adapter = \"sql\" has no meaning without checkpoint")
+    refused('config = "llama-2-7b"\nbase = "base"\n', r"base = \"base\" has no meaning without checkpoint")
+    router = '[router]\nkind = "llm"\nfallback = "sql"\ncheckpoint = "sql"\n'
+    refused('checkpoint = "base"\n' + router, r"router\.checkpoint\] .* has an adapter, where a whole model is wanted")
 
 
 def test_folder_whose_name_cannot_be_a_name(tmp_path):

@@ -37,3 +37,14 @@ def test_no_more_is_reserved_than_all_experts_need():
     assert plan_budget(100 * BLOCK, sizes) == 4 * BLOCK
     assert plan_budget(3 * BLOCK + 9, sizes) == 3 * BLOCK
     assert plan_budget(2 * BLOCK + 9, {}) == 2 * BLOCK
+
+
+def test_bases_are_a_part_of_the_budget_that_stays():
+    sizes = {"a": BLOCK, "b": 3 * BLOCK}
+    assert plan_budget(100 * BLOCK, sizes, 5 * BLOCK) == 4 * BLOCK
+    assert plan_budget(8 * BLOCK, sizes, 5 * BLOCK) == 3 * BLOCK
+    with pytest.raises(
+        CapacityError, match=r"b, beside 20\.00 KiB of bases, needs 32\.00 KiB but 28\.00 KiB"
+    ) as refusal:
+        plan_budget(7 * BLOCK, sizes, 5 * BLOCK)
+    assert refusal.value.levers[0] == "set --near to at least 32768 B"

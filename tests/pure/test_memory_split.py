@@ -8,7 +8,7 @@ from fake_device import FakeDevice, fake_layout
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError
 from coterie.memory.cache import ExpertCache
-from coterie.memory.split import SplitCache
+from coterie.memory.split import SplitCache, side_of, sides_of, stays
 
 
 @pytest.fixture
@@ -18,7 +18,8 @@ def device():
 
 def split(device, expert_blocks, router_blocks):
     experts = ExpertCache(device, {"dram": expert_blocks * BLOCK_BYTES})
-    return SplitCache(experts, ExpertCache(device, {"dram": router_blocks * BLOCK_BYTES}), {"r"})
+    routers = ExpertCache(device, {"dram": router_blocks * BLOCK_BYTES})
+    return SplitCache(experts, {"router": (routers, {"r"})})
 
 
 def drain(device, cache):
@@ -55,3 +56,18 @@ def test_ends_loads_and_what_is_pending_are_of_both(device):
     assert {name for name, failure in drain(device, cache)} == {"a", "r"}
     cache.hold("r", device.read_weights(second.weights))
     assert len(cache.pending()) == 1
+
+
+def test_bases_stay_whoever_comes_and_are_nobody_elses(device):
+    bases = ExpertCache(device, {"dram": 3 * BLOCK_BYTES})
+    cache = SplitCache(ExpertCache(device, {"dram": 2 * BLOCK_BYTES}), {"bases": (bases, {"big"})})
+    assert not cache.want("big", fake_layout("big", 3)).hit
+    for name in "abc":
+        cache.want(name, fake_layout(name, 2))
+        drain(device, cache)
+    assert cache.resident() == ("c", "big")
+    assert cache.want("big", fake_layout("big", 3)).hit
+    assert [stays(cache, name) for name in ("big", "c")] == [True, False]
+    assert not stays(cache.experts, "big")
+    assert side_of(cache, "big") is bases is sides_of(cache)["bases"]
+    cache.check_integrity()

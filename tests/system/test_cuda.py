@@ -17,6 +17,7 @@ import torch
 from starlette.testclient import TestClient
 from tests.device.cuda_devices import cuda
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
+from tests.system.test_adapters import NAMES, experts
 from tests.system.test_decisions import EVERYTHING, STEADY, entries, models, serve, workload
 from tests.system.test_reuse import alike
 from tests.system.tiny import CONFIG
@@ -38,7 +39,7 @@ from coterie.server.app import make_app
 from coterie.spec.load import load_machine
 
 ONE_EXPERT = 100 * 1024
-__all__ = ["models"]  # a fixture
+__all__ = ["experts", "models"]  # fixtures
 
 
 class Gpu:
@@ -75,6 +76,21 @@ def test_answers_are_the_cpus_with_and_without_switches(folder: Path, lazy: Gpu,
             coterie.parts.cache.check_integrity()
     assert found["cuda"] == found["cpu"]
     assert lazy.driver.replayed > 0
+
+
+@pytest.mark.parametrize("near_bytes", [None, ONE_EXPERT])
+def test_adapters_beside_a_base_are_the_cpus(experts: Path, lazy: Gpu, near_bytes: int | None) -> None:
+    """Weights in two arenas, of which one is filled once; adapters come from the pool, in room for some or all."""
+    queries, found = [query(name, text) for text in ("hello", "again") for name in (*NAMES, "base")], {}
+    for device in ("cpu", "cuda"):
+        with Coterie.open(str(experts), Options(device=device, near_bytes=near_bytes)) as coterie:
+            found[device] = [answer.token_ids for answer in coterie.ask_all(queries)]
+            for name in NAMES:
+                coterie.unload(name)
+            found[device] += [coterie.ask(one).token_ids for one in queries]
+            coterie.parts.both.check_integrity()
+    assert found["cuda"] == found["cpu"]
+    assert len(set(found["cpu"][:4])) == 4
 
 
 @pytest.mark.parametrize(("machine", "seed"), [("toy", 3), ("toy-tiers", 6)])

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.system.tiny import write_expert
+from tests.system.tiny import write_adapter, write_expert
 
 from coterie.api.assemble import Options
 from coterie.core.errors import UsageError
@@ -23,6 +23,7 @@ from coterie.devices.modelled import ModelledDevice
 from coterie.engine.assembly import Plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams
+from coterie.models.adapted import open_adapted
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine
@@ -61,6 +62,18 @@ def models(tmp_path_factory):
     return {folder.name: open_model(folder) for folder in folders}
 
 
+@pytest.fixture(scope="module")
+def adapted(models, tmp_path_factory):
+    """The same without one of each shape, and six adapters: of an expert that is there too, and of one that is not."""
+    root, found = tmp_path_factory.mktemp("adapters"), {name: models[name] for name in (PINNED, "deep-0", "wide-0")}
+    for number in range(6):
+        base = models["deep-0" if number % 2 else "deep-1"]
+        modules = ("mlp.down_proj", "self_attn.q_proj")[: 1 + number % 3 % 2]
+        folder = write_adapter(root / f"adapter-{number}", modules, SHAPES["deep"], seed=number)
+        found[folder.name] = open_adapted(base, folder)
+    return found
+
+
 def workload(models, seed):
     """Requests in bursts, most for a few experts, with one expert pinned for a while."""
     rng = np.random.default_rng(seed)
@@ -74,11 +87,11 @@ def workload(models, seed):
     return [*moves, Move(0, "pin", PINNED, 0), Move(step - 2, "unpin", PINNED, 0)]
 
 
-def serve(device, models, policy, moves, record=0):
+def serve(device, models, policy, moves, record=0, near_bytes=0):
     """Run a workload to its end as it is served; return the parts and each request's tokens."""
     # Just enough that the largest fits on one side of the pinned one, wherever that is.
     largest = max(model.layout.size_bytes for model in models.values())
-    near_bytes = 2 * largest + models[PINNED].layout.size_bytes
+    near_bytes = near_bytes or 2 * largest + models[PINNED].layout.size_bytes
     options = Options(policy=policy, record=record)
     sizes = {name: model.layout.size_bytes for name, model in models.items()}
     made = Plan(device.spec, sizes, near_bytes, KV_BLOCKS * KV_BLOCK_BYTES, KV_BLOCK_BYTES)
@@ -135,6 +148,35 @@ def test_decisions_are_the_same_on_every_device(models, schedule, seed):
     assert len(entries(real.log, "fetch")) > len(models)
     assert len(entries(real.log, "evict")) > 3
     assert any(rows == 0 for (_, _, _, rows) in entries(real.log, "run"))
+
+
+@pytest.mark.parametrize("seed", [3, 6])
+def test_decisions_about_adapters_are_the_same_on_every_device(adapted, seed):
+    """Adapters come and go; their bases do not, be they experts or not. A run replayed gives its own log here too."""
+    moves = [move for move in workload(adapted, seed) if move.what == "ask"]
+    near_bytes = adapted["wide-0"].layout.size_bytes + 4096
+    devices = {
+        "cpu": CpuDevice(threads=1),
+        "modelled": ModelledDevice(load_machine("toy")),
+        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
+    }
+    served = {}
+    for name, device in devices.items():
+        served[name] = serve(device, adapted, STEADY, moves, near_bytes=near_bytes)
+        device.close()
+    real = served["cpu"]
+    assert served["modelled"].log == served["modelled with numerics"].log == real.log
+    assert served["modelled with numerics"].tokens == real.tokens
+    fetched, evicted = ({entry[1] for entry in entries(real.log, kind)} for kind in ("fetch", "evict"))
+    assert "deep-0" not in fetched | evicted
+    assert all(sum(name.startswith("adapter") for name in names) > 2 for names in (fetched, evicted))
+    assert any(name == "deep-0" for (_, name, _, _) in entries(real.log, "run"))
+    device = CpuDevice(threads=1)
+    real = serve(device, adapted, EVERYTHING, moves, 1 << 16, near_bytes)
+    durations = real.parts.recorded().durations()
+    device.close()
+    again = serve(ModelledDevice(this_machine(), durations=durations), adapted, EVERYTHING, moves, 0, near_bytes)
+    assert again.log == real.log
 
 
 def test_a_pin_changes_what_is_evicted(models):

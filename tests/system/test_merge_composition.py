@@ -49,7 +49,12 @@ def office(tmp_path: Path) -> Path:
 
 
 def test_a_file_of_adapters_becomes_one_of_experts(office: Path, tmp_path: Path) -> None:
-    refused(run("check", office), "'sql'.adapter", "adapters/sql", f"coterie merge {office} OUT")
+    unmerged = json.loads(run("check", office, "--json").stdout)["experts"]
+    assert {name: expert["base"] for name, expert in unmerged.items()} == {
+        "sql": "general",
+        "german": "general",
+        "general": "",
+    }
     report = json.loads(run("merge", office, tmp_path / "out", "--json").stdout)
     assert {name: len(found["kinds"]) for name, found in report["experts"].items()} == {"sql": 2, "german": 1}
     assert report["experts"]["sql"]["folder"] == str(tmp_path / "out" / "sql")
@@ -144,7 +149,7 @@ def test_mistakes_are_told_before_the_work_and_leave_nothing(
 ) -> None:
     good = office.read_text()
     for wrong, words in (
-        (good.replace('"adapters/german"', '"adapters/none"'), ("adapters/none", "does not exist")),
+        (good.replace('"adapters/german"', '"adapters/none"'), ("adapters/none", "there is no adapter")),
         (good.replace('fallback = "general"', 'fallback = "nobody"'), ("router.fallback", "nobody")),
         (good.replace('"models/base"', '"models/none"'), ("'sql'.checkpoint", "models/none")),
         (good.replace("adapter =", "adaptor ="), ("adaptor", "adapter")),

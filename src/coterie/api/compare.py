@@ -14,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.api.assemble import Options, make_device, make_spec
-from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.api.texts import tokenizer_of
+from coterie.checkpoint.layout import Layout
 from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
 from coterie.core.errors import RequestError, UsageError
 from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling, wait_for
 from coterie.devices.gpu import gpu_number
 from coterie.engine.assembly import page_bytes
+from coterie.engine.experts import open_expert
+from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
 from coterie.graph.reference import KvState, Reference
 from coterie.memory.transfer import fetch_layout
-from coterie.models.model import Model, load_weights_f32, open_model
+from coterie.models.model import Model, load_weights_f32
 
 # Of the largest value of a buffer: float32 sums of a few thousand terms in another order differ by less.
 TOLERANCE = 1e-4
@@ -83,8 +86,8 @@ def open_one(ref: str, expert: str, prompt: str) -> tuple[Model, tuple[int, ...]
     chosen = composition.expert(expert or composition.names[0])
     if chosen.checkpoint is None:
         raise UsageError(ref, f"expert {chosen.name} has no weights to compare", "choose one that has a checkpoint")
-    model = open_model(chosen.checkpoint, chosen.name)
-    ids = tuple(Tokenizer.from_folder(chosen.checkpoint).encode(prompt))
+    model = open_expert(chosen, chosen.checkpoint)
+    ids = tuple(tokenizer_of(model).encode(prompt))
     if not 0 < len(ids) <= model.max_context:
         fact = f"has {len(ids)} tokens"
         raise RequestError("prompt", fact, f"give 1 to {model.max_context}, the context of {chosen.name}")
@@ -111,7 +114,8 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
     """Run the prompt in the reference and, per rule set, on the device; one row per value that the device stores."""
     device = make_device(make_spec(options), options)
     try:
-        weights = _load(device, model)
+        base = None if model.base is None else Base(model.base.layout, _load(device, model.base.layout))
+        weights = _load(device, model.layout)
         block = page_bytes(model.kv)
         rows = _rows(ids, model.kv.tokens_per_block(block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
@@ -120,7 +124,8 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         found: list[Row] = []
         for rule_set in rule_sets:
             exe = device.load(compile_graph(model.graph, rule_set, share_buffers=False))
-            binding = Binding(weights, model.layout.offsets(exe.program.weights), kv, block, rows)
+            offsets, shared = places_of(exe.program.weights, model.layout, base)
+            binding = Binding(weights, offsets, kv, block, rows, shared)
             stored = device.inspect(exe, binding)
             found += [_row(rule_set, name, values, expected[name], allowed[name]) for name, values in stored.items()]
         return found
@@ -128,10 +133,10 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         device.close()
 
 
-def _load(device: Device, model: Model) -> Buffer:
-    weights = device.reserve(device.spec.run_tier, model.layout.size_bytes)
+def _load(device: Device, layout: Layout) -> Buffer:
+    weights = device.reserve(device.spec.run_tier, layout.size_bytes)
     issued: list[Event] = []
-    fetch_layout(device, model.layout, weights, issued)
+    fetch_layout(device, layout, weights, issued)
     for event in issued:
         wait_for(device, event)
         failure = device.failure(event)

@@ -262,8 +262,8 @@ class Coterie:
     def _wishes(self, expert: str) -> Iterator[Wishes]:
         with self._lock:
             self._check_open()
-            if expert not in self._parts.plan.expert_bytes:
-                known = ", ".join(sorted(self._parts.plan.expert_bytes)[:8])
+            if expert not in self.composition.names:
+                known = ", ".join(sorted(self.composition.names)[:8])
                 raise NotFoundError(expert, "is no expert", f"some are {known}")
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)

@@ -26,8 +26,9 @@ KEY_CHARS = 8  # of an architecture key: enough to tell those of one composition
 class ExpertStatus:
     """One expert, or the router's own model.
 
-    `tier`: the nearest that holds all of it, its files' where none does. `size_bytes`: of its weights. `architecture`:
-    experts of one share programs. `last_used_s`: when it last answered, on the device's clock; None: not yet.
+    `tier`: the nearest that holds all of it, its files' where none does. `size_bytes`: of its weights, of an adapter
+    its own; `base`: whose weights it has besides, empty for no adapter. `architecture`: experts of one share programs.
+    `last_used_s`: when it last answered, on the device's clock; None: not yet.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ExpertStatus:
     waiting: int
     architecture: str
     last_used_s: float | None
+    base: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -47,7 +49,9 @@ class ExpertStatus:
 
 @dataclass(frozen=True, slots=True)
 class TierStatus:
-    """The part of a tier that holds weights: `of` the experts, or of the router's own model. `experts`: in it now."""
+    """The part of a tier that holds weights: `of` the experts, of bases that adapters share, or of the router's own
+    model. `experts`: in it now.
+    """
 
     tier: str
     of: Side
@@ -153,6 +157,7 @@ def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
         waiting=len(queue.waiting.get(name, ())) + held,
         architecture=model.key[:KEY_CHARS],
         last_used_s=parts.engine.metrics.last_end_s.get(name),
+        base=parts.plan.base_of.get(name, ""),
     )
 
 

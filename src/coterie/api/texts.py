@@ -13,7 +13,7 @@ from coterie.checkpoint.calls import CallText, Form
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held
-from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
+from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
@@ -108,6 +108,12 @@ def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
     return {name: _open(name, model) for name, model in models.items()}
 
 
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The tokenizer of an expert that has bytes: an adapter's own, or else its base's. Raises CheckpointError."""
+    folders = [at.path for at in (model, model.base) if at is not None and at.path is not None]
+    return Tokenizer.from_folder(next((at for at in folders if (at / TOKENIZER).exists()), folders[-1]))
+
+
 def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:
     """Whose tokens are meant: the named expert's; for a composition's name all must have the same.
 
@@ -125,8 +131,11 @@ def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> 
 def _open(name: str, model: Model) -> Text:
     if model.path is None:
         return Text(name, model.config.vocab_size, None, None)
-    tokenizer, template = Tokenizer.from_folder(model.path), ChatTemplate.from_folder(model.path)
-    return Text(name, model.config.vocab_size, tokenizer, template)
+    own = model.path
+    base = own if model.base is None or model.base.path is None else model.base.path
+    tokens = own if (own / TOKENIZER_CONFIG).exists() else base
+    template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
+    return Text(name, model.config.vocab_size, tokenizer_of(model), template)
 
 
 def prompt_of(query: Query) -> Prompt:

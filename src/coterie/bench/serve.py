@@ -31,6 +31,7 @@ from coterie.bench.words import write_tokenizer
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
 from coterie.composition.toml import to_toml
 from coterie.core.errors import UsageError
+from coterie.engine.bases import bases_of, size_of
 from coterie.memory.slab import round_up
 from coterie.plan.workload import Load
 from coterie.spec.this_machine import this_machine
@@ -148,9 +149,11 @@ def _options(ref: str, own: Own) -> Options:
         return options
     spec = make_spec(options)
     models = open_models(load_composition(ref), options.device)
-    sizes = [round_up(model.layout.size_bytes) for model in models.values()]
-    room = int(spec.tier(spec.run_tier).capacity_bytes * NEAR_SHARE)
-    return Options(near_bytes=max(min(sum(sizes), room), *sizes), kv_bytes=own.kv_bytes, threads=own.threads)
+    bases = bases_of(models)
+    sizes = [round_up(model.layout.size_bytes) for name, model in models.items() if name not in bases]
+    room, shared = int(spec.tier(spec.run_tier).capacity_bytes * NEAR_SHARE), size_of(bases)
+    near = shared + max(min(sum(sizes), room - shared), *sizes)
+    return Options(near_bytes=near, kv_bytes=own.kv_bytes, threads=own.threads)
 
 
 def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequence[str]) -> None:

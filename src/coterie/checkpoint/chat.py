@@ -45,8 +45,10 @@ class ChatTemplate:
         self.form = form_of(offered) if self.takes_tools else None
 
     @staticmethod
-    def from_folder(path: str | Path) -> ChatTemplate | None:
+    def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
         """The folder's template, or None when it has none. Files of templates come before tokenizer_config.json.
+
+        `tokens_from`: the folder that has the special tokens, where it is another one.
 
         Raises CheckpointError for a damaged file, UnsupportedError when there are several templates and no default.
         """
@@ -61,7 +63,9 @@ class ChatTemplate:
         if named and not isinstance(named.get(DEFAULT), str):
             fact = f"there is no chat template named {DEFAULT} among {', '.join(map(str, named))}"
             raise UnsupportedError(where, fact, f"name one of them {DEFAULT}")
-        return ChatTemplate(named[DEFAULT], special_tokens(folder), where, named.get(FOR_TOOLS)) if named else None
+        if not named:
+            return None
+        return ChatTemplate(named[DEFAULT], special_tokens(tokens_from or folder), where, named.get(FOR_TOOLS))
 
     def render(
         self,

@@ -18,7 +18,7 @@ from coterie.core.paths import user_path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, which is merged before it is served
+ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, the rest of which is its base
 GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
 
 
@@ -40,6 +40,9 @@ class Checkpoint:
             raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", remedy)
         if not (folder / CONFIG).exists() and (files := gguf_files(folder)):
             raise CheckpointError(str(folder), f"has no {CONFIG}, but {brief(files)}", import_remedy(files[0]))
+        if is_adapter(folder):
+            remedy = "name it in a composition, with its base, or merge it into that with coterie merge"
+            raise CheckpointError(str(folder), "holds a LoRA adapter, where a whole model is wanted", remedy)
         config = read_object(folder / CONFIG)
         if (folder / SINGLE).exists():
             return Checkpoint(folder, config, read_header(folder / SINGLE))
@@ -49,9 +52,13 @@ class Checkpoint:
             if (folder / name).is_symlink():  # the Hugging Face cache is made of them
                 fact = f"points to {(folder / name).readlink()}, which does not exist"
                 raise CheckpointError(str(folder / name), fact, "download the model again")
-        is_adapter = (folder / ADAPTER_CONFIG).exists()
-        remedy = "merge it into its base with coterie merge" if is_adapter else "save it as safetensors"
-        raise CheckpointError(str(folder), f"has no {SINGLE} and no {INDEX}{_others(folder)}", remedy)
+        fact = f"has no {SINGLE} and no {INDEX}{_others(folder)}"
+        raise CheckpointError(str(folder), fact, "save it as safetensors")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not the whole weights of a model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def gguf_files(folder: Path) -> list[Path]:

@@ -16,16 +16,17 @@ from coterie.core.errors import CheckpointError
 GENERATION = "generation_config.json"
 
 
+def own_end_ids(folder: Path) -> tuple[int, ...] | None:
+    """What the folder's generation_config.json says, or None. Raises CheckpointError."""
+    return _ids(read_object_if_present(folder / GENERATION), folder / GENERATION)
+
+
 def end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids of the tokens that end an answer, each once; empty when the folder names none. Raises CheckpointError."""
-    generation = read_object_if_present(folder / GENERATION)
-    for raw, file_name in ((generation, GENERATION), (config, "config.json")):
-        value = raw.get("eos_token_id")
-        if value is not None:
-            ids = value if isinstance(value, list) else [value]
-            if not all(type(token) is int for token in ids):
-                raise CheckpointError(str(folder / file_name), f"eos_token_id is {value!r}", "it must be token ids")
-            return tuple(dict.fromkeys(ids))
+    found = own_end_ids(folder)
+    found = _ids(config, folder / "config.json") if found is None else found
+    if found is not None:
+        return found
     text = special_tokens(folder).get("eos_token")
     if text is None or not (folder / TOKENIZER).exists():
         return ()
@@ -34,3 +35,13 @@ def end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
         fact = f"eos_token {text!r} is not a token of {TOKENIZER}"
         raise CheckpointError(str(folder), fact, "use the tokenizer that belongs to the weights")
     return (token,)
+
+
+def _ids(raw: Mapping[str, Any], file: Path) -> tuple[int, ...] | None:
+    value = raw.get("eos_token_id")
+    if value is None:
+        return None
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(str(file), f"eos_token_id is {value!r}", "it must be token ids")
+    return tuple(dict.fromkeys(ids))

@@ -40,14 +40,21 @@ def check(
     if json_:
         print_json(_report(found.name, models, made))
         return
-    table = Table(Column("expert", overflow="fold"), "family", "weights", "context", "architecture", "KV per token")
+    words = ("family", "weights", "context", "architecture", "KV per token", *(["base"] if made.base_of else []))
+    table = Table(Column("expert", overflow="fold"), *words)
     for name, model in models.items():
         row = (_family(model), format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
-        table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token))
+        base = [escape(made.base_of.get(name, ""))] if made.base_of else []
+        table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token), *base)
     out.print(table)
     shared = Counter(model.key for model in models.values())
-    total = format_bytes(made.total_bytes)
+    total = format_bytes(made.total_bytes + made.bases_bytes)
     out.print(f"{len(found.experts)} experts, {total} in all; architectures (one program each): {len(shared)}")
+    for name, size in made.base_bytes.items():
+        count = sum(base == name for base in made.base_of.values())
+        out.print(
+            f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {count} adapters", markup=False
+        )
     out.print(plan_line(made))
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
@@ -64,6 +71,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
         "machine": made.spec.name,
         "near_bytes": made.near_bytes,
         "router_bytes": made.router_bytes,
+        "base_bytes": dict(made.base_bytes),
         "kv_bytes": made.kv_bytes,
         "kv_block_bytes": made.block_bytes,
         "work_bytes": made.work_bytes,
@@ -76,6 +84,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
                 "context": model.max_context,
                 "architecture_key": model.key,
                 "kv_bytes_per_token": model.kv.bytes_per_token,
+                "base": made.base_of.get(name, ""),
             }
             for name, model in models.items()
         },
@@ -90,6 +99,7 @@ def plan_line(made: Plan) -> str:
     capacity = format_bytes(made.spec.tier(tier).capacity_bytes)
     near, kv, work = (format_bytes(size) for size in (made.near_bytes, made.kv_bytes, made.work_bytes))
     router = f"{format_bytes(made.router_bytes)} for the router's model, " if made.router_bytes else ""
+    router += f"{format_bytes(made.bases_bytes)} for bases, " if made.base_bytes else ""
     return f"{tier}: {near} for experts ({held}), {router}{kv} for KV, {work} for the values of a step, of {capacity}"
 
 

@@ -118,7 +118,9 @@ def show(status: dict[str, Any], url: str) -> Group:
 def _experts(status: dict[str, Any]) -> Table:
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "run", "wait", "last use")]
     words = [Column(name, no_wrap=True) for name in ("state", "tier", "pin")]
-    table = Table(Column("expert", overflow="fold"), *words, *numbers, box=SIMPLE_HEAD)
+    adapters = any(expert.get("base") for expert in status["experts"])
+    beside = [Column("base", overflow="fold")] if adapters else []
+    table = Table(Column("expert", overflow="fold"), *words, *numbers, *beside, box=SIMPLE_HEAD)
     for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
         used_s, style = expert["last_used_s"], STYLES[expert["state"]]
         table.add_row(
@@ -130,6 +132,7 @@ def _experts(status: dict[str, Any]) -> Table:
             str(expert["running"] or ""),
             str(expert["waiting"] or ""),
             "never" if used_s is None else f"{format_seconds(status['now_s'] - used_s)} ago",
+            *([escape(expert["base"])] if adapters else []),
         )
     return table
 
@@ -142,7 +145,13 @@ def _tiers(status: dict[str, Any]) -> Table:
         box=SIMPLE_HEAD,
     )
     rows = [
-        (tier["tier"], tier["of"], tier["used_bytes"], tier["capacity_bytes"], f"{tier['experts']} experts")
+        (
+            tier["tier"],
+            tier["of"],
+            tier["used_bytes"],
+            tier["capacity_bytes"],
+            f"{tier['experts']} {'bases' if tier['of'] == 'bases' else 'experts'}",
+        )
         for tier in status["tiers"]
     ]
     kv = status["kv"]

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.folder import ADAPTER_CONFIG, GGUF, brief, gguf_files, import_remedy
+from coterie.checkpoint.folder import CONFIG, GGUF, brief, gguf_files, import_remedy, is_adapter
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import Expert, is_expert_name
-from coterie.composition.hub import find_checkpoint
+from coterie.composition.hub import find_base, find_folders
 from coterie.composition.routers import llm
 from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
@@ -93,9 +93,9 @@ def name_hint(name: str, names: Sequence[str]) -> str:
 def load_composition(ref: str | Path) -> Composition:
     """Read a composition: the name of a preset ("demo"), a .toml file, or a folder.
 
-    A folder with composition.toml is that file; one with config.json is a composition of one expert; in any other, each
-    subfolder with a config.json is an expert, without a router. A preset's name goes before a folder of that name
-    (write ./demo for the folder); a Path is no preset's name.
+    A folder with composition.toml is that file; a checkpoint, or an adapter, is a composition of one expert; in any
+    other folder, each subfolder that is one is an expert, without a router. A preset's name goes before a folder of
+    that name (write ./demo for the folder); a Path is no preset's name.
 
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change).
     """
@@ -127,10 +127,8 @@ def _load(ref: str) -> Composition:
 
 def _from_folder(folder: Path) -> Composition:
     root = folder.resolve()
-    single = (root / "config.json").is_file()
-    if not single:
-        _refuse_adapters(root)
-    found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and (p / "config.json").is_file())
+    single = _is_expert(root)
+    found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and _is_expert(p))
     if not found and (files := [found for one in (root, *sorted(root.glob("*/"))) for found in gguf_files(one)]):
         fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
         raise CompositionError(str(folder), fact, f"write an expert folder from each: coterie import {folder} OUT")
@@ -147,19 +145,13 @@ def _from_folder(folder: Path) -> Composition:
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-._") or "folder"
     while not single and label in names:
         label += "-experts"
-    experts = tuple(Expert(path.name, checkpoint=path) for path in found)
+    bases = [find_base(path, root, str(folder)) if is_adapter(path) else None for path in found]
+    experts = tuple(Expert(path.name, path, base=base) for path, base in zip(found, bases, strict=True))
     return Composition(names[0] if single else label, experts, None, root)
 
 
-def _refuse_adapters(root: Path) -> None:
-    """An adapter is a part of a model; left aside in silence it would be missed."""
-    folders = sorted(p for p in (root, *root.iterdir()) if (p / ADAPTER_CONFIG).is_file())
-    adapters = [path for path in folders if not (path / "config.json").is_file()]
-    if adapters:
-        more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
-        fact = f"{', '.join(path.name for path in adapters[:3])}{more}: an adapter is no expert until it is merged"
-        remedy = f"merge each into its base, as in coterie merge BASE {adapters[0]} OUT, and keep it elsewhere"
-        raise CompositionError(str(root), fact, remedy)
+def _is_expert(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or is_adapter(folder)
 
 
 _NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
@@ -183,7 +175,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def composition_of(values: Mapping[str, Any], path: Path) -> Composition:
-    """The composition that the tables of a file say. Raises CompositionError, also for experts that are adapters."""
+    """The composition that the tables of a file say. Raises CompositionError."""
     file, root = str(path), path.resolve().parent
     experts = _experts(values["expert"], root, file)
     names = [expert.name for expert in experts]
@@ -209,13 +201,9 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
 
 def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     name, description = table["name"], table.get("description", "")
-    if "adapter" in table:
-        fact = f"adapter = {table['adapter']!r} is no expert until it is merged into its checkpoint"
-        file = where.rsplit(": ", 1)[0]
-        raise CompositionError(f"{where}.adapter", fact, f"run coterie merge {file} OUT, and serve OUT")
     if "checkpoint" in table:
-        checkpoint = find_checkpoint(table["checkpoint"], table.get("revision", "main"), root, where)
-        return Expert(name, checkpoint=checkpoint, description=description)
+        checkpoint, base = find_folders(table, root, where, whole=name == llm.ROUTER)
+        return Expert(name, checkpoint=checkpoint, description=description, base=base)
     config = table["config"]
     if "/" in config or config.endswith(".json"):
         path = root / user_path(config, f"{where}.config")

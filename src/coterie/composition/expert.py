@@ -17,13 +17,15 @@ _NAME = re.compile(NAME_PATTERN)
 class Expert:
     """One model. `checkpoint` is a Hugging Face folder; an expert without bytes has `config` instead.
 
-    `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given.
+    `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
+    checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs.
     """
 
     name: str
     checkpoint: Path | None = None
     config: str | None = None
     description: str = ""
+    base: Path | None = None
 
 
 def is_expert_name(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Finds a checkpoint's folder: a path, or a Hugging Face id that is already in the local cache.
+"""Finds a checkpoint's folder, and an adapter's base: a path, or a Hugging Face id that is in the local cache.
 
 Knows nothing about networks: what is not on this machine is an error that says so.
 
@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from coterie.checkpoint.folder import ADAPTER_CONFIG, GGUF, brief, gguf_files, import_remedy
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import ADAPTER_CONFIG, CONFIG, GGUF, brief, gguf_files, import_remedy, is_adapter
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
 
@@ -28,34 +31,90 @@ def hub_cache() -> Path:
     return (user_path(home, "HF_HOME") if home else Path.home() / ".cache" / "huggingface") / "hub"
 
 
-def find_checkpoint(ref: str, revision: str, root: Path, where: str) -> Path:
-    """The folder of a checkpoint that is given as a path (relative to `root`) or as a Hugging Face id.
+def find_checkpoint(
+    ref: str, revision: str, root: Path, where: str, key: str = "checkpoint", adapters: bool = False
+) -> Path:
+    """The folder of a checkpoint that is given as a path (relative to `root`) or as a Hugging Face id, by this key.
 
-    Raises CompositionError when there is no such folder, or it has no config.json.
+    `adapters`: one of an adapter will do too. Raises CompositionError when there is no such folder, or it has no
+    config.json.
     """
-    folder = root / user_path(ref, f"{where}.checkpoint")
+    place = f"{where}.{key}"
+    folder = root / user_path(ref, place)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if adapters and is_adapter(folder):
+            return folder
+        if is_adapter(folder) or not (folder / CONFIG).is_file():
             fact, remedy = f"the folder {folder} has no config.json", "give a Hugging Face checkpoint folder"
             if files := gguf_files(folder):
                 fact, remedy = f"{fact}, but {brief(files)}", import_remedy(files[0])
-            if (folder / ADAPTER_CONFIG).is_file():
-                fact, remedy = f"the folder {folder} has an adapter", "give its base, and the folder as adapter"
-            raise CompositionError(f"{where}.checkpoint", f"checkpoint = {ref!r}: {fact}", remedy)
+            if is_adapter(folder):
+                fact = f"the folder {folder} has an adapter, where a whole model is wanted"
+                remedy = "give one, as coterie merge BASE ADAPTER OUT writes it"
+            raise CompositionError(place, f"{key} = {ref!r}: {fact}", remedy)
         return folder
     if folder.suffix == GGUF and folder.is_file():
-        fact = f"checkpoint = {ref!r} is a GGUF file, which is imported first"
-        raise CompositionError(f"{where}.checkpoint", fact, import_remedy(folder))
+        raise CompositionError(place, f"{key} = {ref!r} is a GGUF file, which is imported first", import_remedy(folder))
     if _HUB_ID.fullmatch(ref) is None:
-        fact = f"checkpoint = {ref!r}: there is no folder {folder}"
-        raise CompositionError(
-            f"{where}.checkpoint", fact, "give a folder that exists; paths start from the file's own folder"
-        )
+        fact = f"{key} = {ref!r}: there is no folder {folder}"
+        raise CompositionError(place, fact, "give a folder that exists; paths start from the file's own folder")
     snapshot = _snapshot(ref, revision, where)
     if snapshot is None:
-        fact = f"checkpoint = {ref!r}: no folder {folder}, and revision {revision!r} is not in the cache {hub_cache()}"
-        raise CompositionError(f"{where}.checkpoint", fact, "give a folder that exists, or download that model first")
+        fact = f"{key} = {ref!r}: no folder {folder}, and revision {revision!r} is not in the cache {hub_cache()}"
+        raise CompositionError(place, fact, "give a folder that exists, or download that model first")
     return snapshot
+
+
+def find_base(adapter: Path, root: Path, where: str) -> Path:
+    """The folder of an adapter's base where nobody names it: the one that its config names, or one beside it so called.
+
+    Raises CompositionError where there is none, CheckpointError for a damaged config.
+    """
+    fields = read_object(adapter / ADAPTER_CONFIG)
+    named, remedy = (
+        fields.get("base_model_name_or_path"),
+        'put it beside the adapter, or name it in a composition file: base = "its folder"',
+    )
+    if not isinstance(named, str) or not named.strip():
+        raise CompositionError(where, f"the adapter {adapter} does not say what its base is", remedy)
+    # A relative path was so to the folder from which it was trained, which nobody knows any more.
+    folders = [root / user_path(named, where), adapter.resolve().parent / Path(named).name]
+    for folder in folders:
+        if (folder / CONFIG).is_file() and not is_adapter(folder):
+            return folder
+    revision = str(fields.get("revision") or "main")
+    if _HUB_ID.fullmatch(named) and (found := _snapshot(named, revision, where)):
+        return found
+    fact = f"the base of the adapter {adapter} is {named!r}, but neither {folders[0]} nor {folders[1]} is a checkpoint"
+    raise CompositionError(where, fact, remedy)
+
+
+def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) -> tuple[Path, Path | None]:
+    """An expert's checkpoint and, of an adapter, its base: named by either of two keys, or by the adapter itself.
+
+    `whole`: an adapter will not do. Raises CompositionError, and CheckpointError for a damaged adapter_config.json.
+    """
+    alone = not whole and "adapter" not in table
+    found = find_checkpoint(table["checkpoint"], table.get("revision", "main"), root, where, adapters=alone)
+    if "adapter" in table and "base" in table:
+        fact = (
+            f"base = {table['base']!r} and checkpoint = {table['checkpoint']!r} beside adapter name a base by two keys"
+        )
+        raise CompositionError(f"{where}.base", fact, "leave one out: an adapter's folder is checkpoint or adapter")
+    if "adapter" in table:
+        folder = root / user_path(table["adapter"], f"{where}.adapter")
+        if not is_adapter(folder):
+            fact = f"adapter = {table['adapter']!r}: there is no adapter in {folder}"
+            raise CompositionError(f"{where}.adapter", fact, "give a folder that PEFT saved, with adapter_config.json")
+        return folder, found
+    if not is_adapter(found):
+        if "base" in table:
+            fact = f"base = {table['base']!r}, but checkpoint = {table['checkpoint']!r} is a whole model"
+            raise CompositionError(f"{where}.base", fact, "leave it out, or give an adapter's folder as checkpoint")
+        return found, None
+    if "base" in table:
+        return found, find_checkpoint(table["base"], "main", root, where, "base")
+    return found, find_base(found, root, where)
 
 
 def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
@@ -67,4 +126,4 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     ref = model / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     snapshot = model / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
+    return snapshot if (snapshot / CONFIG).is_file() or is_adapter(snapshot) else None

@@ -7,7 +7,7 @@ Experts without an adapter are named where they are. Knows nothing about how an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,35 +40,23 @@ def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
     out, path = free_path(target), user_path(ref, "composition")
     path = path / COMPOSITION_FILE if path.is_dir() else path
     values, root = read_file(path), path.resolve().parent
-    bases = [{key: value for key, value in table.items() if key != "adapter"} for table in values["expert"]]
-    composition = composition_of(values | {"expert": bases}, path)
-    adapters = _adapters(values["expert"], root, path)
+    experts = composition_of(values, path).experts
+    adapters = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
+    if not adapters:
+        raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
     _check_names(list(adapters), path)
-    folders = {name: composition.expert(name).checkpoint or root for name in adapters}
-    for name, adapter in adapters.items():
-        check_merge(folders[name], adapter)
-    size_bytes = sum(file.stat().st_size for base in folders.values() for file in base.glob("*.safetensors"))
+    for base, adapter in adapters.values():
+        check_merge(base, adapter)
+    size_bytes = sum(file.stat().st_size for base, _ in adapters.values() for file in base.glob("*.safetensors"))
     merged: dict[str, Merged] = {}
     with new_folder(out, "the merged experts", size_bytes) as begun:
-        for name, adapter in adapters.items():
+        for name, (base, adapter) in adapters.items():
             if (begun / name).exists():
                 fact = f"{name!r} is a name that this disk does not tell from another expert's"
                 raise CompositionError(str(path), fact, "names must differ in more than capitals; rename one expert")
-            merged[name] = replace(merge_folder(folders[name], adapter, begun / name), folder=out / name)
-        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root)), encoding="utf-8")
+            merged[name] = replace(merge_folder(base, adapter, begun / name), folder=out / name)
+        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root, adapters)), encoding="utf-8")
     return MergedComposition(out, merged)
-
-
-def _adapters(tables: Sequence[Mapping[str, Any]], root: Path, path: Path) -> dict[str, Path]:
-    """The adapters' folders by their experts' names. Raises CompositionError when there is none."""
-    found = {}
-    for number, table in enumerate(tables, start=1):
-        if "adapter" in table:
-            folder = root / user_path(table["adapter"], f"{path}: expert[{number}] {table['name']!r}.adapter")
-            found[table["name"]] = folder
-    if not found:
-        raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
-    return found
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -80,20 +68,20 @@ def _check_names(names: Sequence[str], path: Path) -> None:
             raise CompositionError(str(path), f"the expert {name!r} has the name {whose}", "rename the expert")
 
 
-def _moved(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def _moved(values: Mapping[str, Any], root: Path, merged: Collection[str]) -> dict[str, Any]:
     """The tables of a file elsewhere: merged experts beside it, all other paths whole."""
-    moved = dict(values) | {"expert": [_moved_expert(table, root) for table in values["expert"]]}
+    moved = dict(values) | {"expert": [_moved_expert(table, root, merged) for table in values["expert"]]}
     if "router" in values:
-        router = _moved_expert(values["router"], root)  # a model of its own is named by the same keys
+        router = _moved_expert(values["router"], root, ())  # a model of its own is named by the same keys
         key, left_out = _ROUTER_FILES.get(router["kind"], ("", None))
         name = router.get(key, left_out)
         moved["router"] = router | ({key: str(root / user_path(name))} if name else {})
     return moved
 
 
-def _moved_expert(table: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    if "adapter" in table:
-        kept = {key: value for key, value in table.items() if key not in ("adapter", "revision")}
+def _moved_expert(table: Mapping[str, Any], root: Path, merged: Collection[str]) -> dict[str, Any]:
+    if table.get("name") in merged:
+        kept = {key: value for key, value in table.items() if key not in ("adapter", "base", "revision")}
         return kept | {"checkpoint": table["name"]}
     checkpoint, config = table.get("checkpoint"), table.get("config", "")
     moved = dict(table)

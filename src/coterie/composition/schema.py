@@ -126,16 +126,18 @@ EXPERT = Table(
     keys=(
         Key("name", "string", "the expert's name; {i} counts from 0 where count is given", required=True,
             pattern=_COUNTED_NAME, pattern_meaning=_NAME_MEANING),
-        Key("checkpoint", "string", "a folder with config.json, or a Hugging Face id that is in the local cache"),
+        Key("checkpoint", "string",
+            "a folder with config.json, a LoRA adapter's that PEFT saved, or a Hugging Face id in the local cache"),
         Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
-        Key("adapter", "string", "a LoRA adapter of the checkpoint, a folder that PEFT saved; coterie merge adds it"),
+        Key("base", "string", "of a checkpoint that is an adapter: the model it belongs to; if left out, what it says"),
+        Key("adapter", "string", "the other way round: a LoRA adapter's folder, where the checkpoint is its base"),
         Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
     ),
     exactly_one=("checkpoint", "config"),
-    needs={"count": "config", "revision": "checkpoint", "adapter": "checkpoint"},
+    needs={"count": "config", "revision": "checkpoint", "base": "checkpoint", "adapter": "checkpoint"},
 )  # fmt: skip
 
 COMPOSITION = Table(

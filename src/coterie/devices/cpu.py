@@ -19,7 +19,7 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Event, Executable, copy_pieces
-from coterie.devices.cpu_bound import Binder, Bound, run_stepwise
+from coterie.devices.cpu_bound import Bases, Binder, Bound, run_stepwise
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Bytes, Read, Slab, copy_parts
 from coterie.devices.lanes import COMPUTE
@@ -220,11 +220,12 @@ class CpuDevice(RealDevice):
         stored = self._binder.workspace[start : start + ran.rows * row_bytes]
         return stored.view(np.float32).reshape(ran.rows, -1)[list(rows)]
 
-    def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, tuple[int, int]]:
+    def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
         """Check everything now, on the caller's thread, and copy the rows."""
         exe.offsets(binding)
-        bases = kernels.address(self.memory(binding.weights)), kernels.address(self.memory(binding.kv))
-        return StepRows.copy(exe.program, binding, steps), bases
+        extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
+        weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
+        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv)
 
     def _take_interrupt(self) -> bool:
         interrupted, self._interrupted = self._interrupted, False

@@ -25,6 +25,8 @@ from coterie.kernels.cpu import I64
 MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes a region, and 8 a matrix of a branch
 
 Ends: TypeAlias = tuple[tuple[int, ...], ...]
+Bases: TypeAlias = tuple[int, int, int]
+"""Addresses of the weights' extent, of the shared one (0 where there is none) and of the KV slab."""
 
 
 class Workspace:
@@ -60,18 +62,20 @@ class Bound:
         self._sampling: tuple[Sampling, ...] = ()
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self._weights: tuple[tuple[int, ...], int] | None = None
+        self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
         self._pages: tuple[int, int, int] | None = None
         self._slab: Slab | None = None
         self.drawn_R: I32 = np.zeros(0, np.int32)
 
-    def put(self, binding: Binding, step: StepRows, bases: tuple[int, int], workspace: Workspace) -> None:
-        """Make everything ready for a run. `bases` are the addresses of the weights' extent and of the KV slab."""
-        weights_at, kv_at = bases
+    def put(self, binding: Binding, step: StepRows, bases: Bases, workspace: Workspace) -> None:
+        """Make everything ready for a run."""
+        weights_at, shared_at, kv_at = bases
         self._put_inputs(step, kv_at, binding.block_bytes)
-        if (binding.offsets, weights_at) != self._weights:
-            self._exe.template.put_weights(self.rows, self._exe.offsets(binding) + weights_at, self._tables)
-            self._weights = binding.offsets, weights_at
+        made_of = binding.offsets, binding.shared, weights_at, shared_at
+        if made_of != self._weights:
+            addresses = self._exe.offsets(binding).addresses(weights_at, shared_at)
+            self._exe.template.put_weights(self.rows, addresses, self._tables)
+            self._weights = made_of
         slab = workspace.at_least(self._total_bytes)
         if slab is not self._slab:
             self._put_stored(slab)
@@ -159,7 +163,7 @@ class Binder:
         """That memory, with what the last run has stored and not overwritten."""
         return self._workspace.at_least(0).bytes
 
-    def bind(self, exe: LoweredExecutable, binding: Binding, step: StepRows, bases: tuple[int, int]) -> Bound:
+    def bind(self, exe: LoweredExecutable, binding: Binding, step: StepRows, bases: Bases) -> Bound:
         """Rows for this run, good until the next call."""
         key = id(exe), step.sizes.T, step.sizes.B, step.sizes.R
         bound = self._kept.pop(key, None) or Bound(exe, step.sizes)

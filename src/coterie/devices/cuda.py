@@ -77,7 +77,7 @@ class CudaDevice(RealDevice):
             self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
         )
         self._loading: Stream = None
-        self._found: dict[tuple[object, ...], tuple[object, Addresses]] = {}
+        self._found: dict[tuple[object, ...], tuple[tuple[object, ...], Addresses]] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._constants: list[torch.Tensor] = []
 
@@ -283,10 +283,11 @@ class CudaDevice(RealDevice):
 
     def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
-        weights, kv, block_bytes = binding.weights, binding.kv, binding.block_bytes
-        placed, key = self._memory.placed(weights), (id(exe), weights, binding.offsets, kv, block_bytes)
+        weights, shared, kv, block_bytes = binding.weights, binding.shared, binding.kv, binding.block_bytes
+        placed = tuple([self._memory.placed(at) for at in (weights, *([shared.weights] if shared else []))])
+        key = id(exe), weights, binding.offsets, shared, kv, block_bytes
         found = self._found.get(key)
-        if found is None or found[0] is not placed:
+        if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
             if len(self._found) >= MAX_KEPT:
                 self._found.clear()
             found = self._found[key] = placed, self._find(exe, binding)
@@ -294,7 +295,11 @@ class CudaDevice(RealDevice):
 
     def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
-        weights = self._memory.weights_at(binding.weights, exe.offsets(binding))
+        found = exe.offsets(binding)
+        weights = self._memory.weights_at(binding.weights, found.array)
+        if binding.shared is not None:
+            shared = self._memory.weights_at(binding.shared.weights, found.array)
+            weights = np.where(found.is_shared, shared, weights)
         odd = np.flatnonzero(weights % ALIGN_BYTES)
         if len(odd):
             name = exe.program.weights[int(odd[0])]

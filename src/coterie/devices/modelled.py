@@ -165,7 +165,7 @@ class ModelledDevice(Device):
         awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
         rows, weights, kv = binding.rows, binding.weights, binding.kv
         sizes = rows.sizes
-        self._check_buffers(weights, kv)
+        self._check_buffers(*binding.extents)
         mine = own_executable(exe, binding, sizes, awaited, steps)
         if self._interrupted:
             steps, self._interrupted = 1, False
@@ -213,7 +213,7 @@ class ModelledDevice(Device):
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
-        self._check_buffers(binding.weights, binding.kv)
+        self._check_buffers(*binding.extents)
         mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
         if self._behind is None:
             raise computes_no_numbers(self._spec.name)

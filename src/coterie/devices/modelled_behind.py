@@ -77,7 +77,8 @@ class Behind:
 
     def bind(self, binding: Binding) -> Binding:
         """The binding in the device's own memory."""
-        return replace(binding, weights=self._view(binding.weights), kv=self._view(binding.kv))
+        shared = binding.shared and replace(binding.shared, weights=self._view(binding.shared.weights))
+        return replace(binding, weights=self._view(binding.weights), kv=self._view(binding.kv), shared=shared)
 
     def _view(self, buffer: Buffer) -> Buffer:
         return self._slabs[buffer.slab_id].view(buffer.offset, buffer.size_bytes)

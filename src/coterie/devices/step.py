@@ -6,8 +6,10 @@ Knows nothing about lanes, files or addresses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
@@ -24,6 +26,35 @@ from coterie.kernels.cpu import I64
 
 INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # names of the row inputs of every program
 MAX_KEPT = 256  # sizes of steps, and experts, whose offsets are kept; a bound on memory, not on use
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offsets:
+    """Where weights begin, each in its extent. `is_shared`: those in the second one. `ends`: how far each reaches."""
+
+    array: I64
+    is_shared: npt.NDArray[np.bool_]
+    ends: tuple[int, int]
+
+    @staticmethod
+    def of(offsets: tuple[int, ...], places: tuple[int, ...], sizes: I64) -> Offsets:
+        """Of weights of these sizes, of which those at `places` are in the second extent. Raises ValueError."""
+        array = np.array(offsets, dtype=np.int64)
+        if len(array) != len(sizes):
+            raise ValueError(f"{len(array)} offsets are given for {len(sizes)} weights")
+        if array.min(initial=0) < 0:
+            raise ValueError(f"a weight's offset is {array.min()}")
+        if places and not 0 <= min(places) <= max(places) < len(array):
+            raise ValueError(f"weights {min(places)} to {max(places)} are shared but there are {len(array)}")
+        is_shared = np.zeros(len(array), bool)
+        is_shared[list(places)] = True
+        stops = array + sizes
+        own, of_base = (int(stops[part].max(initial=0)) for part in (~is_shared, is_shared))
+        return Offsets(array, is_shared, (own, of_base))
+
+    def addresses(self, weights_at: int, shared_at: int) -> I64:
+        """Addresses, with the extents at these."""
+        return self.array + np.where(self.is_shared, shared_at, weights_at)
 
 
 class LoweredExecutable:
@@ -48,7 +79,7 @@ class LoweredExecutable:
         sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
         self._weight_bytes = np.array(sizes, dtype=np.int64)
         self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}
-        self._offsets: dict[tuple[int, ...], tuple[I64, int]] = {}
+        self._offsets: dict[tuple[tuple[int, ...], tuple[int, ...]], Offsets] = {}
 
     @property
     def program(self) -> Program:
@@ -68,22 +99,19 @@ class LoweredExecutable:
             self._plans[key] = offsets, total
         return self._plans[key]
 
-    def offsets(self, binding: Binding) -> I64:
-        """The binding's weight offsets as an array. Raises ValueError when one is missing or outside the extent."""
-        if binding.offsets not in self._offsets:
+    def offsets(self, binding: Binding) -> Offsets:
+        """The binding's weight offsets as arrays. Raises ValueError when one is missing or outside its extent."""
+        shared = binding.shared
+        key = binding.offsets, () if shared is None else shared.places
+        found = self._offsets.get(key)
+        if found is None:
             if len(self._offsets) >= MAX_KEPT:
                 self._offsets.clear()
-            array = np.array(binding.offsets, dtype=np.int64)
-            if len(array) != len(self._weight_bytes):
-                raise ValueError(f"{len(array)} offsets are given for {len(self._weight_bytes)} weights")
-            low, end = (int(array.min()), int((array + self._weight_bytes).max())) if len(array) else (0, 0)
-            if low < 0:
-                raise ValueError(f"a weight's offset is {low}")
-            self._offsets[binding.offsets] = array, end
-        array, end = self._offsets[binding.offsets]
-        if end > binding.weights.size_bytes:
-            raise ValueError(f"weights reach {end} but their extent has {binding.weights.size_bytes} bytes")
-        return array
+            found = self._offsets[key] = Offsets.of(*key, self._weight_bytes)
+        for end, extent in zip(found.ends, (binding.weights, None if shared is None else shared.weights), strict=True):
+            if extent is not None and end > extent.size_bytes:
+                raise ValueError(f"weights reach {end} but their extent has {extent.size_bytes} bytes")
+        return found
 
 
 @value

@@ -7,7 +7,7 @@ Knows nothing about concrete devices or prompts: serving and simulating wire the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from coterie.checkpoint.layout import BLOCK_BYTES
@@ -16,18 +16,19 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
 from coterie.device import Device, wait_for
+from coterie.engine.bases import base_of, bases_of, load_bases, size_of
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy, memories_below
 from coterie.engine.recording import Recording
-from coterie.engine.served import ServedExpert
+from coterie.engine.served import Base, ServedExpert
 from coterie.engine.timeline import Timeline
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import KvShape, Program
 from coterie.memory.budget import plan_budget
 from coterie.memory.cache import ExpertCache
 from coterie.memory.slab import round_up
-from coterie.memory.split import Cache, SplitCache
+from coterie.memory.split import Cache, Side, SplitCache
 from coterie.models.model import Model
 from coterie.spec.machine import MachineSpec
 
@@ -62,7 +63,9 @@ class Plan:
     """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
 
     `router_bytes` of the run tier are the router's own model's, 0 where it has none; `work_bytes` hold what the largest
-    step stores. `programs`: what was compiled to know that, by architecture key.
+    step stores. `expert_bytes`: of experts that come and go; `base_bytes`: of bases that adapters share, which stay in
+    the run tier beside `near_bytes`; `base_of`: each adapter's. `programs`: what was compiled to know all that, by
+    architecture key.
     """
 
     spec: MachineSpec
@@ -73,11 +76,18 @@ class Plan:
     router_bytes: int = 0
     work_bytes: int = 0
     programs: Mapping[str, Program] = field(default_factory=dict, repr=False, compare=False)
+    base_bytes: Mapping[str, int] = field(default_factory=dict)
+    base_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
-        """All experts together."""
+        """All experts that come and go, together."""
         return sum(self.expert_bytes.values())
+
+    @property
+    def bases_bytes(self) -> int:
+        """What bases take of the run tier, together."""
+        return sum(round_up(size) for size in self.base_bytes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,9 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     """Split the run tier. Raises CapacityError when the largest expert or one full context does not fit."""
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
-    sizes = {name: model.layout.size_bytes for name, model in models.items() if name != ROUTER}
+    bases = bases_of(models)
+    shared = size_of(bases)
+    sizes = {name: model.layout.size_bytes for name, model in models.items() if name not in (ROUTER, *bases)}
     block = max(page_bytes(model.kv) for model in models.values())
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
     if kv < block:
@@ -121,13 +133,15 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     work = _work_bytes(programs, settings.policy)
     room = settings.near_bytes
     if room is None:
-        room = max((room_for_experts(spec, kv + router + work), *sizes.values()))
-    near = plan_budget(room, sizes)
-    if near + kv + router + work > capacity:
+        room = max((room_for_experts(spec, kv + router + work), *(shared + size for size in sizes.values())))
+    near = plan_budget(room, sizes, shared)
+    if near + shared + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
-        what = f"experts, {'router, ' if router else ''}KV cache and the values of a step together"
-        raise CapacityError(spec.run_tier, what, near + kv + router + work, capacity, levers)
-    return Plan(spec, sizes, near, kv // block * block, block, router, work, programs)
+        what = f"experts, {'bases, ' if shared else ''}{'router, ' if router else ''}KV cache and the values of a step"
+        raise CapacityError(spec.run_tier, f"{what} together", near + shared + kv + router + work, capacity, levers)
+    own = {name: base.layout.size_bytes for name, base in bases.items()}
+    adapters = {name: base for name, model in models.items() if (base := base_of(model, bases))}
+    return Plan(spec, sizes, near, kv // block * block, block, router, work, programs, own, adapters)
 
 
 def _programs(models: Mapping[str, Model], rule_set: str) -> dict[str, Program]:
@@ -186,17 +200,22 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     most = made.total_bytes if settings.pool_bytes is None else min(made.total_bytes, settings.pool_bytes)
     lower = {name: min(most, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
     cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, settings.evict)
-    both: Cache = cache
+    others: dict[Side, tuple[ExpertCache, Set[str]]] = {}
+    bases, found = bases_of(models), dict[str, Base]()
+    if bases:
+        shared, found = load_bases(device, bases)
+        others["bases"] = shared, bases.keys()
     if made.router_bytes:
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
-        both = SplitCache(cache, own, {ROUTER})
+        others["router"] = own, {ROUTER}
+    both: Cache = SplitCache(cache, others) if others else cache
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
-        exe = loaded[model.key]
-        served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
+        exe, base = loaded[model.key], found.get(base_of(model, bases))
+        served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     engine = Engine(device, both, kv, served, settings.policy, recording)
     return Parts(device, engine, both, cache, kv, made, recording)
 

@@ -240,7 +240,7 @@ class Engine:
             self._arrivals.touch(run.expert_id, len(run.admit))
         most = self._most_steps.get(run.expert_id)
         if most is None:
-            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.layout.size_bytes, self._device.spec)
+            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.weight_bytes, self._device.spec)
         if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
         running = queue.running[run.expert_id]

@@ -12,6 +12,7 @@ from coterie.checkpoint.files import read_object
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CompositionError
+from coterie.models.adapted import open_adapted
 from coterie.models.model import Model, open_model, synthetic_model
 from coterie.models.zoo import model_names, zoo_model
 
@@ -23,16 +24,31 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
 
     Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where they are needed.
     """
+    opened: dict[Path, Model] = {}
     shapes: dict[str, Model] = {}
     asked = composition.router.model if composition.router is not None else None
     experts = composition.experts if asked is None else (*composition.experts, asked)
-    return {expert.name: _open(expert, synthetic, composition.name, shapes) for expert in experts}
+    return {expert.name: _open(expert, synthetic, composition.name, shapes, opened) for expert in experts}
 
 
-def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model]) -> Model:
+def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | None = None) -> Model:
+    """Open an expert that has bytes; of an adapter, its base too. `opened`: the checkpoints that are, by their folders.
+
+    Raises CheckpointError and UnsupportedError.
+    """
+    opened = {} if opened is None else opened
+    folder = (expert.base or checkpoint).resolve()
+    if folder not in opened:
+        opened[folder] = open_model(expert.base or checkpoint)
+    if expert.base is not None:
+        return open_adapted(opened[folder], checkpoint, expert.name)
+    return replace(opened[folder], name=expert.name)
+
+
+def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model], opened: dict[Path, Model]) -> Model:
     """`shapes`: models of the configs so far; experts of one config differ by name alone."""
     if expert.checkpoint is not None:
-        return open_model(expert.checkpoint, expert.name)
+        return open_expert(expert, expert.checkpoint, opened)
     if not synthetic:
         fact = f"expert {expert.name} has a config but no weights"
         raise CompositionError(where, fact, "give it a checkpoint, or use --device synthetic:MACHINE")

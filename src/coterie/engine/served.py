@@ -7,16 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from coterie.checkpoint.layout import Layout
 from coterie.core.errors import ContextError, NotFoundError, RequestError
-from coterie.device import Executable
+from coterie.device import Buffer, Executable, Shared
 from coterie.graph.program import KvShape
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The weights of a base in the run tier, which stay where they are."""
+
+    layout: Layout
+    weights: Buffer
+
+
+Places: TypeAlias = tuple[tuple[int, ...], Shared | None]
+"""Offsets of weights in the program's order, and which of them are in a second extent."""
+
+
+def places_of(names: Sequence[str], layout: Layout, base: Base | None = None) -> Places:
+    """Where weights of these names are: in the layout's extent, or where it does not have them in the base's."""
+    if base is None:
+        return layout.offsets(tuple(names)), None
+    shared = tuple([place for place, name in enumerate(names) if name not in layout.tensors])
+    tensors = {**base.layout.tensors, **layout.tensors}
+    return tuple([tensors[name].offset for name in names]), Shared(base.weights, shared)
+
+
+@dataclass(frozen=True, slots=True)
 class ServedExpert:
-    """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture)."""
+    """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture).
+
+    `base`: of an adapter, where the weights are that its layout does not have.
+    """
 
     expert_id: str
     layout: Layout
@@ -24,11 +49,17 @@ class ServedExpert:
     kv: KvShape
     max_context: int
     vocab_size: int
+    base: Base | None = None
 
     @property
-    def offsets(self) -> tuple[int, ...]:
-        """Offsets of the weights in the extent, in the program's order."""
-        return self.layout.offsets(self.exe.program.weights)
+    def places(self) -> Places:
+        """Where each of the program's weights is."""
+        return places_of(self.exe.program.weights, self.layout, self.base)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, those of the base too."""
+        return self.layout.size_bytes + (self.base.layout.size_bytes if self.base else 0)
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""

@@ -21,7 +21,7 @@ from coterie.engine.queue import Queue
 from coterie.engine.scheduler import READY, Fetch, Residence, View
 from coterie.engine.served import ServedExpert, served_as
 from coterie.memory.pins import check_pin, check_room
-from coterie.memory.split import Cache, side_of
+from coterie.memory.split import Cache, side_of, stays
 
 Told: TypeAlias = Callable[[CoterieError | None], None]
 """Called once, between two steps: with None when all of the expert is there, else with why it is not."""
@@ -61,6 +61,8 @@ class Wishes:
         """
         served_as(expert_id, self._experts)
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
+        if stays(self._cache, expert_id):
+            raise ConflictError(where, "it is the base of adapters, which stays", "unload the adapters")
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
         waiting += self._line.by_expert()[expert_id]
         if running or waiting:

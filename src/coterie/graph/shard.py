@@ -7,6 +7,7 @@
     KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
     branches             of each, gate and up by rows, down by columns; every rank chooses alike
     norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
+    low-rank change      B is split as the rows of what it changes, A as its columns; what lies between is every rank's
 
 All else (norms, residuals, a vision tower's patches) is done by every rank alike. A linear is split only where what
 follows it, up to the next linear, works per head or per column.
@@ -27,7 +28,7 @@ from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
-_PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "mul", "rope", "take_heads", "group_attention")
+_PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "add", "mul", "rope", "take_heads", "group_attention")
 _ATTENTION = ("attention", "alibi_attention")
 
 
@@ -189,6 +190,8 @@ class _Sharding:
         y = op.outputs[0]
         if x in self.split:
             self._row_parallel(op)
+        elif self._is_low(y):
+            self.ops.append(op)
         elif self._splittable(y) and not (self._is_head(y) and self._stays_whole(weight)):
             parts = self._parts(y)
             self._narrow(y, 1, parts)
@@ -200,10 +203,15 @@ class _Sharding:
         else:
             self.ops.append(op)
 
+    def _is_low(self, y: str) -> bool:
+        """Whether it is read by products alone: it lies between the two of a low-rank change (low_rank.py)."""
+        return bool(self.readers[y]) and all(op.kind == "linear" for op in self.readers[y])
+
     def _is_head(self, y: str) -> bool:
-        """Whether nothing but draws tokens from it, capped or as it is."""
+        """Whether nothing but draws tokens from it, changed, capped or as it is."""
         return all(
-            op.kind == "sample" or (op.kind == "softcap" and self._is_head(op.outputs[0])) for op in self.readers[y]
+            op.kind == "sample" or (op.kind in ("softcap", "add") and self._is_head(op.outputs[0]))
+            for op in self.readers[y]
         )
 
     def _stays_whole(self, table: str) -> bool:
@@ -264,7 +272,7 @@ class _Sharding:
     def _parts(self, y: str) -> int:
         """How many parts the second axis of a linear's output is cut into; decided by what reads it."""
         op, size = self.readers[y][0], self.graph.values[y].shape[1]
-        while op.kind in ("rope", "rms_norm"):
+        while op.kind in ("rope", "rms_norm", "add"):
             op = self.readers[op.outputs[0]][0]
         if op.kind == "kv_append":
             return self._kv_parts(next(v for v in self.graph.values.values() if v.kind is Kind.STATE))

@@ -40,20 +40,24 @@ def split_near(total_bytes: int, kv_bytes: int, router_bytes: int = 0) -> NearSp
     return NearSplit(experts, kv, router)
 
 
-def plan_budget(budget_bytes: int, expert_bytes: Mapping[str, int], option: str = "--near") -> int:
+def plan_budget(budget_bytes: int, expert_bytes: Mapping[str, int], base_bytes: int = 0, option: str = "--near") -> int:
     """The bytes to reserve for experts of these sizes: the budget, or less when all of them fit in less.
 
-    Raises CapacityError, naming the expert and both sizes, when the largest expert does not fit.
+    `base_bytes` of the budget are those of bases that they share, which stay. Raises CapacityError, naming the expert
+    and both sizes, when the largest expert does not fit beside them.
     """
+    usable = (budget_bytes - base_bytes) // BLOCK_BYTES * BLOCK_BYTES
     if not expert_bytes:
-        return budget_bytes // BLOCK_BYTES * BLOCK_BYTES
+        return usable
     largest = max(sorted(expert_bytes), key=lambda name: expert_bytes[name])
-    usable, need = budget_bytes // BLOCK_BYTES * BLOCK_BYTES, round_up(expert_bytes[largest])
+    need = round_up(expert_bytes[largest])
     if need > usable:
         levers = [
-            f"set {option} to at least {need} B",
+            f"set {option} to at least {base_bytes + need} B",
             f"leave {largest} out, or use a smaller expert",
         ]
-        raise CapacityError(option, f"the largest expert, {largest},", need, usable, levers)
+        what = f"the largest expert, {largest},"
+        what += f" beside {format_bytes(base_bytes)} of bases," if base_bytes else ""
+        raise CapacityError(option, what, base_bytes + need, budget_bytes // BLOCK_BYTES * BLOCK_BYTES, levers)
     # Reserved memory is touched at start, so more than all experts together would be paid for and never used.
     return min(usable, sum(round_up(size) for size in expert_bytes.values()))

@@ -48,7 +48,8 @@ class Model:
     """One expert, ready to be compiled and fetched. Models with equal `key` share programs.
 
     `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
-    larger model that this is the text model of; empty for one that stands alone.
+    larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
+    its graph reads beside its own; its layout has its own alone, `checkpoint` both.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Model:
     max_context: int
     checkpoint: Checkpoint
     part_of: str = ""
+    base: Model | None = None
 
 
 def open_model(path: str | Path, name: str = "") -> Model:
@@ -87,7 +89,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     checkpoint = replace(checkpoint, tensors=tensors)
     dtypes = check_tensors(checkpoint.path, tensors, shapes, packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
-    _check_vocabulary(checkpoint.path, config.vocab_size, ends)
+    check_vocabulary(checkpoint.path, config.vocab_size, ends)
     found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
     return replace(found, part_of=part_of(whole.config))
 
@@ -150,7 +152,8 @@ def with_activations(model: Model, activations: str) -> Model:
     if activations == INT16:
         return model
     graph = with_rounding(model.graph, activations)
-    return replace(model, graph=graph, key=architecture_key(graph))
+    base = model.base and with_activations(model.base, activations)
+    return replace(model, graph=graph, key=architecture_key(graph), base=base)
 
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
@@ -184,8 +187,11 @@ def _model(
     return Model(name, path, config, graph, key, kv, layout, ends, config.max_context, checkpoint)
 
 
-def _check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:
-    """A vocabulary may have fewer tokens than the embedding has rows (padding), never more; tokens added to it may."""
+def check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:
+    """A vocabulary may have fewer tokens than the embedding has rows (padding), never more; tokens added to it may.
+
+    Raises CheckpointError.
+    """
     outside = [token for token in ends if not 0 <= token < vocab_size]
     if outside:
         fact = f"end token {outside[0]} is outside the vocabulary of {vocab_size} tokens"

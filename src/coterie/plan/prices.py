@@ -95,6 +95,9 @@ class Pricer:
     """Prices a composition's experts, by shape, and its router; a program is compiled once per shape and rule set."""
 
     def __init__(self, composition: Composition, models: Mapping[str, Model], demand: Demand) -> None:
+        if adapters := [name for name in composition.names if models[name].base is not None]:
+            fact = f"{adapters[0]} shares the weights of a base, and whole experts are all that is counted here"
+            raise UsageError("plan", fact, "ask coterie simulate about adapters")
         shapes: dict[str, Model] = {}
         for model in (models[name] for name in composition.names):
             shapes[model.key] = max(shapes.get(model.key, model), model, key=lambda at: at.layout.size_bytes)

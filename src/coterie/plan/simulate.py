@@ -186,7 +186,7 @@ def question_tokens(composition: Composition, models: Mapping[str, Model], promp
 
 def _check_home(made: Plan) -> None:
     home = made.spec.tier(made.spec.home_tier)
-    demand = made.total_bytes + made.router_bytes
+    demand = made.total_bytes + made.bases_bytes + made.router_bytes
     if demand > home.capacity_bytes:
         levers = ("fewer experts", "more machines", f"a machine with more {home.name}")
         raise CapacityError(f"{made.spec.name}: {home.name}", "all experts", demand, home.capacity_bytes, levers)

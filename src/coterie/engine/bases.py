@@ -1,0 +1,64 @@
+"""The bases that adapters share: which there are, and how they come into the run tier before anything is asked.
+
+    models -> bases_of: name -> model          name: that of the expert whose folder it is, else the folder
+           -> load_bases: all of them, once, to stay
+
+Knows nothing about requests, or about what an adapter computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from coterie.composition.routers.llm import ROUTER
+from coterie.device import Device, wait_for
+from coterie.engine.served import Base
+from coterie.memory.cache import ExpertCache
+from coterie.memory.slab import round_up
+from coterie.models.model import Model
+
+
+def bases_of(models: Mapping[str, Model]) -> dict[str, Model]:
+    """The bases of all adapters; where several experts are a base by themselves, the first of them is it."""
+    found = {_folder(model.base): model.base for model in models.values() if model.base is not None}
+    names: dict[str, str] = {}
+    for name, model in models.items():
+        if model.base is None and model.path is not None and name != ROUTER:
+            names.setdefault(_folder(model), name)
+    return {names.get(folder, folder): base for folder, base in found.items()}
+
+
+def base_of(model: Model, bases: Mapping[str, Model]) -> str:
+    """Which of the bases is this adapter's; empty for a model that is no adapter."""
+    if model.base is None:
+        return ""
+    folder = _folder(model.base)
+    return next(name for name, base in bases.items() if _folder(base) == folder)
+
+
+def size_of(bases: Mapping[str, Model]) -> int:
+    """Bytes of all of them in the run tier."""
+    return sum(round_up(base.layout.size_bytes) for base in bases.values())
+
+
+def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache, dict[str, Base]]:
+    """Bring all bases into a part of the run tier of their own, and wait.
+
+    Raises CapacityError, and the failure of a load.
+    """
+    cache = ExpertCache(device, {device.spec.run_tier: size_of(bases)})
+    found = {}
+    for name, base in bases.items():
+        there = cache.want(name, base.layout, uses=0)
+        if there.ready is not None:
+            wait_for(device, there.ready)
+        for _, failure in cache.poll():
+            if failure is not None:
+                raise failure
+        found[name] = Base(base.layout, there.weights)
+    return cache, found
+
+
+def _folder(model: Model) -> str:
+    return str((model.path or Path()).resolve())

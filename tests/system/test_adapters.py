@@ -1,0 +1,252 @@
+"""Adapters as experts: one base in memory, adapters that come and go beside it; by folder, by file, by every door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.system.test_cli import refused, run
+from tests.system.tiny import CONFIG, TEMPLATE, write_adapter, write_expert
+
+from coterie import Coterie
+from coterie.api.assemble import Options
+from coterie.api.types import Query
+from coterie.core.errors import CapacityError, ConflictError, TransferError
+from coterie.models.merge import merge_folder
+from coterie.models.model import open_model
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NAMES = ("german", "sql", "tax")
+
+
+def trained_on(folder: Path, base: str) -> Path:
+    """An adapter whose config says what its base was called."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three adapters of it side by side, of which two have one architecture."""
+    root = tmp_path_factory.mktemp("office")
+    write_expert(root / "base", 1)
+    for seed, name in enumerate(NAMES):
+        trained_on(write_adapter(root / name, ALL[: 4 + 3 * (seed > 0)], seed=seed), "/home/somebody/base")
+    return root
+
+
+def greedy(prompt: str, expert: str, max_tokens: int = 6) -> Query:
+    return replace(Query.text(prompt, expert), max_tokens=max_tokens, ignore_end=True)
+
+
+def tokens_of(coterie: Coterie, expert: str) -> tuple[int, ...]:
+    return coterie.ask(greedy("how many rows?", expert)).token_ids
+
+
+def test_a_folder_of_a_base_and_adapters_is_served(experts: Path, tmp_path: Path) -> None:
+    """Each answers as its merged folder does; equal shapes share a program; what moves is the adapters' bytes alone."""
+    with Coterie.open(experts) as coterie:
+        plan = coterie.plan
+        assert plan.base_of == dict.fromkeys(NAMES, "base")
+        assert list(plan.base_bytes) == ["base"]
+        assert set(plan.expert_bytes) == set(NAMES)
+        assert coterie.status().expert("base").state == "resident"
+        assert {coterie.status().expert(name).base for name in NAMES} == {"base"}
+        answers = {name: tokens_of(coterie, name) for name in (*NAMES, "base", *NAMES)}
+        moved = coterie.status().moves.moved_bytes["disk->dram"]
+        layouts = {name: model.layout for name, model in coterie.models.items()}
+        assert moved == sum(r.source.size_bytes for layout in layouts.values() for r in layout.ranges)
+        assert coterie.models["sql"].key == coterie.models["tax"].key != coterie.models["german"].key
+        tiers = {tier.of: tier for tier in coterie.status().tiers}
+        assert tiers["bases"].used_bytes == tiers["bases"].capacity_bytes == plan.bases_bytes
+    assert len(set(answers.values())) == 4
+    for name in NAMES:
+        merge_folder(experts / "base", experts / name, tmp_path / name)
+    with Coterie.open(tmp_path) as coterie:
+        # bfloat16 rounds a sum, so the last tokens may differ; what begins alike is the adapter's.
+        assert all(tokens_of(coterie, name)[0] == answers[name][0] for name in NAMES)
+
+
+def test_adapters_take_turns_in_little_memory(experts: Path) -> None:
+    """Room for one adapter beside the base; each answers as where all fit, whoever was there before, base included."""
+    with Coterie.open(experts) as coterie:
+        wanted = {name: tokens_of(coterie, name) for name in (*NAMES, "base")}
+        sizes = {name: model.layout.size_bytes for name, model in coterie.models.items()}
+    near = sizes["base"] + max(sizes[name] for name in NAMES)
+    with Coterie.open(experts, Options(near_bytes=near)) as coterie:
+        for name in ("sql", "base", "german", "tax", "base", "sql", "german"):
+            assert tokens_of(coterie, name) == wanted[name]
+            assert "base" in coterie.parts.both.residents
+        assert coterie.status().moves.evictions["dram"] >= 3
+        coterie.parts.both.check_integrity()
+    with pytest.raises(CapacityError, match=rf"beside 68\.00 KiB of bases, .* set --near to at least {near} B"):
+        Coterie.open(experts, Options(near_bytes=near - 4096))
+
+
+def test_several_at_once_and_a_prefix_of_one_is_no_others(experts: Path) -> None:
+    with Coterie.open(experts) as coterie:
+        prompt, alone = "a prompt of more than one block " * 2, {}
+        for name in NAMES:
+            alone[name] = coterie.ask(greedy(prompt, name)).token_ids
+    with Coterie.open(experts) as coterie:
+        together = coterie.ask_all([greedy(prompt, name) for name in NAMES * 2])
+        assert [answer.token_ids for answer in together] == [alone[name] for name in NAMES * 2]
+        again = coterie.ask_all([greedy(prompt, name) for name in (*NAMES, "base")])
+        assert [answer.cached_tokens > 0 for answer in again] == [True, True, True, False]
+
+
+def test_load_unload_and_pin(experts: Path) -> None:
+    """An adapter's bytes go and the base stays; a base is not unloaded."""
+    with Coterie.open(experts) as coterie:
+        coterie.load("sql")
+        coterie.pin("sql")
+        assert coterie.status().expert("sql").pinned
+        coterie.unpin("sql")
+        used = coterie.parts.cache.ledgers[0].used_bytes
+        coterie.unload("sql")
+        assert coterie.parts.cache.ledgers[0].used_bytes == used - coterie.models["sql"].layout.size_bytes
+        assert coterie.status().expert("sql").state == "absent"
+        coterie.load("base")
+        with pytest.raises(ConflictError, match=r"unload base\] it is the base of adapters, which stays"):
+            coterie.unload("base")
+        coterie.pin("base")
+        coterie.unpin("base")
+        assert tokens_of(coterie, "base")
+
+
+def test_files_name_bases_in_every_way(experts: Path, tmp_path: Path) -> None:
+    """Two bases, one of them no expert; one packed; by `base`, by `adapter`, and as the adapter itself says."""
+    shutil.copytree(experts, tmp_path / "models")
+    assert run("quantize", experts / "base", tmp_path / "packed", "--bits", "8").exit_code == 0
+    trained_on(tmp_path / "models" / "tax", "models/base")
+    path = tmp_path / "office.toml"
+    path.write_text("""
+name = "office"
+[router]
+kind = "rules"
+fallback = "general"
+[[router.rule]]
+expert = "sql"
+keywords = ["rows"]
+[[expert]]
+name = "sql"
+checkpoint = "models/sql"
+base = "packed"
+[[expert]]
+name = "tax"
+checkpoint = "models/tax"
+[[expert]]
+name = "german"
+checkpoint = "models/base"
+adapter = "models/german"
+[[expert]]
+name = "general"
+checkpoint = "models/base"
+""")
+    checked = json.loads(run("check", path, "--json").stdout)
+    packed = str(tmp_path / "packed")
+    bases = {name: expert["base"] for name, expert in checked["experts"].items()}
+    assert bases == {"sql": packed, "tax": "general", "german": "general", "general": ""}
+    assert checked["base_bytes"].keys() == {packed, "general"}
+    sizes = {name: expert["weight_bytes"] for name, expert in checked["experts"].items()}
+    assert checked["near_bytes"] == sizes["sql"] + sizes["tax"] + sizes["german"]
+    said = run("check", path).stdout
+    assert "base general: 68.00 KiB, always in dram, of 2 adapters" in said
+    asked = run("run", path, "--max-tokens", "3", "--json", "how many rows?", "hello", "@german hello")
+    assert [json.loads(line)["expert"] for line in _objects(asked.stdout)] == ["sql", "general", "german"]
+    merged = run("merge", path, tmp_path / "out")
+    refused(merged, "packed", "is quantised")
+    path.write_text(path.read_text().replace('base = "packed"', 'base = "models/base"'))
+    assert run("merge", path, tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "tax" / "model.safetensors").is_file()
+    assert json.loads(run("check", tmp_path / "out", "--json").stdout)["base_bytes"] == {}
+
+
+def _objects(text: str) -> list[str]:
+    """JSON objects, printed one behind the other."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(text.rstrip()):
+        value, at = decoder.raw_decode(text, at)
+        found += [json.dumps(one) for one in (value if isinstance(value, list) else [value])]
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found
+
+
+def test_an_adapters_own_files_win(experts: Path, tmp_path: Path) -> None:
+    """Tokenizer, template and end tokens, each by itself; else they are the base's."""
+    for name in ("base", "sql"):
+        shutil.copytree(experts / name, tmp_path / name)
+    adapter = tmp_path / "sql"
+    with Coterie.open(tmp_path) as coterie:
+        assert coterie.texts["sql"].tokenizer is coterie.texts["base"].tokenizer
+        assert coterie.texts["sql"].template is not None
+        assert coterie.models["sql"].end_ids == (256,)
+        plain = coterie.ask(greedy("hi", "sql")).prompt_tokens
+    (adapter / "chat_template.jinja").write_text(TEMPLATE.replace("<|answer|>", "answer: {{ eos_token }}"))
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [3, 256]}')
+    with Coterie.open(tmp_path) as coterie:
+        assert coterie.ask(greedy("hi", "sql")).prompt_tokens == plain + len("answer: ")
+        assert coterie.ask(greedy("hi", "base")).prompt_tokens == plain
+        assert coterie.models["sql"].end_ids == (3, 256)
+    text = json.loads((tmp_path / "base" / "tokenizer.json").read_text())
+    text["added_tokens"] = text["added_tokens"][:1]
+    (adapter / "tokenizer.json").write_text(json.dumps(text))
+    with Coterie.open(tmp_path) as coterie:
+        assert coterie.texts["sql"].tokenizer is not coterie.texts["base"].tokenizer
+        assert coterie.ask(greedy("hi", "sql")).prompt_tokens > plain + len("answer: ")
+
+
+def test_commands_for_one_adapter(experts: Path, tmp_path: Path) -> None:
+    """`run --expert`, `diff`, on its own, and on a modelled machine whose sockets share the work."""
+    answer = json.loads(run("run", experts, "--expert", "tax", "--raw", "--max-tokens", "2", "--json", "a").stdout)
+    assert answer["expert"] == "tax"
+    assert "worst" in run("diff", experts, "--expert", "sql").stdout
+    refused(run("quantize", experts / "sql", experts / "out"), "holds a LoRA adapter", "coterie merge")
+    few = ("--rate", "5", "--prompt", "20", "--tokens", "4")
+    simulated = run("simulate", experts, "--machine", "a100", "--requests", "6", "--json", *few)
+    assert simulated.exit_code == 0, simulated.output
+    refused(
+        run("plan", experts, "--machine", "a100", "--slo", "ttft=1s", *few), "shares the weights of a base", "simulate"
+    )
+    alone = trained_on(Path(shutil.copytree(experts / "sql", tmp_path / "sql")), str(experts / "base"))
+    assert run("check", alone).exit_code == 0
+    modelled = run(
+        "run", experts, "--expert", "tax", "--device", "modelled:sn40l-node", "--max-tokens", "2", "--json", "a"
+    )
+    assert len(json.loads(modelled.stdout)["token_ids"]) == 2
+
+
+def test_a_base_that_cannot_be_read_is_told_at_the_start(
+    experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "sql"):
+        shutil.copytree(experts / name, tmp_path / name)
+    opened = open_model
+
+    def open_and_break(path: Path, name: str = "") -> object:
+        found = opened(path, name)
+        with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
+            file.truncate(8192)
+        return found
+
+    monkeypatch.setattr("coterie.engine.experts.open_model", open_and_break)
+    with pytest.raises(TransferError, match=r"base/model\.safetensors"):
+        Coterie.open(tmp_path)
+    refused(run("run", tmp_path, "--expert", "sql", "a"), "model.safetensors")
+
+
+def test_fifty_adapters_cost_one_base(experts: Path, tmp_path: Path) -> None:
+    """Sizes as they are planned: the base once, and each adapter's own bytes, rounded up to blocks."""
+    shutil.copytree(experts / "base", tmp_path / "base")
+    for number in range(50):
+        trained_on(write_adapter(tmp_path / f"adapter-{number}", ("q_proj", "v_proj"), seed=number), "base")
+    checked = json.loads(run("check", tmp_path, "--json").stdout)
+    weights = [value["weight_bytes"] for name, value in checked["experts"].items() if name != "base"]
+    assert len(weights) == 50
+    assert checked["near_bytes"] == sum(weights) < 2 * 50 * 4096 + 1
+    assert sum(checked["base_bytes"].values()) == open_model(tmp_path / "base").layout.size_bytes
+    assert CONFIG["num_hidden_layers"] == 2
