@@ -31,11 +31,14 @@ def scales_of(rng, shape, columns, dtype):
     return torch.tensor(rng.uniform(0.5, 1.5, shape) / (4 * columns**0.5)).to(dtype)
 
 
-def rewrite(folder, section, quantise, dense=None):
-    """Give `quantise(stem, rows, columns)` every matrix of the layers but `dense`: what to store, what it is worth."""
+def rewrite(folder, section, quantise, dense=None, head=False):
+    """Give `quantise(stem, rows, columns)` every matrix of the layers but `dense`: what to store, what it is worth.
+
+    With `head` the head too.
+    """
     worth, stored = {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or re.search("embed|lm_head", name) or (dense and dense in name):
+        if tensor.ndim != 2 or re.search("embed" if head else "embed|lm_head", name) or (dense and dense in name):
             stored[name] = tensor
             continue
         stem = name.removesuffix(".weight")
@@ -46,7 +49,7 @@ def rewrite(folder, section, quantise, dense=None):
     return worth
 
 
-def gptq(folder, group=32, bits=4, zero=None, version=1, ordered=False, scales=torch.float16, g_idx=True):
+def gptq(folder, group=32, bits=4, zero=None, version=1, ordered=False, scales=torch.float16, g_idx=True, head=False):
     """`zero` None: of each group its own; `ordered`: columns belong to groups at random, as after desc_act."""
     rng = np.random.default_rng(1)
 
@@ -63,7 +66,7 @@ def gptq(folder, group=32, bits=4, zero=None, version=1, ordered=False, scales=t
         return tensors, ((q - z[columns]) * s.double().numpy()[columns]).T
 
     section = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": zero is not None}
-    return rewrite(folder, section | ({} if version == 1 else {"checkpoint_format": "gptq_v2"}), quantise)
+    return rewrite(folder, section | ({} if version == 1 else {"checkpoint_format": "gptq_v2"}), quantise, head=head)
 
 
 def awq(folder, group=32, zero=None, scales=torch.float16):

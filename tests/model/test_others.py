@@ -310,6 +310,24 @@ def test_with_zeros_it_runs_as_transformers_runs_the_same_numbers(folder_like, t
         assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
 
 
+def test_a_quantised_head_is_repacked_as_the_layers_are(folder_like, tmp_path):
+    """GPTQ's lm_head: as it is, by choice as they are, or as embedding and head are to be."""
+    folder, head = folder_like(dtype="bf16"), "lm_head.weight"
+    exact = others.gptq(folder, head=True, **BF16)[head]
+    made = repack_folder(folder, tmp_path / "out")
+    assert made.packing == Packing(DType.Q4Z, None, {head: DType.Q4Z})
+    np.testing.assert_array_equal(load_weights_f32(open_model(made.folder))[head], exact)
+    for name, layers, tables, wanted in (
+        ("eight", DType.Q8, None, DType.Q8),
+        ("four", DType.Q4, DType.Q8, DType.Q8),
+        ("sixteen", DType.BF16, None, None),
+    ):
+        made = repack_folder(folder, tmp_path / name, layers, tables)
+        assert (made.packing.dtype_of(head, exact.shape) if made.packing else None) is wanted
+        found = load_weights_f32(open_model(made.folder))[head]
+        assert relative_error(found, exact) < 0.02
+
+
 def test_what_others_left_as_it_was_stays(folder_like, tmp_path):
     """AWQ's modules_to_not_convert and the like: beside packed matrices, one that is not."""
     folder = folder_like(dtype="bf16")
@@ -544,8 +562,6 @@ def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path)
         (others.fp8, {f"{UP}.extra": torch.ones(1)}, [f"{UP}.extra", "not understood"]),
         (others.whole, {f"{UP}.weight_packed": None, f"{UP}.weight": torch.ones(9, 64)}, ["[9, 64]", "[192, 64]"]),
         (others.whole, {f"{UP}.weight_packed": None, f"{UP}.weight": torch.ones(192, 64).long()}, ["I64"]),
-        (others.whole, {"lm_head.weight_packed": torch.zeros(257, 8).int(), "lm_head.weight_scale": torch.ones(257, 2)},
-         ["lm_head.weight is quantised"]),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit(make, tensors, words, quantised, tmp_path):

@@ -178,11 +178,6 @@ def test_more_than_weights_and_several_ways(theirs, tmp_path):
             ["BF16 [192, 2]", "[190, any] is wanted"],
         ),
         (CheckpointError, {"model.norm.weight": None}, ["model.norm.weight [64] is missing"]),
-        (
-            UnsupportedError,
-            {"lm_head.weight_packed": torch.zeros(257, 8).int(), "lm_head.weight_scale": torch.ones(257, 2)},
-            ["lm_head.weight is quantised"],
-        ),
     ],
 )
 def test_tensors_that_do_not_fit(error, tensors, words, theirs, tmp_path):

@@ -31,7 +31,7 @@ from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
+from coterie.models.packing import BY_BITS, KEY, TABLES, Packing, may_be_packed
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
@@ -61,7 +61,7 @@ def repack_folder(
     if layers is None:
         packing = _packing_as_is(method, found, where)
     else:
-        packing = None if layers is DType.BF16 else Packing(layers, tables)
+        packing = None if layers is DType.BF16 else _packing_anew(found, layers, tables)
     section = {} if packing is None else {KEY: packing.to_config()}
     items = {name: _item(name, item, packing) for name, item in found.items()}
     entries = tuple(_entry(name, item, packing) for name, item in items.items())
@@ -87,6 +87,12 @@ def repack_folder(
     kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
     num_weights = sum(prod(item.shape) for item in found.values())
     return Quantized(out, packing, before, after, num_weights, kinds, (method.beside,) if method.beside else ())
+
+
+def _packing_anew(found: Mapping[str, TensorInfo | Part], layers: DType, tables: DType | None) -> Packing:
+    """By choice; a table that is quantised and has no type of its own gets that of the layers."""
+    quantised = [name for name in TABLES if isinstance(found.get(name), Part)]
+    return Packing(layers, tables, {} if tables else dict.fromkeys(quantised, layers))
 
 
 def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where: str) -> Packing | None:

@@ -62,8 +62,6 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
             found[name] = _plain(stored, name, f"{place.stem}.{kind}", place, shape)
             left.pop(f"{place.stem}.{kind}", None)
             continue
-        if name in (EMBED_WEIGHT, HEAD_WEIGHT):
-            raise UnsupportedError(str(stored.path), f"{name} is quantised, which is not understood", UNQUANTISED)
         if quantised.matrix.num_rows != place.rows:
             fact = f"has {quantised.matrix.num_rows} rows but config.json wants {place.rows}"
             raise CheckpointError(quantised.matrix.where, fact, _OTHER)
