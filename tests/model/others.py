@@ -85,7 +85,9 @@ def awq(folder, group=32, zero=None, scales=torch.float16):
     return rewrite(folder, section, quantise)
 
 
-def whole(folder, group=32, bits=4, asymmetric=False, packed=True, ordered=False, scales=torch.float16, low=None):
+def whole(
+    folder, group=32, bits=4, asymmetric=False, packed=True, ordered=False, scales=torch.float16, low=None, dense=None
+):
     """Whole numbers of compressed-tensors; `group` None is a scale a row, `low` the least number that there is."""
     rng, half = np.random.default_rng(3), 2 ** (bits - 1)
 
@@ -110,7 +112,7 @@ def whole(folder, group=32, bits=4, asymmetric=False, packed=True, ordered=False
 
     changes = {"num_bits": bits, "symmetric": not asymmetric, "group_size": group}
     section = compressed.section(**changes, strategy="group" if group else "channel")
-    return rewrite(folder, section | {"format": "pack-quantized" if packed else "int-quantized"}, quantise)
+    return rewrite(folder, section | {"format": "pack-quantized" if packed else "int-quantized"}, quantise, dense)
 
 
 def fp8(folder, block=(32, 48), scale=torch.float32, method="fp8", dense=None, name=None):

@@ -310,6 +310,14 @@ def test_with_zeros_it_runs_as_transformers_runs_the_same_numbers(folder_like, t
         assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
 
 
+def test_branches_of_a_layer_have_one_type(folder_like, tmp_path):
+    """One that others left as it was is refused before anything is written; packed anew, all are alike."""
+    folder = folder_like("olmoe", dtype="bf16")
+    others.whole(folder, asymmetric=True, dense="experts.1.up")
+    refused(UnsupportedError, ["experts.1.up_proj.weight is BF16", "Q4Z", "--bits"], folder, tmp_path / "out")
+    assert open_model(repack_folder(folder, tmp_path / "made", DType.Q4Z).folder)
+
+
 def test_a_quantised_head_is_repacked_as_the_layers_are(folder_like, tmp_path):
     """GPTQ's lm_head: as it is, by choice as they are, or as embedding and head are to be."""
     folder, head = folder_like(dtype="bf16"), "lm_head.weight"

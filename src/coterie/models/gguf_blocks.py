@@ -25,7 +25,8 @@ _F16_BYTES, _GROUPS_K = 2, 8
 
 def codes_kept(kind: str) -> DType | None:
     """The packed type that holds the codes of a type of GGUF, None where none does."""
-    return next((dtype for dtype, kinds in _KEPT.items() if kind in kinds), None)
+    found = _KEPT.get(kind)
+    return found and found[0]
 
 
 def packed_codes(kind: str, rows: U8, values: F32) -> U8:
@@ -34,7 +35,7 @@ def packed_codes(kind: str, rows: U8, values: F32) -> U8:
     Raises ValueError for scales that are not finite numbers in bfloat16.
     """
     with np.errstate(all="ignore"):  # what is not finite is refused
-        return next(kinds[kind] for kinds in _KEPT.values() if kind in kinds)(rows, values)
+        return _KEPT[kind][1](rows, values)
 
 
 def _q4_0(rows: U8, _: F32) -> U8:
@@ -63,9 +64,12 @@ def _ternary(_: U8, values: F32) -> U8:
     return pack(values, DType.Q4, groups.max(axis=-1))
 
 
-_KEPT: Mapping[DType, Mapping[str, Callable[[U8, F32], U8]]] = {
-    DType.Q4: {"Q4_0": _q4_0, "TQ1_0": _ternary, "TQ2_0": _ternary},
-    DType.Q4Z: {"Q4_1": _q4_1, "Q4_K": _q4_k},
+_KEPT: Mapping[str, tuple[DType, Callable[[U8, F32], U8]]] = {
+    "Q4_0": (DType.Q4, _q4_0),
+    "Q4_1": (DType.Q4Z, _q4_1),
+    "Q4_K": (DType.Q4Z, _q4_k),
+    "TQ1_0": (DType.Q4, _ternary),
+    "TQ2_0": (DType.Q4, _ternary),
 }
 
 

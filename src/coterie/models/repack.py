@@ -22,14 +22,15 @@ import numpy.typing as npt
 from coterie.checkpoint.folder import CONFIG, SINGLE, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
 from coterie.core.scales import MAX_CODE, RANGES, in_bf16
+from coterie.graph.verify import verify
 from coterie.models.alone import text_alone
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.lost import Sums
-from coterie.models.model import open_model
+from coterie.models.model import open_model, synthetic_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import BY_BITS, KEY, TABLES, Packing, may_be_packed
 from coterie.models.quantised.find import Part, find_tensors
@@ -63,6 +64,7 @@ def repack_folder(
     else:
         packing = None if layers is DType.BF16 else _packing_anew(found, layers, tables)
     section = {} if packing is None else {KEY: packing.to_config()}
+    _check_branches(raw | section, where)
     items = {name: _item(name, item, packing) for name, item in found.items()}
     entries = tuple(_entry(name, item, packing) for name, item in items.items())
     sums: dict[tuple[str, DType], Sums] = {}
@@ -87,6 +89,15 @@ def repack_folder(
     kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
     num_weights = sum(prod(item.shape) for item in found.values())
     return Quantized(out, packing, before, after, num_weights, kinds, (method.beside,) if method.beside else ())
+
+
+def _check_branches(raw: dict[str, Any], where: str) -> None:
+    """Refuse layers whose branches differ in type, which one instruction could not read, before anything is written."""
+    graph = synthetic_model(raw, where).graph
+    try:
+        verify(graph)
+    except UsageError as error:
+        raise UnsupportedError(where, error.fact, REMEDY) from error
 
 
 def _packing_anew(found: Mapping[str, TensorInfo | Part], layers: DType, tables: DType | None) -> Packing:
