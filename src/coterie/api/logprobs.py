@@ -15,7 +15,8 @@ from coterie.engine.request import TokenLogprobs
 class TokenLogprob:
     """A token and the natural logarithm of its probability; `top` are the likeliest in its place, best first.
 
-    `bytes` are exact; `text` shows a part of a character as U+FFFD.
+    `bytes` are exact; `text` shows a part of a character as U+FFFD. `special`: no part of a text, unless
+    spelled there.
     """
 
     token_id: int
@@ -23,6 +24,7 @@ class TokenLogprob:
     bytes: bytes
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+    special: bool = False
 
 
 def spell(tokenizer: Tokenizer | None, found: TokenLogprobs) -> TokenLogprob:
@@ -30,6 +32,7 @@ def spell(tokenizer: Tokenizer | None, found: TokenLogprobs) -> TokenLogprob:
 
     def one(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         spelled = b"" if tokenizer is None else tokenizer.token_bytes(token)
-        return TokenLogprob(token, spelled.decode(errors="replace"), spelled, logprob, top)
+        special = tokenizer is not None and token in tokenizer.special_ids
+        return TokenLogprob(token, spelled.decode(errors="replace"), spelled, logprob, top, special)
 
     return one(found.token, found.logprob, tuple([one(*other) for other in found.top]))

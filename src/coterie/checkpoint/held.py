@@ -131,7 +131,7 @@ class HeldText(CallText):
 
     def flush(self) -> list[Found]:
         """Return the rest: no more text will come."""
-        if self._object is not None or self._over:
+        if self._over:
             self._held = ""  # what follows arguments but for a next head
         return super().flush()
 
@@ -194,7 +194,7 @@ class _Object:
             elif letter == '"':
                 self._quoted = True
             else:
-                self._depth += (letter in "{[") - (letter in "}]")
+                self._depth += (letter == "{") - (letter == "}")  # lists end within it
                 if self._depth == 0:
                     self.whole = True
                     return place + 1

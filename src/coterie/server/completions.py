@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coterie.api import Answer, Chunk, Coterie, Message, Query
-from coterie.api.logprobs import TokenLogprob
 from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
@@ -110,13 +109,13 @@ class TextAnswers(Streamed):
         self._id, self._begun = "", set[int]()
         asked = any(query.choice.top_logprobs is not None for query in self.queries)
         self._frames: dict[int, Frame] = {}
-        self._logprobs = [TextLogprobs() for _ in self.queries] if asked else []
+        self._logprobs = [TextLogprobs(self._echoed(index)) for index in range(len(self.queries))] if asked else []
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         choices = [
             {
-                **self._choice(index, self._echoed(index) + answer.text, answer.finish_reason, found_in(answer)),
+                **self._choice(index, self._echoed(index) + answer.text, answer.finish_reason, answer),
                 **own_details(answer, len(answers)),
             }
             for index, answer in enumerate(answers)
@@ -138,9 +137,8 @@ class TextAnswers(Streamed):
         head = self._head(chunk.request_id, chunk.expert)
         text = chunk.text if index in self._begun else self._echoed(index) + chunk.text
         self._begun.add(index)
-        found = found_in(chunk)
-        if text or found:
-            yield {**head, "choices": [self._choice(index, text, found=found)]}
+        if text or chunk.prompt_logprobs or chunk.logprobs:
+            yield {**head, "choices": [self._choice(index, text, said=chunk)]}
         if chunk.answer is not None:
             choices = [self._choice(index, "", chunk.answer.finish_reason)]
             yield {**head, "choices": choices, "coterie": details(chunk.answer)}
@@ -158,12 +156,9 @@ class TextAnswers(Streamed):
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
 
     def _choice(
-        self, index: int, text: str, finish_reason: str | None = None, found: Sequence[TokenLogprob] | None = None
+        self, index: int, text: str, finish_reason: str | None = None, said: Answer | Chunk | None = None
     ) -> dict[str, Any]:
-        logprobs = self._logprobs[index].write(found) if self._logprobs and found is not None else None
+        logprobs = None
+        if self._logprobs and said is not None:
+            logprobs = self._logprobs[index].write(said.prompt_logprobs, said.logprobs)
         return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
-def found_in(said: Answer | Chunk) -> Sequence[TokenLogprob]:
-    """The logprobs of what is written: the prompt's too, where it is scored."""
-    return (*said.prompt_logprobs, *said.logprobs)

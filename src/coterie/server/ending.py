@@ -22,6 +22,9 @@ from coterie.server.worker import Worker
 GRACE_S = 5.0  # answers in flight may finish for so long
 LAST_S = 3.0  # and their callers have so long to take what they are told, before their connections are cut
 LOOK_S = 0.05
+# A connection lies idle for so long: longer than clients keep theirs (httpx 5 seconds) or what stands before a server
+# does (60). Who closed it first would now and then do so just when a request is on its way.
+IDLE_S = 75
 TAKE_S = 0.5  # who looks on has so long to take what is left
 _LOG = logging.getLogger("uvicorn.error")
 
@@ -31,7 +34,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=cut_s))
+        config = uvicorn.Config(app, log_level="warning", access_log=False)
+        config.timeout_keep_alive, config.timeout_graceful_shutdown = IDLE_S, cut_s
+        super().__init__(config)
         _LOG.addFilter(_is_no_cut)
         self._worker: Worker = app.state.worker
         self._hub: Hub = app.state.hub

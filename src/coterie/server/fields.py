@@ -18,7 +18,16 @@ from coterie.engine.request import SamplingParams
 
 # Accepted and without effect here: they describe the caller, not the answer.
 IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+    }
 )
 SHARED = (
     "model",

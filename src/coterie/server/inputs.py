@@ -23,10 +23,10 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "include": ([], ["reasoning.encrypted_content"]),  # no model here reasons apart from its text
     "max_tool_calls": (),
     "prompt": (),
-    "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+OF_REASONING: Mapping[str, tuple[object, ...]] = {"effort": ("none",), "summary": (), "generate_summary": ()}
 KEPT = ("previous_response_id", "conversation")
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
@@ -34,6 +34,7 @@ SUPPORTED = (
     "input",
     "instructions",
     "max_output_tokens",
+    "reasoning",
     "text",
     "tools",
     "tool_choice",
@@ -55,12 +56,7 @@ class ResponseBody:
 def parse_response(body: object) -> ResponseBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
     given = fields.an_object(body, "model and input")
-    fields.check_names(given, SUPPORTED, REFUSED)
-    for name in KEPT:
-        if given.get(name) is not None:
-            fact = "is given, but this server keeps no responses"
-            raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
-    fields.flag(given, "store")
+    _check(given)
     metadata = fields.get(given, "metadata", dict, "an object of texts") or {}
     for name in metadata:
         fields.get(metadata, name, str, "a text", "metadata.")
@@ -91,6 +87,17 @@ def parse_response(body: object) -> ResponseBody:
     return ResponseBody(query, fields.streaming(given)[0], echoed)
 
 
+def _check(given: Mapping[str, object]) -> None:
+    """Refuse what is not implemented. Raises RequestError."""
+    fields.check_names(given, SUPPORTED, REFUSED)
+    for name in KEPT:
+        if given.get(name) is not None:
+            fact = "is given, but this server keeps no responses"
+            raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
+    fields.flag(given, "store")
+    fields.check_names(fields.get(given, "reasoning", dict, "an object") or {}, (), OF_REASONING, "reasoning.")
+
+
 def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
     """Instructions and input as messages. Raises RequestError that names the item and what to change.
 
@@ -115,7 +122,7 @@ def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
 
 def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall:
     """One item; `names` has those of the functions called so far, by the calls' ids."""
-    kind = item.get("type", "message") if isinstance(item, dict) else None
+    kind = item.get("type") or "message" if isinstance(item, dict) else None
     if not isinstance(item, dict) or kind not in ("message", "function_call", "function_call_output"):
         fact = f"is of type {shown(kind)}" if kind else "is no item"
         raise RequestError(where, fact, "send messages, function_call and function_call_output")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from coterie.checkpoint.calls import Call, CallText, More
-from coterie.server.tools import new_call_id
+from coterie.server.tools import found_in, new_call_id
 
 
 class Items:
@@ -21,16 +21,14 @@ class Items:
         self._reader, self._name = reader, name
         self.output: list[dict[str, Any]] = []
 
-    def push(self, text: str) -> Iterator[dict[str, Any]]:
+    def push(self, text: str, last: bool = False) -> Iterator[dict[str, Any]]:
         """What new text comes to."""
-        found = ([text] if text else []) if self._reader is None else self._reader.push(text)
-        for item in found:
+        for item in found_in(self._reader, text, last):
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
         """No more text comes; `cut`: a message that is the last item is not whole. There is one item at least."""
-        for item in [] if self._reader is None else self._reader.flush():
-            yield from self._said(item) if isinstance(item, str) else self._called(item)
+        yield from self.push("", last=True)
         if not self.output:
             yield from self._begin_message()
         if self.output[-1]["type"] == "function_call":

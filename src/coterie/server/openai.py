@@ -35,7 +35,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "function_call": ("none", "auto"),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "audio": (),
     "prediction": (),

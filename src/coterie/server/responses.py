@@ -38,8 +38,8 @@ def own_words(error: CoterieError) -> CoterieError:
         return error
     where = _OWN.get(error.where, error.where).replace("response_format.json_schema.", "text.format.")
     where = where.replace("].function.", "].").replace("tool_choice.allowed_tools", "tool_choice")
-    remedy = error.remedy.replace('"function": {"name": ...}}', '"name": ...}')
-    return type(error)(where, error.fact, remedy)
+    fact, remedy = error.fact, error.remedy.replace('"function": {"name": ...}}', '"name": ...}')
+    return type(error)(where, fact.removeprefix(f"{error.where} "), remedy)
 
 
 class ResponseAnswers:

@@ -26,28 +26,38 @@ def likeliest(body: Mapping[str, object]) -> int | None:
 
 
 class TextLogprobs:
-    """Writes those of one choice, whole or piece by piece."""
+    """Writes those of one choice, whole or piece by piece. `prompt`: its text, if the choice's text begins with it."""
 
-    def __init__(self) -> None:
-        self._offset = 0
+    def __init__(self, prompt: str = "") -> None:
+        self._prompt, self._offset = prompt, 0
         # A character of several tokens begins, and is counted, where the last one of them ends it.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def write(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def write(self, of_prompt: Sequence[TokenLogprob], of_answer: Sequence[TokenLogprob]) -> dict[str, Any]:
         """The next tokens'. `top_logprobs` has the token that came too, as OpenAI has it.
 
         A prompt's first token, which nothing comes before, has null in the place of both.
         """
-        offsets = []
-        for one in found:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(one.bytes))
+        offsets = [self._pass(one, self._prompt) for one in of_prompt]
+        if of_prompt:
+            self._offset = len(self._prompt)
+        offsets += [self._pass(one) for one in of_answer]
+        found = (*of_prompt, *of_answer)
         return {
             "tokens": [_name(one) for one in found],
             "token_logprobs": [None if isnan(one.logprob) else finite(one.logprob) for one in found],
             "top_logprobs": [None if isnan(one.logprob) else _top(one) for one in found],
             "text_offset": offsets,
         }
+
+    def _pass(self, one: TokenLogprob, text: str = "") -> int:
+        """Where a token begins; the next one begins behind it."""
+        begin, said = self._offset, self._decoder.decode(one.bytes)
+        if text and not text.startswith(said, begin):
+            # What a tokenizer puts before a text is none of it: special tokens, and a space before its first word.
+            said = "" if one.special else said.removeprefix(" ") if begin == 0 else said
+        self._offset = begin + len(said)
+        return begin
 
 
 def _top(one: TokenLogprob) -> dict[str, float]:

@@ -101,7 +101,7 @@ class Spoken:
     def message(self, text: str) -> dict[str, Any]:
         """A whole answer's message; `content` is null where there are calls alone."""
         said, calls = "", list[dict[str, Any]]()
-        for item in self._find(text, last=True):
+        for item in found_in(self._reader, text, last=True):
             if isinstance(item, str):
                 said += item
             elif isinstance(item, Call):
@@ -114,7 +114,7 @@ class Spoken:
 
     def deltas(self, text: str, last: bool) -> Iterator[dict[str, Any]]:
         """What a stream says of new text; at first, who speaks."""
-        found = list(self._find(text, last))
+        found = list(found_in(self._reader, text, last))
         if not self._begun:
             self._begun = True
             first = found.pop(0) if found and isinstance(found[0], str) else ""
@@ -133,11 +133,13 @@ class Spoken:
         called = self._reader is not None and self._reader.num_calls > 0 and not self._reader.cut
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
-    def _find(self, text: str, last: bool) -> Sequence[Found]:
-        if self._reader is None:
-            return [text] if text else []
-        found = self._reader.push(text)
-        return [*found, *self._reader.flush()] if last else found
+
+def found_in(reader: CallText | None, text: str, last: bool = False) -> Sequence[Found]:
+    """What new text comes to, and, if it is the last, what was held back. Without a reader all of it is text."""
+    if reader is None:
+        return [text] if text else []
+    found = reader.push(text)
+    return [*found, *reader.flush()] if last else found
 
 
 def new_call_id() -> str:
