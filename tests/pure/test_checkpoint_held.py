@@ -120,14 +120,14 @@ ADDED = Call("add", '{"a": 7, "s": "}\\""}')
 
 def taken(form: str, special: bool, text: str, calling: Calling = FREE, schema: str = "") -> tuple[str, bool]:
     """How much of a text may come, and whether it may end there."""
-    tools, words, done = [tool("add", ADD, strict=True), *TOOLS[1:]], TOKENIZERS[special], ""
+    tools, words, done = [tool("add", ADD, strict=True), *TOOLS[1:]], TOKENIZERS[special], b""
     mask = mask_of(form, calling, special, tools, schema)
     for token in words.encode(text, add_special_tokens=False):
         if mask.complete or not mask.allowed()[token]:
             break
         mask.accept(token)
-        done += words.token_bytes(token).decode()
-    return done, bool(mask.complete or mask.allowed()[0])
+        done += words.token_bytes(token)
+    return done.decode(), bool(mask.complete or mask.allowed()[0])
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -140,6 +140,8 @@ def test_a_strict_tool_leaves_text_free_and_holds_calls(form: str, special: bool
     assert taken(form, special, wrong) == (wrong[: wrong.index("x")], False)
     loose = CALL[form].replace('"add"', '"now"').replace("7", "[]")  # not strict: any object
     assert taken(form, special, loose) == (loose, True)
+    spelled = loose.replace('"now"', r'"é\""')
+    assert taken(form, special, spelled) == (spelled, True)
     other = CALL[form].replace('"add"', '"rm"')
     assert taken(form, special, other) == (other[: other.index("rm")], False)
 
@@ -182,10 +184,25 @@ def test_beside_tools_an_answer_has_its_form(form: str, special: bool) -> None:
 @pytest.mark.parametrize("form", ["hermes", "mistral"])
 def test_an_answer_with_a_form_may_spell_a_whole_call(form: str) -> None:
     said = json.dumps({"a": FORMS[form].opening, "b": {"name": "add", "arguments": {"s": FORMS[form].closing}}})
-    for pieces in ([said], list(said), [f" {said}"]):
+    before, mark, behind = said.partition(FORMS[form].opening)
+    for pieces in ([said], list(said), [f" {said}"], [before, mark, behind]):
         assert found(HeldText(FORMS[form], (), True), pieces) == ("".join(pieces), [])
     twice = CALL[form] if form == "mistral" else f"{CALL[form]}\n{CALL[form]}"
     assert found(HeldText(FORMS[form], (), True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
+
+
+def test_text_beside_calls_is_given_out_as_it_comes() -> None:
+    reader = HeldText(FORMS["hermes"], (), True)
+    assert [reader.push(piece) for piece in ('{"a": "', "<tool", "_call>")] == [['{"a": "'], ["<tool"], ["_call>"]]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_bare_call_may_have_its_mark_and_text_begins_with_no_brace(special: bool) -> None:
+    tagged = f"<|python_tag|>{CALL['llama']}"
+    assert taken("llama", special, tagged) == (tagged, True)
+    assert taken("llama", special, tagged.replace('"add"', '"rm"'))[0] == tagged[: tagged.index("add")] or not special
+    for said in ("{1", " {1", "\n\n{"):
+        assert taken("llama", special, said)[0] == said[: said.index("{") + (said[0] == "{")]
 
 
 def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
@@ -216,6 +233,30 @@ def test_a_held_answer_that_is_cut_short_ends_where_it_was_cut() -> None:
         assert found(HeldText(FORMS[form], ()), [said[: said.rindex("}")]]) == ("", [ADDED])
 
 
+def test_a_mark_that_is_a_token_but_no_special_one_may_be_spelled_in_others() -> None:
+    """As Qwen2.5's are."""
+    library = LibraryTokenizer.from_str(TOKENIZERS[False]._tokenizer.to_str())
+    library.add_tokens(MARKS)
+    words = Tokenizer(library)
+    assert words.token_id(MARKS[0]) is not None
+    tools = [tool("add", ADD, strict=True)]
+    mask, said = Grammar(words, words.vocab_size, (0,)).calls(FORMS["hermes"], tools, FREE), b""
+    known = {words.token_bytes(token): token for token in range(words.vocab_size)}
+    spelled = [known[bytes([letter])] for letter in MARKS[0].encode()]
+    for token in [*spelled, *words.encode('\n{"name": "rm", "arguments": {}}', add_special_tokens=False)]:
+        if not mask.allowed()[token]:
+            break
+        mask.accept(token)
+        said += words.token_bytes(token)
+    assert said.endswith(b'"name": "')
+
+
+def test_what_goes_wrong_with_calls_is_told_of_tools() -> None:
+    with pytest.raises(RequestError, match="does not take token 0") as caught:
+        mask_of("hermes", Calling(True)).accept(0)
+    assert caught.value.where == "tools"
+
+
 def test_what_is_held() -> None:
     assert not is_held((), Calling(required=True))
     assert not is_held(TOOLS, Calling())
@@ -238,6 +279,15 @@ def test_a_tool_that_cannot_be_held_is_named(parameters: dict, said: str) -> Non
     mask_of(
         "hermes", Calling(True, False, ("add",)), False, [TOOLS[0], tool("x", parameters)]
     )  # which may not be called
+
+
+def test_arguments_that_may_be_null_too_are_an_object() -> None:
+    tools = [tool("add", {**ADD, "type": ["object", "null"]})]
+    mask, said = mask_of("mistral", Calling(True), tools=tools), '[TOOL_CALLS] [{"name": "add", "arguments": '
+    for token in TOKENIZERS[False].encode(said, add_special_tokens=False):
+        mask.accept(token)
+    allowed = {TOKENIZERS[False].token_bytes(int(token))[:1] for token in np.flatnonzero(mask.allowed())}
+    assert allowed == {b"{"}
 
 
 def test_what_cannot_be_enforced_is_left_out_where_a_tool_is_not_strict() -> None:

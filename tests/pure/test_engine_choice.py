@@ -142,6 +142,16 @@ def test_prompts_are_scored_in_as_many_steps_as_their_rows_need(small):
     assert sum(size.T > size.B for size in sizes) > 3
 
 
+def test_prompts_that_are_scored_together_share_the_rows_of_a_step(small):
+    score = ChoiceParams(top_logprobs=0, score_prompt=True)
+    requests = [ask(name, "a", range(n, n + 9), 2, choice=score, reuse=False) for n, name in enumerate("xyz")]
+    outputs = run(small, *requests)
+    for request in requests:
+        told = [one for output in outputs[request.request_id] for one in output.logprobs]
+        assert told == scored(request) + expected(request)[1]
+    assert max(binding.rows.sizes.R for _, _, binding, _ in small.device.runs) == 4
+
+
 def test_a_scored_prompt_is_computed_though_it_is_known(small):
     plain, again = ask("plain", "a", range(20), 1), ask("again", "a", range(20), 1)
     assert run(small, plain)["plain"][-1].timings.cached_tokens == 0

@@ -62,6 +62,7 @@ def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: st
     [
         (["--json-schema", '{"type": "strange"}'], ["response_format", "cannot be enforced: Invalid type: strange"]),
         (["--json-schema", '{"a": 1'], ["[--json-schema] is not JSON at line 1, column 8", "but it ends"]),
+        (["--json-schema", ' {"a": NaN}'], ["[--json-schema] is not JSON: NaN is no number"]),
         (["--json-schema", "no.json"], ["[no.json] the file does not exist"]),
         (["--json-schema", ""], ["[--json-schema] is empty"]),
         (["--json-schema", "{}", "--json-object"], ["[--json-schema] is given beside --json-object"]),

@@ -161,7 +161,9 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"conversation": "c"}, "[conversation]"),
         ({"background": True}, "[background]"),
         ({"include": ["message.output_text.logprobs"]}, "[include]"),
-        ({"reasoning": {"effort": "low"}}, "[reasoning]"),
+        ({"truncation": "auto"}, "[truncation] is 'auto', which Coterie does not implement"),
+        ({"reasoning": {"effort": "low"}}, "[reasoning.effort] is 'low', which Coterie does not implement"),
+        ({"reasoning": {"summary": "auto", "effort": "none"}}, "[reasoning.summary]"),
         ({"store": "yes"}, "[store] is 'yes'; give true or false"),
         ({"tools": [{"type": "web_search"}]}, "[tools[0]] is of type 'web_search'; offer functions alone"),
         (
@@ -171,6 +173,10 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"tools": [{**ADD, "parameters": 3}]}, "[tools[0].parameters] is 3"),
         ({"tools": [{**ADD, "description": ["x"]}]}, "[tools[0].description] is ['x']; give a string"),
         ({"tools": [ADD], "tool_choice": {"type": "function"}}, 'no function; give {"type": "function", "name": ...}'),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function"}]}},
+            "[tool_choice] names no function",
+        ),
         ({"metadata": "x"}, "[metadata] is 'x'"),
         ({"metadata": {"a": 1}}, "[metadata.a] is 1; give a text"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "rm"}}, "names 'rm', which is not offered"),
@@ -180,7 +186,7 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
             "[text.format] has a schema that cannot",
         ),
         ({"text": {"format": {"type": "json_schema", "name": 3, "schema": {}}}}, "[text.format.name] is 3"),
-        ({"max_output_tokens": 0}, "[max_output_tokens]"),
+        ({"max_output_tokens": 0}, "[max_output_tokens] is 0; allowed is 1 or more"),
         ({"max_output_tokens": 10**400}, "give a whole number of 64 bits"),
         ({"text": {"verbosity": "low"}}, "[text.verbosity]"),
         ({"max_tokens": 3}, "did you mean max_output_tokens?"),
@@ -194,6 +200,21 @@ def test_what_is_refused_is_named(url: str, http: httpx.Client, change: dict, wo
     assert words in got.json()["error"]["message"]
     if words == "context":
         assert (got.json()["error"]["code"], got.json()["error"]["param"]) == ("context_length_exceeded", "input")
+
+
+def test_what_asks_for_nothing_is_taken(url: str, http: httpx.Client) -> None:
+    """Null for whatever a client's user left out, and what says that nothing more is wanted."""
+    names = "background conversation include instructions max_output_tokens max_tool_calls metadata parallel_tool_calls"
+    names += " previous_response_id prompt reasoning service_tier store stream stream_options temperature text"
+    names += " tool_choice tools top_logprobs top_p truncation user"
+    nothing = {"include": [], "reasoning": {"effort": "none", "summary": None}, "text": {"verbosity": "medium"}}
+    nothing |= {"truncation": "disabled", "background": False, "prompt_cache_options": {"mode": "implicit"}}
+    for given in (dict.fromkeys(names.split()), nothing):
+        got = http.post(f"{url}/v1/responses", json={"model": "plain", "input": "hi", **given})
+        assert got.status_code == 200, got.text
+        made = got.json()
+        assert (made["tools"], made["tool_choice"], made["parallel_tool_calls"]) == ([], "auto", True)
+        assert (made["text"], made["metadata"], made["instructions"]) == ({"format": {"type": "text"}}, {}, None)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

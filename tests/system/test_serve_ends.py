@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from tests.system.commands import command_of
 
@@ -85,6 +86,15 @@ def test_who_still_waits_when_a_server_ends_is_told(
     assert refused.json() == json.loads(said.removeprefix("data: "))
     assert "shut down" in refused.json()["error"]["message"]
     assert capfd.readouterr().err == ""
+
+
+def test_an_idle_connection_is_the_clients_to_close(composition: Path) -> None:
+    """Whoever else closes it may do so just when a request is on its way."""
+    with Coterie.open(str(composition)) as coterie:
+        idle_s = Server(make_app(coterie)).config.timeout_keep_alive
+    for limits in (httpx.Limits(), openai.DEFAULT_CONNECTION_LIMITS):
+        assert limits.keepalive_expiry is not None
+        assert idle_s > 60 > limits.keepalive_expiry
 
 
 def test_who_looks_on_and_takes_nothing_is_not_waited_for(composition: Path) -> None:

@@ -13,8 +13,9 @@ from tests.system.scripted import END_ID
 from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
-from coterie.api.logprobs import TokenLogprob
-from coterie.engine.request import ChoiceParams, SamplingParams
+from coterie.api.logprobs import TokenLogprob, spell
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.engine.request import ChoiceParams, SamplingParams, TokenLogprobs
 from coterie.server.text_logprobs import TextLogprobs
 
 ASKED = [{"role": "user", "content": "for ada, please"}]
@@ -187,20 +188,45 @@ def test_with_echo_there_is_one_entry_for_each_token_drawn(client: openai.OpenAI
     options: dict[str, Any] = {"max_tokens": 1, "logprobs": 1, "echo": True, "logit_bias": end}
     choice = client.completions.create(model="ada", prompt="so", **options).choices[0]
     assert (choice.text, choice.logprobs.tokens) == ("so", ["s", "o", "<|end|>"])
+    assert choice.finish_reason == "stop"
+    choice = client.completions.create(model="ada", prompt="so", **{**options, "max_tokens": 0}).choices[0]
+    assert (choice.logprobs.tokens, choice.finish_reason) == (["s", "o"], "length")
+
+
+def token(spelled: bytes, special: bool = False) -> TokenLogprob:
+    return TokenLogprob(0, spelled.decode(errors="replace"), spelled, -math.inf, special=special)
 
 
 def test_offsets_count_the_characters_of_whole_and_broken_tokens() -> None:
-    def token(spelled: bytes) -> TokenLogprob:
-        return TokenLogprob(0, spelled.decode(errors="replace"), spelled, -math.inf)
-
     writer = TextLogprobs()
-    first = writer.write([token("a\u00e9".encode()), token(b"\xe2\x82")])
-    then = writer.write([token(b"\xac"), token(b"!")])
+    first = writer.write([], [token("a\u00e9".encode()), token(b"\xe2\x82")])
+    then = writer.write([], [token(b"\xac"), token(b"!")])
     assert first["text_offset"] + then["text_offset"] == [0, 2, 2, 3]
     assert first["tokens"] + then["tokens"] == ["a\u00e9", r"bytes:\xe2\x82", r"bytes:\xac", "!"]
     assert then["token_logprobs"] == [-9999.0, -9999.0]
     assert then["top_logprobs"] == [{r"bytes:\xac": -9999.0}, {"!": -9999.0}]
-    assert writer.write([]) == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    assert writer.write([], []) == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+def test_a_special_token_is_told_from_text_that_spells_it(folder: Path) -> None:
+    found = TokenLogprobs(END_ID, -1.0, ((ord("a"), -2.0),))
+    spelled = spell(Tokenizer.from_folder(folder / "ada"), found)
+    assert (spelled.text, spelled.special, spelled.top[0].special) == ("<|end|>", True, False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "offsets"),
+    [
+        ("Hi you", [token(b"<s>", True), token(b" Hi"), token(b" you")], [0, 0, 2]),  # as Llama 2's tokenizer has it
+        (" Hi you", [token(b"<s>", True), token(b" Hi"), token(b" you")], [0, 0, 3]),
+        ("<s>Hi<s>", [token(b"<s>", True), token(b"Hi"), token(b"<s>", True)], [0, 3, 5]),  # spelled there
+        ("a you", [token(b"a"), token(b"<s>", True), token(b" you")], [0, 1, 1]),  # given in tokens
+        ("ﬁ b", [token(b"fi"), token(b" b")], [0, 2]),  # normalized: the answer begins where it does all the same
+    ],
+)
+def test_offsets_in_a_prompt_are_those_of_its_text(prompt: str, tokens: list[TokenLogprob], offsets: list[int]) -> None:
+    got = TextLogprobs(prompt).write(tokens, [token(b"!"), token(b" ")])
+    assert got["text_offset"] == [*offsets, len(prompt), len(prompt) + 1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,9 +16,13 @@ from tests.system.scripted import FIRST_ID, write_scripted
 from tests.system.test_server import served
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie
+from coterie.api import Coterie, Query
+from coterie.api.texts import Text
+from coterie.checkpoint.calls import FORMS, Call, Calling, CallText, More
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.server.tools import Spoken
+from coterie.server.tools import calling as calling_of
 
 ADD = '{"a": 2, "b": "é"}'
 SAID = {
@@ -213,8 +218,18 @@ def test_beside_tools_an_answer_is_calls_or_has_its_form(client: openai.OpenAI, 
     no_mark = {**NO_BLANKS, str(ord("<")): -100, **{str(FIRST_ID + n): -100 for n in range(len(SAID[name]))}}
     ((content, calls, reason),) = rows_of(ask(client, name, **{**options, "logit_bias": no_mark}), False, 1)
     assert (json.loads(content) in ("x", "yy"), calls, reason) == (True, [], "stop")
-    ((content, calls, _),) = rows_of(ask(client, name, **options, tool_choice=ONE, max_tokens=99), False, 1)
-    assert (content, [called for called, _ in calls]) == ("", ["add"])
+    for forced in (name, "llama"):
+        ((content, calls, _),) = rows_of(ask(client, forced, **options, tool_choice=ONE, max_tokens=99), False, 1)
+        assert (content, [called for called, _ in calls]) == ("", ["add"])
+
+
+def test_beside_tools_an_answer_with_a_form_may_spell_a_call(callers: Path) -> None:
+    said = json.dumps({"a": "<tool_call>", "b": {"name": "add", "arguments": {}}})
+    text = Text("hermes", 300, None, ChatTemplate.from_folder(callers / "hermes"))
+    for calling, found in ((Calling(), [said]), (Calling(True), ['{"a": "', Call("add", ""), More("{}")])):
+        reader = text.calls(Query((), tools=tuple(HELD), form="{}", calling=calling))
+        assert reader is not None
+        assert [*reader.push(said), *reader.flush()] == found
 
 
 def test_without_parallel_calls_there_is_one(client: openai.OpenAI) -> None:
@@ -234,6 +249,43 @@ def test_a_forced_call_that_is_cut_off_ends_where_the_answer_does(client: openai
         assert arguments != whole
 
 
+RM = {"type": "function", "function": {"name": "rm"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [ONE]}}
+MUST = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [ONE]}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        (None, Calling()),
+        ("auto", Calling()),
+        ("required", Calling(True)),
+        (ONE, Calling(True, False, ("add",))),
+        (SOME, Calling(False, True, ("add",))),
+        (MUST, Calling(True, True, ("add",))),
+    ],
+)
+def test_what_a_choice_asks_of_calls(choice: object, wanted: Calling) -> None:
+    for several in (None, True):
+        assert calling_of({"tool_choice": choice, "parallel_tool_calls": several}, HELD) == wanted
+    assert calling_of({"tool_choice": choice, "parallel_tool_calls": False}, HELD) == replace(wanted, several=False)
+
+
+def test_an_answer_that_begins_with_a_call_says_first_who_speaks() -> None:
+    spoken = Spoken(CallText(FORMS["mistral"], ["add"]))
+    first, then = spoken.deltas('[TOOL_CALLS] {"name": "add", "arguments": {}}', last=True)
+    assert first == {"role": "assistant", "content": ""}
+    assert then["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
+
+
+def test_a_forced_call_that_a_stop_string_ends_is_no_whole_one(client: openai.OpenAI) -> None:
+    options = {"tools": HELD, "tool_choice": ONE, "logit_bias": NO_BLANKS, "stop": ['"b"']}
+    for stream in (False, True):
+        ((content, calls, reason),) = rows_of(ask(client, "hermes", stream=stream, **options), stream, 1)
+        assert (content, reason) == ("", "stop")
+        assert calls[0][1] in ('{"a":3,', '{"a":44,')
+
+
 FUNCTION = TOOLS[0]["function"]
 CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
@@ -247,6 +299,10 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
         ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names 'rm', which is not offered"),
         ({"tool_choice": {"type": "function", "name": "add"}}, "[tool_choice] names no function"),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "without mode and tools"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [RM]}}},
+            "[tool_choice] names 'rm', which is not offered",
+        ),
         ({"tool_choice": "required", "tools": []}, "no tools are offered"),
         ({"tool_choice": "required", "model": "plain"}, "plain has no chat template that takes tools"),
         ({"response_format": {"type": "json_object"}, "model": "llama"}, "[response_format] is given beside tools"),
