@@ -22,16 +22,10 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
 # What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
 MACHINE = "avx2"
-SHOWN = ("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b")
-SHOWN += (
-    "prefill-135m",
-    "prefill-1b",
-    "switch-135m",
-    "switch-1b",
-    "coe-uniform-8",
-    "coe-zipf",
-    "coe-zipf-llama",
-    "coe-bursty-2000",
+SHOWN = (
+    *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b"),
+    *("prefill-135m", "prefill-1b", "switch-135m", "switch-1b"),
+    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000"),
 )
 HEAD = """# Speed
 
