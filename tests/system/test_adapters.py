@@ -14,6 +14,7 @@ from tests.system.tiny import CONFIG, TEMPLATE, write_adapter, write_expert
 from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.api.types import Query
+from coterie.cli.options import short_base
 from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.models.merge import merge_folder
 from coterie.models.model import open_model
@@ -250,3 +251,8 @@ def test_fifty_adapters_cost_one_base(experts: Path, tmp_path: Path) -> None:
     assert checked["near_bytes"] == sum(weights) < 2 * 50 * 4096 + 1
     assert sum(checked["base_bytes"].values()) == open_model(tmp_path / "base").layout.size_bytes
     assert CONFIG["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize(("base", "shown"), [("", ""), ("team/base", "team/base"), ("/models/llama", "llama")])
+def test_tables_name_a_base_shortly(base: str, shown: str) -> None:
+    assert short_base(base) == shown

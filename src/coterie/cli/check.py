@@ -14,7 +14,18 @@ from rich.table import Column, Table
 from coterie.api import Coterie
 from coterie.api.assemble import make_spec, open_models
 from coterie.api.texts import open_texts
-from coterie.cli.options import CompositionArg, DeviceOpt, JsonOpt, KvOpt, NearOpt, options, out, print_json, sentences
+from coterie.cli.options import (
+    CompositionArg,
+    DeviceOpt,
+    JsonOpt,
+    KvOpt,
+    NearOpt,
+    options,
+    out,
+    print_json,
+    sentences,
+    short_base,
+)
 from coterie.composition.composition import load_composition
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes
@@ -44,7 +55,7 @@ def check(
     table = Table(Column("expert", overflow="fold"), *words)
     for name, model in models.items():
         row = (_family(model), format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
-        base = [escape(made.base_of.get(name, ""))] if made.base_of else []
+        base = [escape(short_base(made.base_of.get(name, "")))] if made.base_of else []
         table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token), *base)
     out.print(table)
     shared = Counter(model.key for model in models.values())

@@ -138,3 +138,9 @@ def print_json(value: Any) -> None:
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     sys.stdout.write(json.dumps(value, ensure_ascii=escaped, indent=2) + "\n")
     sys.stdout.flush()
+
+
+def short_base(base: str) -> str:
+    """An adapter's base as tables name it: a base that no expert is has its folder's whole path for a name."""
+    path = Path(base)
+    return path.name if path.is_absolute() else base

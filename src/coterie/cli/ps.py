@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, out, print_json, sentences, short_base
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_seconds
 from coterie.server.guard import digests_of
@@ -132,7 +132,7 @@ def _experts(status: dict[str, Any]) -> Table:
             str(expert["running"] or ""),
             str(expert["waiting"] or ""),
             "never" if used_s is None else f"{format_seconds(status['now_s'] - used_s)} ago",
-            *([escape(expert["base"])] if adapters else []),
+            *([escape(short_base(expert["base"]))] if adapters else []),
         )
     return table
 
