@@ -43,7 +43,9 @@ STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
-TESTS = tuple(str(ROOT / "tests" / "device" / name) for name in ("test_gpu.py", "test_contract.py"))
+DEVICE_TESTS = ROOT / "tests" / "device"
+TESTS = tuple(str(DEVICE_TESTS / name) for name in ("test_gpu.py", "test_contract.py"))
+TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,16 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
         **{f"{name}-{weights}": ((*measured[name], "--weights", weights), 60) for name, weights in packed},
         **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
-        "decode-moe": (("bench", "decode", "--device", device, "--shape", "moe", "--context", "512"), 60),
     }
+    branches = ("bench", "decode", "--device", device, "--shape", "moe", "--context", "512")
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
-    tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT), *TESTS, "-k")
+    tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT))
     return (
-        Part("tests", (*tests, "gpu and not persistent"), 120),
+        Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
-        Part("tests-persistent", (*tests, "gpu-persistent"), COMPILE_S),
+        Part("tests-moe", (*tests, TESTS_OF_BRANCHES), 120),
+        Part("decode-moe", (*coterie, *branches), 60),
+        Part("tests-persistent", (*tests, *TESTS, "-k", "gpu-persistent"), COMPILE_S),
         Part("fusion-persistent", (*coterie, *walked), COMPILE_S),
     )
 

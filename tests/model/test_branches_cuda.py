@@ -20,6 +20,7 @@ from tests.model.runner import BACKENDS, Stepper, on_cuda
 from tests.model.test_agreement import FP32_TOLERANCE, check_float32
 from tests.model.theirs import relative_error, typical_error
 
+from coterie.core.dtypes import DType
 from coterie.devices.cuda_kernels import TritonKernels
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
@@ -99,11 +100,11 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4])
 @pytest.mark.parametrize("row", ROWS)
-def test_packed_weights_by_tritons_kernels(row, bits, folder_of, make_backend, tmp_path):
+def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, tmp_path):
     """Of few tokens, which are not rounded here; the CPU rounds them to 16 bits, far less than weights are."""
-    quantize_folder(folder_of(row, "default", "bf16"), tmp_path / "packed", Packing(bits, bits))
+    quantize_folder(folder_of(row, "default", "bf16"), tmp_path / "packed", Packing(dtype, dtype))
     model = open_model(tmp_path / "packed")
     (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
     found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from coterie.core.dtypes import DType, from_f32
+from coterie.models.config import ModelConfig
+from coterie.models.registry import weight_shapes
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -28,6 +30,11 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
     "eos_token_id": 256,
+}
+MIXTURE = {
+    **CONFIG,
+    **{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None},
+    **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 20},
 }
 TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
@@ -119,6 +126,21 @@ def write_expert(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: 
         values = (
             1 + 0.1 * rng.standard_normal(shape) if "norm" in name else rng.standard_normal(shape) / shape[-1] ** 0.5
         )
+        tensors[name] = (dtype.value, shape, from_f32(values.astype(np.float32), dtype).tobytes())
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def write_mixture(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
+    """A random Mixtral folder."""
+    folder.mkdir(parents=True)
+    config = {**MIXTURE, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in weight_shapes(ModelConfig.from_hf(config, folder.name)).items():
+        values = rng.standard_normal(shape) / shape[-1] ** 0.5
+        values = 1 + 0.1 * values if len(shape) == 1 else values
         tensors[name] = (dtype.value, shape, from_f32(values.astype(np.float32), dtype).tobytes())
     write_safetensors(folder / "model.safetensors", tensors)
     return folder
