@@ -103,12 +103,12 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 @pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4])
 @pytest.mark.parametrize("row", ROWS)
 def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, tmp_path):
-    """Of few tokens, which are not rounded here; the CPU rounds them to 16 bits, far less than weights are."""
+    """Of few tokens, which are not rounded here; on the CPU to 16 bits, and a key in bfloat16 may turn over by that."""
     quantize_folder(folder_of(row, "default", "bf16"), tmp_path / "packed", Packing(dtype, dtype))
     model = open_model(tmp_path / "packed")
     (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
     found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
-    assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
 
 
 @pytest.mark.long
