@@ -116,7 +116,7 @@ def test_shards_become_one_file(folder_of, tmp_path):
     assert (ours.path / SINGLE).read_bytes() == (whole.path / SINGLE).read_bytes()
 
 
-@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z"), ("qwen3", "4z")])
+@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z")])
 def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
     """Float32 norms, so keys and values are float32 too: what differs is that activations are rounded to 16 bits."""
     model = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)
@@ -133,7 +133,7 @@ def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("bits", ["8", "4", "4 all", "4z"])
+@pytest.mark.parametrize("bits", ["8", "4", "4 all"])
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_one_answer_however_it_is_stepped(bits, isa, activations, folder_of, tmp_path, make_backend):
     packed = open_model(quantize_folder(folder_of("qwen3", dtype="bf16"), tmp_path / "out", PACKINGS[bits]).folder)
@@ -238,7 +238,7 @@ def test_bfloat16_norms_are_copied_bit_by_bit(made):
     np.testing.assert_array_equal(to_f32(bits[0], DType.BF16), to_f32(bits[1], DType.BF16))
 
 
-@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4 all"]), ("llama-biases", "4z"), ("qwen3", "4z")])
+@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4 all"]), ("qwen3", "4z")])
 def test_rounded_activations_run_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
     """The last bit of a norm can tip a number into the next step of 127: nearer than the rounding itself, not equal."""
     packed = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)
