@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.system.test_cli import refused, run
 from tests.system.tiny import CONFIG, TEMPLATE, write_adapter, write_expert
 
@@ -15,6 +16,7 @@ from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.api.types import Query
 from coterie.cli.options import short_base
+from coterie.cli.ps import show
 from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.models.merge import merge_folder
 from coterie.models.model import open_model
@@ -114,6 +116,11 @@ def test_load_unload_and_pin(experts: Path) -> None:
         coterie.load("base")
         with pytest.raises(ConflictError, match=r"unload base\] it is the base of adapters, which stays"):
             coterie.unload("base")
+        console = Console(width=120, record=True)
+        console.print(show(coterie.status().to_dict(), "here"))
+        lines = [line.split() for line in console.export_text().splitlines()]
+        assert ["sql", "12.00", "base"] in [words[0::3] for words in lines], lines
+        assert ["dram", "bases", "100%"] in [[*words[:2], *words[-4:-3]] for words in lines], lines
         coterie.pin("base")
         coterie.unpin("base")
         assert tokens_of(coterie, "base")

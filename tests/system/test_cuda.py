@@ -78,7 +78,7 @@ def test_answers_are_the_cpus_with_and_without_switches(folder: Path, lazy: Gpu,
     assert lazy.driver.replayed > 0
 
 
-@pytest.mark.parametrize("near_bytes", [None, ONE_EXPERT])
+@pytest.mark.parametrize("near_bytes", [pytest.param(None, marks=pytest.mark.long), ONE_EXPERT])
 def test_adapters_beside_a_base_are_the_cpus(experts: Path, lazy: Gpu, near_bytes: int | None) -> None:
     """Weights in two arenas, of which one is filled once; adapters come from the pool, in room for some or all."""
     queries, found = [query(name, text) for text in ("hello", "again") for name in (*NAMES, "base")], {}

@@ -150,7 +150,7 @@ def test_decisions_are_the_same_on_every_device(models, schedule, seed):
     assert any(rows == 0 for (_, _, _, rows) in entries(real.log, "run"))
 
 
-@pytest.mark.parametrize("seed", [3, 6])
+@pytest.mark.parametrize("seed", [pytest.param(3, marks=pytest.mark.long), 6])
 def test_decisions_about_adapters_are_the_same_on_every_device(adapted, seed):
     """Adapters come and go; their bases do not, be they experts or not. A run replayed gives its own log here too."""
     moves = [move for move in workload(adapted, seed) if move.what == "ask"]

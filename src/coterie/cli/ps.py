@@ -150,7 +150,7 @@ def _tiers(status: dict[str, Any]) -> Table:
             tier["of"],
             tier["used_bytes"],
             tier["capacity_bytes"],
-            f"{tier['experts']} {'bases' if tier['of'] == 'bases' else 'experts'}",
+            f"{tier['experts']} {'of them' if tier['of'] == 'bases' else 'experts'}",
         )
         for tier in status["tiers"]
     ]
