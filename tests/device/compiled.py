@@ -161,7 +161,7 @@ SOME = {
     "wide": Some(("norm_qkv_rope_append", "attention"), KINDS, tuple(STEPS), {"H": 16, "K": 4, "C": 128}),
     # A row is one step of a product of many tokens.
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
-    "batches": Some(PRODUCTS, KINDS, tuple(BATCHES)),
+    "batches": Some(PRODUCTS, (*KINDS, DType.Q4Z), tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
     "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
@@ -367,7 +367,7 @@ def walk_all(rows, bucket):
 
 def main():
     """Compile what the arguments name, or everything and write the table."""
-    names, types = sys.argv[1:], (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.F32)
+    names, types = sys.argv[1:], (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.Q4Z, DType.F32)
     name = names[0] if names else ""
     if name == "all":
         found = compile_all((), [DType[names[1]]], tuple(STEPS))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.device import triton_cases
 from tests.device.interpreted import WIDE, call
-from tests.device.triton_cases import BF16, F16, Q4, Q8, gate_up, linear, qkv
+from tests.device.triton_cases import BF16, F16, Q4, Q4Z, Q8, gate_up, linear, qkv
 
 from coterie.kernels.triton import described
 from coterie.kernels.triton.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
@@ -30,6 +30,8 @@ CASES = [
     *(qkv((BF16,) * 3, 70, D, H, K, C, kv=F16) for D, H, K, C in ((96, 8, 2, 32), (40, 5, 5, 8))),
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16),
     qkv((BF16,) * 3, 66, 24, 2, 1, 64, kv=BF16, rotated=0),
+    qkv((BF16, BF16, Q4Z), 66, 24, 2, 1, 32, kv=BF16),  # q and k
+    qkv((Q8, BF16, BF16), 66, 24, 2, 1, 32, kv=BF16),
     linear("linear_add", BF16, 70, 40, 200, True, 0.22),
     *(gate_up(BF16, BF16, 70, F, 72, F == 45, form=form) for F, form in ((45, "tanh"), (40, "erf"))),
     gate_up(F16, F16, 70, 45, 16, False, normed=False),

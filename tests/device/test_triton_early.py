@@ -19,7 +19,7 @@ from coterie.core.dtypes import DType
 from coterie.kernels.triton.arithmetic import EARLY, NOW, wait_for_last
 from coterie.kernels.triton.tiles import Many
 
-F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
 LONG = [(7 * i + 3) % 50 for i in range(66)]  # as many tokens as have large tiles
 STEPS = {
     "one token": step_of(([3], 40)),
@@ -74,7 +74,7 @@ def _waits_in_one(WHEN: tl.constexpr):
         wait_for_last(WHEN)
 
 
-@pytest.mark.parametrize("dtypes", [(BF16,), (F32,), (Q8,), (Q4, F16, Q8, BF16, Q4)], ids=str)
+@pytest.mark.parametrize("dtypes", [(BF16,), (F32,), (Q8,), (Q4, F16, Q8, BF16, Q4Z)], ids=str)
 @pytest.mark.parametrize("step", SHORT)
 def test_what_others_still_store_is_read_after_the_wait(make, dtypes, step):
     with begun_early() as launches:
@@ -101,7 +101,7 @@ def test_layers_with_branches_wait_too(make, step, dtypes):
     assert {"_choose", "_few" if len(STEPS[step].tokens_T) < 5 else "_group"} <= set(launches.early)
 
 
-@pytest.mark.parametrize("dtypes", [(BF16,), pytest.param((Q4, F16, Q8, BF16, Q4), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("dtypes", [(BF16,), pytest.param((Q4, F16, Q8, BF16, Q4Z), marks=pytest.mark.long)], ids=str)
 def test_long_prompts_wait_too(make, dtypes):
     with begun_early() as launches:
         inspect(make("odd", dtypes), STEPS["a long prompt"])

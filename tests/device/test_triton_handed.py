@@ -19,7 +19,7 @@ from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.launch import launches
 
-F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
 APART = replace(WIDE, hands_on=False)
 LONG = [(7 * i + 3) % 50 for i in range(100)]  # as many tokens as have large tiles
 LINEAR_ADD = kernels.OPCODES["linear_add"].number
@@ -43,7 +43,7 @@ def stages(rows, bucket, tiles, kind=LINEAR_ADD):
     return sum(len(launches(rows, on_gpu, i, bucket, scratch, tiles)) - 1 for i in of)
 
 
-@pytest.mark.parametrize("dtypes", [(BF16,), (F16,), (F32,), (Q4, F32, Q8, F16, Q4)], ids=str)
+@pytest.mark.parametrize("dtypes", [(BF16,), (F16,), (F32,), (Q4Z, F32, Q8, F16, Q4)], ids=str)
 @pytest.mark.parametrize("sequences", [1, 2])
 def test_what_is_handed_on_has_the_bits_of_what_is_staged(make, dtypes, sequences):
     """One sequence hands on from attention too; of several, only what gate and up make."""

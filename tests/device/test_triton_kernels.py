@@ -20,6 +20,7 @@ from tests.device.triton_cases import (
     FLOATS,
     LONG,
     Q4,
+    Q4Z,
     Q8,
     QUICK,
     TYPES,
@@ -88,7 +89,7 @@ def test_prefill_takes_the_way_that_is_over_first(rows, tokens):
 @pytest.mark.parametrize("tokens", [5, 16, 32, 64, 2048])
 def test_a_thread_widens_as_many_packed_weights_as_it_has_registers_for(tokens):
     """More than 128 at once spilled: tests/device/test_triton_compile.py counts the registers."""
-    for dtype, weights in ((Q8, 1), (Q4, 2)):
+    for dtype, weights in ((Q8, 1), (Q4, 2), (Q4Z, 2)):
         many = H100.many_of(2048, tokens, Matrix.of(dtype, 2048).group, False)
         assert many.rows * many.columns * weights / (32 * many.warps) <= 128
 
@@ -151,6 +152,22 @@ def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
     call("attention", Bucket(T, 2, T, 20), q=random(rng, T, 2, 16), **operands, y=y, **sizes, scale=0.25, window=0)
     assert np.isnan(y[: chunks[0]]).all()
     assert np.isfinite(y[chunks[0] :]).all()
+
+
+@pytest.mark.parametrize(
+    ("types", "launched"), [((Q4Z,) * 3, 1), ((Q4Z, Q4Z, Q8), 2), ((BF16, Q4, Q4), 2), ((Q4, Q4Z, Q4), 3)], ids=str
+)
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_neighbours_of_q_k_and_v_that_are_alike_are_one_launch(types, launched, tokens):
+    """Behind the one that stages activations, which all of them meet."""
+    words = kernels.OPCODES["norm_qkv_rope_append"].words
+    sizes = {"D": 64, "H": 2, "K": 1, "C": 16, "Z": 4, "block_bytes": 4096, "kv_dtype": kernels.dtype_number(BF16)}
+    kinds = {f"w{part}_dtype": kernels.dtype_number(dtype) for part, dtype in zip("qkv", types, strict=True)}
+    rows = kernels.encode("norm_qkv_rope_append", dict.fromkeys(words, 0) | sizes | kinds).reshape(1, -1)
+    bucket = Bucket(tokens, tokens, 1, 256)
+    scratch = torch.empty(gpu.scratch_bytes(rows, bucket), dtype=torch.uint8)
+    found = gpu.launches(rows, torch.from_numpy(rows), 0, bucket, scratch)
+    assert len(found) == launched + (tokens > H100.few_tokens)
 
 
 @pytest.mark.parametrize("case", [elementwise("add", 3, 1100), softcap(30.0, 2, 1100)], ids=lambda case: case.kernel)

@@ -19,9 +19,9 @@ from coterie.graph.reference import OPS
 from coterie.graph.sampling import draw
 from coterie.kernels import cpu as kernels
 
-F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
 ALL = (BF16, F32, F16)
-MIXED = (Q4, F32, Q8, F16, Q4)
+MIXED = (Q4, F32, Q8, F16, Q4Z)
 EXACT_LINEAR = OPS["linear"]
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
 

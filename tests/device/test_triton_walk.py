@@ -19,7 +19,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton import persistent
 from coterie.kernels.triton.feed import feed_launch, stops_of
 
-F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
+F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
 
 
 @triton.jit
@@ -160,14 +160,14 @@ def compare(make, shape, dtypes, rules, step, programs, bucket=None, seed=0):
 QUICK = [
     ("odd", (BF16,), "cache", (5, 9, 2), 3),
     ("one-head", (F32,), "none", (1,), 5),
-    ("biases", (Q4, F32, Q8, F16, Q4), "cache", (3, 1), 2),
+    ("biases", (Q4, F32, Q8, F16, Q4Z), "cache", (3, 1), 2),
     ("gemma2", (BF16,), "cache", (5,), 3),
     ("norms-behind-and-not-all-rotated", (F16,), "cache", (4, 2), 2),
 ]
 LONG = [
     (shape, dtypes, rules, tokens, programs)
     for shape in ("odd", "mqa", "mha-80", "qk-norm", "window", "norms-behind", "gemma3", "rotated-in-part", "scaled")
-    for dtypes in ((F32,), (F16,), (BF16,), (Q4, F32, Q8, F16, Q4))
+    for dtypes in ((F32,), (F16,), (BF16,), (Q4, F32, Q8, F16, Q4Z))
     for rules, tokens, programs in (("cache", (4, 2, 7, 1), 3), ("none", (4,), 7), ("cache", (4, 2), 1))
 ]
 LONG += [

@@ -19,15 +19,15 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.packed import pack, unpack
 from coterie.kernels import cpu as kernels
 
-F32, F16, BF16, Q8, Q4 = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4
-FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4)
+F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
+FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4, Q4Z)
 LAYER, BARE = "layer norm", "layer norm without bias"
 FEW = 4  # tokens that are multiplied in float32
 
 # Largest error over largest value. Exact but for the order of sums; or with activations, and packed weights, rounded to
 # the type that tensor cores take; or with what is stored rounded to the pages' type.
 EXACT = 3e-6
-ROUNDED = {F32: EXACT, F16: 2.0**-10, BF16: 2.0**-7, Q8: 2.0**-7, Q4: 2.0**-7}
+ROUNDED = {F32: EXACT, F16: 2.0**-10, BF16: 2.0**-7, Q8: 2.0**-7, Q4: 2.0**-7, Q4Z: 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -508,6 +508,7 @@ QUICK = [
     linear("linear", BF16, 131, 150, 70, False),
     *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
     *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
+    *(gate_up(gate, up, T, 21, 70, False) for gate, up, T in ((Q4, Q4Z, 2), (Q4Z, Q4, 6), (BF16, Q4Z, 6))),
     *(gate_up(t, t, T, 21, 70, False, normed=False) for t, T in ((BF16, 1), (Q4, 2), (F16, 6))),
     *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
     norm_rope_append(BF16, 4, 3, 1, 20, "qk"),
@@ -529,6 +530,8 @@ QUICK = [
     *(qkv((t, t, t), T, 33, 4, 2, 8, T == 2) for t in TYPES for T in (2, 6)),
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r) for T in (1, 3, 6) for r in (0, 6, 14)),
     *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),
+    *(qkv((Q4Z, Q4Z, Q8), T, 40, 3, 1, 20, True, True) for T in (1, 7)),
+    *(qkv((Q4, Q4Z, BF16), T, 40, 2, 1, 8) for T in (3, 6)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
     *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
     choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),

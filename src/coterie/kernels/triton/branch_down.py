@@ -91,7 +91,7 @@ def _few(
                 weight != 0,
             )
             dots = few_dots(
-                x + x_M * K, mask_M, rows_N, n < N, norm, K, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
+                x + x_M * K, mask_M, rows_N, n < N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
             y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
     at = m[:, None] * N + n[None, :]
@@ -130,7 +130,7 @@ def _many(
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         row_M = pair.to(tl.int64)  # of activations, of which there may be more bytes than 32 bits count
         rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
-        y = many_dots(staged, row_M, mask_M, rows_N, n < N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        y = many_dots(staged, row_M, mask_M, rows_N, n < N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         weights = pointer(row, WEIGHTS, tl.float32) + row_M // TAKEN * E + branch
         y *= tl.load(weights, mask=mask_M, other=0.0)[None, :]
         tl.store(parts + row_M[None, :] * N + n[:, None], y, mask=mask_M[None, :] & (n < N)[:, None])

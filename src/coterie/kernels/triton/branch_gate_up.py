@@ -74,7 +74,7 @@ def _few(
         else:
             rows, there = in_turn(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
             both = few_dots(
-                x + m * K, weight != 0, rows, there, norm, K, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
+                x + m * K, weight != 0, rows, there, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
         gate_M, up_M = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
         f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
@@ -115,7 +115,7 @@ def _many(
         n_tile = tl.program_id(0)
         gate, up = matrix_at(row, branch, TYPE), matrix_at(row, E + branch, TYPE)
         rows, there = in_turn(gate, up, n_tile * ROWS + tl.arange(0, ROWS), F, STRIDE, ALIGN, NEAR)
-        both = many_dots(staged, pair // TAKEN, mask_M, rows, there, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        both = many_dots(staged, pair // TAKEN, mask_M, rows, there, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         gate_N, up_N = halves(both, ROWS, TOKENS, NEAR)
         f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
         to = None

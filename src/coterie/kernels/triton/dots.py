@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.core.dtypes import PACKED, DType
+from coterie.core.dtypes import PACKED, SCALE_BYTES, DType
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
     add_product,
@@ -32,8 +32,10 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
+# Rows of Q4Z are those of Q4 with a zero for each scale behind the scales: what tells them apart is how long they are.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
+OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero
 # Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
 NEAR = tl.constexpr(8)
 
@@ -55,6 +57,26 @@ def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STE
 
 
 @triton.jit
+def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
+    """The zeros of elements of rows of Q4Z, as scales_of gives scales; None of Q4, whose rows have no room for them."""
+    scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
+    zeros = None
+    if STRIDE > COLUMNS + scales:
+        zeros = scales_of(rows_N + scales, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+    return zeros
+
+
+@triton.jit
+def four_bits(codes, scale, zero):
+    """Weights whose codes are 0 to 15: of Q4, which has no zeros, 8 stands for 0."""
+    if zero is None:
+        weights = (codes - 8).to(tl.float32)
+    else:
+        weights = codes.to(tl.float32) - zero
+    return weights * scale
+
+
+@triton.jit
 def many_dots(
     x,
     m,
@@ -62,6 +84,7 @@ def many_dots(
     rows_N,
     mask_N,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     TYPE: tl.constexpr,
     DOT: tl.constexpr,
@@ -78,12 +101,13 @@ def many_dots(
         if TYPE == tl.uint8:
             both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            zero = zeros_of(rows_N, mask_N, first, COLUMNS, STRIDE, N, STEP)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             low = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
-            acc = add_product(acc, narrow(((both & 15) - 8).to(tl.float32) * scale, DOT), narrow(low, DOT))
+            acc = add_product(acc, narrow(four_bits(both & 15, scale, zero), DOT), narrow(low, DOT))
             k += GROUP_Q4
             high = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
-            acc = add_product(acc, narrow(((both >> 4) - 8).to(tl.float32) * scale, DOT), narrow(high, DOT))
+            acc = add_product(acc, narrow(four_bits(both >> 4, scale, zero), DOT), narrow(high, DOT))
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0)
             if TYPE == tl.int8:

@@ -9,10 +9,17 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, pointer, real
-from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8
+from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, OF_GROUP, four_bits
 from coterie.kernels.triton.rows import Call, places
 
 TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale")
+
+
+@triton.jit
+def _of_group(at, k, GROUP: tl.constexpr, K: tl.constexpr):
+    """What weights k of a packed row have in common with their group: numbers from `at` on, one for each."""
+    numbers = at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
+    return tl.load(numbers + k // GROUP, mask=k < K, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -34,13 +41,16 @@ def _embed(
         if TYPE == tl.uint8:
             c = k // (2 * GROUP_Q4) * GROUP_Q4 + k % GROUP_Q4
             both = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
-            values = (tl.where(k % (2 * GROUP_Q4) < GROUP_Q4, both & 15, both >> 4) - 8).to(tl.float32)
+            codes = tl.where(k % (2 * GROUP_Q4) < GROUP_Q4, both & 15, both >> 4)
+            scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
+            zero = None
+            if STRIDE > COLUMNS + scales:
+                zero = _of_group(weights + COLUMNS + scales, k, 2 * GROUP_Q4, K)
+            values = four_bits(codes, _of_group(weights + COLUMNS, k, 2 * GROUP_Q4, K), zero)
         else:
             values = tl.load(weights + k, mask=k < K, other=0).to(tl.float32)
-        if TYPE == tl.uint8 or TYPE == tl.int8:
-            GROUP: tl.constexpr = GROUP_Q8 if TYPE == tl.int8 else 2 * GROUP_Q4
-            scales = (weights + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
-            values *= tl.load(scales + k // GROUP, mask=k < K, other=0.0).to(tl.float32)
+            if TYPE == tl.int8:
+                values *= _of_group(weights + COLUMNS, k, GROUP_Q8, K)
         values *= real(row, SCALE).to(tl.float32)
         tl.store(pointer(row, Y, tl.float32) + t.to(tl.int64) * K + k, values, mask=k < K)
 

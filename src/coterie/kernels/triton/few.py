@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, ask
-from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, scales_of
+from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, four_bits, scales_of, zeros_of
 from coterie.kernels.triton.norms import moments, moments_of_rows, scaled_and_shifted
 
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
@@ -192,6 +192,7 @@ def few_dots(
     mask_N,
     norm,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     TYPE: tl.constexpr,
     NORM: tl.constexpr,
@@ -217,12 +218,13 @@ def few_dots(
         if TYPE == tl.uint8:
             both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            zero = zeros_of(rows_N, mask_N, first, COLUMNS, STRIDE, N, STEP)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             raw, scaled = _read(x, mask_M, k, K, norm, mean, factor, NORM, SHIFT)
-            acc += (((both & 15) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
+            acc += four_bits(both & 15, scale, zero)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
             raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, mean, factor, NORM, SHIFT)
-            acc += (((both >> 4) - 8).to(tl.float32) * scale)[None, :, :] * scaled[:, None, :]
+            acc += four_bits(both >> 4, scale, zero)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)

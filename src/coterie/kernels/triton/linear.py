@@ -122,7 +122,7 @@ def _few(
     if ONE:
         dots = one_dot(ahead, x, rows, there, norm, K, NORM, SHIFT, STEP)
     else:
-        dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
+        dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if BIAS is not None:
         dots += bias[None, :]
     dots = scaled(row, dots, SCALE)
@@ -212,7 +212,7 @@ def _tile(
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
     if RESIDUAL is not None:
         ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
-    y = many_dots(staged, m, mask_M, rows_N, mask_N, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    y = many_dots(staged, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
         half: tl.constexpr = TOKENS // 2
         y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))

@@ -86,13 +86,14 @@ def _few(
     first = along(unit, 0) * ROWS
     r = first + tl.arange(0, ROWS)
     f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
-    if TYPE == UP_TYPE:
+    alike: tl.constexpr = TYPE == UP_TYPE and STRIDE == UP_STRIDE
+    if alike:
         rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
     if WHEN == AHEAD:
-        if TYPE == UP_TYPE:
+        if alike:
             bring_nearer(rows, there, STRIDE, LINES)
         return
-    if ONE and TYPE == UP_TYPE:
+    if ONE and alike:
         each, have = (), ()
         for i in tl.static_range(ROWS):
             one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
@@ -106,16 +107,18 @@ def _few(
     x += m * K
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
-    if ONE and TYPE == UP_TYPE:
+    if ONE and alike:
         gate, up = tl.split(tl.reshape(one_dot(ahead, x, each, have, norm, K, NORM, SHIFT, STEP), [M, ROWS // 2, 2]))
-    elif TYPE == UP_TYPE:
-        both = few_dots(x, mask_M, rows, there, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
+    elif alike:
+        both = few_dots(x, mask_M, rows, there, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        gate = few_dots(x, mask_M, rows, f < F, norm, K, COLUMNS, TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL)
+        gate = few_dots(x, mask_M, rows, f < F, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        up = few_dots(x, mask_M, rows, f < F, norm, K, UP_COLUMNS, UP_TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL)
+        up = few_dots(
+            x, mask_M, rows, f < F, norm, K, UP_STRIDE, UP_COLUMNS, UP_TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL
+        )
     put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, GELU, None, None)
 
 
@@ -202,16 +205,18 @@ def _tile(
     m = first + tl.arange(0, TOKENS)
     mask_M = m < tokens
     f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
-    if TYPE == UP_TYPE:
+    if TYPE == UP_TYPE and STRIDE == UP_STRIDE:
         r = n_tile * ROWS + tl.arange(0, ROWS)
         rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, NEAR)
-        both = many_dots(staged, m, mask_M, rows, there, K, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        both = many_dots(staged, m, mask_M, rows, there, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         gate, up = halves(both, ROWS, TOKENS, NEAR)
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
-        gate = many_dots(staged, m, mask_M, rows, f < F, K, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
+        gate = many_dots(staged, m, mask_M, rows, f < F, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
         rows = rows_at(pointer(row, UP_AT, UP_TYPE), f, UP_STRIDE, UP_ALIGN)
-        up = many_dots(staged, m, mask_M, rows, f < F, K, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP)
+        up = many_dots(
+            staged, m, mask_M, rows, f < F, K, UP_STRIDE, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP
+        )
     put(
         row,
         pointer(row, Y, tl.float32),

@@ -1,8 +1,8 @@
 """norm_qkv_rope_append: q, k, v = linear(norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
 Rows of the three weights are numbered as heads.py says. A program has rows of one part: q, k or v; whole heads where
-heads are normed. Where the three weights differ in type, each part is a launch of its own. With many tokens, angles are
-taken once for each token, when its activations are staged.
+heads are normed. Parts whose weights differ in type are launches of their own. With many tokens, angles are taken once
+for each token, when its activations are staged.
 Knows nothing about attention.
 """
 
@@ -115,7 +115,7 @@ def _few(
     if ONE:
         y = one_dot(ahead, x, each, have, norm, D, NORM, SHIFT, STEP)
     else:
-        y = few_dots(x, mask_M, rows, there, norm, D, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
+        y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
         q, page, cosine, sine = ends_of(
             row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
@@ -248,7 +248,7 @@ def _tile(
     mask_M = m < tokens
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
-    y = many_dots(staged, m, mask_M, rows, there, D, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    y = many_dots(staged, m, mask_M, rows, there, D, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
         BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
@@ -260,10 +260,20 @@ def _matrices(call: Call) -> list[Matrix]:
 
 
 def _launches(call: Call) -> list[tuple[int, ...]]:
-    """The parts of each launch: all in one where their types are alike."""
-    types = {(call.dtype(f"w{part}"), call.type(f"b{part}")) for part in PARTS}
-    norms = {call.type("q_norm"), call.type("k_norm")}
-    return [(0, 1, 2)] if len(types) == len(norms) == 1 else [(0,), (1,), (2,)]
+    """The parts of each launch: neighbours whose types are alike."""
+    found: list[tuple[int, ...]] = []
+    for part in range(len(PARTS)):
+        if found and _types(call, part) == _types(call, part - 1):
+            found[-1] += (part,)
+        else:
+            found.append((part,))
+    return found
+
+
+def _types(call: Call, part: int) -> tuple[object, ...]:
+    """What a part's kernel is compiled for; heads of v are not normed, but may go with those of k."""
+    norm = "q_norm" if part == 0 else "k_norm"
+    return call.dtype(f"w{PARTS[part]}"), call.type(f"b{PARTS[part]}"), call.type(norm)
 
 
 def launch(call: Call) -> None:

@@ -39,10 +39,11 @@ TYPES: Mapping[DType, tl.dtype] = {
     DType.BF16: tl.bfloat16,
     DType.Q8: tl.int8,
     DType.Q4: tl.uint8,
+    DType.Q4Z: tl.uint8,
 }
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
-_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in (DType.Q8, DType.Q4)}
+_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
