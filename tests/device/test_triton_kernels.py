@@ -5,7 +5,11 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from importlib import import_module
+from inspect import getsource, signature
+from pkgutil import iter_modules
 
 import numpy as np
 import pytest
@@ -32,10 +36,13 @@ from tests.device.triton_cases import (
     softcap,
 )
 from tests.device.triton_table import DOCS, stored_cases
+from triton.runtime.interpreter import InterpretedFunction
 
 from coterie.core.dtypes import from_f32, to_f32
 from coterie.kernels import cpu as kernels
+from coterie.kernels import triton as triton_kernels
 from coterie.kernels.triton.launch import KERNELS
+from coterie.kernels.triton.persistent import ALONE
 from coterie.kernels.triton.rows import Matrix
 from coterie.kernels.triton.tiles import H100, Many, Tiles
 
@@ -118,6 +125,17 @@ def test_the_docs_show_each_kernel_with_each_type():
         has_matrix = kernel not in ("rms_norm", "layer_norm") and {"table", "weight", "wq", "gate"} & set(words)
         typed = any(word.endswith("_dtype") for word in words)
         assert dtypes >= {dtype.value for dtype in (TYPES if has_matrix else FLOATS if typed else (F32,))}, kernel
+
+
+def test_kernels_that_are_told_their_unit_look_for_no_other():
+    """A program's own number is that of its unit only where each program has one."""
+    told = []
+    for info in iter_modules(triton_kernels.__path__, f"{triton_kernels.__name__}."):
+        of_module = [one for one in vars(import_module(info.name)).values() if isinstance(one, InterpretedFunction)]
+        told += [one.fn for one in of_module if [*signature(one.fn).parameters][-1:] == [ALONE]]
+    assert len({f"{one.__module__}.{one.__name__}" for one in told}) >= 15
+    for one in told:
+        assert not re.search(r"program_id|num_programs", getsource(one)), one
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16])

@@ -164,6 +164,7 @@ QUICK = [
     ("gemma2", (BF16,), "cache", (5,), 3),
     ("norms-behind-and-not-all-rotated", (F16,), "cache", (4, 2), 2),
 ]
+NEWER = ("interleaved-in-part", "queries-that-grow", "normed-behind-rope", "no-gate", "layer-norms", "side-by-side")
 LONG = [
     (shape, dtypes, rules, tokens, programs)
     for shape in ("odd", "mqa", "mha-80", "qk-norm", "window", "norms-behind", "gemma3", "rotated-in-part", "scaled")
@@ -172,8 +173,12 @@ LONG = [
 ]
 LONG += [
     ("branches", dtypes, rules, tokens, programs)
-    for dtypes in ((F32,), (BF16,), (Q4, F32, Q8, F16, Q4))
+    for dtypes in ((F32,), (BF16,), (Q4, F32, Q8, F16, Q4Z))
     for rules, tokens, programs in (("cache", (4, 2, 7, 1), 3), ("none", (4,), 7), ("cache", (4, 2), 1))
+]
+LONG += [(shape, (BF16,), rules, (4, 2), 2) for shape in NEWER for rules in ("cache", "none")]
+LONG += [
+    ("plain-feed-forward", dtypes, rules, (4, 2), 2) for dtypes in ((BF16,), (Q4Z,)) for rules in ("cache", "none")
 ]
 LONG += [("wide", (F32,), "none", (4, 2, 7), 1)]  # several units of each op that is elementwise
 
