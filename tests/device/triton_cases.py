@@ -345,15 +345,16 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
             weights |= w[p].operand(f"w{p}") | optional(f"b{p}", b[p])
         for p, head_norm in own.items():
             weights |= optional(f"{p}_norm", head_norm)
-        rest = pages.operands(positions, sequence, 1) | {"q": q, "q_eps": 1e-6}
+        eps = {"q": 0.02, "k": 0.05}
+        rest = pages.operands(positions, sequence, 1) | {"q": q, "q_eps": eps["q"], "k_eps": eps["k"]}
         rest |= {"inv_freq": inv_freq if rotated else 0, "scale": 1.5 if rotated < C else 1.0, "rotated": rotated}
         rest |= {"offset": offset, "interleaved": interleaved}
         sizes = {"T": T, "D": D, "H": H, "K": K, "C": C}
-        call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, k_eps=1e-6, **rest, **sizes)
+        call("norm_qkv_rope_append", tokens(T), x=x, **weights, eps=1e-5, **rest, **sizes)
         n = does(x) if does else native.rms_norm(x.astype(np.float64), norm.values, 1e-5, offset)
         made = {p: (n @ w[p].values.T + (b[p].values if biased else 0)).reshape(T, heads[p], C) for p in heads}
         for p in "qk":
-            made[p] = native.rms_norm(made[p], own[p].values, 1e-6, offset) if normed else made[p]
+            made[p] = native.rms_norm(made[p], own[p].values, eps[p], offset) if normed else made[p]
             made[p] = native.rope(made[p], positions, inv_freq, rest["scale"], interleaved)
         read = [pages.read(1, s, T) for s in (0, 1)]
         stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) if T else empty(0, K, C) for part in (0, 1)]
