@@ -189,15 +189,12 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError for one that has zero points or meets rounded activations."""
+        """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
-        if number not in _DTYPES:
-            fact = f"{operand} of {self.name} is packed with zero points (Q4Z)"
-            raise UnsupportedError("the GPU's kernels", fact, "pack it as int8 or int4, or use --device cpu")
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:
