@@ -43,6 +43,7 @@ NOT_TAKEN = [
     gate_up(Q8, BF16, 70, 40, 64, False),
     qkv((BF16,) * 3, 70, 96, 2, 1, 24, kv=BF16),  # heads that are padded
     qkv((BF16,) * 3, 70, 96, 2, 1, 32, kv=BF16, rotated=24),  # and that are rotated in part
+    qkv((BF16,) * 3, 66, 24, 2, 1, 32, kv=BF16, interleaved=1),
     qkv((F16, Q4, Q4), 66, 24, 2, 1, 32, kv=BF16),  # staged in float32, for types that differ
 ]
 

@@ -213,6 +213,12 @@ def test_a_token_alone_in_a_bucket_of_one_sequence_is_a_chunk():
     assert np.abs(y - expected).max() < 2.0**-7 * np.abs(expected).max()
 
 
+def test_what_is_no_number_stays_so_when_squared():
+    x, y = np.array([[np.nan, -3.0, -0.0, 2.0, np.inf, -np.inf]], np.float32), empty(1, 6)
+    call("relu_squared", Bucket(1, 1, 1, 1), x=x, y=y, T=1, N=6)
+    np.testing.assert_array_equal(y, [[np.nan, 0.0, 0.0, 4.0, np.inf, 0.0]])
+
+
 def test_more_tokens_in_the_bucket_than_in_the_row_are_left_alone():
     x, y = np.ones((3, 5), np.float32), empty(9, 5)
     call("silu", Bucket(9, 9, 9, 1), x=x, y=y, T=3, N=5)
