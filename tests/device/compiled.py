@@ -169,6 +169,13 @@ SOME = {
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
     "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), KINDS, tuple(STEPS)),
     "capped": Some(tuple(CAPPED), options=CAPPED),
+    # As of Mixtral 8x7B: few of them, which many tokens of a prompt take, with long rows.
+    "wide branches": Some(
+        ("branch_gate_up", "branch_down_add"),
+        KINDS,
+        tuple(STEPS),
+        {"BRANCHES": 8, "TAKEN": 2, "D": 4096, "BRANCH_F": 14336},
+    ),
     "walk branches": Some(("walk branches",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }

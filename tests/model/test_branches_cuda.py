@@ -36,7 +36,8 @@ def interpreted(monkeypatch):
     monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
 
 
-@pytest.mark.parametrize("row", [ROWS[0], *(pytest.param(row, marks=pytest.mark.long) for row in ROWS[1:])])
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
 def test_float32_by_the_cpus_kernels(row, folder_of, theirs_of, make_backend):
     check_float32("cuda", row, "default", folder_of, theirs_of, make_backend)
 
