@@ -242,7 +242,7 @@ def test_files_that_are_missing(file, words, base, adapter, tmp_path):
 def test_folders_that_are_missing(base, adapter, tmp_path):
     refused(CheckpointError, ["nothing", "does not exist"], tmp_path / "nothing", adapter, tmp_path / "out")
     refused(CheckpointError, ["nothing", "does not exist", "adapter"], base, tmp_path / "nothing", tmp_path / "out")
-    refused(CheckpointError, ["config.json", "does not exist"], adapter, adapter, tmp_path / "out")
+    refused(CheckpointError, ["holds a LoRA adapter", "whole model"], adapter, adapter, tmp_path / "out")
     save_file({}, adapter / ADAPTER_WEIGHTS)
     with pytest.raises(CheckpointError, match="there is no tensor"):
         open_adapter(adapter)
