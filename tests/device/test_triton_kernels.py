@@ -172,16 +172,31 @@ def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
     assert np.isfinite(y[chunks[0] :]).all()
 
 
+ALIKE = (Q4,) * 3
+
+
 @pytest.mark.parametrize(
-    ("types", "launched"), [((Q4Z,) * 3, 1), ((Q4Z, Q4Z, Q8), 2), ((BF16, Q4, Q4), 2), ((Q4, Q4Z, Q4), 3)], ids=str
+    ("types", "vectors", "launched"),
+    [
+        ((Q4Z,) * 3, {}, 1),
+        ((Q4Z, Q4Z, Q8), {}, 2),
+        ((BF16, Q4, Q4), {}, 2),
+        ((Q4, Q4Z, Q4), {}, 3),
+        (ALIKE, {"bq": F16, "bk": F16, "bv": BF16}, 2),
+        (ALIKE, {"bq": F16, "bk": BF16, "bv": F16}, 3),
+        (ALIKE, {"q_norm": F32, "k_norm": F32}, 1),
+        (ALIKE, {"q_norm": F32, "k_norm": BF16}, 2),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("tokens", [1, 16])
-def test_neighbours_of_q_k_and_v_that_are_alike_are_one_launch(types, launched, tokens):
-    """Behind the one that stages activations, which all of them meet."""
+def test_neighbours_of_q_k_and_v_that_are_alike_are_one_launch(types, vectors, launched, tokens):
+    """Behind the one that stages activations, which all of them meet. A kernel loads biases and norms of one type."""
     words = kernels.OPCODES["norm_qkv_rope_append"].words
-    sizes = {"D": 64, "H": 2, "K": 1, "C": 16, "Z": 4, "block_bytes": 4096, "kv_dtype": kernels.dtype_number(BF16)}
-    kinds = {f"w{part}_dtype": kernels.dtype_number(dtype) for part, dtype in zip("qkv", types, strict=True)}
-    rows = kernels.encode("norm_qkv_rope_append", dict.fromkeys(words, 0) | sizes | kinds).reshape(1, -1)
+    given = {"D": 64, "H": 2, "K": 1, "C": 16, "Z": 4, "block_bytes": 4096, "kv_dtype": kernels.dtype_number(BF16)}
+    kinds = {f"w{part}": dtype for part, dtype in zip("qkv", types, strict=True)} | vectors
+    given |= {f"{name}_dtype": kernels.dtype_number(dtype) for name, dtype in kinds.items()} | dict.fromkeys(kinds, 64)
+    rows = kernels.encode("norm_qkv_rope_append", dict.fromkeys(words, 0) | given).reshape(1, -1)
     bucket = Bucket(tokens, tokens, 1, 256)
     scratch = torch.empty(gpu.scratch_bytes(rows, bucket), dtype=torch.uint8)
     found = gpu.launches(rows, torch.from_numpy(rows), 0, bucket, scratch)

@@ -275,14 +275,14 @@ def norm_add(dtype, T, D, layer=""):
     return Case("norm_add", dtype.value, f"T {T}, D {D}{f', {layer}' * bool(layer)}", EXACT, run)
 
 
-def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0):
-    """`together`: whose heads are normed as one, of "q" and "k"."""
-    rotated = C if rotated is None else rotated
+def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0, of_k=None):
+    """`together`: whose heads are normed as one, of "q" and "k"; `of_k`: the type of k's norm where it differs."""
+    rotated, of_k = C if rotated is None else rotated, of_k or dtype
 
     def run(rng):
         inputs = {"q_in": random(rng, T, H, C), "k_in": random(rng, T, K, C), "v": random(rng, T, K, C)}
         width = {p: n * C if p in together else C for p, n in (("q", H), ("k", K))}
-        norms = {p: weight(rng, (n,), dtype, 1.0, 0.3) for p, n in width.items()}
+        norms = {p: weight(rng, (n,), of_k if p == "k" else dtype, 1.0, 0.3) for p, n in width.items()}
         pages, q = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=F32), empty(T, H, C)
         positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
         inv_freq, scale = frequencies(rotated), 1.25 if rotated else 1.0
@@ -302,7 +302,8 @@ def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, inte
 
     over = {"": "each head", "qk": "all heads"}.get(together, f"all heads of {together}")
     extra = turned(rotated, C, interleaved) + f", offset {offset:g}" * bool(offset)
-    return Case("norm_rope_append", dtype.value, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
+    types = dtype.value if of_k is dtype else f"{dtype.value}, {of_k.value}"
+    return Case("norm_rope_append", types, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
 
 
 def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0, layer=""):
@@ -515,6 +516,7 @@ QUICK = [
     norm_rope_append(BF16, 4, 3, 1, 20, "qk"),
     *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, ""), (F32, 5, 5, "qk"))),
     norm_rope_append(F16, 1, 3, 2, 12, "q", offset=0.75),
+    norm_rope_append(BF16, 2, 3, 2, 12, "", of_k=F32),
     *(norm_rope_append(BF16, 3, 3, 1, 20, together, r, 1.0) for together, r in (("", 0), ("qk", 6), ("k", 14))),
     *(norm_rope_append(F16, 3, 3, 1, 20, together, r, 1.0, 1) for together, r in (("", 20), ("qk", 6))),
     *(gate_up(t, t, T, 21, 70, False, form=f) for t, T, f in ((BF16, 1, "tanh"), (F32, 6, "erf"), (Q8, 6, "tanh"))),
