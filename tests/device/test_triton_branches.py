@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.device.interpreted import Bucket, call
+from tests.device.interpreted import Bucket, call, inspect
 from tests.device.native import empty, random
+from tests.device.random_expert import making, step_of
 from tests.device.triton_cases import BF16, F32, Q4, alike, chosen, table_of, weight
 
 from coterie.kernels import cpu as kernels
@@ -96,3 +97,15 @@ def test_grids_have_a_place_for_every_tile_and_slot_that_there_may_be(E, taken, 
             counts = (weights != 0).sum(axis=0)
             assert (-(-counts // tile)).sum() <= sizes.tiles(tile)
             assert (counts > 0).sum() <= sizes.slots
+
+
+def test_a_program_whose_layers_have_branches_gives_the_references_values():
+    """A prompt of five tokens and a token behind it; test_triton_programs.py has every type and rule set."""
+    with making() as make:
+        expert = make("branches", (F32,))
+        for step in (step_of(([3, 1, 4, 1, 5], 0)), step_of(([2], 5))):
+            expected = expert.expect(step)
+            found = inspect(expert, step)
+            assert {"layers.1/chosen", "layers.1/branch_gate_up"} <= set(found)
+            for name, values in found.items():
+                assert np.abs(values - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max(), name
