@@ -183,6 +183,10 @@ def test_what_cannot_stand_beside_a_product_is_refused_with_what_to_do(folder_of
     refused(base, biased, UnsupportedError, f"q_proj.bias is a bias .*{merge}")
     embedding = adapters.write(tmp_path / "embed", adapters.parts(model, ("embed_tokens",)))
     refused(base, embedding, UnsupportedError, f"an adapted embedding, not served unmerged; .*{merge}")
+    tied, linear = folder_of("llama-tied"), adapters.Part(torch.zeros(4, 48), torch.zeros(257, 4))
+    refused(
+        tied, adapters.write(tmp_path / "as-head", {"model.embed_tokens": linear}), UnsupportedError, "an adapted emb"
+    )
     other = adapters.write(tmp_path / "ia3", plain, peft_type="IA3")
     refused(base, other, UnsupportedError, "peft_type is 'IA3'")
     narrow = adapters.write(

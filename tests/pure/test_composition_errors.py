@@ -198,9 +198,7 @@ def test_folder_of_adapters_without_their_base(beside, tmp_path):
         with pytest.raises(CompositionError, match=r"the adapter .*mine does not say what its base is; put it beside"):
             load_composition(str(ref))
         (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "/of/somebody/else"}')
-        with pytest.raises(
-            CompositionError, match=r"is '/of/somebody/else', but neither .* nor .*/else is a checkpoint"
-        ):
+        with pytest.raises(CompositionError, match=r"is '/of/somebody/else', but .* and .*/else are no checkpoints"):
             load_composition(str(ref))
         (mine / "adapter_config.json").write_text("{}")
     (mine / "model.safetensors").write_bytes(b"")
@@ -227,6 +225,10 @@ def test_an_adapter_and_what_is_none(tmp_path):
     refused(
         'checkpoint = "base"\nbase = "base"\n', r"'sql'\.base\] .*checkpoint = 'base' is a whole model; leave it out"
     )
+    (tmp_path / "sql" / "adapter_config.json").write_text('{"base_model_name_or_path": "sql"}')
+    refused('checkpoint = "sql"\n', r"sql is 'sql', but .*sql is an adapter too, .*; merge that into its base first")
+    (tmp_path / "sql" / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
+    refused('checkpoint = "sql"\n', r"sql is 'gone', but [^ ]*/gone is no checkpoint; put it beside")
     refused('checkpoint = "base"\nadapter = "base"\n', r"'sql'\.adapter\] .*there is no adapter in .*base")
     refused('checkpoint = "sql"\nadapter = "sql"\n', r"'sql'\.checkpoint\] .* has an adapter, where a whole model")
     refused('checkpoint = "base"\nadapter = "sql"\nbase = "base"\n', r"'sql'\.base\] .* two keys; leave one out")

@@ -220,7 +220,7 @@ def test_a_pin_that_leaves_no_room_is_refused_with_numbers() -> None:
         wishes.pin("b")
     assert str(caught.value) == (
         "[pin b] the 2 pinned experts would take 20.00 KiB of 40.00 KiB of dram and leave 20.00 KiB in one piece, but "
-        f"big needs 24.00 KiB; unpin another, or serve with --near of at least {11 * BLOCK_BYTES} B"
+        f"big needs 24.00 KiB; unpin another, or serve with a --near that is {BLOCK_BYTES} B larger"
     )
     assert w.cache.pinned == {"a"}
     wishes.pin("a")

@@ -113,6 +113,7 @@ def test_load_unload_and_pin(experts: Path) -> None:
         coterie.unload("sql")
         assert coterie.parts.cache.ledgers[0].used_bytes == used - coterie.models["sql"].layout.size_bytes
         assert coterie.status().expert("sql").state == "absent"
+        assert coterie.resident() == ("base",)
         coterie.load("base")
         with pytest.raises(ConflictError, match=r"unload base\] it is the base of adapters, which stays"):
             coterie.unload("base")
@@ -124,6 +125,46 @@ def test_load_unload_and_pin(experts: Path) -> None:
         coterie.pin("base")
         coterie.unpin("base")
         assert tokens_of(coterie, "base")
+
+
+def test_a_base_is_in_memory_for_a_router_that_prefers_who_is(experts: Path, tmp_path: Path) -> None:
+    """Of two that score alike, the base is there and the adapter is not; the folder of a base is no expert's name."""
+    path = tmp_path / "office.toml"
+    path.write_text(f"""
+name = "office"
+[router]
+kind = "rules"
+match = "weight"
+fallback = "tax"
+prefer_resident = 0.9
+[[router.rule]]
+expert = "sql"
+keywords = ["rows"]
+[[router.rule]]
+expert = "general"
+keywords = ["rows"]
+confidence = 0.4
+[[expert]]
+name = "sql"
+checkpoint = "{experts}/sql"
+base = "{experts}/base"
+[[expert]]
+name = "tax"
+checkpoint = "{experts}/tax"
+base = "{experts}/base"
+[[expert]]
+name = "general"
+checkpoint = "{experts}/base"
+""")
+    with Coterie.open(path) as coterie:
+        answer = coterie.ask(replace(Query.text("rows"), max_tokens=1))
+        assert answer.route.expert == "general"
+        assert "general is in memory, sql is not" in answer.route.reason
+        assert coterie.resident() == ("general",)
+        coterie.load("sql")
+        assert coterie.ask(replace(Query.text("rows"), max_tokens=1)).route.expert == "sql"
+        with pytest.raises(ConflictError, match="it is the base of adapters"):
+            coterie.unload("general")
 
 
 def test_files_name_bases_in_every_way(experts: Path, tmp_path: Path) -> None:
@@ -217,6 +258,9 @@ def test_commands_for_one_adapter(experts: Path, tmp_path: Path) -> None:
     few = ("--rate", "5", "--prompt", "20", "--tokens", "4")
     simulated = run("simulate", experts, "--machine", "a100", "--requests", "6", "--json", *few)
     assert simulated.exit_code == 0, simulated.output
+    (row,) = json.loads(simulated.stdout)["rows"]
+    assert row["footprint"]["bases_bytes"] == open_model(experts / "base").layout.size_bytes
+    assert "68.00 KiB bases" in run("simulate", experts, "--machine", "a100", "--requests", "2", *few).stdout
     refused(
         run("plan", experts, "--machine", "a100", "--slo", "ttft=1s", *few), "shares the weights of a base", "simulate"
     )

@@ -187,8 +187,8 @@ class Coterie:
         return [answers[request_id] for request_id in order]
 
     def resident(self) -> tuple[str, ...]:
-        """Experts in the run tier."""
-        return self._parts.cache.resident()
+        """Experts in the run tier, least recently used first; then those that are bases, which stay."""
+        return tuple([name for name in self._parts.both.resident() if name in self.composition.names])
 
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
@@ -270,7 +270,7 @@ class Coterie:
             yield self._parts.engine.wishes
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self._parts.cache, self._lock)
+        return begun(self.routing, query, self._parts.both, self._lock)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
         query, text, model = pending.query, self.texts[route.expert], self.models[route.expert]

@@ -19,7 +19,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.engine.engine import Engine
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
-from coterie.memory.cache import ExpertCache
+from coterie.memory.split import Cache
 from coterie.models.model import Model
 
 
@@ -39,7 +39,7 @@ class _Begun:
         return self.routing.finish(self.pending, results)
 
 
-def begun(routing: Routing, query: Query, cache: ExpertCache, lock: AbstractContextManager[object]) -> Pending:
+def begun(routing: Routing, query: Query, cache: Cache, lock: AbstractContextManager[object]) -> Pending:
     """The first step of a query's routing; the cache is looked at, under its lock, where the router weighs residency.
 
     Raises NotFoundError, RequestError.

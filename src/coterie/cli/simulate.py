@@ -211,6 +211,7 @@ def _memory(row: Mapping[str, Any]) -> str:
     parts = [f"{format_bytes(made['near_bytes'])} experts ({made['near_share']:.0%} of all)"]
     parts += [f"{format_bytes(made['kv_bytes'])} KV"]
     parts += [f"{format_bytes(made['router_bytes'])} router"] if made["router_bytes"] else []
+    parts += [f"{format_bytes(made['bases_bytes'])} bases"] if made["bases_bytes"] else []
     return "\n".join([f"{made['run_tier']} of {format_bytes(made['run_tier_bytes'])}:", *parts])
 
 

@@ -78,15 +78,19 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
     if not isinstance(named, str) or not named.strip():
         raise CompositionError(where, f"the adapter {adapter} does not say what its base is", remedy)
     # A relative path was so to the folder from which it was trained, which nobody knows any more.
-    folders = [root / user_path(named, where), adapter.resolve().parent / Path(named).name]
+    folders = list(dict.fromkeys([root / user_path(named, where), adapter.resolve().parent / Path(named).name]))
     for folder in folders:
         if (folder / CONFIG).is_file() and not is_adapter(folder):
             return folder
     revision = str(fields.get("revision") or "main")
     if _HUB_ID.fullmatch(named) and (found := _snapshot(named, revision, where)):
         return found
-    fact = f"the base of the adapter {adapter} is {named!r}, but neither {folders[0]} nor {folders[1]} is a checkpoint"
-    raise CompositionError(where, fact, remedy)
+    fact = f"the base of the adapter {adapter} is {named!r}"
+    if found := next((folder for folder in folders if is_adapter(folder)), None):
+        fact += f", but {found} is an adapter too, and one is served beside a whole model alone"
+        raise CompositionError(where, fact, f"merge that into its base first: coterie merge BASE {found} OUT")
+    none = "is no checkpoint" if len(folders) == 1 else f"and {folders[1]} are no checkpoints"
+    raise CompositionError(where, f"{fact}, but {folders[0]} {none}", remedy)
 
 
 def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) -> tuple[Path, Path | None]:

@@ -134,7 +134,7 @@ def open_range(dst: Bytes, source: FileRange, file: SourceFile) -> tuple[int, bo
     want = min(source.size_bytes, source.identity.size_bytes - source.offset)
     if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
         fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
-        raise TransferError(source.path, fact, "load the expert again")
+        raise TransferError(source.path, fact, "restore the file, or open the composition again: headers are read once")
     return descriptor, direct, want
 
 
@@ -173,4 +173,6 @@ def check_unchanged(descriptor: int, source: FileRange) -> None:
     ):
         if before != after:
             fact = f"{name} changed from {before} to {after}{unit} since its header was read"
-            raise TransferError(source.path, fact, "load the expert again")
+            raise TransferError(
+                source.path, fact, "restore the file, or open the composition again: headers are read once"
+            )

@@ -50,7 +50,7 @@ def check_pin(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> N
     if others:
         fact += f" and leave {format_bytes(max(room, 0))} in one piece, but {others[0]} needs {format_bytes(need)}"
     remedy = "unpin another, or " + (
-        f"serve with --near of at least {taken + need} B"
+        f"serve with a --near that is {taken + need - near.capacity_bytes} B larger"
         if taken + need > near.capacity_bytes
         else "unload what is pinned and load it again, as it lies in the middle"
     )

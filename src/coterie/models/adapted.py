@@ -123,7 +123,7 @@ def _plain(name: str, change: Change, adapter: Adapter) -> Factors:
         what = "a bias or a tensor that was trained whole (modules_to_save)"
     elif factors.magnitude is not None:
         what = "use_dora, which scales the rows of the sum"
-    elif factors.is_embedding:
+    elif factors.is_embedding or name == EMBED_WEIGHT:  # a tied head reads it too, but is not all that it is
         what = "an adapted embedding"
     if factors is None or what:
         remedy = "merge it: coterie merge BASE ADAPTER OUT writes an expert that has it"

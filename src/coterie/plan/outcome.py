@@ -76,6 +76,7 @@ def footprint(served: Served) -> dict[str, Any]:
         "near_bytes": made.near_bytes,
         "kv_bytes": made.kv_bytes,
         "router_bytes": made.router_bytes,
+        "bases_bytes": made.bases_bytes,
         "near_share": min(1.0, made.near_bytes / made.total_bytes),
     }
 

@@ -36,6 +36,7 @@ from coterie.engine.assembly import (
     wire,
     work_bytes,
 )
+from coterie.engine.bases import bases_of, size_of
 from coterie.engine.metrics import Metrics
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
@@ -150,7 +151,9 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
     near = room_for_experts(spec, router + kv + work_bytes(models, spec.rule_set, policy), alone=True)
-    largest = max(round_up(model.layout.size_bytes) for name, model in models.items() if name != ROUTER)
+    bases = bases_of(models)
+    coming = [model.layout for name, model in models.items() if name not in (ROUTER, *bases)]
+    largest = size_of(bases) + max(round_up(layout.size_bytes) for layout in coming)
     if case.near_bytes is None and near < largest:
         what = "the largest expert beside the KV cache, the router and the values of a step"
         levers = ("lower --kv", "use a smaller expert", f"a machine with more {spec.run_tier}")
