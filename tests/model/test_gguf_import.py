@@ -15,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.errors import CheckpointError
 from coterie.devices.cpu import CpuDevice
 from coterie.models.gguf_import import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
@@ -298,6 +299,20 @@ def test_what_is_not_quantised_stays_beside_what_is(folder_like, tokenizer, tmp_
     assert tensors["model.embed_tokens.weight"].dtype is DType.F16
     assert tensors["lm_head.weight"].dtype is DType.U8
     assert tensors[up].dtype is DType.BF16
+
+
+@pytest.mark.parametrize(("kind", "words"), [("Q4_0", "1 of [0-9]+ scales"), ("Q8_0", "infinite or not a number")])
+def test_blocks_that_are_no_numbers_are_refused_in_a_sentence(kind, words, folder_like, tokenizer, tmp_path):
+    path = gguf_files.write(folder_like("qwen2", **WIDE), tmp_path / "file.gguf", kind)
+    job = plan_import(path)
+    blocks = job.sources["model.layers.0.mlp.up_proj.weight"].tensor
+    offset = path.read_bytes().find(blocks.rows.tobytes())
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 2] = np.array([np.inf], np.float16).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=words):
+        import_gguf(plan_import(path), tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_parts_is_one(folder_like, tokenizer, tmp_path):

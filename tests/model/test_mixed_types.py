@@ -63,6 +63,7 @@ def test_each_tensor_has_its_own_type_and_the_config_says_which(folder_of, tmp_p
     config = json.loads((model.path / CONFIG).read_text())
     section = config[KEY]
     assert (section["version"], section["layers"]) == (2, "int8")
+    assert section["group_sizes"] == {"int8": 128, "int4": 32}
     assert packing_of(config, "") == packing
     before = load_weights_f32(open_model(source))
     for name, found in load_weights_f32(model).items():

@@ -31,6 +31,11 @@ SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 1}
 UP = "model.layers.0.mlp.up_proj"
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
+
+def asymmetric(folder):
+    return others.whole(folder, 16, asymmetric=True, scales=torch.bfloat16)
+
+
 FORMATS = {
     "gptq": lambda folder: others.gptq(folder, zero=8),
     "gptq, a row a group": lambda folder: others.gptq(folder, -1, g_idx=False),
@@ -40,7 +45,7 @@ FORMATS = {
     "awq": others.awq,
     "awq, groups of 48": lambda folder: others.awq(folder, 48),
     "whole": others.whole,
-    "whole, asymmetric": lambda folder: others.whole(folder, 16, asymmetric=True, scales=torch.bfloat16),
+    "whole, asymmetric": asymmetric,
     "whole, asymmetric rows": lambda folder: others.whole(folder, None, asymmetric=True),
     "whole of 8 bits by row": lambda folder: others.whole(folder, None, bits=8),
     "whole in order of activations": lambda folder: others.whole(folder, ordered=True, asymmetric=True),
@@ -570,12 +575,32 @@ def test_what_a_config_says_otherwise(make, changes, words, quantised, tmp_path)
         (others.fp8, {f"{UP}.extra": torch.ones(1)}, [f"{UP}.extra", "not understood"]),
         (others.whole, {f"{UP}.weight_packed": None, f"{UP}.weight": torch.ones(9, 64)}, ["[9, 64]", "[192, 64]"]),
         (others.whole, {f"{UP}.weight_packed": None, f"{UP}.weight": torch.ones(192, 64).long()}, ["I64"]),
+        (asymmetric, {f"{UP}.weight_zero_point": None}, [f"{UP}.weight_zero_point] is missing, and sym"]),
+        (asymmetric, {f"{UP}.weight_zero_point": torch.zeros(24, 4).char()}, ["I8 [24, 4]", "I32 [24, 4] is"]),
+        (asymmetric, {f"{UP}.weight_zero_point": torch.full((192, 4), 65539).long()}, ["from 65539 to", "-8 to 7"]),
+        (asymmetric, {f"{UP}.weight_zero_point": torch.full((192, 4), -9).char()}, ["zeros from -9", "-8 to 7"]),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit(make, tensors, words, quantised, tmp_path):
     folder = quantised(make)
     add(folder, **tensors)
     refused((UnsupportedError, CheckpointError), words, folder, tmp_path / "out", DType.BF16)
+
+
+@pytest.mark.parametrize("layers", [None, DType.Q4Z, DType.BF16])
+@pytest.mark.parametrize("scale", [3e38, torch.inf, torch.nan])
+def test_weights_that_are_no_numbers_are_refused_whatever_is_made_of_them(scale, layers, quantised, tmp_path):
+    """A scale may be finite where a weight is not: the remedy is another file, and no other --bits."""
+    folder = quantised(others.whole)
+    add(folder, **{f"{UP}.weight_scale": torch.full((192, 2), scale)})
+    refused(CheckpointError, [UP, "infinite or not a number", "get the"], folder, tmp_path / "out", layers)
+
+
+def test_what_is_infinite_in_a_packed_type_alone_is_refused(quantised, tmp_path):
+    """-8 times 4.249e37 is a float32 number, and of the next bfloat16 it is none."""
+    folder = quantised(others.whole)
+    add(folder, **{f"{UP}.weight_scale": torch.full((192, 2), 4.249e37)})
+    refused(UnsupportedError, [UP, "infinite in Q4", "--bits"], folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "fp8", "whole"])

@@ -55,9 +55,10 @@ class GgufTensor:
         """Some rows as float32, exactly what the file means. Raises UnsupportedError for a type that is not known."""
         gguf = gguf_package(self.where)
         try:
-            values = gguf.quants.dequantize(
-                np.ascontiguousarray(self.rows[taken]), gguf.GGMLQuantizationType[self.type]
-            )
+            with np.errstate(all="ignore"):  # what is not finite is refused by who packs it
+                values = gguf.quants.dequantize(
+                    np.ascontiguousarray(self.rows[taken]), gguf.GGMLQuantizationType[self.type]
+                )
         except NotImplementedError:
             fact = f"tensor {self.name} has type {self.type}, which the package gguf does not turn into numbers"
             raise UnsupportedError(self.where, fact, "get the model in another type, such as Q8_0 or Q4_0") from None

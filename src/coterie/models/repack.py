@@ -154,14 +154,17 @@ def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: 
     for first in range(part.first, part.first + rows, step):
         last = min(first + step, part.first + rows)
         values = part.matrix.values(first, last)
+        if not np.isfinite(values).all():
+            raise CheckpointError(part.matrix.where, "a weight is infinite or not a number", AGAIN)
         if dtype is DType.BF16:
             bits = from_f32(values, dtype)
             after, written = to_f32(bits, dtype), bits.view(np.uint8)
-            if not np.isfinite(after).all():
-                raise CheckpointError(part.matrix.where, "a weight is infinite or not a number in bfloat16", AGAIN)
         else:
             written = (_exactly if is_exact else _anew)(part.matrix, values, first, dtype)
-            after = unpack(written, dtype, columns)
+            with np.errstate(over="ignore"):  # of a scale that rounded up
+                after = unpack(written, dtype, columns)
+        if not np.isfinite(after).all():
+            raise UnsupportedError(part.matrix.where, f"a weight is infinite in {dtype.value}", REMEDY)
         file.write(written.data)
         sums.add(values, after, written.size)
 

@@ -19,10 +19,12 @@ import numpy.typing as npt
 
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
+from coterie.core.errors import CheckpointError
 from coterie.models.fields import Fields
 from coterie.models.quantised.float8 import ACTIVATIONS, Fp8, block_of
 from coterie.models.quantised.gptq import declared_group
 from coterie.models.quantised.matrix import (
+    AGAIN,
     F32,
     I16,
     WholeMatrix,
@@ -41,6 +43,7 @@ _STRATEGIES = {"int": ("group", "channel", "tensor"), "float": ("block", "channe
 _KINDS = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 _BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 _FLOATS = (DType.BF16, DType.F16, DType.F32)
+_ZEROS = (DType.I32, DType.I8, DType.I64)
 
 
 def compressed_method(section: Fields) -> Method:
@@ -68,12 +71,15 @@ def compressed_method(section: Fields) -> Method:
     if weights.flag("dynamic"):
         raise refused(weights.where, "dynamic is True, where weights have scales of their own")
     group = declared_group(weights) if strategy == "group" else -1
+    symmetric = weights.get("symmetric", True) is not False
     block = block_of(weights, "block_structure") if strategy == "block" else None
 
     def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
         plain = tensors.get(f"{stem}.weight")
         used = tuple(f"{stem}.{name}" for name in (*_KINDS, *(_BESIDE if beside else ())))
         if f"{stem}.weight_packed" in tensors or (plain is not None and plain.dtype is DType.I8):
+            if not symmetric and f"{stem}.weight_zero_point" not in tensors:
+                raise CheckpointError(f"{stem}.weight_zero_point", "is missing, and symmetric is false", AGAIN)
             return Found(_Whole(tensors, stem, columns, bits, group), used)
         if plain is not None and plain.dtype is DType.F8_E4M3:
             return Found(Fp8(tensors, stem, columns, "weight_scale", block), used)
@@ -119,9 +125,18 @@ class _Whole(WholeMatrix):
         self.group = group_size(self.where, groups, columns, declared)
         self.order = order_of(tensors.get(f"{stem}.weight_g_idx"), columns, groups, self.group)
         name, words, whole = f"{stem}.weight_zero_point", (-(-rows // self._each), groups), (rows, groups)
-        sizes = (whole, *(size for size in sizes if -1 not in size), words)
-        self._zeros = wanted(tensors, name, (DType.I32, DType.I8, DType.I64), *sizes) if name in tensors else None
-        self._packs_zeros = self._is_packed and self._zeros is not None and self._zeros.shape == words
+        zeros = tensors.get(name)
+        self._packs_zeros = self._is_packed and zeros is not None and zeros.shape == words
+        sizes = (words,) if self._packs_zeros else (whole, *(size for size in sizes if -1 not in size))
+        dtypes = (DType.I32,) if self._packs_zeros else _ZEROS
+        self._zeros = wanted(tensors, name, dtypes, *sizes) if zeros is not None else None
+        if self._zeros is not None and not self._packs_zeros:
+            stored = bits_of(self._zeros)
+            if stored.min() < self.least or stored.max() > self.most:
+                fact = (
+                    f"has zeros from {stored.min()} to {stored.max()}, where {self.least} to {self.most} are possible"
+                )
+                raise CheckpointError(f"{self.where}.weight_zero_point", fact, AGAIN)
 
     def codes(self, first: int, last: int) -> I16:
         """What is stored for these rows."""
