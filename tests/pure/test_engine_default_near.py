@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,26 @@ def test_what_is_planned_fits_and_is_no_more_than_all_experts(
         return
     assert made.near_bytes + taken(made) <= capacity
     assert SIZE <= made.near_bytes <= count * SIZE
+
+
+@pytest.mark.parametrize(("machine", "named"), [("toy", True), ("toy-tiers", True), ("toy-tiers", False)])
+def test_a_base_is_counted_once_beside_its_adapters(machine: str, named: bool) -> None:
+    """By default, up to the last block of the tier, and in what is asked for: near memory is for it and for them."""
+    base, part = replace(MODEL, path=Path("/base")), SIZE // 8 // BLOCK_BYTES * BLOCK_BYTES
+    small = replace(base, path=Path("/adapter"), layout=replace(base.layout, size_bytes=part), base=base)
+    models = {f"adapter-{number}": small for number in range(8)} | ({"base": base} if named else {})
+    made = plan(models, with_capacity(machine, 100 * SIZE), Settings())
+    assert (made.near_bytes, made.bases_bytes) == (8 * part, SIZE)
+    assert set(made.base_of.values()) == {next(iter(made.base_bytes))}
+    least = SIZE + part
+    given = Settings(near_bytes=least, kv_bytes=made.block_bytes)
+    enough = least + made.block_bytes + made.work_bytes
+    one = plan(models, with_capacity(machine, enough), given)
+    assert (one.near_bytes, one.bases_bytes) == (part, SIZE)
+    with pytest.raises(CapacityError, match="experts, bases, KV cache and the values of a step together"):
+        plan(models, with_capacity(machine, enough - 1), given)
+    with pytest.raises(CapacityError, match=rf"set --near to at least {least} B"):
+        plan(models, with_capacity(machine, enough), replace(given, near_bytes=least - 1))
 
 
 def test_what_was_asked_for_is_what_there_is() -> None:

@@ -90,6 +90,32 @@ def test_adapters_take_turns_in_little_memory(experts: Path) -> None:
         Coterie.open(experts, Options(near_bytes=near - 4096))
 
 
+def test_adapters_of_two_bases_take_turns_in_one_place(experts: Path, tmp_path: Path) -> None:
+    """One program, one extent, offsets alike: each beside its own base. Of experts that are a base too, the first."""
+    for seed, name in enumerate(("base", "other"), 1):
+        write_expert(tmp_path / name, seed)
+    for name in ("sql", "tax"):
+        trained_on(Path(shutil.copytree(experts / "sql", tmp_path / name)), "other" if name == "tax" else "base")
+    alone = {}
+    for name in ("sql", "tax", "base", "other"):
+        with Coterie.open(tmp_path / name) as coterie:
+            alone[name] = tokens_of(coterie, name)
+    assert len(set(alone.values())) == 4
+    path = tmp_path / "office.toml"
+    names = ("sql", "tax", "base", "again", "other")
+    tables = [f'[[expert]]\nname = "{name}"\ncheckpoint = "{name.replace("again", "base")}"\n' for name in names]
+    path.write_text('name = "office"\n' + "".join(tables))
+    with Coterie.open(path) as coterie:
+        plan, sizes = coterie.plan, {name: model.layout.size_bytes for name, model in coterie.models.items()}
+        assert plan.base_of == {"sql": "base", "tax": "other"}
+        assert plan.expert_bytes.keys() == {"sql", "tax", "again"}
+    near = 3 * sizes["base"]
+    with Coterie.open(path, Options(near_bytes=near)) as coterie:
+        assert coterie.plan.near_bytes + coterie.plan.bases_bytes == near
+        for name in ("sql", "tax", "again", "tax", "sql", "other", "tax", "base"):
+            assert tokens_of(coterie, name) == alone[name.replace("again", "base")]
+
+
 def test_several_at_once_and_a_prefix_of_one_is_no_others(experts: Path) -> None:
     with Coterie.open(experts) as coterie:
         prompt, alone = "a prompt of more than one block " * 2, {}

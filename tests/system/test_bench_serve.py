@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.system.openai_stub import DONE, HEAD, chunk, event, response, stream, stub
-from tests.system.tiny import CONFIG
+from tests.system.tiny import CONFIG, write_adapter, write_expert
 from typer.testing import CliRunner
 
 from coterie.api import Coterie, Options
@@ -22,6 +23,7 @@ from coterie.bench.serve_rows import Round, row_of
 from coterie.bench.words import prompt, write_tokenizer
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.cli.main import app
+from coterie.core.errors import UsageError
 from coterie.plan.mix import mix_named
 from coterie.plan.workload import Load, lengths_named
 
@@ -69,6 +71,29 @@ def test_our_server_and_its_engine_answer_the_same_requests(temporary: Path, tmp
     assert run["tokens_per_s_ratio"]["low"] <= run["tokens_per_s_ratio"]["median"] <= run["tokens_per_s_ratio"]["high"]
     assert got["workload"] | {"mix": "zipf", "seed": 3, "experts": 3, "composition": "random"} == got["workload"]
     assert not list(temporary.iterdir())
+
+
+def test_a_server_of_adapters_is_given_memory_for_their_base_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just what it needs for all of them, as it reckons itself: no less, or it would not start."""
+    given: list[str] = []
+
+    @contextmanager
+    def noted(ref: str, args: Sequence[str]) -> Iterator[None]:
+        given.extend(args)
+        raise UsageError("server", "not started", "nothing")
+        yield
+
+    monkeypatch.setattr("coterie.bench.serve.own_server", noted)
+    sizes = [write_adapter(tmp_path / name, ("q_proj",)) for name in ("sql", "tax")]
+    write_expert(tmp_path / "base", 1)
+    assert "not started" in refused(tmp_path)
+    near_bytes = int(given[given.index("--near") + 1].removesuffix(" B"))
+    with Coterie.open(tmp_path, Options(near_bytes=near_bytes)) as coterie:
+        made = coterie.plan
+        assert near_bytes == made.near_bytes + made.bases_bytes == made.total_bytes + made.bases_bytes
+        assert len(made.expert_bytes) == len(sizes)
 
 
 @pytest.mark.long

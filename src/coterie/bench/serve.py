@@ -80,7 +80,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
         _check_context(min(coterie.models[name].max_context for name in names), loads, rounds, names)
         count = {name: partial(_tokens, coterie, way, name) for name in names}
         made = coterie.plan
-        sizes = ("--near", f"{made.near_bytes} B", "--kv", f"{made.kv_bytes} B")
+        sizes = ("--near", f"{made.near_bytes + made.bases_bytes} B", "--kv", f"{made.kv_bytes} B")
         threads = ("--threads", str(own.threads)) if own.threads else ()
         say("starting a server")
         with own_server(ref, (*sizes, *threads)) as server:

@@ -24,6 +24,7 @@ from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_seconds
+from coterie.engine.bases import bases_of
 from coterie.engine.experts import open_experts
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import Model
@@ -175,7 +176,8 @@ def _print(
     rows: Sequence[Mapping[str, Any]],
     cases: Sequence[Case],
 ) -> None:
-    total = sum(model.layout.size_bytes for name, model in models.items() if name in found.names)
+    whole = {name: model for name, model in models.items() if name in found.names} | bases_of(models)
+    total = sum(model.layout.size_bytes for model in whole.values())
     out.print(f"{escape(found.name)}: {len(found.experts)} experts, {format_bytes(total)}; {_workload_line(load)}")
     table = Table(
         Column("", overflow="fold"), *(Column(f"{row['machine']}\n{row['policy']}", overflow="fold") for row in rows)
