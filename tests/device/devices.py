@@ -27,11 +27,17 @@ def cpu(orchestration="host"):
     return CpuDevice(load_machine("toy"), threads=2, orchestration=orchestration)
 
 
+def occupied(device):
+    """One that has a slab already: what it has for a modelled device in front of it has other numbers there."""
+    device.reserve("dram", 4096)
+    return device
+
+
 DEVICES = {
     "modelled": lambda: ModelledDevice(load_machine("toy"), fail=fail_on_broken),
     "modelled-host": lambda: ModelledDevice(load_machine("toy"), orchestration="host", fail=fail_on_broken),
     "modelled-tiers": lambda: ModelledDevice(load_machine("toy-tiers"), fail=fail_on_broken),
-    "modelled-on-cpu": lambda: ModelledDevice(load_machine("toy-tiers"), numerics=cpu()),
+    "modelled-on-cpu": lambda: ModelledDevice(load_machine("toy-tiers"), numerics=occupied(cpu())),
     "cpu": cpu,
     "cpu-device": lambda: cpu("device"),
 }

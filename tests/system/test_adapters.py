@@ -64,6 +64,8 @@ def test_a_folder_of_a_base_and_adapters_is_served(experts: Path, tmp_path: Path
         layouts = {name: model.layout for name, model in coterie.models.items()}
         assert moved == sum(r.source.size_bytes for layout in layouts.values() for r in layout.ranges)
         assert coterie.models["sql"].key == coterie.models["tax"].key != coterie.models["german"].key
+        served = coterie.parts.engine._experts["sql"]  # a run has so many steps as what they read lets it
+        assert served.weight_bytes == layouts["sql"].size_bytes + layouts["base"].size_bytes
         tiers = {tier.of: tier for tier in coterie.status().tiers}
         assert tiers["bases"].used_bytes == tiers["bases"].capacity_bytes == plan.bases_bytes
     assert len(set(answers.values())) == 4
@@ -330,6 +332,14 @@ def test_fifty_adapters_cost_one_base(experts: Path, tmp_path: Path) -> None:
     assert CONFIG["num_hidden_layers"] == 2
 
 
-@pytest.mark.parametrize(("base", "shown"), [("", ""), ("team/base", "team/base"), ("/models/llama", "llama")])
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [
+        ("", ""),
+        ("team/base", "team/base"),
+        ("/models/llama", "llama"),
+        ("/hub/models--me--a--b/snapshots/c0", "me/a--b"),
+    ],
+)
 def test_tables_name_a_base_shortly(base: str, shown: str) -> None:
     assert short_base(base) == shown

@@ -141,6 +141,14 @@ def print_json(value: Any) -> None:
 
 
 def short_base(base: str) -> str:
-    """An adapter's base as tables name it: a base that no expert is has its folder's whole path for a name."""
+    """An adapter's base as tables name it: a base that no expert is has its folder's whole path for a name.
+
+    In the Hugging Face cache that is models--TEAM--NAME/snapshots/COMMIT.
+    """
     path = Path(base)
-    return path.name if path.is_absolute() else base
+    if not path.is_absolute():
+        return base
+    model = path.parent.parent.name
+    if path.parent.name == "snapshots" and model.startswith("models--"):
+        return model.removeprefix("models--").replace("--", "/", 1)
+    return path.name
