@@ -16,8 +16,8 @@ SERVERS = """\
 ## Other servers
 
 `coterie bench serve --url` sends the same workload to any server with OpenAI's API, so that two can be compared on
-one machine. Prompts are texts, the same for both, and `ignore_eos` keeps answers as long as was asked for. Serve the
-same model by both, and let the other one be idle:
+one machine. Prompts are texts, as long in tokens as the server counts them, so the same for the same model, and
+`ignore_eos` keeps answers as long as was asked for. Serve one model by both, and let the other one be idle:
 
 ```console
 $ coterie serve mine.toml --port 8000
@@ -50,7 +50,7 @@ def _row(work: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     http, alone = run["http"], run["in_process"]
     lengths = f"{work['prompt_tokens']} + {work['new_tokens']} tokens"
     return [
-        f"{work['composition']}, {work['experts']} experts, {lengths}, {run['loop']}",
+        f"{work['composition']}, {work['experts']} experts, {lengths}, {run['loop']}, {work['requests']} requests",
         f"{http['tokens_per_s']:.0f} : {alone['tokens_per_s']:.0f}",
         f"{run['tokens_per_s_ratio']['median']:.2f} x",
         *(

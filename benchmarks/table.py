@@ -25,7 +25,7 @@ MACHINE = "avx2"
 SHOWN = (
     *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b"),
     *("prefill-135m", "prefill-1b", "switch-135m", "switch-1b"),
-    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000"),
+    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000", "serve"),
 )
 HEAD = """# Speed
 

@@ -225,7 +225,22 @@ def test_another_server_is_measured_from_outside() -> None:
     assert run["http"]["answered"] == 20
     assert got["workload"]["models"] == ["x", "y"]
     assert {body["model"] for body in asked} == {"x", "y"}
-    assert all(body | {"ignore_eos": True, "max_tokens": 6, "stream": True, "path": CHAT} == body for body in asked)
+    assert all(body | {"ignore_eos": True, "stream": True, "path": CHAT} == body for body in asked)
+    assert [body["max_tokens"] for body in asked] == [1, 1, *([6] * 40)]  # two to see how tokens are counted
+
+
+def test_prompts_are_as_long_as_the_server_counts_them() -> None:
+    """This one makes three tokens of a word, and has five more."""
+
+    def answer(body: dict) -> list:
+        words = len(body["messages"][0]["content"].split())
+        usage = event(usage={"prompt_tokens": 5 + 3 * words, "completion_tokens": 1})
+        return stream(event("a", "stop"), usage, DONE)
+
+    with stub(answer) as (url, asked):
+        got = bench("--url", url, "--model", "x", "--requests", 4, "--in-flight", 2, "--rounds", 1, "--prompt", 50)
+    assert {len(body["messages"][0]["content"].split()) for body in asked[2:]} == {15}
+    assert got["runs"][0]["http"]["prompt_tokens"] == 50
 
 
 def test_our_experts_are_asked_past_their_router_and_a_server_may_lack_ignore_eos() -> None:

@@ -27,7 +27,7 @@ from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, round_of
 from coterie.bench.serve_drive import drive
 from coterie.bench.serve_own import OwnServer, in_process, own_server
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
-from coterie.bench.words import write_tokenizer
+from coterie.bench.words import WORDS, said, write_tokenizer
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
 from coterie.composition.toml import to_toml
 from coterie.core.errors import UsageError
@@ -37,6 +37,7 @@ from coterie.plan.workload import Load
 from coterie.spec.this_machine import this_machine
 
 HTTP, IN_PROCESS = "http", "in_process"
+PROBES = (1, 65)  # words of two texts by which it is seen how many tokens a server makes of them
 NEAR_SHARE = 0.25  # of memory, for the experts of each of the two engines, where nobody says how much
 
 
@@ -113,9 +114,10 @@ def serve_url(
     Raises UsageError where it answers nothing.
     """
     cells = []
+    count = dict.fromkeys(models, _counting(origin, way, models[0]))
     for load in loads:
         cells.append(_Cell(load))
-        asked = partial(draw_round, load, models, count={})
+        asked = partial(draw_round, load, models, count=count)
         ways = {HTTP: _each_round(cells[-1], HTTP, asked, partial(_over_http, origin, way, None))}
         _measure(cells[-1], ways, rounds, say)
     return _report(cells, {"url": origin.url, "models": list(models), **_asked_for(loads, rounds, way)})
@@ -166,6 +168,17 @@ def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequ
 
 def _tokens(coterie: Coterie, way: Way, name: str, text: str) -> int:
     return len(encoded(coterie.texts[name], way.query(name, text)))
+
+
+def _counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
+    """About how many tokens a text is to a server, by its own count of one word and of many; else a token a word."""
+    few, many = (said(WORDS[:words]) for words in PROBES)
+    answers = drive(origin, way.path, [way.body(model, text, 1) for text in (few, many)], 1).answers
+    found = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    words = PROBES if len(found) < len(PROBES) else found
+    return lambda text: round(
+        words[0] + (words[1] - words[0]) / (PROBES[1] - PROBES[0]) * (text.count(" ") - PROBES[0])
+    )
 
 
 def _each_round(
