@@ -97,7 +97,8 @@ def test_prefill_takes_the_way_that_is_over_first(rows, tokens):
 def test_a_thread_widens_as_many_packed_weights_as_it_has_registers_for(tokens):
     """More than 128 at once spilled: tests/device/test_triton_compile.py counts the registers."""
     for dtype, weights in ((Q8, 1), (Q4, 2), (Q4Z, 2)):
-        many = H100.many_of(2048, tokens, Matrix.of(dtype, 2048).group, False)
+        matrix = Matrix.of(dtype, 2048)
+        many = H100.many_of(2048, tokens, matrix.group, False, zeros=matrix.has_zeros)
         assert many.rows * many.columns * weights / (32 * many.warps) <= 128
 
 

@@ -311,7 +311,7 @@ def multiply(call: Call, K: int, most: int) -> None:
     staged = None if normed else handed_by_last(call)
     if staged is None:
         staged = stage(call, [matrix], normed=normed, gathered=gathered)
-    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]))
+    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]), matrix.has_zeros)
     n_tiles = triton.cdiv(N, many.rows)
     if many.described:
         launch_described(call, _described, many, n_tiles, most, staged, **shared)

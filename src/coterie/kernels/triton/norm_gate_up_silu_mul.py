@@ -313,7 +313,7 @@ def launch(call: Call) -> None:
         call.launch(_few, grid, call.row, **shared, **norm, **few.constants(tokens, group))
         return
     staged = stage(call, [gate, up], normed=True)
-    many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]))
+    many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]), gate.has_zeros or up.has_zeros)
     n_tiles = triton.cdiv(2 * F, many.rows)
     handed, shared["HANDED"] = handed_to_next(call, F)
     if many.described:

@@ -304,9 +304,9 @@ def launch(call: Call) -> None:
             continue
         described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
         whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
-        many = call.tiles.many_of(sum(heads) * padded, tokens, matrix.group, matrix.is_wide, whole_heads).for_heads(
-            padded, matrix.group
-        )
+        rows, zeros = sum(heads) * padded, matrix.has_zeros
+        many = call.tiles.many_of(rows, tokens, matrix.group, matrix.is_wide, whole_heads, zeros)
+        many = many.for_heads(padded, matrix.group)
         shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         if many.described:
             launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)

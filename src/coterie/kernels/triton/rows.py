@@ -80,6 +80,7 @@ class Matrix:
     COLUMNS: int
     ALIGN: int
     group: int
+    has_zeros: bool = False
 
     @staticmethod
     def of(dtype: DType, K: int) -> Matrix:
@@ -88,7 +89,7 @@ class Matrix:
             return Matrix(TYPES[dtype], K, K, K, gcd(ALIGN_BYTES, dtype.row_bytes(K)), 1)
         (bits, group), stride = PACKED[dtype], dtype.row_bytes(K)
         columns = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
-        return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8)
+        return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8, dtype.has_zeros)
 
     @property
     def is_wide(self) -> bool:

@@ -117,6 +117,8 @@ class Tiles:
     )
     # The same where weights are packed, whose columns are bytes: a thread has registers for so many as it widens them.
     packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
+    # And where groups have zeros, for which there must be room beside them.
+    with_zeros: tuple[tuple[int, Many], ...] = (*packed[:2], (64, Many(128, 64, 64, 8, 4)), *packed[3:])
     # Of layers with branches, by the tokens that take a branch in the mean; some branches have twice as many. Where
     # there are many, small tiles leave less of a branch's last one empty.
     branches: tuple[tuple[int, Many], ...] = (
@@ -223,12 +225,15 @@ class Tiles:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return replace(chosen, columns=max(chosen.columns, group))
 
-    def many_of(self, rows: int, tokens: int, group: int, wide: bool, described: bool = False) -> Many:
+    def many_of(
+        self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
+    ) -> Many:
         """For a weight with so many rows and a step with up to so many tokens.
 
-        `group` columns share a scale, 1 where none do; `wide` is float32; `described` says what descriptors take.
+        `group` columns share a scale, 1 where none do; `wide` is float32; `described` says what descriptors take;
+        `zeros` that groups have zeros.
         """
-        chosen = _choose(self.many if group == 1 else self.packed, tokens)
+        chosen = _choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 
             def cost(way: tuple[float, float, Many]) -> float:
