@@ -167,12 +167,12 @@ SOME = {
     "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
-    "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), KINDS, tuple(STEPS)),
+    "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), (*KINDS, DType.Q4Z), tuple(STEPS)),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     # As of Mixtral 8x7B: few of them, which many tokens of a prompt take, with long rows.
     "wide branches": Some(
         ("branch_gate_up", "branch_down_add"),
-        KINDS,
+        (*KINDS, DType.Q4Z),
         tuple(STEPS),
         {"BRANCHES": 8, "TAKEN": 2, "D": 4096, "BRANCH_F": 14336},
     ),

@@ -85,11 +85,8 @@ def _few(
         y = tl.zeros([M, ROWS], tl.float32)
         for slot in tl.range(0, count):
             branch, weight, place = slot_of(row, weights, counts, slot, M, WIDE)
-            rows_N, x_M, mask_M = (
-                rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN),
-                m * TAKEN + place,
-                weight != 0,
-            )
+            rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
+            x_M, mask_M = m * TAKEN + place, weight != 0
             dots = few_dots(
                 x + x_M * K, mask_M, rows_N, n < N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
