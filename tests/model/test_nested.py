@@ -188,6 +188,6 @@ def test_what_others_quantised(folder_of, tmp_path):
     raw["quantization_config"] = text.pop("quantization_config")
     (whole / "config.json").write_text(json.dumps(raw))
     for source in (alone, whole):
-        repack_folder(source, source.with_suffix(".packed"), bits=8)
+        repack_folder(source, source.with_suffix(".packed"), layers=DType.Q8)
     packed = [(source.with_suffix(".packed") / "model.safetensors").read_bytes() for source in (alone, whole)]
     assert packed[0] == packed[1]
