@@ -18,7 +18,7 @@ import pytest
 from tests.system.commands import command_of
 
 from coterie.api import Chunk, Coterie
-from coterie.cli.serve import listen
+from coterie.cli.serve import listen, serve
 from coterie.core.trace import read_trace
 from coterie.server.app import make_app
 from coterie.server.ending import Server
@@ -37,8 +37,7 @@ def test_a_server_that_is_told_to_end_writes_its_trace(number: int, status: int,
             said += server.stdout.readline()
             assert server.poll() is None, said
         body = {"model": "demo", "messages": [{"role": "user", "content": "What is 47 plus 85?"}]}
-        with httpx.Client(transport=httpx.HTTPTransport(retries=20)) as client:
-            answer = client.post(f"{found[1]}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx.post(f"{found[1]}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200
         server.send_signal(number)
         _, errors = server.communicate(timeout=60)
@@ -86,6 +85,21 @@ def test_who_still_waits_when_a_server_ends_is_told(
     assert refused.json() == json.loads(said.removeprefix("data: "))
     assert "shut down" in refused.json()["error"]["message"]
     assert capfd.readouterr().err == ""
+
+
+def test_who_asks_as_soon_as_the_address_is_printed_is_not_refused(
+    composition: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the server runs: the request waits for it."""
+    reached = []
+
+    def run(self: Server, sockets: list[socket.socket]) -> None:
+        with socket.create_connection(sockets[0].getsockname(), timeout=5):
+            reached.append(sockets[0].getsockname()[1])
+
+    monkeypatch.setattr(Server, "run", run)
+    serve(str(composition), host="127.0.0.1", port=0)
+    assert f"http://127.0.0.1:{reached[0]}" in capsys.readouterr().out
 
 
 def test_an_idle_connection_is_the_clients_to_close(composition: Path) -> None:

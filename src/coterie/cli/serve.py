@@ -78,6 +78,7 @@ def serve(
         what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
         curl = f"curl -s {url}/v1/chat/completions {what}"
         name, count = escape(coterie.composition.name), len(coterie.composition.experts)
+        listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
