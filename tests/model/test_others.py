@@ -302,6 +302,18 @@ def test_of_float16_scales_what_bfloat16_does_not_hold_is_lost_and_no_more(layer
         assert word in printed.stdout
 
 
+@pytest.mark.parametrize(
+    ("stored", "layers"), [(0x77777777, DType.Q4), (0x77777778, DType.Q4Z), (0x77777776, DType.Q4Z)]
+)
+def test_one_zero_beside_the_middle_is_enough(stored, layers, quantised, tmp_path):
+    """A code less 9 may be -9, and less 7 it may be 8: neither is of int4, in whichever column of whichever matrix."""
+    folder = quantised(FORMATS["gptq"])
+    zeros = load_file(folder / "model.safetensors")[f"{UP}.qzeros"]
+    zeros[1, 3] = stored
+    add(folder, **{f"{UP}.qzeros": zeros})
+    assert repack_folder(folder, tmp_path / "out").packing == Packing(layers, None)
+
+
 def test_with_zeros_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_path, make_backend):
     folder = folder_like()
     model = tiny.load(folder)
