@@ -16,7 +16,7 @@ from tests.device.programs import rows, tiny_graph
 
 from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import UnsupportedError, UsageError
-from coterie.device import Sampling
+from coterie.device import Sampling, Shared
 from coterie.devices.modelled import ModelledDevice
 from coterie.devices.modelled_transfer import route
 from coterie.graph.compile import compile_graph
@@ -299,6 +299,9 @@ def test_buffers_of_another_device_are_refused(layout):
         desk.device.copy(dataclasses.replace(desk.weights, slab_id=99), desk.weights)
     with pytest.raises(ValueError, match="outside"):
         desk.device.copy(dataclasses.replace(desk.weights, offset=4096), desk.weights)
+    strange = Shared(dataclasses.replace(desk.weights, slab_id=99), (3,))
+    with pytest.raises(ValueError, match="not of this device"):
+        desk.device.run(desk.exe, dataclasses.replace(desk.binding(rows([([3, 14, 15], 0)])), shared=strange))
 
 
 def test_a_binding_must_place_every_weight(layout):

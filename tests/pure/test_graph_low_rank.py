@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from tests.pure.graphs import Player, decoder, gemma, random_weights
@@ -10,7 +13,7 @@ from tests.pure.test_graph_shard import STEPS, play_ranks
 from coterie.core.dtypes import DType
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import fuse
-from coterie.graph.ir import Kind, Value
+from coterie.graph.ir import Kind, Op, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.program import architecture_key
 from coterie.graph.reference import Reference
@@ -89,6 +92,18 @@ def test_a_matrix_that_several_read_is_multiplied_once():
     verify(graph)
     assert sum(first.name in op.inputs for op in graph.ops) == 1
     assert len(graph.ops) == len(plain.ops) + 1 + 2 * 3
+
+
+def test_a_product_that_more_than_its_residual_reads_is_changed_for_all():
+    plain = decoder()
+    at = next(i for i, op in enumerate(plain.ops) if op.kind == "linear" and plain.ops[i + 1].kind == "add")
+    y, stage = plain.ops[at].outputs[0], plain.ops[at].stage
+    twice = Op("add", "twice", stage, (y, y), ("twice",), MappingProxyType({}))
+    values = {**plain.values, "twice": replace(plain.values[y], name="twice")}
+    ops = (*plain.ops[: at + 2], twice, *plain.ops[at + 2 :])
+    grown, _ = changed(replace(plain, values=MappingProxyType(values), ops=ops), ("o_proj",))
+    made = {name: op.kind for op in grown.ops for name in op.outputs}
+    assert (made[y], made[f"{y}.base"]) == ("add", "linear")
 
 
 def test_equal_shapes_share_programs_and_others_do_not():

@@ -17,9 +17,16 @@ from coterie.api.assemble import Options
 from coterie.api.types import Query
 from coterie.cli.options import short_base
 from coterie.cli.ps import show
+from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, ConflictError, TransferError
+from coterie.engine.experts import open_experts
 from coterie.models.merge import merge_folder
 from coterie.models.model import open_model
+from coterie.plan.mix import mix_named
+from coterie.plan.setups import OURS
+from coterie.plan.simulate import Case, simulate
+from coterie.plan.workload import Load, lengths_named, make_workload
+from coterie.spec.load import load_machine
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAMES = ("german", "sql", "tax")
@@ -298,6 +305,47 @@ def test_commands_for_one_adapter(experts: Path, tmp_path: Path) -> None:
         "run", experts, "--expert", "tax", "--device", "modelled:sn40l-node", "--max-tokens", "2", "--json", "a"
     )
     assert len(json.loads(modelled.stdout)["token_ids"]) == 2
+
+
+def test_a_simulation_counts_the_base_where_files_are_and_beside_the_largest(experts: Path) -> None:
+    """Room to the byte, and one byte less: in the tier that all are in, and in that from which they run."""
+    composition, spec = load_composition(str(experts)), load_machine("toy-tiers")
+    models = open_experts(composition, synthetic=False)
+    load = make_workload(Load(3, mix_named("uniform"), *[lengths_named("4", "x")] * 2, rate=9.0), composition.names)
+    made = simulate(Case(composition, models, spec, OURS), load).made
+    largest = made.bases_bytes + max(made.expert_bytes.values())
+    least = {
+        spec.home_tier: made.bases_bytes + made.total_bytes,
+        spec.run_tier: largest + made.kv_bytes + made.work_bytes,
+    }
+    for name, size in least.items():
+        for short in (0, 1):
+            tiers = [replace(t, capacity_bytes=size - short) if t.name == name else t for t in spec.tiers]
+            case = Case(composition, models, replace(spec, tiers=tuple(tiers)), OURS, kv_bytes=made.kv_bytes)
+            if short:
+                with pytest.raises(CapacityError, match=f"toy-tiers: {name}"):
+                    simulate(case, load)
+            else:
+                assert len(simulate(case, load).hit) == 3
+
+
+def test_a_routers_own_model_is_no_base(experts: Path, tmp_path: Path) -> None:
+    """Though its folder is the same: each side has its own."""
+    path = tmp_path / "office.toml"
+    path.write_text(f"""
+name = "office"
+[router]
+kind = "llm"
+checkpoint = "{experts}/base"
+fallback = "sql"
+[[expert]]
+name = "sql"
+checkpoint = "{experts}/sql"
+base = "{experts}/base"
+""")
+    checked = json.loads(run("check", path, "--json").stdout)
+    size = open_model(experts / "base").layout.size_bytes
+    assert (checked["base_bytes"], checked["router_bytes"]) == ({str(experts / "base"): size}, size)
 
 
 def test_a_base_that_cannot_be_read_is_told_at_the_start(
