@@ -8,27 +8,25 @@ from __future__ import annotations
 import os
 import queue
 import re
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from time import monotonic, process_time, sleep
+from time import process_time
 from typing import IO
 
 from coterie.api import Coterie
-from coterie.bench.http_stream import origin_of
 from coterie.bench.serve_drive import Answered
 from coterie.core.errors import DeviceError
 from coterie.engine.request import Output, Request
 
 MAIN = "from coterie.cli.main import main; main()"
 ADDRESS = re.compile(r" at (http://\S+)$", re.MULTILINE)
-START_S, END_S, LOOK_S = 120.0, 30.0, 0.02
+START_S, END_S = 120.0, 30.0
 WORDS = 2000  # characters of what a server that failed said last
 
 
@@ -72,7 +70,6 @@ def own_server(composition: str, options: Sequence[str]) -> Iterator[OwnServer]:
         reader.start()
         try:
             url = _address(lines, said)
-            _await_answer(url, child, said)
             yield OwnServer(url, child.pid)
         finally:
             child.terminate()
@@ -103,16 +100,6 @@ def _address(lines: queue.SimpleQueue[str], said: IO[bytes]) -> str:
     except queue.Empty:
         why = f"it said no address for {START_S:.0f} s"
     raise _no_start(said, why)
-
-
-def _await_answer(url: str, child: subprocess.Popen[str], said: IO[bytes]) -> None:
-    """Return when it takes connections, which is a little after it has said where."""
-    where, end_s = origin_of(url, {}), monotonic() + START_S
-    while monotonic() < end_s and child.poll() is None:
-        with suppress(OSError), socket.create_connection((where.host, where.port), timeout=1.0):
-            return
-        sleep(LOOK_S)
-    raise _no_start(said, "it takes no connections")
 
 
 def _no_start(said: IO[bytes], why: str) -> DeviceError:
