@@ -71,10 +71,8 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
     Raises CompositionError where there is none, CheckpointError for a damaged config.
     """
     fields = read_object(adapter / ADAPTER_CONFIG)
-    named, remedy = (
-        fields.get("base_model_name_or_path"),
-        'put it beside the adapter, or name it in a composition file: base = "its folder"',
-    )
+    named = fields.get("base_model_name_or_path")
+    remedy = 'put it beside the adapter, or name it in a composition file: base = "its folder"'
     if not isinstance(named, str) or not named.strip():
         raise CompositionError(where, f"the adapter {adapter} does not say what its base is", remedy)
     # A relative path was so to the folder from which it was trained, which nobody knows any more.
