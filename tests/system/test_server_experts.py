@@ -112,7 +112,7 @@ def test_a_pin_that_leaves_no_room_gets_409_and_numbers(composition: Path) -> No
         post(client, "ada/pin")
         message = post(client, "bob/pin", 409)["error"]["message"]
         assert message.startswith("[pin bob] the 2 pinned experts would take ")
-        assert "--near of at least" in message
+        assert message.endswith("serve with a --near that is 4096 B larger")
 
 
 def test_answers_are_the_same_whatever_is_done_with_experts_meanwhile(composition: Path) -> None:
