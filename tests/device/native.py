@@ -100,6 +100,15 @@ def random(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def chosen(rng, T, E, taken):
+    """Weights of which `taken` of each row are not 0; the last branch is nobody's where it can be."""
+    y = np.zeros((T, E), np.float32)
+    among = E - 1 if taken < E else E
+    for row in y:
+        row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
+    return y
+
+
 def empty(*shape):
     """Filled with NaN, so that what a kernel leaves out shows."""
     return np.full(shape, np.nan, dtype=np.float32)

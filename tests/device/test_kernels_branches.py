@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device import native
-from tests.device.native import WEIGHT_DTYPES, call, empty, random, weight
+from tests.device.native import WEIGHT_DTYPES, call, chosen, empty, random, weight
 from tests.device.test_kernels_packed import PACKED, both
 
 from coterie.core.dtypes import DType
@@ -21,15 +21,6 @@ SHAPES = [
     *((3, 4, 2, 16, 9), (5, 7, 3, 129, 31), (20, 3, 2, 35, 40), (45, 6, 6, 33, 37)),
 ]
 LONG = (150, 4, 3, 24, 600)  # tokens of a branch in several tiles, columns in several blocks
-
-
-def chosen(rng, T, E, taken):
-    """Weights of which `taken` of each row are not 0; the last branch is nobody's where it can be."""
-    y = np.zeros((T, E), np.float32)
-    among = E - 1 if taken < E else E
-    for row in y:
-        row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
-    return y
 
 
 def matrices(rng, shape, dtype, count):

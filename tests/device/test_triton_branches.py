@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device.interpreted import Bucket, call, inspect
-from tests.device.native import empty, random
+from tests.device.native import chosen, empty, random
 from tests.device.random_expert import making, step_of
-from tests.device.triton_cases import BF16, F32, Q4, alike, chosen, table_of, weight
+from tests.device.triton_cases import BF16, F32, Q4, alike, table_of, weight
 
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.branches import Sizes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, aligned, call
-from tests.device.native import Pages, empty, ints, optional, random
+from tests.device.native import Pages, chosen, empty, ints, optional, random
 from tests.device.triton_table import put_cases
 
 from coterie.core.dtypes import DType, from_f32, to_f32
@@ -414,15 +414,6 @@ def choose_branches(T, E, top_k, normalise, logits=None):
 
     extra = ", normalised" * normalise + f", {words}" * bool(words)
     return Case("choose_branches", "F32", f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
-
-
-def chosen(rng, T, E, taken):
-    """Weights of which `taken` of each row are not 0; the last branch is nobody's where it can be."""
-    y = np.zeros((T, E), np.float32)
-    among = E - 1 if taken < E else E
-    for row in y:
-        row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
-    return y
 
 
 def alike(rng, T, E, taken):

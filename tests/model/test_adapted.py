@@ -104,12 +104,17 @@ def test_factors_of_other_types_than_the_base(dtype, folder_of, tmp_path, make_b
 def test_ranks_scales_and_targets_by_module(folder_of, tmp_path, make_backend):
     """rsLoRA, ranks and alphas by pattern, some targets only; the head of a base where it is the embedding too."""
     base = folder_of("llama-tied")
-    rank = lambda module: 3 if "layers.1" in module else 4  # noqa: E731
+
+    def rank(module):
+        return 3 if "layers.1" in module else 4
+
+    def scale(module):
+        return 2 / 2.0 if module == "lm_head" else 8 / rank(module) ** 0.5
+
     parts = adapters.parts(tiny.load(base), ("q_proj", "down_proj", "lm_head"), rank)
     changes = {"rank_pattern": {"layers.1.*": 3}, "alpha_pattern": {"lm_head": 2}, "use_rslora": True}
     folder = adapters.write(tmp_path / "adapter", parts, **changes)
     model = open_adapted(open_model(base), folder)
-    scale = lambda m: 2 / 2.0 if m == "lm_head" else 8 / (3 if "layers.1" in m else 4) ** 0.5  # noqa: E731
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(adapters.hook(tiny.load(base), parts, scale), prompt)
     stepper = Stepper(make_backend("cpu", model))

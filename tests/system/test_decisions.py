@@ -121,6 +121,20 @@ def act(engine, cache, move):
         engine.submit(request)
 
 
+def serve_everywhere(models, policy, moves, **how):
+    """What `serve` gives on each kind of device, by its name."""
+    devices = {
+        "cpu": CpuDevice(threads=1),
+        "modelled": ModelledDevice(load_machine("toy")),
+        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
+    }
+    served = {}
+    for name, device in devices.items():
+        served[name] = serve(device, models, policy, moves, **how)
+        device.close()
+    return served
+
+
 def entries(log, kind):
     return [entry for entry in log if entry[0] == kind]
 
@@ -130,15 +144,7 @@ def entries(log, kind):
 def test_decisions_are_the_same_on_every_device(models, schedule, seed):
     moves = workload(models, seed)
     policy = replace(STEADY, schedule=schedule)
-    devices = {
-        "cpu": CpuDevice(threads=1),
-        "modelled": ModelledDevice(load_machine("toy")),
-        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
-    }
-    served = {}
-    for name, device in devices.items():
-        served[name] = serve(device, models, policy, moves)
-        device.close()
+    served = serve_everywhere(models, policy, moves)
     real = served["cpu"]
     assert served["modelled"].log == real.log
     assert served["modelled with numerics"].log == real.log
@@ -155,15 +161,7 @@ def test_decisions_about_adapters_are_the_same_on_every_device(adapted, seed):
     """Adapters come and go; their bases do not, be they experts or not. A run replayed gives its own log here too."""
     moves = [move for move in workload(adapted, seed) if move.what == "ask"]
     near_bytes = adapted["wide-0"].layout.size_bytes + 4096
-    devices = {
-        "cpu": CpuDevice(threads=1),
-        "modelled": ModelledDevice(load_machine("toy")),
-        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
-    }
-    served = {}
-    for name, device in devices.items():
-        served[name] = serve(device, adapted, STEADY, moves, near_bytes=near_bytes)
-        device.close()
+    served = serve_everywhere(adapted, STEADY, moves, near_bytes=near_bytes)
     real = served["cpu"]
     assert served["modelled"].log == served["modelled with numerics"].log == real.log
     assert served["modelled with numerics"].tokens == real.tokens

@@ -26,6 +26,7 @@ from coterie.graph.program import architecture_key
 from coterie.models.adapter import ADAPTER_WEIGHTS, Adapter, Change, open_adapter
 from coterie.models.adapter import LowRank as Factors
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.joined import joined_names
 from coterie.models.model import Model, check_vocabulary
 
 
@@ -93,7 +94,7 @@ def _value(info: TensorInfo) -> Value:
 def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
     """What becomes of each weight of the graph, in the order of the adapter's file. Raises as open_adapted does."""
     products = linear_weights(base.graph)
-    joined = _joined(base)
+    joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the stored matrix
     for name, change in adapter.changes.items():
         factors = _plain(name, change, adapter)
         if name == HEAD_WEIGHT and base.config.tied_embeddings:
@@ -135,16 +136,6 @@ def _check_tied(adapter: Adapter) -> None:
     if adapter.ties:
         fact = f"ensure_weight_tying is true, and {HEAD_WEIGHT} of a base where it is the embedding too is changed"
         raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
-
-
-def _joined(base: Model) -> dict[str, tuple[str, ...]]:
-    """Weights that PEFT adapts as one, as families name them, and the parts that the graph reads."""
-    names, found = base.config.names, {}
-    for layer in range(base.config.num_layers if names.joined else 0):
-        prefix = names.layer.format(layer)
-        for stored, parts in names.joined.items():
-            found[f"{prefix}{stored}.weight"] = tuple(f"{prefix}{part}.weight" for part in parts)
-    return found
 
 
 def _shape(graph: Graph, weight: str) -> tuple[int, int]:

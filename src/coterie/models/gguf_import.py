@@ -29,6 +29,7 @@ from coterie.models.config import ModelConfig
 from coterie.models.gguf_config import config_of, generation_of
 from coterie.models.gguf_file import ARCHITECTURE, GgufFile, open_gguf
 from coterie.models.gguf_weights import KEEP, WEIGHTS, Source, Types, pieces, sources_of, types_of
+from coterie.models.joined import joined_names
 from coterie.models.lost import KindError, Sums
 from coterie.models.merge import TOKENIZER_FILES
 from coterie.models.model import open_model
@@ -145,12 +146,9 @@ def _entries(
 ) -> Iterator[tuple[Entry, tuple[str, ...]]]:
     """What is written, and the weights that it is: parts that lie in one tensor stay one, unless any is packed."""
     joined: dict[str, str] = {}
-    for layer in range(config.num_layers):
-        prefix = config.names.layer.format(layer)
-        for stored, ends in config.names.joined.items():
-            parts = [f"{prefix}{end}.weight" for end in ends]
-            if not any(types.by_name[part].is_packed for part in parts):
-                joined |= dict.fromkeys(parts, f"{prefix}{stored}.weight")
+    for stored, ends in joined_names(config.names, config.num_layers):
+        if not any(types.by_name[end].is_packed for end in ends):
+            joined |= dict.fromkeys(ends, stored)
     whole: dict[str, list[str]] = {}
     for name in sources:
         whole.setdefault(joined.get(name, name), []).append(name)

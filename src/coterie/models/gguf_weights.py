@@ -22,6 +22,7 @@ from coterie.models.gguf_blocks import codes_kept, packed_codes
 from coterie.models.gguf_families import Architecture
 from coterie.models.gguf_file import GgufFile, GgufTensor, gguf_package
 from coterie.models.gguf_rope import TENSORS
+from coterie.models.joined import joined_names
 from coterie.models.lost import Sums
 from coterie.models.packing import BY_NAME, Packing
 from coterie.models.quantize import PIECE_WEIGHTS
@@ -92,17 +93,14 @@ def _joined(
 ) -> dict[str, tuple[str, int, int]]:
     """Weights that are rows of one tensor: its name, their first row there, and how many rows it has."""
     found = {}
-    for layer in range(config.num_layers):
-        prefix = config.names.layer.format(layer)
-        for whole, parts in config.names.joined.items():
-            theirs = names.get_name(f"{prefix}{whole}.weight", _SUFFIXES)
-            own = [f"{prefix}{part}.weight" for part in parts]
-            rows, first = sum(shapes[name][0] for name in own), 0
-            if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
-                continue  # stored by themselves
-            for name in own:
-                found[name] = (theirs, first, rows)
-                first += shapes[name][0]
+    for stored, parts in joined_names(config.names, config.num_layers):
+        theirs = names.get_name(stored, _SUFFIXES)
+        rows, first = sum(shapes[name][0] for name in parts), 0
+        if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
+            continue  # stored by themselves
+        for name in parts:
+            found[name] = (theirs, first, rows)
+            first += shapes[name][0]
     return found
 
 

@@ -9,13 +9,24 @@ Knows nothing about which family joins what (family.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError
 from coterie.models.family import Names
+
+
+def joined_names(
+    names: Names, num_layers: int, kinds: Sequence[str] = (".weight",)
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each tensor of the layers that is joined, of these kinds, and its parts in their order, by their names."""
+    for layer in range(num_layers if names.joined else 0):
+        prefix = names.layer.format(layer)
+        for stored, parts in names.joined.items():
+            for kind in kinds:
+                yield f"{prefix}{stored}{kind}", tuple([f"{prefix}{part}{kind}" for part in parts])
 
 
 def taken_apart(
@@ -26,14 +37,11 @@ def taken_apart(
     Raises CheckpointError where a joined tensor is missing or its rows are not those of its parts.
     """
     found = dict(tensors)
-    for layer in range(num_layers if names.joined else 0):
-        for stored, parts in names.joined.items():
-            for kind in (".weight", ".bias"):
-                prefix = names.layer.format(layer)
-                own = [f"{prefix}{part}{kind}" for part in parts if f"{prefix}{part}{kind}" in wanted]
-                if own and not all(name in tensors for name in own):
-                    found |= _parts(where, found, prefix + stored + kind, {name: wanted[name] for name in own})
-                    found.pop(prefix + stored + kind)
+    for stored, parts in joined_names(names, num_layers, (".weight", ".bias")):
+        own = [part for part in parts if part in wanted]
+        if own and not all(name in tensors for name in own):
+            found |= _parts(where, found, stored, {name: wanted[name] for name in own})
+            found.pop(stored)
     return found
 
 

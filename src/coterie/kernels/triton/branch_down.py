@@ -36,7 +36,7 @@ from coterie.kernels.triton.dots import many_dots, rows_at, stage
 from coterie.kernels.triton.few import add_products, added_up, and_one, few_dots, no_sums
 from coterie.kernels.triton.handed import handed_by_last, handed_end
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, Matrix
+from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 
 AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
 
@@ -179,7 +179,7 @@ def launch(call: Call) -> None:
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:
     """Where in scratch the products of pairs begin: behind the lists and the activations, whoever rounded these."""
     staged = sizes.pairs * matrix.K * TORCH[matrix.dot_type].itemsize
-    return handed_end(call) or sizes.list_bytes + -(-staged // ALIGN_BYTES) * ALIGN_BYTES
+    return handed_end(call) or sizes.list_bytes + aligned(staged)
 
 
 def scratch_bytes(call: Call) -> int:

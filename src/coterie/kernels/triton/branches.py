@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
-from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
+from coterie.kernels.triton.rows import Call, Matrix, aligned, places
 from coterie.kernels.triton.tiles import Many, power_of_two
 
 # The rows of all kernels that read matrices of branches begin alike.
@@ -173,7 +173,7 @@ class Sizes:
     @property
     def list_bytes(self) -> int:
         """Scratch of the lists, which begin it."""
-        return 2 * _aligned(4 * self.pairs) + _aligned(4 * (self.E + 1))
+        return 2 * aligned(4 * self.pairs) + aligned(4 * (self.E + 1))
 
 
 def ids_of(call: Call) -> torch.Tensor:
@@ -190,8 +190,8 @@ def ids_of(call: Call) -> torch.Tensor:
 def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """Where `first` and `pairs` are; launches what makes them, where the row before has not."""
     sizes, ids = Sizes.of(call), ids_of(call)
-    first_at = _aligned(4 * sizes.pairs)
-    pairs_at = first_at + _aligned(4 * (sizes.E + 1))
+    first_at = aligned(4 * sizes.pairs)
+    pairs_at = first_at + aligned(4 * (sizes.E + 1))
     first = call.scratch_as(tl.float32, sizes.E + 1, first_at).view(torch.int32)
     pairs = call.scratch_as(tl.float32, sizes.pairs, pairs_at).view(torch.int32)
     if not _is_left(call, READERS):
@@ -226,10 +226,6 @@ def _leaves(first: Call, then: Call) -> bool:
     weights, taken = ("y", "top_k") if first.name == CHOOSER else ("weights", "taken")
     alike = first.integer("E") == then.integer("E") and first.integer(taken) == then.integer("taken")
     return alike and first.integer(weights) == then.integer("weights")
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
 
 
 def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, object]:

@@ -17,7 +17,7 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.branches import Sizes
 from coterie.kernels.triton.dots import staged_bytes
-from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, Matrix, name_of
+from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 TAKERS = ("linear", "linear_add")
@@ -49,7 +49,7 @@ def handed_end(call: Call) -> int:
     before, width = call.before, _matrix(call).K * _rows(call)
     if before is None or not _hands(before, call, width):
         return 0
-    return _start(_start(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
+    return aligned(aligned(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
 
 
 def is_stored(call: Call, width: int) -> bool:
@@ -76,7 +76,7 @@ def handed_bytes(call: Call, width: int) -> int:
     own = _own_bytes(call)
     if call.after is None or not _hands(call, call.after, width):
         return own
-    return _start(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
+    return aligned(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
 
 
 def _hands(first: Call, then: Call, width: int) -> bool:
@@ -118,10 +118,6 @@ def _own_bytes(first: Call) -> int:
     return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
 
 
-def _start(own: int) -> int:
-    return -(-own // ALIGN_BYTES) * ALIGN_BYTES
-
-
 def _type(then: Call) -> tl.dtype:
     return _matrix(then).dot_type
 
@@ -129,4 +125,4 @@ def _type(then: Call) -> tl.dtype:
 def _handed(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
     element = _type(then)
     count = first.bucket.tokens * _matrix(then).K * _rows(then)
-    return first.scratch_as(element, count, _start(_own_bytes(first))), element
+    return first.scratch_as(element, count, aligned(_own_bytes(first))), element

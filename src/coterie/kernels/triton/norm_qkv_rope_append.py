@@ -50,7 +50,7 @@ from coterie.kernels.triton.heads import (
 from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import turned
-from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Matrix, places
+from coterie.kernels.triton.rows import Call, Matrix, aligned, places
 from coterie.kernels.triton.tiles import power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
@@ -326,7 +326,7 @@ def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, t
 
 
 def _angles_at(call: Call, matrices: list[Matrix]) -> int:
-    return -(-staged_bytes(call, matrices) // ALIGN_BYTES) * ALIGN_BYTES
+    return aligned(staged_bytes(call, matrices))
 
 
 def _head_norm(call: Call, parts: tuple[int, ...]) -> object:

@@ -62,6 +62,11 @@ def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
 
 
+def aligned(size_bytes: int) -> int:
+    """The bytes that so many take, so that what lies behind them is aligned."""
+    return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
+
+
 def name_of(row: I64) -> str:
     """The instruction that a host's row is."""
     return _NAMES[int(row[OPCODE_WORD])]
