@@ -12,7 +12,8 @@ import pytest
 from tests.device.random_expert import BASE, SHAPES
 
 from coterie.core.dtypes import DType
-from coterie.devices.lower import Lowering
+from coterie.devices.lower import lower
+from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Weight, Weights
 from coterie.graph.branch_ops import TOP_K
 from coterie.graph.compile import compile_graph
@@ -54,7 +55,7 @@ def lowered(graph, rule_set):
             return tuple(program.weights[index] for index in operand.indices)
         return program.weights[operand.index] if isinstance(operand, Weight) else operand
 
-    return [(r.kernel, {name: named(op) for name, op in low.lower(r).items()}) for r in program.regions]
+    return [(r.kernel, {name: named(op) for name, op in lower(low, r).items()}) for r in program.regions]
 
 
 def changed(graph, op, **changes):

@@ -15,7 +15,8 @@ from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
 from coterie.core.values import value
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.lower import Lowering
+from coterie.devices.lower import lower
+from coterie.devices.lowering import Lowering
 from coterie.devices.operands import F32
 from coterie.devices.template import Template
 from coterie.graph.buffers import ALIGN_BYTES
@@ -68,7 +69,7 @@ class LoweredExecutable:
     ) -> None:
         self._program, self.device = program, device
         self._lowering = Lowering(program, called, address)  # owns the constants, whose addresses are in the rows
-        operands = [self._lowering.lower(region) for region in program.regions]
+        operands = [lower(self._lowering, region) for region in program.regions]
         self.template = Template([region.kernel for region in program.regions], operands)
         self.first_rows: dict[str, int] = {}  # stage -> its first row
         for i, region in enumerate(program.regions):

@@ -1,0 +1,46 @@
+"""Instructions of layers with branches: which operand is which value, constant or size of a program.
+
+Knows nothing about which families have such layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from coterie.devices.lowering import Lowering
+from coterie.devices.operands import Operands
+from coterie.graph.branch_ops import GATE_UP, TOP_K
+from coterie.graph.ir import Op
+from coterie.graph.ops import INT8, ROUNDING
+from coterie.kernels import cpu as kernels
+
+
+def _choose_branches(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    T, E = low.value(op.outputs[0]).shape
+    ends = {"logits": low.at(op.inputs[0]), "y": low.at(op.outputs[0])}
+    how: Operands = {"top_k": op.integer(TOP_K), "normalise": op.integer("normalise"), "scale": op.scale}
+    return ends | {"T": low.size(T), "E": low.size(E)} | how
+
+
+def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:
+    op, *adds = ops
+    x, weights, *matrices = op.inputs
+    y = (adds or [op])[0].outputs[0]
+    rows, columns = low.value(matrices[0]).shape
+    F, D = (rows, columns) if op.kind == GATE_UP else (columns, rows)
+    T, E = low.value(weights).shape
+    dtype = kernels.dtype_number(low.value(matrices[0]).dtype, op.attrs.get(ROUNDING) == INT8)
+    ends: Operands = {"x": low.at(x), "weights": low.at(weights), "y": low.at(y), "dtype": dtype}
+    sizes = {"T": low.size(T), "E": low.size(E), "taken": op.integer(TOP_K), "D": low.size(D), "F": low.size(F)}
+    if adds:
+        ends["residual"] = next(low.at(name) for name in adds[0].inputs if name != op.outputs[0])
+    return ends | {"branches": low.table(matrices)} | sizes
+
+
+BRANCH_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
+    "choose_branches": _choose_branches,
+    "branch_gate_up": _branches,
+    "branch_down": _branches,
+    "branch_down_add": _branches,
+}
