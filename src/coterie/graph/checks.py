@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times
+from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import CAP, EVERY, GROWTH, OPS, SCALE
 
@@ -58,7 +59,16 @@ class Row:
             raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 
     def check_layer_order(self, appended: set[tuple[int, int]]) -> None:
-        """The state is threaded through: a layer's k and v are appended once, and attended to only after that."""
+        """The state is threaded through: a layer's k and v are appended once, and attended to only after that.
+
+        A layer of a recurrent state is changed once.
+        """
+        if self.op.inputs and self.op.inputs[-1] in STATES:
+            changed = self.op.integer("layer"), 2 + STATES.index(self.op.inputs[-1])
+            if changed in appended:
+                fact = f"layer {changed[0]} of {self.op.inputs[-1]} is changed twice in one step"
+                raise self.wrong(fact, "give each layer of the state one op")
+            appended.add(changed)
         if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention"):
             return
         layer = self.op.integer("layer")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.graph.buffers import Lifetime, plan_buffers
+from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, STATES, UNIT_TYPE_BYTES, units_of_layer
 from coterie.graph.fuse import fuse
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import KvShape, Program, Region
@@ -28,15 +29,28 @@ def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Pr
 def kv_shape(graph: Graph) -> KvShape:
     """The KV state that the graph declares; an empty one for a plain computation, which also samples nothing.
 
-    Raises UsageError unless there is exactly one.
+    Raises UsageError unless there is exactly one, besides those of recurrent layers.
     """
-    states = [value for value in graph.values.values() if value.kind is Kind.STATE]
+    declared = [value for value in graph.values.values() if value.kind is Kind.STATE]
+    states = [value for value in declared if value.name not in STATES]
     if not states and not _samples(graph):
         return KvShape(0, 0, 0, DType.F32)
     if len(states) != 1:
         raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
     layers, _, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
-    return KvShape(layers, heads, channels, states[0].dtype)
+    return KvShape(layers, heads, channels, states[0].dtype, *_recurrent_units(graph))
+
+
+def _recurrent_units(graph: Graph) -> tuple[int, int]:
+    """Units of a sequence's recurrent state, and the bytes of one."""
+    if DELTA_STATE not in graph.values:
+        return 0, 0
+    conv, delta = (
+        [dim for dim in graph.values[name].shape if isinstance(dim, int)] for name in (CONV_STATE, DELTA_STATE)
+    )
+    layers, heads, key_dim, value_dim = delta
+    units = units_of_layer(heads, key_dim, value_dim, conv[1] + 1, conv[2])
+    return layers * units, key_dim * value_dim * UNIT_TYPE_BYTES
 
 
 def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
+from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
@@ -164,11 +165,10 @@ FLOPS: Mapping[str, _Flops] = {
     "scores": _scores_flops(0, 0),
     "alibi_scores": _scores_flops(2, 0),
     "mix": _scores_flops(0, 1),
-    "group_scores": _group_flops,
-    "group_mix": _group_flops,
+    **dict.fromkeys(("group_scores", "group_mix"), _group_flops),
     "linear_dx": _linear_dx_flops,
     "linear_dw": _linear_dw_flops,
-    "bias_dw": _of_input(1),
+    **dict.fromkeys(("bias_dw", "positions_dw"), _of_input(1)),
     "rms_norm_dx": _of_input(9),
     "rms_norm_dw": _of_input(5),
     "layer_norm_dx": _of_input(11),
@@ -179,11 +179,10 @@ FLOPS: Mapping[str, _Flops] = {
     "attention_grad": _attention_grad_flops,
     "take_rows_dx": _of_input(0),
     "loss_dx": _of_input(SOFTMAX_FLOPS + 1),
-    "loss_parts": _of_input(4),
-    "loss_part_dx": _of_input(4),
+    **dict.fromkeys(("loss_parts", "loss_part_dx"), _of_input(4)),
     "embed_dw": lambda graph, op, sizes: (1 + (SCALE in op.attrs)) * sizes.count(graph.values[op.inputs[0]].shape),
-    "positions_dw": _of_input(1),
     **BRANCH_FLOPS,
+    **DELTA_FLOPS,
 }
 
 
@@ -279,8 +278,9 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
         else:
             moved_in += size
     moved_out = sum(value_bytes(graph.values[n], sizes) for n in outputs if graph.values[n].kind is not Kind.STATE)
-    read = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind in KV_READERS)
-    written = sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
+    read = written = states_bytes(graph, ops, sizes)
+    read += sum(kv_bytes(graph, op, sizes) for op in ops if op.kind in KV_READERS)
+    written += sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
     return Cost(flops, weights, moved_in, moved_out, read, written)
 
 

@@ -43,7 +43,7 @@ def _kv_cat(step: Step, op: Op, x: list[Any]) -> Array:
     k, positions, sequence, tables = x[:4]
     layer, which = op.integer("layer"), op.integer("which")
     for t, position in enumerate(positions):
-        block = int(tables[sequence[t]][position // step.state.tokens_per_block])
+        block = step.state.block(tables[sequence[t]], int(position))
         step.state.append(layer, which, int(position), block, k[t])
     parts = [
         step.state.context(layer, which, tables[row], length)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.branch_ops import BRANCH_OPS
+from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.opspec import OpSpec
 
@@ -139,6 +140,7 @@ OPS: dict[str, OpSpec] = {
         "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
     ),
     **BRANCH_OPS,
+    **DELTA_OPS,
     **EAGER_OPS,
     **BACKWARD_OPS,
 }

@@ -31,15 +31,30 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """The KV state of one token: both K and V of every layer.
+    """The KV state of one token: both K and V of every layer that attends.
 
-    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel].
+    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]. A sequence of a recurrent
+    architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_ops.py):
+
+        block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
     """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     dtype: DType
+    state_units: int = 0
+    unit_bytes: int = 0
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether what a sequence keeps is of all its tokens together: it cannot be shared, nor rolled back."""
+        return self.state_units > 0
+
+    @property
+    def least_block_bytes(self) -> int:
+        """The smallest block that holds a token, and a unit of state."""
+        return max(self.bytes_per_token, self.unit_bytes)
 
     @property
     def bytes_per_token(self) -> int:
@@ -47,8 +62,16 @@ class KvShape:
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
 
     def tokens_per_block(self, block_bytes: int) -> int:
-        """How many tokens a block of equal bytes holds for this architecture (page size Z)."""
-        return block_bytes // self.bytes_per_token
+        """How many tokens a block of equal bytes holds for this architecture (page size Z); 0: it is too small."""
+        return block_bytes // self.bytes_per_token if block_bytes >= self.least_block_bytes else 0
+
+    def state_blocks(self, block_bytes: int) -> int:
+        """How many blocks the recurrent state of a sequence takes, before those of its tokens."""
+        return -(-self.state_units // (block_bytes // self.unit_bytes)) if self.state_units else 0
+
+    def blocks_for(self, tokens: int, block_bytes: int) -> int:
+        """How many blocks a sequence of so many tokens has."""
+        return self.state_blocks(block_bytes) - (-tokens // self.tokens_per_block(block_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from coterie.core.errors import UsageError
 from coterie.core.packed import rounded
 from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, silu
+from coterie.graph.delta_reference import DELTA_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
@@ -142,7 +143,7 @@ def _linear(step: Step, op: Op, x: list[Any]) -> Array:
 def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
     k, v, positions, sequence, tables = x[:5]
     for t, position in enumerate(positions):
-        block = int(tables[sequence[t]][position // step.state.tokens_per_block])
+        block = step.state.block(tables[sequence[t]], int(position))
         step.state.append(op.integer("layer"), 0, int(position), block, k[t])
         step.state.append(op.integer("layer"), 1, int(position), block, v[t])
 
@@ -281,6 +282,7 @@ OPS: Mapping[str, _Run] = {
     "all_reduce": _collective,
     "all_gather": _collective,
     **BRANCH_RUN,
+    **DELTA_RUN,
     **EAGER_RUN,
     **BACKWARD_RUN,
 }

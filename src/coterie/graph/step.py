@@ -1,4 +1,4 @@
-"""What the reference interpreter holds in a step: values by name, and the KV pages.
+"""What the reference interpreter holds in a step: values by name, the KV pages, and what else sequences keep.
 
 Knows nothing about what ops mean.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.sampling import Settings
 
@@ -21,23 +22,42 @@ F32: TypeAlias = npt.NDArray[np.float32]
 
 
 class KvState:
-    """KV pages of a graph: [blocks, L, 2, K, Z, C], in float32 but holding only numbers that the KV type can hold."""
+    """KV pages of a graph: [blocks, L, 2, K, Z, C], in float32 but holding only numbers that the KV type can hold.
 
-    def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int) -> None:
-        state = next(value for value in graph.values.values() if value.kind is Kind.STATE)
+    A sequence's table begins with `state_blocks` blocks of recurrent state, which is kept here by the first of them.
+    """
+
+    def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int, state_blocks: int = 0) -> None:
+        states = {value.name: value for value in graph.values.values() if value.kind is Kind.STATE}
+        state = next(value for name, value in states.items() if name not in STATES)
         layers, two, heads, channels = (int(dim) for dim in state.shape if isinstance(dim, int))
         self.dtype: DType = state.dtype
-        self.tokens_per_block = tokens_per_block
+        self.tokens_per_block, self.state_blocks = tokens_per_block, state_blocks
+        kept = {name: value.shape for name, value in states.items() if name in STATES}
+        self._shapes = {name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in kept.items()}
+        self._kept: dict[tuple[str, int], F32] = {}
         self.pages = np.zeros((num_blocks, layers, two, heads, tokens_per_block, channels), np.float32)
+
+    def block(self, table: Array, position: int) -> int:
+        """The block of a position in a sequence with this table."""
+        return int(table[self.state_blocks + position // self.tokens_per_block])
+
+    def kept(self, name: str, layer: int, table: Array) -> F32:
+        """What a sequence keeps of a recurrent state in a layer, to read and write."""
+        key = name, int(table[0])
+        if key not in self._kept:
+            self._kept[key] = np.zeros(self._shapes[name], np.float32)
+        kept: F32 = self._kept[key][layer]
+        return kept
 
     def append(self, layer: int, which: int, position: int, block: int, heads_KC: F32) -> None:
         """Store one token's K (which 0) or V (1), rounded to nearest even."""
         rounded = to_f32(from_f32(heads_KC, self.dtype), self.dtype)
         self.pages[block, layer, which, :, position % self.tokens_per_block] = rounded
 
-    def context(self, layer: int, which: int, blocks: Array, length: int) -> F32:
+    def context(self, layer: int, which: int, table: Array, length: int) -> F32:
         """K or V of the first `length` tokens of a sequence: [length, K, C]."""
-        used = blocks[: -(-length // self.tokens_per_block)]
+        used = table[self.state_blocks :][: -(-length // self.tokens_per_block)]
         pages = self.pages[used, layer, which]
         flat: F32 = pages.transpose(0, 2, 1, 3).reshape(-1, pages.shape[1], pages.shape[3])[:length]
         return flat

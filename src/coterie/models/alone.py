@@ -1,7 +1,7 @@
 """The tensors of a language model that is a part of a larger one, under the names that it has alone.
 
     language_model.model.layers.3 ... ,  or  model.language_model.layers.3 ...    -> model.layers.3 ...
-    vision_tower ... , multi_modal_projector ...                                     are never read
+    vision_tower ... , multi_modal_projector ... , visual ...                        are never read
 
 Knows nothing about what either computes.
 """
@@ -21,7 +21,7 @@ _PREFIXES = (  # what stands before the text model's names, in files of older an
     (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
     (re.compile(r"model\.language_model\."), "model."),
 )
-_UNREAD = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_UNREAD = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual)\.")
 
 
 def text_alone(checkpoint: Checkpoint) -> Checkpoint:

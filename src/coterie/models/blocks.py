@@ -13,11 +13,13 @@ import numpy as np
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, TOP_K
+from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, OFFSET
 from coterie.models.alibi import alibi_slopes
 from coterie.models.branches import Branches
 from coterie.models.config import ModelConfig
+from coterie.models.delta import DeltaNets
 from coterie.models.family import NAMES, FeedForward, Norm
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -61,9 +63,13 @@ class Decoder:
             b.value("inv_freq", (len(c.rope.inv_freq),), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
             if c.local_rope:
                 b.value(LOCAL, (len(c.local_rope.inv_freq),), DType.F32, Kind.CONSTANT, c.local_rope.inv_freq)
-        k_dtype = self.dtypes[f"{names.layer.format(0)}{names.qkv or names.k}.weight"]
+        k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{names.qkv or names.k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
-        b.value("kv", (c.num_layers, 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
+        b.value("kv", (len(c.attending_layers), 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
+        if nets := c.delta_nets:
+            matrices: Shape = (len(nets.layers), nets.value_heads, nets.key_dim, nets.value_dim)
+            b.value(CONV_STATE, (len(nets.layers), nets.taps - 1, nets.channels), DType.F32, Kind.STATE)
+            b.value(DELTA_STATE, matrices, DType.F32, Kind.STATE)
 
     def _embed(self) -> str:
         c = self.config
@@ -95,7 +101,9 @@ class Decoder:
             o = self._attention(h, layer, prefix)
             both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
             return self._op("add", "out", (x, both))
-        o = self._attention(h, layer, prefix)
+        nets = self.config.delta_nets
+        is_net = nets is not None and layer in nets.layers
+        o = self._delta_net(h, layer, prefix, nets) if nets and is_net else self._attention(h, layer, prefix)
         if names.attention_out_norm:
             o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
         x = self._op("add", "attention_out", (x, o))
@@ -117,9 +125,10 @@ class Decoder:
         k = self._rope("k", part("k"), layer) if turns else part("k")
         if c.qk_norm and c.normed_behind_rope:
             q, k = (self._head_norm(name, x, prefix) for name, x in (("q", q or part("q")), ("k", k)))
-        self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=layer)
+        kept = c.attending_layers.index(layer)
+        self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=kept)
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-        attrs: dict[str, Attr] = {"layer": layer, "scale": scale}
+        attrs: dict[str, Attr] = {"layer": kept, "scale": scale}
         shape: Shape = (T, c.num_heads, c.head_dim)
         if c.alibi:
             y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
@@ -128,20 +137,49 @@ class Decoder:
             attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
             attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
             y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
+        if c.gated_attention:
+            gate = self._op("sigmoid", "opened", (self._half("gates", 1),), shape)
+            y = self._op("mul", "gated", (y, gate), shape)
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
-        """A projection each; the function that gives a part by its name."""
+        """A projection each; the function that gives a part by its name. A gated head has its gate behind it."""
         c = self.config
+        queries = c.num_heads * (1 + c.gated_attention)
         kv_shape: Shape = (T, c.num_kv_heads, c.head_dim)
         parts = {
-            "q": self._linear("q", h, prefix + c.names.q, (T, c.num_heads, c.head_dim), c.qkv_bias),
+            "q": self._linear("q", h, prefix + c.names.q, (T, queries, c.head_dim), c.qkv_bias),
             "k": self._linear("k", h, prefix + c.names.k, kv_shape, c.qkv_bias),
             "v": self._linear("v", h, prefix + c.names.v, kv_shape, c.qkv_bias),
         }
+        if c.gated_attention:
+            parts["q"] = self._half("queries", 0)
         if c.qk_norm and not c.normed_behind_rope:
             parts |= {name: self._head_norm(name, parts[name], prefix) for name in "qk"}
         return parts.__getitem__
+
+    def _half(self, name: str, which: int) -> str:
+        """Of a gated layer's projection the queries (0) or the gates (1), as a view."""
+        c = self.config
+        shape: Shape = (T, c.num_heads, c.head_dim)
+        return self._op("take_heads", name, (f"{self.builder.stage}/q",), shape, of=2, first=which, count=1)
+
+    def _delta_net(self, h: str, layer: int, prefix: str, nets: DeltaNets) -> str:
+        """A gated delta net in the place of attention; its norm has weights as they are."""
+        names, kept = nets.names, nets.layers.index(layer)
+        rows = ("positions", "sequence", "block_tables")
+        heads: Shape = (T, nets.value_heads, nets.value_dim)
+        x = self._linear("qkv", h, prefix + names.qkv, (T, nets.channels), bias=False)
+        z = self._linear("z", h, prefix + names.z, heads, bias=False)
+        gates = tuple(self._linear(n, h, prefix + getattr(names, n), (T, nets.value_heads), bias=False) for n in "ab")
+        taps = self._weight(prefix + names.conv, (nets.channels, 1, nets.taps))
+        x = self._op(CONV, "conv", (x, taps, *rows, CONV_STATE), (T, nets.channels), layer=kept)
+        weights = tuple(self._weight(prefix + name, (nets.value_heads,)) for name in (names.a_log, names.dt_bias))
+        read = (x, *gates, *weights, *rows, DELTA_STATE)
+        y = self._op(DELTA, "delta", read, heads, layer=kept, **{KEY_HEADS: nets.key_heads})
+        y = self._norm("delta_norm", y, prefix + names.norm, offset=0.0)
+        y = self._op("mul", "gated", (y, self._op("silu", "opened", (z,), heads)), heads)
+        return self._linear("o", y, prefix + names.out, (T, self.config.hidden_size), False, self.config.residual_scale)
 
     def _head_norm(self, name: str, x: str, prefix: str) -> str:
         names = {"q": self.config.names.q_norm, "k": self.config.names.k_norm}
@@ -230,14 +268,15 @@ class Decoder:
         b.op(kind, name, inputs, (y,), **attrs)
         return y
 
-    def _norm(self, name: str, x: str, prefix: str, all_heads: bool = False) -> str:
+    def _norm(self, name: str, x: str, prefix: str, all_heads: bool = False, offset: float | None = None) -> str:
         kind, shape = self.config.norm, self._shape(x)
         weight: Shape = (trailing(shape),) if all_heads else shape[-1:]
         inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", weight))
         if kind is Norm.LAYER:
             inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
-        offset: dict[str, Attr] = {OFFSET: self.config.norm_offset} if self.config.norm_offset else {}
-        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps, **offset)
+        added = self.config.norm_offset if offset is None else offset
+        plus: dict[str, Attr] = {OFFSET: added} if added else {}
+        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps, **plus)
 
     def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool, scale: float = 1.0) -> str:
         rows, columns = trailing(shape), trailing(self._shape(x))

@@ -11,6 +11,7 @@ from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
+from coterie.models.delta import DeltaNets, delta_nets_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
@@ -68,7 +69,15 @@ class ModelConfig:
     local_rope: Rope | None = None
     layers_without_rope: tuple[int, ...] = ()
     branches: Branches | None = None
+    delta_nets: DeltaNets | None = None
+    gated_attention: bool = False
     names: Names = NAMES
+
+    @property
+    def attending_layers(self) -> tuple[int, ...]:
+        """The layers that keep keys and values, in the order of the KV state."""
+        others = self.delta_nets.layers if self.delta_nets else ()
+        return tuple(layer for layer in range(self.num_layers) if layer not in others)
 
     @property
     def max_context(self) -> int:
@@ -122,6 +131,8 @@ class ModelConfig:
             names=family.names,
             layers_without_rope=_layers_without_rope(config, family, num_layers),
             branches=branches_of(config, family.branches, num_layers) if family.branches else None,
+            delta_nets=delta_nets_of(config, num_layers) if family.delta_nets else None,
+            gated_attention=family.gated_attention,
             **_scales(config, family),
         )
 
@@ -240,6 +251,8 @@ def _cap(config: Fields, default: float, key: str) -> float:
 
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
+    if family.delta_nets:
+        return (0,) * num_layers
     types = _layer_types(config, num_layers)
     if family.window is Window.BY_PATTERN and types is None:
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern

@@ -29,6 +29,7 @@ from coterie.models.phi import PHI
 from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen3 import QWEN3
+from coterie.models.qwen3_5 import QWEN3_5
 from coterie.models.qwen3_moe import QWEN3_MOE
 from coterie.models.seed_oss import SEED_OSS
 from coterie.models.smollm3 import SMOLLM3
@@ -39,7 +40,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
-        *(PHI3, SMOLLM3),
+        *(PHI3, SMOLLM3, QWEN3_5),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
         *(BLOOM, FALCON, OPT),

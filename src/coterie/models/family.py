@@ -13,6 +13,7 @@ from typing import Any
 from coterie.models.branches import BranchKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
+LINEAR = "linear_attention"  # a layer that keeps a state of one size
 
 
 class Window(Enum):
@@ -90,6 +91,7 @@ class Names:
     norm: str = "model.norm"
     head: str = "lm_head.weight"
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a stored matrix -> those that are its rows
+    unread: tuple[str, ...] = ()  # how the names of tensors begin that are no part of the model that is run
 
 
 NAMES = Names()  # of Llama and whatever is built like it
@@ -151,6 +153,8 @@ class Family:
     rope_key: str = ""  # a key that says "rope" where layers rotate; without one all do
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
     branches: BranchKeys | None = None
+    delta_nets: bool = False  # some layers are, instead of attending
+    gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

@@ -23,6 +23,7 @@ from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
+from coterie.graph.compile import kv_shape
 from coterie.graph.cost import value_bytes
 from coterie.graph.ir import Graph
 from coterie.graph.ops import INT8, INT16
@@ -83,7 +84,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = weight_shapes(config)
-    tensors = taken_apart(checkpoint.path, checkpoint.tensors, shapes, config.names, config.num_layers)
+    read = {name: info for name, info in checkpoint.tensors.items() if not name.startswith(config.names.unread)}
+    tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
         tensors = unstacked(checkpoint.path, tensors, shapes, config.names.layer, config.branches)
     checkpoint = replace(checkpoint, tensors=tensors)
@@ -178,7 +180,7 @@ def _model(
     activations: DType = DType.F32,
 ) -> Model:
     graph = decoder_graph(config, dtypes, activations)
-    kv = KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype)
+    kv = kv_shape(graph)
     embed = config.names.embed
     again = tuple(dict.fromkeys(op.stage for op in graph.ops if embed in op.inputs and op.kind != "embed"))
     layout = place(checkpoint, graph.weight_stage(), graph.stages, embed, again)

@@ -40,6 +40,14 @@ NESTED: Mapping[str, Nested] = {
         },
     ),
     "mistral3": Nested("Mistral3ForConditionalGeneration", "mistral"),
+    "qwen3_5": Nested(
+        "Qwen3_5ForConditionalGeneration",
+        "qwen3_5_text",
+        {
+            **{"vocab_size": 248_320, "hidden_size": 4096, "intermediate_size": 12_288},
+            **{"num_hidden_layers": 32, "num_attention_heads": 16},
+        },
+    ),
 }
 _OF_THE_WHOLE = (
     "dtype",

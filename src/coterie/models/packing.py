@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.delta import DELTA_NAMES
 from coterie.models.families import FAMILIES
 
 _T = TypeVar("_T")
@@ -27,6 +28,7 @@ OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quanti
 TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{f.branches.names.chooser}.weight" for f in FAMILIES.values() if f.branches}))
+GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
 NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z"}
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
@@ -120,8 +122,8 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
 
 
 def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a matrix, and none that chooses branches."""
-    return len(shape) == 2 and not name.endswith(CHOOSERS)
+    """Whether a weight is a matrix, and none that chooses branches or gates what a delta net keeps."""
+    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES))
 
 
 def _one_of(section: Mapping[str, Any], name: str, allowed: Mapping[Any, _T], where: str) -> _T:

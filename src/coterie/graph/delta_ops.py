@@ -1,0 +1,49 @@
+"""The ops of gated delta nets (linear attention): a convolution and a recurrence, whose states a sequence keeps.
+
+    state of a sequence   units of equal size: of each layer, a matrix for each value head, then the last inputs of the
+                          convolution, cut into as many channels as fit (`conv_channels`)
+
+Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
+Knows nothing about which families have such layers, or where a device keeps the units.
+"""
+
+from __future__ import annotations
+
+from coterie.graph.opspec import OpSpec
+
+CONV, DELTA = "causal_conv", "gated_delta"
+CONV_STATE, DELTA_STATE = "conv_state", "delta_state"  # the values of a graph that are these states
+STATES = (CONV_STATE, DELTA_STATE)
+KEY_HEADS = "key_heads"  # so many heads of queries and keys; neighbouring value heads share one
+UNIT_TYPE_BYTES = 4  # states are float32
+
+DELTA_OPS: dict[str, OpSpec] = {
+    CONV: OpSpec(
+        "y = silu(the sum over taps of weight * x of the token and of those before it in its sequence), channel by "
+        "channel; before position 0 all is 0; the last inputs of each sequence are kept",
+        ("x:TN", "weight:N1*", "positions:T", "sequence:T", "block_tables:B*", "conv:state"),
+        ("y:TN",),
+        ("layer",),
+    ),
+    DELTA: OpSpec(
+        "of each value head and sequence, token by token, S = exp(-exp(a_log) * softplus(a + dt_bias)) * S, then "
+        "S = S + k (sigmoid(b) * (v - k S)), y = q S / sqrt(channels of k); x has q, k, v; q and k have length 1; "
+        "S is 0 before position 0 and is kept",
+        (
+            *("x:TN", "a:TH", "b:TH", "a_log:H", "dt_bias:H"),
+            *("positions:T", "sequence:T", "block_tables:B*", "delta:state"),
+        ),
+        ("y:THC",),
+        ("layer", KEY_HEADS),
+    ),
+}
+
+
+def conv_channels(key_dim: int, value_dim: int, taps: int) -> int:
+    """Channels of the convolution whose last inputs fit in a unit, which is as large as a head's matrix."""
+    return key_dim * value_dim // (taps - 1)
+
+
+def units_of_layer(value_heads: int, key_dim: int, value_dim: int, taps: int, channels: int) -> int:
+    """Units of one sequence's state in one layer."""
+    return value_heads + -(-channels // conv_channels(key_dim, value_dim, taps))

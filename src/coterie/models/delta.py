@@ -1,0 +1,78 @@
+"""Gated delta nets in a config: which layers are such, and their numbers. What they compute is in graph/delta_ops.py.
+
+Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.family import FULL, LINEAR
+from coterie.models.fields import Fields
+
+INTERVAL = 4  # every so many layers one attends, unless `layer_types` or `full_attention_interval` says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNames:
+    """Tensors of a layer by their names in the file; projections and the norm without `.weight`."""
+
+    qkv: str = "linear_attn.in_proj_qkv"
+    z: str = "linear_attn.in_proj_z"
+    a: str = "linear_attn.in_proj_a"
+    b: str = "linear_attn.in_proj_b"
+    conv: str = "linear_attn.conv1d.weight"
+    a_log: str = "linear_attn.A_log"
+    dt_bias: str = "linear_attn.dt_bias"
+    norm: str = "linear_attn.norm"
+    out: str = "linear_attn.out_proj"
+
+
+DELTA_NAMES = DeltaNames()
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNets:
+    """The layers that are gated delta nets, and the heads and channels of all of them. `taps` of the convolution."""
+
+    layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    names: DeltaNames = DELTA_NAMES
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: q, k and v."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+def delta_nets_of(config: Fields, num_layers: int) -> DeltaNets:
+    """Read the keys of Qwen3.5 with its defaults. Raises CheckpointError, UnsupportedError."""
+    types = config.get("layer_types")
+    if types is None:
+        every = config.count("full_attention_interval", INTERVAL)
+        types = [FULL if (layer + 1) % every == 0 else LINEAR for layer in range(num_layers)]
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in (FULL, LINEAR) for kind in types):
+        raise config.wrong("layer_types", f"is {types!r}", f"a list of {num_layers} names, {FULL} or {LINEAR}")
+    if set(types) != {FULL, LINEAR}:
+        fact = f"all of its {num_layers} layers are {types[0]}"
+        raise UnsupportedError(config.where, fact, f"use a model that has {FULL} and {LINEAR}")
+    found = DeltaNets(
+        tuple(layer for layer, kind in enumerate(types) if kind == LINEAR),
+        config.count("linear_num_key_heads", 16),
+        config.count("linear_num_value_heads", 32),
+        config.count("linear_key_head_dim", 128),
+        config.count("linear_value_head_dim", 128),
+        config.count("linear_conv_kernel_dim", 4),
+    )
+    if found.value_heads % found.key_heads:
+        wanted = f"a multiple of the {found.key_heads} key heads"
+        raise config.wrong("linear_num_value_heads", f"is {found.value_heads}", wanted)
+    if not 1 < found.taps <= found.key_dim * found.value_dim:
+        wanted = f"from 2 to {found.key_dim * found.value_dim}"
+        raise config.wrong("linear_conv_kernel_dim", f"is {found.taps}", wanted)
+    return found
