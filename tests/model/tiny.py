@@ -225,6 +225,27 @@ BRANCH_ROWS = {
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
 FAMILY_ROWS |= BRANCH_ROWS
+# Layers that are gated delta nets, which no GPU runs yet.
+NET = "linear_attention"
+DELTA_ROWS = {
+    "qwen3.5": (
+        "Qwen3_5",
+        {
+            **{"num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+            **{"linear_key_head_dim": 8, "linear_value_head_dim": 12, "partial_rotary_factor": 0.25},
+        },
+    ),
+    "qwen3.5-first": (
+        "Qwen3_5",
+        {
+            **{"layer_types": [FULL, NET, FULL], "head_dim": 20, "linear_num_key_heads": 1},
+            **{"linear_num_value_heads": 3, "linear_key_head_dim": 20, "linear_value_head_dim": 40},
+            **{"linear_conv_kernel_dim": 2, "attention_bias": True, "tie_word_embeddings": True},
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+}
+FAMILY_ROWS |= DELTA_ROWS
 FAMILY_ROWS |= {
     "stablelm": ("StableLm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
     "stablelm-parallel": (
@@ -242,7 +263,7 @@ FAMILY_ROWS |= {
     "phi-gqa": ("Phi", {"hidden_size": 80, "partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
 }
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
-CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+CONFIGS = {"Gemma3": "Gemma3TextConfig", "Qwen3_5": "Qwen3_5TextConfig"}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -264,7 +285,8 @@ def takes_rope(row, rope):
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
 LATER = ("glm", "helium", "ministral", "ministral3", "hunyuan")  # near another row, or better with another rope
-CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS and row not in LATER] + [
+OWN_TESTS = (*BRANCH_ROWS, *DELTA_ROWS)
+CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row not in LATER] + [
     ("llama", "linear"),
     ("llama", "dynamic"),
     ("llama", "llama3"),
@@ -284,7 +306,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in BRANCH_ROWS and r
     ("stablelm", "linear"),
 ]
 # Every row with every rope that its config class takes.
-EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope)]
+EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope) and row not in DELTA_ROWS]
 
 
 def make(row, rope="default", seed=0):
@@ -312,12 +334,15 @@ def randomise(model, seed):
     """Weights of a size that keeps activations near 1, so that attention is neither flat nor a single token."""
     generator = torch.Generator().manual_seed(seed)
     is_gemma = model.config.model_type.startswith(("gemma", "vaultgemma"))  # adds 1 to norms, and scales what it embeds
+    adds_one = is_gemma or model.config.model_type.startswith("qwen3_5")
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             parameter.data = 0.3 * noise
+        elif name.endswith("A_log"):
+            parameter.data = noise - 2  # what a net keeps fades in a few tokens, or in many
         elif "norm" in name or parameter.dim() == 1:
-            parameter.data = (0 if is_gemma else 1) + 0.2 * noise
+            parameter.data = (0 if adds_one and "linear_attn" not in name else 1) + 0.2 * noise
         elif "embed" in name:
             parameter.data = (0.5 / model.config.get_text_config().hidden_size ** 0.5 if is_gemma else 0.5) * noise
         else:

@@ -28,6 +28,7 @@ from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.nest import NESTS
 from coterie.dataflow.sections import sections_of
 from coterie.graph.branch_ops import BRANCH_OPS
+from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.eager import expand
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind
@@ -146,8 +147,9 @@ def test_every_op_that_has_a_normal_form_is_interpreted():
 
 
 def test_the_kernels_of_pytorch_have_no_normal_form_and_are_refused_by_name():
-    # A scale is what the gradient of a scaled product has too; which branches are read is not known before a step.
-    assert set(OPS) - set(NESTS) == (set(EAGER_OPS) - {"scale"}) | set(BRANCH_OPS)
+    # A scale is what the gradient of a scaled product has too; which branches are read is not known before a step; a
+    # delta net takes one token after the other.
+    assert set(OPS) - set(NESTS) == (set(EAGER_OPS) - {"scale"}) | set(BRANCH_OPS) | set(DELTA_OPS)
     graph = expand(decoder())
     first = next(op for op in graph.ops if op.kind not in NESTS)
     with pytest.raises(UnsupportedError, match=rf"{re.escape(first.name)}\] op {first.kind} has no normal form"):
