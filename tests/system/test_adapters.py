@@ -150,7 +150,7 @@ def test_load_unload_and_pin(experts: Path) -> None:
         assert coterie.status().expert("sql").state == "absent"
         assert coterie.resident() == ("base",)
         coterie.load("base")
-        with pytest.raises(ConflictError, match=r"unload base\] it is the base of adapters, which stays"):
+        with pytest.raises(ConflictError, match=r"unload base\] it is the base of other experts, which stays"):
             coterie.unload("base")
         console = Console(width=120, record=True)
         console.print(show(coterie.status().to_dict(), "here"))
@@ -198,7 +198,7 @@ checkpoint = "{experts}/base"
         assert coterie.resident() == ("general",)
         coterie.load("sql")
         assert coterie.ask(replace(Query.text("rows"), max_tokens=1)).route.expert == "sql"
-        with pytest.raises(ConflictError, match="it is the base of adapters"):
+        with pytest.raises(ConflictError, match="it is the base of other experts"):
             coterie.unload("general")
 
 
@@ -239,7 +239,7 @@ checkpoint = "models/base"
     sizes = {name: expert["weight_bytes"] for name, expert in checked["experts"].items()}
     assert checked["near_bytes"] == sizes["sql"] + sizes["tax"] + sizes["german"]
     said = run("check", path).stdout
-    assert "base general: 68.00 KiB, always in dram, of 2 adapters" in said
+    assert "base general: 68.00 KiB, always in dram, of 2 experts" in said
     asked = run("run", path, "--max-tokens", "3", "--json", "how many rows?", "hello", "@german hello")
     assert [json.loads(line)["expert"] for line in _objects(asked.stdout)] == ["sql", "general", "german"]
     merged = run("merge", path, tmp_path / "out")

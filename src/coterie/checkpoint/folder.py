@@ -19,6 +19,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, the rest of which is its base
+DELTA_CONFIG = "delta_config.json"  # of a fine-tune as its difference from a base (models/difference.py)
 GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
 
 
@@ -43,6 +44,9 @@ class Checkpoint:
         if is_adapter(folder):
             remedy = "name it in a composition, with its base, or merge it into that with coterie merge"
             raise CheckpointError(str(folder), "holds a LoRA adapter, where a whole model is wanted", remedy)
+        if is_delta(folder):
+            fact = "holds a fine-tune's difference from its base, where a whole model is wanted"
+            raise CheckpointError(str(folder), fact, "name it in a composition, with its base, or give the whole model")
         config = read_object(folder / CONFIG)
         if (folder / SINGLE).exists():
             return Checkpoint(folder, config, read_header(folder / SINGLE))
@@ -59,6 +63,16 @@ class Checkpoint:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and not the whole weights of a model."""
     return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
+
+
+def is_delta(folder: Path) -> bool:
+    """Whether a folder holds a fine-tune as its difference from a base."""
+    return (folder / DELTA_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
+
+
+def beside_a_base(folder: Path) -> str:
+    """What a folder holds that is served beside a base, with its article; empty for any other."""
+    return "an adapter" if is_adapter(folder) else "a delta" if is_delta(folder) else ""
 
 
 def gguf_files(folder: Path) -> list[Path]:

@@ -64,7 +64,7 @@ def check(
     for name, size in made.base_bytes.items():
         count = sum(base == name for base in made.base_of.values())
         out.print(
-            f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {count} adapters", markup=False
+            f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {count} experts", markup=False
         )
     out.print(plan_line(made))
     if parts := [name for name, model in models.items() if model.part_of]:

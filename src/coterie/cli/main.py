@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": ("eval", "evaluate"),
     "diff": ("diff", "diff"),
     "merge": ("merge", "merge"),
+    "delta": ("delta", "delta"),
     "quantize": ("quantize", "quantize"),
     "import": ("import_gguf", "import_"),
     "info": ("info", "info"),

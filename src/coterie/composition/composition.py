@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.folder import CONFIG, GGUF, brief, gguf_files, import_remedy, is_adapter
+from coterie.checkpoint.folder import CONFIG, GGUF, beside_a_base, brief, gguf_files, import_remedy
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import Expert, is_expert_name
 from coterie.composition.hub import find_base, find_folders
@@ -145,13 +145,13 @@ def _from_folder(folder: Path) -> Composition:
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-._") or "folder"
     while not single and label in names:
         label += "-experts"
-    bases = [find_base(path, root, str(folder)) if is_adapter(path) else None for path in found]
+    bases = [find_base(path, root, str(folder)) if beside_a_base(path) else None for path in found]
     experts = tuple(Expert(path.name, path, base=base) for path, base in zip(found, bases, strict=True))
     return Composition(names[0] if single else label, experts, None, root)
 
 
 def _is_expert(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or is_adapter(folder)
+    return (folder / CONFIG).is_file() or bool(beside_a_base(folder))
 
 
 _NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint.files import read_object
-from coterie.checkpoint.folder import ADAPTER_CONFIG, CONFIG, GGUF, brief, gguf_files, import_remedy, is_adapter
+from coterie.checkpoint.folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    DELTA_CONFIG,
+    GGUF,
+    beside_a_base,
+    brief,
+    gguf_files,
+    import_remedy,
+    is_delta,
+)
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
 
@@ -42,15 +52,17 @@ def find_checkpoint(
     place = f"{where}.{key}"
     folder = root / user_path(ref, place)
     if folder.is_dir():
-        if adapters and is_adapter(folder):
+        part = beside_a_base(folder)
+        if adapters and part:
             return folder
-        if is_adapter(folder) or not (folder / CONFIG).is_file():
+        if part or not (folder / CONFIG).is_file():
             fact, remedy = f"the folder {folder} has no config.json", "give a Hugging Face checkpoint folder"
             if files := gguf_files(folder):
                 fact, remedy = f"{fact}, but {brief(files)}", import_remedy(files[0])
-            if is_adapter(folder):
-                fact = f"the folder {folder} has an adapter, where a whole model is wanted"
-                remedy = "give one, as coterie merge BASE ADAPTER OUT writes it"
+            if part:
+                fact = f"the folder {folder} has {part}, where a whole model is wanted"
+                merged = "give one, as coterie merge BASE ADAPTER OUT writes it"
+                remedy = merged if part == "an adapter" else "give the one from which it was made"
             raise CompositionError(place, f"{key} = {ref!r}: {fact}", remedy)
         return folder
     if folder.suffix == GGUF and folder.is_file():
@@ -68,25 +80,27 @@ def find_checkpoint(
 def find_base(adapter: Path, root: Path, where: str) -> Path:
     """The folder of an adapter's base where nobody names it: the one that its config names, or one beside it so called.
 
-    Raises CompositionError where there is none, CheckpointError for a damaged config.
+    A delta's likewise. Raises CompositionError where there is none, CheckpointError for a damaged config.
     """
-    fields = read_object(adapter / ADAPTER_CONFIG)
+    part, config = ("delta", DELTA_CONFIG) if is_delta(adapter) else ("adapter", ADAPTER_CONFIG)
+    fields = read_object(adapter / config)
     named = fields.get("base_model_name_or_path")
-    remedy = 'put it beside the adapter, or name it in a composition file: base = "its folder"'
+    remedy = f'put it beside the {part}, or name it in a composition file: base = "its folder"'
     if not isinstance(named, str) or not named.strip():
-        raise CompositionError(where, f"the adapter {adapter} does not say what its base is", remedy)
+        raise CompositionError(where, f"the {part} {adapter} does not say what its base is", remedy)
     # A relative path was so to the folder from which it was trained, which nobody knows any more.
     folders = list(dict.fromkeys([root / user_path(named, where), adapter.resolve().parent / Path(named).name]))
     for folder in folders:
-        if (folder / CONFIG).is_file() and not is_adapter(folder):
+        if (folder / CONFIG).is_file() and not beside_a_base(folder):
             return folder
     revision = str(fields.get("revision") or "main")
     if _HUB_ID.fullmatch(named) and (found := _snapshot(named, revision, where)):
         return found
-    fact = f"the base of the adapter {adapter} is {named!r}"
-    if found := next((folder for folder in folders if is_adapter(folder)), None):
-        fact += f", but {found} is an adapter too, and one is served beside a whole model alone"
-        raise CompositionError(where, fact, f"merge that into its base first: coterie merge BASE {found} OUT")
+    fact = f"the base of the {part} {adapter} is {named!r}"
+    if found := next((folder for folder in folders if beside_a_base(folder)), None):
+        fact += f", but {found} is {beside_a_base(found)} too, and one is served beside a whole model alone"
+        merge = f"merge that into its base first: coterie merge BASE {found} OUT"
+        raise CompositionError(where, fact, "name a whole model" if is_delta(found) else merge)
     none = "is no checkpoint" if len(folders) == 1 else f"and {folders[1]} are no checkpoints"
     raise CompositionError(where, f"{fact}, but {folders[0]} {none}", remedy)
 
@@ -105,11 +119,11 @@ def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) 
         raise CompositionError(f"{where}.base", fact, "leave one out: an adapter's folder is checkpoint or adapter")
     if "adapter" in table:
         folder = root / user_path(table["adapter"], f"{where}.adapter")
-        if not is_adapter(folder):
+        if not beside_a_base(folder):
             fact = f"adapter = {table['adapter']!r}: there is no adapter in {folder}"
             raise CompositionError(f"{where}.adapter", fact, "give a folder that PEFT saved, with adapter_config.json")
         return folder, found
-    if not is_adapter(found):
+    if not beside_a_base(found):
         if "base" in table:
             fact = f"base = {table['base']!r}, but checkpoint = {table['checkpoint']!r} is a whole model"
             raise CompositionError(f"{where}.base", fact, "leave it out, or give an adapter's folder as checkpoint")
@@ -128,4 +142,4 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     ref = model / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     snapshot = model / "snapshots" / commit
-    return snapshot if (snapshot / CONFIG).is_file() or is_adapter(snapshot) else None
+    return snapshot if (snapshot / CONFIG).is_file() or beside_a_base(snapshot) else None

@@ -2,7 +2,7 @@
 
     office.toml   [[expert]] checkpoint = "base", adapter = "adapters/sql"    ->    out/sql/   out/composition.toml
 
-Experts without an adapter are named where they are. Knows nothing about how an adapter is added.
+Experts without an adapter, deltas too, are named where they are. Knows nothing about how an adapter is added.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coterie.checkpoint.folder import is_adapter
 from coterie.composition.composition import COMPOSITION_FILE, composition_of, read_file
 from coterie.composition.toml import to_toml
 from coterie.core.errors import CompositionError
@@ -41,7 +42,8 @@ def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
     path = path / COMPOSITION_FILE if path.is_dir() else path
     values, root = read_file(path), path.resolve().parent
     experts = composition_of(values, path).experts
-    adapters = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
+    beside = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
+    adapters = {name: both for name, both in beside.items() if is_adapter(both[1])}
     if not adapters:
         raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
     _check_names(list(adapters), path)
@@ -83,10 +85,10 @@ def _moved_expert(table: Mapping[str, Any], root: Path, merged: Collection[str])
     if table.get("name") in merged:
         kept = {key: value for key, value in table.items() if key not in ("adapter", "base", "revision")}
         return kept | {"checkpoint": table["name"]}
-    checkpoint, config = table.get("checkpoint"), table.get("config", "")
-    moved = dict(table)
-    if checkpoint is not None and (root / user_path(checkpoint)).is_dir():  # else a Hugging Face id
-        moved["checkpoint"] = str(root / user_path(checkpoint))
+    config, moved = table.get("config", ""), dict(table)
+    for key in ("checkpoint", "base", "adapter"):  # the latter two of a delta
+        if key in table and (root / user_path(table[key])).is_dir():  # else a Hugging Face id
+            moved[key] = str(root / user_path(table[key]))
     if "/" in config or config.endswith(".json"):  # else a shape by name
         moved["config"] = str(root / user_path(config))
     return moved

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import is_delta
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CompositionError
 from coterie.models.adapted import open_adapted
+from coterie.models.difference import open_delta
 from coterie.models.model import Model, open_model, synthetic_model
 from coterie.models.zoo import model_names, zoo_model
 
@@ -32,16 +34,17 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
 
 
 def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | None = None) -> Model:
-    """Open an expert that has bytes; of an adapter, its base too. `opened`: the checkpoints that are, by their folders.
+    """Open an expert that has bytes; of an adapter or a delta, its base too.
 
-    Raises CheckpointError and UnsupportedError.
+    `opened`: the checkpoints that are, by their folders. Raises CheckpointError and UnsupportedError.
     """
     opened = {} if opened is None else opened
     folder = (expert.base or checkpoint).resolve()
     if folder not in opened:
         opened[folder] = open_model(expert.base or checkpoint)
     if expert.base is not None:
-        return open_adapted(opened[folder], checkpoint, expert.name)
+        opener = open_delta if is_delta(checkpoint) else open_adapted
+        return opener(opened[folder], checkpoint, expert.name)
     return replace(opened[folder], name=expert.name)
 
 

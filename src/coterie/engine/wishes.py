@@ -62,7 +62,7 @@ class Wishes:
         served_as(expert_id, self._experts)
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
         if stays(self._cache, expert_id):
-            raise ConflictError(where, "it is the base of adapters, which stays", "unload adapters of it")
+            raise ConflictError(where, "it is the base of other experts, which stays", "unload those")
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
         waiting += self._line.by_expert()[expert_id]
         if running or waiting:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from coterie.core.shapes import trailing
+from coterie.graph.beside import has_residual
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
 from coterie.graph.ops import SCALE
 
@@ -73,18 +74,11 @@ class _Grown:
         found = self.changes.get(op.inputs[1]) if op.kind == "linear" else None
         if found is None:
             self.ops.append(op)
-        elif self._has_residual(at, op):
+        elif has_residual(self.graph, at):
             self.ops.append(op)
             self.held = op, found
         else:
             self._beside(op, op, found)
-
-    def _has_residual(self, at: int, op: Op) -> bool:
-        """Whether the next op adds the product to something, and nothing else reads it: these are one kernel."""
-        (y,), following = op.outputs, self.graph.ops[at + 1 : at + 2]
-        readers = [reader for reader in self.graph.ops if y in reader.inputs]
-        added = [later for later in following if later.kind == "add" and later.stage == op.stage]
-        return bool(added) and readers == added and added[0].inputs[1] == y and added[0].inputs[0] != y
 
     def _beside(self, last: Op, product: Op, change: LowRank) -> None:
         """Append `last`, which puts out the product or its sum with a residual, and then that with the change added."""

@@ -1,0 +1,97 @@
+"""`coterie delta`: writes a fine-tune as its packed difference from a base, and says what that lost.
+
+Knows nothing about how a difference is taken or packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.quantize import AS_IS, TYPES
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.units import format_shrunk
+from coterie.models.difference_write import Delta, KindDelta, write_delta
+from coterie.models.packing import NAMES, Packing
+
+DEFAULT = "4"
+
+
+@sentences
+def delta(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The folder of the model that was fine-tuned.")],
+    expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="The fine-tune's folder, unquantised.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    bits: Annotated[
+        str, typer.Option(metavar="BITS", help="Bits of a difference: 4, 8, or 4z: 4 with zero points.")
+    ] = DEFAULT,
+    embedding_bits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS",
+            help="Bits of the differences of embedding and head, or 16: these are whole; the default is as --bits.",
+            show_default=False,
+        ),
+    ] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.
+
+    It is served beside BASE, whose weights are in memory once for all its deltas. What is no matrix of a product
+    (norms, biases, branches) is whole where it differs from the base's; what does not differ is left out.
+    """
+    layers = _type("--bits", bits, TYPES)
+    tables = layers if embedding_bits is None else _type("--embedding-bits", embedding_bits, {**TYPES, AS_IS: None})
+    result = write_delta(base, expert, target, Packing(layers, tables))
+    if json_:
+        print_json(_report(result))
+        return
+    table = Table("tensors", "stored", "count", "weights", "bits each", "change", "lost of it", "lost of all")
+    for row in result.kinds:
+        shares = [f"{share:.2%}" if row.dtype else "" for share in (row.change, row.lost_of_change, row.lost)]
+        table.add_row(
+            escape(row.kind), _stored(row), str(row.num_tensors), f"{row.num_weights:,}", f"{row.bits:.2f}", *shares
+        )
+    out.print(table)
+    sizes = format_shrunk(result.before_bytes, result.after_bytes, result.num_weights)
+    what = "root mean squares: the change relative to the fine-tune's weights, what is lost to the change and to them"
+    out.print(f"{escape(str(result.folder))}: {sizes}; {what}")
+    if result.num_equal:
+        out.print(f"{result.num_equal} tensors are the base's")
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _type(option: str, bits: str, known: Mapping[str, DType | None]) -> DType | None:
+    """The type that a number of bits names. Raises UsageError."""
+    if bits not in known:
+        raise UsageError(option, f"{bits} bits are not known", f"use one of {', '.join(known)}")
+    return known[bits]
+
+
+def _stored(row: KindDelta) -> str:
+    return "whole" if row.dtype is None else NAMES[row.dtype]
+
+
+def _report(result: Delta) -> dict[str, Any]:
+    kinds = [asdict(row) | {"dtype": None, "stored": _stored(row)} for row in result.kinds]
+    for row in kinds:
+        del row["dtype"]
+    return {
+        "folder": str(result.folder),
+        **result.packing.words(),
+        "before_bytes": result.before_bytes,
+        "after_bytes": result.after_bytes,
+        "num_weights": result.num_weights,
+        "num_equal": result.num_equal,
+        "notes": list(result.notes),
+        "kinds": kinds,
+    }

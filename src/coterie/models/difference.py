@@ -1,0 +1,185 @@
+"""An expert that is a base and a fine-tune's difference from it: the base's graph, in which weights are sums of two.
+
+    base    W as it is                    its tensors lie in the base's files, which all its deltas share
+    delta   model...q_proj.delta          D of y = x W^T + x D^T, packed: U8 rows as core.packed has them
+            model.norm.weight             whole, in the place of the base's, or of what the base does not have
+
+    delta_config.json   {"delta_type": "coterie", "version": 1, "base_model_name_or_path": ..., "base_fingerprint": ...,
+                         "quantization_config": the types of the packed differences, by the weights' names}
+
+config.json is the fine-tune's own. Knows nothing about how a difference is taken (difference_write.py), or where bytes
+go in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import CONFIG, DELTA_CONFIG, Checkpoint
+from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.layout import Layout
+from coterie.checkpoint.place import place
+from coterie.checkpoint.safetensors import TensorInfo, read_header
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.paths import user_path
+from coterie.graph.beside import summable, with_differences
+from coterie.graph.ir import Graph, Kind, Value
+from coterie.graph.program import KvShape, architecture_key
+from coterie.models.config import ModelConfig
+from coterie.models.fields import Fields
+from coterie.models.fingerprint import fingerprint
+from coterie.models.model import Model, check_vocabulary
+from coterie.models.packing import Packing, packing_of
+from coterie.models.registry import decoder_graph, weight_shapes
+
+DELTA_WEIGHTS = "delta.safetensors"
+TYPE, VERSION = "coterie", 1
+BASE_KEY, FINGERPRINT_KEY = "base_model_name_or_path", "base_fingerprint"
+_SUFFIX = ".delta"
+_AGAIN = "write it again: coterie delta BASE EXPERT OUT"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a delta's file holds: packed differences by the weight's name, and whole tensors by their own."""
+
+    differences: Mapping[str, tuple[TensorInfo, DType]]
+    wholes: Mapping[str, TensorInfo]
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return dict(self.wholes) | {info.name: info for info, _ in self.differences.values()}
+
+
+def delta_name(weight: str) -> str:
+    """What the difference of a weight is called in the file."""
+    return weight.removesuffix(".weight") + _SUFFIX
+
+
+def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
+    """Open a delta's folder as an expert beside a base that is open; no weights are read, but a few bytes of the base.
+
+    Its layout has the delta's tensors alone. Raises CheckpointError where files are missing, damaged or do not belong
+    to the base, UnsupportedError for what is not run.
+    """
+    folder = user_path(path)
+    fields = Fields(read_object(folder / DELTA_CONFIG), str(folder / DELTA_CONFIG))
+    packing = _check(base, fields)
+    raw = read_object(folder / CONFIG)
+    config = ModelConfig.from_hf(raw, str(folder / CONFIG))
+    plain = weight_shapes(config)
+    if not (folder / DELTA_WEIGHTS).exists():
+        raise CheckpointError(str(folder), f"has no {DELTA_WEIGHTS}", _AGAIN)
+    of_base = {value.name: value.dtype for value in base.graph.weights}
+    tensors = read_header(folder / DELTA_WEIGHTS)
+    wholes = {weight: info for weight, info in tensors.items() if weight in plain}
+    graph = decoder_graph(config, _dtypes(folder, plain, base, of_base, wholes))
+    parts = _Parts(_differences(folder, tensors, graph, packing), wholes)
+    graph = with_differences(graph, {w: _value(graph, w, *found) for w, found in parts.differences.items()})
+    ends = end_ids(folder, raw)
+    check_vocabulary(folder, config.vocab_size, ends)
+    return replace(
+        base,
+        name=name or folder.resolve().name,
+        path=folder,
+        config=config,
+        graph=graph,
+        key=architecture_key(graph),
+        kv=KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype),
+        layout=_layout(folder, raw, config, graph, parts),
+        end_ids=ends,
+        max_context=config.max_context,
+        checkpoint=Checkpoint(folder, raw, {**base.checkpoint.tensors, **parts.tensors}),
+        base=base,
+    )
+
+
+def check_alone(model: Model, where: Path) -> None:
+    """Raise UnsupportedError for a text model inside a larger one, beside which nothing is served."""
+    if model.part_of:
+        fact = f"{model.name} is the text model inside a {model.part_of}, beside which nothing is served"
+        raise UnsupportedError(str(where), fact, "save the text model by itself")
+
+
+def _check(base: Model, fields: Fields) -> Packing:
+    """The types of the differences. Raises as `open_delta` does for another format or another base."""
+    kind, version = fields.get("delta_type"), fields.get("version")
+    if (kind, version) != (TYPE, VERSION):
+        fact = f"is version {version!r} of delta_type {kind!r}, where {VERSION} of {TYPE!r} is known"
+        raise UnsupportedError(fields.where, fact, _AGAIN)
+    check_alone(base, Path(fields.where))
+    if fields.get(FINGERPRINT_KEY) != fingerprint(base):
+        fact = f"is a difference from other weights than those of {base.path}"
+        raise CheckpointError(fields.where, fact, f"use the base that it was made from: {fields.get(BASE_KEY)}")
+    packing = packing_of(fields.raw, fields.where)
+    if packing is None:
+        raise CheckpointError(fields.where, "does not say how its differences are packed", _AGAIN)
+    return packing
+
+
+def _dtypes(
+    folder: Path,
+    wanted: Mapping[str, tuple[int, ...]],
+    base: Model,
+    of_base: Mapping[str, DType],
+    wholes: Mapping[str, TensorInfo],
+) -> dict[str, DType]:
+    """The type of each weight, the delta's or else the base's. Raises CheckpointError for one that neither has."""
+    dtypes = {}
+    for weight, shape in wanted.items():
+        whole = wholes.get(weight)
+        if whole is None and (weight not in of_base or base.graph.values[weight].shape != shape):
+            there = f"is {list(base.graph.values[weight].shape)}" if weight in of_base else "is missing"
+            fact = f"{weight} is {list(shape)} by {CONFIG}, but {there} in the base {base.name}, and not in the delta"
+            raise CheckpointError(str(folder), fact, _AGAIN)
+        if whole is not None and (whole.shape != shape or not whole.dtype.is_float):
+            fact = f"{weight} is {whole.dtype.value} {list(whole.shape)}, where floats {list(shape)} are wanted"
+            raise CheckpointError(str(folder / DELTA_WEIGHTS), fact, _AGAIN)
+        dtypes[weight] = of_base[weight] if whole is None else whole.dtype
+    return dtypes
+
+
+def _differences(
+    folder: Path, tensors: Mapping[str, TensorInfo], graph: Graph, packing: Packing
+) -> dict[str, tuple[TensorInfo, DType]]:
+    """Packed differences by the weight's name. Raises CheckpointError for tensors of other names, shapes or types."""
+    by_name = {delta_name(weight): weight for weight in summable(graph)}
+    found = {}
+    for name, info in tensors.items():
+        weight = by_name.get(name)
+        if weight is None and name not in graph.values:
+            fact = f"holds {name}, which is neither a weight of this model nor the difference of one"
+            raise CheckpointError(str(folder / DELTA_WEIGHTS), fact, _AGAIN)
+        if weight is not None:
+            rows, columns = _shape(graph, weight)
+            dtype = packing.dtype_of(weight, (rows, columns))
+            stored = None if dtype is None else (rows, dtype.row_bytes(columns))
+            if dtype is None or info.shape != stored or info.dtype is not DType.U8 or weight in tensors:
+                fact = f"{name} is {info.dtype.value} {list(info.shape)}, which is not what {DELTA_CONFIG} says"
+                raise CheckpointError(str(folder / DELTA_WEIGHTS), fact, _AGAIN)
+            found[weight] = info, dtype
+    return found
+
+
+def _value(graph: Graph, weight: str, info: TensorInfo, dtype: DType) -> Value:
+    return Value(info.name, graph.values[weight].shape, dtype, Kind.WEIGHT)
+
+
+def _shape(graph: Graph, weight: str) -> tuple[int, int]:
+    rows, columns = (size for size in graph.values[weight].shape if isinstance(size, int))
+    return rows, columns
+
+
+def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, graph: Graph, parts: _Parts) -> Layout:
+    """The delta's own tensors; of an embedding, or the difference of one, a prompt's rows may come first."""
+    stored = Checkpoint(folder, raw, parts.tensors)
+    stages = {weight: stage for weight, stage in graph.weight_stage().items() if weight in stored.tensors}
+    tables = (table for table in (config.names.embed, delta_name(config.names.embed)) if table in stages)
+    table = next(tables, None)
+    again = tuple(dict.fromkeys(op.stage for op in graph.ops if table in op.inputs and op.kind != "embed"))
+    return place(stored, stages, graph.stages, table, again)
