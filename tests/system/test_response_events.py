@@ -157,15 +157,26 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
 def test_a_stream_that_fails_says_so_in_its_last_event(error: CoterieError, code: str, words: str, late: bool) -> None:
     asked = answered()
     before = list(asked.events(0, Chunk("7", "ada", "Hel"))) if late else []
-    events = [*before, *asked.failure(error)]
+    events = [*before, *asked.failure(error, "7")]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
     made = EVENT.validate_python(events[-1]).response
     assert (events[-1]["type"], made.status, made.error.code) == ("response.failed", "failed", code)
+    assert {event["response"]["id"] for event in (*events[:2], events[-1])} == {"resp_7"}
     assert words in made.error.message
     assert len(made.output) == late
     head, data, *rest = asked.encode(events[-1]).decode().split("\n")
     assert (head, json.loads(data.removeprefix("data: ")), rest) == ("event: response.failed", events[-1], ["", ""])
+
+
+def test_a_stream_that_is_refused_late_has_an_id_of_its_own() -> None:
+    """It never became a request, whose id it would have."""
+    ids = set()
+    for _ in range(2):
+        events = list(answered().failure(CrowdedError("engine", 3, 2), ""))
+        (response_id,) = {event["response"]["id"] for event in events}
+        ids.add(response_id)
+    assert len(ids) == 2
 
 
 def test_items_are_messages_in_their_order() -> None:

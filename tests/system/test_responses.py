@@ -142,7 +142,8 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
     [
         ({"input": None}, "[input] is missing or empty"),
         ({"input": []}, "[input] is missing or empty"),
-        ({"input": [{"type": "reasoning"}]}, "[input[0]] is of type 'reasoning'"),
+        ({"input": [{"type": "item_reference"}]}, "[input[0]] is of type 'item_reference'"),
+        ({"input": [{"type": "reasoning"}]}, "[input] there is no message"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "[input[0]] has content that is not text",

@@ -267,7 +267,7 @@ def test_an_engine_that_breaks_says_so_to_everybody(composition: Path) -> None:
         ({"top_logprobs": 2}, 400, "set logprobs to true"),
         ({"logprobs": 3}, 400, "true or false"),
         ({"stream_options": {"include_usage": 1}}, 400, "[stream_options.include_usage] is 1; give true or false"),
-        ({"stop": [""]}, 400, "stop"),
+        ({"stop": [3]}, 400, "stop"),
         ({"extra_body": {"ignore_eos": 1}}, 400, "true or false"),
         ({"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}, 400, "[ignore_eos] is set"),
     ],

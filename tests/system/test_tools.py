@@ -321,7 +321,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
         ),
         ({"tools": [{"type": "function", "function": {**FUNCTION, "description": "\ud800"}}]}, "Unicode"),
         ({"messages": [QUESTION, {"role": "tool", "content": "5"}]}, "tool_call_id"),
-        ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "not text"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": 3}]}, "not text"),
         ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[1].tool_calls[0]"),
         (
             {

@@ -46,8 +46,8 @@ class Asked(Protocol):
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """A stream's last events, before the bytes of its `end`."""
 
-    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
-        """A stream's last events where an answer failed."""
+    def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
+        """A stream's last events where an answer failed; without an id it was refused late."""
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
         """An event as it is sent."""
@@ -120,7 +120,7 @@ async def _events(
     async with aclosing(rest):
         while True:
             if chunk.error is not None:
-                yield b"".join([*parts, *map(asked.encode, asked.failure(chunk.error))])
+                yield b"".join([*parts, *map(asked.encode, asked.failure(chunk.error, chunk.request_id))])
                 return
             parts += asked.said(index, chunk)
             if chunk.answer is not None:

@@ -153,7 +153,8 @@ class TextAnswers(Streamed):
 
     def _head(self, request_id: str, model: str) -> dict[str, Any]:
         self._id = self._id or f"cmpl-{request_id}"  # one for all choices: that of who answers first
-        return {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
+        head = {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
+        return {**head, **self.unused}
 
     def _choice(
         self, index: int, text: str, finish_reason: str | None = None, said: Answer | Chunk | None = None

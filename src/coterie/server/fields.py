@@ -43,6 +43,8 @@ SHARED = (
     "stop",
 )
 IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
+SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
+NO_LIMIT = -1  # of top_k, as vLLM's clients say it
 MAX_STOP = 16
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 
@@ -89,26 +91,25 @@ def model(body: Mapping[str, object]) -> str:
 def sampling(body: Mapping[str, object]) -> SamplingParams:
     """How tokens are drawn; a seed is drawn where none is given. Raises RequestError."""
     seed, top_k = integer(body, "seed"), integer(body, "top_k")
+    if top_k == NO_LIMIT:
+        top_k = None
     defaults = SamplingParams()
     return SamplingParams(
         temperature=number(body, "temperature", defaults.temperature),
         top_p=number(body, "top_p", defaults.top_p),
         top_k=defaults.top_k if top_k is None else top_k,
         min_p=number(body, "min_p", defaults.min_p),
-        seed=draw_seed() if seed is None else seed,
+        seed=draw_seed() if seed is None else seed % SEEDS,
     )
 
 
 def stops(body: Mapping[str, object]) -> tuple[str, ...]:
-    """The stop strings. Raises RequestError."""
+    """The stop strings, without empty ones, which forms send for none. Raises RequestError."""
     stop = body.get("stop")
-    found = (
-        () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ("",)
-    )
-    if len(found) > MAX_STOP or not all(isinstance(s, str) and s for s in found):
-        words = f"give a string or a list of at most {MAX_STOP} non-empty strings"
-        raise RequestError("stop", f"is {shown(stop)}", words)
-    return found
+    found = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    if len(found) > MAX_STOP or not all(isinstance(s, str) for s in found):
+        raise RequestError("stop", f"is {shown(stop)}", f"give a string or a list of at most {MAX_STOP} strings")
+    return tuple([s for s in found if s])
 
 
 def choices(body: Mapping[str, object]) -> int:
@@ -124,7 +125,7 @@ def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
     first = query.sampling
 
     def seed(index: int) -> int:
-        return (first.seed + index) % 2**64 if seeded or index == 0 else draw_seed()
+        return (first.seed + index) % SEEDS if seeded or index == 0 else draw_seed()
 
     return tuple(replace(query, sampling=replace(first, seed=seed(index))) for index in range(n))
 
@@ -154,8 +155,10 @@ def get(body: Mapping[str, object], name: str, kind: type, words: str, within: s
 
 
 def integer(body: Mapping[str, object], name: str) -> int | None:
-    """A whole number, or None. Raises RequestError."""
+    """A whole number, or None; some languages have no other way to write it than 20.0. Raises RequestError."""
     value = body.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**64):
         raise RequestError(name, f"is {shown(value)}", "give a whole number of 64 bits")
     return value

@@ -111,6 +111,8 @@ def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
         raise RequestError("input", "is missing or empty", "give a string, or a list of items")
     names: dict[str, str] = {}
     for found in (_item(item, f"input[{place}]", names) for place, item in enumerate(given)):
+        if found is None:
+            continue
         if isinstance(found, Message):
             said.append(found)
         elif said and said[-1].role == "assistant":
@@ -120,9 +122,14 @@ def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
     return tuple(said)
 
 
-def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall:
-    """One item; `names` has those of the functions called so far, by the calls' ids."""
+def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall | None:
+    """One item; `names` has those of the functions called so far, by the calls' ids.
+
+    None: what another model thought before it answered, which is no part of what was said.
+    """
     kind = item.get("type") or "message" if isinstance(item, dict) else None
+    if kind == "reasoning":
+        return None
     if not isinstance(item, dict) or kind not in ("message", "function_call", "function_call_output"):
         fact = f"is of type {shown(kind)}" if kind else "is no item"
         raise RequestError(where, fact, "send messages, function_call and function_call_output")

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from coterie.api import Message
 from coterie.api.types import ToolCall
 from coterie.core.errors import RequestError, shown
+from coterie.server import fields
 from coterie.server.body import parsed
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_ELSEWHERE = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 
 
 def messages(body: Mapping[str, object]) -> tuple[Message, ...]:
@@ -35,8 +37,18 @@ def message(item: object, where: str) -> Message:
         if not isinstance(call_id, str) or not call_id:
             raise RequestError(where, "says what came of a call, but not of which", "give the call's id, tool_call_id")
         return Message(role, _content(content, where), call_id=call_id, name=name if isinstance(name, str) else "")
-    calls = _calls(item.get("tool_calls"), where) if role == "assistant" else ()
-    return Message(role, "" if calls and content is None else _content(content, where), calls)
+    if role == "assistant":
+        return Message(role, _said(item, where), _calls(item.get("tool_calls"), where))
+    return Message(role, _content(content, where))
+
+
+def _said(item: Mapping[str, object], where: str) -> str:
+    """What an assistant said, its refusal included: nothing where it only called, or was cut off before a word."""
+    for name, remedy in _ELSEWHERE.items():
+        if item.get(name) is not None:
+            raise RequestError(f"{where}.{name}", "is given, which Coterie does not read", remedy)
+    content, refusal = item.get("content"), fields.get(item, "refusal", str, "a text", f"{where}.")
+    return ("" if content is None else _content(content, where)) + (refusal or "")
 
 
 def _content(content: object, where: str) -> str:
@@ -48,9 +60,11 @@ def _content(content: object, where: str) -> str:
 
 
 def _part(part: object, where: str) -> str:
-    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
-    if kind != "text" or not isinstance(text, str):
-        what = f"a part of type {shown(kind)}" if kind != "text" else f"the text of a part is {shown(text)}"
+    kind = part.get("type") if isinstance(part, dict) else None
+    is_text = kind in ("text", "refusal")  # each is called as its type
+    text = part.get(kind) if isinstance(part, dict) and is_text else None
+    if not isinstance(text, str):
+        what = f"the text of a part is {shown(text)}" if is_text else f"a part of type {shown(kind)}"
         raise RequestError(where, f"has content that is not text: {what}", "send text parts alone")
     return text
 

@@ -41,7 +41,8 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", "max_completion_tokens", *TOOLS)
+LIMITS = ("max_completion_tokens", "max_tokens")
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], *TOOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,6 @@ def parse_chat(body: object) -> ChatBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
     given = fields.an_object(body, "model and messages")
     fields.check_names(given, SUPPORTED, REFUSED)
-    limits = (fields.integer(given, "max_completion_tokens"), fields.integer(given, "max_tokens"))
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
     if ignore_end and (form or is_held(tools, called)):
@@ -69,7 +69,7 @@ def parse_chat(body: object) -> ChatBody:
         messages=messages(given),
         model=fields.model(given),
         sampling=fields.sampling(given),
-        max_tokens=next((number for number in limits if number is not None), None),
+        max_tokens=_limit(given),
         stop=fields.stops(given),
         tools=tools,
         calling=called,
@@ -79,6 +79,17 @@ def parse_chat(body: object) -> ChatBody:
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
+
+
+def _limit(body: Mapping[str, object]) -> int | None:
+    """How many tokens an answer may have, under the newer name or the older one. Raises RequestError."""
+    for name in LIMITS:
+        found = fields.integer(body, name)
+        if found is not None:
+            if found < 1:
+                raise RequestError(name, f"is {found}", "allowed is 1 or more")
+            return found
+    return None
 
 
 MARK = "<text>"
@@ -128,9 +139,14 @@ class Streamed:
         if self.include_usage:
             yield self.usage(answers)
 
-    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
+    def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
         """The last event where there is no answer."""
         yield error_body(error, self.prompt_field)[1]
+
+    @property
+    def unused(self) -> dict[str, None]:
+        """What events before the last one have where that will have the usage, as OpenAI has it."""
+        return {"usage": None} if self.include_usage else {}
 
     @staticmethod
     def encode(event: Mapping[str, Any]) -> bytes:
@@ -201,7 +217,8 @@ class ChatAnswers(Streamed):
 
     def _head(self, request_id: str, kind: str, model: str) -> dict[str, Any]:
         self._id = self._id or f"chatcmpl-{request_id}"  # one for all choices: that of who answers first
-        return {"id": self._id, "object": kind, "created": self._created, "model": model}
+        head = {"id": self._id, "object": kind, "created": self._created, "model": model}
+        return {**head, **self.unused}
 
 
 def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from coterie.core.errors import CoterieError, UsageError
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import details, error_body
+from coterie.server.tools import new_call_id
 
 # What a response has in the place of what is not there, or not kept.
 _NOTHING: Mapping[str, Any] = {
@@ -53,7 +54,7 @@ class ResponseAnswers:
         self.stream = body.stream
         self._echoed, self._created, self._texts = body.echoed, created, texts
         self._items: Items | None = None
-        self._head: dict[str, Any] = {"id": "resp_0", "model": body.query.model}
+        self._head: dict[str, Any] = {"id": f"resp_{new_call_id()}", "model": body.query.model}
         self._number = 0
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -86,9 +87,11 @@ class ResponseAnswers:
         made = self._ended(answer)
         yield self._numbered({"type": f"response.{made['status']}", "response": made})
 
-    def failure(self, error: CoterieError) -> Iterator[dict[str, Any]]:
+    def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
         """The last events where there is no answer."""
         if self._items is None:
+            if request_id:
+                self._head["id"] = f"resp_{request_id}"
             yield from self._opened()
         status, body = error_body(own_words(error), self.prompt_field)
         code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
