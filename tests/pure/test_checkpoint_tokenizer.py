@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from coterie.checkpoint.generation import end_ids
-from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.checkpoint.tokenizer import LONG, Tokenizer
 from coterie.core.errors import CheckpointError
 
 
@@ -87,6 +87,19 @@ def test_leading_spaces_and_byte_fallback(metaspace, text):
     pieces = stream(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids)
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_long_texts_are_cut_and_joined_as_short_ones(kind, request):
+    """By another way into the library, which lets threads go on."""
+    tokenizer = Tokenizer.from_folder(request.getfixturevalue(kind))
+    text = " ab c \u00e9de\u6f22 " * 2000
+    assert len(text) > LONG
+    for special in (False, True):
+        ids = tokenizer.encode(text, add_special_tokens=special)
+        assert ids == tokenizer._tokenizer.encode(text, add_special_tokens=special).ids
+    assert len(ids) > LONG
+    assert tokenizer.decode(ids) == tokenizer._tokenizer.decode(ids) == text.removeprefix(" " * (kind == "metaspace"))
 
 
 def test_special_tokens(byte_level):

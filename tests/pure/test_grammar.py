@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from coterie.checkpoint.calls import FORMS, Calling
 from coterie.checkpoint.grammar import ANY_OBJECT, grammar_of
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
@@ -133,12 +134,47 @@ def test_blanks_come_to_an_end():
 
 
 def test_a_form_that_is_too_large_to_be_followed_is_to_be_simplified():
-    """Which is found when its first token has come."""
+    """Which is found, for want of a count of all its ways, when its first token has come."""
     tokenizer, ends = byte_level()
-    wide = {"type": "object", "properties": {f"k{n}": {"type": "null"} for n in range(600)}}
+    wide = {"anyOf": [wide_object(300, mark) for mark in "abc"]}
     mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps(wide))
     with pytest.raises(RequestError, match=r"response_format.* max is 2000.*; simplify the schema"):
-        mask.accept(next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"{"))
+        mask.accept(brace(tokenizer))
+
+
+def wide_object(optional, mark="k", required=0):
+    names = [f"{mark}{n}" for n in range(optional + required)]
+    properties = {name: {"type": "null"} for name in names}
+    return {"type": "object", "properties": properties, "required": names[optional:], "additionalProperties": False}
+
+
+def brace(tokenizer):
+    return next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"{")
+
+
+@pytest.mark.parametrize(
+    "within", [lambda wide: wide, lambda wide: {"items": wide}, lambda wide: {"anyOf": [{"type": "null"}, wide]}]
+)
+def test_an_object_that_could_begin_in_too_many_ways_is_refused_with_their_number(within):
+    tokenizer, ends = byte_level()
+    grammar = grammar_of(tokenizer, tokenizer.vocab_size, ends)
+    with pytest.raises(RequestError, match=r"an object with 481 properties that are not required.* at most 480"):
+        grammar.mask(json.dumps(within(wide_object(481))))
+    grammar.mask(json.dumps({"enum": [within(wide_object(481))]}))  # which is but a value
+    tool = {"function": {"name": "f", "strict": True, "parameters": within(wide_object(481)) | {"type": "object"}}}
+    with pytest.raises(RequestError, match=r"^.tools.0..function.parameters. has an object with 481"):
+        grammar.calls(FORMS["hermes"], [tool], Calling())
+    mask = grammar.mask(json.dumps(within(wide_object(480, required=5))))
+    mask.accept(brace(tokenizer))
+    assert mask.allowed().any()
+
+
+def test_a_form_is_compiled_up_to_a_size():
+    tokenizer, ends = byte_level()
+    grammar = grammar_of(tokenizer, tokenizer.vocab_size, ends)
+    grammar.mask(json.dumps(wide_object(0, required=2000)))
+    with pytest.raises(RequestError, match=r"cannot be enforced: grammar size .* too big"):
+        grammar.mask(json.dumps({"anyOf": [wide_object(0, mark, required=2000) for mark in "abcdef"]}))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec, open_models
-from coterie.api.inflight import InFlight, to_draw
+from coterie.api.inflight import InFlight
+from coterie.api.ready import Ready, made_ready, request_of
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.texts import open_texts
@@ -107,24 +108,32 @@ class Coterie:
             with self._lock:
                 self._routings.drop(request_id)
 
-    def submit(self, query: Query, more: int = 0) -> str:
+    def ready(self, query: Query) -> Ready:
+        """What can be found of a query without the engine, in any thread; others go on, however long it takes.
+
+        Raises RequestError, NotFoundError, UnsupportedError.
+        """
+        return made_ready(query, self._begin(query), self.routing, self.texts, self.models)
+
+    def submit(self, query: Query | Ready, more: int = 0) -> str:
         """Queue a query and return its id, where `more` of the same client that come right after it have room too.
 
         Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, with nothing queued. Where the
         router asks a model first, what the expert refuses comes later, as the error of the last chunk.
         """
-        begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
-        pending = InFlight(query, begun.prompt)
+        if isinstance(query, Query):
+            self._check_room(query, more)  # before there is work for who is refused
+            query = self.ready(query)
+        ready, request_id = query, f"{next(self._numbers):08x}"
+        pending = InFlight(ready.query, ready.begun.prompt)
         with self._lock:
-            self._check_open()
-            if self._max_waiting is not None:
-                self._parts.engine.check_room(query.client, self._max_waiting, 1 + more)
-            if begun.asks:
+            self._check_room(ready.query, more)
+            if ready.route is None or ready.request is None:
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)
-                self._routings.begin(request_id, begun, query.client)
+                self._routings.begin(request_id, ready.begun, ready.query.client)
             else:
-                self._to_expert(request_id, pending, self.routing.finish(begun))
+                self._to_expert(request_id, pending, ready.route, ready.request)
             self._pending[request_id] = pending
         return request_id
 
@@ -272,26 +281,18 @@ class Coterie:
     def _begin(self, query: Query) -> Pending:
         return begun(self.routing, query, self._parts.both, self._lock)
 
-    def _to_expert(self, request_id: str, pending: InFlight, route: Route) -> None:
-        query, text, model = pending.query, self.texts[route.expert], self.models[route.expert]
-        ids = text.encode(query, pending.prompt)
-        request = Request(
-            request_id=request_id,
-            expert_id=route.expert,
-            prompt_ids=ids,
-            max_tokens=to_draw(query, model.max_context - len(ids)),
-            sampling=query.sampling,
-            stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
-            end_ids=model.end_ids,
-            ignore_end=query.ignore_end,
-            detokenizer=text.detokenizer(query),
-            reuse=not query.choice.score_prompt,  # nothing is left of logits
-            client=query.client,
-            choice=text.choice(query, model.end_ids),
-        )
+    def _check_room(self, query: Query, more: int) -> None:
+        """Raise ClosedError, or CrowdedError where too many wait."""
+        with self._lock:
+            self._check_open()
+            if self._max_waiting is not None:
+                self._parts.engine.check_room(query.client, self._max_waiting, 1 + more)
+
+    def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
         with self.watch.routed(request_id, route):
-            self._parts.engine.submit(request)
-        pending.begin(route, ids, text.tokenizer, () if query.ignore_end else model.end_ids)
+            self._parts.engine.submit(replace(request, request_id=request_id))
+        shown = () if request.ignore_end else request.end_ids
+        pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s
@@ -311,7 +312,8 @@ class Coterie:
         try:
             route = self._routings.route(request_id)
             if not pending.cancelled:
-                self._to_expert(request_id, pending, route)
+                text, model = self.texts[route.expert], self.models[route.expert]
+                self._to_expert(request_id, pending, route, request_of(pending.query, pending.prompt, text, model))
                 return []
         except CoterieError as error:
             del self._pending[request_id]

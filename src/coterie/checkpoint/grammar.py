@@ -27,6 +27,9 @@ ANY_OBJECT = '{"type": "object"}'
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
 GUARD = "\x02"  # a character that merges with no other
 KEPT = 16  # grammars
+MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,000 that are not, in two seconds
+MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
+_DATA = ("enum", "const", "default", "examples")  # what these have looks like a schema, and is none
 FIELD, TOOLS = "response_format", "tools"
 
 
@@ -82,13 +85,16 @@ class Grammar:
         tokens = vocab_size + (not end_ids)
         made = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens, ends))
         self._tokens = llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
-        # Kept for the next answer: a long list of tools takes a tenth of a second, in which no step is taken.
-        self._begin = lru_cache(KEPT)(lambda grammar: self._llmatcher(self._tokens, grammar, log_level=0))
+        # Kept for the next answer: a long list of tools takes a tenth of a second.
+        limits = llguidance.LLParserLimits(max_grammar_size=MAX_SYMBOLS)
+        self._begin = lru_cache(KEPT)(
+            lambda grammar: self._llmatcher(self._tokens, grammar, log_level=0, limits=limits)
+        )
 
     def mask(self, schema: str) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
         try:
-            json.loads(schema)
+            _check_width(json.loads(schema), FIELD)
         except ValueError as error:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
         return self._made(self._of_schema(schema, FIELD), FIELD)
@@ -103,6 +109,7 @@ class Grammar:
             name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
             if not calling.only or name in calling.only:
                 arguments[name] = arguments_of(tool, calling.required, where), is_strict(tool), where
+                _check_width(arguments[name][0], where)
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
         grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special, answer))
@@ -168,6 +175,29 @@ def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) 
 def _how(strict: bool) -> dict[str, Any]:
     """How a schema is kept: to the letter, or but for keywords that cannot be enforced."""
     return {"whitespace_pattern": BLANKS, "lenient": not strict}
+
+
+def _check_width(schema: object, where: str) -> None:
+    """Raise RequestError for an object that could begin in more ways than are followed at once.
+
+    Without this it would be found when its first token has come.
+    """
+    if isinstance(schema, list):
+        for item in schema:
+            _check_width(item, where)
+    if not isinstance(schema, dict):
+        return
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict):
+        count = len(properties.keys() - set(map(str, required if isinstance(required, list) else ())))
+        if count > MAX_OPTIONAL:
+            fact = f"has an object with {count} properties that are not required"
+            raise RequestError(
+                where, fact, f"require more of them, or split it: at most {MAX_OPTIONAL} may be left out"
+            )
+    for name, item in schema.items():
+        if name not in _DATA:
+            _check_width(item, where)
 
 
 def _object_of(schema: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from coterie.core.errors import CheckpointError
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+LONG = 16384  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 
 
@@ -84,13 +85,20 @@ class Tokenizer:
         """Token ids of a text. Text from a chat template has its special tokens already."""
         last = self._last
         if last is None or last[:2] != (text, add_special_tokens):  # many choices of one prompt come in a row
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = self._encoded(text, add_special_tokens).ids
             self._last = last = (text, add_special_tokens, list(ids))
         return list(last[2])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        if len(ids) < LONG:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=True)[0])
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> Any:
+        if len(text) < LONG:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token given by its exact text, or None."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,6 +32,8 @@ from coterie.server.worker import Worker
 
 COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
 PROMPTS = {COMPLETIONS: "prompt", RESPONSES: "input"}  # the fields that a model reads; elsewhere it is messages
+T = TypeVar("T")
+LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -48,23 +50,29 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
         finally:
             worker.stop()
 
+    async def read(request: Request, parse: Callable[[object], T]) -> T:
+        body = await _body(request)
+        if len(body) <= LONG_BYTES:
+            return parse(parsed(body))
+        return await worker.beside(lambda _: parse(parsed(body)))
+
     async def chat(request: Request) -> Response:
-        body = parse_chat(await _json(request))
+        body = await read(request, parse_chat)
         return await respond(request, worker, ChatAnswers(body, int(time.time()), coterie.texts))
 
     async def completions(request: Request) -> Response:
-        body = parse_completion(await _json(request), coterie)
+        body = await read(request, lambda given: parse_completion(given, coterie))
         return await respond(request, worker, TextAnswers(body, int(time.time())))
 
     async def responses(request: Request) -> Response:
-        body = parse_response(await _json(request))
+        body = await read(request, parse_response)
         return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
 
     async def tokenized(request: Request) -> Response:
-        return JSONResponse(tokenize(await _json(request), coterie))
+        return await read(request, lambda given: JSONResponse(tokenize(given, coterie)))
 
     async def detokenized(request: Request) -> Response:
-        return JSONResponse(detokenize(await _json(request), coterie))
+        return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
 
     async def health(_: Request) -> Response:
         if worker.broken is not None:
@@ -98,13 +106,13 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
     return app
 
 
-async def _json(request: Request) -> Any:
+async def _body(request: Request) -> bytearray:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
-    return parsed(body)
+    return body
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from coterie.api import Answer, Chunk, Query
+from coterie.api import Answer, Chunk, Coterie, Query
+from coterie.api.watch import Waiting
 from coterie.core.errors import CoterieError
 from coterie.server.events import HEADERS
 from coterie.server.guard import client_of
@@ -60,7 +61,12 @@ async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
     chunks = worker.stream([replace(query, client=client) for query in asked.queries], ticket)
     if not asked.stream:
         return JSONResponse(asked.whole(await _unless_gone(request, _gather(chunks, len(asked.queries)), chunks)))
-    opening = Opening(chunks, lambda: worker.call(lambda coterie: coterie.watch.waiting(ticket.request_ids[0])))
+
+    def look(coterie: Coterie) -> Waiting | None:
+        """None while it is not submitted yet."""
+        return coterie.watch.waiting(ticket.request_ids[0]) if ticket.request_ids else None
+
+    opening = Opening(chunks, lambda: worker.call(look))
     try:
         # A refused request must get its status before any byte of a stream is sent.
         await _unless_gone(request, opening.accepted(), chunks)

@@ -107,9 +107,10 @@ def stops(body: Mapping[str, object]) -> tuple[str, ...]:
     """The stop strings, without empty ones, which forms send for none. Raises RequestError."""
     stop = body.get("stop")
     found = stop if isinstance(stop, list) else [] if stop is None else [stop]
-    if len(found) > MAX_STOP or not all(isinstance(s, str) for s in found):
+    texts = [text for text in found if isinstance(text, str)]
+    if len(found) > MAX_STOP or len(texts) < len(found):
         raise RequestError("stop", f"is {shown(stop)}", f"give a string or a list of at most {MAX_STOP} strings")
-    return tuple([s for s in found if s])
+    return tuple([text for text in texts if text])
 
 
 def choices(body: Mapping[str, object]) -> int:

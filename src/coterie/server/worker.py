@@ -1,6 +1,7 @@
 """One thread that owns the engine; asyncio tasks hand it requests and receive chunks.
 
     HTTP task --submit--> inbox --> engine thread --call_soon_threadsafe, once a step--> sinks --> HTTP tasks
+        `-- what takes long and needs no engine --> a thread beside it
 
 Knows nothing about HTTP.
 """
@@ -13,15 +14,19 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
 from coterie.api.coterie import WAIT_S
+from coterie.api.ready import Ready
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.engine.wishes import Told
 
 T = TypeVar("T")
+LONG_CHARS = 16384  # of what is read for a request: more would let others wait for more than a few milliseconds
+NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,6 +81,7 @@ class Worker:
         self._tickets: dict[str, Ticket] = {}
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
+        self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
 
@@ -96,6 +102,7 @@ class Worker:
         self._inbox.put(None)
         self._coterie.interrupt()
         self._thread.join()
+        self._beside.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
 
     async def stream(
@@ -109,7 +116,10 @@ class Worker:
         ticket = ticket or Ticket(asyncio.get_running_loop())
         left = len(queries)
         try:
-            await self.call(lambda coterie: self._submit(queries, ticket))
+            asked: Sequence[Query | Ready] = queries
+            if any(map(_takes_long, queries)):
+                asked = await self.beside(lambda coterie: [coterie.ready(query) for query in queries])
+            await self.call(lambda coterie: self._submit(asked, ticket))
             index_of = {request_id: index for index, request_id in enumerate(ticket.request_ids)}
             while left:
                 chunk = await ticket.sink.take()
@@ -130,18 +140,21 @@ class Worker:
 
         def run() -> None:
             try:
-                value = function(self._coterie)
+                value = _guarded(function, self._coterie)
             except CoterieError as error:
                 fail(error)
-            except Exception as error:
-                # A bug of ours, with its traceback in the log; it ends this caller's request and nobody else's.
-                _LOG.exception("a request failed")
-                fail(DeviceError("server", f"failed: {error!r}", "report it"))
             else:
                 loop.call_soon_threadsafe(_resolve, result, value)
 
         self._put(_Job(run, fail))
         return await result
+
+    async def beside(self, function: Callable[[Coterie], T]) -> T:
+        """Run a function that takes long, and needs no step to be over, while the engine goes on.
+
+        Returns its result or raises its error.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._beside, _guarded, function, self._coterie)
 
     def soon(self, function: Callable[[Coterie], None]) -> None:
         """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
@@ -177,7 +190,7 @@ class Worker:
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    def _submit(self, queries: Sequence[Query], ticket: Ticket) -> None:
+    def _submit(self, queries: Sequence[Query | Ready], ticket: Ticket) -> None:
         if self.broken is not None:
             raise self.broken
         try:
@@ -253,6 +266,23 @@ class Worker:
                 parcels.setdefault(ticket.loop, []).append((ticket.sink, chunk))
         for loop, parcel in parcels.items():
             loop.call_soon_threadsafe(_give, parcel)
+
+
+def _takes_long(query: Query) -> bool:
+    """Whether forms must be compiled, or much text be cut into tokens, before the engine can have a query."""
+    read = len(query.prompt_ids) + sum([len(message.content) for message in query.messages])
+    return bool(query.form or query.tools) or read > LONG_CHARS
+
+
+def _guarded(function: Callable[[Coterie], T], coterie: Coterie) -> T:
+    """Run a function. A bug of ours in it ends its caller's request and nobody else's. Raises CoterieError."""
+    try:
+        return function(coterie)
+    except CoterieError:
+        raise
+    except Exception as error:
+        _LOG.exception("a request failed")
+        raise DeviceError("server", f"failed: {error!r}", "report it") from error
 
 
 def _give(parcel: Sequence[tuple[Sink, Chunk]]) -> None:

@@ -1,0 +1,138 @@
+"""What takes long before a request can be asked keeps nobody else waiting: forms, long texts, large bodies."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.system.test_python import until_idle
+from tests.system.test_server import served
+
+from coterie.api import Coterie, Message, Query
+from coterie.api.texts import Text
+from coterie.checkpoint.tokenizer import Tokenizer
+
+FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}}
+TOOL = {"type": "function", "function": {"name": "add"}}
+CHAT = {"model": "ada", "messages": [{"role": "user", "content": "x"}], "max_tokens": 6}
+LONG = "x" * 70000
+
+
+class Slow:
+    """Lets who comes with `what` wait until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.waits, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, function: Callable[..., Any], what: Callable[..., bool]) -> Callable[..., Any]:
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            if what(*args):
+                self.waits.set()
+                assert self.go.wait(20)
+            return function(*args, **kwargs)
+
+        return slow
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    found = Slow()
+    monkeypatch.setattr(Text, "choice", found(Text.choice, lambda text, query, ends: bool(query.form)))
+    monkeypatch.setattr(Tokenizer, "encode", found(Tokenizer.encode, lambda its, text, *_: LONG in text))
+    yield found
+    found.go.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", {**CHAT, **FORM}, 200),
+        ("/v1/chat/completions", {**CHAT, **FORM, "model": "four", "n": 2}, 200),
+        ("/v1/responses", {"model": "ada", "input": "x", "text": {"format": {"type": "json_object"}}}, 200),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": LONG}]}, 400),
+        ("/v1/completions", {"model": "ada", "prompt": [LONG, "y"]}, 400),
+        ("/tokenize", {"model": "ada", "prompt": LONG}, 200),
+    ],
+)
+def test_others_are_answered_meanwhile(composition: Path, slow: Slow, path: str, body: Any, status: int) -> None:
+    with served(Coterie.open(composition)) as url, ThreadPoolExecutor(1) as pool:
+        late = pool.submit(httpx.post, f"{url}{path}", json=body, timeout=30)
+        assert slow.waits.wait(20)
+        for _ in range(3):
+            assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=10).status_code == 200
+        assert httpx.get(f"{url}/v1/status", timeout=10).json()["metrics"]["submitted"] == 3
+        assert not late.done()
+        slow.go.set()
+        got = late.result()
+        assert got.status_code == status, got.text
+        if "response_format" in body:
+            said = [choice["message"]["content"] for choice in got.json()["choices"]]
+            assert set(said) <= {'"a"', '"b"'}
+
+
+def test_a_stream_whose_form_takes_long_says_that_it_waits(
+    composition: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coterie.server.opening.PATIENCE_S", 0.3)
+    body = {**CHAT, **FORM, "stream": True}
+    with (
+        served(Coterie.open(composition)) as url,
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=20) as got,
+    ):
+        lines = (line for line in got.iter_lines() if line)
+        assert next(lines) == ": waiting"
+        slow.go.set()
+        *events, done = [line.removeprefix("data: ") for line in lines if not line.startswith(":")]
+    assert done == "[DONE]"
+    said = "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
+    assert said in ('"a"', '"b"')
+
+
+def test_who_leaves_before_his_form_is_there_asks_nothing(composition: Path, slow: Slow) -> None:
+    coterie = Coterie.open(composition)
+    with served(coterie) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **FORM}, timeout=0.5)
+        slow.go.set()
+        assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
+        until_idle(coterie)
+        assert coterie.status().metrics.submitted == 1
+
+
+def test_what_breaks_beside_the_engine_is_a_500_and_ends_nobody_else(
+    composition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(Coterie.open(composition)) as url, monkeypatch.context() as patch:
+        patch.setattr(Text, "choice", lambda *_: 1 // 0)
+        got = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "tools": [TOOL], "tool_choice": "none", **FORM})
+        assert (got.status_code, got.json()["error"]["type"]) == (500, "server_error")
+        assert "division" in got.json()["error"]["message"]
+        patch.undo()
+        assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_a_server_that_ends_answers_who_waits_for_his_form(composition: Path, slow: Slow) -> None:
+    coterie = Coterie.open(composition)
+    with served(coterie) as url, ThreadPoolExecutor(1) as pool:
+        late = pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, **FORM}, timeout=30)
+        assert slow.waits.wait(20)
+        threading.Timer(0.5, slow.go.set).start()
+    assert late.result().status_code == 200
+
+
+def test_python_finds_them_without_the_lock(composition: Path, slow: Slow) -> None:
+    """Two threads share a Coterie: one compiles a form, the other one is answered."""
+    with Coterie.open(composition) as coterie, ThreadPoolExecutor(1) as pool:
+        held = Query((Message("user", "x"),), "ada", form='{"enum": ["a", "b"]}', max_tokens=6)
+        late = pool.submit(coterie.ask, held)
+        assert slow.waits.wait(20)
+        assert coterie.ask(Query.text("x", "ada")).expert == "ada"
+        assert not late.done()
+        slow.go.set()
+        assert late.result().text in ('"a"', '"b"')
