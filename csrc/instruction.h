@@ -170,10 +170,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)   \
   FIELD(real, scale)
 
-// top_k of E are taken; normalise: 0 or 1.
+// top_k of E are taken; normalise, and sigmoid for scores that are no softmax: 0 or 1. groups: 0 for none.
 #define COTERIE_CHOOSE_BRANCHES(FIELD)                                                                               \
   FIELD(const f32*, logits) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, top_k)                 \
-  FIELD(integer, normalise) FIELD(real, scale)
+  FIELD(integer, normalise) FIELD(real, scale) FIELD(bytes*, bias) FIELD(integer, bias_dtype)                        \
+  FIELD(integer, sigmoid) FIELD(real, least_sum) FIELD(integer, groups) FIELD(integer, taken_groups)                 \
+  FIELD(integer, group_best)
 
 // weights: of each token, those of all branches, of which as many as `taken` are not 0. branches: the address of each one's weight, all of
 // one type: those of gate, then those of up.

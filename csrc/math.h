@@ -36,6 +36,8 @@ inline V exp(V of) {
 
 inline V silu(V x) { return x / (splat(1.0f) + exp(V{} - x)); }
 
+inline V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(V{} - x)); }
+
 // tanh(x) with a relative error of about 1e-7: near 0 the fifth convergent of Lambert's continued fraction, else by exp.
 inline V tanh(V x) {
   const V magnitude = max(x, V{} - x), z = x * x;

@@ -136,6 +136,7 @@ OPTIONS: dict[str, dict[str, float]] = {}
 IN_PART = {"norm_qkv_rope_append": {"rotated": 48}, "linear_add": {"scale": 0.22}, "take_norm_linear": {"scale": 0.5}}
 IN_PART |= {"norm_rope_append": {"rotated": 48}}
 CAPPED = {"attention": {"cap": 50.0}, "norm_gate_up_silu_mul": {"norm": 0}}  # and gate and up without a norm
+GROUPED = {"choose_branches": {"sigmoid": 1, "bias": 64, "groups": 8, "taken_groups": 4, "group_best": 2}}
 INTERLEAVED = {name: {"interleaved": 1, "rotated": 64} for name in ("norm_qkv_rope_append", "norm_rope_append")}
 INTERLEAVED |= {"rope": {"interleaved": 1, "rotated": 32}}
 CENTRED = {"centred": 1, "norm_bias": 64, "norm_bias_dtype": kernels.dtype_number(DType.BF16)}
@@ -168,6 +169,7 @@ SOME = {
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
     "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), (*KINDS, DType.Q4Z), tuple(STEPS)),
+    "grouped branches": Some(tuple(GROUPED), options=GROUPED),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     # As of Mixtral 8x7B: few of them, which many tokens of a prompt take, with long rows.
     "wide branches": Some(

@@ -69,6 +69,7 @@ CENTRING = (
     *("norm_qkv_rope_append", "norm_gate_up_silu_mul", "norm_gate_up_gelu_mul", "norm_linear_gelu"),
     *("take_norm_linear", "norm_add"),
 )
+FREE_CHOICE = {"sigmoid": 0, "least_sum": 0.0, "groups": 0, "taken_groups": 0, "group_best": 0}  # by a softmax
 ROTATING = ("rope", "norm_qkv_rope_append", "norm_rope_append")
 
 
@@ -82,6 +83,7 @@ def whole(kernel, operands):
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0, "growth": 0.0, "every": 1} if kernel == "attention" else {}
+    neutral |= absent("bias") | FREE_CHOICE if kernel == "choose_branches" else {}
     return neutral | operands
 
 
@@ -106,6 +108,25 @@ def chosen(rng, T, E, taken):
     among = E - 1 if taken < E else E
     for row in y:
         row[rng.permutation(among)[:taken]] = rng.uniform(0.01, 1.0, taken)
+    return y
+
+
+def choice(logits, top_k, normalise, scale=1.0, bias=None, **how):
+    """What choose_branches gives, in float64, token by token."""
+    y = np.zeros(logits.shape)
+    for x, row in zip(logits.astype(np.float64), y, strict=True):
+        p = 1 / (1 + np.exp(-x)) if how.get("sigmoid") else np.exp(x - x.max())
+        scores = p if how.get("sigmoid") else p / p.sum()
+        ranked = x if bias is None and not how.get("groups") else scores + (0 if bias is None else bias)
+        allowed = set(range(len(x)))
+        if how.get("groups"):
+            groups = np.split(np.arange(len(x)), how["groups"])
+            best = [sum(sorted(ranked[group])[-how["group_best"] :]) for group in groups]
+            first = sorted(range(len(groups)), key=lambda g, best=best: -best[g])[: how["taken_groups"]]
+            allowed = {int(e) for g in first for e in groups[g]}
+        taken = sorted(sorted(allowed), key=lambda e, ranked=ranked: -ranked[e])[:top_k]
+        total = max(scores[taken].sum(), how.get("least_sum", 0)) if normalise else 1
+        row[taken] = np.maximum(scores[taken] / total * scale, 1e-30)
     return y
 
 

@@ -108,6 +108,15 @@ SHAPES = {
         **{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 12, "num_experts": 5},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "norm_topk_prob": True, "mlp_only_layers": [0]},
     },
+    "branches-by-groups": {
+        **{"model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"], "head_dim": 12, "n_routed_experts": 6},
+        **{"num_experts_per_tok": 3, "moe_intermediate_size": 21, "n_group": 3, "topk_group": 2, "n_shared_experts": 2},
+        **{"routed_scaling_factor": 1.5, "num_nextn_predict_layers": 0},
+    },
+    "branches-beside-one": {
+        **{"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"], "num_experts": 5},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "shared_expert_intermediate_size": 36},
+    },
     "queries-that-grow": {
         **{"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "head_dim": 10},
         "rope_parameters": {

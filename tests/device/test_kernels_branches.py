@@ -118,11 +118,42 @@ def test_a_token_has_the_same_bits_alone(team, rng, shape, dtype):
 def test_choose_branches(team, rng, T, E, top_k, normalise):
     logits, y = 2 * random(rng, T, E), empty(T, E)
     call(team, "choose_branches", logits=logits, y=y, T=T, E=E, top_k=top_k, normalise=normalise, scale=0.7)
-    p = np.exp(logits.astype(np.float64))
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    wanted = np.where(np.argsort(order, axis=-1) < top_k, p, 0)
-    wanted *= 0.7 / (wanted if normalise else p).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(y, native.choice(logits, top_k, normalise, 0.7), rtol=2e-6)
+
+
+SIGMOID = {"sigmoid": 1, "least_sum": 1e-20}
+CHOICES = {
+    "scores": SIGMOID,
+    "two groups of four by two": SIGMOID | {"groups": 4, "taken_groups": 2, "group_best": 2},
+    "three groups by one": {"groups": 6, "taken_groups": 3, "group_best": 1},
+}
+
+
+@pytest.mark.parametrize("normalise", [0, 1])
+@pytest.mark.parametrize("dtype", [None, DType.F32, DType.BF16])
+@pytest.mark.parametrize("how", CHOICES)
+def test_every_kind_of_choice(team, rng, how, dtype, normalise):
+    """The bias ranks branches and weighs none, so that one of them may weigh little."""
+    T, E = 19, 36
+    logits, y = 2 * random(rng, T, E), empty(T, E)
+    bias = weight(rng, (E,), dtype) if dtype else None
+    given = bias.operand("bias") if bias else {}
+    sizes = {"T": T, "E": E, "top_k": 7, "normalise": normalise, "scale": 2.5}
+    call(team, "choose_branches", logits=logits, y=y, **sizes, **CHOICES[how], **given)
+    wanted = native.choice(logits, 7, normalise, 2.5, bias.values if bias else None, **CHOICES[how])
     np.testing.assert_allclose(y, wanted, rtol=2e-6)
+    if bias:
+        assert ((y != 0) != (native.choice(logits, 7, normalise, **CHOICES[how]) != 0)).any()
+
+
+def test_of_equal_groups_the_first_are_taken_and_a_sum_has_a_least(team):
+    """Scores of nearly 0, so that the bias alone ranks: groups by 3, 3, 4 and 3, and of the branches four alike."""
+    logits, bias, y = np.full((1, 12), -60, np.float32), np.zeros(12, np.float32), empty(1, 12)
+    bias[[1, 3, 4, 6, 7, 11]] = [3, 1.5, 1.5, 2, 2, 3]
+    how = {"sigmoid": 1, "least_sum": 1e-12, "groups": 4, "taken_groups": 2, "group_best": 2, "bias": bias}
+    call(team, "choose_branches", logits=logits, y=y, T=1, E=12, top_k=4, normalise=1, scale=1.0, bias_dtype=0, **how)
+    assert np.flatnonzero(y).tolist() == [0, 1, 6, 7]
+    np.testing.assert_allclose(y[y != 0], np.exp(-60.0) / 1e-12, rtol=1e-5)
 
 
 def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_has_a_weight_of_0(team):

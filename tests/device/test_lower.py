@@ -24,14 +24,18 @@ from coterie.models.registry import decoder_graph, weight_shapes
 
 # Attributes that may be left out, as they are where they are not.
 LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1, "growth": 0.4, "every": 6}
+IN_GROUPS = {"groups": 5, "taken_groups": 3, "group_best": 1}
+LEFT_OUT |= {"scores": "sigmoid", "least_sum": 0.125, **IN_GROUPS}
 BESIDE = {"growth": {"every": 6}, "every": {"growth": 0.4}}  # what must be there too
-FOR_VERIFY = ("layer", TOP_K)  # attributes in which ops must agree
+BESIDE |= dict.fromkeys(IN_GROUPS, IN_GROUPS)
+OTHERS = {"groups": 2, "taken_groups": 3, "group_best": 1}  # as legal, of six branches in three groups
+FOR_VERIFY = ("layer", TOP_K, "scores")  # attributes in which ops must agree, or that have one value
 RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
     *("interleaved", "interleaved-in-part", "queries-that-grow", "layer-norms", "side-by-side", "plain-feed-forward"),
-    "branches",
+    *("branches", "branches-by-groups"),
     *("norms-behind-and-not-all-rotated", YARN),
 ]
 
@@ -68,6 +72,8 @@ def other(name, value):
         return 1 - value
     if isinstance(value, str):
         return "tanh" if value != "tanh" else "erf"
+    if name in OTHERS:
+        return OTHERS[name]
     return value + 1 if isinstance(value, int) else 1.5 * value + 0.125
 
 

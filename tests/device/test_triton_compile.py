@@ -122,6 +122,13 @@ def test_kernels_of_branches_compile_for_every_type_and_step(tmp_path, shape):
 
 
 @pytest.mark.long
+def test_a_choice_by_groups_and_with_a_bias_compiles(tmp_path):
+    found = compiled(tmp_path, "grouped branches")
+    assert {one["kernel"] for one in found} == {"choose_branches: choose"}
+    check(found)
+
+
+@pytest.mark.long
 def test_kernels_of_layer_norms_compile(tmp_path):
     found = compiled(tmp_path, "layer norms")
     assert {"few", "stage", "described", "described_heads"} <= {one["kernel"].rpartition(" ")[2] for one in found}

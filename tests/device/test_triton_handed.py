@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.device.interpreted import WIDE, Bucket, bound_rows, gpu, inspect, run
-from tests.device.native import empty, random
+from tests.device.native import empty, random, whole
 from tests.device.random_expert import making, step_of
 from tests.device.triton_cases import table_of, weight
 
@@ -121,7 +121,7 @@ def branch_rows(rng, T, dtype, E=5, taken=2, D=20, F=24):
     encoded = []
     for name, operands in rows:
         at = {key: kernels.address(v) if isinstance(v, np.ndarray) else v for key, v in operands.items()}
-        encoded.append(kernels.encode(name, at))
+        encoded.append(kernels.encode(name, whole(name, at)))
     return np.stack(encoded), {"weights": weights, "inner": inner, "y": y}, (logits, x, residual, both, downs, tables)
 
 

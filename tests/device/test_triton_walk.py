@@ -165,6 +165,7 @@ QUICK = [
     ("norms-behind-and-not-all-rotated", (F16,), "cache", (4, 2), 2),
 ]
 NEWER = ("interleaved-in-part", "queries-that-grow", "normed-behind-rope", "no-gate", "layer-norms", "side-by-side")
+NEWER += ("branches-by-groups", "branches-beside-one")
 LONG = [
     (shape, dtypes, rules, tokens, programs)
     for shape in ("odd", "mqa", "mha-80", "qk-norm", "window", "norms-behind", "gemma3", "rotated-in-part", "scaled")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, aligned, call
-from tests.device.native import Pages, chosen, empty, ints, optional, random
+from tests.device.native import Pages, choice, chosen, empty, ints, optional, random
 from tests.device.triton_table import put_cases
 
 from coterie.core.dtypes import DType, from_f32, to_f32
@@ -399,20 +399,23 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.
     return Case("attention", dtype.value, shape, worst, run)
 
 
-def choose_branches(T, E, top_k, normalise, logits=None):
-    """`logits`: how they are made, as words and a function (rng, T, E)."""
+def choose_branches(T, E, top_k, normalise, logits=None, bias=None, **how):
+    """`logits`: how they are made, as words and a function (rng, T, E); `bias`: of this type."""
     words, made = logits or ("", lambda rng, T, E: 2 * random(rng, T, E))
 
     def run(rng):
         x, y = made(rng, T, E), empty(T, E)
-        sizes = {"T": T, "E": E, "top_k": top_k, "normalise": normalise, "scale": 0.7}
-        call("choose_branches", tokens(T), logits=x, y=y, **sizes)
-        p = np.exp(x.astype(np.float64) - x.max(axis=-1, initial=0, keepdims=True))
-        taken = np.argsort(np.argsort(-x, axis=-1, kind="stable"), axis=-1) < top_k
-        expected = np.where(taken, p, 0) * 0.7 / (np.where(taken, p, 0) if normalise else p).sum(axis=-1, keepdims=True)
-        return [(y, expected), ((y != 0).astype(np.float64), taken.astype(np.float64))]
+        rule = {"top_k": top_k, "normalise": normalise, "scale": 0.7, **how}
+        added = weight(rng, (E,), bias) if bias else None
+        call("choose_branches", tokens(T), logits=x, y=y, T=T, E=E, **rule, **optional("bias", added))
+        expected = choice(x, **rule, bias=added.values if added else None)
+        return [(y, expected), ((y != 0).astype(np.float64), (expected != 0).astype(np.float64))]
 
-    extra = ", normalised" * normalise + f", {words}" * bool(words)
+    extra = ", normalised" * normalise + ", by sigmoids" * how.get("sigmoid", 0)
+    extra += f", bias {bias.value}" if bias else ""
+    if "groups" in how:
+        extra += f", {how['taken_groups']} of {how['groups']} groups by {how['group_best']}"
+    extra += f", {words}" * bool(words)
     return Case("choose_branches", "F32", f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
 
 
@@ -531,6 +534,9 @@ QUICK = [
     *(qkv((Q4, Q4Z, BF16), T, 40, 2, 1, 8) for T in (3, 6)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
     *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
+    choose_branches(3, 36, 7, 1, bias=F32, sigmoid=1, groups=4, taken_groups=2, group_best=2),
+    choose_branches(2, 10, 3, 0, bias=BF16, least_sum=0.0),
+    choose_branches(3, 12, 4, 0, groups=6, taken_groups=3, group_best=1),
     choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),
     *(branch_gate_up(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
     *(branch_gate_up(t, 3, 5, 2, 70, 21) for t in (BF16, Q4)),

@@ -21,7 +21,8 @@ from coterie.models.packing import Packing
 from coterie.models.registry import decoder_graph
 from coterie.models.tensors import equal_bytes
 
-OFTEN = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe")
+SHARED = ("qwen2-moe", "granitemoeshared", "glm4-moe", "ernie-moe", "dots1")  # all tokens take one branch
+OFTEN = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", *SHARED)
 SELDOM = [row for row in tiny.BRANCH_ROWS if row not in OFTEN]
 
 
@@ -46,7 +47,7 @@ def test_bfloat16_is_within_the_error_of_transformers(folder_of, theirs_of, make
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3-moe-mixed", "granitemoe"])
+@pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3-moe-mixed", "granitemoe", *SHARED])
 def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_of, theirs_of, make_backend):
     check_rounded("cpu", row, "default", dtype, folder_of, theirs_of, make_backend)
 
@@ -70,7 +71,9 @@ def stepped(backend, prompt):
     yield together[9:]
 
 
-@pytest.mark.parametrize("row", ["qwen3-moe", pytest.param("mixtral-all", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "row", ["qwen3-moe", *(pytest.param(row, marks=pytest.mark.long) for row in ("mixtral-all", *SHARED))]
+)
 def test_a_token_has_the_same_bits_alone_in_a_batch_and_in_a_prompt(row, folder_of, make_backend):
     model = open_model(folder_of(row, "default", "bf16"))
     prompt = [int(t) for t in np.random.default_rng(3).integers(0, 257, 60)]
@@ -90,7 +93,7 @@ def test_every_instruction_set(isa, folder_of, theirs_of, make_backend):
     np.testing.assert_allclose(found, theirs.truth, atol=1e-4 * np.abs(theirs.truth).max())
 
 
-@pytest.mark.parametrize("row", ["qwen3-moe", "mixtral", "granitemoe"])
+@pytest.mark.parametrize("row", ["qwen3-moe", "mixtral", "granitemoe", "qwen2-moe", "ernie-moe"])
 def test_stacked_matrices_are_those_of_the_branches(row, folder_of, tmp_path):
     """What transformers writes on request: a tensor for the matrices of all branches."""
     apart = open_model(folder_of(row))
@@ -114,11 +117,26 @@ def test_what_is_stored_in_two_ways_is_refused(name, folder_of, tmp_path):
         open_model(folder)
 
 
+def test_layers_that_predict_further_ahead_are_left_out(folder_of, tmp_path):
+    """As in released files of GLM-4.5: a layer behind the last, which config.json counts."""
+    folder = tiny.save(tiny.make("glm4-moe-air"), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    last = {name: value for name, value in tensors.items() if name.startswith("model.layers.2.")}
+    more = {name.replace(".2.", ".3.", 1): value.clone() for name, value in last.items()}
+    save_file(tensors | more, folder / "model.safetensors", {"format": "pt"})
+    assert open_model(folder).key == open_model(folder_of("glm4-moe-air")).key
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(UnsupportedError, match=r"does not use: model\.layers\.3\."):
+        open_model(folder)
+
+
 def test_what_chooses_branches_is_not_packed():
     packing = Packing(DType.Q4, DType.Q8)
     for family in (f for f in FAMILIES.values() if f.branches):
         names = family.branches.names
-        assert packing.dtype_of(f"model.layers.0.{names.chooser}.weight", (4, 64)) is None
+        for name in names.choosers:
+            assert packing.dtype_of(f"model.layers.0.{name}", (4, 64)) is None
         assert packing.dtype_of(f"model.layers.0.{names.branch.format(3)}{names.up}.weight", (4, 64)) is DType.Q4
 
 
@@ -170,7 +188,7 @@ def test_what_is_wrong_or_not_run_is_said(wrong, folder_of, tmp_path):
         open_model(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss", "qwen2_moe", "granitemoeshared"])
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss", "qwen3_next", "phimoe"])
 def test_families_with_other_branches_are_refused_with_the_reason(model_type, folder_of, tmp_path):
     config = json.loads((folder_of("qwen3-moe") / "config.json").read_text())
     config |= {"model_type": model_type, "architectures": ["Whatever"]}

@@ -26,7 +26,7 @@ from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
-ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe")
+ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", "qwen2-moe", "glm4-moe")
 PROMPT = [5, 6, 7, 8, 9]
 
 
@@ -113,7 +113,7 @@ def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe"])
+@pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe", "qwen2-moe", "glm4-moe"])
 def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
     driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
     driver.facts = replace(driver.facts, multiprocessors=3)

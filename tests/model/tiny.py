@@ -221,6 +221,90 @@ BRANCH_ROWS = {
             **{"attention_multiplier": 0.21, "residual_multiplier": 0.6, "attention_bias": True},
         },
     ),
+    "qwen2-moe": (
+        "Qwen2Moe",
+        {
+            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "mlp_only_layers": [1]},
+            "shared_expert_intermediate_size": 36,
+        },
+    ),
+    "qwen2-moe-normed": (
+        "Qwen2Moe",
+        {
+            **{"num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "decoder_sparse_step": 2},
+            **{"shared_expert_intermediate_size": 33, "norm_topk_prob": True, "qkv_bias": False},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 3.5, "logits_scaling": 3.0},
+            **{"attention_multiplier": 0.21, "residual_multiplier": 0.6, "shared_intermediate_size": 36},
+        },
+    ),
+    "granitemoeshared-none": (
+        "GraniteMoeShared",
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "shared_intermediate_size": 0, "attention_bias": True},
+    ),
+    "glm4-moe": (
+        "Glm4Moe",
+        {
+            **{"n_routed_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 21, "n_shared_experts": 2},
+            **{"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "partial_rotary_factor": 0.5},
+            **{"use_qk_norm": True, "attention_bias": True, "head_dim": 20},
+        },
+    ),
+    "glm4-moe-air": (
+        "Glm4Moe",
+        {
+            **{"n_routed_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 16},
+            **{"partial_rotary_factor": 0.5, "first_k_dense_replace": 2, "norm_topk_prob": False},
+        },
+    ),
+    "ernie-moe": (
+        "Ernie4_5_Moe",
+        {
+            **{"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 21, "moe_num_shared_experts": 1},
+            **{"use_bias": True, "moe_norm_min": 0.3},
+        },
+    ),
+    "ernie-moe-between": (
+        "Ernie4_5_Moe",
+        {
+            **{"moe_num_experts": 5, "moe_k": 3, "moe_intermediate_size": 20, "moe_num_shared_experts": 0},
+            **{"num_hidden_layers": 5, "moe_layer_interval": 2, "moe_layer_end_index": 2, "tie_word_embeddings": False},
+        },
+    ),
+    "dots1": (
+        "Dots1",
+        {
+            **{"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "n_shared_experts": 1},
+            **{"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1},
+            **{"sliding_window": 7, "max_window_layers": 1, "norm_topk_prob": True},
+        },
+    ),
+    "dots1-bias": (
+        "Dots1",
+        {
+            **{"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "n_shared_experts": 2},
+            **{"sliding_window": None, "attention_bias": True},
+        },
+    ),
+    "hunyuan-moe": (
+        "HunYuanMoEV1",
+        {"num_experts": 5, "moe_topk": [2, 2, 2], "head_dim": 20, "pad_token_id": 0, "intermediate_size": 36},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 21,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": 0}),
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
@@ -265,6 +349,7 @@ FAMILY_ROWS |= {
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
 CONFIGS = {"Gemma3": "Gemma3TextConfig", "Qwen3_5": "Qwen3_5TextConfig"}
 
+KEPT_WIDE = "e_score_correction_bias"  # of float32 in files of any type
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -347,6 +432,9 @@ def randomise(model, seed):
             parameter.data = (0.5 / model.config.get_text_config().hidden_size ** 0.5 if is_gemma else 0.5) * noise
         else:
             parameter.data = noise * 1.2 / parameter.shape[-1] ** 0.5
+    for name, buffer in model.named_buffers():
+        if name.endswith(KEPT_WIDE):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def load(folder, dtype="fp32"):
@@ -359,5 +447,9 @@ def load(folder, dtype="fp32"):
 
 def save(model, folder, dtype="fp32", **options):
     """Save a copy in a type; the float32 model stays as it is."""
-    copy.deepcopy(model).to(DTYPES[dtype]).save_pretrained(folder, **options)
+    saved = copy.deepcopy(model).to(DTYPES[dtype])
+    for name, tensor in (*saved.named_parameters(), *saved.named_buffers()):
+        if name.endswith(KEPT_WIDE):
+            tensor.data = tensor.data.float()
+    saved.save_pretrained(folder, **options)
     return folder

@@ -28,11 +28,14 @@ void test_block(const Shape& s, DType dtype) {
     up.push_back(weight(F, D, dtype));
     down.push_back(weight(D, F, dtype));
   }
+  const Tensor bias = weight(1, E, dtype);
+  const integer groups = E % 2 == 0 && 2 * taken <= E ? 2 : 0;
   const std::vector<bytes*> inward = table(gate, up), outward = table(down);
-  std::vector<float> weights(T * E), inner(T * taken * F), y(T * D), added(T * D);
   const integer type = static_cast<integer>(dtype);
+  std::vector<float> weights(T * E), inner(T * taken * F), y(T * D), added(T * D);
   const std::vector<Row> rows = {
-      row_of(Opcode::choose_branches, ChooseBranches{logits.data(), weights.data(), T, E, taken, 1, 0.5}),
+      row_of(Opcode::choose_branches, ChooseBranches{logits.data(), weights.data(), T, E, taken, 1, 0.5, bias.at(), type, E % 2, 1e-20,
+                                                     groups, 1, 1}),
       row_of(Opcode::branch_gate_up, BranchGateUp{x.data(), weights.data(), inward.data(), type, inner.data(), T, E, taken, D, F}),
       row_of(Opcode::branch_down, BranchDown{inner.data(), weights.data(), outward.data(), type, y.data(), T, E, taken, D, F}),
       row_of(Opcode::branch_down_add,

@@ -25,8 +25,13 @@ from coterie.graph.rounding import with_rounding
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.branches import Branches, BranchNames
+from coterie.models.choice import Choice
 
-BRANCHES = Branches(5, 2, 8, True, frozenset((1,)), BranchNames())
+BRANCHES = Branches(5, 2, 8, Choice(normalised=True), frozenset((1,)), BranchNames())
+CHOICES = (
+    *(Choice(), Choice(biased=True), Choice(sigmoid=True), Choice(scale=2.5), Choice(normalised=True, least_sum=1e-3)),
+    *(Choice(groups=5, taken_groups=taken, group_best=1) for taken in (2, 3)),
+)
 GATE_UP, DOWN, CHOSEN = "layers.1/branch_gate_up", "layers.1/branch_down", "layers.1/chosen"
 MATRIX = "model.layers.1.mlp.experts.3.up_proj.weight"
 
@@ -46,9 +51,26 @@ def attribute(graph, name, key, value):
     return change_op(graph, name, attrs=MappingProxyType({**the_op(graph, name).attrs, key: value}))
 
 
+def grouped(graph, groups, taken, best):
+    for key, value in (("groups", groups), ("taken_groups", taken), ("group_best", best)):
+        graph = attribute(graph, CHOSEN, key, value)
+    return graph
+
+
 WRONG = {
     "more than there are": (lambda g: attribute(g, CHOSEN, "top_k", 6), ["top_k is 6", "a number from 1 to E"]),
     "none": (lambda g: attribute(g, CHOSEN, "top_k", 0), ["top_k is 0"]),
+    "scores": (lambda g: attribute(g, CHOSEN, "scores", "tanh"), ["scores is 'tanh'", "'sigmoid', or nothing"]),
+    "a least sum": (lambda g: attribute(g, CHOSEN, "least_sum", 1.0), ["least_sum is 1.0"]),
+    "groups": (lambda g: grouped(g, 2, 1, 1), ["groups is 2 and taken_groups 1 of 5 branches"]),
+    "more groups": (lambda g: grouped(g, 5, 6, 1), ["taken_groups 6"]),
+    "groups of one": (lambda g: grouped(g, 5, 2, 2), ["group_best is 2 of groups of 1"]),
+    "few in groups": (lambda g: grouped(g, 5, 1, 1), ["top_k is 2 of 1 groups of 1"]),
+    "no number of groups": (lambda g: attribute(g, CHOSEN, "groups", 5), ["taken_groups None"]),
+    "a bias of another length": (
+        lambda g: operands(g, CHOSEN, 1, "model.layers.1.input_layernorm.weight"),
+        ["has shape (12,), wanted is (5,)"],
+    ),
     "a flag": (lambda g: attribute(g, CHOSEN, "normalise", 2), ["normalise is 2", "give 0 or 1"]),
     "another number": (lambda g: attribute(g, GATE_UP, "top_k", 3), ["top_k is 3 where 2 are chosen"]),
     "weights of no choice": (
@@ -78,13 +100,13 @@ def test_what_is_wrong_is_named(wrong):
 def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_weighs_0():
     logits = np.zeros((2, 40), np.float32)
     logits[1, 1:] = -300
-    weights = BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits])
+    weights = BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits, None])
     np.testing.assert_array_equal(np.nonzero(weights), [[0, 0, 1, 1], [0, 1, 0, 1]])
     np.testing.assert_allclose(weights[:, :2], [[0.5, 0.5], [1, 1e-30]], rtol=1e-6)
     logits = np.zeros((1, 300), np.float32)
     logits[0, ::3] = 1.0  # an order that a sort which is not stable would lose
     np.testing.assert_array_equal(
-        np.nonzero(BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits])), [[0, 0], [0, 3]]
+        np.nonzero(BRANCH_RUN[CHOOSE](None, the_op(branched(), CHOSEN), [logits, None])), [[0, 0], [0, 3]]
     )
 
 
@@ -97,15 +119,37 @@ def test_regions_of_a_layer_with_branches():
     ]
 
 
+SHARED = replace(BRANCHES, shared=8, names=BranchNames())
+WEIGHED = replace(SHARED, names=BranchNames(shared_chooser="mlp.shared_gate"))
+GROUPED = Choice(True, True, True, 2.5, 1e-20, 3, 2, 2)
+
+
+def test_a_branch_that_all_tokens_take_is_a_plain_block_or_the_one_branch_of_a_choice():
+    found = {}
+    for branches in (SHARED, WEIGHED):
+        program = compile_graph(branched(branches=branches), "cache")
+        kernels = [region.kernel for region in program.regions if region.stage == "layers.1"]
+        assert kernels[:4] == ["norm_qkv_rope_append", "attention", "linear_add", "rms_norm"]
+        assert kernels[-4:] == ["linear", "choose_branches", "branch_gate_up", "branch_down_add"]
+        found[branches] = kernels[4:-4]
+    assert found == {
+        SHARED: ["norm_gate_up_silu_mul", "linear_add"],
+        WEIGHED: ["linear", "choose_branches", "branch_gate_up", "branch_down_add"],
+    }
+
+
 def test_the_key_is_that_of_the_choice_too():
     keys = {architecture_key(branched(branches=replace(BRANCHES, **changes))) for changes in ({}, {"taken": 3})}
-    keys |= {architecture_key(branched(branches=replace(BRANCHES, normalised=False))), architecture_key(decoder())}
-    assert len(keys) == 4
+    keys |= {architecture_key(branched(branches=replace(BRANCHES, choice=choice))) for choice in CHOICES}
+    assert len(keys | {architecture_key(decoder())}) == 2 + len(CHOICES) + 1
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-def test_all_ranks_together_equal_the_whole(degree):
-    graph = branched()
+@pytest.mark.parametrize(
+    ("degree", "branches"),
+    [(2, BRANCHES), (4, BRANCHES), (2, SHARED), (4, replace(WEIGHED, count=6, choice=GROUPED))],
+)
+def test_all_ranks_together_equal_the_whole(degree, branches):
+    graph = branched(branches=branches)
     wanted, found = play(graph, *STEPS), play_ranks(graph, degree, *STEPS)
     for ranks, whole in zip(found, wanted, strict=True):
         for rank in ranks:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Operands
-from coterie.graph.branch_ops import GATE_UP, TOP_K
+from coterie.graph.branch_ops import GATE_UP, TOP_K, choice_of
 from coterie.graph.ir import Op
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.kernels import cpu as kernels
@@ -19,8 +19,7 @@ def _choose_branches(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     T, E = low.value(op.outputs[0]).shape
     ends = {"logits": low.at(op.inputs[0]), "y": low.at(op.outputs[0])}
-    how: Operands = {"top_k": op.integer(TOP_K), "normalise": op.integer("normalise"), "scale": op.scale}
-    return ends | {"T": low.size(T), "E": low.size(E)} | how
+    return ends | low.weight("bias", op.inputs[1]) | {"T": low.size(T), "E": low.size(E)} | choice_of(op)
 
 
 def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Sizes, trailing
-from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, MATRICES_FROM, TOP_K
+from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, GROUP_BEST, GROUPS, MATRICES_FROM, TOP_K
 from coterie.graph.ir import Graph, Op, Value
 
-SOFTMAX_FLOPS = 4  # max, exp, sum, divide
+SCORES_FLOPS = 4  # max, exp, sum, divide; or for a sigmoid sign, exp, add, divide
 SILU_MUL_FLOPS = 5
 
 
@@ -30,8 +30,10 @@ def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
 
 
 def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """The softmax, and a comparison of each for each that is taken."""
-    return (SOFTMAX_FLOPS + op.integer(TOP_K)) * sizes.count(graph.values[op.outputs[0]].shape)
+    """The scores, their bias, and a comparison of each for each that is taken, in its group and in all."""
+    of_group = op.integer(GROUP_BEST) if GROUPS in op.attrs else 0
+    each = SCORES_FLOPS + bool(op.inputs[1]) + of_group + op.integer(TOP_K)
+    return each * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:

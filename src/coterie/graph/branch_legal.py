@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Shape, trailing
-from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, MATRICES_FROM, TOP_K
+from coterie.graph.branch_ops import (
+    CHOOSE,
+    DOWN,
+    GATE_UP,
+    GROUP_BEST,
+    GROUPS,
+    LEAST_SUM,
+    MATRICES_FROM,
+    SCORES,
+    SIGMOID,
+    TAKEN_GROUPS,
+    TOP_K,
+)
 from coterie.graph.checks import Row, T
 from coterie.graph.ops import INT8, INT16, ROUNDING
 
@@ -24,6 +36,31 @@ def _choose(row: Row) -> None:
         raise row.wrong(f"{TOP_K} is {top_k!r} of {logits.shape}", "give logits [T, E] and a number from 1 to E")
     if row.op.attrs["normalise"] not in (0, 1):
         raise row.wrong(f"normalise is {row.op.attrs['normalise']!r}", "give 0 or 1")
+    if row.op.inputs[1]:
+        row.weight(1, (branches,))
+    if row.op.attrs.get(SCORES, SIGMOID) != SIGMOID:
+        raise row.wrong(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
+    least = row.op.attrs.get(LEAST_SUM, 0.0)
+    if not isinstance(least, int | float) or not 0 <= least < 1:
+        raise row.wrong(f"{LEAST_SUM} is {least!r}", "give a number from 0 to 1, or leave it out")
+    _groups(row, branches, top_k)
+
+
+def _groups(row: Row, branches: int, top_k: int) -> None:
+    """Groups are equal, and those that are taken have as many branches as a token takes."""
+    found = [row.op.attrs.get(name) for name in (GROUPS, TAKEN_GROUPS, GROUP_BEST)]
+    groups, taken, best = (value if isinstance(value, int) else 0 for value in found)
+    if found == [None, None, None]:
+        return
+    if not 0 < groups <= branches or branches % groups or not 0 < taken <= groups:
+        fact = f"{GROUPS} is {found[0]!r} and {TAKEN_GROUPS} {found[1]!r} of {branches} branches"
+        raise row.wrong(fact, "give a divisor of E, and a number from 1 to that")
+    if best not in (1, 2) or best > branches // groups:
+        fact = f"{GROUP_BEST} is {found[2]!r} of groups of {branches // groups}"
+        raise row.wrong(fact, "give 1 or 2, and as many branches to a group")
+    if top_k > taken * (branches // groups):
+        fact = f"{TOP_K} is {top_k} of {taken} groups of {branches // groups}"
+        raise row.wrong(fact, "let groups be taken that have as many")
 
 
 def _taken(row: Row, groups: int) -> int:

@@ -6,20 +6,27 @@ marked + are there once for each branch. Knows nothing about which families have
 
 from __future__ import annotations
 
+from coterie.graph.ir import Op
 from coterie.graph.opspec import OpSpec
 
 CHOOSE, GATE_UP, DOWN = "choose_branches", "branch_gate_up", "branch_down"
 TOP_K = "top_k"  # how many branches a token takes
+SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
+LEAST_SUM = "least_sum"  # what normalised weights are divided by at least
+GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
+GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
 MATRIX_READERS = (GATE_UP, DOWN)
 MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
 
 BRANCH_OPS: dict[str, OpSpec] = {
     CHOOSE: OpSpec(
-        "y = scale * softmax(logits) where that is among the top_k largest of a row, of equal ones the first, else 0; "
-        "normalise 1: divided by their sum",
-        ("logits:TE",),
+        "y = scale * scores where these are among the top_k largest of a row, of equal ones the first, else 0; scores: "
+        "softmax(logits), or their sigmoid; normalise 1: divided by the sum of those taken, at least least_sum. A bias "
+        "is added to rank them, and only for that. With groups only those of the taken_groups best, ranked by the sum "
+        "of their group_best largest, of equal groups the first",
+        ("logits:TE", "bias?:E"),
         ("y:TE",),
-        (TOP_K, "normalise", "scale?"),
+        (TOP_K, "normalise", "scale?", "scores?", "least_sum?", "groups?", "taken_groups?", "group_best?"),
     ),
     GATE_UP: OpSpec(
         "y = silu(x @ gate.T) * (x @ up.T) of each branch that a token takes; rounding as in linear",
@@ -34,3 +41,10 @@ BRANCH_OPS: dict[str, OpSpec] = {
         (TOP_K, "rounding?"),
     ),
 }
+
+
+def choice_of(op: Op) -> dict[str, int | float]:
+    """How an op chooses, as numbers: 0 for each attribute that is left out."""
+    whole = (TOP_K, "normalise", GROUPS, TAKEN_GROUPS, GROUP_BEST)
+    numbers: dict[str, int | float] = {name: int(op.attrs.get(name, 0)) for name in whole}
+    return numbers | {"scale": op.scale, SIGMOID: int(SCORES in op.attrs), LEAST_SUM: float(op.attrs.get(LEAST_SUM, 0))}

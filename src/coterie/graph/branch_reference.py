@@ -11,7 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
-from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, MATRICES_FROM, TOP_K
+from coterie.graph.branch_ops import (
+    CHOOSE,
+    DOWN,
+    GATE_UP,
+    GROUP_BEST,
+    GROUPS,
+    LEAST_SUM,
+    MATRICES_FROM,
+    SCORES,
+    TAKEN_GROUPS,
+    TOP_K,
+)
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Step
 
@@ -21,22 +32,49 @@ LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that no
 _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array]
 
 
-def silu(x: Array) -> F32:
-    """x * sigmoid(x): exp(-|x|) never overflows, and the two branches are the same function."""
+def sigmoid(x: Array) -> F32:
+    """1 / (1 + exp(-x)): exp(-|x|) never overflows, and the two branches are the same function."""
     e = np.exp(-np.abs(x))
-    return np.asarray(x * np.where(x >= 0, 1, e) / (1 + e), np.float32)
+    return np.asarray(np.where(x >= 0, 1, e) / (1 + e), np.float32)
+
+
+def silu(x: Array) -> F32:
+    """x * sigmoid(x)."""
+    return np.asarray(x * sigmoid(x), np.float32)
+
+
+def softmax(x: Array) -> F32:
+    """Over the last axis."""
+    p = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(p / p.sum(axis=-1, keepdims=True), np.float32)
 
 
 def _choose(step: Step, op: Op, x: list[Any]) -> Array:
-    logits_TE = x[0]
-    chosen_TA = np.argsort(-logits_TE, axis=-1, kind="stable")[:, : op.integer(TOP_K)]
-    p_TE = np.exp(logits_TE - logits_TE.max(axis=-1, keepdims=True))
-    taken_TA = np.take_along_axis(p_TE, chosen_TA, axis=-1)
-    total_T1 = (taken_TA if op.integer("normalise") else p_TE).sum(axis=-1, keepdims=True)
+    logits_TE, bias_E = x
+    scores_TE = sigmoid(logits_TE) if SCORES in op.attrs else softmax(logits_TE)
+    rank_TE = logits_TE if bias_E is None and GROUPS not in op.attrs else scores_TE
+    rank_TE = rank_TE if bias_E is None else rank_TE + bias_E
+    if GROUPS in op.attrs:
+        rank_TE = np.where(_in_best_groups(op, rank_TE), rank_TE, -np.inf)
+    chosen_TA = np.argsort(-rank_TE, axis=-1, kind="stable")[:, : op.integer(TOP_K)]
+    weights_TA = np.take_along_axis(scores_TE, chosen_TA, axis=-1)
+    if op.integer("normalise"):
+        least = np.float32(op.attrs.get(LEAST_SUM, 0.0))
+        weights_TA = weights_TA / np.maximum(weights_TA.sum(axis=-1, keepdims=True), least)
     y = np.zeros_like(logits_TE)
-    weights_TA = np.maximum(taken_TA / total_T1 * np.float32(op.scale), LEAST)
-    np.put_along_axis(y, chosen_TA, weights_TA, axis=-1)
+    np.put_along_axis(y, chosen_TA, np.maximum(weights_TA * np.float32(op.scale), LEAST), axis=-1)
     return np.asarray(y, np.float32)
+
+
+def _in_best_groups(op: Op, rank_TE: F32) -> Array:
+    """Which branches are in the groups from which a token takes."""
+    groups = op.integer(GROUPS)
+    by_group = rank_TE.reshape(len(rank_TE), groups, -1)
+    rank_TG = np.sort(by_group, axis=-1)[:, :, -op.integer(GROUP_BEST) :].sum(axis=-1)
+    best = np.argsort(-rank_TG, axis=-1, kind="stable")[:, : op.integer(TAKEN_GROUPS)]
+    taken_TG = np.zeros(rank_TG.shape, bool)
+    np.put_along_axis(taken_TG, best, True, axis=-1)
+    return np.repeat(taken_TG, by_group.shape[2], axis=-1)
 
 
 def _pairs(weights_TE: F32) -> Iterator[tuple[int, Array, Array]]:

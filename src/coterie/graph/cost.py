@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
+from coterie.graph.branch_ops import MATRIX_READERS
 from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
@@ -306,7 +307,7 @@ def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
         return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
     if op.kind == "drop_first":
         return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
-    if op.kind in BRANCH_FLOPS and value.kind is Kind.WEIGHT:
+    if op.kind in MATRIX_READERS and value.kind is Kind.WEIGHT:
         return matrix_bytes(op, value, sizes)
     if op.kind == "linear_dw" and value.name == op.inputs[2]:
         return pattern_bytes(value, sizes)

@@ -110,6 +110,8 @@ class Decoder:
         h = self._norm("post_norm", x, prefix + names.feed_forward_norm) if names.feed_forward_norm else x
         branches = self.config.branches
         with_branches = branches if branches and layer in branches.layers else None
+        if with_branches and with_branches.shared:
+            x = self._op("add", "shared_out", (x, self._shared(h, prefix, with_branches)))
         wide = self._branches(h, prefix, with_branches) if with_branches else self._feed_forward(h, prefix)
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
@@ -207,33 +209,41 @@ class Decoder:
         pairs: dict[str, Attr] = {INTERLEAVED: 1} if rope.interleaved else {}
         return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=rope.scale, **pairs)
 
-    def _feed_forward(self, h: str, prefix: str) -> str:
+    def _feed_forward(self, h: str, prefix: str, width: int = 0, names: tuple[str, str, str] | None = None) -> str:
+        """The plain block, or one of another width and other names for gate, up and down."""
         c = self.config
-        inner: Shape = (T, c.intermediate_size)
+        inner: Shape = (T, width or c.intermediate_size)
+        gate_name, up_name, down_name = (prefix + name for name in names or (c.names.gate, c.names.up, c.names.down))
         if c.feed_forward.is_gated:
-            gate = self._linear("gate", h, prefix + c.names.gate, inner, c.mlp_bias)
-            up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
+            gate = self._linear("gate", h, gate_name, inner, c.mlp_bias)
+            up = self._linear("up", h, up_name, inner, c.mlp_bias)
             if c.feed_forward is FeedForward.GATED_SILU:
                 gated = self._op("silu", "silu", (gate,), inner)
             else:
                 gated = self._op("gelu", "gelu", (gate,), inner, form=c.feed_forward.gelu_form)
             wide = self._op("mul", "mul", (gated, up), inner)
         else:
-            up = self._linear("up", h, prefix + c.names.up, inner, c.mlp_bias)
+            up = self._linear("up", h, up_name, inner, c.mlp_bias)
             if c.feed_forward in (FeedForward.RELU, FeedForward.RELU_SQUARED):
                 wide = self._op(c.feed_forward.value, "relu", (up,), inner)
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)
-        return self._linear("down", wide, prefix + c.names.down, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
+        return self._linear("down", wide, down_name, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
 
-    def _branches(self, h: str, prefix: str, branches: Branches) -> str:
+    def _shared(self, h: str, prefix: str, branches: Branches) -> str:
+        """What the branch gives that all tokens take; before the others, whose ops leave lists for each other."""
+        if branches.names.shared_chooser:
+            return self._branches(h, prefix, branches.shared_alone, "shared_")
+        return self._feed_forward(h, prefix, branches.shared, branches.names.shared)
+
+    def _branches(self, h: str, prefix: str, branches: Branches, of: str = "") -> str:
         """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops."""
-        c, names = self.config, branches.names
-        logits = self._linear("chooser", h, prefix + names.chooser, (T, branches.count), bias=False)
+        c, names, choice = self.config, branches.names, branches.choice
+        logits = self._linear(of + "chooser", h, prefix + names.chooser, (T, branches.count), bias=False)
         taken: dict[str, Attr] = {TOP_K: branches.taken}
-        normalise = int(branches.normalised)
-        how = taken | {"normalise": normalise} | _scale(c.residual_scale)
-        chosen = self._op(CHOOSE, "chosen", (logits,), (T, branches.count), **how)
+        how = taken | choice.attrs() | _scale(c.residual_scale * choice.scale)
+        bias = self._weight(prefix + names.bias, (branches.count,)) if choice.biased else ""
+        chosen = self._op(CHOOSE, of + "chosen", (logits, bias), (T, branches.count), **how)
 
         def matrices(name: str, shape: Shape) -> tuple[str, ...]:
             places = (prefix + names.branch.format(branch) for branch in range(branches.count))
@@ -242,9 +252,9 @@ class Decoder:
         up: Shape = (branches.intermediate_size, c.hidden_size)
         inner: Shape = (T, branches.taken, branches.intermediate_size)
         read = (h, chosen, *matrices(names.gate, up), *matrices(names.up, up))
-        wide = self._op(GATE_UP, "branch_gate_up", read, inner, **taken)
+        wide = self._op(GATE_UP, of + "branch_gate_up", read, inner, **taken)
         down = matrices(names.down, (c.hidden_size, branches.intermediate_size))
-        return self._op(DOWN, "branch_down", (wide, chosen, *down), None, **taken)
+        return self._op(DOWN, of + "branch_down", (wide, chosen, *down), None, **taken)
 
     def _head(self, x: str) -> None:
         c = self.config
@@ -254,7 +264,7 @@ class Decoder:
         head = c.names.embed if c.tied_embeddings else c.names.head
         table = self._weight(head, (c.vocab_size, c.hidden_size))
         name = "raw_logits" if c.logits_cap else "logits"
-        bias = self._weight(head.removesuffix("weight") + "bias", (c.vocab_size,)) if c.head_bias else ""
+        bias = self._weight(c.names.head.removesuffix("weight") + "bias", (c.vocab_size,)) if c.head_bias else ""
         logits = self._op("linear", name, (h, table, bias), (R, c.vocab_size), **_scale(c.logits_scale))
         if c.logits_cap:
             logits = self._op("softcap", "logits", (logits,), (R, c.vocab_size), cap=c.logits_cap)

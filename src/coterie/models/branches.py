@@ -1,14 +1,17 @@
 """Layers with branches (mixture of experts inside a model): how many there are, how wide, which a token takes.
 
 In a layer the word is branch, since an expert is a whole model here, and what chooses among them is its chooser, since
-a router chooses among experts. Knows nothing about how a layer is built (blocks.py).
+a router chooses among experts. A branch that all tokens take is shared.
+Knows nothing about how a layer is built (blocks.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from coterie.core.errors import UnsupportedError
+from coterie.models.choice import Choice, ChoiceKeys, choice_of
 from coterie.models.fields import Fields
 
 COUNT, TAKEN = "num_experts", "num_experts_per_tok"
@@ -20,8 +23,9 @@ MAX_BRANCHES = 4096  # more than any model has; a damaged number must not build 
 class BranchNames:
     """Tensors of a layer's branches behind its prefix, `branch` with a number; without `.weight`.
 
-    `stacked`: a stored tensor [E, rows, columns] -> the matrices of each branch whose rows follow one another in it.
-    `also`: other names of the chooser.
+    `bias`: what is added for the choice, by its whole name. `shared`: gate, up and down of the branch that all tokens
+    take, and `shared_chooser` what weighs it. `stacked`: a stored tensor [E, rows, columns] -> the matrices of each
+    branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
     """
 
     chooser: str = "mlp.gate"
@@ -29,66 +33,142 @@ class BranchNames:
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    bias: str = "mlp.gate.e_score_correction_bias"
+    shared: tuple[str, str, str] = (
+        "mlp.shared_experts.gate_proj",
+        "mlp.shared_experts.up_proj",
+        "mlp.shared_experts.down_proj",
+    )
+    shared_chooser: str = ""
     stacked: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("mlp.experts.gate_up_proj", ("gate_proj", "up_proj")),
         ("mlp.experts.down_proj", ("down_proj",)),
     )
-    also: tuple[str, ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        """What chooses and weighs branches, by whole names."""
+        found = (f"{self.chooser}.weight", self.bias)
+        return (*found, f"{self.shared_chooser}.weight") if self.shared_chooser else found
+
+
+class Plain(Enum):
+    """Which layers have a plain block in place of branches, as keys of the config say."""
+
+    NEVER = "none"
+    BY_STEP = "those in mlp_only_layers, and all but each decoder_sparse_step-th"
+    FIRST = "the first_k_dense_replace first"
+    OUTSIDE = "all but each moe_layer_interval-th from moe_layer_start_index to moe_layer_end_index"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKeys:
+    """Where a config says how wide the branch is that all tokens take; 0 where it may be absent.
+
+    `count_key`: it is as wide as so many of the others.
+    """
+
+    width_key: str = ""
+    count_key: str = ""
+    default: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BranchKeys:
-    """Where a family's config says what, and what is meant where a key is left out.
+    """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST."""
 
-    `normalises` None: as `norm_topk_prob` says. `by_layer`: some layers may have a plain block, as
-    `decoder_sparse_step` and `mlp_only_layers` say.
-    """
-
-    count: int
-    taken: int
+    count: int | None
+    taken: int | None
     width_key: str = "intermediate_size"
     width: int | None = None
-    normalises: bool | None = None
-    by_layer: bool = False
+    choice: ChoiceKeys = field(default_factory=ChoiceKeys)
+    plain: Plain = Plain.NEVER
+    first: int = 1
+    shared: SharedKeys | None = None
     names: BranchNames = field(default_factory=BranchNames)
 
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The branches of a decoder, in the `layers` that have them; `normalised`: weights of those taken sum to 1."""
+    """The branches of a decoder, in the `layers` that have them; `shared`: width of that which all take, 0 for none."""
 
     count: int
     taken: int
     intermediate_size: int
-    normalised: bool
+    choice: Choice
     layers: frozenset[int]
     names: BranchNames
+    shared: int = 0
+
+    @property
+    def shared_alone(self) -> Branches:
+        """The branch that all tokens take, each weighed by a sigmoid, as the only one of a choice."""
+        gate, up, down = self.names.shared
+        names = replace(self.names, chooser=self.names.shared_chooser, branch="", gate=gate, up=up, down=down)
+        return Branches(1, 1, self.shared, Choice(sigmoid=True), self.layers, names)
 
 
 def branches_of(config: Fields, keys: BranchKeys, num_layers: int) -> Branches:
     """What a config says of its branches. Raises CheckpointError, UnsupportedError."""
-    count, taken = config.count(COUNT, keys.count), config.count(TAKEN, keys.taken)
+    count, taken = config.count(COUNT, keys.count), _taken(config, keys)
     if count > MAX_BRANCHES:
         raise config.wrong(COUNT, f"is {count}", f"at most {MAX_BRANCHES}")
     if taken > count:
         raise config.wrong(TAKEN, f"is {taken}", f"at most the {count} branches that a layer has")
+    width = config.count(keys.width_key, keys.width)
     return Branches(
         count=count,
         taken=taken,
-        intermediate_size=config.count(keys.width_key, keys.width),
-        normalised=config.flag("norm_topk_prob") if keys.normalises is None else keys.normalises,
-        layers=_layers(config, num_layers) if keys.by_layer else frozenset(range(num_layers)),
+        intermediate_size=width,
+        choice=choice_of(config, keys.choice, count, taken),
+        layers=_layers(config, keys, num_layers),
         names=keys.names,
+        shared=_shared(config, keys.shared, width) if keys.shared else 0,
     )
 
 
-def _layers(config: Fields, num_layers: int) -> frozenset[int]:
-    """Every `decoder_sparse_step`-th layer, but for those in `mlp_only_layers`."""
+def _taken(config: Fields, keys: BranchKeys) -> int:
+    """How many a token takes, in every layer as many, where a config has a number for each."""
+    said = config.get(TAKEN, keys.taken)
+    if not isinstance(said, list) or not said:
+        return config.count(TAKEN, keys.taken)
+    if any(one != said[0] for one in said):
+        fact = f"{TAKEN} is {said!r}: layers of which tokens take different numbers of branches are not run"
+        raise UnsupportedError(config.where, fact, "use a model where all layers take as many")
+    return Fields({TAKEN: said[0]}, config.where).count(TAKEN)
+
+
+def _shared(config: Fields, keys: SharedKeys, width: int) -> int:
+    if keys.width_key:
+        return config.whole(keys.width_key, keys.default)
+    return width * config.whole(keys.count_key, keys.default)
+
+
+def _layers(config: Fields, keys: BranchKeys, num_layers: int) -> frozenset[int]:
+    """Those with branches. Raises UnsupportedError where there are none."""
+    which = {Plain.BY_STEP: _by_step, Plain.FIRST: _behind_first, Plain.OUTSIDE: _within}.get(keys.plain)
+    found = which(config, keys, num_layers) if which else range(num_layers)
+    layers = frozenset(found)
+    if not layers:
+        fact = f"none of the {num_layers} layers has branches: plain are {keys.plain.value}"
+        raise UnsupportedError(config.where, fact, "use the family without them")
+    return layers
+
+
+def _by_step(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:
     step, plain = config.count("decoder_sparse_step", 1), config.get("mlp_only_layers", [])
     if not isinstance(plain, list) or any(type(layer) is not int for layer in plain):
         raise config.wrong("mlp_only_layers", f"is {plain!r}", "a list of numbers of layers")
-    layers = frozenset(layer for layer in range(num_layers) if (layer + 1) % step == 0 and layer not in plain)
-    if not layers:
-        fact = f"none of the {num_layers} layers has branches (decoder_sparse_step {step}, mlp_only_layers {plain})"
-        raise UnsupportedError(config.where, fact, "use the family without them")
-    return layers
+    return [layer for layer in range(num_layers) if (layer + 1) % step == 0 and layer not in plain]
+
+
+def _behind_first(config: Fields, keys: BranchKeys, num_layers: int) -> range:
+    return range(config.whole("first_k_dense_replace", keys.first), num_layers)
+
+
+def _within(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:
+    first, every = config.whole("moe_layer_start_index", keys.first), config.count("moe_layer_interval", 1)
+    last = config.get("moe_layer_end_index", -1)
+    last = num_layers - 1 if last == -1 else config.whole("moe_layer_end_index", None)
+    return [layer for layer in range(first, min(last + 1, num_layers)) if (layer + 1) % every == 0]

@@ -31,6 +31,7 @@ class ModelConfig:
     `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
     `local_rope` is that of layers with a window, if they have their own. Caps are 0 where there are none.
     `rounds_embed_scale`: the scale is of the embedding's type. Layers with `branches` have these for the plain block.
+    `layers_behind`: how many layers a file may hold behind these, of which no step is made.
     """
 
     family: str
@@ -71,6 +72,7 @@ class ModelConfig:
     branches: Branches | None = None
     delta_nets: DeltaNets | None = None
     gated_attention: bool = False
+    layers_behind: int = 0
     names: Names = NAMES
 
     @property
@@ -93,7 +95,8 @@ class ModelConfig:
         raw = text_config(raw, where)
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
-        refuse_features(config, (*family.runs, *(RUN_KEYS if family.branches else ())))
+        own = (*family.runs, family.qk_norm_key, family.layers_behind_key)
+        refuse_features(config, (*own, *(RUN_KEYS if family.branches else ())))
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
             raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
@@ -115,8 +118,8 @@ class ModelConfig:
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
-            qk_norm=family.qk_norm,
-            head_bias=family.head_bias,
+            qk_norm=config.flag(family.qk_norm_key) if family.qk_norm_key else family.qk_norm,
+            head_bias=_bias(config, family.head_bias, "head_bias"),
             heads_normed_together=family.heads_normed_together,
             normed_behind_rope=family.normed_behind_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
@@ -133,6 +136,7 @@ class ModelConfig:
             branches=branches_of(config, family.branches, num_layers) if family.branches else None,
             delta_nets=delta_nets_of(config, num_layers) if family.delta_nets else None,
             gated_attention=family.gated_attention,
+            layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
             **_scales(config, family),
         )
 
@@ -259,12 +263,13 @@ def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]
         types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
     if family.window is Window.BY_TYPES and types is None:
         types = [SLIDING if window else FULL] * num_layers
-    if family.window in (Window.BY_LAYER, Window.BY_TYPES, Window.BY_PATTERN, Window.WITHOUT_ROPE):
+    if family.window not in (Window.NEVER, Window.EVERY_LAYER):
         if types is None:
             windowed = _windowed_layers(config, family, num_layers) if window else ()
             types = [SLIDING if layer in windowed else FULL for layer in range(num_layers)]
         if SLIDING in types and not window:
-            key = "a sliding_window" if family.window in (Window.BY_PATTERN, Window.BY_TYPES) else "use_sliding_window"
+            by_flag = family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE)
+            key = "use_sliding_window" if by_flag else "a sliding_window"
             wanted = f"used with {key}"
             raise config.wrong("layer_types", f"names {SLIDING} without a window", wanted)
         return tuple(window if kind == SLIDING else 0 for kind in types)
@@ -279,7 +284,7 @@ def _windowed_layers(config: Fields, family: Family, num_layers: int) -> Sequenc
     """Which layers have the window, where `layer_types` is absent."""
     if family.window is Window.WITHOUT_ROPE:
         return _layers_without_rope(config, family, num_layers)
-    first = config.raw.get("max_window_layers", 28)  # the default of both Qwen config classes
+    first = config.raw.get("max_window_layers", family.window_from)
     if type(first) is not int or first < 0:
         raise config.wrong("max_window_layers", f"is {first!r}", "a whole number")
     return range(first, num_layers)

@@ -8,18 +8,24 @@ from __future__ import annotations
 from coterie.core.errors import UnsupportedError
 from coterie.models.arcee import ARCEE
 from coterie.models.bloom import BLOOM
+from coterie.models.dots1 import DOTS1
 from coterie.models.ernie import ERNIE4_5
+from coterie.models.ernie_moe import ERNIE4_5_MOE
 from coterie.models.exaone4 import EXAONE4
 from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
 from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
 from coterie.models.glm4 import GLM, GLM4
+from coterie.models.glm4_moe import GLM4_MOE
 from coterie.models.granite import GRANITE, GRANITE4
 from coterie.models.granitemoe import GRANITE_MOE
+from coterie.models.granitemoeshared import GRANITE_MOE_SHARED
 from coterie.models.helium import HELIUM
 from coterie.models.hunyuan import HUNYUAN
+from coterie.models.hunyuan_moe import HUNYUAN_MOE
 from coterie.models.llama import LLAMA
+from coterie.models.minimax_m2 import MINIMAX_M2
 from coterie.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.mixtral import MIXTRAL
 from coterie.models.olmo2 import OLMO2, OLMO3
@@ -28,6 +34,7 @@ from coterie.models.opt import OPT
 from coterie.models.phi import PHI
 from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
+from coterie.models.qwen2_moe import QWEN2_MOE
 from coterie.models.qwen3 import QWEN3
 from coterie.models.qwen3_5 import QWEN3_5
 from coterie.models.qwen3_moe import QWEN3_MOE
@@ -43,22 +50,17 @@ FAMILIES: dict[str, Family] = {
         *(PHI3, SMOLLM3, QWEN3_5),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
+        *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
         *(BLOOM, FALCON, OPT),
     )
 }
 # Architectures whose layers have branches that are chosen or built in another way.
-_SHARED = "all tokens take one branch of its layers beside those that are chosen"
-_GROUPED = "its branches are chosen by groups or with a bias, and all tokens take one beside those that are chosen"
+_LATENT = "its attention is latent: keys and values are kept as one smaller vector"
 OTHER_BRANCHES = {
-    "qwen2_moe": _SHARED,
-    "qwen3_next": _SHARED,
-    "deepseek_v2": _GROUPED,
-    "deepseek_v3": _GROUPED,
-    "glm4_moe": _GROUPED,
+    "qwen3_next": "most of its layers keep a state in place of keys and values",
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
     "gpt_oss": "its branches have biases and clipped gates, and its attention has sinks",
-    "ernie4_5_moe": _GROUPED,
-    "hunyuan_v1_moe": _SHARED,
-    "granitemoeshared": _SHARED,
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
 

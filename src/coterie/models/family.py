@@ -24,6 +24,7 @@ class Window(Enum):
     BY_LAYER = "by layer"  # `use_sliding_window` with `layer_types`, or from `max_window_layers` on
     WITHOUT_ROPE = "layers without rope"  # `use_sliding_window` with `layer_types`, or those layers
     BY_TYPES = "by types"  # `layer_types`, or all layers
+    FROM_LAYER = "from a layer on"  # `layer_types`, or from `max_window_layers` on
     BY_PATTERN = "by pattern"  # `layer_types`, or all layers but each `window_pattern`-th
 
 
@@ -112,12 +113,14 @@ class Family:
     qkv_bias: Bias = Bias.NEVER
     o_bias: Bias = Bias.NEVER
     mlp_bias: Bias = Bias.NEVER
-    head_bias: bool = False  # of the logits
+    head_bias: Bias = Bias.NEVER  # of the logits, by `head_bias`
     qk_norm: bool = False
+    qk_norm_key: str = ""  # of the config, where it says whether there are such norms
     normed_behind_rope: bool = False  # queries and keys, where there are such norms
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # where the key is absent; None for no window
+    window_from: int = 28  # the first layer with a window, where `max_window_layers` is absent; as of both Qwen classes
     window_pattern: int = 0
     pattern_key: str = ""  # of the config, where it may say otherwise
     rope_by_window: bool = False  # layers with a window rotate by angles of their own
@@ -144,6 +147,7 @@ class Family:
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # other names that this family has for a kind of rope
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
     rotated_part: float = 1.0  # where that key is absent
+    rotated_key: str = ""  # an older key, for how many channels are
     default_rope: Mapping[str, Any] = field(default_factory=dict)  # where the config describes none
     rope_alpha: bool = False  # a dynamic rope with `alpha` is one of a longer period, everywhere
     queries_grow: bool = False  # with their position, where the rope says so
@@ -155,6 +159,7 @@ class Family:
     branches: BranchKeys | None = None
     delta_nets: bool = False  # some layers are, instead of attending
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
+    layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

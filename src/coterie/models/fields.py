@@ -36,6 +36,11 @@ class Fields:
             raise self.wrong(key, f"is {value!r}", f"a whole number of at least 1 and below {MAX_COUNT}")
         return value
 
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 0. Raises CheckpointError."""
+        value = self.get(key, default)
+        return 0 if type(value) is int and value == 0 else self.count(key, default)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0. Raises CheckpointError."""
         value = self.get(key, default)

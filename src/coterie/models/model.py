@@ -37,7 +37,7 @@ from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.stacked import unstacked
-from coterie.models.tensors import check_tensors, map_bytes
+from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
 ACTIVATIONS = (INT16, INT8)  # of the products with packed weights
 
@@ -84,7 +84,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = weight_shapes(config)
-    read = {name: info for name, info in checkpoint.tensors.items() if not name.startswith(config.names.unread)}
+    read = read_by_a_step(checkpoint.tensors, config)
     tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
         tensors = unstacked(checkpoint.path, tensors, shapes, config.names.layer, config.branches)

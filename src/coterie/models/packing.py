@@ -27,7 +27,7 @@ KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
 TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
-CHOOSERS = tuple(sorted({f".{f.branches.names.chooser}.weight" for f in FAMILIES.values() if f.branches}))
+CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
 NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z"}
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}

@@ -5,7 +5,7 @@ Knows nothing about how a decoder is built (blocks.py).
 
 from dataclasses import replace
 
-from coterie.models.branches import BranchKeys
+from coterie.models.branches import BranchKeys, Plain
 from coterie.models.qwen3 import QWEN3
 
 QWEN3_MOE = replace(
@@ -16,5 +16,5 @@ QWEN3_MOE = replace(
     head_dim=None,
     keys={"num_experts": "num_local_experts"},
     required={"use_sliding_window": False},
-    branches=BranchKeys(128, 8, width_key="moe_intermediate_size", width=768, by_layer=True),
+    branches=BranchKeys(128, 8, width_key="moe_intermediate_size", width=768, plain=Plain.BY_STEP),
 )

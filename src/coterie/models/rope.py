@@ -98,7 +98,10 @@ def _growth(rope: Fields, family: Family) -> dict[str, Any]:
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
     """How many channels of each head are rotated, an even number."""
-    part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", family.rotated_part))
+    unsaid = family.rotated_part
+    if family.rotated_key and config.get(family.rotated_key) is not None:
+        unsaid = config.count(family.rotated_key) / head_dim
+    part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", unsaid))
     if part != 1.0 and not family.partial_rope:
         fact = f"partial_rotary_factor {part:g} is not run for {family.model_type}"
         raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")

@@ -27,10 +27,12 @@ def unstacked(
     """
     tensors, names = dict(tensors), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
-        for other in names.also:
-            name, stored = f"{prefix}{names.chooser}.weight", f"{prefix}{other}.weight"
+        for name, stored in ((prefix + name, prefix + other) for name, other in names.also):
             if stored in tensors and name not in tensors:
                 tensors[name] = replace(tensors.pop(stored), name=name)
+        bias = tensors.get(prefix + names.bias)
+        if bias is not None and bias.shape == (1, found.count):
+            tensors[bias.name] = replace(bias, shape=(found.count,))
         for name, parts in names.stacked:
             apart = f"{prefix}{names.branch.format(0)}{parts[0]}.weight"
             if prefix + name not in tensors or apart in tensors:

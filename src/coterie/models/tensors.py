@@ -17,11 +17,19 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.config import ModelConfig
 from coterie.models.packing import Packing
 
 # Buffers that older versions of transformers stored; the frequencies come from config.json.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _COMPARE_BYTES = 1 << 24
+
+
+def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
+    """The tensors but for those that predict tokens further ahead, of layers behind the last among them."""
+    behind = range(config.num_layers, config.num_layers + config.layers_behind)
+    unread = (*config.names.unread, *(config.names.layer.format(layer) for layer in behind))
+    return {name: info for name, info in tensors.items() if not name.startswith(unread)}
 
 
 def check_tensors(

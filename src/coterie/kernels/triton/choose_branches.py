@@ -1,6 +1,7 @@
-"""choose_branches: y = scale * softmax(logits) where that is among the top_k largest of a row, else 0.
+"""choose_branches: y = scale * scores where these are among the top_k largest of a row, else 0.
 
-Or, normalised, these divided by their sum. Of equal ones the first.
+Or, normalised, these divided by their sum. Scores are a softmax of the logits or their sigmoid; with a bias or groups,
+scores + bias are ranked, in the best groups. Of equal ones the first.
 Which they are is left in scratch for the row behind, where that reads the weights.
 Knows nothing about what branches are.
 """
@@ -15,7 +16,7 @@ from coterie.kernels.triton.branches import VALUES_OF_WARP, chosen_bytes, chosen
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-LOGITS, Y, T, SCALE = places("choose_branches", "logits", "y", "T", "scale")
+LOGITS, Y, T, SCALE, BIAS_AT, LEAST_SUM = places("choose_branches", "logits", "y", "T", "scale", "bias", "least_sum")
 LEAST = tl.constexpr(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
 GONE = tl.constexpr(-(2**31))  # below every key
 
@@ -28,6 +29,36 @@ def _key(x):
 
 
 @triton.jit
+def _largest(key):
+    """Where the largest key is, the first of equal ones."""
+    return tl.arange(0, key.shape[0]) == tl.argmax(key, axis=0)
+
+
+@triton.jit
+def _in_best_groups(x, E: tl.constexpr, GROUPS: tl.constexpr, TAKEN: tl.constexpr, BEST: tl.constexpr):
+    """Which of x [WIDE] are in the TAKEN groups of those E whose BEST largest have the largest sums."""
+    SIZE: tl.constexpr = E // GROUPS
+    e = tl.arange(0, x.shape[0])
+    ranks = tl.zeros_like(x)
+    for g in tl.range(0, GROUPS):
+        inside = (e // SIZE == g) & (e < E)
+        key = tl.where(inside, _key(x), GONE)
+        rank = 0.0
+        for _k in tl.static_range(BEST):
+            best = _largest(key)
+            rank += tl.sum(tl.where(best, x, 0.0), axis=0)
+            key = tl.where(best, GONE, key)
+        ranks = tl.where(inside, rank, ranks)
+    key = tl.where(e < E, _key(ranks), GONE)
+    marked = e < 0
+    for _k in tl.range(0, TAKEN):
+        group = e // SIZE == tl.argmax(key, axis=0) // SIZE
+        marked = marked | group
+        key = tl.where(group, GONE, key)
+    return marked
+
+
+@triton.jit
 def _choose(
     row,
     ids,
@@ -35,6 +66,11 @@ def _choose(
     WIDE: tl.constexpr,
     TOP_K: tl.constexpr,
     NORMALISE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BIAS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TAKEN_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
     LISTED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -46,17 +82,27 @@ def _choose(
         e = tl.arange(0, WIDE)
         at = t.to(tl.int64) * E + e
         x = tl.load(pointer(row, LOGITS, tl.float32) + at, mask=e < E, other=float("-inf"))
-        p = tl.exp(x - tl.max(x, axis=0))
-        key = tl.where(e < E, _key(x), GONE)
+        if SIGMOID:
+            p, total = 1.0 / (1.0 + tl.exp(-x)), 1.0
+        else:
+            p = tl.exp(x - tl.max(x, axis=0))
+            total = tl.sum(p, axis=0)
+        there, ranked = e < E, x
+        if BIAS is not None or GROUPS > 0:
+            p, total = p / total, 1.0
+            ranked = p
+        if BIAS is not None:
+            ranked += tl.load(pointer(row, BIAS_AT, BIAS) + e, mask=e < E, other=0.0).to(tl.float32)
+        if GROUPS > 0:
+            there = _in_best_groups(ranked, E, GROUPS, TAKEN_GROUPS, GROUP_BEST)
+        key = tl.where(there, _key(ranked), GONE)
         marked = e < 0
         for _k in tl.range(0, TOP_K):
-            best = e == tl.argmax(key, axis=0)
+            best = _largest(key)
             marked = marked | best
             key = tl.where(best, GONE, key)
         if NORMALISE:
-            total = tl.sum(tl.where(marked, p, 0.0), axis=0)
-        else:
-            total = tl.sum(p, axis=0)
+            total = tl.maximum(tl.sum(tl.where(marked, p, 0.0), axis=0), real(row, LEAST_SUM).to(tl.float32))
         weight = p / total * real(row, SCALE).to(tl.float32)
         weight = tl.where(weight < LEAST, LEAST, weight)
         tl.store(pointer(row, Y, tl.float32) + at, tl.where(marked, weight, 0.0), mask=e < E)
@@ -67,9 +113,11 @@ def _choose(
 def launch(call: Call) -> None:
     """A program a token."""
     E = call.integer("E")
-    wide, how = power_of_two(E), {"TOP_K": call.integer("top_k"), "NORMALISE": call.integer("normalise")}
-    ids, warps = chosen_ids(call), min(max(wide // VALUES_OF_WARP, 1), 8)
-    how["LISTED"] = ids is not None
+    names = ("top_k", "normalise", "sigmoid", "groups", "taken_groups", "group_best")
+    how: dict[str, object] = {name.upper(): call.integer(name) for name in names}
+    wide, ids = power_of_two(E), chosen_ids(call)
+    how |= {"BIAS": call.type("bias"), "LISTED": ids is not None}
+    warps = min(max(wide // VALUES_OF_WARP, 1), 8)
     args = (call.row, call.scratch_as(tl.float32, 0) if ids is None else ids)
     call.launch(_choose, (call.bucket.tokens,), *args, E=E, WIDE=wide, **how, num_warps=warps)
 

@@ -1,0 +1,94 @@
+"""How a token's branches are chosen and weighed, as a config says it.
+
+Knows nothing about which family chooses how, or how a choice is computed (graph/branch_ops.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.graph.branch_ops import GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
+from coterie.graph.ir import Attr
+from coterie.models.fields import Fields
+
+NORMALISES, FACTOR, GROUP_COUNT, GROUPS_TAKEN = "norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group"
+# Names that released configs have for sigmoid scores ranked with a bias.
+_SAID = {"scoring_func": ("sigmoid", "noaux_tc"), "topk_method": ("noaux_tc",)}
+GROUPED_RUNS = (FACTOR, GROUP_COUNT, *_SAID)  # keys that a family with such scores and groups runs
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceKeys:
+    """What is a family's own, and what is meant where a key of the config is left out.
+
+    `normalises` None: as `norm_topk_prob` says, which is `normalises_unsaid` where it is left out. `scales`: by
+    `routed_scaling_factor`. `group_best`: there are `n_group` groups, ranked by so many. `least_key` says `least_sum`.
+    """
+
+    normalises: bool | None = None
+    normalises_unsaid: bool = False
+    sigmoid: bool = False
+    biased: bool = False
+    scales: bool = False
+    group_best: int = 0
+    least_sum: float = 0.0
+    least_key: str = ""
+
+
+# Of DeepSeek V3 and those that choose as it does.
+BIASED_SIGMOID = ChoiceKeys(sigmoid=True, biased=True, scales=True, group_best=2, least_sum=1e-20)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a token's branches are chosen and weighed, in the words of choose_branches."""
+
+    normalised: bool = False
+    sigmoid: bool = False
+    biased: bool = False
+    scale: float = 1.0
+    least_sum: float = 0.0
+    groups: int = 0
+    taken_groups: int = 0
+    group_best: int = 0
+
+    def attrs(self) -> dict[str, Attr]:
+        """Attributes of the op besides its scale; what changes nothing is left out."""
+        attrs: dict[str, Attr] = {"normalise": int(self.normalised)}
+        attrs |= {SCORES: SIGMOID} if self.sigmoid else {}
+        attrs |= {LEAST_SUM: self.least_sum} if self.least_sum else {}
+        if self.groups:
+            attrs |= {GROUPS: self.groups, TAKEN_GROUPS: self.taken_groups, GROUP_BEST: self.group_best}
+        return attrs
+
+
+def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choice:
+    """What a config says of the choice of `taken` of `count` branches. Raises CheckpointError."""
+    for key, known in _SAID.items() if keys.sigmoid else ():
+        if config.get(key, known[0]) not in known:
+            raise config.wrong(key, f"is {config.get(key)!r}", " or ".join(known))
+    groups, taken_groups = _groups(config, keys, count, taken)
+    return Choice(
+        normalised=config.flag(NORMALISES, keys.normalises_unsaid) if keys.normalises is None else keys.normalises,
+        sigmoid=keys.sigmoid,
+        biased=keys.biased,
+        scale=config.number(FACTOR, 1.0) if keys.scales else 1.0,
+        least_sum=config.number(keys.least_key, keys.least_sum) if keys.least_key else keys.least_sum,
+        groups=groups,
+        taken_groups=taken_groups,
+        group_best=keys.group_best if groups else 0,
+    )
+
+
+def _groups(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> tuple[int, int]:
+    """How many groups there are, and from how many a token takes; none where it takes from all."""
+    if not keys.group_best:
+        return 0, 0
+    groups, taken_groups = config.count(GROUP_COUNT, 1), config.count(GROUPS_TAKEN, 1)
+    if count % groups or count // groups < keys.group_best:
+        wanted = f"a divisor of the {count} branches that leaves a group at least {keys.group_best}"
+        raise config.wrong(GROUP_COUNT, f"is {groups}", wanted)
+    if taken_groups > groups or taken_groups * (count // groups) < taken:
+        wanted = f"at most the {groups} groups, and enough for {taken} branches of {count // groups} in a group"
+        raise config.wrong(GROUPS_TAKEN, f"is {taken_groups}", wanted)
+    return (0, 0) if taken_groups == groups else (groups, taken_groups)

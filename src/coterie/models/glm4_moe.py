@@ -1,0 +1,35 @@
+"""GLM-4.5 MoE: half of each head is rotated, in halves; behind plain layers such whose branches a biased sigmoid ranks.
+
+One branch more is taken by all tokens. Released files hold one layer more, which predicts a token further ahead.
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from dataclasses import replace
+
+from coterie.models.branches import BranchKeys, Plain, SharedKeys
+from coterie.models.choice import BIASED_SIGMOID, GROUPED_RUNS
+from coterie.models.family import Bias, Family
+
+GLM4_MOE = Family(
+    model_type="glm4_moe",
+    causal_class="Glm4MoeForCausalLM",
+    max_positions=131_072,
+    num_kv_heads=8,
+    qkv_bias=Bias.BY_CONFIG,
+    qk_norm_key="use_qk_norm",
+    norm_eps=1e-5,
+    partial_rope=True,
+    rotated_part=0.5,
+    layers_behind_key="num_nextn_predict_layers",
+    runs=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
+    keys={"num_experts": "n_routed_experts"},
+    branches=BranchKeys(
+        128,
+        8,
+        width_key="moe_intermediate_size",
+        width=1408,
+        choice=replace(BIASED_SIGMOID, normalises_unsaid=True),
+        plain=Plain.FIRST,
+        shared=SharedKeys(count_key="n_shared_experts", default=1),
+    ),
+)
