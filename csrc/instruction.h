@@ -151,6 +151,13 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_LINEAR_ADD(FIELD) COTERIE_LINEAR(FIELD) FIELD(const f32*, residual)
 
+// Rows of the step in `shares`, rows [first[s], first[s + 1]) with the weight at each[s].
+#define COTERIE_SHARES(FIELD) FIELD(bytes* const*, each) FIELD(const i32*, first) FIELD(integer, shares)
+
+#define COTERIE_LINEAR_EACH(FIELD) COTERIE_LINEAR(FIELD) COTERIE_SHARES(FIELD)
+
+#define COTERIE_LINEAR_ADD_EACH(FIELD) COTERIE_LINEAR_ADD(FIELD) COTERIE_SHARES(FIELD)
+
 // Without a norm (null), x goes in as it is.
 #define COTERIE_NORM_GATE_UP_SILU_MUL(FIELD)                                                                         \
   COTERIE_NORM(FIELD)                                                                                                \
@@ -220,7 +227,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(branch_down_add, BranchDownAdd, COTERIE_BRANCH_DOWN_ADD)                                                        \
   OP(relu_squared, ReluSquared, COTERIE_RELU_SQUARED)                                                                \
   OP(layer_norm, LayerNorm, COTERIE_LAYER_NORM)                                                                      \
-  OP(norm_linear_gelu, NormLinearGelu, COTERIE_NORM_LINEAR_GELU)
+  OP(norm_linear_gelu, NormLinearGelu, COTERIE_NORM_LINEAR_GELU)                                                     \
+  OP(linear_each, LinearEach, COTERIE_LINEAR_EACH)                                                                   \
+  OP(linear_add_each, LinearAddEach, COTERIE_LINEAR_ADD_EACH)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -107,11 +107,23 @@ class Shared:
 
 
 @value
+class Fellows:
+    """Sequences of a run that have own weights elsewhere: the extents and offsets of these, which have the same shared
+    ones. `of_B`: whose weights each sequence has, 0 for those of the binding itself, from 1 on these.
+    """
+
+    weights: tuple[Buffer, ...]
+    offsets: tuple[tuple[int, ...], ...]
+    of_B: Ints
+
+
+@value
 class Binding:
     """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
 
     `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0. `shared`: where some of the weights
-    are not in `weights` but in another extent of the same tier; their offsets are in that one.
+    are not in `weights` but in another extent of the same tier; their offsets are in that one. `fellows`: where not all
+    sequences have the same of the others, which is for executables that mix them.
     """
 
     weights: Buffer
@@ -120,12 +132,15 @@ class Binding:
     block_bytes: int
     rows: Rows
     shared: Shared | None = None
+    fellows: Fellows | None = None
 
     @property
     def extents(self) -> tuple[Buffer, ...]:
         """All memory that a run is given."""
-        given = self.weights, self.kv
-        return given if self.shared is None else (*given, self.shared.weights)
+        given: tuple[Buffer, ...] = self.weights, self.kv
+        if self.shared is not None:
+            given = (*given, self.shared.weights)
+        return given if self.fellows is None else (*given, *self.fellows.weights)
 
 
 class Executable(Protocol):
@@ -134,6 +149,9 @@ class Executable(Protocol):
     @property
     def program(self) -> Program:
         """The program that was loaded."""
+
+    def mixes(self, shared: Sequence[int]) -> bool:
+        """Whether sequences of one run may differ in all weights but those at these places of the program's order."""
 
 
 @value

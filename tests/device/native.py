@@ -55,7 +55,7 @@ def optional(name, tensor):
     return tensor.operand(name) if tensor is not None else absent(name)
 
 
-SCALED = ("embed", "linear", "linear_add", "take_norm_linear")
+SCALED = ("embed", "linear", "linear_add", "linear_each", "linear_add_each", "take_norm_linear")
 NORMING = (
     "rms_norm",
     "norm_add",

@@ -19,7 +19,7 @@ from tests.device.programs import Desk, V, loaded, rows, tiny_graph, write_weigh
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError, UnsupportedError
 from coterie.core.units import format_bytes
-from coterie.device import Sampling, Shared, wait_for
+from coterie.device import Fellows, Sampling, Shared, wait_for
 from coterie.graph.compile import compile_graph
 from coterie.graph.sampling import draw
 
@@ -145,6 +145,67 @@ def test_the_second_extent_must_have_what_is_there(desk):
         desk.wait(desk.device.run(desk.exe, replace(desk.binding(prompt_rows()), shared=Shared(short, (3,)))))
     with pytest.raises(ValueError, match="weights 2 to 99 are shared but there are"):
         desk.device.run(desk.exe, replace(desk.binding(prompt_rows()), shared=Shared(desk.weights, (2, 99))))
+
+
+@pytest.fixture
+def fellows(desk, tmp_path):
+    """Three desks of one device whose output and down projections differ; the first one's other weights are shared."""
+    loaded(desk)
+    names = desk.exe.program.weights
+    shared = Shared(desk.weights, tuple(i for i, name in enumerate(names) if not name.endswith((".o", ".down"))))
+    layouts = [write_weights(tmp_path / f"{seed}.weights", desk.graph, seed=seed) for seed in (3, 4)]
+    return shared, [desk, *(loaded(Desk(desk.device, layout)) for layout in layouts)]
+
+
+def mixed(shared, desks, step, of_B):
+    """A binding of the first desk with these sequences of others; alone where all are of one."""
+    offsets = [desk.layout.offsets(desk.exe.program.weights) for desk in desks]
+    theirs = desks[0].layout.offsets(desks[0].exe.program.weights)
+    places = [tuple(theirs[i] if i in shared.places else at for i, at in enumerate(own)) for own in offsets]
+    first = replace(desks[0].binding(step), weights=desks[of_B[0]].weights, offsets=places[of_B[0]], shared=shared)
+    if len(set(of_B)) == 1:
+        return first
+    order = list(dict.fromkeys(of_B))
+    others = [desks[number].weights for number in order[1:]], [places[number] for number in order[1:]]
+    return replace(first, fellows=Fellows(*map(tuple, others), [order.index(number) for number in of_B]))
+
+
+@pytest.mark.parametrize("of_B", [(0, 1, 2, 1), (2, 0, 0, 2), (1, 1, 2, 2)])
+def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, fellows):
+    """Of several extents, prompts and decode beside each other: each token as in a run of its own weights alone."""
+    shared, desks = fellows
+    chunks = [([3, 14, 15], 0), ([9], 0), ([5, 35, 8, 9, 7, 9, 3], 0), ([7, 21], 0)]
+    step, device, exe = rows(chunks, blocks_per_sequence=4), desks[0].device, desks[0].exe
+    if not exe.mixes(shared.places):
+        with pytest.raises(ValueError, match="does not mix sequences of different weights"):
+            device.run(exe, mixed(shared, desks, step, of_B))
+        return
+    assert not exe.mixes(())
+    found = desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
+    alone = [desks[0].tokens(device.run(exe, mixed(shared, desks, step, (number,) * 4)))[0] for number in range(3)]
+    assert found == [[alone[number][row] for row, number in enumerate(of_B)]]
+    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
+    decode = rows([([token], len(chunk)) for token, (chunk, _) in zip(found[0], chunks, strict=True)])
+    several = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B), steps=3))
+    device.run(exe, mixed(shared, desks, step, of_B))
+    first = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B)))
+    assert len(several) == 3
+    assert first == several[:1]
+    if not device.synthetic():
+        assert len({tuple(row) for row in alone}) == 3
+
+
+def test_fellows_that_are_nobodys_are_refused(fellows):
+    shared, desks = fellows
+    if not desks[0].exe.mixes(shared.places):
+        pytest.skip("this device mixes none")
+    step = rows([([3], 0), ([9], 0)])
+    good = mixed(shared, desks, step, (0, 1))
+    for of_B in ([0, 2], [0, -1]):
+        with pytest.raises(ValueError, match=r"sequences have the weights .* of 2"):
+            desks[0].device.run(desks[0].exe, replace(good, fellows=replace(good.fellows, of_B=of_B)))
+    with pytest.raises(ValueError, match="does not mix sequences of different weights"):
+        desks[0].device.run(desks[0].exe, replace(good, shared=None))
 
 
 def test_a_gate_for_no_stage_is_refused(desk):

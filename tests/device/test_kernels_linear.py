@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.device import native
 from tests.device.native import WEIGHT_DTYPES, call, empty, ints, linear, optional, random, weight
+from tests.device.test_kernels_packed import both
 
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
@@ -216,3 +217,31 @@ def test_values_that_are_not_numbers_stay_in_their_rows(team, rng, T):
     y = linear(team, x, w)
     assert np.isnan(y[:, 0]).all()
     assert np.isfinite(y[:, 1:]).all()
+
+
+def in_shares(team, kernel, lengths, x, weights, **operands):
+    """Rows in shares of these lengths by one instruction; weights are one for each share."""
+    (T, K), N = x.shape, weights[0].values.shape[0]
+    y, first = empty(T, N), ints([0, *np.cumsum(lengths)])
+    each = np.array([one.address for one in weights], np.int64)
+    shares = {"each": each, "first": first, "shares": len(lengths)}
+    call(team, kernel, x=x, **weights[0].operand("weight"), **operands, y=y, T=T, N=N, K=K, **shares)
+    return y
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1, 1), (3, 0, 1, 2), (1, 19, 7), (150, 2, 1, 33)])
+@pytest.mark.parametrize(("N", "K"), [(16, 77), (77, 16), (130, 3), (1, 600)])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32, DType.Q8])
+def test_rows_in_shares_have_the_bits_of_each_share_alone(team, rng, lengths, N, K, dtype):
+    x, residual, bias = random(rng, sum(lengths), K), random(rng, sum(lengths), N), weight(rng, (N,), DType.F32)
+    made = both if dtype.is_packed else (lambda *how: (weight(*how),))
+    weights = [made(rng, (N, K), dtype)[0] for _ in lengths]
+    ends = np.cumsum(lengths)
+    parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    alone = np.concatenate([linear(team, x[part], one, bias) for part, one in zip(parts, weights, strict=True)])
+    team.reset_counters()
+    y = in_shares(team, "linear_each", lengths, x, weights, **bias.operand("bias"))
+    assert team.counters().stored_bytes == 4 * y.size
+    np.testing.assert_array_equal(y, alone)
+    added = in_shares(team, "linear_add_each", lengths, x, weights, **bias.operand("bias"), residual=residual)
+    np.testing.assert_array_equal(added, residual + alone)

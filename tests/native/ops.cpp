@@ -82,6 +82,32 @@ void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool has_bias, do
   });
 }
 
+void test_shares(const std::vector<i32>& lengths, int64_t N, int64_t K, DType dtype) {
+  std::vector<Tensor> weights;
+  std::vector<bytes*> each;
+  std::vector<i32> first = {0};
+  for (const i32 length : lengths) {
+    weights.push_back(weight(N, K, dtype));
+    first.push_back(first.back() + length);
+  }
+  for (const Tensor& w : weights) each.push_back(w.at());
+  const int64_t T = first.back(), shares = static_cast<int64_t>(lengths.size()), type = weights[0].type();
+  const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
+  std::vector<float> y(T * N), added(T * N);
+  const LinearEach op{x.data(), nullptr, type, nullptr, 0, y.data(), T, N, K, 0.5, each.data(), first.data(), shares};
+  const LinearAddEach add{x.data(), nullptr, type, nullptr, 0, added.data(), T, N, K, 0.5, residual.data(), each.data(), first.data(), shares};
+  everywhere("shares", {row_of(Opcode::linear_each, op), row_of(Opcode::linear_add_each, add)}, {output(y), output(added)}, [&] {
+    Doubles wanted;
+    for (int64_t s = 0; s < shares; ++s) {
+      const Doubles rows(x.begin() + first[s] * K, x.begin() + first[s + 1] * K);
+      for (const double value : linear(rows, weights[s], Tensor{}, lengths[s], N, K)) wanted.push_back(0.5 * value);
+    }
+    Doubles with_residual = wanted;
+    for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
+    return close(y, wanted, 1e-5) && close(added, with_residual, 1e-5);
+  });
+}
+
 void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, const std::vector<int64_t>& contexts, int64_t last) {
   const int64_t B = static_cast<int64_t>(contexts.size()), layer = 1;
   std::vector<i32> positions, sequence;
@@ -172,6 +198,8 @@ void test_ops() {
   for (const DType dtype : kTypes)
     for (const int64_t T : {1, 2, 7, 17, 37})
       for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 31}, {130, 64}}) test_linear(T, N, K, dtype, T % 2 == 0, T % 3 == 1 ? 1.0 : 0.3);
+  for (const auto& lengths : {std::vector<i32>{1}, {1, 1, 2}, {3, 0, 19, 1}})
+    for (const auto& [N, K] : {std::pair<int64_t, int64_t>{16, 33}, {130, 4}}) test_shares(lengths, N, K, DType::bf16);
   for (const int64_t window : {0, 9}) {
     test_attention(1, 1, 2, 1, window, {1}, 1);
     test_attention(6, 1, 20, 4, window, {3, 41, 12}, 1);

@@ -6,6 +6,7 @@ expert's weights is in place. Knows nothing about schedules.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request
-from coterie.engine.served import ServedExpert
+from coterie.engine.served import Base, ServedExpert
 from coterie.graph.program import KvShape
 from coterie.memory.cache import ExpertCache
 
@@ -39,6 +40,7 @@ class TellingDevice(FakeDevice):
         self.kv = {}
         self.runs = []
         self.broken = set()  # what fails: names of experts (their fetches), or "run"
+        self.bad = ""  # an expert whose steps fail
         self.stalled = set()  # experts whose fetches do not get on
         self.is_slow_to_fail = False  # fetches behind a failed one fail only when one of them is waited for
         self.unfinished_gates = []
@@ -60,6 +62,10 @@ class TellingDevice(FakeDevice):
             return
         for ran, exe, binding, steps in self.runs:
             if ran == event:
+                fellows = binding.fellows.weights if binding.fellows else ()
+                if self.bad and self.bad in {self.content(extent)[0][0] for extent in (binding.weights, *fellows)}:
+                    self.fail(event, RuntimeError("the kernel trapped"))
+                    return
                 self.work[event.event_id].tokens = self._compute(exe, binding, steps)
         super().finish(event)
 
@@ -76,8 +82,9 @@ class TellingDevice(FakeDevice):
         self.open = later + self.open
 
     def _compute(self, exe, binding, steps):
-        content = self.content(binding.weights)
-        assert content == [(exe.name, block) for block in range(len(content))], (exe.name, content)
+        fellows = binding.fellows
+        names = [self._name(exe, extent) for extent in (binding.weights, *(fellows.weights if fellows else ()))]
+        own = [names[number] for number in fellows.of_B] if fellows else names * binding.rows.sizes.B
         per_block = exe.kv.tokens_per_block(binding.block_bytes)
         rows = binding.rows
         tokens, positions = list(rows.tokens_T), list(rows.positions_T)
@@ -85,22 +92,30 @@ class TellingDevice(FakeDevice):
         for _ in range(steps):
             for token, position, row in zip(tokens, positions, rows.sequence_T, strict=True):
                 block = rows.block_tables_BM[row][position // per_block]
-                self.kv[block, position % per_block] = (exe.name, token, position)
-            step = [self._draw(exe, rows, row, positions[row], per_block) for row in rows.rows_R]
+                self.kv[block, position % per_block] = (own[row], token, position)
+            step = [self._draw(own[rows.sequence_T[row]], rows, row, positions[row], per_block) for row in rows.rows_R]
             drawn.append(step)
             if any(token in ends for token, ends in zip(step, rows.end_ids, strict=True)):
                 break
             tokens, positions = step, [position + 1 for position in positions]
         return np.array(drawn, dtype=np.int32).reshape(len(drawn), len(rows.rows_R))
 
-    def _draw(self, exe, rows, row, last, per_block):
+    def _name(self, exe, extent):
+        """Whose weights these are: all of them."""
+        content = self.content(extent)
+        name = content[0][0]
+        assert name in exe.names, (exe.names, content)
+        assert content == [(name, block) for block in range(len(content))], (exe.names, content)
+        return name
+
+    def _draw(self, expert, rows, row, last, per_block):
         context = []
         for position in range(last + 1):
             block = rows.block_tables_BM[rows.sequence_T[row]][position // per_block]
             name, token, at = self.kv[block, position % per_block]
-            assert (name, at) == (exe.name, position), "another sequence wrote into this block"
+            assert (name, at) == (expert, position), "another sequence wrote into this block"
             context.append(token)
-        return next_token(context, exe.name)
+        return next_token(context, expert)
 
 
 class Words:
@@ -117,19 +132,24 @@ def text_of(tokens):
     return "".join(Words().push(token) for token in tokens)
 
 
-def world(sizes, near_blocks, kv_blocks=64, policy=None, **settings):
-    """An engine over experts {name: blocks of weights}, and its device and cache."""
+def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), **settings):
+    """An engine over experts {name: blocks of weights}, and its device and cache; those of a kin are of one base."""
     device = TellingDevice()
     cache = ExpertCache(device, {"dram": near_blocks * BLOCK_BYTES})
     pool = KVPool(device.reserve("dram", kv_blocks * BLOCK), BLOCK)
     experts = {name: expert(name, blocks) for name, blocks in sizes.items()}
+    if kin:
+        base = Base(fake_layout("base", 1), device.reserve("dram", BLOCK_BYTES))
+        exe = experts[kin[0]].exe
+        exe.names, exe.mixes = kin, lambda shared: True
+        experts |= {name: replace(experts[name], exe=exe, kv=exe.kv, base=base) for name in kin}
     engine = Engine(device, cache, pool, experts, policy or Policy(**settings))
     return SimpleNamespace(engine=engine, device=device, cache=cache, pool=pool, experts=experts)
 
 
 def expert(name, blocks, max_context=40):
     kv = KvShape(num_layers=1, num_kv_heads=1, head_dim=1 + len(name) % 3 + blocks % 2, dtype=DType.F16)
-    exe = SimpleNamespace(name=name, kv=kv, program=SimpleNamespace(weights=()))
+    exe = SimpleNamespace(names=(name,), kv=kv, program=SimpleNamespace(weights=()))
     return ServedExpert(name, fake_layout(name, blocks, num_stages=3), exe, kv, max_context, VOCAB)
 
 

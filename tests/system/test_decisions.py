@@ -168,12 +168,49 @@ def test_decisions_about_adapters_are_the_same_on_every_device(adapted, seed):
     fetched, evicted = ({entry[1] for entry in entries(real.log, kind)} for kind in ("fetch", "evict"))
     assert "deep-0" not in fetched | evicted
     assert all(sum(name.startswith("adapter") for name in names) > 2 for names in (fetched, evicted))
-    assert any(name == "deep-0" for (_, name, _, _) in entries(real.log, "run"))
+    assert any(name == "deep-0" for (_, name, *_) in entries(real.log, "run"))
     device = CpuDevice(threads=1)
     real = serve(device, adapted, EVERYTHING, moves, 1 << 16, near_bytes)
     durations = real.parts.recorded().durations()
     device.close()
     again = serve(ModelledDevice(this_machine(), durations=durations), adapted, EVERYTHING, moves, 0, near_bytes)
+    assert again.log == real.log
+
+
+@pytest.fixture(scope="module")
+def office(models, tmp_path_factory):
+    """An expert that is no adapter, and six adapters of one base and one program."""
+    root, found = tmp_path_factory.mktemp("office"), {"small-0": models["small-0"]}
+    for number in range(6):
+        modules = ("mlp.down_proj", "self_attn.q_proj")
+        folder = write_adapter(root / f"fellow-{number}", modules, SHAPES["deep"], seed=number)
+        found[folder.name] = open_adapted(models["deep-1"], folder)
+    return found
+
+
+@pytest.mark.parametrize("near_blocks", [4, pytest.param(12, marks=pytest.mark.long)])
+def test_decisions_about_fellows_are_the_same_on_every_device(office, near_blocks):
+    """Adapters share steps, prompts beside decode; they come and go meanwhile, and each token is as without that."""
+    moves = [move for move in workload(office, 6) if move.what == "ask"]
+    near_bytes = office["small-0"].layout.size_bytes + 4096 * near_blocks
+    served = serve_everywhere(office, STEADY, moves, near_bytes=near_bytes)
+    real = served["cpu"]
+    assert served["modelled"].log == served["modelled with numerics"].log == real.log
+    assert served["modelled with numerics"].tokens == real.tokens
+    together = [entry for entry in entries(real.log, "run") if len(entry) > 4]
+    assert any(len(entry) > 5 for entry in together)
+    assert any(tokens > rows for _, _, tokens, rows, *_ in together), "a prompt beside others"
+    assert any(name.startswith("fellow") for _, name, _ in entries(real.log, "evict"))
+    device = CpuDevice(threads=1)
+    apart = serve(device, office, replace(STEADY, fellows=False), moves, near_bytes=near_bytes)
+    assert apart.tokens == real.tokens
+    assert len(entries(apart.log, "run")) > len(entries(real.log, "run"))
+    device.close()
+    device = CpuDevice(threads=1)
+    real = serve(device, office, EVERYTHING, moves, 1 << 16, near_bytes)
+    durations = real.parts.recorded().durations()
+    device.close()
+    again = serve(ModelledDevice(this_machine(), durations=durations), office, EVERYTHING, moves, 0, near_bytes)
     assert again.log == real.log
 
 

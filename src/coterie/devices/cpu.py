@@ -137,7 +137,7 @@ class CpuDevice(RealDevice):
 
     def load(self, program: Program) -> LoweredExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
-        return self._once(program, lambda: LoweredExecutable(program, NAME, "the CPU"))
+        return self._once(program, lambda: LoweredExecutable(program, NAME, "the CPU", shares=True))
 
     def run(
         self,
@@ -222,10 +222,12 @@ class CpuDevice(RealDevice):
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
         """Check everything now, on the caller's thread, and copy the rows."""
-        exe.offsets(binding)
+        exe.offsets(binding), exe.fellows(binding)
         extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
         weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
-        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv)
+        beside = binding.fellows.weights if binding.fellows else ()
+        fellows = tuple([kernels.address(self.memory(at)) for at in beside])
+        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv, fellows)
 
     def _take_interrupt(self) -> bool:
         interrupted, self._interrupted = self._interrupted, False

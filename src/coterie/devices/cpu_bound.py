@@ -25,8 +25,8 @@ from coterie.kernels.cpu import I64
 MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes a region, and 8 a matrix of a branch
 
 Ends: TypeAlias = tuple[tuple[int, ...], ...]
-Bases: TypeAlias = tuple[int, int, int]
-"""Addresses of the weights' extent, of the shared one (0 where there is none) and of the KV slab."""
+Bases: TypeAlias = tuple[int, int, int, tuple[int, ...]]
+"""Addresses of the weights' extent, of the shared one (0 where there is none), of the KV slab and of fellows."""
 
 
 class Workspace:
@@ -63,19 +63,22 @@ class Bound:
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
+        self._held: list[I64 | I32] = []  # what rows in shares point to
         self._pages: tuple[int, int, int] | None = None
         self._slab: Slab | None = None
         self.drawn_R: I32 = np.zeros(0, np.int32)
 
     def put(self, binding: Binding, step: StepRows, bases: Bases, workspace: Workspace) -> None:
         """Make everything ready for a run."""
-        weights_at, shared_at, kv_at = bases
+        weights_at, shared_at, kv_at, _ = bases
         self._put_inputs(step, kv_at, binding.block_bytes)
         made_of = binding.offsets, binding.shared, weights_at, shared_at
         if made_of != self._weights:
             addresses = self._exe.offsets(binding).addresses(weights_at, shared_at)
             self._exe.template.put_weights(self.rows, addresses, self._tables)
             self._weights = made_of
+        if step.shares is not None or self._held:
+            self._put_shares(binding, step, bases)
         slab = workspace.at_least(self._total_bytes)
         if slab is not self._slab:
             self._put_stored(slab)
@@ -99,6 +102,21 @@ class Bound:
             value = self._exe.program.graph.values[name]
             found[name] = to_f32(self._view(name, value.shape, value.dtype).copy(), value.dtype)
         return found
+
+    def _put_shares(self, binding: Binding, step: StepRows, bases: Bases) -> None:
+        """Let the rows of each share have weights of their own, or all rows the same again."""
+        shareable = self._exe.shareable
+        if shareable is None:
+            raise RuntimeError("fellows are refused where nothing takes rows in shares")
+        if step.shares is None:
+            shareable.take_back(self.rows)
+            self._held = []
+            return
+        weights_at, shared_at, _, fellows_at = bases
+        own = self._exe.offsets(binding)
+        places = zip((own, *self._exe.fellows(binding)), (weights_at, *fellows_at), strict=True)
+        addresses_GW = np.stack([offsets.addresses(at, shared_at) for offsets, at in places])
+        self._held = shareable.put(self.rows, addresses_GW, own.is_shared, step.shares)
 
     def _put_inputs(self, step: StepRows, kv_at: int, block_bytes: int) -> None:
         pages = kv_at, block_bytes, step.inputs["block_tables"].shape[1]

@@ -285,7 +285,7 @@ class CudaDevice(RealDevice):
         """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
         weights, shared, kv, block_bytes = binding.weights, binding.shared, binding.kv, binding.block_bytes
         placed = tuple([self._memory.placed(at) for at in (weights, *([shared.weights] if shared else []))])
-        key = id(exe), weights, binding.offsets, shared, kv, block_bytes
+        key = id(exe), weights, binding.offsets, shared, kv, block_bytes, binding.fellows is None
         found = self._found.get(key)
         if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
             if len(self._found) >= MAX_KEPT:
@@ -295,6 +295,7 @@ class CudaDevice(RealDevice):
 
     def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
+        exe.fellows(binding)  # refused: no kernel of this device takes rows in shares
         found = exe.offsets(binding)
         weights = self._memory.weights_at(binding.weights, found.array)
         if binding.shared is not None:

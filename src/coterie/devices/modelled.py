@@ -185,7 +185,7 @@ class ModelledDevice(Device):
             replayed = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
             self._ran = replayed.event_id
             return replayed
-        phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited)
+        phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited, mine.more_bytes(binding))
         work = self._clock.issue(COMPUTE_LANE, before, phases, failure, cuts)
         self._ran = work.number
         return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)

@@ -6,13 +6,14 @@ Knows nothing about how prices are made or how time passes; prices found are kep
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Executable
 from coterie.devices.modelled_price import StepPricer, gated
 from coterie.devices.modelled_time import Phase, Work
 from coterie.devices.modelled_work import Parts
+from coterie.graph.mixing import mixes, own_bytes
 from coterie.graph.program import Program
 
 MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
@@ -64,16 +65,16 @@ class Prices:
     def __init__(self, pricer: StepPricer) -> None:
         self.program = pricer.program
         self._pricer = pricer
-        self._known: dict[tuple[int, int, int, int, int, tuple[str, str]], StepPhases] = {}
+        self._known: dict[tuple[int, int, int, int, int, tuple[str, str], int], StepPhases] = {}
 
-    def of(self, sizes: Sizes, tiers: tuple[str, str]) -> StepPhases:
-        """A step of these sizes."""
-        key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers)
+    def of(self, sizes: Sizes, tiers: tuple[str, str], more_bytes: int = 0) -> StepPhases:
+        """A step of these sizes, which reads so many bytes more of weights than those of one expert."""
+        key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers, more_bytes)
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= MAX_PRICED_STEPS:
                 self._known.clear()
-            found = self._known[key] = StepPhases(self._pricer.phases(sizes, tiers), self._pricer.begins_s)
+            found = self._known[key] = StepPhases(self._pricer.phases(sizes, tiers, more_bytes), self._pricer.begins_s)
         return found
 
 
@@ -92,11 +93,37 @@ class ModelledExecutable:
     label: str = ""
     vocab_size: int = 0
     num_weights: int = 0
+    _own: dict[tuple[int, ...], tuple[bool, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vocab_size, self.num_weights = self.program.vocab_size, len(self.program.weights)
         self.label = f"run {self.program.graph.name}"
         self.stages = frozenset(region.stage for region in self.program.regions)
+
+    def mixes(self, shared: Sequence[int]) -> bool:
+        """As the device behind; without one, wherever there could be kernels that do."""
+        return self._own_of(tuple(shared))[0]
+
+    def more_bytes(self, binding: Binding) -> int:
+        """What a run reads of its fellows' weights in each step. Raises ValueError where it does not mix them."""
+        fellows = binding.fellows
+        if fellows is None:
+            return 0
+        mixed, size_bytes = self._own_of(() if binding.shared is None else binding.shared.places)
+        if not mixed:
+            raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights")
+        if {len(fellows.weights), *fellows.of_B} - set(range(len(fellows.weights) + 1)):
+            raise ValueError(f"sequences have the weights {list(fellows.of_B)} of {1 + len(fellows.weights)}")
+        return size_bytes * len(fellows.weights)
+
+    def _own_of(self, shared: tuple[int, ...]) -> tuple[bool, int]:
+        """Whether all weights but these may differ, and their bytes."""
+        found = self._own.get(shared)
+        if found is None:
+            numerics, program = self.numerics, self.program
+            mixed = mixes(program, shared) if numerics is None else numerics.mixes(shared)
+            found = self._own[shared] = mixed, own_bytes(program, shared)
+        return found
 
 
 def run_phases(
@@ -105,33 +132,39 @@ def run_phases(
     tiers: tuple[str, str],
     steps: int,
     gates: Mapping[str, Work],
+    more_bytes: int = 0,
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The phases of a run, and after how many of them each step ends; a step without gates is one phase.
 
-    `sizes` are those of the first step, `tiers` where weights and KV lie.
+    `sizes` are those of the first step, `tiers` where weights and KV lie, `more_bytes` what each step reads of fellows.
     """
     if gates:
         # A gate that is open already would only cost time to look at; one that failed must still fail the run.
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
         if awaited:
-            begins = exe.gated.of(sizes, tiers).first(gated(exe.gated.program, awaited))
-            return _steps(exe, sizes, tiers, steps, begins)
-    first = exe.prices.of(sizes, tiers)
+            begins = exe.gated.of(sizes, tiers, more_bytes).first(gated(exe.gated.program, awaited))
+            return _steps(exe, sizes, tiers, steps, begins, more_bytes)
+    first = exe.prices.of(sizes, tiers, more_bytes)
     found = first.runs.get(steps)
     if found is None:
-        found = first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()))
+        found = first.runs[steps] = _steps(exe, sizes, tiers, steps, first.first(()), more_bytes)
     return found
 
 
 def _steps(
-    exe: ModelledExecutable, sizes: Sizes, tiers: tuple[str, str], steps: int, phases: list[Phase]
+    exe: ModelledExecutable,
+    sizes: Sizes,
+    tiers: tuple[str, str],
+    steps: int,
+    phases: list[Phase],
+    more_bytes: int,
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The first step's phases and those of the steps behind it."""
     cuts = [len(phases)]
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
         later = Sizes(sizes.T, sizes.B, sizes.R, context_tokens, pairs)
-        phases.append(exe.prices.of(later, tiers).later)
+        phases.append(exe.prices.of(later, tiers, more_bytes).later)
         cuts.append(len(phases))
     return phases, tuple(cuts)
 

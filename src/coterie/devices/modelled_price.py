@@ -16,7 +16,7 @@ from coterie.devices.modelled_clock import PLAIN, Kit
 from coterie.devices.modelled_region import Pricing, RegionPricer, facts, moved_bytes, rates
 from coterie.devices.modelled_step import StepTime
 from coterie.devices.modelled_time import Phase, Work
-from coterie.devices.modelled_transfer import resources
+from coterie.devices.modelled_transfer import alone, resources, tier_name
 from coterie.devices.modelled_work import Parts
 from coterie.graph.cost import region_cost
 from coterie.graph.ops import COLLECTIVES
@@ -89,9 +89,10 @@ class StepPricer:
         self._regions: dict[tuple[str, str], list[tuple[RegionPricer, tuple[bool, bool] | None]]] = {}
         self._known: dict[tuple[int, int, int, int, tuple[str, str]], Phase] = {}
 
-    def phases(self, sizes: Sizes, tiers: tuple[str, str]) -> Parts:
+    def phases(self, sizes: Sizes, tiers: tuple[str, str], more_bytes: int = 0) -> Parts:
         """Each region of a step that does not begin a run, as a phase; `tiers`: where weights and KV lie.
 
+        Where a step reads `more_bytes` of weights than one expert has, a part at its end is for these.
         Raises ValueError when one of these tiers has no known bandwidth.
         """
         unique, known, kit = [], self._known, self._kit
@@ -111,7 +112,15 @@ class StepPricer:
         if least_s > 0:
             alone_s = kit.parts(unique, order.places).merged().alone_s
             waits_s += max(0.0, least_s - (alone_s or 0.0))
-        return kit.parts([*unique, unique[0].delayed(waits_s)], order.headed)
+        begins = unique[0].delayed(waits_s)
+        if more_bytes:
+            return kit.parts([*unique, begins, self._reading(tiers[0], more_bytes)], (*order.headed, len(unique) + 1))
+        return kit.parts([*unique, begins], order.headed)
+
+    def _reading(self, tier: str, size_bytes: int) -> Phase:
+        """Reading so much of a tier, and nothing else."""
+        flow = self._kit.flow(float(size_bytes), alone(tier_name(tier)))
+        return self._kit.phase(0.0, (flow,), alone_s=size_bytes / self._spec.tier(tier).achieved_bytes_per_s)
 
     def _look_at(self, tiers: tuple[str, str]) -> list[tuple[RegionPricer, tuple[bool, bool] | None]]:
         """Each kind of region, and of one that reads no context whether it depends on B, and on R."""

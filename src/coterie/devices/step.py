@@ -14,13 +14,15 @@ import numpy.typing as npt
 from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes
 from coterie.core.values import value
-from coterie.device import I32, Binding, Sampling
+from coterie.device import I32, Binding, Buffer, Fellows, Sampling, Shared
 from coterie.devices.lower import lower
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import F32
+from coterie.devices.shares import Shareable, Shares
 from coterie.devices.template import Template
 from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
+from coterie.graph.mixing import mixes
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -62,15 +64,23 @@ class LoweredExecutable:
     """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
 
     `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
+    `shares`: the device has instructions of rows in shares.
     """
 
     def __init__(
-        self, program: Program, device: str, called: str, address: Callable[[F32], int] = kernels.address
+        self,
+        program: Program,
+        device: str,
+        called: str,
+        address: Callable[[F32], int] = kernels.address,
+        shares: bool = False,
     ) -> None:
         self._program, self.device = program, device
         self._lowering = Lowering(program, called, address)  # owns the constants, whose addresses are in the rows
         operands = [lower(self._lowering, region) for region in program.regions]
-        self.template = Template([region.kernel for region in program.regions], operands)
+        names = [region.kernel for region in program.regions]
+        self.template = Template(names, operands)
+        self.shareable = Shareable(names, operands) if shares else None
         self.first_rows: dict[str, int] = {}  # stage -> its first row
         for i, region in enumerate(program.regions):
             self.first_rows.setdefault(region.stage, i)
@@ -81,11 +91,21 @@ class LoweredExecutable:
         self._weight_bytes = np.array(sizes, dtype=np.int64)
         self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}
         self._offsets: dict[tuple[tuple[int, ...], tuple[int, ...]], Offsets] = {}
+        self._mixes: dict[tuple[int, ...], bool] = {}
 
     @property
     def program(self) -> Program:
         """The program that was loaded."""
         return self._program
+
+    def mixes(self, shared: Sequence[int]) -> bool:
+        """Whether sequences of a run may differ in all weights but these."""
+        if self.shareable is None:
+            return False
+        key = tuple(shared)
+        if key not in self._mixes:
+            self._mixes[key] = mixes(self._program, key)
+        return self._mixes[key]
 
     def plan(self, sizes: Sizes) -> tuple[dict[str, int], int]:
         """Offset of each stored value in the workspace, and the workspace's bytes, in a step of these sizes."""
@@ -102,14 +122,26 @@ class LoweredExecutable:
 
     def offsets(self, binding: Binding) -> Offsets:
         """The binding's weight offsets as arrays. Raises ValueError when one is missing or outside its extent."""
-        shared = binding.shared
-        key = binding.offsets, () if shared is None else shared.places
+        return self._offsets_in(binding.offsets, binding.weights, binding.shared)
+
+    def fellows(self, binding: Binding) -> tuple[Offsets, ...]:
+        """The same of its fellows. Raises ValueError too where their sequences cannot be in one run."""
+        fellows, shared = binding.fellows, binding.shared
+        if fellows is None:
+            return ()
+        if not self.mixes(() if shared is None else shared.places):
+            raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights on {self.device}")
+        each = zip(fellows.offsets, fellows.weights, strict=True)
+        return tuple([self._offsets_in(offsets, weights, shared) for offsets, weights in each])
+
+    def _offsets_in(self, offsets: tuple[int, ...], weights: Buffer, shared: Shared | None) -> Offsets:
+        key = offsets, () if shared is None else shared.places
         found = self._offsets.get(key)
         if found is None:
             if len(self._offsets) >= MAX_KEPT:
                 self._offsets.clear()
             found = self._offsets[key] = Offsets.of(*key, self._weight_bytes)
-        for end, extent in zip(found.ends, (binding.weights, None if shared is None else shared.weights), strict=True):
+        for end, extent in zip(found.ends, (weights, None if shared is None else shared.weights), strict=True):
             if extent is not None and end > extent.size_bytes:
                 raise ValueError(f"weights reach {end} but their extent has {extent.size_bytes} bytes")
         return found
@@ -117,12 +149,16 @@ class LoweredExecutable:
 
 @value
 class StepRows:
-    """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows."""
+    """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows.
+
+    `shares`: where sequences have different weights.
+    """
 
     inputs: Mapping[str, I32]
     sampling: tuple[Sampling, ...]
     end_ids: tuple[tuple[int, ...], ...]
     sizes: Sizes
+    shares: Shares | None = None
 
     @staticmethod
     def copy(program: Program, binding: Binding, steps: int) -> StepRows:
@@ -134,7 +170,11 @@ class StepRows:
         sizes = Sizes(len(rows.tokens_T), len(rows.lengths_B), len(rows.rows_R), 0, 0)
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes)
         _check(step, program, binding, steps)
-        return step
+        if binding.fellows is None:
+            return step
+        of_B = _checked(binding.fellows, sizes.B)
+        shares = Shares.of(of_B, inputs["sequence"], inputs["rows"])
+        return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares)
 
 
 def check_drawn(drawn_R: I32, device: str) -> None:
@@ -159,6 +199,15 @@ def _fixed(shape: Shape) -> tuple[int, ...]:
     if numbers != shape:
         raise ValueError(f"a weight's shape is {shape}, not numbers alone")
     return numbers
+
+
+def _checked(fellows: Fellows, sequences: int) -> I32:
+    """Whose weights each sequence has. Raises ValueError for a number that is nobody's."""
+    of_B = np.array(fellows.of_B, np.int32)
+    if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(fellows.weights)):
+        fact = f"{len(of_B)} sequences have the weights {of_B.min(initial=0)} to {of_B.max(initial=0)}"
+        raise ValueError(f"{fact} of {1 + len(fellows.weights)}, in a run of {sequences}")
+    return of_B
 
 
 def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> None:

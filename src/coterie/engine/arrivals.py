@@ -111,9 +111,10 @@ class Arrivals:
             self._join(expert_id)
         return self._residencies[expert_id]
 
-    def touch(self, expert_id: str, requests: int) -> None:
-        """Tell the cache that so many new requests use a resident expert."""
-        self._join(expert_id, uses=requests)
+    def touch(self, requests: Mapping[str, int]) -> None:
+        """Tell the cache that so many new requests use these resident experts."""
+        for expert_id, count in requests.items():
+            self._join(expert_id, uses=count)
 
     def residence(self, expert_id: str) -> Residence:
         """How much of the expert is there, as of the last poll."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 
 from coterie.core.values import value
 from coterie.device import Rows, Sampling
+from coterie.engine.fellows import Mix
 from coterie.engine.sequence import Sequence
 
 GREEDY = Sampling()  # of rows whose token nobody wants
@@ -45,6 +46,7 @@ class Batch:
 
     `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
     token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored.
+    `mix`: whose the parts are, where they are several experts'.
     """
 
     parts: tuple[Part, ...]
@@ -54,6 +56,7 @@ class Batch:
     steps: int = 1
     chosen: tuple[int, ...] = ()
     scored: tuple[Scored, ...] = ()
+    mix: Mix | None = None
 
     @property
     def what(self) -> str:
@@ -93,7 +96,11 @@ def common_steps(parts: Seq[Part], max_steps: int) -> int:
 
 
 def build(
-    parts: tuple[Part, ...], tables: Mapping[int, tuple[int, ...]], tokens_per_block: int, steps: int = 1
+    parts: tuple[Part, ...],
+    tables: Mapping[int, tuple[int, ...]],
+    tokens_per_block: int,
+    steps: int = 1,
+    mix: Mix | None = None,
 ) -> Batch:
     """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps."""
     lengths = [part.sequence.computed + part.count for part in parts]
@@ -125,7 +132,7 @@ def build(
     made = Rows(tokens, positions, rows, block_tables, lengths, sampled + looked_at, sampling, end_ids)
     owners = tuple([part.sequence.number for part in parts])
     behind = [Scored(s.sequence, len(sampled) + s.first_row, s.position, s.count) for s in scored]
-    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(behind))
+    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(behind), mix)
 
 
 def chosen_of(sampled: Seq[Sequence]) -> tuple[int, ...]:
@@ -139,7 +146,14 @@ class Decoding:
     Gives the batches that `cut`, `common_steps` and `build` would, and keeps what is the same from step to step.
     """
 
-    def __init__(self, parts: tuple[Part, ...], tables: Mapping[int, tuple[int, ...]], tokens_per_block: int) -> None:
+    def __init__(
+        self,
+        parts: tuple[Part, ...],
+        tables: Mapping[int, tuple[int, ...]],
+        tokens_per_block: int,
+        mix: Mix | None = None,
+    ) -> None:
+        self._mix = mix
         self._parts, self._sequences = parts, tuple([part.sequence for part in parts])
         self._owners = tuple([sequence.number for sequence in self._sequences])
         self._owned = [tables[number] for number in self._owners]
@@ -173,7 +187,7 @@ class Decoding:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
         each = self._rows
         rows = Rows(tokens, positions, each, self._tables, lengths, each, self._sampling, self._end_ids)
-        return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen)
+        return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen, (), self._mix)
 
 
 def _row(blocks: tuple[int, ...], columns: int) -> Seq[int]:

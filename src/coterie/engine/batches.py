@@ -5,9 +5,11 @@ Knows nothing about who is chosen, or about weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut
+from coterie.engine.fellows import Mix
 from coterie.engine.kv import KVPool
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
@@ -22,10 +24,13 @@ class Batches:
     def __init__(self, kv: KVPool, max_step_tokens: int, max_rows: int) -> None:
         self._kv, self._max_step_tokens, self._max_rows = kv, max_step_tokens, max_rows
         self._decoding: dict[str, Decoding] = {}
+        self._mixed: dict[tuple[str, ...], Decoding] = {}
 
     def changed(self, expert_id: str) -> None:
         """One of the expert's running sequences came or went."""
         self._decoding.pop(expert_id, None)
+        if self._mixed:
+            self._mixed = {names: known for names, known in self._mixed.items() if expert_id not in names}
 
     def next(self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int) -> Batch:
         """The next step of these sequences, or as many of `max_steps` as may run without coming back."""
@@ -40,3 +45,37 @@ class Batches:
             known = self._decoding[expert.expert_id] = Decoding(parts, tables, tokens_per_block)
             return known.batch(max_steps)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps))
+
+    def mixed(
+        self,
+        fellows: Seq[ServedExpert],
+        running: Mapping[str, Mapping[int, Sequence]],
+        max_steps: int,
+        begin: Callable[[ServedExpert, Mapping[int, Sequence]], None],
+    ) -> Batch:
+        """The same of fellows, whose sequences those are: the first of all that a full batch has take part.
+
+        Those of one expert stand side by side. `begin` gives an expert's sequences their blocks.
+        """
+        names = tuple(running)
+        for expert in fellows:
+            begin(expert, running[expert.expert_id])
+        known = self._mixed.get(names)
+        if known is not None:
+            return known.batch(max_steps)
+        each = [sequence for sequences in running.values() for sequence in sequences.values()]
+        chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
+        begun = [sequence for sequence in chosen if sequence.begun]
+        places = {name: place for place, name in enumerate(names)}
+        shared_out = cut(begun, self._max_step_tokens, self._max_rows)
+        parts = tuple(sorted(shared_out, key=lambda part: places[part.sequence.request.expert_id]))
+        taking = [part.sequence.request.expert_id for part in parts]
+        experts = tuple(dict.fromkeys(taking))
+        mix = Mix(experts, tuple([experts.index(name) for name in taking]))
+        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
+        tokens_per_block = self._kv.tokens_per_block(fellows[0].kv)
+        if len(parts) == len(chosen) and all(part.sequence.decoding for part in parts):
+            known = Decoding(parts, tables, tokens_per_block, mix)
+            self._mixed = {names: known}
+            return known.batch(max_steps)
+        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix)

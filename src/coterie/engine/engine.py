@@ -7,8 +7,8 @@ Knows nothing about clocks, threads, text models or which device works; not for 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from coterie.core.errors import CoterieError, CrowdedError, RequestError
@@ -17,6 +17,7 @@ from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.choice import check_choice, choose_rows
+from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
 from coterie.engine.line import Line
@@ -66,7 +67,8 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._cancelled: list[str] = []
         self._outputs: list[Output] = []
-        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy)
+        kins = kins_of(experts) if self.policy.fellows else {}
+        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
         self._decided = Run("", ())
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
         self._most_steps: dict[str, int] = {}
@@ -132,10 +134,11 @@ class Engine:
             batch = self._batch(decision, repeats)
             several = batch.steps > 1
             others = self._arrivals.awaited() if several else ()
-            event = self._start(decision.expert_id, batch)
-            self._finish(event, arrival_s if several else None, others)
-            self._runner.finished(decision.expert_id, event)
-            self._account(decision.expert_id, batch, event)
+            names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
+            event = self._start(names, batch)
+            self._runner.wait(event, arrival_s if several else None, others)
+            self._runner.finished(names, event)
+            self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
             self._device.wait_any(self._arrivals.awaited(), until)
         outputs, self._outputs = self._outputs, []
@@ -234,18 +237,20 @@ class Engine:
     def _batch(self, run: Run, repeats: int) -> Batch:
         expert, queue = self._experts[run.expert_id], self._queue
         if run.admit:
-            waiting = queue.waiting[run.expert_id]
-            for sequence in [waiting[number] for number in run.admit]:
+            admitted = queue.waiting_numbers(run.admit)
+            for sequence in admitted:
                 self._admit(sequence)
-            self._arrivals.touch(run.expert_id, len(run.admit))
+            self._arrivals.touch(Counter([sequence.request.expert_id for sequence in admitted]))
         most = self._most_steps.get(run.expert_id)
         if most is None:
             most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.weight_bytes, self._device.spec)
-        if queue.waiting or len(queue.running) > 1 or self._arrivals.under_way:  # it is not alone
+        its = queue.running_of((run.expert_id, *run.beside))
+        if queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
-        running = queue.running[run.expert_id]
-        self._reuse.begin(expert, running)
-        return self._batches.next(expert, running, most)
+        if run.beside:
+            return self._batches.mixed([self._experts[name] for name in its], its, most, self._reuse.begin)
+        self._reuse.begin(expert, its[run.expert_id])
+        return self._batches.next(expert, its[run.expert_id], most)
 
     def _admit(self, sequence: Sequence) -> None:
         self._reuse.admit(sequence)
@@ -259,35 +264,31 @@ class Engine:
         self.metrics.max_overtaken = max(self.metrics.max_overtaken, sequence.overtaken)
         self.log.add("admit", sequence.request.request_id)
 
-    def _start(self, expert_id: str, batch: Batch) -> Event:
+    def _start(self, names: tuple[str, ...], batch: Batch) -> Event:
         if self._recording is not None:
             sizes = batch.rows.sizes
-            self._recording.about(expert_id, batch.what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
-        return self._runner.start(self._experts[expert_id], self._arrivals.residency(expert_id), batch)
-
-    def _finish(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
-        """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""
-        while True:
-            self._device.wait_any([event, *others], arrival_s)
-            if self._device.done(event):
-                return
-            if others or arrival_s is not None:
-                self._device.interrupt()
-                arrival_s, others = None, ()
+            self._recording.about(", ".join(names), batch.what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
+        residencies = [self._arrivals.residency(name) for name in names]
+        return self._runner.start([self._experts[name] for name in names], residencies, batch)
 
     # ---- account
 
-    def _account(self, expert_id: str, batch: Batch, event: Event) -> None:
+    def _account(self, lead: str, names: tuple[str, ...], batch: Batch, event: Event) -> None:
         failure = self._device.failure(event)
         if failure is not None:
-            self._count_steps(expert_id, batch, 1)
-            self._fail([part.sequence for part in batch.parts], as_error(expert_id, failure))
-            self._arrivals.wait_out(expert_id)
+            self._count_steps(lead, names, batch, 1)
+            if len(names) > 1:
+                self._groups.part(names)
+                self._repeats = 0
+                return
+            self._fail([part.sequence for part in batch.parts], as_error(names[0], failure))
+            self._arrivals.wait_out(names[0])
             self._settle()
             return
         drawn = self._device.tokens(event)
         steps = len(drawn)
-        self._count_steps(expert_id, batch, steps)
+        self._count_steps(lead, names, batch, steps)
+        self._groups.rejoin(names)
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
         by_row = drawn.T.tolist()
@@ -298,11 +299,11 @@ class Engine:
             else:
                 self._take(sequence, by_row[row])
 
-    def _count_steps(self, expert_id: str, batch: Batch, steps: int) -> None:
-        self.log.add_steps(steps, ("run", expert_id, len(batch.rows.tokens_T), len(batch.rows.rows_R)))
+    def _count_steps(self, lead: str, names: tuple[str, ...], batch: Batch, steps: int) -> None:
+        self.log.add_steps(steps, ("run", names[0], len(batch.rows.tokens_T), len(batch.rows.rows_R), *names[1:]))
         self.metrics.steps += steps
         self._repeats -= steps
-        self._groups.ran(expert_id, steps, self.metrics.steps)
+        self._groups.ran(lead, names, steps, self.metrics.steps)
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:

@@ -7,25 +7,32 @@ Knows nothing about how it is decided, or about who computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
 from itertools import islice
 from types import MappingProxyType
 
 from coterie.engine.arrivals import Arrivals
+from coterie.engine.fellows import largest
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
-from coterie.engine.scheduler import First, Group, Residence, View, Waiting
+from coterie.engine.scheduler import READY, First, Group, Residence, View, Waiting
 from coterie.engine.sequence import Sequence
 
 NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
+NO_KINS: Mapping[str, str] = MappingProxyType({})
 
 
 class Groups:
     """Makes views. It must be told when an expert's requests change, and what ran."""
 
-    def __init__(self, queue: Queue, arrivals: Arrivals, kv: KVPool, policy: Policy) -> None:
+    def __init__(
+        self, queue: Queue, arrivals: Arrivals, kv: KVPool, policy: Policy, kins: Mapping[str, str] = NO_KINS
+    ) -> None:
         self._queue, self._arrivals, self._kv, self._policy = queue, arrivals, kv, policy
+        self._kins, self._num_firsts = kins, max(2, 1 + largest(kins.values()))
+        self._apart: frozenset[str] = frozenset()
         self._of: dict[str, Group] = {}
         self._first: tuple[First, ...] | None = None
         self._looked = -1
@@ -48,10 +55,27 @@ class Groups:
         """An expert has come in, or has nothing left to do: its next step is the first of a turn."""
         self._turn_steps.pop(expert_id, None)
 
-    def ran(self, expert_id: str, steps: int, all_steps: int) -> None:
-        """An expert ran so many steps, of so many since the start."""
-        self._streak = steps + (self._streak if expert_id == self._current else 0)
-        self._current = expert_id
+    def part(self, expert_ids: Iterable[str]) -> None:
+        """A step of several failed. Whose fault it was shows when each runs alone, until a step of it does not fail."""
+        self._apart |= frozenset(expert_ids)
+        for expert_id in expert_ids:
+            self.changed(expert_id)
+
+    def rejoin(self, expert_ids: Iterable[str]) -> None:
+        """A step of these did not fail."""
+        if self._apart:
+            for expert_id in self._apart.intersection(expert_ids):
+                self.changed(expert_id)
+            self._apart -= frozenset(expert_ids)
+
+    def ran(self, lead: str, expert_ids: Seq[str], steps: int, all_steps: int) -> None:
+        """These experts ran so many steps, of so many since the start, when it was the turn of the first one."""
+        self._streak = steps + (self._streak if lead == self._current else 0)
+        self._current = lead
+        for expert_id in expert_ids:
+            self._count(expert_id, steps, all_steps)
+
+    def _count(self, expert_id: str, steps: int, all_steps: int) -> None:
         self._last_run[expert_id] = all_steps
         turn_steps = self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
         known = self._of.get(expert_id)
@@ -68,11 +92,15 @@ class Groups:
         first = self._firsts() if self._first is None else self._first
         queue, under_way = self._queue, self._arrivals.under_way
         # In the order of the fields: it is made for every decision.
-        return View(groups, self._kv.free_blocks, first, queue.arrived, self._current, self._streak, under_way, refused)
+        free, kins = self._kv.free_blocks, bool(self._kins)
+        return View(groups, free, first, queue.arrived, self._current, self._streak, under_way, refused, kins)
 
     def _firsts(self) -> tuple[First, ...]:
-        """The first waiting requests of the two experts that have waited longest, kept until the queue changes."""
-        found, overtaken = self._queue.firsts(2), self._queue.overtaken
+        """The first waiting requests of the experts that have waited longest, kept until the queue changes.
+
+        Of two, or of one more than can share a step: so one of them is not in it.
+        """
+        found, overtaken = self._queue.firsts(self._num_firsts), self._queue.overtaken
         self._first = tuple([First(s.request.expert_id, s.number, overtaken(s.number)) for s in found])
         return self._first
 
@@ -86,6 +114,7 @@ class Groups:
         first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
         oldest = min([next(iter(side)) for side in (waiting, running) if side])
         last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
-        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps)
+        kin = "" if residence is not READY or expert_id in self._apart else self._kins.get(expert_id, "")
+        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps, kin)
         self._of[expert_id] = group
         return group

@@ -6,6 +6,7 @@ Knows nothing about devices, residency or policy.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Iterable
 
 from coterie.engine.sequence import Sequence
 
@@ -67,6 +68,10 @@ class Queue:
                 break
         return tuple(found.values())
 
+    def waiting_numbers(self, numbers: Iterable[int]) -> list[Sequence]:
+        """The waiting sequences of these numbers."""
+        return [self._order[number] for number in numbers]
+
     @property
     def oldest(self) -> Sequence | None:
         """The waiting sequence that came first."""
@@ -98,6 +103,10 @@ class Queue:
         """Every sequence of an expert, running ones first."""
         running, waiting = self.running.get(expert_id, {}), self.waiting.get(expert_id, {})
         return (*running.values(), *waiting.values())
+
+    def running_of(self, expert_ids: Iterable[str]) -> dict[str, dict[int, Sequence]]:
+        """The running sequences of those of these experts that have any, by name."""
+        return {expert_id: self.running[expert_id] for expert_id in sorted(expert_ids) if expert_id in self.running}
 
     def next_tokens(self, expert_id: str, max_sequences: int, max_tokens: int) -> frozenset[int]:
         """The tokens that its first sequences have not computed, of whole sequences and at most so many different."""

@@ -5,7 +5,9 @@ Knows nothing about why this batch was chosen.
 
 from __future__ import annotations
 
-from coterie.device import Binding, Device, Event
+from collections.abc import Collection, Iterable, Sequence
+
+from coterie.device import Binding, Device, Event, Fellows
 from coterie.engine.batch import Batch
 from coterie.engine.kv import KVPool
 from coterie.engine.served import Places, ServedExpert
@@ -20,20 +22,41 @@ class Runner:
         self._device, self._cache, self._kv = device, cache, kv
         self._places: dict[str, Places] = {}
 
-    def start(self, expert: ServedExpert, residency: Residency, batch: Batch) -> Event:
-        """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done."""
-        expert_id, kv, rows, steps = expert.expert_id, self._kv, batch.rows, batch.steps
-        places = self._places.get(expert_id)
-        if places is None:
-            places = self._places[expert_id] = expert.places
-        offsets, shared = places
-        binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows, shared)
-        event = self._device.run(expert.exe, binding, residency.gates_of(rows.tokens_T, steps), steps)
-        self._cache.hold(expert_id, event)
+    def start(self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch) -> Event:
+        """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done.
+
+        Of several experts, all of which are there, sequences have the numbers that `batch.mix` gives.
+        """
+        first, residency, kv, rows, steps = experts[0], residencies[0], self._kv, batch.rows, batch.steps
+        (offsets, shared), fellows = self._places_of(first), None
+        if batch.mix is not None and len(experts) > 1:
+            others = tuple([self._places_of(expert)[0] for expert in experts[1:]])
+            fellows = Fellows(tuple([there.weights for there in residencies[1:]]), others, batch.mix.of_B)
+        binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows, shared, fellows)
+        event = self._device.run(first.exe, binding, residency.gates_of(rows.tokens_T, steps), steps)
+        for expert in experts:
+            self._cache.hold(expert.expert_id, event)
         kv.use(batch.owners, event)
         return event
 
-    def finished(self, expert_id: str, event: Event) -> None:
+    def finished(self, expert_ids: Iterable[str], event: Event) -> None:
         """Say that what was started is done: nothing is kept for it any longer."""
-        self._cache.release(expert_id, event)
+        for expert_id in expert_ids:
+            self._cache.release(expert_id, event)
         self._kv.finished(event)
+
+    def wait(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
+        """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""
+        while True:
+            self._device.wait_any([event, *others], arrival_s)
+            if self._device.done(event):
+                return
+            if others or arrival_s is not None:
+                self._device.interrupt()
+                arrival_s, others = None, ()
+
+    def _places_of(self, expert: ServedExpert) -> Places:
+        places = self._places.get(expert.expert_id)
+        if places is None:
+            places = self._places[expert.expert_id] = expert.places
+        return places

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from coterie.core.errors import UsageError
 from coterie.core.values import value
+from coterie.engine.fellows import together
 from coterie.engine.policy import Policy
 
 
@@ -45,7 +46,8 @@ class Waiting:
 class Group:
     """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
     ones. `oldest`: the least number among waiting and running. `last_run`: the step in which it ran last (-1: never).
-    `turn_steps`: the steps that it ran since it was brought in.
+    `turn_steps`: the steps that it ran since it was brought in. `kin`: those that are there and of one kin can
+    share steps (fellows.py); `beside`: of a group of several, who is in it besides `expert_id`.
     """
 
     expert_id: str
@@ -56,6 +58,8 @@ class Group:
     oldest: int
     last_run: int = -1
     turn_steps: int = 0
+    kin: str = ""
+    beside: tuple[str, ...] = ()
 
     def after_run(self, last_run: int, turn_steps: int) -> Group:
         """The same after it ran, when nobody came, was admitted or ended."""
@@ -68,6 +72,7 @@ class Group:
             self.oldest,
             last_run,
             turn_steps,
+            self.kin,
         )
 
 
@@ -84,10 +89,10 @@ class First:
 class View:
     """What a decision may depend on.
 
-    `firsts`: of the experts that wait, the two whose first request is oldest, that one first. `arrived` counts all
-    requests so far. `current` is the expert of the last step and `streak` the steps that it ran in a row; `under_way`
-    counts the fetches that are not finished. `refused`: experts that could not be brought in just now, because all that
-    would have to go is in use.
+    `firsts`: of the experts that wait, the two (more where there are `kins`) whose first request is oldest, that one
+    first. `arrived` counts all requests so far. `current` is the expert of the last step and `streak` the steps that it
+    ran in a row; `under_way` counts the fetches that are not finished. `refused`: experts that could not be brought in
+    just now, because all that would have to go is in use.
     """
 
     groups: tuple[Group, ...]
@@ -98,6 +103,7 @@ class View:
     streak: int = 0
     under_way: int = 0
     refused: frozenset[str] = frozenset()
+    kins: bool = False
 
 
 @value
@@ -111,10 +117,11 @@ class Fetch:
 
 @value
 class Run:
-    """Admit these waiting requests, then run one step of the expert."""
+    """Admit these waiting requests, then run one step of the expert, and of those `beside` it."""
 
     expert_id: str
     admit: tuple[int, ...]
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +143,8 @@ def grouped(view: View, policy: Policy) -> Decision:
     fetch = _next_fetch(working, view, policy, weight)
     if fetch is not None:
         return fetch
-    group = _next_group(working, view, policy, weight)
-    return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy))
+    group = _next_group(together(working, view.current) if view.kins else working, view, policy, weight)
+    return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy), group.beside)
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
@@ -168,9 +175,10 @@ def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
         return 1
     streak = view.streak if view.current == run.expert_id else 0
     most = policy.quantum_steps - streak
-    group = _named(view, run.expert_id) if view.refused else None
-    if group is not None and group.turn_steps < policy.turn_steps:
-        most = min(most, policy.turn_steps - group.turn_steps)
+    for group in view.groups if view.refused else ():
+        its = group.expert_id == run.expert_id or group.expert_id in run.beside
+        if its and group.turn_steps < policy.turn_steps:
+            most = min(most, policy.turn_steps - group.turn_steps)
     return max(1, most)
 
 
@@ -197,7 +205,8 @@ def _rival(group: Group, view: View) -> First | None:
 
     It alone can reach the age bound first: who overtakes a later one overtakes it too.
     """
-    return next((first for first in view.firsts if first.expert_id != group.expert_id), None)
+    its = (group.expert_id, *group.beside)
+    return next((first for first in view.firsts if first.expert_id not in its), None)
 
 
 def _passing(rival: First | None, policy: Policy) -> int:

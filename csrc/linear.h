@@ -1,0 +1,97 @@
+// A unit of linear and of linear_add, of all rows of a step or of some that have a weight of their own.
+// Knows nothing about whose rows these are.
+#pragma once
+
+#include "op.h"
+
+namespace coterie::COTERIE_ISA {
+
+// Rows of a step: `T` of them from `first` on, and their weight.
+struct Some {
+  int64_t first, T;
+  bytes* weight;
+};
+
+template <class Op>
+Some all_rows(const Op& op) {
+  return {0, op.T, op.weight};
+}
+
+template <class Op>
+Forms linear_forms(const Op& op, const Some& some) {
+  return forms_of(some.T, op.weight_dtype);
+}
+
+template <class Op>
+int64_t linear_units(const Op& op, const Some& some) {
+  return units_in_parts(some.T, op.N, parts_of(some.T, op.weight_dtype));
+}
+
+// A tile's sums too, where something is added to them before they are stored.
+template <class Op>
+int64_t linear_scratch_bytes(const Op& op, const Some& some) {
+  constexpr bool kAdds = requires { op.residual; };
+  return input_bytes(some.T, op.K, linear_forms(op, some)) + work_bytes(some.T, op.K) + (kAdds ? bytes_of(token_tile(some.T) * kTileRows) : 0);
+}
+
+template <class Op>
+void linear_unit(const Op& op, const Some& some, int64_t unit, Scratch& scratch) {
+  Block block = block_in_parts(unit, some.T, op.N, parts_of(some.T, op.weight_dtype));
+  block.token += some.first;
+  const Input x = take_input(scratch, op.x, block, some.T, op.K, linear_forms(op, some));
+  const Work work = take_work(scratch, some.T, op.K);
+  const Weight weight{some.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale};
+  if constexpr (requires { op.residual; }) {
+    float* out = scratch.floats(token_tile(some.T) * kTileRows);
+    const int64_t part_at = rows_of_part(block.parts);
+    linear_block(x, block, weight, op.K, out, kTileRows, part_at, work);
+    for (int64_t t = 0; t < block.tokens; ++t)
+      for (int64_t part = 0; part < block.parts; ++part) {
+        const int64_t at = (block.token + t) * op.N + block.row + part * block.apart;
+        const float* sums = out + t * kTileRows + part * part_at;
+        for (int64_t n = 0; n < block.rows; ++n) op.y[at + n] = op.residual[at + n] + sums[n];
+      }
+  } else {
+    linear_block(x, block, weight, op.K, op.y + block.token * op.N + block.row, op.N, block.apart, work);
+  }
+  scratch.stored(block.values() * 4);
+}
+
+// Rows in shares, each with a weight of its own: sequences of several experts that have one program. A share is computed as if it were the
+// whole step, so a row has the same bits there, alone and among others.
+//
+//   rows      | 0 1 2 3 4 | 5       | 6 7     |      first 0 5 6 8
+//   weight    | each[0]   | each[1] | each[2] |      units of share 0, then those of share 1, ..
+template <class Op>
+Some share_of(const Op& op, int64_t share) {
+  return {op.first[share], op.first[share + 1] - op.first[share], op.each[share]};
+}
+
+template <class Op>
+int64_t each_units(const Op& op) {
+  int64_t units = 0;
+  for (int64_t share = 0; share < op.shares; ++share) units += linear_units(op, share_of(op, share));
+  return units;
+}
+
+template <class Op>
+int64_t each_scratch_bytes(const Op& op) {
+  int64_t most = 0;
+  for (int64_t share = 0; share < op.shares; ++share) {
+    const int64_t size = linear_scratch_bytes(op, share_of(op, share));
+    most = size > most ? size : most;
+  }
+  return most;
+}
+
+template <class Op>
+void each_unit(const Op& op, int64_t unit, Scratch& scratch) {
+  for (int64_t share = 0;; ++share) {
+    const Some some = share_of(op, share);
+    const int64_t units = linear_units(op, some);
+    if (unit < units) return linear_unit(op, some, unit, scratch);
+    unit -= units;
+  }
+}
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,36 @@
+"""Which weights may differ among the sequences of a step: those that a product reads which is a kernel of its own.
+
+What an adapter has beside its base's weights is such. Knows nothing about adapters, or about who mixes what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from coterie.core.shapes import Sizes
+from coterie.graph.cost import value_bytes
+from coterie.graph.fuse import KERNEL_SETS, fuse
+from coterie.graph.program import Program
+
+PRODUCTS = ("linear", "linear_add")  # kernels that take rows in shares
+CACHE = "cache"
+NO_STEP = Sizes(0, 0, 0, 0, 0)  # a weight's bytes are the same in every step
+
+
+def mixes(program: Program, shared: Collection[int]) -> bool:
+    """Whether all weights but those at these places, one at least, may differ among sequences."""
+    own = {name for place, name in enumerate(program.weights) if place not in set(shared)}
+    # No real device has kernels for whole sections: it would fuse by its own rules.
+    regions = program.regions if program.rule_set in KERNEL_SETS else fuse(program.graph, CACHE)
+    for region in regions:
+        products = {region.ops[0].inputs[1]} if region.kernel in PRODUCTS else set()
+        read = [name for op in region.ops for name in op.inputs if name in own]
+        if not products.issuperset(read) or len(set(read)) != len(read):
+            return False
+    return bool(own)
+
+
+def own_bytes(program: Program, shared: Collection[int]) -> int:
+    """Bytes of all weights but those at these places."""
+    values, kept = [program.graph.values[name] for name in program.weights], set(shared)
+    return sum(value_bytes(value, NO_STEP) for place, value in enumerate(values) if place not in kept)
