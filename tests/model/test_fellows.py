@@ -1,5 +1,7 @@
 """Adapters of one base in one step: each sequence as with its own adapter alone, to the bit, and as the reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.model import adapters, tiny
@@ -43,10 +45,9 @@ def lengthen(path):
 
 def bound(backends, rows, of_B):
     """A binding whose sequences are of these backends."""
-    each = [backend.binding(rows) for backend in backends]
-    others = each[1:]
+    first, *others = [backend.binding(rows) for backend in backends]
     fellows = Fellows(tuple(b.weights for b in others), tuple(b.offsets for b in others), of_B)
-    return each[0].__class__(*[getattr(each[0], name) for name in each[0].__slots__[:6]], fellows)
+    return replace(first, fellows=fellows)
 
 
 def logits_of(backends, rows, of_B):
@@ -63,14 +64,15 @@ def steps_of(vocab_size):
 
 def check(models, bound_of, rule_set="cache"):
     """Mixed steps against each adapter's own steps on the device, and against the reference."""
-    first = on_cpu(models[0], rule_set)
+    first, apart = on_cpu(models[0], rule_set), on_cpu(models[0], rule_set)
     backends = [first, *(first.beside(model) for model in models[1:])]
+    by_themselves = [apart, *(apart.beside(model) for model in models[1:])]
     references = [Reference(model.graph, load_weights_f32(model)) for model in models]
     pages = models[0].kv.tokens_per_block(block_bytes_for(models[0]))
     for number, of_B in enumerate(OF_B):
         stepper, state = Stepper(first, 1, 60, seed=number), KvState(models[0].graph, 64, pages)
         sequences = [stepper.sequence() for _ in of_B]
-        alone = [Stepper(backend, 1, 60, seed=7) for backend in backends]
+        alone = [Stepper(backend, 1 + 20 * i, 20) for i, backend in enumerate(by_themselves)]
         own = [alone[number].sequence() for number in of_B]
         for tokens in steps_of(models[0].config.vocab_size):
             rows = stepper.rows(*zip(sequences, tokens, strict=True))
@@ -84,6 +86,7 @@ def check(models, bound_of, rule_set="cache"):
                 mine = alone[whose].feed((sequence, new))
                 np.testing.assert_array_equal(found[at : at + len(new)], mine)
                 at += len(new)
+    apart.close()
     return backends
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -20,16 +21,16 @@ from typing import Any
 from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec
+from coterie.bench.adapters import random_adapters
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
-from coterie.bench.experts import experts_in_turn
+from coterie.bench.experts import experts_in_turn, random_experts
 from coterie.bench.gpu_peers import check_peers
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
 from coterie.bench.peers.transformers import Transformers
 from coterie.bench.report import Report
 from coterie.bench.sticks import drop_page_cache, sequential_read
-from coterie.checkpoint.folder import SINGLE
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -42,7 +43,8 @@ from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
 BELADY = "belady"
-POLICIES = (*SETUPS, BELADY)
+POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; with adapters `apart` says what shared steps are worth
+KNOWN = (*SETUPS, BELADY)
 STICK_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on
 
@@ -75,6 +77,7 @@ class Grid:
     """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen.
 
     `spec`: the machine that sizes were chosen for. A GPU asked again has less free, and they would no longer fit.
+    `adapter_rank`: experts are adapters of this rank of one base of the first shape; 0: whole models.
     """
 
     experts: int
@@ -92,6 +95,7 @@ class Grid:
     seed: int = SEED
     why: str = ""
     spec: MachineSpec | None = None
+    adapter_rank: int = 0
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -120,9 +124,13 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
 
 
 def _check(grid: Grid) -> None:
-    unknown = [name for name in grid.policies if name not in POLICIES]
+    unknown = [name for name in grid.policies if name not in KNOWN]
     if unknown:
-        raise UsageError("--policy", f"{unknown[0]!r} is not a policy", f"use one of {', '.join(POLICIES)}")
+        raise UsageError("--policy", f"{unknown[0]!r} is not a policy", f"use one of {', '.join(KNOWN)}")
+    if grid.adapter_rank and (grid.peers or grid.device.startswith("synthetic")):
+        raise UsageError(
+            "--adapters", "are files beside a base, served by this engine", "use --device cpu and no --peer"
+        )
     if grid.peers and grid.device != "cpu" and gpu_number(grid.device) is None:
         raise UsageError("--peer", f"a peer cannot run on {grid.device}", "compare on --device cpu or cuda")
     if BELADY in grid.policies and OURS.name not in grid.policies:
@@ -150,6 +158,9 @@ def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[di
         if grid.device.startswith("synthetic"):
             kinds = [synthetic_model(shape) for shape in grid.shapes]
             turns = [kinds[number % len(kinds)] for number in range(grid.experts)]
+        elif grid.adapter_rank:
+            (base,) = stack.enter_context(random_experts(grid.shapes[0], 1))
+            turns = stack.enter_context(random_adapters(base, grid.experts, grid.adapter_rank))
         else:
             turns = stack.enter_context(experts_in_turn(grid.shapes, grid.experts, say, copies))
         yield {
@@ -173,7 +184,7 @@ def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
     into = Slab(CHUNK_BYTES).bytes
     rates = []
     for model in list(models.values())[:: max(1, len(models) // STICK_FILES)]:
-        file = model.checkpoint.path / SINGLE
+        file = Path(model.layout.ranges[0].source.path)
         drop_page_cache(file)
         rates.append(sequential_read(file, into)[0])
     return median(rates)
@@ -265,12 +276,14 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
         "new_tokens": grid.new_tokens,
         "device": grid.device,
         "threads": grid.threads or this_machine().units,
+        **({"adapter_rank": grid.adapter_rank} if grid.adapter_rank else {}),
     }
 
 
 def _line(row: Mapping[str, Any]) -> str:
     took = format_seconds(row["elapsed_s"])
-    return f"{row['mix']}, {row['in_flight']} in flight, {row['policy']}: {row['switches']} switches, {took}"
+    busy = f", {format_seconds(row['processor_s'])} of processors" if row["processor_s"] else ""
+    return f"{row['mix']}, {row['in_flight']} in flight, {row['policy']}: {row['switches']} switches, {took}{busy}"
 
 
 def _table(runs: Sequence[Mapping[str, Any]]) -> Table:

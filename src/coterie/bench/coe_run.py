@@ -7,10 +7,11 @@ Knows nothing about which policies are compared, or how the numbers are shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from math import ceil
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,20 @@ def serve(
     )
     try:
         parts = wire(models, plan(models, device.spec, settings), settings, device)
-        start_s = device.now()
+        start_s, worked_s = device.now(), process_time()
         timings = _closed_loop(parts, models, load)
-        row = _row(parts, setup, load, timings, device.now() - start_s, link_bytes_per_s)
-        order = tuple(name for name, _ in groupby(str(e[1]) for e in parts.engine.decisions if e[0] == "run"))
+        worked_s = process_time() - worked_s
+        row = _row(parts, setup, load, timings, device.now() - start_s, link_bytes_per_s) | {"processor_s": worked_s}
+        ran = (name for _, first, _, _, *others in _runs(parts) for name in (first, *others))
+        order = tuple(name for name, _ in groupby(map(str, ran)))
         return Outcome(row, order, parts.trace())
     finally:
         device.close()
+
+
+def _runs(parts: Parts) -> Iterator[tuple[str | int, ...]]:
+    """Of each step: "run", whose it was, tokens, rows, and who was in it too."""
+    return (entry for entry in parts.engine.decisions if entry[0] == "run")
 
 
 def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:

@@ -150,8 +150,13 @@ def write_expert(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, t
     folder.mkdir()
     stored = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
     (folder / CONFIG).write_text(json.dumps(stored | {"torch_dtype": "bfloat16"}), encoding="utf-8")
+    write_tensors(folder / SINGLE, shapes, seed)
+
+
+def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Write one safetensors file of random bf16 numbers, and see it onto the disk."""
     rng = np.random.default_rng(seed)
-    with (folder / SINGLE).open("wb") as file:
+    with path.open("wb") as file:
         file.write(_header(shapes))
         for name, shape in shapes.items():
             _write_tensor(file, rng, name, shape)

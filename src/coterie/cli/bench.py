@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from coterie.bench import gpu as gpu_bench
-from coterie.bench.coe import PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
+from coterie.bench.coe import KNOWN, PEER_SHAPES, POLICIES, SEED, SHAPES, Grid, coe
 from coterie.bench.decode import decode
 from coterie.bench.fusion import fusion
 from coterie.bench.gpu_coe import SHAPE as GPU_COE_SHAPE
@@ -214,12 +214,15 @@ def bench_coe(
     requests: Annotated[int, typer.Option(min=1, help="Requests of a run.")] = 2000,
     mix: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MIXES)}; may be repeated.")] = None,
     in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help=f"{', '.join(POLICIES)}; may be repeated.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KNOWN)}; may be repeated.")] = None,
     near: NearOpt = None,
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens of a prompt.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="What the mixes are drawn from.")] = SEED,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
+    adapters: Annotated[
+        int, typer.Option(min=0, metavar="RANK", help="Experts are LoRA adapters of this rank of one base; 0: models.")
+    ] = 0,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     peer: PeersOpt = None,
@@ -255,6 +258,7 @@ def bench_coe(
         seed=seed,
         why=chosen.why,
         spec=spec,
+        adapter_rank=adapters,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

@@ -6,7 +6,7 @@ Knows nothing about how they are run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.core.errors import UsageError
 from coterie.engine.assembly import Settings
@@ -26,7 +26,8 @@ class Setup:
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
 SERVING = Settings()  # as `coterie serve` does by default: what is compared is what is served
 OURS = Setup("coterie", SERVING.policy, SERVING.evict)
-SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS)}
+APART = Setup("apart", replace(OURS.policy, fellows=False), OURS.evict)  # adapters of one base do not share steps
+SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS, APART)}
 
 
 def setup_named(name: str) -> Setup:
