@@ -28,7 +28,7 @@ def opened(row, folder_of, tmp_path, dtype="fp32", packing=None):
     if packing is not None:
         base = quantize_folder(base, tmp_path / "packed", packing).folder
     for number, its in enumerate(parts):
-        folder = adapters.write(tmp_path / f"adapter-{number}", its, dtype=tiny.DTYPES[dtype])
+        folder = adapters.write(tmp_path / f"adapter-{number}", its, dtype=tiny.DTYPES[dtype], r=3)
         if number == 1:
             lengthen(folder / "adapter_model.safetensors")
         found.append(open_adapted(open_model(base), folder))
