@@ -94,10 +94,22 @@ def test_the_policy_halves_the_switches_under_load_and_is_not_worse_without() ->
         assert ours["longest_overtaken"] <= got["age_bound"]
 
 
+def test_adapters_of_one_base_share_steps_or_do_not(config: Path, temporary: Path) -> None:
+    small = ("--shape", config, "--experts", 4, "--near", "600KB", "--requests", 24, "--prompt", 5, "--tokens", 6)
+    got = bench(*small, "--adapters", 3, "--in-flight", 8, "--mix", "zipf", "--policy", "coterie", "--policy", "apart")
+    together, apart = got["runs"]
+    assert (together["policy"], apart["policy"]) == ("coterie", "apart")
+    assert together["tokens_per_step"] > 1.5 * apart["tokens_per_step"]
+    assert together["processor_s"] > 0
+    assert (got["workload"]["architectures"], got["workload"]["adapter_rank"]) == (1, 3)
+    assert list(temporary.iterdir()) == []
+
+
 def test_mistakes_are_sentences(config: Path) -> None:
     for args, words in (
         (("--mix", "lumpy"), "uniform, zipf, bursty"),
-        (("--policy", "magic"), "fcfs, coterie, belady"),
+        (("--policy", "magic"), "fcfs, coterie, belady, apart"),
+        (("--adapters", "4", "--device", "synthetic:toy"), "use --device cpu and no --peer"),
         (("--policy", "belady"), "add --policy coterie"),
     ):
         result = runner.invoke(app, ["bench", "coe", "--shape", str(config), "--experts", "2", *args])

@@ -38,13 +38,13 @@ from coterie.devices.gpu import Gpu, gpu_number
 from coterie.devices.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
-from coterie.plan.setups import FCFS, OURS, SETUPS
+from coterie.plan.setups import APART, FCFS, OURS, SETUPS
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
 BELADY = "belady"
 POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; with adapters `apart` says what shared steps are worth
-KNOWN = (*SETUPS, BELADY)
+KNOWN = (*POLICIES, APART.name)
 STICK_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on
 
