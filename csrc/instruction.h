@@ -63,9 +63,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const i32*, tokens) FIELD(bytes*, table) FIELD(integer, table_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) \
   FIELD(real, scale)
 
+// x_first, x_step: x is read in rows of C numbers so far apart, from that number on; 0 apart: they follow each other.
 #define COTERIE_RMS_NORM(FIELD)                                                                                      \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
-  FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps) FIELD(real, offset)
+  FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps) FIELD(real, offset)                                   \
+  FIELD(integer, x_first) FIELD(integer, x_step)
 
 #define COTERIE_LAYER_NORM(FIELD)                                                                                    \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
@@ -136,7 +138,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
   FIELD(integer, C) FIELD(integer, rotated) FIELD(integer, interleaved)
 
-// What q_norm and k_norm norm together: so many numbers of a token, a head or all heads.
+// What q_norm and k_norm norm together: so many numbers of a token, a head or all heads. q_first, q_step: as x_first and x_step of rms_norm,
+// of heads that are normed by themselves.
 #define COTERIE_NORM_ROPE_APPEND(FIELD)                                                                              \
   FIELD(const f32*, q_in) FIELD(bytes*, q_norm) FIELD(integer, q_norm_dtype) FIELD(real, q_eps)                      \
   FIELD(integer, q_width)                                                                                            \
@@ -144,7 +147,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(integer, k_width) FIELD(const f32*, v) FIELD(real, offset)                                                   \
   FIELD(const f32*, inv_freq) FIELD(real, scale)                                                                     \
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)        \
-  FIELD(integer, rotated) FIELD(integer, interleaved)
+  FIELD(integer, rotated) FIELD(integer, interleaved) FIELD(integer, q_first) FIELD(integer, q_step)
 
 #define COTERIE_NORM_ADD(FIELD) \
   COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)
@@ -194,6 +197,33 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_BRANCH_DOWN_ADD(FIELD) COTERIE_BRANCH_DOWN(FIELD) FIELD(const f32*, residual)
 
+// Where a sequence keeps a layer's recurrent state (kept.h): from unit `first_unit` on, in the blocks at the beginning of its table.
+#define COTERIE_KEPT(FIELD)                                                                                          \
+  FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, state_tables)                           \
+  FIELD(integer, table_width) FIELD(uint8_t*, kv) FIELD(integer, block_bytes) FIELD(integer, unit_bytes)             \
+  FIELD(integer, first_unit)
+
+#define COTERIE_CAUSAL_CONV(FIELD)                                                                                   \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y)         \
+  FIELD(integer, T) FIELD(integer, B) FIELD(integer, N) FIELD(integer, taps)
+
+// x: of each token q and k of `key_heads` heads of K channels, then v of H heads of C. a, b: two gates of each value head.
+#define COTERIE_GATED_DELTA(FIELD)                                                                                   \
+  FIELD(const f32*, x) FIELD(const f32*, a) FIELD(const f32*, b) FIELD(bytes*, a_log) FIELD(integer, a_log_dtype)    \
+  FIELD(bytes*, dt_bias) FIELD(integer, dt_bias_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y) FIELD(integer, T)          \
+  FIELD(integer, B) FIELD(integer, key_heads) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
+
+#define COTERIE_GATED_DELTA_NORM(FIELD)                                                                              \
+  COTERIE_GATED_DELTA(FIELD) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)     \
+  FIELD(const f32*, z)
+
+// N numbers of a token, in rows of C as rms_norm reads them.
+#define COTERIE_SIGMOID(FIELD)                                                                                       \
+  FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, C) FIELD(integer, x_first)  \
+  FIELD(integer, x_step)
+
+#define COTERIE_SIGMOID_MUL(FIELD) COTERIE_SIGMOID(FIELD) FIELD(const f32*, a)
+
 // The closed list of instructions: OP(name, Struct, FIELDS). The opcode is the place in this list.
 #define COTERIE_OPS(OP) COTERIE_VECTOR_OPS(OP) COTERIE_COMMON_OPS(OP)
 
@@ -229,7 +259,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(layer_norm, LayerNorm, COTERIE_LAYER_NORM)                                                                      \
   OP(norm_linear_gelu, NormLinearGelu, COTERIE_NORM_LINEAR_GELU)                                                     \
   OP(linear_each, LinearEach, COTERIE_LINEAR_EACH)                                                                   \
-  OP(linear_add_each, LinearAddEach, COTERIE_LINEAR_ADD_EACH)
+  OP(linear_add_each, LinearAddEach, COTERIE_LINEAR_ADD_EACH)                                                        \
+  OP(causal_conv, CausalConv, COTERIE_CAUSAL_CONV)                                                                   \
+  OP(gated_delta, GatedDelta, COTERIE_GATED_DELTA)                                                                   \
+  OP(gated_delta_norm, GatedDeltaNorm, COTERIE_GATED_DELTA_NORM)                                                     \
+  OP(sigmoid, Sigmoid, COTERIE_SIGMOID)                                                                              \
+  OP(sigmoid_mul, SigmoidMul, COTERIE_SIGMOID_MUL)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -10,8 +10,9 @@ int64_t flops(const RmsNorm& op) { return 4 * op.T * op.per_token * op.C; }
 void run(const RmsNorm& op, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens * op.per_token;
   const int64_t last = smaller(op.T, (unit + 1) * kTileTokens) * op.per_token;
+  const int64_t step = op.x_step == 0 ? op.C : op.x_step;
   for (int64_t row = first; row < last; ++row)
-    norm_row(op.x + row * op.C, op.weight, op.weight_dtype, op.C, op.eps, op.offset, op.y + row * op.C);
+    norm_row(op.x + row * step + op.x_first, op.weight, op.weight_dtype, op.C, op.eps, op.offset, op.y + row * op.C);
   scratch.stored((last - first) * op.C * 4);
 }
 

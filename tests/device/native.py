@@ -84,6 +84,8 @@ def whole(kernel, operands):
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0, "growth": 0.0, "every": 1} if kernel == "attention" else {}
     neutral |= absent("bias") | FREE_CHOICE if kernel == "choose_branches" else {}
+    apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
+    neutral |= {f"{apart}_first": 0, f"{apart}_step": 0} if apart else {}
     return neutral | operands
 
 

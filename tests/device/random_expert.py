@@ -146,6 +146,12 @@ SHAPES = {
         **{"model_type": "phi", "architectures": ["PhiForCausalLM"], "partial_rotary_factor": 0.4, "head_dim": 20},
         "hidden_act": "gelu_new",
     },
+    "delta-nets": {
+        **{"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "num_hidden_layers": 3},
+        **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 12},
+        **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 10},
+        **{"linear_value_head_dim": 37, "partial_rotary_factor": 0.5},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
     "adapted": {"attention_bias": True},
 }
@@ -195,10 +201,12 @@ class RandomExpert:
         self.extent = self.device.reserve("dram", end)
         for name, piece in pieces.items():
             self.device.memory(self.extent)[offsets[name] : offsets[name] + len(piece)] = piece
-        self.block_bytes = self.Z * self.program.kv.bytes_per_token + 6
+        kv = self.program.kv
+        self.block_bytes = max(self.Z * kv.bytes_per_token, kv.unit_bytes) + 6
         self.kv = self.device.reserve("dram", self.num_blocks * self.block_bytes)
         self.reference = Reference(self.graph, self.weights)
-        self.state = KvState(self.graph, self.num_blocks, self.Z)
+        state_blocks = kv.state_blocks(self.block_bytes)
+        self.state = KvState(self.graph, self.num_blocks, kv.tokens_per_block(self.block_bytes), state_blocks)
 
     def binding(self, step):
         return Binding(self.extent, self.offsets, self.kv, self.block_bytes, step)

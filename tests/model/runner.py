@@ -26,7 +26,7 @@ class ReferenceBackend:
     def __init__(self, model, state=None):
         self.model = model
         self.block_bytes = block_bytes_for(model)
-        self.state = state or KvState(model.graph, NUM_BLOCKS, model.kv.tokens_per_block(self.block_bytes))
+        self.state = state or state_of(model, self.block_bytes)
         self._reference = Reference(model.graph, load_weights_f32(model))
 
     def beside(self, model):
@@ -130,7 +130,13 @@ if find_spec("torch") is not None:
 
 def block_bytes_for(model):
     """Blocks of at least 5 tokens, aligned to 512 bytes, so that pages end in the middle of prompts."""
-    return -(-5 * model.kv.bytes_per_token // 512) * 512
+    return -(-max(5 * model.kv.bytes_per_token, model.kv.unit_bytes) // 512) * 512
+
+
+def state_of(model, block_bytes):
+    """The reference's KV pages, and what else sequences keep."""
+    kv = model.kv
+    return KvState(model.graph, NUM_BLOCKS, kv.tokens_per_block(block_bytes), kv.state_blocks(block_bytes))
 
 
 def wait(device, *events):
@@ -172,7 +178,6 @@ class Stepper:
         self.backend = backend
         order = np.random.default_rng(seed).permutation(np.arange(first_block, first_block + num_blocks))
         self._free = [int(block) for block in order]
-        self._page = backend.model.kv.tokens_per_block(backend.block_bytes)
 
     def sequence(self):
         """A new, empty sequence."""
@@ -183,7 +188,8 @@ class Stepper:
         tokens, positions, owners, sampled = [], [], [], []
         for row, (sequence, new) in enumerate(parts):
             start, sequence.length = sequence.length, sequence.length + len(new)
-            while len(sequence.blocks) * self._page < sequence.length + ahead:
+            kv, block_bytes = self.backend.model.kv, self.backend.block_bytes
+            while len(sequence.blocks) < kv.blocks_for(sequence.length + ahead, block_bytes):
                 sequence.blocks.append(self._free.pop())
             first = len(tokens)
             tokens += new

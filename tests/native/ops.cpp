@@ -17,7 +17,7 @@ void test_rows(int64_t T, int64_t D, DType dtype) {
   const Tensor bias = weight(D, 1, DType::f16), none{};
   const std::vector<Row> rows = {
       row_of(Opcode::embed, Embed{tokens.data(), table.at(), table.type(), embedded.data(), T, D, 1.0}),
-      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0}),
+      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0, 0, 0}),
       row_of(Opcode::layer_norm, LayerNorm{x.data(), scale.at(), scale.type(), bias.at(), bias.type(), centred.data(), T, 1, D, 1e-5}),
       row_of(Opcode::layer_norm, LayerNorm{x.data(), scale.at(), scale.type(), nullptr, 0, bare.data(), T, 1, D, 1e-5}),
       row_of(Opcode::take_rows, TakeRows{x.data(), picked.data(), taken.data(), T, D}),

@@ -106,7 +106,7 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
   for (int64_t t = 0; t < T; ++t) picked.push_back(static_cast<i32>(T - 1 - t));
   std::vector<float> normed(T * D), gates(T * F), ups(T * F), silus(T * F), product(T * F), fused(T * F), head(T * F);
   const std::vector<Row> rows = {
-      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0}),
+      row_of(Opcode::rms_norm, RmsNorm{x.data(), scale.at(), scale.type(), normed.data(), T, 1, D, 1e-5, 0.0, 0, 0}),
       row_of(Opcode::linear, Linear{normed.data(), gate.at(), type_of(gate, int8), nullptr, 0, gates.data(), T, F, D, 1.0}),
       row_of(Opcode::linear, Linear{normed.data(), up.at(), type_of(up, int8), nullptr, 0, ups.data(), T, F, D, 1.0}),
       row_of(Opcode::silu, Silu{gates.data(), silus.data(), T, F}),

@@ -143,7 +143,7 @@ void test_runs_in_a_row() {
   const std::vector<float> x(T * C, 1.0f), one(C, 1.0f);
   std::vector<float> y(T * C);
   const auto* weight = reinterpret_cast<bytes*>(one.data());
-  const Row row = row_of(Opcode::rms_norm, RmsNorm{x.data(), weight, static_cast<integer>(DType::f32), y.data(), T, 1, C, 0.0, 0.0});
+  const Row row = row_of(Opcode::rms_norm, RmsNorm{x.data(), weight, static_cast<integer>(DType::f32), y.data(), T, 1, C, 0.0, 0.0, 0, 0});
   for (const int threads : {2, 4, 8}) {
     Team team(threads, compiled_isas()[0], 0);
     bool right = true;

@@ -117,9 +117,9 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         base = None if model.base is None else Base(model.base.layout, _load(device, model.base.layout))
         weights = _load(device, model.layout)
         block = page_bytes(model.kv)
-        rows = _rows(ids, model.kv.tokens_per_block(block))
+        rows = _rows(ids, model.kv.blocks_for(len(ids), block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
-        expected = _reference(model, rows, model.kv.tokens_per_block(block))
+        expected = _reference(model, rows, block)
         allowed = tolerances(model, options.device)
         found: list[Row] = []
         for rule_set in rule_sets:
@@ -145,14 +145,14 @@ def _load(device: Device, layout: Layout) -> Buffer:
     return weights
 
 
-def _rows(ids: Sequence[int], page: int) -> Rows:
+def _rows(ids: Sequence[int], blocks: int) -> Rows:
     count = len(ids)
     positions = np.arange(count, dtype=np.int32)
     return Rows(
         tokens_T=np.array(ids, np.int32),
         positions_T=positions,
         sequence_T=np.zeros(count, np.int32),
-        block_tables_BM=np.arange(-(-count // page), dtype=np.int32)[None],
+        block_tables_BM=np.arange(blocks, dtype=np.int32)[None],
         lengths_B=np.array([count], np.int32),
         rows_R=np.array([count - 1], np.int32),
         sampling=(Sampling(),),
@@ -160,7 +160,7 @@ def _rows(ids: Sequence[int], page: int) -> Rows:
     )
 
 
-def _reference(model: Model, rows: Rows, page: int) -> dict[str, npt.NDArray[Any]]:
+def _reference(model: Model, rows: Rows, block: int) -> dict[str, npt.NDArray[Any]]:
     given = {
         "tokens": rows.tokens_T,
         "positions": rows.positions_T,
@@ -169,7 +169,8 @@ def _reference(model: Model, rows: Rows, page: int) -> dict[str, npt.NDArray[Any
         "rows": rows.rows_R,
     }
     inputs = {name: np.asarray(numbers, np.int32) for name, numbers in given.items()}
-    state = KvState(model.graph, len(rows.block_tables_BM[0]), page)
+    kv, blocks = model.kv, len(rows.block_tables_BM[0])
+    state = KvState(model.graph, blocks, kv.tokens_per_block(block), kv.state_blocks(block))
     return Reference(model.graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
 
 

@@ -79,7 +79,7 @@ def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:
     """Room for the KV state of everything in flight, so that no policy is held up by it."""
     block = max(page_bytes(model.kv) for model in models.values())
     tokens = load.prompt_tokens + load.new_tokens
-    pages = max(ceil(tokens / model.kv.tokens_per_block(block)) for model in models.values())
+    pages = max(model.kv.blocks_for(tokens, block) for model in models.values())
     return load.in_flight * pages * block
 
 

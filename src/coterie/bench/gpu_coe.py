@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 from coterie.core.errors import CapacityError
@@ -61,7 +60,7 @@ def choose_sizes(
         reasons.append(f"{experts} experts of {format_bytes(size)}: as many as {where} holds")
     if near is None:
         block = page_bytes(model.kv)
-        kv = sequences * ceil(tokens / model.kv.tokens_per_block(block)) * block
+        kv = sequences * model.kv.blocks_for(tokens, block) * block
         room = room_for_experts(spec, kv + work_bytes({"one": model}, spec.rule_set, Policy()))
         wanted = max(int(experts * size * NEAR_SHARE), min(LEAST, experts - 1) * size)
         near = max(min(room, wanted), size)

@@ -71,7 +71,7 @@ class Loaded(Generic[D]):
             tier = self.device.spec.run_tier
             self.weights: Buffer = self.device.reserve(tier, model.layout.size_bytes)
             self._block_bytes = page_bytes(model.kv)
-            self._pages = -(-max_tokens // model.kv.tokens_per_block(self._block_bytes))
+            self._pages = model.kv.blocks_for(max_tokens, self._block_bytes)
             self._kv = self.device.reserve(tier, batch * self._pages * self._block_bytes)
             self._model = model
             fetch(self.device, model, self.weights)

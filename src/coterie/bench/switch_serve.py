@@ -72,7 +72,7 @@ def serve_models(
 def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record: int = 0) -> Settings:
     """How serve_models serves, on any device."""
     block = page_bytes(models[0].kv)
-    pages = -(-tokens // models[0].kv.tokens_per_block(block))
+    pages = models[0].kv.blocks_for(tokens, block)
     return Settings(
         near_bytes=residents * models[0].layout.size_bytes,
         kv_bytes=2 * pages * block,

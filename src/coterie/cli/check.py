@@ -30,6 +30,7 @@ from coterie.composition.composition import load_composition
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes
 from coterie.engine.assembly import Plan, plan
+from coterie.graph.program import KvShape
 from coterie.models.model import Model
 
 
@@ -56,7 +57,7 @@ def check(
     for name, model in models.items():
         row = (_family(model), format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
         base = [escape(short_base(made.base_of.get(name, "")))] if made.base_of else []
-        table.add_row(escape(name), *row, format_bytes(model.kv.bytes_per_token), *base)
+        table.add_row(escape(name), *row, _kept(model.kv), *base)
     out.print(table)
     shared = Counter(model.key for model in models.values())
     total = format_bytes(made.total_bytes + made.bases_bytes)
@@ -69,6 +70,12 @@ def check(
     out.print(plan_line(made))
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
+
+
+def _kept(kv: KvShape) -> str:
+    """What a token takes, and what a sequence does besides."""
+    state = f" + {format_bytes(kv.state_bytes)} a sequence" if kv.recurrent else ""
+    return format_bytes(kv.bytes_per_token) + state
 
 
 def _family(model: Model) -> str:
@@ -95,6 +102,7 @@ def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
                 "context": model.max_context,
                 "architecture_key": model.key,
                 "kv_bytes_per_token": model.kv.bytes_per_token,
+                "state_bytes_per_sequence": model.kv.state_bytes,
                 "base": made.base_of.get(name, ""),
             }
             for name, model in models.items()

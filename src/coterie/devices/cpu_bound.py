@@ -18,6 +18,7 @@ from coterie.core.dtypes import DType, to_f32
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
 from coterie.devices.host_memory import Bytes, Slab
+from coterie.devices.lower_delta import STATE_TABLES
 from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -133,7 +134,10 @@ class Bound:
         named |= {"sampling": kernels.address(self.settings), "kv": kv_at, "block_bytes": block_bytes}
         named |= {"T": self._sizes.T, "B": self._sizes.B, "R": self._sizes.R}
         named["table_width"] = self.inputs["block_tables"].shape[1]
-        named["Z"] = self._exe.program.kv.tokens_per_block(block_bytes)
+        kv, tables = self._exe.program.kv, self.inputs["block_tables"]
+        named["Z"] = kv.tokens_per_block(block_bytes)
+        named[STATE_TABLES] = named["block_tables"]
+        named["block_tables"] += kv.state_blocks(block_bytes) * tables.itemsize
         template = self._exe.template
         template.put_named(self.rows, np.array([named[name] for name in template.named], np.int64))
         self._put_feed({name: named[name] for name in ("tokens", "positions", "rows", "T", "R")})

@@ -13,6 +13,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.devices.lower_branches import BRANCH_LOWER
+from coterie.devices.lower_delta import DELTA_LOWER, READ_THROUGH
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
@@ -24,13 +25,14 @@ from coterie.kernels import cpu as kernels
 def lower(low: Lowering, region: Region) -> Operands:
     """The operands of a region. Raises UnsupportedError naming the op that has no kernel here."""
     view = next((op for op in region.ops if OPS[op.kind].view), None)
-    if view is not None:
+    if view is not None and (view.kind in low.lacks or region.kernel not in READ_THROUGH):
         fact = f"region {region.name} reads through {view.kind}, which {low.device} does not"
         raise UnsupportedError(low.program.graph.name, fact, "use a modelled machine")
     rule = _LOWER.get(region.kernel)
-    if rule is None:
+    if rule is None or region.kernel in low.lacks:
         fact = f"region {region.name} wants kernel {region.kernel}, which {low.device} does not have"
-        raise UnsupportedError(low.program.graph.name, fact, f"use one of {', '.join(_LOWER)}")
+        there = ", ".join(name for name in _LOWER if name not in low.lacks)
+        raise UnsupportedError(low.program.graph.name, fact, f"use one of {there}")
     stored = (low.value(name) for name in region.outputs)
     narrow = next((v for v in stored if v.kind is Kind.TENSOR and v.dtype is not DType.F32), None)
     if narrow is not None:
@@ -49,13 +51,14 @@ def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _one_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
-    """rms_norm, or layer_norm, which has a bias in place of an offset."""
-    (op,) = ops
+    """rms_norm, or layer_norm, which has a bias in place of an offset and reads through no view."""
+    seen, (op,) = low.seen(ops)
     shape = low.value(op.outputs[0]).shape
     C = trailing((0, *low.value(op.inputs[1]).shape))
     sizes: Operands = {"T": low.size(shape[0]), "per_token": trailing(shape) // C, "C": C, "eps": op.number("eps")}
-    own: Operands = low.weight("bias", op.inputs[2]) if op.kind == "layer_norm" else {"offset": op.offset}
-    return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes | own
+    apart: Operands = {"offset": op.offset, "x_first": seen.first, "x_step": seen.step}
+    own: Operands = low.weight("bias", op.inputs[2]) if op.kind == "layer_norm" else apart
+    return {"x": low.at(seen.name), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes | own
 
 
 def _linear(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -140,12 +143,13 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
-    q_norm, k_norm, *ropes, append = ops
+    seen, (q_norm, k_norm, *ropes, append) = low.seen(ops)
     made = (ropes or [q_norm])[0].outputs[0]
     T, H, C = low.value(made).shape
     operands: Operands = {"offset": q_norm.offset, **low.turns(ropes[0] if ropes else None)}
-    for name, norm in (("q", q_norm), ("k", k_norm)):
-        operands |= {f"{name}_in": low.at(norm.inputs[0]), f"{name}_eps": norm.number("eps")}
+    operands |= {"q_first": seen.first, "q_step": seen.step}
+    for name, norm, x in (("q", q_norm, seen.name), ("k", k_norm, k_norm.inputs[0])):
+        operands |= {f"{name}_in": low.at(x), f"{name}_eps": norm.number("eps")}
         operands |= low.weight(f"{name}_norm", norm.inputs[1])
         operands[f"{name}_width"] = trailing((0, *low.value(norm.inputs[1]).shape))
     operands |= {"v": low.at(append.inputs[1]), "q": low.at(made)}
@@ -221,4 +225,5 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "norm_linear_gelu": _norm_linear_gelu,
     "take_norm_linear": _take_norm_linear,
     **BRANCH_LOWER,
+    **DELTA_LOWER,
 }

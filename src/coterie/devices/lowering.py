@@ -1,11 +1,11 @@
 """Where operands of instructions are found in a program: addresses of values, sizes, and what several regions share.
 
-Knows nothing about which operands an instruction has (lower.py, lower_branches.py).
+Knows nothing about which operands an instruction has (lower.py, lower_branches.py, lower_delta.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,14 +15,23 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
 from coterie.devices.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
 from coterie.graph.ir import Kind, Op, Value
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import INT8, OPS, ROUNDING
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an op reads: a value from a number on, in rows so far apart; 0: they follow each other."""
+
+    name: str
+    first: int = 0
+    step: int = 0
+
+
 @dataclass(slots=True)
 class Lowering:
-    """Finds operands in a program, for a device that its refusals call `device`.
+    """Finds operands in a program, for a device that its refusals call `device`; it `lacks` kernels and views.
 
     `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
     """
@@ -31,6 +40,7 @@ class Lowering:
     device: str
     address: Callable[[F32], int] = kernels.address
     constants: dict[str, F32] = field(default_factory=dict)
+    lacks: Collection[str] = ()
     _index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +63,20 @@ class Lowering:
         if value.kind is Kind.INPUT:
             return Named(name)
         return Stored(name)
+
+    def seen(self, ops: Sequence[Op]) -> tuple[Seen, Sequence[Op]]:
+        """What the first op reads that is no view, through the one that may stand before it, and the ops without that.
+
+        Raises UnsupportedError for a view whose rows are not equally far apart.
+        """
+        view = ops[0]
+        if not OPS[view.kind].view:
+            return Seen(view.inputs[0]), ops
+        channels = trailing((0, *self.value(view.outputs[0]).shape[-1:]))
+        if view.kind != "take_heads" or view.integer("count") != 1:
+            fact = f"{view.name} shows {view.attrs.get('count')} neighbouring heads, which {self.device} does not read"
+            raise UnsupportedError(self.program.graph.name, fact, "use a modelled machine")
+        return Seen(view.inputs[0], view.integer("first") * channels, view.integer("of") * channels), ops[1:]
 
     def table(self, names: Sequence[str]) -> Weights:
         """The addresses of weights, in this order."""

@@ -5,7 +5,7 @@ Knows nothing about lanes, files or addresses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ class LoweredExecutable:
     """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
 
     `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
-    `shares`: the device has instructions of rows in shares.
+    `shares`: the device has instructions of rows in shares; `lacks` are kernels and views that it does not have.
     """
 
     def __init__(
@@ -74,9 +74,11 @@ class LoweredExecutable:
         called: str,
         address: Callable[[F32], int] = kernels.address,
         shares: bool = False,
+        lacks: Collection[str] = (),
     ) -> None:
         self._program, self.device = program, device
-        self._lowering = Lowering(program, called, address)  # owns the constants, whose addresses are in the rows
+        # It owns the constants, whose addresses are in the rows.
+        self._lowering = Lowering(program, called, address, lacks=lacks)
         operands = [lower(self._lowering, region) for region in program.regions]
         names = [region.kernel for region in program.regions]
         self.template = Template(names, operands)
@@ -220,8 +222,10 @@ def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> No
         )
     Z = program.kv.tokens_per_block(binding.block_bytes)
     if Z < 1:
-        raise ValueError(f"a block of {binding.block_bytes} bytes holds no token of {program.kv.bytes_per_token} bytes")
-    blocks, reach = binding.kv.size_bytes // binding.block_bytes, tables.shape[1] * Z
+        least = program.kv.least_block_bytes
+        raise ValueError(f"a block of {binding.block_bytes} bytes holds no token, or unit of state, of {least} bytes")
+    columns = tables.shape[1] - program.kv.state_blocks(binding.block_bytes)
+    blocks, reach = binding.kv.size_bytes // binding.block_bytes, columns * Z
     bounds = (program.vocab_size, max(reach - (steps - 1), 0), sizes.B, blocks, sizes.T)
     for (name, values), bound in zip(step.inputs.items(), bounds, strict=True):
         if not kernels.within(values, bound):

@@ -180,12 +180,15 @@ def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
 
 
 def page_bytes(kv: KvShape) -> int:
-    """The size of a KV block that suits this architecture: PAGE_TOKENS tokens or a little more, in whole 4096s."""
-    return -(-kv.bytes_per_token * PAGE_TOKENS // BLOCK_BYTES) * BLOCK_BYTES
+    """The size of a KV block that suits this architecture: PAGE_TOKENS tokens or a little more, in whole 4096s.
+
+    A unit of recurrent state fits too.
+    """
+    return -(-max(kv.bytes_per_token * PAGE_TOKENS, kv.unit_bytes) // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _blocks(model: Model, block: int, tokens: int) -> int:
-    return -(-tokens // model.kv.tokens_per_block(block))
+    return model.kv.blocks_for(tokens, block)
 
 
 def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: Device) -> Parts:

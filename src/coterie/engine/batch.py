@@ -101,10 +101,14 @@ def build(
     tokens_per_block: int,
     steps: int = 1,
     mix: Mix | None = None,
+    state_blocks: int = 0,
 ) -> Batch:
-    """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps."""
+    """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps.
+
+    `state_blocks` of them, the first ones, hold no tokens.
+    """
     lengths = [part.sequence.computed + part.count for part in parts]
-    columns = -(-(max(lengths) + steps - 1) // tokens_per_block)
+    columns = state_blocks - (-(max(lengths) + steps - 1) // tokens_per_block)
     tokens: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -152,12 +156,13 @@ class Decoding:
         tables: Mapping[int, tuple[int, ...]],
         tokens_per_block: int,
         mix: Mix | None = None,
+        state_blocks: int = 0,
     ) -> None:
         self._mix = mix
         self._parts, self._sequences = parts, tuple([part.sequence for part in parts])
         self._owners = tuple([sequence.number for sequence in self._sequences])
         self._owned = [tables[number] for number in self._owners]
-        self._tokens_per_block = tokens_per_block
+        self._tokens_per_block, self._state_blocks = tokens_per_block, state_blocks
         self._one_by_one = any(sequence.steps_alone for sequence in self._sequences)
         self._chosen = chosen_of(self._sequences)
         self._rows = list(range(len(parts)))
@@ -182,7 +187,7 @@ class Decoding:
             longest = max(longest, length)
         if self._one_by_one:
             steps = 1
-        columns = -(-(longest + steps - 1) // self._tokens_per_block)
+        columns = self._state_blocks - (-(longest + steps - 1) // self._tokens_per_block)
         if columns != self._columns:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
         each = self._rows

@@ -40,11 +40,12 @@ class Batches:
         begun = tuple([sequence for sequence in running.values() if sequence.begun])
         parts = cut(begun, self._max_step_tokens, self._max_rows)
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
-        tokens_per_block = self._kv.tokens_per_block(expert.kv)
+        tokens_per_block, state_blocks = self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
-            known = self._decoding[expert.expert_id] = Decoding(parts, tables, tokens_per_block)
+            known = Decoding(parts, tables, tokens_per_block, state_blocks=state_blocks)
+            self._decoding[expert.expert_id] = known
             return known.batch(max_steps)
-        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps))
+        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), state_blocks=state_blocks)
 
     def mixed(
         self,
@@ -73,9 +74,10 @@ class Batches:
         experts = tuple(dict.fromkeys(taking))
         mix = Mix(experts, tuple([experts.index(name) for name in taking]))
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
-        tokens_per_block = self._kv.tokens_per_block(fellows[0].kv)
+        kv = fellows[0].kv
+        tokens_per_block, state_blocks = self._kv.tokens_per_block(kv), self._kv.state_blocks(kv)
         if len(parts) == len(chosen) and all(part.sequence.decoding for part in parts):
-            known = Decoding(parts, tables, tokens_per_block, mix)
+            known = Decoding(parts, tables, tokens_per_block, mix, state_blocks)
             self._mixed = {names: known}
             return known.batch(max_steps)
-        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix)
+        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)

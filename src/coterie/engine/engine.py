@@ -253,7 +253,7 @@ class Engine:
         return self._batches.next(expert, its[run.expert_id], most)
 
     def _admit(self, sequence: Sequence) -> None:
-        self._reuse.admit(sequence)
+        self._reuse.admit(self._experts[sequence.request.expert_id], sequence)
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
         self._batches.changed(sequence.request.expert_id)

@@ -81,18 +81,27 @@ class KVPool:
         return known[1]
 
     def blocks_for(self, tokens: int, kv: KvShape) -> int:
-        """How many blocks `tokens` tokens need. Raises CapacityError when one token is larger than a block."""
+        """How many blocks a sequence of `tokens` tokens needs, its recurrent state included.
+
+        Raises CapacityError when one token, or a unit of state, is larger than a block.
+        """
         per_block = self.tokens_per_block(kv)
         if per_block == 0:
-            levers = (f"raise the KV block size to at least {kv.bytes_per_token} bytes",)
-            raise CapacityError("kv", "the KV state of one token", kv.bytes_per_token, self.block_bytes, levers)
-        return -(-tokens // per_block)
+            least = kv.least_block_bytes
+            levers = (f"raise the KV block size to at least {least} bytes",)
+            what = "the KV state of one token" if least == kv.bytes_per_token else "one unit of recurrent state"
+            raise CapacityError("kv", what, least, self.block_bytes, levers)
+        return self.state_blocks(kv) - (-tokens // per_block)
+
+    def state_blocks(self, kv: KvShape) -> int:
+        """How many blocks at the beginning of a sequence's hold its recurrent state."""
+        return kv.state_blocks(self.block_bytes)
 
     def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
         """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
         blocks = self.blocks_for(tokens, kv)
         if blocks > self.num_blocks:
-            holds = self.num_blocks * self.tokens_per_block(kv)
+            holds = max(self.num_blocks - self.state_blocks(kv), 0) * self.tokens_per_block(kv)
             # The last token of an answer is never fed back, so it needs no place.
             room = holds - prompt_tokens + 1
             shorter = f"shorten the prompt: it and max_tokens may have {holds + 1} tokens together"

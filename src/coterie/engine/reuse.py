@@ -23,9 +23,9 @@ class Reuse:
     def __init__(self, kv: KVPool, max_step_tokens: int, log: DecisionLog, metrics: Metrics) -> None:
         self._kv, self._max_step_tokens, self._log, self._metrics = kv, max_step_tokens, log, metrics
 
-    def admit(self, sequence: Sequence) -> None:
-        """Give a sequence its blocks, or promise them where it may share some."""
-        if self._kv.reuses and sequence.request.reuse:
+    def admit(self, expert: ServedExpert, sequence: Sequence) -> None:
+        """Give a sequence its blocks, or promise them where it may share some: a recurrent state is of one length."""
+        if self._kv.reuses and sequence.request.reuse and not expert.kv.recurrent:
             self._kv.reserve(sequence.number, sequence.blocks)
         else:
             self._kv.allocate(sequence.number, sequence.blocks)

@@ -116,6 +116,21 @@ NORM_GATE_UP_GELU_MUL = Rule(
     NORM_GATE_UP_SILU_MUL.reason,
     share=("gate", "up"),
 )
+GATED_DELTA_NORM = Rule(
+    "gated_delta_norm",
+    (
+        Part("delta", "gated_delta"),
+        Part("norm", "rms_norm", ((0, "delta"),), by_head=True),
+        Part("act", "silu"),
+        Part("mul", "mul", ((0, "norm"), (1, "act"))),
+    ),
+    "a head's results are normed and gated while they are in the tile",
+)
+SIGMOID_MUL = Rule(
+    "sigmoid_mul",
+    (Part("gate", "sigmoid"), Part("mul", "mul", ((1, "gate"),))),
+    "what is multiplied by a gate is read once, and the gate not stored",
+)
 NORM_ADD = Rule(
     "norm_add",
     (Part("norm", NORM, dims=(2, 2)), Part("add", "add", ((1, "norm"),))),
@@ -191,6 +206,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "cache": (
         *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
         *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, BRANCH_DOWN_ADD),
+        *(GATED_DELTA_NORM, SIGMOID_MUL),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
     "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),

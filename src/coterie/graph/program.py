@@ -52,6 +52,11 @@ class KvShape:
         return self.state_units > 0
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of recurrent state of one sequence, however long it is."""
+        return self.state_units * self.unit_bytes
+
+    @property
     def least_block_bytes(self) -> int:
         """The smallest block that holds a token, and a unit of state."""
         return max(self.bytes_per_token, self.unit_bytes)
@@ -60,6 +65,10 @@ class KvShape:
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
+
+    def sequence_bytes(self, tokens: float) -> float:
+        """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""
+        return tokens * self.bytes_per_token + self.state_bytes
 
     def tokens_per_block(self, block_bytes: int) -> int:
         """How many tokens a block of equal bytes holds for this architecture (page size Z); 0: it is too small."""

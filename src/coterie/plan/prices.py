@@ -119,7 +119,7 @@ class Pricer:
         sizes = np.array([round_up(expert.layout.size_bytes) for expert in experts], dtype=np.int64)
         capacity = spec.tier(spec.run_tier).capacity_bytes
         policy, question = demand.policy, demand.prompt_tokens + demand.instruction_tokens
-        kv = max(expert.kv.bytes_per_token for expert in experts) * (demand.prompt_tokens + demand.new_tokens)
+        kv = max(expert.kv.sequence_bytes(demand.prompt_tokens + demand.new_tokens) for expert in experts)
         near = capacity - router_bytes - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
         memories = [*memories_below(spec)] or [name for name in (spec.home_tier,) if name != spec.run_tier]
         below = sum(spec.tier(name).capacity_bytes - router_bytes for name in memories)

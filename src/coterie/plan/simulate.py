@@ -146,7 +146,7 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     block = max(page_bytes(model.kv) for model in models.values())
     asked = question_tokens(case.composition, models, int(workload.prompt_tokens.max(initial=0)))
     longest = max(workload.longest, asked)
-    per_sequence = max(-(-longest // model.kv.tokens_per_block(block)) for model in models.values()) * block
+    per_sequence = max(model.kv.blocks_for(longest, block) for model in models.values()) * block
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))

@@ -137,7 +137,7 @@ def _planned(house: House, load: Load, models: Mapping[str, Model]) -> tuple[Pla
     """The run tier holds the router, KV of as many prompts as run at once, a step's values, and experts in the rest."""
     shape = models[ROUTER]
     page, size = page_bytes(shape.kv), round_up(shape.layout.size_bytes)
-    kv = KV_SEQUENCES * page * -(-(load.prompt + load.tokens) // shape.kv.tokens_per_block(page))
+    kv = KV_SEQUENCES * page * shape.kv.blocks_for(load.prompt + load.tokens, page)
     least = Settings(near_bytes=size, kv_bytes=kv, policy=house.policy)
     made = plan(models, house.spec, least)
     free = house.spec.tier(house.spec.run_tier).capacity_bytes - made.router_bytes - made.kv_bytes - made.work_bytes

@@ -220,7 +220,7 @@ def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> f
     device = ModelledDevice(spec)
     weights = device.reserve(spec.run_tier, model.layout.size_bytes)
     block = page_bytes(model.kv)
-    kv = device.reserve(spec.run_tier, block * -(-tokens // model.kv.tokens_per_block(block)))
+    kv = device.reserve(spec.run_tier, block * model.kv.blocks_for(tokens, block))
     exe = device.load(compile_graph(model.graph, spec.rule_set))
     ids = np.random.default_rng(tokens).integers(0, model.config.vocab_size, tokens, dtype=np.int32)
     gates: dict[str, Event] = {}

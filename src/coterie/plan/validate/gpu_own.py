@@ -125,7 +125,7 @@ def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> f
     block = page_bytes(model.kv)
     settings = Settings(
         near_bytes=model.layout.size_bytes,
-        kv_bytes=2 * block * -(-(tokens + 1) // model.kv.tokens_per_block(block)),
+        kv_bytes=2 * block * model.kv.blocks_for(tokens + 1, block),
         policy=Policy(max_steps=1),
     )
     device = ModelledDevice(spec)

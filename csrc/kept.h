@@ -1,0 +1,29 @@
+// Where a sequence keeps its recurrent state: in units of one size, each whole in a block, from the first block of its table on.
+// Knows nothing about what a unit holds (graph/delta_ops.py says it).
+#pragma once
+
+#include "vec.h"
+
+namespace coterie::COTERIE_ISA {
+
+// Address of a unit of a sequence's state in the layer of `op`, which has the operands of COTERIE_KEPT. It has any alignment.
+template <class Op>
+inline float* kept_unit(const Op& op, int64_t sequence, int64_t unit) {
+  const int64_t number = op.first_unit + unit, each = op.block_bytes / op.unit_bytes;
+  const int64_t block = op.state_tables[sequence * op.table_width + number / each];
+  return reinterpret_cast<float*>(op.kv + block * op.block_bytes + number % each * op.unit_bytes);
+}
+
+// Calls `body` with up to `most` tokens of a sequence at a time, in order: their numbers, and how many.
+template <int64_t kMost, class Op, class Body>
+inline void each_tokens(const Op& op, int64_t sequence, Body body) {
+  int64_t tokens[kMost], count = 0;
+  for (int64_t t = 0; t < op.T; ++t) {
+    if (op.sequence[t] != sequence) continue;
+    tokens[count++] = t;
+    if (count == kMost) body(tokens, count), count = 0;
+  }
+  if (count > 0) body(tokens, count);
+}
+
+}  // namespace coterie::COTERIE_ISA

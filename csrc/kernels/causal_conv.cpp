@@ -1,0 +1,96 @@
+// causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel. The last
+// inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+#include <algorithm>
+
+#include "../kept.h"
+#include "../math.h"
+#include "../op.h"
+
+namespace coterie::COTERIE_ISA {
+
+namespace {
+
+constexpr int64_t kChannels = 256;  // of one sequence, per unit
+constexpr int64_t kTaps = 4;        // of all published models: their weights are widened by a loop of its own
+
+// out[tap][channel] of the channels from `first` on; in the file the taps of a channel follow each other.
+template <DType D>
+void widen_taps(bytes* weight, int64_t first, int64_t width, int64_t taps, float* out) {
+  constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  bytes* at = weight + first * taps * size;
+  if (taps == kTaps) {
+    for (int64_t c = 0; c < width; ++c, at += kTaps * size)
+      for (int64_t tap = 0; tap < kTaps; ++tap) out[tap * kChannels + c] = widen<D>(at + tap * size);
+    return;
+  }
+  for (int64_t c = 0; c < width; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap, at += size) out[tap * kChannels + c] = widen<D>(at);
+}
+
+// Calls `body` with each piece of `width` floats from channel `first` on that lies in one unit: where the kept inputs of a tap are, the
+// piece's place among these channels, and how many they are.
+template <class Body>
+void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t first, int64_t width, Body body) {
+  const int64_t each = op.unit_bytes / 4 / (op.taps - 1);
+  for (int64_t done = 0; done < width;) {
+    const int64_t channel = first + done, count = smaller(width - done, each - channel % each);
+    body(kept_unit(op, sequence, channel / each) + tap * each + channel % each, done, count);
+    done += count;
+  }
+}
+
+// y = silu(the sum of taps) of one token; `rows` are the inputs before it, the oldest first.
+void convolve(const float* const* rows, const float* x, const float* weights, int64_t taps, int64_t width, float* y) {
+  const auto sums = [&](auto read, int64_t c) {
+    V acc = read(weights + c) * read(rows[0] + c);
+    for (int64_t tap = 1; tap < taps - 1; ++tap) acc = fma(read(weights + tap * kChannels + c), read(rows[tap] + c), acc);
+    return silu(fma(read(weights + (taps - 1) * kChannels + c), read(x + c), acc));
+  };
+  int64_t c = 0;
+  for (; c + W <= width; c += W) store(y + c, sums([](const float* at) { return load(at); }, c));
+  if (c < width) store_part(y + c, sums([&](const float* at) { return load_part(at, width - c); }, c), width - c);
+}
+
+}  // namespace
+
+int64_t units(const CausalConv& op) { return op.T == 0 ? 0 : op.B * tiles(op.N, kChannels); }
+int64_t scratch_bytes(const CausalConv& op) {
+  return bytes_of(op.taps * kChannels) + bytes_of((op.taps - 1) * kChannels) + bytes_of(kChannels) +
+         bytes_of(2 * op.taps);
+}
+int64_t flops(const CausalConv& op) { return (2 * op.taps + 10) * op.T * op.N; }
+
+void run(const CausalConv& op, int64_t unit, Scratch& scratch) {
+  const int64_t chunks = tiles(op.N, kChannels), sequence = unit / chunks, first = unit % chunks * kChannels;
+  const int64_t width = smaller(kChannels, op.N - first), past = op.taps - 1;
+  float* weights = scratch.floats(op.taps * kChannels);
+  float* kept = scratch.floats(past * kChannels);
+  float* zeros = scratch.floats(kChannels);
+  auto** rows = reinterpret_cast<const float**>(scratch.floats(2 * op.taps));
+  with_dtype(op.weight_dtype, [&]<DType D>() { widen_taps<D>(op.weight, first, width, op.taps, weights); });
+  std::memset(zeros, 0, kChannels * sizeof(float));
+  for (int64_t tap = 0; tap < past; ++tap) {
+    rows[tap] = kept + tap * kChannels;
+    each_kept(op, sequence, tap, first, width, [&](const float* at, int64_t to, int64_t count) {
+      std::memcpy(kept + tap * kChannels + to, at, static_cast<size_t>(count) * sizeof(float));
+    });
+  }
+  int64_t tokens = 0;
+  each_tokens<1>(op, sequence, [&](const int64_t* token, int64_t) {
+    const float* x = op.x + *token * op.N + first;
+    if (op.positions[*token] == 0) std::fill(rows, rows + past, zeros);
+    convolve(rows, x, weights, op.taps, width, op.y + *token * op.N + first);
+    std::move(rows + 1, rows + past, rows);
+    rows[past - 1] = x;
+    ++tokens;
+  });
+  for (int64_t tap = 0; tap < past; ++tap)
+    each_kept(op, sequence, tap, first, width, [&](float* at, int64_t from, int64_t count) {
+      std::memcpy(at, rows[tap] + from, static_cast<size_t>(count) * sizeof(float));
+    });
+  scratch.stored((tokens + past) * width * 4);
+}
+
+COTERIE_KERNEL(causal_conv, CausalConv)
+
+}  // namespace coterie::COTERIE_ISA

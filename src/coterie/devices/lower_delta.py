@@ -1,0 +1,75 @@
+"""Instructions of gated delta nets and gated attention: which operand is which value, constant or size of a program.
+
+Knows nothing about which families have such layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from coterie.core.shapes import trailing
+from coterie.devices.lowering import Lowering
+from coterie.devices.operands import Named, Operands
+from coterie.graph.delta_ops import CONV, DELTA, DELTA_STATE, KEY_HEADS
+from coterie.graph.ir import Op
+
+STATE_TABLES = "state_tables"  # what each run gives: block tables from their first column on
+
+
+def _kept(low: Lowering, op: Op) -> Operands:
+    """Where the state of the op's layer is: the units of a layer are its matrices, then what the convolution keeps."""
+    positions, sequence, _, _ = op.inputs[-4:]
+    layers, heads, _, _ = (dim for dim in low.value(DELTA_STATE).shape if isinstance(dim, int))
+    first = op.integer("layer") * (low.program.kv.state_units // layers) + (heads if op.kind == CONV else 0)
+    named: Operands = {name: Named(name) for name in (STATE_TABLES, "table_width", "kv", "block_bytes")}
+    rows: Operands = {"positions": low.at(positions), "sequence": low.at(sequence)}
+    return named | rows | {"unit_bytes": low.program.kv.unit_bytes, "first_unit": first}
+
+
+def _conv(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    T, N = low.value(op.outputs[0]).shape
+    taps = low.value(op.inputs[1]).shape[-1]
+    ends = {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1])
+    return ends | _kept(low, op) | {"T": low.size(T), "B": Named("B"), "N": low.size(N), "taps": low.size(taps)}
+
+
+def _delta(low: Lowering, ops: Sequence[Op]) -> Operands:
+    """The recurrence, alone or with the norm and the gate behind it."""
+    op, *rest = ops
+    x, a, b, a_log, dt_bias = op.inputs[:5]
+    T, H, C = low.value(op.outputs[0]).shape
+    K = low.value(op.inputs[-1]).shape[2]
+    ends: Operands = {"x": low.at(x), "a": low.at(a), "b": low.at(b), "y": low.at(ops[-1].outputs[0])}
+    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.size(K), "B": Named("B")}
+    own = low.weight("a_log", a_log) | low.weight("dt_bias", dt_bias) | {"key_heads": op.integer(KEY_HEADS)}
+    behind: Operands = {}
+    if rest:
+        norm, silu, _ = rest
+        behind = {"z": low.at(silu.inputs[0]), "eps": norm.number("eps"), "offset": norm.offset}
+        behind |= low.weight("norm", norm.inputs[1])
+    return ends | own | _kept(low, op) | sizes | behind
+
+
+def _sigmoid(low: Lowering, ops: Sequence[Op]) -> Operands:
+    """The gate, alone or multiplied with what it opens; a view may stand before it."""
+    seen, (op, *muls) = low.seen(ops)
+    shape = low.value(op.outputs[0]).shape
+    sizes: Operands = {"T": low.size(shape[0]), "N": trailing(shape), "C": low.size(shape[-1])}
+    C = shape[-1] if isinstance(shape[-1], int) else 0
+    read: Operands = {"x": low.at(seen.name), "x_first": seen.first, "x_step": seen.step or C}
+    ends: Operands = {"y": low.at((muls or [op])[0].outputs[0])}
+    if muls:
+        ends["a"] = next(low.at(name) for name in muls[0].inputs if name != op.outputs[0])
+    return read | ends | sizes
+
+
+DELTA_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
+    CONV: _conv,
+    DELTA: _delta,
+    "gated_delta_norm": _delta,
+    "sigmoid": _sigmoid,
+    "sigmoid_mul": _sigmoid,
+}
+READ_THROUGH = ("rms_norm", "norm_rope_append", "sigmoid", "sigmoid_mul")  # kernels that read some heads of more
+CPU_ONLY = frozenset({*DELTA_LOWER, "take_heads"})  # kernels and views that no GPU has
