@@ -1,5 +1,5 @@
-// sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x). x is read in rows of C numbers, `x_step` apart and from `x_first` on:
-// some heads of a projection that has others between them.
+// sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x). x is read in rows of C numbers, `x_step` apart and from `x_first`
+// on: some heads of a projection that has others between them.
 #include "../math.h"
 #include "../op.h"
 
@@ -28,22 +28,20 @@ void rows_of(const Op& op, int64_t unit, Scratch& scratch, Body body) {
   scratch.stored((last - first) * op.C * 4);
 }
 
-V opened(V x) { return splat(1.0f) / (splat(1.0f) + exp(V{} - x)); }
-
 }  // namespace
 
 int64_t units(const Sigmoid& op) { return tiles(op.T * op.N / op.C, rows_per_unit(op)); }
 int64_t scratch_bytes(const Sigmoid&) { return 0; }
 int64_t flops(const Sigmoid& op) { return 10 * op.T * op.N; }
 void run(const Sigmoid& op, int64_t unit, Scratch& scratch) {
-  rows_of(op, unit, scratch, [](V x, auto) { return opened(x); });
+  rows_of(op, unit, scratch, [](V x, auto) { return sigmoid(x); });
 }
 
 int64_t units(const SigmoidMul& op) { return tiles(op.T * op.N / op.C, rows_per_unit(op)); }
 int64_t scratch_bytes(const SigmoidMul&) { return 0; }
 int64_t flops(const SigmoidMul& op) { return 11 * op.T * op.N; }
 void run(const SigmoidMul& op, int64_t unit, Scratch& scratch) {
-  rows_of(op, unit, scratch, [&](V x, auto read) { return read(op.a) * opened(x); });
+  rows_of(op, unit, scratch, [&](V x, auto read) { return read(op.a) * sigmoid(x); });
 }
 
 COTERIE_KERNEL(sigmoid, Sigmoid)

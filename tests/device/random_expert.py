@@ -149,7 +149,7 @@ SHAPES = {
     "delta-nets": {
         **{"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "num_hidden_layers": 3},
         **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 12},
-        **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 10},
+        **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 20},
         **{"linear_value_head_dim": 37, "partial_rotary_factor": 0.5},
     },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
@@ -178,7 +178,7 @@ class RandomExpert:
         # 7 is no multiple of 3: the same projection has different types in different layers
         types = dict(zip(names, cycle(self.dtypes), strict=False))
         types |= {name: self.dtypes[0] for name in names if ".experts." in name}  # those of a layer are of one type
-        types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) == 1}
+        types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) != 2}
         self.graph = decoder_graph(config, types)
         if rank := RANKS.get(self.shape):
             names, self.graph = adapted(

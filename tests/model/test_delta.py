@@ -1,18 +1,193 @@
-"""Models with gated delta nets (Qwen3.5): agreement with transformers, and what of a config or a file is refused."""
+"""Models with gated delta nets (Qwen3.5): agreement with transformers, one answer however it is stepped, refusals.
 
+A sequence keeps a state of one size in the blocks at the beginning of its table.
+"""
+
+import json
+import shutil
+
+import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, relative_error
+from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.test_nested import SIGLIP
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error
 
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.devices.cpu import CpuDevice
+from coterie.graph.compile import compile_graph
+from coterie.kernels.cpu import ISAS
+from coterie.models.config import ModelConfig
 from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
+NO_GPU = [name for name in BACKENDS if name != "cuda"]
 
 
+@pytest.mark.parametrize("backend", NO_GPU)
 @pytest.mark.parametrize("row", tiny.DELTA_ROWS)
-def test_float32(row, folder_of, theirs_of):
+def test_float32(backend, row, folder_of, theirs_of, make_backend):
     theirs = theirs_of(row)
-    stepper = Stepper(BACKENDS["reference"](open_model(folder_of(row))))
+    stepper = Stepper(make_backend(backend, open_model(folder_of(row))))
     assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
     assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("row", tiny.DELTA_ROWS)
+def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_of, theirs_of, make_backend):
+    theirs = theirs_of(row, "default", dtype)
+    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
+    assert 0 < relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= theirs.own_error
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("row", tiny.DELTA_ROWS)
+def test_bits_do_not_depend_on_how_a_prompt_is_cut_or_on_who_is_beside(row, dtype, folder_of, make_backend):
+    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
+    prompt = prompt_of(257)
+    whole = stepper.feed((stepper.sequence(), prompt))
+    for size in (1, 3, 7, 16):
+        sequence = stepper.sequence()
+        pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, size)]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        stepper._free += sequence.blocks  # the next one begins in blocks that are full of this one's
+    a, b, c = (stepper.sequence() for _ in range(3))
+    stepper.feed((b, prompt[:9]))
+    stepper.feed((c, prompt[:1]), (b, prompt[9:10]))
+    logits = stepper.feed((a, prompt), (b, prompt[10:11]), (c, prompt[1:20]))
+    np.testing.assert_array_equal(logits, np.concatenate([whole, whole[10:11], whole[1:20]]))
+
+
+WAYS = {
+    "unfused, host": {"rule_set": "none", "orchestration": "host"},
+    "one thread": {"threads": 1},
+    "three threads": {"threads": 3},
+    **{f"isa {isa}": {"isa": isa} for isa in ISAS},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_answer(way, folder_of, theirs_of, make_backend):
+    """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
+    theirs = theirs_of("qwen3.5")
+    stepper = Stepper(make_backend("cpu", open_model(folder_of("qwen3.5")), **WAYS[way]))
+    sequence = stepper.sequence()
+    pieces = [
+        stepper.feed((sequence, piece)) for piece in (theirs.prompt[:30], theirs.prompt[30:31], theirs.prompt[31:])
+    ]
+    assert relative_error(np.concatenate(pieces), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS, steps=7) == theirs.greedy
+
+
+def test_regions_of_both_kinds_of_layers(folder_of):
+    program = compile_graph(open_model(folder_of("qwen3.5")).graph, "cache")
+    kernels = [[r.kernel for r in program.regions if r.stage == f"layers.{layer}"] for layer in (0, 3)]
+    feed_forward = ["norm_gate_up_silu_mul", "linear_add"]
+    assert kernels[0][-5:] == ["causal_conv", "gated_delta_norm", "linear_add", *feed_forward]
+    assert kernels[1][-6:] == ["norm_rope_append", "attention", "sigmoid_mul", "linear_add", *feed_forward]
+
+
+@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z])
+def test_packed(dtype, folder_of, tmp_path, make_backend):
+    """Small tensors stay as they are. The reference has the packed weights; activations are rounded to 16 bits."""
+    quantize_folder(folder_of("qwen3.5", dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
+    model = open_model(tmp_path / "packed")
+    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
+    stays = ("A_log", "dt_bias", "conv1d.weight", "in_proj_a.weight", "in_proj_b.weight", "norm.weight")
+    assert not [kind for kind, found in kinds.items() if kind.endswith(stays) and found.is_packed]
+    assert kinds["linear_attn.in_proj_qkv.weight"] is kinds["self_attn.q_proj.weight"] is dtype
+    prompt = prompt_of(257)
+    steppers = [Stepper(make_backend(backend, model)) for backend in NO_GPU]
+    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
+    assert relative_error(found, wanted) < 2e-2
+    sequence = steppers[1].sequence()
+    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
+    np.testing.assert_array_equal(np.concatenate(pieces), found)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model that reads images too, as its save_pretrained writes it, with the tensors of multi-token prediction."""
+    folder = tmp_path_factory.mktemp("whole") / "qwen3_5"
+    text = {key: value for key, value in tiny.BASE.items() if key != "rope_parameters"}
+    text |= tiny.DELTA_ROWS["qwen3.5"][1] | {"eos_token_id": None}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config={**vision, "num_position_embeddings": 16})
+    model = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    tiny.randomise(model, 0)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors") | {"mtp.fc.weight": torch.zeros(48, 96)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_the_text_model_inside_one_that_reads_images(whole, make_backend):
+    model, theirs = open_model(whole), ask(whole, "fp32")
+    assert (model.part_of, model.config.family) == ("qwen3_5", "qwen3_5_text")
+    assert not [name for name in model.checkpoint.tensors if "visual" in name or "mtp" in name]
+    stepper = Stepper(make_backend("cpu", model))
+    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+
+
+def test_a_config_as_released():
+    """Of Qwen3.5-0.8B."""
+    text = {"model_type": "qwen3_5_text", "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 248_320}
+    text |= {"linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_conv_kernel_dim": 4}
+    text |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "full_attention_interval": 4}
+    text |= {"attn_output_gate": True, "mtp_num_hidden_layers": 1, "tie_word_embeddings": True}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
+    text["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [11, 11, 10]}
+    raw = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": text}
+    found = ModelConfig.from_hf(raw | {"tie_word_embeddings": True, "vision_config": SIGLIP}, "Qwen3.5-0.8B")
+    assert found.attending_layers == (3, 7, 11, 15, 19, 23)
+    assert (len(found.delta_nets.layers), found.delta_nets.channels, len(found.rope.inv_freq)) == (18, 6144, 32)
+    assert found == ModelConfig.from_hf(text | {"architectures": ["Qwen3_5ForCausalLM"]}, "its text model")
+
+
+def test_what_is_refused(folder_of, tmp_path):
+    folder = folder_of("qwen3.5")
+    raw = json.loads((folder / "config.json").read_text())
+    net, full = "linear_attention", "full_attention"
+    for number, (changes, sentence) in enumerate(
+        [
+            ({"layer_types": [net] * 4}, f"all of its 4 layers are {net}; use a model that has"),
+            ({"layer_types": [full] * 4}, f"all of its 4 layers are {full}"),
+            ({"layer_types": ["mamba", full, net, net]}, "layer_types is .* a list of 4 names, full_attention or"),
+            ({"linear_num_value_heads": 3}, "linear_num_value_heads is 3; it must be a multiple of the 2 key heads"),
+            ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; it must be from 2 to 96"),
+            ({"attn_output_gate": False}, "attn_output_gate = False is not run for qwen3_5_text"),
+            ({"num_experts": 4}, "mixture of experts inside a model, which is not run"),
+        ]
+    ):
+        target = tmp_path / str(number)
+        shutil.copytree(folder, target)
+        (target / "config.json").write_text(json.dumps({**raw, **changes}))
+        with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
+            open_model(target)
+
+
+@pytest.mark.skipif("cuda" not in BACKENDS, reason="needs torch")
+def test_a_gpu_refuses_it_by_name(folder_of, make_backend):
+    with pytest.raises(UnsupportedError, match=r"wants kernel causal_conv, which the GPU does not have"):
+        make_backend("cuda", open_model(folder_of("qwen3.5")))
+
+
+def test_a_block_must_hold_a_unit_of_state(folder_of):
+    backend = BACKENDS["cpu"](open_model(folder_of("qwen3.5-first")))
+    assert isinstance(backend.device, CpuDevice)
+    stepper = Stepper(backend)
+    rows = stepper.rows((stepper.sequence(), [1, 2]), sample="last")
+    backend.block_bytes = 1024
+    with pytest.raises(ValueError, match=r"a block of 1024 bytes holds no token, or unit of state, of 3200 bytes"):
+        backend.tokens(rows)
+    backend.close()

@@ -150,6 +150,7 @@ inline bool close(const std::vector<float>& got, const std::vector<double>& want
 void test_ops();    // ops.cpp
 void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
+void test_delta();  // delta.cpp
 void test_packed();  // packed.cpp
 void test_reads();  // reads.cpp
 void test_sticks();  // sticks.cpp

@@ -36,6 +36,11 @@ MIXTURE = {
     **{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None},
     **{"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 20},
 }
+DELTA_NETS = {
+    **CONFIG,
+    **{"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "num_hidden_layers": 4, "head_dim": 16},
+    **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 24},
+}
 TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
@@ -133,8 +138,16 @@ def write_expert(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: 
 
 def write_mixture(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
     """A random Mixtral folder."""
+    return _write(folder, seed, dtype, {**MIXTURE, **changes})
+
+
+def write_delta_net(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
+    """A random folder of Qwen3.5's text model."""
+    return _write(folder, seed, dtype, {**DELTA_NETS, **changes})
+
+
+def _write(folder: Path, seed: int, dtype: DType, config: dict) -> Path:
     folder.mkdir(parents=True)
-    config = {**MIXTURE, **changes}
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     rng, tensors = np.random.default_rng(seed), {}

@@ -1,0 +1,205 @@
+"""Kernels of gated delta nets against NumPy: each instruction set, odd shapes, prompts in pieces, state in blocks.
+
+Knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from tests.device import native
+from tests.device.native import WEIGHT_DTYPES, call, empty, ints, random, weight
+
+from coterie.core.dtypes import DType
+
+# key heads, value heads, K and C of a head, taps
+SHAPES = [(1, 1, 1, 1, 2), (2, 2, 8, 32, 4), (1, 3, 5, 37, 3), (2, 4, 33, 64, 4), (3, 3, 20, 7, 5)]
+STEPS = [[(0, 9), (2, 1)], [(2, 1), (0, 2), (1, 20)], [(0, 1), (1, 1), (2, 1)]]  # sequence and how many of its tokens
+
+
+@dataclass
+class Kept:
+    """A slab with the state of three sequences in two layers, and the rows of steps."""
+
+    shape: tuple
+    memory: np.ndarray
+    tables: np.ndarray
+    block_bytes: int
+    unit_bytes: int
+
+    @classmethod
+    def make(cls, rng, shape, units_a_block=3):
+        _, heads, K, C, taps = shape
+        unit_bytes = 4 * K * C
+        each = K * C // (taps - 1)
+        if each == 0:
+            pytest.skip("a tap's inputs do not fit in a unit")
+        units = 2 * (heads - (-cls.channels_of(shape) // each))
+        block_bytes = units_a_block * unit_bytes + 6
+        width = -(-units // units_a_block)
+        tables = rng.permutation(3 * width + 2)[: 3 * width].reshape(3, width)
+        memory = np.full((3 * width + 2) * block_bytes, 0xFF, np.uint8)  # not a number, until a sequence begins
+        return cls(shape, memory, ints(tables), block_bytes, unit_bytes)
+
+    @staticmethod
+    def channels_of(shape):
+        key_heads, heads, K, C, _ = shape
+        return 2 * key_heads * K + heads * C
+
+    def operands(self, positions, sequence, first):
+        """Of layer 1."""
+        _, heads, K, C, taps = self.shape
+        a_layer = heads - (-self.channels_of(self.shape) // (K * C // (taps - 1)))
+        rows = {"positions": positions, "sequence": sequence, "state_tables": self.tables}
+        where = {"table_width": self.tables.shape[1], "kv": self.memory, "block_bytes": self.block_bytes}
+        return rows | where | {"unit_bytes": self.unit_bytes, "first_unit": a_layer + first}
+
+
+def rows_of(step, lengths):
+    positions, sequence = [], []
+    for name, count in step:
+        positions += range(lengths[name], lengths[name] + count)
+        sequence += [name] * count
+        lengths[name] += count
+    return ints(positions), ints(sequence)
+
+
+def unit(x):
+    return x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + 1e-6)
+
+
+@dataclass
+class Net:
+    """A layer's weights, and what float64 says that it computes."""
+
+    shape: tuple
+    taps: native.Weight
+    a_log: native.Weight
+    dt_bias: native.Weight
+    norm: native.Weight
+
+    @classmethod
+    def make(cls, rng, shape, dtype):
+        _, heads, _, C, taps = shape
+        sizes = ((Kept.channels_of(shape), taps), (heads,), (heads,), (C,))
+        return cls(shape, *(weight(rng, size, dtype, scale=0.5) for size in sizes))
+
+    def convolve(self, x, past, position):
+        past = np.zeros((self.shape[4] - 1, x.shape[-1])) if position == 0 else past
+        window = np.concatenate([past, x[None]])
+        return native.silu((window * self.taps.values.T).sum(axis=0)), window[1:]
+
+    def step(self, x, a, b, matrix, position):
+        key_heads, heads, K, C, _ = self.shape
+        matrix = np.zeros((heads, K, C)) if position == 0 else matrix
+        q, k, v = np.split(x.astype(np.float64), [key_heads * K, 2 * key_heads * K])
+        q, k = (np.repeat(unit(part.reshape(key_heads, K)), heads // key_heads, axis=0) for part in (q, k))
+        matrix = matrix * np.exp(-np.exp(self.a_log.values) * np.logaddexp(0, a + self.dt_bias.values))[:, None, None]
+        beta = 1 / (1 + np.exp(-b.astype(np.float64)))
+        change = (v.reshape(heads, C) - np.einsum("hk,hkc->hc", k, matrix)) * beta[:, None]
+        matrix = matrix + k[:, :, None] * change[:, None]
+        return np.einsum("hk,hkc->hc", q, matrix) / K**0.5, matrix
+
+
+class Played:
+    """Steps by the kernels, on a slab of their own."""
+
+    def __init__(self, team, rng, net):
+        self.team, self.net = team, net
+        self.kept, self.lengths = Kept.make(rng, net.shape), [0, 0, 0]
+
+    def step(self, step, x, a, b, z):
+        """What the convolution and the recurrence put out, and the latter behind its norm and gate."""
+        (key_heads, heads, K, C, taps), net = self.net.shape, self.net
+        positions, sequence = rows_of(step, self.lengths)
+        T, N = x.shape
+        mixed, y, normed = empty(T, N), empty(T, heads, C), empty(T, heads, C)
+        sizes = {"T": T, "B": 3}
+        kept = self.kept.operands(positions, sequence, heads)
+        call(self.team, "causal_conv", x=x, **net.taps.operand("weight"), y=mixed, N=N, taps=taps, **kept, **sizes)
+        own = net.a_log.operand("a_log") | net.dt_bias.operand("dt_bias") | sizes
+        own |= {"x": mixed, "a": a, "b": b, "key_heads": key_heads, "H": heads, "K": K, "C": C}
+        own |= self.kept.operands(positions, sequence, 0)
+        before = self.kept.memory.copy()
+        call(self.team, "gated_delta", y=y, **own)
+        after = self.kept.memory.copy()
+        self.kept.memory[:] = before
+        norm = {"z": z, "eps": 1e-6, "offset": 0.0} | net.norm.operand("norm")
+        call(self.team, "gated_delta_norm", y=normed, **norm, **own)
+        np.testing.assert_array_equal(self.kept.memory, after)
+        return positions, mixed, y, normed
+
+
+def inputs(rng, shape, T):
+    return random(rng, T, Kept.channels_of(shape)), *(random(rng, T, shape[1]) for _ in range(2))
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_numpy(team, rng, shape, dtype):
+    net = Net.make(rng, shape, dtype)
+    played, pasts, matrices = Played(team, rng, net), [None] * 3, [None] * 3
+    for step in STEPS:
+        T = sum(count for _, count in step)
+        x, a, b = inputs(rng, shape, T)
+        z = random(rng, T, shape[1], shape[3])
+        positions, mixed, y, normed = played.step(step, x, a, b, z)
+        owners = [name for name, count in step for _ in range(count)]
+        for t, name in enumerate(owners):
+            wanted, pasts[name] = net.convolve(x[t], pasts[name], positions[t])
+            np.testing.assert_allclose(mixed[t], wanted, rtol=2e-5, atol=2e-6)
+            wanted, matrices[name] = net.step(mixed[t], a[t], b[t], matrices[name], positions[t])
+            np.testing.assert_allclose(y[t], wanted, rtol=2e-4, atol=2e-5)
+        gated = native.rms_norm(y, net.norm.values, 1e-6) * native.silu(z)
+        np.testing.assert_allclose(normed, gated, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 33, 64, 4), (1, 3, 5, 37, 3)])
+def test_bits_do_not_depend_on_pieces_or_on_who_is_beside(team, rng, shape):
+    net = Net.make(rng, shape, DType.BF16)
+    (x, a, b), z = inputs(rng, shape, 40), random(rng, 40, shape[1], shape[3])
+    whole = Played(team, rng, net).step([(0, 40)], x, a, b, z)[1:]
+    played, found, at = Played(team, rng, net), [], 0
+    for count in (1, 2, 17, 1, 19):
+        (ox, oa, ob), oz = inputs(rng, shape, 3), random(rng, 3, shape[1], shape[3])
+        part = slice(at, at + count)
+        mixed = [np.concatenate(pair) for pair in ((ox, x[part]), (oa, a[part]), (ob, b[part]), (oz, z[part]))]
+        found.append([values[3:] for values in played.step([(1, 3), (0, count)], *mixed)[1:]])
+        at += count
+    for pieces, wanted in zip(zip(*found, strict=True), whole, strict=True):
+        np.testing.assert_array_equal(np.concatenate(pieces), wanted)
+
+
+def test_no_byte_of_others_is_touched(team, rng):
+    shape = SHAPES[2]
+    played = Played(team, rng, Net.make(rng, shape, DType.F32))
+    (x, a, b), z = inputs(rng, shape, 2), random(rng, 2, shape[1], shape[3])
+    before = played.kept.memory.copy()
+    played.step([(1, 2)], x, a, b, z)
+    size, own = played.kept.block_bytes, set(played.kept.tables[1].tolist())
+    for block in range(len(before) // size):
+        part = slice(block * size, (block + 1) * size)
+        assert (played.kept.memory[part] == before[part]).all() or block in own
+
+
+def test_an_empty_step(team, rng):
+    shape = SHAPES[1]
+    played = Played(team, rng, Net.make(rng, shape, DType.BF16))
+    played.step([], *inputs(rng, shape, 0), random(rng, 0, shape[1], shape[3]))
+
+
+@pytest.mark.parametrize(("T", "H", "C"), [(0, 2, 4), (1, 1, 1), (3, 2, 20), (40, 8, 256)])
+def test_gates_of_every_other_head(team, rng, T, H, C):
+    both, a = random(rng, T, H, 2, C), random(rng, T, H, C)
+    sizes = {"T": T, "N": H * C, "C": C, "x_first": C, "x_step": 2 * C}
+    opened, gated, normed = (empty(T, H, C) for _ in range(3))
+    call(team, "sigmoid", x=both, y=opened, **sizes)
+    call(team, "sigmoid_mul", x=both, a=a, y=gated, **sizes)
+    wanted = 1 / (1 + np.exp(-both[:, :, 1].astype(np.float64)))
+    np.testing.assert_allclose(opened, wanted, rtol=1e-6)
+    np.testing.assert_array_equal(gated, a * opened)
+    w, apart = weight(rng, (C,), DType.BF16), {"x_first": 0, "x_step": 2 * C}
+    call(team, "rms_norm", x=both, y=normed, **w.operand("weight"), T=T, per_token=H, C=C, eps=1e-5, **apart)
+    np.testing.assert_allclose(normed, native.rms_norm(both[:, :, 0], w.values, 1e-5), rtol=1e-5, atol=1e-6)
