@@ -26,11 +26,11 @@ from coterie.server.openai import error_body, parse_chat
 
 
 @contextlib.contextmanager
-def served(coterie: Coterie, keys: Sequence[str] = ()) -> Iterator[str]:
+def served(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Iterator[str]:
     """The server on a free port, in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(coterie, keys), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(make_app(coterie, keys, origins), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 30

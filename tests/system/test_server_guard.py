@@ -138,9 +138,10 @@ def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path,
 def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[tuple[str, ...], int | None]] = []
 
-    def make(coterie: Coterie, keys: Sequence[str]) -> Starlette:
+    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
+        assert not origins
         seen.append((tuple(keys), coterie._max_waiting))
-        return make_app(coterie, keys)
+        return make_app(coterie, keys, origins)
 
     monkeypatch.setattr(serving, "make_app", make)
     monkeypatch.setattr(serving.Server, "run", lambda *_, **__: None)

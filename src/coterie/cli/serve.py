@@ -36,7 +36,7 @@ from coterie.core.errors import UsageError
 from coterie.graph.ops import INT16
 from coterie.server.app import make_app
 from coterie.server.ending import Server
-from coterie.server.guard import digests_of
+from coterie.server.guard import ANY, digests_of, pages_of
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is 47 plus 85?"
@@ -63,11 +63,18 @@ def serve(
         list[str] | None,
         typer.Option(envvar=KEYS_IN, help="Who asks must show it, or another one: it may be given again."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Whose pages may ask from a browser, e.g. http://localhost:3000; * for all."
+        ),
+    ] = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
     if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
-    digests_of(api_key or ())  # a wrong one is said before anything is opened
+    digests_of(api_key or ())  # wrong ones are said before anything is opened
+    pages_of(allow_origin or ())
     made = options(device, near, kv, threads, trace, activations, pool, reuse)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
@@ -82,12 +89,15 @@ def serve(
         out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
         out.print(escape(budget_line(coterie)))
         out.print(f"try: {escape(curl)}")
+        if not api_key and ANY in (allow_origin or ()):
+            out.print(
+                "note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key"
+            )
         if not api_key and host not in LOOPBACK:
             out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
         try:
-            Server(make_app(coterie, api_key or ())).run(
-                sockets=[listener]
-            )  # raises again what interrupted it, once all requests are answered
+            # Raises again what interrupted it, once all requests are answered.
+            Server(make_app(coterie, api_key or (), allow_origin or ())).run(sockets=[listener])
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())

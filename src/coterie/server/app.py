@@ -23,7 +23,7 @@ from coterie.server import events, metrics, models, page
 from coterie.server.body import parsed
 from coterie.server.choices import respond
 from coterie.server.completions import TextAnswers, parse_completion
-from coterie.server.guard import Guard, digests_of, retry_headers
+from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.responses import ResponseAnswers, own_words
@@ -37,8 +37,13 @@ LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
-def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
-    """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one."""
+def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
+    """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one.
+
+    `origins`: whose pages browsers let ask, beside its own. Raises UsageError for a key or an origin that is none.
+    """
+    guard = [Middleware(Guard, digests=digests_of(keys))] if keys else []
+    middleware = [*pages_of(origins), *guard]
     worker = Worker(coterie)
     hub = events.Hub(worker)
 
@@ -86,7 +91,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
             Route(RESPONSES, responses, methods=["POST"]),
             Route("/tokenize", tokenized, methods=["POST"]),
             Route("/detokenize", detokenized, methods=["POST"]),
-            *models.routes(worker),
+            *models.routes(worker, origins),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
             *events.routes(hub),
@@ -98,7 +103,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = ()) -> Starlette:
             ClientDisconnect: _on_gone,
             Exception: _on_bug,
         },
-        middleware=[Middleware(Guard, digests=digests_of(keys))] if keys else [],
+        middleware=middleware,
         lifespan=lifespan,
     )
     app.state.worker, app.state.hub = worker, hub  # for who ends the server

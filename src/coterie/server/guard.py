@@ -1,6 +1,7 @@
-"""Who may ask, and when to ask again: bearer tokens, and `Retry-After` of what is refused for now.
+"""Who may ask, and when to ask again: bearer tokens, pages of other sites, `Retry-After` of what is refused for now.
 
-Knows nothing about what is asked. Sources: RFC 6750 (bearer tokens), RFC 9110 section 10.2.3 (Retry-After).
+Knows nothing about what is asked. Sources: RFC 6750 (bearer tokens), RFC 9110 section 10.2.3 (Retry-After), the Fetch
+standard, "CORS protocol".
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +23,8 @@ from coterie.core.errors import UsageError
 from coterie.engine.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health", "/"})  # what watches a server has no key; the page asks for it
+ANY = "*"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:.]+\](:[0-9]+)?|null|\*")
 SHOWN = "coterie.key"  # in a request's scope: which key it showed
 RETRY_LATER = (429, 503)
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
@@ -57,17 +63,38 @@ def client_of(scope: Scope) -> str:
     return f"{scope.get(SHOWN, '')}@{host}"
 
 
-def check_origin(scope: Scope) -> None:
+def pages_of(origins: Sequence[str]) -> list[Middleware]:
+    """What lets pages of these origins ask, and read what they are answered; nothing for none.
+
+    It stands before the guard: a browser asks without a key whether its page may show one. Raises UsageError.
+    """
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            remedy = "give scheme, host and port alone, as in http://localhost:3000, null for files, or * for all"
+            raise UsageError("--allow-origin", f"{origin!r} is no origin", remedy)
+    allowed = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=(ANY,),  # OpenAI's client for browsers sends a dozen of its own
+        expose_headers=("Retry-After",),
+        allow_private_network=True,
+    )
+    return [allowed] if origins else []
+
+
+def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
     """Raise HTTPException (403) where a page of another site has a browser ask this; with a key it is who it says.
 
     A browser sends a POST without a body anywhere without asking first: only the answer is kept from such a page.
     """
     headers = Headers(scope=scope)
     origin, host = headers.get("origin"), headers.get("host", "")
-    if origin is not None and SHOWN not in scope and origin.partition("://")[2] != host:
-        message = (
-            f"[Origin] {origin} is not {host}, where this server is; ask from its own page, or serve with --api-key"
-        )
+    if origin is None or SHOWN in scope or origin in allowed or ANY in allowed:
+        return
+    if origin.partition("://")[2] != host:
+        remedy = "ask from its own page, or serve with --allow-origin or --api-key"
+        message = f"[Origin] {origin} is not {host}, where this server is; {remedy}"
         raise HTTPException(403, message)
 
 

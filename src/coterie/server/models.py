@@ -6,7 +6,7 @@ Knows nothing about how experts come in, or about threads beyond `Worker`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.requests import Request
@@ -44,8 +44,11 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     return rows
 
 
-def routes(worker: Worker) -> list[Route]:
-    """GET of all, of one and of the whole status; POST of what to do with one, whose answer is its row then."""
+def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
+    """GET of all, of one and of the whole status; POST of what to do with one, whose answer is its row then.
+
+    The latter is for who comes from no other site's page, but for these `origins`.
+    """
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": await worker.call(model_list)})
@@ -58,7 +61,7 @@ def routes(worker: Worker) -> list[Route]:
         return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:
-        check_origin(request.scope)
+        check_origin(request.scope, origins)
         name, wait = request.path_params["name"], _flag(request, "wait")
         if wait:
             await worker.told(lambda coterie, tell: coterie.load_soon(name, tell))
@@ -69,7 +72,7 @@ def routes(worker: Worker) -> list[Route]:
 
     def act(function: Callable[[Coterie, str], None]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            check_origin(request.scope)
+            check_origin(request.scope, origins)
             name = request.path_params["name"]
             await worker.call(lambda coterie: function(coterie, name))
             return JSONResponse(await _row(worker, name))
