@@ -3,11 +3,17 @@
 Knows nothing about how: it only names the public face.
 """
 
-from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
-from coterie.composition.composition import load_composition
-from coterie.core.errors import CoterieError
-from coterie.engine.policy import Policy
-from coterie.engine.request import SamplingParams
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
+    from coterie.composition.composition import load_composition
+    from coterie.core.errors import CoterieError
+    from coterie.engine.policy import Policy
+    from coterie.engine.request import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,3 +28,16 @@ __all__ = [
     "SamplingParams",
     "load_composition",
 ]
+# All else is in coterie.api. Imported when it is asked for: a help page needs no engine.
+_ELSEWHERE = {
+    "CoterieError": "coterie.core.errors",
+    "Policy": "coterie.engine.policy",
+    "SamplingParams": "coterie.engine.request",
+    "load_composition": "coterie.composition.composition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ELSEWHERE.get(name, "coterie.api")), name)

@@ -99,6 +99,7 @@ for name in {base}:
 def test_the_public_face_is_small_and_real() -> None:
     assert len(coterie.__all__) <= 12
     assert all(hasattr(coterie, name) for name in coterie.__all__)
+    assert not hasattr(coterie, "nothing")
 
 
 def test_only_bindings_include_nanobind() -> None:

@@ -14,13 +14,13 @@ from rich.table import Column, Table
 from coterie.api import Coterie
 from coterie.api.assemble import make_spec, open_models
 from coterie.api.texts import open_texts
+from coterie.cli.opening import options
 from coterie.cli.options import (
     CompositionArg,
     DeviceOpt,
     JsonOpt,
     KvOpt,
     NearOpt,
-    options,
     out,
     print_json,
     sentences,

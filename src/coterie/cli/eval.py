@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.api import Coterie, Message, Query
+from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
@@ -24,7 +25,6 @@ from coterie.cli.options import (
     JsonOpt,
     NearOpt,
     ThreadsOpt,
-    options,
     out,
     print_json,
     sentences,

@@ -13,54 +13,110 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from coterie import __version__
 
-# Where each is, in the order of the help page. Its module is imported when it is asked for: all of them take a second.
+# Where each is and what it does, in the order of the help page. A module is imported when its command is run or asked
+# for its own page: all of them take a second.
 COMMANDS = {
-    "run": ("run", "run"),
-    "serve": ("serve", "serve"),
-    "ps": ("ps", "ps"),
-    "route": ("route", "route"),
-    "check": ("check", "check"),
-    "eval": ("eval", "evaluate"),
-    "diff": ("diff", "diff"),
-    "merge": ("merge", "merge"),
-    "delta": ("delta", "delta"),
-    "quantize": ("quantize", "quantize"),
-    "import": ("import_gguf", "import_"),
-    "info": ("info", "info"),
-    "simulate": ("simulate", "simulation"),
-    "plan": ("plan", "planning"),
-    "map": ("map", "map_"),
-    "trace": ("trace", "trace"),
-    "validate": ("validate", "validate"),
-    "paper": ("paper", "paper"),
-    "bench": ("bench", "app"),
+    "run": ("run", "run", "Query a composition; each answer shows the expert, hit or switch, and the speed."),
+    "serve": ("serve", "serve", "Serve a composition over HTTP until interrupted."),
+    "ps": ("ps", "ps", "Show which experts a running server has where, and what they do."),
+    "route": ("route", "route", "Print the router's decision for each prompt, without running any expert."),
+    "check": ("check", "check", "Check a composition and print where the bytes go."),
+    "eval": (
+        "eval",
+        "evaluate",
+        "Score experts, router, composition and the single fallback model on held-out questions (exact last lines).",
+    ),
+    "diff": (
+        "diff",
+        "diff",
+        "Compare a device with the reference: first values and largest error of every stored buffer.",
+    ),
+    "merge": (
+        "merge",
+        "merge",
+        "Write an ordinary expert folder from a base and a LoRA adapter; the change per kind of tensor is printed.",
+    ),
+    "delta": (
+        "delta",
+        "delta",
+        "Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.",
+    ),
+    "quantize": (
+        "quantize",
+        "quantize",
+        "Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.",
+    ),
+    "import": (
+        "import_gguf",
+        "import_",
+        "Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is printed.",
+    ),
+    "info": (
+        "info",
+        "info",
+        "Show a machine: its tiers and links, with the source of each number, and what nobody published.",
+    ),
+    "simulate": (
+        "simulate",
+        "simulation",
+        "Serve a workload in modelled time with the engine that serves for real; several machines side by side.",
+    ),
+    "plan": (
+        "plan",
+        "planning",
+        "Find the smallest number of each machine that keeps a promise under a load, and where the experts go.",
+    ),
+    "map": (
+        "map",
+        "map_",
+        "Lay a model out in space: sections, units, times; draw a section or write its tile timeline.",
+    ),
+    "trace": ("trace", "trace", "Show how busy each lane was; draw what ran when."),
+    "validate": (
+        "validate",
+        "validate",
+        "Hold modelled times against measured ones: public data sets, and this machine's own benches.",
+    ),
+    "paper": (
+        "paper",
+        "paper",
+        "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
+    ),
+    "bench": ("bench", "app", "Measure this machine; without a command, everything, in small."),
 }
 
 
+class _Later(TyperCommand):
+    """A subcommand as the help page lists it, made when it is asked for more."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """That of the command itself, which then runs in it."""
+        return command(str(self.name)).make_context(*args, **settings)
+
+
 class Commands(TyperGroup):
-    """The subcommands, each made when it is asked for."""
+    """The subcommands."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
-        return list(COMMANDS)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: _Later(name, help=does) for name, (_, _, does) in COMMANDS.items()}
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name; None where there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name]
-        found = getattr(import_module(f"coterie.cli.{module}"), attribute)
-        if isinstance(found, typer.Typer):
-            group = typer.main.get_group(found)
-            group.name = cmd_name
-            return group
-        alone = typer.Typer(add_completion=False)
-        alone.command(cmd_name)(found)
-        return typer.main.get_command(alone)
+
+def command(name: str) -> Any:
+    """The whole subcommand of a name, its module imported."""
+    module, attribute, _ = COMMANDS[name]
+    found = getattr(import_module(f"coterie.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        group = typer.main.get_group(found)
+        group.name = name
+        return group
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
 
 
 app = typer.Typer(

@@ -10,20 +10,16 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
-from coterie.api import Options
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes
-from coterie.engine.recording import MAX_WORKS
-from coterie.graph.ops import INT16
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,22 +74,6 @@ ActivationsOpt = Annotated[
     ),
 ]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
-
-
-def options(
-    device: str,
-    near: int | None,
-    kv: int | None,
-    threads: int | None,
-    trace: Path | None = None,
-    activations: str = INT16,
-    pool: int | None = None,
-    reuse: bool = True,
-) -> Options:
-    """Gather the shared options."""
-    record = MAX_WORKS if trace is not None else 0
-    how = Options(device=device, threads=threads, record=record, activations=activations)
-    return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
 
 
 def save_trace(path: Path, trace: Trace) -> None:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from coterie.api import Answer, Coterie, Message, Query
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
+from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
@@ -29,7 +30,6 @@ from coterie.cli.options import (
     ReuseOpt,
     ThreadsOpt,
     TraceOpt,
-    options,
     out,
     print_json,
     save_trace,

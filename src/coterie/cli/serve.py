@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from rich.markup import escape
 
 from coterie.api import Coterie
 from coterie.cli.check import budget_line
+from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
@@ -27,7 +29,6 @@ from coterie.cli.options import (
     ReuseOpt,
     ThreadsOpt,
     TraceOpt,
-    options,
     out,
     save_trace,
     sentences,
@@ -78,29 +79,32 @@ def serve(
     made = options(device, near, kv, threads, trace, activations, pool, reuse)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
-        body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
-        show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if api_key else ""
-        what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
-        curl = f"curl -s {url}/v1/chat/completions {what}"
-        name, count = escape(coterie.composition.name), len(coterie.composition.experts)
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
-        out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
-        out.print(escape(budget_line(coterie)))
-        out.print(f"try: {escape(curl)}")
-        if not api_key and ANY in (allow_origin or ()):
-            out.print(
-                "note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key"
-            )
-        if not api_key and host not in LOOPBACK:
-            out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
+        _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
             # Raises again what interrupted it, once all requests are answered.
             Server(make_app(coterie, api_key or (), allow_origin or ())).run(sockets=[listener])
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())
+
+
+def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: Sequence[str]) -> None:
+    """Where it is, what memory it has, how to ask, and who may."""
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
+    body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
+    show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if keys else ""
+    what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
+    curl = f"curl -s {url}/v1/chat/completions {what}"
+    name, count = escape(coterie.composition.name), len(coterie.composition.experts)
+    out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
+    out.print(escape(budget_line(coterie)))
+    out.print(f"try: {escape(curl)}")
+    if not keys and ANY in origins:
+        out.print("note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key")
+    if not keys and host not in LOOPBACK:
+        out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
 
 
 def listen(host: str, port: int) -> socket.socket:

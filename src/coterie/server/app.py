@@ -42,8 +42,6 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
 
     `origins`: whose pages browsers let ask, beside its own. Raises UsageError for a key or an origin that is none.
     """
-    guard = [Middleware(Guard, digests=digests_of(keys))] if keys else []
-    middleware = [*pages_of(origins), *guard]
     worker = Worker(coterie)
     hub = events.Hub(worker)
 
@@ -103,7 +101,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
             ClientDisconnect: _on_gone,
             Exception: _on_bug,
         },
-        middleware=middleware,
+        middleware=[*pages_of(origins), *([Middleware(Guard, digests=digests_of(keys))] if keys else [])],
         lifespan=lifespan,
     )
     app.state.worker, app.state.hub = worker, hub  # for who ends the server
