@@ -23,13 +23,14 @@ from coterie.graph.program import KvShape
 from coterie.memory.cache import ExpertCache
 
 VOCAB = 50
+FEW = 3  # so many tokens only does an expert draw whose name begins so, and so again and again the same ones
 BLOCK = 64  # bytes of a KV block
 
 
 def next_token(context, weights):
     """The token after `context` by an expert whose weights are called `weights`."""
     mixed = sum((index + 1) * (token + 3) for index, token in enumerate(context)) * 7 + sum(map(ord, weights))
-    return mixed % VOCAB
+    return mixed // 5 % FEW if weights.startswith("few") else mixed % VOCAB
 
 
 class TellingDevice(FakeDevice):
@@ -149,7 +150,7 @@ def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), **settings):
 
 def expert(name, blocks, max_context=40):
     kv = KvShape(num_layers=1, num_kv_heads=1, head_dim=1 + len(name) % 3 + blocks % 2, dtype=DType.F16)
-    exe = SimpleNamespace(names=(name,), kv=kv, program=SimpleNamespace(weights=()))
+    exe = SimpleNamespace(names=(name,), kv=kv, program=SimpleNamespace(weights=(), regions=()))
     return ServedExpert(name, fake_layout(name, blocks, num_stages=3), exe, kv, max_context, VOCAB)
 
 

@@ -101,6 +101,19 @@ def test_run_shares_what_prompts_begin_with_unless_told_not_to(folder: Path, opt
     assert ("32 of 41 prompt tokens cached" in run(*words).stdout) == (cached > 0)
 
 
+def test_run_guesses_what_is_repeated_and_answers_the_same(folder: Path) -> None:
+    """By itself not of so small an expert."""
+    words = ["run", folder, "--expert", "ada", "--raw", "--max-tokens", "60", "--stop", "never said", "ab" * 20]
+    asked = [run(*words, "--json", *more) for more in ((), ("--speculate", 7))]
+    assert [result.exit_code for result in asked] == [0, 0], asked[1].output
+    plain, guessed = (json.loads(result.stdout) for result in asked)
+    assert guessed["token_ids"] == plain["token_ids"]
+    assert plain["guessed_tokens"] == plain["accepted_tokens"] == 0
+    assert 0 < guessed["accepted_tokens"] < guessed["guessed_tokens"]
+    told = f"{guessed['accepted_tokens']} of {guessed['guessed_tokens']} guesses right"
+    assert told in run(*words, "--speculate", 7).stdout
+
+
 def test_run_routes_and_shows_how_the_answer_came(composition: Path) -> None:
     result = run("run", composition, "a question for bob", "@cyd and one for cyd", "neither", "--max-tokens", "4")
     assert result.exit_code == 0, result.output

@@ -37,7 +37,17 @@ PINNED = "small-1"
 KV_BLOCK_BYTES = 4096
 KV_BLOCKS = 60
 
-STEADY = Policy(age_bound=3, max_batch=4, max_step_tokens=9, turn_steps=8, quantum_steps=2, overlap=False, prefetch=0)
+# Without guesses: how many there are depends on the tokens, and here some devices make theirs up.
+STEADY = Policy(
+    age_bound=3,
+    max_batch=4,
+    max_step_tokens=9,
+    turn_steps=8,
+    quantum_steps=2,
+    overlap=False,
+    prefetch=0,
+    max_guesses=0,
+)
 EVERYTHING = replace(STEADY, overlap=True, prefetch=1)
 
 

@@ -100,6 +100,8 @@ class InFlight:
             tokens_per_s=(count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0,
             synthetic=synthetic,
             cached_tokens=timings.cached_tokens,
+            guessed_tokens=timings.guessed_tokens,
+            accepted_tokens=timings.accepted_tokens,
             logprobs=tuple(self.logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs),
         )

@@ -205,6 +205,8 @@ def _metrics(metrics: Metrics) -> dict[str, Any]:
         "prompt_tokens": metrics.prompt_tokens,
         "cached_tokens": metrics.cached_tokens,
         "drawn_tokens": metrics.drawn_tokens,
+        "guessed_tokens": metrics.guessed_tokens,
+        "accepted_tokens": metrics.accepted_tokens,
         "max_overtaken": metrics.max_overtaken,
         "ttft": _histogram(metrics.ttft),
         "tpot": _histogram(metrics.tpot),

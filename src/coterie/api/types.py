@@ -101,6 +101,7 @@ class Answer:
     `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was).
     `tokens_per_s`: rate after the first token, 0 for a single token.
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
+    `guessed_tokens`: guessed ahead of the answer's, and checked; `accepted_tokens`: those that were right.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
     `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
@@ -123,6 +124,8 @@ class Answer:
     synthetic: bool
     routed_s: float = 0.0
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -144,6 +147,8 @@ class Answer:
             "seed": self.seed,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            "guessed_tokens": self.guessed_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "hit": self.hit,
             "switch_s": self.switch_s,
             "routed_s": self.routed_s,

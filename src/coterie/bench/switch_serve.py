@@ -76,7 +76,7 @@ def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record:
     return Settings(
         near_bytes=residents * models[0].layout.size_bytes,
         kv_bytes=2 * pages * block,
-        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1),
+        policy=Policy(quantum_steps=TURN_STEPS, max_steps=1, max_guesses=0),
         record=record,
     )
 

@@ -24,6 +24,7 @@ from coterie.cli.options import (
     DeviceOpt,
     JsonOpt,
     NearOpt,
+    SpeculateOpt,
     ThreadsOpt,
     out,
     print_json,
@@ -51,6 +52,7 @@ def evaluate(
     show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
     json_: JsonOpt = False,
     near: NearOpt = None,
+    speculate: SpeculateOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
@@ -69,7 +71,7 @@ def evaluate(
     if router_only or not _have_answers(asked, path):
         _evaluate_router(found, spec, asked, json_)
         return
-    with Coterie(found, options(device, near, None, threads, activations=activations)) as coterie:
+    with Coterie(found, options(device, near, None, threads, activations=activations, speculate=speculate)) as coterie:
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))

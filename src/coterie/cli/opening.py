@@ -22,8 +22,10 @@ def options(
     activations: str = INT16,
     pool: int | None = None,
     reuse: bool = True,
+    speculate: int | None = None,
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
     how = Options(device=device, threads=threads, record=record, activations=activations)
+    how = replace(how, policy=replace(how.policy, max_guesses=speculate))
     return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)

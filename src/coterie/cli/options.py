@@ -56,6 +56,16 @@ KvOpt = Annotated[
 ReuseOpt = Annotated[
     bool, typer.Option("--reuse/--no-reuse", help="Prompts that begin as earlier ones share their KV state.")
 ]
+SpeculateOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--speculate",
+        min=0,
+        metavar="COUNT",
+        help="Guess at most so many tokens ahead, by what a prompt and its answer repeat, and check them in one step: "
+        "no token changes. 0 guesses none; the default suits the machine.",
+    ),
+]
 DeviceOpt = Annotated[
     str,
     typer.Option(

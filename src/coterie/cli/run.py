@@ -28,6 +28,7 @@ from coterie.cli.options import (
     NearOpt,
     PoolOpt,
     ReuseOpt,
+    SpeculateOpt,
     ThreadsOpt,
     TraceOpt,
     out,
@@ -65,6 +66,7 @@ def run(
     pool: PoolOpt = None,
     kv: KvOpt = None,
     reuse: ReuseOpt = True,
+    speculate: SpeculateOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
@@ -74,7 +76,8 @@ def run(
     drawn = draw_seed() if seed is None else seed
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
     form = form_of(json_schema, json_object)
-    with Coterie.open(composition, options(device, near, kv, threads, trace, activations, pool, reuse)) as coterie:
+    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate)
+    with Coterie.open(composition, how) as coterie:
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
@@ -143,7 +146,8 @@ def _detail(answer: Answer) -> str:
     confidence = f"confidence {answer.route.confidence:.2f}"
     first = f"first token {format_seconds(answer.ttft_s)}"
     cached = f" · {answer.cached_tokens} of {answer.prompt_tokens} prompt tokens cached" if answer.cached_tokens else ""
-    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{made_up}"
+    guessed = f" · {answer.accepted_tokens} of {answer.guessed_tokens} guesses right" if answer.guessed_tokens else ""
+    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}"
 
 
 def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:

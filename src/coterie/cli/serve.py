@@ -27,6 +27,7 @@ from coterie.cli.options import (
     NearOpt,
     PoolOpt,
     ReuseOpt,
+    SpeculateOpt,
     ThreadsOpt,
     TraceOpt,
     out,
@@ -53,6 +54,7 @@ def serve(
     pool: PoolOpt = None,
     kv: KvOpt = None,
     reuse: ReuseOpt = True,
+    speculate: SpeculateOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
@@ -76,7 +78,7 @@ def serve(
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
     digests_of(api_key or ())  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    made = options(device, near, kv, threads, trace, activations, pool, reuse)
+    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused

@@ -41,12 +41,22 @@ class Scored:
 
 
 @value
+class Guessed:
+    """Guesses of a sequence that is sampled in `row`: what is drawn behind them is in the rows from `first_row` on."""
+
+    sequence: Sequence
+    row: int
+    first_row: int
+    tokens: tuple[int, ...]
+
+
+@value
 class Batch:
     """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
 
     `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
-    token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored.
-    `mix`: whose the parts are, where they are several experts'.
+    token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored, and
+    `guessed` those of guesses. `mix`: whose the parts are, where they are several experts'.
     """
 
     parts: tuple[Part, ...]
@@ -57,6 +67,7 @@ class Batch:
     chosen: tuple[int, ...] = ()
     scored: tuple[Scored, ...] = ()
     mix: Mix | None = None
+    guessed: tuple[Guessed, ...] = ()
 
     @property
     def what(self) -> str:
@@ -159,20 +170,20 @@ class Decoding:
         state_blocks: int = 0,
     ) -> None:
         self._mix = mix
-        self._parts, self._sequences = parts, tuple([part.sequence for part in parts])
-        self._owners = tuple([sequence.number for sequence in self._sequences])
+        self._parts, self.sequences = parts, tuple([part.sequence for part in parts])
+        self._owners = tuple([sequence.number for sequence in self.sequences])
         self._owned = [tables[number] for number in self._owners]
         self._tokens_per_block, self._state_blocks = tokens_per_block, state_blocks
-        self._one_by_one = any(sequence.steps_alone for sequence in self._sequences)
-        self._chosen = chosen_of(self._sequences)
+        self.one_by_one = any(sequence.steps_alone for sequence in self.sequences)
+        self._chosen = chosen_of(self.sequences)
         self._rows = list(range(len(parts)))
-        self._sampling = tuple([sequence.sampling for sequence in self._sequences])
-        self._end_ids = tuple([sequence.end_ids for sequence in self._sequences])
+        self._sampling = tuple([sequence.sampling for sequence in self.sequences])
+        self._end_ids = tuple([sequence.end_ids for sequence in self.sequences])
         self._columns, self._tables = 0, list[Seq[int]]()
 
     def batch(self, max_steps: int) -> Batch:
         """The next step, or as many of `max_steps` as may run without coming back."""
-        sequences, steps, longest = self._sequences, max_steps, 0
+        sequences, steps, longest = self.sequences, max_steps, 0
         tokens: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
@@ -185,14 +196,42 @@ class Decoding:
             left = sequence.max_length - len(known)
             steps = min(steps, left)
             longest = max(longest, length)
-        if self._one_by_one:
+        if self.one_by_one:
             steps = 1
-        columns = self._state_blocks - (-(longest + steps - 1) // self._tokens_per_block)
+        tables, each = self._tables_up_to(longest + steps - 1), self._rows
+        rows = Rows(tokens, positions, each, tables, lengths, each, self._sampling, self._end_ids)
+        return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen, (), self._mix)
+
+    def ahead(self, guesses: Seq[tuple[int, ...]]) -> Batch:
+        """The next step, with these guesses of each sequence behind its newest token; they have the last rows."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequence_T: list[int] = []
+        lengths: list[int] = []
+        newest: list[int] = []
+        behind: list[int] = []
+        sampling, guessed = list(self._sampling), list[Guessed]()
+        for row, (sequence, guess) in enumerate(zip(self.sequences, guesses, strict=True)):
+            first, length = len(tokens), sequence.computed + 1 + len(guess)
+            newest.append(first)
+            tokens += (sequence.tokens[-1], *guess)
+            positions += range(sequence.computed, length)
+            lengths.append(length)
+            sequence_T += [row] * (1 + len(guess))
+            if guess:
+                guessed.append(Guessed(sequence, row, len(guesses) + len(behind), guess))
+                behind += range(first + 1, len(tokens))
+                sampling += [sequence.sampling] * len(guess)
+        tables, end_ids = self._tables_up_to(max(lengths)), self._end_ids + ((),) * len(behind)
+        rows = Rows(tokens, positions, sequence_T, tables, lengths, newest + behind, tuple(sampling), end_ids)
+        return Batch(self._parts, self._owners, rows, self.sequences, 1, self._chosen, (), self._mix, tuple(guessed))
+
+    def _tables_up_to(self, length: int) -> Seq[Seq[int]]:
+        """Block tables with room for so many positions."""
+        columns = self._state_blocks - (-length // self._tokens_per_block)
         if columns != self._columns:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
-        each = self._rows
-        rows = Rows(tokens, positions, each, self._tables, lengths, each, self._sampling, self._end_ids)
-        return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen, (), self._mix)
+        return self._tables
 
 
 def _row(blocks: tuple[int, ...], columns: int) -> Seq[int]:

@@ -8,21 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
+from coterie.device import Device
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut
 from coterie.engine.fellows import Mix
+from coterie.engine.guess import Guesser
 from coterie.engine.kv import KVPool
+from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 
 
 class Batches:
-    """Makes batches of at most `max_step_tokens` tokens and `max_rows` rows of logits.
+    """Makes batches of at most as many tokens, and rows of logits, as the policy allows.
 
     It must be told when an expert's sequences change.
     """
 
-    def __init__(self, kv: KVPool, max_step_tokens: int, max_rows: int) -> None:
-        self._kv, self._max_step_tokens, self._max_rows = kv, max_step_tokens, max_rows
+    def __init__(self, kv: KVPool, policy: Policy, device: Device) -> None:
+        self._kv, self._max_step_tokens, self._max_rows = kv, policy.max_step_tokens, policy.max_batch
+        self._guesser = Guesser(policy, device)
         self._decoding: dict[str, Decoding] = {}
         self._mixed: dict[tuple[str, ...], Decoding] = {}
 
@@ -36,7 +40,7 @@ class Batches:
         """The next step of these sequences, or as many of `max_steps` as may run without coming back."""
         known = self._decoding.get(expert.expert_id)
         if known is not None:
-            return known.batch(max_steps)
+            return self._decode(expert, known, max_steps)
         begun = tuple([sequence for sequence in running.values() if sequence.begun])
         parts = cut(begun, self._max_step_tokens, self._max_rows)
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
@@ -44,7 +48,7 @@ class Batches:
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
             known = Decoding(parts, tables, tokens_per_block, state_blocks=state_blocks)
             self._decoding[expert.expert_id] = known
-            return known.batch(max_steps)
+            return self._decode(expert, known, max_steps)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), state_blocks=state_blocks)
 
     def mixed(
@@ -81,3 +85,8 @@ class Batches:
             self._mixed = {names: known}
             return known.batch(max_steps)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
+
+    def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int) -> Batch:
+        """One step with guesses, where that is better than as many as may run without."""
+        guesses = self._guesser.guess(expert, known.sequences, 1 if known.one_by_one else max_steps)
+        return known.batch(max_steps) if guesses is None else known.ahead(guesses)

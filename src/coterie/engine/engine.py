@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 from coterie.core.errors import CoterieError, CrowdedError, RequestError
 from coterie.device import Device, Event
@@ -19,6 +18,7 @@ from coterie.engine.batches import Batches
 from coterie.engine.choice import check_choice, choose_rows
 from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
+from coterie.engine.guess import keep_guesses
 from coterie.engine.kv import KVPool
 from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
@@ -36,7 +36,6 @@ from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
-NONE_FAILED: Mapping[int, CoterieError] = MappingProxyType({})
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 
 
@@ -59,7 +58,7 @@ class Engine:
         self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
-        self._batches = Batches(kv_pool, self.policy.max_step_tokens, self.policy.max_batch)
+        self._batches = Batches(kv_pool, self.policy, device)
         self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
         self.line = Line(self._queue, self.policy.max_batch)
@@ -292,7 +291,8 @@ class Engine:
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
         by_row = drawn.T.tolist()
-        failed = choose_rows(self._device, event, batch, by_row) if batch.chosen or batch.scored else NONE_FAILED
+        failed = choose_rows(self._device, event, batch, by_row)
+        self.metrics.count_guesses(*keep_guesses(batch, by_row))
         for row, sequence in enumerate(batch.sampled):
             if row in failed:
                 self._fail([sequence], failed[row])

@@ -41,6 +41,7 @@ class Metrics:
     `refused`: not submitted, because too many waited.
 
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
+    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
@@ -57,11 +58,18 @@ class Metrics:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     drawn_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     max_overtaken: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
     last_end_s: dict[str, float] = field(default_factory=dict)
+
+    def count_guesses(self, guessed: int, accepted: int) -> None:
+        """Count a step's guesses, and those of them that were drawn."""
+        self.guessed_tokens += guessed
+        self.accepted_tokens += accepted
 
     def count_end(self, expert_id: str, reason: FinishReason, timings: Timings, drawn: int) -> None:
         """Count a request of an expert that ended after `drawn` tokens."""
@@ -80,7 +88,7 @@ class Metrics:
         return (
             f"requests {self.submitted} submitted, {self.admitted} admitted, ended: {ends}\n"
             f"tokens {self.prompt_tokens} of prompts ({self.cached_tokens} cached), {self.drawn_tokens} drawn, "
-            f"in {self.steps} steps\n"
+            f"in {self.steps} steps ({self.accepted_tokens} of {self.guessed_tokens} guesses right)\n"
             f"experts {self.hits} hits, {self.misses} misses, {self.switches} switches ({self.switch}), "
             f"{self.failed_fetches} failed\n"
             f"TTFT {self.ttft}, TPOT {self.tpot}"

@@ -23,6 +23,11 @@ _DIAL = {
 # 25 GB/s and of 1.6 TB/s. A run that is not several steps costs an H100 0.2 ms and the engine 0.3 ms for each token.
 RUN_BYTES, ACCELERATOR_RUN_BYTES = 2**30, 2**36
 
+# Tokens guessed ahead in the system's memory: of up to 16 in a step a CPU uses weights as they are read. Experts below
+# GUESSED_BYTES lie in caches, where a step does not wait for bytes. What a CPU computes while it reads a byte, where
+# nobody says: two cores did 2.3 to 4, by the rows of steps of all weight types.
+MAX_GUESSES, GUESSED_BYTES, CPU_FLOPS_PER_BYTE = 15, 2**25, 2.5
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -43,6 +48,9 @@ class Policy:
     fellows: adapters of one base that have one program share steps.
     max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
         many bytes of weights, so that a large expert's tokens are not shown in bursts. None: by the machine, RUN_BYTES.
+    max_guesses: tokens of a sequence that are guessed ahead and checked in one step, where that is worth its price; 0
+        guesses none. None: none of a small expert, and on an accelerator, whose bits depend on how many a step has.
+    flops_per_byte: what the machine computes while it reads a byte, by which guesses are priced. None: by its spec.
     """
 
     schedule: str = "grouped"
@@ -59,14 +67,29 @@ class Policy:
     fellows: bool = True
     max_steps: int = 8
     max_run_bytes: int | None = None
+    max_guesses: int | None = None
+    flops_per_byte: float | None = None
 
     def steps_of(self, expert_bytes: int, spec: MachineSpec) -> int:
         """How many steps of an expert of this size may be one run."""
         most = self.max_run_bytes or (ACCELERATOR_RUN_BYTES if memories_below(spec) else RUN_BYTES)
         return min(self.max_steps, max(1, most // max(expert_bytes, 1)))
 
+    def guesses_of(self, expert_bytes: int, spec: MachineSpec) -> int:
+        """How many tokens of a sequence may be guessed ahead in one step of an expert of this size."""
+        if self.max_guesses is not None:
+            return self.max_guesses
+        return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
+
+    def balance_of(self, spec: MachineSpec) -> float:
+        """Flops in the time in which a byte of weights is read."""
+        if self.flops_per_byte is not None:
+            return self.flops_per_byte
+        flops_per_s, bytes_per_s = spec.achieved_flops_per_s, spec.tier(spec.run_tier).achieved_bytes_per_s
+        return flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else CPU_FLOPS_PER_BYTE
+
     def __post_init__(self) -> None:
-        lowest = {"patience": 0, "age_bound": 0, "prefetch": 0}
+        lowest = {"patience": 0, "age_bound": 0, "prefetch": 0, "max_guesses": 0}
         for field in fields(self):
             value = getattr(self, field.name)
             low = lowest.get(field.name, 1)

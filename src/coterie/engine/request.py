@@ -180,6 +180,7 @@ class Timings:
     `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
     being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
     waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
+    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
     """
 
     arrival_s: float
@@ -191,6 +192,8 @@ class Timings:
     queue_admissions: int = 0
     overtaken: int = 0
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def ttft_s(self) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
+from coterie.engine.lookup import Lookup
 from coterie.engine.request import FinishReason, Request, Timings, TokenLogprobs
 from coterie.engine.text import StopText
 
@@ -21,6 +22,7 @@ class Sequence:
     `number`: its place in the order of arrival, given by the queue when it comes into it.
     `scored`: so many tokens of the prompt have their logits looked at.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
+    `guessed`, `accepted`: tokens that were guessed ahead, and those of them that were drawn.
     """
 
     def __init__(self, request: Request, max_context: int, arrival_s: float) -> None:
@@ -28,6 +30,8 @@ class Sequence:
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
         self.begun = False
+        self.lookup: Lookup | None = None  # until somebody looks
+        self.guessed = self.accepted = 0
         self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
         self.blocks = 0
         self.load: Load | None = None
@@ -113,6 +117,8 @@ class Sequence:
             queue_admissions=self.queue_admissions,
             overtaken=self.overtaken,
             cached_tokens=self.cached_tokens,
+            guessed_tokens=self.guessed,
+            accepted_tokens=self.accepted,
         )
 
     def rest(self) -> str:

@@ -82,6 +82,8 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
     yield _counter("cached_tokens", "Those of them that were not computed again.", metrics.cached_tokens)
     yield _counter("drawn_tokens", "Tokens of answers.", metrics.drawn_tokens)
+    yield _counter("guessed_tokens", "Tokens that were guessed ahead of answers.", metrics.guessed_tokens)
+    yield _counter("accepted_tokens", "Those of them that were right.", metrics.accepted_tokens)
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
 

@@ -1,0 +1,159 @@
+"""Guesses: how many tokens each sequence of a step is guessed ahead, and which of them are kept.
+
+    last token, g1, g2, g3   one step computes them as a piece of a prompt, and draws after each:
+    d1          d2  d3  d4   d1 is the next token. If it is g1, so is d2, and so on: here g1 = d1, g2 <> d2 keeps d1 d2
+
+What is drawn after a token depends on those before it, the seed and the position alone, so with and without guesses
+the tokens are the same. Knows nothing about what the tokens mean, or about clocks: prices are in bytes read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from coterie.core.shapes import Sizes
+from coterie.device import Device
+from coterie.engine.batch import Batch
+from coterie.engine.lookup import Lookup, Tally
+from coterie.engine.policy import Policy
+from coterie.engine.sequence import Sequence
+from coterie.engine.served import ServedExpert
+from coterie.graph.cost import program_cost
+
+# What lies between two runs, in the engine and the device, as bytes that could be read: some 0.25 ms of 35 GB/s.
+BETWEEN_RUNS_BYTES = 2**23
+TOGETHER = 4  # rows; steps have one guess or fill so many rows: a device keeps things ready for few sizes of steps
+MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
+MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a step of an expert takes, as bytes read meanwhile: of the first row, of each other one, for each position
+    that a row sees, and of the KV state of each position, which is read once for all rows of a sequence.
+    """
+
+    first: float
+    row: float
+    seen: float
+    kv: float
+
+    @classmethod
+    def of(cls, expert: ServedExpert, flops_per_byte: float) -> Price:
+        """By what the program computes and reads."""
+        program = expert.exe.program
+        one, two, far = (program_cost(program, s) for s in (_sizes(1, 1), _sizes(2, 3), _sizes(1, 1025)))
+        first = one.weight_bytes + one.flops / flops_per_byte
+        row = two.weight_bytes - one.weight_bytes + (two.flops - one.flops) / flops_per_byte
+        return cls(first, row, (far.flops - one.flops) / 1024 / flops_per_byte, expert.kv.bytes_per_token)
+
+    def step(self, sequences: Seq[Sequence]) -> float:
+        """Of a step that draws one token for each of them."""
+        context = sum([len(sequence.tokens) for sequence in sequences])
+        return self.first + (len(sequences) - 1) * self.row + context * (self.seen + self.kv)
+
+    def guess(self, sequence: Sequence) -> float:
+        """Of one guess more for this sequence."""
+        return self.row + len(sequence.tokens) * self.seen
+
+
+def _sizes(rows: int, pairs: int) -> Sizes:
+    return Sizes(T=rows, B=1, R=rows, context_tokens=rows, pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Of an expert: how many guesses a sequence may have, what they take, and how often they were right."""
+
+    most: int
+    price: Price
+    tally: Tally
+
+
+class Guesser:
+    """Guesses by looking up, for sequences whose tokens the device draws, where that is worth what it takes.
+
+    Where tokens are made up there is nothing to guess, and a state of all tokens together cannot be taken back.
+    """
+
+    def __init__(self, policy: Policy, device: Device) -> None:
+        self._policy, self._spec, self._made_up = policy, device.spec, device.synthetic()
+        self._max_rows = min(policy.max_batch, policy.max_step_tokens)
+        self._experts: dict[str, _Known | None] = {}  # None: of which nothing is guessed
+
+    def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
+        """What is guessed of each of these, all of which decode; None where `steps` steps without are better."""
+        known = self._known(expert)
+        if known is None or len(sequences) >= self._max_rows:
+            return None
+        chances: list[tuple[float, int, int]] = []
+        for number, sequence in enumerate(sequences):
+            chances += [(chance, -place, number) for place, chance in enumerate(_chances(sequence, known))]
+        if not chances:
+            return None
+        chances.sort(reverse=True)
+        counts = self._counts(known.price, sequences, chances, steps)
+        return [_guess(*of) for of in zip(sequences, counts, strict=True)] if any(counts) else None
+
+    def _known(self, expert: ServedExpert) -> _Known | None:
+        if expert.expert_id not in self._experts:
+            most = 0 if self._made_up else self._policy.guesses_of(expert.weight_bytes, self._spec)
+            found = None
+            if most and not expert.kv.recurrent:
+                found = _Known(most, Price.of(expert, self._policy.balance_of(self._spec)), Tally())
+            self._experts[expert.expert_id] = found
+        return self._experts[expert.expert_id]
+
+    def _counts(
+        self, price: Price, sequences: Seq[Sequence], chances: Seq[tuple[float, int, int]], steps: int
+    ) -> list[int]:
+        """How many guesses for each sequence give the most tokens for their price; none where steps without do.
+
+        `chances`: of guesses, the likeliest first, and of a sequence in their order.
+        """
+        tokens, taken = float(len(sequences)), price.step(sequences) + BETWEEN_RUNS_BYTES
+        plain = taken - BETWEEN_RUNS_BYTES * (1 - 1 / steps)
+        best = MIN_GAIN * tokens / plain
+        counts, found = [0] * len(sequences), [0] * len(sequences)
+        for count, (chance, _, number) in enumerate(chances[: self._max_rows - len(sequences)], start=1):
+            tokens += chance
+            taken += price.guess(sequences[number])
+            counts[number] += 1
+            fits = count == 1 or (count + 1) % TOGETHER == 0
+            if fits and tokens / taken >= best and (taken <= MAX_SLOWER * plain or all(counts)):
+                best, found = tokens / taken, counts.copy()
+        return found
+
+
+def _chances(sequence: Sequence, known: _Known) -> list[float]:
+    if sequence.chooser is not None or sequence.tokens_left < 2:
+        return []
+    if sequence.lookup is None:
+        sequence.lookup = Lookup(sequence.tokens, len(sequence.request.prompt_ids), known.tally)
+    sequence.lookup.catch_up()
+    return sequence.lookup.chances(min(known.most, sequence.tokens_left - 1))
+
+
+def _guess(sequence: Sequence, count: int) -> tuple[int, ...]:
+    return () if sequence.lookup is None else sequence.lookup.guess(count)
+
+
+def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:
+    """Give each sequence that was guessed for the tokens that were drawn behind right guesses; how many were guessed,
+    and how many of these were right.
+    """
+    guessed = right = 0
+    for guess in batch.guessed:
+        drawn, sequence = by_row[guess.row], guess.sequence
+        for row, token in enumerate(guess.tokens, start=guess.first_row):
+            if drawn[-1] != token or token in sequence.end_ids:
+                break
+            drawn += by_row[row]
+        accepted = len(drawn) - 1
+        sequence.computed += accepted
+        sequence.guessed += len(guess.tokens)
+        sequence.accepted += accepted
+        guessed += len(guess.tokens)
+        right += accepted
+    return guessed, right
