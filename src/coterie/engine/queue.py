@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from coterie.engine.sequence import Sequence
 
+FEW = 2  # of so many experts, the first ones are found sooner among all that wait than expert by expert
+
 
 class Queue:
     """Sequences by expert: waiting (not admitted yet) and running (they own KV blocks)."""
@@ -60,6 +62,9 @@ class Queue:
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
+        if count > FEW:
+            each = [next(iter(waiting.values())) for waiting in self.waiting.values()]
+            return tuple(sorted(each, key=lambda sequence: sequence.number)[:count])
         found: dict[str, Sequence] = {}
         wanted = min(count, len(self.waiting))
         for sequence in self._order.values():

@@ -152,7 +152,8 @@ def settings_of(case: Case, workload: Workload) -> Settings:
         kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
     near = room_for_experts(spec, router + kv + work_bytes(models, spec.rule_set, policy), alone=True)
     bases = bases_of(models)
-    coming = [model.layout for name, model in models.items() if name not in (ROUTER, *bases)]
+    staying = {ROUTER, *bases}
+    coming = [model.layout for name, model in models.items() if name not in staying]
     largest = size_of(bases) + max(round_up(layout.size_bytes) for layout in coming)
     if case.near_bytes is None and near < largest:
         what = "the largest expert beside the KV cache, the router and the values of a step"
