@@ -86,8 +86,9 @@ class TellingDevice(FakeDevice):
         fellows = binding.fellows
         names = [self._name(exe, extent) for extent in (binding.weights, *(fellows.weights if fellows else ()))]
         own = [names[number] for number in fellows.of_B] if fellows else names * binding.rows.sizes.B
-        per_block = exe.kv.tokens_per_block(binding.block_bytes)
+        per_block, states = exe.kv.tokens_per_block(binding.block_bytes), exe.kv.state_blocks(binding.block_bytes)
         rows = binding.rows
+        rows = replace(rows, block_tables_BM=[row[states:] for row in rows.block_tables_BM])
         tokens, positions = list(rows.tokens_T), list(rows.positions_T)
         drawn = []
         for _ in range(steps):
@@ -133,8 +134,11 @@ def text_of(tokens):
     return "".join(Words().push(token) for token in tokens)
 
 
-def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), **settings):
-    """An engine over experts {name: blocks of weights}, and its device and cache; those of a kin are of one base."""
+def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False, **settings):
+    """An engine over experts {name: blocks of weights}, and its device and cache; those of a kin are of one base.
+
+    With recurrent ones, a block of each of their sequences has what is of all its tokens.
+    """
     device = TellingDevice()
     cache = ExpertCache(device, {"dram": near_blocks * BLOCK_BYTES})
     pool = KVPool(device.reserve("dram", kv_blocks * BLOCK), BLOCK)
@@ -142,6 +146,7 @@ def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), **settings):
     if kin:
         base = Base(fake_layout("base", 1), device.reserve("dram", BLOCK_BYTES))
         exe = experts[kin[0]].exe
+        exe.kv = replace(exe.kv, state_units=int(recurrent), unit_bytes=BLOCK * recurrent)
         exe.names, exe.mixes = kin, lambda shared: True
         experts |= {name: replace(experts[name], exe=exe, kv=exe.kv, base=base) for name in kin}
     engine = Engine(device, cache, pool, experts, policy or Policy(**settings))

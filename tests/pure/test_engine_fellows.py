@@ -128,6 +128,18 @@ def test_a_failed_step_fails_only_whose_fault_it_is():
     assert "f2" in steps_of_several(w)[-1]
 
 
+def test_a_step_that_cannot_be_done_again_fails_all_in_it():
+    """A recurrent state has met the step's tokens already."""
+    w = team(recurrent=True)
+    serve(w, *(ask(f"warm-{name}", name, max_tokens=1) for name in FELLOWS))
+    submit(w, *(ask(f"r{i}", name, (i, 2, 3), 12) for i, name in enumerate(FELLOWS)))
+    w.device.bad = "f2"
+    results = run_all(w)
+    assert [isinstance(results[f"r{i}"].last.error, DeviceError) for i in range(4)] == [True] * 4
+    w.device.bad = ""
+    serve(w, *(ask(f"s{i}", name, (i, 2, 3), 12) for i, name in enumerate(FELLOWS)))
+
+
 def test_a_failed_fetch_fails_its_own_requests():
     w = team()
     w.device.broken.add("f1")

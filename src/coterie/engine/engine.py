@@ -276,7 +276,7 @@ class Engine:
         failure = self._device.failure(event)
         if failure is not None:
             self._count_steps(lead, names, batch, 1)
-            if len(names) > 1:
+            if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else no step can be done again
                 self._groups.part(names)
                 self._repeats = 0
                 return
