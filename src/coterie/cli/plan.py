@@ -132,6 +132,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "link_share": worst.link,
         "hit_rate": worst.hit_rate,
         "near_bytes": answer.machine.near_bytes,
+        "bases_bytes": answer.machine.bases_bytes,
         "switch_s": float(answer.machine.switch_s.max()),
         "placement": [[found.names[number] for number in held] for held in placement.held],
         "replicated": [found.names[number] for number in placement.replicated],
@@ -173,8 +174,9 @@ def _print_row(row: Mapping[str, Any]) -> None:
     say(f"bound by {row['bound']}")
     best = ", ".join(f"{item['what']} {item['load_factor']:.2f}" for item in row["helps"][:3])
     say(f"load that the same machines could take, were one part 1.5 times as good: {best}")
-    room = format_bytes(row["near_bytes"])
-    say(f"room for {room} of experts in the run tier; a switch of the largest takes {format_seconds(row['switch_s'])}")
+    room, switch = format_bytes(row["near_bytes"]), format_seconds(row["switch_s"])
+    beside = f" beside {format_bytes(row['bases_bytes'])} of bases" if row["bases_bytes"] else ""
+    say(f"room for {room} of experts in the run tier{beside}; a switch of the largest takes {switch}")
     why = f": {row['method_why']}" if row["method_why"] else ""
     copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
     held = [len(names) for names in row["placement"]]

@@ -205,10 +205,11 @@ def _cost(steps: Steps, tokens: float, batches: F64) -> F64:
 
 
 def _resident(machine: Machine, rates: F64) -> npt.NDArray[np.bool_]:
-    """Who stays in the run tier: those who are asked for most, as far as there is room."""
+    """Who stays in the run tier: bases, and those who are asked for most, as far as there is room."""
     sizes, order = machine.shape_bytes[machine.shape], np.argsort(-rates, kind="stable")
     found = np.zeros(len(rates), dtype=bool)
     found[order] = np.cumsum(sizes[order]) <= machine.near_bytes
+    found |= sizes == 0
     return found
 
 

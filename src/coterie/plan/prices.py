@@ -18,6 +18,7 @@ from coterie.core.shapes import Sizes
 from coterie.devices.modelled_price import step_time
 from coterie.devices.modelled_shard import rank_program
 from coterie.devices.modelled_transfer import route
+from coterie.engine.bases import bases_of, size_of
 from coterie.engine.policy import Policy, memories_below
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
@@ -68,7 +69,8 @@ class Machine:
     """One machine's prices for experts of several shapes. Bytes: of a shape's experts, and room for experts by tier.
 
     `shape`: each expert's, by number. `switch_s`: one expert of a shape into the run tier, from what is below;
-    `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below.
+    `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below. `bases_bytes`: of
+    the run tier, for the bases of adapters, all of which every machine has; of experts that are a base nothing moves.
     """
 
     spec: MachineSpec
@@ -79,6 +81,7 @@ class Machine:
     switch_s: F64
     near_bytes: int
     home_bytes: int
+    bases_bytes: int = 0
 
     @property
     def sizes(self) -> list[int]:
@@ -95,15 +98,18 @@ class Pricer:
     """Prices a composition's experts, by shape, and its router; a program is compiled once per shape and rule set."""
 
     def __init__(self, composition: Composition, models: Mapping[str, Model], demand: Demand) -> None:
-        if adapters := [name for name in composition.names if models[name].base is not None]:
-            fact = f"{adapters[0]} shares the weights of a base, and whole experts are all that is counted here"
-            raise UsageError("plan", fact, "ask coterie simulate about adapters")
-        shapes: dict[str, Model] = {}
-        for model in (models[name] for name in composition.names):
-            shapes[model.key] = max(shapes.get(model.key, model), model, key=lambda at: at.layout.size_bytes)
+        bases = bases_of(models)
+        self._bases_bytes = size_of(bases)
+        kinds = [(models[name].key, name in bases) for name in composition.names]
+        shapes: dict[tuple[str, bool], Model] = {}
+        for kind, model in zip(kinds, [models[name] for name in composition.names], strict=True):
+            shapes[kind] = max(shapes.get(kind, model), model, key=lambda at: at.layout.size_bytes)
         self._experts = tuple(shapes.values())
-        places = {key: place for place, key in enumerate(shapes)}
-        self._shape = np.array([places[models[name].key] for name in composition.names], dtype=np.int64)
+        # An expert that is the base of others is there already, and moves no more.
+        sizes = [0 if is_base else round_up(model.layout.size_bytes) for (_, is_base), model in shapes.items()]
+        self._sizes = np.array(sizes, dtype=np.int64)
+        places = {kind: place for place, kind in enumerate(shapes)}
+        self._shape = np.array([places[kind] for kind in kinds], dtype=np.int64)
         self._router = models.get(ROUTER)
         self._demand = demand
         tokens, context = demand.prompt_tokens + demand.new_tokens, min(m.max_context for m in models.values())
@@ -116,13 +122,15 @@ class Pricer:
         """The prices on this machine."""
         experts, asked, demand = self._experts, self._router, self._demand
         router_bytes = round_up(asked.layout.size_bytes) if asked else 0
-        sizes = np.array([round_up(expert.layout.size_bytes) for expert in experts], dtype=np.int64)
+        there, sizes = router_bytes + self._bases_bytes, self._sizes
         capacity = spec.tier(spec.run_tier).capacity_bytes
         policy, question = demand.policy, demand.prompt_tokens + demand.instruction_tokens
         kv = max(expert.kv.sequence_bytes(demand.prompt_tokens + demand.new_tokens) for expert in experts)
-        near = capacity - router_bytes - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
+        near = capacity - there - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
         memories = [*memories_below(spec)] or [name for name in (spec.home_tier,) if name != spec.run_tier]
-        below = sum(spec.tier(name).capacity_bytes - router_bytes for name in memories)
+        # Bases come from the home tier, and from there straight into the run tier.
+        kept = {name: there if name == spec.home_tier else router_bytes for name in memories}
+        below = sum(spec.tier(name).capacity_bytes - bytes_ for name, bytes_ in kept.items())
         links = route(spec, memories[0], spec.run_tier) if memories else ()
         rate = min((link.achieved_bytes_per_s for link in links), default=math.inf)
         return Machine(
@@ -134,6 +142,7 @@ class Pricer:
             switch_s=sizes / rate + sum(link.latency_s for link in links),
             near_bytes=near,
             home_bytes=below or near,
+            bases_bytes=self._bases_bytes,
         )
 
     def _steps(self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float) -> Steps:

@@ -136,7 +136,7 @@ def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
 def room_for(machine: Machine, wish: Wish) -> int:
     """Bytes for experts on a machine; where all are equal in whole experts: those that may be placed on it."""
     room, sizes = machine.near_bytes if wish.resident else machine.home_bytes, machine.sizes
-    whole = room // sizes[0] * sizes[0] if min(sizes) == max(sizes) else room
+    whole = room // sizes[0] * sizes[0] if 0 < min(sizes) == max(sizes) else room
     return whole or max(room, 1)
 
 
@@ -175,7 +175,8 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
     where, largest = f"plan on {machine.spec.name}", max(machine.sizes)
     if largest > machine.near_bytes:
         levers = ("smaller experts", f"a machine with more {machine.spec.run_tier}")
-        raise CapacityError(where, "the largest expert", largest, max(machine.near_bytes, 0), levers)
+        beside = f" beside {format_bytes(machine.bases_bytes)} of bases" if machine.bases_bytes else ""
+        raise CapacityError(where, f"the largest expert{beside}", largest, max(machine.near_bytes, 0), levers)
     resident = replace(machine, near_bytes=sum(machine.sizes))
     best = state(resident, wish.demand, 1e-6 * wish.shares, wish.slo.share)
     limits = {"ttft": (best.ttft_s, wish.slo.ttft_s), "tpot": (best.tpot_s, wish.slo.tpot_s),
