@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 from tests.device.made_up import NEAR, PREFILL, desk_on, machine, took
 from tests.device.programs import rows
 from tests.pure.graphs import STEADY, decoders
+from tests.pure.test_graph_mixing import shared_but
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.device import Fellows, Shared
 from coterie.devices.modelled_exchange import exchange
 from coterie.devices.modelled_price import roofline_s, step_time
 from coterie.devices.modelled_region import facts
 from coterie.devices.modelled_shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Collective, program_cost
+from coterie.graph.mixing import own_bytes
 from coterie.graph.shard import shard
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
@@ -273,3 +276,16 @@ def test_a_faster_exchange_is_never_slower(ranks, size, rate, latency, factor):
     fast = exchange(replace(machine(), peers=replace(peers, bytes_per_s=rate * max(1.0, factor))), wanted)
     assert fast.seconds <= slow.seconds * (1 + NEAR)
     assert slow.seconds >= 2 * (ranks - 1) / ranks * round(size) / rate * (1 - NEAR), "a ring moves the fewest bytes"
+
+
+def test_a_step_of_fellows_reads_the_weights_of_each(layout):
+    """What is shared is read once, whatever else the step is; several steps pay for each of them."""
+    desk = desk_on(load_machine("toy"), layout)
+    program, spec = desk.exe.program, desk.device.spec
+    shared = Shared(desk.weights, shared_but(program, ".o", ".down"))
+    alone = replace(desk.binding(rows([([token], 0) for token in (3, 9, 5)])), shared=shared)
+    mixed = replace(alone, fellows=Fellows((desk.weights,) * 2, (alone.offsets,) * 2, (0, 1, 2)))
+    more_s = 2 * own_bytes(program, shared.places) / spec.tier(spec.run_tier).achieved_bytes_per_s
+    for steps in (1, 4):
+        seconds = [took(desk, desk.device.run(desk.exe, binding, steps=steps)) for binding in (alone, mixed)]
+        assert seconds[1] - seconds[0] == pytest.approx(steps * more_s)
