@@ -66,6 +66,25 @@ def refused(*args: object) -> str:
     return sentence
 
 
+@pytest.mark.long
+def test_speculate_repeats_as_much_as_it_says_and_answers_the_same(tmp_path: Path, temporary: Path) -> None:
+    shape = tmp_path / "more.json"
+    shape.write_text(json.dumps({**CONFIG, "vocab_size": 600, "hidden_size": 256}))
+    got = bench("speculate", "--shape", shape, "--weights", "int8", *QUICK)
+    assert got["workload"] == {**got["workload"], "weights": "made-up int8", "prompt": 64, "answer": 128}
+    rows = {row["share"]: row for row in got["shares"]}
+    assert list(rows) == [1, 0.95, 0.8, 0.5, 0]
+    assert rows[1]["repeats"] == rows[1]["accepted"] == 1
+    assert rows[1]["tokens_per_step"] > 3
+    repeats = [row["repeats"] for row in rows.values()]
+    assert repeats == sorted(repeats, reverse=True)
+    assert repeats[2] == pytest.approx(0.8, abs=0.12)
+    assert repeats[-1] < 0.05
+    assert rows[0]["guessed_per_token"] < 0.05
+    assert all(row["gain"] > 0 < row["cpu_gain"] for row in rows.values())
+    assert not list(temporary.iterdir())
+
+
 def test_fusion_prints_the_grid_and_its_counters_agree(config: Path, temporary: Path) -> None:
     got = bench("fusion", "--shape", config, "--prompt", 9, *QUICK)
     assert got["byte_counters_agree"] is True

@@ -21,6 +21,7 @@ from coterie.bench.prefill import prefill
 from coterie.bench.quality import quality
 from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
+from coterie.bench.speculate import speculate
 from coterie.bench.switch import switch
 from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
@@ -130,6 +131,20 @@ def bench_decode(
     print_report(
         decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_
     )
+
+
+@app.command("speculate")
+@sentences
+def bench_speculate(
+    shape: ShapeOpt = SHAPE,
+    weights: WeightsOpt = "bf16",
+    rounds: RoundsOpt = EFFORT.rounds,
+    seconds: SecondsOpt = EFFORT.seconds,
+    threads: ThreadsOpt = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Tokens per second of one user with and without guesses, of a made-up expert that repeats itself more or less."""
+    print_report(speculate(shape, threads, Effort(rounds, seconds), weights), json_)
 
 
 @app.command("prefill")

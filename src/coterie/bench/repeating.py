@@ -1,0 +1,105 @@
+"""An expert of any shape that repeats itself as much as is wanted, for measuring guesses: made up, and still whole.
+
+    FEW tokens in a ring: behind each the next one is likeliest, and any other of them as likely as the temperature says
+
+What attention and feed-forward add to the residual is zero, and the head's rows are the embedding's, one place on. All
+weights are read and multiplied as ever. Knows nothing about engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log, prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.bench.experts import check_room, write_expert
+from coterie.checkpoint.folder import SINGLE
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.errors import UsageError
+from coterie.engine.request import SamplingParams
+from coterie.models.config import ModelConfig
+from coterie.models.model import Model, open_model
+from coterie.models.registry import weight_shapes
+
+FEW = 64  # tokens of the ring
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what they give is added to the residual
+KIN = 0.5  # of all the ring's rows, in each: so no token outside comes among the likeliest
+HOT = 100.0  # a temperature at which all tokens are alike
+
+Tensors = Mapping[str, npt.NDArray[np.uint16]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The tokens in their order; `gap`: how much larger the logit of the next one is than those of the others."""
+
+    tokens: tuple[int, ...]
+    gap: float
+
+    def kept(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens are the next one of that before them."""
+        after = dict(zip(self.tokens, (*self.tokens[1:], self.tokens[0]), strict=True))
+        return sum(after.get(before) == token for before, token in pairwise(tokens))
+
+    def sampling(self, share: float, seed: int) -> SamplingParams:
+        """Settings by which the next one comes about so often: 1 greedy; 0: any token there is, so nothing repeats."""
+        if share == 1:
+            return SamplingParams()
+        if share == 0:
+            return SamplingParams(temperature=HOT, seed=seed)
+        return SamplingParams(self.gap / log((FEW - 1) * share / (1 - share)), top_k=FEW, seed=seed)
+
+
+@contextmanager
+def repeating_expert(config: Mapping[str, Any]) -> Iterator[tuple[Model, Ring]]:
+    """Such an expert as a checkpoint folder of bf16 weights, removed at the end.
+
+    Raises UsageError for a shape that it cannot be made of, CapacityError without room.
+    """
+    untied = {**config, "tie_word_embeddings": False}
+    shapes = weight_shapes(ModelConfig.from_hf(untied, "--shape"))
+    lacking = next((name for name in (EMBEDDING, HEAD, NORM) if name not in shapes), None)
+    if lacking is not None:
+        fact = f"has no {lacking}, of which an expert that repeats itself is made"
+        raise UsageError("--shape", fact, "use 135m, 1b or another Llama")
+    check_room([(untied, 1)])
+    with TemporaryDirectory(prefix="coterie-bench-") as root:
+        folder = Path(root) / "repeating"
+        write_expert(folder, untied, shapes, 0)
+        ring = _turn(_opened(folder / SINGLE, shapes))
+        yield open_model(folder), ring
+
+
+def _opened(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """The file's numbers, to be written."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    bits, found = np.memmap(file, np.uint16, "r+", offset=8 + size), {}
+    for name, shape in shapes.items():
+        first = header[name]["data_offsets"][0] // 2
+        found[name] = bits[first : first + prod(shape)].reshape(shape)
+    return found
+
+
+def _turn(tensors: Tensors) -> Ring:
+    for name, bits in tensors.items():
+        if name.endswith(RESIDUAL) or name == HEAD:
+            bits[:] = 0
+    ring = np.random.default_rng(1).permutation(len(tensors[EMBEDDING]))[:FEW]
+    rows = to_f32(tensors[EMBEDDING][ring], DType.BF16)
+    tensors[HEAD][np.roll(ring, -1)] = from_f32(rows + KIN * rows.sum(axis=0), DType.BF16).view(np.uint16)
+    normed = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True)) * to_f32(tensors[NORM], DType.BF16)
+    own = (normed * rows).sum(axis=1).mean()
+    others = (normed @ rows.T).mean() * FEW / (FEW - 1) - own / (FEW - 1)
+    return Ring(tuple(ring.tolist()), float(own - others))
