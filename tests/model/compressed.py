@@ -40,7 +40,7 @@ def compress(folder, group, scales=torch.bfloat16, seed=0):
     """
     rng, worth, stored = np.random.default_rng(seed), {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if tensor.ndim != 2 or re.search(r"embed|lm_head|mlp\.gate\.", name):
+        if tensor.ndim != 2 or re.search(r"embed|lm_head|mlp\.gate\.|moe_statics", name):
             stored[name] = tensor
             continue
         n, k = tensor.shape

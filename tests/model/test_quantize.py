@@ -116,7 +116,11 @@ def test_shards_become_one_file(folder_of, tmp_path):
     assert (ours.path / SINGLE).read_bytes() == (whole.path / SINGLE).read_bytes()
 
 
-@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z")])
+BRANCHED = [("ernie-moe", "4"), ("qwen2-moe", "8"), ("glm4-moe", "4z"), ("dots1", "8"), ("granitemoeshared", "4z")]
+LATER = [pytest.param(*case, marks=pytest.mark.long) for case in BRANCHED[1:]]
+
+
+@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z"), BRANCHED[0], *LATER])
 def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
     """Float32 norms, so keys and values are float32 too: what differs is that activations are rounded to 16 bits."""
     model = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)

@@ -25,14 +25,8 @@ def unstacked(
     `layer`: the prefix of a layer's tensors, with a place for its number. What a file holds in both ways stays, to be
     refused as left over. Raises CheckpointError where a stacked tensor has another shape than its parts.
     """
-    tensors, names = dict(tensors), found.names
+    tensors, names = usually_named(tensors, layer, found), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
-        for name, stored in ((prefix + name, prefix + other) for name, other in names.also):
-            if stored in tensors and name not in tensors:
-                tensors[name] = replace(tensors.pop(stored), name=name)
-        bias = tensors.get(prefix + names.bias)
-        if bias is not None and bias.shape == (1, found.count):
-            tensors[bias.name] = replace(bias, shape=(found.count,))
         for name, parts in names.stacked:
             apart = f"{prefix}{names.branch.format(0)}{parts[0]}.weight"
             if prefix + name not in tensors or apart in tensors:
@@ -42,6 +36,19 @@ def unstacked(
                 place = prefix + names.branch.format(branch)
                 shapes = {f"{place}{part}.weight": wanted[f"{place}{part}.weight"] for part in parts}
                 tensors |= _parts(where, whole, branch, found.count, shapes)
+    return tensors
+
+
+def usually_named(tensors: Mapping[str, TensorInfo], layer: str, found: Branches) -> dict[str, TensorInfo]:
+    """The tensors by the names that a graph has for them; a bias stored as one row is a vector."""
+    tensors, names = dict(tensors), found.names
+    for prefix in (layer.format(number) for number in sorted(found.layers)):
+        for name, stored in ((prefix + name, prefix + other) for name, other in names.also):
+            if stored in tensors and name not in tensors:
+                tensors[name] = replace(tensors.pop(stored), name=name)
+        bias = tensors.get(prefix + names.bias)
+        if bias is not None and bias.shape == (1, found.count):
+            tensors[bias.name] = replace(bias, shape=(found.count,))
     return tensors
 
 

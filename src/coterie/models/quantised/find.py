@@ -22,7 +22,8 @@ from coterie.models.config import ModelConfig
 from coterie.models.quantised.matrix import AGAIN, UNQUANTISED, Matrix
 from coterie.models.quantised.method import Method
 from coterie.models.registry import weight_shapes
-from coterie.models.tensors import IGNORED, equal_bytes, map_bytes
+from coterie.models.stacked import usually_named
+from coterie.models.tensors import IGNORED, equal_bytes, map_bytes, read_by_a_step
 
 _OF_KV = re.compile(r".*\.(q|k|v|kv)_(scale|zero_point)")  # by which keys and values would be rounded
 _OTHER = "check that config.json belongs to these weights"
@@ -51,6 +52,7 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
 
     Raises CheckpointError for what is missing or does not fit, UnsupportedError for what is left over.
     """
+    stored = _read(stored, config)
     left, shapes = dict(stored.tensors), weight_shapes(config)
     joined = _joined(stored.tensors, shapes, config)
     found: dict[str, TensorInfo | Part] = {}
@@ -73,6 +75,14 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
         raise CheckpointError(str(stored.path), fact, "take quantization_config out of config.json, or get it again")
     _refuse_leftovers(stored, left, method)
     return found
+
+
+def _read(stored: Checkpoint, config: ModelConfig) -> Checkpoint:
+    """What a step reads, by its usual names."""
+    tensors = read_by_a_step(stored.tensors, config)
+    if config.branches:
+        tensors = usually_named(tensors, config.names.layer, config.branches)
+    return replace(stored, tensors=tensors)
 
 
 def _joined(
