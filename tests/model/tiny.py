@@ -391,7 +391,7 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row
     ("stablelm", "linear"),
 ]
 # Every row with every rope that its config class takes.
-EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope) and row not in DELTA_ROWS]
+EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope)]
 
 
 def make(row, rope="default", seed=0):
