@@ -19,10 +19,10 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
 OURS = 1e-4  # relative to the largest logit: our kernels beside transformers', in float32
-LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa")
+LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa", "qwen3.5")
 ROWS = ["llama", "qwen3-bias", "phi3-partial", "granite", "gemma2", "stablelm-parallel", "qwen3-moe"]
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in LATER]
-MORE = ("fc1", "fc2", "dense", "lm_head")
+MORE = ("fc1", "fc2", "dense", "lm_head", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
 
 
 def adapted(row, folder_of, tmp_path, names=(*adapters.ALL, *MORE), dtype="fp32", **changes):
