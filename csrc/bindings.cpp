@@ -151,9 +151,11 @@ NB_MODULE(_cpu, m) {
   dtypes["Q8"] = static_cast<int64_t>(DType::q8);
   dtypes["Q4"] = static_cast<int64_t>(DType::q4);
   dtypes["Q4Z"] = static_cast<int64_t>(DType::q4z);
+  dtypes["Q2"] = static_cast<int64_t>(DType::q2);
   dtypes["Q8, int8"] = static_cast<int64_t>(DType::q8_int8);
   dtypes["Q4, int8"] = static_cast<int64_t>(DType::q4_int8);
   dtypes["Q4Z, int8"] = static_cast<int64_t>(DType::q4z_int8);
+  dtypes["Q2, int8"] = static_cast<int64_t>(DType::q2_int8);
   m.attr("DTYPES") = dtypes;
   nb::class_<Team>(m, "Team")
       .def("__init__",

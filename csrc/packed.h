@@ -5,6 +5,8 @@
 //   q8   | q: int8, padded to 32 | scale per 128 weights |
 //   q4   | 16 bytes per 32 weights: byte i holds weight i in its low half, weight 16 + i in its high half, both plus 8 | scale per 32 |
 //   q4z  | as q4, but not plus 8 | scale per 32 | zero per 32, bfloat16 |
+//   q2   | 8 bytes per 32 weights: byte i holds weights 2i, 16 + 2i, 2i + 1, 17 + 2i, from its lowest bits on | scale per 32 |
+//          a code c of 2 bits means 2c - 3: -3, -1, 1 or 3
 //
 // A product q * scale needs at most 16 bits, so float32 holds it exactly.
 #pragma once
@@ -18,11 +20,17 @@ constexpr int64_t whole_parts(int64_t count, int64_t part) { return (count + par
 // Bytes of a row before its scales.
 constexpr int64_t scales_at(int64_t dtype, int64_t K) {
   const int64_t weights = whole_parts(K, kBlockWeights) * kBlockWeights;
-  return is_q8(dtype) ? weights : weights / 2;
+  return is_q8(dtype) ? weights : is_q2(dtype) ? weights / 4 : weights / 2;
 }
 
 // From a group's scale to its zero.
 constexpr int64_t to_zeros(int64_t K) { return whole_parts(K, kGroupQ4) * 2; }
+
+// The whole number of weight k of a group of q2.
+constexpr int q2_weight(bytes* group, int64_t k) {
+  const int64_t shift = k % 2 * 4 + k / 16 * 2;
+  return 2 * (group[k % 16 / 2] >> shift & 3) - 3;
+}
 
 // One row as float32.
 inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
@@ -32,6 +40,10 @@ inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
     const float scale = widen<DType::bf16>(scales), zero = has_zeros(dtype) ? widen<DType::bf16>(scales + to_zeros(K)) : 8.0f;
     const int64_t last = K - first < group ? K : first + group;
     for (int64_t k = first; k < last; ++k) {
+      if (is_q2(dtype)) {
+        out[k] = static_cast<float>(q2_weight(row + first / 4, k % kGroupQ4)) * scale;
+        continue;
+      }
       const int half = row[first / 2 + k % 16] >> (k % kGroupQ4 < 16 ? 0 : 4) & 15;
       out[k] = (is_q8(dtype) ? static_cast<float>(static_cast<int8_t>(row[k])) : static_cast<float>(half) - zero) * scale;
     }

@@ -225,9 +225,11 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::q8:
     case DType::q4:
     case DType::q4z:
+    case DType::q2:
     case DType::q8_int8:
     case DType::q4_int8:
-    case DType::q4z_int8: return;  // matrices only, by whole.h
+    case DType::q4z_int8:
+    case DType::q2_int8: return;  // matrices only, by whole.h
   }
 }
 

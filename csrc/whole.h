@@ -21,11 +21,11 @@ constexpr int64_t kPackedAheadBytes = 4096;
   for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
 }
 
-// One group of int4 without another: as if the other's weights, scale, zero and q were 0.
+// One group of int4 or int2 without another: as if the other's weights, scale, zero and q were 0.
 template <DType D, int M, int N>
 inline void add_half_pair(const Records& x, bytes* w, bytes* scale, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   uint8_t pair[32] = {}, twos[8] = {};
-  std::memcpy(pair, w, 16);
+  std::memcpy(pair, w, Record<D>::kGroupBytes);
   std::memcpy(twos, scale, 2);
   if constexpr (Record<D>::kZeros) std::memcpy(twos + 4, scale + to_zeros, 2);
   add_pair_q4<D>(x, pair, twos, 4, n, acc);

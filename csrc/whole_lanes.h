@@ -110,7 +110,7 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
   }
 }
 
-// What a token adds to a row over two groups of int4, whose halves of bytes (8 bits) or quarters of 16 bits are given; of q4z with zeros.
+// What a token adds to a row over two groups of int4 or int2, whose halves of bytes (8 bits) or quarters of 16 bits are given; q4z: with zeros.
 template <DType D>
 inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
   const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
@@ -124,10 +124,28 @@ inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ?
   }
 }
 
-// Row n of N over two groups that follow one another, 32 bytes at `w` with 4 of scales; of q4z as many of zeros so far behind these.
+// The codes of two groups of q2 that follow one another, doubled, as a record's parts meet them.
+template <DType D>
+inline void parts_of_q2(bytes* w, __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+  const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+  if constexpr (Record<D>::kInt8) {
+    const __m256i two = _mm256_set1_epi8(6);
+    parts[0] = _mm256_and_si256(_mm256_or_si256(_mm256_slli_epi16(v, 1), _mm256_slli_epi16(v, 5)), two);
+    parts[1] = _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(v, 1), _mm256_slli_epi16(v, 3)), two);
+  } else {
+    const __m256i two = _mm256_set1_epi16(6);
+    parts[0] = _mm256_and_si256(_mm256_slli_epi16(v, 1), two);
+    parts[1] = _mm256_and_si256(_mm256_srli_epi16(v, 1), two);
+    parts[2] = _mm256_and_si256(_mm256_srli_epi16(v, 3), two);
+    parts[3] = _mm256_and_si256(_mm256_srli_epi16(v, 5), two);
+  }
+}
+
+// Row n of N over two groups that follow one another, 32 bytes at `w` (q2: 16) with 4 of scales; of q4z as many of zeros so far behind these.
 template <DType D, int M, int N>
 inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
-  const __m256i both = load_bytes(w);
+  [[maybe_unused]] __m256i both;
+  if constexpr (!Record<D>::kQ2) both = load_bytes(w);
   const Lanes of_weight = pair_scales(scales);
   [[maybe_unused]] Lanes zeros;
   if constexpr (Record<D>::kZeros) zeros = pair_scales(scales + to_zeros);
@@ -144,7 +162,11 @@ inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, [[maybe_unuse
       }
     }
   };
-  if constexpr (Record<D>::kInt8) {
+  if constexpr (Record<D>::kQ2) {
+    __m256i parts[Record<D>::kInt8 ? 2 : 4];
+    parts_of_q2<D>(w, parts);
+    add(parts);
+  } else if constexpr (Record<D>::kInt8) {
     const __m256i half = _mm256_set1_epi8(15);
     const __m256i halves[2] = {_mm256_and_si256(both, half), _mm256_and_si256(_mm256_srli_epi16(both, 4), half)};
     add(halves);
@@ -207,7 +229,9 @@ inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int64_t to_ze
   for (int m = 0; m < M; ++m) {
     int32_t whole[kLanes] = {};
     for (int64_t i = 0; i < 32; ++i) {
-      const int low = (w[i] & 15) - (R::kZeros ? 0 : 8), high = (w[i] >> 4) - (R::kZeros ? 0 : 8);
+      const int plus = R::kZeros ? 0 : 8;
+      const int low = R::kQ2 ? q2_weight(w + i / 16 * 8, i % 16) : (w[i] & 15) - plus;
+      const int high = R::kQ2 ? q2_weight(w + i / 16 * 8, 16 + i % 16) : (w[i] >> 4) - plus;
       // Half of a record's part is group a's, half group b's.
       const int64_t part = R::kInt8 ? 0 : i % 2 * 2, place = R::kInt8 ? i : part * 16 + i / 16 * 8 + i % 16 / 2;
       whole[i / 4] += low * whole_at<D>(x.of(m), place) + high * whole_at<D>(x.of(m), place + (R::kInt8 ? 32 : 16));

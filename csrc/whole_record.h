@@ -12,8 +12,9 @@
 //   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 |
 //                 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
 //   q4z           | as q4, but the sums are 8 floats, and not times 8 or -8 |
+//   q2            | as q4, but 3 in place of 8 |
 //
-// A q4 weight is stored plus 8: the sums take that out again. Those of q4z, times a group's zero, take out that; they are whole, so exact.
+// A q4 weight is stored plus 8, twice a q2 code is its weight plus 3: the sums take that out again. Those of q4z, times a group's zero, take out that; they are whole, so exact.
 #pragma once
 
 #include "packed.h"
@@ -27,11 +28,12 @@ constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4 two groups are worked
 template <DType D>
 struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
-  static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D));
+  static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kPairWeights;
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
   static constexpr int64_t kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
   static constexpr int64_t kBytes = kScalesAt + 32;
+  static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);
   static constexpr float kMost = kInt8 ? 127.0f : 32767.0f;
 };
 
@@ -44,6 +46,8 @@ constexpr auto with_packed(int64_t dtype, Body body) {
     case DType::q4: return body.template operator()<DType::q4>();
     case DType::q4z: return body.template operator()<DType::q4z>();
     case DType::q4z_int8: return body.template operator()<DType::q4z_int8>();
+    case DType::q2: return body.template operator()<DType::q2>();
+    case DType::q2_int8: return body.template operator()<DType::q2_int8>();
     default: return body.template operator()<DType::q4_int8>();
   }
 }
@@ -107,7 +111,7 @@ inline void round_group(const float* x, __m256 steps, uint8_t* q) {
 
 inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
 
-// One group of a record of q4 or q4z: its half of each part.
+// One group of a record of q4, q4z or q2: its half of each part.
 template <DType D>
 inline void round_half(const float* x, __m256 steps, uint8_t* record) {
   using R = Record<D>;
@@ -123,7 +127,8 @@ inline void round_half(const float* x, __m256 steps, uint8_t* record) {
     put(0, q);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
     if constexpr (R::kZeros) return put_floats(halves_added(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
-    put_sums(_mm_slli_epi16(_mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)), 3));
+    const __m128i all = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    put_sums(R::kQ2 ? _mm_add_epi16(all, _mm_slli_epi16(all, 1)) : _mm_slli_epi16(all, 3));
   } else {
     const auto join = [](__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); };
     const auto even = [](__m256i v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16); };
@@ -132,7 +137,8 @@ inline void round_half(const float* x, __m256 steps, uint8_t* record) {
     put(64, odds);
     const __m256i ones = _mm256_set1_epi16(1), sums = _mm256_add_epi32(_mm256_madd_epi16(evens, ones), _mm256_madd_epi16(odds, ones));
     if constexpr (R::kZeros) return put_floats(halves_added(sums));
-    put_sums(_mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32(halves_added(sums), 3)));
+    const __m128i all = halves_added(sums);
+    put_sums(_mm_sub_epi32(_mm_setzero_si128(), R::kQ2 ? _mm_add_epi32(all, _mm_slli_epi32(all, 1)) : _mm_slli_epi32(all, 3)));
   }
 }
 

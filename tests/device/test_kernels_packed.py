@@ -12,7 +12,7 @@ from tests.device.native import Weight, call, empty, ints
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
 
-PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2)
 ZEROS = np.array([7.0, 0.0, 15.0, -3.5, 8.1875, 131.0, 0.01171875, 6.0], np.float32)  # one for each 32 of 256 weights
 
 
@@ -46,6 +46,7 @@ def test_every_value_is_widened_exactly(team, dtype):
     """All whole numbers of the type times scales of all sizes, from the smallest normal one."""
     K = 256
     q = np.arange(K) - 128 if dtype is DType.Q8 else np.arange(K) % 16 - 8
+    q = np.arange(K) * 7 // 5 % 4 * 2 - 3 if dtype is DType.Q2 else q
     scales = np.array([2.0**e * m for e in range(-120, 120, 8) for m in (1.0, -1.9921875)], np.float32)
     table = unpack(np.zeros((len(scales), dtype.row_bytes(K)), np.uint8), dtype, K)
     bits = _row_bits(dtype, q, scales)
@@ -58,11 +59,21 @@ def test_every_value_is_widened_exactly(team, dtype):
     np.testing.assert_array_equal(y, values)
 
 
+def two_bits(q: np.ndarray) -> np.ndarray:
+    """Whole numbers of Q2 [..., K], blocks of 32, as bytes, put together by hand: 4 weights that lie apart in each."""
+    codes = ((q + 3) // 2).astype(np.uint8).reshape(*q.shape[:-1], -1, 32)
+    i = np.arange(8)
+    parts = [codes[..., at] << 2 * place for place, at in enumerate((2 * i, 16 + 2 * i, 2 * i + 1, 17 + 2 * i))]
+    return (parts[0] | parts[1] | parts[2] | parts[3]).reshape(*q.shape[:-1], -1)
+
+
 def _row_bits(dtype: DType, q: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Rows of the same whole numbers, one scale a row, put together by hand."""
     halves = (scales.view(np.uint32) >> 16).astype("<u2")
     if dtype is DType.Q8:
         values, groups = q.astype(np.int8).view(np.uint8), 2
+    elif dtype is DType.Q2:
+        values, groups = two_bits(q), 8
     else:
         pairs = (q + 8).astype(np.uint8).reshape(-1, 2, 16)
         values, groups = (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1), 8

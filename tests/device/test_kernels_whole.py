@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.device.native import absent, call, empty, ints, linear, random, rms_norm, silu, weight
-from tests.device.test_kernels_packed import both, placed
+from tests.device.test_kernels_packed import both, placed, two_bits
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import MAX_INT8, MAX_INT16, pack, rounded, unpack
@@ -118,21 +118,24 @@ def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
     bits = pack(np.ones((K, K), np.float32), dtype)
     if dtype.has_zeros:
         bits[:, -K // 16 :] = np.full(K // 32, 0x4100, "<u2").view(np.uint8)  # all 8, so that q is what the loop says
-    for value in range(-127, 128) if dtype is DType.Q8 else range(-8, 8):
-        q = np.diag(np.full(K, value))
+    others = np.where(np.arange(K) % 32 < 16, 1, -1)  # of Q2, which has no 0; they cancel each other
+    for value in {DType.Q8: range(-127, 128), DType.Q2: (-3, -1, 1, 3)}.get(dtype, range(-8, 8)):
+        q = np.where(np.eye(K, dtype=bool), value, others if dtype is DType.Q2 else 0)
         if dtype is DType.Q8:
             bits[:, :K] = q.astype(np.int8).view(np.uint8)
+        elif dtype is DType.Q2:
+            bits[:, : K // 4] = two_bits(q)
         else:
             halves = (q + 8).astype(np.uint8).reshape(K, -1, 2, 16)
             bits[:, : K // 2] = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(K, -1)
         w = placed(bits, dtype, unpack(bits, dtype, K))
-        assert np.count_nonzero(w.values) == (K if value else 0)
+        assert np.count_nonzero(w.values) == (K * K if dtype is DType.Q2 else K if value else 0)
         np.testing.assert_allclose(linear(team, x, w, most=most), exact(x, w, most), rtol=2e-7, atol=0)
 
 
 def spoil(bits, dtype, K, fault):
     """One small fault in every row of K columns."""
-    one, scales = (1, K) if dtype is DType.Q8 else (0x10, K // 2)
+    one, scales = {DType.Q8: (1, K), DType.Q2: (0x40, K // 4)}.get(dtype, (0x10, K // 2))
     if fault == "last bit of a scale":
         bits[:, scales] ^= 1
     elif fault == "last bit of a weight":
@@ -183,7 +186,7 @@ def test_a_scale_that_is_no_number_stays_in_its_row(team, rng, dtype, most):
 
 
 @BITS
-@pytest.mark.parametrize("dtype", [DType.Q4, DType.Q4Z])
+@pytest.mark.parametrize("dtype", [DType.Q4, DType.Q4Z, DType.Q2])
 def test_tiny_activations_round_to_nothing(team, rng, dtype, most):
     w, _ = both(rng, (5, 64), dtype)
     x = np.full((2, 64), 1e-42, np.float32)
@@ -193,7 +196,7 @@ def test_tiny_activations_round_to_nothing(team, rng, dtype, most):
 @BITS
 @pytest.mark.parametrize("T", [1, 3, 19])
 @pytest.mark.parametrize(
-    ("gate_type", "up_type"), [("Q8", "Q8"), ("Q4", "Q4"), ("Q4", "Q8"), ("F32", "Q4"), ("Q4Z", "Q4")]
+    ("gate_type", "up_type"), [("Q8", "Q8"), ("Q4", "Q4"), ("Q4", "Q8"), ("F32", "Q4"), ("Q4Z", "Q4"), ("Q2", "Q4Z")]
 )
 def test_fused_regions_are_their_parts(team, rng, most, T, gate_type, up_type):
     """The normed tile is rounded for each type of weight; a fused region gives the bits of norm, then linear."""

@@ -186,6 +186,14 @@ def test_rounded_activations_are_refused_by_name(dtype):
         run(row.reshape(1, -1), Bucket(1, 1, 1, 1))
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_two_bits_are_refused_by_name(rounded):
+    number = kernels.dtype_number(DType.Q2, rounded)
+    row = kernels.encode("linear", dict.fromkeys(kernels.OPCODES["linear"].words, 0) | {"weight_dtype": number})
+    with pytest.raises(UnsupportedError, match="weight of linear is packed with 2 bits"):
+        run(row.reshape(1, -1), Bucket(1, 1, 1, 1))
+
+
 def test_to_find_launches_launches_nothing(make, monkeypatch):
     """A device finds them once, before the rows' inputs are there, and launches them again and again."""
     rows = bound_rows(make("one-head", (BF16,), "none"), step_of(([3], 0))).rows

@@ -20,6 +20,12 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
     uint8_t* row = made.memory.get() + 1 + n * size;
     uint8_t* scales = row + size - (zeros ? 4 : 2) * groups;
     for (int64_t k = 0; k < blocks * kBlockWeights; ++k) {
+      if (dtype == DType::q2) {
+        const unsigned code = static_cast<unsigned>(rng()() % 4), shift = static_cast<unsigned>(k % 2 * 4 + k % 32 / 16 * 2);
+        row[k / 32 * 8 + k % 16 / 2] |= static_cast<uint8_t>(code << shift);
+        if (k < columns) made.values[n * columns + k] = 2.0f * static_cast<float>(code) - 3.0f;
+        continue;
+      }
       const int q = k < columns ? static_cast<int>(rng()() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
       if (dtype == DType::q8) row[k] = static_cast<uint8_t>(q);
       if (dtype != DType::q8) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
@@ -42,6 +48,7 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
 // As an operand: whatever it meets, the bytes are the same.
 integer type_of(const Tensor& w, bool int8) {
   if (!int8) return w.type();
+  if (w.dtype == DType::q2) return static_cast<integer>(DType::q2_int8);
   return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : w.dtype == DType::q4 ? DType::q4_int8 : DType::q4z_int8);
 }
 
@@ -126,14 +133,14 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 }  // namespace
 
 void test_packed() {
-  for (const DType dtype : {DType::q8, DType::q4, DType::q4z}) {
+  for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2}) {
     for (const bool int8 : {false, true}) {
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
         test_linear(T, N, K, dtype, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
       test_parts(19, 1, 9793, dtype, int8);
-      for (const DType other : {DType::q8, DType::q4, DType::q4z}) {
+      for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);
       }

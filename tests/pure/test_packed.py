@@ -8,7 +8,7 @@ import pytest
 from coterie.core.dtypes import BLOCK_WEIGHTS, DType, from_f32, to_f32
 from coterie.core.packed import pack, packed_as_is, unpack
 
-PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2)
 SHAPES = [(1, 1), (2, 7), (3, 31), (3, 32), (5, 33), (4, 127), (4, 128), (2, 129), (7, 576), (3, 1000)]
 
 
@@ -81,7 +81,7 @@ def test_q4_is_off_by_about_a_step_at_most(shape):
 
 def test_errors_over_many_weights_are_as_small_as_the_bits_allow():
     values = random((64, 1024))
-    for dtype, bound in ((DType.Q8, 0.008), (DType.Q4, 0.085), (DType.Q4Z, 0.075)):
+    for dtype, bound in ((DType.Q8, 0.008), (DType.Q4, 0.085), (DType.Q4Z, 0.075), (DType.Q2, 0.335)):
         lost = unpack(pack(values, dtype), dtype, 1024) - values
         assert np.sqrt(np.mean(lost**2)) < bound
 
@@ -97,7 +97,27 @@ def test_zeros_and_extremes(dtype):
     found = unpack(pack(rows, dtype), dtype, 200)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[[0]], rows[[0]])
-    np.testing.assert_allclose(found[[1, 2, 3, 5]], rows[[1, 2, 3, 5]], rtol=0.07, atol=2.0**-107)
+    if dtype is not DType.Q2:  # which has no 0 beside another number
+        np.testing.assert_allclose(found[[1, 2, 3, 5]], rows[[1, 2, 3, 5]], rtol=0.07, atol=2.0**-107)
+    np.testing.assert_allclose(found[[1, 3]], rows[[1, 3]], rtol=2.0**-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_q2_loses_no_more_than_a_sign_and_the_mean_magnitude(shape):
+    """That is the best of one bit; what comes from these levels goes back to them, an incomplete group too."""
+    values = random(shape)
+    once = pack(values, DType.Q2)
+    assert once.shape == (shape[0], DType.Q2.row_bytes(shape[1]))
+    found, signs = unpack(once, DType.Q2, shape[1]), np.empty(shape, np.float32)
+    for first in range(0, shape[1], 32):
+        group = values[:, first : first + 32]
+        signs[:, first : first + 32] = np.sign(group) * np.abs(group).mean(axis=1, keepdims=True)
+    assert np.sum((found - values) ** 2) <= np.sum((signs - values) ** 2) + 1e-4 * np.sum(values**2)
+    if shape[1] >= 31:
+        assert np.sum((found - values) ** 2) <= 0.15 * np.sum(values**2)
+    levels = np.random.default_rng(1).choice([-3, -1, 1, 3], shape).astype(np.float32) * np.float32(0.25)
+    levels[:, ::32] = np.float32(0.75)  # so that the levels of a group are those
+    np.testing.assert_allclose(unpack(pack(levels, DType.Q2), DType.Q2, shape[1]), levels, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.0123, -777.7, 3e38, 1e-30])
@@ -147,6 +167,17 @@ def test_what_is_no_code_scale_or_zero_is_refused():
         packed_as_is(codes - 8, scales, DType.Q4, scales)
 
 
+def test_two_bits_have_odd_numbers_alone():
+    q, scales = np.array([[-3, 3, 1, -1]]), np.ones((1, 1), np.float32)
+    np.testing.assert_array_equal(unpack(packed_as_is(q, scales, DType.Q2), DType.Q2, 4), q)
+    for wrong, says in (
+        (q[:, :1] + 1, "a whole number is even"),
+        (q + 2, "go from -1 to 5, where -3 to 3 are"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            packed_as_is(wrong, scales, DType.Q2)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", PACKED)
 def test_what_is_no_number_is_refused(dtype, bad):
@@ -168,6 +199,10 @@ def test_the_bytes_of_a_row():
     row = packed_as_is(np.tile(codes, (1, 2)), np.full((1, 2), scale), DType.Q4Z, np.full((1, 2), zeros))[0]
     np.testing.assert_array_equal(row[:32], np.tile(low | high << 4, 2))
     assert row[32:].tobytes() == b"\x00\x3f" * 2 + b"\xe0\x40" * 2
+    q2 = np.array([-3, -1, 1, 3] * 4 + [3, 3, -3, 1] * 4, np.float32)
+    row = pack((q2 * scale)[None], DType.Q2)[0]
+    assert list(row[:8]) == [0b11_01_11_00, 0b10_11_00_10] * 4  # weights 17, 1, 16, 0; then 19, 3, 18, 2
+    assert row[8:].tobytes() == b"\x00\x3f"
     q8 = np.arange(-127, 1).astype(np.float32)
     row = pack((q8 * scale)[None], DType.Q8)[0]
     np.testing.assert_array_equal(row[:128].view(np.int8), q8)
@@ -178,6 +213,7 @@ def test_rows_are_padded_to_blocks_and_scales_to_groups():
     assert [DType.Q8.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [34, 34, 66, 130, 164]
     assert [DType.Q4.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [18, 18, 36, 72, 90]
     assert [DType.Q4Z.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [20, 20, 40, 80, 100]
+    assert [DType.Q2.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [10, 10, 20, 40, 50]
     padding = pack(np.ones((1, 33), np.float32), DType.Q4)[0][16:32]
     assert BLOCK_WEIGHTS == 32
     assert (padding[1:] == 0x88).all()

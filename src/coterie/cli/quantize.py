@@ -22,7 +22,7 @@ from coterie.models.quantised.methods import is_quantised_by_others
 from coterie.models.quantize import Quantized, quantize_folder
 from coterie.models.repack import repack_folder
 
-TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z}
+TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z, "2": DType.Q2}
 AS_IS = "16"
 DEFAULT = "8"
 
@@ -40,8 +40,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of a weight: 8 (the default), 4, or 4z: 4 with zero points; of a folder that others quantised "
-            "also 16: as bfloat16.",
+            help="Bits of a weight: 8 (the default), 4, 4z: 4 with zero points, or 2, which suit deltas; of a folder "
+            "that others quantised also 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +49,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of embedding and head: 8 (the default), 4, 4z, or 16: as they are (the default after others).",
+            help="Bits of embedding and head: 8 (the default), 4, 4z, 2, or 16: as they are (so after others).",
             show_default=False,
         ),
     ] = None,

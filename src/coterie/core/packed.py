@@ -1,16 +1,18 @@
-"""Weights packed in groups: a scale per group, whole numbers of 8 or 4 bits, and back to float32.
+"""Weights packed in groups: a scale per group, whole numbers of 8, 4 or 2 bits, and back to float32.
 
     row of Q8   | q q q ... one byte each, two's complement, padded to 32 | s s ... one bfloat16 per 128 weights |
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
     row of Q4Z  | 16 bytes per 32 weights ... | s s ... one bfloat16 per 32 weights | z z ... one bfloat16 for each |
                   as Q4, of codes 0 to 15
+    row of Q2   | 8 bytes per 32 weights ...                              | s s ... one bfloat16 per 32 weights  |
+                  byte i: weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on, each (weight + 3) / 2
 
 A weight is q * s, which float32 holds exactly; of Q4Z (code - z) * s, a difference and then a product in float32, each
-rounded to nearest: both are exact where z is 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z, code 0,
-whatever that means). A CPU's kernels round the activations that meet packed weights to whole numbers of 16 bits in the
-same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8. Knows nothing about files or which tensors
-are packed.
+rounded to nearest: both are exact where z is 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2,
+code 0, whatever that means). A CPU's kernels round the activations that meet packed weights to whole numbers of 16 bits
+in the same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8. Knows nothing about files or which
+tensors are packed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType, from_f32, to_f32
-from coterie.core.scales import RANGES, codes_of, in_bf16, pairs_of, scales_of, whole_of
+from coterie.core.scales import MAX_Q2, RANGES, codes_of, in_bf16, pairs_of, scales_of, whole_of
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -59,7 +61,7 @@ def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DTyp
     """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
 
     Of Q4Z the whole numbers are codes, 0 to 15, and each scale has a zero. Raises ValueError for a scale or a zero that
-    is not a finite bfloat16 number, a whole number out of range, or zeros that are missing or too many.
+    is not a finite bfloat16 number, a whole number that the type does not have, or zeros that are missing or too many.
     """
     group, (low, high) = PACKED[dtype][1], RANGES[dtype]
     if dtype.has_zeros != (zeros_NG is not None) or (zeros_NG is not None and zeros_NG.shape != scales_NG.shape):
@@ -72,6 +74,8 @@ def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DTyp
             raise ValueError(f"{odd} of {numbers.size} {name} are not finite numbers in bfloat16")
     if q_NK.size and not (low <= q_NK.min() and q_NK.max() <= high):
         raise ValueError(f"whole numbers go from {q_NK.min()} to {q_NK.max()}, where {low} to {high} are possible")
+    if dtype is DType.Q2 and not (q_NK % 2).all():
+        raise ValueError("a whole number is even, where Q2 has odd ones alone")
     (N, K), G = q_NK.shape, scales_NG.shape[1]
     padded = np.zeros((N, G * group), np.float32)
     padded[:, :K] = q_NK
@@ -110,12 +114,27 @@ def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None, zeros_NG: F32 | No
     if dtype.has_zeros:
         known = None if known_NG is None or zeros_NG is None else (known_NG, zeros_NG)
         return _pack_codes(values_NK, dtype, known)
+    if dtype is DType.Q2:
+        return _pack_odd(values_NK, known_NG)
     G = -(-K // group)
     grouped = np.zeros((N, G * group), np.float32)
     grouped[:, :K] = values_NK
     grouped = grouped.reshape(N, G, group)
     scales = scales_of(grouped, dtype, known_NG)
     return _joined(whole_of(grouped, scales, dtype).reshape(N, G * group), scales, None, K, dtype)
+
+
+def _pack_odd(values_NK: F32, known_NG: F32 | None) -> U8:
+    """Rows of Q2, of which zero is no weight: padding has no part in the choice of an incomplete group's scale."""
+    (N, K), group = values_NK.shape, PACKED[DType.Q2][1]
+    q, scales, last = np.full((N, -(-K // group) * group), -MAX_Q2, np.float32), [], K // group * group
+    for first, end in ((0, last), (last, K)):
+        if first < end:
+            grouped = values_NK[:, first:end].reshape(N, -1, min(group, end - first))
+            known = None if known_NG is None else known_NG[:, first // group : -(-end // group)]
+            scales.append(scales_of(grouped, DType.Q2, known))
+            q[:, first:end] = whole_of(grouped, scales[-1], DType.Q2).reshape(N, -1)
+    return _joined(q, np.concatenate(scales, axis=1), None, K, DType.Q2)
 
 
 def _pack_codes(values_NK: F32, dtype: DType, known: tuple[F32, F32] | None) -> U8:
@@ -144,6 +163,10 @@ def _joined(q: F32, scales: F32, zeros: F32 | None, K: int, dtype: DType) -> U8:
     blocks = q[:, : -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS]
     if dtype is DType.Q8:
         return np.concatenate([blocks.astype(np.int8).view(np.uint8), *stored], axis=1)
+    if dtype is DType.Q2:
+        codes = ((blocks + MAX_Q2) / 2).astype(np.uint8).reshape(N, -1, 2, BLOCK_WEIGHTS // 4, 2)
+        quarters = codes[:, :, 0] | codes[:, :, 1] << 2
+        return np.concatenate([(quarters[..., 0] | quarters[..., 1] << 4).reshape(N, -1), *stored], axis=1)
     low_high = (blocks - RANGES[dtype][0]).astype(np.uint8).reshape(N, -1, 2, BLOCK_WEIGHTS // 2)
     nibbles = low_high[:, :, 0] | low_high[:, :, 1] << 4
     return np.concatenate([nibbles.reshape(N, -1), *stored], axis=1)
@@ -158,6 +181,10 @@ def _unpack(packed: U8, dtype: DType, K: int) -> F32:
     blocks = np.ascontiguousarray(packed[:, :end])
     if dtype is DType.Q8:
         q = blocks.view(np.int8).astype(np.float32)
+    elif dtype is DType.Q2:
+        bytes_ = blocks.reshape(N, -1, 1, BLOCK_WEIGHTS // 4, 1)
+        halves = np.concatenate([bytes_, bytes_ >> 2], axis=2)
+        q = 2 * (np.concatenate([halves, halves >> 4], axis=4) & 3).reshape(N, -1).astype(np.float32) - MAX_Q2
     else:
         halves = blocks.reshape(N, -1, 1, BLOCK_WEIGHTS // 2)
         q = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1).astype(np.float32) + RANGES[dtype][0]

@@ -1,6 +1,7 @@
 """Scales, and zero points, of groups of weights: those of least squared error among a few that are tried.
 
     Q8, Q4   weight = q * scale             q whole, -127 to 127 or -8 to 7
+    Q2       weight = q * scale             q of -3, -1, 1 and 3
     Q4Z      weight = (code - zero) * scale   code whole, 0 to 15
 
 Scales and zeros are bfloat16 numbers, held as float32. Knows nothing about how they are stored.
@@ -8,7 +9,7 @@ Scales and zeros are bfloat16 numbers, held as float32. Knows nothing about how 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -22,17 +23,22 @@ Pair: TypeAlias = tuple[F32, F32]  # scales and zeros of groups
 MAX_Q8 = 127  # of weights; -128 is left out, so that a product of magnitudes fits 15 bits
 LOW_Q4, HIGH_Q4 = -8, 7
 MAX_CODE = 15  # of Q4Z
-RANGES = {DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE)}
+MAX_Q2 = 3
+RANGES = {
+    **{DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE), DType.Q2: (-MAX_Q2, MAX_Q2)}
+}
 # The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
 _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
 # The codes span so much of a group's range at first, about its middle; then scale and zero are fitted to them, twice.
 _TRIES_Q4Z = (1.0, 0.9, 0.8)
 _FITS_Q4Z = 2
+# The scale is such a part of a group's root mean square at first, then fitted to the whole numbers that it gives.
+_TRIES_Q2 = (0.5, 0.4, 0.6)
 
 
 def scales_of(grouped: F32, dtype: DType, known: F32 | None = None) -> F32:
-    """The scale of each group [..., weights]; of Q8 or Q4. `known`: scales of somebody else, tried as well."""
-    scales = _scales_q8(grouped) if dtype is DType.Q8 else _scales_q4(grouped)
+    """The scale of each group [..., weights]; of no Q4Z. `known`: scales of somebody else, tried as well."""
+    scales = _SCALES[dtype](grouped)
     return scales if known is None else _nearest(grouped, (in_bf16(known), scales), dtype)
 
 
@@ -53,9 +59,11 @@ def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
 
 
 def whole_of(grouped: F32, scales: F32, dtype: DType) -> F32:
-    """The nearest whole numbers within the range of Q8 or Q4; 0 where a group's scale is 0."""
+    """The nearest whole numbers that Q8, Q4 or Q2 has; where a group's scale is 0, of Q8 and Q4 0, of Q2 any."""
     q: F32 = np.rint(grouped * _inverse(scales)[..., None])
     low, high = RANGES[dtype]
+    if dtype is DType.Q2:  # odd ones alone
+        q = 2 * np.floor(grouped * (_inverse(scales) / 2)[..., None]) + 1
     return np.clip(q, low, high, out=q)
 
 
@@ -87,6 +95,26 @@ def _scales_q4(grouped: F32) -> F32:
     at = np.abs(grouped).argmax(axis=-1)[..., None]
     extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
     return _nearest(grouped, (in_bf16(extreme / np.float32(-steps)) for steps in _TRIES_Q4), DType.Q4)
+
+
+def _scales_q2(grouped: F32) -> F32:
+    """The scale of least squared error among a few, each fitted to the whole numbers of another."""
+    largest = np.abs(grouped).max(axis=-1)
+    powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)
+    alike = grouped / powers[..., None]  # so that no square is too large or too small
+    spread = np.sqrt(_squares(alike) / np.float32(grouped.shape[-1]))
+    tries = (_fitted_q2(alike, spread * np.float32(part)) for part in _TRIES_Q2)
+    return in_bf16(_nearest(alike, tries, DType.Q2) * powers)
+
+
+def _fitted_q2(grouped: F32, scales: F32) -> F32:
+    for _ in range(2):
+        q = whole_of(grouped, scales, DType.Q2)
+        scales = in_bf16(np.einsum("...i,...i", q, grouped) / _squares(q))
+    return scales
+
+
+_SCALES: Mapping[DType, Callable[[F32], F32]] = {DType.Q8: _scales_q8, DType.Q4: _scales_q4, DType.Q2: _scales_q2}
 
 
 def _nearest(grouped: F32, candidates: Iterable[F32], dtype: DType) -> F32:

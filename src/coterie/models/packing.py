@@ -29,7 +29,7 @@ TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
-NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z"}
+NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2"}
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
 

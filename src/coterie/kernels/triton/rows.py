@@ -43,7 +43,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 }
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
-_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in PACKED}
+_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed}
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
@@ -195,12 +195,15 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError where the activations that it meets are to be rounded."""
+        """The type of a weight. Raises UnsupportedError for one of 2 bits, and where activations are to be rounded."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+        if number not in _DTYPES:
+            fact = f"{operand} of {self.name} is packed with 2 bits"
+            raise UnsupportedError("the GPU's kernels", fact, "pack it with 4, or use --device cpu")
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:
