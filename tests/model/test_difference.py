@@ -75,17 +75,17 @@ def test_every_way_to_step_gives_one_answer(backend, rule_set, folder_of, tmp_pa
 @pytest.mark.parametrize("activations", ["int16", "int8"])
 def test_other_types_beside_a_packed_base(layers, activations, folder_of, tmp_path, make_backend):
     """The reference rounds as the device does; what is near the fine-tune is the sum, of a packed base too."""
-    packing, bound = Packing(layers, DType.Q8), 0.12 if layers is DType.Q2 else 0.05
+    packing, (lost, apart) = Packing(layers, DType.Q8), (0.12, 0.6) if layers is DType.Q2 else (0.05, 0.2)
     packed, tuned = tmp_path / "packed", differences.tune(folder_of("llama-tied"), tmp_path / "tuned")
     quantize_folder(folder_of("llama-tied"), packed, Packing(DType.Q4, DType.Q8))
     result = write_delta(packed, tuned, tmp_path / "delta", packing)
-    assert all(row.lost < bound and 0.2 < row.change < 0.4 for row in result.kinds if row.dtype)
+    assert all(row.lost < lost and 0.2 < row.change < 0.4 for row in result.kinds if row.dtype)
     model = with_activations(open_delta(open_model(packed), tmp_path / "delta"), activations)
     prompt = prompt_of(model.config.vocab_size)
     found = [logits(make_backend(backend, model), prompt) for backend in ("reference", "cpu")]
     bound = 2e-3 if activations == "int16" else 0.05  # one more rounded up is 1/127 of a group's largest
     assert relative_error(found[1], found[0]) <= bound
-    assert relative_error(found[0], logits_of(tiny.load(tuned), prompt)) <= 4 * bound
+    assert relative_error(found[0], logits_of(tiny.load(tuned), prompt)) <= apart
 
 
 def test_two_deltas_in_turn_are_each_as_alone(folder_of, tmp_path, make_backend):
