@@ -186,6 +186,10 @@ def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, fellows):
     assert found == [[alone[number][row] for row, number in enumerate(of_B)]]
     assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
     decode = rows([([token], len(chunk)) for token, (chunk, _) in zip(found[0], chunks, strict=True)])
+    swapped = [(number + 1) % 3 for number in of_B]  # the same sizes, other weights
+    other = desks[0].tokens(device.run(exe, mixed(shared, desks, step, swapped)))
+    assert other == [[alone[number][row] for row, number in enumerate(swapped)]]
+    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
     several = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B), steps=3))
     device.run(exe, mixed(shared, desks, step, of_B))
     first = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B)))

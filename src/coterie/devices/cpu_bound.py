@@ -64,7 +64,8 @@ class Bound:
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
-        self._held: list[I64 | I32] = []  # what rows in shares point to
+        self._held: list[I64 | I32] = []  # what rows in shares point to,
+        self._shares: tuple[object, ...] | None = None  # and what that was made of
         self._pages: tuple[int, int, int] | None = None
         self._slab: Slab | None = None
         self.drawn_R: I32 = np.zeros(0, np.int32)
@@ -111,13 +112,17 @@ class Bound:
             raise RuntimeError("fellows are refused where nothing takes rows in shares")
         if step.shares is None:
             shareable.take_back(self.rows)
-            self._held = []
+            self._held, self._shares = [], None
             return
         weights_at, shared_at, _, fellows_at = bases
+        made_of = *(self._weights or ()), binding.fellows and binding.fellows.offsets, fellows_at, *step.shares.key
+        if made_of == self._shares:
+            return
         own = self._exe.offsets(binding)
         places = zip((own, *self._exe.fellows(binding)), (weights_at, *fellows_at), strict=True)
         addresses_GW = np.stack([offsets.addresses(at, shared_at) for offsets, at in places])
         self._held = shareable.put(self.rows, addresses_GW, own.is_shared, step.shares)
+        self._shares = made_of
 
     def _put_inputs(self, step: StepRows, kv_at: int, block_bytes: int) -> None:
         pages = kv_at, block_bytes, step.inputs["block_tables"].shape[1]

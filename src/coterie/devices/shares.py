@@ -35,6 +35,11 @@ class Shares:
     first_R: I32
     of_R: I32
 
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal for equal shares."""
+        return tuple([numbers.tobytes() for numbers in (self.first_T, self.of_T, self.first_R, self.of_R)])
+
     @staticmethod
     def of(of_B: npt.ArrayLike, sequence_T: I32, rows_R: I32) -> Shares:
         """The shares of a step whose sequences have these weights: rows of one number that follow one another."""
@@ -88,6 +93,7 @@ class Shareable:
         """
         if self._kinds is None:
             self._kinds = tuple([_Kind.of(rows_of) for rows_of in self._found])
+        self.take_back(rows)  # those whose weights were not shared, and are now
         held: list[I64 | I32] = []
         sides = (shares.first_T, shares.of_T), (shares.first_R, shares.of_R)
         for kind, (first, of_S) in zip(self._kinds, sides, strict=True):
