@@ -17,18 +17,20 @@ from coterie.api.assemble import Options
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError
+from coterie.engine.fellows import kins_of
 from coterie.models.tensors import map_bytes
 
 NAMES = ("sql", "tax")
 
 
-def write_tuned(folder: Path, base: Path, seed: int) -> Path:
-    """A copy of a base with every tensor changed by a quarter."""
+def write_tuned(folder: Path, base: Path, seed: int, only: str = "") -> Path:
+    """A copy of a base with every tensor, or every one with such a name, changed by a quarter."""
     shutil.copytree(base, folder)
     rng, tensors = np.random.default_rng(seed), {}
     for name, info in read_header(base / "model.safetensors").items():
         values = to_f32(np.asarray(map_bytes(info).view(np.uint16)), DType.BF16)
-        values = values + 0.25 * values.std() * rng.standard_normal(values.shape).astype(np.float32)
+        change = 0.25 if only in name else 0.0
+        values = values + change * values.std() * rng.standard_normal(values.shape).astype(np.float32)
         tensors[name] = ("BF16", info.shape, from_f32(values, DType.BF16).tobytes())
     write_safetensors(folder / "model.safetensors", tensors)
     return folder
@@ -134,3 +136,21 @@ def test_what_is_written_and_refused(root: Path, tmp_path: Path) -> None:
     shutil.copytree(tuned, tmp_path / "base")
     with pytest.raises(CheckpointError, match="is a difference from other weights than those of"):
         Coterie.open(tmp_path)
+
+
+@pytest.mark.parametrize("bits", ["2", "4z"])
+def test_deltas_that_differ_in_products_alone_share_steps(root: Path, tmp_path: Path, bits: str) -> None:
+    """Norms and tables are the base's: packed differences of two experts in one step, each as alone."""
+    office = tmp_path / "office"
+    base = Path(shutil.copytree(root / "moved", office / "base"))
+    for seed, name in enumerate(NAMES, 5):
+        tuned = write_tuned(tmp_path / name, base, seed, only="proj")
+        assert run("delta", base, tuned, office / name, "--bits", bits).exit_code == 0
+    prompts = ("how many rows?", "and columns?", "which tax?")
+    with Coterie.open(office) as coterie:
+        alone = {(name, prompt): coterie.ask(greedy(prompt, name)).token_ids for prompt in prompts for name in NAMES}
+    with Coterie.open(office) as coterie:
+        assert kins_of(coterie.parts.engine._experts).keys() == set(NAMES)
+        together = coterie.ask_all([greedy(prompt, name) for name, prompt in alone])
+    assert [answer.token_ids for answer in together] == list(alone.values())
+    assert len(set(alone.values())) == len(alone)
