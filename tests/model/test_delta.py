@@ -31,7 +31,7 @@ NO_GPU = [name for name in BACKENDS if name != "cuda"]
 
 
 @pytest.mark.parametrize("backend", NO_GPU)
-@pytest.mark.parametrize("row", tiny.DELTA_ROWS)
+@pytest.mark.parametrize("row", [*tiny.DELTA_ROWS, *tiny.DELTA_MOE])
 def test_float32(backend, row, folder_of, theirs_of, make_backend):
     theirs = theirs_of(row)
     stepper = Stepper(make_backend(backend, open_model(folder_of(row))))
@@ -48,7 +48,7 @@ def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_o
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("row", tiny.DELTA_ROWS)
+@pytest.mark.parametrize("row", [*tiny.DELTA_ROWS, *tiny.DELTA_MOE])
 def test_bits_do_not_depend_on_how_a_prompt_is_cut_or_on_who_is_beside(row, dtype, folder_of, make_backend):
     stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
     prompt = prompt_of(257)
@@ -112,15 +112,19 @@ def test_packed(dtype, folder_of, tmp_path, make_backend):
     np.testing.assert_array_equal(np.concatenate(pieces), found)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+WHOLE = {"qwen3_5": ("Qwen3_5", "qwen3.5"), "qwen3_5_moe": ("Qwen3_5Moe", "qwen3.5-moe")}
+
+
+@pytest.fixture(scope="module", params=["qwen3_5", pytest.param("qwen3_5_moe", marks=pytest.mark.long)])
+def whole(request, tmp_path_factory):
     """A model that reads images too, as its save_pretrained writes it, with the tensors of multi-token prediction."""
-    folder = tmp_path_factory.mktemp("whole") / "qwen3_5"
+    folder, (prefix, row) = tmp_path_factory.mktemp("whole") / request.param, WHOLE[request.param]
     text = {key: value for key, value in tiny.BASE.items() if key != "rope_parameters"}
-    text |= tiny.DELTA_ROWS["qwen3.5"][1] | {"eos_token_id": None}
+    text |= tiny.FAMILY_ROWS[row][1] | {"eos_token_id": None}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48}
-    config = transformers.Qwen3_5Config(text_config=text, vision_config={**vision, "num_position_embeddings": 16})
-    model = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    vision |= {"num_position_embeddings": 16}
+    config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
     tiny.randomise(model, 0)
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
@@ -131,7 +135,7 @@ def whole(tmp_path_factory):
 
 def test_the_text_model_inside_one_that_reads_images(whole, make_backend):
     model, theirs = open_model(whole), ask(whole, "fp32")
-    assert (model.part_of, model.config.family) == ("qwen3_5", "qwen3_5_text")
+    assert (model.part_of, model.config.family) == (whole.name, f"{whole.name}_text")
     assert not [name for name in model.checkpoint.tensors if "visual" in name or "mtp" in name]
     stepper = Stepper(make_backend("cpu", model))
     assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE

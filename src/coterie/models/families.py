@@ -36,7 +36,7 @@ from coterie.models.phi3 import PHI3
 from coterie.models.qwen2 import QWEN2
 from coterie.models.qwen2_moe import QWEN2_MOE
 from coterie.models.qwen3 import QWEN3
-from coterie.models.qwen3_5 import QWEN3_5
+from coterie.models.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from coterie.models.qwen3_moe import QWEN3_MOE
 from coterie.models.seed_oss import SEED_OSS
 from coterie.models.smollm3 import SMOLLM3
@@ -50,7 +50,7 @@ FAMILIES: dict[str, Family] = {
         *(PHI3, SMOLLM3, QWEN3_5),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
-        *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
+        *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),
         *(BLOOM, FALCON, OPT),
     )
 }

@@ -48,6 +48,14 @@ NESTED: Mapping[str, Nested] = {
             **{"num_hidden_layers": 32, "num_attention_heads": 16},
         },
     ),
+    "qwen3_5_moe": Nested(
+        "Qwen3_5MoeForConditionalGeneration",
+        "qwen3_5_moe_text",
+        {
+            **{"vocab_size": 248_320, "hidden_size": 2048, "moe_intermediate_size": 512},
+            **{"num_hidden_layers": 40, "num_attention_heads": 16},
+        },
+    ),
 }
 _OF_THE_WHOLE = (
     "dtype",

@@ -10,6 +10,10 @@ from coterie.models.family import Bias
 from coterie.models.qwen2 import QWEN2
 
 _SHARED = "mlp.shared_expert."
+QWEN2_MOE_NAMES = BranchNames(
+    shared=(f"{_SHARED}gate_proj", f"{_SHARED}up_proj", f"{_SHARED}down_proj"),
+    shared_chooser="mlp.shared_expert_gate",
+)
 
 QWEN2_MOE = replace(
     QWEN2,
@@ -27,9 +31,6 @@ QWEN2_MOE = replace(
         width=1408,
         plain=Plain.BY_STEP,
         shared=SharedKeys("shared_expert_intermediate_size", default=5632),
-        names=BranchNames(
-            shared=(f"{_SHARED}gate_proj", f"{_SHARED}up_proj", f"{_SHARED}down_proj"),
-            shared_chooser="mlp.shared_expert_gate",
-        ),
+        names=QWEN2_MOE_NAMES,
     ),
 )

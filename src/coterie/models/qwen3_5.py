@@ -1,9 +1,14 @@
-"""Qwen3.5 (dense, text): three of four layers are gated delta nets, the fourth attends behind a gate.
+"""Qwen3.5 (text): three of four layers are gated delta nets, the fourth attends behind a gate; some have branches.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
 
+from dataclasses import replace
+
+from coterie.models.branches import BranchKeys, SharedKeys
+from coterie.models.choice import ChoiceKeys
 from coterie.models.family import Bias, Family, Names
+from coterie.models.qwen2_moe import QWEN2_MOE_NAMES
 
 QWEN3_5 = Family(
     model_type="qwen3_5_text",
@@ -21,4 +26,21 @@ QWEN3_5 = Family(
     gated_attention=True,
     required={"attn_output_gate": True},
     names=Names(unread=("mtp.",)),
+)
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    model_type="qwen3_5_moe_text",
+    causal_class="Qwen3_5MoeForCausalLM",
+    num_kv_heads=2,
+    inner_key="moe_intermediate_size",  # no layer has a plain block
+    runs=("shared_expert_intermediate_size",),
+    branches=BranchKeys(
+        256,
+        8,
+        width_key="moe_intermediate_size",
+        width=512,
+        choice=ChoiceKeys(normalises=True),
+        shared=SharedKeys("shared_expert_intermediate_size", default=512),
+        names=QWEN2_MOE_NAMES,
+    ),
 )
