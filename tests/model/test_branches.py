@@ -160,7 +160,7 @@ def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
 
 WRONG = {
     "more than there are": ({"num_experts_per_tok": 9}, CheckpointError, "num_experts_per_tok is 9; .* at most the 7"),
-    "none": ({"num_local_experts": 0}, CheckpointError, "num_experts is 0"),
+    "none": ({"num_local_experts": 0}, CheckpointError, "num_local_experts is 0"),
     "no layer": ({"mlp_only_layers": [0, 1, 2]}, UnsupportedError, "none of the 3 layers has branches"),
     "layers that are no list": ({"mlp_only_layers": 1}, CheckpointError, "mlp_only_layers is 1"),
     "a window": ({"use_sliding_window": True}, UnsupportedError, "use_sliding_window = True is not run"),

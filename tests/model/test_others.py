@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model import compressed, others, tiny
 from tests.model.runner import Stepper
-from tests.model.theirs import prompt_of, relative_error
+from tests.model.theirs import prompt_of, relative_error, runs_as
 from tests.system.test_cli import refused as is_refused
 from tests.system.test_cli import run
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -319,12 +319,8 @@ def test_with_zeros_it_runs_as_transformers_runs_the_same_numbers(folder_like, t
     model = tiny.load(folder)
     for name, exact in others.awq(folder, scales=torch.bfloat16).items():
         model.get_parameter(name).data = torch.tensor(exact).float()
-    ours, prompt = open_model(repack_folder(folder, tmp_path / "out").folder), prompt_of(257)
-    with torch.no_grad():
-        wanted = model(torch.tensor([prompt])).logits[0].numpy()
-    for backend, bound in (("reference", 1e-4), ("cpu", 5e-4)):
-        stepper = Stepper(make_backend(backend, ours))
-        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
+    ours = open_model(repack_folder(folder, tmp_path / "out").folder)
+    runs_as(model, ours, make_backend)
 
 
 def test_branches_of_a_layer_have_one_type(folder_like, tmp_path):
@@ -387,15 +383,11 @@ def test_packed_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_p
     folder = folder_like()
     model = tiny.load(folder)
     names = others.gptq(folder, zero=8)
-    ours, prompt = open_model(repack_folder(folder, tmp_path / "out", DType.Q4).folder), prompt_of(257)
+    ours = open_model(repack_folder(folder, tmp_path / "out", DType.Q4).folder)
     weights = load_weights_f32(ours)
     for name in names:
         model.get_parameter(name).data = torch.tensor(weights[name])
-    with torch.no_grad():
-        wanted = model(torch.tensor([prompt])).logits[0].numpy()
-    for backend, bound in (("reference", 1e-4), ("cpu", 5e-4)):
-        stepper = Stepper(make_backend(backend, ours))
-        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
+    runs_as(model, ours, make_backend)
 
 
 def test_in_bfloat16_it_is_a_folder_that_transformers_runs(folder_like, tmp_path, make_backend):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.model import compressed, tiny
-from tests.model.runner import Stepper
-from tests.model.theirs import prompt_of, relative_error
+from tests.model.theirs import runs_as
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
@@ -82,12 +81,8 @@ def test_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_path, ma
     model = tiny.load(folder)
     for name, exact in compressed.compress(folder, 64).items():
         model.get_parameter(name).data = torch.tensor(exact).float()
-    ours, prompt = open_model(repack_folder(folder, tmp_path / "out").folder), prompt_of(257)
-    with torch.no_grad():
-        wanted = model(torch.tensor([prompt])).logits[0].numpy()
-    for backend, bound in (("reference", 1e-4), ("cpu", 5e-4)):
-        stepper = Stepper(make_backend(backend, ours))
-        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
+    ours = open_model(repack_folder(folder, tmp_path / "out").folder)
+    runs_as(model, ours, make_backend)
 
 
 def test_shards_and_keys(folder_like, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tests.model import tiny
+from tests.model.runner import Stepper
 
 PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
 
@@ -52,6 +53,16 @@ def relative_error(found, truth):
 def typical_error(found, truth):
     """As relative_error, but of the token in the middle: half of them are nearer to the truth."""
     return float(np.median(np.abs(found - truth).max(axis=-1)) / np.abs(truth).max())
+
+
+def runs_as(model, ours, make_backend):
+    """That our model gives the logits of theirs: on the reference, and on kernels that round activations to 16 bits."""
+    prompt = prompt_of(257)
+    with torch.no_grad():
+        wanted = model(torch.tensor([prompt])).logits[0].numpy()
+    for backend, bound in (("reference", 1e-4), ("cpu", 5e-4)):
+        stepper = Stepper(make_backend(backend, ours))
+        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
 
 
 def ask(folder, dtype):

@@ -143,8 +143,9 @@ class ModelConfig:
 
 def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
     """The config under the keys that most families use. Raises UnsupportedError for a flag that must be otherwise."""
-    usual = {usual: raw[own] for usual, own in family.keys.items() if own in raw and usual not in raw}
-    config = Fields({**raw, **usual}, where)
+    names = {usual: own for usual, own in family.keys.items() if usual not in raw}
+    usual = {usual: raw[own] for usual, own in names.items() if own in raw}
+    config = Fields({**raw, **usual}, where, names)
     for key, wanted in family.required.items():
         if config.flag(key, wanted) is not wanted:
             fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"

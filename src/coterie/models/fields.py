@@ -6,7 +6,7 @@ Knows nothing about which keys there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.core.errors import CheckpointError
@@ -17,10 +17,14 @@ MAX_NUMBER = 1e12  # far beyond any real setting, and float32 arithmetic with it
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A JSON object and where it came from. A key that is null counts as absent."""
+    """A JSON object and where it came from. A key that is null counts as absent.
+
+    `names`: what keys are called there, where that is otherwise than here.
+    """
 
     raw: Mapping[str, Any]
     where: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` when the key is absent or null."""
@@ -68,4 +72,4 @@ class Fields:
 
     def wrong(self, key: str, fact: str, wanted: str) -> CheckpointError:
         """The error for a key whose value is not what is wanted."""
-        return CheckpointError(self.where, f"{key} {fact}", f"it must be {wanted}")
+        return CheckpointError(self.where, f"{self.names.get(key, key)} {fact}", f"it must be {wanted}")

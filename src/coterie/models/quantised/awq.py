@@ -15,10 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.dtypes import DType, to_f32
+from coterie.core.dtypes import DType
 from coterie.models.fields import Fields
-from coterie.models.quantised.gptq import FLOATS, declared_group
-from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, group_size, refused, unpacked, wanted
+from coterie.models.quantised.gptq import declared_group
+from coterie.models.quantised.matrix import (
+    F32,
+    FLOATS,
+    I16,
+    WholeMatrix,
+    bits_of,
+    group_size,
+    refused,
+    scales_of,
+    unpacked,
+    wanted,
+)
 from coterie.models.quantised.method import Found, Method
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -61,7 +72,7 @@ class _Awq(WholeMatrix):
 
     def scales(self, first: int, last: int) -> F32:
         """The scale of each group of these rows."""
-        return to_f32(np.ascontiguousarray(bits_of(self._scales)[:, first:last].T), self._scales.dtype)
+        return scales_of(self._scales, first, last)
 
 
 def _rows(words: npt.NDArray[np.int32], first: int, last: int) -> I16:

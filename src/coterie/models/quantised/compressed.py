@@ -26,6 +26,7 @@ from coterie.models.quantised.gptq import declared_group
 from coterie.models.quantised.matrix import (
     AGAIN,
     F32,
+    FLOATS,
     I16,
     WholeMatrix,
     bits_of,
@@ -42,7 +43,6 @@ _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantiz
 _STRATEGIES = {"int": ("group", "channel", "tensor"), "float": ("block", "channel", "tensor")}
 _KINDS = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 _BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
-_FLOATS = (DType.BF16, DType.F16, DType.F32)
 _ZEROS = (DType.I32, DType.I8, DType.I64)
 
 
@@ -120,7 +120,7 @@ class _Whole(WholeMatrix):
         self.num_rows = rows = self._stored.shape[0]
         self.where = f"{self._stored.shard.path}: {stem}"
         sizes: tuple[tuple[int, ...], ...] = ((rows, -1), (rows,), (1,), ()) if declared == -1 else ((rows, -1),)
-        self._scales = wanted(tensors, f"{stem}.weight_scale", _FLOATS, *sizes)
+        self._scales = wanted(tensors, f"{stem}.weight_scale", FLOATS, *sizes)
         self._groups = groups = self._scales.shape[1] if len(self._scales.shape) == 2 else 1
         self.group = group_size(self.where, groups, columns, declared)
         self.order = order_of(tensors.get(f"{stem}.weight_g_idx"), columns, groups, self.group)

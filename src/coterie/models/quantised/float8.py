@@ -17,10 +17,9 @@ import numpy as np
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
 from coterie.models.fields import Fields
-from coterie.models.quantised.matrix import F32, bits_of, refused, wanted
+from coterie.models.quantised.matrix import F32, FLOATS, bits_of, refused, wanted
 from coterie.models.quantised.method import Found, Method
 
-_FLOATS = (DType.F32, DType.BF16, DType.F16)
 ACTIVATIONS = "it rounds activations to 8 bits as well, which is not done here"
 
 
@@ -67,7 +66,7 @@ class Fp8:
         self.where = f"{self._weights.shard.path}: {stem}"
         blocks = [] if block is None else [(-(-rows // block[0]), -(-columns // block[1]))]
         one = [(), (1,), (1, 1), (rows,), (rows, 1)]
-        info = wanted(tensors, f"{stem}.{scale}", _FLOATS, *(blocks or one))
+        info = wanted(tensors, f"{stem}.{scale}", FLOATS, *(blocks or one))
         self._block = block or (1 if rows in info.shape else rows, columns)
         scales = to_f32(np.ascontiguousarray(bits_of(info)), info.dtype)
         self._scales = scales if blocks else scales.reshape(-1, 1)

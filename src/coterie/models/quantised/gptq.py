@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.dtypes import DType, to_f32
+from coterie.core.dtypes import DType
 from coterie.models.fields import Fields
 from coterie.models.quantised.matrix import (
     F32,
+    FLOATS,
     I16,
     WholeMatrix,
     bits_of,
@@ -26,6 +27,7 @@ from coterie.models.quantised.matrix import (
     numbers_a_word,
     order_of,
     refused,
+    scales_of,
     unpacked,
     wanted,
 )
@@ -33,7 +35,6 @@ from coterie.models.quantised.method import Found, Method
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero
 _BITS = (2, 4, 8)
-FLOATS = (DType.F16, DType.BF16, DType.F32)
 
 
 def gptq_method(section: Fields) -> Method:
@@ -94,4 +95,4 @@ class _Gptq(WholeMatrix):
 
     def scales(self, first: int, last: int) -> F32:
         """The scale of each group of these rows."""
-        return to_f32(np.ascontiguousarray(bits_of(self._scales)[:, first:last].T), self._scales.dtype)
+        return scales_of(self._scales, first, last)

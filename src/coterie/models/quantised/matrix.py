@@ -23,6 +23,7 @@ F32 = npt.NDArray[np.float32]
 I16 = npt.NDArray[np.int16]  # of codes and zeros: eight bits and a sign
 
 UNQUANTISED = "quantise the unquantised checkpoint with coterie quantize"
+FLOATS = (DType.F16, DType.BF16, DType.F32)  # of scales
 AGAIN = "get the checkpoint again"
 _WORD_BITS = 32
 
@@ -119,6 +120,11 @@ def group_size(where: str, num_groups: int, num_columns: int, declared: int) -> 
         fact = f"has {num_groups} groups for {num_columns} columns, where config.json says group_size {declared}"
         raise CheckpointError(where, fact, "check that config.json belongs to these weights")
     return group
+
+
+def scales_of(info: TensorInfo, first: int, last: int) -> F32:
+    """The scales of these rows of W [rows, groups], of a tensor that has them as columns [groups, N]."""
+    return to_f32(np.ascontiguousarray(bits_of(info)[:, first:last].T), info.dtype)
 
 
 def bits_of(info: TensorInfo) -> npt.NDArray[Any]:
