@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from tests.system.test_python import until_idle
 from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
 from coterie.api.texts import Text
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.server import choices
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}}
 TOOL = {"type": "function", "function": {"name": "add"}}
@@ -94,11 +97,21 @@ def test_a_stream_whose_form_takes_long_says_that_it_waits(
     assert said in ('"a"', '"b"')
 
 
-def test_who_leaves_before_his_form_is_there_asks_nothing(composition: Path, slow: Slow) -> None:
-    coterie = Coterie.open(composition)
+def test_who_leaves_before_his_form_is_there_asks_nothing(
+    composition: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coterie, gone, left = Coterie.open(composition), choices._disconnect, threading.Event()
+
+    async def noticed(request: Request) -> None:
+        await gone(request)
+        left.set()
+
+    monkeypatch.setattr(choices, "_disconnect", noticed)
     with served(coterie) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **FORM}, timeout=0.5)
+        assert left.wait(20)
+        time.sleep(0.1)  # what was begun for him is called off in the same moment
         slow.go.set()
         assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
         until_idle(coterie)
