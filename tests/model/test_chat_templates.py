@@ -86,6 +86,24 @@ CONVERSATIONS = {
 }
 
 
+SWITCHED = (
+    CHATML
+    + """{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}
+{{ documents is none }}{{ add_generation_prompt }}{{ effort | default('none') }}{{ level }}"""
+)
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"enable_thinking": False}, {"enable_thinking": True, "effort": "low", "level": 3}]
+)
+def test_switches_reach_the_template(tmp_path, switches):
+    folder = save(tmp_path, {"chat_template": SWITCHED})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    said = {"tokenize": False, "add_generation_prompt": True}
+    wanted = tokenizer.apply_chat_template([USER], **said, **switches)
+    assert ChatTemplate.from_folder(folder).render([USER], switches=switches) == wanted
+
+
 def save(folder, config, template=None):
     library = LibraryTokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     library.save(str(folder / "tokenizer.json"))

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 from tests.system.test_server import served
+from tests.system.tiny import TEMPLATE, write_expert
 
 from coterie.api import Coterie, Message
 from coterie.core.errors import RequestError
@@ -115,6 +116,39 @@ def test_no_limit_of_top_k_may_be_said_as_vllm_says_it() -> None:
     assert chat(top_k=-1, seed=1).sampling == chat(top_k=0, seed=1).sampling == chat(seed=1).sampling
     with pytest.raises(RequestError, match="top_k is -2"):
         chat(top_k=-2)
+
+
+def test_a_chat_template_reads_its_switches(tmp_path: Path) -> None:
+    """A chat and /tokenize alike; who has none, or another one, takes no notice."""
+    thinks = "{{ '<think>' if enable_thinking is not defined or enable_thinking }}{{ effort or '' }}"
+    for seed, (name, more) in enumerate((("plain", ""), ("thinker", thinks))):
+        write_expert(tmp_path / name, seed)
+        (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE + more)
+    body = {"messages": [USER], "max_tokens": 1}
+    with served(Coterie.open(tmp_path)) as url:
+        for model, switches, more in (
+            ("plain", {"enable_thinking": False}, ""),
+            ("thinker", None, "<think>"),
+            ("thinker", {"enable_thinking": True, "effort": "low"}, "<think>low"),
+            ("thinker", {"enable_thinking": False}, ""),
+        ):
+            asked = {"model": model, "chat_template_kwargs": switches}
+            got = httpx.post(f"{url}/v1/chat/completions", json={**body, **asked}).json()
+            tokens = httpx.post(f"{url}/tokenize", json={"messages": [USER], **asked}).json()["tokens"]
+            assert got["usage"]["prompt_tokens"] == len(tokens) == len("and?") + 2 + len(more)
+        refused = httpx.post(f"{url}/tokenize", json={"model": "plain", "prompt": "x", "chat_template_kwargs": {}})
+        assert "[chat_template_kwargs] are read by a chat template alone" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("switches", "where"),
+    [({"tools": []}, "chat_template_kwargs.tools"), ({"messages": 1}, "chat_template_kwargs.messages"),
+     ([], "chat_template_kwargs"), ("x", "chat_template_kwargs")],
+)  # fmt: skip
+def test_switches_are_no_way_around_a_request(switches: Any, where: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        chat(chat_template_kwargs=switches)
+    assert caught.value.where == where
 
 
 @pytest.mark.parametrize("n", [1, 2])

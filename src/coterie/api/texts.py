@@ -96,7 +96,7 @@ class Text:
             fact = "writes calls in a form that is not read here" if takes else "has no chat template that takes tools"
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
-            return self.template.render(prompt.messages, tools=query.tools)
+            return self.template.render(prompt.messages, tools=query.tools, switches=query.switches)
         if len(prompt.messages) > 1:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
             raise RequestError("messages", fact, "send one message, or give the checkpoint a template")

@@ -68,6 +68,7 @@ class Query:
     `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
+    `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
@@ -86,6 +87,7 @@ class Query:
     choice: ChoiceParams = field(default_factory=ChoiceParams)
     form: str = ""
     calling: Calling = field(default_factory=Calling)
+    switches: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

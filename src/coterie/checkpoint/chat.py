@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -28,6 +29,7 @@ from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
+OWN = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no switches
 
 
 class ChatTemplate:
@@ -72,13 +74,16 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] = (),
+        switches: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """The prompt text of messages (`role`, `content`, `tool_calls`, ...) that offers tools, as JSON schemas.
 
+        `switches`: values of other variables that a template may read, such as enable_thinking.
         Raises RequestError when the template refuses them.
         """
         offered = list(tools) or None
-        values = {**self._tokens, "tools": offered, "documents": None, "add_generation_prompt": add_generation_prompt}
+        values = {**self._tokens, **switches, "tools": offered, "documents": None}
+        values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
             return template.render(values, messages=[dict(message) for message in messages])

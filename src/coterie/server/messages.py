@@ -6,13 +6,16 @@ Knows nothing about templates. Source: the OpenAI API reference, "Create chat co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from coterie.api import Message
 from coterie.api.types import ToolCall
+from coterie.checkpoint.chat import OWN
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.body import parsed
 
+SWITCHES = "chat_template_kwargs"  # vLLM, SGLang and llama.cpp call it so
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ELSEWHERE = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 
@@ -23,6 +26,15 @@ def messages(body: Mapping[str, object]) -> tuple[Message, ...]:
     if not isinstance(found, list) or not found:
         raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
     return tuple(message(item, f"messages[{place}]") for place, item in enumerate(found))
+
+
+def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
+    """Values for other variables of chat templates, which read what they know. Raises RequestError."""
+    found: dict[str, Any] = fields.get(body, SWITCHES, dict, "an object of a template's variables") or {}
+    for name in OWN:
+        if name in found:
+            raise RequestError(f"{SWITCHES}.{name}", "is what the request itself says", "leave it out")
+    return found
 
 
 def message(item: object, where: str) -> Message:

@@ -27,7 +27,7 @@ from coterie.core.errors import (
 )
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
-from coterie.server.messages import messages
+from coterie.server.messages import SWITCHES, messages, switches
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -42,7 +42,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 LIMITS = ("max_completion_tokens", "max_tokens")
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], *TOOLS)
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, *TOOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ def parse_chat(body: object) -> ChatBody:
         choice=choosing(given),
         form=form,
         ignore_end=ignore_end,
+        switches=switches(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)

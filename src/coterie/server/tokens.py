@@ -12,10 +12,10 @@ from coterie.api import Coterie, Message, Query
 from coterie.api.texts import prompt_of, speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
-from coterie.server.messages import messages
+from coterie.server.messages import SWITCHES, messages, switches
 from coterie.server.tools import offered
 
-SUPPORTED = ("model", "prompt", "messages", "tools")
+SUPPORTED = ("model", "prompt", "messages", "tools", SWITCHES)
 # What cannot be chosen: a prompt gets its tokenizer's special tokens, a conversation the beginning of an answer.
 OF_PROMPTS: Mapping[str, tuple[object, ...]] = {"add_special_tokens": (True,), "return_token_strs": (False,)}
 OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
@@ -40,7 +40,7 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     if chat and model == coterie.composition.name and experts > 1:
         fact = f"{model} has {experts} experts, each with a chat template of its own"
         raise RequestError("model", fact, "name the expert")
-    query = Query(messages(given), model, tools=offered(given)) if chat else _raw(given, model)
+    query = _chat(given, model) if chat else _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)
     tokens = text.encode(query, prompt_of(query))
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
@@ -56,10 +56,15 @@ def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens, "tokens")}
 
 
+def _chat(given: Mapping[str, object], model: str) -> Query:
+    return Query(messages(given), model, tools=offered(given), switches=switches(given))
+
+
 def _raw(given: Mapping[str, object], model: str) -> Query:
     prompt = fields.get(given, "prompt", str, "a string")
     if prompt is None:
         raise RequestError("prompt", "is missing", "give a prompt, or messages")
-    if given.get("tools") is not None:
-        raise RequestError("tools", "are offered by a chat template alone", "give messages, or leave them out")
+    for name, fact in (("tools", "are offered"), (SWITCHES, "are read")):
+        if given.get(name) is not None:
+            raise RequestError(name, f"{fact} by a chat template alone", "give messages, or leave them out")
     return Query((Message("user", prompt),), model, raw=True)
