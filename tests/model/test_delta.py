@@ -30,8 +30,15 @@ FP32_TOLERANCE = 1e-4  # relative to the largest logit
 NO_GPU = [name for name in BACKENDS if name != "cuda"]
 
 
-@pytest.mark.parametrize("backend", NO_GPU)
-@pytest.mark.parametrize("row", [*tiny.DELTA_ROWS, *tiny.DELTA_MOE])
+@pytest.mark.parametrize(
+    ("backend", "row"),
+    [
+        *(("cpu", row) for row in (*tiny.DELTA_ROWS, *tiny.DELTA_MOE)),
+        ("reference", "qwen3.5"),
+        pytest.param("reference", "qwen3.5-first", marks=pytest.mark.long),
+        pytest.param("reference", "qwen3.5-moe", marks=pytest.mark.long),
+    ],
+)
 def test_float32(backend, row, folder_of, theirs_of, make_backend):
     theirs = theirs_of(row)
     stepper = Stepper(make_backend(backend, open_model(folder_of(row))))
