@@ -25,8 +25,8 @@ RUN_BYTES, ACCELERATOR_RUN_BYTES = 2**30, 2**36
 
 # Tokens guessed ahead in the system's memory: of up to 16 in a step a CPU uses weights as they are read. Experts below
 # GUESSED_BYTES lie in caches, where a step does not wait for bytes. What a CPU computes while it reads a byte, where
-# nobody says: two cores did 2.3 to 4, by the rows of steps of all weight types.
-MAX_GUESSES, GUESSED_BYTES, CPU_FLOPS_PER_BYTE = 15, 2**25, 2.5
+# nobody says: two cores did 2 to 4, by the rows of steps of all weight types.
+MAX_GUESSES, GUESSED_BYTES, CPU_FLOPS_PER_BYTE = 15, 2**25, 2.0
 
 
 @dataclass(frozen=True, slots=True)
