@@ -34,7 +34,7 @@ from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.ops import OPS
 from coterie.graph.reference import KvState, Reference
-from coterie.models.family import FeedForward
+from coterie.models.family import FeedForward, Names
 from coterie.models.llava import llava_graph
 from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.rope import Rope
@@ -91,6 +91,7 @@ FAMILIES = {
         **{"rope": Rope("default", (), 1.0, 512, growth=0.4, every=2), "interleaved": True},
         "feed_forward": FeedForward.RELU_SQUARED,
     },
+    "sinks": {"names": Names(sinks="self_attn.sinks"), "windows": (3, 0)},
     "bloom": of_family("bloom", num_kv_heads=4),
     "falcon": of_family("falcon", num_kv_heads=2, head_dim=4),
     "falcon with two norms": of_family("falcon", num_kv_heads=1, head_dim=4, parallel_norms=2),

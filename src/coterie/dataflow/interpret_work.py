@@ -178,6 +178,13 @@ class _Running:
         self.result = self.result * fade[..., None] + np.einsum("gths,gshc->gthc", p, held)
         self.most = higher
 
+    def sink(self, scores: Array) -> None:
+        """A score more of each head, of no value."""
+        higher = np.maximum(self.most, scores)
+        fade = np.exp(self.most - higher)
+        self.total, self.result = self.total * fade + np.exp(scores - higher), self.result * fade[..., None]
+        self.most = higher
+
     def shares(self, keys: Array, bias: Array) -> Array:
         """The softmax of a block, when all keys have been seen."""
         return np.asarray(np.exp(self.scores(keys, bias) - self.most[..., None]) / self.total[..., None], np.float32)
@@ -213,6 +220,8 @@ def _attention(firing: Firing) -> dict[str, Array]:
         for block in _blocks(len(k), firing.key_block):
             bias = slopes * np.arange(begin + block.start, begin + block.stop, dtype=np.float32)
             running.add(np.repeat(k[block], share, axis=1)[None], np.repeat(v[block], share, axis=1)[None], bias)
+        if op.sinks:
+            running.sink(firing.operand(5))
         made[t] = running.mixed[0, 0]
     return {op.outputs[0]: made}
 

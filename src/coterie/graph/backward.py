@@ -171,8 +171,9 @@ class _Backward:
 
     def attention(self, op: Op) -> None:
         """Of q, k and v; k and v are those that this layer appended."""
-        if op.cap or op.growth:
-            what = "capped attention" if op.cap else "attention whose queries grow"
+        if op.cap or op.growth or op.sinks:
+            of_sinks = "attention with sinks" if op.sinks else "attention whose queries grow"
+            what = "capped attention" if op.cap else of_sinks
             where = f"{self.graph.name}: {op.name}"
             raise UnsupportedError(where, f"{what} has no gradient", "train a model without")
         append = next(o for o in self.graph.ops if o.kind == "kv_append" and o.attrs["layer"] == op.attrs["layer"])

@@ -10,11 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Sizes, trailing
-from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, GROUP_BEST, GROUPS, MATRICES_FROM, TOP_K
+from coterie.graph.branch_ops import (
+    ADD_BIAS,
+    BOTH_UP,
+    CHOOSE,
+    CLIPPED,
+    DOWN,
+    GROUP_BEST,
+    GROUPS,
+    TOP_K,
+    matrices_of,
+)
 from coterie.graph.ir import Graph, Op, Value
 
 SCORES_FLOPS = 4  # max, exp, sum, divide; or for a sigmoid sign, exp, add, divide
 SILU_MUL_FLOPS = 5
+CLIPPED_FLOPS = 12  # two biases, three comparisons, a factor, a sigmoid, a sum and two products
 
 
 def branches_read(tokens: int, branches: int, taken: int) -> float:
@@ -23,8 +34,13 @@ def branches_read(tokens: int, branches: int, taken: int) -> float:
 
 
 def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
-    """Bytes that an op reads of a matrix of one of its branches, in the mean over these."""
-    branches = (len(op.inputs) - MATRICES_FROM) // (2 if op.kind == GATE_UP else 1)
+    """Bytes that an op reads of a matrix of one of its branches, or of biases of all, in the mean over these.
+
+    What is but added is looked up by each token.
+    """
+    if op.kind == ADD_BIAS:
+        return sizes.T * op.integer(TOP_K) * matrix.dtype.row_bytes(trailing(matrix.shape))
+    branches = len(matrices_of(op.kind, op.inputs)) // (2 if op.kind in BOTH_UP else 1)
     whole = matrix.dtype.tensor_bytes([sizes.of(dim) for dim in matrix.shape])
     return round(whole * branches_read(sizes.T, branches, op.integer(TOP_K)) / branches)
 
@@ -38,7 +54,8 @@ def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     columns = trailing(graph.values[op.inputs[0]].shape)
-    return (4 * columns + SILU_MUL_FLOPS) * sizes.count(graph.values[op.outputs[0]].shape)
+    behind = CLIPPED_FLOPS if op.kind == CLIPPED else SILU_MUL_FLOPS
+    return (4 * columns + behind) * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _down_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -48,8 +65,13 @@ def _down_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return taken * (2 * columns + 2) * sizes.count(graph.values[op.outputs[0]].shape)
 
 
+def _add_bias_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    return 2 * op.integer(TOP_K) * sizes.count(graph.values[op.outputs[0]].shape)
+
+
 BRANCH_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
     CHOOSE: _choose_flops,
-    GATE_UP: _gate_up_flops,
+    **dict.fromkeys(BOTH_UP, _gate_up_flops),
+    ADD_BIAS: _add_bias_flops,
     DOWN: _down_flops,
 }

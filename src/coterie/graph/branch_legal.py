@@ -5,21 +5,27 @@ Knows nothing about which families have such layers. The meaning of each op is i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Shape, trailing
 from coterie.graph.branch_ops import (
+    ADD_BIAS,
+    ALPHA,
     CHOOSE,
+    CLIPPED,
     DOWN,
     GATE_UP,
     GROUP_BEST,
     GROUPS,
     LEAST_SUM,
+    LIMIT,
     MATRICES_FROM,
     SCORES,
     SIGMOID,
     TAKEN_GROUPS,
     TOP_K,
+    matrices_of,
 )
 from coterie.graph.checks import Row, T
 from coterie.graph.ops import INT8, INT16, ROUNDING
@@ -65,14 +71,19 @@ def _groups(row: Row, branches: int, top_k: int) -> None:
 
 def _taken(row: Row, groups: int) -> int:
     """How many branches a token takes; there are as many matrices of each of the groups as there are weights."""
+    found, matrices = trailing(row.input(1).shape), len(matrices_of(row.op.kind, row.op.inputs))
+    if matrices != groups * found:
+        raise row.wrong(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
+    return _chosen(row)
+
+
+def _chosen(row: Row) -> int:
+    """How many branches a token takes, as the op that chose them says."""
     weights = row.input(1)
     chosen = next((op for op in row.graph.ops if weights.name in op.outputs), None)
     if chosen is None or chosen.kind != CHOOSE:
         fact = f"{weights.name} is not what {CHOOSE} gives"
         raise row.wrong(fact, f"give weights of which all but {TOP_K} of a row are 0")
-    found, matrices = trailing(weights.shape), len(row.op.inputs) - MATRICES_FROM
-    if matrices != groups * found:
-        raise row.wrong(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
     if row.op.attrs[TOP_K] != chosen.attrs[TOP_K]:
         fact = f"{TOP_K} is {row.op.attrs[TOP_K]!r} where {chosen.attrs[TOP_K]!r} are chosen"
         raise row.wrong(fact, "make them agree")
@@ -82,7 +93,7 @@ def _taken(row: Row, groups: int) -> int:
 def _matrices(row: Row, shape: Shape) -> None:
     """All of one shape and type, since one instruction reads them."""
     first = row.input(MATRICES_FROM)
-    for position in range(MATRICES_FROM, len(row.op.inputs)):
+    for position in range(MATRICES_FROM, MATRICES_FROM + len(matrices_of(row.op.kind, row.op.inputs))):
         row.weight(position, shape, matrix=True)
         other = row.input(position)
         if other.dtype is not first.dtype:
@@ -103,6 +114,26 @@ def _gate_up(row: Row) -> None:
     _matrices(row, (width, trailing(x.shape)))
 
 
+def _clipped(row: Row) -> None:
+    _gate_up(row)
+    last, biases = len(row.op.inputs), (trailing(row.input(1).shape), row.output.shape[-1])
+    for position in (last - 2, last - 1):
+        row.weight(position, biases)
+    for key in (ALPHA, LIMIT):
+        number = row.op.attrs[key]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise row.wrong(f"its {key} is {number!r}", "give a number above 0")
+
+
+def _add_bias(row: Row) -> None:
+    x, weights, y = row.input(0), row.input(1), row.output
+    row.rows(x, weights, y, first=(T,))
+    row.activations(x, weights, y)
+    row.same(y.shape, x.shape, y.name)
+    _chosen(row)
+    row.weight(2, (trailing(weights.shape), trailing(x.shape)))
+
+
 def _down(row: Row) -> None:
     x, weights, y = row.input(0), row.input(1), row.output
     row.rows(x, weights, y, first=(T,))
@@ -112,4 +143,10 @@ def _down(row: Row) -> None:
     _matrices(row, (trailing(y.shape), width))
 
 
-BRANCH_LEGAL: Mapping[str, Callable[[Row], None]] = {CHOOSE: _choose, GATE_UP: _gate_up, DOWN: _down}
+BRANCH_LEGAL: Mapping[str, Callable[[Row], None]] = {
+    CHOOSE: _choose,
+    GATE_UP: _gate_up,
+    CLIPPED: _clipped,
+    ADD_BIAS: _add_bias,
+    DOWN: _down,
+}

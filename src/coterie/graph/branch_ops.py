@@ -6,17 +6,26 @@ marked + are there once for each branch. Knows nothing about which families have
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from coterie.graph.ir import Op
 from coterie.graph.opspec import OpSpec
 
+T = TypeVar("T")
+
 CHOOSE, GATE_UP, DOWN = "choose_branches", "branch_gate_up", "branch_down"
+CLIPPED, ADD_BIAS = "branch_gate_up_clipped", "add_branch_bias"
 TOP_K = "top_k"  # how many branches a token takes
 SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
 LEAST_SUM = "least_sum"  # what normalised weights are divided by at least
 GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
 GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
-MATRIX_READERS = (GATE_UP, DOWN)
+ALPHA, LIMIT = "alpha", "limit"  # of a clipped gate
+BOTH_UP = (GATE_UP, CLIPPED)
+MATRIX_READERS = (*BOTH_UP, DOWN)
 MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
+_BIASES = 2  # behind the matrices of a clipped gate and up
 
 BRANCH_OPS: dict[str, OpSpec] = {
     CHOOSE: OpSpec(
@@ -34,6 +43,19 @@ BRANCH_OPS: dict[str, OpSpec] = {
         ("y:TAF",),
         (TOP_K, "rounding?"),
     ),
+    CLIPPED: OpSpec(
+        "y = (u + 1) * g * sigmoid(alpha * g) of each branch that a token takes, where g = x @ gate.T + gate_bias, at "
+        "most limit, and u = x @ up.T + up_bias, within -limit and limit; rounding as in linear",
+        ("x:TD", "weights:TE", "gate+:FD", "up+:FD", "gate_bias:EF", "up_bias:EF"),
+        ("y:TAF",),
+        (TOP_K, ALPHA, LIMIT, "rounding?"),
+    ),
+    ADD_BIAS: OpSpec(
+        "y = x + the sum of weight * bias over the branches that a token takes",
+        ("x:TD", "weights:TE", "bias:ED"),
+        ("y:TD",),
+        (TOP_K,),
+    ),
     DOWN: OpSpec(
         "y = the sum of weight * (x @ down.T) over the branches that a token takes; rounding as in linear",
         ("x:TAF", "weights:TE", "down+:DF"),
@@ -48,3 +70,8 @@ def choice_of(op: Op) -> dict[str, int | float]:
     whole = (TOP_K, "normalise", GROUPS, TAKEN_GROUPS, GROUP_BEST)
     numbers: dict[str, int | float] = {name: int(op.attrs.get(name, 0)) for name in whole}
     return numbers | {"scale": op.scale, SIGMOID: int(SCORES in op.attrs), LEAST_SUM: float(op.attrs.get(LEAST_SUM, 0))}
+
+
+def matrices_of(kind: str, operands: Sequence[T]) -> Sequence[T]:
+    """The matrices of branches among the operands of an op that reads them: all of gate, then all of up, or of down."""
+    return operands[MATRICES_FROM : len(operands) - (_BIASES if kind == CLIPPED else 0)]

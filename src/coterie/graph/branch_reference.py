@@ -12,16 +12,21 @@ import numpy as np
 
 from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
 from coterie.graph.branch_ops import (
+    ADD_BIAS,
+    ALPHA,
     CHOOSE,
+    CLIPPED,
     DOWN,
     GATE_UP,
     GROUP_BEST,
     GROUPS,
     LEAST_SUM,
+    LIMIT,
     MATRICES_FROM,
     SCORES,
     TAKEN_GROUPS,
     TOP_K,
+    matrices_of,
 )
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Step
@@ -93,13 +98,30 @@ def _rounded(step: Step, op: Op, x: F32) -> F32:
 
 
 def _gate_up(step: Step, op: Op, x: list[Any]) -> Array:
-    data_TD, weights_TE, matrices = x[0], x[1], x[MATRICES_FROM:]
+    data_TD, weights_TE, matrices = x[0], x[1], matrices_of(op.kind, x)
     y = np.zeros((len(data_TD), op.integer(TOP_K), matrices[0].shape[0]), np.float32)
     data_TD = _rounded(step, op, data_TD)
     for branch, tokens, places in _pairs(weights_TE):
-        gate, up = matrices[branch], matrices[branch + len(matrices) // 2]
-        y[tokens, places] = silu(data_TD[tokens] @ gate.T) * (data_TD[tokens] @ up.T)
+        gate, up = (data_TD[tokens] @ matrices[at].T for at in (branch, branch + len(matrices) // 2))
+        if op.kind == CLIPPED:
+            y[tokens, places] = clipped(gate + x[-2][branch], up + x[-1][branch], op.number(ALPHA), op.number(LIMIT))
+        else:
+            y[tokens, places] = silu(gate) * up
     return y
+
+
+def clipped(gate: Array, up: Array, alpha: float, limit: float) -> F32:
+    """(u + 1) * g * sigmoid(alpha * g), where g is at most `limit` and u within -limit and limit."""
+    a, most = np.float32(alpha), np.float32(limit)
+    return np.asarray((np.clip(up, -most, most) + 1) * (silu(a * np.minimum(gate, most)) / a), np.float32)
+
+
+def _add_bias(step: Step, op: Op, x: list[Any]) -> Array:
+    data_TD, weights_TE, bias_ED = x
+    y = data_TD.copy()
+    for branch, tokens, _ in _pairs(weights_TE):
+        y[tokens] += weights_TE[tokens, branch, None] * bias_ED[branch]
+    return np.asarray(y, np.float32)
 
 
 def _down(step: Step, op: Op, x: list[Any]) -> Array:
@@ -111,4 +133,10 @@ def _down(step: Step, op: Op, x: list[Any]) -> Array:
     return y
 
 
-BRANCH_RUN: Mapping[str, _Run] = {CHOOSE: _choose, GATE_UP: _gate_up, DOWN: _down}
+BRANCH_RUN: Mapping[str, _Run] = {
+    CHOOSE: _choose,
+    GATE_UP: _gate_up,
+    CLIPPED: _gate_up,
+    ADD_BIAS: _add_bias,
+    DOWN: _down,
+}

@@ -113,7 +113,8 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Of each pair: q @ k and p @ v, and the softmax."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
     per_pair = 4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0)
-    return pairs_of(op, sizes) * heads * per_pair + (sizes.T * heads * channels if op.growth else 0)
+    per_query = (channels if op.growth else 0) + (SOFTMAX_FLOPS if op.sinks else 0)
+    return pairs_of(op, sizes) * heads * per_pair + sizes.T * heads * per_query
 
 
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.

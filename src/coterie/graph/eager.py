@@ -243,9 +243,9 @@ def _kv_append(e: _Expansion, op: Op) -> None:
 
 
 def _attention(e: _Expansion, op: Op) -> None:
-    if op.growth:
-        fact = "attention whose queries grow is not written as kernels of PyTorch"
-        raise UnsupportedError(f"{e.graph.name}: {op.name}", fact, "expand a model without llama_4_scaling_beta")
+    if op.growth or op.sinks:
+        fact = f"attention {'with sinks' if op.sinks else 'whose queries grow'} is not written as kernels of PyTorch"
+        raise UnsupportedError(f"{e.graph.name}: {op.name}", fact, "expand a model without")
     q, y = op.inputs[0], op.outputs[0]
     heads = e.size(q, 1)
     keys, values = (_repeated(e, f"{y}/{context}", context, heads) for context in e.contexts[op.integer("layer")])

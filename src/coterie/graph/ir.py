@@ -98,6 +98,11 @@ class Op:
         """In steps of how many tokens they do."""
         return int(self.attrs.get("every", 1))
 
+    @property
+    def sinks(self) -> str:
+        """The name of an attention's sinks, empty where it has none."""
+        return self.inputs[5] if self.kind == "attention" and len(self.inputs) > 5 else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:

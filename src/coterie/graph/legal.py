@@ -117,6 +117,8 @@ def _attention(row: Row) -> None:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
     row.cap()
     row.growth()
+    if row.op.inputs[5:]:
+        row.weight(5, (queries,))
 
 
 def pages(row: Row, first: int) -> None:

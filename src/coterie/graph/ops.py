@@ -2,7 +2,8 @@
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
 The activations of an op are of one type, float32 on every real device; weights are as in the file.
-`?` marks an optional operand or attribute, `+` an operand that is there once for each branch.
+`?` marks an optional operand or attribute, `??` an operand at the end that ops without it leave out altogether, `+` one
+that is there once for each branch.
 Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.
@@ -63,8 +64,8 @@ OPS: dict[str, OpSpec] = {
     "attention": OpSpec(
         "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
         "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
-        "1 + growth * log(1 + position // every)",
-        ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
+        "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value",
+        ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state", "sinks??:H"),
         ("y:THC",),
         ("layer", "scale", "window", "cap?", "growth?", "every?"),
     ),

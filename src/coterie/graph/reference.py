@@ -164,8 +164,11 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Arr
         scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
         scores = _capped(scores, op.cap) if op.cap else scores
         scores = scores + slopes[:, None] * np.arange(first, length, dtype=np.float32)
+        if op.sinks:
+            scores = np.concatenate([scores, x[5][:, None]], axis=1)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        y[t] = np.einsum("hs,shc->hc", p / p.sum(axis=-1, keepdims=True), v)
+        p = (p / p.sum(axis=-1, keepdims=True))[:, : len(k)]
+        y[t] = np.einsum("hs,shc->hc", p, v)
     return np.asarray(y, np.float32)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from coterie.graph.branch_ops import DOWN, GATE_UP, MATRICES_FROM
+from coterie.graph.branch_ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import ROUNDING
 
-_WEIGHT = {"linear": 1, GATE_UP: MATRICES_FROM, DOWN: MATRICES_FROM}  # the position of a weight, if all are of its type
+_WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
 
 
 def with_rounding(graph: Graph, to: str) -> Graph:

@@ -6,6 +6,7 @@
     head                 split by vocabulary: all_gather joins the logits, which every rank samples alike
     KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
     branches             of each, gate and up by rows, down by columns; every rank chooses alike
+    sinks                split by heads
     norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
     low-rank change      B is split as the rows of what it changes, A as its columns; what lies between is every rank's
 
@@ -23,7 +24,7 @@ from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Shape
-from coterie.graph.branch_ops import DOWN, GATE_UP, MATRICES_FROM
+from coterie.graph.branch_ops import BOTH_UP, CLIPPED, DOWN, matrices_of
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.ops import SCALE
@@ -112,7 +113,7 @@ class _Sharding:
             self._embed(op)
         elif op.kind == "linear":
             self._linear(op)
-        elif op.kind == GATE_UP:
+        elif op.kind in BOTH_UP:
             self._branches_up(op)
         elif op.kind == DOWN:
             self._branches_down(op)
@@ -139,6 +140,9 @@ class _Sharding:
         self.split[op.outputs[0]] = self.split[op.inputs[0]]
         if op.kind == "alibi_attention":
             self._slopes(op)
+        if op.sinks:
+            self._narrow(op.sinks, 0, self.split[op.inputs[0]])
+            self.splits[op.sinks] = Split(0, self.split[op.inputs[0]])
 
     def _branches_up(self, op: Op) -> None:
         y = op.outputs[0]
@@ -146,6 +150,9 @@ class _Sharding:
         self._narrow(y, 2, self.degree)
         self.split[y] = self.degree
         self._narrow_matrices(op, 0)
+        for name in op.inputs[-2:] if op.kind == CLIPPED else ():
+            self._narrow(name, 1, self.degree)
+            self.splits[name] = Split(1, self.degree)
         self.ops.append(op)
 
     def _branches_down(self, op: Op) -> None:
@@ -156,7 +163,7 @@ class _Sharding:
         self._exchange("all_reduce", op, partial, self.graph.values[y].shape, y)
 
     def _narrow_matrices(self, op: Op, axis: int) -> None:
-        for name in op.inputs[MATRICES_FROM:]:
+        for name in matrices_of(op.kind, op.inputs):
             self._narrow(name, axis, self.degree)
             self.splits[name] = Split(axis, self.degree)
 

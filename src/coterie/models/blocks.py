@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Shape, Symbol, trailing
-from coterie.graph.branch_ops import CHOOSE, DOWN, GATE_UP, TOP_K
+from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, LIMIT, TOP_K
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, OFFSET
@@ -115,7 +115,8 @@ class Decoder:
         wide = self._branches(h, prefix, with_branches) if with_branches else self._feed_forward(h, prefix)
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
-        return self._op("add", "out", (x, wide))
+        out = self._op("add", "out", (x, wide))
+        return self._biased(out, prefix, with_branches) if with_branches and with_branches.clipped else out
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
@@ -138,7 +139,8 @@ class Decoder:
             attrs["window"] = c.windows[layer]
             attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
             attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
-            y = self._op("attention", "attention", (q or part("q"), *rows, "kv"), shape, **attrs)
+            sinks = (self._weight(prefix + c.names.sinks, (c.num_heads,)),) if c.names.sinks else ()
+            y = self._op("attention", "attention", (q or part("q"), *rows, "kv", *sinks), shape, **attrs)
         if c.gated_attention:
             gate = self._op("sigmoid", "opened", (self._half("gates", 1),), shape)
             y = self._op("mul", "gated", (y, gate), shape)
@@ -239,7 +241,9 @@ class Decoder:
     def _branches(self, h: str, prefix: str, branches: Branches, of: str = "") -> str:
         """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops."""
         c, names, choice = self.config, branches.names, branches.choice
-        logits = self._linear(of + "chooser", h, prefix + names.chooser, (T, branches.count), bias=False)
+        logits = self._linear(
+            of + "chooser", h, prefix + names.chooser, (T, branches.count), branches.clipped is not None
+        )
         taken: dict[str, Attr] = {TOP_K: branches.taken}
         how = taken | choice.attrs() | _scale(c.residual_scale * choice.scale)
         bias = self._weight(prefix + names.bias, (branches.count,)) if choice.biased else ""
@@ -252,9 +256,21 @@ class Decoder:
         up: Shape = (branches.intermediate_size, c.hidden_size)
         inner: Shape = (T, branches.taken, branches.intermediate_size)
         read = (h, chosen, *matrices(names.gate, up), *matrices(names.up, up))
-        wide = self._op(GATE_UP, of + "branch_gate_up", read, inner, **taken)
+        if branches.clipped:
+            biases = (names.gate_bias, names.up_bias)
+            read += tuple(self._weight(prefix + bias, (branches.count, branches.intermediate_size)) for bias in biases)
+            clip: dict[str, Attr] = dict(zip((ALPHA, LIMIT), branches.clipped, strict=True))
+            wide = self._op(CLIPPED, of + "branch_gate_up", read, inner, **taken, **clip)
+        else:
+            wide = self._op(GATE_UP, of + "branch_gate_up", read, inner, **taken)
         down = matrices(names.down, (c.hidden_size, branches.intermediate_size))
         return self._op(DOWN, of + "branch_down", (wide, chosen, *down), None, **taken)
+
+    def _biased(self, x: str, prefix: str, branches: Branches) -> str:
+        """With the biases of what the branches gave, weighed as these: here, where no sum of it is under way."""
+        bias = self._weight(prefix + branches.names.down_bias, (branches.count, self.config.hidden_size))
+        read = (x, f"{self.builder.stage}/chosen", bias)
+        return self._op(ADD_BIAS, "biased", read, None, **{TOP_K: branches.taken})
 
     def _head(self, x: str) -> None:
         c = self.config

@@ -15,6 +15,7 @@ from coterie.models.choice import Choice, ChoiceKeys, choice_of
 from coterie.models.fields import Fields
 
 COUNT, TAKEN = "num_experts", "num_experts_per_tok"
+CLIP, CLIP_ALPHA = "swiglu_limit", "swiglu_alpha"
 RUN_KEYS = (COUNT, "num_local_experts", "moe_intermediate_size")  # refused where a family has no branches
 MAX_BRANCHES = 4096  # more than any model has; a damaged number must not build a graph without end
 
@@ -26,6 +27,7 @@ class BranchNames:
     `bias`: what is added for the choice, by its whole name. `shared`: gate, up and down of the branch that all tokens
     take, and `shared_chooser` what weighs it. `stacked`: a stored tensor [E, rows, columns] -> the matrices of each
     branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
+    The biases of all branches [E, rows] are behind a layer's prefix as they are.
     """
 
     chooser: str = "mlp.gate"
@@ -45,6 +47,9 @@ class BranchNames:
         ("mlp.experts.down_proj", ("down_proj",)),
     )
     also: tuple[tuple[str, str], ...] = ()
+    gate_bias: str = "mlp.experts.gate_proj_bias"
+    up_bias: str = "mlp.experts.up_proj_bias"
+    down_bias: str = "mlp.experts.down_proj_bias"
 
     @property
     def choosers(self) -> tuple[str, ...]:
@@ -76,7 +81,10 @@ class SharedKeys:
 
 @dataclass(frozen=True, slots=True)
 class BranchKeys:
-    """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST."""
+    """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST.
+
+    `clipped`: alpha and limit of clipped gates where the config does not say them; None for no such gates.
+    """
 
     count: int | None
     taken: int | None
@@ -86,12 +94,16 @@ class BranchKeys:
     plain: Plain = Plain.NEVER
     first: int = 1
     shared: SharedKeys | None = None
+    clipped: tuple[float, float] | None = None
     names: BranchNames = field(default_factory=BranchNames)
 
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The branches of a decoder, in the `layers` that have them; `shared`: width of that which all take, 0 for none."""
+    """The branches of a decoder, in the `layers` that have them; `shared`: width of that which all take, 0 for none.
+
+    `clipped`: alpha and limit of clipped gates, where branches and their chooser have biases too.
+    """
 
     count: int
     taken: int
@@ -100,6 +112,7 @@ class Branches:
     layers: frozenset[int]
     names: BranchNames
     shared: int = 0
+    clipped: tuple[float, float] | None = None
 
     @property
     def shared_alone(self) -> Branches:
@@ -125,6 +138,7 @@ def branches_of(config: Fields, keys: BranchKeys, num_layers: int) -> Branches:
         layers=_layers(config, keys, num_layers),
         names=keys.names,
         shared=_shared(config, keys.shared, width) if keys.shared else 0,
+        clipped=keys.clipped and (config.number(CLIP_ALPHA, keys.clipped[0]), config.number(CLIP, keys.clipped[1])),
     )
 
 

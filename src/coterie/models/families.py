@@ -18,6 +18,7 @@ from coterie.models.fields import Fields
 from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
 from coterie.models.glm4 import GLM, GLM4
 from coterie.models.glm4_moe import GLM4_MOE
+from coterie.models.gpt_oss import GPT_OSS
 from coterie.models.granite import GRANITE, GRANITE4
 from coterie.models.granitemoe import GRANITE_MOE
 from coterie.models.granitemoeshared import GRANITE_MOE_SHARED
@@ -49,7 +50,7 @@ FAMILIES: dict[str, Family] = {
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
         *(PHI3, SMOLLM3, QWEN3_5),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
-        *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE),
+        *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),
         *(BLOOM, FALCON, OPT),
     )
@@ -60,7 +61,6 @@ OTHER_BRANCHES = {
     "qwen3_next": "most of its layers keep a state in place of keys and values",
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
-    "gpt_oss": "its branches have biases and clipped gates, and its attention has sinks",
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
 

@@ -85,6 +85,7 @@ class Names:
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
     qkv: str = ""  # one projection, its heads in groups: the query heads that share a key head, that head, its value
+    sinks: str = ""  # a number for each query head
     o: str = "self_attn.o_proj"
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"

@@ -122,8 +122,8 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
 
 
 def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a matrix, and none that chooses branches or gates what a delta net keeps."""
-    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES))
+    """Whether a weight is a matrix: none that chooses branches or gates what a delta net keeps, no table of biases."""
+    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, "bias"))
 
 
 def _one_of(section: Mapping[str, Any], name: str, allowed: Mapping[Any, _T], where: str) -> _T:

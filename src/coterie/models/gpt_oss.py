@@ -1,0 +1,39 @@
+"""gpt-oss: layers with branches that have biases and clipped gates, attention with sinks, windows on every other layer.
+
+Its files hold the matrices of all branches of a layer in one tensor, gate and up in turn, so that none lies there as
+rows. Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from coterie.models.branches import CLIP, CLIP_ALPHA, BranchKeys, BranchNames
+from coterie.models.choice import ChoiceKeys
+from coterie.models.family import Bias, Family, Names, Window
+
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    causal_class="GptOssForCausalLM",
+    max_positions=131_072,
+    num_kv_heads=8,
+    head_dim=64,
+    qkv_bias=Bias.UNLESS_OFF,
+    o_bias=Bias.UNLESS_OFF,
+    window=Window.BY_PATTERN,
+    window_tokens=128,
+    window_pattern=2,
+    norm_eps=1e-5,
+    rope_theta=150_000.0,
+    default_rope={
+        **{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        "original_max_position_embeddings": 4096,
+    },
+    keys={"num_experts": "num_local_experts"},
+    runs=(CLIP, CLIP_ALPHA),
+    branches=BranchKeys(
+        128,
+        4,
+        choice=ChoiceKeys(normalises=True),
+        clipped=(1.702, 7.0),
+        names=BranchNames(chooser="mlp.router", stacked=()),
+    ),
+    modelled_only=True,
+    names=Names(sinks="self_attn.sinks"),
+)
