@@ -156,6 +156,8 @@ NB_MODULE(_cpu, m) {
   dtypes["Q4, int8"] = static_cast<int64_t>(DType::q4_int8);
   dtypes["Q4Z, int8"] = static_cast<int64_t>(DType::q4z_int8);
   dtypes["Q2, int8"] = static_cast<int64_t>(DType::q2_int8);
+  dtypes["MX4"] = static_cast<int64_t>(DType::mx4);
+  dtypes["MX4, int8"] = static_cast<int64_t>(DType::mx4_int8);
   m.attr("DTYPES") = dtypes;
   nb::class_<Team>(m, "Team")
       .def("__init__",

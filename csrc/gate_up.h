@@ -21,12 +21,18 @@ int64_t gate_up_parts(const Op& op) {
   return read_together(op) ? 2 : smaller(parts_of(op.T, op.gate_dtype), parts_of(op.T, op.up_dtype));
 }
 
+// y = join(gate, up) over one row.
+template <class Join>
+void join_row(const float* gate, const float* up, int64_t N, float* y, Join join) {
+  int64_t n = 0;
+  for (; n + W <= N; n += W) store(y + n, join(load(gate + n), load(up + n)));
+  if (n < N) store_part(y + n, join(load_part(gate + n, N - n), load_part(up + n, N - n)), N - n);
+}
+
 // y = act(gate) * up over one row.
 template <class Act>
 void act_mul_row(const float* gate, const float* up, int64_t N, float* y, Act act) {
-  int64_t n = 0;
-  for (; n + W <= N; n += W) store(y + n, act(load(gate + n)) * load(up + n));
-  if (n < N) store_part(y + n, act(load_part(gate + n, N - n)) * load_part(up + n, N - n), N - n);
+  join_row(gate, up, N, y, [&](V g, V u) { return act(g) * u; });
 }
 
 // both[t] = the block's rows of gate, then those of up; its parts follow one another.

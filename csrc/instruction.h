@@ -13,9 +13,12 @@
 
 namespace coterie {
 
-// q8, q4, q4z and q2 are weights packed in groups that share a scale, and of q4z a zero point; rows of them are laid out as packed.h says. The
-// activations that they meet are rounded to whole numbers of 16 bits (whole_record.h); of 8 where the type says int8, whose bytes are the same.
-enum class DType : int64_t { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6, q4z = 7, q4z_int8 = 8, q2 = 9, q2_int8 = 10 };
+// q8, q4, q4z, q2 and mx4 are weights packed in groups that share a scale, and of q4z a zero point; rows of them are laid out as packed.h says.
+// The activations that they meet are rounded to whole numbers of 16 bits (whole_record.h); of 8 where the type says int8, whose bytes are the same.
+enum class DType : int64_t {
+  f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6, q4z = 7, q4z_int8 = 8, q2 = 9, q2_int8 = 10,
+  mx4 = 11, mx4_int8 = 12
+};
 
 // Of a type whose elements stand alone.
 constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
@@ -25,10 +28,12 @@ constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
 constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32;
 constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8); }
 constexpr bool has_zeros(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q4z) || dtype == static_cast<int64_t>(DType::q4z_int8); }
-constexpr bool is_q2(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q2); }
+constexpr bool is_q2(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q2) || dtype == static_cast<int64_t>(DType::q2_int8); }
+constexpr bool has_floats(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::mx4); }
 constexpr bool meets_int8(int64_t dtype) {
   return dtype == static_cast<int64_t>(DType::q8_int8) || dtype == static_cast<int64_t>(DType::q4_int8) ||
-         dtype == static_cast<int64_t>(DType::q4z_int8) || dtype == static_cast<int64_t>(DType::q2_int8);
+         dtype == static_cast<int64_t>(DType::q4z_int8) || dtype == static_cast<int64_t>(DType::q2_int8) ||
+         dtype == static_cast<int64_t>(DType::mx4_int8);
 }
 constexpr bool is_q8(int64_t dtype) {
   return dtype == static_cast<int64_t>(DType::q8) || dtype == static_cast<int64_t>(DType::q8_int8);
@@ -94,10 +99,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(integer, C)
 
 // growth: queries of a token are 1 + growth * log(1 + position / every) times as large, whole quotients alone counting; 0: they are not.
+// sinks: of each query head a score that no value belongs to; null for none.
 #define COTERIE_ATTENTION(FIELD)                                                                                     \
   FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
   FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)    \
-  FIELD(real, growth) FIELD(integer, every)
+  FIELD(real, growth) FIELD(integer, every) FIELD(bytes*, sinks) FIELD(integer, sinks_dtype)
 
 #define COTERIE_ADD(FIELD) \
   FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
@@ -194,6 +200,15 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, x) FIELD(const f32*, weights) FIELD(bytes* const*, branches) FIELD(integer, dtype)               \
   FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, taken) FIELD(integer, D) FIELD(integer, F)
 
+// The biases of all branches, one after the other.
+#define COTERIE_BRANCH_GATE_UP_CLIPPED(FIELD)                                                                        \
+  COTERIE_BRANCH_GATE_UP(FIELD) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)                             \
+  FIELD(bytes*, up_bias) FIELD(integer, up_bias_dtype) FIELD(real, alpha) FIELD(real, limit)
+
+#define COTERIE_ADD_BRANCH_BIAS(FIELD)                                                                               \
+  FIELD(const f32*, x) FIELD(const f32*, weights) FIELD(bytes*, bias) FIELD(integer, bias_dtype)                     \
+  FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, D)
+
 #define COTERIE_BRANCH_DOWN(FIELD) COTERIE_BRANCH_GATE_UP(FIELD)
 
 #define COTERIE_BRANCH_DOWN_ADD(FIELD) COTERIE_BRANCH_DOWN(FIELD) FIELD(const f32*, residual)
@@ -265,7 +280,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(gated_delta, GatedDelta, COTERIE_GATED_DELTA)                                                                   \
   OP(gated_delta_norm, GatedDeltaNorm, COTERIE_GATED_DELTA_NORM)                                                     \
   OP(sigmoid, Sigmoid, COTERIE_SIGMOID)                                                                              \
-  OP(sigmoid_mul, SigmoidMul, COTERIE_SIGMOID_MUL)
+  OP(sigmoid_mul, SigmoidMul, COTERIE_SIGMOID_MUL)                                                                   \
+  OP(branch_gate_up_clipped, BranchGateUpClipped, COTERIE_BRANCH_GATE_UP_CLIPPED)                                    \
+  OP(add_branch_bias, AddBranchBias, COTERIE_ADD_BRANCH_BIAS)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

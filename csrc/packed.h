@@ -7,6 +7,7 @@
 //   q4z  | as q4, but not plus 8 | scale per 32 | zero per 32, bfloat16 |
 //   q2   | 8 bytes per 32 weights: byte i holds weights 2i, 16 + 2i, 2i + 1, 17 + 2i, from its lowest bits on | scale per 32 |
 //          a code c of 2 bits means 2c - 3: -3, -1, 1 or 3
+//   mx4  | as q4, of codes of floats, whose whole numbers are twice these | scale per 32, half a power of two |
 //
 // A product q * scale needs at most 16 bits, so float32 holds it exactly.
 #pragma once
@@ -22,6 +23,9 @@ constexpr int64_t scales_at(int64_t dtype, int64_t K) {
   const int64_t weights = whole_parts(K, kBlockWeights) * kBlockWeights;
   return is_q8(dtype) ? weights : is_q2(dtype) ? weights / 4 : weights / 2;
 }
+
+// The whole number of each code of mx4: twice a float of a sign, two bits of exponent and one of fraction.
+constexpr int8_t kTwiceFloats[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // From a group's scale to its zero.
 constexpr int64_t to_zeros(int64_t K) { return whole_parts(K, kGroupQ4) * 2; }
@@ -45,7 +49,8 @@ inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
         continue;
       }
       const int half = row[first / 2 + k % 16] >> (k % kGroupQ4 < 16 ? 0 : 4) & 15;
-      out[k] = (is_q8(dtype) ? static_cast<float>(static_cast<int8_t>(row[k])) : static_cast<float>(half) - zero) * scale;
+      const float four = has_floats(dtype) ? static_cast<float>(kTwiceFloats[half]) : static_cast<float>(half) - zero;
+      out[k] = (is_q8(dtype) ? static_cast<float>(static_cast<int8_t>(row[k])) : four) * scale;
     }
   }
 }

@@ -111,17 +111,27 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
 }
 
 // What a token adds to a row over two groups of int4 or int2, whose halves of bytes (8 bits) or quarters of 16 bits are given; q4z: with zeros.
+// Those of mx4 have signs.
 template <DType D>
 inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
   const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
-  const __m256i sums_taken = Record<D>::kZeros ? _mm256_setzero_si256() : at(Record<D>::kSumsAt / 32);
-  if constexpr (Record<D>::kInt8) {
+  [[maybe_unused]] const __m256i sums_taken = Record<D>::kZeros || Record<D>::kFloats ? _mm256_setzero_si256() : at(Record<D>::kSumsAt / 32);
+  if constexpr (Record<D>::kInt8 && Record<D>::kFloats) {
+    const auto product = [&](int i) { return _mm256_maddubs_epi16(_mm256_abs_epi8(parts[i]), _mm256_sign_epi8(at(i), parts[i])); };
+    return pairs_added(_mm256_add_epi16(product(0), product(1)));
+  } else if constexpr (Record<D>::kInt8) {
     const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1)));
     return pairs_added(_mm256_sub_epi16(sums, sums_taken));
   } else {
     const auto product = [&](int i) { return _mm256_madd_epi16(parts[i], at(i)); };
     return _mm256_add_epi32(_mm256_add_epi32(sums_taken, _mm256_add_epi32(product(0), product(1))), _mm256_add_epi32(product(2), product(3)));
   }
+}
+
+// The whole numbers of mx4 for codes in the low half of each byte.
+inline __m256i twice_floats(__m256i codes) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTwiceFloats));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
 
 // The codes of two groups of q2 that follow one another, doubled, as a record's parts meet them.
@@ -168,8 +178,16 @@ inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, [[maybe_unuse
     add(parts);
   } else if constexpr (Record<D>::kInt8) {
     const __m256i half = _mm256_set1_epi8(15);
-    const __m256i halves[2] = {_mm256_and_si256(both, half), _mm256_and_si256(_mm256_srli_epi16(both, 4), half)};
+    __m256i halves[2] = {_mm256_and_si256(both, half), _mm256_and_si256(_mm256_srli_epi16(both, 4), half)};
+    if constexpr (Record<D>::kFloats)
+      for (__m256i& codes : halves) codes = twice_floats(codes);
     add(halves);
+  } else if constexpr (Record<D>::kFloats) {
+    const __m256i half = _mm256_set1_epi8(15);
+    const __m256i low = twice_floats(_mm256_and_si256(both, half)), high = twice_floats(_mm256_and_si256(_mm256_srli_epi16(both, 4), half));
+    const auto even = [](__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); };
+    const __m256i quarters[4] = {even(low), even(high), _mm256_srai_epi16(low, 8), _mm256_srai_epi16(high, 8)};
+    add(quarters);
   } else {
     const __m256i quarter = _mm256_set1_epi16(15);
     const __m256i quarters[4] = {_mm256_and_si256(both, quarter), _mm256_and_si256(_mm256_srli_epi16(both, 4), quarter),
@@ -229,9 +247,9 @@ inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int64_t to_ze
   for (int m = 0; m < M; ++m) {
     int32_t whole[kLanes] = {};
     for (int64_t i = 0; i < 32; ++i) {
-      const int plus = R::kZeros ? 0 : 8;
-      const int low = R::kQ2 ? q2_weight(w + i / 16 * 8, i % 16) : (w[i] & 15) - plus;
-      const int high = R::kQ2 ? q2_weight(w + i / 16 * 8, 16 + i % 16) : (w[i] >> 4) - plus;
+      const auto whole_number = [](int code) { return R::kFloats ? kTwiceFloats[code] : code - (R::kZeros ? 0 : 8); };
+      const int low = R::kQ2 ? q2_weight(w + i / 16 * 8, i % 16) : whole_number(w[i] & 15);
+      const int high = R::kQ2 ? q2_weight(w + i / 16 * 8, 16 + i % 16) : whole_number(w[i] >> 4);
       // Half of a record's part is group a's, half group b's.
       const int64_t part = R::kInt8 ? 0 : i % 2 * 2, place = R::kInt8 ? i : part * 16 + i / 16 * 8 + i % 16 / 2;
       whole[i / 4] += low * whole_at<D>(x.of(m), place) + high * whole_at<D>(x.of(m), place + (R::kInt8 ? 32 : 16));

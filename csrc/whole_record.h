@@ -13,6 +13,7 @@
 //                 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
 //   q4z           | as q4, but the sums are 8 floats, and not times 8 or -8 |
 //   q2            | as q4, but 3 in place of 8 |
+//   mx4           | as q4, but nobody reads the sums |
 //
 // A q4 weight is stored plus 8, twice a q2 code is its weight plus 3: the sums take that out again. Those of q4z, times a group's zero, take out that; they are whole, so exact.
 #pragma once
@@ -29,6 +30,7 @@ template <DType D>
 struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
   static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
+  static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kPairWeights;
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
   static constexpr int64_t kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
@@ -48,6 +50,8 @@ constexpr auto with_packed(int64_t dtype, Body body) {
     case DType::q4z_int8: return body.template operator()<DType::q4z_int8>();
     case DType::q2: return body.template operator()<DType::q2>();
     case DType::q2_int8: return body.template operator()<DType::q2_int8>();
+    case DType::mx4: return body.template operator()<DType::mx4>();
+    case DType::mx4_int8: return body.template operator()<DType::mx4_int8>();
     default: return body.template operator()<DType::q4_int8>();
   }
 }

@@ -1,4 +1,5 @@
-// attention: softmax(scale * q @ k.T, capped, causal, within the window) @ v over the pages of each token's sequence.
+// attention: softmax(scale * q @ k.T, capped, causal, within the window) @ v over the pages of each token's sequence. A sink is one score
+// more, of no value: it joins the total of a query when all else is in it.
 //
 // A tile is a few tokens and the query heads of one kv head. Tiles walk their contexts span after span; where no sequence has many
 // tokens in a tile (decode), spans are units of their own: each leaves its partials in shared memory, and whoever finishes a tile's
@@ -254,9 +255,18 @@ class SpanOfRun {
   bool stored_ = false;
 };
 
+// What a head's sink adds to a total of exp(score - maximum).
+float sunk(const Attention& op, int64_t head, float maximum) {
+  if (op.sinks == nullptr) return 0.0f;
+  float score = 0.0f;
+  with_dtype(op.sinks_dtype, [&]<DType D>() { score = widen<D>(op.sinks + head * size_of(op.sinks_dtype)); });
+  return exp(splat(score - maximum))[0];
+}
+
 void put_out(const Attention& op, int64_t token, int64_t head, const float* state) {
   float* y = op.y + (token * op.H + head) * op.C;
-  const float total = state[padded_channels(op.C) + 1];
+  const float* end = state + padded_channels(op.C);
+  const float total = end[1] + sunk(op, head, end[0]);
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 

@@ -1,4 +1,5 @@
 // branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes, in the order of branches.
+// branch_gate_up_clipped: each has a bias and is clipped, and y = (up + 1) * gate * sigmoid(alpha * gate).
 #include "../branches.h"
 #include "../gate_up.h"
 
@@ -14,28 +15,47 @@ struct Branch {
   int64_t gate_bias_dtype = 0, up_bias_dtype = 0;
 };
 
-Branch branch_of(const BranchGateUp& op, int64_t e, int64_t tokens) {
+template <class Op>
+Branch branch_of(const Op& op, int64_t e, int64_t tokens) {
   return {op.branches[e], op.branches[op.E + e], op.dtype, op.dtype, tokens, op.D, op.F};
 }
 
-}  // namespace
+Branch branch_of(const BranchGateUpClipped& op, int64_t e, int64_t tokens) {
+  const auto of_branch = [&](bytes* bias, int64_t dtype) { return bias + e * op.F * size_of(dtype); };
+  return {op.branches[e], op.branches[op.E + e], op.dtype, op.dtype, tokens, op.D, op.F,
+          of_branch(op.gate_bias, op.gate_bias_dtype), of_branch(op.up_bias, op.up_bias_dtype), op.gate_bias_dtype, op.up_bias_dtype};
+}
 
-int64_t units(const BranchGateUp& op) {
+void put_row(const BranchGateUp&, const float* gate, const float* up, int64_t N, float* y) {
+  act_mul_row(gate, up, N, y, [](V x) { return silu(x); });
+}
+
+// What is no number stays so: min and max give the second where either is none.
+void put_row(const BranchGateUpClipped& op, const float* gate, const float* up, int64_t N, float* y) {
+  const V alpha = splat(static_cast<float>(op.alpha)), limit = splat(static_cast<float>(op.limit));
+  join_row(gate, up, N, y, [&](V gate, V up) {
+    const V g = min(limit, gate), u = max(V{} - limit, min(limit, up));
+    return (u + splat(1.0f)) * (g / (splat(1.0f) + exp(V{} - alpha * g)));
+  });
+}
+
+template <class Op>
+int64_t all_units(const Op& op) {
   int64_t units = 0;
   for (int64_t e = 0; e < op.E; ++e)
     if (const int64_t n = count_taken(op, e)) units += gate_up_units(branch_of(op, e, n));
   return units;
 }
 
-int64_t scratch_bytes(const BranchGateUp& op) {
+template <class Op>
+int64_t most_scratch_bytes(const Op& op) {
   return pairs_bytes(op.T, op.E, op.taken) + most_bytes(op.T, [&](int64_t n) {
            return input_bytes(n, op.D, forms_of(n, op.dtype)) + work_bytes(n, op.D) + bytes_of(token_tile(n) * kBothRows);
          });
 }
 
-int64_t flops(const BranchGateUp& op) { return 4 * op.T * op.taken * op.F * op.D; }
-
-void run(const BranchGateUp& op, int64_t unit, Scratch& scratch) {
+template <class Op>
+void run_unit(const Op& op, int64_t unit, Scratch& scratch) {
   const Pairs pairs = take_pairs(op, scratch);
   int64_t e = 0;
   for (; e < op.E; ++e) {
@@ -57,11 +77,24 @@ void run(const BranchGateUp& op, int64_t unit, Scratch& scratch) {
     for (int64_t part = 0; part < block.parts; ++part) {
       const float* gate = both + t * kBothRows + part * rows_of_part(block.parts);
       float* y = op.y + (tile[t].token * op.taken + tile[t].place) * op.F + block.row + part * block.apart;
-      act_mul_row(gate, gate + kTileRows, block.rows, y, [](V x) { return silu(x); });
+      put_row(op, gate, gate + kTileRows, block.rows, y);
     }
   scratch.stored(block.values() * 4);
 }
 
+}  // namespace
+
+int64_t units(const BranchGateUp& op) { return all_units(op); }
+int64_t scratch_bytes(const BranchGateUp& op) { return most_scratch_bytes(op); }
+int64_t flops(const BranchGateUp& op) { return 4 * op.T * op.taken * op.F * op.D; }
+void run(const BranchGateUp& op, int64_t unit, Scratch& scratch) { run_unit(op, unit, scratch); }
+
+int64_t units(const BranchGateUpClipped& op) { return all_units(op); }
+int64_t scratch_bytes(const BranchGateUpClipped& op) { return most_scratch_bytes(op); }
+int64_t flops(const BranchGateUpClipped& op) { return 4 * op.T * op.taken * op.F * op.D; }
+void run(const BranchGateUpClipped& op, int64_t unit, Scratch& scratch) { run_unit(op, unit, scratch); }
+
 COTERIE_KERNEL(branch_gate_up, BranchGateUp)
+COTERIE_KERNEL(branch_gate_up_clipped, BranchGateUpClipped)
 
 }  // namespace coterie::COTERIE_ISA

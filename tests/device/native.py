@@ -82,7 +82,7 @@ def whole(kernel, operands):
     neutral |= {"offset": 0.0} if kernel in NORMING else {}
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
-    neutral |= {"cap": 0.0, "growth": 0.0, "every": 1} if kernel == "attention" else {}
+    neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")} if kernel == "attention" else {}
     neutral |= absent("bias") | FREE_CHOICE if kernel == "choose_branches" else {}
     apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
     neutral |= {f"{apart}_first": 0, f"{apart}_step": 0} if apart else {}
@@ -148,6 +148,11 @@ def rms_norm(x, w, eps, offset=0.0):
 def layer_norm(x, w, b, eps):
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
     return centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + eps) * w + b
+
+
+def clipped(gate, up, alpha, limit):
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return (up + 1) * gate / (1 + np.exp(-alpha * gate))
 
 
 def silu(x):
@@ -233,8 +238,8 @@ class Pages:
         return kv[:, 0], kv[:, 1]
 
 
-def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, growth=0.0, every=1):
-    """One token at a time, in float64."""
+def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, growth=0.0, every=1, sinks=None):
+    """One token at a time, in float64; `sinks` has a score of no value for each head."""
     y = np.zeros(q_THC.shape)
     q_THC = q_THC * (1 + growth * np.log(1 + np.asarray(positions) // every))[:, None, None]
     group = q_THC.shape[1] // pages.K
@@ -244,8 +249,9 @@ def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, 
         for head in range(q_THC.shape[1]):
             scores = scale * (k[first:, head // group].astype(np.float64) @ q_THC[t, head])
             scores = softcap(scores, cap) if cap else scores
+            scores = np.append(scores, -np.inf if sinks is None else sinks[head])
             p = np.exp(scores - scores.max())
-            y[t, head] = (p / p.sum()) @ v[first:, head // group]
+            y[t, head] = (p / p.sum())[:-1] @ v[first:, head // group]
     return y
 
 

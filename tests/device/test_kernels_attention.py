@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device import native
-from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, random
+from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, random, weight
 
 from coterie.core.dtypes import DType, from_f32
 from coterie.kernels import cpu as kernels
@@ -64,6 +64,29 @@ def test_queries_that_grow(isa, rng, H, K, C):
     q, how = random(rng, len(positions), H, C), {"growth": 0.4, "every": 6}
     expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, 0, **how)
     np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, **how), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("H", "K", "C", "window"), [(6, 2, 20, 0), (16, 2, 64, 0), (3, 1, 32, 130)])
+def test_sinks(isa, rng, H, K, C, window):
+    """Alone in spans, a few together and many together: a head's sink counts once, whatever the spans."""
+    pages = filled(rng, (600, 12, 290, 1), K=K, C=C, Z=7)
+    positions, sequence = [599, *range(5, 12), *range(250, 290), 0], [0] + [1] * 7 + [2] * 40 + [3]
+    q, sinks = random(rng, len(positions), H, C), weight(rng, (H,), DType.BF16, center=1.0, scale=3.0)
+    expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, window, sinks=sinks.values)
+    team = kernels.Team(2, isa)
+    found = attend(team, pages, q, positions, sequence, window, **sinks.operand("sinks"))
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    assert np.abs(found - attend(team, pages, q, positions, sequence, window)).max() > 0.1
+    alone = attend(kernels.Team(1, isa), pages, q[:1].copy(), positions[:1], [0], window, **sinks.operand("sinks"))
+    np.testing.assert_array_equal(alone[0], found[0])
+
+
+def test_a_sink_may_take_all_or_nothing(team, rng):
+    pages = filled(rng, (300,), K=1, C=8, Z=16)
+    q, sinks = random(rng, 1, 2, 8), np.array([300.0, -300.0], np.float32)
+    found = attend(team, pages, q, [299], [0], sinks=kernels.address(sinks), sinks_dtype=0)
+    np.testing.assert_allclose(found[0, 0], np.zeros(8), atol=1e-36)
+    np.testing.assert_array_equal(found[0, 1], attend(team, pages, q, [299], [0])[0, 1])
 
 
 @pytest.mark.parametrize("C", [1, 7, 32, 48, 64, 80, 96, 100, 128, 256])

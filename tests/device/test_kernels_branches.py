@@ -104,6 +104,43 @@ def test_packed_branches(team, rng, shape, dtype, most):
     check(operands, found, dtype, most, 4e-6)
 
 
+ALPHA, LIMIT = 1.702, 0.4  # low enough that much is clipped
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32, DType.MX4, DType.Q8])
+@pytest.mark.parametrize("shape", [(1, 9, 4, 64, 70), (3, 4, 2, 16, 9), (45, 6, 6, 33, 37)])
+def test_clipped_branches_with_biases(team, rng, shape, dtype):
+    T, E, taken, D, F = shape
+    x, weights, y = random(rng, T, D), chosen(rng, T, E, taken), empty(T, taken, F)
+    gates, ups = (matrices(rng, (F, D), dtype, E) for _ in range(2))
+    gate_bias, up_bias = (weight(rng, (E, F), DType.BF16, scale=0.5) for _ in range(2))
+    sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, MAX_INT16), "weights": weights}
+    sizes |= gate_bias.operand("gate_bias") | up_bias.operand("up_bias") | {"alpha": ALPHA, "limit": LIMIT}
+    call(team, "branch_gate_up_clipped", x=x, branches=table(gates + ups), y=y, **sizes)
+    met = as_met(x, dtype, MAX_INT16).astype(np.float64)
+    for t, row in enumerate(weights):
+        for place, e in enumerate(np.flatnonzero(row)):
+            gate, up = (met[t] @ m[e].values.T + b.values[e] for m, b in ((gates, gate_bias), (ups, up_bias)))
+            np.testing.assert_allclose(y[t, place], native.clipped(gate, up, ALPHA, LIMIT), rtol=4e-6, atol=4e-6)
+
+
+def test_what_is_no_number_is_not_clipped(team, rng):
+    x, weights, y = np.full((1, 3), np.nan, np.float32), np.ones((1, 1), np.float32), empty(1, 1, 2)
+    both, bias = matrices(rng, (2, 3), DType.F32, 2), weight(rng, (1, 2), DType.F32)
+    sizes = {"T": 1, "E": 1, "taken": 1, "D": 3, "F": 2, "dtype": 0, "weights": weights, "alpha": ALPHA, "limit": LIMIT}
+    sizes |= bias.operand("gate_bias") | bias.operand("up_bias")
+    call(team, "branch_gate_up_clipped", x=x, branches=table(both), y=y, **sizes)
+    assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "E", "taken", "D"), [(0, 3, 2, 5), (1, 1, 1, 1), (3, 8, 2, 33), (40, 6, 6, 64)])
+def test_add_branch_bias(team, rng, dtype, T, E, taken, D):
+    x, weights, bias, y = random(rng, T, D), chosen(rng, T, E, taken), weight(rng, (E, D), dtype), empty(T, D)
+    call(team, "add_branch_bias", x=x, weights=weights, **bias.operand("bias"), y=y, T=T, E=E, D=D)
+    np.testing.assert_allclose(y, x + weights.astype(np.float64) @ bias.values, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F32, *PACKED])
 @pytest.mark.parametrize("shape", [(5, 7, 3, 129, 31), LONG])
 def test_a_token_has_the_same_bits_alone(team, rng, shape, dtype):

@@ -11,8 +11,9 @@ from tests.device.native import Weight, call, empty, ints
 
 from coterie.core.dtypes import DType
 from coterie.core.packed import pack, unpack
+from coterie.core.scales import WORTH
 
-PACKED = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2)
+PACKED = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
 ZEROS = np.array([7.0, 0.0, 15.0, -3.5, 8.1875, 131.0, 0.01171875, 6.0], np.float32)  # one for each 32 of 256 weights
 
 
@@ -51,7 +52,7 @@ def test_every_value_is_widened_exactly(team, dtype):
     table = unpack(np.zeros((len(scales), dtype.row_bytes(K)), np.uint8), dtype, K)
     bits = _row_bits(dtype, q, scales)
     values = unpack(bits, dtype, K)
-    wanted = q + 8 - np.repeat(ZEROS, 32) if dtype.has_zeros else q
+    wanted = q + 8 - np.repeat(ZEROS, 32) if dtype.has_zeros else WORTH[q + 8] if dtype is DType.MX4 else q
     np.testing.assert_array_equal(values, np.asarray(wanted, np.float32) * scales[:, None])
     w, y = placed(bits, dtype, values), empty(*table.shape)
     tokens = ints(np.arange(len(scales)))

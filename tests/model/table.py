@@ -27,7 +27,7 @@ def compare(backend, row, rope, dtype):
     with tempfile.TemporaryDirectory() as folder:
         tiny.save(tiny.make(row, rope), folder, dtype)
         wanted = theirs.ask(folder, dtype)
-        stepper = Stepper(BACKENDS[backend](open_model(folder)))
+        stepper = Stepper(BACKENDS[backend](open_model(tiny.expert(folder))))
         error = theirs.relative_error(stepper.feed((stepper.sequence(), wanted.prompt)), wanted.truth)
         greedy = stepper.greedy(wanted.prompt[: theirs.GREEDY_FROM], theirs.GREEDY_TOKENS)
         stepper.backend.close()

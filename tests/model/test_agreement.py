@@ -39,7 +39,7 @@ TURNED = [("olmoe-one", "yarn-all", "fp16"), ("olmoe-one", "yarn", "bf16")]
 
 def check_float32(backend, row, rope, folder_of, theirs_of, make_backend):
     theirs = theirs_of(row, rope)
-    backend = make_backend(backend, open_model(folder_of(row, rope)))
+    backend = make_backend(backend, open_model(tiny.expert(folder_of(row, rope))))
     stepper = Stepper(backend)
     assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
     assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
@@ -52,7 +52,7 @@ def check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend)
     the largest error is then depends on who met such a token, and no type bounds it.
     """
     theirs = theirs_of(row, rope, dtype)
-    stepper = Stepper(make_backend(backend, open_model(folder_of(row, rope, dtype))))
+    stepper = Stepper(make_backend(backend, open_model(tiny.expert(folder_of(row, rope, dtype)))))
     error_of, own = (relative_error, theirs.own_error)
     if row in tiny.BRANCH_ROWS:
         error_of, own = (typical_error, theirs.own_typical_error)

@@ -15,7 +15,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import packed_as_is, unpack
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
-from coterie.models.quantised.methods import is_quantised_by_others
+from coterie.models.quantised.methods import is_repacked
 from coterie.models.quantize import quantize_folder
 from coterie.models.repack import repack_folder
 
@@ -59,7 +59,7 @@ def test_every_weight_is_the_same_number(row, group, folder_like, tmp_path):
     folder = folder_like(row)
     before = load_file(folder / "model.safetensors")
     worth = compressed.compress(folder, group)
-    assert is_quantised_by_others(folder)
+    assert is_repacked(folder)
     made = repack_folder(folder, tmp_path / "out")
     model = open_model(made.folder)
     ours = load_weights_f32(model)
@@ -185,7 +185,7 @@ def test_tensors_that_do_not_fit(error, tensors, words, theirs, tmp_path):
 def test_other_folders_are_refused_and_served_none(folder_of, theirs, tmp_path):
     with pytest.raises(UnsupportedError, match=r"'compressed-tensors' means .*: coterie quantize FOLDER OUT"):
         open_model(theirs)
-    assert not is_quantised_by_others(folder_of("llama"))
+    assert not is_repacked(folder_of("llama"))
     refused(
         UnsupportedError, ["is of None", "gptq, awq, fp8, compressed-tensors"], folder_of("llama"), tmp_path / "out"
     )

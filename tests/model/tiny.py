@@ -4,9 +4,13 @@ Adding a family: a row in FAMILY_ROWS. Every row is a config class and what diff
 """
 
 import copy
+from pathlib import Path
 
 import torch
 import transformers
+
+from coterie.models.quantised.methods import is_repacked
+from coterie.models.repack import repack_folder
 
 BASE = {
     "vocab_size": 257,
@@ -305,6 +309,21 @@ BRANCH_ROWS = {
             "partial_rotary_factor": 0.5,
         },
     ),
+    "gpt-oss": (
+        "GptOss",
+        {
+            **{"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 7},
+            "swiglu_limit": 1.1,
+        },
+    ),
+    "gpt-oss-bare": (
+        "GptOss",
+        {
+            **{"num_local_experts": 3, "num_experts_per_tok": 3, "head_dim": 10, "num_key_value_heads": 1},
+            **{"sliding_window": 5, "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+            **{"attention_bias": False, "swiglu_alpha": 0.7},
+        },
+    ),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": 0}),
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
@@ -357,6 +376,7 @@ FAMILY_ROWS |= {
     "phi": ("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
     "phi-gqa": ("Phi", {"hidden_size": 80, "partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
 }
+TURNED = ("experts.gate_up_proj", "experts.down_proj")  # of gpt-oss, whose columns are rows
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
 CONFIGS = {"Gemma3": "Gemma3TextConfig", "Qwen3_5": "Qwen3_5TextConfig", "Qwen3_5Moe": "Qwen3_5MoeTextConfig"}
 
@@ -431,10 +451,15 @@ def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     is_gemma = model.config.model_type.startswith(("gemma", "vaultgemma"))  # adds 1 to norms, and scales what it embeds
     adds_one = is_gemma or model.config.model_type.startswith("qwen3_5")
+    is_turned = model.config.model_type == "gpt_oss"
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             parameter.data = 0.3 * noise
+        elif name.endswith("sinks"):
+            parameter.data = 1 + noise
+        elif is_turned and name.endswith(TURNED):
+            parameter.data = noise * 1.2 / parameter.shape[-2] ** 0.5
         elif name.endswith("A_log"):
             parameter.data = noise - 2  # what a net keeps fades in a few tokens, or in many
         elif "norm" in name or parameter.dim() == 1:
@@ -448,11 +473,22 @@ def randomise(model, seed):
             buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
+def expert(folder):
+    """The folder as it is opened; of a family whose matrices are stored transposed, one that is written of it once."""
+    made = Path(folder) / "expert"
+    if is_repacked(folder) and not made.exists():
+        repack_folder(folder, made)
+    return made if made.exists() else folder
+
+
 def load(folder, dtype="fp32"):
     """The saved model as transformers runs it, with its plain attention and its plain loop over branches."""
-    reads_images = hasattr(transformers.AutoConfig.from_pretrained(folder), "vision_config")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    reads_images = hasattr(config, "vision_config")
     kind = transformers.AutoModelForImageTextToText if reads_images else transformers.AutoModelForCausalLM
     how = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    if hasattr(config, "quantization_config"):
+        how["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
     return kind.from_pretrained(folder, dtype=DTYPES[dtype], **how).eval()
 
 

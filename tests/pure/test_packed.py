@@ -86,6 +86,47 @@ def test_errors_over_many_weights_are_as_small_as_the_bits_allow():
         assert np.sqrt(np.mean(lost**2)) < bound
 
 
+FLOATS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # those of four bits
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mx4_is_the_nearest_of_its_floats_and_no_worse_than_the_plain_choice_of_a_scale(shape):
+    """The plain choice, of the OCP specification: the largest power of two in a group becomes 4."""
+    values = random(shape)
+    once = pack(values, DType.MX4)
+    assert once.shape == (shape[0], DType.MX4.row_bytes(shape[1]))
+    found, plain = unpack(once, DType.MX4, shape[1]), np.empty(shape, np.float32)
+    every = np.concatenate([FLOATS, -FLOATS])
+    for first in range(0, shape[1], 32):
+        group = np.s_[:, first : first + 32]
+        scales = 2.0 ** (np.floor(np.log2(np.abs(values[group]).max(axis=1, keepdims=True))) - 2)
+        apart = np.abs(values[group][..., None] / scales[..., None] - every)
+        plain[group] = every[apart.argmin(axis=-1)] * scales
+    assert np.sum((found - values) ** 2) <= np.sum((plain - values) ** 2) * 1.0001
+
+
+@pytest.mark.parametrize("exponent", [-125, -40, 0, 100])
+def test_what_is_in_mx4_stays_as_it_is(exponent):
+    """Weights of others: any floats times any powers of two, a scale for each 32 of them."""
+    rng = np.random.default_rng(3)
+    floats = np.concatenate([FLOATS, -FLOATS])[rng.integers(0, 16, (5, 96))]
+    floats[:, ::32] = 6.0 * np.sign(rng.standard_normal((5, 3)))
+    values = (floats * np.repeat(2.0 ** (exponent + rng.integers(0, 9, (5, 3))), 32, axis=1)).astype(np.float32)
+    np.testing.assert_array_equal(unpack(pack(values, DType.MX4), DType.MX4, 96), values)
+
+
+def test_between_two_floats_of_mx4_the_even_code_is_taken():
+    halves = np.array([[6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -0.75, -5.0]], np.float32)
+    wanted = np.array([[6.0, 0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 0.0, -1.0, -4.0]], np.float32)
+    np.testing.assert_array_equal(unpack(pack(halves, DType.MX4), DType.MX4, 11), wanted)
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e-45, 0.0])
+def test_extremes_of_mx4_are_finite(value):
+    found = unpack(pack(np.full((1, 40), value, np.float32), DType.MX4), DType.MX4, 40)
+    np.testing.assert_allclose(found, value, rtol=0.2, atol=1e-38)
+
+
 @pytest.mark.parametrize("dtype", PACKED)
 def test_zeros_and_extremes(dtype):
     rows = np.zeros((6, 200), np.float32)

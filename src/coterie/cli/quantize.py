@@ -18,11 +18,13 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
 from coterie.models.packing import Packing
-from coterie.models.quantised.methods import is_quantised_by_others
+from coterie.models.quantised.methods import is_repacked
 from coterie.models.quantize import Quantized, quantize_folder
 from coterie.models.repack import repack_folder
 
-TYPES: Mapping[str, DType] = {"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z, "2": DType.Q2}
+TYPES: Mapping[str, DType] = {
+    **{"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z, "2": DType.Q2, "mxfp4": DType.MX4},
+}
 AS_IS = "16"
 DEFAULT = "8"
 
@@ -32,7 +34,7 @@ def quantize(
     expert: Annotated[
         Path,
         typer.Argument(
-            metavar="EXPERT", help="A folder, unquantised or quantised by GPTQ, AWQ, compressed-tensors or FP8."
+            metavar="EXPERT", help="A folder, unquantised or quantised by GPTQ, AWQ, compressed-tensors, FP8 or MXFP4."
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
@@ -40,8 +42,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of a weight: 8 (the default), 4, 4z: 4 with zero points, or 2, which suit deltas; of a folder "
-            "that others quantised also 16: as bfloat16.",
+            help="Bits of a weight: 8 (the default), 4, 4z: 4 with zero points, 2, which suit deltas, or mxfp4: floats "
+            "of 4; of a folder that others quantised also 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +51,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of embedding and head: 8 (the default), 4, 4z, 2, or 16: as they are (so after others).",
+            help="Bits of embedding and head: 8 (the default), 4, 4z, 2, mxfp4, or 16: as they are (so after others).",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +60,8 @@ def quantize(
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
     What others quantised keeps its whole numbers and zeros where a packed type holds them; where none does, --bits says
-    how to round those weights anew. The error is relative to them.
+    how to round those weights anew. The error is relative to them. So are folders of gpt-oss that nobody quantised:
+    their matrices, which are stored transposed, stay what they are without --bits.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:
@@ -80,7 +83,7 @@ def _quantized(expert: Path, target: Path, bits: str | None, embedding_bits: str
     layers = _type("--bits", bits)
     tables = _type("--embedding-bits", embedding_bits)
     packed = _choice(TYPES)
-    if not is_quantised_by_others(expert):
+    if not is_repacked(expert):
         if layers is DType.BF16:
             raise UsageError("--bits", f"{AS_IS} bits are for what others quantised", f"use {packed}")
         default = TYPES[DEFAULT]

@@ -16,8 +16,9 @@ import numpy.typing as npt
 class DType(Enum):
     """An element type; the value is its safetensors name.
 
-    Q8, Q4, Q4Z and Q2 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero point; a
-    file holds their rows as U8. I8 and F8_E4M3 are read of files that others quantised, and are of no weight that runs.
+    Q8, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
+    point, those of MX4 are floats; a file holds their rows as U8. I8 and F8_E4M3 are read of files that others
+    quantised, and are of no weight that runs.
     """
 
     F32 = "F32"
@@ -32,6 +33,7 @@ class DType(Enum):
     Q4 = "Q4"
     Q4Z = "Q4Z"
     Q2 = "Q2"
+    MX4 = "MX4"
 
     @property
     def size_bytes(self) -> int:
@@ -73,7 +75,7 @@ class DType(Enum):
 
 # Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales and zeros are
 # bfloat16.
-PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32), DType.Q4Z: (4, 32), DType.Q2: (2, 32)}
+PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32), DType.Q4Z: (4, 32), DType.Q2: (2, 32), DType.MX4: (4, 32)}
 BLOCK_WEIGHTS = 32
 SCALE_BYTES = 2
 

@@ -7,12 +7,13 @@
                   as Q4, of codes 0 to 15
     row of Q2   | 8 bytes per 32 weights ...                              | s s ... one bfloat16 per 32 weights  |
                   byte i: weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on, each (weight + 3) / 2
+    row of MX4  | as Q4, of codes of floats with a sign, two bits of exponent and one of fraction
 
-A weight is q * s, which float32 holds exactly; of Q4Z (code - z) * s, a difference and then a product in float32, each
-rounded to nearest: both are exact where z is 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2,
-code 0, whatever that means). A CPU's kernels round the activations that meet packed weights to whole numbers of 16 bits
-in the same groups, at most 2^-16 of a group's largest apart; or, by choice, of 8. Knows nothing about files or which
-tensors are packed.
+A weight is q * s, which float32 holds exactly; of MX4 q is twice the float, so whole, and s half its power of two. Of
+Q4Z it is (code - z) * s, a difference and then a product in float32, each rounded to nearest: both are exact where z is
+0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2, code 0, whatever that means). A CPU's kernels
+round the activations that meet packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
+group's largest apart; or, by choice, of 8. Knows nothing about files or which tensors are packed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType, from_f32, to_f32
-from coterie.core.scales import MAX_Q2, RANGES, codes_of, in_bf16, pairs_of, scales_of, whole_of
+from coterie.core.scales import (
+    MAX_Q2,
+    RANGES,
+    WORTH,
+    codes_of,
+    float_codes,
+    in_bf16,
+    pairs_of,
+    scales_of,
+    whole_of,
+)
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -60,8 +71,9 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
 def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DType, zeros_NG: F32 | None = None) -> U8:
     """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
 
-    Of Q4Z the whole numbers are codes, 0 to 15, and each scale has a zero. Raises ValueError for a scale or a zero that
-    is not a finite bfloat16 number, a whole number that the type does not have, or zeros that are missing or too many.
+    Of Q4Z and MX4 the whole numbers are codes, 0 to 15; of Q4Z each scale has a zero. Raises ValueError for a scale or
+    a zero that is not a finite bfloat16 number, a whole number that the type does not have, or zeros that are missing
+    or too many.
     """
     group, (low, high) = PACKED[dtype][1], RANGES[dtype]
     if dtype.has_zeros != (zeros_NG is not None) or (zeros_NG is not None and zeros_NG.shape != scales_NG.shape):
@@ -80,6 +92,11 @@ def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DTyp
     padded = np.zeros((N, G * group), np.float32)
     padded[:, :K] = q_NK
     return _joined(padded, scales_NG, zeros_NG, K, dtype)
+
+
+def worth(codes: npt.NDArray[np.integer[Any]]) -> F32:
+    """What codes of MX4 are worth, twice the floats."""
+    return np.asarray(WORTH[codes], np.float32)
 
 
 def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
@@ -121,7 +138,8 @@ def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None, zeros_NG: F32 | No
     grouped[:, :K] = values_NK
     grouped = grouped.reshape(N, G, group)
     scales = scales_of(grouped, dtype, known_NG)
-    return _joined(whole_of(grouped, scales, dtype).reshape(N, G * group), scales, None, K, dtype)
+    q = whole_of(grouped, scales, dtype)
+    return _joined((float_codes(q) if dtype is DType.MX4 else q).reshape(N, G * group), scales, None, K, dtype)
 
 
 def _pack_odd(values_NK: F32, known_NG: F32 | None) -> U8:
@@ -187,7 +205,8 @@ def _unpack(packed: U8, dtype: DType, K: int) -> F32:
         q = 2 * (np.concatenate([halves, halves >> 4], axis=4) & 3).reshape(N, -1).astype(np.float32) - MAX_Q2
     else:
         halves = blocks.reshape(N, -1, 1, BLOCK_WEIGHTS // 2)
-        q = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1).astype(np.float32) + RANGES[dtype][0]
+        codes = np.concatenate([halves & 15, halves >> 4], axis=2).reshape(N, -1)
+        q = worth(codes) if dtype is DType.MX4 else codes.astype(np.float32) + RANGES[dtype][0]
     of_weight = np.repeat(numbers, group, axis=2)[:, :, :K]
     if dtype.has_zeros:
         return (q[:, :K] - of_weight[:, 1]) * of_weight[:, 0]

@@ -3,6 +3,7 @@
     Q8, Q4   weight = q * scale             q whole, -127 to 127 or -8 to 7
     Q2       weight = q * scale             q of -3, -1, 1 and 3
     Q4Z      weight = (code - zero) * scale   code whole, 0 to 15
+    MX4      weight = q * scale             q a sign and 0, 1, 2, 3, 4, 6, 8 or 12, twice a float; scale a power of two
 
 Scales and zeros are bfloat16 numbers, held as float32. Knows nothing about how they are stored.
 """
@@ -25,8 +26,13 @@ LOW_Q4, HIGH_Q4 = -8, 7
 MAX_CODE = 15  # of Q4Z
 MAX_Q2 = 3
 RANGES = {
-    **{DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE), DType.Q2: (-MAX_Q2, MAX_Q2)}
+    **{DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE), DType.Q2: (-MAX_Q2, MAX_Q2)},
+    DType.MX4: (0, MAX_CODE),
 }
+_FLOATS = (0, 1, 2, 3, 4, 6, 8, 12)  # twice the magnitude of each code of MX4
+WORTH = np.array([*_FLOATS, *(-q for q in _FLOATS)], np.float32)
+# Half-way between two of them goes to the code that is even: from here on up, or only beyond.
+_UP_FROM, _UP_BEYOND = (1.5, 3.5, 7.0), (0.5, 2.5, 5.0, 10.0)
 # The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
 _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
 # The codes span so much of a group's range at first, about its middle; then scale and zero are fitted to them, twice.
@@ -59,12 +65,29 @@ def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
 
 
 def whole_of(grouped: F32, scales: F32, dtype: DType) -> F32:
-    """The nearest whole numbers that Q8, Q4 or Q2 has; where a group's scale is 0, of Q8 and Q4 0, of Q2 any."""
+    """The nearest whole numbers that the type has; where a group's scale is 0, of Q8, Q4 and MX4 0, of Q2 any."""
+    if dtype is DType.MX4:
+        return WORTH[_codes(grouped * _inverse(scales)[..., None])]
     q: F32 = np.rint(grouped * _inverse(scales)[..., None])
     low, high = RANGES[dtype]
     if dtype is DType.Q2:  # odd ones alone
         q = 2 * np.floor(grouped * (_inverse(scales) / 2)[..., None]) + 1
     return np.clip(q, low, high, out=q)
+
+
+def float_codes(q: F32) -> F32:
+    """The codes of numbers that MX4 has."""
+    return _codes(q).astype(np.float32)
+
+
+def _codes(numbers: F32) -> npt.NDArray[np.uint8]:
+    """The nearest codes of MX4; of two the even one."""
+    magnitude = np.abs(numbers)
+    codes = np.where(np.signbit(numbers), np.uint8(8), np.uint8(0))
+    for borders, passes in ((_UP_FROM, np.greater_equal), (_UP_BEYOND, np.greater)):
+        for border in borders:
+            codes += passes(magnitude, np.float32(border))
+    return codes
 
 
 def codes_of(grouped: F32, pair: Pair) -> F32:
@@ -114,7 +137,21 @@ def _fitted_q2(grouped: F32, scales: F32) -> F32:
     return scales
 
 
-_SCALES: Mapping[DType, Callable[[F32], F32]] = {DType.Q8: _scales_q8, DType.Q4: _scales_q4, DType.Q2: _scales_q2}
+def _scales_mx4(grouped: F32) -> F32:
+    """The power of two of least squared error among two: by one the largest weight is clipped, by the other at most 8.
+
+    Of a group of zeros 0; beyond what bfloat16 has as normal numbers, the nearest of these.
+    """
+    largest = np.abs(grouped).max(axis=-1)
+    exponent = np.frexp(largest)[1]  # largest < 2 ** exponent: at least 8 / 16 of it, and 12 is the most
+    of_none = largest == 0
+    tried = (np.ldexp(np.float32(1), np.clip(exponent - less, -126, 126)).astype(np.float32) for less in (4, 3))
+    return _nearest(grouped, (np.where(of_none, np.float32(0), scales) for scales in tried), DType.MX4)
+
+
+_SCALES: Mapping[DType, Callable[[F32], F32]] = {
+    **{DType.Q8: _scales_q8, DType.Q4: _scales_q4, DType.Q2: _scales_q2, DType.MX4: _scales_mx4},
+}
 
 
 def _nearest(grouped: F32, candidates: Iterable[F32], dtype: DType) -> F32:

@@ -84,11 +84,11 @@ def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
-    q, *paged, _ = op.inputs
+    q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
     how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
-    how |= {"growth": op.growth, "every": op.every}
+    how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 
 

@@ -28,6 +28,7 @@ class BranchNames:
     take, and `shared_chooser` what weighs it. `stacked`: a stored tensor [E, rows, columns] -> the matrices of each
     branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
     The biases of all branches [E, rows] are behind a layer's prefix as they are.
+    `turned`: stored tensors of which no branch's matrix is rows, so that a new folder must be written (turned.py).
     """
 
     chooser: str = "mlp.gate"
@@ -50,6 +51,7 @@ class BranchNames:
     gate_bias: str = "mlp.experts.gate_proj_bias"
     up_bias: str = "mlp.experts.up_proj_bias"
     down_bias: str = "mlp.experts.down_proj_bias"
+    turned: tuple[str, ...] = ()
 
     @property
     def choosers(self) -> tuple[str, ...]:

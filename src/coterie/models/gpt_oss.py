@@ -1,7 +1,7 @@
 """gpt-oss: layers with branches that have biases and clipped gates, attention with sinks, windows on every other layer.
 
 Its files hold the matrices of all branches of a layer in one tensor, gate and up in turn, so that none lies there as
-rows. Knows nothing about how a decoder is built (blocks.py).
+rows: turned.py says how they become an ordinary folder. Knows nothing about how a decoder is built (blocks.py).
 """
 
 from coterie.models.branches import CLIP, CLIP_ALPHA, BranchKeys, BranchNames
@@ -32,8 +32,9 @@ GPT_OSS = Family(
         4,
         choice=ChoiceKeys(normalises=True),
         clipped=(1.702, 7.0),
-        names=BranchNames(chooser="mlp.router", stacked=()),
+        names=BranchNames(
+            chooser="mlp.router", stacked=(), turned=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+        ),
     ),
-    modelled_only=True,
     names=Names(sinks="self_attn.sinks"),
 )

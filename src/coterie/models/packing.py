@@ -24,12 +24,14 @@ from coterie.models.families import FAMILIES
 _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
-OTHERS = ("gptq", "awq", "fp8", "compressed-tensors")  # of which coterie quantize makes experts (repack.py)
+OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coterie quantize makes experts (repack.py)
 TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
-NAMES: Mapping[DType, str] = {DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2"}
+NAMES: Mapping[DType, str] = {
+    **{DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
+}
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
 

@@ -1,6 +1,7 @@
 """Writes an expert folder from one that others quantised: the same codes elsewhere, or by choice packed anew.
 
     no type       codes and zeros as they are, in the packed type that holds them; scales rounded to bfloat16
+                  floats that are but stored otherwise (quantised/turned.py) stay what they are
     a packed one  the weights in float32 packed anew: the file's codes where these lose least
     bfloat16      the weights in float32, rounded to it
 
@@ -40,7 +41,7 @@ from coterie.models.quantised.methods import method_of
 from coterie.models.quantize import PIECE_WEIGHTS, Quantized
 from coterie.models.tensors import kind_of, map_bytes
 
-REMEDY = "choose --bits 8, 4z, 4 or 16 (bfloat16): the weights are then rounded anew, and what that adds is printed"
+REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then rounded anew, and what that adds is printed"
 
 
 def repack_folder(
@@ -66,7 +67,7 @@ def repack_folder(
     section = {} if packing is None else {KEY: packing.to_config()}
     _check_branches(raw | section, where)
     items = {name: _item(name, item, packing) for name, item in found.items()}
-    entries = tuple(_entry(name, item, packing) for name, item in items.items())
+    entries = tuple(_entry(name, item, packing, layers) for name, item in items.items())
     sums: dict[tuple[str, DType], Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
@@ -74,7 +75,7 @@ def repack_folder(
         if isinstance(item, TensorInfo):
             file.write(map_bytes(item).data)
         else:
-            dtype = _type(entry.name, item.shape, packing)
+            dtype = _type(entry.name, item, packing, layers)
             sum_of = sums.setdefault((kind_of(entry.name), dtype), Sums(dtype))
             _write_rows(file, item, dtype, layers is None, sum_of)
 
@@ -108,12 +109,14 @@ def _packing_anew(found: Mapping[str, TensorInfo | Part], layers: DType, tables:
 
 def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where: str) -> Packing | None:
     """The packed type that may hold all codes as they are, for what is quantised. Raises UnsupportedError."""
-    if method.bits is None:
+    if method.keeps:
+        return None
+    if method.bits is None and method.holds is None:
         raise UnsupportedError(where, "its weights are floats of 8 bits, which packed weights are not", REMEDY)
     if method.beside:
         raise UnsupportedError(where, f"more is quantised than weights: {method.beside}", REMEDY)
     matrices = {id(item.matrix): item.matrix for item in found.values() if isinstance(item, Part)}
-    dtype = BY_BITS[method.bits]
+    dtype = method.holds or BY_BITS[method.bits or 0]
     if dtype is DType.Q4 and not all(map(_is_near_zero, matrices.values())):
         dtype = DType.Q4Z
     types = {name: item for name, item in found.items() if may_be_packed(name, item.shape)}
@@ -135,14 +138,17 @@ def _item(name: str, item: TensorInfo | Part, packing: Packing | None) -> Tensor
     return Part(PlainMatrix(item), 0, item.shape)
 
 
-def _type(name: str, shape: tuple[int, ...], packing: Packing | None) -> DType:
-    return (packing.dtype_of(name, shape) if packing else None) or DType.BF16
+def _type(name: str, part: Part, packing: Packing | None, layers: DType | None) -> DType:
+    """The packed type, or the float type that it is stored in; bfloat16 by choice, or where it is stored in none."""
+    packed = packing.dtype_of(name, part.shape) if packing else None
+    rounded = layers is DType.BF16 and name.endswith(".weight")
+    return packed or (DType.BF16 if rounded else part.matrix.floats or DType.BF16)
 
 
-def _entry(name: str, item: TensorInfo | Part, packing: Packing | None) -> Entry:
+def _entry(name: str, item: TensorInfo | Part, packing: Packing | None, layers: DType | None) -> Entry:
     if isinstance(item, TensorInfo):
         return Entry(name, item.dtype, item.shape)
-    dtype = _type(name, item.shape, packing)
+    dtype = _type(name, item, packing, layers)
     stored = (item.shape[0], dtype.row_bytes(item.shape[1]))
     return Entry(name, DType.U8, stored) if dtype.is_packed else Entry(name, dtype, item.shape)
 
@@ -156,7 +162,7 @@ def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: 
         values = part.matrix.values(first, last)
         if not np.isfinite(values).all():
             raise CheckpointError(part.matrix.where, "a weight is infinite or not a number", AGAIN)
-        if dtype is DType.BF16:
+        if not dtype.is_packed:
             bits = from_f32(values, dtype)
             after, written = to_f32(bits, dtype), bits.view(np.uint8)
         else:
@@ -185,7 +191,8 @@ def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
         kind = "in an order of their own (g_idx)" if ordered else f"of {getattr(matrix, 'group', 0)} columns"
         raise UnsupportedError(matrix.where, f"groups are {kind}, where multiples of {group} are repacked", REMEDY)
     last = first + len(values)
-    q = matrix.codes(first, last) - np.int16(matrix.least) if dtype.has_zeros else matrix.whole(first, last)
+    has_codes = dtype.has_zeros or dtype is DType.MX4
+    q = matrix.codes(first, last) - np.int16(matrix.least) if has_codes else matrix.whole(first, last)
     try:
         return packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.errors import CheckpointError
+from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import Branches
 
 
@@ -23,10 +23,15 @@ def unstacked(
     """The tensors of a checkpoint with a branch's matrices in place of those that are stacked.
 
     `layer`: the prefix of a layer's tensors, with a place for its number. What a file holds in both ways stays, to be
-    refused as left over. Raises CheckpointError where a stacked tensor has another shape than its parts.
+    refused as left over. Raises CheckpointError where a stacked tensor has another shape than its parts,
+    UnsupportedError where no part is rows of it.
     """
     tensors, names = usually_named(tensors, layer, found), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
+        if turned := [prefix + name for name in names.turned if prefix + name in tensors]:
+            fact = f"tensor {turned[0]} holds the matrices of its branches transposed, which no kernel reads"
+            remedy = "write an expert of them once: coterie quantize FOLDER OUT, or with --bits 8, 4z, 4 or mxfp4"
+            raise UnsupportedError(str(where), fact, remedy)
         for name, parts in names.stacked:
             apart = f"{prefix}{names.branch.format(0)}{parts[0]}.weight"
             if prefix + name not in tensors or apart in tensors:

@@ -59,7 +59,8 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
     for name, shape in shapes.items():
         stem, _, kind = name.rpartition(".")
         place = joined.get(name, _Place(stem, 0, shape[0]))
-        quantised = method.find(stored.tensors, place.stem, shape[1]) if kind == "weight" and len(shape) == 2 else None
+        module = place.stem if kind == "weight" else name
+        quantised = method.find(stored.tensors, module, shape[1]) if len(shape) == 2 else None
         if quantised is None:
             found[name] = _plain(stored, name, f"{place.stem}.{kind}", place, shape)
             left.pop(f"{place.stem}.{kind}", None)

@@ -53,6 +53,8 @@ def block_of(section: Fields, key: str) -> tuple[int, int] | None:
 class Fp8:
     """A matrix of weights in E4M3."""
 
+    floats: DType | None = None
+
     def __init__(
         self,
         tensors: Mapping[str, TensorInfo],

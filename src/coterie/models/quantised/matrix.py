@@ -29,10 +29,11 @@ _WORD_BITS = 32
 
 
 class Matrix(Protocol):
-    """A stored matrix [rows, columns]; `where` names it for people."""
+    """A stored matrix [rows, columns]; `where` names it for people. `floats`: of unquantised ones, their type."""
 
     where: str
     num_rows: int
+    floats: DType | None
 
     def values(self, first: int, last: int) -> F32:
         """Weights of these rows in float32 [last - first, columns]: one product each, rounded once where it must be."""
@@ -43,6 +44,7 @@ class PlainMatrix:
 
     def __init__(self, info: TensorInfo) -> None:
         self.where, self.num_rows = f"{info.shard.path}: {info.name}", info.shape[0]
+        self.floats: DType | None = info.dtype
         self._info = info
 
     def values(self, first: int, last: int) -> F32:
@@ -63,6 +65,7 @@ class WholeMatrix(ABC):
     group: int
     least: int
     most: int
+    floats: DType | None = None
     order: npt.NDArray[np.intp] | None = None
 
     @abstractmethod

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.dtypes import DType
 from coterie.models.quantised.matrix import Matrix
 
 
@@ -25,11 +26,14 @@ class Method:
     """One checkpoint's way to quantise: `find` has the tensors, a module's name and its columns, and gives a matrix.
 
     `name`: as config.json has it. `bits`: of the packed types that may hold the codes as they are, None where none
-    does. `beside`: what else the file quantises, in words, empty for nothing. `find` raises CheckpointError and
-    UnsupportedError.
+    does; `holds`: the one that holds all. `keeps`: matrices are floats, which stay what they are. `beside`: what else
+    the file quantises, in words, empty for nothing. `find` takes the whole name of a table of biases. It raises
+    CheckpointError and UnsupportedError.
     """
 
     name: str
     bits: int | None
     find: Callable[[Mapping[str, TensorInfo], str, int], Found | None]
     beside: str = ""
+    holds: DType | None = None
+    keeps: bool = False

@@ -1,6 +1,6 @@
 """Which ways to quantise are understood, and which one a folder's config.json names.
 
-Knows nothing about tensors.
+Knows nothing about what tensors mean.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coterie.checkpoint.files import read_object_if_present
-from coterie.checkpoint.folder import CONFIG
+from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.core.paths import user_path
+from coterie.models.families import FAMILIES
 from coterie.models.fields import Fields
 from coterie.models.packing import KEY, OTHERS
 from coterie.models.quantised.awq import awq_method
@@ -19,25 +20,43 @@ from coterie.models.quantised.float8 import fp8_method
 from coterie.models.quantised.gptq import gptq_method
 from coterie.models.quantised.matrix import refused
 from coterie.models.quantised.method import Method
+from coterie.models.quantised.mxfp4 import mxfp4_method
+from coterie.models.quantised.turned import turned_method
 
 METHODS: dict[str, Callable[[Fields], Method]] = {
     "gptq": gptq_method,
     "awq": awq_method,
     "fp8": fp8_method,
     "compressed-tensors": compressed_method,
+    "mxfp4": mxfp4_method,
 }
 
 
-def is_quantised_by_others(source: str | Path) -> bool:
-    """Whether a folder's config.json names a method of others that is understood. Raises CheckpointError."""
-    section = read_object_if_present(user_path(source) / CONFIG).get(KEY)
-    return isinstance(section, dict) and section.get("quant_method") in OTHERS
+def is_repacked(source: str | Path) -> bool:
+    """Whether a folder's matrices are stored as others do: quantised by a method that is understood, or transposed.
+
+    Raises CheckpointError.
+    """
+    config = Fields(read_object_if_present(user_path(source) / CONFIG), str(source))
+    section = config.get(KEY)
+    if isinstance(section, dict) and section.get("quant_method") in OTHERS:
+        return True
+    turned = () if section else _turned(config)
+    return bool(turned) and any(name.endswith(turned) for name in Checkpoint.open(source).tensors)
 
 
 def method_of(config: Fields) -> Method:
     """How the weights of this config are quantised. Raises UnsupportedError and CheckpointError."""
     section = config.section(KEY)
+    if section is None and _turned(config):
+        return turned_method()
     method = None if section is None else section.get("quant_method")
     if section is None or not isinstance(method, str) or method not in METHODS:
         raise refused(config.where, f"{KEY} is of {method!r}, where {', '.join(METHODS)} are understood")
     return METHODS[method](section)
+
+
+def _turned(config: Fields) -> tuple[str, ...]:
+    """Tensors of a config's family in which no branch's matrix is rows, by the ends of their names."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    return family.branches.names.turned if family and family.branches else ()
