@@ -1,4 +1,6 @@
 // Ops of layers with branches, on odd shapes, against plain loops: branches that all, some and no tokens take.
+#include <algorithm>
+
 #include "plain.h"
 
 namespace testing {
@@ -66,12 +68,47 @@ void test_block(const Shape& s, DType dtype) {
   });
 }
 
+// Gates that are clipped, with biases of all branches in one table each; and biases of what comes out of the branches.
+void test_clipped(const Shape& s, DType dtype) {
+  const auto [T, E, taken, D, F] = s;
+  const double alpha = 1.702, limit = 0.5;
+  const std::vector<float> x = random_floats(T * D);
+  const Tensor gate_bias = weight(E, F, DType::bf16), up_bias = weight(E, F, DType::bf16), down_bias = weight(E, D, DType::bf16);
+  std::vector<Tensor> gate, up;
+  for (int64_t e = 0; e < E; ++e) gate.push_back(weight(F, D, dtype)), up.push_back(weight(F, D, dtype));
+  const std::vector<bytes*> inward = table(gate, up);
+  std::vector<float> weights(T * E), inner(T * taken * F), biased(T * D);
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t e = 0; e < taken; ++e) weights[t * E + (t + e) % E] = 0.1f * static_cast<float>(e + 1);
+  BranchGateUpClipped op{};
+  op.x = x.data(), op.weights = weights.data(), op.branches = inward.data(), op.dtype = static_cast<integer>(dtype), op.y = inner.data();
+  op.T = T, op.E = E, op.taken = taken, op.D = D, op.F = F, op.alpha = alpha, op.limit = limit;
+  op.gate_bias = gate_bias.at(), op.gate_bias_dtype = gate_bias.type(), op.up_bias = up_bias.at(), op.up_bias_dtype = up_bias.type();
+  const AddBranchBias add{x.data(), weights.data(), down_bias.at(), down_bias.type(), biased.data(), T, E, D};
+  const std::vector<Row> rows = {row_of(Opcode::branch_gate_up_clipped, op), row_of(Opcode::add_branch_bias, add)};
+  everywhere("clipped branches", rows, {output(inner), output(biased)}, [&] {
+    Doubles wide, sums(x.begin(), x.end());
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t e = 0; e < E; ++e) {
+        if (weights[t * E + e] == 0.0f) continue;
+        const Doubles token(x.begin() + t * D, x.begin() + (t + 1) * D);
+        const Doubles g = times(token, gate[e], F, D), u = times(token, up[e], F, D);
+        for (int64_t f = 0; f < F; ++f) {
+          const double one = std::min(g[f] + gate_bias[e * F + f], limit), other = std::clamp(u[f] + up_bias[e * F + f], -limit, limit);
+          wide.push_back((other + 1) * one / (1 + std::exp(-alpha * one)));
+        }
+        for (int64_t d = 0; d < D; ++d) sums[t * D + d] += weights[t * E + e] * down_bias[e * D + d];
+      }
+    return close(inner, wide, 1e-5) && close(biased, sums, 1e-5);
+  });
+}
+
 }  // namespace
 
 void test_branches() {
   const Shape shapes[] = {{0, 2, 1, 3, 4}, {1, 1, 1, 1, 1}, {1, 9, 3, 33, 40}, {3, 4, 4, 17, 9}, {20, 3, 2, 35, 37}, {40, 2, 1, 24, 33}};
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
-    for (const Shape& shape : shapes) test_block(shape, dtype);
+    for (const Shape& shape : shapes) test_block(shape, dtype), test_clipped(shape, dtype);
 }
 
 }  // namespace testing

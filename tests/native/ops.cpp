@@ -131,13 +131,15 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
   Attention op{};
   pages.operands(op, positions, sequence, layer);
   op.q = q.data(), op.y = y.data(), op.T = T, op.B = B, op.H = H, op.scale = 1 / std::sqrt(static_cast<double>(C)), op.window = window;
+  const std::vector<float> sinks = random_floats(H, 1.0f, 2.0f);
   for (const double growth : {0.0, 0.3}) {
     std::vector<float> grown = q;
     op.growth = growth, op.every = 5;
+    op.sinks = growth != 0.0 ? reinterpret_cast<bytes*>(sinks.data()) : nullptr, op.sinks_dtype = static_cast<integer>(DType::f32);
     for (int64_t i = 0; i < T * H * C; ++i)
       grown[i] *= static_cast<float>(1 + growth * std::log(1.0 + positions[i / (H * C)] / 5));
     everywhere("attention", {row_of(Opcode::attention, op)}, {output(y)},
-               [&] { return close(y, attention(grown, pages, positions, sequence, H, layer, op.scale, window), 2e-5); });
+               [&] { return close(y, attention(grown, pages, positions, sequence, H, layer, op.scale, window, growth != 0.0 ? sinks.data() : nullptr), 2e-5); });
   }
 }
 

@@ -7,6 +7,9 @@ namespace testing {
 
 namespace {
 
+// Twice the floats of mx4 by their codes, written out from the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and these negative.
+constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12};
+
 int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : kGroupQ4; }
 
 // Random rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for.
@@ -29,7 +32,7 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
       const int q = k < columns ? static_cast<int>(rng()() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
       if (dtype == DType::q8) row[k] = static_cast<uint8_t>(q);
       if (dtype != DType::q8) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
-      if (k < columns) made.values[n * columns + k] = static_cast<float>(zeros ? q + 8 : q);
+      if (k < columns) made.values[n * columns + k] = dtype == DType::mx4 ? kTwice[q + 8] : static_cast<float>(zeros ? q + 8 : q);
     }
     for (int64_t g = 0; g < groups; ++g) {
       const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, 0.02f)[0]);
@@ -49,7 +52,8 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
 integer type_of(const Tensor& w, bool int8) {
   if (!int8) return w.type();
   if (w.dtype == DType::q2) return static_cast<integer>(DType::q2_int8);
-  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : w.dtype == DType::q4 ? DType::q4_int8 : DType::q4z_int8);
+  const DType four = w.dtype == DType::q4 ? DType::q4_int8 : w.dtype == DType::q4z ? DType::q4z_int8 : DType::mx4_int8;
+  return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : four);
 }
 
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
@@ -133,14 +137,14 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 }  // namespace
 
 void test_packed() {
-  for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2}) {
+  for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
     for (const bool int8 : {false, true}) {
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
         test_linear(T, N, K, dtype, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
       test_parts(19, 1, 9793, dtype, int8);
-      for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2}) {
+      for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);
       }

@@ -96,7 +96,7 @@ struct Pages {
 };
 
 inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::vector<i32>& positions, const std::vector<i32>& sequence,
-                         int64_t H, int64_t layer, double scale, int64_t window) {
+                         int64_t H, int64_t layer, double scale, int64_t window, const float* sinks = nullptr) {
   Doubles y(q.size());
   const int64_t C = pages.C, group = H / pages.K;
   for (size_t t = 0; t < positions.size(); ++t)
@@ -113,6 +113,7 @@ inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::v
         highest = std::max(highest, weights.back());
       }
       for (double& weight : weights) total += weight = std::exp(weight - highest);
+      if (sinks != nullptr) total += std::exp(sinks[h] - highest);
       for (int64_t p = first; p <= positions[t]; ++p) {
         const float* value = pages.at(sequence[t], p, 1, h / group, layer);
         for (int64_t c = 0; c < C; ++c) y[(t * H + h) * C + c] += weights[p - first] / total * value[c];

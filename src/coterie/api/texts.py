@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from coterie.api.types import Query
 from coterie.checkpoint.calls import CallText, Form
+from coterie.checkpoint.channels import FinalText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held
@@ -51,9 +52,14 @@ class Text:
         return self.tokenizer.decode(checked)
 
     def detokenizer(self, query: Query) -> Detokenizer | None:
-        """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not."""
+        """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not.
+
+        Of an answer to messages that is written in channels it gives out the final one.
+        """
         if self.tokenizer is None:
             return None
+        if self.template is not None and self.template.has_channels and not query.raw:
+            return FinalText(self.tokenizer)
         form = self._calls_form(query)
         return self.tokenizer.detokenizer(() if form is None else (form.opening, form.closing))
 

@@ -22,6 +22,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coterie.checkpoint.calls import form_of
+from coterie.checkpoint.channels import CHANNEL, MESSAGE
 from coterie.checkpoint.files import read_object_if_present, read_text
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
@@ -36,6 +37,7 @@ class ChatTemplate:
     """A template and the special tokens that it may name (bos_token, eos_token, ...).
 
     `for_tools`: another template, for prompts that offer tools. `form` is how calls of tools are written, or None.
+    `has_channels`: answers are written in channels (channels.py).
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
@@ -45,6 +47,7 @@ class ChatTemplate:
         offered = source if for_tools is None else for_tools
         self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(offered))
         self.form = form_of(offered) if self.takes_tools else None
+        self.has_channels = CHANNEL in source and MESSAGE in source
 
     @staticmethod
     def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
