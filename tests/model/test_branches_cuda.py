@@ -87,7 +87,7 @@ def error_of(dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("row", tiny.BRANCH_ROWS)
+@pytest.mark.parametrize("row", [row for row in tiny.BRANCH_ROWS if not row.startswith("gpt-oss")])
 def test_float32_by_tritons_kernels(row, folder_of, theirs_of, make_backend):
     check(row, "fp32", FP32_TOLERANCE, folder_of, theirs_of, make_backend)
 

@@ -195,15 +195,16 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError for one of 2 bits, and where activations are to be rounded."""
+        """The type of a weight. Raises UnsupportedError for rounded activations, and for a type that no GPU reads."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
         if number not in _DTYPES:
-            fact = f"{operand} of {self.name} is packed with 2 bits"
-            raise UnsupportedError("the GPU's kernels", fact, "pack it with 4, or use --device cpu")
+            what = "as mxfp4" if number == dtype_number(DType.MX4) else "with 2 bits"
+            fact = f"{operand} of {self.name} is packed {what}"
+            raise UnsupportedError("the GPU's kernels", fact, "pack it otherwise, with 4 say, or use --device cpu")
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:
