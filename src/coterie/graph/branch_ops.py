@@ -24,6 +24,7 @@ GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is 
 ALPHA, LIMIT = "alpha", "limit"  # of a clipped gate
 BOTH_UP = (GATE_UP, CLIPPED)
 MATRIX_READERS = (*BOTH_UP, DOWN)
+TAKEN_READERS = (*MATRIX_READERS, ADD_BIAS)  # of whose weights as much is read as tokens take branches
 MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
 _BIASES = 2  # behind the matrices of a clipped gate and up
 

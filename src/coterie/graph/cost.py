@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
-from coterie.graph.branch_ops import MATRIX_READERS
+from coterie.graph.branch_ops import TAKEN_READERS
 from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
@@ -174,9 +174,8 @@ FLOPS: Mapping[str, _Flops] = {
     "rms_norm_dx": _of_input(9),
     "rms_norm_dw": _of_input(5),
     "layer_norm_dx": _of_input(11),
-    "layer_norm_dw": _of_input(7),
+    **dict.fromkeys(("layer_norm_dw", "silu_dx"), _of_input(7)),
     **dict.fromkeys(("rope", "rope_dx"), _rope_flops),
-    "silu_dx": _of_input(7),
     "gelu_dx": _of_input(14),
     "attention_grad": _attention_grad_flops,
     "take_rows_dx": _of_input(0),
@@ -308,7 +307,7 @@ def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
         return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
     if op.kind == "drop_first":
         return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
-    if op.kind in MATRIX_READERS and value.kind is Kind.WEIGHT:
+    if op.kind in TAKEN_READERS and value.kind is Kind.WEIGHT:
         return matrix_bytes(op, value, sizes)
     if op.kind == "linear_dw" and value.name == op.inputs[2]:
         return pattern_bytes(value, sizes)
