@@ -223,6 +223,14 @@ inline Range seen_by(const Query* queries, int64_t count) {
   return range;
 }
 
+// What a head's sink, a score of no value, adds to a total of exp(score - maximum).
+inline float sunk(bytes* sinks, int64_t dtype, int64_t head, float maximum) {
+  if (sinks == nullptr) return 0.0f;
+  float score = 0.0f;
+  with_dtype(dtype, [&]<DType D>() { score = widen<D>(sinks + head * size_of(dtype)); });
+  return exp(splat(score - maximum))[0];
+}
+
 // state = the partial of positions before, joined with that of later ones.
 inline void join(float* state, const float* later, int64_t width) {
   const float before = state[width], after = later[width];

@@ -255,18 +255,10 @@ class SpanOfRun {
   bool stored_ = false;
 };
 
-// What a head's sink adds to a total of exp(score - maximum).
-float sunk(const Attention& op, int64_t head, float maximum) {
-  if (op.sinks == nullptr) return 0.0f;
-  float score = 0.0f;
-  with_dtype(op.sinks_dtype, [&]<DType D>() { score = widen<D>(op.sinks + head * size_of(op.sinks_dtype)); });
-  return exp(splat(score - maximum))[0];
-}
-
 void put_out(const Attention& op, int64_t token, int64_t head, const float* state) {
   float* y = op.y + (token * op.H + head) * op.C;
   const float* end = state + padded_channels(op.C);
-  const float total = end[1] + sunk(op, head, end[0]);
+  const float total = end[1] + sunk(op.sinks, op.sinks_dtype, head, end[0]);
   for (int64_t c = 0; c < op.C; ++c) y[c] = state[c] / total;
 }
 
