@@ -22,7 +22,7 @@ from coterie.models.registry import decoder_graph
 from coterie.models.tensors import equal_bytes
 
 SHARED = ("qwen2-moe", "granitemoeshared", "glm4-moe", "ernie-moe", "dots1")  # all tokens take one branch
-OFTEN = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", *SHARED)
+OFTEN = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", *SHARED, "gpt-oss")
 SELDOM = [row for row in tiny.BRANCH_ROWS if row not in OFTEN]
 
 
@@ -72,10 +72,10 @@ def stepped(backend, prompt):
 
 
 @pytest.mark.parametrize(
-    "row", ["qwen3-moe", *(pytest.param(row, marks=pytest.mark.long) for row in ("mixtral-all", *SHARED))]
+    "row", ["qwen3-moe", *(pytest.param(row, marks=pytest.mark.long) for row in ("mixtral-all", "gpt-oss", *SHARED))]
 )
 def test_a_token_has_the_same_bits_alone_in_a_batch_and_in_a_prompt(row, folder_of, make_backend):
-    model = open_model(folder_of(row, "default", "bf16"))
+    model = open_model(tiny.expert(folder_of(row, "default", "bf16")))
     prompt = [int(t) for t in np.random.default_rng(3).integers(0, 257, 60)]
     first, *others = stepped(make_backend("cpu", model), prompt)
     for other in others:
