@@ -473,7 +473,7 @@ def test_the_command_says_what_it_takes_and_what_was_lost(quantised, tmp_path):
     folder = quantised(FORMATS["fp8"])
     for words in (("check", folder), ("run", folder, "--expert", "theirs", "x")):
         is_refused(run(*words), "'fp8'", "coterie quantize FOLDER OUT", "--bits")
-    is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4z, 4 or 16")
+    is_refused(run("quantize", folder, tmp_path / "out"), "floats of 8 bits", "--bits 8, 4z, 4, mxfp4 or 16")
     for options, layers, tables in (
         (("8",), "int8", None),
         (("4", "--embedding-bits", "8"), "int4", "int8"),
@@ -504,8 +504,8 @@ def refused(error, words, folder, out, layers=None):
     [
         ("gptq in order of activations", ["g_idx", "order of their own"]),
         ("whole, asymmetric", ["groups are of 16 columns, where multiples of 32"]),
-        ("whole of 8 bits by row", ["whole numbers go from -128", "-127 to 127", "--bits 8, 4z, 4 or 16"]),
-        ("fp8", ["floats of 8 bits", "--bits 8, 4z, 4 or 16"]),
+        ("whole of 8 bits by row", ["whole numbers go from -128", "-127 to 127", "--bits 8, 4z, 4, mxfp4 or 16"]),
+        ("fp8", ["floats of 8 bits", "--bits 8, 4z, 4, mxfp4 or 16"]),
         ("float-quantized by row", ["floats of 8 bits"]),
     ],
 )
