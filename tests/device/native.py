@@ -14,7 +14,6 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.packed import MAX_INT8, MAX_INT16
 from coterie.kernels import cpu as kernels
 
-SINKS = "sinks" in kernels.OPCODES["attention"].words
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 
@@ -83,9 +82,7 @@ def whole(kernel, operands):
     neutral |= {"offset": 0.0} if kernel in NORMING else {}
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
-    neutral |= (
-        {"cap": 0.0, "growth": 0.0, "every": 1, **(absent("sinks") if SINKS else {})} if kernel == "attention" else {}
-    )
+    neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")} if kernel == "attention" else {}
     neutral |= absent("bias") | FREE_CHOICE if kernel == "choose_branches" else {}
     apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
     neutral |= {f"{apart}_first": 0, f"{apart}_step": 0} if apart else {}

@@ -84,15 +84,14 @@ def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
-    known = SINKS in kernels.OPCODES["attention"].words  # a native module from before there were sinks runs all else
-    if op.sinks and (SINKS in low.lacks or not known):
+    if op.sinks and SINKS in low.lacks:
         fact = f"{op.name} is attention with sinks, which {low.device} does not have"
         raise UnsupportedError(low.program.graph.name, fact, "use --device cpu or a modelled machine")
     q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
     how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
-    how |= {"growth": op.growth, "every": op.every, **(low.weight(SINKS, op.sinks) if known else {})}
+    how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 
 
