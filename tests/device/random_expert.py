@@ -177,7 +177,8 @@ class RandomExpert:
         names = weight_shapes(config)
         # 7 is no multiple of 3: the same projection has different types in different layers
         types = dict(zip(names, cycle(self.dtypes), strict=False))
-        types |= {name: self.dtypes[0] for name in names if ".experts." in name}  # those of a layer are of one type
+        branches = [name for name in names if ".experts." in name or ".shared_expert." in name]
+        types |= dict.fromkeys(branches, self.dtypes[0])  # those of a layer are of one type
         types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) != 2}
         self.graph = decoder_graph(config, types)
         if rank := RANKS.get(self.shape):
