@@ -194,11 +194,15 @@ def test_of_equal_groups_the_first_are_taken_and_a_sum_has_a_least(team):
 
 
 def test_of_equal_branches_the_first_are_taken_and_none_that_is_taken_has_a_weight_of_0(team):
-    logits, y = np.zeros((2, 5), np.float32), empty(2, 5)
+    logits, y = np.zeros((3, 5), np.float32), empty(3, 5)
     logits[1] = [-300, 0, -400, -500, -300]
-    call(team, "choose_branches", logits=logits, y=y, T=2, E=5, top_k=3, normalise=1, scale=1.0)
-    np.testing.assert_array_equal(y != 0, [[True, True, True, False, False], [True, True, False, False, True]])
+    logits[2] = [-300, 0, -1, -300, -300]  # so far apart that it matters which one is the largest
+    call(team, "choose_branches", logits=logits, y=y, T=3, E=5, top_k=3, normalise=1, scale=1.0)
+    taken = [[True, True, True, False, False], [True, True, False, False, True], [True, True, True, False, False]]
+    np.testing.assert_array_equal(y != 0, taken)
     np.testing.assert_allclose(y[0, :3], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(y[1], [1e-30, 1, 0, 0, 1e-30], rtol=1e-6)
+    np.testing.assert_allclose(y[2, :3], [1e-30, 1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-6)
 
 
 def test_what_is_no_number_stays_none(team):

@@ -2,6 +2,7 @@
 #include "../../csrc/reads.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -93,6 +94,15 @@ void test_failures(Reads& reads) {
   Reads::Ended ended{};
   reads.add(1, {file, memory.at, 0, 4 * kBlock}, &all, 1, false);
   check(reads.next(ended) && ended.tag == 1 && !ended.whole, "a file that ends early is not read whole");
+  reads.add(6, {file, memory.at, 0, 2 * kBlock + 1}, &all, 1, false);
+  check(reads.next(ended) && ended.tag == 6 && !ended.whole, "nor is one that ends a byte early");
+  // The first part has no place to go to; the second one, which ends last, has.
+  const std::vector<Part> both{{0, kBlock}, {kBlock, 2 * kBlock}};
+  if (mprotect(memory.at, kBlock, PROT_NONE) == 0) {  // else pages are larger
+    reads.add(7, {file, memory.at, 0, 2 * kBlock}, both.data(), both.size(), true);
+    check(reads.next(ended) && ended.tag == 7 && !ended.whole, "one part that is not read is enough");
+    mprotect(memory.at, kBlock, PROT_READ | PROT_WRITE);
+  }
   reads.add(2, {-1, memory.at, 0, 4 * kBlock}, &all, 1, true);
   check(reads.next(ended) && ended.tag == 2 && !ended.whole, "a file that is not open is not read");
   // Refused before memory is looked at: more than is handed over at once.

@@ -1,5 +1,6 @@
 // Teams: gates that open late or fail, several steps with tokens fed back, ends and interrupts, starting and stopping.
 #include <chrono>
+#include <stdexcept>
 #include <thread>
 
 #include "plain.h"
@@ -171,6 +172,43 @@ void test_start_and_stop() {
     }
 }
 
+// A second caller is refused while a list runs; when it is not, it finds all that the first one left.
+void test_callers_in_turns() {
+  const int64_t T = 64, N = 300;
+  const std::vector<float> one(T * N, 1.0f);
+  std::vector<float> sums(T * N);
+  Team team(2, compiled_isas()[0], 0);
+  const Row row = row_of(Opcode::add, Add{sums.data(), one.data(), sums.data(), T, N});
+  const auto call = [&] {
+    for (int done = 0; done < 200;) {
+      try {
+        team.run(&row, 1);
+        ++done;
+      } catch (const std::logic_error&) {
+        std::this_thread::yield();
+      }
+    }
+  };
+  std::thread other(call);
+  call();
+  other.join();
+  check(sums == std::vector<float>(T * N, 400.0f), "callers in turns run one list at a time");
+  int32_t gate = 0;
+  const Row waiting = row_of(Opcode::add, Add{sums.data(), one.data(), sums.data(), T, N}, &gate);
+  std::thread first([&] { team.run(&waiting, 1); });
+  for (bool refused = false; !refused;) {
+    try {
+      team.run(nullptr, 0);
+      std::this_thread::yield();
+    } catch (const std::logic_error&) {
+      refused = true;
+    }
+  }
+  signal_gate(&gate, 1);
+  first.join();
+  check(sums[T * N - 1] == 401.0f, "a caller that is refused leaves the other's list alone");
+}
+
 void test_counters() {
   Team team(3, compiled_isas()[0], 0);
   std::vector<float> x(33, 1.0f), y(33);
@@ -189,6 +227,7 @@ void test_teams() {
   for (Crew& crew : crews()) test_an_interrupt_from_outside(*crew.team);
   test_runs_in_a_row();
   test_start_and_stop();
+  test_callers_in_turns();
   test_counters();
 }
 

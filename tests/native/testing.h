@@ -2,6 +2,7 @@
 // Knows nothing about any particular op.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -112,6 +113,23 @@ inline std::string where(const std::string& what, const Crew& crew) {
   return what + " with " + crew.isa->name + " and " + std::to_string(crew.team->threads()) + " threads";
 }
 
+// The most scratch that a row says it needs.
+inline int64_t promised_bytes(const Isa& isa, const std::vector<Row>& rows) {
+  int64_t most = 0;
+  for (const Row& row : rows) most = std::max(most, isa.kernel(row.opcode).scratch_bytes(row));
+  return most;
+}
+
+// Fills the scratch of a team of one thread with what is no number: what a row did not write there itself, it may not read.
+inline void spoil(Team& team) {
+  constexpr int64_t kTokens = 132, kColumns = 1200;
+  static const std::vector<uint8_t> ones(kTokens * kColumns * 4, 0xFF);
+  std::vector<float> y(kTokens);
+  const auto* x = reinterpret_cast<const float*>(ones.data());
+  const Row row = row_of(Opcode::linear, Linear{x, ones.data(), 0, nullptr, 0, y.data(), kTokens, 1, kColumns, 1.0});
+  team.run(&row, 1);
+}
+
 // Runs rows with every crew. `right` looks at the outputs once per instruction set.
 inline void everywhere(const std::string& what, const std::vector<Row>& rows, const std::vector<Output>& outputs,
                        const std::function<bool()>& right) {
@@ -121,8 +139,12 @@ inline void everywhere(const std::string& what, const std::vector<Row>& rows, co
   for (const Crew& crew : crews()) {
     for (const Output& out : outputs)
       if (out.size_bytes > 0) std::memset(out.data, 0x5A, out.size_bytes);  // nothing may be at no address
+    if (crew.team->threads() == 1) spoil(*crew.team);
+    crew.team->reset_counters();
     const Walked walked = crew.team->run(rows.data(), static_cast<int64_t>(rows.size()));
     check(walked.steps == 1 && walked.rows == static_cast<int64_t>(rows.size()), where(what + " walks all rows", crew));
+    // Crews keep the scratch of larger rows, so nothing else would show it.
+    check(crew.team->counters().scratch_bytes <= promised_bytes(*crew.isa, rows), where(what + " takes the scratch that it asks for", crew));
     if (crew.isa != isa) {
       isa = crew.isa;
       first.clear();
