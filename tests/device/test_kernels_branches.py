@@ -150,6 +150,16 @@ def test_a_token_has_the_same_bits_alone(team, rng, shape, dtype):
             np.testing.assert_array_equal(mine[0], together)
 
 
+@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("shape", [(2, 16, 2, 33, 50), (132, 3, 2, 16, 600)])
+def test_no_more_scratch_is_taken_than_asked_for(rng, isa, shape):
+    """Of a team that nothing larger was asked of before; once with as many tokens of a branch as a tile has."""
+    team = kernels.Team(1, isa)
+    operands, found, _ = block(team, rng, shape, DType.BF16)
+    check(operands, found, DType.BF16, MAX_INT16, 4e-6)
+    assert 0 < team.counters().scratch_bytes <= team.memory_bytes
+
+
 @pytest.mark.parametrize(("T", "E", "top_k"), [(0, 3, 2), (1, 1, 1), (3, 8, 8), (17, 5, 1), (40, 61, 8), (2, 128, 8)])
 @pytest.mark.parametrize("normalise", [0, 1])
 def test_choose_branches(team, rng, T, E, top_k, normalise):

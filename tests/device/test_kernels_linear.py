@@ -245,3 +245,26 @@ def test_rows_in_shares_have_the_bits_of_each_share_alone(team, rng, lengths, N,
     np.testing.assert_array_equal(y, alone)
     added = in_shares(team, "linear_add_each", lengths, x, weights, **bias.operand("bias"), residual=residual)
     np.testing.assert_array_equal(added, residual + alone)
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+def test_rows_of_a_tile_are_padded_whatever_lay_there_before(rng, isa):
+    """Padding meets zeros of a weight, but what is no number is none times zero too."""
+    T, D, N = 19, 33, 7
+    team, x, rows = kernels.Team(1, isa), random(rng, T, D), ints(np.arange(T)[::-1])
+    norm, w = weight(rng, (D,), DType.BF16, center=1.0), weight(rng, (N, D), DType.BF16)
+    how = {**norm.operand("norm"), "eps": 1e-5, "x": x, "D": D}
+    one = how | w.operand("weight") | optional("bias", None) | {"N": N}
+    two = how | w.operand("gate") | w.operand("up") | optional("gate_bias", None) | optional("up_bias", None)
+
+    def results():
+        taken, bent, gated = empty(T, N), empty(T, N), empty(T, N)
+        call(team, "take_norm_linear", rows=rows, y=taken, R=T, **one)
+        call(team, "norm_linear_gelu", y=bent, form=0, T=T, **one)
+        call(team, "norm_gate_up_silu_mul", y=gated, T=T, F=N, **two)
+        return np.stack([taken, bent, gated, linear(team, x, w)])
+
+    wanted = results()
+    assert np.isfinite(wanted).all()
+    linear(team, np.full((140, 600), np.nan, np.float32), weight(rng, (N, 600), DType.F32))
+    np.testing.assert_array_equal(results(), wanted)

@@ -114,6 +114,7 @@ void test_failures(Reads& reads) {
   check(reads.next(ended) && ended.tag == 5 && !ended.whole, "and all scattered ones");
   reads.add(3, {file, memory.at, 0, 4 * kBlock}, &none, 1, false);
   check(reads.next(ended) && ended.tag == 3 && ended.whole, "nothing is read at once");
+  check(!reads.next(ended), "there is no more");
   check(reads.scattered() == 0 && reads.long_bytes() == 0, "nothing is left under way");
   ::close(file);
 }
