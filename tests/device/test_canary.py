@@ -30,7 +30,7 @@ def changes(expert, step, team, pattern):
     """By region: which bytes of workspace and KV changed, and how many the kernels say that they stored."""
     binding = expert.binding(step)
     weights, kv = expert.device.memory(binding.weights), expert.device.memory(binding.kv)
-    rows, bases = StepRows.copy(expert.program, binding, 1), (kernels.address(weights), 0, kernels.address(kv))
+    rows, bases = StepRows.copy(expert.program, binding, 1), (kernels.address(weights), 0, kernels.address(kv), ())
     bound, space = Bound(expert.exe, rows.sizes), Workspace()
     bound.put(binding, rows, bases, space)
     workspace = space.at_least(0).bytes
