@@ -6,6 +6,8 @@
 
 namespace coterie::COTERIE_ISA {
 
+constexpr int64_t kNoTile = -1;  // what a thread holds that has copied none
+
 // Rows of a step: `T` of them from `first` on, and their weight.
 struct Some {
   int64_t first, T;
@@ -89,7 +91,11 @@ void each_unit(const Op& op, int64_t unit, Scratch& scratch) {
   for (int64_t share = 0;; ++share) {
     const Some some = share_of(op, share);
     const int64_t units = linear_units(op, some);
-    if (unit < units) return linear_unit(op, some, unit, scratch);
+    if (unit < units) {
+      // Of few tokens nothing is copied, so what is worked with lies where another share's tile was.
+      if (some.T <= kFewTokens && !linear_forms(op, some).any()) scratch.holds(kNoTile);
+      return linear_unit(op, some, unit, scratch);
+    }
     unit -= units;
   }
 }

@@ -416,7 +416,7 @@ def choose_branches(T, E, top_k, normalise, logits=None, bias=None, **how):
     if "groups" in how:
         extra += f", {how['taken_groups']} of {how['groups']} groups by {how['group_best']}"
     extra += f", {words}" * bool(words)
-    return Case("choose_branches", "F32", f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
+    return Case("choose_branches", (bias or F32).value, f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
 
 
 def alike(rng, T, E, taken):
@@ -536,7 +536,7 @@ QUICK = [
     *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
     choose_branches(3, 36, 7, 1, bias=F32, sigmoid=1, groups=4, taken_groups=2, group_best=2),
     choose_branches(2, 10, 3, 0, bias=BF16, least_sum=0.0),
-    choose_branches(3, 12, 4, 0, groups=6, taken_groups=3, group_best=1),
+    choose_branches(3, 12, 4, 0, bias=F16, groups=6, taken_groups=3, group_best=1),
     choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),
     *(branch_gate_up(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
     *(branch_gate_up(t, 3, 5, 2, 70, 21) for t in (BF16, Q4)),

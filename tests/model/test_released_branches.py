@@ -149,7 +149,7 @@ WRONG = {
     "use_routing_bias = False is not run": ("MiniMax-M2", {"use_routing_bias": False}, UnsupportedError),
     "layers of which tokens take different": ("Hunyuan-A13B", {"moe_topk": [8] * 31 + [4]}, UnsupportedError),
     "num_nextn_predict_layers = 1 means": ("dots.llm1", {"num_nextn_predict_layers": 1}, UnsupportedError),
-    "num_experts is missing": ("dots.llm1", {"n_routed_experts": None}, CheckpointError),
+    "n_routed_experts is missing": ("dots.llm1", {"n_routed_experts": None}, CheckpointError),
 }
 
 

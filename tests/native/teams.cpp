@@ -179,23 +179,23 @@ void test_callers_in_turns() {
   std::vector<float> sums(T * N);
   Team team(2, compiled_isas()[0], 0);
   const Row row = row_of(Opcode::add, Add{sums.data(), one.data(), sums.data(), T, N});
-  const auto call = [&] {
-    for (int done = 0; done < 200;) {
+  const auto call = [&](const Row& one, int times) {
+    for (int done = 0; done < times;) {
       try {
-        team.run(&row, 1);
+        team.run(&one, 1);
         ++done;
       } catch (const std::logic_error&) {
         std::this_thread::yield();
       }
     }
   };
-  std::thread other(call);
-  call();
+  std::thread other([&] { call(row, 200); });
+  call(row, 200);
   other.join();
   check(sums == std::vector<float>(T * N, 400.0f), "callers in turns run one list at a time");
   int32_t gate = 0;
   const Row waiting = row_of(Opcode::add, Add{sums.data(), one.data(), sums.data(), T, N}, &gate);
-  std::thread first([&] { team.run(&waiting, 1); });
+  std::thread first([&] { call(waiting, 1); });  // it may find the team busy below
   for (bool refused = false; !refused;) {
     try {
       team.run(nullptr, 0);

@@ -229,8 +229,10 @@ def test_bad_sizes_and_devices(folder: Path) -> None:
 
 
 def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
-    refused(run("quantize", folder / "ada", tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "8, 4, 4z or mxfp4")
-    refused(run("quantize", folder / "ada", tmp_path / "out", "--embedding-bits", "2"), "--embedding-bits", "16")
+    refused(
+        run("quantize", folder / "ada", tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "4z, 2 or mxfp4"
+    )
+    refused(run("quantize", folder / "ada", tmp_path / "out", "--embedding-bits", "3"), "--embedding-bits", "16")
     refused(run("quantize", tmp_path / "none", tmp_path / "out"), "does not exist", "check the path")
     refused(run("quantize", folder / "ada", folder / "bob"), "bob", "exists already")
     assert run("quantize", folder / "ada", tmp_path / "once").exit_code == 0
@@ -255,7 +257,7 @@ def test_quantize_repacks_or_says_why_not(folder: Path, tmp_path: Path) -> None:
     section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
     (theirs / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
     refused(run("check", theirs), "compressed-tensors", "coterie quantize FOLDER OUT")
-    refused(run("quantize", theirs, tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "8, 4, 4z or mxfp4")
+    refused(run("quantize", theirs, tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "4z, 2 or mxfp4")
     refused(run("quantize", theirs, tmp_path / "out", "--embedding-bits", "4"), "--embedding-bits", "4 bits", "--bits")
     refused(run("quantize", theirs, tmp_path / "out", "--bits", "4"), "no matrix", "'compressed-tensors'")
     refused(run("quantize", theirs, tmp_path / "out"), "no matrix", "quantization_config")

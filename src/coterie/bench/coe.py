@@ -282,7 +282,8 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     took = format_seconds(row["elapsed_s"])
-    busy = f", {format_seconds(row['processor_s'])} of processors" if row["processor_s"] else ""
+    worked = row.get("processor_s")  # of ours alone
+    busy = f", {format_seconds(worked)} of processors" if worked else ""
     return f"{row['mix']}, {row['in_flight']} in flight, {row['policy']}: {row['switches']} switches, {took}{busy}"
 
 
