@@ -61,6 +61,12 @@ def test_beside_transformers(row, folder_of, tmp_path, make_backend):
     assert relative_error(logits_of(tiny.load(tuned), prompt), wanted) <= 0.05
 
 
+@pytest.mark.parametrize("row", ["llama", "qwen3.5"])
+def test_a_sequence_keeps_what_it_does_without_a_delta(row, folder_of, tmp_path):
+    base, tuned, folder = made(row, folder_of, tmp_path)
+    assert open_delta(open_model(base), folder).kv == open_model(tuned).kv
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule_set", ["none", "cache"])
 def test_every_way_to_step_gives_one_answer(backend, rule_set, folder_of, tmp_path, make_backend):

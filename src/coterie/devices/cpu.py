@@ -222,7 +222,8 @@ class CpuDevice(RealDevice):
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
         """Check everything now, on the caller's thread, and copy the rows."""
-        exe.offsets(binding), exe.fellows(binding)
+        exe.offsets(binding)
+        exe.fellows(binding)
         extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
         weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
         beside = binding.fellows.weights if binding.fellows else ()

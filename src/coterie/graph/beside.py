@@ -9,9 +9,10 @@ graph. Knows nothing about files, or how a difference is stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 from coterie.graph.ir import Graph, Kind, Op, Value
 
@@ -32,13 +33,39 @@ def with_differences(graph: Graph, differences: Mapping[str, Value]) -> Graph:
     """
     if others := differences.keys() - summable(graph):
         raise ValueError(f"{graph.name} reads {', '.join(sorted(others))} in other ways than as a product's matrix")
-    grown = _Grown(graph, differences, dict(graph.values))
+
+    def change(grown: Grown, product: Op, y: str) -> None:
+        difference = differences[product.inputs[1]]
+        grown.values[difference.name] = difference
+        inputs = (product.inputs[0], difference.name, *("" for _ in product.inputs[2:]))  # the bias is there already
+        grown.ops.append(replace(product, name=y, inputs=inputs, outputs=(y,)))
+
+    return with_changes(graph, lambda op: op.kind in _READERS and op.inputs[1] in differences, change)
+
+
+def with_changes(graph: Graph, changed: Callable[[Op], bool], change: Change) -> Graph:
+    """The graph in which products that are `changed` have a change added to what they give.
+
+    Where a residual is all that reads a product, the change is added behind their sum, so that these stay one kernel.
+    `change` appends the ops that compute a product's change, of the name that it is given.
+    """
+    grown = Grown(dict(graph.values))
+    held: Op | None = None  # a product whose residual comes next
     for at, op in enumerate(graph.ops):
-        grown.add(at, op)
+        if held is not None:
+            grown.add_change(op, held, change)
+            held = None
+        elif not changed(op):
+            grown.ops.append(op)
+        elif _has_residual(graph, at):
+            grown.ops.append(op)
+            held = op
+        else:
+            grown.add_change(op, op, change)
     return replace(graph, values=MappingProxyType(grown.values), ops=tuple(grown.ops))
 
 
-def has_residual(graph: Graph, at: int) -> bool:
+def _has_residual(graph: Graph, at: int) -> bool:
     """Whether the op behind a product adds it to something, and nothing else reads it: these are one kernel."""
     op = graph.ops[at]
     (y,), following = op.outputs, graph.ops[at + 1 : at + 2]
@@ -48,40 +75,23 @@ def has_residual(graph: Graph, at: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Grown:
-    graph: Graph
-    differences: Mapping[str, Value]
+class Grown:
+    """Values and ops of a graph that grows, op by op."""
+
     values: dict[str, Value]
     ops: list[Op] = field(default_factory=list)
-    held: Op | None = None  # a product whose residual comes next
 
-    def add(self, at: int, op: Op) -> None:
-        """Append an op of the graph, and what belongs beside it."""
-        if self.held is not None:
-            product, self.held = self.held, None
-            self._beside(op, product)
-        elif op.kind not in _READERS or op.inputs[1] not in self.differences:
-            self.ops.append(op)
-        elif has_residual(self.graph, at):
-            self.ops.append(op)
-            self.held = op
-        else:
-            self._beside(op, op)
-
-    def _beside(self, last: Op, product: Op) -> None:
+    def add_change(self, last: Op, product: Op, change: Change) -> None:
         """Append `last`, which puts out the product or its sum with a residual, and then that with the change added."""
-        y, difference = last.outputs[0], self.differences[product.inputs[1]]
-        self.values[difference.name] = difference
-        before, change = (
-            self._like(y, f"{name}.{what}") for name, what in ((y, "base"), (product.outputs[0], "change"))
-        )
-        inputs = (product.inputs[0], difference.name, *("" for _ in product.inputs[2:]))  # the bias is there already
-        self.ops += (
-            replace(last, name=f"{last.name}.base", outputs=(before,)),
-            replace(product, name=change, inputs=inputs, outputs=(change,)),
-            Op("add", y, last.stage, (before, change), (y,), MappingProxyType({})),
-        )
+        (y,) = last.outputs
+        before, added = self._like(y, f"{y}.base"), self._like(y, f"{product.outputs[0]}.change")
+        self.ops.append(replace(last, name=f"{last.name}.base", outputs=(before,)))
+        change(self, product, added)
+        self.ops.append(Op("add", y, last.stage, (before, added), (y,), MappingProxyType({})))
 
     def _like(self, y: str, name: str) -> str:
         self.values[name] = replace(self.values[y], name=name, kind=Kind.TENSOR)
         return name
+
+
+Change: TypeAlias = Callable[[Grown, Op, str], None]

@@ -28,8 +28,9 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
 from coterie.graph.beside import summable, with_differences
+from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Kind, Value
-from coterie.graph.program import KvShape, architecture_key
+from coterie.graph.program import architecture_key
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.fingerprint import fingerprint
@@ -90,7 +91,7 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
         config=config,
         graph=graph,
         key=architecture_key(graph),
-        kv=KvShape(config.num_layers, config.num_kv_heads, config.head_dim, graph.values["kv"].dtype),
+        kv=kv_shape(graph),
         layout=_layout(folder, raw, config, graph, parts),
         end_ids=ends,
         max_context=config.max_context,
