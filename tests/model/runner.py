@@ -229,3 +229,24 @@ class Stepper:
 def chunks(tokens, size):
     """Pieces of at most `size` tokens."""
     return [tokens[i : i + size] for i in range(0, len(tokens), size)]
+
+
+def in_ways(stepper, prompt):
+    """Logits [tokens, V] of a prompt: at once, beside the beginning of another one, and in three pieces."""
+    alone = stepper.feed((stepper.sequence(), prompt))
+    first, second = stepper.sequence(), stepper.sequence()
+    both = stepper.feed((first, prompt[:5]), (second, prompt))
+    pieces = [both[:5], stepper.feed((first, prompt[5:6])), stepper.feed((first, prompt[6:]))]
+    return alone, both[5:], np.concatenate(pieces)
+
+
+def in_turns(backend, models, prompt, count):
+    """So many greedy tokens of each of two models on one device, a token of each in turn; `backend` has the first."""
+    backends = [backend, backend.beside(models[1])]
+    steppers = [Stepper(one, 1 + 20 * i, 20) for i, one in enumerate(backends)]
+    sequences, found = [stepper.sequence() for stepper in steppers], [[], []]
+    for step in range(count):
+        for i, stepper in enumerate(steppers):
+            fed = prompt if step == 0 else [found[i][-1]]
+            found[i].append(int(backends[i].tokens(stepper.rows((sequences[i], fed), sample="last"))[0, 0]))
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
-from tests.model.runner import BACKENDS, Stepper
+from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways
 from tests.model.test_merge import logits_of
 from tests.model.theirs import prompt_of, relative_error
 
@@ -76,12 +76,9 @@ def test_every_way_to_step_gives_one_answer(backend, rule_set, folder_of, tmp_pa
     prompt = prompt_of(model.config.vocab_size)[:12]
     wanted = logits_of(differences.summed(base, tuned, folder, INT8), prompt)
     stepper = Stepper(make_backend(backend, model, *([] if backend == "reference" else [rule_set])))
-    alone = stepper.feed((stepper.sequence(), prompt))
+    alone, *others = in_ways(stepper, prompt)
     assert relative_error(alone, wanted) <= OURS
-    first, second = stepper.sequence(), stepper.sequence()
-    both = stepper.feed((first, prompt[:5]), (second, prompt))
-    together = [both[:5], stepper.feed((first, prompt[5:6])), stepper.feed((first, prompt[6:]))]
-    for found in (both[5:], np.concatenate(together)):
+    for found in others:
         assert relative_error(found, alone) <= 1e-5
         if backend == "cpu":
             np.testing.assert_array_equal(found, alone)
@@ -115,15 +112,7 @@ def test_two_deltas_in_turn_are_each_as_alone(folder_of, tmp_path, make_backend)
     alone = [Stepper(make_backend("cpu", model)).greedy(prompt, 6) for model in models]
     plain = Stepper(make_backend("cpu", base)).greedy(prompt, 6)
     assert len({tuple(tokens) for tokens in (*alone, plain)}) == 3
-    first = make_backend("cpu", models[0])
-    backends = [first, first.beside(models[1])]
-    steppers = [Stepper(one, 1 + 20 * i, 20) for i, one in enumerate(backends)]
-    sequences, found = [s.sequence() for s in steppers], [[], []]
-    for step in range(6):
-        for i, stepper in enumerate(steppers):
-            fed = prompt if step == 0 else [found[i][-1]]
-            found[i].append(int(backends[i].tokens(stepper.rows((sequences[i], fed), sample="last"))[0, 0]))
-    assert found == alone
+    assert in_turns(make_backend("cpu", models[0]), models, prompt, 6) == alone
 
 
 def test_what_is_equal_is_left_out_and_the_rest_comes_by_stages(folder_of, tmp_path, make_backend):
