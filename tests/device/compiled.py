@@ -94,6 +94,7 @@ class Compiled:
     meetings: int
     noncoherent_loads: int
     early: str
+    flushing: int
 
     @property
     def is_shown(self):
@@ -157,24 +158,26 @@ class Some:
 
 PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
 KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
+PACKED_KINDS = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
+ALL_KINDS = (DType.BF16, *PACKED_KINDS, DType.F32)
 SOME = {
     # Heads as most models of 7B and more have them.
     "wide": Some(("norm_qkv_rope_append", "attention"), KINDS, tuple(STEPS), {"H": 16, "K": 4, "C": 128}),
     # A row is one step of a product of many tokens.
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
-    "batches": Some(PRODUCTS, (*KINDS, DType.Q4Z), tuple(BATCHES)),
+    "batches": Some(PRODUCTS, ALL_KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
     "growing": Some(("attention",), options={"attention": {"growth": 0.1, "every": 16_384}}),
     "not rotated": Some(tuple(NOT_ROTATED), options=NOT_ROTATED),
     "layer norms": Some((*LAYERED, "layer_norm", "norm_linear_gelu"), options=LAYERED),
-    "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), (*KINDS, DType.Q4Z), tuple(STEPS)),
+    "branches": Some(("branch_gate_up", "branch_down_add", "choose_branches"), ALL_KINDS, tuple(STEPS)),
     "grouped branches": Some(tuple(GROUPED), options=GROUPED),
     "capped": Some(tuple(CAPPED), options=CAPPED),
     # As of Mixtral 8x7B: few of them, which many tokens of a prompt take, with long rows.
     "wide branches": Some(
         ("branch_gate_up", "branch_down_add"),
-        (*KINDS, DType.Q4Z),
+        ALL_KINDS,
         tuple(STEPS),
         {"BRANCHES": 8, "TAKEN": 2, "D": 4096, "BRANCH_F": 14336},
     ),
@@ -322,6 +325,7 @@ def read(compiled):
         len(re.findall("BR[BL]*AB", order)),
         noncoherent_loads(ptx),
         early_of(ptx),
+        len(re.findall(r"\b(?:mul|add|sub|fma)\.[\w.]*ftz", ptx)),
     )
 
 
@@ -376,7 +380,7 @@ def walk_all(rows, bucket):
 
 def main():
     """Compile what the arguments name, or everything and write the table."""
-    names, types = sys.argv[1:], (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.Q4Z, DType.F32)
+    names, types = sys.argv[1:], (DType.BF16, DType.F16, *PACKED_KINDS, DType.F32)
     name = names[0] if names else ""
     if name == "all":
         found = compile_all((), [DType[names[1]]], tuple(STEPS))

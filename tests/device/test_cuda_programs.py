@@ -66,14 +66,6 @@ def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
         device.load(compile_graph(with_rounding(graph, INT8), "cache"))
 
 
-def test_a_packed_type_that_no_gpu_reads_is_refused_when_the_program_is_loaded(make):
-    config = ModelConfig.from_hf(BASE, "packed")
-    types = {name: DType.MX4 if "down_proj" in name else DType.BF16 for name in weight_shapes(config)}
-    sentence = "weight of linear_add is packed as mxfp4; pack it otherwise"
-    with pytest.raises(UnsupportedError, match=sentence):
-        make().load(compile_graph(decoder_graph(config, types), "cache"))
-
-
 LONG = [
     contract.test_gated_tokens_equal_ungated_tokens,
     contract.test_a_copy_moves_bytes,

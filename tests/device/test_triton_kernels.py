@@ -23,6 +23,8 @@ from tests.device.triton_cases import (
     F32,
     FLOATS,
     LONG,
+    MX4,
+    Q2,
     Q4,
     Q4Z,
     Q8,
@@ -96,7 +98,7 @@ def test_prefill_takes_the_way_that_is_over_first(rows, tokens):
 @pytest.mark.parametrize("tokens", [5, 16, 32, 64, 2048])
 def test_a_thread_widens_as_many_packed_weights_as_it_has_registers_for(tokens):
     """More than 128 at once spilled: tests/device/test_triton_compile.py counts the registers."""
-    for dtype, weights in ((Q8, 1), (Q4, 2), (Q4Z, 2)):
+    for dtype, weights in ((Q8, 1), (Q4, 2), (Q4Z, 2), (MX4, 2), (Q2, 4)):
         matrix = Matrix.of(dtype, 2048)
         many = H100.many_of(2048, tokens, matrix.group, False, zeros=matrix.has_zeros)
         assert many.rows * many.columns * weights / (32 * many.warps) <= 128
@@ -183,6 +185,8 @@ ALIKE = (Q4,) * 3
         ((Q4Z, Q4Z, Q8), {}, 2),
         ((BF16, Q4, Q4), {}, 2),
         ((Q4, Q4Z, Q4), {}, 3),
+        ((Q4, MX4, MX4), {}, 2),
+        ((MX4, Q8, Q2), {}, 3),
         (ALIKE, {"bq": F16, "bk": F16, "bv": BF16}, 2),
         (ALIKE, {"bq": F16, "bk": BF16, "bv": F16}, 3),
         (ALIKE, {"q_norm": F32, "k_norm": F32}, 1),

@@ -20,14 +20,15 @@ from coterie.core.packed import pack, unpack
 from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
-FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4, Q4Z)
+Q2, MX4 = DType.Q2, DType.MX4
+FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4, Q4Z, Q2, MX4)
 LAYER, BARE = "layer norm", "layer norm without bias"
 FEW = 4  # tokens that are multiplied in float32
 
 # Largest error over largest value. Exact but for the order of sums; or with activations, and packed weights, rounded to
 # the type that tensor cores take; or with what is stored rounded to the pages' type.
 EXACT = 3e-6
-ROUNDED = {F32: EXACT, F16: 2.0**-10, BF16: 2.0**-7, Q8: 2.0**-7, Q4: 2.0**-7, Q4Z: 2.0**-7}
+ROUNDED = {F32: EXACT, F16: 2.0**-10, **dict.fromkeys((BF16, Q8, Q4, Q4Z, Q2, MX4), 2.0**-7)}
 
 
 @dataclass(frozen=True)
@@ -505,6 +506,7 @@ QUICK = [
     *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
     *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
     *(gate_up(gate, up, T, 21, 70, False) for gate, up, T in ((Q4, Q4Z, 2), (Q4Z, Q4, 6), (BF16, Q4Z, 6))),
+    *(gate_up(gate, up, T, 21, 70, False) for gate, up in ((MX4, Q8), (Q4, Q2)) for T in (2, 6)),
     *(gate_up(t, t, T, 21, 70, False, normed=False) for t, T in ((BF16, 1), (Q4, 2), (F16, 6))),
     *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
     norm_rope_append(BF16, 4, 3, 1, 20, "qk"),
@@ -518,6 +520,7 @@ QUICK = [
         gate_up(t, t, T, 21, 70, True, form=f)
         for t, T, f in ((F16, 6, "sigmoid"), (Q4, 2, "tanh"), (Q4, 6, "erf"), (Q4Z, 2, "erf"))
     ),
+    *(gate_up(t, t, T, 21, 70, True, form="tanh") for t, T in ((Q2, 2), (Q2, 6), (MX4, 2), (MX4, 6))),
     *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
     *(softcap(cap, T, N) for cap, T, N in ((0.7, 3, 133), (30.0, 2, 1100))),
     *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
@@ -532,6 +535,7 @@ QUICK = [
     *(qkv((F16, Q4, Q4), T, 40, 2, 1, 32, rotated=24) for T in (2, 7)),
     *(qkv((Q4Z, Q4Z, Q8), T, 40, 3, 1, 20, True, True) for T in (1, 7)),
     *(qkv((Q4, Q4Z, BF16), T, 40, 2, 1, 8) for T in (3, 6)),
+    *(qkv((MX4, Q8, Q2), T, 70, 2, 1, 8) for T in (1, 6)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
     *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
     choose_branches(3, 36, 7, 1, bias=F32, sigmoid=1, groups=4, taken_groups=2, group_best=2),

@@ -101,7 +101,7 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z])
+@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4])
 @pytest.mark.parametrize("row", ROWS)
 def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, tmp_path):
     """Of few tokens, which are not rounded here; on the CPU to 16 bits, and a key in bfloat16 may turn over by that."""

@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.core.dtypes import PACKED, SCALE_BYTES, DType
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
     add_product,
@@ -28,14 +27,22 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
+from coterie.kernels.triton.packed import (
+    BLOCK,
+    GROUP_Q2,
+    GROUP_Q4,
+    GROUP_Q8,
+    high_half,
+    low_half,
+    no_weights,
+    of_block,
+    scales_of,
+    two_bits,
+    zeros_of,
+)
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
-# Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
-# Rows of Q4Z are those of Q4 with a zero for each scale behind the scales: what tells them apart is how long they are.
-GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
-GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
-OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero
 # Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
 NEAR = tl.constexpr(8)
 
@@ -44,36 +51,6 @@ NEAR = tl.constexpr(8)
 def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
     """Pointers to rows n of a weight."""
     return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
-
-
-@triton.jit
-def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
-    """The scales of elements [first, first + STEP) of packed rows [N, STEP]; each is loaded once and spread."""
-    g = first // GROUP + tl.arange(0, STEP // GROUP)
-    at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
-    mask = mask_N[:, None] & (g * GROUP < COLUMNS)[None, :]
-    scales = tl.load(at[:, None] + g[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // GROUP, GROUP]), [N, STEP])
-
-
-@triton.jit
-def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
-    """The zeros of elements of rows of Q4Z, as scales_of gives scales; None of Q4, whose rows have no room for them."""
-    scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
-    zeros = None
-    if STRIDE > COLUMNS + scales:
-        zeros = scales_of(rows_N + scales, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
-    return zeros
-
-
-@triton.jit
-def four_bits(codes, scale, zero):
-    """Weights whose codes are 0 to 15: of Q4, which has no zeros, 8 stands for 0."""
-    if zero is None:
-        weights = (codes - 8).to(tl.float32)
-    else:
-        weights = codes.to(tl.float32) - zero
-    return weights * scale
 
 
 @triton.jit
@@ -93,24 +70,35 @@ def many_dots(
     STEP: tl.constexpr,
 ):
     """[N, M] products of rows of a weight with rows m of staged activations x [T, K], in tiles on tensor cores."""
+    packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
     acc = tl.zeros([N, M], tl.float32)
     columns_M = x + m[None, :] * K
     for first in tl.range(0, COLUMNS, STEP):
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-        if TYPE == tl.uint8:
-            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88).to(tl.int32)
+        if packed == GROUP_Q2:
+            four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
+            scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
+            k = 2 * first + tl.arange(0, 2 * STEP)  # side by side, two weights of a byte are in their order
+            k = k // (BLOCK // 2) * BLOCK + k % (BLOCK // 2)
+            for half in tl.static_range(2):
+                w = tl.interleave(two_bits(four >> 2 * half, scale), two_bits(four >> 2 * half + 4, scale))
+                staged = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+                acc = add_product(acc, narrow(w, DOT), narrow(staged, DOT))
+                k += BLOCK // 2
+        elif packed == GROUP_Q4:
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=no_weights(TYPE)).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             zero = zeros_of(rows_N, mask_N, first, COLUMNS, STRIDE, N, STEP)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             low = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
-            acc = add_product(acc, narrow(four_bits(both & 15, scale, zero), DOT), narrow(low, DOT))
+            acc = add_product(acc, narrow(low_half(both, scale, zero, TYPE), DOT), narrow(low, DOT))
             k += GROUP_Q4
             high = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
-            acc = add_product(acc, narrow(four_bits(both >> 4, scale, zero), DOT), narrow(high, DOT))
+            acc = add_product(acc, narrow(high_half(both, scale, zero, TYPE), DOT), narrow(high, DOT))
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0)
-            if TYPE == tl.int8:
+            if packed:
                 w = narrow(w.to(tl.float32) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8), DOT)
             staged = tl.load(columns_M + c[:, None], mask=mask_M[None, :] & (c < K)[:, None], other=0.0)
             acc = add_product(acc, w, narrow(staged, DOT))

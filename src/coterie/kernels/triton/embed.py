@@ -9,7 +9,17 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, pointer, real
-from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, OF_GROUP, four_bits
+from coterie.kernels.triton.packed import (
+    BLOCK,
+    GROUP_Q2,
+    GROUP_Q4,
+    GROUP_Q8,
+    OF_GROUP,
+    four_bits,
+    of_block,
+    small_floats,
+    two_bits,
+)
 from coterie.kernels.triton.rows import Call, places
 
 TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale")
@@ -38,18 +48,29 @@ def _embed(
         token = tl.load(pointer(row, TOKENS, tl.int32) + t)
         weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
         k = along(unit, 1) * STEP + tl.arange(0, STEP)
-        if TYPE == tl.uint8:
+        packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
+        if packed == GROUP_Q2:
+            c = k // BLOCK * GROUP_Q2 + k % (BLOCK // 2) // 2
+            four = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
+            codes = four >> (k % BLOCK // (BLOCK // 2) * 2 + k % 2 * 4)
+            values = two_bits(codes, _of_group(weights + COLUMNS, k, BLOCK, K))
+        elif packed == GROUP_Q4:
             c = k // (2 * GROUP_Q4) * GROUP_Q4 + k % GROUP_Q4
             both = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
-            codes = tl.where(k % (2 * GROUP_Q4) < GROUP_Q4, both & 15, both >> 4)
+            low = k % (2 * GROUP_Q4) < GROUP_Q4
             scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
-            zero = None
-            if STRIDE > COLUMNS + scales:
-                zero = _of_group(weights + COLUMNS + scales, k, 2 * GROUP_Q4, K)
-            values = four_bits(codes, _of_group(weights + COLUMNS, k, 2 * GROUP_Q4, K), zero)
+            if TYPE == tl.int8:
+                placed = tl.where(low, both << 28 >> 6, both << 18)
+                values = small_floats(placed, _of_group(weights + COLUMNS, k, 2 * GROUP_Q4, K))
+            else:
+                codes = tl.where(low, both & 15, both >> 4)
+                zero = None
+                if STRIDE > COLUMNS + scales:
+                    zero = _of_group(weights + COLUMNS + scales, k, 2 * GROUP_Q4, K)
+                values = four_bits(codes, _of_group(weights + COLUMNS, k, 2 * GROUP_Q4, K), zero)
         else:
             values = tl.load(weights + k, mask=k < K, other=0).to(tl.float32)
-            if TYPE == tl.int8:
+            if packed:
                 values *= _of_group(weights + COLUMNS, k, GROUP_Q8, K)
         values *= real(row, SCALE).to(tl.float32)
         tl.store(pointer(row, Y, tl.float32) + t.to(tl.int64) * K + k, values, mask=k < K)

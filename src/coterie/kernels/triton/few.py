@@ -11,8 +11,20 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, ask
-from coterie.kernels.triton.dots import GROUP_Q4, GROUP_Q8, four_bits, scales_of, zeros_of
 from coterie.kernels.triton.norms import moments, moments_of_rows, scaled_and_shifted
+from coterie.kernels.triton.packed import (
+    BLOCK,
+    GROUP_Q2,
+    GROUP_Q4,
+    GROUP_Q8,
+    high_half,
+    low_half,
+    no_weights,
+    of_block,
+    scales_of,
+    two_bits,
+    zeros_of,
+)
 
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Weights that are read once a step leave the caches first: rows, tables and activations stay.
@@ -207,6 +219,7 @@ def few_dots(
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well. A
     layer norm's mean and variance take two passes over the row before, so that nothing large is taken off the products.
     """
+    packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     mean, factor = 0.0, 1.0
@@ -215,20 +228,34 @@ def few_dots(
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-        if TYPE == tl.uint8:
-            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0x88, eviction_policy=ONCE).to(tl.int32)
+        if packed == GROUP_Q2:
+            four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.int32)
+            scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
+            k = 2 * first + tl.arange(0, 2 * STEP)  # two that follow one another meet a byte
+            k = k // (BLOCK // 2) * BLOCK + k % (BLOCK // 2)
+            for half in tl.static_range(2):
+                raw, scaled = _read(x, mask_M, k + half * (BLOCK // 2), K, norm, mean, factor, NORM, SHIFT)
+                even, odd = tl.split(tl.reshape(scaled, [M, STEP, 2]))
+                acc += two_bits(four >> 2 * half, scale)[None, :, :] * even[:, None, :]
+                acc += two_bits(four >> 2 * half + 4, scale)[None, :, :] * odd[:, None, :]
+                even, odd = tl.split(tl.reshape(raw * raw, [M, STEP, 2]))
+                squares += even + odd
+        elif packed == GROUP_Q4:
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=no_weights(TYPE), eviction_policy=ONCE).to(
+                tl.int32
+            )
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
             zero = zeros_of(rows_N, mask_N, first, COLUMNS, STRIDE, N, STEP)
             k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
             raw, scaled = _read(x, mask_M, k, K, norm, mean, factor, NORM, SHIFT)
-            acc += four_bits(both & 15, scale, zero)[None, :, :] * scaled[:, None, :]
+            acc += low_half(both, scale, zero, TYPE)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
             raw, scaled = _read(x, mask_M, k + GROUP_Q4, K, norm, mean, factor, NORM, SHIFT)
-            acc += four_bits(both >> 4, scale, zero)[None, :, :] * scaled[:, None, :]
+            acc += high_half(both, scale, zero, TYPE)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
-            if TYPE == tl.int8:
+            if packed:
                 w *= scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
             raw, scaled = _read(x, mask_M, c, K, norm, mean, factor, NORM, SHIFT)
             acc += w[None, :, :] * scaled[:, None, :]

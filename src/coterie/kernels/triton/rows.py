@@ -40,6 +40,8 @@ TYPES: Mapping[DType, tl.dtype] = {
     DType.Q8: tl.int8,
     DType.Q4: tl.uint8,
     DType.Q4Z: tl.uint8,
+    DType.Q2: tl.uint8,
+    DType.MX4: tl.int8,
 }
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
@@ -76,7 +78,8 @@ def name_of(row: I64) -> str:
 class Matrix:
     """How a weight's rows lie: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
 
-    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4; `group` of them share a scale.
+    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4, four in one of Q2; `group` of them share
+    a scale.
     """
 
     TYPE: tl.dtype
@@ -195,16 +198,12 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError for rounded activations, and for a type that no GPU reads."""
+        """The type of a weight. Raises UnsupportedError for rounded activations."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
-        if number not in _DTYPES:
-            what = "as mxfp4" if number == dtype_number(DType.MX4) else "with 2 bits"
-            fact = f"{operand} of {self.name} is packed {what}"
-            raise UnsupportedError("the GPU's kernels", fact, "pack it otherwise, with 4 say, or use --device cpu")
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:

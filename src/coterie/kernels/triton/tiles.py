@@ -14,6 +14,7 @@ Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
 MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product
+OF_FOUR = 8  # columns that share a scale where each is four weights: the only ones that are so few
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -82,8 +83,13 @@ class Many:
         """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
         rows = max(self.rows, least_rows)
         pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
-        columns = max(self.columns * self.rows // rows, LEAST_COLUMNS, group)
+        least = LEAST_COLUMNS // 2 if group == OF_FOUR else LEAST_COLUMNS
+        columns = max(self.columns * self.rows // rows, least, group)
         return replace(self, rows=rows, columns=columns, pieces=pieces)
+
+    def for_group(self, group: int) -> Many:
+        """For columns of which `group` share a scale; half as many of four weights as of two."""
+        return replace(self, columns=max(self.columns // 2 if group == OF_FOUR else self.columns, group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +229,7 @@ class Tiles:
         chosen = _choose(self.branches if group == 1 else self.packed_branches, mean)
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return replace(chosen, columns=max(chosen.columns, group))
+        return chosen.for_group(group)
 
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
@@ -244,7 +250,7 @@ class Tiles:
             chosen = min(self.described if described and self.descriptors else self.waves, key=cost)[2]
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return replace(chosen, columns=max(chosen.columns, group))
+        return chosen.for_group(group)
 
 
 def power_of_two(size: int) -> int:

@@ -1,0 +1,108 @@
+"""Weights out of the bytes of packed rows (core/packed.py), in a few operations on registers each.
+
+    TYPE    bytes of 32 weights
+    int8    32   q * scale                                                   Q8
+    uint8   16   (code - 8) * scale; with zeros, (code - zero) * scale       Q4, Q4Z
+    int8    16   (twice a float with a sign, 2 bits of exponent, 1 of fraction) * scale      MX4
+    uint8    8   (2 * code - 3) * scale                                      Q2
+
+So rows are told apart by their type and by how long their parts are: those of Q4Z are Q4's with a zero for each scale
+behind the scales.
+Knows nothing about what weights are multiplied with.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType
+
+# Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
+GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
+GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
+# And 8 bytes of Q2, which hold weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on.
+GROUP_Q2 = tl.constexpr(PACKED[DType.Q2][1] // 4)
+OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero
+BLOCK = tl.constexpr(BLOCK_WEIGHTS)
+# A float of 4 bits in float32: its sign, and the rest where exponent and fraction meet. Such a float32 is one without
+# an exponent where the small one is, and normal where that is, 2^-127 of twice its worth: so a product is all it takes.
+PLACED = tl.constexpr(-(2**31) + (7 << 22))
+TO_TWICE = tl.constexpr(2.0**127)
+# A code of 2 bits as the highest of the fraction of a float32 from 8 on: 8, 10, 12 or 14.
+EIGHT = tl.constexpr(130 << 23)
+
+
+@triton.constexpr_function
+def of_block(TYPE, K, COLUMNS):
+    """The bytes of a row that hold 32 weights; 0 where they are not packed."""
+    return COLUMNS // triton.cdiv(K, BLOCK_WEIGHTS) if TYPE in (tl.int8, tl.uint8) else 0
+
+
+@triton.constexpr_function
+def no_weights(TYPE):
+    """A byte that holds two weights of 4 bits which are 0 whatever their scale, but for those that have zeros."""
+    return 0 if TYPE == tl.int8 else 0x88
+
+
+@triton.jit
+def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
+    """The scales of elements [first, first + STEP) of packed rows [N, STEP]; each is loaded once and spread."""
+    g = first // GROUP + tl.arange(0, STEP // GROUP)
+    at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
+    mask = mask_N[:, None] & (g * GROUP < COLUMNS)[None, :]
+    scales = tl.load(at[:, None] + g[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // GROUP, GROUP]), [N, STEP])
+
+
+@triton.jit
+def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
+    """The zeros of elements of rows of Q4Z, as scales_of gives scales; None where rows have no room for them."""
+    scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
+    zeros = None
+    if STRIDE > COLUMNS + scales:
+        zeros = scales_of(rows_N + scales, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+    return zeros
+
+
+@triton.jit
+def four_bits(codes, scale, zero):
+    """Weights whose codes are 0 to 15: of Q4, which has no zeros, 8 stands for 0."""
+    if zero is None:
+        weights = (codes - 8).to(tl.float32)
+    else:
+        weights = codes.to(tl.float32) - zero
+    return weights * scale
+
+
+@triton.jit
+def small_floats(placed, scale):
+    """Weights of MX4: of each its sign in bit 31, its other bits in 24 to 22, and anything elsewhere."""
+    return (placed & PLACED).to(tl.float32, bitcast=True) * TO_TWICE * scale
+
+
+@triton.jit
+def low_half(both, scale, zero, TYPE: tl.constexpr):
+    """Weights in the lower 4 bits of bytes, which were widened from TYPE."""
+    if TYPE == tl.int8:
+        weights = small_floats(both << 28 >> 6, scale)
+    else:
+        weights = four_bits(both & 15, scale, zero)
+    return weights
+
+
+@triton.jit
+def high_half(both, scale, zero, TYPE: tl.constexpr):
+    """Weights in the upper 4 bits of bytes. A byte with a sign has it in bit 31 when widened, and in those before."""
+    if TYPE == tl.int8:
+        weights = small_floats(both << 18, scale)
+    else:
+        weights = four_bits(both >> 4, scale, zero)
+    return weights
+
+
+@triton.jit
+def two_bits(codes, scale):
+    """Weights of Q2, whose codes are the lowest two bits."""
+    eight_on = (codes & 3) << 21 | EIGHT
+    return (eight_on.to(tl.float32, bitcast=True) - 11.0) * scale

@@ -1,0 +1,122 @@
+"""Packed weights of small floats and of two bits on the GPU's kernels: every code, every scale, padding and neighbours.
+
+Values on odd shapes are among triton_cases.py, and so is every kernel. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.device import test_triton_programs as programs
+from tests.device import test_triton_walk as walk
+from tests.device.interpreted import Bucket, aligned, call
+from tests.device.native import Weight, empty, ints, random
+from tests.device.random_expert import making
+from tests.device.triton_cases import BF16, F16, F32, MX4, Q2, Q4, Q8, bound, weight
+
+from coterie.core.dtypes import PACKED, DType
+from coterie.core.packed import packed_as_is, unpack
+from coterie.core.scales import RANGES, in_bf16
+
+MIXED = (MX4, Q2, Q8, BF16, Q4)
+
+
+@pytest.fixture
+def make():
+    with making() as make_expert:
+        yield make_expert
+
+
+def whole_numbers(rng, dtype, N, K):
+    """Of every kind that rows of a type may hold."""
+    low, high = RANGES[dtype]
+    return rng.choice(np.arange(low, high + 1, 2 if dtype is Q2 else 1), (N, K))
+
+
+@pytest.mark.parametrize("dtype", [MX4, Q2])
+def test_every_code_with_every_power_of_two_is_the_number_that_it_means(dtype):
+    """Bit by bit, up to the largest. Scales that have no exponent are left out: interpreted, bfloat16 has none such."""
+    rng, exponents = np.random.default_rng(0), np.array([*range(-126, 123, 7), 122, 123], np.float64)
+    scales = np.concatenate([np.exp2(exponents), -1.5 * np.exp2(exponents), [0.0, -0.0]]).astype(np.float32)
+    N, K = len(scales), 32
+    codes = whole_numbers(rng, dtype, N, K)
+    bits = aligned(packed_as_is(codes, in_bf16(scales[:, None]), dtype))
+    y = empty(N, K)
+    table = Weight(unpack(bits, dtype, K), dtype, bits)
+    call("embed", Bucket(N, 1, 1, 1), tokens=ints(range(N)), **table.operand("table"), y=y, T=N, D=K, scale=1.0)
+    np.testing.assert_array_equal(y, table.values)
+    assert len(np.unique(codes)) == {MX4: 16, Q2: 4}[dtype]
+    assert np.isfinite(y).all()
+    assert (y != 0).mean() > 0.8
+
+
+@pytest.mark.parametrize("T", [1, 3, 6])
+@pytest.mark.parametrize("dtype", [MX4, Q2])
+def test_each_weight_meets_its_own_activation(dtype, T):
+    """Tokens that are 1 in one place and 0 elsewhere, powers of two as scales: a product is a weight, to the bit."""
+    rng, (N, K) = np.random.default_rng(0), (5, 40)
+    scales = np.exp2(rng.integers(-3, 4, (N, -(-K // PACKED[dtype][1])))).astype(np.float32)
+    bits = aligned(packed_as_is(whole_numbers(rng, dtype, N, K), scales, dtype))
+    w = Weight(unpack(bits, dtype, K), dtype, bits)
+    for first in range(0, K - T + 1, T):
+        x, y = np.eye(K, dtype=np.float32)[first : first + T].copy(), empty(T, N)
+        call("linear", Bucket(T, 1, 1, 1), x=x, **w.operand("weight"), bias=0, bias_dtype=0, y=y, T=T, N=N, K=K)
+        np.testing.assert_array_equal(y, w.values[:, first : first + T].T)
+
+
+@pytest.mark.parametrize("T", [2, 6])
+@pytest.mark.parametrize("dtype", [MX4, Q2, Q4])
+def test_what_fills_the_last_block_has_no_part(dtype, T):
+    """Whatever these bits are: files may have any."""
+    rng, (N, K) = np.random.default_rng(0), (5, 33)
+    w, x, wanted, y = weight(rng, (N, K), dtype), random(rng, T, K), empty(T, N), empty(T, N)
+    found = w.memory.copy()
+    first, end = ((-(-columns // 32) * 32 * PACKED[dtype][0] // 8) for columns in (32, K))
+    of_block = end - first
+    keep = np.zeros(of_block, np.uint8)
+    keep[0] = 3 if dtype is Q2 else 15  # where weight 32 lies
+    found[:, first:end] |= ~keep
+    other = Weight(w.values, dtype, aligned(found))
+    for one, to in ((w, wanted), (other, y)):
+        call("linear", Bucket(T, 1, 1, 1), x=x, **one.operand("weight"), bias=0, bias_dtype=0, y=to, T=T, N=N, K=K)
+    assert (w.memory != other.memory).any()
+    np.testing.assert_array_equal(y, wanted)
+    assert np.abs(y - x @ w.values.T).max() <= bound(dtype, T) * np.abs(y).max()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtypes"),
+    [
+        ("biases", MIXED),
+        pytest.param("not-all-rotated", (Q2, MX4, F32), marks=pytest.mark.long),
+        pytest.param("branches", (MX4,), marks=pytest.mark.long),
+        pytest.param("branches", (Q2, MX4, Q4), marks=pytest.mark.long),
+        pytest.param("layer-norms", MIXED, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_programs_give_the_references_values_and_the_cpus_tokens(make, shape, dtypes):
+    programs.compare(make, shape, dtypes, "cache")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtypes", "tokens"),
+    [
+        ("one-head", (Q2, MX4), (1,)),
+        pytest.param("biases", MIXED, (3, 1), marks=pytest.mark.long),
+        pytest.param("branches", (MX4,), (4, 2, 7), marks=pytest.mark.long),
+        pytest.param("branches", (Q2, MX4, F16), (4,), marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_one_launch_gives_the_bits_of_many(make, shape, dtypes, tokens):
+    walk.compare(make, shape, dtypes, "cache", walk.decoding(*tokens), 2)
+
+
+def test_rows_of_different_types_are_never_equally_long():
+    """By which kernels tell them apart, with the type of a byte."""
+    for K in (1, 32, 33, 127, 128, 129, 4096, 14336):
+        of_bytes = {True: (Q8, MX4), False: (Q4, DType.Q4Z, Q2)}
+        for types in of_bytes.values():
+            assert len({dtype.row_bytes(K) for dtype in types}) == len(types)
+    assert F32.row_bytes(32) == 128
