@@ -163,8 +163,8 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"background": True}, "[background]"),
         ({"include": ["message.output_text.logprobs"]}, "[include]"),
         ({"truncation": "auto"}, "[truncation] is 'auto', which Coterie does not implement"),
-        ({"reasoning": {"effort": "low"}}, "[reasoning.effort] is 'low', which Coterie does not implement"),
-        ({"reasoning": {"summary": "auto", "effort": "none"}}, "[reasoning.summary]"),
+        ({"reasoning": {"effort": "much"}}, "[reasoning.effort] is 'much'; use one of none, minimal, low"),
+        ({"reasoning": {"summary": "detailed", "effort": "none"}}, "[reasoning.summary]"),
         ({"store": "yes"}, "[store] is 'yes'; give true or false"),
         ({"tools": [{"type": "web_search"}]}, "[tools[0]] is of type 'web_search'; offer functions alone"),
         (

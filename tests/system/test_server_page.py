@@ -198,6 +198,22 @@ def test_an_answer_that_fails_or_breaks_off_is_no_part_of_the_conversation(tmp_p
 
 
 @needs_node
+def test_what_was_thought_stands_before_the_answer_and_goes_back(tmp_path: Path, coterie: Coterie) -> None:
+    deltas = [{"content": ""}, {"reasoning_content": "Hm, "}, {"reasoning_content": EVIL}, {"content": "Four."}]
+    head = {"id": "1", "model": "bob"}
+    parts = [f"data: {json.dumps({**head, 'choices': [{'delta': delta}]})}\n\n" for delta in deltas]
+    answers = {
+        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/chat/completions": [{"body": "".join([*parts, "data: [DONE]\n\n"])}] * 2,
+    }
+    found = play(tmp_path, answers, [["ask", "submit", "2 + 2?"], ["ask", "submit", "sure?"]])
+    talk = f"2 + 2? thought Hm, {EVIL} Four. bob sure? thought Hm, {EVIL} Four. bob"
+    assert " ".join(found["shown"]["talk"].split()) == talk
+    *_, asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
+    assert asked[1] == {"role": "assistant", "content": "Four.", "reasoning_content": f"Hm, {EVIL}"}
+
+
+@needs_node
 def test_numbers_are_plain(tmp_path: Path, coterie: Coterie) -> None:
     loaded = [
         {"expert": "ada", "size_bytes": size, "seconds": s, "bytes_per_s": rate, "time": 1.0}

@@ -16,6 +16,7 @@ from coterie.composition.router import Prompt, Route
 from coterie.engine.request import Output, TokenLogprobs
 
 DEFAULT_MAX_TOKENS = 256
+MAX_TOKENS_OF_THINKERS = 2048  # thoughts take hundreds before an answer begins
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class InFlight:
     prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
@@ -53,13 +55,14 @@ class InFlight:
             output = _undrawn(output)
         self.token_ids += output.token_ids
         self.text.append(output.text)
+        self.reasoning.append(output.reasoning)
         found = self._found(output) if output.logprobs else ()
         self.logprobs += found
         answer = None
         if output.finish_reason is not None and output.error is None:
             answer = self._answer(output, synthetic)
         said = output.text, output.token_ids
-        return Chunk(output.request_id, output.expert_id, *said, answer, output.error, found, scored)
+        return Chunk(output.request_id, output.expert_id, *said, answer, output.error, found, scored, output.reasoning)
 
     def _scored(self, output: Output) -> tuple[TokenLogprob, ...]:
         """What the prompt's tokens were worth, once it is known of all of them."""
@@ -104,20 +107,24 @@ class InFlight:
             accepted_tokens=timings.accepted_tokens,
             logprobs=tuple(self.logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs),
+            reasoning="".join(self.reasoning),
+            reasoning_tokens=timings.reasoning_tokens,
         )
 
 
-def to_draw(query: Query, room: int) -> int:
-    """How many tokens the engine draws at most, where the context has `room` for so many.
+def to_draw(query: Query, room: int, thinks: bool = False) -> int:
+    """How many tokens the engine draws at most, where the context has `room` for so many; `thinks`: a thought may be
+    among them.
 
     One, to be dropped, where a prompt is scored and none is wanted. A context can hold fewer tokens than the default
     allows; only a limit that the user chose is held against him.
     """
     if query.max_tokens == 0 and query.choice.score_prompt:
         return 1
-    return max(1, min(DEFAULT_MAX_TOKENS, room)) if query.max_tokens is None else query.max_tokens
+    default = MAX_TOKENS_OF_THINKERS if thinks else DEFAULT_MAX_TOKENS
+    return max(1, min(default, room)) if query.max_tokens is None else query.max_tokens
 
 
 def _undrawn(output: Output) -> Output:
     reason = "length" if output.finish_reason == "stop" else output.finish_reason
-    return replace(output, token_ids=(), text="", finish_reason=reason, logprobs=())
+    return replace(output, token_ids=(), text="", reasoning="", finish_reason=reason, logprobs=())

@@ -49,13 +49,13 @@ def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Reques
         request_id="",
         expert_id=text.expert,
         prompt_ids=ids,
-        max_tokens=to_draw(query, model.max_context - len(ids)),
+        max_tokens=to_draw(query, model.max_context - len(ids), text.thinks(query)),
         sampling=query.sampling,
         stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
         end_ids=model.end_ids,
         ignore_end=query.ignore_end,
-        detokenizer=text.detokenizer(query),
+        detokenizer=text.detokenizer(query, ids),
         reuse=not query.choice.score_prompt,  # nothing is left of logits
         client=query.client,
-        choice=text.choice(query, model.end_ids),
+        choice=text.choice(query, ids, model.end_ids),
     )

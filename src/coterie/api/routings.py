@@ -119,5 +119,5 @@ class Routings:
     def _request(self, ask_id: str, ask: Ask, client: str) -> Request:
         query, text, model = Query.text(ask.text), self._texts[ask.expert], self._models[ask.expert]
         ids = text.encode(query, Prompt.from_messages([m.to_dict() for m in query.messages]))
-        ends, words = model.end_ids, text.detokenizer(query)
+        ends, words = model.end_ids, text.detokenizer(query, ids)
         return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words, client=client)

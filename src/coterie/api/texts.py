@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 
 from coterie.api.types import Query
 from coterie.checkpoint.calls import CallText, Form
-from coterie.checkpoint.channels import FinalText
+from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held
+from coterie.checkpoint.speech import Speech
+from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
+
+_LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +55,27 @@ class Text:
             return bytes(token % 256 for token in checked).decode(errors="replace")
         return self.tokenizer.decode(checked)
 
-    def detokenizer(self, query: Query) -> Detokenizer | None:
+    def detokenizer(self, query: Query, prompt_ids: Sequence[int]) -> Detokenizer | None:
         """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not.
 
-        Of an answer to messages that is written in channels it gives out the final one.
+        Of an answer to messages it tells what is thought from what is said.
         """
         if self.tokenizer is None:
             return None
-        if self.template is not None and self.template.has_channels and not query.raw:
-            return FinalText(self.tokenizer)
-        form = self._calls_form(query)
-        return self.tokenizer.detokenizer(() if form is None else (form.opening, form.closing))
+        speech, form = self._speech(query, prompt_ids), self._calls_form(query)
+        if speech.channels:
+            return ChannelText(self.tokenizer, calls=form is not None)
+        shown = () if form is None else (form.opening, form.closing)
+        if speech.marks is None:
+            return self.tokenizer.detokenizer(shown)
+        kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
+        return ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
 
-    def choice(self, query: Query, end_ids: tuple[int, ...]) -> ChoiceParams:
+    def thinks(self, query: Query) -> bool:
+        """Whether an answer may have a thought before it."""
+        return not (query.raw or self.template is None) and (self.template.has_channels or bool(self.template.thoughts))
+
+    def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
         """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
         held = is_held(query.tools, query.calling)
         if not (query.form or held):
@@ -72,7 +84,11 @@ class Text:
             field = "tools" if held else "response_format"
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
-        mask = grammar.mask(query.form) if form is None else grammar.calls(form, query.tools, query.calling, query.form)
+        speech = self._speech(query, prompt_ids)
+        if form is None:
+            mask = grammar.mask(query.form, speech)
+        else:
+            mask = grammar.calls(form, query.tools, query.calling, query.form, speech)
         return replace(query.choice, mask=mask)
 
     def calls(self, query: Query) -> CallText | None:
@@ -83,6 +99,15 @@ class Text:
         held = query.form or is_held(query.tools, query.calling)
         apart = bool(query.form) and not query.calling.required
         return HeldText(form, names, apart) if held else CallText(form, names)
+
+    def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
+        """What an answer to messages has besides what it says."""
+        if query.raw or self.template is None or self.tokenizer is None:
+            return Speech()
+        marks = self.template.thoughts
+        if self.template.has_channels or marks is None:
+            return Speech(channels=self.template.has_channels)
+        return Speech(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
 
     def _calls_form(self, query: Query) -> Form | None:
         return self.template.form if self.template is not None and query.tools else None

@@ -42,7 +42,8 @@ class ToolCall:
 class Message:
     """One turn of a conversation; `role` is system, user, assistant or tool.
 
-    An assistant's may have `calls`; a tool's says what came of one, by its `call_id`, and may have the tool's `name`.
+    An assistant's may have `calls`, and `reasoning` before it spoke; a tool's says what came of one, by its `call_id`,
+    and may have the tool's `name`.
     """
 
     role: str
@@ -50,11 +51,13 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
     name: str = ""
+    reasoning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As chat templates and routers read it."""
         said = {"role": self.role, "content": self.content}
         more = {"tool_calls": [call.to_dict() for call in self.calls], "tool_call_id": self.call_id, "name": self.name}
+        more |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}  # templates have either name
         return {**said, **{key: value for key, value in more.items() if value}}
 
 
@@ -108,6 +111,7 @@ class Answer:
     `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
     `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
     then `logprobs` has an end token's too.
+    `reasoning`: what was thought before the text, of `reasoning_tokens` tokens; `token_ids` has all.
     """
 
     request_id: str
@@ -130,6 +134,8 @@ class Answer:
     accepted_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    reasoning_tokens: int = 0
 
     @property
     def last_line(self) -> str:
@@ -140,6 +146,7 @@ class Answer:
         """Plain values, for JSON."""
         return {
             "text": self.text,
+            "reasoning": self.reasoning,
             "token_ids": list(self.token_ids),
             "expert": self.expert,
             "confidence": round(self.route.confidence, 4),
@@ -149,6 +156,7 @@ class Answer:
             "seed": self.seed,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "guessed_tokens": self.guessed_tokens,
             "accepted_tokens": self.accepted_tokens,
             "hit": self.hit,
@@ -163,7 +171,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """News of one request: new text and tokens; the last chunk has either the whole `answer` or an `error`."""
+    """News of one request: what is new of it; the last chunk has either the whole `answer` or an `error`."""
 
     request_id: str
     expert: str
@@ -173,6 +181,7 @@ class Chunk:
     error: CoterieError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
     @property
     def last(self) -> bool:

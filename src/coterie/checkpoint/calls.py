@@ -13,6 +13,8 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from coterie.core.text import overlap
+
 _SPACE = " \t\r\n"
 _DECODER = json.JSONDecoder()
 
@@ -149,7 +151,7 @@ class CallText:
         if self._form.bare and not self._said and self._held[lead : lead + 1] == "{":
             at = lead
         self._inside = at >= 0
-        end = at if self._inside else len(self._held) - _overlap(self._held, self._form.opening)
+        end = at if self._inside else len(self._held) - overlap(self._held, self._form.opening)
         text = self._held[:end].rstrip(edge)
         if text:
             yield self._take(len(text))
@@ -202,9 +204,3 @@ def _call(item: object, form: Form, tools: Collection[str]) -> Call | None:
     except ValueError:  # what Python's reader takes and JSON has not: NaN, half a surrogate pair
         return None
     return Call(name, text)
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `marker`."""
-    longest = min(len(text), len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

@@ -1,46 +1,104 @@
-"""Answers in channels, as gpt-oss writes them: of all that a model says, the text that is meant for its reader.
+"""Answers in channels, as gpt-oss writes them: what is said to the reader, what is thought, and calls.
 
     <|channel|>analysis<|message|>It wants ...<|end|><|start|>assistant<|channel|>final<|message|>Hello.<|return|>
-                                                                                                  ^^^^^^ given out
+                                  ^^^^^^^^^^^^ reasoning                                           ^^^^^^ text
+    <|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>
 
-Knows nothing about templates or requests. Source: OpenAI's description of the harmony response format.
+A call is given out as text in the form that calls.py reads. Knows nothing about templates or requests.
+Source: OpenAI's description of the harmony response format.
 """
 
 from __future__ import annotations
 
+import json
+import re
+
+from coterie.checkpoint.calls import FORMS
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+END, CONSTRAIN = "<|end|>", "<|constrain|>"
 MARKERS = (START, CHANNEL, MESSAGE)
-FINAL = "final"
+ROLE = "assistant"
+THOUGHT, SAID = "analysis", ("final", "commentary")  # the second is what is said before a call
+CALL_FORM = FORMS["hermes"]
+TO = "to=functions."
+_TO = re.compile(rf"\b{re.escape(TO)}(\S+)")
 
 
-class FinalText(Detokenizer):
-    """Gives out what is said in the final channel, or in none; the names of channels and roles are no text."""
+class ChannelText(Detokenizer):
+    """Gives out what is said in the final channel, or in none, or to the reader before a call; the names of channels
+    and roles are no text. `calls`: calls of functions too, as `CALL_FORM` has them.
+    """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, calls: bool = False) -> None:
         super().__init__(tokenizer)
         named = {tokenizer.token_id(marker): marker for marker in MARKERS}
         self._markers = {token_id: marker for token_id, marker in named.items() if token_id is not None}
-        self._shown = True
-        self._header: list[int] | None = None  # the name of a channel, while it is written
+        self._calls = calls
+        self._header: list[list[int]] | None = None  # a role and a channel, while they are written
+        self._shown, self._thinks = True, False
+        self._arguments: str | None = None  # of the call that is written
+        self._said, self._thought = False, False  # there was some
+        self._reasoning = ""
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is certain now."""
         marker = self._markers.get(token_id)
+        self.reasoning_tokens += self._thinks and self._header is None
         if marker is None:
-            if self._header is not None:
-                self._header.append(token_id)
-            return super().push(token_id) if self._shown else ""
-        rest = super().flush() if self._shown else ""
+            if self._header is None:
+                return self._told(super().push(token_id))
+            self._header[-1].append(token_id)
+            return ""
+        rest = "" if self._header is not None else self._told(self._rest()) + self._closed()
         if marker == MESSAGE:
-            self._shown = self._header is None or self._tokenizer.decode(self._header).split()[:1] == [FINAL]
-            self._header = None
-        else:
-            self._header = [] if marker == CHANNEL else None
-            self._shown = False
+            return rest + self._begin([] if self._header is None else self._header)
+        self._header = [*(self._header or []), []]
         return rest
 
     def flush(self) -> str:
         """The rest, when no more tokens come."""
-        return super().flush() if self._shown else ""
+        return "" if self._header is not None else self._told(super().flush()) + self._closed()
+
+    def take_reasoning(self) -> str:
+        """What was thought since the last time."""
+        taken, self._reasoning = self._reasoning, ""
+        return taken
+
+    def _begin(self, header: list[list[int]]) -> str:
+        """A message begins, whose channel and recipient are in its header."""
+        self._header = None
+        words = " ".join([self._tokenizer.decode(part) for part in header])
+        to, channel = _TO.search(words), _TO.sub("", words).removeprefix(ROLE).split()[:1]
+        self._thinks = channel == [THOUGHT] and to is None
+        self._shown = not channel or channel[0] in SAID if to is None else self._calls
+        if self._thinks:
+            self._reasoning += "\n" if self._thought else ""
+        if to is None or not self._calls:
+            return "\n" if self._shown and self._said else ""
+        self._arguments = ""
+        return f'{CALL_FORM.opening}{{"name": {json.dumps(to[1])}, "{CALL_FORM.arguments}": '
+
+    def _closed(self) -> str:
+        """What ends the call that is written, if it is whole."""
+        written, self._arguments = self._arguments, None
+        if written is None:
+            return ""
+        try:
+            json.loads(written)
+        except (ValueError, RecursionError):
+            return ""
+        return "}" + CALL_FORM.closing
+
+    def _told(self, piece: str) -> str:
+        """Text, of what a message said."""
+        if self._thinks:
+            self._reasoning += piece
+            self._thought = self._thought or bool(piece)
+        if not self._shown:
+            return ""
+        self._said = self._said or bool(piece)
+        if self._arguments is not None:
+            self._arguments += piece
+        return piece

@@ -22,8 +22,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coterie.checkpoint.calls import form_of
-from coterie.checkpoint.channels import CHANNEL, MESSAGE
+from coterie.checkpoint.channels import CALL_FORM, CHANNEL, MESSAGE
 from coterie.checkpoint.files import read_object_if_present, read_text
+from coterie.checkpoint.thoughts import marks_of
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
 
@@ -37,7 +38,7 @@ class ChatTemplate:
     """A template and the special tokens that it may name (bos_token, eos_token, ...).
 
     `for_tools`: another template, for prompts that offer tools. `form` is how calls of tools are written, or None.
-    `has_channels`: answers are written in channels (channels.py).
+    `has_channels`: answers are written in channels (channels.py). `thoughts`: marks around what is thought, or None.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
@@ -46,8 +47,10 @@ class ChatTemplate:
         self._for_tools = self._template if for_tools is None else _parse(for_tools, where)
         offered = source if for_tools is None else for_tools
         self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(offered))
-        self.form = form_of(offered) if self.takes_tools else None
         self.has_channels = CHANNEL in source and MESSAGE in source
+        form = CALL_FORM if self.has_channels else form_of(offered)
+        self.form = form if self.takes_tools else None
+        self.thoughts = marks_of(source)
 
     @staticmethod
     def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
@@ -89,10 +92,17 @@ class ChatTemplate:
         values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
-            return template.render(values, messages=[dict(message) for message in messages])
+            return template.render(values, messages=[self._taken(message) for message in messages])
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             fact = f"the chat template does not take these messages: {error}"
             raise RequestError(self._where, fact, "change the messages or send a raw prompt") from None
+
+    def _taken(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as the template takes it: in channels, what was thought and said before a call is one text."""
+        said, thought = message.get("content"), message.get("thinking")
+        if not (self.has_channels and message.get("tool_calls") and said and thought):
+            return dict(message)
+        return {**message, "content": "", "thinking": f"{thought}\n{said}"}
 
 
 def _parse(source: str, where: str) -> jinja2.Template:

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.calls import Calling, Form
-from coterie.checkpoint.held import arguments_of, is_strict, lark_of
+from coterie.checkpoint.held import arguments_of, is_strict
+from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
@@ -31,6 +32,7 @@ MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,
 MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
 _DATA = ("enum", "const", "default", "examples")  # what these have looks like a schema, and is none
 FIELD, TOOLS = "response_format", "tools"
+PLAIN = Speech()
 
 
 class _Vocabulary:
@@ -91,18 +93,29 @@ class Grammar:
             lambda grammar: self._llmatcher(self._tokens, grammar, log_level=0, limits=limits)
         )
 
-    def mask(self, schema: str) -> FormMask:
+    def mask(self, schema: str, speech: Speech = PLAIN) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
         try:
             _check_width(json.loads(schema), FIELD)
         except ValueError as error:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
-        return self._made(self._of_schema(schema, FIELD), FIELD)
+        alone = self._made(self._of_schema(schema, FIELD), FIELD)
+        if speech.plain:
+            return alone
+        answer = {**_object_of(schema), "x-guidance": _how(True)}
+        return self._made(self._llmatcher.grammar_from_lark(speech.answer(answer, self._special)), FIELD)
 
-    def calls(self, form: Form, tools: Sequence[Mapping[str, Any]], calling: Calling, schema: str = "") -> FormMask:
+    def calls(
+        self,
+        form: Form,
+        tools: Sequence[Mapping[str, Any]],
+        calling: Calling,
+        schema: str = "",
+        speech: Speech = PLAIN,
+    ) -> FormMask:
         """A mask for one answer that calls tools in a form; where it calls none, it has that of a JSON schema, if any.
 
-        Raises RequestError for what cannot be enforced.
+        `speech`: what else an answer has. Raises RequestError for what cannot be enforced.
         """
         arguments = {}
         for place, tool in enumerate(tools):
@@ -112,7 +125,7 @@ class Grammar:
                 _check_width(arguments[name][0], where)
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
-        grammar = self._llmatcher.grammar_from_lark(lark_of(form, schemas, calling, self._special, answer))
+        grammar = self._llmatcher.grammar_from_lark(speech.calls(form, schemas, calling, self._special, answer))
         if self._begin(grammar).is_error():  # then it is told whose
             for its, strict, where in arguments.values():
                 self._made(self._of_schema(json.dumps(its), where, strict), where)

@@ -95,6 +95,10 @@ class Tokenizer:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=True)[0])
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ones by their names."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def _encoded(self, text: str, add_special_tokens: bool) -> Any:
         if len(text) < LONG:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -120,8 +124,12 @@ class Tokenizer:
 
     def detokenizer(self, kept: Sequence[str] = ()) -> Detokenizer:
         """A new stream of tokens to text; those of `kept` that are tokens are shown, special or not."""
-        ids = {token: self.token_id(token) for token in kept}
-        return Detokenizer(self, {token_id: token for token, token_id in ids.items() if token_id is not None})
+        return Detokenizer(self, self.among(*kept))
+
+    def among(self, *texts: str) -> dict[int, str]:
+        """Those of the texts that are tokens, by id."""
+        ids = {token: self.token_id(token) for token in texts}
+        return {token_id: token for token, token_id in ids.items() if token_id is not None}
 
 
 class Detokenizer:
@@ -132,6 +140,8 @@ class Detokenizer:
 
         tokens   ... | given out | waiting |      the first window decodes "given out", the second both
                      ^start      ^given
+
+    Some tell what was thought from what is said: `reasoning_tokens` are tokens of the first.
     """
 
     def __init__(self, tokenizer: Tokenizer, kept: Mapping[int, str] = MappingProxyType({})) -> None:
@@ -139,17 +149,25 @@ class Detokenizer:
         self._ids: list[int] = []
         self._given = 0
         self._before = ""
+        self.reasoning_tokens = 0
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is certain now; often empty, never half a UTF-8 character."""
         if token_id in self._kept:
-            return self.flush() + self._kept[token_id]
+            return self._rest() + self._kept[token_id]
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
         return "" if text.endswith(_BROKEN) else self._give(text)
 
     def flush(self) -> str:
         """The rest, when no more tokens come; bytes that never became a character are shown as U+FFFD."""
+        return self._rest()
+
+    def take_reasoning(self) -> str:
+        """What was thought since the last time, and is no part of the text."""
+        return ""
+
+    def _rest(self) -> str:
         return self._give(self._tokenizer.decode(self._ids))
 
     def _give(self, text: str) -> str:

@@ -114,8 +114,11 @@ def _lines() -> Iterator[str]:
 
 
 def told(coterie: Coterie, query: Query, heading: str = "") -> Answer:
-    """Ask; print the heading, the answer as it comes, and one dim line about how it came."""
-    answer, begun = None, False
+    """Ask; print the heading, the answer as it comes, and one dim line about how it came.
+
+    A terminal shows what is thought before it too, dim; a file has the answer alone.
+    """
+    answer, begun, thinks = None, False, False
     try:
         for chunk in coterie.stream(query):
             if chunk.error is not None:
@@ -123,6 +126,12 @@ def told(coterie: Coterie, query: Query, heading: str = "") -> Answer:
             if not begun and heading:
                 out.print(f"[bold]{escape(heading)}[/bold]")
             begun, answer = True, chunk.answer
+            if chunk.reasoning and out.is_terminal:
+                thinks = True
+                out.print(f"[dim]{escape(_shown(chunk.reasoning))}[/dim]", end="", highlight=False, soft_wrap=True)
+            if chunk.text and thinks:
+                thinks = False
+                out.print("\n")
             print(_shown(chunk.text), end="", flush=True)
     finally:
         if begun:
@@ -150,6 +159,10 @@ def _detail(answer: Answer) -> str:
     return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}"
 
 
+def _spoken(answer: Answer) -> Message:
+    return Message("assistant", answer.text, reasoning=answer.reasoning)
+
+
 def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:
     said: tuple[Message, ...] = ()
     previous = ""
@@ -172,4 +185,4 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
                 out.print("[dim]the conversation begins anew[/dim]")
             said, previous = (), ""
             continue
-        said, previous = (*said, Message("user", text), Message("assistant", answer.text)), answer.expert
+        said, previous = (*said, Message("user", text), _spoken(answer)), answer.expert

@@ -313,9 +313,7 @@ class Engine:
         if reason is not None:
             self._end(sequence, tuple(tokens[:count]), text, reason)
             return
-        request = sequence.request
-        made = Output(request.request_id, request.expert_id, tuple(tokens), text, logprobs=sequence.take_logprobs())
-        self._outputs.append(made)
+        self._outputs.append(sequence.output(tuple(tokens), text))
 
     def _fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
         for sequence in sequences:
@@ -342,9 +340,7 @@ class Engine:
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request.expert_id, reason, timings, len(sequence.tokens) - len(request.prompt_ids))
-        logprobs = sequence.take_logprobs()
-        made = Output(request.request_id, request.expert_id, tokens, text, reason, error, timings, logprobs)
-        self._outputs.append(made)
+        self._outputs.append(sequence.output(tokens, text, reason, error, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:
             self._recording.request(request.request_id, request.expert_id, timings)

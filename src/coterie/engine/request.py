@@ -181,6 +181,7 @@ class Timings:
     being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
     waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
     `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
+    `reasoning_tokens`: of the answer's, those of what was thought before it.
     """
 
     arrival_s: float
@@ -194,6 +195,7 @@ class Timings:
     cached_tokens: int = 0
     guessed_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def ttft_s(self) -> float | None:
@@ -206,6 +208,7 @@ class Output:
     """What one step made for one request. The last one has a `finish_reason` and the timings.
 
     `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
+    `reasoning` is new text that was thought before the answer, and is no part of it.
     `logprobs`, where they were asked for: one for each of `token_ids`; before the first one, those of the prompt, if
     it is scored.
     """
@@ -218,3 +221,4 @@ class Output:
     error: CoterieError | None = None
     timings: Timings | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    reasoning: str = ""

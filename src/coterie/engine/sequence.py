@@ -8,11 +8,12 @@ Knows nothing about scheduling or devices.
 
 from __future__ import annotations
 
+from coterie.core.errors import CoterieError
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
 from coterie.engine.lookup import Lookup
-from coterie.engine.request import FinishReason, Request, Timings, TokenLogprobs
+from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.text import StopText
 
 
@@ -70,9 +71,19 @@ class Sequence:
         """True when something is decided on the host after each of its steps."""
         return bool(self.request.stop) or self.chooser is not None
 
-    def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Those of the newest token, once, if they were asked for, behind those of the prompt's scored tokens."""
-        return () if self.chooser is None else self.chooser.take_news()
+    def output(
+        self,
+        tokens: tuple[int, ...],
+        text: str,
+        reason: FinishReason | None = None,
+        error: CoterieError | None = None,
+        timings: Timings | None = None,
+    ) -> Output:
+        """What a step made: logprobs, where they were asked for, and reasoning are taken once."""
+        request, detokenizer = self.request, self.request.detokenizer
+        logprobs = () if self.chooser is None else self.chooser.take_news()
+        reasoning = "" if detokenizer is None else detokenizer.take_reasoning()
+        return Output(request.request_id, request.expert_id, tokens, text, reason, error, timings, logprobs, reasoning)
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
@@ -119,6 +130,7 @@ class Sequence:
             cached_tokens=self.cached_tokens,
             guessed_tokens=self.guessed,
             accepted_tokens=self.accepted,
+            reasoning_tokens=0 if self.request.detokenizer is None else self.request.detokenizer.reasoning_tokens,
         )
 
     def rest(self) -> str:

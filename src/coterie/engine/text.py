@@ -8,6 +8,8 @@ Knows nothing about tokens.
 
 from __future__ import annotations
 
+from coterie.core.text import overlap
+
 
 class StopText:
     """Holds back text that may be the beginning of a stop string."""
@@ -28,7 +30,7 @@ class StopText:
         if found is not None:
             self.stopped, self._held = True, ""
             return text[:found]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        keep = max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -45,9 +47,3 @@ def _first_complete(text: str, stops: tuple[str, ...]) -> int | None:
     """
     ends = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     return min(ends)[1] if ends else None
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

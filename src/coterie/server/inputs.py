@@ -14,19 +14,20 @@ from coterie.api.types import ToolCall
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
-from coterie.server.messages import call, message
+from coterie.server.messages import call, effort, message
 from coterie.server.tools import calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "background": (False,),
-    "include": ([], ["reasoning.encrypted_content"]),  # no model here reasons apart from its text
+    "include": ([], ["reasoning.encrypted_content"]),  # what was thought is sent as it is
     "max_tool_calls": (),
     "prompt": (),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-OF_REASONING: Mapping[str, tuple[object, ...]] = {"effort": ("none",), "summary": (), "generate_summary": ()}
+# Nothing is summed up: an item of reasoning has all of it.
+OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
 KEPT = ("previous_response_id", "conversation")
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
@@ -72,12 +73,14 @@ def parse_response(body: object) -> ResponseBody:
         tools=tools,
         calling=calling(chat, tools),
         form=form_of({"response_format": _format(text.get("format"))}),
+        switches=effort(_reasoning(given).get("effort"), "reasoning.effort"),
     )
     echoed = {
         "instructions": given.get("instructions"),
         "max_output_tokens": limit,
         "metadata": metadata,
         "parallel_tool_calls": given.get("parallel_tool_calls") is not False,
+        "reasoning": {"effort": _reasoning(given).get("effort"), "summary": None},
         "temperature": sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": given.get("tool_choice") or "auto",
@@ -95,13 +98,18 @@ def _check(given: Mapping[str, object]) -> None:
             fact = "is given, but this server keeps no responses"
             raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
     fields.flag(given, "store")
-    fields.check_names(fields.get(given, "reasoning", dict, "an object") or {}, (), OF_REASONING, "reasoning.")
+    fields.check_names(_reasoning(given), ("effort",), OF_REASONING, "reasoning.")
+
+
+def _reasoning(given: Mapping[str, object]) -> Mapping[str, object]:
+    return fields.get(given, "reasoning", dict, "an object") or {}
 
 
 def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
     """Instructions and input as messages. Raises RequestError that names the item and what to change.
 
-    Calls belong to the message before them, if it is the assistant's, as a chat has them.
+    Calls belong to the message before them, if it is the assistant's, as a chat has them, and so does what was thought
+    to that behind it.
     """
     instructions, given = fields.get(body, "instructions", str, "a string"), body.get("input")
     said = [Message("system", instructions)] if instructions else []
@@ -110,26 +118,27 @@ def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given:
         raise RequestError("input", "is missing or empty", "give a string, or a list of items")
     names: dict[str, str] = {}
+    thought = ""
     for found in (_item(item, f"input[{place}]", names) for place, item in enumerate(given)):
-        if found is None:
+        if isinstance(found, str):
+            thought += found
             continue
         if isinstance(found, Message):
-            said.append(found)
+            said.append(replace(found, reasoning=thought) if found.role == "assistant" else found)
         elif said and said[-1].role == "assistant":
-            said[-1] = replace(said[-1], calls=(*said[-1].calls, found))
+            last = said[-1]
+            said[-1] = replace(last, calls=(*last.calls, found), reasoning=last.reasoning + thought)
         else:
-            said.append(Message("assistant", "", (found,)))
+            said.append(Message("assistant", "", (found,), reasoning=thought))
+        thought = ""
     return tuple(said)
 
 
-def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall | None:
-    """One item; `names` has those of the functions called so far, by the calls' ids.
-
-    None: what another model thought before it answered, which is no part of what was said.
-    """
+def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall | str:
+    """One item; `names` has those of the functions called so far, by the calls' ids. A text is what was thought."""
     kind = item.get("type") or "message" if isinstance(item, dict) else None
-    if kind == "reasoning":
-        return None
+    if isinstance(item, dict) and kind == "reasoning":
+        return _thought(item.get("content"))
     if not isinstance(item, dict) or kind not in ("message", "function_call", "function_call_output"):
         fact = f"is of type {shown(kind)}" if kind else "is no item"
         raise RequestError(where, fact, "send messages, function_call and function_call_output")
@@ -145,6 +154,12 @@ def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall
         raise RequestError(where, "says what came of a call, but not of which", "give the call's call_id")
     said = {"role": "tool", "content": _content(item.get("output")), "tool_call_id": call_id}
     return message({**said, "name": names.get(call_id)}, where)
+
+
+def _thought(parts: object) -> str:
+    """What an item of reasoning says; of another service's, which is encrypted, nothing."""
+    found = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return "".join([str(part["text"]) for part in found if isinstance(part.get("text"), str)])
 
 
 def _content(content: object) -> object:

@@ -1,6 +1,6 @@
-"""Output items of a response: messages and calls of functions, and the events that tell of them as they come.
+"""Output items of a response: reasoning, messages and calls of functions, and the events that tell of them.
 
-    text, calls -> item added -> part added -> delta delta ... -> part done -> item done      one item after the other
+    thoughts, text, calls -> item added -> part added -> delta delta ... -> part done -> item done      one by one
 
 Knows nothing about responses around them. Source: the OpenAI API reference, "Streaming events".
 """
@@ -21,15 +21,25 @@ class Items:
         self._reader, self._name = reader, name
         self.output: list[dict[str, Any]] = []
 
+    def think(self, text: str) -> Iterator[dict[str, Any]]:
+        """What was thought goes on."""
+        if text:
+            if not self.output or self.output[-1]["type"] != "reasoning":
+                yield from self._close("completed")
+                yield from self._begin_of("reasoning", "rs", {"summary": []}, {"type": "reasoning_text", "text": ""})
+            self.output[-1]["content"][0]["text"] += text
+            yield {"type": "response.reasoning_text.delta", **self._part(), "delta": text}
+
     def push(self, text: str, last: bool = False) -> Iterator[dict[str, Any]]:
         """What new text comes to."""
         for item in found_in(self._reader, text, last):
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
-        """No more text comes; `cut`: a message that is the last item is not whole. There is one item at least."""
+        """No more text comes; `cut`: a last item that is no call is not whole. There is one item at least."""
         yield from self.push("", last=True)
-        if not self.output:
+        if not self.output or (self.output[-1]["type"] == "reasoning" and not cut):
+            yield from self._close("completed")
             yield from self._begin_message()
         if self.output[-1]["type"] == "function_call":
             cut = self._reader is not None and self._reader.cut
@@ -52,9 +62,15 @@ class Items:
             yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": item.arguments}
 
     def _begin_message(self) -> Iterator[dict[str, Any]]:
-        message = {"type": "message", "id": self._id("msg"), "role": "assistant", "status": "in_progress"}
-        yield from self._begin({**message, "content": []})
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        yield from self._begin_of("message", "msg", {"role": "assistant"}, part)
+
+    def _begin_of(
+        self, kind: str, letters: str, more: dict[str, Any], part: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """An item of one part begins."""
+        made = {"type": kind, "id": self._id(letters), **more, "status": "in_progress"}
+        yield from self._begin({**made, "content": []})
         yield {"type": "response.content_part.added", **self._part(), "part": dict(part)}
         self.output[-1]["content"].append(part)
 
@@ -69,10 +85,11 @@ class Items:
             return
         item = self.output[-1]
         item["status"] = status
-        if item["type"] == "message":
+        if "content" in item:
             (part,) = item["content"]
-            done = {"type": "response.output_text.done", **self._part()}
-            yield {**done, "text": part["text"], "logprobs": []}
+            said = item["type"] == "message"
+            done = {"type": f"response.{part['type']}.done", **self._part(), "text": part["text"]}
+            yield {**done, "logprobs": []} if said else done
             yield {"type": "response.content_part.done", **self._part(), "part": part}
         else:
             done = {"type": "response.function_call_arguments.done", **self._place()}

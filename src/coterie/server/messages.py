@@ -16,6 +16,10 @@ from coterie.server import fields
 from coterie.server.body import parsed
 
 SWITCHES = "chat_template_kwargs"  # vLLM, SGLang and llama.cpp call it so
+EFFORT = "reasoning_effort"
+# As templates know them: gpt-oss's has three. Most others only know whether to think, by either name.
+EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+REASONING = ("reasoning_content", "reasoning")  # of a message: DeepSeek's name and vLLM's newer one
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ELSEWHERE = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 
@@ -34,7 +38,17 @@ def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
     for name in OWN:
         if name in found:
             raise RequestError(f"{SWITCHES}.{name}", "is what the request itself says", "leave it out")
-    return found
+    return {**effort(body.get(EFFORT), EFFORT), **found}
+
+
+def effort(given: object, where: str) -> dict[str, Any]:
+    """How much is to be thought, as variables of chat templates say it. Raises RequestError naming `where`."""
+    if given is None:
+        return {}
+    if not isinstance(given, str) or given not in EFFORTS:
+        raise RequestError(where, f"is {shown(given)}", f"use one of {', '.join(EFFORTS)}")
+    wanted = EFFORTS[given]
+    return {"enable_thinking": bool(wanted), "thinking": bool(wanted)} | ({EFFORT: wanted} if wanted else {})
 
 
 def message(item: object, where: str) -> Message:
@@ -50,7 +64,8 @@ def message(item: object, where: str) -> Message:
             raise RequestError(where, "says what came of a call, but not of which", "give the call's id, tool_call_id")
         return Message(role, _content(content, where), call_id=call_id, name=name if isinstance(name, str) else "")
     if role == "assistant":
-        return Message(role, _said(item, where), _calls(item.get("tool_calls"), where))
+        calls = _calls(item.get("tool_calls"), where)
+        return Message(role, _said(item, where), calls, reasoning=_thought(item, where))
     return Message(role, _content(content, where))
 
 
@@ -61,6 +76,12 @@ def _said(item: Mapping[str, object], where: str) -> str:
             raise RequestError(f"{where}.{name}", "is given, which Coterie does not read", remedy)
     content, refusal = item.get("content"), fields.get(item, "refusal", str, "a text", f"{where}.")
     return ("" if content is None else _content(content, where)) + (refusal or "")
+
+
+def _thought(item: Mapping[str, object], where: str) -> str:
+    """What an assistant thought before; what other servers write in another form is passed over."""
+    found = [item[name] for name in REASONING if isinstance(item.get(name), str)]
+    return str(found[0]) if found else ""
 
 
 def _content(content: object, where: str) -> str:

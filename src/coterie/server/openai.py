@@ -27,7 +27,7 @@ from coterie.core.errors import (
 )
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
-from coterie.server.messages import SWITCHES, messages, switches
+from coterie.server.messages import EFFORT, SWITCHES, messages, switches
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -35,14 +35,13 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "function_call": ("none", "auto"),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
 }
 LIMITS = ("max_completion_tokens", "max_tokens")
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, *TOOLS)
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ class ChatAnswers(Streamed):
         choices = []
         for index, answer in enumerate(answers):
             spoken = self._speaks(index, answer.expert)
-            message = spoken.message(answer.text)
+            message = spoken.message(answer.text, answer.reasoning)
             reason = spoken.reason(answer.finish_reason)
             logprobs = logprobs_of(answer.logprobs, self._choice)
             choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
@@ -182,7 +181,8 @@ class ChatAnswers(Streamed):
     def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text of a choice that has begun and goes on, without logprobs, where no calls are looked for."""
         spoken = self._spoken.get(index)
-        if spoken is None or not spoken.plain or chunk.answer is not None or self._choice.top_logprobs is not None:
+        more = chunk.answer is not None or chunk.reasoning or self._choice.top_logprobs is not None
+        if spoken is None or not spoken.plain or more:
             return None
         if index not in self._frames:
             self._frames[index] = Frame(self.encode(self._event(index, chunk, {"content": MARK})))
@@ -191,7 +191,7 @@ class ChatAnswers(Streamed):
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """A choice's first event says who speaks, its last one why it ended."""
         spoken, logprobs = self._speaks(index, chunk.expert), logprobs_of(chunk.logprobs, self._choice)
-        deltas = list(spoken.deltas(chunk.text, chunk.last))
+        deltas = list(spoken.deltas(chunk.text, chunk.last, chunk.reasoning))
         if chunk.logprobs and not deltas:
             deltas.append({"content": ""})  # a token whose text is held back
         for place, delta in enumerate(deltas):
@@ -232,12 +232,14 @@ def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     completion = sum(len(answer.token_ids) for answer in answers)
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     cached = sum(min(answer.cached_tokens for answer in same) for same in prompts)
-    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}}
+    thought = sum(answer.reasoning_tokens for answer in answers)
+    more = {"prompt_tokens_details": {"cached_tokens": cached}}
+    return {**counts, **more, "completion_tokens_details": {"reasoning_tokens": thought}}
 
 
 def details(answer: Answer) -> dict[str, Any]:
-    """Route, timings and tokens; the text is where OpenAI has it."""
-    return {name: value for name, value in answer.to_dict().items() if name != "text"}
+    """Route, timings and tokens; the text is where OpenAI has it, and what was thought beside it."""
+    return {name: value for name, value in answer.to_dict().items() if name not in ("text", "reasoning")}
 
 
 def own_details(answer: Answer, count: int) -> dict[str, Any]:

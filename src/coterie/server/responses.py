@@ -25,7 +25,6 @@ _NOTHING: Mapping[str, Any] = {
     "error": None,
     "incomplete_details": None,
     "previous_response_id": None,
-    "reasoning": {"effort": None, "summary": None},
     "store": False,
     "truncation": "disabled",
     "usage": None,
@@ -61,7 +60,11 @@ class ResponseAnswers:
         """The body of a response that is not streamed."""
         (answer,) = answers
         items = self._begin(answer.request_id, answer.expert)
-        for _ in (*items.push(answer.text), *items.end(answer.finish_reason == "length")):
+        for _ in (
+            *items.think(answer.reasoning),
+            *items.push(answer.text),
+            *items.end(answer.finish_reason == "length"),
+        ):
             pass  # a stream tells of these
         return self._ended(answer)
 
@@ -75,7 +78,7 @@ class ResponseAnswers:
         if items is None:
             items = self._begin(chunk.request_id, chunk.expert)
             yield from self._opened()
-        for event in items.push(chunk.text):
+        for event in (*items.think(chunk.reasoning), *items.push(chunk.text)):
             yield self._numbered(event)
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
@@ -120,7 +123,7 @@ class ResponseAnswers:
         prompt, drawn = answer.prompt_tokens, len(answer.token_ids)
         cached = {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0}  # the second costs nobody anything
         used = {"input_tokens": prompt, "input_tokens_details": cached, "output_tokens": drawn}
-        used |= {"output_tokens_details": {"reasoning_tokens": 0}}
+        used |= {"output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens}}
         more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
         return {**made, **more, "usage": {**used, "total_tokens": prompt + drawn}, "coterie": details(answer)}
 

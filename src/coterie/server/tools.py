@@ -98,8 +98,9 @@ class Spoken:
         """True when the rest is text, whatever comes: it is said who speaks, and no calls are looked for."""
         return self._begun and self._reader is None
 
-    def message(self, text: str) -> dict[str, Any]:
+    def message(self, text: str, reasoning: str = "") -> dict[str, Any]:
         """A whole answer's message; `content` is null where there are calls alone."""
+        thought = {"reasoning_content": reasoning} if reasoning else {}
         said, calls = "", list[dict[str, Any]]()
         for item in found_in(self._reader, text, last=True):
             if isinstance(item, str):
@@ -109,16 +110,18 @@ class Spoken:
             else:
                 calls[-1]["function"]["arguments"] += item.arguments
         if not calls:
-            return {"role": "assistant", "content": said}
-        return {"role": "assistant", "content": said or None, "tool_calls": calls}
+            return {"role": "assistant", "content": said, **thought}
+        return {"role": "assistant", "content": said or None, **thought, "tool_calls": calls}
 
-    def deltas(self, text: str, last: bool) -> Iterator[dict[str, Any]]:
-        """What a stream says of new text; at first, who speaks."""
+    def deltas(self, text: str, last: bool, reasoning: str = "") -> Iterator[dict[str, Any]]:
+        """What a stream says of new text, and of what was thought before it; at first, who speaks."""
         found = list(found_in(self._reader, text, last))
         if not self._begun:
             self._begun = True
-            first = found.pop(0) if found and isinstance(found[0], str) else ""
+            first = found.pop(0) if found and isinstance(found[0], str) and not reasoning else ""
             yield {"role": "assistant", "content": first}
+        if reasoning:
+            yield {"reasoning_content": reasoning}
         for item in found:
             if isinstance(item, str):
                 yield {"content": item}

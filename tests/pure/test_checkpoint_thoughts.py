@@ -1,0 +1,121 @@
+"""Thoughts: told from the answer behind them, however the text is cut into pieces."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.thoughts import MARKS, Marks, ThoughtText
+from coterie.checkpoint.tokenizer import Tokenizer
+
+THINK = Marks("<think>", "</think>")
+# written, opened by the prompt: text, reasoning
+CASES = {
+    ("<think>\nFour or five?\n</think>\n\nFour.", False): ("Four.", "Four or five?"),
+    ("  \n<think>a\n\nb</think>c", False): ("c", "a\n\nb"),
+    ("Four or five?\n</think>\n\nFour.\n", True): ("Four.\n", "Four or five?"),
+    ("<think>\n\n</think>\n\nFour.", False): ("Four.", ""),
+    ("no end </thin", True): ("", "no end </thin"),
+    ("<think>no end  ", False): ("", "no end"),
+    ("Plain.", False): ("Plain.", ""),
+    ("  Plain, <think>later</think>.", False): ("  Plain, <think>later</think>.", ""),
+    ("<thin", False): ("<thin", ""),
+    (" \n", False): (" \n", ""),
+    ("", False): ("", ""),
+    ("", True): ("", ""),
+    ("a < b </t> c</think>é!", True): ("é!", "a < b </t> c"),
+}
+
+
+def tokenizer_of(special, plain=()):
+    """A token per byte, and marks as tokens, special or not."""
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = LibraryTokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(list(special))
+    library.add_tokens(list(plain))
+    return Tokenizer(library)
+
+
+TOKENIZERS = {
+    "letters": tokenizer_of([]),
+    "tokens": tokenizer_of([], ["<think>", "</think>"]),
+    "special": tokenizer_of(["<think>", "</think>"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_thought_is_told_from_the_answer(kind, case):
+    written, opened = case
+    tokenizer = TOKENIZERS[kind]
+    reader = ThoughtText(tokenizer, THINK, opened, tokenizer.among("<think>", "</think>"))
+    said, thought = "", ""
+    for token in tokenizer.encode(written, add_special_tokens=False):
+        said += reader.push(token)
+        thought += reader.take_reasoning()
+    said += reader.flush()
+    assert (said, thought + reader.take_reasoning()) == CASES[case]
+
+
+def test_what_is_given_out_never_depends_on_the_pieces():
+    """Also what is held back is little: an answer's text comes with its token."""
+    chance = random.Random(5)
+    tokenizer = TOKENIZERS["letters"]
+    for _ in range(200):
+        parts = [chance.choice(["<think>", "</think>", "<", "</", "a", " ", "\n", "thi"]) for _ in range(8)]
+        written, opened = "".join(parts), chance.random() < 0.5
+        readers = [ThoughtText(tokenizer, THINK, opened) for _ in range(2)]
+        results = []
+        for reader, text in zip(readers, (written, written), strict=True):
+            said, thought = "", ""
+            for token in tokenizer.encode(text, add_special_tokens=False):
+                said += reader.push(token)
+                if reader is readers[0]:
+                    thought += reader.take_reasoning()
+            said += reader.flush()
+            results.append((said, thought + reader.take_reasoning()))
+        assert results[0] == results[1]
+        end = written.find("</think>")
+        begins = opened or written.lstrip().startswith("<think>")
+        if begins and end >= 0:
+            assert results[0][0] == written[end + len("</think>") :].lstrip()
+        elif not begins:
+            assert results[0] == (written, "")
+
+
+def test_an_answers_text_comes_with_its_token():
+    reader = ThoughtText(TOKENIZERS["letters"], THINK, True)
+    for letter in TOKENIZERS["letters"].encode("</think>", add_special_tokens=False):
+        assert reader.push(letter) == ""
+    assert [reader.push(token) for token in TOKENIZERS["letters"].encode(" <ab", add_special_tokens=False)] == [
+        "",
+        "<",
+        "a",
+        "b",
+    ]
+
+
+def test_tokens_of_a_thought_are_counted():
+    tokenizer = TOKENIZERS["special"]
+    reader = ThoughtText(tokenizer, THINK, False, tokenizer.among("<think>", "</think>"))
+    for token in tokenizer.encode("<think>abc</think>\nde", add_special_tokens=False):
+        reader.push(token)
+    assert reader.reasoning_tokens == 5  # its marks are part of it
+
+
+@pytest.mark.parametrize("marks", MARKS)
+def test_a_template_shows_the_marks(marks):
+    shown = ChatTemplate(
+        "{{ '" + marks.opening + "' + messages[0].reasoning_content + '" + marks.closing + "' }}", {}, ""
+    )
+    assert shown.thoughts == marks
+    assert marks.opened_by(f"assistant\n{marks.opening}\n")
+    assert not marks.opened_by(f"assistant\n{marks.opening}\n\n{marks.closing}\n\n")
+
+
+def test_most_templates_know_none():
+    assert ChatTemplate("{{ messages[0].content }}", {}, "").thoughts is None
