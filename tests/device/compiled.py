@@ -142,6 +142,9 @@ INTERLEAVED = {name: {"interleaved": 1, "rotated": 64} for name in ("norm_qkv_ro
 INTERLEAVED |= {"rope": {"interleaved": 1, "rotated": 32}}
 CENTRED = {"centred": 1, "norm_bias": 64, "norm_bias_dtype": kernels.dtype_number(DType.BF16)}
 LAYERED = dict.fromkeys(("norm_qkv_rope_append", "norm_gate_up_silu_mul", "take_norm_linear", "norm_add"), CENTRED)
+SINKS = {"attention": {"sinks": 64, "sinks_dtype": kernels.dtype_number(DType.BF16)}}
+BIASED = "branch_down_add, biases"  # of the row behind
+CLIPPED = ("branch_gate_up_clipped", BIASED, "add_branch_bias")
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
 
 
@@ -181,6 +184,10 @@ SOME = {
         tuple(STEPS),
         {"BRANCHES": 8, "TAKEN": 2, "D": 4096, "BRANCH_F": 14336},
     ),
+    "sinks": Some(("attention",), (DType.BF16,), tuple(STEPS), options=SINKS),
+    "clipped branches": Some(CLIPPED, ALL_KINDS, tuple(STEPS)),
+    "gpt-oss": Some(CLIPPED, steps=tuple(STEPS), sizes={"BRANCHES": 32, "TAKEN": 4, "D": 2880, "BRANCH_F": 2880}),
+    "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
     "walk branches": Some(("walk branches",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
@@ -196,6 +203,7 @@ def rows_of(dtype):
     gate_up = {"gate": at, "gate_dtype": kind, "up": at, "up_dtype": kind}
     weight = {"weight": at, "weight_dtype": kind}
     branches = {"weights": at, "branches": at, "dtype": kind, "E": BRANCHES, "taken": TAKEN, "D": D, "F": BRANCH_F}
+    clipped = branches | {"gate_bias": at, "gate_bias_dtype": small, "up_bias": at, "up_bias_dtype": small}
     heads = {"q_norm": at, "q_norm_dtype": small, "k_norm": at, "k_norm_dtype": small}
     operands = {
         "embed": {"table": at, "table_dtype": kind, "D": D},
@@ -205,7 +213,9 @@ def rows_of(dtype):
         "norm_gate_up_silu_mul": {**norm, **gate_up, "D": D, "F": F},
         "take_norm_linear": {**norm, **weight, "D": D, "N": V},
         "branch_gate_up": branches,
-        "branch_down_add": branches,
+        "branch_gate_up_clipped": clipped | {"alpha": 1.702, "limit": 7.0},
+        "branch_down_add": branches | {"x": 1 << 40},
+        "add_branch_bias": {"weights": at, "bias": at, "bias_dtype": small, "E": BRANCHES, "D": D},
     }
     if dtype is DType.BF16:
         operands |= {
@@ -235,10 +245,12 @@ def rows_of(dtype):
             "sample": {"V": V},
         }
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}
-    return {
+    rows = {
         name: kernels.encode(name, zeros[name] | whole(name, given | OPTIONS.get(name, {}))).reshape(1, -1)
         for name, given in operands.items()
     }
+    biases = rows["add_branch_bias"] if dtype is DType.BF16 else rows.pop("add_branch_bias")
+    return rows | {BIASED: np.concatenate([rows["branch_down_add"], biases])}
 
 
 def program_of(dtype):
@@ -261,13 +273,13 @@ def program_behind():
     return np.concatenate([rows["embed"], *(rows[name] for name in layer), out, *rest])
 
 
-def program_of_branches():
-    """Rows of a program of one layer with branches."""
+def program_of_branches(gate_up="branch_gate_up", down="branch_down_add"):
+    """Rows of a program of one layer with branches, with biases where those of `down` are."""
     rows = rows_of(DType.BF16)
     chooser = rows["linear"].copy()
     chooser[0, kernels.OPCODES["linear"].words["N"]] = BRANCHES
     layer = ("norm_qkv_rope_append", "attention", "linear_add", "rms_norm")
-    branches = [rows[name] for name in ("choose_branches", "branch_gate_up", "branch_down_add", "take_norm_linear")]
+    branches = [rows[name] for name in ("choose_branches", gate_up, down, "take_norm_linear")]
     return np.concatenate([rows["embed"], *(rows[name] for name in layer), chooser, *branches, rows["sample"]])
 
 
@@ -361,6 +373,9 @@ def compile_all(names, dtypes, steps):
     for step in WALK_STEPS if "walk branches" in names else ():
         name, dtype = "walk branches", DType.BF16
         walk_all(program_of_branches(), STEPS[step])
+    for step in WALK_STEPS if "walk clipped" in names else ():
+        name, dtype = "walk clipped", DType.BF16
+        walk_all(program_of_branches("branch_gate_up_clipped", BIASED), STEPS[step])
     if "meet" in names:  # the walk of one row, which takes less time
         name, dtype, step = "meet", DType.BF16, "decode 1"
         row = rows_of(dtype)["linear"]

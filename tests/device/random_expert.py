@@ -117,6 +117,10 @@ SHAPES = {
         **{"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"], "num_experts": 5},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "shared_expert_intermediate_size": 36},
     },
+    "sinks-and-clipped-gates": {
+        **{"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "head_dim": 12, "num_local_experts": 5},
+        **{"num_experts_per_tok": 2, "intermediate_size": 21, "sliding_window": 7, "swiglu_limit": 1.1},
+    },
     "queries-that-grow": {
         **{"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "head_dim": 10},
         "rope_parameters": {

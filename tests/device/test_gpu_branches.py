@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 from tests.device.devices import gpu
 from tests.device.expert import Expert
 from tests.device.programs import rows
-from tests.system.tiny import write_mixture
+from tests.system.tiny import write_clipped, write_mixture
 
 from coterie.core.dtypes import DType
 from coterie.device import Sampling
@@ -26,19 +26,20 @@ from coterie.spec.load import load_machine
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 SHAPE = {"hidden_size": 64, "num_key_value_heads": 1, "intermediate_size": 48, "num_local_experts": 7}
+FAMILIES = {"plain": write_mixture, "clipped": write_clipped}  # and that with sinks, and with biases of branches
 PROMPT = [(7 * i + 3) % 50 for i in range(100)]
 # Of the largest value: products in float32, keys and values in bfloat16; and, of the token in the middle, products in
 # bfloat16 of more than four tokens, where rounding may turn over which branch a token takes.
 BOUND, TYPICAL = {DType.F32: 1e-4, DType.BF16: 3e-3}, 0.03
 
 
-@pytest.fixture
-def pair(tmp_path):
+@pytest.fixture(params=FAMILIES)
+def pair(request, tmp_path):
     """A function (dtype, rules) -> an expert on the GPU and the same on the CPU."""
     devices = []
 
     def make(dtype, rules):
-        model = open_model(write_mixture(tmp_path / "one", 3, dtype, **SHAPE))
+        model = open_model(FAMILIES[request.param](tmp_path / "one", 3, dtype, **SHAPE))
         devices.extend([gpu(), CpuDevice(load_machine("toy"), threads=1)])
         return Expert(devices[-2], model, rules, "pool"), Expert(devices[-1], model, rules)
 

@@ -24,7 +24,7 @@ MOST_SPILLED_BYTES = 16
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
-EARLY |= dict.fromkeys(("choose", "list", "group", "sum"), "NW")
+EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -122,6 +122,20 @@ def test_kernels_of_branches_compile_for_every_type_and_step(tmp_path, shape):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("sinks", {"alone", "join", "together"}),
+        *((branches, {"few", "many", "sum", "add"}) for branches in ("clipped branches", "gpt-oss")),
+    ],
+)
+def test_sinks_clipped_gates_and_biases_of_branches_compile(tmp_path, what, parts):
+    found = compiled(tmp_path, what)
+    assert {one["kernel"].rpartition(" ")[2] for one in found} >= parts
+    check(found)
+
+
+@pytest.mark.long
 def test_a_choice_by_groups_and_with_a_bias_compiles(tmp_path):
     found = compiled(tmp_path, "grouped branches")
     assert {one["kernel"] for one in found} == {"choose_branches: choose"}
@@ -188,7 +202,7 @@ def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("program", "steps"), [("walk behind", 1), ("walk branches", 2)])
+@pytest.mark.parametrize(("program", "steps"), [("walk behind", 1), ("walk branches", 2), ("walk clipped", 2)])
 def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, program, steps):
     found = compiled(tmp_path, program)
     assert len(found) == steps

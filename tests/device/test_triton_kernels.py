@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tests.device import triton_cases
+from tests.device.every_case import LONG, QUICK
 from tests.device.interpreted import Bucket, call, gpu
 from tests.device.native import attention, empty, ints, random
 from tests.device.triton_cases import (
@@ -22,13 +23,11 @@ from tests.device.triton_cases import (
     F16,
     F32,
     FLOATS,
-    LONG,
     MX4,
     Q2,
     Q4,
     Q4Z,
     Q8,
-    QUICK,
     TYPES,
     elementwise,
     gate_up,

@@ -439,12 +439,12 @@ def branch_gate_up(dtype, T, E, taken, D, F, choice=chosen):
         sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype)}
         call("branch_gate_up", tokens(T), x=x, weights=weights, branches=table_of(both), y=y, **sizes)
         expected = np.zeros((T, taken, F))
-        for t, place, e in _pairs(weights):
+        for t, place, e in pairs_of(weights):
             gate, up = (x[t].astype(np.float64) @ both[i].values.T for i in (e, E + e))
             expected[t, place] = native.silu(gate) * up
         return [(y, expected)]
 
-    return Case("branch_gate_up", dtype.value, _branch_shape(T, E, taken, D, F, choice), bound(dtype, T), run)
+    return Case("branch_gate_up", dtype.value, shape_of_branches(T, E, taken, D, F, choice), bound(dtype, T), run)
 
 
 def branch_down(kernel, dtype, T, E, taken, D, F, choice=chosen):
@@ -455,18 +455,18 @@ def branch_down(kernel, dtype, T, E, taken, D, F, choice=chosen):
         last = {"residual": residual} if kernel == "branch_down_add" else {}
         call(kernel, tokens(T), x=x, weights=weights, branches=table_of(downs), y=y, **sizes, **last)
         expected = residual.astype(np.float64) if last else np.zeros((T, D))
-        for t, place, e in _pairs(weights):
+        for t, place, e in pairs_of(weights):
             expected[t] += weights[t, e] * (x[t, place].astype(np.float64) @ downs[e].values.T)
         return [(y, expected)]
 
-    return Case(kernel, dtype.value, _branch_shape(T, E, taken, D, F, choice), bound(dtype, T), run)
+    return Case(kernel, dtype.value, shape_of_branches(T, E, taken, D, F, choice), bound(dtype, T), run)
 
 
-def _pairs(weights):
+def pairs_of(weights):
     return [(t, place, e) for t, row in enumerate(weights) for place, e in enumerate(np.flatnonzero(row))]
 
 
-def _branch_shape(T, E, taken, D, F, choice):
+def shape_of_branches(T, E, taken, D, F, choice):
     return f"T {T}, E {E}, {taken} taken, D {D}, F {F}{', all alike' * (choice is alike)}"
 
 
@@ -582,4 +582,6 @@ LONG = [
 ]
 
 if __name__ == "__main__":
-    put_cases(QUICK)
+    from tests.device import every_case
+
+    put_cases(every_case.QUICK)

@@ -26,7 +26,7 @@ from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
-ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", "qwen2-moe", "glm4-moe")
+ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", "qwen2-moe", "glm4-moe", "gpt-oss")
 PROMPT = [5, 6, 7, 8, 9]
 
 
@@ -43,9 +43,10 @@ def test_float32_by_the_cpus_kernels(row, folder_of, theirs_of, make_backend):
 
 
 @pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])
-def test_every_orchestration_gives_the_cpus_bits(orchestration, folder_of, make_backend):
+@pytest.mark.parametrize("row", ["qwen3-moe", "gpt-oss"])
+def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
     """A prompt, steps that are captured or walked, and the same from another place: tables follow the weights."""
-    model = open_model(folder_of("qwen3-moe"))
+    model = open_model(tiny.expert(folder_of(row)))
     on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
     np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
     wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
@@ -55,8 +56,9 @@ def test_every_orchestration_gives_the_cpus_bits(orchestration, folder_of, make_
     assert on_gpu.device.remarks == ()
 
 
-def test_stages_run_as_their_weights_arrive(folder_of, make_backend):
-    backend = make_backend("cuda", open_model(folder_of("mixtral")))
+@pytest.mark.parametrize("row", ["mixtral", "gpt-oss"])
+def test_stages_run_as_their_weights_arrive(row, folder_of, make_backend):
+    backend = make_backend("cuda", open_model(tiny.expert(folder_of(row))))
     stepper = Stepper(backend)
     rows = stepper.rows((stepper.sequence(), PROMPT))
     wanted = backend.tokens(rows)
@@ -74,7 +76,7 @@ def test_stacked_matrices_are_placed_where_a_gpu_reads_them(folder_of, make_back
 def check(row, dtype, bound, folder_of, theirs_of, make_backend):
     """Logits of a short prompt, in one step and then token by token, beside those of transformers in float32."""
     theirs = theirs_of(row, "default", dtype)
-    stepper = Stepper(make_backend("triton", open_model(folder_of(row, "default", dtype))))
+    stepper = Stepper(make_backend("triton", open_model(tiny.expert(folder_of(row, "default", dtype)))))
     prompt, one = theirs.prompt[:7], stepper.sequence()
     found = [stepper.feed((stepper.sequence(), prompt)), np.concatenate([stepper.feed((one, [t])) for t in prompt[:3]])]
     for logits in found:
@@ -87,7 +89,7 @@ def error_of(dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("row", [row for row in tiny.BRANCH_ROWS if not row.startswith("gpt-oss")])
+@pytest.mark.parametrize("row", tiny.BRANCH_ROWS)
 def test_float32_by_tritons_kernels(row, folder_of, theirs_of, make_backend):
     check(row, "fp32", FP32_TOLERANCE, folder_of, theirs_of, make_backend)
 
@@ -105,7 +107,7 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 @pytest.mark.parametrize("row", ROWS)
 def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, tmp_path):
     """Of few tokens, which are not rounded here; on the CPU to 16 bits, and a key in bfloat16 may turn over by that."""
-    quantize_folder(folder_of(row, "default", "bf16"), tmp_path / "packed", Packing(dtype, dtype))
+    quantize_folder(tiny.expert(folder_of(row, "default", "bf16")), tmp_path / "packed", Packing(dtype, dtype))
     model = open_model(tmp_path / "packed")
     (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
     found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
@@ -113,9 +115,9 @@ def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe", "qwen2-moe", "glm4-moe"])
+@pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe", "qwen2-moe", "glm4-moe", "gpt-oss"])
 def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
-    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
+    driver, model = LazyDriver(settle_s=1e-3), open_model(tiny.expert(folder_of(row)))
     driver.facts = replace(driver.facts, multiprocessors=3)
     wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 5, 4)
     with in_turns() as turns:

@@ -147,12 +147,6 @@ def test_what_is_to_be_written_first_is_said(released, folder_of):
     refused(UnsupportedError, r"of 'mxfp4' means quantised weights.*coterie quantize FOLDER OUT", released[0])
 
 
-def test_a_gpu_refuses_it_by_name(folder_of, make_backend):
-    model = open_model(tiny.expert(folder_of("gpt-oss")))
-    with pytest.raises(UnsupportedError, match="attention with sinks, which the GPU does not have; use --device"):
-        make_backend("cuda", model)
-
-
 def change(folder, **tensors):
     whole = {**load_file(folder / "model.safetensors"), **tensors}
     kept = {name: tensor for name, tensor in whole.items() if tensor is not None}

@@ -141,6 +141,13 @@ def write_mixture(folder: Path, seed: int, dtype: DType = DType.BF16, **changes:
     return _write(folder, seed, dtype, {**MIXTURE, **changes})
 
 
+def write_clipped(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
+    """A random gpt-oss folder as `coterie quantize` writes one: sinks, clipped gates and biases of branches."""
+    own = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "head_dim": 16, "swiglu_limit": 1.1}
+    own["sliding_window"] = 8
+    return _write(folder, seed, dtype, {**MIXTURE, **own, **changes})
+
+
 def write_delta_net(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
     """A random folder of Qwen3.5's text model."""
     return _write(folder, seed, dtype, {**DELTA_NETS, **changes})

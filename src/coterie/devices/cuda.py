@@ -35,7 +35,6 @@ from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Read, copy_parts
 from coterie.devices.lanes import COMPUTE, own
-from coterie.devices.lower_branches import BRANCH_CPU_ONLY
 from coterie.devices.lower_delta import CPU_ONLY
 from coterie.devices.operands import F32
 from coterie.devices.real import Ran, RealDevice, waits_of
@@ -315,7 +314,7 @@ class CudaDevice(RealDevice):
         return Addresses(weights, kv, binding.block_bytes)
 
     def _encode(self, program: Program) -> LoweredExecutable:
-        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, lacks=CPU_ONLY | BRANCH_CPU_ONLY)
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, lacks=CPU_ONLY)
         self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
         return exe
 

@@ -14,7 +14,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.devices.lower_branches import BRANCH_LOWER
 from coterie.devices.lower_delta import DELTA_LOWER, READ_THROUGH
-from coterie.devices.lowering import SINKS, Lowering
+from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
 from coterie.graph.ops import OPS
@@ -84,9 +84,6 @@ def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
-    if op.sinks and SINKS in low.lacks:
-        fact = f"{op.name} is attention with sinks, which {low.device} does not have"
-        raise UnsupportedError(low.program.graph.name, fact, "use --device cpu or a modelled machine")
     q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}

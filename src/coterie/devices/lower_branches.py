@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from coterie.core.shapes import trailing
-from coterie.devices.lowering import SINKS, Lowering
+from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Operands
 from coterie.graph.branch_ops import ALPHA, BOTH_UP, CLIPPED, LIMIT, TOP_K, choice_of, matrices_of
 from coterie.graph.ir import Op
@@ -59,4 +59,3 @@ BRANCH_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "branch_down": _branches,
     "branch_down_add": _branches,
 }
-BRANCH_CPU_ONLY = frozenset({"branch_gate_up_clipped", "add_branch_bias", SINKS})  # what no GPU has

@@ -29,14 +29,11 @@ class Seen:
     step: int = 0
 
 
-SINKS = "sinks"  # an operand of attention that a device may lack
-
-
 @dataclass(slots=True)
 class Lowering:
     """Finds operands in a program, for a device that its refusals call `device`.
 
-    It `lacks` these kernels, views and operands.
+    It `lacks` these kernels and views.
     `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
     """
 

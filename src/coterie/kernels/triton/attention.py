@@ -47,6 +47,7 @@ from coterie.kernels.triton.attention_chunks import (
     is_capped,
     is_growing,
     launch_chunks,
+    sink_of,
 )
 from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
@@ -96,6 +97,26 @@ def _pages_at(
 
 
 @triton.jit
+def _pages_of(
+    row,
+    sequence,
+    head,
+    j,
+    there,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Keys and values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
+    keys, values = _pages_at(row, sequence, head, j, there, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    mask = there[:, None] & (tl.arange(0, CHANNELS) < C)[None, :]
+    return tl.load(keys, mask=mask, other=0.0), tl.load(values, mask=mask, other=0.0)
+
+
+@triton.jit
 def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV_TYPE: tl.constexpr):
     """Attend to keys and values [STEP, CHANNELS] with queries [M, CHANNELS], where positions are seen."""
     scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
@@ -135,6 +156,7 @@ def _alone(
     STEP: tl.constexpr,
     CAPPED: tl.constexpr,
     GROWS: tl.constexpr,
+    SINK: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
@@ -155,9 +177,7 @@ def _alone(
     old = (j >= low) & (j < high)
     if WHEN == EARLY:
         old = old & (j < position)
-    keys, values = _pages_at(row, sequence, head, j, old, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
-    k = tl.load(keys, mask=old[:, None] & (c < C)[None, :], other=0.0)
-    v = tl.load(values, mask=old[:, None] & (c < C)[None, :], other=0.0)
+    k, v = _pages_of(row, sequence, head, j, old, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
     if WHEN == EARLY:
         own = tl.zeros([1], tl.int32) + position
         own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
@@ -166,6 +186,7 @@ def _alone(
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
     q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
     scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
+    sink = sink_of(row, query, g < H // K, SINK)
     wait_for_last(WHEN)
     if low < high:
         mask = (g < H // K)[:, None] & (c < C)[None, :]
@@ -180,11 +201,11 @@ def _alone(
         for start in tl.range(first + STEP, high, STEP):
             j = start + tl.arange(0, STEP)
             seen = j < high
-            keys, values = _pages_at(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
-            k = tl.load(keys, mask=seen[:, None] & (c < C)[None, :], other=0.0)
-            v = tl.load(values, mask=seen[:, None] & (c < C)[None, :], other=0.0)
+            k, v = _pages_of(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
             top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
         if SPANS == 1:
+            if SINK is not None:
+                total += tl.exp(sink - top)
             tl.store(y_at, acc / total[:, None], mask=mask)
         else:
             one = partials + ((i.to(tl.int64) * H + query) * SPANS + span) * (C + 2)
@@ -200,6 +221,7 @@ def _join(
     H: tl.constexpr,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
+    SINK: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     DECODES: tl.constexpr,
@@ -215,6 +237,7 @@ def _join(
     window = integer(row, WINDOW)
     c = tl.arange(0, CHANNELS)
     y = pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c
+    sink = sink_of(row, head, True, SINK)
     wait_for_last(WHEN)
     if alone:
         top = -float("inf")
@@ -235,6 +258,8 @@ def _join(
             acc = acc * keep + tl.sum(sums * weights[:, None], axis=0)
             total = total * keep + tl.sum(tl.load(at + C + 1, mask=there, other=0.0) * weights, axis=0)
             top = higher
+        if SINK is not None:
+            total += tl.exp(sink - top)
         tl.store(y, acc / total, mask=c < C)
 
 
@@ -259,10 +284,12 @@ def launch(call: Call) -> None:
             return
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPANS": spans, "SPAN": span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    sink = call.type("sinks")  # for whoever puts results out
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
+        "SINK": sink if spans == 1 else None,
         "QUERIES": max(group, LEAST_DOT),
         "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
     }
@@ -270,7 +297,7 @@ def launch(call: Call) -> None:
     call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=warps, num_stages=3)
     if spans > 1:
         grid = (bucket.sequences, H)
-        how = {"C": pages.C, "CHANNELS": channels, "JOINED": max(tiles.joined // channels, 1)}
+        how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}
         call.launch(_join, grid, call.row, partials, H=H, **how, **split, num_warps=1)
 
 

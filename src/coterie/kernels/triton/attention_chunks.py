@@ -27,8 +27,8 @@ from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pag
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY = places(
-    "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every"
+Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = places(
+    "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every", "sinks"
 )
 LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
 NOTHING = tl.constexpr(float("-inf"))
@@ -51,6 +51,15 @@ def grown(row, position, GROWS: tl.constexpr):
         steps = (position // integer(row, EVERY).to(tl.int32)).to(tl.float32)
         factor = 1.0 + real(row, GROWTH).to(tl.float32) * tl.log(1.0 + steps)
     return factor
+
+
+@triton.jit
+def sink_of(row, head, mask, SINK: tl.constexpr):
+    """The sinks of query heads: scores of no value, each of which joins a total once, where a result is put out."""
+    sink = 0.0
+    if SINK is not None:
+        sink = tl.load(pointer(row, SINKS, SINK) + head, mask=mask, other=0.0).to(tl.float32)
+    return sink
 
 
 @triton.jit
@@ -149,7 +158,7 @@ def _context(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The sums of weights, and of weighted values, of the queries that are `mine`, over all that they see."""
+    """The largest score, the sums of weights and of weighted values, of the queries that are `mine`."""
     high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
     last_M = tl.where(mine, position_M + 1, 0)
     state = (
@@ -171,11 +180,18 @@ def _context(
         state, q, table, slots, whole, end_of_all, low_M, last_M, cap, CAPPED, True, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
-    state = _blocks(
+    return _blocks(
         state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, CAPPED, False, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
-    return state[1], state[2]
+
+
+@triton.jit
+def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
+    """Sums of weights, which are exponentials of two from the largest score on, with those of sinks."""
+    if SINK is not None:
+        total += tl.exp2(sink_of(row, head, mask, SINK) * LOG2_E - top)
+    return total
 
 
 @triton.jit
@@ -196,6 +212,7 @@ def _together(
     STEP: tl.constexpr,
     CAPPED: tl.constexpr,
     GROWS: tl.constexpr,
+    SINK: tl.constexpr,
     WINDOWED: tl.constexpr,
     SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
@@ -215,8 +232,7 @@ def _together(
         among = here
     position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
     low_M = first_seen(position_M, integer(row, WINDOW))
-    c = tl.arange(0, CHANNELS)
-    start = first.to(tl.int64) * (H * C)
+    c, start = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
     scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
@@ -235,13 +251,14 @@ def _together(
         table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
         stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
         mine = here & (t >= run) & (t < stop)
-        total, acc = _context(
+        top, total, acc = _context(
             q, table, slots, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
         )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
+        total = _with_sinks(row, head * (H // K) + m % GROUP, mine, total, top, SINK)
         y = acc / total[:, None]
         if STORED:
             tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
@@ -263,6 +280,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
+        "SINK": call.type("sinks"),
         "WINDOWED": call.integer("window") > 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": wide * tiles.chunk_warps,

@@ -1,6 +1,6 @@
 """branch_down: y[t] = the sum over the branches that token t takes, in their order, of weight * (x[t, p] @ down.T).
 
-branch_down_add is the same with a residual behind.
+branch_down_add is the same with a residual behind. Biases of the row behind are added here: see add_branch_bias.py.
 
     few tokens    a program has rows of all matrices, and goes from branch to branch
     more          products of each pair to scratch, in tiles of a branch's pairs; then a token's are summed up
@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.add_branch_bias import behind_of, bias_behind, put_sum
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.branches import (
     WEIGHTS,
     Sizes,
     T,
     X,
-    Y,
     few_of,
     ids_of,
     many_of,
@@ -46,6 +46,8 @@ def _few(
     row,
     ids,
     RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
     E: tl.constexpr,
     WIDE: tl.constexpr,
     TAKEN: tl.constexpr,
@@ -69,6 +71,7 @@ def _few(
     n = first + tl.arange(0, ROWS)
     x = pointer(row, X, tl.float32)
     weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
+    biases = tl.zeros([M, ROWS], tl.float32)
     if ONE:
         sums = no_sums(ROWS, STEP)
         for slot in tl.range(0, count, loop_unroll_factor=UNROLL):
@@ -78,6 +81,8 @@ def _few(
             for r in tl.static_range(ROWS):
                 rows = and_one(rows, rows_at(down, first + r, STRIDE, ALIGN))
                 there = and_one(there, first + r < N)
+            if BIAS is not None:
+                biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
             sums = add_products(sums, x + slot * K, rows, there, weight, K, STEP)
         y = added_up(sums)
     else:
@@ -91,11 +96,14 @@ def _few(
                 x + x_M * K, mask_M, rows_N, n < N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
             y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
+            if BIAS is not None:
+                bias = bias_behind(row, branch, n, n < N, N, BIAS)
+                biases += tl.where(mask_M[:, None], weight[:, None] * bias[None, :], 0.0)
     at = m[:, None] * N + n[None, :]
     mask = (m < integer(row, T))[:, None] & (n < N)[None, :]
     if RESIDUAL is not None:
         y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
-    tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask)
+    put_sum(row, at, y, biases, mask, BIAS, SUMMED)
 
 
 @triton.jit
@@ -135,7 +143,17 @@ def _many(
 
 @triton.jit
 def _sum(
-    row, parts, RESIDUAL: tl.constexpr, TAKEN: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, WHEN: tl.constexpr
+    row,
+    parts,
+    ids,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    E: tl.constexpr,
+    TAKEN: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    WHEN: tl.constexpr,
 ):
     """What a token's branches gave, one after another."""
     let_next_begin(WHEN)
@@ -144,24 +162,28 @@ def _sum(
     if t < integer(row, T):
         n = tl.program_id(1) * STEP + tl.arange(0, STEP)
         parts += t.to(tl.int64) * TAKEN * N
-        y = tl.zeros([STEP], tl.float32)
+        y, biases = tl.zeros([STEP], tl.float32), tl.zeros([STEP], tl.float32)
         for place in tl.range(0, TAKEN):
             y += tl.load(parts + place * N + n, mask=n < N, other=0.0)
+            if BIAS is not None:
+                branch = tl.load(whole(ids) + t * TAKEN + place)
+                weight = tl.load(pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E + branch)
+                biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)
         at = t.to(tl.int64) * N + n
         if RESIDUAL is not None:
             y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=n < N, other=0.0)
-        tl.store(pointer(row, Y, tl.float32) + at, y, mask=n < N)
+        put_sum(row, at, y, biases, n < N, BIAS, SUMMED)
 
 
 def launch(call: Call) -> None:
     """Multiply in float32 where the step has few tokens, else on tensor cores."""
     sizes, N, matrix = Sizes.of(call), call.integer("D"), call.matrix("branches", call.integer("F"))
     shared = {**sizes.constants, "N": N, **matrix.constants()}
-    residual = {"RESIDUAL": OPCODES[call.name].words.get("residual")}
+    behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
     if sizes.tokens <= call.tiles.few_tokens:
         how = few_of(call, matrix, N, 1)
         how["UNROLL"] = AT_ONCE if how["ONE"] else 1
-        call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **residual, **shared, **how)
+        call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
         return
     first, pairs = pairs_of(call)
     staged = handed_by_last(call)
@@ -173,7 +195,8 @@ def launch(call: Call) -> None:
     call.launch(_many, grid, call.row, first, pairs, staged, parts, **shared, **how)
     step = call.tiles.step(N)
     grid = (sizes.tokens, triton.cdiv(N, step))
-    call.launch(_sum, grid, call.row, parts, **residual, TAKEN=sizes.taken, N=N, STEP=step)
+    ids = call.scratch_as(tl.float32, sizes.pairs)
+    call.launch(_sum, grid, call.row, parts, ids, **behind, E=sizes.E, TAKEN=sizes.taken, N=N, STEP=step)
 
 
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:

@@ -1,5 +1,6 @@
 """branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes.
 
+branch_gate_up_clipped has a bias for each and another gate, see branch_put.py.
 Rows of gate and up lie in turn in a tile, as in norm_gate_up_silu_mul.
 Knows nothing about layers.
 """
@@ -10,6 +11,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.branch_put import biases_of, put_pairs
 from coterie.kernels.triton.branches import (
     Sizes,
     X,
@@ -26,7 +28,6 @@ from coterie.kernels.triton.branches import (
 )
 from coterie.kernels.triton.dots import NEAR, halves, in_turn, many_dots, stage
 from coterie.kernels.triton.few import and_one, few_dots, one_dot, weights_ahead
-from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.rows import Call
@@ -40,6 +41,8 @@ def _few(
     WIDE: tl.constexpr,
     TAKEN: tl.constexpr,
     F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -80,7 +83,9 @@ def _few(
         f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         pair, mask_M = m * TAKEN + place, (weight != 0)[:, None]
         y = pointer(row, Y, tl.float32)
-        put(row, y, gate_M, up_M, f[None, :], pair[:, None], mask_M, F, None, None, None, None, None)
+        put_pairs(
+            row, y, gate_M, up_M, branch, f[None, :], pair[:, None], mask_M, F, GATE_BIAS, UP_BIAS, None, None
+        )  # fmt: skip
 
 
 @triton.jit
@@ -96,6 +101,8 @@ def _many(
     WIDE: tl.constexpr,
     TAKEN: tl.constexpr,
     F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -122,13 +129,13 @@ def _many(
         if STORED:
             to = pointer(row, Y, tl.float32)
         pair_M, mask = pair[None, :], mask_M[None, :]
-        put(row, to, gate_N, up_N, f[:, None], pair_M, mask, F, None, None, None, handed, HANDED)
+        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, handed, HANDED)
 
 
 def launch(call: Call) -> None:
     """Multiply in float32 where the step has few tokens; else list the pairs by branch, then on tensor cores."""
     sizes, F, matrix = Sizes.of(call), call.integer("F"), call.matrix("branches", call.integer("D"))
-    shared = {**sizes.constants, "F": F, **matrix.constants()}
+    shared = {**sizes.constants, "F": F, **biases_of(call), **matrix.constants()}
     if sizes.tokens <= call.tiles.few_tokens:
         how = few_of(call, matrix, 2 * F, 2)
         call.launch(_few, (triton.cdiv(2 * F, how["ROWS"]), sizes.slots), call.row, ids_of(call), **shared, **how)

@@ -31,7 +31,8 @@ from coterie.kernels.triton.tiles import Many, power_of_two
 X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches", "y", "T")
 LINES = "LINES"  # of weights that are asked for before their turn: which branch's these are is known too late
 VALUES_OF_WARP = 256  # of a row of weights
-CHOOSER, READERS = "choose_branches", ("branch_gate_up", "branch_down", "branch_down_add")
+CHOOSER = "choose_branches"
+READERS = ("branch_gate_up", "branch_gate_up_clipped", "branch_down", "branch_down_add")
 
 
 @triton.jit

@@ -43,7 +43,13 @@ def put(
         y = silu_of(gate) * up
     else:
         y = gelu_of(gate, GELU) * up
+    put_value(to, handed, at, y, mask_m & (f < F), HANDED)
+
+
+@triton.jit
+def put_value(to, handed, at, y, mask, HANDED: tl.constexpr):
+    """Store values, rounded where the next takes that; where `to` is None no others."""
     if to is not None:
-        tl.store(to + at, y, mask=mask_m & (f < F))
+        tl.store(to + at, y, mask=mask)
     if HANDED is not None:
-        tl.store(handed + at, narrow(y, HANDED), mask=mask_m & (f < F))
+        tl.store(handed + at, narrow(y, HANDED), mask=mask)

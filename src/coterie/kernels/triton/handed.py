@@ -1,6 +1,6 @@
 """Values that a launch rounds for the next one, which else reads them again to stage.
 
-    norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up
+    norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
         y, float32  -> where it is stored, unless another row writes there before any reads it again
         y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
 
@@ -21,7 +21,8 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 TAKERS = ("linear", "linear_add")
-OF_BRANCHES, TAKERS_OF_BRANCHES = "branch_gate_up", ("branch_down", "branch_down_add")
+OF_BRANCHES = ("branch_gate_up", "branch_gate_up_clipped")
+TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
 _WRITTEN = {
     "norm_qkv_rope_append": "q",
     "norm_rope_append": "q",
@@ -54,7 +55,12 @@ def handed_end(call: Call) -> int:
 
 def is_stored(call: Call, width: int) -> bool:
     """Whether anyone can see float32 values of y [T, width]: not where the next row alone reads them, rounded."""
-    if call.after is None or call.later is None or not _hands(call, call.after, width):
+    return call.after is None or not _hands(call, call.after, width) or is_read_later(call, width)
+
+
+def is_read_later(call: Call, width: int) -> bool:
+    """Whether anyone may find y [T, width] in memory, but for the next row as its x: a later row, or who inspects."""
+    if call.later is None:
         return True
     start = call.integer("y")
     end = start + 4 * call.bucket.tokens * width
@@ -81,13 +87,13 @@ def handed_bytes(call: Call, width: int) -> int:
 
 def _hands(first: Call, then: Call, width: int) -> bool:
     """Whether y of the first is x of the other, for tensor cores."""
-    takers = TAKERS_OF_BRANCHES if first.name == OF_BRANCHES else TAKERS
+    takers = TAKERS_OF_BRANCHES if first.name in OF_BRANCHES else TAKERS
     if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
         return False
     if first.name == "attention":
         if first.bucket.sequences > 1:
             return False
-    elif first.name not in (*GATES, OF_BRANCHES):
+    elif first.name not in (*GATES, *OF_BRANCHES):
         return False
     return first.integer("y") == then.integer("x") and _matrix(then).K * _rows(then) == width == _width(first)
 
@@ -98,7 +104,7 @@ def _width(first: Call) -> int:
 
 def _rows(call: Call) -> int:
     """Of a token in what is handed on: one for each branch that it takes."""
-    return call.integer("taken") if call.name in (OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
+    return call.integer("taken") if call.name in (*OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
 
 
 def _matrix(then: Call) -> Matrix:
@@ -113,7 +119,7 @@ def _own_bytes(first: Call) -> int:
     if first.name == "attention":
         return 0
     K = first.integer("D")
-    if first.name == OF_BRANCHES:
+    if first.name in OF_BRANCHES:
         return Sizes.of(first).list_bytes + staged_bytes(first, [first.matrix("branches", K)])
     return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
 

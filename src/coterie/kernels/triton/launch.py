@@ -12,6 +12,7 @@ import torch
 
 from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton import (
+    add_branch_bias,
     attention,
     branch_down,
     branch_gate_up,
@@ -75,8 +76,10 @@ KERNELS: Mapping[str, Kernel] = {
     "take_norm_linear": Kernel(take_norm_linear.launch, take_norm_linear.scratch_bytes),
     "choose_branches": Kernel(choose_branches.launch, choose_branches.scratch_bytes),
     "branch_gate_up": Kernel(branch_gate_up.launch, branch_gate_up.scratch_bytes),
+    "branch_gate_up_clipped": Kernel(branch_gate_up.launch, branch_gate_up.scratch_bytes),
     "branch_down": Kernel(branch_down.launch, branch_down.scratch_bytes),
     "branch_down_add": Kernel(branch_down.launch, branch_down.scratch_bytes),
+    "add_branch_bias": Kernel(add_branch_bias.launch),
 }
 
 
