@@ -225,6 +225,31 @@ def linear(kernel, dtype, T, N, K, biased, scale=1.0):
     return Case(kernel, dtype.value, f"T {T}, N {N}, K {K}{extra}", bound(dtype, T), run)
 
 
+def each(kernel, dtype, lengths, N, K, biased=False, scale=1.0):
+    """Rows in shares of these lengths, each with a weight of its own, in a bucket for as many as there are."""
+
+    def run(rng):
+        weights, T = [weight(rng, (N, K), dtype) for _ in lengths], sum(lengths)
+        x, y, residual, first = random(rng, T, K), empty(T, N), random(rng, T, N), shares_of(lengths)
+        b = weight(rng, (N,), F16, scale=1.0) if biased else None
+        last = {"residual": residual} if kernel == "linear_add_each" else {}
+        ends = {"x": x, **weights[0].operand("weight"), **optional("bias", b), "y": y, **last}
+        shares = {"each": table_of(weights), "first": first, "shares": len(lengths)}
+        call(kernel, Bucket(T, len(lengths), 1, 1), **ends, **shares, T=T, N=N, K=K, scale=scale)
+        parts = zip(np.split(x.astype(np.float64), first[1:-1]), weights, strict=True)
+        found = np.concatenate([part @ one.values.T for part, one in parts])
+        return [(y, scale * (found + (b.values if b else 0)) + (residual if last else 0))]
+
+    extra = ", bias" * biased + f", scale {scale:g}" * (scale != 1.0)
+    shape = f"shares {' '.join(map(str, lengths))}, N {N}, K {K}{extra}"
+    return Case(kernel, dtype.value, shape, bound(dtype, sum(lengths)), run)
+
+
+def shares_of(lengths):
+    """Where shares begin."""
+    return aligned(np.array([0, *np.cumsum(lengths)], np.int32))
+
+
 def norm_linear_gelu(dtype, T, N, D, form, layer="", normed=True):
     def run(rng):
         x, y, w, b = random(rng, T, D), empty(T, N), weight(rng, (N, D), dtype), weight(rng, (N,), F16, scale=1.0)
@@ -503,6 +528,12 @@ QUICK = [
     linear("linear", BF16, 0, 7, 9, False),
     linear("linear", BF16, 70, 40, 36, True),
     linear("linear", BF16, 131, 150, 70, False),
+    *(
+        each("linear_each", t, lengths, N, K, True)
+        for t in TYPES
+        for lengths, N, K in (((1, 2), 21, 70), ((4, 19), 9, 40))
+    ),
+    *(each("linear_add_each", t, lengths, 37, 8, scale=0.5) for t in TYPES for lengths in ((2, 1, 1), (5, 1))),
     *(gate_up(t, t, T, F, D, T == 2) for t in TYPES for T, F, D in ((2, 21, 70), (6, 45, 33))),
     *(gate_up(gate, F32, T, 21, 70, True) for gate, T in ((Q4, 1), (Q4, 6), (Q8, 6))),
     *(gate_up(gate, up, T, 21, 70, False) for gate, up, T in ((Q4, Q4Z, 2), (Q4Z, Q4, 6), (BF16, Q4Z, 6))),
@@ -568,6 +599,7 @@ _CONTEXTS = (700, 257, 256)
 LONG = [
     *(linear("linear", t, T, 130, 257, True) for t in TYPES for T in (1, 2, 17, 33, 65, 140)),
     *(linear("linear", t, T, 3, 1100, True) for t in TYPES for T in (1, 33)),
+    *(each("linear_add_each", t, c, 130, 257, True) for t in TYPES for c in ((1, 1, 1, 1), (0, 33, 1, 17), (70, 64))),
     *(gate_up(t, t, T, 130, 257, False) for t in TYPES for T in (4, 40, 130)),
     *(branch_gate_up(t, T, E, A, 130, 70) for t in TYPES for T, E, A in ((2, 9, 9), (45, 6, 6), (140, 3, 2))),
     *(branch_gate_up(t, T, 9, 2, 257, 130, alike) for t in TYPES for T in (1, 4, 70)),

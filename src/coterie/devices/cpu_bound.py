@@ -64,7 +64,7 @@ class Bound:
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
-        self._held: list[I64 | I32] = []  # what rows in shares point to,
+        self._held: I64 | None = None  # what rows in shares point to,
         self._shares: tuple[object, ...] | None = None  # and what that was made of
         self._pages: tuple[int, int, int] | None = None
         self._slab: Slab | None = None
@@ -79,7 +79,7 @@ class Bound:
             addresses = self._exe.offsets(binding).addresses(weights_at, shared_at)
             self._exe.template.put_weights(self.rows, addresses, self._tables)
             self._weights = made_of
-        if step.shares is not None or self._held:
+        if step.shares is not None or self._held is not None:
             self._put_shares(binding, step, bases)
         slab = workspace.at_least(self._total_bytes)
         if slab is not self._slab:
@@ -112,7 +112,7 @@ class Bound:
             raise RuntimeError("fellows are refused where nothing takes rows in shares")
         if step.shares is None:
             shareable.take_back(self.rows)
-            self._held, self._shares = [], None
+            self._held = self._shares = None
             return
         weights_at, shared_at, _, fellows_at = bases
         made_of = *(self._weights or ()), binding.fellows and binding.fellows.offsets, fellows_at, *step.shares.key
@@ -121,7 +121,8 @@ class Bound:
         own = self._exe.offsets(binding)
         places = zip((own, *self._exe.fellows(binding)), (weights_at, *fellows_at), strict=True)
         addresses_GW = np.stack([offsets.addresses(at, shared_at) for offsets, at in places])
-        self._held = shareable.put(self.rows, addresses_GW, own.is_shared, step.shares)
+        self._held = np.zeros(shareable.words(*step.shares.counts), np.int64)
+        shareable.put(self.rows, addresses_GW, own.is_shared, step.shares, self._held, kernels.address(self._held))
         self._shares = made_of
 
     def _put_inputs(self, step: StepRows, kv_at: int, block_bytes: int) -> None:

@@ -18,18 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, copy_pieces, wait_for
 from coterie.devices.cuda_bound import Shared, upload
 from coterie.devices.cuda_driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda_fetch import STAGING_BYTES, StagedLane
-from coterie.devices.cuda_inputs import Addresses, Run
+from coterie.devices.cuda_inputs import Run
 from coterie.devices.cuda_kernels import Kernels, TritonKernels
 from coterie.devices.cuda_lanes import Finish, StreamLane, Turn, nothing
 from coterie.devices.cuda_machine import gpu_machine
 from coterie.devices.cuda_memory import Memory
+from coterie.devices.cuda_places import Places
 from coterie.devices.cuda_run import Orchestration, Runs
 from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
@@ -38,7 +39,7 @@ from coterie.devices.lanes import COMPUTE, own
 from coterie.devices.lower_delta import CPU_ONLY
 from coterie.devices.operands import F32
 from coterie.devices.real import Ran, RealDevice, waits_of
-from coterie.devices.step import MAX_KEPT, LoweredExecutable, StepRows
+from coterie.devices.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
 from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
@@ -68,6 +69,7 @@ class CudaDevice(RealDevice):
         self._spec = spec or gpu_machine(self.driver)
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
+        self._places = Places(self._memory)
         facts = self.driver.facts
         tiles = tiles_for(facts.capability, facts.multiprocessors)
         self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
@@ -78,7 +80,6 @@ class CudaDevice(RealDevice):
             self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
         )
         self._loading: Stream = None
-        self._found: dict[tuple[object, ...], tuple[tuple[object, ...], Addresses]] = {}
         self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._constants: list[torch.Tensor] = []
 
@@ -191,7 +192,7 @@ class CudaDevice(RealDevice):
         self._check_open()
         mine = self._own(exe)
         waits = waits_of(mine, gates)
-        run = Run.of(mine, StepRows.copy(mine.program, binding, steps), steps, self._addresses(mine, binding))
+        run = Run.of(mine, StepRows.copy(mine.program, binding, steps), steps, self._places.of(mine, binding))
 
         def issue(turn: Turn) -> Finish:
             return self._runs.queue(turn, run, waits)
@@ -214,7 +215,7 @@ class CudaDevice(RealDevice):
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
-        run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._addresses(mine, binding))
+        run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._places.of(mine, binding))
         self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -282,39 +283,8 @@ class CudaDevice(RealDevice):
             raise
         return lambda _passed: packets.give_back(packet)
 
-    def _addresses(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
-        """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
-        weights, shared, kv, block_bytes = binding.weights, binding.shared, binding.kv, binding.block_bytes
-        placed = tuple([self._memory.placed(at) for at in (weights, *([shared.weights] if shared else []))])
-        key = id(exe), weights, binding.offsets, shared, kv, block_bytes, binding.fellows is None
-        found = self._found.get(key)
-        if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
-            if len(self._found) >= MAX_KEPT:
-                self._found.clear()
-            found = self._found[key] = placed, self._find(exe, binding)
-        return found[1]
-
-    def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
-        """Where weights and pages are. Raises ValueError for a weight that kernels could not load."""
-        exe.fellows(binding)  # refused: no kernel of this device takes rows in shares
-        found = exe.offsets(binding)
-        weights = self._memory.weights_at(binding.weights, found.array)
-        if binding.shared is not None:
-            shared = self._memory.weights_at(binding.shared.weights, found.array)
-            weights = np.where(found.is_shared, shared, weights)
-        odd = np.flatnonzero(weights % ALIGN_BYTES)
-        if len(odd):
-            name = exe.program.weights[int(odd[0])]
-            raise ValueError(
-                f"{name} is at {int(weights[odd[0]])}, no multiple of 16: place tensors before they are filled"
-            )
-        kv = self._memory.tensor(binding.kv).data_ptr()
-        if kv % ALIGN_BYTES:
-            raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
-        return Addresses(weights, kv, binding.block_bytes)
-
     def _encode(self, program: Program) -> LoweredExecutable:
-        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, lacks=CPU_ONLY)
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True, lacks=CPU_ONLY)
         self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
         return exe
 

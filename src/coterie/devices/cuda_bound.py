@@ -1,7 +1,7 @@
 """A program's rows on the GPU for steps of one bucket, and what a run puts there: one block down, one block up.
 
-    packet (pinned)     rows | feed | state | tables | tokens positions ... ends |     -> copied down -> fixed, inputs
-    on the GPU          fixed: rows, feed, state, tables, stops: launches and captured steps hold their addresses
+    packet (pinned)     rows | feed | state | tables | shares | tokens ... ends |     -> copied down -> fixed, inputs
+    on the GPU          fixed: rows, feed, state, tables, shares, stops: launches and captures hold their addresses
                         inputs, kept: reached through words of rows and feed, so they may move
     packet (pinned)     state | tokens kept                                            <- copied up
 
@@ -36,7 +36,6 @@ from coterie.kernels.triton.tiles import power_of_two
 Array: TypeAlias = npt.NDArray[np.generic]
 
 LEVERS = ("lower --near or --kv", "ask with shorter prompts")
-MOST_BOUNDS = 64  # of either kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
 STATE_WORDS, STOP = 4, 2  # done, ended, stop; and one to keep to 16 bytes
 
 
@@ -98,15 +97,17 @@ class _Crossing:
 
 
 class Bound:
-    """Rows of an executable for steps of a bucket."""
+    """Rows of an executable for steps of a bucket; `mixes`: of steps whose sequences differ in weights."""
 
-    def __init__(self, exe: LoweredExecutable, bucket: Bucket, shared: Shared) -> None:
+    def __init__(self, exe: LoweredExecutable, bucket: Bucket, shared: Shared, mixes: bool = False) -> None:
         self.exe, self.bucket, self._shared = exe, bucket, shared
         self._sizes = Sizes(bucket.tokens, bucket.sequences, bucket.sampled, 0, 0)
         self._plan, self._total_bytes = exe.plan(self._sizes)
         rows = exe.template.rows()
         stops = stops_of(rows)
         words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2, "tables": exe.template.table_words}
+        shareable = exe.shareable if mixes else None
+        words["shares"] = shareable.words(bucket.sequences, bucket.sampled) if shareable else 0
         places, self._sent_bytes = places_of({name: 8 * count for name, count in words.items()})
         self._fixed = take(shared.driver, "a program's rows", self._sent_bytes + 8 * len(stops) + 16, LEVERS)
         self._sent = np.zeros(self._sent_bytes, np.uint8)  # what each run sends: the host's rows, feed and state
@@ -115,9 +116,11 @@ class Bound:
         self._feed = _host_part(self._sent, places["feed"])
         self._state = _host_part(self._sent, places["state"]).view(np.int32)
         self._tables = _host_part(self._sent, places["tables"])
+        self._shares = _host_part(self._sent, places["shares"])
         self._stored = np.array([self._plan[name] for name in exe.template.stored], np.int64)
-        self.rows, self.feed, state, tables = (_part(self._fixed, places[name]) for name in words)
+        self.rows, self.feed, state, tables, own = (_part(self._fixed, places[name]) for name in words)
         exe.template.put_tables(self._rows, tables.data_ptr())
+        self._shares_at = own.data_ptr()
         self.rows = self.rows.view(torch.int64).view(-1, ROW_WORDS)
         self.feed = self.feed.view(torch.int64)
         self.state, self._state_bytes = state.view(torch.int32), state
@@ -127,7 +130,8 @@ class Bound:
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
         self._given: Inputs | None = None
-        self._written: MadeOf | None = None  # what the words that are sent were made of
+        self._written: MadeOf | None = None  # what the words that are sent were made of,
+        self._mixed: tuple[object, ...] = ()  # and those of shares
         self._crosses: _Crossing | None = None
         self._is_new = True
         self._launches: list[list[Launch]] = []
@@ -152,6 +156,7 @@ class Bound:
             if made_of != self._written:
                 self._fill(*made_of)
                 self._written = made_of
+            self._put_shares(run)
             if self._crosses is None or not self._crosses.is_for(packet, made_of, kept_bytes):
                 self._crosses = self._crossing(packet, made_of, at, kept, kept_bytes)
             self._prepare(stream)
@@ -264,6 +269,16 @@ class Bound:
         for name, word in feed.items():
             self._feed[FEED[name]] = word
 
+    def _put_shares(self, run: Run) -> None:
+        """Let the rows of each share have weights of their own."""
+        own, shares, shareable = run.at.own, run.rows.shares, self.exe.shareable
+        if own is None or shares is None or shareable is None:
+            return
+        mixed = own, *shares.key
+        if mixed != self._mixed:
+            shareable.put(self._rows, own.addresses_GW, own.is_shared_W, shares, self._shares, self._shares_at)
+            self._mixed = mixed
+
     def _prepare(self, stream: Stream) -> None:
         """Find the launches, when the rows are complete for the first time."""
         if not self._is_new:
@@ -287,37 +302,6 @@ class Bound:
         upload(shared.driver, shared.packets, self._walked, plan.words, stream)
         words = self._walked.view(torch.int64)
         return plan.walk(words, self.feed, self.state, self.stops, shared.driver.facts.multiprocessors)
-
-
-class Binder:
-    """Keeps bounds by executable and bucket, those used last: so many of decode steps, and so many of prompts.
-
-    Apart, as prompts come in far more sizes, and one that is new would else take the place of a step that all use.
-    """
-
-    def __init__(self, shared: Shared, most: int = MOST_BOUNDS) -> None:
-        self._shared, self._most = shared, most
-        self._kept: dict[bool, dict[tuple[int, Bucket], Bound]] = {True: {}, False: {}}  # by whether they decode
-
-    def bind(self, run: Run, stream: Stream) -> Bound:
-        """The bound of a run's executable and bucket. Raises CapacityError."""
-        key, kept = (id(run.exe), run.bucket), self._kept[run.bucket.decodes]
-        bound = kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared)
-        kept[key] = bound  # the last in order
-        if len(kept) > self._most:
-            self._shared.driver.wait(self._shared.driver.mark(stream))
-            del kept[next(iter(kept))]
-        return bound
-
-    def is_captured(self, run: Run) -> bool:
-        """Whether the steps of a run are captured; any thread may ask."""
-        bound = self._kept[run.bucket.decodes].get((id(run.exe), run.bucket))
-        return bound is not None and bound.is_captured
-
-    def forget(self) -> None:
-        """Let all of them go."""
-        for kept in self._kept.values():
-            kept.clear()
 
 
 def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, stream: Stream) -> None:

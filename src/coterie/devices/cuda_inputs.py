@@ -15,6 +15,7 @@ from itertools import accumulate, chain
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
@@ -31,12 +32,22 @@ SPAN = 256  # contexts are rounded to so many positions, doubled: each bucket is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Own:
+    """Where the weights of all whose sequences share a step are: addresses [whose, weight], and which are the same."""
+
+    addresses_GW: I64
+    is_shared_W: npt.NDArray[np.bool_]
+    shared: tuple[int, ...]  # their places, which say which instructions take rows in shares
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Addresses:
-    """Where weights and pages are on the GPU, and the bytes of a page."""
+    """Where weights and pages are on the GPU, and the bytes of a page; `own` where sequences differ in weights."""
 
     weights: I64
     kv: int
     block_bytes: int
+    own: Own | None = None
 
 
 @value
@@ -64,6 +75,16 @@ class Run:
     def decodes(self) -> bool:
         """True when each sequence has one token."""
         return self.rows.sizes.T == self.rows.sizes.B
+
+    @property
+    def mixes(self) -> bool:
+        """True when sequences differ in weights."""
+        return self.at.own is not None
+
+    @property
+    def bound_by(self) -> tuple[object, ...]:
+        """Equal for runs whose launches are the same."""
+        return id(self.exe), self.bucket, self.at.own and self.at.own.shared
 
 
 class Inputs:

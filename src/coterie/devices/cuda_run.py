@@ -22,7 +22,8 @@ import torch
 
 from coterie.core.dtypes import to_f32
 from coterie.device import I32
-from coterie.devices.cuda_bound import STATE_WORDS, Binder, Bound, Shared
+from coterie.devices.cuda_binder import Binder
+from coterie.devices.cuda_bound import STATE_WORDS, Bound, Shared
 from coterie.devices.cuda_driver import NAME, Driver, Mark, Stream, take_pinned
 from coterie.devices.cuda_inputs import Run
 from coterie.devices.cuda_lanes import Finish, Turn
@@ -107,8 +108,8 @@ class Runs:
 
         Any thread may ask.
         """
-        walks = self._walks and run.decodes  # not known to have been compiled
-        return self._captures and not walks and self.binder.is_captured(run)
+        # A walk is not known to have been compiled.
+        return self._captures and not self._may_walk(run) and self.binder.is_captured(run)
 
     def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
         """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
@@ -175,9 +176,13 @@ class Runs:
 
     def _queue_steps(self, turn: Turn, bound: Bound, run: Run, steps: int) -> None:
         """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""
-        if steps and self._walks and run.decodes and bound.queue_walk(turn.stream):
+        if steps and self._may_walk(run) and bound.queue_walk(turn.stream):
             return
         bound.queue_steps(steps, turn.stream, self._captures)
+
+    def _may_walk(self, run: Run) -> bool:
+        """Products of rows in shares are launched by themselves, not walked."""
+        return self._walks and run.decodes and not run.mixes
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
         """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""

@@ -40,6 +40,11 @@ class Shares:
         """Equal for equal shares."""
         return tuple([numbers.tobytes() for numbers in (self.first_T, self.of_T, self.first_R, self.of_R)])
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many shares tokens have, and sampled rows."""
+        return len(self.of_T), len(self.of_R)
+
     @staticmethod
     def of(of_B: npt.ArrayLike, sequence_T: I32, rows_R: I32) -> Shares:
         """The shares of a step whose sequences have these weights: rows of one number that follow one another."""
@@ -86,27 +91,44 @@ class Shareable:
         self._found = tuple(found.values())
         self._kinds: tuple[_Kind, ...] | None = None
 
-    def put(self, rows: I64, addresses_GW: I64, is_shared_W: npt.NDArray[np.bool_], shares: Shares) -> list[I64 | I32]:
+    def words(self, tokens: int, sampled: int) -> int:
+        """The most words of tables in a step with up to so many shares of its tokens and of sampled rows."""
+        each = zip(self._found, (tokens, sampled), strict=True)
+        return sum([_even(1 + shares // 2) + len(found) * _even(shares) for found, shares in each])
+
+    def put(
+        self, rows: I64, addresses_GW: I64, is_shared_W: npt.NDArray[np.bool_], shares: Shares, tables: I64, at: int
+    ) -> None:
         """Let instructions that read weights which are not shared take them from `addresses_GW`, by number of weights.
 
-        Returns the tables to which these rows point, for as long as they are run.
+        What these rows point to is written into `tables`, which has `words` and which kernels find at the address `at`.
         """
-        if self._kinds is None:
-            self._kinds = tuple([_Kind.of(rows_of) for rows_of in self._found])
         self.take_back(rows)  # those whose weights were not shared, and are now
-        held: list[I64 | I32] = []
         sides = (shares.first_T, shares.of_T), (shares.first_R, shares.of_R)
-        for kind, (first, of_S) in zip(self._kinds, sides, strict=True):
+        end = 0
+        for kind, (first, of_S) in zip(self._kinds_of(), sides, strict=True):
             own = ~is_shared_W[kind.weight]
-            at, (each, begin, count) = kind.at[own], kind.words[:, own]
-            table = np.ascontiguousarray(addresses_GW[of_S][:, kind.weight[own]].T)
-            rows[at, kernels.OPCODE_WORD] = kind.each[own]
-            rows[at, each] = kernels.address(table) + table.strides[0] * np.arange(len(at))
-            rows[at, begin], rows[at, count] = kernels.address(first), len(of_S)
-            held += [table, first]
-        return held
+            places, (each, begin, count) = kind.at[own], kind.words[:, own]
+            start, width = end + _even(1 + len(of_S) // 2), _even(len(of_S))
+            tables[end:start].view(np.int32)[: len(first)] = first
+            rows[places, begin], rows[places, count] = at + tables.itemsize * end, len(of_S)
+            end = start + width * len(places)
+            table = tables[start:end].reshape(len(places), width)
+            table[:, : len(of_S)] = addresses_GW[of_S][:, kind.weight[own]].T
+            rows[places, kernels.OPCODE_WORD] = kind.each[own]
+            rows[places, each] = at + tables.itemsize * (start + width * np.arange(len(places)))
 
     def take_back(self, rows: I64) -> None:
         """Let all instructions have one weight for all rows again."""
-        for kind in self._kinds or ():
+        for kind in self._kinds_of():
             rows[kind.at, kernels.OPCODE_WORD] = kind.plain
+
+    def _kinds_of(self) -> tuple[_Kind, ...]:
+        if self._kinds is None:
+            self._kinds = tuple([_Kind.of(rows_of) for rows_of in self._found])
+        return self._kinds
+
+
+def _even(words: int) -> int:
+    """So that what lies behind is at a multiple of 16 bytes, as all that a GPU reads."""
+    return words + words % 2

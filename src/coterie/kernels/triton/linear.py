@@ -295,7 +295,8 @@ def multiply(call: Call, K: int, most: int) -> None:
     }
     shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
     if most <= call.tiles.few_tokens:
-        few = call.tiles.few(N, K, most, matrix.group, matrix.is_wide)
+        choose = call.tiles.few if normed else call.tiles.few_by_itself
+        few = choose(N, K, most, matrix.group, matrix.is_wide)
         norm, shift = (call.type("norm"), shift_of(call)) if normed else (None, None)
         how = {"NORM_AT": words.get("norm"), "EPS": words.get("eps"), "NORM": norm, "SHIFT": shift}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **how}

@@ -15,6 +15,7 @@ ANY = 1 << 62  # rows, columns, channels or tokens
 MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product
 OF_FOUR = 8  # columns that share a scale where each is four weights: the only ones that are so few
+LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -114,6 +115,11 @@ class Tiles:
     few_sums: int = 2048  # rows x columns of a program, times up to four tokens: at most 64 sums a thread
     few_warps: int = 4
     few_unroll: int = 4  # loads of so many steps are under way; half as many with more tokens, and again in float32
+    # Changes of low rank: of so few rows a program has one, or there would be too few programs; of rows of so few
+    # columns it has as many as two warps load at once.
+    low_rank: int = 64
+    low_weights: int = 512
+    low_warps: int = 2
     # By tokens: a step of decode for a batch has narrow tiles; prefill has large ones.
     many: tuple[tuple[int, Many], ...] = (
         (16, Many(64, 16, 256, 4, 4)),
@@ -157,6 +163,10 @@ class Tiles:
     )
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
+    # Changes of low rank of many tokens in shares, by the tokens of a share in the mean: of few rows, which are then in
+    # one tile so that a token is read once; and of few columns, which are one step.
+    few_rows_in_shares: tuple[tuple[int, Many], ...] = ((8, Many(16, 16, 256, 4, 4)), (ANY, Many(64, 32, 128, 4, 4)))
+    few_columns_in_shares: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 64, 4, 1)), (ANY, Many(64, 64, 64, 4, 1)))
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     # By channels, the positions that one program of decode attention reads, and its warps. For all contexts: another
     # span adds up in another order, and a token's bits must not depend on who is beside it. As `one`; fewer are faster
@@ -206,6 +216,14 @@ class Tiles:
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
+    def few_by_itself(self, rows: int, K: int, tokens: int, group: int, wide: bool) -> Few:
+        """As `few`, for a product that is a kernel by itself, and so may be half of a change of low rank."""
+        few = self.few(rows, K, tokens, group, wide)
+        if K <= self.low_rank:
+            columns = max(power_of_two(K), LEAST_DOT, group)
+            return Few(max(self.low_weights // columns, 1), columns, self.low_warps)
+        return Few(1, max(self.few_sums, group), self.few_warps, few.unroll) if rows <= self.low_rank else few
+
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
         tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
@@ -230,6 +248,23 @@ class Tiles:
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return chosen.for_group(group)
+
+    def many_in_shares(self, rows: int, K: int, tokens: int, shares: int, group: int, wide: bool) -> Many:
+        """For weights of which each is met by a share of the tokens; otherwise as `many_of`."""
+        mean = tokens // shares
+        if min(rows, K) > self.low_rank:
+            return self.of_branches(mean, group, wide)
+        if K <= self.low_rank:
+            chosen = _choose(self.few_columns_in_shares, mean)
+            columns = max(power_of_two(K), LEAST_DOT)
+        else:
+            chosen = _choose(self.few_rows_in_shares, mean)
+            chosen = replace(chosen, rows=max(min(chosen.rows, power_of_two(rows)), LEAST_DOT))
+            columns = chosen.columns
+        if wide:
+            columns = min(columns, self.many_float32.columns)
+            chosen = replace(chosen, tokens=min(chosen.tokens, self.many_float32.tokens))
+        return replace(chosen, columns=columns).for_group(group)
 
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
