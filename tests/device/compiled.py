@@ -42,6 +42,7 @@ CAPABILITY = 90
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 # A Llama of 1B: hidden, intermediate, heads, kv heads, channels, vocabulary; tokens in a page, and its bytes.
 D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 2 * 8 * 64 * 2
+RANK = 16  # of an adapter's factors
 # Branches of a layer of OLMoE 1B-7B, whose hidden size is D: how many, how many are taken, and how wide they are.
 BRANCHES, TAKEN, BRANCH_F = 64, 8, 1024
 STEPS = {
@@ -160,6 +161,7 @@ class Some:
 
 
 PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
+EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16", "prefill 2048")
 KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
 PACKED_KINDS = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
 ALL_KINDS = (DType.BF16, *PACKED_KINDS, DType.F32)
@@ -188,6 +190,11 @@ SOME = {
     "clipped branches": Some(CLIPPED, ALL_KINDS, tuple(STEPS)),
     "gpt-oss": Some(CLIPPED, steps=tuple(STEPS), sizes={"BRANCHES": 32, "TAKEN": 4, "D": 2880, "BRANCH_F": 2880}),
     "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
+    # Adapters of one base in a step; then packed differences, and adapters of other ranks.
+    "shares": Some(EACH, KINDS, SHARED_STEPS),
+    "wide shares": Some(("linear_add_each",), (*KINDS, DType.Q4Z), SHARED_STEPS, {"RANK": F}),
+    "rank 8": Some(EACH, (DType.BF16, DType.F16), SHARED_STEPS, {"RANK": 8}),
+    "rank 64": Some(EACH, (DType.BF16, DType.F32), SHARED_STEPS, {"RANK": 64, "D": 4096}),
     "walk branches": Some(("walk branches",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
@@ -209,6 +216,8 @@ def rows_of(dtype):
         "embed": {"table": at, "table_dtype": kind, "D": D},
         "linear": {**weight, "N": D, "K": D},
         "linear_add": {**weight, "N": D, "K": F},
+        "linear_each": {**weight, "N": RANK, "K": D},
+        "linear_add_each": {**weight, "N": D, "K": RANK},
         "norm_qkv_rope_append": {**norm, **qkv, **pages, "D": D, "H": H, "K": K, "C": C},
         "norm_gate_up_silu_mul": {**norm, **gate_up, "D": D, "F": F},
         "take_norm_linear": {**norm, **weight, "D": D, "N": V},

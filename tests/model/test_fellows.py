@@ -62,9 +62,9 @@ def steps_of(vocab_size):
     return [[rng.integers(0, vocab_size, length).tolist() for length in step] for step in lengths]
 
 
-def check(models, bound_of, rule_set="cache"):
+def check(models, bound_of, rule_set="cache", on=on_cpu):
     """Mixed steps against each adapter's own steps on the device, and against the reference."""
-    first, apart = on_cpu(models[0], rule_set), on_cpu(models[0], rule_set)
+    first, apart = on(models[0], rule_set), on(models[0], rule_set)
     backends = [first, *(first.beside(model) for model in models[1:])]
     by_themselves = [apart, *(apart.beside(model) for model in models[1:])]
     references = [Reference(model.graph, load_weights_f32(model)) for model in models]
