@@ -191,9 +191,9 @@ SOME = {
     "gpt-oss": Some(CLIPPED, steps=tuple(STEPS), sizes={"BRANCHES": 32, "TAKEN": 4, "D": 2880, "BRANCH_F": 2880}),
     "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
     # Adapters of one base in a step; then packed differences, and adapters of other ranks.
-    "shares": Some(EACH, KINDS, SHARED_STEPS),
-    "wide shares": Some(("linear_add_each",), (*KINDS, DType.Q4Z), SHARED_STEPS, {"RANK": F}),
-    "rank 8": Some(EACH, (DType.BF16, DType.F16), SHARED_STEPS, {"RANK": 8}),
+    "shares": Some(EACH, (DType.BF16, DType.F16, DType.F32), SHARED_STEPS),
+    "wide shares": Some(("linear_add_each",), ALL_KINDS, SHARED_STEPS, {"RANK": F}),
+    "rank 8": Some(EACH, (DType.BF16,), SHARED_STEPS, {"RANK": 8}),
     "rank 64": Some(EACH, (DType.BF16, DType.F32), SHARED_STEPS, {"RANK": 64, "D": 4096}),
     "walk branches": Some(("walk branches",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),

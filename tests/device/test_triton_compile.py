@@ -25,6 +25,7 @@ MOST_SPILLED_BYTES = 16
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
+EARLY |= dict.fromkeys(("few_each", "many_each"), "NL*W")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -133,6 +134,19 @@ def test_sinks_clipped_gates_and_biases_of_branches_compile(tmp_path, what, part
     found = compiled(tmp_path, what)
     assert {one["kernel"].rpartition(" ")[2] for one in found} >= parts
     check(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shares", ["shares", "wide shares", "rank 8", "rank 64"])
+def test_kernels_of_shares_compile_for_adapters_and_differences(tmp_path, shares):
+    """Weights are loaded widely, and those of few tokens and low rank before the launch before is over."""
+    found = compiled(tmp_path, shares)
+    check(found)
+    for one in found:
+        part = one["kernel"].rpartition(" ")[2]
+        assert one["widest_load_bits"] == 128, one
+        assert part != "many_each" or one["dtype"] == "F32" or one["products"], one
+        assert part != "few_each" or shares == "wide shares" or len(one["early"]) > 8, one
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.dots import many_dots, rows_at, stage, staged_bytes
-from coterie.kernels.triton.few import few_dots
+from coterie.kernels.triton.few import MOST_AHEAD, ONCE, and_one, few_dots
 from coterie.kernels.triton.linear_put import put
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.rows import Call, Matrix
@@ -28,9 +28,9 @@ from coterie.kernels.triton.tiles import power_of_two
 
 
 @triton.jit
-def weight_of(row, share, EACH: tl.constexpr, TYPE: tl.constexpr):
-    """The weight of a share, out of the table of addresses that the row points to."""
-    at = tl.load(pointer(row, EACH, tl.int64) + share)
+def weight_of(row, share, there, EACH: tl.constexpr, TYPE: tl.constexpr):
+    """The weight of a share that is there, out of the table of addresses that the row points to."""
+    at = tl.load(pointer(row, EACH, tl.int64) + share, mask=there, other=0)
     return tl.multiple_of(at.to(tl.pointer_type(TYPE)), 16)
 
 
@@ -62,6 +62,37 @@ def tile_of_share(
 
 
 @triton.jit
+def _weights(rows_N, mask_N, first, K: tl.constexpr, STEP: tl.constexpr):
+    k = first + tl.arange(0, STEP)
+    mask = mask_N[:, None] & (k < K)[None, :]
+    return tl.load(rows_N[:, None] + k[None, :], mask=mask, other=0, eviction_policy=ONCE)
+
+
+@triton.jit
+def tiles_ahead(rows_N, mask_N, K: tl.constexpr, STEP: tl.constexpr):
+    """Of rows of a weight, step by step, as much as registers hold: loaded before what they meet is there."""
+    ahead = ()
+    for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+        ahead = and_one(ahead, _weights(rows_N, mask_N, first, K, STEP))
+    return ahead
+
+
+@triton.jit
+def dots_ahead(ahead, x, mask_M, rows_N, mask_N, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
+    """As few_dots, in the same order, with weights that are not packed and what tiles_ahead gave."""
+    acc = tl.zeros([M, N, STEP], tl.float32)
+    for i in tl.static_range((K + STEP - 1) // STEP):
+        if i < len(ahead):
+            w = ahead[i]
+        else:
+            w = _weights(rows_N, mask_N, i * STEP, K, STEP)
+        k = i * STEP + tl.arange(0, STEP)
+        values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
+        acc += w.to(tl.float32)[None, :, :] * values[:, None, :]
+    return tl.sum(acc, axis=2)
+
+
+@triton.jit
 def _few_each(
     row,
     X: tl.constexpr,
@@ -84,22 +115,29 @@ def _few_each(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
     UNROLL: tl.constexpr,
+    LOW: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
     share = tl.program_id(1)
     begin, end = rows_of_share(row, share, COUNT, FIRST, SHARES)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mask_N = (n < N) & (begin < end)
+    rows_N = rows_at(weight_of(row, share, begin < end, EACH, TYPE), n, STRIDE, ALIGN)
+    x = pointer(row, X, tl.float32)
+    if LOW:
+        ahead = tiles_ahead(rows_N, mask_N, K, STEP)
     wait_for_last(WHEN)
     if begin < end:
-        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         m = begin + tl.arange(0, M)
-        mask_N, mask_M = n < N, m < end
-        x = pointer(row, X, tl.float32)
-        norm = norm_at(row, x, None, None, None, None)
-        rows_N = rows_at(weight_of(row, share, EACH, TYPE), n, STRIDE, ALIGN)
-        y = few_dots(
-            x + m * K, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
-        )
+        mask_M = m < end
+        if LOW:
+            y = dots_ahead(ahead, x + m * K, mask_M, rows_N, mask_N, K, M, ROWS, STEP)
+        else:
+            norm = norm_at(row, x, None, None, None, None)
+            y = few_dots(
+                x + m * K, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
+            )
         put(
             row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None],
             BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, None,
@@ -135,6 +173,7 @@ def _many_each(
 ):
     let_next_begin(WHEN)
     share, begin, end = tile_of_share(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, TOKENS)
+    weight = weight_of(row, share, begin < end, EACH, TYPE)
     wait_for_last(WHEN)
     if begin < end:
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -143,7 +182,7 @@ def _many_each(
         x = staged
         if X is not None:
             x = pointer(row, X, tl.float32)
-        rows_N = rows_at(weight_of(row, share, EACH, TYPE), n, STRIDE, ALIGN)
+        rows_N = rows_at(weight, n, STRIDE, ALIGN)
         y = many_dots(x, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         put(
             row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :],
@@ -174,13 +213,14 @@ def launch(call: Call) -> None:
         few = call.tiles.few_by_itself(N, K, most, matrix.group, matrix.is_wide)
         grid = (triton.cdiv(N, few.rows), shares)
         tile = {"M": power_of_two(most), "ROWS": few.rows, "STEP": few.columns, "UNROLL": few.unroll}
+        tile["LOW"] = matrix.group == 1 and _is_low(call)
         call.launch(_few_each, grid, call.row, X=words["x"], **shared, **tile, num_warps=few.warps)
         return
     many = call.tiles.many_in_shares(N, K, most, call.bucket.sequences, matrix.group, matrix.is_wide)
-    direct = _reads_once(call)
-    x: torch.Tensor = call.scratch if direct else stage(call, [matrix])
+    low = _is_low(call)
+    x: torch.Tensor = call.scratch if low else stage(call, [matrix])
     grid = (triton.cdiv(N, many.rows), most_tiles(shares, most, many.tokens))
-    how = {"X": words["x"] if direct else None, "WIDE": power_of_two(max(shares, 2)), "DOT": matrix.dot_type}
+    how = {"X": words["x"] if low else None, "WIDE": power_of_two(max(shares, 2)), "DOT": matrix.dot_type}
     tile = {"ROWS": many.rows, "TOKENS": many.tokens, "STEP": many.columns}
     tile |= {"num_warps": many.warps, "num_stages": many.stages}
     call.launch(_many_each, grid, call.row, x, **how, **shared, **tile)
@@ -188,13 +228,13 @@ def launch(call: Call) -> None:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take; none where tiles round what they meet themselves."""
-    return 0 if _reads_once(call) else staged_bytes(call, [_matrix(call)])
+    return 0 if _is_low(call) else staged_bytes(call, [_matrix(call)])
 
 
-def _reads_once(call: Call) -> bool:
-    """Whether a token is read by one program, or is short: as either half of a change of low rank has it.
+def _is_low(call: Call) -> bool:
+    """Whether this is half of a change of low rank: a token is read by one program of it, or is short.
 
-    It is rounded where it is met then, and a launch that stages it would cost more than it spares.
+    It is rounded where it is met then: a launch that stages it would cost more than it spares.
     """
     return min(call.integer("N"), call.integer("K")) <= call.tiles.low_rank
 
