@@ -212,7 +212,9 @@ class Tiles:
             columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
         mine = max(_choose(self.few_rows, rows), least_rows)
-        columns = max(self.few_sums // mine, group, LEAST_COLUMNS)
+        # A column of four weights meets as many values of each token, for which there must be room.
+        sums = self.few_sums // 2 if tokens > 1 and group == OF_FOUR else self.few_sums
+        columns = max(sums // mine, group, LEAST_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
