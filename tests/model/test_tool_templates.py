@@ -49,6 +49,32 @@ HERMES = """{%- if tools %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
+FUNCTIONS = """{%- if tools %}
+    {{- '<|im_start|>system\\nYou may call these functions:\\n<tools>' }}
+    {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
+    {{- "\\n</tools>\\nTo call one, write\\n<tool_call>\\n<function=NAME>\\n<parameter=KEY>\\nVALUE" }}
+    {{- "\\n</parameter>\\n</function>\\n</tool_call><|im_end|>\\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+        {%- for tool_call in message.tool_calls or [] %}
+            {%- set tool_call = tool_call.function %}
+            {{- '\\n<tool_call>\\n<function=' + tool_call.name + '>\\n' }}
+            {%- for key, value in tool_call.arguments | items %}
+                {{- '<parameter=' + key + '>\\n' }}
+                {{- value if value is string else value | tojson }}
+                {{- '\\n</parameter>\\n' }}
+            {%- endfor %}
+            {{- '</function>\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
 LLAMA = """{{- bos_token }}
 {%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
 {%- if not tools is defined %}{%- set tools = none %}{%- endif %}
@@ -121,7 +147,7 @@ MISTRAL = """{{- bos_token }}
     {%- endif %}
 {%- endfor %}"""
 
-TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL}
+TEMPLATES = {"hermes": HERMES, "functions": FUNCTIONS, "llama": LLAMA, "mistral": MISTRAL}
 TOOLS = [
     {
         "type": "function",

@@ -122,5 +122,14 @@ def test_a_template_shows_its_form() -> None:
     assert form_of("{{ '<tool_call>' }}") is FORMS["hermes"]
     assert form_of('{{ "[TOOL_CALLS] [" }}') is FORMS["mistral"]
     assert form_of("""{{ '{"name": function name, "parameters": a dictionary}' }}""") is FORMS["llama"]
-    assert form_of("<tool_call><function=name>") is None
+    shown = {
+        "functions": "<tool_call>\n<function=name>",
+        "seed": "<seed:tool_call>\n<function=name>",
+        "invoked": "set begin = '<minimax:tool_call>'",
+        "pairs": "<tool_call>{function-name}<arg_key>",
+        "mistral-named": "[TOOL_CALLS]name[ARGS]",
+        "granite": "<|tool_call|>",
+    }
+    for name, template in shown.items():
+        assert form_of(template) is FORMS[name]
     assert form_of("{{ messages }}") is None

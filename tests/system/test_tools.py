@@ -11,7 +11,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from tests.model.test_tool_templates import HERMES, LLAMA, MISTRAL, TOOLS
+from tests.model.test_tool_templates import FUNCTIONS, HERMES, LLAMA, MISTRAL, TOOLS
 from tests.system.scripted import FIRST_ID, write_scripted
 from tests.system.test_server import served
 from tests.system.tiny import write_expert
@@ -29,11 +29,26 @@ SAID = {
     "hermes": ["Let me", " see.\n", "<tool", "_call>\n", '{"name": "add", ', '"arguments": ', ADD, "}\n</tool_call>"],
     "llama": ['{"name": "add"', ', "parameters": ', ADD, "}; ", '{"name": "now", ', '"parameters": {}}'],
     "mistral": ["[TOOL_CALLS]", ' [{"name": "add", ', '"arguments": ', ADD, '}, {"name": "now", ', '"arguments": {}}]'],
+    "functions": [
+        "<tool_call>\n<function=add>\n",
+        "<parameter=a>",
+        "\n2\n</parameter>\n<parameter=b>\né",
+        "\n</parameter>",
+        "\n</function>\n</tool_call>",
+        "\n<tool_call>\n<function=now>\n</function>",
+        "\n</tool_call> ",
+    ],
     "wrong": ["So:\n", "<tool_call>\n", '{"name": "rm", "arguments": {}}', "\n</tool_call>", "\nthat is all"],
 }
-TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "wrong": HERMES}
-CONTENT = {"hermes": "Let me see.", "llama": None, "mistral": None, "wrong": "".join(SAID["wrong"])}
-CALLS = {"hermes": ["add"], "llama": ["add", "now"], "mistral": ["add", "now"], "wrong": []}
+TEMPLATES = {"hermes": HERMES, "functions": FUNCTIONS, "llama": LLAMA, "mistral": MISTRAL, "wrong": HERMES}
+CONTENT = {"hermes": "Let me see.", "functions": None, "llama": None, "mistral": None, "wrong": "".join(SAID["wrong"])}
+CALLS = {
+    "hermes": ["add"],
+    "functions": ["add", "now"],
+    "llama": ["add", "now"],
+    "mistral": ["add", "now"],
+    "wrong": [],
+}
 ARGUMENTS = {"add": json.loads(ADD), "now": {}}
 QUESTION = {"role": "user", "content": "What is 2 + 3?"}
 
@@ -43,8 +58,7 @@ def callers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("callers")
     for name, pieces in SAID.items():
         write_scripted(root / name, pieces, TEMPLATES[name], special=("[TOOL_CALLS]",))
-    xml = HERMES.replace("<tool_call>", "<tool_call><function=")
-    write_scripted(root / "xml", ["hello"], xml)
+    write_scripted(root / "other", ["hello"], HERMES.replace("tool_call>", "call>"))
     write_expert(root / "plain", 1)
     return root
 
@@ -101,7 +115,7 @@ def test_text_before_a_call_is_streamed_as_it_comes(client: openai.OpenAI) -> No
     assert texts == ["Let me", " see."]
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral"])
+@pytest.mark.parametrize("name", ["hermes", "functions", "mistral"])
 def test_what_came_of_a_call_goes_back_by_the_template(client: openai.OpenAI, callers: Path, name: str) -> None:
     """Messages as the client has them, with arguments in a string, which templates want as an object."""
     message = ask(client, name).choices[0].message
@@ -294,7 +308,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
     ("change", "words"),
     [
         ({"model": "plain"}, "plain has no chat template that takes tools"),
-        ({"model": "xml"}, "xml writes calls in a form that is not read here"),
+        ({"model": "other"}, "other writes calls in a form that is not read here"),
         ({"tool_choice": "always"}, "[tool_choice] is 'always'"),
         ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names 'rm', which is not offered"),
         ({"tool_choice": {"type": "function", "name": "add"}}, "[tool_choice] names no function"),

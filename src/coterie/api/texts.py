@@ -65,7 +65,7 @@ class Text:
         speech, form = self._speech(query, prompt_ids), self._calls_form(query)
         if speech.channels:
             return ChannelText(self.tokenizer, calls=form is not None)
-        shown = () if form is None else (form.opening, form.closing)
+        shown = () if form is None else form.marks
         if speech.marks is None:
             return self.tokenizer.detokenizer(shown)
         kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
@@ -93,12 +93,13 @@ class Text:
 
     def calls(self, query: Query) -> CallText | None:
         """What finds the calls in one answer; None where no tools are offered."""
-        form, names = self._calls_form(query), [tool["function"]["name"] for tool in query.tools]
+        form, functions = self._calls_form(query), [tool["function"] for tool in query.tools]
         if form is None:
             return None
+        tools = {function["name"]: function.get("parameters") or {} for function in functions}
         held = query.form or is_held(query.tools, query.calling)
         apart = bool(query.form) and not query.calling.required
-        return HeldText(form, names, apart) if held else CallText(form, names)
+        return HeldText(form, tools, apart) if held and form.layout is None else CallText(form, tools)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """What an answer to messages has besides what it says."""

@@ -9,14 +9,17 @@ What is no whole call of a tool that was offered stays text. Knows nothing about
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
+from coterie.checkpoint.tagged import Named, Read, Tags
 from coterie.core.text import overlap
 
 _SPACE = " \t\r\n"
 _DECODER = json.JSONDecoder()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class More:
 
 
 Found: TypeAlias = "str | Call | More"
+Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Calling:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such.
+    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such; or as
+    `layout` has it.
 
     It stands behind `opening` and, if that is not empty, before `closing`; `bare`: an answer may also begin with it,
     and further calls follow behind semicolons. A template shows the form if it has all `signs` and none of `others`.
@@ -64,17 +69,40 @@ class Form:
     closing: str = ""
     arguments: str = "arguments"
     bare: bool = False
+    layout: Tags | Named | None = None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What marks calls, and may be special tokens."""
+        more = (self.layout.mark, self.layout.identity) if isinstance(self.layout, Named) else ()
+        return self.opening, self.closing, *more
+
+    @property
+    def apart(self) -> bool:
+        """True where each of several calls has marks of its own."""
+        return bool(self.closing) or isinstance(self.layout, Named)
 
     def shown_by(self, template: str) -> bool:
         """Whether a chat template tells its model to write calls so."""
         return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
 
 
+_FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n", "</function>")
+_INVOKED = Tags('<invoke name="NAME">\n', '<parameter name="KEY">VALUE</parameter>\n', "</invoke>")
+_PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", lead="", tail="")
 FORMS = {
     # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
     "hermes": Form(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"),
     # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
     "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]"),
+    "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
+    # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
+    "functions": Form(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>", layout=_FUNCTIONS),
+    "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_FUNCTIONS),
+    "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
+    "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),
+    # Granite 3's.
+    "granite": Form(("<|tool_call|>",), (), "<|tool_call|>"),
     # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
     "llama": Form(('"parameters":',), ("<tool_call>", "[TOOL_CALLS]"), "<|python_tag|>", "", "parameters", True),
 }
@@ -88,11 +116,13 @@ def form_of(template: str) -> Form | None:
 class CallText:
     """Finds the calls in one answer. Text is given out as it comes, but for what may yet be the beginning of a call.
 
-    Space before a call, or behind the last one, belongs to nothing.
+    Space before a call, or behind the last one, belongs to nothing. `tools`: their names, or by name the schemas of
+    their arguments, where a form does not tell texts from numbers.
     """
 
     def __init__(self, form: Form, tools: Collection[str]) -> None:
-        self._form, self._tools = form, frozenset(tools)
+        self._form = form
+        self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
         self._held = ""
         self._inside = False  # what is held begins with what may be a call
         self._said = False  # there was text, so that no bare call may come
@@ -162,9 +192,18 @@ class CallText:
         return text
 
 
-def _read(text: str, form: Form, tools: Collection[str], final: bool) -> tuple[int, list[Call]] | None:
+def _read(text: str, form: Form, tools: Tools, final: bool) -> tuple[int, list[Call]] | None:
     """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet."""
     start = len(form.opening) if text.startswith(form.opening) else 0
+    if isinstance(form.layout, Named):
+        one = form.layout.first(text, start)
+        return None if one is None else (one[0], _made([] if one[1] is None else [one[1]], tools))
+    if form.layout is not None:
+        end = text.find(form.closing, start)
+        if end < 0 and not final:
+            return None
+        size = len(text) if end < 0 else end + len(form.closing)
+        return size, _made(form.layout.read(text[start : size if end < 0 else end], tools), tools)
     at = start + len(text[start:]) - len(text[start:].lstrip(_SPACE))
     if at == len(text):
         return None
@@ -193,9 +232,19 @@ def _read(text: str, form: Form, tools: Collection[str], final: bool) -> tuple[i
     return size, [call for call in calls if call is not None] if None not in calls else []
 
 
-def _call(item: object, form: Form, tools: Collection[str]) -> Call | None:
+def _made(found: Sequence[Read], tools: Tools) -> list[Call]:
+    """The calls of a block; none where one of them is of no tool."""
+    calls = [_checked(name, arguments, tools) for name, arguments in found]
+    return [call for call in calls if call is not None] if None not in calls else []
+
+
+def _call(item: object, form: Form, tools: Tools) -> Call | None:
     name = item.get("name") if isinstance(item, dict) else None
     arguments = item.get(form.arguments) if isinstance(item, dict) else None
+    return _checked(name, arguments, tools)
+
+
+def _checked(name: object, arguments: object, tools: Tools) -> Call | None:
     if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
         return None
     try:

@@ -123,6 +123,8 @@ class Grammar:
             if not calling.only or name in calling.only:
                 arguments[name] = arguments_of(tool, calling.required, where), is_strict(tool), where
                 _check_width(arguments[name][0], where)
+                if form.layout is not None and is_strict(tool):
+                    form.layout.check(arguments[name][0], where)
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
         grammar = self._llmatcher.grammar_from_lark(speech.calls(form, schemas, calling, self._special, answer))

@@ -16,9 +16,11 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from typing import Any
 
 from coterie.checkpoint.calls import Call, Calling, CallText, Form, Found, More
+from coterie.checkpoint.tagged import literal
 from coterie.core.errors import RequestError
 
 _EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
+_BETWEEN = r'"\n"'  # calls in marks of their own
 _ANY = r"TEXT: /(?s:.*)/"
 # An answer that begins with a brace is a call where a form has calls without a mark.
 _NO_BRACE = r"TEXT: /([ \t\r\n]*[^{ \t\r\n](?s:.*))?/"
@@ -67,46 +69,52 @@ def lark_of(
     if form.bare and answer is not None and not calling.required:
         fact = "is given beside tools, whose calls begin with a brace in this expert's form, as JSON does"
         raise RequestError("response_format", fact, "drop one, or ask for a call by tool_choice")
-    rules = list(_call_rules(form, arguments))
+    rules = list(_call_rules(form, arguments, special))
     mark = special(form.opening)
-    opening = _literal(form.opening) if mark is None else f"<[{mark}]>"
+    opening = literal(form.opening) if mark is None else f"<[{mark}]>"
     if form.bare:
         rules.append("calls: call" + _repeated('"; " call', calling))
         free, text = "calls | TEXT" if mark is None else f"calls | {opening} calls | TEXT", _NO_BRACE
     else:
         rules.append(f"rest: {_rest(form, calling, special)}")
-        rules.append(f"calls: {opening} rest" + (_repeated(rf'"\n" {opening} rest', calling) if form.closing else ""))
+        again = _repeated(rf"{_BETWEEN if form.closing else ''} {opening} rest", calling)
+        rules.append(f"calls: {opening} rest" + (again if form.apart else ""))
         # Letters that mark a call end the text before it; a special token is no text anyway.
         rules.append(f"head{'[lazy]' if mark is None else ''}: TEXT {opening}")
-        free, text = "(head rest)* TEXT" if calling.several and form.closing else "head rest | TEXT", _ANY
+        free, text = "(head rest)* TEXT" if calling.several and form.apart else "head rest | TEXT", _ANY
     if answer is not None:
         free = "calls | answer"
         rules.append(f"answer: %json {json.dumps(answer)}")
     return "\n".join([f"start: {'calls' if calling.required else free}", *rules, text])
 
 
-def _call_rules(form: Form, arguments: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _call_rules(
+    form: Form, arguments: Mapping[str, Mapping[str, Any]], special: Callable[[str], int | None]
+) -> Iterator[str]:
     yield f"call: {' | '.join(f'call_{number}' for number in range(len(arguments)))}"
     for number, (name, schema) in enumerate(arguments.items()):
+        if form.layout is not None:
+            yield from form.layout.rules(number, name, schema, special)
+            continue
         head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{form.arguments}": '
-        yield f'call_{number}: {_literal(head)} arguments_{number} "}}"'
+        yield f'call_{number}: {literal(head)} arguments_{number} "}}"'
         yield f"arguments_{number}: %json {json.dumps(schema)}"
 
 
 def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) -> str:
     """What follows the mark of a call, or of a list of them."""
+    lead, tail = (form.layout.lead, form.layout.tail) if form.layout is not None else ("\n", "\n")
     if not form.closing:
+        if form.layout is not None:
+            return "call"
         return '" "? "[" call' + _repeated('", " call', calling) + ' "]"'
     mark = special(form.closing)
-    return rf'"\n" call "\n" {_literal(form.closing) if mark is None else f"<[{mark}]>"}'
+    parts = [literal(lead) if lead else "", "call", literal(tail) if tail else ""]
+    return " ".join([*filter(None, parts), literal(form.closing) if mark is None else f"<[{mark}]>"])
 
 
 def _repeated(rule: str, calling: Calling) -> str:
     return f" ({rule})*" if calling.several else ""
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 class HeldText(CallText):

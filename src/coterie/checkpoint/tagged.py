@@ -1,0 +1,208 @@
+"""Calls that are no JSON objects: a function and its parameters in tags, or a name before its arguments.
+
+    Tags     <function=add>\\n<parameter=a>\\n2\\n</parameter>\\n</function>
+    Named    add[ARGS]{"a": 2}
+
+Each says how its calls are read, and by which grammar they are held. Knows nothing about marks around calls, or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from coterie.core.errors import RequestError
+
+Schema = Mapping[str, Any]
+Read = tuple[str, dict[str, Any]]  # a name, and arguments
+Special = Callable[[str], "int | None"]  # the id of a token that is special, by its text
+_DECODER = json.JSONDecoder()
+_DEFINED = ("$defs", "definitions")
+_ABOUT = ("title", "description", "default", "examples", "deprecated")  # what these say changes no value
+_OF_OBJECT = (*_ABOUT, *_DEFINED, "type", "properties", "required", "additionalProperties", "$schema", "x-guidance")
+_OF_TEXT = (*_ABOUT, "type", "enum", "const", "anyOf", "$ref")
+_TEXT = "/(?s:.*)/"
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Functions and parameters as elements. NAME, KEY and VALUE stand for what is in them.
+
+    `lead` and `tail` stand between the marks of a block and its calls.
+    """
+
+    head: str
+    parameter: str
+    end: str = ""
+    lead: str = "\n"
+    tail: str = "\n"
+
+    def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
+        """The calls that are all of a block; none where it is malformed. Blanks between tags may be any."""
+        found, at = list[Read](), 0
+        while at < len(text.rstrip()):
+            head = self._head.match(text, at)
+            if head is None:
+                return []
+            at, arguments = head.end(), dict[str, Any]()
+            schemas = tools.get(head["name"], {})
+            while (one := self._parameter.match(text, at)) is not None:
+                arguments[one["key"]] = _value(one["value"], _property(schemas, one["key"]))
+                at = one.end()
+            end = self._end.match(text, at)
+            if end is None:
+                return []
+            at = end.end()
+            found.append((head["name"], arguments))
+        return found if self.end or len(found) < 2 else []
+
+    def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
+        before, after = self.head.split("NAME")
+        parts = [literal(f"{before}{name}{after}")]
+        required, properties = schema.get("required", ()), schema.get("properties", {})
+        for place, key in enumerate(properties):
+            parts.append(f"p_{number}_{place}" + ("" if key in required else "?"))
+        free = not properties and schema.get("additionalProperties", True) is not False
+        if free:
+            parts.append(f"any_{number}*")
+        yield f"call_{number}: {' '.join([*parts, *([literal(self.end)] if self.end else [])])}"
+        opening, between, closing = re.split("KEY|VALUE", self.parameter)
+        closing, behind = closing.rstrip(), literal("\n")  # a value ends with its tag, whatever follows
+        for place, key in enumerate(properties):
+            its = _property(schema, key)
+            yield f"p_{number}_{place}: {literal(f'{opening}{key}{between}')} v_{number}_{place} {behind}"
+            yield from _value_rules(f"v_{number}_{place}", its, schema, closing)
+        if not free:
+            return
+        yield rf"any_{number}: {literal(opening)} /[^<>\n\"]+/ {literal(between)} until_{number} {behind}"
+        yield f"until_{number}[lazy]: {_TEXT} {literal(closing)}"
+
+    def check(self, schema: Schema, where: str) -> None:
+        """Raise RequestError naming `where` for a schema whose arguments cannot be held to it in tags."""
+        _refuse(schema, _OF_OBJECT, where)
+        for key in schema.get("properties", {}):
+            its = _property(schema, key)
+            if _is_text(its):
+                _refuse(its, _OF_TEXT, f"{where}.properties.{key}")
+
+    @cached_property
+    def _head(self) -> re.Pattern[str]:
+        before, after = (re.escape(part.strip()) for part in self.head.split("NAME"))
+        return re.compile(rf"\s*{before}(?P<name>[^\s<>\"]+){after}\s*")
+
+    @cached_property
+    def _parameter(self) -> re.Pattern[str]:
+        opening, between, closing = (part.strip() for part in re.split("KEY|VALUE", self.parameter))
+        steps = r"\s*".join([re.escape(step) for step in between.split("\n")])
+        return re.compile(
+            rf"\s*{re.escape(opening)}(?P<key>[^<>\"]+){steps}\n?(?P<value>.*?)\n?{re.escape(closing)}\s*", re.DOTALL
+        )
+
+    @cached_property
+    def _end(self) -> re.Pattern[str]:
+        return re.compile(rf"\s*{re.escape(self.end)}\s*")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name, a mark and a JSON object; `identity` may stand before the mark, with the call's id."""
+
+    mark: str
+    identity: str
+    lead: str = ""
+    tail: str = ""
+
+    def first(self, text: str, at: int) -> tuple[int, Read | None] | None:
+        """Where the call at a place of a text ends, and the call; no call: malformed there; None: not whole yet."""
+        head = self._head.match(text, at)
+        if head is None:
+            return None if text.find(self.mark, at) < 0 and "\n" not in text[at:] else (at, None)
+        try:
+            value, end = _DECODER.raw_decode(text, head.end())
+        except json.JSONDecodeError:
+            return None if text[head.end() :].startswith("{") or not text[head.end() :] else (at, None)
+        except RecursionError:
+            return at, None
+        return end, (head["name"], value) if isinstance(value, dict) else None
+
+    def rules(self, number: int, name: str, schema: Schema, special: Special) -> Iterator[str]:
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`."""
+        token = special(self.mark)
+        mark = literal(self.mark) if token is None else f"<[{token}]>"
+        yield f"call_{number}: {literal(name)} {mark} arguments_{number}"
+        yield f"arguments_{number}: %json {json.dumps(schema)}"
+
+    def check(self, schema: Schema, where: str) -> None:
+        """All that JSON holds can be held."""
+
+    @cached_property
+    def _head(self) -> re.Pattern[str]:
+        identity = rf"(?:{re.escape(self.identity)}[^\[\]{{}}]*)?"
+        return re.compile(rf"\s*(?P<name>[^\s\[\]{{}}]+){identity}{re.escape(self.mark)}\s*")
+
+
+def literal(text: str) -> str:
+    """A text as llguidance's Lark has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _property(schema: Schema, key: str) -> Schema:
+    """The schema of a property, that which it refers to, if it does; empty where nothing is said of it."""
+    found = schema.get("properties", {}).get(key, {})
+    its = found if isinstance(found, dict) else {}
+    for where in _DEFINED:
+        name = str(its.get("$ref", "")).removeprefix(f"#/{where}/")
+        referred = schema.get(where, {}).get(name)
+        if isinstance(referred, dict):
+            return referred
+    return its
+
+
+def _kinds(schema: Schema) -> set[str]:
+    """The types that a value may have, as far as its schema says so by itself."""
+    kinds = schema.get("type", ())
+    found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in kinds}
+    for other in schema.get("anyOf", ()):
+        found |= _kinds(other) if isinstance(other, dict) else set()
+    values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+    return found or {"string" if isinstance(value, str) else "other" for value in values}
+
+
+def _is_text(schema: Schema) -> bool:
+    return "string" in _kinds(schema)
+
+
+def _value(text: str, schema: Schema) -> Any:
+    """What a parameter's text stands for: itself where it may be a text, else JSON, if it is some."""
+    kinds = _kinds(schema)
+    if "string" in kinds and not ("null" in kinds and text == "null"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Iterator[str]:
+    """The grammar of a parameter's value with what closes it: text as it is, all else as JSON."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if _is_text(schema) and isinstance(values, list):
+        said = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        yield f"{rule}: ({' | '.join([literal(value) for value in said])}) {literal(closing)}"
+    elif _is_text(schema):
+        yield f"{rule}[lazy]: {_TEXT} {literal(closing)}"
+    else:
+        defined = {where: root[where] for where in (*_DEFINED, "x-guidance") if where in root}
+        yield f"{rule}: %json {json.dumps({**defined, **schema})} {literal(closing)}"
+
+
+def _refuse(schema: Schema, known: Sequence[str], where: str) -> None:
+    for word in schema:
+        if word not in known:
+            fact = f"has {word!r}, which cannot be enforced in this expert's form of calls"
+            raise RequestError(where, fact, "leave it out, or the tool's strict")
