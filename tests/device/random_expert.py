@@ -118,8 +118,8 @@ SHAPES = {
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "shared_expert_intermediate_size": 36},
     },
     "sinks-and-clipped-gates": {
-        **{"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "head_dim": 12, "num_local_experts": 5},
-        **{"num_experts_per_tok": 2, "intermediate_size": 21, "sliding_window": 7, "swiglu_limit": 1.1},
+        **{"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "head_dim": 12, "num_local_experts": 7},
+        **{"num_experts_per_tok": 3, "intermediate_size": 21, "sliding_window": 7, "swiglu_limit": 1.1},
     },
     "queries-that-grow": {
         **{"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "head_dim": 10},
@@ -183,7 +183,8 @@ class RandomExpert:
         types = dict(zip(names, cycle(self.dtypes), strict=False))
         branches = [name for name in names if ".experts." in name or ".shared_expert." in name]
         types |= dict.fromkeys(branches, self.dtypes[0])  # those of a layer are of one type
-        types |= {name: DType.BF16 for name, shape in names.items() if types[name].is_packed and len(shape) != 2}
+        vectors = [name for name, shape in names.items() if len(shape) != 2 or name.endswith("_bias")]
+        types |= {name: DType.BF16 for name in vectors if types[name].is_packed}
         self.graph = decoder_graph(config, types)
         if rank := RANKS.get(self.shape):
             names, self.graph = adapted(

@@ -134,7 +134,7 @@ def test_biases_of_branches_that_none_takes_are_not_read():
     np.testing.assert_allclose(down.y, expected.y, rtol=3e-6, atol=3e-6)
 
 
-@pytest.mark.parametrize(("rule_set", "T"), [("none", 2), ("cache", 5)])
+@pytest.mark.parametrize(("rule_set", "T"), [("cache", 5), pytest.param("none", 2, marks=pytest.mark.long)])
 def test_a_program_of_such_layers_gives_the_references_values(rule_set, T):
     """A prompt and a token behind it."""
     with making() as make:
