@@ -24,6 +24,7 @@ from functools import cache
 import numpy as np
 import torch
 import triton
+from tests.device.compiled_delta import delta_operands
 from tests.device.native import whole
 from tests.device.triton_table import DOCS, put
 from triton.backends.compiler import GPUTarget
@@ -252,6 +253,7 @@ def rows_of(dtype):
             "take_rows": {"D": D},
             "choose_branches": {"y": at, "E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},
             "sample": {"V": V},
+            **delta_operands(at),
         }
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}
     rows = {

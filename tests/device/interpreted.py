@@ -37,7 +37,7 @@ interpreter.interpreter_builder.options = replace(interpreter.interpreter_builde
 remember()
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
-WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64, low_rank=0)
+WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64, low_rank=0, delta_width=128)
 
 
 @contextmanager

@@ -124,7 +124,12 @@ def test_the_docs_show_each_kernel_with_each_type():
     assert set(shown) == set(KERNELS) - {"sample"}  # what is drawn is right or wrong: test_triton_sample.py
     for kernel, dtypes in shown.items():
         words = kernels.OPCODES[kernel].words
-        has_matrix = kernel not in ("rms_norm", "layer_norm") and {"table", "weight", "wq", "gate"} & set(words)
+        has_matrix = kernel not in ("rms_norm", "layer_norm", "causal_conv") and {
+            "table",
+            "weight",
+            "wq",
+            "gate",
+        } & set(words)
         typed = any(word.endswith("_dtype") for word in words)
         assert dtypes >= {dtype.value for dtype in (TYPES if has_matrix else FLOATS if typed else (F32,))}, kernel
 

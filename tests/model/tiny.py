@@ -328,7 +328,7 @@ BRANCH_ROWS = {
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
 FAMILY_ROWS |= BRANCH_ROWS
-# Layers that are gated delta nets, which no GPU runs yet.
+# Layers that are gated delta nets.
 NET = "linear_attention"
 DELTA_ROWS = {
     "qwen3.5": (

@@ -36,7 +36,6 @@ from coterie.devices.cuda_torch import TorchDriver
 from coterie.devices.fetch import FetchLane
 from coterie.devices.host_memory import Read, copy_parts
 from coterie.devices.lanes import COMPUTE, own
-from coterie.devices.lower_delta import CPU_ONLY
 from coterie.devices.operands import F32
 from coterie.devices.real import Ran, RealDevice, waits_of
 from coterie.devices.step import LoweredExecutable, StepRows
@@ -284,7 +283,7 @@ class CudaDevice(RealDevice):
         return lambda _passed: packets.give_back(packet)
 
     def _encode(self, program: Program) -> LoweredExecutable:
-        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True, lacks=CPU_ONLY)
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True)
         self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
         return exe
 

@@ -28,7 +28,7 @@ from coterie.devices.cuda_inputs import Addresses, Inputs, Run
 from coterie.devices.cuda_kernels import Kernels
 from coterie.devices.cuda_packet import Packet, Packets, Place, places_of
 from coterie.devices.host_memory import Bytes
-from coterie.devices.step import LoweredExecutable, StepRows
+from coterie.devices.step import LoweredExecutable
 from coterie.kernels.cpu import FEED, I64, ROW_WORDS
 from coterie.kernels.triton.bucket import Bucket, stops_of
 from coterie.kernels.triton.tiles import power_of_two
@@ -145,7 +145,7 @@ class Bound:
     def put(self, run: Run, stream: Stream, stop: bool) -> Packet:
         """Queue what makes everything ready for a run, and return the packet in which its tokens will come back."""
         shared, driver = self._shared, self._shared.driver
-        given, sent_bytes = self._inputs_of(run.rows), self._sent_bytes
+        given, sent_bytes = self._inputs_of(run), self._sent_bytes
         kept_bytes = 4 * run.steps * run.rows.sizes.R
         packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + kept_bytes)
         try:
@@ -235,9 +235,10 @@ class Bound:
         """Where in the workspace each stored value begins."""
         return self._plan
 
-    def _inputs_of(self, rows: StepRows) -> Inputs:
+    def _inputs_of(self, run: Run) -> Inputs:
         """The inputs of a run, in the layout of the run before where sizes are the same."""
-        key = Inputs.key_of(rows)
+        rows = run.rows
+        key = Inputs.key_of(rows, self.exe.program.kv.state_blocks(run.at.block_bytes))
         if self._given is None or self._given.key != key:
             self._given = Inputs(key)
         self._given.put(rows)
@@ -258,7 +259,7 @@ class Bound:
     def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
         """Write all words of rows and feed that a run gives, but for how many steps it has."""
         template = self.exe.template
-        named = {name: inputs + place.start for name, place in given.places.items()} | given.named
+        named = given.addresses(inputs) | given.named
         named |= {"kv": at.kv, "block_bytes": at.block_bytes}
         named["Z"] = self.exe.program.kv.tokens_per_block(at.block_bytes)
         template.put_named(self._rows, np.array([named[name] for name in template.named], np.int64))

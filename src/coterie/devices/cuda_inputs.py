@@ -1,6 +1,7 @@
 """What a run is, and its inputs as they go down to the GPU, rewritten from one run to the next of equal sizes.
 
     tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each from a multiple of 16 on
+    a block table       blocks of recurrent state, padded | blocks of tokens               each from a multiple of 16 on
 
 Runs of a conversation differ in tokens and positions; how rows are sampled and where they end is written when it
 changes.
@@ -19,8 +20,9 @@ import numpy.typing as npt
 
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
-from coterie.devices.cuda_packet import Place, places_of
+from coterie.devices.cuda_packet import ALIGN_BYTES, Place, places_of
 from coterie.devices.host_memory import Bytes
+from coterie.devices.lower_delta import STATE_TABLES
 from coterie.devices.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels.cpu import I64, SETTING_WORDS
 from coterie.kernels.triton.bucket import Bucket
@@ -91,7 +93,9 @@ class Inputs:
     """The bytes that go down, and where in them each input is."""
 
     def __init__(self, key: Key) -> None:
-        T, B, R, columns, ends = key
+        T, B, R, self._state_blocks, columns, ends = key
+        self._first = aligned_columns(self._state_blocks)
+        columns += self._first
         counts = {"tokens": T, "positions": T, "sequence": T, "block_tables": B * columns, "rows": R}
         sizes = {name: INT_BYTES * count for name, count in counts.items()}
         sizes |= {
@@ -110,22 +114,31 @@ class Inputs:
         self._has: tuple[object, object] = (None, None)  # the settings and ends that are written, which never change
 
     @staticmethod
-    def key_of(rows: StepRows) -> Key:
+    def key_of(rows: StepRows, state_blocks: int = 0) -> Key:
         """What decides the layout: T, B, R, the columns of block tables, and all rows' ends.
 
-        A sequence that grows by a block is not laid out anew: of columns there are a power of two.
+        A table begins with `state_blocks` columns of recurrent state. A sequence that grows by a block is not laid out
+        anew: of the other columns there are a power of two.
         """
-        sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1])
-        return sizes.T, sizes.B, sizes.R, columns, sum(map(len, rows.end_ids))
+        sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1] - state_blocks)
+        return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids))
+
+    def addresses(self, at: int) -> dict[str, int]:
+        """Where each input is in memory at this address, block tables from their first column of tokens on."""
+        found = {name: at + place.start for name, place in self.places.items()}
+        found[STATE_TABLES] = found["block_tables"]
+        found["block_tables"] += INT_BYTES * self._first
+        return found
 
     def put(self, rows: StepRows) -> None:
         """Write the inputs of a run with this layout."""
         inputs = rows.inputs
         for name, view in self._views:
             view[...] = inputs[name]
-        tables = inputs["block_tables"]
-        self._tables[:, : tables.shape[1]] = tables
-        self._tables[:, tables.shape[1] :] = 0
+        state, end = self._state_blocks, inputs["block_tables"].shape[1] - self._state_blocks + self._first
+        self._tables[:, :state] = inputs["block_tables"][:, :state]
+        self._tables[:, self._first : end] = inputs["block_tables"][:, state:]
+        self._tables[:, end:] = 0
         settings, ends = self._has
         if settings is rows.sampling and ends is rows.end_ids:
             return
@@ -138,6 +151,11 @@ class Inputs:
     def _part(self, name: str) -> Bytes:
         place: Place = self.places[name]
         return self.bytes[place.start : place.start + place.size_bytes]
+
+
+def aligned_columns(columns: int) -> int:
+    """So many columns of a block table, padded: what lies behind them is aligned, where the table is."""
+    return -(-columns * INT_BYTES // ALIGN_BYTES) * ALIGN_BYTES // INT_BYTES
 
 
 def bucket_of(sizes: Sizes, context: int) -> Bucket:

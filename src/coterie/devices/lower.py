@@ -25,14 +25,13 @@ from coterie.kernels import cpu as kernels
 def lower(low: Lowering, region: Region) -> Operands:
     """The operands of a region. Raises UnsupportedError naming the op that has no kernel here."""
     view = next((op for op in region.ops if OPS[op.kind].view), None)
-    if view is not None and (view.kind in low.lacks or region.kernel not in READ_THROUGH):
+    if view is not None and region.kernel not in READ_THROUGH:
         fact = f"region {region.name} reads through {view.kind}, which {low.device} does not"
         raise UnsupportedError(low.program.graph.name, fact, "use a modelled machine")
     rule = _LOWER.get(region.kernel)
-    if rule is None or region.kernel in low.lacks:
+    if rule is None:
         fact = f"region {region.name} wants kernel {region.kernel}, which {low.device} does not have"
-        there = ", ".join(name for name in _LOWER if name not in low.lacks)
-        raise UnsupportedError(low.program.graph.name, fact, f"use one of {there}")
+        raise UnsupportedError(low.program.graph.name, fact, f"use one of {', '.join(_LOWER)}")
     stored = (low.value(name) for name in region.outputs)
     narrow = next((v for v in stored if v.kind is Kind.TENSOR and v.dtype is not DType.F32), None)
     if narrow is not None:

@@ -72,4 +72,3 @@ DELTA_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "sigmoid_mul": _sigmoid,
 }
 READ_THROUGH = ("rms_norm", "norm_rope_append", "sigmoid", "sigmoid_mul")  # kernels that read some heads of more
-CPU_ONLY = frozenset({*DELTA_LOWER, "take_heads"})  # kernels and views that no GPU has

@@ -5,7 +5,7 @@ Knows nothing about which operands an instruction has (lower.py, lower_branches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,6 @@ class Seen:
 class Lowering:
     """Finds operands in a program, for a device that its refusals call `device`.
 
-    It `lacks` these kernels and views.
     `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
     """
 
@@ -41,7 +40,6 @@ class Lowering:
     device: str
     address: Callable[[F32], int] = kernels.address
     constants: dict[str, F32] = field(default_factory=dict)
-    lacks: Collection[str] = ()
     _index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:

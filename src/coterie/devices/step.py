@@ -5,7 +5,7 @@ Knows nothing about lanes, files or addresses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ class LoweredExecutable:
     """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
 
     `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
-    `shares`: the device has instructions of rows in shares; `lacks` are kernels and views that it does not have.
+    `shares`: the device has instructions of rows in shares.
     """
 
     def __init__(
@@ -74,11 +74,10 @@ class LoweredExecutable:
         called: str,
         address: Callable[[F32], int] = kernels.address,
         shares: bool = False,
-        lacks: Collection[str] = (),
     ) -> None:
         self._program, self.device = program, device
         # It owns the constants, whose addresses are in the rows.
-        self._lowering = Lowering(program, called, address, lacks=lacks)
+        self._lowering = Lowering(program, called, address)
         operands = [lower(self._lowering, region) for region in program.regions]
         names = [region.kernel for region in program.regions]
         self.template = Template(names, operands)

@@ -1,6 +1,7 @@
 """Values that a launch rounds for the next one, which else reads them again to stage.
 
     norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
+                            or   what a gate opened (GATED)
         y, float32  -> where it is stored, unless another row writes there before any reads it again
         y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
 
@@ -11,6 +12,8 @@ Knows nothing about what is computed.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import triton.language as tl
 
@@ -20,6 +23,7 @@ from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
+GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C")}  # and the sizes whose product is a token's width
 TAKERS = ("linear", "linear_add")
 OF_BRANCHES = ("branch_gate_up", "branch_gate_up_clipped")
 TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
@@ -93,12 +97,14 @@ def _hands(first: Call, then: Call, width: int) -> bool:
     if first.name == "attention":
         if first.bucket.sequences > 1:
             return False
-    elif first.name not in (*GATES, *OF_BRANCHES):
+    elif first.name not in (*GATES, *GATED, *OF_BRANCHES):
         return False
     return first.integer("y") == then.integer("x") and _matrix(then).K * _rows(then) == width == _width(first)
 
 
 def _width(first: Call) -> int:
+    if first.name in GATED:
+        return prod(map(first.integer, GATED[first.name]))
     return first.integer("H") * first.integer("C") if first.name == "attention" else first.integer("F") * _rows(first)
 
 
@@ -116,7 +122,7 @@ def _matrix(then: Call) -> Matrix:
 
 def _own_bytes(first: Call) -> int:
     """What a call that hands on has in scratch itself: staged activations, or nothing."""
-    if first.name == "attention":
+    if first.name not in (*GATES, *OF_BRANCHES):
         return 0
     K = first.integer("D")
     if first.name in OF_BRANCHES:

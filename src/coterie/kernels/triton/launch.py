@@ -16,9 +16,11 @@ from coterie.kernels.triton import (
     attention,
     branch_down,
     branch_gate_up,
+    causal_conv,
     choose_branches,
     elementwise,
     embed,
+    gated_delta,
     kv_append,
     layer_norm,
     linear,
@@ -32,6 +34,7 @@ from coterie.kernels.triton import (
     rms_norm,
     rope,
     sample,
+    sigmoid,
     take_norm_linear,
     take_rows,
 )
@@ -83,6 +86,11 @@ KERNELS: Mapping[str, Kernel] = {
     "branch_down": Kernel(branch_down.launch, branch_down.scratch_bytes),
     "branch_down_add": Kernel(branch_down.launch, branch_down.scratch_bytes),
     "add_branch_bias": Kernel(add_branch_bias.launch),
+    "causal_conv": Kernel(causal_conv.launch),
+    "gated_delta": Kernel(gated_delta.launch, gated_delta.scratch_bytes),
+    "gated_delta_norm": Kernel(gated_delta.launch, gated_delta.scratch_bytes),
+    "sigmoid": Kernel(sigmoid.launch, sigmoid.scratch_bytes),
+    "sigmoid_mul": Kernel(sigmoid.launch, sigmoid.scratch_bytes),
 }
 
 

@@ -1,6 +1,6 @@
 """norm_rope_append: q and k normed, each head or all of a token together, and rotated; q is stored, k and v to pages.
 
-Of each head the first TURNED channels are rotated: all, some or none.
+Of each head the first TURNED channels are rotated: all, some or none. q is read in rows STEP apart, from FIRST on.
 Knows nothing about where q, k and v come from.
 """
 
@@ -31,6 +31,8 @@ def _heads(
     position,
     TYPE: tl.constexpr,
     WIDTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    STEP: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
     TURNED: tl.constexpr,
@@ -42,7 +44,11 @@ def _heads(
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
     first, apart = h * C + pair_first(i, C, TURNED, INTERLEAVED), pair_apart(i, C, TURNED, INTERLEAVED)
-    x, norm = pointer(row, X, tl.float32) + t.to(tl.int64) * (H * C) + first, pointer(row, NORM, TYPE) + first % WIDTH
+    ROWS: tl.constexpr = H * C // WIDTH
+    at = t.to(tl.int64) * (ROWS * STEP) + FIRST + first
+    if STEP != WIDTH:
+        at += first // WIDTH * (STEP - WIDTH)
+    x, norm = pointer(row, X, tl.float32) + at, pointer(row, NORM, TYPE) + first % WIDTH
     a, b = tl.load(x, mask=mask, other=0.0), tl.load(x + apart, mask=mask, other=0.0)
     squares = tl.sum(a * a + b * b, axis=1)
     if WIDTH != C:
@@ -59,10 +65,13 @@ def _heads(
 
 @triton.jit
 def _queries(
-    row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr,
-    INTERLEAVED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+    row, t, position, TYPE: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr,
+    H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
-    a, b = _heads(row, Q_IN, Q_NORM, Q_EPS, t, position, TYPE, WIDTH, H, C, TURNED, INTERLEAVED, HEADS, HALF)
+    a, b = _heads(
+        row, Q_IN, Q_NORM, Q_EPS, t, position, TYPE, WIDTH, FIRST, STEP, H, C, TURNED, INTERLEAVED, HEADS, HALF
+    )  # fmt: skip
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
     y = pointer(row, Q, tl.float32) + t.to(tl.int64) * (H * C) + h * C + pair_first(i, C, TURNED, INTERLEAVED)
@@ -76,7 +85,7 @@ def _keys_and_values(
     TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):  # fmt: skip
-    a, b = _heads(row, K_IN, K_NORM, K_EPS, t, position, TYPE, WIDTH, K, C, TURNED, INTERLEAVED, HEADS, HALF)
+    a, b = _heads(row, K_IN, K_NORM, K_EPS, t, position, TYPE, WIDTH, 0, WIDTH, K, C, TURNED, INTERLEAVED, HEADS, HALF)
     h, i = tl.arange(0, HEADS), tl.arange(0, HALF)[None, :]
     mask = (h < K)[:, None] & (i < C // 2)
     channel, apart = pair_first(i, C, TURNED, INTERLEAVED), pair_apart(i, C, TURNED, INTERLEAVED)
@@ -95,6 +104,8 @@ def _norm_rope_append(
     Q_TYPE: tl.constexpr,
     K_TYPE: tl.constexpr,
     Q_WIDTH: tl.constexpr,
+    Q_FIRST: tl.constexpr,
+    Q_STEP: tl.constexpr,
     K_WIDTH: tl.constexpr,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -113,7 +124,7 @@ def _norm_rope_append(
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         if along(unit, 1) == 0:
-            _queries(row, t, position, Q_TYPE, Q_WIDTH, H, C, TURNED, INTERLEAVED, HEADS, HALF)
+            _queries(row, t, position, Q_TYPE, Q_WIDTH, Q_FIRST, Q_STEP, H, C, TURNED, INTERLEAVED, HEADS, HALF)
         else:
             _keys_and_values(
                 row, t, position, K_TYPE, K_WIDTH, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, KV_HEADS, HALF
@@ -125,6 +136,7 @@ def launch(call: Call) -> None:
     pages, H = Pages.of(call), call.integer("H")
     norms = {"Q_TYPE": call.type("q_norm"), "K_TYPE": call.type("k_norm")}
     widths = {"Q_WIDTH": call.integer("q_width"), "K_WIDTH": call.integer("k_width"), "H": H}
+    widths |= {"Q_FIRST": call.integer("q_first"), "Q_STEP": call.integer("q_step") or widths["Q_WIDTH"]}
     tile = {"HEADS": power_of_two(H), "KV_HEADS": power_of_two(pages.K), "HALF": power_of_two(pages.C // 2)}
     how = {**norms, **widths, **pages.constants(), **tile, "TURNED": call.integer("rotated")}
     how["INTERLEAVED"] = call.integer("interleaved")

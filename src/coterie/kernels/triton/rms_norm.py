@@ -1,5 +1,6 @@
 """rms_norm: y = x / rms(x, last axis) * (weight + offset).
 
+x is read in rows `x_step` apart, from `x_first` on; 0: they follow each other.
 Knows nothing about what the rows are: tokens, or heads of tokens.
 """
 
@@ -16,10 +17,19 @@ X, WEIGHT, Y, T, EPS, OFFSET = places("rms_norm", "x", "weight", "y", "T", "eps"
 
 
 @triton.jit
-def _norm(row, PER_TOKEN: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr, STEP: tl.constexpr, unit=None):
+def _norm(
+    row,
+    PER_TOKEN: tl.constexpr,
+    C: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    X_STEP: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+    unit=None,
+):
     i = along(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
-        x = pointer(row, X, tl.float32) + i.to(tl.int64) * C
+        x = pointer(row, X, tl.float32) + i.to(tl.int64) * X_STEP + X_FIRST
         y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C
         weight = pointer(row, WEIGHT, TYPE)
         offset = real(row, OFFSET).to(tl.float32)
@@ -35,4 +45,5 @@ def launch(call: Call) -> None:
     per_token, C = call.integer("per_token"), call.integer("C")
     step = call.tiles.step(C)
     grid = (call.bucket.tokens * per_token,)
-    call.launch(_norm, grid, call.row, PER_TOKEN=per_token, C=C, TYPE=call.type("weight"), STEP=step)
+    apart = {"X_FIRST": call.integer("x_first"), "X_STEP": call.integer("x_step") or C}
+    call.launch(_norm, grid, call.row, PER_TOKEN=per_token, C=C, **apart, TYPE=call.type("weight"), STEP=step)

@@ -184,6 +184,14 @@ class Tiles:
     hands_on: bool = True  # values are rounded for the next launch where they are made, or else read again and rounded
     elements: int = 1024  # of a program that maps values one by one, at once
     mapping: int = 16  # such programs for each multiprocessor, as many as it has room for
+    # Gated delta nets: numbers of a head's matrix that a program of decode has whole, with the norm behind it; those of
+    # a thread; columns of a program of a prompt, half as many where these would be few programs; tokens under way.
+    delta_whole: int = 128 * 128
+    delta_numbers: int = 32
+    delta_width: int = 8
+    delta_stages: int = 3
+    conv_channels: int = 256  # of a program of their convolution
+    conv_tokens: int = 16  # and tokens, where it has a tile of them
     vocabulary: int = 4096  # logits that the sampler reads at once
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
@@ -229,6 +237,7 @@ class Tiles:
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
         tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
+        tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
         return replace(tiles, one_heads=((ANY, self.walk_one),), one=((ANY, ANY, self.walk_one),))
 
     def row(self, size: int) -> tuple[int, int]:
@@ -239,6 +248,11 @@ class Tiles:
     def span(self, channels: int) -> tuple[int, int]:
         """How many positions one program of decode attention reads of heads as wide, and its warps."""
         return next((span, warps) for wide, span, warps in self.spans if channels <= wide)
+
+    def delta_columns(self, values: int) -> int:
+        """How many columns of a head a program keeps, of so many of all heads: a few programs a multiprocessor."""
+        few = values // self.delta_width < 4 * self.multiprocessors
+        return max(self.delta_width // (1 + few), 1)
 
     def step(self, size: int) -> int:
         """Of a program that walks one row of values: the row at once where it is short."""

@@ -1,0 +1,71 @@
+"""sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x).
+
+x is read in rows of C numbers, `x_step` apart and from `x_first` on: some heads of a projection that has others between
+them.
+Knows nothing about what is opened.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, wait_for_last
+from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.rows import Call, places
+
+X, Y, T = places("sigmoid", "x", "y", "T")
+A = tl.constexpr(OPCODES["sigmoid_mul"].words["a"])
+
+
+@triton.jit
+def sigmoid_of(x):
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _open(
+    row,
+    handed,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    X_STEP: tl.constexpr,
+    MUL: tl.constexpr,
+    STEP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    HANDED: tl.constexpr,
+    STORED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    count = integer(row, T).to(tl.int64) * N
+    for first in tl.range(along(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
+        i = first + tl.arange(0, STEP)
+        x = pointer(row, X, tl.float32) + i // C * X_STEP + (X_FIRST + i % C)
+        y = sigmoid_of(tl.load(x, mask=i < count, other=0.0))
+        if MUL:
+            y *= tl.load(pointer(row, A, tl.float32) + i, mask=i < count, other=0.0)
+        if STORED:
+            tl.store(pointer(row, Y, tl.float32) + i, y, mask=i < count)
+        if HANDED is not None:
+            tl.store(handed + i, narrow(y, HANDED), mask=i < count)
+
+
+def launch(call: Call) -> None:
+    """Programs that walk all values."""
+    N, step, tiles = call.integer("N"), call.tiles.elements, call.tiles
+    programs = min(triton.cdiv(call.bucket.tokens * N, step), tiles.mapping * tiles.multiprocessors)
+    how: dict[str, object] = {"N": N, "C": call.integer("C"), "X_FIRST": call.integer("x_first")}
+    how |= {"X_STEP": call.integer("x_step"), "MUL": call.name == "sigmoid_mul", "STEP": step, "PROGRAMS": programs}
+    handed, how["HANDED"] = handed_to_next(call, N)
+    call.launch(_open, (programs,), call.row, handed, **how, STORED=is_stored(call, N))
+
+
+def scratch_bytes(call: Call) -> int:
+    """What is left for the next row."""
+    return handed_bytes(call, call.integer("N"))

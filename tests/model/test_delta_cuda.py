@@ -1,0 +1,138 @@
+"""Models with gated delta nets on the CUDA device, on a GPU that is none: by the CPU's kernels and by Triton's.
+
+What a sequence keeps is in blocks of the device's, in a layout that only its kernels know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+
+from tests.device.in_turns import in_turns
+from tests.device.interpreted import WIDE
+from tests.device.lazy_gpu import LazyDriver
+from tests.model import tiny
+from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.test_agreement import FP32_TOLERANCE
+from tests.model.theirs import relative_error, typical_error
+
+from coterie.core.dtypes import DType
+from coterie.devices.cuda_kernels import TritonKernels
+from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
+
+ROWS = (*tiny.DELTA_ROWS, *tiny.DELTA_MOE)
+PROMPT = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """A backend by Triton's kernels."""
+    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])
+@pytest.mark.parametrize("row", ["qwen3.5", pytest.param("qwen3.5-moe", marks=pytest.mark.long)])
+def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
+    """A prompt, steps that are captured or walked, and the same from another place, in blocks that were others'."""
+    model = open_model(folder_of(row))
+    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
+    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
+    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    on_gpu.move_weights()
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    assert on_gpu.device.remarks == ()
+
+
+def check(row, dtype, bound, folder_of, theirs_of, make_backend):
+    """Logits of a short prompt at once, in pieces beside another, and token by token, beside those of transformers."""
+    theirs = theirs_of(row, "default", dtype)
+    stepper = Stepper(make_backend("triton", open_model(folder_of(row, "default", dtype))))
+    prompt, one, two = theirs.prompt[:7], stepper.sequence(), stepper.sequence()
+    both = stepper.feed((two, prompt[:3]), (stepper.sequence(), prompt))
+    found = [both[3:], np.concatenate([both[:3], stepper.feed((two, prompt[3:]))])]
+    found.append(np.concatenate([stepper.feed((one, [t])) for t in prompt[:3]]))
+    rounds = dtype != "fp32" and row in tiny.DELTA_MOE  # which may turn a choice of a branch over
+    for logits in found:
+        assert (typical_error if rounds else relative_error)(logits, theirs.truth[: len(logits)]) <= bound
+
+
+def test_a_step_by_tritons_kernels(folder_of, make_backend):
+    """Two prompts beside each other, and then a token of each; long tests have all rows beside transformers."""
+    model = open_model(folder_of("qwen3.5-first"))
+    found = []
+    for kind in ("cpu", "triton"):
+        stepper = Stepper(make_backend(kind, model))
+        one, two = stepper.sequence(), stepper.sequence()
+        found.append([stepper.feed((one, [5, 6]), (two, [7])), stepper.feed((two, [3]), (one, [4]))])
+    for wanted, logits in zip(*found, strict=True):
+        assert relative_error(logits, wanted) <= FP32_TOLERANCE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
+def test_float32_by_tritons_kernels(row, folder_of, theirs_of, make_backend):
+    check(row, "fp32", FP32_TOLERANCE, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("row", ROWS)
+def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make_backend):
+    theirs = theirs_of(row, "default", dtype)
+    own = theirs.own_typical_error if row in tiny.DELTA_MOE else theirs.own_error
+    check(row, dtype, 2 * own, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
+def test_unfused_by_tritons_kernels(row, folder_of, make_backend):
+    """As many ops of a layer as there are, each by itself; tokens as the CPU's."""
+    model = open_model(folder_of(row))
+    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 4)
+    assert Stepper(make_backend("triton", model, "none")).greedy(PROMPT, 4) == wanted
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z])
+def test_packed_weights_by_tritons_kernels(dtype, folder_of, make_backend, tmp_path):
+    """Of few tokens, which are not rounded here; on the CPU to 16 bits."""
+    quantize_folder(folder_of("qwen3.5", dtype="bf16"), tmp_path / "packed", Packing(dtype, dtype))
+    model = open_model(tmp_path / "packed")
+    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
+    found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
+    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
+def test_captured_steps_give_the_cpus_tokens(row, folder_of, make_backend):
+    """And those of another expert in turn, which captures nothing."""
+    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
+    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 6, 3)
+    backend = make_backend("triton", model, driver=driver)
+    assert Stepper(backend).greedy(PROMPT, 6, 3) == wanted
+    captured = driver.captured
+    backend.move_weights()
+    assert Stepper(backend).greedy(PROMPT, 6, 3) == wanted
+    assert driver.captured <= captured + 1  # the prompt's bucket, met for the second time
+    assert backend.device.remarks == ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
+def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
+    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
+    driver.facts = replace(driver.facts, multiprocessors=3)
+    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 5, 4)
+    with in_turns() as turns:
+        backend = make_backend("triton", model, orchestration="persistent", driver=driver)
+        assert Stepper(backend).greedy(PROMPT, 5, 4) == wanted
+        assert turns.atomics > 0
+        assert backend.device.remarks == ()
