@@ -38,7 +38,11 @@ class Weight:
 def weight(rng, shape, dtype, center=0.0, scale=None):
     """A random weight at an odd address."""
     scale = scale if scale is not None else 1 / np.sqrt(shape[-1])
-    values = (center + scale * rng.standard_normal(shape)).astype(np.float32)
+    return stored((center + scale * rng.standard_normal(shape)).astype(np.float32), dtype)
+
+
+def stored(values, dtype):
+    """These numbers as a weight at an odd address."""
     bits = from_f32(values, dtype)
     memory = np.zeros(bits.nbytes + 64, dtype=np.uint8)
     start = 1 - kernels.address(memory) % 2

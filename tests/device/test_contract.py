@@ -195,8 +195,35 @@ def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, fellows):
     first = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B)))
     assert len(several) == 3
     assert first == several[:1]
+    downs = [i for i, name in enumerate(exe.program.weights) if name.endswith(".down")]
+    fewer = replace(shared, places=(*shared.places, *downs))  # of which less is their own, by the same program
+    device.run(exe, mixed(shared, desks, step, of_B))
+    less = desks[0].tokens(device.run(exe, mixed(fewer, desks, step, of_B)))[0]
+    each = [desks[0].tokens(device.run(exe, mixed(fewer, desks, step, (number,) * 4)))[0] for number in range(3)]
+    assert less == [each[number][row] for row, number in enumerate(of_B)]
     if not device.synthetic():
         assert len({tuple(row) for row in alone}) == 3
+        assert each != alone
+
+
+def test_fellows_may_come_to_the_same_memory_with_other_places(fellows):
+    """As when one goes and another comes whose file begins elsewhere; all of it must lie there."""
+    shared, desks = fellows
+    device, exe = desks[0].device, desks[0].exe
+    if device.synthetic() or not exe.mixes(shared.places):
+        pytest.skip("this device mixes none, or has no bytes")
+    step = rows([([3, 14], 0), ([9], 0), ([5, 35, 8], 0), ([7], 0)])
+    first = mixed(shared, desks, step, (0, 1, 1, 1))
+    places, both = list(first.fellows.offsets[0]), [exe.program.weights.index(f"layers.{i}.down") for i in (0, 1)]
+    places[both[0]], places[both[1]] = places[both[1]], places[both[0]]
+    later = replace(first, fellows=replace(first.fellows, offsets=(tuple(places),)))
+    (before,), (after,) = (desks[0].tokens(device.run(exe, binding)) for binding in (first, later))
+    alone = replace(mixed(shared, desks, step, (1,) * 4), offsets=tuple(places))
+    assert after == [before[0], *desks[0].tokens(device.run(exe, alone))[0][1:]]
+    assert after != before
+    short = replace(first.fellows, weights=(desks[1].weights.view(0, 4096),))
+    with pytest.raises(ValueError, match=r"weights reach \d+ but their extent has 4096 bytes"):
+        device.run(exe, replace(first, fellows=short))
 
 
 def test_fellows_that_are_nobodys_are_refused(fellows):

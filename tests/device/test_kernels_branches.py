@@ -113,7 +113,7 @@ def test_clipped_branches_with_biases(team, rng, shape, dtype):
     T, E, taken, D, F = shape
     x, weights, y = random(rng, T, D), chosen(rng, T, E, taken), empty(T, taken, F)
     gates, ups = (matrices(rng, (F, D), dtype, E) for _ in range(2))
-    gate_bias, up_bias = (weight(rng, (E, F), DType.BF16, scale=0.5) for _ in range(2))
+    gate_bias, up_bias = (weight(rng, (E, F), kind, scale=0.5) for kind in (DType.BF16, DType.F32))
     sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, MAX_INT16), "weights": weights}
     sizes |= gate_bias.operand("gate_bias") | up_bias.operand("up_bias") | {"alpha": ALPHA, "limit": LIMIT}
     call(team, "branch_gate_up_clipped", x=x, branches=table(gates + ups), y=y, **sizes)
@@ -125,12 +125,14 @@ def test_clipped_branches_with_biases(team, rng, shape, dtype):
 
 
 def test_what_is_no_number_is_not_clipped(team, rng):
-    x, weights, y = np.full((1, 3), np.nan, np.float32), np.ones((1, 1), np.float32), empty(1, 1, 2)
-    both, bias = matrices(rng, (2, 3), DType.F32, 2), weight(rng, (1, 2), DType.F32)
-    sizes = {"T": 1, "E": 1, "taken": 1, "D": 3, "F": 2, "dtype": 0, "weights": weights, "alpha": ALPHA, "limit": LIMIT}
-    sizes |= bias.operand("gate_bias") | bias.operand("up_bias")
+    """Neither of gate nor of up."""
+    x, weights, y = random(rng, 1, 3), np.ones((1, 1), np.float32), empty(1, 1, 3)
+    both, none = matrices(rng, (3, 3), DType.F32, 2), np.float32(np.nan)
+    biases = {"gate_bias": np.array([none, 0, 0], np.float32), "up_bias": np.array([0, none, 0], np.float32)}
+    sizes = {"T": 1, "E": 1, "taken": 1, "D": 3, "F": 3, "dtype": 0, "weights": weights, "alpha": ALPHA, "limit": LIMIT}
+    sizes |= biases | {"gate_bias_dtype": 0, "up_bias_dtype": 0}
     call(team, "branch_gate_up_clipped", x=x, branches=table(both), y=y, **sizes)
-    assert np.isnan(y).all()
+    assert np.isnan(y[0, 0]).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)

@@ -13,8 +13,8 @@ from tests.device.native import WEIGHT_DTYPES, call, empty, random, weight
 
 from coterie.core.dtypes import DType
 
-# key heads, value heads, K and C of a head, taps
-SHAPES = [(1, 1, 1, 1, 2), (2, 2, 8, 32, 4), (1, 3, 5, 37, 3), (2, 4, 33, 64, 4), (3, 3, 20, 7, 5)]
+# Key heads, value heads, K and C of a head, taps. Of the last one what a unit of work keeps lies in two units of state.
+SHAPES = [(1, 1, 1, 1, 2), (2, 2, 8, 32, 4), (1, 3, 5, 37, 3), (2, 4, 33, 64, 4), (3, 3, 20, 7, 5), (1, 9, 5, 33, 3)]
 STEPS = [[(0, 9), (2, 1)], [(2, 1), (0, 2), (1, 20)], [(0, 1), (1, 1), (2, 1)]]  # sequence and how many of its tokens
 
 
@@ -25,7 +25,7 @@ class Played:
         self.team, self.net = team, net
         self.kept, self.lengths = Kept.make(rng, net.shape), [0, 0, 0]
 
-    def step(self, step, x, a, b, z):
+    def step(self, step, x, a, b, z, offset=0.0):
         """What the convolution and the recurrence put out, and the latter behind its norm and gate."""
         (key_heads, heads, K, C, taps), net = self.net.shape, self.net
         positions, sequence = rows_of(step, self.lengths)
@@ -41,7 +41,7 @@ class Played:
         call(self.team, "gated_delta", y=y, **own)
         after = self.kept.memory.copy()
         self.kept.memory[:] = before
-        norm = {"z": z, "eps": 1e-6, "offset": 0.0} | net.norm.operand("norm")
+        norm = {"z": z, "eps": 1e-6, "offset": offset} | net.norm.operand("norm")
         call(self.team, "gated_delta_norm", y=normed, **norm, **own)
         np.testing.assert_array_equal(self.kept.memory, after)
         return positions, mixed, y, normed
@@ -65,6 +65,26 @@ def test_against_numpy(team, rng, shape, dtype):
             np.testing.assert_allclose(y[t], wanted, rtol=2e-4, atol=2e-5)
         gated = native.rms_norm(y, net.norm.values, 1e-6) * native.silu(z)
         np.testing.assert_allclose(normed, gated, rtol=1e-4, atol=1e-5)
+
+
+def test_each_weight_has_its_own_type_and_the_norm_an_offset(team, rng):
+    """Inputs so small that what is added to their squares counts, and gates beyond where an exponential is finite."""
+    shape = (1, 3, 5, 37, 3)
+    taps = weight(rng, (Kept.channels_of(shape), 3), DType.F16, scale=0.5)
+    a_log = native.stored(np.array([-6, -2, -6], np.float32), DType.F32)
+    dt_bias, norm = weight(rng, (3,), DType.BF16, scale=0.5), weight(rng, (37,), DType.F16, scale=0.5)
+    net = Net(shape, taps, a_log, dt_bias, norm)
+    (x, a, b), z = inputs(rng, shape, 9), random(rng, 9, 3, 37)
+    x *= 1e-3
+    a[:, 0] += 40 * (np.arange(9) % 4)
+    a[:, 1] += 4
+    positions, mixed, y, normed = Played(team, rng, net).step([(0, 9)], x, a, b, z, offset=1.0)
+    matrix = None
+    for t, position in enumerate(positions):
+        wanted, matrix = net.step(mixed[t], a[t], b[t], matrix, position)
+        np.testing.assert_allclose(y[t], wanted, rtol=2e-4, atol=2e-4 * np.abs(wanted).max())
+    gated = native.rms_norm(y, net.norm.values + 1, 1e-6) * native.silu(z)
+    np.testing.assert_allclose(normed, gated, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 33, 64, 4), (1, 3, 5, 37, 3)])

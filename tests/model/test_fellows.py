@@ -7,6 +7,7 @@ import pytest
 from tests.model import adapters, tiny
 from tests.model.runner import Stepper, block_bytes_for, on_cpu, wait
 from tests.model.theirs import relative_error
+from tests.system.tiny import lengthen
 
 from coterie.core.dtypes import DType
 from coterie.device import Fellows
@@ -34,13 +35,6 @@ def opened(row, folder_of, tmp_path, dtype="fp32", packing=None):
         found.append(open_adapted(open_model(base), folder))
     assert len({model.key for model in found}) == 1
     return found
-
-
-def lengthen(path):
-    """Let the header of a safetensors file have 72 spaces more."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    path.write_bytes((size + 72).to_bytes(8, "little") + data[8 : 8 + size] + b" " * 72 + data[8 + size :])
 
 
 def bound(backends, rows, of_B):

@@ -121,11 +121,41 @@ def test_a_failed_step_fails_only_whose_fault_it_is():
     results = run_all(w)
     check(results, [request for request in requests if request.expert_id != "f2"])
     assert isinstance(results["r2"].last.error, DeviceError)
+    failed = [binding for event, _, binding, _ in w.device.runs if w.device.failure(event)]
+    assert [binding.fellows is None for binding in failed] == [False, True], "together once, then who fails alone"
     assert len(steps_of_several(w)[-1]) == 3
     assert "f2" not in steps_of_several(w)[-1]
     w.device.bad = ""
     serve(w, *(ask(f"s{i}", name, (i, 2, 3), 12) for i, name in enumerate(FELLOWS)))
     assert "f2" in steps_of_several(w)[-1]
+
+
+def test_of_more_than_a_full_batch_the_youngest_wait():
+    """As there may be where fellows ran apart for a while, each with a batch of its own."""
+    w = team(max_batch=3)
+    serve(w, *(ask(f"warm-{name}", name, max_tokens=1) for name in FELLOWS))
+    requests = submit(w, *(ask(f"r{i}", FELLOWS[i % 2], (i, 2, 3), 16) for i in range(6)))
+    w.device.bad = "f1"
+    while not any(w.device.failure(event) for event, *_ in w.device.runs):
+        w.engine.step()
+    w.device.bad = ""
+    while len(kinds(w, "admit")) < 4 + len(requests):
+        w.engine.step()
+    assert not kinds(w, "finish")[4:], "six are under way"
+    begun = len(kinds(w, "run"))
+    for name, got in run_all(w).items():
+        assert got.tokens == alone(requests[int(name[1:])])[-len(got.tokens) :]
+    of_several = [rows for _, _, rows, *others in kinds(w, "run")[begun:] if others]
+    assert max(of_several) == 3
+
+
+def test_another_is_overtaken_by_fellows_no_more_often_than_by_one():
+    """Though the two requests before its own are those of fellows."""
+    w = team(others={"x": 2}, max_batch=8, age_bound=2)
+    serve(w, *(ask(f"warm-{name}", name, max_tokens=1) for name in FELLOWS))
+    names = ("f0", "f1", "x", *("f0", "f1") * 4)
+    serve(w, *(ask(f"r{i}", name, (i, 2), 9) for i, name in enumerate(names)))
+    assert w.engine.metrics.max_overtaken == 2
 
 
 def test_a_step_that_cannot_be_done_again_fails_all_in_it():
@@ -181,6 +211,9 @@ def test_any_workload_gives_each_its_tokens_and_nobody_is_overtaken_too_often(se
             assert got.tokens == alone(request)[request.max_tokens - len(got.tokens) :]
     assert w.engine.metrics.max_overtaken <= w.engine.policy.age_bound
     assert steps_of_several(w)
+    for _, _, binding, _ in w.device.runs:
+        of_B = binding.fellows.of_B if binding.fellows else ()
+        assert list(of_B) == sorted(of_B), "sequences of one stand side by side: each one's weights are read once"
 
 
 def test_groups_of_one_kin_are_one():
@@ -193,6 +226,7 @@ def test_groups_of_one_kin_are_one():
     assert (whole.expert_id, whole.beside) == ("a", ("c",))
     assert [one.number for one in whole.waiting] == [3, 7, 9]
     assert (whole.num_waiting, whole.running, whole.oldest) == (3, 2, 3)
-    assert together([a, b, c, d], "c")[0].beside == ("a",)
+    by_c = together([a, b, c, d], "c")[0]
+    assert (by_c.expert_id, by_c.beside, by_c.last_run) == ("c", ("a",), 4)
     assert together([b, d], None) == [b, d]
     assert (largest(["k", "l", "k"]), largest([])) == (2, 0)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_engine_serving import policies, requests
 
 from coterie.core.errors import CapacityError, UsageError
-from coterie.engine.guess import Guesser, Price
+from coterie.engine.batch import Guessed
+from coterie.engine.guess import Guesser, Price, keep_guesses
 from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
@@ -116,6 +117,15 @@ def test_an_answer_ends_within_its_guesses():
                 assert got.text == text_of(whole)[: text_of(whole).index(text[-4:])]
             ends.add((name, several(w) != []))
     assert {("length", True), ("stop", True)} <= ends
+
+
+def test_what_is_kept_ends_with_an_end_token():
+    """Though what was guessed behind it was drawn as well."""
+    sequence = Sequence(ask("r", "few-a", (1, 2), 20, end_ids=(2,), ignore_end=False), 40, 0.0)
+    by_row = [[5], [2], [7], [9]]
+    batch = SimpleNamespace(guessed=[Guessed(sequence, 0, 1, (5, 2, 7))])
+    assert keep_guesses(batch, by_row) == (3, 1)
+    assert (by_row[0], sequence.computed, sequence.guessed, sequence.accepted) == ([5, 2], 1, 3, 1)
 
 
 def test_who_is_chosen_for_on_the_host_is_not_guessed_for_but_shares_the_step():

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.system.tiny import write_adapter, write_expert
+from tests.system.tiny import lengthen, write_adapter, write_expert
 
 from coterie.api.assemble import Options
 from coterie.core.errors import UsageError
@@ -194,6 +194,8 @@ def office(models, tmp_path_factory):
     for number in range(6):
         modules = ("mlp.down_proj", "self_attn.q_proj")
         folder = write_adapter(root / f"fellow-{number}", modules, SHAPES["deep"], seed=number)
+        if number % 2:
+            lengthen(folder / "adapter_model.safetensors")  # so that its offsets are others
         found[folder.name] = open_adapted(models["deep-1"], folder)
     return found
 

@@ -180,3 +180,10 @@ def write_adapter(folder: Path, modules: tuple[str, ...], base: dict | None = No
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = ("F32", shape, data)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
+
+
+def lengthen(path: Path) -> None:
+    """Let the header of a safetensors file have 72 spaces more, so that all tensors begin elsewhere."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes((size + 72).to_bytes(8, "little") + data[8 : 8 + size] + b" " * 72 + data[8 + size :])
