@@ -131,6 +131,8 @@ def test_gates_of_every_other_head(team, rng, T, H, C):
     wanted = 1 / (1 + np.exp(-both[:, :, 1].astype(np.float64)))
     np.testing.assert_allclose(opened, wanted, rtol=1e-6)
     np.testing.assert_array_equal(gated, a * opened)
-    w, apart = weight(rng, (C,), DType.BF16), {"x_first": 0, "x_step": 2 * C}
-    call(team, "rms_norm", x=both, y=normed, **w.operand("weight"), T=T, per_token=H, C=C, eps=1e-5, **apart)
-    np.testing.assert_allclose(normed, native.rms_norm(both[:, :, 0], w.values, 1e-5), rtol=1e-5, atol=1e-6)
+    w = weight(rng, (C,), DType.BF16)
+    for first, which in ((0, 0), (C, 1)):
+        apart = {"x_first": first, "x_step": 2 * C}
+        call(team, "rms_norm", x=both, y=normed, **w.operand("weight"), T=T, per_token=H, C=C, eps=1e-5, **apart)
+        np.testing.assert_allclose(normed, native.rms_norm(both[:, :, which], w.values, 1e-5), rtol=1e-5, atol=1e-6)

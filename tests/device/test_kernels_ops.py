@@ -147,6 +147,11 @@ def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, inter
     np.testing.assert_allclose(q, turned(q_in, "q", 1e-5), **CLOSE)
     np.testing.assert_allclose(keys[5:], turned(k_in, "k", 1e-6), **CLOSE)
     np.testing.assert_array_equal(values[5:], v)
+    if "q" not in together:  # then heads may be behind others'
+        apart, again = np.stack([random(rng, T, H, C), q_in], axis=2), empty(T, H, C)
+        given |= {"q_first": C, "q_step": 2 * C}
+        call(team, "norm_rope_append", q_in=apart, k_in=k_in, v=v, q=again, **given, T=T, H=H, K=K, C=C)
+        np.testing.assert_array_equal(again, q)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
