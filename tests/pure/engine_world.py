@@ -123,6 +123,8 @@ class TellingDevice(FakeDevice):
 class Words:
     """A detokenizer: each token is one or two letters, so stop strings can begin anywhere."""
 
+    reasoning_tokens = 0
+
     def push(self, token):
         return "abcdefghij"[token % 10] * (1 + token // 40)
 
