@@ -14,7 +14,7 @@ from tests.device.native import WEIGHT_DTYPES, call, empty, random, weight
 from coterie.core.dtypes import DType
 
 # Key heads, value heads, K and C of a head, taps. Of the last one what a unit of work keeps lies in two units of state.
-SHAPES = [(1, 1, 1, 1, 2), (2, 2, 8, 32, 4), (1, 3, 5, 37, 3), (2, 4, 33, 64, 4), (3, 3, 20, 7, 5), (1, 9, 5, 33, 3)]
+SHAPES = [(1, 1, 1, 1, 2), (2, 2, 8, 32, 4), (1, 3, 5, 37, 3), (2, 4, 33, 64, 4), (3, 3, 20, 7, 5), (1, 11, 5, 33, 3)]
 STEPS = [[(0, 9), (2, 1)], [(2, 1), (0, 2), (1, 20)], [(0, 1), (1, 1), (2, 1)]]  # sequence and how many of its tokens
 
 

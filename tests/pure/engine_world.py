@@ -131,6 +131,9 @@ class Words:
     def flush(self):
         return ""
 
+    def take_reasoning(self):
+        return ""
+
 
 def text_of(tokens):
     return "".join(Words().push(token) for token in tokens)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from engine_world import alone, ask, kinds, run_all, world
+from fake_device import fake_layout
 
+from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import DeviceError, TransferError
-from coterie.engine.fellows import largest, together
+from coterie.engine.fellows import kins_of, largest, together
 from coterie.engine.scheduler import READY, Group, Waiting
+from coterie.engine.served import Base
 
 FELLOWS = ("f0", "f1", "f2", "f3")
 
@@ -168,6 +172,15 @@ def test_a_step_that_cannot_be_done_again_fails_all_in_it():
     assert [isinstance(results[f"r{i}"].last.error, DeviceError) for i in range(4)] == [True] * 4
     w.device.bad = ""
     serve(w, *(ask(f"s{i}", name, (i, 2, 3), 12) for i, name in enumerate(FELLOWS)))
+
+
+def test_adapters_of_another_base_are_no_fellows():
+    """Though they have the same program."""
+    w = team()
+    other = Base(fake_layout("other", 1), w.device.reserve("dram", BLOCK_BYTES))
+    assert kins_of(w.experts) == dict.fromkeys(FELLOWS, "f0")
+    experts = w.experts | {"f3": replace(w.experts["f3"], base=other)}
+    assert kins_of(experts) == dict.fromkeys(FELLOWS[:3], "f0")
 
 
 def test_a_failed_fetch_fails_its_own_requests():
