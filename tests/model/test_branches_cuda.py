@@ -18,6 +18,7 @@ from tests.device.lazy_gpu import LazyDriver
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, on_cuda
 from tests.model.test_agreement import FP32_TOLERANCE, check_float32
+from tests.model.test_gpt_oss import folder_like, released
 from tests.model.theirs import relative_error, typical_error
 
 from coterie.core.dtypes import DType
@@ -25,6 +26,9 @@ from coterie.devices.cuda_kernels import TritonKernels
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
+from coterie.models.repack import repack_folder
+
+__all__ = ["folder_like", "released"]  # fixtures
 
 ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", "qwen2-moe", "glm4-moe", "gpt-oss")
 PROMPT = [5, 6, 7, 8, 9]
@@ -112,6 +116,15 @@ def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, 
     (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
     found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
     assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("orchestration", ["host", "device"])
+def test_the_released_form_of_gpt_oss_gives_the_cpus_tokens(orchestration, released, make_backend, tmp_path):
+    """Branches in MXFP4, all else in bfloat16: a prompt of few tokens, and an answer."""
+    model = open_model(repack_folder(released[0], tmp_path / "expert").folder)
+    on_gpu = Stepper(make_backend("triton", model, orchestration=orchestration))
+    assert on_gpu.greedy(PROMPT[:3], 6) == Stepper(make_backend("cpu", model)).greedy(PROMPT[:3], 6)
 
 
 @pytest.mark.long

@@ -36,12 +36,12 @@ def bias_behind(row, branch, n, mask, N: tl.constexpr, BIAS: tl.constexpr):
 
 
 @triton.jit
-def put_sum(row, at, y, biases, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr):
-    """Store a sum of branch_down; or, with the weighed biases, what the row behind gives, and the sum if SUMMED."""
+def put_sum(row, at, y, biased, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr):
+    """Store a sum of branch_down, if SUMMED, and what the row behind makes of it, if it has biases."""
     if SUMMED:
         tl.store(pointer(row, SUM_AT, tl.float32) + at, y, mask=mask)
     if BIAS is not None:
-        tl.store(pointer(row + BEHIND, Y, tl.float32) + at, y + biases, mask=mask)
+        tl.store(pointer(row + BEHIND, Y, tl.float32) + at, biased, mask=mask)
 
 
 @triton.jit

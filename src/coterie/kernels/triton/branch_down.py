@@ -71,7 +71,7 @@ def _few(
     n = first + tl.arange(0, ROWS)
     x = pointer(row, X, tl.float32)
     weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
-    biases = tl.zeros([M, ROWS], tl.float32)
+    y, biased = tl.zeros([M, ROWS], tl.float32), tl.zeros([M, ROWS], tl.float32)
     if ONE:
         sums = no_sums(ROWS, STEP)
         for slot in tl.range(0, count, loop_unroll_factor=UNROLL):
@@ -82,12 +82,12 @@ def _few(
                 rows = and_one(rows, rows_at(down, first + r, STRIDE, ALIGN))
                 there = and_one(there, first + r < N)
             if BIAS is not None:
-                biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+                biased += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
             sums = add_products(sums, x + slot * K, rows, there, weight, K, STEP)
         y = added_up(sums)
+        biased += y
     else:
         norm = norm_at(row, x, None, None, None, None)
-        y = tl.zeros([M, ROWS], tl.float32)
         for slot in tl.range(0, count):
             branch, weight, place = slot_of(row, weights, counts, slot, M, WIDE)
             rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
@@ -95,15 +95,18 @@ def _few(
             dots = few_dots(
                 x + x_M * K, mask_M, rows_N, n < N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
-            y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
+            if SUMMED:
+                y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
             if BIAS is not None:
-                bias = bias_behind(row, branch, n, n < N, N, BIAS)
-                biases += tl.where(mask_M[:, None], weight[:, None] * bias[None, :], 0.0)
+                dots += bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+                biased += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
     at = m[:, None] * N + n[None, :]
     mask = (m < integer(row, T))[:, None] & (n < N)[None, :]
     if RESIDUAL is not None:
-        y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
-    put_sum(row, at, y, biases, mask, BIAS, SUMMED)
+        residual = tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
+        y += residual
+        biased += residual
+    put_sum(row, at, y, biased, mask, BIAS, SUMMED)
 
 
 @triton.jit
@@ -172,7 +175,7 @@ def _sum(
         at = t.to(tl.int64) * N + n
         if RESIDUAL is not None:
             y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=n < N, other=0.0)
-        put_sum(row, at, y, biases, n < N, BIAS, SUMMED)
+        put_sum(row, at, y, y + biases, n < N, BIAS, SUMMED)
 
 
 def launch(call: Call) -> None:
