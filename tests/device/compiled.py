@@ -166,7 +166,6 @@ EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16
 KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
 PACKED_KINDS = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
 ALL_KINDS = (DType.BF16, *PACKED_KINDS, DType.F32)
-NOT_OF_DELTAS = tuple(kind for kind in ALL_KINDS if kind is not DType.Q2)  # 2 bits are, and spill 24 bytes with biases
 SOME = {
     # Heads as most models of 7B and more have them.
     "wide": Some(("norm_qkv_rope_append", "attention"), KINDS, tuple(STEPS), {"H": 16, "K": 4, "C": 128}),
@@ -188,8 +187,9 @@ SOME = {
         tuple(STEPS),
         {"BRANCHES": 8, "TAKEN": 2, "D": 4096, "BRANCH_F": 14336},
     ),
+    "windows": Some(("attention",), options={"attention": {"window": 128}}),
     "sinks": Some(("attention",), (DType.BF16,), tuple(STEPS), options=SINKS),
-    "clipped branches": Some(CLIPPED, NOT_OF_DELTAS, tuple(STEPS)),
+    "clipped branches": Some(CLIPPED, ALL_KINDS, tuple(STEPS)),
     "gpt-oss": Some(CLIPPED, steps=tuple(STEPS), sizes={"BRANCHES": 32, "TAKEN": 4, "D": 2880, "BRANCH_F": 2880}),
     "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
     # Adapters of one base in a step; then packed differences, and adapters of other ranks.
@@ -262,6 +262,8 @@ def rows_of(dtype):
         for name, given in operands.items()
     }
     biases = rows["add_branch_bias"] if dtype is DType.BF16 else rows.pop("add_branch_bias")
+    if dtype is DType.Q2:  # of deltas alone: with biases and one token it spills 24 bytes
+        return rows
     return rows | {BIASED: np.concatenate([rows["branch_down_add"], biases])}
 
 

@@ -126,7 +126,7 @@ def test_kernels_of_branches_compile_for_every_type_and_step(tmp_path, shape):
 @pytest.mark.parametrize(
     ("what", "parts"),
     [
-        ("sinks", {"alone", "join", "together"}),
+        *((attention, {"alone", "join", "together"}) for attention in ("sinks", "windows")),
         *((branches, {"few", "many", "sum", "add"}) for branches in ("clipped branches", "gpt-oss")),
     ],
 )

@@ -3,7 +3,8 @@
 A token whose sequence has no other token beside it in the step is alone, as all are in decode:
 
     alone       a program has the query heads of a kv head and one span of the context, at a multiple of its length; it
-                leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order
+                leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order; of a
+                window there are as many as it may touch
     together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
 
 A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
@@ -142,6 +143,15 @@ def _product(acc, a, b, TYPE: tl.constexpr):
 
 
 @triton.jit
+def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
+    """What a token sees of a span: positions [low, high). LIMITED: the first span has the first that it sees."""
+    first = first_seen(position, integer(row, WINDOW))
+    if LIMITED:
+        span += first // SPAN
+    return tl.maximum(first, span * SPAN), tl.minimum(position + 1, (span + 1) * SPAN)
+
+
+@triton.jit
 def _alone(
     row,
     partials,
@@ -159,6 +169,7 @@ def _alone(
     SINK: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
+    LIMITED: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
     WHEN: tl.constexpr,
@@ -169,8 +180,7 @@ def _alone(
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
-    low = tl.maximum(first_seen(position, integer(row, WINDOW)), span * SPAN)
-    high = tl.minimum(position + 1, (span + 1) * SPAN)
+    low, high = _seen_of(row, position, span, SPAN, LIMITED)
     # The first step's keys and values; but for the token's own, where the launch before this one may be storing those.
     first, c = low // STEP * STEP, tl.arange(0, CHANNELS)
     j = first + tl.arange(0, STEP)
@@ -224,6 +234,7 @@ def _join(
     SINK: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
+    LIMITED: tl.constexpr,
     DECODES: tl.constexpr,
     SEARCH: tl.constexpr,
     JOINED: tl.constexpr,
@@ -246,6 +257,8 @@ def _join(
         one = partials + (i.to(tl.int64) * H + head) * SPANS * (C + 2)
         least = first_seen(position, window) // SPAN
         most = position // SPAN
+        if LIMITED:
+            one -= least * (C + 2)
         for first in tl.range(least // JOINED * JOINED, most + 1, JOINED):
             span = first + tl.arange(0, JOINED)
             there = (span >= least) & (span <= most)
@@ -263,9 +276,12 @@ def _join(
         tl.store(y, acc / total, mask=c < C)
 
 
-def _spans(call: Call) -> int:
-    span, _ = call.tiles.span(call.integer("C"))
-    return max(-(-call.bucket.context // span), 1)
+def _spans(call: Call) -> tuple[int, bool]:
+    """How many spans a token may see, and whether its window leaves fewer than there are."""
+    (span, _), window = call.tiles.span(call.integer("C")), call.integer("window")
+    every = max(triton.cdiv(call.bucket.context, span), 1)
+    of_window = triton.cdiv(window - 1, span) + 1 if window > 0 else every
+    return min(every, of_window), of_window < every
 
 
 def launch(call: Call) -> None:
@@ -276,14 +292,14 @@ def launch(call: Call) -> None:
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
     channels = channels_of(pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
-    group, spans = power_of_two(H // pages.K), _spans(call)
+    group, (spans, limited) = power_of_two(H // pages.K), _spans(call)
     span, warps = tiles.span(pages.C)
     if not bucket.decodes:
         launch_chunks(call, H, pages)
         if bucket.sequences == 1:
             return
     partials = call.scratch_as(tl.float32, _partials(call))
-    split = {"SPANS": spans, "SPAN": span, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    split = {"SPANS": spans, "SPAN": span, "LIMITED": limited, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     sink = call.type("sinks")  # for whoever puts results out
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {
@@ -302,7 +318,7 @@ def launch(call: Call) -> None:
 
 
 def _partials(call: Call) -> int:
-    spans = _spans(call)
+    spans, _ = _spans(call)
     in_spans = spans > 1 and (call.bucket.decodes or call.bucket.sequences > 1)
     return call.bucket.sequences * call.integer("H") * spans * (call.integer("C") + 2) if in_spans else 0
 
