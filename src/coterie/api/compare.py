@@ -25,6 +25,7 @@ from coterie.engine.assembly import page_bytes
 from coterie.engine.experts import open_expert
 from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
+from coterie.graph.ops import INT8_OR_FINER, ROUNDING
 from coterie.graph.reference import KvState, Reference
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import Model, load_weights_f32
@@ -37,6 +38,9 @@ GPU_TOLERANCE = 0.03
 # A CPU rounds activations that meet packed weights to 16 bits, 2^-16 of the largest of a group: in the mean a
 # thirtieth of what bfloat16 loses.
 PACKED_TOLERANCE = 0.001
+# What meets a difference of a few bits is rounded to 8, and one near the middle between two numbers to either of them:
+# 1/127 of a group's largest apart, of which a product has as many terms as columns.
+CHANGE_TOLERANCE = 0.02
 # Keys and values are kept in the weights' type, and one near the middle between two neighbours may be kept as either:
 # up to 2^-7 of it apart in bfloat16, 2^-10 in float16. What reads them carries it on, and twice that leaves room.
 KV_TOLERANCE = {DType.BF16: 2**-6, DType.F16: 2**-9}
@@ -105,7 +109,7 @@ def tolerances(model: Model, device: str) -> dict[str, float]:
     for op in model.graph.ops:  # each after those it reads
         own = loose if op.kind.endswith("attention") else close
         if op.kind == "linear" and model.graph.values[op.inputs[1]].dtype.is_packed:
-            own = packed
+            own = max(packed, CHANGE_TOLERANCE) if op.attrs.get(ROUNDING) == INT8_OR_FINER else packed
         found |= dict.fromkeys(op.outputs, max([own, *(found.get(name, 0.0) for name in op.inputs)]))
     return found
 

@@ -283,7 +283,7 @@ class CudaDevice(RealDevice):
         return lambda _passed: packets.give_back(packet)
 
     def _encode(self, program: Program) -> LoweredExecutable:
-        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True)
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True, rounds=False)
         self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
         return exe
 

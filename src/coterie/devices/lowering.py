@@ -15,7 +15,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
 from coterie.devices.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
 from coterie.graph.ir import Kind, Op, Value
-from coterie.graph.ops import INT8, OPS, ROUNDING
+from coterie.graph.ops import INT8, INT8_OR_FINER, OPS, ROUNDING
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 
@@ -34,12 +34,14 @@ class Lowering:
     """Finds operands in a program, for a device that its refusals call `device`.
 
     `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
+    `rounds`: activations are rounded to 8 bits where the graph lets a device do so.
     """
 
     program: Program
     device: str
     address: Callable[[F32], int] = kernels.address
     constants: dict[str, F32] = field(default_factory=dict)
+    rounds: bool = True
     _index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,4 +141,6 @@ class Lowering:
 
     def projection(self, operand: str, bias: str, op: Op) -> Operands:
         """Weight and bias of a linear."""
-        return self.weight(operand, op.inputs[1], op.attrs.get(ROUNDING) == INT8) | self.weight(bias, op.inputs[2])
+        rounding = op.attrs.get(ROUNDING)
+        rounded = rounding == INT8 or (rounding == INT8_OR_FINER and self.rounds)
+        return self.weight(operand, op.inputs[1], rounded) | self.weight(bias, op.inputs[2])

@@ -64,7 +64,7 @@ class LoweredExecutable:
     """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
 
     `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
-    `shares`: the device has instructions of rows in shares.
+    `shares`: the device has instructions of rows in shares. `rounds`: see Lowering.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class LoweredExecutable:
         called: str,
         address: Callable[[F32], int] = kernels.address,
         shares: bool = False,
+        rounds: bool = True,
     ) -> None:
         self._program, self.device = program, device
         # It owns the constants, whose addresses are in the rows.
-        self._lowering = Lowering(program, called, address)
+        self._lowering = Lowering(program, called, address, rounds=rounds)
         operands = [lower(self._lowering, region) for region in program.regions]
         names = [region.kernel for region in program.regions]
         self.template = Template(names, operands)

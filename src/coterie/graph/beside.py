@@ -4,7 +4,7 @@
     r + x W^T           (r + x W^T) + x D^T           where a residual is all that reads the product
 
 Ops are those that there are, and each product with a difference is followed by its sum, which is one kernel of a fused
-graph. Knows nothing about files, or how a difference is stored.
+graph. What meets a difference of a few bits is rounded to 8. Knows nothing about files, or how a difference is stored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
-from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.core.dtypes import PACKED
+from coterie.graph.ir import Attr, Graph, Kind, Op, Value
+from coterie.graph.ops import INT8_OR_FINER, ROUNDING
 
 _READERS = ("linear", "embed")  # ops whose result is a sum where their matrix, input 1, is one
+# What 8 bits of activations lose, 0.5 % of a product, is a fifteenth of what 4 bits of a difference have lost already.
+_FEW_BITS = 4
 
 
 def summable(graph: Graph) -> set[str]:
@@ -38,9 +42,15 @@ def with_differences(graph: Graph, differences: Mapping[str, Value]) -> Graph:
         difference = differences[product.inputs[1]]
         grown.values[difference.name] = difference
         inputs = (product.inputs[0], difference.name, *("" for _ in product.inputs[2:]))  # the bias is there already
-        grown.ops.append(replace(product, name=y, inputs=inputs, outputs=(y,)))
+        attrs = MappingProxyType({**product.attrs, **_rounding(product, difference)})
+        grown.ops.append(replace(product, name=y, inputs=inputs, outputs=(y,), attrs=attrs))
 
     return with_changes(graph, lambda op: op.kind in _READERS and op.inputs[1] in differences, change)
+
+
+def _rounding(product: Op, difference: Value) -> dict[str, Attr]:
+    coarse = difference.dtype in PACKED and PACKED[difference.dtype][0] <= _FEW_BITS
+    return {ROUNDING: INT8_OR_FINER} if coarse and product.kind == "linear" else {}
 
 
 def with_changes(graph: Graph, changed: Callable[[Op], bool], change: Change) -> Graph:

@@ -31,7 +31,7 @@ from coterie.graph.branch_ops import (
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Step
 
-ROUNDED = {"int16": MAX_INT16, "int8": MAX_INT8}  # the largest of activations rounded so
+ROUNDED = {"int16": MAX_INT16, "int8": MAX_INT8, "int8 or finer": MAX_INT8}  # the largest of activations rounded so
 LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
 
 _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array]

@@ -12,7 +12,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
-from coterie.graph.ops import INT8, INT16, INTERLEAVED, OFFSET, ROUNDING
+from coterie.graph.ops import INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -63,9 +63,9 @@ def _linear(row: Row) -> None:
         row.weight(2, (trailing(y.shape),))
     row.scale()
     rounding, weight = row.op.attrs.get(ROUNDING), row.input(1)
-    if rounding is not None and (rounding not in (INT16, INT8) or not weight.dtype.is_packed):
+    if rounding is not None and (rounding not in (INT16, INT8, INT8_OR_FINER) or not weight.dtype.is_packed):
         fact = f"{ROUNDING} is {rounding!r} for {weight.name} of type {weight.dtype.value}"
-        raise row.wrong(fact, f"give {INT16!r} or {INT8!r}, where the weight is packed")
+        raise row.wrong(fact, f"give {INT16!r}, {INT8!r} or {INT8_OR_FINER!r}, where the weight is packed")
 
 
 def _rope(row: Row) -> None:

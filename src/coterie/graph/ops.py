@@ -23,6 +23,7 @@ __all__ = [
     "EVERY",
     "GROWTH",
     "INT8",
+    "INT8_OR_FINER",
     "INT16",
     "INTERLEAVED",
     "OFFSET",
@@ -149,6 +150,7 @@ OPS: dict[str, OpSpec] = {
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
+INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits, and a device that rounds to none may multiply
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all
 INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs are halves
