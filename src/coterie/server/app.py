@@ -28,9 +28,11 @@ from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.responses import ResponseAnswers, own_words
 from coterie.server.tokens import detokenize, tokenize
+from coterie.server.turn_blocks import TurnAnswers, turn_error
+from coterie.server.turns import count_tokens, own_turn_words, parse_turns
 from coterie.server.worker import Worker
 
-COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
+COMPLETIONS, RESPONSES, TURNS = "/v1/completions", "/v1/responses", "/v1/messages"
 PROMPTS = {COMPLETIONS: "prompt", RESPONSES: "input"}  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
@@ -53,30 +55,6 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
         finally:
             worker.stop()
 
-    async def read(request: Request, parse: Callable[[object], T]) -> T:
-        body = await _body(request)
-        if len(body) <= LONG_BYTES:
-            return parse(parsed(body))
-        return await worker.beside(lambda _: parse(parsed(body)))
-
-    async def chat(request: Request) -> Response:
-        body = await read(request, parse_chat)
-        return await respond(request, worker, ChatAnswers(body, int(time.time()), coterie.texts))
-
-    async def completions(request: Request) -> Response:
-        body = await read(request, lambda given: parse_completion(given, coterie))
-        return await respond(request, worker, TextAnswers(body, int(time.time())))
-
-    async def responses(request: Request) -> Response:
-        body = await read(request, parse_response)
-        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
-
-    async def tokenized(request: Request) -> Response:
-        return await read(request, lambda given: JSONResponse(tokenize(given, coterie)))
-
-    async def detokenized(request: Request) -> Response:
-        return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
-
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
@@ -84,11 +62,7 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route(COMPLETIONS, completions, methods=["POST"]),
-            Route(RESPONSES, responses, methods=["POST"]),
-            Route("/tokenize", tokenized, methods=["POST"]),
-            Route("/detokenize", detokenized, methods=["POST"]),
+            *_asking(coterie, worker),
             *models.routes(worker, origins),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
@@ -109,6 +83,51 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
     return app
 
 
+def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
+    """What experts are asked by, and what takes their tokenizers alone."""
+
+    async def read(request: Request, parse: Callable[[object], T]) -> T:
+        body = await _body(request)
+        if len(body) <= LONG_BYTES:
+            return parse(parsed(body))
+        return await worker.beside(lambda _: parse(parsed(body)))
+
+    async def chat(request: Request) -> Response:
+        body = await read(request, parse_chat)
+        return await respond(request, worker, ChatAnswers(body, int(time.time()), coterie.texts))
+
+    async def completions(request: Request) -> Response:
+        body = await read(request, lambda given: parse_completion(given, coterie))
+        return await respond(request, worker, TextAnswers(body, int(time.time())))
+
+    async def responses(request: Request) -> Response:
+        body = await read(request, parse_response)
+        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
+
+    async def turns(request: Request) -> Response:
+        body = await read(request, parse_turns)
+        return await respond(request, worker, TurnAnswers(body, coterie.texts, coterie.models))
+
+    async def counted(request: Request) -> Response:
+        return await read(request, lambda given: JSONResponse(count_tokens(given, coterie)))
+
+    async def tokenized(request: Request) -> Response:
+        return await read(request, lambda given: JSONResponse(tokenize(given, coterie)))
+
+    async def detokenized(request: Request) -> Response:
+        return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
+
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route(COMPLETIONS, completions, methods=["POST"]),
+        Route(RESPONSES, responses, methods=["POST"]),
+        Route(TURNS, turns, methods=["POST"]),
+        Route(f"{TURNS}/count_tokens", counted, methods=["POST"]),
+        Route("/tokenize", tokenized, methods=["POST"]),
+        Route("/detokenize", detokenized, methods=["POST"]),
+    ]
+
+
 async def _body(request: Request) -> bytearray:
     body = bytearray()
     async for part in request.stream():
@@ -123,7 +142,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
         raise error
     if request.url.path == RESPONSES:
         error = own_words(error)
+    if request.url.path.startswith(TURNS):
+        error = own_turn_words(error)
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
+    if request.url.path.startswith(TURNS):
+        body = turn_error(status, body["error"]["message"])
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 
@@ -150,5 +173,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         message = f"[{request.method} {request.url.path}] {message}; there are {_paths(request.app)}"
     kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
-    detail = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": detail}, error.status_code, error.headers)  # a 405 says what is allowed
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    if request.url.path.startswith(TURNS):
+        body = turn_error(error.status_code, message)
+    return JSONResponse(body, error.status_code, error.headers)  # a 405 says what is allowed

@@ -103,13 +103,13 @@ def sampling(body: Mapping[str, object]) -> SamplingParams:
     )
 
 
-def stops(body: Mapping[str, object]) -> tuple[str, ...]:
+def stops(body: Mapping[str, object], name: str = "stop") -> tuple[str, ...]:
     """The stop strings, without empty ones, which forms send for none. Raises RequestError."""
-    stop = body.get("stop")
+    stop = body.get(name)
     found = stop if isinstance(stop, list) else [] if stop is None else [stop]
     texts = [text for text in found if isinstance(text, str)]
     if len(found) > MAX_STOP or len(texts) < len(found):
-        raise RequestError("stop", f"is {shown(stop)}", f"give a string or a list of at most {MAX_STOP} strings")
+        raise RequestError(name, f"is {shown(stop)}", f"give a string or a list of at most {MAX_STOP} strings")
     return tuple([text for text in texts if text])
 
 

@@ -120,12 +120,12 @@ def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
 
 
 def _token(scope: Scope) -> bytes:
-    """The bearer token of a request; empty where there is none."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.partition(b" ")
-            return bytes(token.strip()) if scheme.lower() == b"bearer" else b""
-    return b""
+    """The bearer token of a request, or the key as Anthropic's clients send it; empty where there is none."""
+    found = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+    scheme, _, token = found.get(b"authorization", b"").partition(b" ")
+    if scheme:
+        return bytes(token.strip()) if scheme.lower() == b"bearer" else b""
+    return bytes(found.get(b"x-api-key", b"").strip())
 
 
 def _digest(token: bytes) -> bytes:

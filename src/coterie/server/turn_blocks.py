@@ -1,0 +1,186 @@
+"""POST /v1/messages, on the way out: an answer as content blocks, whole or as the events that tell of them.
+
+    message_start -> content_block_start, content_block_delta ..., content_block_stop ... -> message_delta, message_stop
+
+Knows nothing about HTTP, threads or the engine. Source: the Anthropic API reference, "Create a message" and "Streaming
+messages".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from coterie.api import Answer, Chunk, Query
+from coterie.api.texts import Text
+from coterie.checkpoint.calls import Call, CallText, More
+from coterie.core.errors import CoterieError
+from coterie.models.model import Model
+from coterie.server.openai import details, error_body
+from coterie.server.tools import found_in, new_call_id
+from coterie.server.turns import TurnsBody, own_turn_words
+
+_KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_KINDS |= {409: "invalid_request_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+_DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
+_CALLED = ("input_json_delta", "partial_json")
+
+
+def turn_error(status: int, message: str) -> dict[str, Any]:
+    """The error object of this endpoint."""
+    return {"type": "error", "error": {"type": _KINDS.get(status, "api_error"), "message": message}}
+
+
+class Blocks:
+    """Writes one answer's blocks. `content`: the blocks, as far as they are written; of calls the input is text."""
+
+    def __init__(self, reader: CallText | None) -> None:
+        self._reader = reader
+        self._open = False
+        self.content: list[dict[str, Any]] = []
+
+    def push(self, text: str, reasoning: str = "", last: bool = False) -> Iterator[dict[str, Any]]:
+        """What new text and reasoning come to."""
+        if reasoning:
+            yield from self._more("thinking", reasoning, {"thinking": "", "signature": ""})
+        for item in found_in(self._reader, text, last):
+            if isinstance(item, str):
+                yield from self._more("text", item, {"text": ""})
+                continue
+            if isinstance(item, Call):
+                yield from self._close()
+                yield from self._begin({"type": "tool_use", "id": new_call_id(), "name": item.name, "input": ""})
+            yield from self._called(item)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """No more comes."""
+        yield from self.push("", last=True)
+        yield from self._close()
+
+    def whole(self) -> list[dict[str, Any]]:
+        """All blocks; the input of a call that was cut has what can be read of it: nothing."""
+        return [{**block, "input": _object(block["input"])} if "input" in block else block for block in self.content]
+
+    @property
+    def calls(self) -> bool:
+        """Whether it ends with a whole call."""
+        return any("input" in block for block in self.content) and not (self._reader is not None and self._reader.cut)
+
+    def _more(self, kind: str, text: str, empty: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if not self._open or self.content[-1]["type"] != kind:
+            yield from self._close()
+            yield from self._begin({"type": kind, **empty})
+        name, field = _DELTAS[kind]
+        self.content[-1][field] += text
+        yield self._delta({"type": name, field: text})
+
+    def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
+        if item.arguments:
+            self.content[-1]["input"] += item.arguments
+            name, field = _CALLED
+            yield self._delta({"type": name, field: item.arguments})
+
+    def _begin(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        self.content.append(block)
+        self._open = True
+        shown = {**block, "input": {}} if "input" in block else dict(block)
+        yield {"type": "content_block_start", "index": len(self.content) - 1, "content_block": shown}
+
+    def _delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": len(self.content) - 1, "delta": delta}
+
+    def _close(self) -> Iterator[dict[str, Any]]:
+        if self._open:
+            self._open = False
+            yield {"type": "content_block_stop", "index": len(self.content) - 1}
+
+
+class TurnAnswers:
+    """A request's query, and its answer as a message."""
+
+    prompt_field = "messages"
+    end = b""
+
+    def __init__(self, body: TurnsBody, texts: Mapping[str, Text], models: Mapping[str, Model]) -> None:
+        self.queries: tuple[Query, ...] = (body.query,)
+        self.stream = body.stream
+        self._texts, self._models = texts, models
+        self._blocks: Blocks | None = None
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        (answer,) = answers
+        blocks = self._begin(answer.expert)
+        for _ in (*blocks.push(answer.text, answer.reasoning), *blocks.end()):
+            pass  # a stream tells of these
+        head = _head(answer.request_id, answer.expert, blocks.whole())
+        return {**head, **self._stopped(answer, blocks), "usage": _usage(answer), "coterie": details(answer)}
+
+    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
+        """What a stream says of a chunk, as it is sent."""
+        return map(self.encode, self.events(index, chunk))
+
+    def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """What a stream says of a chunk."""
+        if self._blocks is None:
+            self._begin(chunk.expert)
+            head = _head(chunk.request_id, chunk.expert, [])
+            begun = {**head, "stop_reason": None, "stop_sequence": None, "usage": _NOTHING_USED}
+            yield {"type": "message_start", "message": begun}
+        if self._blocks is not None:
+            yield from self._blocks.push(chunk.text, chunk.reasoning)
+
+    def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """The last events; the count of tokens is in them, since a prompt's is not known before."""
+        (answer,) = answers
+        blocks = self._begin(answer.expert) if self._blocks is None else self._blocks
+        yield from blocks.end()
+        stopped = self._stopped(answer, blocks)
+        yield {"type": "message_delta", "delta": stopped, "usage": _usage(answer), "coterie": details(answer)}
+        yield {"type": "message_stop"}
+
+    def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
+        """The last event where there is no answer."""
+        status, body = error_body(own_turn_words(error), self.prompt_field)
+        yield turn_error(status, body["error"]["message"])
+
+    @staticmethod
+    def encode(event: Mapping[str, Any]) -> bytes:
+        """An event as it is sent, with its type as its name."""
+        return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+
+    def _begin(self, expert: str) -> Blocks:
+        self._blocks = Blocks(self._texts[expert].calls(self.queries[0]))
+        return self._blocks
+
+    def _stopped(self, answer: Answer, blocks: Blocks) -> dict[str, Any]:
+        """Why it ended: by a stop string where there were some and the last token is no end token."""
+        if answer.finish_reason != "stop":
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        stops, ends = self.queries[0].stop, self._models[answer.expert].end_ids
+        if stops and (not answer.token_ids or answer.token_ids[-1] not in ends):
+            return {"stop_reason": "stop_sequence", "stop_sequence": stops[0] if len(stops) == 1 else None}
+        return {"stop_reason": "tool_use" if blocks.calls else "end_turn", "stop_sequence": None}
+
+
+_NOTHING_USED = {"input_tokens": 0, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
+
+
+def _head(request_id: str, expert: str, content: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    about = {"type": "message", "role": "assistant", "model": expert}
+    return {"id": f"msg_{request_id}", **about, "content": list(content)}
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    cached = answer.cached_tokens
+    read = {"input_tokens": answer.prompt_tokens - cached, "cache_read_input_tokens": cached}
+    return {**_NOTHING_USED, **read, "output_tokens": len(answer.token_ids)}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,210 @@
+"""POST /v1/messages, on the way in: a body of Anthropic's Messages API as a query, its content blocks as messages.
+
+    system, turns of blocks (text, thinking, tool_use, tool_result) -> Message ...      tools -> chat's functions
+
+Knows nothing about answers. Source: the Anthropic API reference, "Create a message".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.api import Coterie, Message, Query
+from coterie.api.texts import prompt_of, speaker
+from coterie.api.types import ToolCall
+from coterie.core.errors import CoterieError, RequestError, UsageError, shown
+from coterie.server import fields
+from coterie.server.choosing import form_of
+from coterie.server.messages import effort
+from coterie.server.tools import calling, offered
+
+# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+REFUSED: Mapping[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
+# Beside these, hints on what of a conversation may be dropped: nothing is.
+IGNORED = ("context_management", "cache_control", "inference_geo", "speed")
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
+ASKED = ("model", "stream", "max_tokens", "messages", "system", "stop_sequences")
+SUPPORTED = (*SAMPLED, *IGNORED, *ASKED, "tools", "tool_choice", "thinking", "output_config")
+_OWN = {"response_format": "output_config.format", "prompt": "messages"}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsBody:
+    """A validated request body."""
+
+    query: Query
+    stream: bool
+
+
+def parse_turns(body: object) -> TurnsBody:
+    """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
+    given = fields.an_object(body, "model, max_tokens and messages")
+    limit = fields.integer(given, "max_tokens")
+    if limit is None or limit < 1:
+        fact = "is missing" if limit is None else f"is {limit}"
+        raise RequestError("max_tokens", fact, "say how many tokens the answer may have, 1 or more")
+    return TurnsBody(_query(given, limit), fields.flag(given, "stream"))
+
+
+def count_tokens(body: object, coterie: Coterie) -> dict[str, Any]:
+    """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
+    query, experts = _query(fields.an_object(body, "model and messages"), None), len(coterie.texts)
+    if query.model == coterie.composition.name and experts > 1:
+        fact = f"{query.model} has {experts} experts, each with a chat template of its own"
+        raise RequestError("model", fact, "name the expert")
+    text = speaker(coterie.texts, coterie.composition, query.model)
+    return {"input_tokens": len(text.encode(query, prompt_of(query)))}
+
+
+def own_turn_words(error: CoterieError) -> CoterieError:
+    """An error about what chat names otherwise, in the names of this endpoint."""
+    if not isinstance(error, UsageError):
+        return error
+    where = _OWN.get(error.where, error.where).replace("response_format.json_schema.", "output_config.format.")
+    where = where.replace("].function.parameters", "].input_schema").replace("].function.", "].")
+    return type(error)(where, error.fact.removeprefix(f"{error.where} "), error.remedy)
+
+
+def _query(given: Mapping[str, Any], limit: int | None) -> Query:
+    fields.check_names(given, SUPPORTED, REFUSED)
+    chat = {"tools": _tools(given), **_choice(given)}
+    tools, output = offered(chat), fields.get(given, "output_config", dict, "an object") or {}
+    fields.check_names(output, ("effort", "format"), {"task_budget": ()}, "output_config.")
+    return Query(
+        messages=_conversation(given),
+        model=fields.model(given),
+        sampling=fields.sampling(given),
+        max_tokens=limit,
+        stop=fields.stops(given, "stop_sequences"),
+        tools=tools,
+        calling=calling(chat, tools),
+        form=form_of({"response_format": _format(output.get("format"))}),
+        switches={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
+    )
+
+
+def _thinking(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether to think, as chat templates say it; for how long they do not say, so a budget is none."""
+    found = fields.get(given, "thinking", dict, "an object with a type") or {"type": "adaptive"}
+    kinds = {"enabled": True, "disabled": False, "adaptive": None}
+    if found.get("type") not in kinds:
+        raise RequestError("thinking.type", f"is {shown(found.get('type'))}", f"use one of {', '.join(kinds)}")
+    wanted = kinds[found["type"]]
+    return {} if wanted is None else {"enable_thinking": wanted, "thinking": wanted}
+
+
+def _format(given: object) -> object:
+    """`output_config.format` as chat's `response_format`."""
+    if isinstance(given, dict) and given.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": {"schema": given.get("schema")}}
+    return given
+
+
+def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
+    system = _text_of(given.get("system") or "", "system")
+    said = [Message("system", system)] if system else []
+    turns = given.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
+    names: dict[str, str] = {}
+    for place, turn in enumerate(turns):
+        where = f"messages[{place}]"
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role not in ("user", "assistant"):
+            raise RequestError(where, "has no known role", "use user or assistant; what is system has its own field")
+        blocks = _blocks(turn.get("content"), where)
+        said += [_spoken(blocks, where, names)] if role == "assistant" else _asked(blocks, where, names)
+    if said[-1].role == "assistant":
+        fact = "is the last one and the assistant's, whose beginning of an answer is not gone on with here"
+        raise RequestError(f"messages[{len(turns) - 1}]", fact, "end with a user's")
+    return tuple(said)
+
+
+def _blocks(content: object, where: str) -> Sequence[Mapping[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise RequestError(f"{where}.content", "is neither text nor blocks", "send a string or a list of blocks")
+    return content
+
+
+def _spoken(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, str]) -> Message:
+    """What an assistant said, thought and called; `names` learns the tools of its calls, by their ids."""
+    said, thought, calls = "", "", list[ToolCall]()
+    for place, block in enumerate(blocks):
+        at, kind = f"{where}.content[{place}]", block.get("type")
+        if kind == "thinking":
+            thought += str(block.get("thinking") or "")
+        elif kind == "tool_use":
+            call_id, name, arguments = block.get("id"), block.get("name"), block.get("input")
+            if not isinstance(call_id, str) or not isinstance(name, str) or not isinstance(arguments, dict):
+                raise RequestError(at, "is no call with an id, a name and an input", "send it as the answer had it")
+            names[call_id] = name
+            calls.append(ToolCall(call_id, name, arguments))
+        elif kind != "redacted_thinking":  # which another service encrypted
+            said += _text(block, at)
+    return Message("assistant", said, tuple(calls), reasoning=thought)
+
+
+def _asked(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[Message]:
+    """What came of calls, and what a user said, which stands behind it."""
+    came, said = list[Message](), list[str]()
+    for place, block in enumerate(blocks):
+        at = f"{where}.content[{place}]"
+        if block.get("type") != "tool_result":
+            said.append(_text(block, at))
+            continue
+        call_id = block.get("tool_use_id")
+        if not isinstance(call_id, str) or not call_id:
+            raise RequestError(at, "says what came of a call, but not of which", "give the call's id, tool_use_id")
+        result = _text_of(block.get("content") or "", f"{at}.content")
+        came.append(Message("tool", result, call_id=call_id, name=names.get(call_id, "")))
+    return [*came, *([Message("user", "".join(said))] if said or not came else [])]
+
+
+def _text_of(content: object, where: str) -> str:
+    """Text, given as such or in blocks."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RequestError(where, "is not text", "send a string or a list of text blocks")
+    return "".join([_text(block, f"{where}[{place}]") for place, block in enumerate(content)])
+
+
+def _text(block: object, where: str) -> str:
+    kind = block.get("type") if isinstance(block, dict) else None
+    text = block.get("text") if isinstance(block, dict) and kind == "text" else None
+    if not isinstance(text, str):
+        raise RequestError(where, f"is no text: a block of type {shown(kind)}", "send text blocks alone")
+    return text
+
+
+def _tools(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tools as chat has them. Raises RequestError."""
+    tools = fields.get(given, "tools", list, "a list of tools") or []
+    return [_function(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+
+
+def _function(tool: object, where: str) -> dict[str, Any]:
+    kind = tool.get("type") or "custom" if isinstance(tool, dict) else None
+    if not isinstance(tool, dict) or kind != "custom":
+        raise RequestError(where, f"is of type {shown(kind)}", "offer tools of your own alone: nothing is run here")
+    schema = fields.get(tool, "input_schema", dict, "a JSON schema that is an object", f"{where}.")
+    found = {"name": tool.get("name"), "description": tool.get("description"), "parameters": schema}
+    strict = {"strict": True} if fields.flag(tool, "strict", f"{where}.") else {}
+    return {"type": "function", "function": {key: value for key, value in found.items() if value is not None} | strict}
+
+
+def _choice(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`tool_choice` as chat has it. Raises RequestError."""
+    choice = fields.get(given, "tool_choice", dict, "an object with a type") or {"type": "auto"}
+    kind, several = choice.get("type"), not fields.flag(choice, "disable_parallel_tool_use", "tool_choice.")
+    if kind == "tool":
+        named = {"type": "function", "function": {"name": choice.get("name")}}
+        return {"tool_choice": named, "parallel_tool_calls": several}
+    if kind not in _CHOICES:
+        raise RequestError("tool_choice.type", f"is {shown(kind)}", f"use one of {', '.join(_CHOICES)} or tool")
+    return {"tool_choice": _CHOICES[kind], "parallel_tool_calls": several}
