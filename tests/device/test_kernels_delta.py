@@ -113,6 +113,10 @@ def test_no_byte_of_others_is_touched(team, rng):
     for block in range(len(before) // size):
         part = slice(block * size, (block + 1) * size)
         assert (played.kept.memory[part] == before[part]).all() or block in own
+    units = played.kept.operands(None, None, 0)["first_unit"]  # of layer 0
+    starts = [size * played.kept.tables[1][at // 3] + at % 3 * played.kept.unit_bytes for at in range(2 * units)]
+    touched = [(played.kept.memory[at : at + played.kept.unit_bytes] != 0xFF).any() for at in starts]
+    assert touched == [False] * units + [True] * units
 
 
 def test_an_empty_step(team, rng):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coterie.engine.lookup import COUNTED, MATCHES, MAX_MATCH, REMEMBERED, RIGHT, Lookup, Tally
@@ -61,6 +61,7 @@ class Slow:
 
 
 @settings(max_examples=80, deadline=None)
+@example([1, 2, 3, 1, 2], 2, 1, 3)  # what the prompt ends with comes again
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=90), st.integers(1, 90), st.integers(1, 7), st.integers(1, 20))
 def test_it_finds_and_counts_what_searching_does(tokens, prompt, at_once, count):
     prompt = min(prompt, len(tokens))
@@ -103,6 +104,7 @@ def test_it_learns_where_guesses_are_wrong():
     assert lookup.chances(1)[0] < 0.1
     assert Lookup([1, 2, 9, 1, 2], 5, known).chances(1) == lookup.chances(1)  # others of its expert begin with that
     assert known.shares()[5:] == pytest.approx(RIGHT[5:])
-    for _ in range(REMEMBERED):
-        known.count(2, True)
+    for right, times in ((False, 4), (True, 1)):
+        for _ in range(times * REMEMBERED):
+            known.count(2, right)
     assert known.share(2) > 0.7  # and what was long ago counts less
