@@ -25,7 +25,7 @@ MACHINE = "avx2"
 SHOWN = (
     *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b"),
     *("prefill-135m", "prefill-1b", "switch-135m", "switch-1b"),
-    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000", "serve"),
+    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000", "coe-adapters", "speculate-135m", "serve"),
 )
 HEAD = """# Speed
 
@@ -42,7 +42,12 @@ its bytes. In brackets: what was aimed at. [cuda.md](cuda.md) says what was run 
 """
 PEERS = ("llama.cpp", "transformers")
 OURS = "coterie"
-BESIDE = {"fcfs": "first come first served, LRU", "llama.cpp": "llama.cpp, LRU", "transformers": "transformers, LRU"}
+BESIDE = {
+    "fcfs": "first come first served, LRU",
+    "apart": "a step for each adapter",
+    "llama.cpp": "llama.cpp, LRU",
+    "transformers": "transformers, LRU",
+}
 Result = Mapping[str, Any]
 
 
@@ -187,7 +192,9 @@ def _coe(results: list[Result]) -> str:
         for (mix, in_flight, policy), ours in runs.items():
             if policy == OURS:
                 beside = [(name, runs[mix, in_flight, name]) for name in BESIDE if (mix, in_flight, name) in runs]
-                work = f"{r['workload']['experts']} in {format_bytes(r['workload']['near_bytes'])}"
+                rank = r["workload"].get("adapter_rank")
+                experts = f"{r['workload']['experts']}{f' adapters of rank {rank}' if rank else ''}"
+                work = f"{experts} in {format_bytes(r['workload']['near_bytes'])}"
                 found += [((mix, in_flight), _coe_row(work, ours, name, theirs)) for name, theirs in beside]
     rows = [row for _, row in sorted(found)]
     return markdown.table("| many experts, ours : theirs | switches | tokens/s | ratio | first token p50 | p99 |", rows)
@@ -201,6 +208,17 @@ def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> list[str]:
         f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",
         *(f"{format_seconds(ours[p])} : {format_seconds(theirs[p])}" for p in ("ttft_p50_s", "ttft_p99_s")),
     ]
+
+
+def _speculate(results: list[Result]) -> str:
+    shares = [row["share"] for row in results[0]["shares"]] if results else []
+    rows = [
+        [f"{r['workload']['shape']}, {r['workload']['weights'].split()[-1]}"]
+        + [f"{row['gain']:.2f} x ({row['tokens_per_step']:.1f})" for row in r["shares"]]
+        for r in results
+    ]
+    repeated = " | ".join([f"{share:.2f}" for share in shares])
+    return markdown.table(f"| gain by guesses (tokens a step), where so many came as before | {repeated} |", rows)
 
 
 def _quality(results: list[Result]) -> str:
@@ -248,6 +266,7 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "prefill": _prefill,
     "switch": _switch,
     "coe": _coe,
+    "speculate": _speculate,
     "serve": serve_table.serve,
     "fusion": _fusion,
     "quality": _quality,
