@@ -35,7 +35,7 @@ YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
     *("interleaved", "interleaved-in-part", "queries-that-grow", "layer-norms", "side-by-side", "plain-feed-forward"),
-    *("branches", "branches-by-groups"),
+    *("branches", "branches-by-groups", "sinks-and-clipped-gates"),
     *("norms-behind-and-not-all-rotated", YARN),
 ]
 
@@ -81,10 +81,12 @@ def attributes(graph):
     """The graph with one attribute of one op changed, or given where it was left out; layers are for verify."""
     for op in graph.ops:
         left_out = {n.removesuffix("?") for n in OPS[op.kind].attrs if n.endswith("?")} - {ROUNDING, *op.attrs}
-        new = {name: LEFT_OUT[name] for name in left_out}
+        branches = {"groups": graph.values[op.outputs[0]].shape[-1]}  # each one a group
+        new = {name: {**LEFT_OUT, **branches}[name] for name in left_out}
         new |= {name: other(name, value) for name, value in op.attrs.items() if name not in FOR_VERIFY}
         for name, value in new.items():
-            attrs = MappingProxyType({**BESIDE.get(name, {}), **op.attrs, name: value})
+            beside = {**BESIDE[name], **(branches if name in IN_GROUPS else {})} if name in BESIDE else {}
+            attrs = MappingProxyType({**beside, **op.attrs, name: value})
             yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
 
 

@@ -212,6 +212,13 @@ def test_guesses_are_worth_their_price():
     assert 0 < count(1.0, bf16, sequences=2)[0] < 5
 
 
+def test_a_price_counts_rows_and_what_each_of_them_sees():
+    """Positions are seen by each row, and their keys and values read once for all rows of a sequence."""
+    made, (short, long) = Price(100, 10, 0.5, 2), (SimpleNamespace(tokens=[0] * length) for length in (3, 5))
+    assert made.step([short, long]) == 100 + 10 + (3 + 5) * 2.5
+    assert made.guess(long) == 10 + 5 * 0.5
+
+
 def test_prices_come_from_the_program():
     model = zoo_model("llama-2-7b")
     exe = SimpleNamespace(program=compile_graph(model.graph, "cache"))
