@@ -103,6 +103,9 @@ def test_mx4_is_the_nearest_of_its_floats_and_no_worse_than_the_plain_choice_of_
         apart = np.abs(values[group][..., None] / scales[..., None] - every)
         plain[group] = every[apart.argmin(axis=-1)] * scales
     assert np.sum((found - values) ** 2) <= np.sum((plain - values) ** 2) * 1.0001
+    largest = np.full((1, 32), 0.01, np.float32)
+    largest[0, 0] = 7.9  # which the plain choice makes 6, and twice its scale 8
+    np.testing.assert_allclose(unpack(pack(largest, DType.MX4), DType.MX4, 32)[0, 0], 8.0)
 
 
 @pytest.mark.parametrize("exponent", [-125, -40, 0, 100])
@@ -158,7 +161,9 @@ def test_q2_loses_no_more_than_a_sign_and_the_mean_magnitude(shape):
         assert np.sum((found - values) ** 2) <= 0.15 * np.sum(values**2)
     levels = np.random.default_rng(1).choice([-3, -1, 1, 3], shape).astype(np.float32) * np.float32(0.25)
     levels[:, ::32] = np.float32(0.75)  # so that the levels of a group are those
-    np.testing.assert_allclose(unpack(pack(levels, DType.Q2), DType.Q2, shape[1]), levels, rtol=1e-6)
+    padded = unpack(pack(levels, DType.Q2), DType.Q2, -(-shape[1] // 32) * 32)
+    np.testing.assert_allclose(padded[:, : shape[1]], levels, rtol=1e-6)
+    np.testing.assert_allclose(padded[:, shape[1] :], -0.75, rtol=1e-6)  # code 0
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.0123, -777.7, 3e38, 1e-30])
