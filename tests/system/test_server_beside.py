@@ -46,7 +46,7 @@ class Slow:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     found = Slow()
-    monkeypatch.setattr(Text, "choice", found(Text.choice, lambda text, query, ends: bool(query.form)))
+    monkeypatch.setattr(Text, "choice", found(Text.choice, lambda text, query, *_: bool(query.form)))
     monkeypatch.setattr(Tokenizer, "encode", found(Tokenizer.encode, lambda its, text, *_: LONG in text))
     yield found
     found.go.set()
