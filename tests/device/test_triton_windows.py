@@ -40,7 +40,7 @@ def grids(rows, bucket):
     return [one.grid for one in gpu.launches(rows, torch.from_numpy(rows.copy()), 0, bucket, scratch, WIDE)]
 
 
-@pytest.mark.parametrize("window", [2, SPAN + 1, SPAN + 2])
+@pytest.mark.parametrize("window", [*(pytest.param(w, marks=pytest.mark.long) for w in (2, SPAN + 1)), SPAN + 2])
 def test_a_window_has_programs_for_the_spans_that_it_may_touch(window, monkeypatch):
     """At the first and last place of a span, and where there is less context than window; to the bit as with all."""
     positions = [0, 2 * SPAN - 1, 3 * SPAN, 3 * SPAN + 1]
