@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton import linear_each
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
     along,
@@ -36,7 +37,8 @@ from coterie.kernels.triton.dots import (
     work_of,
 )
 from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
-from coterie.kernels.triton.handed import handed_by_last
+from coterie.kernels.triton.handed import handed_by_last, handed_end
+from coterie.kernels.triton.linear_each import is_low
 from coterie.kernels.triton.linear_put import ask_for, put, put_tile, scaled
 from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.rows import Call
@@ -273,8 +275,16 @@ def _described(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 where the step has few tokens, else on tensor cores."""
-    multiply(call, call.integer("K"), call.bucket.tokens)
+    """Multiply in float32 where the step has few tokens, else on tensor cores; or as one share of many, of low rank."""
+    if _is_share(call):
+        linear_each.launch(call)
+    else:
+        multiply(call, call.integer("K"), call.bucket.tokens)
+
+
+def _is_share(call: Call) -> bool:
+    """Whether many tokens have a change of low rank alike: one share of shares that others might have."""
+    return call.bucket.tokens > call.tiles.few_tokens and is_low(call) and not handed_end(call)
 
 
 def multiply(call: Call, K: int, most: int) -> None:
@@ -322,4 +332,6 @@ def multiply(call: Call, K: int, most: int) -> None:
 
 def scratch_bytes(call: Call) -> int:
     """What staged activations take."""
+    if _is_share(call):
+        return linear_each.scratch_bytes(call)
     return staged_bytes(call, [call.matrix("weight", call.integer("K"))])

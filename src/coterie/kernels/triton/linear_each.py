@@ -1,19 +1,16 @@
 """linear_each, linear_add_each: linear and linear_add of rows in shares, each of which has a weight of its own.
 
     rows      | 0 1 2 3 4 | 5       | 6 7     |        first 0 5 6 8
-    weight    | each[0]   | each[1] | each[2] |
-
-    up to 4   a program for a share and a few rows of its weight
-    more      tiles of a share's rows, behind those of the shares before it
+    weight    | each[0]   | each[1] | each[2] |        tiles: those of a share's rows, behind those of the shares before
 
 How many shares there are, and where they begin, is known on the GPU alone, so a launch serves every way to share a
-step: grids are made for the most that there can be, and programs look up what is theirs, or end.
+step: grids are made for the most tiles that there can be, and programs look up what is theirs, or end. Changes of low
+rank that all rows of a step have alike are one share.
 Knows nothing about whose weights these are.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
@@ -28,37 +25,42 @@ from coterie.kernels.triton.tiles import power_of_two
 
 
 @triton.jit
-def weight_of(row, share, there, EACH: tl.constexpr, TYPE: tl.constexpr):
-    """The weight of a share that is there, out of the table of addresses that the row points to."""
-    at = tl.load(pointer(row, EACH, tl.int64) + share, mask=there, other=0)
-    return tl.multiple_of(at.to(tl.pointer_type(TYPE)), 16)
-
-
-@triton.jit
-def rows_of_share(row, share, COUNT: tl.constexpr, FIRST: tl.constexpr, SHARES: tl.constexpr):
-    """Where the rows of a share begin and end; none of a share that there is not, or when a run is over."""
-    there = share < integer(row, SHARES)
-    first = pointer(row, FIRST, tl.int32) + share
-    begin = tl.load(first, mask=there, other=0)
-    end = tl.load(first + 1, mask=there, other=0)
-    return begin, tl.minimum(end, integer(row, COUNT))
-
-
-@triton.jit
-def tile_of_share(
-    row, tile, COUNT: tl.constexpr, FIRST: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr
+def tile_of(
+    row,
+    tile,
+    COUNT: tl.constexpr,
+    FIRST: tl.constexpr,
+    SHARES: tl.constexpr,
+    WIDE: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
-    """The share of a tile; its first row, and where its rows end, not beyond the first where there are fewer tiles.
+    """The share of a tile; its first row, and where its rows end, not beyond the first where there are fewer tiles."""
+    tokens = integer(row, COUNT)
+    if FIRST is None:
+        share, begin, end = 0, tile * TOKENS, tokens
+    else:
+        s = tl.arange(0, WIDE)
+        there = s < integer(row, SHARES)
+        first = pointer(row, FIRST, tl.int32) + s
+        begins = tl.load(first, mask=there, other=0)
+        ends = tl.minimum(tl.load(first + 1, mask=there, other=0), tokens)
+        tiles = tl.maximum(tl.cdiv(ends - begins, TOKENS), 0)
+        share = tl.sum((tl.cumsum(tiles, axis=0) <= tile).to(tl.int32), axis=0)
+        within = tile - tl.sum(tl.where(s < share, tiles, 0), axis=0)
+        begin = tl.sum(tl.where(s == share, begins, 0), axis=0) + within * TOKENS
+        end = tl.sum(tl.where(s == share, ends, 0), axis=0)
+    return share, begin, end
 
-    Each share has as many tiles as its rows fill, behind those of the shares before it.
-    """
-    s = tl.arange(0, WIDE)
-    begins, ends = rows_of_share(row, s, COUNT, FIRST, SHARES)
-    tiles = tl.maximum(tl.cdiv(ends - begins, TOKENS), 0)
-    share = tl.sum((tl.cumsum(tiles, axis=0) <= tile).to(tl.int32), axis=0)
-    within = tile - tl.sum(tl.where(s < share, tiles, 0), axis=0)
-    begin = tl.sum(tl.where(s == share, begins, 0), axis=0) + within * TOKENS
-    return share, begin, tl.sum(tl.where(s == share, ends, 0), axis=0)
+
+@triton.jit
+def weight_of(row, share, there, WEIGHT: tl.constexpr, EACH: tl.constexpr, TYPE: tl.constexpr):
+    """The weight of a share that is there, out of the table of addresses that the row points to; or that of all."""
+    if EACH is None:
+        weight = pointer(row, WEIGHT, TYPE)
+    else:
+        at = tl.load(pointer(row, EACH, tl.int64) + share, mask=there, other=0)
+        weight = tl.multiple_of(at.to(tl.pointer_type(TYPE)), 16)
+    return weight
 
 
 @triton.jit
@@ -97,9 +99,11 @@ def _few_each(
     row,
     X: tl.constexpr,
     COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
     EACH: tl.constexpr,
     FIRST: tl.constexpr,
     SHARES: tl.constexpr,
+    WIDE: tl.constexpr,
     BIAS_AT: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SCALE: tl.constexpr,
@@ -119,11 +123,10 @@ def _few_each(
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
-    share = tl.program_id(1)
-    begin, end = rows_of_share(row, share, COUNT, FIRST, SHARES)
+    share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, M)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask_N = (n < N) & (begin < end)
-    rows_N = rows_at(weight_of(row, share, begin < end, EACH, TYPE), n, STRIDE, ALIGN)
+    rows_N = rows_at(weight_of(row, share, begin < end, WEIGHT, EACH, TYPE), n, STRIDE, ALIGN)
     x = pointer(row, X, tl.float32)
     if LOW:
         ahead = tiles_ahead(rows_N, mask_N, K, STEP)
@@ -150,6 +153,7 @@ def _many_each(
     staged,
     X: tl.constexpr,
     COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
     EACH: tl.constexpr,
     FIRST: tl.constexpr,
     SHARES: tl.constexpr,
@@ -172,8 +176,8 @@ def _many_each(
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
-    share, begin, end = tile_of_share(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, TOKENS)
-    weight = weight_of(row, share, begin < end, EACH, TYPE)
+    share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, TOKENS)
+    weight = weight_of(row, share, begin < end, WEIGHT, EACH, TYPE)
     wait_for_last(WHEN)
     if begin < end:
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -193,7 +197,7 @@ def _many_each(
 def most_shares(call: Call) -> int:
     """The most that a step may have: sampled rows of a sequence need not follow one another, as its tokens do."""
     bucket = call.bucket
-    return min(bucket.tokens, max(bucket.sequences, bucket.sampled))
+    return min(bucket.tokens, max(bucket.sequences, bucket.sampled)) if "each" in OPCODES[call.name].words else 1
 
 
 def most_tiles(shares: int, rows: int, tile: int) -> int:
@@ -201,42 +205,44 @@ def most_tiles(shares: int, rows: int, tile: int) -> int:
     return (rows + shares * (tile - 1)) // tile
 
 
+def is_low(call: Call) -> bool:
+    """Whether this is half of a change of low rank: a token is read by few programs, or is short.
+
+    It is rounded where it is met then, if at all: a launch that stages it would cost more than it spares.
+    """
+    return min(call.integer("N"), call.integer("K")) <= call.tiles.low_rank
+
+
 def launch(call: Call) -> None:
-    """Multiply in float32 where the step has few tokens, else on tensor cores."""
+    """Multiply in float32 where a share has few tokens, else on tensor cores."""
     words, K, N, matrix = OPCODES[call.name].words, call.integer("K"), call.integer("N"), _matrix(call)
-    most, shares = call.bucket.tokens, most_shares(call)
-    places: dict[str, int | None] = {"COUNT": words["T"], "EACH": words["each"], "FIRST": words["first"]}
-    places |= {"SHARES": words["shares"], "BIAS_AT": words["bias"], "RESIDUAL": words.get("residual"), "Y": words["y"]}
-    scale = words["scale"] if call.real("scale") != 1.0 else None
-    shared = {"N": N, "BIAS": call.type("bias"), "SCALE": scale, **places, **matrix.constants()}
-    if most <= call.tiles.few_tokens:
-        few = call.tiles.few_by_itself(N, K, most, matrix.group, matrix.is_wide)
-        grid = (triton.cdiv(N, few.rows), shares)
-        tile = {"M": power_of_two(most), "ROWS": few.rows, "STEP": few.columns, "UNROLL": few.unroll}
-        tile["LOW"] = matrix.group == 1 and _is_low(call)
+    bucket, shares = call.bucket, most_shares(call)
+    named = {"COUNT": "T", "WEIGHT": "weight", "BIAS_AT": "bias", "RESIDUAL": "residual", "Y": "y"}
+    named |= {"EACH": "each", "FIRST": "first", "SHARES": "shares"}
+    shared: dict[str, object] = {name: words.get(operand) for name, operand in named.items()}
+    shared |= {"N": N, "BIAS": call.type("bias"), "SCALE": words["scale"] if call.real("scale") != 1.0 else None}
+    shared |= {"WIDE": power_of_two(max(shares, 2)), **matrix.constants()}
+    few = call.tiles.few_in_shares(N, K, bucket.tokens, bucket.sequences, matrix.group, matrix.is_wide)
+    if few is not None:
+        most = power_of_two(min(bucket.tokens, call.tiles.few_tokens))
+        grid = (triton.cdiv(N, few.rows), most_tiles(shares, bucket.tokens, max(most, 1)))
+        tile = {"M": most, "ROWS": few.rows, "STEP": few.columns, "UNROLL": few.unroll}
+        tile["LOW"] = matrix.group == 1 and is_low(call)
         call.launch(_few_each, grid, call.row, X=words["x"], **shared, **tile, num_warps=few.warps)
         return
-    many = call.tiles.many_in_shares(N, K, most, call.bucket.sequences, matrix.group, matrix.is_wide)
-    low = _is_low(call)
-    x: torch.Tensor = call.scratch if low else stage(call, [matrix])
-    grid = (triton.cdiv(N, many.rows), most_tiles(shares, most, many.tokens))
-    how = {"X": words["x"] if low else None, "WIDE": power_of_two(max(shares, 2)), "DOT": matrix.dot_type}
+    many = call.tiles.many_in_shares(N, K, bucket.tokens, bucket.sequences, matrix.group, matrix.is_wide)
+    staged = None if is_low(call) else stage(call, [matrix])
+    grid = (triton.cdiv(N, many.rows), most_tiles(shares, bucket.tokens, many.tokens))
+    how = {"X": words["x"] if staged is None else None, "DOT": matrix.dot_type}
     tile = {"ROWS": many.rows, "TOKENS": many.tokens, "STEP": many.columns}
     tile |= {"num_warps": many.warps, "num_stages": many.stages}
+    x = call.scratch if staged is None else staged
     call.launch(_many_each, grid, call.row, x, **how, **shared, **tile)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take; none where tiles round what they meet themselves."""
-    return 0 if _is_low(call) else staged_bytes(call, [_matrix(call)])
-
-
-def _is_low(call: Call) -> bool:
-    """Whether this is half of a change of low rank: a token is read by one program of it, or is short.
-
-    It is rounded where it is met then: a launch that stages it would cost more than it spares.
-    """
-    return min(call.integer("N"), call.integer("K")) <= call.tiles.low_rank
+    """What staged activations take; none where tiles take them as they are."""
+    return 0 if is_low(call) else staged_bytes(call, [_matrix(call)])
 
 
 def _matrix(call: Call) -> Matrix:

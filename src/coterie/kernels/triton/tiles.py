@@ -163,10 +163,12 @@ class Tiles:
     )
     multiprocessors: int = 132
     many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
-    # Changes of low rank of many tokens in shares, by the tokens of a share in the mean: of few rows, which are then in
-    # one tile so that a token is read once; and of few columns, which are one step.
-    few_rows_in_shares: tuple[tuple[int, Many], ...] = ((8, Many(16, 16, 256, 4, 4)), (ANY, Many(64, 32, 128, 4, 4)))
-    few_columns_in_shares: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 64, 4, 1)), (ANY, Many(64, 64, 64, 4, 1)))
+    # Changes of low rank of many tokens, which may lie in shares, by the tokens of a sequence in the mean. Of few rows:
+    # few tokens to a program as well, two rows of the weight each; or all rows in one tile, so that a token is read
+    # once. Of few columns: all of them in one step.
+    low_mean: int = 8
+    low_rows: tuple[tuple[int, Many], ...] = ((512, Many(64, 16, 256, 4, 4)), (ANY, Many(64, 32, 128, 4, 4)))
+    low_columns: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 64, 4, 1)), (ANY, Many(64, 64, 64, 4, 1)))
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     # By channels, the positions that one program of decode attention reads, and its warps. For all contexts: another
     # span adds up in another order, and a token's bits must not depend on who is beside it. As `one`; fewer are faster
@@ -265,22 +267,28 @@ class Tiles:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return chosen.for_group(group)
 
-    def many_in_shares(self, rows: int, K: int, tokens: int, shares: int, group: int, wide: bool) -> Many:
-        """For weights of which each is met by a share of the tokens; otherwise as `many_of`."""
-        mean = tokens // shares
+    def few_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> Few | None:
+        """For weights that are each met by some of the tokens; None where these are multiplied on tensor cores."""
+        if tokens <= self.few_tokens:
+            return self.few_by_itself(rows, K, tokens, group, wide)
+        if rows > self.low_rank or K <= self.low_rank or tokens > self.low_mean * sequences:
+            return None
+        return Few(2, max(self.few_sums // 2, group), self.few_warps, max(self.few_unroll // 2 // (1 + wide), 1))
+
+    def many_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> Many:
+        """The same for more tokens; otherwise as `many_of`."""
+        mean = tokens // max(sequences, 1)
         if min(rows, K) > self.low_rank:
             return self.of_branches(mean, group, wide)
         if K <= self.low_rank:
-            chosen = _choose(self.few_columns_in_shares, mean)
-            columns = max(power_of_two(K), LEAST_DOT)
+            chosen = replace(_choose(self.low_columns, mean), columns=max(power_of_two(K), LEAST_DOT))
         else:
-            chosen = _choose(self.few_rows_in_shares, mean)
+            chosen = _choose(self.low_rows, mean)
             chosen = replace(chosen, rows=max(min(chosen.rows, power_of_two(rows)), LEAST_DOT))
-            columns = chosen.columns
         if wide:
-            columns = min(columns, self.many_float32.columns)
-            chosen = replace(chosen, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return replace(chosen, columns=columns).for_group(group)
+            most = self.many_float32
+            chosen = replace(chosen, tokens=min(chosen.tokens, most.tokens), columns=min(chosen.columns, most.columns))
+        return chosen.for_group(group)
 
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
