@@ -162,6 +162,7 @@ class Some:
 
 
 PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
+LOW = {"linear": {"N": RANK}, "linear_add": {"K": RANK}}
 EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16", "prefill 2048")
 KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
 PACKED_KINDS = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
@@ -194,6 +195,7 @@ SOME = {
     "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
     # Adapters of one base in a step; then packed differences, and adapters of other ranks.
     "shares": Some(EACH, (DType.BF16, DType.F16, DType.F32), SHARED_STEPS),
+    "one share": Some(tuple(LOW), (DType.BF16, DType.F32), SHARED_STEPS, options=LOW),
     "wide shares": Some(("linear_add_each",), ALL_KINDS, SHARED_STEPS, {"RANK": F}),
     "rank 8": Some(EACH, (DType.BF16,), SHARED_STEPS, {"RANK": 8}),
     "rank 64": Some(EACH, (DType.BF16, DType.F32), SHARED_STEPS, {"RANK": 64, "D": 4096}),

@@ -137,7 +137,7 @@ def test_sinks_clipped_gates_and_biases_of_branches_compile(tmp_path, what, part
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shares", ["shares", "wide shares", "rank 8", "rank 64"])
+@pytest.mark.parametrize("shares", ["shares", "one share", "wide shares", "rank 8", "rank 64"])
 def test_kernels_of_shares_compile_for_adapters_and_differences(tmp_path, shares):
     """Weights are loaded widely, and those of few tokens and low rank before the launch before is over."""
     found = compiled(tmp_path, shares)
@@ -146,7 +146,7 @@ def test_kernels_of_shares_compile_for_adapters_and_differences(tmp_path, shares
         part = one["kernel"].rpartition(" ")[2]
         assert one["widest_load_bits"] == 128, one
         assert part != "many_each" or one["dtype"] == "F32" or one["products"], one
-        assert part != "few_each" or shares == "wide shares" or len(one["early"]) > 8, one
+        assert part != "few_each" or shares == "wide shares" or one["early"].count("L") > 5, one
 
 
 @pytest.mark.long
