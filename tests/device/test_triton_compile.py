@@ -166,7 +166,8 @@ def test_kernels_of_layer_norms_compile(tmp_path):
 def test_products_whose_rows_are_one_step_compile(tmp_path):
     """No step is left to be pipelined then, and the compiler of Triton 3.6 gave up on the loop over tiles."""
     found = compiled(tmp_path, "small")
-    assert sum("described" in one["kernel"] for one in found) == 4
+    assert sum("described" in one["kernel"] for one in found) == 2
+    assert sum("many_each" in one["kernel"] for one in found) == 2  # as changes of low rank are
     check_early(found)
     for one in found:
         assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
