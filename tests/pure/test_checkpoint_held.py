@@ -102,7 +102,7 @@ def test_whatever_is_drawn_is_calls_that_are_valid(form: str, special: bool) -> 
             draw = random.Random(seed)
             cuts = [[said], list(said), [said[: (at := draw.randrange(len(said)))], said[at:]]]
             for pieces in cuts:
-                same, held = found(HeldText(FORMS[form], ()), pieces)
+                same, held = found(HeldText(FORMS[form], SCHEMAS), pieces)
                 assert same == ""
                 assert [(call.name, json.loads(call.arguments)) for call in held] == [
                     (call.name, json.loads(call.arguments)) for call in calls
@@ -152,12 +152,12 @@ def test_a_strict_tool_leaves_text_free_and_holds_calls(form: str, special: bool
 def test_text_before_between_and_behind_held_calls(special: bool) -> None:
     said = f"Let me see.\n{CALL['hermes']} and\n{CALL['hermes']} done"
     assert taken("hermes", special, said) == (said, True)
-    assert found(HeldText(FORMS["hermes"], ()), list(said)) == ("Let me see. and done", [ADDED, ADDED])
+    assert found(HeldText(FORMS["hermes"], SCHEMAS), list(said)) == ("Let me see. and done", [ADDED, ADDED])
     once = taken("hermes", special, said, Calling(several=False))
     assert once == (said[: said.index(" and")], True)
     listed = f"So: {CALL['mistral'][:-1]}, {CALL['mistral'][len('[TOOL_CALLS] [') :]}"
     assert taken("mistral", special, listed) == (listed, True)
-    assert found(HeldText(FORMS["mistral"], ()), list(listed)) == ("So:", [ADDED, ADDED])
+    assert found(HeldText(FORMS["mistral"], SCHEMAS), list(listed)) == ("So:", [ADDED, ADDED])
     assert taken("mistral", special, listed, Calling(several=False)) == (listed[: listed.index(", {")], False)
 
 
@@ -188,13 +188,13 @@ def test_an_answer_with_a_form_may_spell_a_whole_call(form: str) -> None:
     said = json.dumps({"a": FORMS[form].opening, "b": {"name": "add", "arguments": {"s": FORMS[form].closing}}})
     before, mark, behind = said.partition(FORMS[form].opening)
     for pieces in ([said], list(said), [f" {said}"], [before, mark, behind]):
-        assert found(HeldText(FORMS[form], (), True), pieces) == ("".join(pieces), [])
+        assert found(HeldText(FORMS[form], SCHEMAS, True), pieces) == ("".join(pieces), [])
     twice = CALL[form] if form == "mistral" else f"{CALL[form]}\n{CALL[form]}"
-    assert found(HeldText(FORMS[form], (), True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
+    assert found(HeldText(FORMS[form], SCHEMAS, True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
 
 
 def test_text_beside_calls_is_given_out_as_it_comes() -> None:
-    reader = HeldText(FORMS["hermes"], (), True)
+    reader = HeldText(FORMS["hermes"], SCHEMAS, True)
     assert [reader.push(piece) for piece in ('{"a": "', "<tool", "_call>")] == [['{"a": "'], ["<tool"], ["_call>"]]
 
 
@@ -214,7 +214,7 @@ def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
 
 
 def test_arguments_are_given_out_as_they_come() -> None:
-    reader = HeldText(FORMS["hermes"], ())
+    reader = HeldText(FORMS["hermes"], SCHEMAS)
     assert reader.push("Let me see.\n<tool_") == ["Let me see."]
     assert reader.push('call>\n{"name": "add", "argu') == []
     assert reader.push('ments": {"a') == [Call("add", ""), More('{"a')]
@@ -229,10 +229,10 @@ def test_arguments_are_given_out_as_they_come() -> None:
 
 def test_a_held_answer_that_is_cut_short_ends_where_it_was_cut() -> None:
     for form, said in CALL.items():
-        text, calls = found(HeldText(FORMS[form], ()), [said[: said.index("7") + 1]])
+        text, calls = found(HeldText(FORMS[form], SCHEMAS), [said[: said.index("7") + 1]])
         assert (text, calls) == ("", [Call("add", '{"a": 7')])
-        assert found(HeldText(FORMS[form], ()), [said[: said.index("dd")]]) == (said[: said.index("dd")], [])
-        assert found(HeldText(FORMS[form], ()), [said[: said.rindex("}")]]) == ("", [ADDED])
+        assert found(HeldText(FORMS[form], SCHEMAS), [said[: said.index("dd")]]) == (said[: said.index("dd")], [])
+        assert found(HeldText(FORMS[form], SCHEMAS), [said[: said.rindex("}")]]) == ("", [ADDED])
 
 
 def test_a_mark_that_is_a_token_but_no_special_one_may_be_spelled_in_others() -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from coterie.checkpoint.nesting import BLANKS, Ripening
 from coterie.checkpoint.tagged import Named, Read, Tags
 from coterie.core.text import overlap
 
-_SPACE = " \t\r\n"
 _DECODER = json.JSONDecoder()
+_MAX_BLANKS = 1024  # that are held back, since a call may follow
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -82,6 +83,11 @@ class Form:
         """True where each of several calls has marks of its own."""
         return bool(self.closing) or isinstance(self.layout, Named)
 
+    def ripening(self) -> Ripening:
+        """When to read a block of this form."""
+        mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
+        return Ripening(self.opening, self.closing, mark)
+
     def shown_by(self, template: str) -> bool:
         """Whether a chat template tells its model to write calls so."""
         return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
@@ -125,6 +131,7 @@ class CallText:
         self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
         self._held = ""
         self._inside = False  # what is held begins with what may be a call
+        self._ripening = form.ripening()  # of that
         self._said = False  # there was text, so that no bare call may come
         self.num_calls = 0
 
@@ -146,7 +153,7 @@ class CallText:
 
     @property
     def _edge(self) -> str:
-        return _SPACE + (";" if self._form.bare and self.num_calls else "")
+        return BLANKS + (";" if self._form.bare and self.num_calls else "")
 
     def _settle(self, final: bool) -> Iterator[Found]:
         while True:
@@ -162,9 +169,13 @@ class CallText:
     def _block(self, final: bool) -> Generator[Found, None, bool]:
         """Give out what a block of calls has for certain; return whether it has come to its end."""
         lead = len(self._held) - len(self._held.lstrip(self._edge))
-        block = _read(self._held[lead:], self._form, self._tools, final)
+        text = self._held[lead:]
+        if not (self._ripening.ripe(text) or final):
+            return False
+        block = _read(text, self._form, self._tools, final)
         if block is None:
             return False
+        self._ripening = self._form.ripening()
         size, calls = lead + block[0], block[1]
         if not calls:
             yield self._take(size)
@@ -183,6 +194,8 @@ class CallText:
         self._inside = at >= 0
         end = at if self._inside else len(self._held) - overlap(self._held, self._form.opening)
         text = self._held[:end].rstrip(edge)
+        if not text and end > _MAX_BLANKS:
+            text = self._held[:end]
         if text:
             yield self._take(len(text))
 
@@ -204,7 +217,7 @@ def _read(text: str, form: Form, tools: Tools, final: bool) -> tuple[int, list[C
             return None
         size = len(text) if end < 0 else end + len(form.closing)
         return size, _made(form.layout.read(text[start : size if end < 0 else end], tools), tools)
-    at = start + len(text[start:]) - len(text[start:].lstrip(_SPACE))
+    at = start + len(text[start:]) - len(text[start:].lstrip(BLANKS))
     if at == len(text):
         return None
     if text[at] not in "{[":
@@ -216,9 +229,9 @@ def _read(text: str, form: Form, tools: Tools, final: bool) -> tuple[int, list[C
         # Nothing mends what is wrong before the marker; else that may be part of a string, which may yet go on.
         malformed = closed >= 0 and error.pos <= closed and not error.msg.startswith("Unterminated string")
         return (closed + len(form.closing), []) if malformed else None
-    except RecursionError:
+    except (RecursionError, ValueError):  # the second: a number of thousands of digits
         return at + 1, []
-    rest = text[end:].lstrip(_SPACE)
+    rest = text[end:].lstrip(BLANKS)
     if form.closing and not rest.startswith(form.closing):
         if not form.closing.startswith(rest):
             return end, []
@@ -250,6 +263,6 @@ def _checked(name: object, arguments: object, tools: Tools) -> Call | None:
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except ValueError:  # what Python's reader takes and JSON has not: NaN, half a surrogate pair
+    except (RecursionError, ValueError):  # the second: what Python's reader takes and JSON has not: NaN, half a pair
         return None
     return Call(name, text)

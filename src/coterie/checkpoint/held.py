@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from typing import Any
 
 from coterie.checkpoint.calls import Call, Calling, CallText, Form, Found, More
+from coterie.checkpoint.nesting import Nested
 from coterie.checkpoint.tagged import literal
 from coterie.core.errors import RequestError
 
@@ -129,7 +130,7 @@ class HeldText(CallText):
         self._apart = apart
         key = re.escape(json.dumps(form.arguments))
         self._head = re.compile(r'[^{]*\{"name": ("(?:[^"\\]|\\.)*"), ' + key + ": ")
-        self._object: _Object | None = None
+        self._object: Nested | None = None
         self._over = False  # the last call's arguments are whole
 
     @property
@@ -165,12 +166,13 @@ class HeldText(CallText):
             if self._over and not self._leave():
                 return not self._over
             head = self._head.match(self._held)
-            if head is None:
-                return False
+            name = None if head is None else _name(head[1])
+            if head is None or name is None or name not in self._tools:
+                return False  # letters of a text that spell a mark
             self._held = self._held[head.end() :]
-            self._object = _Object()
+            self._object = Nested()
             self.num_calls += 1
-            yield Call(json.loads(head[1]), "")
+            yield Call(name, "")
 
     def _leave(self) -> bool:
         """Pass over what stands behind arguments, `_over` False once that is known; True: another call of the block."""
@@ -185,25 +187,8 @@ class HeldText(CallText):
         return next_head >= 0
 
 
-class _Object:
-    """Finds the end of a JSON object that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped = 0, False, False
-        self.whole = False
-
-    def push(self, text: str) -> int:
-        """How much of the next text belongs to it."""
-        for place, letter in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped, self._quoted = letter == "\\", letter != '"'
-            elif letter == '"':
-                self._quoted = True
-            else:
-                self._depth += (letter == "{") - (letter == "}")  # lists end within it
-                if self._depth == 0:
-                    self.whole = True
-                    return place + 1
-        return len(text)
+def _name(text: str) -> str | None:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return None

@@ -126,7 +126,7 @@ class Named:
             value, end = _DECODER.raw_decode(text, head.end())
         except json.JSONDecodeError:
             return None if text[head.end() :].startswith("{") or not text[head.end() :] else (at, None)
-        except RecursionError:
+        except (RecursionError, ValueError):  # the second: a number of thousands of digits
             return at, None
         return end, (head["name"], value) if isinstance(value, dict) else None
 
