@@ -10,11 +10,16 @@ from safetensors.torch import load_file, save_file
 from tests.model import mxfp4, theirs, tiny
 from tests.model.runner import Stepper, chunks
 
+from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.branches import branches_of
+from coterie.models.fields import Fields
+from coterie.models.gpt_oss import GPT_OSS
 from coterie.models.model import load_weights_f32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantised.methods import is_repacked
+from coterie.models.quantised.mxfp4 import mxfp4_method
 from coterie.models.repack import repack_folder
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}  # rows of whole groups
@@ -180,6 +185,21 @@ def test_damaged_folders_are_refused(wrong, copied, tmp_path):
     change(copied, **changes)
     refused(error, sentence, copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "clipped"), [({}, (1.702, 7.0)), ({"swiglu_alpha": 1.5, "swiglu_limit": 3.0}, (1.5, 3.0))]
+)
+def test_a_config_may_say_how_gates_are_clipped(said, clipped):
+    assert GPT_OSS.branches is not None
+    assert branches_of(Fields(said, "config.json"), GPT_OSS.branches, 2).clipped == clipped
+
+
+def test_groups_are_whole(released):
+    """No model is known of which they are not, and nothing says where the last group of a row would end."""
+    tensors, stem = read_header(released[0] / "model.safetensors"), f"{DOWN.removesuffix('down_proj')}0.down_proj"
+    with pytest.raises(UnsupportedError, match=r"down_proj\] its 80 columns are no multiple of 32"):
+        mxfp4_method(Fields({}, "config.json")).find(tensors, stem, 80)
 
 
 def test_what_others_wrote_of_it_is_no_packing_of_ours(released, tmp_path):

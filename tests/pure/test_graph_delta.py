@@ -52,6 +52,7 @@ WRONG = {
     "a rounded state": (lambda g: change_value(g, DELTA_STATE, dtype=DType.BF16), ["delta_state is state BF16"]),
     "gates": (lambda g: operands(g, DELTA, 1, "layers.2/z"), ["layers.2/z", "(T, 4)"]),
     "decay": (lambda g: change_value(g, "model.layers.0.linear_attn.A_log", shape=(2,)), ["A_log", "(4,)"]),
+    "time step": (lambda g: change_value(g, "model.layers.0.linear_attn.dt_bias", shape=(2,)), ["dt_bias", "(4,)"]),
 }
 
 
@@ -68,6 +69,7 @@ def test_what_a_sequence_keeps():
     """Of each net 4 matrices of 15 numbers, and 32 channels of the convolution, 5 of which fit beside three taps."""
     kv = kv_shape(delta_net(dtypes=(DType.BF16,)))
     assert kv == KvShape(1, 2, 6, DType.BF16, state_units=2 * (4 + 7), unit_bytes=60)
+    assert kv.sequence_bytes(10) == 10 * 2 * 2 * 6 * 2 + 22 * 60
     assert (kv.recurrent, kv.bytes_per_token, kv.least_block_bytes) == (True, 48, 60)
     assert [kv.state_blocks(size) for size in (60, 119, 120, 1319, 1320)] == [22, 22, 11, 2, 1]
     assert [kv.tokens_per_block(size) for size in (59, 60, 200)] == [0, 1, 4]
