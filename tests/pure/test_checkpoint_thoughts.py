@@ -119,3 +119,16 @@ def test_a_template_shows_the_marks(marks):
 
 def test_most_templates_know_none():
     assert ChatTemplate("{{ messages[0].content }}", {}, "").thoughts is None
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_blanks_without_end_are_given_out(opened):
+    """A model that has nothing to say may write them for ever."""
+    tokenizer = TOKENIZERS["letters"]
+    reader, blank = ThoughtText(tokenizer, THINK, opened), tokenizer.encode("\n", add_special_tokens=False)[0]
+    said = thought = ""
+    for token in [*tokenizer.encode("a" if opened else "", add_special_tokens=False), *[blank] * 3000]:
+        said += reader.push(token)
+        thought += reader.take_reasoning()
+    assert len(said + thought) > 1000
+    assert said + reader.flush() == ("" if opened else "\n" * 3000)

@@ -102,6 +102,21 @@ def test_long_texts_are_cut_and_joined_as_short_ones(kind, request):
     assert tokenizer.decode(ids) == tokenizer._tokenizer.decode(ids) == text.removeprefix(" " * (kind == "metaspace"))
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+@pytest.mark.parametrize("unit", ["80", "e282", "f09f98", "efbfbd", "80e282ac", "f0e2"])
+def test_what_never_becomes_a_character_is_not_held_for_ever(kind, unit, request):
+    tokenizer, sizes = Tokenizer.from_folder(request.getfixturevalue(kind)), []
+    of_byte = {tokenizer.token_bytes(token): token for token in reversed(range(256))}
+    ids = [of_byte[bytes([byte])] for byte in bytes.fromhex(unit) * 60]
+    decode = tokenizer.decode
+    tokenizer.decode = lambda given: (sizes.append(len(given)), decode(given))[1]
+    stream = tokenizer.detokenizer()
+    said = "".join([stream.push(token) for token in ids])
+    assert max(sizes) < 150
+    if kind == "byte_level":  # the other's whole runs of bytes are broken where one is
+        assert said + stream.flush() == bytes.fromhex(unit * 60).decode(errors="replace")
+
+
 def test_special_tokens(byte_level):
     tokenizer = Tokenizer.from_folder(byte_level)
     ids = tokenizer.encode("hi")

@@ -19,6 +19,8 @@ from types import MappingProxyType
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.core.text import overlap
 
+_MAX_BLANKS = 1024  # that are held back, since a thought may begin or end behind them
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
@@ -104,7 +106,7 @@ class ThoughtText(Detokenizer):
         opening, begun = self._marks.opening, self._held.lstrip()
         if begun.startswith(opening):
             self._at, self._held = _At.THOUGHT, begun[len(opening) :]
-        elif not opening.startswith(begun):
+        elif not opening.startswith(begun) or len(self._held) > _MAX_BLANKS:
             self._at = _At.ANSWER
 
     def _go_on(self) -> None:
@@ -115,7 +117,8 @@ class ThoughtText(Detokenizer):
             self._think(self._held[:end].rstrip())
             self._at, self._held = _At.BETWEEN, self._held[end + len(closing) :]
             return
-        certain = self._held[: len(self._held) - overlap(self._held, closing)].rstrip()
+        certain = self._held[: len(self._held) - overlap(self._held, closing)]
+        certain = certain.rstrip() or (certain if len(certain) > _MAX_BLANKS else "")
         self._held = self._held[len(certain) :]
         self._think(certain)
 

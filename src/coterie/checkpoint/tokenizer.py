@@ -23,6 +23,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 LONG = 16384  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
+_LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
+_BROKEN_TOKENS, _MOST_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all
 
 
 BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
@@ -157,7 +159,7 @@ class Detokenizer:
             return self._rest() + self._kept[token_id]
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith(_BROKEN) else self._give(text)
+        return self._sure(text) if text.endswith(_BROKEN) else self._give(text)
 
     def flush(self) -> str:
         """The rest, when no more tokens come; bytes that never became a character are shown as U+FFFD."""
@@ -170,11 +172,26 @@ class Detokenizer:
     def _rest(self) -> str:
         return self._give(self._tokenizer.decode(self._ids))
 
-    def _give(self, text: str) -> str:
+    def _sure(self, broken: str) -> str:
+        """What is certain of a text whose end is broken: nothing, unless that goes on and on.
+
+        Then it never becomes a character, and each token would have all before it decoded again.
+        """
+        held = len(self._ids) - self._given
+        if held >= _MOST_BROKEN_TOKENS:
+            return self._give(broken)
+        for waiting in range(1, _LAST_BYTES + 1) if held >= _BROKEN_TOKENS else ():
+            sure = self._tokenizer.decode(self._ids[:-waiting])
+            if sure + self._tokenizer.decode(self._ids[-waiting:]) == broken:  # no character is cut there
+                return self._give(sure, waiting)
+        return ""
+
+    def _give(self, text: str, waiting: int = 0) -> str:
+        """Give out the text of all tokens but the last ones, which wait."""
         delta = text[len(self._before) :]
         del self._ids[: self._given]
-        self._given = len(self._ids)
-        self._before = self._tokenizer.decode(self._ids)
+        self._given = len(self._ids) - waiting
+        self._before = self._tokenizer.decode(self._ids[: self._given])
         return delta
 
 
