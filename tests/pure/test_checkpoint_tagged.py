@@ -213,3 +213,41 @@ def test_a_strict_schema_that_tags_cannot_hold_is_named() -> None:
             grammar.calls(FORMS["functions"], tools, Calling())
         loose = functions(False, {"type": "object", **schema})
         assert grammar.calls(FORMS["functions"], loose, Calling(True)).allowed().any()
+
+
+WRONG = [
+    {"properties": None},
+    {"properties": [], "required": 5},
+    {"properties": {"a": 7}, "required": {"a": 1}},
+    {"properties": {"a": {"type": 5, "anyOf": 3, "oneOf": None}}},
+    {"properties": {"a": {"enum": 4, "anyOf": [3, {"type": [7]}]}}},
+    {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": 3},
+]
+
+
+@pytest.mark.parametrize("schema", WRONG, ids=repr)
+def test_a_schema_that_is_none_ends_no_answer(schema: dict) -> None:
+    """Nobody checks the schema of a tool that is not strict."""
+    form = FORMS["functions"]
+    said = f"<tool_call>\n<function=add>\n{element('functions', 'a', '2')}</function>\n</tool_call>"
+    assert CallText(form, {"add": schema}).push(said) == [Call("add", '{"a": 2}')]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": schema}}]
+    WORDS[True][1].calls(form, tools, Calling(several=False))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "boolean"}, "True", True),
+        ({"type": ["boolean", "null"]}, "None", None),
+        ({"type": "boolean"}, "None", "None"),
+        ({"type": "string"}, "True", "True"),
+        ({}, "False", "False"),
+        ({"oneOf": [{"type": "string"}, {"type": "number"}]}, "2", "2"),
+        ({"type": "integer"}, "7" * 5000, "7" * 5000),
+    ],
+)
+def test_words_of_python_are_values_where_they_may_be(schema: dict, text: str, value: object) -> None:
+    said = f"<tool_call>\n<function=add>\n{element('functions', 'a', text)}</function>\n</tool_call>"
+    (call,) = CallText(FORMS["functions"], {"add": {"properties": {"a": schema}}}).push(said)
+    assert json.loads(call.arguments) == {"a": value}

@@ -159,6 +159,15 @@ def test_why_an_answer_ended(http: httpx.Client) -> None:
     assert cut["stop_reason"] == "max_tokens"
 
 
+def test_a_form_that_is_whole_was_ended_by_no_stop_sequence(http: httpx.Client) -> None:
+    form = {"type": "json_schema", "schema": {"type": "boolean"}}
+    held = ask(http, stop_sequences=["zzz"], output_config={"format": form})
+    assert (held["stop_reason"], held["stop_sequence"]) == ("end_turn", None)
+    asked = {"tools": [ADD], "tool_choice": {"type": "tool", "name": "add"}}
+    called = ask(http, model="caller", stop_sequences=["zzz"], **asked)
+    assert (called["stop_reason"], called["stop_sequence"]) == ("tool_use", None)
+
+
 def test_thinking_is_switched_by_the_template(http: httpx.Client) -> None:
     def count(**more: object) -> int:
         used = ask(http, model="opened", **more)["usage"]

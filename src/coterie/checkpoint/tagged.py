@@ -26,6 +26,7 @@ _ABOUT = ("title", "description", "default", "examples", "deprecated")  # what t
 _OF_OBJECT = (*_ABOUT, *_DEFINED, "type", "properties", "required", "additionalProperties", "$schema", "x-guidance")
 _OF_TEXT = (*_ABOUT, "type", "enum", "const", "anyOf", "$ref")
 _TEXT = "/(?s:.*)/"
+_PYTHON = {"True": ("boolean", True), "False": ("boolean", False), "None": ("null", None)}  # Qwen3-Coder's template
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Tags:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
         before, after = self.head.split("NAME")
         parts = [literal(f"{before}{name}{after}")]
-        required, properties = schema.get("required", ()), schema.get("properties", {})
+        required, properties = _listed(schema.get("required")), _named(schema.get("properties"))
         for place, key in enumerate(properties):
             parts.append(f"p_{number}_{place}" + ("" if key in required else "?"))
         free = not properties and schema.get("additionalProperties", True) is not False
@@ -85,7 +86,7 @@ class Tags:
     def check(self, schema: Schema, where: str) -> None:
         """Raise RequestError naming `where` for a schema whose arguments cannot be held to it in tags."""
         _refuse(schema, _OF_OBJECT, where)
-        for key in schema.get("properties", {}):
+        for key in _named(schema.get("properties")):
             its = _property(schema, key)
             if _is_text(its):
                 _refuse(its, _OF_TEXT, f"{where}.properties.{key}")
@@ -153,11 +154,10 @@ def literal(text: str) -> str:
 
 def _property(schema: Schema, key: str) -> Schema:
     """The schema of a property, that which it refers to, if it does; empty where nothing is said of it."""
-    found = schema.get("properties", {}).get(key, {})
-    its = found if isinstance(found, dict) else {}
+    its = _named(_named(schema.get("properties")).get(key))
     for where in _DEFINED:
         name = str(its.get("$ref", "")).removeprefix(f"#/{where}/")
-        referred = schema.get(where, {}).get(name)
+        referred = _named(schema.get(where)).get(name)
         if isinstance(referred, dict):
             return referred
     return its
@@ -165,11 +165,11 @@ def _property(schema: Schema, key: str) -> Schema:
 
 def _kinds(schema: Schema) -> set[str]:
     """The types that a value may have, as far as its schema says so by itself."""
-    kinds = schema.get("type", ())
-    found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in kinds}
-    for other in schema.get("anyOf", ()):
-        found |= _kinds(other) if isinstance(other, dict) else set()
-    values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+    kinds = schema.get("type")
+    found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in _listed(kinds)}
+    for other in (*_listed(schema.get("anyOf")), *_listed(schema.get("oneOf"))):
+        found |= _kinds(_named(other))
+    values = [schema["const"]] if "const" in schema else _listed(schema.get("enum"))
     return found or {"string" if isinstance(value, str) else "other" for value in values}
 
 
@@ -185,7 +185,18 @@ def _value(text: str, schema: Schema) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text
+        kind, value = _PYTHON.get(text, ("", text))
+        return value if kind in kinds else text
+
+
+def _named(value: object) -> Mapping[str, Any]:
+    """What should be an object of a schema, which nobody checked: empty where it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(value: object) -> Sequence[Any]:
+    """The same of a list."""
+    return value if isinstance(value, list) else ()
 
 
 def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Iterator[str]:

@@ -155,11 +155,15 @@ class TurnAnswers:
         return self._blocks
 
     def _stopped(self, answer: Answer, blocks: Blocks) -> dict[str, Any]:
-        """Why it ended: by a stop string where there were some and the last token is no end token."""
+        """Why it ended: by a stop string where there were some, the last token is no end token, and no form is whole,
+        behind which nothing may come.
+        """
         if answer.finish_reason != "stop":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
-        stops, ends = self.queries[0].stop, self._models[answer.expert].end_ids
-        if stops and (not answer.token_ids or answer.token_ids[-1] not in ends):
+        query, ends = self.queries[0], self._models[answer.expert].end_ids
+        whole = blocks.calls if query.calling.required else bool(query.form) and _json(answer.text) is not None
+        if query.stop and not whole and (not answer.token_ids or answer.token_ids[-1] not in ends):
+            stops = query.stop
             return {"stop_reason": "stop_sequence", "stop_sequence": stops[0] if len(stops) == 1 else None}
         return {"stop_reason": "tool_use" if blocks.calls else "end_turn", "stop_sequence": None}
 
@@ -179,8 +183,13 @@ def _usage(answer: Answer) -> dict[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
+    found = _json(text)
     return found if isinstance(found, dict) else {}
+
+
+def _json(text: str) -> object:
+    """What a text says in JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
