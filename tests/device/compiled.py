@@ -24,7 +24,7 @@ from functools import cache
 import numpy as np
 import torch
 import triton
-from tests.device.compiled_delta import delta_operands
+from tests.device.compiled_delta import beside, delta_operands, program_of_nets
 from tests.device.native import whole
 from tests.device.triton_table import DOCS, put
 from triton.backends.compiler import GPUTarget
@@ -46,6 +46,7 @@ D, F, H, K, C, V, Z, BLOCK_BYTES = 2048, 8192, 32, 8, 64, 128256, 16, 16 * 16 * 
 RANK = 16  # of an adapter's factors
 # Branches of a layer of OLMoE 1B-7B, whose hidden size is D: how many, how many are taken, and how wide they are.
 BRANCHES, TAKEN, BRANCH_F = 64, 8, 1024
+OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate")
 STEPS = {
     "decode 1": Bucket(1, 1, 1, 4096),
     "decode 4": Bucket(4, 4, 4, 4096),
@@ -102,7 +103,17 @@ class Compiled:
     def is_shown(self):
         """Float16 is as bfloat16; kernels that multiply nothing are small at every size."""
         multiplies = self.kernel.endswith(
-            (": few", ": many", ": described", ": described_heads", ": alone", ": together", ": join", ": sample")
+            (
+                ": few",
+                ": many",
+                ": described",
+                ": described_heads",
+                ": alone",
+                ": together",
+                ": join",
+                ": sample",
+                *OF_NETS,
+            )
         )
         return multiplies and self.dtype != "F16"
 
@@ -161,6 +172,7 @@ class Some:
     options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+NETS, BESIDE = ("causal_conv", "gated_delta", "gated_delta_norm", "sigmoid_mul"), "linear beside"
 PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
 LOW = {"linear": {"N": RANK}, "linear_add": {"K": RANK}}
 EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16", "prefill 2048")
@@ -200,6 +212,8 @@ SOME = {
     "rank 8": Some(EACH, (DType.BF16,), SHARED_STEPS, {"RANK": 8}),
     "rank 64": Some(EACH, (DType.BF16, DType.F32), SHARED_STEPS, {"RANK": 64, "D": 4096}),
     "walk branches": Some(("walk branches",), steps=()),
+    "nets": Some((*NETS, BESIDE), KINDS, tuple(STEPS)),
+    "walk nets": Some(("walk nets",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
 
@@ -266,7 +280,7 @@ def rows_of(dtype):
     biases = rows["add_branch_bias"] if dtype is DType.BF16 else rows.pop("add_branch_bias")
     if dtype is DType.Q2:  # of deltas alone: with biases and one token it spills 24 bytes
         return rows
-    return rows | {BIASED: np.concatenate([rows["branch_down_add"], biases])}
+    return rows | {BIASED: np.concatenate([rows["branch_down_add"], biases]), BESIDE: beside(rows["linear"])}
 
 
 def program_of(dtype):
@@ -392,6 +406,9 @@ def compile_all(names, dtypes, steps):
     for step in WALK_STEPS if "walk clipped" in names else ():
         name, dtype = "walk clipped", DType.BF16
         walk_all(program_of_branches("branch_gate_up_clipped", BIASED), STEPS[step])
+    for step in WALK_STEPS if "walk nets" in names else ():
+        name, dtype = "walk nets", DType.BF16
+        walk_all(program_of_nets(rows_of(dtype)), STEPS[step])
     if "meet" in names:  # the walk of one row, which takes less time
         name, dtype, step = "meet", DType.BF16, "decode 1"
         row = rows_of(dtype)["linear"]

@@ -24,6 +24,8 @@ MOST_SPILLED_BYTES = 16
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(("few", "alone", "join"), "N[LJ]*W")
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
+EARLY |= dict.fromkeys(("norm", "norm_rope_append", "gate", "open"), "NW")
+EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns"), "N[LJ]*W")  # what a sequence keeps, before
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 EARLY |= dict.fromkeys(("few_each", "many_each"), "NL*W")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
@@ -150,6 +152,24 @@ def test_kernels_of_shares_compile_for_adapters_and_differences(tmp_path, shares
 
 
 @pytest.mark.long
+def test_kernels_of_gated_delta_nets_compile_for_every_step(tmp_path):
+    """All that a step of one token a sequence loads of a state stands before its wait."""
+    found = compiled(tmp_path, "nets")
+    assert {one["kernel"].rpartition(" ")[2] for one in found} >= {
+        "conv",
+        "delta_whole",
+        "delta_columns",
+        "gate",
+        "open",
+    }
+    check(found)
+    for one in found:
+        assert one["spilled_bytes"] == 0 or one["kernel"].startswith("linear"), one
+        if one["kernel"].endswith(": delta_columns"):
+            assert one["copies_ahead"], one
+
+
+@pytest.mark.long
 def test_a_choice_by_groups_and_with_a_bias_compiles(tmp_path):
     found = compiled(tmp_path, "grouped branches")
     assert {one["kernel"] for one in found} == {"choose_branches: choose"}
@@ -217,7 +237,9 @@ def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("program", "steps"), [("walk behind", 1), ("walk branches", 2), ("walk clipped", 2)])
+@pytest.mark.parametrize(
+    ("program", "steps"), [("walk behind", 1), ("walk branches", 2), ("walk nets", 2), ("walk clipped", 2)]
+)
 def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, program, steps):
     found = compiled(tmp_path, program)
     assert len(found) == steps

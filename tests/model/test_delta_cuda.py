@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
+from tests.device.begun_early import begun_early
 from tests.device.in_turns import in_turns
 from tests.device.interpreted import WIDE
 from tests.device.lazy_gpu import LazyDriver
@@ -64,13 +65,19 @@ def check(row, dtype, bound, folder_of, theirs_of, make_backend):
 
 
 def test_a_step_by_tritons_kernels(folder_of, make_backend):
-    """Two prompts beside each other, and then a token of each; long tests have all rows beside transformers."""
+    """Two prompts beside each other, and then a token of each; long tests have all rows beside transformers.
+
+    Launches begin while those before them run, and load no state that these store.
+    """
     model = open_model(folder_of("qwen3.5-first"))
     found = []
-    for kind in ("cpu", "triton"):
-        stepper = Stepper(make_backend(kind, model))
-        one, two = stepper.sequence(), stepper.sequence()
-        found.append([stepper.feed((one, [5, 6]), (two, [7])), stepper.feed((two, [3]), (one, [4]))])
+    with begun_early() as launches:
+        for kind in ("cpu", "triton"):
+            stepper = Stepper(make_backend(kind, model))
+            one, two = stepper.sequence(), stepper.sequence()
+            found.append([stepper.feed((one, [5, 6]), (two, [7])), stepper.feed((two, [3]), (one, [4]))])
+    assert launches.faults == []
+    assert {"_norm", "few", "_conv", "_delta_whole", "_delta_columns", "_gate", "_open"} <= set(launches.early)
     for wanted, logits in zip(*found, strict=True):
         assert relative_error(logits, wanted) <= FP32_TOLERANCE
 

@@ -17,7 +17,7 @@ from math import prod
 import torch
 import triton.language as tl
 
-from coterie.kernels.cpu import OPCODES
+from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton.branches import Sizes
 from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
@@ -47,6 +47,13 @@ def handed_by_last(call: Call) -> torch.Tensor | None:
     if before is None or not _hands(before, call, _matrix(call).K * _rows(call)):
         return None
     return _handed(before, call)[0]
+
+
+def hands_x(row: I64, then: I64) -> bool:
+    """Whether what a row stores is x of another and might be handed on, in another place than where x is staged."""
+    name = name_of(row)
+    hands = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
+    return hands and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
 
 
 def handed_end(call: Call) -> int:

@@ -152,8 +152,8 @@ def _call(
     descriptors: DescriptorMemory,
 ) -> Call:
     def call(i: int, before: Call | None = None, after: Call | None = None) -> Call:
-        name, later = name_of(host_rows[i]), host_rows[i + 1 :]
-        return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after, later)
+        name, beside = name_of(host_rows[i]), (host_rows[:i], host_rows[i + 1 :])
+        return Call(name, host_rows[i], row, bucket, scratch, tiles, descriptors, before, after, *beside)
 
     before = call(index - 1) if index > 0 else None
     return call(index, before, call(index + 1) if index + 1 < len(host_rows) else None)

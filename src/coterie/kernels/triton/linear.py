@@ -10,15 +10,8 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton import linear_each
-from coterie.kernels.triton.arithmetic import (
-    AHEAD,
-    along,
-    gelu_of,
-    integer,
-    let_next_begin,
-    pointer,
-    wait_for_last,
-)
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.beside import neighbours, staged_before
 from coterie.kernels.triton.described import (
     described,
     described_dots,
@@ -36,103 +29,12 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
 from coterie.kernels.triton.handed import handed_by_last, handed_end
 from coterie.kernels.triton.linear_each import is_low
-from coterie.kernels.triton.linear_put import ask_for, put, put_tile, scaled
-from coterie.kernels.triton.norms import norm_at, shift_of
+from coterie.kernels.triton.linear_few import few as few_rows
+from coterie.kernels.triton.linear_put import ask_for, put, put_tile
+from coterie.kernels.triton.norms import shift_of
 from coterie.kernels.triton.rows import Call
-
-
-@triton.jit
-def _one_by_one(weight, first, N: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to ROWS rows of a weight, each by itself, and whether there are such."""
-    rows, there = (), ()
-    for r in tl.static_range(ROWS):
-        rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
-        there = and_one(there, first + r < N)
-    return rows, there
-
-
-@triton.jit
-def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
-    """Which rows of x the products are of."""
-    if ROWS_AT is not None:
-        m = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
-    return m
-
-
-@triton.jit
-def _few(
-    row,
-    X: tl.constexpr,
-    COUNT: tl.constexpr,
-    ROWS_AT: tl.constexpr,
-    NORM_AT: tl.constexpr,
-    EPS: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    BIAS_AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SCALE: tl.constexpr,
-    Y: tl.constexpr,
-    N: tl.constexpr,
-    BIAS: tl.constexpr,
-    GELU: tl.constexpr,
-    NORM: tl.constexpr,
-    SHIFT: tl.constexpr,
-    TYPE: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ALIGN: tl.constexpr,
-    M: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-    LINES: tl.constexpr,
-    ONE: tl.constexpr,
-    WHEN: tl.constexpr,
-    unit=None,
-):
-    let_next_begin(WHEN)
-    first = along(unit, 0) * ROWS
-    n = first + tl.arange(0, ROWS)
-    mask_N = n < N
-    weight = pointer(row, WEIGHT, TYPE)
-    rows_N = rows_at(weight, n, STRIDE, ALIGN)
-    if WHEN == AHEAD:
-        bring_nearer(rows_N, mask_N, STRIDE, LINES)
-        return
-    if ONE:
-        rows, there = _one_by_one(weight, first, N, ROWS, STRIDE, ALIGN)
-        ahead = weights_ahead(rows, there, K, STEP)
-    x = pointer(row, X, tl.float32)
-    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
-    m = tl.arange(0, M)
-    mask_M = m < integer(row, COUNT)
-    x += _source(row, m, mask_M, ROWS_AT) * K
-    at = m.to(tl.int64)[:, None] * N + n[None, :]
-    mask = mask_M[:, None] & mask_N[None, :]
-    y = pointer(row, Y, tl.float32) + at
-    if BIAS is not None:
-        bias = tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_N, other=0.0).to(tl.float32)
-    if RESIDUAL is not None:
-        residual = pointer(row, RESIDUAL, tl.float32) + at
-    wait_for_last(WHEN)
-    if RESIDUAL is not None:  # on its way while the weights are met
-        added = tl.load(residual, mask=mask, other=0.0)
-    if ONE:
-        dots = one_dot(ahead, x, rows, there, norm, K, NORM, SHIFT, STEP)
-    else:
-        dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
-    if BIAS is not None:
-        dots += bias[None, :]
-    dots = scaled(row, dots, SCALE)
-    if GELU is not None:
-        dots = gelu_of(dots, GELU)
-    if RESIDUAL is not None:
-        dots += added
-    tl.store(y, dots, mask=mask)
 
 
 @triton.jit
@@ -305,21 +207,17 @@ def multiply(call: Call, K: int, most: int) -> None:
     }
     shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
     if most <= call.tiles.few_tokens:
-        choose = call.tiles.few if normed else call.tiles.few_by_itself
-        few = choose(N, K, most, matrix.group, matrix.is_wide)
         norm, shift = (call.type("norm"), shift_of(call)) if normed else (None, None)
         how = {"NORM_AT": words.get("norm"), "EPS": words.get("eps"), "NORM": norm, "SHIFT": shift}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **how}
-        call.launch(
-            _few,
-            (triton.cdiv(N, few.rows),),
-            call.row,
-            **source,
-            **shared,
-            **few.constants(most, matrix.group),
-        )
+        beside = neighbours(call, most, matrix)
+        if beside.is_first:
+            how = {**source, **shared, **beside.constants(words["N"]), **beside.few.constants(most, matrix.group)}
+            call.launch(few_rows, (beside.programs,), call.row, **how)
         return
     staged = None if normed else handed_by_last(call)
+    if staged is None:
+        staged = staged_before(call, matrix)
     if staged is None:
         staged = stage(call, [matrix], normed=normed, gathered=gathered)
     many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]), matrix.has_zeros)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
 from coterie.kernels.triton.pages import Pages, token_at
 from coterie.kernels.triton.rope import angles_of_pairs, pair_apart, pair_first, turned
 from coterie.kernels.triton.rows import Call, places
@@ -118,8 +118,11 @@ def _norm_rope_append(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     t = along(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)

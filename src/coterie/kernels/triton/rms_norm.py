@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
 from coterie.kernels.triton.norms import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
@@ -25,8 +25,11 @@ def _norm(
     X_STEP: tl.constexpr,
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
+    WHEN: tl.constexpr,
     unit=None,
 ):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
     i = along(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * X_STEP + X_FIRST

@@ -166,8 +166,8 @@ class Launch:
 class Call:
     """One instruction to launch. `scratch` is memory that it may use until it ends, and hand on to the next one.
 
-    `before` and `after` are those beside it in the program, `later` the host's rows behind it. `launches` are what it
-    comes to: what is found out on the host here is found out once for all steps of a bucket.
+    `before` and `after` are those beside it in the program, `earlier` and `later` all rows of the host's on either
+    side. `launches` are what it comes to: what is found out on the host is found out once for all steps of a bucket.
     """
 
     name: str
@@ -179,6 +179,7 @@ class Call:
     descriptors: DescriptorMemory
     before: Call | None = None
     after: Call | None = None
+    earlier: I64 | None = None
     later: I64 | None = None
     launches: list[Launch] = field(default_factory=list)
 
