@@ -45,46 +45,10 @@ def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
 
 
 @triton.jit
-def few(
-    row,
-    X: tl.constexpr,
-    COUNT: tl.constexpr,
-    ROWS_AT: tl.constexpr,
-    NORM_AT: tl.constexpr,
-    EPS: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    BIAS_AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SCALE: tl.constexpr,
-    Y: tl.constexpr,
-    N: tl.constexpr,
-    N_AT: tl.constexpr,
-    END_1: tl.constexpr,
-    END_2: tl.constexpr,
-    END_3: tl.constexpr,
-    BIAS: tl.constexpr,
-    GELU: tl.constexpr,
-    NORM: tl.constexpr,
-    SHIFT: tl.constexpr,
-    TYPE: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ALIGN: tl.constexpr,
-    M: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-    LINES: tl.constexpr,
-    ONE: tl.constexpr,
-    WHEN: tl.constexpr,
-    unit=None,
+def _own_of(
+    row, place, N: tl.constexpr, N_AT: tl.constexpr, END_1: tl.constexpr, END_2: tl.constexpr, END_3: tl.constexpr
 ):
-    """Products with N rows of a weight; or, where N is None, with those of up to four rows of a program: the weight of
-    the second has programs from END_1 on, and so on.
-    """
-    let_next_begin(WHEN)
-    place = along(unit, 0)
+    """The row that a program works for, its place among that row's programs, and how many rows its weight has."""
     if N is None:
         own = tl.where(place >= END_3, 3, tl.where(place >= END_2, 2, tl.where(place >= END_1, 1, 0)))
         row += own * ROW_WORDS
@@ -92,6 +56,24 @@ def few(
         count = integer(row, N_AT)
     else:
         count = N
+    return row, place, count
+
+
+@triton.jit
+def few(
+    row, X: tl.constexpr, COUNT: tl.constexpr, ROWS_AT: tl.constexpr, NORM_AT: tl.constexpr, EPS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS_AT: tl.constexpr, RESIDUAL: tl.constexpr, SCALE: tl.constexpr, Y: tl.constexpr,
+    N: tl.constexpr, N_AT: tl.constexpr, END_1: tl.constexpr, END_2: tl.constexpr, END_3: tl.constexpr,
+    BIAS: tl.constexpr, GELU: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, TYPE: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr, M: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr, LINES: tl.constexpr, ONE: tl.constexpr,
+    WHEN: tl.constexpr, unit=None,
+):  # fmt: skip
+    """Products with N rows of a weight; or, where N is None, with those of up to four rows of a program: the weight of
+    the second has programs from END_1 on, and so on.
+    """
+    let_next_begin(WHEN)
+    row, place, count = _own_of(row, along(unit, 0), N, N_AT, END_1, END_2, END_3)
     first = place * ROWS
     n = first + tl.arange(0, ROWS)
     mask_N = n < count
