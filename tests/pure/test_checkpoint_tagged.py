@@ -36,8 +36,10 @@ NAMES = [name for name, form in FORMS.items() if form.layout is not None]
 
 
 def element(form: str, key: str, value: str) -> str:
-    if form in ("functions", "seed"):
+    if form == "functions":
         return f"<parameter={key}>\n{value}\n</parameter>\n"
+    if form == "seed":
+        return f"<parameter={key}>{value}</parameter>\n"
     if form == "invoked":
         return f'<parameter name="{key}">{value}</parameter>\n'
     return f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n"

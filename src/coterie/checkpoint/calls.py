@@ -94,6 +94,7 @@ class Form:
 
 
 _FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n", "</function>")
+_INLINE = Tags("<function=NAME>\n", "<parameter=KEY>VALUE</parameter>\n", "</function>")
 _INVOKED = Tags('<invoke name="NAME">\n', '<parameter name="KEY">VALUE</parameter>\n', "</invoke>")
 _PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", lead="", tail="")
 FORMS = {
@@ -104,7 +105,7 @@ FORMS = {
     "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
     # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
     "functions": Form(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>", layout=_FUNCTIONS),
-    "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_FUNCTIONS),
+    "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_INLINE),
     "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
     "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),
     # Granite 3's.

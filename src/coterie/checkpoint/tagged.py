@@ -44,8 +44,8 @@ class Tags:
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed. Blanks between tags may be any."""
-        found, at = list[Read](), 0
-        while at < len(text.rstrip()):
+        found, at, size = list[Read](), 0, len(text.rstrip())
+        while at < size:
             head = self._head.match(text, at)
             if head is None:
                 return []
