@@ -68,6 +68,7 @@ ORDER = {
     "L": r"\bld\.global\b",
     "M": r"\b(?:st\.global|cp\.async\.c[ag]|atom\.global)\b",
 }
+LIFT = "0f7F000000"  # 2^127, by which floats of 4 bits get an exponent
 # PTX that bears on launches that begin early: the next may, a wait for the last, a load, a store, a jump, an end.
 EARLY_ORDER = {
     "N": r"\bgriddepcontrol\.launch_dependents\b",
@@ -97,7 +98,8 @@ class Compiled:
     meetings: int
     noncoherent_loads: int
     early: str
-    flushing: int
+    lifted: int
+    flushed: int
 
     @property
     def is_shown(self):
@@ -367,7 +369,8 @@ def read(compiled):
         len(re.findall("BR[BL]*AB", order)),
         noncoherent_loads(ptx),
         early_of(ptx),
-        len(re.findall(r"\b(?:mul|add|sub|fma)\.[\w.]*ftz", ptx)),
+        len(re.findall(rf"\bmul\.f32\b[^;]*{LIFT};", ptx)),
+        len(re.findall(rf"\bftz\b[^;]*{LIFT}", ptx)),
     )
 
 

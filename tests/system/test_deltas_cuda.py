@@ -23,8 +23,15 @@ from tests.system.tiny import write_expert
 from coterie.api import Coterie, Options
 from coterie.devices import cuda as device_file
 from coterie.devices.cuda_kernels import TritonKernels
+from coterie.graph import beside
 
 __all__ = ["lazy"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def as_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a CPU rounds to 8 bits what meets a difference of a few, and a GPU leaves it as it is."""
+    monkeypatch.setattr(beside, "_FEW_BITS", 0)
 
 
 @pytest.fixture(scope="module")
