@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -75,7 +75,10 @@ def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] 
             ClientDisconnect: _on_gone,
             Exception: _on_bug,
         },
-        middleware=[*pages_of(origins), *([Middleware(Guard, digests=digests_of(keys))] if keys else [])],
+        middleware=[
+            *pages_of(origins),
+            *([Middleware(Guard, digests=digests_of(keys), form=_own_form)] if keys else []),
+        ],
         lifespan=lifespan,
     )
     app.state.worker, app.state.hub = worker, hub  # for who ends the server
@@ -145,8 +148,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(TURNS):
         error = own_turn_words(error)
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
-    if request.url.path.startswith(TURNS):
-        body = turn_error(status, body["error"]["message"])
+    body = _own_form(request.url.path, status, body)
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 
@@ -155,9 +157,14 @@ async def _on_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the access log's usual sign for a caller who left
 
 
-async def _on_bug(_: Request, error: Exception) -> Response:
+def _own_form(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's error object, or that of the endpoint that has another."""
+    return turn_error(status, body["error"]["message"]) if path.startswith(TURNS) else body
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
     detail = {"message": f"[server] failed: {error!r}; report it", "type": "server_error", "param": None, "code": None}
-    return JSONResponse({"error": detail}, 500)
+    return JSONResponse(_own_form(request.url.path, 500, {"error": detail}), 500)
 
 
 def _paths(app: Starlette) -> str:
@@ -174,6 +181,5 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         message = f"[{request.method} {request.url.path}] {message}; there are {_paths(request.app)}"
     kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    if request.url.path.startswith(TURNS):
-        body = turn_error(error.status_code, message)
+    body = _own_form(request.url.path, error.status_code, body)
     return JSONResponse(body, error.status_code, error.headers)  # a 405 says what is allowed

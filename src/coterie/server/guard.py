@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -27,14 +28,16 @@ ANY = "*"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:.]+\](:[0-9]+)?|null|\*")
 SHOWN = "coterie.key"  # in a request's scope: which key it showed
 RETRY_LATER = (429, 503)
+Form: TypeAlias = Callable[[str, int, dict[str, Any]], dict[str, Any]]
+"""A path, a status and OpenAI's error object to the body that this path's clients know."""
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
 
 
 class Guard:
-    """Middleware: only who shows a token of one of these digests gets through."""
+    """Middleware: only who shows a token of one of these digests gets through; `form`: how others are told."""
 
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
-        self._app, self._digests = app, digests
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes], form: Form) -> None:
+        self._app, self._digests, self._form = app, digests, form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -48,7 +51,8 @@ class Guard:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = "[Authorization] no key, or not one of this server's; send 'Authorization: Bearer KEY'"
         detail = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_api_key"}
-        refusal = JSONResponse({"error": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
+        body = self._form(scope["path"], 401, {"error": detail})
+        refusal = JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
 
     def _knows(self, token: bytes) -> bool:
