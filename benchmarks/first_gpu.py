@@ -3,7 +3,7 @@
     correct    the driver, stored values and every promise of a device, beside the CPU's
     measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
                what a model of it says about these; then packed weights; then transformers beside the benches;
-               then layers with branches
+               then gated delta nets, and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
@@ -46,6 +46,7 @@ ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "
 DEVICE_TESTS = ROOT / "tests" / "device"
 TESTS = tuple(str(DEVICE_TESTS / name) for name in ("test_gpu.py", "test_contract.py"))
 TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
+TESTS_OF_NETS = str(DEVICE_TESTS / "test_gpu_nets.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     return (
         Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
+        Part("tests-nets", (*tests, TESTS_OF_NETS), 120),
         Part("tests-moe", (*tests, TESTS_OF_BRANCHES), 120),
         Part("decode-moe", (*coterie, *branches), 60),
         Part("tests-persistent", (*tests, *TESTS, "-k", "gpu-persistent"), COMPILE_S),
