@@ -1,6 +1,6 @@
 """Capacity: what one machine does under a steady load, by formulas in place of events; accurate to tens of percent.
 
-    steps     each group (the router, an expert) runs in batches: 1 + its rate times its time in service
+    steps     each group (the router, an expert, adapters of one base) runs in batches: 1 + its rate times its service
     stretch   1 / (1 - share of the time that steps run): who waits for others' steps goes on so much slower, but for no
               longer than it takes to serve every group once, and beside no more groups than share the steps
     switches  a request for an expert that is not resident waits for one transfer and for those before it; requests
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from coterie.plan.mix import F64
 from coterie.plan.prices import Demand, Machine, Steps
 from coterie.plan.slo import Slo
+from coterie.plan.together import Groups, groups_of
 from coterie.plan.waits import Group, Waits, log_rest
 
 NEARLY_ALL = 0.999  # of the time: more is overload
@@ -51,48 +52,62 @@ class State:
 
 def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> State:
     """The machine when each of its experts is asked for at its rate, per second."""
-    total, most, steps = float(rates.sum()), demand.policy.max_batch, machine.steps.of(machine.shape)
-    busy, stretch = _balance(machine, demand, rates)
-    batches = _batches(steps, demand.new_tokens, rates, stretch, most)
-    service = stretch * _service(steps, demand.new_tokens, batches)
+    total, most = float(rates.sum()), demand.policy.max_batch
+    groups, busy, stretch = _balanced(machine, demand, rates)
+    batches = _batches(groups.steps, demand.new_tokens, groups.rates, stretch, most)
+    service = (stretch * _service(groups.steps, demand.new_tokens, batches))[groups.of]
     resident, switch_s = _resident(machine, rates), machine.switch_s[machine.shape]
     missed = np.where(resident, 0.0, rates)
     link, queue_s = _link(switch_s, missed, service)
     shares = rates / total if total else np.full(len(rates), 1 / len(rates))
     router, routed_s = machine.router, 0.0
-    waits = float(shares @ steps.prefill_s)
+    waits = float(shares @ machine.steps.prefill_s[machine.shape])
     if router is not None:
         in_batch = _batches(router, demand.router_tokens, np.array([total]), stretch, most)
         routed_s = float(_service(router, demand.router_tokens, in_batch)[0])
         waits += routed_s
-    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, rates) / log_rest(slo_share))
+    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, groups) / log_rest(slo_share))
 
     def by_shape(of: F64) -> list[float]:
         return [float(sum_) for sum_ in np.bincount(machine.shape, of, len(machine.shape_bytes))]
 
     hits, misses = (by_shape(np.where(resident == came, shares, 0.0)) for came in (True, False))
     own_s, shape_switch_s = machine.steps.prefill_s.tolist(), machine.switch_s.tolist()
-    groups = [Group(*group) for group in zip(own_s, shape_switch_s, hits, misses, strict=True)]
-    ttft = routed_s + Waits(groups, steps_s, link, queue_s).quantile(slo_share)
-    tpot = _quantile(_tpot(machine, demand, rates, stretch, slo_share), rates, slo_share)
+    alike = [Group(*group) for group in zip(own_s, shape_switch_s, hits, misses, strict=True)]
+    ttft = routed_s + Waits(alike, steps_s, link, queue_s).quantile(slo_share)
+    tpot = _quantile(_tpot(groups, demand, busy, slo_share), groups.rates, slo_share)
     e2e = ttft + tpot * max(0.0, demand.new_tokens - 1)
     moved_s = float(missed @ switch_s)
     switches = link * float(missed.sum()) / moved_s if moved_s else 0.0
     return State(ttft, tpot, e2e, busy, link, 1 - sum(misses), switches)
 
 
-def _balance(machine: Machine, demand: Demand, rates: F64) -> tuple[float, float]:
+def _balanced(machine: Machine, demand: Demand, rates: F64) -> tuple[Groups, float, float]:
+    """Who shares steps, with the share of the time in which they run, and the stretch.
+
+    How many experts are in a step follows from its batch, and that from what a step costs: found by two turns, from a
+    step on in which nearly all sequences are one expert's.
+    """
+    groups = first = groups_of(machine, rates)
+    busy, stretch = _balance(machine, demand, groups)
+    for _ in range(2 if first.shared else 0):
+        groups = first.beside(_batches(groups.steps, demand.new_tokens, first.rates, stretch, demand.policy.max_batch))
+        busy, stretch = _balance(machine, demand, groups)
+    return groups, busy, stretch
+
+
+def _balance(machine: Machine, demand: Demand, groups: Groups) -> tuple[float, float]:
     """The share of the time in which steps run, and the stretch.
 
     The busier the machine, the larger its batches and the less each token costs: one balance, found by halving.
     """
     low, high = 0.0, NEARLY_ALL
-    if _busy(machine, demand, rates, NEARLY_ALL) >= NEARLY_ALL:
-        low = _busy(machine, demand, rates, NEARLY_ALL)
+    if _busy(machine, demand, groups, NEARLY_ALL) >= NEARLY_ALL:
+        low = _busy(machine, demand, groups, NEARLY_ALL)
     else:
         for _ in range(22):
             middle = (low + high) / 2
-            low, high = (middle, high) if _busy(machine, demand, rates, middle) > middle else (low, middle)
+            low, high = (middle, high) if _busy(machine, demand, groups, middle) > middle else (low, middle)
     return low, 1 / (1 - min(low, NEARLY_ALL))
 
 
@@ -115,14 +130,14 @@ def _link(switch_s: F64, missed: F64, service: F64) -> tuple[float, float]:
     return high, wait_s
 
 
-def _cycle(machine: Machine, demand: Demand, rates: F64) -> float:
+def _cycle(machine: Machine, demand: Demand, own: Groups) -> float:
     """Seconds in which every group with work is served once, with all that came for it in the meantime.
 
     This bounds the wait for a busy machine's steps: the longer a cycle is the more requests share a step.
     """
-    groups = [(machine.steps.of(machine.shape), demand.new_tokens, rates)]
+    groups = [(own.steps, demand.new_tokens, own.rates)]
     if machine.router is not None:
-        groups.append((machine.router, float(demand.router_tokens), np.array([rates.sum()])))
+        groups.append((machine.router, float(demand.router_tokens), np.array([own.rates.sum()])))
     most = demand.policy.max_batch
     own_s = sum(float(_service(g, n, np.ones(1)).max()) for g, n, _ in groups)
     low, high = 0.0, 1e4
@@ -138,30 +153,37 @@ def _cycle(machine: Machine, demand: Demand, rates: F64) -> float:
     return high
 
 
-def _tpot(machine: Machine, demand: Demand, rates: F64, stretch: float, share: float) -> F64:
-    """Seconds per later token of each expert. Others' steps come between; how many differs from request to request.
+def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
+    """Seconds per later token of each group. Others' steps come between; how many differs from request to request.
 
-    A request that comes in the meantime costs its prefill and the quanta that it gets by the end: half of them.
+    A request that comes in the meantime costs its prefill and the quanta that it gets by the end: half of them. In a
+    group of several experts the later tokens of one are made in the steps of all, and come between nobody's.
     """
-    later, steps = demand.new_tokens - 1, machine.steps.of(machine.shape)
+    later, steps, rates = demand.new_tokens - 1, groups.steps, groups.rates
     if later <= 0:
         return np.zeros(len(rates))
-    batches = _batches(steps, demand.new_tokens, rates, stretch, demand.policy.max_batch)
+    batches = _batches(steps, demand.new_tokens, rates, 1 / (1 - min(busy, NEARLY_ALL)), demand.policy.max_batch)
+    own = np.zeros(len(rates))
+    for group in groups.shares:
+        prefill_s, prompts = (at[group] for at in _prefill(steps, batches))
+        own[group] = rates[group] * (_cost(steps, demand.new_tokens, batches)[group] - prefill_s / prompts)
+    stretch = 1 / (1 - np.minimum(np.maximum(busy - own, 0.0), NEARLY_ALL))
     step_s = steps.decode_s + (batches - 1) * steps.more_s
     quantum = demand.policy.quantum_steps
     other_s = steps.prefill_s + max(1.0, later / quantum / 2) * quantum * step_s
     more_s = (stretch - 1) * step_s * later
     spread_s = np.sqrt(more_s * other_s)
     slow_s = step_s * stretch + max(0.0, log_rest(share) - 1) * spread_s / later
-    # So many experts share the steps, each with one prefill to its later steps; the rest wait for their first token.
-    most_s: F64 = demand.policy.turns * (step_s + steps.prefill_s / later)
+    # So many groups share the steps, each with one prefill to its later steps; the rest wait for their first token.
+    turns = min(demand.policy.turns, max(1, int((rates > 0).sum())))
+    most_s: F64 = turns * (step_s + steps.prefill_s / later)
     return np.minimum(slow_s, most_s)
 
 
-def _busy(machine: Machine, demand: Demand, rates: F64, share: float) -> float:
+def _busy(machine: Machine, demand: Demand, groups: Groups, share: float) -> float:
     """The share of the time in which steps run, were batches those of a machine that is busy for `share`."""
-    stretch, most, total = 1 / (1 - min(share, NEARLY_ALL)), demand.policy.max_batch, float(rates.sum())
-    steps = machine.steps.of(machine.shape)
+    stretch, most, total = 1 / (1 - min(share, NEARLY_ALL)), demand.policy.max_batch, float(groups.rates.sum())
+    steps, rates = groups.steps, groups.rates
     batches = _batches(steps, demand.new_tokens, rates, stretch, most)
     busy = float((rates * _cost(steps, demand.new_tokens, batches)).sum())
     if machine.router is not None:

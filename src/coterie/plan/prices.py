@@ -21,6 +21,7 @@ from coterie.devices.modelled_transfer import route
 from coterie.engine.bases import bases_of, size_of
 from coterie.engine.policy import Policy, memories_below
 from coterie.graph.compile import compile_graph
+from coterie.graph.mixing import mixes, own_bytes
 from coterie.graph.program import Program
 from coterie.memory.slab import round_up
 from coterie.models.model import Model
@@ -71,6 +72,8 @@ class Machine:
     `shape`: each expert's, by number. `switch_s`: one expert of a shape into the run tier, from what is below;
     `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below. `bases_bytes`: of
     the run tier, for the bases of adapters, all of which every machine has; of experts that are a base nothing moves.
+    `kin`: experts of one number share steps; -1: with nobody. `own_s`: what a step then takes longer for each further
+    one of a shape, whose own weights it reads.
     """
 
     spec: MachineSpec
@@ -82,6 +85,8 @@ class Machine:
     near_bytes: int
     home_bytes: int
     bases_bytes: int = 0
+    kin: I64 | None = None
+    own_s: F64 | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -91,7 +96,7 @@ class Machine:
 
     def of(self, experts: I64) -> Machine:
         """The same machine with these experts alone, each as often as it is named."""
-        return replace(self, shape=self.shape[experts])
+        return replace(self, shape=self.shape[experts], kin=None if self.kin is None else self.kin[experts])
 
 
 class Pricer:
@@ -110,6 +115,7 @@ class Pricer:
         self._sizes = np.array(sizes, dtype=np.int64)
         places = {kind: place for place, kind in enumerate(shapes)}
         self._shape = np.array([places[kind] for kind in kinds], dtype=np.int64)
+        self._beside = [None if (of := models[name].base) is None else of.layout for name in composition.names]
         self._router = models.get(ROUTER)
         self._demand = demand
         tokens, context = demand.prompt_tokens + demand.new_tokens, min(m.max_context for m in models.values())
@@ -133,6 +139,7 @@ class Pricer:
         below = sum(spec.tier(name).capacity_bytes - bytes_ for name, bytes_ in kept.items())
         links = route(spec, memories[0], spec.run_tier) if memories else ()
         rate = min((link.achieved_bytes_per_s for link in links), default=math.inf)
+        own_s = np.array([self._own_s(spec, model) for model in experts])
         return Machine(
             spec=spec,
             steps=self._steps(spec, experts, demand.prompt_tokens, demand.new_tokens),
@@ -143,7 +150,24 @@ class Pricer:
             near_bytes=near,
             home_bytes=below or near,
             bases_bytes=self._bases_bytes,
+            kin=self._kin(own_s) if policy.fellows else None,
+            own_s=own_s,
         )
+
+    def _own_s(self, spec: MachineSpec, model: Model) -> float:
+        """Seconds in which a step reads what an adapter has besides its base; infinite where it shares no steps."""
+        program = self._program(spec, model)
+        shared = [place for place, name in enumerate(program.weights) if name not in model.layout.tensors]
+        if model.base is None or not mixes(program, shared):
+            return math.inf
+        return own_bytes(program, shared) / spec.tier(spec.run_tier).achieved_bytes_per_s
+
+    def _kin(self, own_s: F64) -> I64 | None:
+        """Who shares steps with whom: experts of one shape beside one base, where their program can."""
+        keys = [(int(shape), id(base)) for shape, base in zip(self._shape, self._beside, strict=True)]
+        alike = [key for key in keys if math.isfinite(own_s[key[0]]) and keys.count(key) > 1]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(alike))}
+        return np.array([numbers.get(key, -1) for key in keys], dtype=np.int64) if numbers else None
 
     def _steps(self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float) -> Steps:
         context, batch = round(prompt + new_tokens / 2), self._demand.policy.max_batch
