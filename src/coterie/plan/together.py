@@ -56,7 +56,7 @@ def groups_of(machine: Machine, rates: F64) -> Groups:
         return Groups(alone, machine.steps.of(machine.shape), rates, own[machine.shape], {})
     keys = np.where(machine.kin < 0, -1 - alone, machine.kin)
     _, first, of = np.unique(keys, return_index=True, return_inverse=True)
-    sums = np.bincount(of, rates, len(first))
+    sums: F64 = np.bincount(of, rates, len(first)).astype(np.float64)
     shape = machine.shape[first]
     shares = {
         group: rates[of == group] / sums[group]
