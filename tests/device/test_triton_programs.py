@@ -188,10 +188,19 @@ def test_rounded_activations_are_refused_by_name(dtype):
 
 
 def test_to_find_launches_launches_nothing(make, monkeypatch):
-    """A device finds them once, before the rows' inputs are there, and launches them again and again."""
+    """A device finds them once, before the rows' inputs are there, and launches them again and again.
+
+    Each row has some, but for a product that the one before launches too, as both read one x.
+    """
     rows = bound_rows(make("one-head", (BF16,), "none"), step_of(([3], 0))).rows
     monkeypatch.setattr(InterpretedFunction, "run", None)
     bucket = Bucket(1, 1, 1, 256)
     scratch = torch.zeros(gpu.scratch_bytes(rows, bucket), dtype=torch.uint8)
-    for index in range(len(rows)):
-        assert gpu.launches(rows, torch.from_numpy(rows), index, bucket, scratch)
+    x, opcode = kernels.OPCODES["linear"].words["x"], kernels.OPCODES["linear"].number
+    beside = 0
+    for index, row in enumerate(rows):
+        if not gpu.launches(rows, torch.from_numpy(rows), index, bucket, scratch):
+            before = rows[index - 1]
+            assert (row[0], before[0], row[x]) == (opcode, opcode, before[x])
+            beside += 1
+    assert 0 < beside < len(rows) / 3
