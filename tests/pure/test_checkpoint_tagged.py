@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Collection
 
 import jsonschema
 import numpy as np
@@ -59,8 +60,8 @@ def written(form: str, arguments: dict, name: str = "add") -> str:
     return f"<{mark}>\n<function={name}>\n{inside}</function>\n</{mark}>"
 
 
-def found(form: str, pieces: list[str], tools: object = TOOLS) -> list:
-    reader = CallText(FORMS[form], tools)  # type: ignore[arg-type]
+def found(form: str, pieces: list[str], tools: Collection[str] = TOOLS) -> list:
+    reader = CallText(FORMS[form], tools)
     out: list = []
     for item in [*(item for piece in pieces for item in reader.push(piece)), *reader.flush()]:
         if out and isinstance(item, str) and isinstance(out[-1], str):

@@ -103,11 +103,11 @@ class Text:
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """What an answer to messages has besides what it says."""
-        if query.raw or self.template is None or self.tokenizer is None:
+        if self.template is None or self.tokenizer is None or not self.thinks(query):
             return Speech()
         marks = self.template.thoughts
         if self.template.has_channels or marks is None:
-            return Speech(channels=self.template.has_channels)
+            return Speech(channels=True)
         return Speech(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
 
     def _calls_form(self, query: Query) -> Form | None:

@@ -163,10 +163,9 @@ def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
     if later <= 0:
         return np.zeros(len(rates))
     batches = _batches(steps, demand.new_tokens, rates, 1 / (1 - min(busy, NEARLY_ALL)), demand.policy.max_batch)
-    own = np.zeros(len(rates))
-    for group in groups.shares:
-        prefill_s, prompts = (at[group] for at in _prefill(steps, batches))
-        own[group] = rates[group] * (_cost(steps, demand.new_tokens, batches)[group] - prefill_s / prompts)
+    own, several = np.zeros(len(rates)), list(groups.shares)
+    prefill_s, prompts = _prefill(steps, batches)
+    own[several] = (rates * (_cost(steps, demand.new_tokens, batches) - prefill_s / prompts))[several]
     stretch = 1 / (1 - np.minimum(np.maximum(busy - own, 0.0), NEARLY_ALL))
     step_s = steps.decode_s + (batches - 1) * steps.more_s
     quantum = demand.policy.quantum_steps

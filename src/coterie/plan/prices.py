@@ -6,6 +6,7 @@ Knows nothing about load or waiting (capacity.py).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -165,8 +166,8 @@ class Pricer:
     def _kin(self, own_s: F64) -> I64 | None:
         """Who shares steps with whom: experts of one shape beside one base, where their program can."""
         keys = [(int(shape), id(base)) for shape, base in zip(self._shape, self._beside, strict=True)]
-        alike = [key for key in keys if math.isfinite(own_s[key[0]]) and keys.count(key) > 1]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(alike))}
+        alike = [key for key, count in Counter(keys).items() if count > 1 and math.isfinite(own_s[key[0]])]
+        numbers = {key: number for number, key in enumerate(alike)}
         return np.array([numbers.get(key, -1) for key in keys], dtype=np.int64) if numbers else None
 
     def _steps(self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float) -> Steps:

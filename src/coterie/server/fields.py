@@ -9,11 +9,12 @@ import difflib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from coterie.api import Query
 from coterie.api.types import draw_seed
-from coterie.core.errors import RequestError, shown
+from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.engine.request import SamplingParams
 
 # Accepted and without effect here: they describe the caller, not the answer.
@@ -46,6 +47,7 @@ IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; 
 SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
 NO_LIMIT = -1  # of top_k, as vLLM's clients say it
 MAX_STOP = 16
+_AS_IT_IS: Mapping[str, str] = MappingProxyType({})
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 
 
@@ -78,6 +80,24 @@ def check_names(
         raise RequestError(
             within + name, "is not a known field", f"did you mean {near[0]}?" if near else "leave it out"
         )
+
+
+def renamed(
+    error: CoterieError, names: Mapping[str, str], parts: Mapping[str, str], remedies: Mapping[str, str] = _AS_IT_IS
+) -> CoterieError:
+    """An error about a body, in the words of an endpoint that has other ones than chat.
+
+    `names`: of whole fields; `parts`: of what stands in a field's path, one after the other; `remedies`: of what stands
+    in the remedy.
+    """
+    if not isinstance(error, UsageError):
+        return error
+    where, remedy = names.get(error.where, error.where), error.remedy
+    for chats, own in parts.items():
+        where = where.replace(chats, own)
+    for chats, own in remedies.items():
+        remedy = remedy.replace(chats, own)
+    return type(error)(where, error.fact.removeprefix(f"{error.where} "), remedy)
 
 
 def model(body: Mapping[str, object]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
-from coterie.core.errors import CoterieError, UsageError
+from coterie.core.errors import CoterieError
+from coterie.server import fields
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import details, error_body
@@ -30,16 +31,16 @@ _NOTHING: Mapping[str, Any] = {
     "usage": None,
 }
 _OWN = {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input", "prompt": "input"}
+_OWN_PARTS = {
+    "response_format.json_schema.": "text.format.",
+    "].function.": "].",
+    "tool_choice.allowed_tools": "tool_choice",
+}
 
 
 def own_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of this endpoint."""
-    if not isinstance(error, UsageError):
-        return error
-    where = _OWN.get(error.where, error.where).replace("response_format.json_schema.", "text.format.")
-    where = where.replace("].function.", "].").replace("tool_choice.allowed_tools", "tool_choice")
-    fact, remedy = error.fact, error.remedy.replace('"function": {"name": ...}}', '"name": ...}')
-    return type(error)(where, fact.removeprefix(f"{error.where} "), remedy)
+    return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
 
 class ResponseAnswers:

@@ -36,14 +36,21 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     fields.check_names(given, SUPPORTED, OF_MESSAGES if chat else OF_PROMPTS)
     if chat and given.get("prompt") is not None:
         raise RequestError("prompt", "and messages were both given", "give one of them")
-    model, experts = fields.model(given), len(coterie.texts)
-    if chat and model == coterie.composition.name and experts > 1:
-        fact = f"{model} has {experts} experts, each with a chat template of its own"
-        raise RequestError("model", fact, "name the expert")
+    model = fields.model(given)
+    if chat:
+        check_one_template(coterie, model)
     query = _chat(given, model) if chat else _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)
     tokens = text.encode(query, prompt_of(query))
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
+
+
+def check_one_template(coterie: Coterie, model: str) -> None:
+    """Raise RequestError where messages would go to whom the router chooses, by a template that is not known before."""
+    experts = len(coterie.texts)
+    if model == coterie.composition.name and experts > 1:
+        fact = f"{model} has {experts} experts, each with a chat template of its own"
+        raise RequestError("model", fact, "name the expert")
 
 
 def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:

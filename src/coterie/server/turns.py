@@ -14,10 +14,11 @@ from typing import Any
 from coterie.api import Coterie, Message, Query
 from coterie.api.texts import prompt_of, speaker
 from coterie.api.types import ToolCall
-from coterie.core.errors import CoterieError, RequestError, UsageError, shown
+from coterie.core.errors import CoterieError, RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
 from coterie.server.messages import effort
+from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -28,6 +29,11 @@ SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 ASKED = ("model", "stream", "max_tokens", "messages", "system", "stop_sequences")
 SUPPORTED = (*SAMPLED, *IGNORED, *ASKED, "tools", "tool_choice", "thinking", "output_config")
 _OWN = {"response_format": "output_config.format", "prompt": "messages"}
+_OWN_PARTS = {
+    "response_format.json_schema.": "output_config.format.",
+    "].function.parameters": "].input_schema",
+    "].function.": "].",
+}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -51,21 +57,15 @@ def parse_turns(body: object) -> TurnsBody:
 
 def count_tokens(body: object, coterie: Coterie) -> dict[str, Any]:
     """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
-    query, experts = _query(fields.an_object(body, "model and messages"), None), len(coterie.texts)
-    if query.model == coterie.composition.name and experts > 1:
-        fact = f"{query.model} has {experts} experts, each with a chat template of its own"
-        raise RequestError("model", fact, "name the expert")
+    query = _query(fields.an_object(body, "model and messages"), None)
+    check_one_template(coterie, query.model)
     text = speaker(coterie.texts, coterie.composition, query.model)
     return {"input_tokens": len(text.encode(query, prompt_of(query)))}
 
 
 def own_turn_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of this endpoint."""
-    if not isinstance(error, UsageError):
-        return error
-    where = _OWN.get(error.where, error.where).replace("response_format.json_schema.", "output_config.format.")
-    where = where.replace("].function.parameters", "].input_schema").replace("].function.", "].")
-    return type(error)(where, error.fact.removeprefix(f"{error.where} "), error.remedy)
+    return fields.renamed(error, _OWN, _OWN_PARTS)
 
 
 def _query(given: Mapping[str, Any], limit: int | None) -> Query:
