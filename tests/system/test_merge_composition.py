@@ -12,7 +12,8 @@ from tests.system.test_cli import refused, run
 from tests.system.tiny import CONFIG, write_adapter, write_expert
 
 from coterie.composition import merge
-from coterie.models.merge import Merged, merge_folder
+from coterie.models.merge import merge_folder
+from coterie.models.merged import Merged
 
 OFFICE = """
 name = "office"

@@ -41,12 +41,10 @@ class Checkpoint:
             raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", remedy)
         if not (folder / CONFIG).exists() and (files := gguf_files(folder)):
             raise CheckpointError(str(folder), f"has no {CONFIG}, but {brief(files)}", import_remedy(files[0]))
-        if is_adapter(folder):
+        if is_adapter(folder) or is_delta(folder):
+            held = "a LoRA adapter" if is_adapter(folder) else "a fine-tune's difference from its base"
             remedy = "name it in a composition, with its base, or merge it into that with coterie merge"
-            raise CheckpointError(str(folder), "holds a LoRA adapter, where a whole model is wanted", remedy)
-        if is_delta(folder):
-            fact = "holds a fine-tune's difference from its base, where a whole model is wanted"
-            raise CheckpointError(str(folder), fact, "name it in a composition, with its base, or give the whole model")
+            raise CheckpointError(str(folder), f"holds {held}, where a whole model is wanted", remedy)
         config = read_object(folder / CONFIG)
         if (folder / SINGLE).exists():
             return Checkpoint(folder, config, read_header(folder / SINGLE))

@@ -1,6 +1,6 @@
-"""`coterie merge`: writes experts from bases and LoRA adapters, and says what that changed.
+"""`coterie merge`: writes experts from bases and LoRA adapters or packed differences, and says what that changed.
 
-Knows nothing about how an adapter is added.
+Knows nothing about how these are added.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.composition.merge import merge_composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
-from coterie.models.merge import Merged, merge_folder
+from coterie.models.merge import merge_folder
+from coterie.models.merged import Merged
 
 
 @sentences
 def merge(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="The folder that the adapter was trained on; or a composition file.")
+        Path, typer.Argument(metavar="BASE", help="The folder that it was trained on; or a composition file.")
     ],
     adapter: Annotated[
         Path,
         typer.Argument(
-            metavar="ADAPTER", help="A LoRA adapter that PEFT saved; left out with a file, which names them."
+            metavar="ADAPTER",
+            help="A LoRA adapter that PEFT saved, or what coterie delta wrote; left out with a file, which names them.",
         ),
     ],
     target: Annotated[
@@ -36,9 +38,9 @@ def merge(
     ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Write an ordinary expert folder from a base and a LoRA adapter; the change per kind of tensor is printed.
+    """Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.
 
-    `coterie merge office.toml OUT` merges every adapter of a composition file, and writes a file beside the experts.
+    `coterie merge office.toml OUT` merges each adapter and delta of a composition file, and writes a file beside them.
     """
     if target is not None:
         merged = merge_folder(base, adapter, target)
@@ -68,7 +70,7 @@ def _print(merged: Merged) -> None:
     size = format_bytes(merged.size_bytes)
     out.print(f"{escape(str(merged.folder))}: {size}; changes are relative to the weights, what is lost to the changes")
     if merged.untied:
-        out.print("embedding and head, which are one matrix in the base, are two: the adapter changes one of them")
+        out.print("embedding and head, which are one matrix in the base, are two: what is added changes one of them")
 
 
 def _report(merged: Merged) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def find_checkpoint(
                 fact, remedy = f"{fact}, but {brief(files)}", import_remedy(files[0])
             if part:
                 fact = f"the folder {folder} has {part}, where a whole model is wanted"
-                merged = "give one, as coterie merge BASE ADAPTER OUT writes it"
-                remedy = merged if part == "an adapter" else "give the one from which it was made"
+                remedy = f"give one, as coterie merge BASE {folder} OUT writes it"
             raise CompositionError(place, f"{key} = {ref!r}: {fact}", remedy)
         return folder
     if folder.suffix == GGUF and folder.is_file():
@@ -99,8 +98,7 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
     fact = f"the base of the {part} {adapter} is {named!r}"
     if found := next((folder for folder in folders if beside_a_base(folder)), None):
         fact += f", but {found} is {beside_a_base(found)} too, and one is served beside a whole model alone"
-        merge = f"merge that into its base first: coterie merge BASE {found} OUT"
-        raise CompositionError(where, fact, "name a whole model" if is_delta(found) else merge)
+        raise CompositionError(where, fact, f"merge that into its base first: coterie merge BASE {found} OUT")
     none = "is no checkpoint" if len(folders) == 1 else f"and {folders[1]} are no checkpoints"
     raise CompositionError(where, f"{fact}, but {folders[0]} {none}", remedy)
 

@@ -1,8 +1,8 @@
-"""Merges the adapters of a composition file: a folder of the experts that they become, and a file that names these.
+"""Merges adapters and deltas of a composition file: a folder of the experts that they become, and a file of these.
 
     office.toml   [[expert]] checkpoint = "base", adapter = "adapters/sql"    ->    out/sql/   out/composition.toml
 
-Experts without an adapter, deltas too, are named where they are. Knows nothing about how an adapter is added.
+Experts that are whole are named where they are. Knows nothing about how an adapter or a delta is added.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.folder import is_adapter
 from coterie.composition.composition import COMPOSITION_FILE, composition_of, read_file
 from coterie.composition.toml import to_toml
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
-from coterie.models.merge import Merged, check_merge, merge_folder
+from coterie.models.merge import check_merge, merge_folder
+from coterie.models.merged import Merged
 from coterie.models.new_folder import PARTIAL, free_path, new_folder
 
 # Keys of a router that name a file, and which one where the key is left out.
@@ -26,38 +26,37 @@ _ROUTER_FILES: dict[str, tuple[str, str | None]] = {"lexical": ("weights", "rout
 
 @dataclass(frozen=True, slots=True)
 class MergedComposition:
-    """A written folder: the composition file and what became of each expert that was an adapter, by name."""
+    """A written folder: the composition file and what became of each expert that was served beside a base, by name."""
 
     folder: Path
     experts: Mapping[str, Merged]
 
 
 def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
-    """Merge every adapter of a composition file into a folder of its own below `target`, beside a file that names all.
+    """Merge each adapter and delta of a composition file into a folder below `target`, beside a file that names all.
 
-    Raises CompositionError for a file that is wrong or has no adapter, and what `merge_folder` raises: before anything
-    is written where an adapter does not fit. Nothing is left of what fails.
+    Raises CompositionError for a file that is wrong or has neither, and what `merge_folder` raises: before anything is
+    written where one does not fit. Nothing is left of what fails.
     """
     out, path = free_path(target), user_path(ref, "composition")
     path = path / COMPOSITION_FILE if path.is_dir() else path
     values, root = read_file(path), path.resolve().parent
     experts = composition_of(values, path).experts
     beside = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
-    adapters = {name: both for name, both in beside.items() if is_adapter(both[1])}
-    if not adapters:
-        raise CompositionError(str(path), "no expert of it has an adapter", "serve it as it is")
-    _check_names(list(adapters), path)
-    for base, adapter in adapters.values():
-        check_merge(base, adapter)
-    size_bytes = sum(file.stat().st_size for base, _ in adapters.values() for file in base.glob("*.safetensors"))
+    if not beside:
+        raise CompositionError(str(path), "no expert of it is an adapter or a delta", "serve it as it is")
+    _check_names(list(beside), path)
+    for base, added in beside.values():
+        check_merge(base, added)
+    size_bytes = sum(file.stat().st_size for base, _ in beside.values() for file in base.glob("*.safetensors"))
     merged: dict[str, Merged] = {}
     with new_folder(out, "the merged experts", size_bytes) as begun:
-        for name, (base, adapter) in adapters.items():
+        for name, (base, added) in beside.items():
             if (begun / name).exists():
                 fact = f"{name!r} is a name that this disk does not tell from another expert's"
                 raise CompositionError(str(path), fact, "names must differ in more than capitals; rename one expert")
-            merged[name] = replace(merge_folder(base, adapter, begun / name), folder=out / name)
-        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root, adapters)), encoding="utf-8")
+            merged[name] = replace(merge_folder(base, added, begun / name), folder=out / name)
+        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root, beside)), encoding="utf-8")
     return MergedComposition(out, merged)
 
 
@@ -86,7 +85,7 @@ def _moved_expert(table: Mapping[str, Any], root: Path, merged: Collection[str])
         kept = {key: value for key, value in table.items() if key not in ("adapter", "base", "revision")}
         return kept | {"checkpoint": table["name"]}
     config, moved = table.get("config", ""), dict(table)
-    for key in ("checkpoint", "base", "adapter"):  # the latter two of a delta
+    for key in ("checkpoint", "base", "adapter"):
         if key in table and (root / user_path(table[key])).is_dir():  # else a Hugging Face id
             moved[key] = str(root / user_path(table[key]))
     if "/" in config or config.endswith(".json"):  # else a shape by name

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from coterie.checkpoint.folder import DELTA_CONFIG
-from coterie.core.dtypes import DType, to_f32
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import F32, pack, unpack
 from coterie.core.shapes import trailing
@@ -37,7 +37,7 @@ from coterie.models.difference import (
 )
 from coterie.models.fingerprint import fingerprint
 from coterie.models.lost import Sums
-from coterie.models.model import Model, open_model
+from coterie.models.model import Model, open_model, weight_rows_f32
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
 from coterie.models.quantize import PIECE_WEIGHTS
@@ -202,16 +202,7 @@ def _pairs(base: Model, expert: Model, value: Value) -> Iterator[tuple[F32, F32]
     step = max(1, PIECE_WEIGHTS // trailing(value.shape))
     for first in range(0, rows, step):
         piece = slice(first, min(rows, first + step))
-        yield _rows(expert, value, piece), _rows(base, base.graph.values[value.name], piece)
-
-
-def _rows(model: Model, value: Value, rows: slice) -> F32:
-    """Some rows of a weight as float32, packed or not."""
-    info = model.checkpoint.tensors[value.name]
-    if value.dtype.is_packed:
-        stored = np.asarray(map_bytes(info).reshape(info.shape)[rows])
-        return unpack(stored, value.dtype, trailing(value.shape))
-    return to_f32(np.asarray(map_bytes(info).view(info.dtype.numpy).reshape(info.shape)[rows]), info.dtype)
+        yield weight_rows_f32(expert, value, piece), weight_rows_f32(base, base.graph.values[value.name], piece)
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 What no adapter touches is copied byte for byte. An embedding that is also the head becomes two matrices when an adapter
 changes one of them, since that is what it was trained as. Memory is bounded (merged.py).
-Knows nothing about an adapter's files (adapter.py) or the numbers (merged.py).
+Knows nothing about an adapter's files (adapter.py), the numbers (merged.py) or packed differences (merge_delta.py).
 """
 
 from __future__ import annotations
@@ -16,49 +16,24 @@ from typing import Any, BinaryIO
 
 from coterie.checkpoint.chat import TEMPLATE
 from coterie.checkpoint.files import read_object
-from coterie.checkpoint.folder import SINGLE, Checkpoint
+from coterie.checkpoint.folder import SINGLE, Checkpoint, is_delta
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.checkpoint.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.core.paths import user_path
 from coterie.models.adapter import Adapter, Change, open_adapter
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
-from coterie.models.merged import Sums, pieces
+from coterie.models.merge_delta import check_delta, merge_delta
+from coterie.models.merged import Merged, Sums, changed_kinds, check_opens, pieces
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY
-from coterie.models.tensors import equal_bytes, kind_of, map_bytes
+from coterie.models.tensors import equal_bytes, map_bytes
 
 TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 _OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, *_OTHER_TOKENIZER_FILES)
 _METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
-
-
-@dataclass(frozen=True, slots=True)
-class KindChange:
-    """What merging did to one kind of tensor, over all layers: `num_tensors` of `num_there` were changed.
-
-    `change` is the root mean square of the difference relative to that of the weights before; `rounding` that of what
-    rounding to the base's type lost, relative to the difference.
-    """
-
-    kind: str
-    num_tensors: int
-    num_there: int
-    num_weights: int
-    change: float
-    rounding: float
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """A written folder. `untied`: embedding and head were one matrix in the base and are two here."""
-
-    folder: Path
-    size_bytes: int
-    untied: bool
-    vocab_size: int
-    kinds: tuple[KindChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +51,24 @@ class _Plan:
 
 
 def check_merge(base: str | Path, adapter: str | Path) -> None:
-    """Raise what `merge_folder` raises of base and adapter before it writes anything; only headers are read."""
-    _plan(base, adapter)
+    """Raise what `merge_folder` raises of the two before it writes anything; only headers are read, and a few bytes."""
+    if is_delta(user_path(adapter)):
+        check_delta(base, adapter)
+    else:
+        _plan(base, adapter)
 
 
 def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> Merged:
-    """Add a LoRA adapter to the weights of a checkpoint folder and write the sum as a new folder.
+    """Add a LoRA adapter, or a packed difference, to the weights of a checkpoint folder; the sum is a new folder.
 
-    All files of the base but weights are copied; those of a tokenizer come from the adapter where it has them.
-    Raises UsageError when `target` exists or the base is quantised, CheckpointError where the adapter does not fit the
-    base, CapacityError when the disk is full, and what `open_model` and `open_adapter` raise. What was begun is removed
-    on any failure.
+    All files of the base but weights are copied; those of a tokenizer come from the adapter where it has them. With a
+    difference it is as `merge_delta` says.
+    Raises UsageError when `target` exists or an adapter's base is quantised, CheckpointError where the two do not fit,
+    CapacityError when the disk is full, and what `open_model`, `open_adapter` and `open_delta` raise. What was begun is
+    removed on any failure.
     """
+    if is_delta(user_path(adapter)):
+        return merge_delta(base, adapter, target)
     out = free_path(target)
     plan = _plan(base, adapter)
     sums: dict[str, Sums] = {}
@@ -106,8 +87,8 @@ def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> M
         _copy_tokenizer(plan.adapter.path, begun)
         write_config(begun, _config(plan))
         write_tensors(begun / SINGLE, plan.entries, _METADATA, write)
-        _check_opens(begun, plan.adapter)
-    return Merged(out, size_bytes, plan.untied, plan.vocab_size, _kinds(plan, sums))
+        check_opens(begun, plan.adapter.path)
+    return Merged(out, size_bytes, plan.untied, plan.vocab_size, changed_kinds(plan.entries, sums))
 
 
 def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
@@ -204,26 +185,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         (target / TEMPLATE).unlink(missing_ok=True)
     for name in own:
         shutil.copyfile(source / name, target / name)
-
-
-def _check_opens(folder: Path, adapter: Adapter) -> None:
-    """What would be refused when the expert is served is told now. Raises CheckpointError."""
-    try:
-        open_model(folder)
-    except CheckpointError as error:
-        fact = f"what it makes of the base cannot be served: {error.fact}"
-        raise CheckpointError(str(adapter.path), fact, error.remedy) from error
-
-
-def _kinds(plan: _Plan, sums: Mapping[str, Sums]) -> tuple[KindChange, ...]:
-    there: dict[str, int] = {}
-    for entry in plan.entries:
-        there[kind_of(entry.name)] = there.get(kind_of(entry.name), 0) + 1
-    by_kind: dict[str, list[Sums]] = {}
-    for name, found in sums.items():
-        by_kind.setdefault(kind_of(name), []).append(found)
-    rows = []
-    for kind, several in by_kind.items():
-        whole = Sums.of(several)
-        rows.append(KindChange(kind, len(several), there[kind], whole.num_weights, whole.change, whole.rounding))
-    return tuple(rows)

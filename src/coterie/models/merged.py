@@ -3,14 +3,16 @@
     rows of W, float32  ->  + scale * B[rows] A  ->  DoRA: * magnitude / length of the row  ->  the base's type
 
 In memory at once: the factors of one tensor in float32, and ten float32 copies of a piece of `PIECE_WEIGHTS` weights.
-Knows nothing about folders or which tensors there are.
+Knows nothing about which tensors there are, or what is written where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,9 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError
 from coterie.models.adapter import Change, LowRank
-from coterie.models.tensors import map_bytes
+from coterie.models.model import open_model
+from coterie.models.new_folder import Entry
+from coterie.models.tensors import kind_of, map_bytes
 
 F32 = npt.NDArray[np.float32]
 
@@ -64,6 +68,55 @@ class Sums:
         return (self.lost / self.changed) ** 0.5 if self.changed else float(self.lost > 0)
 
 
+@dataclass(frozen=True, slots=True)
+class KindChange:
+    """What merging did to one kind of tensor, over all layers: `num_tensors` of `num_there` were changed.
+
+    `change` is the root mean square of the difference relative to that of the weights before; `rounding` that of what
+    rounding to the base's type lost, relative to the difference.
+    """
+
+    kind: str
+    num_tensors: int
+    num_there: int
+    num_weights: int
+    change: float
+    rounding: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A written folder. `untied`: embedding and head were one matrix in the base and are two here."""
+
+    folder: Path
+    size_bytes: int
+    untied: bool
+    vocab_size: int
+    kinds: tuple[KindChange, ...]
+
+
+def changed_kinds(entries: Iterable[Entry], sums: Mapping[str, Sums]) -> tuple[KindChange, ...]:
+    """What the sums over changed tensors, by name, say of each kind among all `entries`."""
+    there = Counter(kind_of(entry.name) for entry in entries)
+    by_kind: dict[str, list[Sums]] = {}
+    for name, found in sums.items():
+        by_kind.setdefault(kind_of(name), []).append(found)
+    rows = []
+    for kind, several in by_kind.items():
+        whole = Sums.of(several)
+        rows.append(KindChange(kind, len(several), there[kind], whole.num_weights, whole.change, whole.rounding))
+    return tuple(rows)
+
+
+def check_opens(folder: Path, added: Path) -> None:
+    """What would be refused when the expert is served is told now. Raises CheckpointError about what was `added`."""
+    try:
+        open_model(folder)
+    except CheckpointError as error:
+        fact = f"what it makes of the base cannot be served: {error.fact}"
+        raise CheckpointError(str(added), fact, error.remedy) from error
+
+
 def pieces(base: TensorInfo | None, change: Change, dtype: DType, sums: Sums) -> Iterator[bytes]:
     """The bytes of a merged tensor of type `dtype`, some rows at a time; `base` None: there was none before.
 
@@ -79,13 +132,22 @@ def pieces(base: TensorInfo | None, change: Change, dtype: DType, sums: Sums) ->
         exact = _rows(start, first, last)
         if factors:
             exact = factors.added(exact, first)
-        bits = from_f32(exact, dtype)
-        after = to_f32(bits, dtype)
-        if not np.isfinite(after).all():
-            fact = f"the merged weight is infinite or not a number in {dtype.value}"
-            raise CheckpointError(f"{start.shard.path}: {start.name}", fact, "get base and adapter again")
-        sums.add(_rows(base, first, last) if base else after[:0], exact, after)
-        yield bits.tobytes()
+        before = _rows(base, first, last) if base else exact[:0]
+        yield rounded(before, exact, dtype, sums, f"{start.shard.path}: {start.name}")
+
+
+def rounded(before: F32, exact: F32, dtype: DType, sums: Sums, where: str) -> bytes:
+    """Rows of a merged tensor in the type that is stored, counted; `before` has no row where there was none.
+
+    Raises CheckpointError for a number that is not finite in that type.
+    """
+    bits = from_f32(exact, dtype)
+    after = to_f32(bits, dtype)
+    if not np.isfinite(after).all():
+        fact = f"the merged weight is infinite or not a number in {dtype.value}"
+        raise CheckpointError(where, fact, "get base and adapter again")
+    sums.add(before, exact, after)
+    return bits.tobytes()
 
 
 class _Factors:

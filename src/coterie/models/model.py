@@ -25,7 +25,7 @@ from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.compile import kv_shape
 from coterie.graph.cost import value_bytes
-from coterie.graph.ir import Graph
+from coterie.graph.ir import Graph, Value
 from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
@@ -160,15 +160,16 @@ def with_activations(model: Model, activations: str) -> Model:
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
     """Every weight of the graph as float32, by name; for the reference interpreter. Raises CheckpointError."""
-    weights = {}
-    for value in model.graph.weights:
-        info = model.checkpoint.tensors[value.name]
-        bits = np.asarray(map_bytes(info))
-        if value.dtype.is_packed:
-            weights[value.name] = unpack(bits.reshape(info.shape), value.dtype, trailing(value.shape))
-        else:
-            weights[value.name] = to_f32(bits.view(info.dtype.numpy), info.dtype).reshape(info.shape)
-    return weights
+    return {value.name: weight_rows_f32(model, value, slice(None)) for value in model.graph.weights}
+
+
+def weight_rows_f32(model: Model, value: Value, rows: slice) -> npt.NDArray[np.float32]:
+    """Some rows of a weight as float32, packed or not. Raises CheckpointError for a file that is gone."""
+    info = model.checkpoint.tensors[value.name]
+    if value.dtype.is_packed:
+        stored = np.asarray(map_bytes(info).reshape(info.shape)[rows])
+        return unpack(stored, value.dtype, trailing(value.shape))
+    return to_f32(np.asarray(map_bytes(info).view(info.dtype.numpy).reshape(info.shape)[rows]), info.dtype)
 
 
 def _model(
