@@ -80,6 +80,53 @@ def test_what_changes_nothing_draws_what_is_drawn(settings, params):
         np.testing.assert_array_equal(z, before)  # the device's copy is not written to
 
 
+class Some:
+    """Lets these tokens through."""
+
+    def __init__(self, tokens):
+        self.tokens, self.told = tokens, []
+
+    def allowed(self):
+        return np.isin(np.arange(V - 1), self.tokens)
+
+    def forced(self):
+        return ()
+
+    def accept(self, token):
+        self.told.append(token)
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(0, V - 2), min_size=1, max_size=V),
+    st.builds(
+        Sampling,
+        st.sampled_from([0.0, 0.7, 3.0]),
+        st.sampled_from([0, 1, 5, V - 1]),
+        st.sampled_from([0.5, 0.9, 1.0]),
+        st.sampled_from([0.0, 0.1]),
+        st.integers(0, 99),
+    ),
+)
+def test_drawing_among_what_may_come_is_drawing_where_nothing_else_has_a_chance(seed, tokens, sampling):
+    mask = Some(tokens)
+    one, other = (chooser(sampling, mask=mask, frequency_penalty=0.5) for _ in range(2))
+    for position in range(8):
+        z = np.round(logits(seed + position % 3), 1)  # with ties
+        wanted = draw(other.changed(z), sampling, position)
+        assert other.choose(z, 0, position) == one.choose(z, 0, position) == wanted
+        assert wanted in tokens
+    assert mask.told[::2] == mask.told[1::2]
+
+
+def test_a_row_that_is_no_number_draws_no_token():
+    mask = Some([3, 9])
+    z = logits(0)
+    z[9] = np.nan
+    assert chooser(mask=mask).choose(z, 0, 0) == -1
+
+
 def test_only_logprobs_keep_the_devices_token():
     assert chooser(top_logprobs=0).choose(logits(0), 5, 0) == 5
 

@@ -227,6 +227,23 @@ class Form:
     def accept(self, token):
         self.told.append(token)
 
+    def forced(self):
+        hole = (*self.tokens, None).index(None)
+        return tuple(self.tokens[len(self.told) : hole])
+
+    def copy(self):
+        made = Form(*self.tokens)
+        made.told += self.told
+        return made
+
+    def take(self, tokens):
+        forced = self.forced()
+        count = next(
+            (place for place, token in enumerate(tokens) if (token,) != forced[place : place + 1]), len(tokens)
+        )
+        self.told += tokens[:count]
+        return count
+
     @property
     def complete(self):
         return len(self.told) == len(self.tokens)

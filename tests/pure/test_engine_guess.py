@@ -128,7 +128,7 @@ def test_what_is_kept_ends_with_an_end_token():
     assert (by_row[0], sequence.computed, sequence.guessed, sequence.accepted) == ([5, 2], 1, 3, 1)
 
 
-def test_who_is_chosen_for_on_the_host_is_not_guessed_for_but_shares_the_step():
+def test_who_is_chosen_for_on_the_host_is_guessed_for_in_the_same_steps():
     chosen = ask("c", "few-a", (1, 2, 1, 0, 2), 30, choice=ChoiceParams(logit_bias=((1, 0.5),)))
     drawn = ask("d", "few-a", (1, 2, 1, 0, 2, 1), 30)
     w = world({"few-a": 4}, 4, max_guesses=MAX_GUESSES)
@@ -138,7 +138,8 @@ def test_who_is_chosen_for_on_the_host_is_not_guessed_for_but_shares_the_step():
     got = run_all(w)
     assert got["d"].tokens == alone(drawn)
     assert got["c"].tokens == (1,) * 30
-    assert got["c"].last.timings.guessed_tokens == 0 < got["d"].last.timings.accepted_tokens
+    assert got["c"].last.timings.accepted_tokens > 0
+    assert got["d"].last.timings.accepted_tokens > 0
     assert {(T, R) for T, R in several(w) if T > 3}
 
 

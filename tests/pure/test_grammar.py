@@ -97,6 +97,50 @@ def test_whatever_is_drawn_is_valid(kind, schema):
         jsonschema.validate(json.loads(text), schema)
 
 
+FORCING = {
+    "type": "object",
+    "properties": {
+        "first_name": {"enum": ["ann", "anna", "b b", "\u00e9\u2603", "<|other|>x"]},
+        "a": {"const": "a a  a"},
+        "tags tags": {"type": "array", "items": {"const": True}, "minItems": 2, "maxItems": 2},
+    },
+    "required": ["first_name", "a", "tags tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize("schema", [*SCHEMAS, FORCING])
+def test_where_tokens_are_forced_the_mask_leaves_no_other(kind, schema):
+    """All the way through them; and following what may come leaves a mask as it is."""
+    tokenizer, ends = VOCABULARIES[kind]()
+    found = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        mask = grammar_of(tokenizer, tokenizer.vocab_size + 7, ends).mask(json.dumps(schema))
+        while not mask.complete:
+            before, follower = mask.allowed(), mask.copy()
+            forced = mask.forced()
+            for token in forced:
+                assert np.flatnonzero(follower.allowed()).tolist() == [token]
+                follower.accept(token)
+            other = mask.copy()
+            assert other.take(forced) == len(forced)
+            assert other.forced() == ()
+            may = np.flatnonzero(other.allowed()) if not other.complete else []
+            not_now = next(i for i in range(tokenizer.vocab_size) if i not in may)
+            assert other.take((not_now, *forced)) == 0
+            assert (forced == ()) == (before.sum() > 1)
+            assert (mask.allowed() == before).all()
+            assert mask.forced() == forced
+            found += len(forced)
+            token = int(rng.choice(np.flatnonzero(before)))
+            if token in ends:
+                break
+            mask.accept(token)
+    assert found > 5
+
+
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_an_end_may_come_where_the_form_is_complete_and_nowhere_else(kind):
     tokenizer, ends = VOCABULARIES[kind]()

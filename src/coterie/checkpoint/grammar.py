@@ -159,6 +159,7 @@ class FormMask:
 
     def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
         self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
+        self._forced: tuple[int, ...] | None = None  # until somebody asks
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """For each token whether it may come next. Raises RequestError when none may."""
@@ -171,9 +172,31 @@ class FormMask:
 
     def accept(self, token: int) -> None:
         """This token has come. Raises RequestError when it might not."""
+        self._forced = None
         if not self._matcher.consume_token(token):
             fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
             raise RequestError(self._field, fact, "simplify the schema")
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens known to come next, in this order.
+
+        Bytes that the form forces are spelled as the tokenizer spells them, up to where a longer token could begin; of
+        that spelling llguidance's mask leaves the first token alone, and so on behind it.
+        """
+        if self._forced is None:
+            found = self._matcher.compute_ff_tokens()
+            count = next((place for place, token in enumerate(found) if token >= self._vocab_size), len(found))
+            self._forced = tuple(found[:count])
+        return self._forced
+
+    def copy(self) -> FormMask:
+        """One of the same state, by which to see what may come later; takes 2 us."""
+        return FormMask(self._matcher.deep_copy(), self._vocab_size, self._field)
+
+    def take(self, tokens: Sequence[int]) -> int:
+        """Accept these tokens, in order, up to the first one that may not come; how many."""
+        self._forced = None
+        return int(self._matcher.try_consume_tokens(list(tokens)))
 
     @property
     def complete(self) -> bool:

@@ -4,7 +4,8 @@
     d1          d2  d3  d4   d1 is the next token. If it is g1, so is d2, and so on: here g1 = d1, g2 <> d2 keeps d1 d2
 
 What is drawn after a token depends on those before it, the seed and the position alone, so with and without guesses
-the tokens are the same. Knows nothing about what the tokens mean, or about clocks: prices are in bytes read.
+the tokens are the same; what is chosen on the host is chosen in this order too (choice.py). Knows nothing about what
+the tokens mean, or about clocks: prices are in bytes read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from coterie.core.shapes import Sizes
 from coterie.device import Device
 from coterie.engine.batch import Batch
+from coterie.engine.foresee import Foreseen, foresee
 from coterie.engine.lookup import Lookup, Tally
 from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
@@ -25,6 +27,7 @@ from coterie.graph.cost import program_cost
 BETWEEN_RUNS_BYTES = 2**23
 TOGETHER = 4  # rows; steps have one guess or fill so many rows: a device keeps things ready for few sizes of steps
 MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
+NOTHING = Foreseen([], [])
 MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
 
 
@@ -64,46 +67,65 @@ def _sizes(rows: int, pairs: int) -> Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Of an expert: how many guesses a sequence may have, what they take, and how often they were right."""
+    """Of an expert: what guesses take, and how often they were right."""
 
-    most: int
     price: Price
     tally: Tally
 
 
-class Guesser:
-    """Guesses by looking up, for sequences whose tokens the device draws, where that is worth what it takes.
+@dataclass(frozen=True, slots=True)
+class _Most:
+    """Of an expert: how many guesses a sequence may have, and how many of one that has a form."""
 
-    Where tokens are made up there is nothing to guess, and a state of all tokens together cannot be taken back.
+    any: int
+    formed: int
+
+
+class Guesser:
+    """Guesses by looking up, and by forms, where that is worth what it takes.
+
+    Of small experts only what a form forces is guessed: it is never wrong. Where tokens are made up there is nothing
+    to guess, and a state of all tokens together cannot be taken back.
     """
 
     def __init__(self, policy: Policy, device: Device) -> None:
         self._policy, self._spec, self._made_up = policy, device.spec, device.synthetic()
         self._max_rows = min(policy.max_batch, policy.max_step_tokens)
-        self._experts: dict[str, _Known | None] = {}  # None: of which nothing is guessed
+        self._experts: dict[str, _Known] = {}
+        self._most: dict[str, _Most] = {}
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
         """What is guessed of each of these, all of which decode; None where `steps` steps without are better."""
-        known = self._known(expert)
-        if known is None or len(sequences) >= self._max_rows:
+        most = self._most.get(expert.expert_id) or self._most_of(expert)
+        if not most.formed or len(sequences) >= self._max_rows:
             return None
+        if not most.any and not any(sequence.mask is not None for sequence in sequences):
+            return None
+        known = self._known(expert)
+        seen = [_foresee(sequence, known.tally, most) for sequence in sequences]
         chances: list[tuple[float, int, int]] = []
-        for number, sequence in enumerate(sequences):
-            chances += [(chance, -place, number) for place, chance in enumerate(_chances(sequence, known))]
+        for number, its in enumerate(seen):
+            chances += [(chance, -place, number) for place, chance in enumerate(its.chances)]
         if not chances:
             return None
         chances.sort(reverse=True)
         counts = self._counts(known.price, sequences, chances, steps)
-        return [_guess(*of) for of in zip(sequences, counts, strict=True)] if any(counts) else None
+        return [tuple(its.tokens[:count]) for its, count in zip(seen, counts, strict=True)] if any(counts) else None
 
-    def _known(self, expert: ServedExpert) -> _Known | None:
-        if expert.expert_id not in self._experts:
-            most = 0 if self._made_up else self._policy.guesses_of(expert.weight_bytes, self._spec)
-            found = None
-            if most and not expert.kv.recurrent:
-                found = _Known(most, Price.of(expert, self._policy.balance_of(self._spec)), Tally())
-            self._experts[expert.expert_id] = found
-        return self._experts[expert.expert_id]
+    def _most_of(self, expert: ServedExpert) -> _Most:
+        found = _Most(0, 0)
+        if not (self._made_up or expert.kv.recurrent):
+            policy, spec = self._policy, self._spec
+            found = _Most(policy.guesses_of(expert.weight_bytes, spec), policy.forced_of(spec))
+        self._most[expert.expert_id] = found
+        return found
+
+    def _known(self, expert: ServedExpert) -> _Known:
+        known = self._experts.get(expert.expert_id)
+        if known is None:
+            known = _Known(Price.of(expert, self._policy.balance_of(self._spec)), Tally())
+            self._experts[expert.expert_id] = known
+        return known
 
     def _counts(
         self, price: Price, sequences: Seq[Sequence], chances: Seq[tuple[float, int, int]], steps: int
@@ -126,17 +148,16 @@ class Guesser:
         return found
 
 
-def _chances(sequence: Sequence, known: _Known) -> list[float]:
-    if sequence.chooser is not None or sequence.tokens_left < 2:
-        return []
+def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
+    count = min(most.any if sequence.mask is None else most.formed, sequence.tokens_left - 1)
+    if count < 1:
+        return NOTHING
+    if not most.any:
+        return foresee((), sequence.mask, count)
     if sequence.lookup is None:
-        sequence.lookup = Lookup(sequence.tokens, len(sequence.request.prompt_ids), known.tally)
+        sequence.lookup = Lookup(sequence.tokens, len(sequence.request.prompt_ids), tally)
     sequence.lookup.catch_up()
-    return sequence.lookup.chances(min(known.most, sequence.tokens_left - 1))
-
-
-def _guess(sequence: Sequence, count: int) -> tuple[int, ...]:
-    return () if sequence.lookup is None else sequence.lookup.guess(count)
+    return foresee((sequence.lookup,), sequence.mask, count)
 
 
 def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:
@@ -146,7 +167,8 @@ def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:
     guessed = right = 0
     for guess in batch.guessed:
         drawn, sequence = by_row[guess.row], guess.sequence
-        for row, token in enumerate(guess.tokens, start=guess.first_row):
+        # Of those chosen on the host this has been done, row by row.
+        for row, token in enumerate(guess.tokens if sequence.chooser is None else (), start=guess.first_row):
             if drawn[-1] != token or token in sequence.end_ids:
                 break
             drawn += by_row[row]

@@ -86,22 +86,33 @@ class Lookup:
         """True when there is anything to guess."""
         return self._at >= 0
 
-    def chances(self, most: int) -> list[float]:
-        """How likely each of so many guesses, and all before it, are right; as many as there are."""
-        chances: list[float] = []
-        chance = 1.0
-        for match in range(self._match, self._match + most if self._at >= 0 else 0):
-            chance *= self._tally.share(match)
-            chances.append(chance)
-        return chances
+    def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
+        """Up to so many tokens that may come next, each with how likely it is right if those before it are.
 
-    def guess(self, count: int) -> tuple[int, ...]:
-        """The next so many tokens, if what followed before follows again."""
-        first, known = self._at, len(self._tokens)
-        guessed = list(self._tokens[first : first + count])
-        while len(guessed) < count:  # what repeats may be shorter than what is asked for
-            guessed.append(guessed[first + len(guessed) - known])
-        return tuple(guessed)
+        `tail`: tokens taken to come before them.
+        """
+        at, match = self._follow(tail) if tail else (self._at, self._match)
+        if at < 0:
+            return []
+        tokens, known, found = self._tokens, len(self._tokens), list[tuple[int, float]]()
+        behind = list(tail)  # what repeats may be shorter than what is asked for
+        for place in range(at, at + most):
+            token = tokens[place] if place < known else behind[place - known]
+            behind.append(token)
+            found.append((token, self._tally.share(match + place - at)))
+        return found
+
+    def _follow(self, tail: Sequence[int]) -> tuple[int, int]:
+        """Where it would be behind these tokens, and the match before that."""
+        tokens, at, match = self._tokens, self._at, self._match
+        known, before = len(tokens), tokens[-1]
+        for token in tail:
+            if at >= 0 and token == (tokens[at] if at < known else tail[at - known]):
+                at, match = at + 1, match + 1
+            else:
+                at, match = self._behind.get(before << 32 | token, -1), MIN_MATCH
+            before = token
+        return at, match
 
     def _read_prompt(self) -> None:
         tokens, last = self._tokens, self._seen - 1

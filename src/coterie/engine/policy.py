@@ -81,6 +81,13 @@ class Policy:
             return self.max_guesses
         return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
 
+    def forced_of(self, spec: MachineSpec) -> int:
+        """How many tokens that an answer's form forces may be put into one step.
+
+        Of a small expert as many as of a large one: they are never wrong, and a step of one costs it more than rows do.
+        """
+        return self.guesses_of(GUESSED_BYTES, spec)
+
     def balance_of(self, spec: MachineSpec) -> float:
         """Flops in the time in which a byte of weights is read."""
         if self.flops_per_byte is not None:

@@ -6,6 +6,7 @@ Knows nothing about devices, experts' weights or how requests are scheduled.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -56,13 +57,25 @@ class SamplingParams:
 
 
 class Mask(Protocol):
-    """Which tokens may come next in one answer. It is told of each token that did; it has the state of that answer."""
+    """Which tokens may come next in one answer. It is told of each token that did; it has the state of that answer.
+
+    Once it has raised an error it raises one whenever it is asked again.
+    """
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """For each token whether it may come next [V or fewer: those beyond may not]. Raises CoterieError for none."""
 
     def accept(self, token: int) -> None:
         """This token has come. Raises CoterieError when it might not."""
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens known to come next, in this order: `allowed` leaves no other than the first, and so on behind it."""
+
+    def copy(self) -> Mask:
+        """One of the same state, by which to see what may come later."""
+
+    def take(self, tokens: Sequence[int]) -> int:
+        """Accept these tokens, in order, up to the first one that may not come; how many."""
 
     @property
     def complete(self) -> bool:

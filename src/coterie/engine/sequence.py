@@ -45,6 +45,7 @@ class Sequence:
         self.sampling = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
         self.end_ids = () if request.ignore_end else request.end_ids
         chosen = request.choice.asks
+        self.mask = request.choice.mask
         self.chooser = Chooser(request.choice, self.sampling, request.prompt_ids, self.end_ids) if chosen else None
         self.scored = len(self.tokens) - 1 if request.choice.score_prompt else 0
         self._text = StopText(request.stop)
@@ -96,18 +97,25 @@ class Sequence:
             return left, "", "length"
         shown = []
         for count, token in enumerate(tokens, start=1):
-            text, reason = self.accept(token)
+            behind = len(tokens) - count
+            text, reason = self.accept(token, not behind)
             shown.append(text)
             if reason is not None:
+                if self.chooser is not None and behind:
+                    self.chooser.drop_news(behind)
                 return count, "".join(shown), reason
         return len(tokens), "".join(shown), None
 
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Append a drawn token; return the text that can be shown now, and why the sequence ends if it does."""
+    def accept(self, token: int, is_newest: bool = True) -> tuple[str, FinishReason | None]:
+        """Append a drawn token; return the text that can be shown now, and why the sequence ends if it does.
+
+        `is_newest`: no more have been drawn, so that what the chooser says is said of this one.
+        """
         self.tokens.append(token)
         ended = token in self.end_ids
         text = "" if ended else self._show(token)
-        if self._text.stopped or ended or (self.chooser is not None and self.chooser.complete):
+        complete = is_newest and self.chooser is not None and self.chooser.complete
+        if self._text.stopped or ended or complete:
             return text + self.rest(), "stop"
         if self.tokens_left == 0:
             rest = self.rest()
