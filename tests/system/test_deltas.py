@@ -16,7 +16,6 @@ from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType, from_f32, to_f32
-from coterie.core.errors import CheckpointError
 from coterie.engine.fellows import kins_of
 from coterie.models.tensors import map_bytes
 
@@ -131,8 +130,10 @@ def test_what_is_written_and_refused(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "office" / "sql", tmp_path / "alone")
     refused(run("check", tmp_path / "alone"), "whole/base", "put it beside the delta")
     shutil.copytree(tuned, tmp_path / "base")
-    with pytest.raises(CheckpointError, match="is a difference from other weights than those of"):
-        Coterie.open(tmp_path)
+    with Coterie.open(tmp_path) as coterie:
+        assert coterie.composition.names == ("base", "out")
+        (why,) = coterie.composition.left_out.values()
+        assert "alone/delta_config.json] is a difference from other weights than those of" in str(why)
 
 
 @pytest.mark.parametrize("bits", ["2", "4z"])

@@ -176,7 +176,7 @@ def test_in_python(composition: Path) -> None:
         while not coterie.quiet:
             coterie.step()
         assert told == [None]
-        with pytest.raises(NotFoundError, match="some are ada, bob, cyd, dan"):
+        with pytest.raises(NotFoundError, match="the experts are ada, bob, cyd, dan"):
             coterie.load("eve")
     for act in (coterie.load, coterie.unload, coterie.pin, coterie.unpin):
         with pytest.raises(ClosedError):

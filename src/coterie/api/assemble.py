@@ -48,6 +48,11 @@ def open_models(composition: Composition, device: str, activations: str = INT16)
     UsageError for int8 activations where no expert has packed weights to use them.
     """
     models = open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
+    return activated(composition, models, activations)
+
+
+def activated(composition: Composition, models: Mapping[str, Model], activations: str) -> dict[str, Model]:
+    """The models with such activations. Raises UsageError for int8 where none has packed weights to use them."""
     chosen = {name: with_activations(model, activations) for name, model in models.items()}
     if activations != INT16 and all(chosen[name].key == model.key for name, model in models.items()):
         fact = f"no expert of {composition.name} has packed weights, and only those meet {activations} activations"

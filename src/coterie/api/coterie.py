@@ -14,23 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from coterie.api.assemble import Options, assemble, make_spec, open_models
+from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.inflight import InFlight
+from coterie.api.opened import open_all
 from coterie.api.ready import Ready, made_ready, request_of
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
-from coterie.api.texts import open_texts
 from coterie.api.types import Answer, Chunk, Query
 from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError, NotFoundError
+from coterie.core.errors import ClosedError, CoterieError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
 from coterie.engine.wishes import Told, Wishes
-from coterie.models.model import Model
 
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
@@ -42,14 +41,13 @@ class Coterie:
     """
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
-        """Open every expert and reserve memory. Raises CoterieError."""
+        """Open every expert and reserve memory; of a folder, what cannot be opened is left out. Raises CoterieError."""
         options = options or Options()
-        self.composition = composition
-        self.routing = Routing(composition)
+        opened = open_all(composition, options.device, options.activations)
+        self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
+        self.routing = Routing(self.composition)
         self._max_waiting = options.max_waiting
-        self.models: dict[str, Model] = open_models(composition, options.device, options.activations)
         made = plan(self.models, make_spec(options), options)
-        self.texts = open_texts(self.models)
         self._parts: Parts = assemble(self.models, made, options)
         made_up = self._parts.device.synthetic()
         self._routings = Routings(self.routing, self.texts, self.models, self._parts.engine, made_up)
@@ -271,9 +269,7 @@ class Coterie:
     def _wishes(self, expert: str) -> Iterator[Wishes]:
         with self._lock:
             self._check_open()
-            if expert not in self.composition.names:
-                known = ", ".join(sorted(self.composition.names)[:8])
-                raise NotFoundError(expert, "is no expert", f"some are {known}")
+            self.composition.expert(expert)
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
             yield self._parts.engine.wishes

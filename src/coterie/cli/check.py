@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.api import Coterie
-from coterie.api.assemble import make_spec, open_models
-from coterie.api.texts import open_texts
+from coterie.api.assemble import make_spec
+from coterie.api.opened import open_all
 from coterie.cli.opening import options
 from coterie.cli.options import (
     CompositionArg,
@@ -23,10 +24,11 @@ from coterie.cli.options import (
     NearOpt,
     out,
     print_json,
+    say_left_out,
     sentences,
     short_base,
 )
-from coterie.composition.composition import load_composition
+from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes
 from coterie.engine.assembly import Plan, plan
@@ -42,16 +44,26 @@ def check(
     kv: KvOpt = None,
     device: DeviceOpt = "cpu",
 ) -> None:
-    """Check a composition and print where the bytes go."""
+    """Check a composition and print where the bytes go.
+
+    Of a folder, what cannot be served is told on stderr, and the exit status is 2.
+    """
     chosen = options(device, near, kv, None)
-    found = load_composition(composition)
-    make_router(found)
-    models = open_models(found, device)
-    open_texts(models)
+    named = load_composition(composition)
+    make_router(named)
+    opened = open_all(named, device)
+    found, models = opened.composition, opened.models
     made = plan(models, make_spec(chosen), chosen)
     if json_:
-        print_json(_report(found.name, models, made))
-        return
+        print_json(_report(found, models, made))
+    else:
+        _print(found, models, made)
+    say_left_out(found.left_out)
+    if found.left_out:
+        raise typer.Exit(2)
+
+
+def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
     words = ("family", "weights", "context", "architecture", "KV per token", *(["base"] if made.base_of else []))
     table = Table(Column("expert", overflow="fold"), *words)
     for name, model in models.items():
@@ -83,9 +95,10 @@ def _family(model: Model) -> str:
     return model.config.family + (f" (of {model.part_of})" if model.part_of else "")
 
 
-def _report(name: str, models: dict[str, Model], made: Plan) -> dict[str, Any]:
+def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[str, Any]:
     return {
-        "composition": name,
+        "composition": found.name,
+        "left_out": {name: str(error) for name, error in found.left_out.items()},
         "machine": made.spec.name,
         "near_bytes": made.near_bytes,
         "router_bytes": made.router_bytes,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.cli.quantize import AS_IS, TYPES
@@ -54,7 +54,16 @@ def delta(
     if json_:
         print_json(_report(result))
         return
-    table = Table("tensors", "stored", "count", "weights", "bits each", "change", "lost of it", "lost of all")
+    table = Table(
+        Column("tensors", overflow="fold"),
+        "stored",
+        "count",
+        "weights",
+        "bits each",
+        "change",
+        "lost of it",
+        "lost of all",
+    )
     for row in result.kinds:
         shares = [f"{share:.2%}" if row.dtype else "" for share in (row.change, row.lost_of_change, row.lost)]
         table.add_row(

@@ -38,7 +38,7 @@ COMMANDS = {
     "merge": (
         "merge",
         "merge",
-        "Write an ordinary expert folder from a base and a LoRA adapter; the change per kind of tensor is printed.",
+        "Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.",
     ),
     "delta": (
         "delta",

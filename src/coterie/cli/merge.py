@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.composition.merge import merge_composition
@@ -62,7 +62,7 @@ def merge(
 
 
 def _print(merged: Merged) -> None:
-    table = Table("tensors", "changed", "weights", "change", "lost to rounding")
+    table = Table(Column("tensors", overflow="fold"), "changed", "weights", "change", "lost to rounding")
     for row in merged.kinds:
         count = f"{row.num_tensors} of {row.num_there}"
         table.add_row(escape(row.kind), count, f"{row.num_weights:,}", f"{row.change:.2%}", f"{row.rounding:.2%}")

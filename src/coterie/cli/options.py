@@ -9,7 +9,7 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -121,6 +121,12 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(2) from error
 
     return wrapped
+
+
+def say_left_out(left_out: Mapping[str, CoterieError]) -> None:
+    """On stderr, what of a folder is not served, and why."""
+    for name, error in left_out.items():
+        err.print(f"coterie: {name} is left out: {error}", style="yellow", markup=False)
 
 
 def print_json(value: Any) -> None:

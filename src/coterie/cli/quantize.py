@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.core.dtypes import DType
@@ -67,7 +67,7 @@ def quantize(
     if json_:
         print_json(_report(result))
         return
-    table = Table("tensors", "count", "weights", "bits each", "rms error", "largest error")
+    table = Table(Column("tensors", overflow="fold"), "count", "weights", "bits each", "rms error", "largest error")
     for row in result.kinds:
         errors = (f"{row.rms_error:.2%}", f"{row.max_error:.2%}")
         table.add_row(escape(row.kind), str(row.num_tensors), f"{row.num_weights:,}", f"{row.bits:.2f}", *errors)

@@ -34,6 +34,7 @@ from coterie.cli.options import (
     out,
     print_json,
     save_trace,
+    say_left_out,
     sentences,
 )
 from coterie.core.errors import CoterieError, RequestError
@@ -78,6 +79,7 @@ def run(
     form = form_of(json_schema, json_object)
     how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate)
     with Coterie.open(composition, how) as coterie:
+        say_left_out(coterie.composition.left_out)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))

@@ -32,6 +32,7 @@ from coterie.cli.options import (
     TraceOpt,
     out,
     save_trace,
+    say_left_out,
     sentences,
 )
 from coterie.core.errors import UsageError
@@ -95,11 +96,14 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     """Where it is, what memory it has, how to ask, and who may."""
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
-    body = {"model": coterie.composition.name, "messages": [{"role": "user", "content": EXAMPLE}]}
+    asked = coterie.composition
+    model = asked.name if asked.router or len(asked.experts) == 1 else asked.names[0]  # who chooses, or else an expert
+    body = {"model": model, "messages": [{"role": "user", "content": EXAMPLE}]}
     show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if keys else ""
     what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
     curl = f"curl -s {url}/v1/chat/completions {what}"
-    name, count = escape(coterie.composition.name), len(coterie.composition.experts)
+    name, count = escape(asked.name), len(asked.experts)
+    say_left_out(coterie.composition.left_out)
     out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
     out.print(f"try: {escape(curl)}")

@@ -1,6 +1,6 @@
 """Composition: a router and its experts, read from a TOML file, a folder of checkpoints or a preset of the package.
 
-Knows nothing about what a checkpoint holds, beyond that its folder has a config.json.
+Knows nothing about what a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from coterie.checkpoint.folder import CONFIG, GGUF, beside_a_base, brief, gguf_files, import_remedy
+from coterie.checkpoint.folder import GGUF, import_remedy
 from coterie.composition.examples import read_examples
-from coterie.composition.expert import Expert, is_expert_name
-from coterie.composition.hub import find_base, find_folders
+from coterie.composition.expert import NAME_RULE, Expert, is_expert_name
+from coterie.composition.folder import experts_of
+from coterie.composition.hub import find_folders
 from coterie.composition.routers import llm
 from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
-from coterie.core.errors import CompositionError, NotFoundError, shown
+from coterie.core.errors import CompositionError, NotFoundError, UsageError, shown
 from coterie.core.paths import user_path
 
 PRESETS = Path(__file__).parent / "presets"
@@ -58,13 +60,19 @@ class RouterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A router and its experts. `root` is the folder from which relative paths are read."""
+    """A router and its experts. `root` is the folder from which relative paths are read.
+
+    `is_folder`: nobody named the experts, they are what a folder holds; what cannot be opened there is `left_out`, by
+    its name, with the reason.
+    """
 
     name: str
     experts: tuple[Expert, ...]
     router: RouterSpec | None
     root: Path
     description: str = ""
+    is_folder: bool = False
+    left_out: Mapping[str, UsageError] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,6 +84,8 @@ class Composition:
         for expert in self.experts:
             if expert.name == name:
                 return expert
+        if why := self.left_out.get(name):
+            raise NotFoundError(self.name, f"the expert {name} is left out: [{why.where}] {why.fact}", why.remedy)
         raise NotFoundError(
             self.name, f"there is no expert {shown(name)} among {len(self.experts)}", name_hint(name, self.names)
         )
@@ -94,8 +104,8 @@ def load_composition(ref: str | Path) -> Composition:
     """Read a composition: the name of a preset ("demo"), a .toml file, or a folder.
 
     A folder with composition.toml is that file; a checkpoint, or an adapter, is a composition of one expert; in any
-    other folder, each subfolder that is one is an expert, without a router. A preset's name goes before a folder of
-    that name (write ./demo for the folder); a Path is no preset's name.
+    other folder, each subfolder that is one is an expert, without a router (folder.py). A preset's name goes before a
+    folder of that name (write ./demo for the folder); a Path is no preset's name.
 
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change).
     """
@@ -126,35 +136,10 @@ def _load(ref: str) -> Composition:
 
 
 def _from_folder(folder: Path) -> Composition:
-    root = folder.resolve()
-    single = _is_expert(root)
-    found = [root] if single else sorted(p for p in root.iterdir() if p.is_dir() and _is_expert(p))
-    if not found and (files := [found for one in (root, *sorted(root.glob("*/"))) for found in gguf_files(one)]):
-        fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
-        raise CompositionError(str(folder), fact, f"write an expert folder from each: coterie import {folder} OUT")
-    if not found:
-        fact = "no expert: neither this folder nor a folder in it has a config.json"
-        raise CompositionError(str(folder), fact, f"give a folder of checkpoints, or one with {COMPOSITION_FILE}")
-    for path in found:
-        if not is_expert_name(path.name):
-            raise CompositionError(
-                str(folder), f"folder name {path.name!r} cannot be a name", "rename it: " + _NAME_RULE
-            )
-    names = [path.name for path in found]
-    # The folder's own name is only a label: made safe, and not an expert's, which clients ask for by the same field.
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-._") or "folder"
-    while not single and label in names:
-        label += "-experts"
-    bases = [find_base(path, root, str(folder)) if beside_a_base(path) else None for path in found]
-    experts = tuple(Expert(path.name, path, base=base) for path, base in zip(found, bases, strict=True))
-    return Composition(names[0] if single else label, experts, None, root)
-
-
-def _is_expert(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or bool(beside_a_base(folder))
-
-
-_NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
+    found = experts_of(folder)
+    return Composition(
+        found.name, found.experts, None, folder.resolve(), is_folder=not found.is_one, left_out=found.left_out
+    )
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -227,7 +212,7 @@ def _counted(table: Mapping[str, Any], expert: Expert, where: str) -> list[Exper
     names = [expert.name.replace("{i}", str(i)) for i in range(table["count"])] if marked else [expert.name]
     for name in names:
         if not is_expert_name(name):
-            raise CompositionError(f"{where}.name", f"{name!r} cannot be a name", _NAME_RULE)
+            raise CompositionError(f"{where}.name", f"{name!r} cannot be a name", NAME_RULE)
     return [replace(expert, name=name) for name in names]
 
 

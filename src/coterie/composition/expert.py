@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe in `@name`, in a URL path and as a model id
+NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 _NAME = re.compile(NAME_PATTERN)
 
 

@@ -131,6 +131,26 @@ def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) 
     return found, find_base(found, root, where)
 
 
+def named_in_cache(folder: str) -> tuple[str, str]:
+    """The team and the name of a model whose folder in the cache is called so; no team for any other folder."""
+    _, team, name = (
+        folder.split("--", 2) if folder.startswith("models--") and folder.count("--") > 1 else ("", "", folder)
+    )
+    return team, name
+
+
+def main_snapshot(model: Path) -> Path | None:
+    """Where the main revision of a model's folder in a cache is, or its only one; None for any other folder."""
+    snapshots = model / "snapshots"
+    if not snapshots.is_dir() or not named_in_cache(model.name)[0]:
+        return None
+    ref = model / "refs" / "main"
+    if ref.is_file():
+        return snapshots / ref.read_text(encoding="utf-8").strip()
+    found = list(snapshots.iterdir())
+    return found[0] if len(found) == 1 else snapshots / "main"
+
+
 def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     if _REVISION.fullmatch(revision) is None or ".." in revision:
         raise CompositionError(

@@ -1,0 +1,122 @@
+"""Finds the experts of a folder: each of its subfolders that is a checkpoint, an adapter or a delta is one.
+
+    models/sql/config.json                                          -> sql
+    hub/models--team--name/snapshots/COMMIT/config.json             -> name, or team--name where two have that name
+    (refs/main has the commit)
+
+What cannot be one is left out, with the reason, so that the others can be served. Knows nothing about what a checkpoint
+holds, beyond that its folder has a config.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
+from coterie.composition.expert import NAME_RULE, Expert, is_expert_name
+from coterie.composition.hub import find_base, main_snapshot, named_in_cache
+from coterie.core.errors import CompositionError, UsageError
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The experts of a folder, and what is no expert, by its name, with the reason. `name`: what to call all together.
+
+    `is_one`: the folder itself is the expert.
+    """
+
+    name: str
+    experts: tuple[Expert, ...]
+    left_out: Mapping[str, UsageError]
+    is_one: bool = False
+
+
+def experts_of(folder: Path) -> Found:
+    """The experts of a folder. Raises CompositionError where there is none, and what a single one is refused for."""
+    root = folder.resolve()
+    itself = main_snapshot(root) or root
+    if is_checkpoint(itself):
+        expert = _expert(_name_alone(itself), itself, root)
+        return Found(expert.name, (expert,), {}, is_one=True)
+    named, left_out = _named(root)
+    experts = []
+    for name, path in named.items():
+        try:
+            experts.append(_expert(name, path, root))
+        except UsageError as error:
+            left_out[name] = error
+    if not experts:
+        raise none_left(folder, left_out)
+    names = [expert.name for expert in experts]
+    # The folder's own name is only a label: made safe, and not an expert's, which clients ask for by the same field.
+    label = _UNSAFE.sub("-", root.name).strip("-._") or "folder"
+    while label in names:
+        label += "-experts"
+    return Found(label, tuple(experts), left_out)
+
+
+def none_left(folder: Path, left_out: Mapping[str, UsageError]) -> UsageError:
+    """What to raise where a folder has no expert, by what was left out of it."""
+    if len(left_out) == 1:
+        return next(iter(left_out.values()))
+    if left_out:
+        name, first = next(iter(left_out.items()))
+        fact = f"nothing of {len(left_out)} in it can be served; {name}: [{first.where}] {first.fact}"
+        return CompositionError(str(folder), fact, first.remedy)
+    fact = "no expert: neither this folder nor a folder in it has a config.json"
+    return CompositionError(str(folder), fact, "give a folder of checkpoints, or one with composition.toml")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, an adapter or a delta."""
+    return (folder / CONFIG).is_file() or bool(beside_a_base(folder))
+
+
+def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
+    """The folders that may be experts, by name, and what cannot be one."""
+    within = sorted(path for path in root.iterdir() if path.is_dir())
+    files = [found for one in (root, *within) for found in gguf_files(one) if not is_checkpoint(one)]
+    snapshots = {path: main_snapshot(path) for path in within}
+    found = {path: snapshot or path for path, snapshot in snapshots.items()}
+    found = {path: place for path, place in found.items() if is_checkpoint(place)}
+    if files and not found:
+        fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
+        raise CompositionError(str(root), fact, f"write an expert folder from each: coterie import {root} OUT")
+    short = Counter(named_in_cache(path.name)[1] for path in found)
+    named: dict[str, Path] = {}
+    left_out: dict[str, UsageError] = {}
+    for path, place in found.items():
+        team, name = named_in_cache(path.name)
+        name = f"{team}--{name}" if team and short[name] > 1 else name
+        if is_expert_name(name):
+            named[name] = place
+        else:
+            left_out[path.name] = CompositionError(
+                str(root), f"folder name {path.name!r} cannot be a name", f"rename it: {NAME_RULE}"
+            )
+    for path in (path for path, place in snapshots.items() if path not in found and place is not None):
+        fact = f"has no {CONFIG}"
+        left_out[path.name] = CompositionError(str(snapshots[path]), fact, "download the whole model")
+    for file in files:
+        left_out[file.name] = CompositionError(
+            str(file), "is a GGUF file, which is imported first", import_remedy(file)
+        )
+    return named, left_out
+
+
+def _expert(name: str, path: Path, root: Path) -> Expert:
+    if not is_expert_name(name):
+        raise CompositionError(str(root), f"folder name {name!r} cannot be a name", f"rename it: {NAME_RULE}")
+    return Expert(name, path, base=find_base(path, root, str(root)) if beside_a_base(path) else None)
+
+
+def _name_alone(path: Path) -> str:
+    """A checkpoint's own name; of a snapshot in a Hugging Face cache, whose folder is a commit, the model's."""
+    in_cache = path.parent.name == "snapshots" and named_in_cache(path.parent.parent.name)
+    return in_cache[1] if in_cache and in_cache[0] else path.name

@@ -1,0 +1,86 @@
+"""A folder as a composition: what of it is an expert, under which name, and what is left out and why."""
+
+from pathlib import Path
+
+import pytest
+
+from coterie.composition.composition import load_composition
+from coterie.core.errors import CompositionError, NotFoundError
+
+
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def cached(hub: Path, model: str, *commits: str, main: str = "") -> Path:
+    """A model as huggingface_hub keeps it: files are links to blobs, and a branch is a file with its commit."""
+    folder = hub / f"models--{model}"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / "1").write_text("{}")
+    for commit in commits:
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").symlink_to("../../blobs/1")
+    if main:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(f"{main}\n")
+    return folder
+
+
+def test_what_cannot_be_an_expert_is_left_out_with_the_reason(tmp_path):
+    checkpoint(tmp_path / "sql")
+    checkpoint(tmp_path / "an expert")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("not a model, and nobody would think so")
+    (tmp_path / "ggufs").mkdir()
+    for file in (tmp_path / "one.gguf", tmp_path / "ggufs" / "two.gguf", tmp_path / "sql" / "beside-it.gguf"):
+        file.write_bytes(b"GGUF")
+    found = load_composition(tmp_path)
+    assert (found.names, found.is_folder) == (("sql",), True)
+    said = {name: str(error) for name, error in found.left_out.items()}
+    assert said.keys() == {"an expert", "one.gguf", "two.gguf"}
+    assert "'an expert' cannot be a name; rename it: use letters" in said["an expert"]
+    assert (
+        f"is a GGUF file, which is imported first; write an expert folder from it: coterie import {tmp_path}"
+        in (said["one.gguf"])
+    )
+    with pytest.raises(NotFoundError, match=r"the expert two\.gguf is left out: .* is a GGUF file.*; write an expert"):
+        found.expert("two.gguf")
+    with pytest.raises(NotFoundError, match="there is no expert 'three' among 1"):
+        found.expert("three")
+
+
+def test_a_hugging_face_cache(tmp_path):
+    """The main revision of each model, its only one where no branch says which, under the model's own name."""
+    cached(tmp_path, "team--sql-8b", "old", "new", main="new")
+    cached(tmp_path, "team--tax", "a1")
+    cached(tmp_path, "other--tax", "b2", main="b2")
+    cached(tmp_path, "team--two", "c1", "c2")
+    cached(tmp_path, "team--begun", "d1", main="d2")
+    (tmp_path / "datasets--team--rows" / "snapshots" / "e1").mkdir(parents=True)
+    found = load_composition(tmp_path)
+    places = {expert.name: str(expert.checkpoint.relative_to(tmp_path)) for expert in found.experts}
+    assert places == {
+        "other--tax": "models--other--tax/snapshots/b2",
+        "sql-8b": "models--team--sql-8b/snapshots/new",
+        "team--tax": "models--team--tax/snapshots/a1",
+    }
+    assert found.left_out.keys() == {"models--team--two", "models--team--begun"}
+    assert "begun/snapshots/d2] has no config.json; download" in str(found.left_out["models--team--begun"])
+
+
+def test_one_model_of_a_cache_has_its_own_name(tmp_path):
+    folder = cached(tmp_path, "team--sql-8b", "c0ffee", main="c0ffee")
+    for ref in (folder, folder / "snapshots" / "c0ffee"):
+        found = load_composition(ref)
+        assert (found.name, found.names, found.is_folder) == ("sql-8b", ("sql-8b",), False)
+        assert found.experts[0].checkpoint == folder / "snapshots" / "c0ffee"
+    assert load_composition(checkpoint(tmp_path / "snapshots" / "mine")).name == "mine"
+
+
+def test_where_nothing_is_left(tmp_path):
+    for name in ("one of two", "two of two"):
+        checkpoint(tmp_path / name)
+    with pytest.raises(CompositionError, match=r"nothing of 2 in it can be served; one of two: .* cannot be a name"):
+        load_composition(tmp_path)

@@ -1,0 +1,98 @@
+"""A folder of which some experts cannot be opened: the others are served, and what is left out is told, with why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests.system.test_cli import refused, run
+from tests.system.tiny import write_adapter, write_expert
+
+from coterie.api import Coterie
+from coterie.cli.serve import _say
+from coterie.core.errors import CheckpointError, NotFoundError
+from coterie.server.app import make_app
+
+REASONS = {
+    "cut": "the file is truncated",
+    "bert": "'bert'",
+    "mute": "tokenizer.json",
+    "no-base": "is 'some/base'",
+    "not-its-base": "says 3",
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two good experts, and one of each kind of bad one."""
+    root = tmp_path / "mixed"
+    for seed, name in enumerate(("ada", "bob", "cut", "bert", "mute")):
+        write_expert(root / name, seed)
+    cut = root / "cut" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    config = json.loads((root / "bert" / "config.json").read_text())
+    (root / "bert" / "config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": ["Bert"]}))
+    (root / "mute" / "tokenizer.json").unlink()
+    write_adapter(root / "no-base", ("q_proj",))
+    other = write_adapter(root / "not-its-base", ("q_proj",)) / "adapter_config.json"
+    settings = json.loads(other.read_text())
+    other.write_text(json.dumps({**settings, "base_model_name_or_path": str(root / "ada"), "r": 3}))
+    return root
+
+
+def test_the_others_are_served(mixed: Path) -> None:
+    answered = run("run", mixed, "--expert", "bob", "--max-tokens", "3", "--json", "hello")
+    assert answered.exit_code == 0
+    assert json.loads(answered.stdout)["expert"] == "bob"
+    told = answered.stderr.splitlines()
+    assert len(told) == len(REASONS)
+    for name, reason in REASONS.items():
+        assert any(line.startswith(f"coterie: {name} is left out: [") and reason in line for line in told), told
+    with Coterie.open(mixed) as coterie, TestClient(make_app(coterie)) as client:
+        assert coterie.composition.names == ("ada", "bob")
+        assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["mixed", "ada", "bob"]
+        asked = {"model": "cut", "messages": [{"role": "user", "content": "hello"}]}
+        answer = client.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 404
+        assert "the expert cut is left out: " in answer.json()["error"]["message"]
+        with pytest.raises(NotFoundError, match=r"the expert cut is left out: .* is truncated"):
+            coterie.load("cut")
+
+
+def test_check_prints_the_rest_and_fails(mixed: Path) -> None:
+    checked = run("check", mixed)
+    assert checked.exit_code == 2
+    assert "2 experts" in checked.stdout
+    assert checked.stderr.count("is left out") == len(REASONS)
+    report = json.loads(run("check", mixed, "--json").stdout)
+    assert (report["experts"].keys(), report["left_out"].keys()) == ({"ada", "bob"}, REASONS.keys())
+
+
+def test_who_is_named_must_open(mixed: Path, tmp_path: Path) -> None:
+    """In a file, and alone."""
+    file = tmp_path / "office.toml"
+    file.write_text(
+        f'name = "office"\n[[expert]]\nname = "ada"\ncheckpoint = "{mixed}/ada"\n'
+        f'[[expert]]\nname = "cut"\ncheckpoint = "{mixed}/cut"\n'
+    )
+    for ref in (file, mixed / "cut"):
+        refused(run("check", ref), "the file is truncated")
+        with pytest.raises(CheckpointError, match="is truncated"):
+            Coterie.open(ref)
+
+
+def test_where_nothing_is_left(tmp_path: Path) -> None:
+    for seed, name in enumerate(("ada", "bob")):
+        (write_expert(tmp_path / name, seed) / "tokenizer.json").unlink()
+    refused(run("run", tmp_path, "hello"), "nothing of 2 in it can be served; ada: [", "tokenizer.json")
+
+
+def test_the_line_to_try_names_an_expert_where_there_is_no_router(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ref, model in ((mixed, "ada"), (mixed / "bob", "bob"), ("demo", "demo")):
+        with Coterie.open(ref) as coterie:
+            _say(coterie, "127.0.0.1", 8000, (), ())
+        assert f'"model": "{model}"' in capsys.readouterr().out
