@@ -143,6 +143,24 @@ def test_who_is_chosen_for_on_the_host_is_guessed_for_in_the_same_steps():
     assert {(T, R) for T, R in several(w) if T > 3}
 
 
+def test_a_prediction_is_guessed_from_its_first_token_on_and_changes_none():
+    plain = ask("r", "a", (1, 2), 30)
+    wanted = alone(plain)
+    changed, steps = (*wanted[:9], 49, 48, *wanted[12:], 47), {}  # one of those that were changed comes elsewhere
+    for said, counts in ((wanted, (30, 0)), (changed, (28, 2)), ((), (0, 0)), ((1, 47) * 5, (0, 10))):
+        w = world({"a": 4}, 4, policy=Policy(max_steps=1, max_guesses=MAX_GUESSES))
+        w.engine.submit(replace(plain, prediction=said))
+        got = run_all(w)["r"]
+        assert got.tokens == wanted
+        steps[said] = w.engine.metrics.steps
+        assert (got.last.timings.predicted_tokens, got.last.timings.unpredicted_tokens) == counts
+    assert 4 == steps[wanted] <= steps[changed] < steps[()]
+    w = world({"a": 4}, 4, policy=Policy(max_guesses=0))
+    w.engine.submit(replace(plain, prediction=wanted))
+    got = run_all(w)["r"]
+    assert (got.tokens, got.last.timings.predicted_tokens, got.last.timings.unpredicted_tokens) == (wanted, 0, 0)
+
+
 def test_cancelled_and_failing_sequences_leave_only_what_was_drawn():
     w = world({"few-a": 4}, 4, max_steps=1, max_guesses=MAX_GUESSES)
     prompt = (1, 2, 1, 0, 2)

@@ -109,6 +109,8 @@ class InFlight:
             prompt_logprobs=tuple(self.prompt_logprobs),
             reasoning="".join(self.reasoning),
             reasoning_tokens=timings.reasoning_tokens,
+            predicted_tokens=timings.predicted_tokens,
+            unpredicted_tokens=timings.unpredicted_tokens,
         )
 
 

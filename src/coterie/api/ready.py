@@ -58,4 +58,5 @@ def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Reques
         reuse=not query.choice.score_prompt,  # nothing is left of logits
         client=query.client,
         choice=text.choice(query, ids, model.end_ids),
+        prediction=text.prediction(query),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from coterie.api.types import Query
 from coterie.checkpoint.calls import CallText, Form
@@ -91,6 +92,12 @@ class Text:
             mask = grammar.calls(form, query.tools, query.calling, query.form, speech)
         return replace(query.choice, mask=mask)
 
+    def prediction(self, query: Query) -> tuple[int, ...]:
+        """The tokens of what the answer is expected to repeat; none where there is no tokenizer."""
+        if self.tokenizer is None or not query.prediction:
+            return ()
+        return _tokens_of(self.tokenizer, query.prediction)
+
     def calls(self, query: Query) -> CallText | None:
         """What finds the calls in one answer; None where no tools are offered."""
         form, functions = self._calls_form(query), [tool["function"] for tool in query.tools]
@@ -133,6 +140,12 @@ class Text:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
             raise RequestError("messages", fact, "send one message, or give the checkpoint a template")
         return prompt.text
+
+
+@lru_cache(maxsize=1)
+def _tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Kept, as many choices of one prompt come in a row."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:

@@ -71,6 +71,7 @@ class Query:
     `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
+    `prediction`: a text that the answer is expected to repeat, with changes: what it says right is guessed ahead.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
@@ -91,6 +92,7 @@ class Query:
     form: str = ""
     calling: Calling = field(default_factory=Calling)
     switches: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str = ""
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:
@@ -107,6 +109,7 @@ class Answer:
     `tokens_per_s`: rate after the first token, 0 for a single token.
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
     `guessed_tokens`: guessed ahead of the answer's, and checked; `accepted_tokens`: those that were right.
+    `predicted_tokens`: of the query's prediction, those that came; `unpredicted_tokens`: the others, where it was used.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
     `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
@@ -136,6 +139,8 @@ class Answer:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     reasoning_tokens: int = 0
+    predicted_tokens: int = 0
+    unpredicted_tokens: int = 0
 
     @property
     def last_line(self) -> str:

@@ -19,6 +19,7 @@ from coterie.engine.batch import Batch
 from coterie.engine.foresee import Foreseen, foresee
 from coterie.engine.lookup import Lookup, Tally
 from coterie.engine.policy import Policy
+from coterie.engine.prediction import Prediction
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.graph.cost import program_cost
@@ -82,7 +83,7 @@ class _Most:
 
 
 class Guesser:
-    """Guesses by looking up, and by forms, where that is worth what it takes.
+    """Guesses by looking up, by predictions and by forms, where that is worth what it takes.
 
     Of small experts only what a form forces is guessed: it is never wrong. Where tokens are made up there is nothing
     to guess, and a state of all tokens together cannot be taken back.
@@ -154,10 +155,22 @@ def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
         return NOTHING
     if not most.any:
         return foresee((), sequence.mask, count)
+    sources = _sources(sequence, tally)
+    for source in sources:
+        source.catch_up()
+    return foresee(sources, sequence.mask, count)
+
+
+def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:
+    """What says what may come next; what is equally sure of it is asked in this order."""
+    tokens, request = sequence.tokens, sequence.request
     if sequence.lookup is None:
-        sequence.lookup = Lookup(sequence.tokens, len(sequence.request.prompt_ids), tally)
-    sequence.lookup.catch_up()
-    return foresee((sequence.lookup,), sequence.mask, count)
+        sequence.lookup = Lookup(tokens, len(request.prompt_ids), tally)
+    if not request.prediction:
+        return (sequence.lookup,)
+    if sequence.prediction is None:
+        sequence.prediction = Prediction(request.prediction, tokens, len(request.prompt_ids))
+    return sequence.prediction, sequence.lookup
 
 
 def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:

@@ -150,7 +150,8 @@ class Request:
     `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
     state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
-    "" has none. Raises RequestError naming the field.
+    "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
+    Raises RequestError naming the field.
     """
 
     request_id: str
@@ -165,6 +166,7 @@ class Request:
     reuse: bool = True
     client: str = ""
     choice: ChoiceParams = ChoiceParams()
+    prediction: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -195,6 +197,8 @@ class Timings:
     waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
     `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
     `reasoning_tokens`: of the answer's, those of what was thought before it.
+    `predicted_tokens`: of a prediction's, those that came where it was followed; `unpredicted_tokens`: its others. Both
+    are 0 where nothing is guessed.
     """
 
     arrival_s: float
@@ -209,6 +213,8 @@ class Timings:
     guessed_tokens: int = 0
     accepted_tokens: int = 0
     reasoning_tokens: int = 0
+    predicted_tokens: int = 0
+    unpredicted_tokens: int = 0
 
     @property
     def ttft_s(self) -> float | None:

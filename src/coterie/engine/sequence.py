@@ -13,6 +13,7 @@ from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
 from coterie.engine.lookup import Lookup
+from coterie.engine.prediction import Prediction
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.text import StopText
 
@@ -32,6 +33,7 @@ class Sequence:
         self.computed = self.cached_tokens = 0
         self.begun = False
         self.lookup: Lookup | None = None  # until somebody looks
+        self.prediction: Prediction | None = None  # likewise, if there is one
         self.guessed = self.accepted = 0
         self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
         self.blocks = 0
@@ -124,7 +126,10 @@ class Sequence:
 
     def timings(self, end_s: float, ready_s: float | None) -> Timings:
         """When what happened, now that it has ended; `ready_s` is when its expert's load, if it had one, was over."""
-        load = self.load
+        load, predicted = self.load, (0, 0)
+        if self.prediction is not None:
+            self.prediction.catch_up()
+            predicted = self.prediction.counts
         waited = load is not None and (ready_s is None or ready_s > self.arrival_s)
         return Timings(
             arrival_s=self.arrival_s,
@@ -139,6 +144,8 @@ class Sequence:
             guessed_tokens=self.guessed,
             accepted_tokens=self.accepted,
             reasoning_tokens=0 if self.request.detokenizer is None else self.request.detokenizer.reasoning_tokens,
+            predicted_tokens=predicted[0],
+            unpredicted_tokens=predicted[1],
         )
 
     def rest(self) -> str:

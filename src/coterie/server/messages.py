@@ -17,6 +17,7 @@ from coterie.server.body import parsed
 
 SWITCHES = "chat_template_kwargs"  # vLLM, SGLang and llama.cpp call it so
 EFFORT = "reasoning_effort"
+PREDICTION = "prediction"
 # As templates know them: gpt-oss's has three. Most others only know whether to think, by either name.
 EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
 REASONING = ("reasoning_content", "reasoning")  # of a message: DeepSeek's name and vLLM's newer one
@@ -30,6 +31,17 @@ def messages(body: Mapping[str, object]) -> tuple[Message, ...]:
     if not isinstance(found, list) or not found:
         raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
     return tuple(message(item, f"messages[{place}]") for place, item in enumerate(found))
+
+
+def predicted(body: Mapping[str, object]) -> str:
+    """The text that the answer is expected to repeat; empty: none. Raises RequestError."""
+    given = fields.get(body, PREDICTION, dict, "an object") or {}
+    if not given:
+        return ""
+    fields.check_names(given, ("type", "content"), {}, f"{PREDICTION}.")
+    if given.get("type") != "content":
+        raise RequestError(f"{PREDICTION}.type", f"is {shown(given.get('type'))}", "give content, the only type")
+    return _content(given.get("content"), PREDICTION)
 
 
 def switches(body: Mapping[str, object]) -> Mapping[str, Any]:

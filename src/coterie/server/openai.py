@@ -27,7 +27,7 @@ from coterie.core.errors import (
 )
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
-from coterie.server.messages import EFFORT, SWITCHES, messages, switches
+from coterie.server.messages import EFFORT, PREDICTION, SWITCHES, messages, predicted, switches
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -37,11 +37,10 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "verbosity": ("medium",),
     "audio": (),
-    "prediction": (),
     "web_search_options": (),
 }
 LIMITS = ("max_completion_tokens", "max_tokens")
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS)
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS, PREDICTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,7 @@ def parse_chat(body: object) -> ChatBody:
         form=form,
         ignore_end=ignore_end,
         switches=switches(given),
+        prediction=predicted(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)
@@ -232,9 +232,12 @@ def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     completion = sum(len(answer.token_ids) for answer in answers)
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     cached = sum(min(answer.cached_tokens for answer in same) for same in prompts)
-    thought = sum(answer.reasoning_tokens for answer in answers)
-    more = {"prompt_tokens_details": {"cached_tokens": cached}}
-    return {**counts, **more, "completion_tokens_details": {"reasoning_tokens": thought}}
+    of_answers = {
+        "reasoning_tokens": sum(answer.reasoning_tokens for answer in answers),
+        "accepted_prediction_tokens": sum(answer.predicted_tokens for answer in answers),
+        "rejected_prediction_tokens": sum(answer.unpredicted_tokens for answer in answers),
+    }
+    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}, "completion_tokens_details": of_answers}
 
 
 def details(answer: Answer) -> dict[str, Any]:
