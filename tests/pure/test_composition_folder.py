@@ -79,6 +79,19 @@ def test_one_model_of_a_cache_has_its_own_name(tmp_path):
     assert load_composition(checkpoint(tmp_path / "snapshots" / "mine")).name == "mine"
 
 
+def test_a_model_of_the_cache_by_its_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(checkpoint(tmp_path / "here" / "team" / "mine").parents[1])
+    folder = cached(tmp_path, "team--sql-8b", "old", "new", main="new")
+    found = load_composition("team/sql-8b")
+    assert (found.names, found.experts[0].checkpoint) == (("sql-8b",), folder / "snapshots" / "new")
+    assert load_composition("team/mine").root == tmp_path / "here" / "team" / "mine"  # a folder goes before
+    with pytest.raises(
+        NotFoundError, match=r"team/no\] .* no such model in the cache .*; give .*, or download it first"
+    ):
+        load_composition("team/no")
+
+
 def test_where_nothing_is_left(tmp_path):
     for name in ("one of two", "two of two"):
         checkpoint(tmp_path / name)

@@ -42,6 +42,21 @@ def test_a_checkpoint_folder_is_mapped_too(folder: Path) -> None:
     assert "launches" in result.stdout
 
 
+def test_a_config_alone_is_mapped_as_its_folder_is(folder: Path, tmp_path: Path) -> None:
+    """Weights and values of the type that it declares, bfloat16."""
+    (tmp_path / "mine.json").write_text((folder / "ada" / "config.json").read_text())
+    args = ("--machine", "sn40l-socket", "--tokens", "32", "--json")
+    alone, whole = (json.loads(run("map", model, *args).stdout) for model in (tmp_path / "mine.json", folder / "ada"))
+    assert [row["section"] for row in alone["sections"]] == [row["section"] for row in whole["sections"]]
+    assert 0 < alone["launches"] <= whole["launches"]
+
+
+def test_the_table_fits_80_columns(folder: Path) -> None:
+    narrow = run("map", "llama-2-7b", "--machine", "sn40l-socket", "--phase", "decode").stdout
+    assert "layers.0" in narrow
+    assert "…" not in narrow
+
+
 def test_a_png_needs_matplotlib_only(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("matplotlib")
     args = ("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32")

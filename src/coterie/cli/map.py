@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
+from coterie.checkpoint.files import read_object
 from coterie.cli.options import JsonOpt, out, print_json, save_trace, sentences
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.paths import user_path
@@ -40,7 +41,7 @@ from coterie.graph.backward import training_graph
 from coterie.graph.images import check_image_fits
 from coterie.graph.ir import Graph
 from coterie.graph.shard import shard
-from coterie.models.model import open_model
+from coterie.models.model import declared_dtype, open_model, synthetic_model
 from coterie.models.zoo import DECODE, PREFILL, zoo_graph, zoo_names
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
@@ -58,7 +59,9 @@ class Phase(StrEnum):
 
 @sentences
 def map_(
-    model: Annotated[str, typer.Argument(help="A model of the zoo (llama-2-7b, ...), or a checkpoint folder.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of the zoo (llama-2-7b, ...), a checkpoint folder or a config.json.")
+    ],
     machine: Annotated[str, typer.Option(help="A machine with a grid of units, or a .toml file.")] = "sn40l-node",
     phase: Annotated[Phase, typer.Option(help="The step to map.")] = Phase.prefill,
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
@@ -168,11 +171,14 @@ def _print_memory(plan: MemoryPlan) -> None:
 def _graph(model: str, phase: Phase) -> Graph:
     if model in zoo_names():
         return zoo_graph(model, DECODE if phase is Phase.decode else PREFILL)
-    folder = user_path(model, "MODEL")
-    if folder.is_dir():
-        return open_model(folder).graph
-    fact = "is neither a model of the zoo nor a folder"
-    raise NotFoundError(model, fact, f"use one of {', '.join(zoo_names())}, or a checkpoint folder")
+    path = user_path(model, "MODEL")
+    if path.is_dir():
+        return open_model(path).graph
+    if path.is_file():
+        raw = read_object(path)
+        return synthetic_model(raw, path.stem, declared_dtype(raw, str(path))).graph
+    fact = "is neither a model of the zoo nor a folder or file"
+    raise NotFoundError(model, fact, f"use one of {', '.join(zoo_names())}, a checkpoint folder or a config.json")
 
 
 def _chosen(plan: Sections, section: str) -> tuple[str, Mapped]:
@@ -187,7 +193,7 @@ def _chosen(plan: Sections, section: str) -> tuple[str, Mapped]:
 
 
 def _print(plan: Sections) -> None:
-    table = Table(*SECTION_HEAD)
+    table = Table(*(Column(head, overflow="fold") for head in SECTION_HEAD), padding=0)  # eleven in 80 columns
     for cells in section_rows(plan):
         table.add_row(*map(escape, cells))
     out.print(table)

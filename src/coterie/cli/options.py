@@ -41,7 +41,10 @@ def size(text: str) -> int:
 
 
 CompositionArg = Annotated[
-    str, typer.Argument(metavar="COMPOSITION", help="demo, a composition.toml, or a folder of checkpoints")
+    str,
+    typer.Argument(
+        metavar="COMPOSITION", help="demo, a composition.toml, a folder of checkpoints, or a Hugging Face id"
+    ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 NearOpt = Annotated[

@@ -54,7 +54,7 @@ def paper(
 
 def _print(exhibit: Exhibit) -> None:
     table = Table(title=f"{exhibit.title}: {exhibit.about}", title_justify="left", title_style="bold")
-    table.add_column("row")
+    table.add_column("row", overflow="fold")
     for column in ("published", "ours", "unit", "error"):
         table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
     for column in ("kind", "method"):
@@ -89,10 +89,10 @@ def _few(rows: Sequence[str]) -> str:
 def _print_summary(found: Sequence[Exhibit]) -> None:
     table = Table(title="How far off; only predicted rows are the model", title_justify="left", title_style="bold")
     for column in ("exhibit", "method", "kind"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("rows", "not modelled", "median error", "worst"):
         table.add_column(column, justify="right")
-    table.add_column("worst row")
+    table.add_column("worst row", overflow="fold")
     for line in summaries(found):
         worst = (error_text(line.worst.error), escape(line.worst.row)) if line.worst else ("-", "")
         counts = (str(line.num_rows), str(line.num_not_modelled or ""))

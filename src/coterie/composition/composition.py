@@ -17,7 +17,7 @@ from coterie.checkpoint.folder import GGUF, import_remedy
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import NAME_RULE, Expert, is_expert_name
 from coterie.composition.folder import experts_of
-from coterie.composition.hub import find_folders
+from coterie.composition.hub import cached_model, find_folders, hub_cache, is_hub_id
 from coterie.composition.routers import llm
 from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
@@ -101,7 +101,7 @@ def name_hint(name: str, names: Sequence[str]) -> str:
 
 
 def load_composition(ref: str | Path) -> Composition:
-    """Read a composition: the name of a preset ("demo"), a .toml file, or a folder.
+    """Read a composition: the name of a preset ("demo"), a .toml file, a folder, or a Hugging Face id in the cache.
 
     A folder with composition.toml is that file; a checkpoint, or an adapter, is a composition of one expert; in any
     other folder, each subfolder that is one is an expert, without a router (folder.py). A preset's name goes before a
@@ -125,11 +125,14 @@ def _load(ref: str) -> Composition:
         if not (path / COMPOSITION_FILE).is_file():
             return _from_folder(path)
         path = path / COMPOSITION_FILE
+    if not path.exists() and (snapshot := cached_model(ref)):
+        return _from_folder(snapshot)
     if not path.exists():
         presets = sorted(found.parent.name for found in PRESETS.glob(f"*/{COMPOSITION_FILE}"))
-        raise NotFoundError(
-            ref, "there is no such file or folder", f"give a .toml file, a folder or {' or '.join(presets)}"
-        )
+        fact, remedy = "there is no such file or folder", f"give a .toml file, a folder or {' or '.join(presets)}"
+        if is_hub_id(ref):
+            fact, remedy = f"{fact}, and no such model in the cache {hub_cache()}", f"{remedy}, or download it first"
+        raise NotFoundError(ref, fact, remedy)
     if path.suffix == GGUF:
         raise CompositionError(str(path), "is a GGUF file, which is imported first", import_remedy(path))
     return composition_of(read_file(path), path)

@@ -66,7 +66,7 @@ def find_checkpoint(
         return folder
     if folder.suffix == GGUF and folder.is_file():
         raise CompositionError(place, f"{key} = {ref!r} is a GGUF file, which is imported first", import_remedy(folder))
-    if _HUB_ID.fullmatch(ref) is None:
+    if not is_hub_id(ref):
         fact = f"{key} = {ref!r}: there is no folder {folder}"
         raise CompositionError(place, fact, "give a folder that exists; paths start from the file's own folder")
     snapshot = _snapshot(ref, revision, where)
@@ -93,7 +93,7 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
         if (folder / CONFIG).is_file() and not beside_a_base(folder):
             return folder
     revision = str(fields.get("revision") or "main")
-    if _HUB_ID.fullmatch(named) and (found := _snapshot(named, revision, where)):
+    if is_hub_id(named) and (found := _snapshot(named, revision, where)):
         return found
     fact = f"the base of the {part} {adapter} is {named!r}"
     if found := next((folder for folder in folders if beside_a_base(folder)), None):
@@ -131,12 +131,20 @@ def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) 
     return found, find_base(found, root, where)
 
 
+def is_hub_id(ref: str) -> bool:
+    """Whether this may be a model's id, TEAM/NAME."""
+    return _HUB_ID.fullmatch(ref) is not None
+
+
+def cached_model(hub_id: str) -> Path | None:
+    """The main revision of a model in the local cache; None where it is not there, or this is no id."""
+    return _snapshot(hub_id, "main", hub_id) if is_hub_id(hub_id) else None
+
+
 def named_in_cache(folder: str) -> tuple[str, str]:
     """The team and the name of a model whose folder in the cache is called so; no team for any other folder."""
-    _, team, name = (
-        folder.split("--", 2) if folder.startswith("models--") and folder.count("--") > 1 else ("", "", folder)
-    )
-    return team, name
+    kind, *rest = folder.split("--", 2)
+    return (rest[0], rest[1]) if kind == "models" and len(rest) == 2 else ("", folder)
 
 
 def main_snapshot(model: Path) -> Path | None:

@@ -112,8 +112,8 @@ class _Machine(q.Reader):
         tiers = tuple(self.tier(raw, i) for i, raw in enumerate(self.tables("tier")))
         if not tiers:
             raise self.wrong("tier", "is empty", "add a [[tier]]")
-        links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("tier", [tier.name for tier in tiers])
+        links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
         peers = self.peers()
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
