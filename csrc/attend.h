@@ -22,11 +22,12 @@ constexpr int kGroup = 4;              // queries that share a loaded key or val
 constexpr int64_t kAtOnce = 16;        // positions of a head, then of the next one: of several heads their rows follow one another in memory
 
 // The positions of a span as they lie in pages: where the first kv head's keys are, and how far on the next head and the values are.
+// Values are no wider than keys; latent ones are the first channels of the keys, none further on.
 // Entries outside what any query sees, up to a multiple of W, repeat one that is seen.
 struct Span {
   bytes* keys[kSpan];
   int64_t to_head, to_value;
-  int64_t dtype, C, width;
+  int64_t dtype, C, width, value_channels, value_width;
   bool follow;  // kAtOnce positions, from a multiple of it on, follow one another in memory
 
   int64_t row_bytes() const { return C * size_of(dtype); }

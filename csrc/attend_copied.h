@@ -46,12 +46,13 @@ inline void score_copied(const float* q, int64_t width, const float* copy, int64
 // A widened copy of one kv head of a span.
 struct Copy {
   float* keys;    // [position / W][channel][W]
-  float* values;  // [position][width]
+  float* values;  // [position][width of values]
   bytes* rows[kSpan];
 };
 
 // The partials of up to kBlockQueries queries; a vector of keys serves all of them while it is in the first-level cache.
-inline void attend_copied(const Copy& copy, int64_t width, const Query* queries, int64_t count, float scale, float cap, float* scores) {
+inline void attend_copied(const Copy& copy, int64_t width, int64_t value_width, const Query* queries, int64_t count, float scale, float cap,
+                          float* scores) {
   const Range range = seen_by(queries, count);
   int64_t vectors = 1;
   for (int64_t j = range.first / W * W; j < range.last; j += vectors * W) {
@@ -66,7 +67,7 @@ inline void attend_copied(const Copy& copy, int64_t width, const Query* queries,
       });
     }
   }
-  finish<DType::f32>(queries, count, {copy.rows, 0}, width, width, cap, scores);
+  finish<DType::f32>(queries, count, {copy.rows, 0}, value_width, value_width, cap, scores);
 }
 
 // a and b with their lanes alternating: the first W, the last W.
@@ -108,22 +109,22 @@ inline void transpose(V* rows) {
 inline void copy_span(const Span& span, int64_t first, int64_t last, Copy& copy) {
   with_dtype(span.dtype, [&]<DType D>() {
     constexpr int64_t size = D == DType::f32 ? 4 : 2;
-    const int64_t C = span.C, width = span.width;
-    const auto part = [C](bytes* row, int64_t c) {
+    const int64_t width = span.width, value_width = span.value_width;
+    const auto part = [](bytes* row, int64_t c, int64_t C) {
       return c + W <= C ? load_weights<D>(row + c * size) : load_weights_part<D>(row + c * size, C - c);
     };
     for (int64_t j = first / W * W; j < last; j += W)
       for (int64_t c = 0; c < width; c += W) {
         V rows[W];
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) rows[i] = part(span.keys[j + i], c);
+        for (int i = 0; i < W; ++i) rows[i] = part(span.keys[j + i], c, span.C);
         transpose(rows);
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) store(copy.keys + j * width + (c + i) * W, rows[i]);
       }
     for (int64_t j = first; j < last; ++j) {
-      float* row = copy.values + j * width;
-      for (int64_t c = 0; c < width; c += W) store(row + c, part(span.keys[j] + span.to_value, c));
+      float* row = copy.values + j * value_width;
+      for (int64_t c = 0; c < value_width; c += W) store(row + c, part(span.keys[j] + span.to_value, c, span.value_channels));
       copy.rows[j] = reinterpret_cast<bytes*>(row);
     }
   });

@@ -153,10 +153,10 @@ class Stored {
     }
     if (!see_the_same(queries_, per_head_)) {
       for (int64_t head = 0; head < heads_; ++head)
-        finish<D>(queries_ + head * per_head_, per_head_, values_of(head), span_.C, span_.width, cap_, scores_ + head * per_head_ * kSpan);
+        finish<D>(queries_ + head * per_head_, per_head_, values_of(head), span_.value_channels, span_.value_width, cap_, scores_ + head * per_head_ * kSpan);
       return;
     }
-    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.width, cap_);
+    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.value_width, cap_);
     each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
   }
 
@@ -198,7 +198,7 @@ class Stored {
   void weigh(int64_t head, int64_t first, int64_t last, Asking ask) {
     each_group(head, [&]<int M>(int64_t row) {
       const float* weights = scores_ + row * kSpan + first;
-      const auto with = [&](auto values) { add_all_values<D, M>(weights, values, 0, last - first, span_.C, queries_ + row, ask); };
+      const auto with = [&](auto values) { add_all_values<D, M>(weights, values, 0, last - first, span_.value_channels, queries_ + row, ask); };
       if (span_.follow) with(Following{values_of(head)[first], span_.row_bytes()});
       else with(Scattered{span_.keys + first, values_of(head).offset});
     });

@@ -105,6 +105,26 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)    \
   FIELD(real, growth) FIELD(integer, every) FIELD(bytes*, sinks) FIELD(integer, sinks_dtype)
 
+// One row of C numbers a position in the place of keys and values: `latent` numbers, which are normed, and behind them those of which pairs
+// are rotated. All heads share it (K is 1), so pages hold [layer][Z][C].
+#define COTERIE_LATENT_APPEND(FIELD)                                                                                 \
+  FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps)                               \
+  FIELD(const f32*, inv_freq) FIELD(real, scale) FIELD(integer, interleaved)                                         \
+  COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K) FIELD(integer, C) FIELD(integer, latent)
+
+// weight: of each head N rows of `latent` numbers for its keys, then V rows for its values. rotated: the last channels of each query.
+#define COTERIE_LATENT_QUERIES(FIELD)                                                                                \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(const i32*, positions)               \
+  FIELD(const f32*, inv_freq) FIELD(real, scale) FIELD(integer, interleaved) FIELD(f32*, y) FIELD(integer, T)        \
+  FIELD(integer, H) FIELD(integer, N) FIELD(integer, V) FIELD(integer, latent) FIELD(integer, rotated)
+
+// latent: how many channels of a row are values.
+#define COTERIE_LATENT_ATTENTION(FIELD) COTERIE_ATTENTION(FIELD) FIELD(integer, latent)
+
+#define COTERIE_LATENT_VALUES(FIELD)                                                                                 \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
+  FIELD(integer, H) FIELD(integer, N) FIELD(integer, V) FIELD(integer, latent)
+
 #define COTERIE_ADD(FIELD) \
   FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
 
@@ -282,7 +302,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(sigmoid, Sigmoid, COTERIE_SIGMOID)                                                                              \
   OP(sigmoid_mul, SigmoidMul, COTERIE_SIGMOID_MUL)                                                                   \
   OP(branch_gate_up_clipped, BranchGateUpClipped, COTERIE_BRANCH_GATE_UP_CLIPPED)                                    \
-  OP(add_branch_bias, AddBranchBias, COTERIE_ADD_BRANCH_BIAS)
+  OP(add_branch_bias, AddBranchBias, COTERIE_ADD_BRANCH_BIAS)                                                        \
+  OP(latent_append, LatentAppend, COTERIE_LATENT_APPEND)                                                             \
+  OP(latent_queries, LatentQueries, COTERIE_LATENT_QUERIES)                                                          \
+  OP(latent_attention, LatentAttention, COTERIE_LATENT_ATTENTION)                                                    \
+  OP(latent_values, LatentValues, COTERIE_LATENT_VALUES)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -1,4 +1,4 @@
-// Where a position's keys and values are: pages of Z tokens laid out [layer][k or v][kv head][Z][C].
+// Where a position's keys and values are: pages of Z tokens laid out [layer][k or v][kv head][Z][C], or of latent rows [layer][Z][C].
 // Knows nothing about who owns the pages.
 #pragma once
 
@@ -8,11 +8,18 @@ namespace coterie::COTERIE_ISA {
 
 enum KeyOrValue : int64_t { kKey = 0, kValue = 1 };
 
+// Parts of a layer in a page: keys and values, or the rows that are both.
+template <class Op>
+inline int64_t parts_of_page(const Op& op) {
+  if constexpr (requires { op.latent; }) return op.latent == 0 ? 2 : 1;
+  else return 2;
+}
+
 // Address of channel 0. `op` has the operands of COTERIE_PAGES, and K and C.
 template <class Op>
 inline uint8_t* page_address(const Op& op, int64_t sequence, int64_t position, KeyOrValue part, int64_t kv_head) {
   const int64_t block = op.block_tables[sequence * op.table_width + position / op.Z];
-  const int64_t element = (((op.layer * 2 + part) * op.K + kv_head) * op.Z + position % op.Z) * op.C;
+  const int64_t element = (((op.layer * parts_of_page(op) + part) * op.K + kv_head) * op.Z + position % op.Z) * op.C;
   return op.kv + block * op.block_bytes + element * size_of(op.kv_dtype);
 }
 

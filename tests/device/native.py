@@ -184,7 +184,9 @@ def rope(x_THC, positions, inv_freq, scale, interleaved=False):
     if interleaved:
         a, b = x_THC[..., 0 : 2 * half : 2], x_THC[..., 1 : 2 * half : 2]
     turned = [a * cos - b * sin, b * cos + a * sin]
-    both = np.stack(turned, axis=-1).reshape(*a.shape[:-1], -1) if interleaved else np.concatenate(turned, axis=-1)
+    both = (
+        np.stack(turned, axis=-1).reshape(*a.shape[:-1], 2 * half) if interleaved else np.concatenate(turned, axis=-1)
+    )
     return np.concatenate([both, rest], axis=-1)
 
 

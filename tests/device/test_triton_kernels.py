@@ -40,6 +40,7 @@ from tests.device.triton_table import DOCS, stored_cases
 from triton.runtime.interpreter import InterpretedFunction
 
 from coterie.core.dtypes import from_f32, to_f32
+from coterie.core.errors import UnsupportedError
 from coterie.kernels import cpu as kernels
 from coterie.kernels import triton as triton_kernels
 from coterie.kernels.triton.launch import KERNELS
@@ -225,6 +226,12 @@ def test_capped_logits_of_a_prompt_are_no_more_programs_than_a_gpu_has_room_for(
     none = torch.empty(0, dtype=torch.uint8)
     (launch,) = gpu.launches(rows, torch.from_numpy(rows), 0, Bucket(2048, 1, 1, 2048), none)
     assert launch.grid == (16 * 132,)
+
+
+def test_a_row_that_no_kernel_does_is_refused_by_name():
+    rows = kernels.encode("latent_values", dict.fromkeys(kernels.OPCODES["latent_values"].words, 0)).reshape(1, -1)
+    with pytest.raises(UnsupportedError, match=r"none of them does latent_values.*; use --device cpu"):
+        gpu.scratch_bytes(rows, Bucket(1, 1, 1, 1))
 
 
 def test_a_token_alone_in_a_bucket_of_one_sequence_is_a_chunk():

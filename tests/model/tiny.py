@@ -327,7 +327,59 @@ BRANCH_ROWS = {
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": 0}),
     "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
 }
-FAMILY_ROWS |= BRANCH_ROWS
+# Latent attention, with branches and without.
+LATENT_ROWS = {
+    "deepseek-v2": (
+        "DeepseekV2",
+        {
+            **{"q_lora_rank": None, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
+            **{"v_head_dim": 10, "num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2},
+            **{"moe_intermediate_size": 21, "n_shared_experts": 2, "first_k_dense_replace": 1},
+        },
+    ),
+    "deepseek-v2-groups": (
+        "DeepseekV2",
+        {
+            **{"q_lora_rank": 14, "kv_lora_rank": 36, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 15},
+            **{"num_key_value_heads": 4, "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 20},
+            **{"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
+            **{"attention_bias": True, "mlp_bias": True, "n_shared_experts": 1},
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {
+            **{"q_lora_rank": 18, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12},
+            **{"num_key_value_heads": 4, "n_routed_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 21},
+            **{"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1},
+        },
+    ),
+    "moonlight": (
+        "DeepseekV3",
+        {
+            **{"q_lora_rank": None, "kv_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+            **{"num_attention_heads": 1, "num_key_value_heads": 1, "n_routed_experts": 5, "num_experts_per_tok": 2},
+            **{"moe_intermediate_size": 20, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2},
+            **{"n_shared_experts": 2, "attention_bias": True, "rope_interleave": False, "tie_word_embeddings": True},
+        },
+    ),
+    "glm4-moe-lite": (
+        "Glm4MoeLite",
+        {
+            **{"q_lora_rank": 20, "kv_lora_rank": 28, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+            **{"num_attention_heads": 5, "num_key_value_heads": 5, "n_routed_experts": 6, "num_experts_per_tok": 3},
+            **{"moe_intermediate_size": 21, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        },
+    ),
+    "youtu": (
+        "Youtu",
+        {
+            **{"q_lora_rank": 22, "kv_lora_rank": 44, "qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "v_head_dim": 6},
+            **{"num_attention_heads": 20, "num_key_value_heads": 20},
+        },
+    ),
+}
+FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS
 # Layers that are gated delta nets.
 NET = "linear_attention"
 DELTA_ROWS = {
@@ -401,7 +453,7 @@ def takes_rope(row, rope):
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
 LATER = ("glm", "helium", "ministral", "ministral3", "hunyuan")  # near another row, or better with another rope
-OWN_TESTS = (*BRANCH_ROWS, *DELTA_ROWS, *DELTA_MOE)
+OWN_TESTS = (*BRANCH_ROWS, *LATENT_ROWS, *DELTA_ROWS, *DELTA_MOE)
 CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row not in LATER] + [
     ("llama", "linear"),
     ("llama", "dynamic"),
@@ -430,7 +482,8 @@ def make(row, rope="default", seed=0):
     torch.set_num_threads(1)
     class_name, changes = FAMILY_ROWS[row]
     settings = {**BASE, **changes}
-    head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+    head_dim = settings.get("qk_rope_head_dim") or settings.get("head_dim")
+    head_dim = head_dim or settings["hidden_size"] // settings["num_attention_heads"]
     settings["rope_parameters"] = rope_of(rope, int(head_dim * settings.get("partial_rotary_factor", 1.0)) // 2)
     if class_name == "Ministral3":
         settings["rope_parameters"] |= {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 16}

@@ -13,8 +13,9 @@ from coterie.dataflow.legal import walk
 from coterie.dataflow.partition import members
 from coterie.dataflow.stage import Unit
 from coterie.dataflow.stage_rows import stages_of
-from coterie.graph.cost import FLOPS, KV_READERS, input_bytes, kv_bytes, value_bytes
+from coterie.graph.cost import FLOPS, input_bytes, value_bytes
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.kv_cost import KV_READERS, kv_bytes
 
 SPILL_TILES = 8  # tiles for which weights without room are read again, at the least
 EDGE_PMUS = 2  # PMUs of a FIFO of small tiles
@@ -39,7 +40,8 @@ class Estimate:
             value = graph.values[name]
             readers = self._mask(op for op in ops if name in op.inputs)
             if value.kind is Kind.WEIGHT:
-                self.weights.append((input_bytes(tuple(o for o in ops if name in o.inputs), value, sizes), readers))
+                reading = tuple(op for op in ops if name in op.inputs)
+                self.weights.append((input_bytes(graph, reading, value, sizes), readers))
             elif value.kind is not Kind.STATE:
                 maker = self._mask(op for op in ops if name in op.outputs)
                 leaves = name in outside or value.kind is Kind.OUTPUT or not readers

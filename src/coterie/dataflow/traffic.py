@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from coterie.core.shapes import Sizes, trailing
 from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
-from coterie.graph.cost import KV_READERS, Cost, elements, input_bytes, kv_bytes, ops_cost, value_bytes
+from coterie.graph.cost import Cost, elements, input_bytes, ops_cost, value_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.kv_cost import KV_READERS, kv_bytes
 
 SUM_BYTES = 4  # sums over tiles are float32, whatever the type of the result
 
@@ -98,7 +99,7 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
             reader, by_tile = walk.readers(name)[0], read_by_tile(graph, walk, name)
             kind = "weight" if value.kind is Kind.WEIGHT and not by_tile else "input"
             columns = ops[reader].kind == "linear" and ops[reader].inputs[1] == name
-            found.append(Stream(name, kind, first[reader], input_bytes(ops, value, sizes), by_tile, columns))
+            found.append(Stream(name, kind, first[reader], input_bytes(graph, ops, value, sizes), by_tile, columns))
     for name in edge.outputs:
         if graph.values[name].kind is not Kind.STATE:
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)

@@ -14,6 +14,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.devices.lower_branches import BRANCH_LOWER
 from coterie.devices.lower_delta import DELTA_LOWER, READ_THROUGH
+from coterie.devices.lower_latent import LATENT_LOWER
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
@@ -225,4 +226,5 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "take_norm_linear": _take_norm_linear,
     **BRANCH_LOWER,
     **DELTA_LOWER,
+    **LATENT_LOWER,
 }

@@ -13,6 +13,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.latent_ops import APPEND, ATTEND
 from coterie.graph.ops import CAP, EVERY, GROWTH, OPS, SCALE
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -69,18 +70,18 @@ class Row:
                 fact = f"layer {changed[0]} of {self.op.inputs[-1]} is changed twice in one step"
                 raise self.wrong(fact, "give each layer of the state one op")
             appended.add(changed)
-        if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention"):
+        if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention", APPEND, ATTEND):
             return
         layer = self.op.integer("layer")
         parts = {(layer, self.op.integer("which"))} if self.op.kind == "kv_cat" else {(layer, 0), (layer, 1)}
-        if self.op.kind in ("kv_append", "kv_cat"):
+        if self.op.kind in ("kv_append", "kv_cat", APPEND):
             if parts & appended:
                 raise self.wrong(
                     f"layer {layer} is appended to twice in one step", "give each layer of the state one op"
                 )
             appended |= parts
         elif not parts <= appended:
-            raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "put kv_append first")
+            raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "store them first")
 
     def cap(self) -> None:
         """Where the op has a cap, it is a number above 0."""

@@ -37,8 +37,8 @@ def kv_shape(graph: Graph) -> KvShape:
         return KvShape(0, 0, 0, DType.F32)
     if len(states) != 1:
         raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
-    layers, _, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
-    return KvShape(layers, heads, channels, states[0].dtype, *_recurrent_units(graph))
+    layers, parts, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
+    return KvShape(layers, heads, channels, states[0].dtype, *_recurrent_units(graph), parts=parts)
 
 
 def _recurrent_units(graph: Graph) -> tuple[int, int]:

@@ -13,6 +13,9 @@ from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
 from coterie.graph.branch_ops import TAKEN_READERS
 from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
 from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
+from coterie.graph.latent_cost import LATENT_FLOPS, head_bytes
+from coterie.graph.latent_ops import OF_HEADS
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
 
@@ -47,7 +50,6 @@ class Cost:
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTMAX_FLOPS = 5
 SOFTCAP_FLOPS = 5  # two products and a tanh
-KV_READERS = ("attention", "alibi_attention", "kv_cat")
 CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
 _Flops = Callable[[Graph, Op, Sizes], int]
 
@@ -184,6 +186,7 @@ FLOPS: Mapping[str, _Flops] = {
     "embed_dw": lambda graph, op, sizes: (1 + (SCALE in op.attrs)) * sizes.count(graph.values[op.inputs[0]].shape),
     **BRANCH_FLOPS,
     **DELTA_FLOPS,
+    **LATENT_FLOPS,
 }
 
 
@@ -273,7 +276,7 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
         value = graph.values.get(name)
         if value is None or value.kind is Kind.STATE:
             continue
-        size = input_bytes(ops, value, sizes)
+        size = input_bytes(graph, ops, value, sizes)
         if value.kind is Kind.WEIGHT:
             weights += size
         else:
@@ -281,18 +284,18 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
     moved_out = sum(value_bytes(graph.values[n], sizes) for n in outputs if graph.values[n].kind is not Kind.STATE)
     read = written = states_bytes(graph, ops, sizes)
     read += sum(kv_bytes(graph, op, sizes) for op in ops if op.kind in KV_READERS)
-    written += sum(kv_bytes(graph, op, sizes) for op in ops if op.kind == "kv_append")
+    written += sum(kv_bytes(graph, op, sizes) for op in ops if op.kind in KV_WRITERS)
     return Cost(flops, weights, moved_in, moved_out, read, written)
 
 
-def input_bytes(ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
+def input_bytes(graph: Graph, ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
     """A gather reads the rows it takes, a view what it shows, at most the whole; all else once (see branch_cost.py)."""
     whole = value_bytes(value, sizes)
-    taken = [_taken_bytes(op, value, sizes) for op in ops if value.name in op.inputs]
+    taken = [_taken_bytes(graph, op, value, sizes) for op in ops if value.name in op.inputs]
     return whole if None in taken else min(whole, sum(filter(None, taken)))
 
 
-def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
+def _taken_bytes(graph: Graph, op: Op, value: Value, sizes: Sizes) -> int | None:
     """Bytes of a value that an op reads, None for all of them."""
     gathered = {
         **dict.fromkeys(("embed", "embed_part"), (1, Symbol.T)),
@@ -309,6 +312,8 @@ def _taken_bytes(op: Op, value: Value, sizes: Sizes) -> int | None:
         return value_bytes(value, sizes) // op.integer("group") * (op.integer("group") - 1)
     if op.kind in TAKEN_READERS and value.kind is Kind.WEIGHT:
         return matrix_bytes(op, value, sizes)
+    if op.kind in OF_HEADS and value.name == op.inputs[1]:
+        return head_bytes(graph, op, value)
     if op.kind == "linear_dw" and value.name == op.inputs[2]:
         return pattern_bytes(value, sizes)
     return None
@@ -331,20 +336,3 @@ def elements(value: Value, sizes: Sizes) -> int:
 def pattern_bytes(value: Value, sizes: Sizes) -> int:
     """A bit for each element says which ones a sparse weight has."""
     return -(-sizes.count(value.shape) // 8) if value.density != 1.0 else 0
-
-
-def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Bytes of K and V of one layer: of this step's tokens (kv_append), or of the contexts that are read.
-
-    A cat reads the context before this step, of K or V; what it writes, the whole context anew, is its output.
-    """
-    kv = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
-    per_token = trailing(kv.shape) * kv.dtype.size_bytes
-    if op.kind == "kv_append":
-        return sizes.T * per_token
-    if op.kind == "kv_cat":
-        return (sizes.context_tokens - sizes.T) * per_token // 2
-    # The windows of t new tokens of a sequence cover t + window - 1 positions, and never more than its context.
-    window = int(op.attrs.get("window", 0))
-    seen = min(sizes.context_tokens, sizes.T + sizes.B * (window - 1)) if window else sizes.context_tokens
-    return seen * per_token

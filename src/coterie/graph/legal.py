@@ -86,9 +86,13 @@ def turns(row: Row, x: Value, frequencies: Value) -> None:
     if frequencies.kind is not Kind.CONSTANT or not 0 < count <= channels // 2:
         fact = f"{frequencies.name} has {count} numbers for {channels} channels"
         raise row.wrong(fact, f"give {channels // 2}, or fewer where the last channels pass")
-    interleaved = row.op.attrs.get(INTERLEAVED, 0)
-    if type(interleaved) is not int or interleaved not in (0, 1):
-        raise row.wrong(f"{INTERLEAVED} is {interleaved!r}", "give 0 or 1, or leave it out")
+    interleaved(row)
+
+
+def interleaved(row: Row) -> None:
+    """Where the op says how pairs lie, it is 0 or 1."""
+    if (said := row.op.attrs.get(INTERLEAVED, 0)) not in (0, 1) or type(said) is not int:
+        raise row.wrong(f"{INTERLEAVED} is {said!r}", "give 0 or 1, or leave it out")
 
 
 def _kv_append(row: Row) -> None:

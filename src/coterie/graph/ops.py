@@ -15,6 +15,7 @@ from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.branch_ops import BRANCH_OPS
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.eager_ops import EAGER_OPS
+from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.opspec import OpSpec
 
 __all__ = [
@@ -143,6 +144,7 @@ OPS: dict[str, OpSpec] = {
     ),
     **BRANCH_OPS,
     **DELTA_OPS,
+    **LATENT_OPS,
     **EAGER_OPS,
     **BACKWARD_OPS,
 }

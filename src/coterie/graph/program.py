@@ -33,7 +33,8 @@ class Region:
 class KvShape:
     """The KV state of one token: both K and V of every layer that attends.
 
-    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]. A sequence of a recurrent
+    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]; where attention is latent a row is
+    both (`parts` 1), and all heads share it. A sequence of a recurrent
     architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_ops.py):
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
@@ -45,6 +46,7 @@ class KvShape:
     dtype: DType
     state_units: int = 0
     unit_bytes: int = 0
+    parts: int = 2
 
     @property
     def recurrent(self) -> bool:
@@ -64,7 +66,7 @@ class KvShape:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
+        return self.num_layers * self.parts * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
 
     def sequence_bytes(self, tokens: float) -> float:
         """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""

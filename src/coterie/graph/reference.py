@@ -18,6 +18,7 @@ from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, silu
 from coterie.graph.delta_reference import DELTA_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.latent_reference import LATENT_RUN
 from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
@@ -286,6 +287,7 @@ OPS: Mapping[str, _Run] = {
     "all_gather": _collective,
     **BRANCH_RUN,
     **DELTA_RUN,
+    **LATENT_RUN,
     **EAGER_RUN,
     **BACKWARD_RUN,
 }

@@ -27,6 +27,7 @@ from coterie.core.shapes import Shape
 from coterie.graph.branch_ops import BOTH_UP, CLIPPED, DOWN, matrices_of
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
+from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
@@ -73,9 +74,9 @@ def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool =
         raise UsageError(graph.name, f"rank {rank} of {degree} ranks does not exist", "give a degree of at least 1")
     if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
         raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
-    if degree > 1 and any(op.kind in DELTA_OPS for op in graph.ops):
-        fact = f"its gated delta nets are not split over {degree} ranks"
-        raise UsageError(graph.name, fact, "use a machine of one unit")
+    for ops, named in ((DELTA_OPS, "gated delta nets are"), (LATENT_OPS, "latent attention is")):
+        if degree > 1 and any(op.kind in ops for op in graph.ops):
+            raise UsageError(graph.name, f"its {named} not split over {degree} ranks", "use a machine of one unit")
     return _Sharding(graph, degree, rank, odd_vocabulary).run() if degree > 1 else Sharded(graph, {})
 
 

@@ -11,9 +11,10 @@ from coterie.graph.checks import Row
 from coterie.graph.delta_legal import DELTA_LEGAL
 from coterie.graph.eager_legal import EAGER_LEGAL
 from coterie.graph.ir import Graph, Kind
+from coterie.graph.latent_legal import LATENT_LEGAL
 from coterie.graph.legal import LEGAL as MODEL_LEGAL
 
-LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **DELTA_LEGAL, **EAGER_LEGAL, **BACKWARD_LEGAL}
+LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **DELTA_LEGAL, **LATENT_LEGAL, **EAGER_LEGAL, **BACKWARD_LEGAL}
 
 
 def verify(graph: Graph) -> None:

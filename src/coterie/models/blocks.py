@@ -15,12 +15,14 @@ from coterie.core.shapes import Shape, Symbol, trailing
 from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, LIMIT, TOP_K
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
+from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, OFFSET
 from coterie.models.alibi import alibi_slopes
 from coterie.models.branches import Branches
 from coterie.models.config import ModelConfig
 from coterie.models.delta import DeltaNets
 from coterie.models.family import NAMES, FeedForward, Norm
+from coterie.models.latent import LATENT_EPS, Latent
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 LOCAL = "inv_freq_local"  # frequencies of the layers with a window, where those have their own
@@ -63,9 +65,11 @@ class Decoder:
             b.value("inv_freq", (len(c.rope.inv_freq),), DType.F32, Kind.CONSTANT, c.rope.inv_freq)
             if c.local_rope:
                 b.value(LOCAL, (len(c.local_rope.inv_freq),), DType.F32, Kind.CONSTANT, c.local_rope.inv_freq)
-        k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{names.qkv or names.k}.weight"]
+        k = c.latent.names.down if c.latent else names.qkv or names.k
+        k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
-        b.value("kv", (len(c.attending_layers), 2, c.num_kv_heads, c.head_dim), kv_dtype, Kind.STATE)
+        row: Shape = (1, 1, c.latent.rank + c.latent.rotated) if c.latent else (2, c.num_kv_heads, c.head_dim)
+        b.value("kv", (len(c.attending_layers), *row), kv_dtype, Kind.STATE)
         if nets := c.delta_nets:
             matrices: Shape = (len(nets.layers), nets.value_heads, nets.key_dim, nets.value_dim)
             b.value(CONV_STATE, (len(nets.layers), nets.taps - 1, nets.channels), DType.F32, Kind.STATE)
@@ -121,6 +125,8 @@ class Decoder:
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
         c = self.config
+        if c.latent:
+            return self._latent_attention(h, layer, prefix, c.latent)
         rows = ("positions", "sequence", "block_tables")
         part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
         turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
@@ -161,6 +167,28 @@ class Decoder:
         if c.qk_norm and not c.normed_behind_rope:
             parts |= {name: self._head_norm(name, parts[name], prefix) for name in "qk"}
         return parts.__getitem__
+
+    def _latent_attention(self, h: str, layer: int, prefix: str, latent: Latent) -> str:
+        """Neither keys nor values are made: queries are multiplied by what would make keys of latent rows."""
+        c, names, rows = self.config, latent.names, ("positions", "sequence", "block_tables")
+        H, N, R, P = c.num_heads, latent.plain, latent.rank, latent.rotated
+        turns: dict[str, Attr] = {"scale": c.rope.scale, **({INTERLEAVED: 1} if c.rope.interleaved else {})}
+        x, q_name = h, c.names.q
+        if latent.query_rank:
+            x = self._linear("q_down", h, prefix + names.q_down, (T, latent.query_rank), c.qkv_bias)
+            norm = self._weight(f"{prefix}{names.q_norm}.weight", (latent.query_rank,))
+            x = self._op("rms_norm", "q_down_norm", (x, norm), (T, latent.query_rank), eps=LATENT_EPS)
+            q_name = names.q_up
+        q = self._linear("q", x, prefix + q_name, (T, H, N + P), bias=False)
+        down = self._linear("latent", h, prefix + names.down, (T, R + P), c.qkv_bias)
+        kept = c.attending_layers.index(layer)
+        read = (down, self._weight(f"{prefix}{names.norm}.weight", (R,)), *rows, "inv_freq", "kv")
+        self.builder.op(APPEND, "latent_append", read, ("kv",), layer=kept, eps=LATENT_EPS, **turns)
+        up = self._weight(f"{prefix}{names.up}.weight", (H * (N + latent.values), R))
+        q = self._op(QUERIES, "latent_q", (q, up, "positions", "inv_freq"), (T, H, R + P), **turns)
+        y = self._op(ATTEND, "attention", (q, *rows, "kv"), (T, H, R), layer=kept, scale=latent.scale)
+        y = self._op(VALUES, "attended", (y, up), (T, H, latent.values))
+        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _half(self, name: str, which: int) -> str:
         """Of a gated layer's projection the queries (0) or the gates (1), as a view."""

@@ -7,6 +7,7 @@ Knows nothing about how a layer is built (blocks.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -66,6 +67,7 @@ class Plain(Enum):
     NEVER = "none"
     BY_STEP = "those in mlp_only_layers, and all but each decoder_sparse_step-th"
     FIRST = "the first_k_dense_replace first"
+    BY_TYPES = "those that mlp_layer_types calls dense, or the first_k_dense_replace first"
     OUTSIDE = "all but each moe_layer_interval-th from moe_layer_start_index to moe_layer_end_index"
 
 
@@ -163,7 +165,12 @@ def _shared(config: Fields, keys: SharedKeys, width: int) -> int:
 
 def _layers(config: Fields, keys: BranchKeys, num_layers: int) -> frozenset[int]:
     """Those with branches. Raises UnsupportedError where there are none."""
-    which = {Plain.BY_STEP: _by_step, Plain.FIRST: _behind_first, Plain.OUTSIDE: _within}.get(keys.plain)
+    which = {
+        Plain.BY_STEP: _by_step,
+        Plain.FIRST: _behind_first,
+        Plain.BY_TYPES: _by_types,
+        Plain.OUTSIDE: _within,
+    }.get(keys.plain)
     found = which(config, keys, num_layers) if which else range(num_layers)
     layers = frozenset(found)
     if not layers:
@@ -181,6 +188,15 @@ def _by_step(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:
 
 def _behind_first(config: Fields, keys: BranchKeys, num_layers: int) -> range:
     return range(config.whole("first_k_dense_replace", keys.first), num_layers)
+
+
+def _by_types(config: Fields, keys: BranchKeys, num_layers: int) -> Iterable[int]:
+    types = config.get("mlp_layer_types")
+    if types is None:
+        return _behind_first(config, keys, num_layers)
+    if not isinstance(types, list) or len(types) != num_layers or any(one not in ("dense", "sparse") for one in types):
+        raise config.wrong("mlp_layer_types", f"is {types!r}", f"a list of {num_layers} words, each dense or sparse")
+    return [layer for layer, one in enumerate(types) if one == "sparse"]
 
 
 def _within(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:

@@ -11,9 +11,10 @@ from coterie.graph.branch_ops import GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGM
 from coterie.graph.ir import Attr
 from coterie.models.fields import Fields
 
+METHOD = "topk_method"
 NORMALISES, FACTOR, GROUP_COUNT, GROUPS_TAKEN = "norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group"
 # Names that released configs have for sigmoid scores ranked with a bias.
-_SAID = {"scoring_func": ("sigmoid", "noaux_tc"), "topk_method": ("noaux_tc",)}
+_SAID = {"scoring_func": ("sigmoid", "noaux_tc"), METHOD: ("noaux_tc",)}
 GROUPED_RUNS = (FACTOR, GROUP_COUNT, *_SAID)  # keys that a family with such scores and groups runs
 
 
@@ -22,7 +23,8 @@ class ChoiceKeys:
     """What is a family's own, and what is meant where a key of the config is left out.
 
     `normalises` None: as `norm_topk_prob` says, which is `normalises_unsaid` where it is left out. `scales`: by
-    `routed_scaling_factor`. `group_best`: there are `n_group` groups, ranked by so many. `least_key` says `least_sum`.
+    `routed_scaling_factor`, or `scale_unsaid`. `group_best`: there are `n_group` groups, ranked by so many; with
+    `groups_by_method` only where `topk_method` says so. `least_key` says `least_sum`.
     """
 
     normalises: bool | None = None
@@ -30,7 +32,9 @@ class ChoiceKeys:
     sigmoid: bool = False
     biased: bool = False
     scales: bool = False
+    scale_unsaid: float = 1.0
     group_best: int = 0
+    groups_by_method: bool = False
     least_sum: float = 0.0
     least_key: str = ""
 
@@ -72,7 +76,7 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
         normalised=config.flag(NORMALISES, keys.normalises_unsaid) if keys.normalises is None else keys.normalises,
         sigmoid=keys.sigmoid,
         biased=keys.biased,
-        scale=config.number(FACTOR, 1.0) if keys.scales else 1.0,
+        scale=config.number(FACTOR, keys.scale_unsaid) if keys.scales else 1.0,
         least_sum=config.number(keys.least_key, keys.least_sum) if keys.least_key else keys.least_sum,
         groups=groups,
         taken_groups=taken_groups,
@@ -82,7 +86,7 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
 
 def _groups(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> tuple[int, int]:
     """How many groups there are, and from how many a token takes; none where it takes from all."""
-    if not keys.group_best:
+    if not keys.group_best or (keys.groups_by_method and not _limited(config)):
         return 0, 0
     groups, taken_groups = config.count(GROUP_COUNT, 1), config.count(GROUPS_TAKEN, 1)
     if count % groups or count // groups < keys.group_best:
@@ -92,3 +96,11 @@ def _groups(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> tuple[i
         wanted = f"at most the {groups} groups, and enough for {taken} branches of {count // groups} in a group"
         raise config.wrong(GROUPS_TAKEN, f"is {taken_groups}", wanted)
     return (0, 0) if taken_groups == groups else (groups, taken_groups)
+
+
+def _limited(config: Fields) -> bool:
+    """Whether a token takes from the best groups alone, as DeepSeek V2 says it. Raises CheckpointError."""
+    method = config.get(METHOD, "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise config.wrong(METHOD, f"is {method!r}", "greedy or group_limited_greedy")
+    return bool(method == "group_limited_greedy")

@@ -15,6 +15,7 @@ from coterie.models.delta import DeltaNets, delta_nets_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
+from coterie.models.latent import Latent, latent_of, rotated_channels
 from coterie.models.nested import text_config
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
@@ -71,6 +72,7 @@ class ModelConfig:
     layers_without_rope: tuple[int, ...] = ()
     branches: Branches | None = None
     delta_nets: DeltaNets | None = None
+    latent: Latent | None = None
     gated_attention: bool = False
     layers_behind: int = 0
     names: Names = NAMES
@@ -135,6 +137,7 @@ class ModelConfig:
             layers_without_rope=_layers_without_rope(config, family, num_layers),
             branches=branches_of(config, family.branches, num_layers) if family.branches else None,
             delta_nets=delta_nets_of(config, num_layers) if family.delta_nets else None,
+            latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
             layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
             **_scales(config, family),
@@ -180,6 +183,8 @@ def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
 
 
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
+    if family.latent:
+        return rotated_channels(config, family.latent)
     default = (
         None if "head_dim" in config.raw else family.head_dim
     )  # a null one is the quotient, as an absent one may be

@@ -8,6 +8,7 @@ from __future__ import annotations
 from coterie.core.errors import UnsupportedError
 from coterie.models.arcee import ARCEE
 from coterie.models.bloom import BLOOM
+from coterie.models.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from coterie.models.dots1 import DOTS1
 from coterie.models.ernie import ERNIE4_5
 from coterie.models.ernie_moe import ERNIE4_5_MOE
@@ -52,15 +53,13 @@ FAMILIES: dict[str, Family] = {
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),
+        *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU),
         *(BLOOM, FALCON, OPT),
     )
 }
 # Architectures whose layers have branches that are chosen or built in another way.
-_LATENT = "its attention is latent: keys and values are kept as one smaller vector"
 OTHER_BRANCHES = {
     "qwen3_next": "most of its layers keep a state in place of keys and values",
-    "deepseek_v2": _LATENT,
-    "deepseek_v3": _LATENT,
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
 

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from coterie.models.branches import BranchKeys
+from coterie.models.latent import LatentKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
 LINEAR = "linear_attention"  # a layer that keeps a state of one size
@@ -153,11 +154,13 @@ class Family:
     rope_alpha: bool = False  # a dynamic rope with `alpha` is one of a longer period, everywhere
     queries_grow: bool = False  # with their position, where the rope says so
     rope_interleaved: bool = False  # pairs of channels are neighbours, not halves
+    interleaved_key: str = ""  # of the config, where it may say otherwise
     original_positions: int | None = None  # trained length where only the rope's section says it, or nothing does
     full_layers_rotate: bool = True  # where others have a window, those that see all do too
     rope_key: str = ""  # a key that says "rope" where layers rotate; without one all do
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
     branches: BranchKeys | None = None
+    latent: LatentKeys | None = None  # attention is latent
     delta_nets: bool = False  # some layers are, instead of attending
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made

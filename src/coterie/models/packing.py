@@ -20,6 +20,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.delta import DELTA_NAMES
 from coterie.models.families import FAMILIES
+from coterie.models.latent import LATENT_NAMES
 
 _T = TypeVar("_T")
 
@@ -29,6 +30,7 @@ TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
+HEADS = (f".{LATENT_NAMES.up}.weight",)  # of which a head's rows are read by themselves, both ways
 NAMES: Mapping[DType, str] = {
     **{DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
 }
@@ -124,8 +126,10 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
 
 
 def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a matrix: none that chooses branches or gates what a delta net keeps, no table of biases."""
-    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, "bias"))
+    """Whether a weight is a matrix: none that chooses branches, gates what a delta net keeps or is read head by head,
+    no table of biases.
+    """
+    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, *HEADS, "bias"))
 
 
 def _one_of(section: Mapping[str, Any], name: str, allowed: Mapping[Any, _T], where: str) -> _T:

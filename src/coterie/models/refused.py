@@ -68,6 +68,7 @@ REFUSED: tuple[Refused, ...] = (
     Refused("no_rope_layer_interval", "layers without rope"),
     Refused("rope_interleaved", "interleaved rope"),
     Refused("rotary_pct", "partial rotary embedding", (1, 1.0)),
+    Refused("moe_layer_freq", "branches in every so many layers", (1,)),
     Refused("kv_lora_rank", "latent attention"),
     Refused("hidden_activation", "an activation named by a key of Gemma 2", ("gelu_pytorch_tanh",)),
     Refused("num_kv_shared_layers", "layers that share keys and values"),

@@ -76,7 +76,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     )
     if settings.theta <= 1:
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
-    found = replace(KINDS[kind](settings), interleaved=family.rope_interleaved)
+    found = replace(KINDS[kind](settings), interleaved=_interleaved(config, family))
     found = replace(found, **_growth(rope, family))
     if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
         found = replace(found, max_context=min(found.max_context, max_positions))
@@ -84,6 +84,11 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
         fact = f"{kind} rope with these numbers gives frequencies that are not above 0"
         raise CheckpointError(rope.where, fact, "check factor and rope_theta")
     return found
+
+
+def _interleaved(config: Fields, family: Family) -> bool:
+    usual = family.rope_interleaved
+    return config.flag(family.interleaved_key, usual) if family.interleaved_key else usual
 
 
 def _growth(rope: Fields, family: Family) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton import (
     add_branch_bias,
@@ -124,10 +125,20 @@ def launches(
 
 
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
-    """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations."""
+    """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations, and for a row
+    that no kernel does.
+    """
     none = torch.empty(0, dtype=torch.uint8)
     calls = (_call(host_rows, index, none, bucket, none, tiles, DescriptorMemory()) for index in range(len(host_rows)))
-    return max((KERNELS[call.name].scratch_bytes(call) for call in calls), default=0)
+    return max((_kernel(call.name).scratch_bytes(call) for call in calls), default=0)
+
+
+def _kernel(name: str) -> Kernel:
+    found = KERNELS.get(name)
+    if found is None:
+        fact = f"none of them does {name}, which this architecture wants"
+        raise UnsupportedError("the GPU's kernels", fact, "use --device cpu")
+    return found
 
 
 def check_aligned(rows: I64) -> None:

@@ -1,0 +1,115 @@
+// Which queries of an attention over pages are one unit's work: tiles of tokens, and spans of their contexts.
+// Knows nothing about how a span is computed (attend.h).
+//
+// A tile is a few tokens and the query heads of one kv head. Tiles walk their contexts span after span; where no sequence has many
+// tokens in a tile (decode), spans are units of their own: each leaves its partials in shared memory, and whoever finishes a tile's
+// last span joins them in the order of positions.
+#pragma once
+
+#include "attend.h"
+#include "op.h"
+
+namespace coterie::COTERIE_ISA {
+
+// An attention as its operands say. Those of `attention` are the first of `latent_attention`, whose last one is 0 for it.
+using Attended = LatentAttention;
+static_assert(sizeof(Attended) == sizeof(Attention) + 8);
+
+inline Attended attended(const Attention& op) {
+  Attended all{};
+  std::memcpy(&all, &op, sizeof op);
+  return all;
+}
+
+// Channels of a value: of latent keys the first, else as many as a key's.
+inline int64_t value_channels(const Attended& op) { return op.latent == 0 ? op.C : op.latent; }
+
+inline int64_t value_width(const Attended& op) { return padded_channels(value_channels(op)); }
+
+constexpr int64_t kTileQueries = 128;         // queries of a tile, or one token's
+constexpr int64_t kManyUnits = 32;            // tiles are smaller where there would be fewer
+constexpr int64_t kStoredQueries = 8;         // of one sequence and kv head in a tile: up to so many read keys and values as they lie
+constexpr int64_t kStoredRows = 64;           // queries of several kv heads that read them together
+constexpr int64_t kHeadsChannels = 256;       // channels of such heads: the values of a span stay in the second-level cache
+constexpr int64_t kCounters = 1024;
+constexpr int64_t kSharedBytes = 16 << 20;    // address space; what decode writes of it is about G / 256 of the bytes that it reads
+
+inline int64_t heads_per_kv(const Attended& op) { return op.H / op.K; }
+
+inline int64_t tile_tokens(const Attended& op) {
+  const int64_t most = larger(kTileQueries / heads_per_kv(op), 1);
+  return smaller(larger(op.T * op.K / kManyUnits, 1), most);
+}
+
+inline int64_t partial_floats(const Attended& op) { return tiles(value_channels(op), 16) * 16 + kPartialTail; }
+
+inline int64_t spans_of_table(const Attended& op) { return tiles(op.table_width * op.Z, kSpan); }
+
+// Spans may be units: the shape has room for all partials. Whether a tile's are, its sequences decide.
+inline bool may_split(const Attended& op) {
+  const int64_t counters = tiles(op.T, tile_tokens(op)) * op.K;
+  const int64_t floats = op.T * op.H * spans_of_table(op) * partial_floats(op);
+  return counters <= kCounters && 4 * (floats + kCounters) <= kSharedBytes;
+}
+
+inline int64_t first_seen(const Attended& op, int64_t token) {
+  const int64_t position = op.positions[token];
+  return op.window > 0 && position >= op.window ? position - op.window + 1 : 0;
+}
+
+// Tokens [first, last) of one sequence, and the positions [low, high) that they see between them.
+struct Run {
+  int64_t first, last, low, high;
+};
+
+inline Run run_of(const Attended& op, int64_t first, int64_t end) {
+  Run run{first, first, first_seen(op, first), 0};
+  for (; run.last < end && op.sequence[run.last] == op.sequence[first]; ++run.last) {
+    run.low = smaller(run.low, first_seen(op, run.last));
+    run.high = larger(run.high, op.positions[run.last] + 1);
+  }
+  return run;
+}
+
+// Reading all heads of a position together follows the pages, whose pieces of one head are short.
+inline int64_t heads_together(const Attended& op) {
+  const int64_t rows = larger(kStoredQueries, heads_per_kv(op));
+  return larger(smaller(op.K, smaller(kHeadsChannels / op.C, kStoredRows / rows)), 1);
+}
+
+inline bool reads_stored(const Attended& op, int64_t tokens) {
+  return tokens * heads_per_kv(op) <= larger(kStoredQueries, heads_per_kv(op));
+}
+
+// What a unit works on: tokens [first, last) and `heads` kv heads. Spans [low, high) are seen by some token; a split tile has each of
+// them as a unit.
+struct Tile {
+  int64_t first, last, kv_head, heads, low, high;
+  bool split;
+};
+
+inline Tile tile_of(const Attended& op, int64_t unit) {
+  const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
+  Tile tile{};
+  tile.kv_head = unit % op.K;
+  tile.first = (count - 1 - unit / op.K % count) * tokens;  // the last tokens of a chunk see most: they come first
+  tile.last = smaller(op.T, tile.first + tokens);
+  tile.heads = 1;
+  tile.low = spans_of_table(op);
+  bool stored = true;
+  for (int64_t token = tile.first; token < tile.last;) {
+    const Run run = run_of(op, token, tile.last);
+    tile.low = smaller(tile.low, run.low / kSpan);
+    tile.high = larger(tile.high, tiles(run.high, kSpan));
+    stored = stored && reads_stored(op, run.last - run.first);
+    token = run.last;
+  }
+  tile.split = may_split(op) && stored && tile.high - tile.low > 1;
+  if (stored && tile.high - tile.low > 1) {  // the first unit of such heads works for all of them
+    const int64_t together = heads_together(op);
+    tile.heads = tile.kv_head % together == 0 ? smaller(together, op.K - tile.kv_head) : 0;
+  }
+  return tile;
+}
+
+}  // namespace coterie::COTERIE_ISA

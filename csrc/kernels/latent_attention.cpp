@@ -1,0 +1,14 @@
+// latent_attention: attention of all heads over one latent row a position, whose first channels are the values too.
+#include "../attend_pages.h"
+
+namespace coterie::COTERIE_ISA {
+
+int64_t units(const LatentAttention& op) { return attend_units(op); }
+int64_t scratch_bytes(const LatentAttention& op) { return attend_scratch_bytes(op); }
+int64_t shared_bytes(const LatentAttention& op) { return attend_shared_bytes(op); }
+int64_t flops(const LatentAttention& op) { return attend_flops(op); }
+void run(const LatentAttention& op, int64_t unit, Scratch& scratch) { attend_unit(op, unit, scratch); }
+
+COTERIE_KERNEL(latent_attention, LatentAttention)
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,59 @@
+"""The ops of latent attention: one row a position, which all heads share, in the place of keys and values.
+
+    row       | R latent numbers, normed | P of a key, rotated |      what a sequence keeps of a token
+    key       a head's N rows of the weight times the latent numbers, and the rotated numbers
+    value     its V rows of the weight times the latent numbers
+
+Scores are (q W) . row, so a head's query is multiplied by its rows of the weight once, and no key or value is ever
+made; a head's sum of rows, multiplied by its other rows, is its sum of values.
+Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.
+Knows nothing about which families attend so.
+"""
+
+from __future__ import annotations
+
+from coterie.core.shapes import numbers_in
+from coterie.graph.ir import Graph, Op
+from coterie.graph.opspec import OpSpec
+
+APPEND, QUERIES, ATTEND, VALUES = "latent_append", "latent_queries", "latent_attention", "latent_values"
+OF_HEADS = (QUERIES, VALUES)  # those that read a head's rows of the weight
+
+LATENT_OPS: dict[str, OpSpec] = {
+    APPEND: OpSpec(
+        "store at (page of position, layer) x / rms(x) * weight of as many first numbers as the weight has, and behind "
+        "them the others, rotated as by rope",
+        ("x:TN", "weight:R", "positions:T", "sequence:T", "block_tables:B*", "inv_freq:P/2", "kv:state"),
+        ("kv:state",),
+        ("layer", "eps", "scale", "interleaved?"),
+    ),
+    QUERIES: OpSpec(
+        "of each head the first numbers times its rows of the weight for keys, and behind what that gives the others, "
+        "rotated as by rope",
+        ("x:THC", "weight:NR", "positions:T", "inv_freq:P/2"),
+        ("y:THC",),
+        ("scale", "interleaved?"),
+    ),
+    ATTEND: OpSpec(
+        "softmax(scale * q @ rows.T, causal) @ the first numbers of rows, as many as y has, over the pages of each "
+        "token's sequence",
+        ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
+        ("y:THR",),
+        ("layer", "scale"),
+    ),
+    VALUES: OpSpec("of each head x times its rows of the weight for values", ("x:THR", "weight:NR"), ("y:THV",)),
+}
+
+
+def key_rows(graph: Graph, op: Op) -> int:
+    """How many rows a head has for its keys, of an op that reads a head's rows: the first of its rows."""
+    if op.kind == QUERIES:
+        channels, rotated = graph.values[op.inputs[0]].shape[-1:], 2 * len(graph.values[op.inputs[3]].data)
+        return numbers_in(channels) - rotated
+    return head_rows(graph, op) - numbers_in(graph.values[op.outputs[0]].shape[-1:])
+
+
+def head_rows(graph: Graph, op: Op) -> int:
+    """How many rows a head has of the weight, for keys and values together; 0 where heads do not divide its rows."""
+    rows, heads = numbers_in(graph.values[op.inputs[1]].shape[:1]), numbers_in(graph.values[op.inputs[0]].shape[1:2])
+    return rows // heads if heads and rows % heads == 0 else 0

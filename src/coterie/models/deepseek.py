@@ -1,0 +1,91 @@
+"""DeepSeek V2 and V3, and those built like them: latent attention, branches behind the first layers.
+
+V2's branches are ranked by a softmax, of some models by groups; V3's (Moonlight's too) by a biased sigmoid.
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from dataclasses import replace
+
+from coterie.models.branches import BranchKeys, Plain, SharedKeys
+from coterie.models.choice import BIASED_SIGMOID, GROUPED_RUNS, ChoiceKeys
+from coterie.models.family import Bias, Family
+from coterie.models.latent import LATENT_RUNS, LatentKeys
+
+_BRANCH_RUNS = ("n_routed_experts", "n_shared_experts", *GROUPED_RUNS)
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    causal_class="DeepseekV3ForCausalLM",
+    max_positions=4096,
+    qkv_bias=Bias.BY_CONFIG,
+    o_bias=Bias.BY_CONFIG,
+    latent=LatentKeys(),
+    rope_interleaved=True,
+    interleaved_key="rope_interleave",
+    layers_behind_key="num_nextn_predict_layers",
+    runs=(*LATENT_RUNS, *_BRANCH_RUNS),
+    keys={"num_experts": "n_routed_experts"},
+    given=("n_group", "topk_group"),  # where they are left out the class means 8 and 4, whatever the branches
+    branches=BranchKeys(
+        256,
+        8,
+        width_key="moe_intermediate_size",
+        width=2048,
+        choice=replace(BIASED_SIGMOID, normalises_unsaid=True, scale_unsaid=2.5),
+        plain=Plain.FIRST,
+        first=3,
+        shared=SharedKeys(count_key="n_shared_experts", default=1),
+    ),
+)
+DEEPSEEK_V2 = replace(
+    DEEPSEEK_V3,
+    model_type="deepseek_v2",
+    causal_class="DeepseekV2ForCausalLM",
+    max_positions=2048,
+    mlp_bias=Bias.BY_CONFIG,
+    interleaved_key="",
+    layers_behind_key="",
+    given=(),
+    required={"norm_topk_prob": False},
+    branches=BranchKeys(
+        64,
+        None,
+        width_key="moe_intermediate_size",
+        width=1407,
+        choice=ChoiceKeys(normalises=False, scales=True, group_best=1, groups_by_method=True),
+        plain=Plain.FIRST,
+        first=0,
+        shared=SharedKeys(count_key="n_shared_experts", default=2),
+    ),
+)
+GLM4_MOE_LITE = replace(
+    DEEPSEEK_V3,
+    model_type="glm4_moe_lite",
+    causal_class="Glm4MoeLiteForCausalLM",
+    max_positions=202_752,
+    norm_eps=1e-5,
+    latent=LatentKeys(query_rank=768, plain=192, values=256),
+    given=(),
+    branches=BranchKeys(
+        64,
+        4,
+        width_key="moe_intermediate_size",
+        width=1536,
+        choice=replace(BIASED_SIGMOID, normalises_unsaid=True, scale_unsaid=1.8),
+        plain=Plain.BY_TYPES,
+        first=1,
+        shared=SharedKeys(count_key="n_shared_experts", default=1),
+    ),
+)
+YOUTU = Family(
+    model_type="youtu",
+    causal_class="YoutuForCausalLM",
+    max_positions=131_072,
+    qkv_bias=Bias.BY_CONFIG,
+    o_bias=Bias.BY_CONFIG,
+    latent=LatentKeys(),
+    rope_interleaved=True,
+    interleaved_key="rope_interleave",
+    tied_embeddings=True,
+    runs=LATENT_RUNS,
+)

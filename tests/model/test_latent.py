@@ -1,0 +1,192 @@
+"""Models with latent attention against transformers, and one answer however they are stepped, to the bit on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tests.model import tiny
+from tests.model.runner import Stepper, chunks
+from tests.model.test_agreement import check_float32, check_rounded
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.graph.compile import compile_graph
+from coterie.kernels.cpu import ISAS
+from coterie.models.config import ModelConfig
+from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
+
+FP32_TOLERANCE = 1e-4  # relative to the largest logit
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.long)])
+@pytest.mark.parametrize("row", tiny.LATENT_ROWS)
+def test_float32(row, backend, folder_of, theirs_of, make_backend):
+    check_float32(backend, row, "default", folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.parametrize("row", ["deepseek-v2", "deepseek-v3"])
+def test_yarn_makes_scores_larger(row, folder_of, theirs_of, make_backend):
+    check_float32("cpu", row, "yarn-all", folder_of, theirs_of, make_backend)
+
+
+def test_float32_by_the_reference(folder_of, theirs_of, make_backend):
+    check_float32("reference", "deepseek-v3", "yarn", folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_rounded_types_are_within_the_error_of_transformers(dtype, folder_of, theirs_of, make_backend):
+    check_rounded("cpu", "youtu", "default", dtype, folder_of, theirs_of, make_backend)
+
+
+@pytest.mark.parametrize("row", ["deepseek-v3", *(pytest.param(r, marks=pytest.mark.long) for r in tiny.LATENT_ROWS)])
+def test_a_token_has_the_same_bits_alone_in_a_batch_and_in_a_prompt(row, folder_of, make_backend):
+    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype="bf16"))))
+    prompt = prompt_of(257)
+    whole = stepper.feed((stepper.sequence(), prompt))
+    for size in (1, 3, 16):
+        sequence = stepper.sequence()
+        pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, size)]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        stepper._free += sequence.blocks
+    a, b = stepper.sequence(), stepper.sequence()
+    stepper.feed((b, prompt[:9]))
+    logits = stepper.feed((b, prompt[9:10]), (a, prompt))
+    np.testing.assert_array_equal(logits, np.concatenate([whole[9:10], whole]))
+
+
+WAYS = {
+    "unfused, host": {"rule_set": "none", "orchestration": "host"},
+    "one thread": {"threads": 1},
+    "three threads": {"threads": 3},
+    **{f"isa {isa}": {"isa": isa} for isa in ISAS},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_answer(way, folder_of, theirs_of, make_backend):
+    """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
+    theirs = theirs_of("deepseek-v2")
+    stepper = Stepper(make_backend("cpu", open_model(folder_of("deepseek-v2")), **WAYS[way]))
+    sequence = stepper.sequence()
+    parts = (theirs.prompt[:30], theirs.prompt[30:31], theirs.prompt[31:])
+    pieces = [stepper.feed((sequence, piece)) for piece in parts]
+    assert relative_error(np.concatenate(pieces), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS, steps=7) == theirs.greedy
+
+
+def test_regions_of_a_layer(folder_of):
+    program = compile_graph(open_model(folder_of("deepseek-v2")).graph, "cache")
+    kernels = [r.kernel for r in program.regions if r.stage == "layers.0"]
+    attention = ["rms_norm", "linear", "linear", "latent_append", "latent_queries", "latent_attention", "latent_values"]
+    assert kernels == [*attention, "linear_add", "norm_gate_up_silu_mul", "linear_add"]
+
+
+def test_a_token_keeps_one_row_of_each_layer(folder_of):
+    """20 latent numbers and 8 rotated ones, where four heads of keys and values would be 4 (20 + 10)."""
+    model = open_model(folder_of("deepseek-v2", dtype="bf16"))
+    assert model.kv.bytes_per_token == 3 * (20 + 8) * 2
+
+
+@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4])
+def test_packed(dtype, folder_of, tmp_path, make_backend):
+    """What is read head by head stays as it is."""
+    quantize_folder(folder_of("deepseek-v3", dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
+    model = open_model(tmp_path / "packed")
+    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
+    names = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
+    assert {kinds[f"self_attn.{name}.weight"] for name in names} == {dtype}
+    assert kinds["self_attn.kv_b_proj.weight"] is model.kv.dtype is DType.BF16
+    prompt = prompt_of(257)
+    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
+    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
+    assert np.median(np.abs(found - wanted)) < 2e-3 * np.abs(wanted).max()
+    sequence = steppers[1].sequence()
+    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
+    np.testing.assert_array_equal(np.concatenate(pieces), found)
+
+
+RELEASED = {
+    "DeepSeek-V2-Lite": {
+        **{"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 2048},
+        **{"intermediate_size": 10_944, "moe_intermediate_size": 1408, "num_hidden_layers": 27, "vocab_size": 102_400},
+        **{"num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2, "n_routed_experts": 64},
+        **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "norm_topk_prob": False, "scoring_func": "softmax"},
+        **{"topk_method": "greedy", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "moe_layer_freq": 1},
+        **{"q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64},
+        **{"v_head_dim": 128, "max_position_embeddings": 163_840, "rope_theta": 10_000, "rms_norm_eps": 1e-6},
+        "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "Moonlight-16B-A3B": {
+        **{"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 2048},
+        **{"intermediate_size": 11_264, "moe_intermediate_size": 1408, "num_hidden_layers": 27, "vocab_size": 163_840},
+        **{"num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2, "n_routed_experts": 64},
+        **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "norm_topk_prob": True, "scoring_func": "sigmoid"},
+        **{"topk_method": "noaux_tc", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.446},
+        **{"q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64},
+        **{"v_head_dim": 128, "max_position_embeddings": 8192, "rope_theta": 50_000.0, "num_nextn_predict_layers": 0},
+    },
+    "GLM-4.7-Flash": {
+        **{"model_type": "glm4_moe_lite", "architectures": ["Glm4MoeLiteForCausalLM"], "hidden_size": 2048},
+        **{"intermediate_size": 10_240, "moe_intermediate_size": 1536, "num_hidden_layers": 47, "vocab_size": 154_880},
+        **{"num_attention_heads": 20, "num_key_value_heads": 20, "n_shared_experts": 1, "n_routed_experts": 64},
+        **{"num_experts_per_tok": 4, "first_k_dense_replace": 1, "norm_topk_prob": True, "topk_method": "noaux_tc"},
+        **{"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "num_nextn_predict_layers": 1},
+        **{"q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64},
+        **{
+            "v_head_dim": 256,
+            "max_position_embeddings": 202_752,
+            "rope_theta": 1_000_000,
+            "partial_rotary_factor": 1.0,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_configs_as_released(name):
+    found = ModelConfig.from_hf(RELEASED[name], name)
+    queries = {"GLM-4.7-Flash": 768}.get(name, 0)
+    assert (found.latent.rank, found.latent.rotated, found.latent.query_rank) == (512, 64, queries)
+    assert (len(found.rope.inv_freq), found.rope.interleaved, found.rope.scale) == (32, True, 1.0)
+    assert found.branches.layers == frozenset(range(1, found.num_layers))
+    assert found.branches.choice.scale == RELEASED[name]["routed_scaling_factor"]
+    assert (found.branches.choice.groups, found.branches.count) == (0, 64)
+
+
+def test_the_scale_of_yarn():
+    """0.1 * 0.707 * ln 40 + 1, squared, of the root of 192."""
+    config = RELEASED["DeepSeek-V2-Lite"]
+    plain = ModelConfig.from_hf(config | {"rope_scaling": None}, "plain").latent.scale
+    assert plain == pytest.approx(192**-0.5)
+    assert ModelConfig.from_hf(config, "yarn").latent.scale == pytest.approx(plain * 1.2608**2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "sentence"),
+    [
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not run for deepseek_v2"),
+        ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; it must be greedy or group_limited"),
+        ("deepseek-v2", {"num_key_value_heads": 2}, "num_key_value_heads is 2; it must be 4 as num_attention_heads"),
+        ("deepseek-v2", {"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is odd"),
+        ("deepseek-v2", {"moe_layer_freq": 2}, "branches in every so many layers"),
+        ("deepseek-v2", {"kv_lora_rank": 21}, "kv_a_proj_with_mqa.weight has shape .* but config.json wants"),
+        ("deepseek-v2", {"q_lora_rank": 8}, "q_a_proj.weight .* is missing"),
+        ("deepseek-v3", {"n_group": None}, "n_group is missing, which means what is not run for deepseek_v3"),
+        ("deepseek-v3", {"rope_interleave": 3}, "rope_interleave is 3"),
+        ("glm4-moe-lite", {"mlp_layer_types": ["dense", "wide", "sparse"]}, "each dense or sparse"),
+        ("youtu", {"n_routed_experts": 4}, "mixture of experts inside a model, which is not run"),
+    ],
+)
+def test_what_is_wrong_or_not_run_is_said(row, changes, sentence, folder_of, tmp_path):
+    target = shutil.copytree(folder_of(row), tmp_path / "changed")
+    raw = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**raw, **changes}))
+    with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
+        open_model(target)
