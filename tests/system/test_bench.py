@@ -81,7 +81,12 @@ def test_speculate_repeats_as_much_as_it_says_and_answers_the_same(tmp_path: Pat
     assert repeats[2] == pytest.approx(0.8, abs=0.12)
     assert repeats[-1] < 0.05
     assert rows[0]["guessed_per_token"] < 0.05
-    assert all(row["gain"] > 0 < row["cpu_gain"] for row in rows.values())
+    forms = {row["form"]: row for row in got["forms"]}
+    assert list(forms) == ["a record", "a list of records", "free strings"]
+    assert forms["a record"]["tokens_per_step"] > 1.5
+    assert forms["a record"]["accepted"] > 0.9
+    assert all(30 < row["answer_tokens"] <= 320 for row in forms.values())
+    assert all(row["gain"] > 0 < row["cpu_gain"] for row in (*rows.values(), *forms.values()))
     assert not list(temporary.iterdir())
 
 

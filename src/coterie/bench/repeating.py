@@ -9,14 +9,14 @@ weights are read and multiplied as ever. Knows nothing about engines.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ KIN = 0.5  # of all the ring's rows, in each: so no token outside comes among th
 HOT = 100.0  # a temperature at which all tokens are alike
 
 Tensors = Mapping[str, npt.NDArray[np.uint16]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,33 @@ def repeating_expert(config: Mapping[str, Any]) -> Iterator[tuple[Model, Ring]]:
 
     Raises UsageError for a shape that it cannot be made of, CapacityError without room.
     """
+    with bigram_expert(config, _turn) as made:
+        yield made
+
+
+@contextmanager
+def bigram_expert(config: Mapping[str, Any], turn: Callable[[Tensors], T]) -> Iterator[tuple[Model, T]]:
+    """An expert as a checkpoint folder of bf16 weights, removed at the end, of whose tokens the last one alone matters.
+
+    `turn` changes its embedding and its head, which is all zeros, and says something about it. Raises UsageError for a
+    shape that it cannot be made of, CapacityError without room.
+    """
     untied = {**config, "tie_word_embeddings": False}
     shapes = weight_shapes(ModelConfig.from_hf(untied, "--shape"))
     lacking = next((name for name in (EMBEDDING, HEAD, NORM) if name not in shapes), None)
     if lacking is not None:
-        fact = f"has no {lacking}, of which an expert that repeats itself is made"
+        fact = f"has no {lacking}, of which an expert whose answers are known is made"
         raise UsageError("--shape", fact, "use 135m, 1b or another Llama")
     check_room([(untied, 1)])
     with TemporaryDirectory(prefix="coterie-bench-") as root:
-        folder = Path(root) / "repeating"
+        folder = Path(root) / "bigram"
         write_expert(folder, untied, shapes, 0)
-        ring = _turn(_opened(folder / SINGLE, shapes))
-        yield open_model(folder), ring
+        tensors = _opened(folder / SINGLE, shapes)
+        for name, bits in tensors.items():
+            if name.endswith(RESIDUAL) or name == HEAD:
+                bits[:] = 0
+        said = turn(tensors)
+        yield open_model(folder), said
 
 
 def _opened(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
@@ -93,9 +109,6 @@ def _opened(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
 
 
 def _turn(tensors: Tensors) -> Ring:
-    for name, bits in tensors.items():
-        if name.endswith(RESIDUAL) or name == HEAD:
-            bits[:] = 0
     ring = np.random.default_rng(1).permutation(len(tensors[EMBEDDING]))[:FEW]
     rows = to_f32(tensors[EMBEDDING][ring], DType.BF16)
     tensors[HEAD][np.roll(ring, -1)] = from_f32(rows + KIN * rows.sum(axis=0), DType.BF16).view(np.uint16)

@@ -1,13 +1,16 @@
-"""Guessed tokens: what guessing ahead gives one user, end to end, where an answer repeats as much as is wanted.
+"""Guessed tokens: what guessing ahead gives one user, end to end, where an answer repeats as much as is wanted, or has
+a form.
 
-    round:  without | with guesses     of each share in turn: the same answer both times, to the token
+    round:  without | with guesses     of each share and form in turn: the same answer both times, to the token
 
 Knows nothing about how guesses are made.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -17,91 +20,123 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.experts import packed_expert
+from coterie.bench.formed import END_ID, FORMS, forming_expert
 from coterie.bench.repeating import FEW, Ring, repeating_expert
 from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
+from coterie.checkpoint.grammar import Grammar, grammar_of
 from coterie.devices.cpu import CpuDevice
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import MAX_GUESSES, Policy
-from coterie.engine.request import Request
+from coterie.engine.request import ChoiceParams, Request, SamplingParams
 from coterie.models.model import Model
 
 ANSWER_TOKENS = 128
+FORM_TOKENS = 320  # at most
 SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often, about, the token comes that came before; 0: nothing repeats
 PLAIN, GUESSED = "without", "with"
+COLUMNS = ("guesses", "right", "tokens a step", "tokens/s", "with guesses", "gain", "CPU time")
 
 
 @dataclass(slots=True)
 class _Way:
-    """An engine with or without guesses. Of its last answer: its tokens; of all of them: seconds of CPU a token.
+    """An engine with or without guesses. Of its answers to one row: their tokens, and seconds of CPU a token."""
 
-    `kept`: tokens that came again after the same one.
-    """
-
+    device: CpuDevice
     parts: Parts
-    tokens: tuple[int, ...] = ()
+    answers: list[tuple[int, ...]] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     asked: int = 0
-    kept: int = 0
 
-    def seconds(self, ring: Ring, share: float) -> float:
-        """Answer once; seconds for each token but the first ones."""
-        engine, start = self.parts.engine, self.asked % FEW
-        self.tokens, begun = (), (0.0, 0.0, 0)
-        prompt = ring.tokens[start:] + ring.tokens[:start]
+    def seconds(self, asked: Callable[[int], Request]) -> float:
+        """Answer what is asked, for the time of that number, once; seconds for each token but the first ones."""
+        engine, tokens, begun = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
+        engine.submit(asked(self.asked))
         self.asked += 1
-        sampling = ring.sampling(share, self.asked)
-        engine.submit(Request(f"r{self.asked}", "one", prompt, ANSWER_TOKENS, sampling, ignore_end=True, reuse=False))
         while not engine.idle:
             for output in engine.step():
-                self.tokens += output.token_ids
-            if self.tokens and not begun[2]:
-                begun = perf_counter(), process_time(), len(self.tokens)
-        self.kept += ring.kept((prompt[-1], *self.tokens))
-        count = ANSWER_TOKENS - begun[2]
+                tokens += output.token_ids
+            if tokens and not begun[2]:
+                begun = perf_counter(), process_time(), len(tokens)
+        self.answers.append(tokens)
+        count = max(len(tokens) - begun[2], 1)
         self.cpu_s.append((process_time() - begun[1]) / count)
         return (perf_counter() - begun[0]) / count
 
 
 def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "bf16") -> Report:
-    """Measure both ways at each share. Raises UsageError, CapacityError."""
-    config = with_context(shape_config(shape), FEW + ANSWER_TOKENS)
-    with repeating_expert(config) as (plain, ring), packed_expert(plain, weights) as model, ExitStack() as stack:
+    """Measure both ways at each share and with each form. Raises UsageError, CapacityError."""
+    config = with_context(shape_config(shape), FEW + FORM_TOKENS)
+    with (
+        repeating_expert(config) as (plain, ring),
+        packed_expert(plain, weights) as model,
+        _ways(model, threads) as ways,
+    ):
+        rows = []
+        for share in SHARES:
+            row = _row(ways, partial(_of_ring, ring, share), effort)
+            kept = [ring.kept(tokens) for tokens in ways[GUESSED].answers]
+            rows.append({"share": share, "repeats": sum(kept) / len(kept) / (ANSWER_TOKENS - 1), **row})
+        cpus = ways[PLAIN].device.threads
+    with forming_expert(config) as (plain, tokenizer), packed_expert(plain, weights) as model:
+        grammar, forms = grammar_of(tokenizer, model.config.vocab_size, (END_ID,)), []
+        for name, schema in FORMS.items():
+            with _ways(model, threads) as ways:  # what was learnt of one form is none of another
+                asked = partial(_of_form, grammar, json.dumps(schema))
+                forms.append({"form": name, **_row(ways, asked, effort)})
+    workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
+    values = {"shares": rows, "forms": forms}
+    return Report(
+        "speculate", {**workload, "threads": cpus}, values, (_table(rows), _table_of_forms(forms)), _notes(rows)
+    )
+
+
+def _of_ring(ring: Ring, share: float, number: int) -> Request:
+    start = number % FEW
+    prompt, sampling = ring.tokens[start:] + ring.tokens[:start], ring.sampling(share, 1 + number)
+    return Request(f"r{number}", "one", prompt, ANSWER_TOKENS, sampling, ignore_end=True, reuse=False)
+
+
+def _of_form(grammar: Grammar, schema: str, number: int) -> Request:
+    prompt = tuple(range(1 + number, 1 + number + FEW))
+    sampling, choice = SamplingParams(1.0, seed=number), ChoiceParams(mask=grammar.mask(schema))
+    return Request(f"r{number}", "one", prompt, FORM_TOKENS, sampling, end_ids=(END_ID,), reuse=False, choice=choice)
+
+
+@contextmanager
+def _ways(model: Model, threads: int | None) -> Iterator[dict[str, _Way]]:
+    with ExitStack() as stack:
         ways = {}
         for name, guesses in ((PLAIN, 0), (GUESSED, MAX_GUESSES)):
             device = CpuDevice(threads=threads)
             stack.callback(device.close)
-            ways[name] = _Way(_wired(model, device, guesses))
-        rows = [_row(ways, ring, share, effort) for share in SHARES]
-        cpus = device.threads
-    workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
-    return Report("speculate", {**workload, "threads": cpus}, {"shares": rows}, (_table(rows),), _notes(rows))
+            ways[name] = _Way(device, _wired(model, device, guesses))
+        yield ways
 
 
 def _wired(model: Model, device: CpuDevice, guesses: int) -> Parts:
     block = page_bytes(model.kv)
-    blocks = model.kv.blocks_for(FEW + ANSWER_TOKENS, block)
+    blocks = model.kv.blocks_for(FEW + FORM_TOKENS, block)
     settings = Settings(kv_bytes=blocks * block, policy=Policy(max_guesses=guesses))
     models = {"one": model}
     return wire(models, plan(models, device.spec, settings), settings, device)
 
 
-def _row(ways: dict[str, _Way], ring: Ring, share: float, effort: Effort) -> dict[str, Any]:
+def _row(ways: dict[str, _Way], asked: Callable[[int], Request], effort: Effort) -> dict[str, Any]:
     metrics = ways[GUESSED].parts.engine.metrics
     before = metrics.guessed_tokens, metrics.accepted_tokens, metrics.drawn_tokens
     for way in ways.values():
         way.cpu_s.clear()
-        way.kept = 0
-    samples = interleave({name: partial(way.seconds, ring, share) for name, way in ways.items()}, effort)
-    if ways[PLAIN].tokens != ways[GUESSED].tokens:
+        way.answers.clear()
+    samples = interleave({name: partial(way.seconds, asked) for name, way in ways.items()}, effort)
+    if ways[PLAIN].answers != ways[GUESSED].answers:
         raise RuntimeError("an answer with guesses is another one")
     gain = paired_ratio(samples[PLAIN], samples[GUESSED])
     cpu = paired_ratio(ways[PLAIN].cpu_s[1:], ways[GUESSED].cpu_s[1:])
     guessed, accepted = metrics.guessed_tokens - before[0], metrics.accepted_tokens - before[1]
     drawn = metrics.drawn_tokens - before[2]
     return {
-        "share": share,
-        "repeats": ways[GUESSED].kept / drawn,
+        "answer_tokens": drawn / len(ways[GUESSED].answers),
         "tokens_per_s": {name: 1 / median(samples[name]) for name in ways},
         "gain": gain.median,
         "gain_quartiles": [gain.low, gain.high],
@@ -115,17 +150,29 @@ def _row(ways: dict[str, _Way], ring: Ring, share: float, effort: Effort) -> dic
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("repeats", "guesses", "right", "tokens a step", "tokens/s", "with guesses", "gain", "CPU time")
+    table = Table("repeats", *COLUMNS)
     for row in rows:
-        rates = [f"{row['tokens_per_s'][name]:.1f}" for name in (PLAIN, GUESSED)]
-        gain = Spread(row["gain"], *row["gain_quartiles"])
-        counts = f"{row['guessed_per_token']:.2f}", f"{row['accepted']:.2f}", f"{row['tokens_per_step']:.2f}"
-        table.add_row(f"{row['repeats']:.2f}", *counts, *rates, str(gain), f"{1 / row['cpu_gain']:.2f}")
+        table.add_row(f"{row['repeats']:.2f}", *_cells(row))
     return table
+
+
+def _table_of_forms(rows: list[dict[str, Any]]) -> Table:
+    table = Table("form", "tokens", *COLUMNS)
+    for row in rows:
+        table.add_row(row["form"], f"{row['answer_tokens']:.0f}", *_cells(row))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    rates = [f"{row['tokens_per_s'][name]:.1f}" for name in (PLAIN, GUESSED)]
+    gain = Spread(row["gain"], *row["gain_quartiles"])
+    counts = f"{row['guessed_per_token']:.2f}", f"{row['accepted']:.2f}", f"{row['tokens_per_step']:.2f}"
+    return (*counts, *rates, str(gain), f"{1 / row['cpu_gain']:.2f}")
 
 
 def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     return (
+        "form: of a schema, of which an expert that writes the longest token where few may come chooses the values",
         f"repeats: the share of tokens that came behind the same one before, in a ring of {FEW} that the prompt has",
         "guesses: for each token; right: the share of them that was drawn. CPU time: with guesses, over without",
         f"one user, {ANSWER_TOKENS} tokens, the same both ways; {min(row['rounds'] for row in rows)} rounds or more, "
