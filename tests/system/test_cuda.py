@@ -241,7 +241,8 @@ def test_without_pytorch_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gpu, "version", missing)
     code, text = run("run", "demo", "hello", "--device", "cuda")
     assert code == 2
-    assert "[--device cuda] PyTorch is not installed; install the extra cuda: pip install 'coterie[cuda]'" in text
+    assert "[--device cuda] PyTorch is not installed; install the extra cuda, in the folder of" in text
+    assert "pip install -e '.[cuda]'" in text
 
 
 def test_without_its_cuda_build_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ def shown(value: object) -> str:
     return _BRIEF.repr(value)
 
 
+def install_extra(extra: str) -> str:
+    """What to do where an optional extra is missing: Coterie is installed from its source, and not by its name."""
+    return f"install the extra {extra}, in the folder of Coterie's source: pip install -e '.[{extra}]'"
+
+
 class CoterieError(Exception):
     """One sentence: `[where] fact; remedy`.
 

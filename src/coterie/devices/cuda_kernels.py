@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from coterie.core.errors import UsageError
+from coterie.core.errors import UsageError, install_extra
 from coterie.devices.cuda_driver import Launch
 from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
@@ -56,7 +56,7 @@ class TritonKernels:
             from coterie.kernels.triton.descriptor_memory import DescriptorMemory
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
-            raise UsageError("--device cuda", fact, "install the extra: pip install 'coterie[cuda]'") from error
+            raise UsageError("--device cuda", fact, install_extra("cuda")) from error
         self._launch, self._feed, self._persistent, self._tiles = launch, feed, persistent, tiles
         self._descriptors = DescriptorMemory()
 

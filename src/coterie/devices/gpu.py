@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from coterie.core.errors import UsageError
+from coterie.core.errors import UsageError, install_extra
 from coterie.core.units import format_bytes
 from coterie.spec.machine import MachineSpec
 
@@ -86,7 +86,7 @@ def open_driver(index: int = 0) -> Driver:
     try:  # the installed packages answer at once; importing PyTorch takes seconds
         found = version("torch")
     except PackageNotFoundError as error:
-        remedy = "install the extra cuda: pip install 'coterie[cuda]', or use --device cpu"
+        remedy = f"{install_extra('cuda')}, or use --device cpu"
         raise UsageError("--device cuda", "PyTorch is not installed", remedy) from error
     if found.endswith("+cpu"):
         fact = f"this PyTorch ({found}) was built without CUDA"

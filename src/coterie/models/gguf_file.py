@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError, install_extra
 from coterie.core.packed import F32
 from coterie.core.paths import user_path
 
@@ -86,7 +86,7 @@ def gguf_package(where: str) -> Any:
         return importlib.import_module("gguf")
     except ImportError:
         fact = "a GGUF file is read by the package gguf, which is not installed"
-        raise UsageError(where, fact, "install the extra: pip install 'coterie[gguf]'") from None
+        raise UsageError(where, fact, install_extra("gguf")) from None
 
 
 def open_gguf(source: str | Path) -> GgufFile:

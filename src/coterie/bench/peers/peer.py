@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from coterie.core.errors import UsageError
+from coterie.core.errors import UsageError, install_extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +83,4 @@ class Peer(Protocol):
 def missing_extra(name: str, package: str) -> UsageError:
     """What is said when an engine's package is not installed."""
     fact = f"{name} needs the package {package}, which is not installed"
-    return UsageError("--peer", fact, "install the extra: pip install 'coterie[peers]'")
+    return UsageError("--peer", fact, install_extra("peers"))

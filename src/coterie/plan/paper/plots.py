@@ -9,7 +9,7 @@ import importlib
 import io
 from typing import Any
 
-from coterie.core.errors import UnsupportedError
+from coterie.core.errors import UnsupportedError, install_extra
 from coterie.plan.paper.row import Chart, Series
 
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#76b7b2", "#edc948")
@@ -24,7 +24,7 @@ def check_plots(where: str) -> None:
     try:
         importlib.import_module("matplotlib")
     except ImportError:
-        remedy = "install the extra: pip install 'coterie[plan]'"
+        remedy = install_extra("plan")
         raise UnsupportedError(where, "plots need matplotlib, which is not installed", remedy) from None
 
 
