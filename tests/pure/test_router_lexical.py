@@ -211,7 +211,7 @@ FAULTS = {
     "temperature": (lambda a: a.update(calibration=np.asarray([0.0, 0.5])), "temperature 0.0, which cannot be"),
     "threshold": (lambda a: a.update(calibration=np.asarray([1.0, 1.5])), "threshold 1.5"),
     "same class twice": (lambda a: a.update(classes=np.asarray(["a", "a"])), r"classes \['a', 'a'\]"),
-    "settings": (lambda a: a.update(settings=np.asarray("{")), "settings are not JSON"),
+    "settings": (lambda a: a.update(settings=np.asarray("{")), r"training settings\] is not JSON"),
     "settings list": (lambda a: a.update(settings=np.asarray("[]")), "settings are not a JSON object"),
     "pickle": (lambda a: a.update(classes=np.asarray(["a", None], dtype=object)), "not a router file"),
 }

@@ -19,8 +19,8 @@ import jinja2.meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from coterie.checkpoint.bounded import BoundedEnvironment
 from coterie.checkpoint.calls import form_of
 from coterie.checkpoint.channels import CALL_FORM, CHANNEL, MESSAGE
 from coterie.checkpoint.files import read_object_if_present, read_text
@@ -92,9 +92,10 @@ class ChatTemplate:
         values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
-            return template.render(values, messages=[self._taken(message) for message in messages])
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            fact = f"the chat template does not take these messages: {error}"
+            return _environment().render(template, {**values, "messages": [self._taken(one) for one in messages]})
+        except Exception as error:  # a template is a program, which fails in any way
+            said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            fact = f"the chat template does not take these messages: {said}"
             raise RequestError(self._where, fact, "change the messages or send a raw prompt") from None
 
     def _taken(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,9 +108,12 @@ class ChatTemplate:
 
 def _parse(source: str, where: str) -> jinja2.Template:
     try:
-        return _environment().from_string(source)
+        return _environment().template(source)
     except jinja2.TemplateSyntaxError as error:
         fact = f"the chat template is wrong at line {error.lineno}: {error.message}"
+        raise CheckpointError(where, fact, "mend the template") from None
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # of Python's compiler
+        fact = f"the chat template is nested too deeply, or no program: {type(error).__name__}"
         raise CheckpointError(where, fact, "mend the template") from None
 
 
@@ -172,12 +176,11 @@ def _strftime_now(pattern: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace
+    environment.bound_filters()
     return environment

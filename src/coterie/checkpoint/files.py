@@ -6,22 +6,58 @@ Knows nothing about what is in them.
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from coterie.core.errors import CheckpointError
+from coterie.core.units import format_bytes
+
+MAX_BYTES = 128 << 20  # released tokenizers have up to 35 MB, configs and indices up to 10
+
+
+def open_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
+    """A file opened for reading.
+
+    Raises CheckpointError when it is missing, cannot be read, has more than `max_bytes`, or is none: a pipe would be
+    waited for without end, and a device has no end.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except FileNotFoundError:
+        raise CheckpointError(str(path), "the file does not exist", "add it or point to another folder") from None
+    except IsADirectoryError:
+        raise CheckpointError(str(path), "is a folder, where a file is wanted", "check the folder") from None
+    except OSError as error:
+        raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the file") from None
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise CheckpointError(str(path), "is a pipe or a device, where a file is wanted", "put a file there")
+    if max_bytes is not None and status.st_size > max_bytes:
+        file.close()
+        fact = f"has {format_bytes(status.st_size)}, and such a file has at most {format_bytes(max_bytes)}"
+        raise CheckpointError(str(path), fact, "download the file again")
+    return file
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small file. Raises CheckpointError when it is missing, unreadable, large or no file."""
+    with open_file(path, MAX_BYTES) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the file") from None
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises CheckpointError when it is missing, unreadable or not UTF-8."""
+    """The text of a small UTF-8 file. Raises CheckpointError as `read_bytes` does, and when it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(str(path), "the file does not exist", "add it or point to another folder") from None
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise CheckpointError(str(path), f"not UTF-8 text at byte {error.start}", "download the file again") from None
-    except OSError as error:
-        raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the file") from None
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
@@ -30,8 +66,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise CheckpointError(where, f"{twice!r} appears twice", "save the checkpoint again")
         return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.safetensors import TensorInfo, read_header
-from coterie.core.errors import CheckpointError
+from coterie.core.errors import CheckpointError, shown
 from coterie.core.paths import user_path
 
 CONFIG = "config.json"
@@ -100,10 +100,13 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(str(where), "has no weight_map", "download the index again")
     tensors: dict[str, TensorInfo] = {}
+    foreign = [name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name]
+    if foreign:
+        fact = f"names {shown(foreign[0])}, which is not a file of this folder"
+        raise CheckpointError(str(where), fact, "mend it")
+    present = {file.name for file in folder.iterdir() if file.exists()}
     for file_name in dict.fromkeys(weight_map.values()):
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise CheckpointError(str(where), f"names {file_name!r}, which is not a file of this folder", "mend it")
-        if not (folder / file_name).exists():
+        if file_name not in present:
             fact = f"names {file_name}, which does not exist"
             raise CheckpointError(str(where), fact, "download the missing file")
         for name, info in read_header(folder / file_name).items():

@@ -15,13 +15,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.files import parse_object
+from coterie.checkpoint.files import open_file, parse_object
 from coterie.checkpoint.layout import FileIdentity
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError, shown
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a larger number is a damaged file
+MAX_AXES = 64  # NumPy's limit; released tensors have at most 5
+_MAX_COUNT = 2**63  # no file is larger
 _FOREIGN = ("F64", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4", "C64")
 _FOREIGN_INTEGERS = ("BOOL", "I16", "U16", "U32", "U64")
 _AGAIN = "download or save the file again"
@@ -55,12 +57,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of a safetensors file by name. Raises CheckpointError, or UnsupportedError for a type that is not run."""
     where = str(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
             length = _header_length(file.read(LENGTH_BYTES), status.st_size, where)
             text = file.read(length)
-    except FileNotFoundError:
-        raise CheckpointError(where, "the file does not exist", "add it or point to another folder") from None
     except OSError as error:
         raise CheckpointError(where, f"cannot be read: {error.strerror}", "check the file") from None
     shard = Shard(where, FileIdentity.of(status))
@@ -90,7 +90,8 @@ def _tensor(name: str, entry: Any, shard: Shard, start: int) -> TensorInfo:
         raise CheckpointError(where, "the header entry lacks dtype, shape or data_offsets", _AGAIN)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_is_counts(shape) and _is_counts(offsets) and len(offsets) == 2):
-        raise CheckpointError(where, f"shape {shape} or data_offsets {offsets} is not a list of whole numbers", _AGAIN)
+        fact = f"shape {shown(shape)} or data_offsets {shown(offsets)} is not a list of whole numbers"
+        raise CheckpointError(where, fact, _AGAIN)
     info = TensorInfo(name, _dtype(entry["dtype"], where), tuple(shape), shard, start + offsets[0])
     size, data_bytes = offsets[1] - offsets[0], shard.identity.size_bytes - start
     if size != info.size_bytes:
@@ -103,15 +104,17 @@ def _tensor(name: str, entry: Any, shard: Shard, start: int) -> TensorInfo:
 
 
 def _is_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    if not isinstance(values, list) or len(values) > MAX_AXES:
+        return False
+    return all(type(v) is int and 0 <= v < _MAX_COUNT for v in values)
 
 
 def _dtype(name: Any, where: str) -> DType:
     if isinstance(name, str) and name in DType.__members__ and not DType[name].is_packed:
         return DType[name]
-    if name in (*_FOREIGN, *_FOREIGN_INTEGERS):
+    if isinstance(name, str) and name in (*_FOREIGN, *_FOREIGN_INTEGERS):
         raise UnsupportedError(where, f"element type {name} is not run", "use weights in F32, F16 or BF16")
-    raise CheckpointError(where, f"element type {name!r} is not one of the safetensors format", _AGAIN)
+    raise CheckpointError(where, f"element type {shown(name)} is not one of the safetensors format", _AGAIN)
 
 
 def _refuse_overlaps(tensors: dict[str, TensorInfo], where: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from coterie.checkpoint.files import read_object_if_present
+from coterie.checkpoint.files import read_bytes, read_object_if_present
 from coterie.core.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -62,17 +62,15 @@ class Tokenizer:
     def from_folder(path: str | Path) -> Tokenizer:
         """Read tokenizer.json. Raises CheckpointError when it is missing or damaged."""
         file = Path(path) / TOKENIZER
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
+        if not file.exists():
             others = ", ".join(p.name for p in Path(path).glob("*tokenizer*.model"))
             fact = "the file does not exist" + (f" (but {others})" if others else "")
-            raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json") from None
-        except OSError as error:
-            raise CheckpointError(str(file), f"cannot be read: {error.strerror}", "check the file") from None
+            raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json")
+        data = read_bytes(file)
         try:
             return _parse(data)
-        except Exception as error:  # the library raises plain Exception for every kind of bad file
+        except BaseException as error:
+            _refuse_others(error)
             raise CheckpointError(str(file), f"not a tokenizer: {error}", "download the file again") from None
 
     @property
@@ -84,7 +82,10 @@ class Tokenizer:
         return self._vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Text from a chat template has its special tokens already."""
+        """Token ids of a text. Text from a chat template has its special tokens already.
+
+        Raises CheckpointError where the library fails, as it may with a damaged tokenizer.json that it has read.
+        """
         last = self._last
         if last is None or last[:2] != (text, add_special_tokens):  # many choices of one prompt come in a row
             ids = self._encoded(text, add_special_tokens).ids
@@ -93,18 +94,32 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        if len(ids) < LONG:
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-        return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=True)[0])
+        return self._decoded(ids, True)
 
     def spelled(self, ids: Sequence[int]) -> str:
         """The text of token ids, special ones by their names."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._decoded(ids, False)
+
+    def _decoded(self, ids: Sequence[int], skips_special: bool) -> str:
+        """Where the library fails, tokens one by one: answers of others in the batch go on."""
+        try:
+            if len(ids) < LONG:
+                return str(self._tokenizer.decode(list(ids), skip_special_tokens=skips_special))
+            return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skips_special)[0])
+        except BaseException as error:
+            _refuse_others(error)
+            kept = [one for one in ids if not (skips_special and one in self.special_ids)]
+            return b"".join([self.token_bytes(one) for one in kept]).decode("utf-8", "replace")
 
     def _encoded(self, text: str, add_special_tokens: bool) -> Any:
-        if len(text) < LONG:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        try:
+            if len(text) < LONG:
+                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        except BaseException as error:
+            _refuse_others(error)
+            fact = f"fails on a text of {len(text)} letters: {error}"
+            raise CheckpointError(TOKENIZER, fact, "use the tokenizer that belongs to the weights") from None
 
     def token_id(self, token: str) -> int | None:
         """The id of a token given by its exact text, or None."""
@@ -216,6 +231,16 @@ def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield decoder
 
 
+def _refuse_others(error: BaseException) -> None:
+    """Raise what is no failure of the library: plain Exception, or a panic of Rust, whose type cannot be imported."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
 @lru_cache(maxsize=8)
 def _parse(data: bytes) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(data.decode("utf-8")))
+    """As transformers, whatever lengths a file cuts or fills texts to: prompts are neither."""
+    made = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+    made.no_truncation()
+    made.no_padding()
+    return Tokenizer(made)

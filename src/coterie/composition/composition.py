@@ -6,7 +6,6 @@ Knows nothing about what a checkpoint holds.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
 from coterie.core.errors import CompositionError, NotFoundError, UsageError, shown
+from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 
 PRESETS = Path(__file__).parent / "presets"
@@ -149,15 +149,14 @@ def read_file(path: Path) -> dict[str, Any]:
     """The tables of a composition file, checked against the schema. Raises CompositionError and UnsupportedError."""
     file = str(path)
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise CompositionError(file, f"byte {error.start} is not UTF-8", "save the file as UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
-        raise CompositionError(file, f"this is not TOML: {error}", "mend the file at that place") from error
     except OSError as error:
         raise CompositionError(
             file, f"it cannot be read: {error.strerror}", "check the path and its permissions"
         ) from error
+    values = parse_toml(text, file, CompositionError)
     validate(values, COMPOSITION, file)
     return values
 

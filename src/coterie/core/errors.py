@@ -26,6 +26,7 @@ from reprlib import Repr
 
 from coterie.core.units import format_bytes
 
+LONGEST_PART = 1000  # letters of each of an error's three parts
 _BRIEF = Repr()
 _BRIEF.maxlevel = 2
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -41,15 +42,30 @@ def install_extra(extra: str) -> str:
     return f"install the extra {extra}, in the folder of Coterie's source: pip install -e '.[{extra}]'"
 
 
+def one_line(text: str) -> str:
+    """A text that may quote a file or a request, as part of a sentence: in one line, of bounded length.
+
+    What is not for printing (ends of lines, a terminal's escapes, marks that turn the order of letters, half a
+    surrogate pair) is shown as Python's escapes write it.
+    """
+    if len(text) > LONGEST_PART:
+        half = LONGEST_PART // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
+
+
 class CoterieError(Exception):
     """One sentence: `[where] fact; remedy`.
 
     `where` names the file, key, expert or option; `fact` says what is wrong, with numbers; `remedy` what to change.
+    Each may quote what somebody else wrote, and is made one line (`one_line`).
     """
 
     def __init__(self, where: str, fact: str, remedy: str = "") -> None:
-        self.where, self.fact, self.remedy = where, fact, remedy
-        super().__init__(f"[{where}] {fact}" + (f"; {remedy}" if remedy else ""))
+        self.where, self.fact, self.remedy = one_line(where), one_line(fact), one_line(remedy)
+        super().__init__(f"[{self.where}] {self.fact}" + (f"; {self.remedy}" if remedy else ""))
 
 
 class UsageError(CoterieError):

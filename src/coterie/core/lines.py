@@ -5,8 +5,9 @@ Knows nothing about what the objects mean.
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def read_text(path: Path, what: str, error: type[UsageError] = UsageError, must_
         fact = f"line {len(text.splitlines())} has no end, so that the file may be cut off in the middle of it"
         raise error(str(path), fact, "get the whole file, or end its last line if it is whole")
     return text
+
+
+def csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row. Raises UsageError for a cell without an end, of 128 KiB or more."""
+    reader = csv.reader(lines)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as cause:
+        raise UsageError(f"{path}:{reader.line_num}", f"this line is not CSV: {cause}", "mend the line") from cause
 
 
 def json_lines(

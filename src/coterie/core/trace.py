@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from coterie.core.errors import UsageError
+from coterie.core.errors import UsageError, shown
 
 Value: TypeAlias = int | float | str
 _PROCESS = 1
@@ -93,7 +93,7 @@ def read_trace(path: Path) -> Trace:
         asyncs = [_async(list(ends)) for _, ends in groupby(beside, key=lambda e: (e["cat"], e["id"]))]
     except OSError as error:
         raise UsageError(str(path), f"cannot be read: {error.strerror}", "give a file of --trace") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(str(path), f"is no trace of ours: {error!r}", "give a file of --trace") from error
     return Trace(slices, asyncs, whole.get("otherData", {}))
 
@@ -113,10 +113,19 @@ def _us(seconds: float) -> float:
 
 
 def _slice(event: Mapping[str, Any], lane: str) -> Slice:
+    _check(event, lane)
     start = event["ts"] / _US
     return Slice(lane, event["cat"], event["name"], start, start + event["dur"] / _US, event["args"])
 
 
+def _check(event: Mapping[str, Any], lane: Any) -> None:
+    if not all(isinstance(text, str) for text in (lane, event["cat"], event["name"])):
+        raise TypeError(f"{shown(event['name'])} has a lane, a kind or a name that is no text")
+    if not isinstance(event["args"], dict):
+        raise TypeError(f"{shown(event['name'])} has args that are no object")
+
+
 def _async(ends: Sequence[Mapping[str, Any]]) -> Async:
     first, last = ends[0], ends[-1]
+    _check(first, "")
     return Async(first["cat"], first["id"], first["name"], first["ts"] / _US, last["ts"] / _US, first["args"])

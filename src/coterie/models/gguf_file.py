@@ -21,6 +21,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError, install_extra
 from coterie.core.packed import F32
 from coterie.core.paths import user_path
+from coterie.models.gguf_header import check_header
 
 ARCHITECTURE = "general.architecture"
 _AGAIN = "download the file again"
@@ -137,6 +138,7 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     gguf = gguf_package(str(path))
+    check_header(path)
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: _plain(gguf, found) for name, found in reader.fields.items()}

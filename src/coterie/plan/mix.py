@@ -10,9 +10,8 @@ Knows nothing about prompts, engines or time.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy.typing as npt
 
 from coterie.composition.composition import name_hint
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.lines import csv_rows
+from coterie.core.parsed import parse_json
 from coterie.core.paths import user_path
 
 F64 = npt.NDArray[np.float64]
@@ -135,7 +136,7 @@ def _counts(path: Path, names: Sequence[str]) -> tuple[float, ...]:
 def _is_count(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and 0 <= float(value) < math.inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -145,20 +146,17 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("--mix", f"{path} cannot be read: {error}", "give a file of counts") from error
     if path.suffix == ".csv":
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        rows = [row for _, row in csv_rows(path, text.splitlines()) if row]
         wrong = next((row for row in rows if len(row) != 2), None)
         if wrong is not None:
             raise UsageError(str(path), f"a line is {','.join(wrong)!r}", "write expert,count on each line")
         headed = bool(rows) and rows[0][1].strip().isalpha()
         found = {row[0]: row[1] for row in rows[headed:]}
         if len(found) < len(rows) - headed:
-            twice = next(name for name in found if sum(row[0] == name for row in rows[headed:]) > 1)
+            twice = Counter(row[0] for row in rows[headed:]).most_common(1)[0][0]
             raise UsageError(str(path), f"{twice} is counted more than once", "add its counts up")
         return found
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(str(path), f"it is not JSON: {error}", "write an object of expert: count") from error
+    value = parse_json(text, str(path), "write an object of expert: count")
     if not isinstance(value, dict):
         raise UsageError(str(path), "it is not a JSON object", "write an object of expert: count")
     return value

@@ -9,9 +9,9 @@ Knows nothing about engines or machines.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from coterie.composition.composition import name_hint
 from coterie.core.errors import NotFoundError, UsageError
-from coterie.core.lines import json_lines, read_text
+from coterie.core.lines import csv_rows, json_lines, read_text
 from coterie.plan.mix import Mix
 from coterie.plan.workload import MAX_TOKENS, Workload
 
@@ -87,21 +87,20 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.reader(lines)
-    header = [name.strip().lower() for name in next(reader, [])]
-    for name in header:
-        if header.count(name) > 1:
-            fact = f"it has {header.count(name)} columns {name}"
-            raise UsageError(f"{path}:1", fact, "leave one, with a name of its own")
-    for row in reader:
+    rows = csv_rows(path, lines)
+    header = [name.strip().lower() for name in next(rows, (0, []))[1]]
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise UsageError(f"{path}:1", f"it has {count} columns {name}", "leave one, with a name of its own")
+    for number, row in rows:
         if not row:
             continue
         if len(row) != len(header):
-            last = reader.line_num == len(lines) and len(row) < len(header)
+            last = number == len(lines) and len(row) < len(header)
             cut = ": the file is cut off in the middle of it" if last else ""
             fact = f"it has {len(row)} of {len(header)} columns{cut}"
-            raise UsageError(f"{path}:{reader.line_num}", fact, "get the whole file, or take the line out")
-        yield f"{path}:{reader.line_num}", dict(zip(header, row, strict=True))
+            raise UsageError(f"{path}:{number}", fact, "get the whole file, or take the line out")
+        yield f"{path}:{number}", dict(zip(header, row, strict=True))
 
 
 def _request(row: Mapping[str, Any], where: str, names: Sequence[str]) -> tuple[float, int, int, str | None]:

@@ -11,13 +11,13 @@ What a number must carry: quantity.py. Knows nothing about devices or about the 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 from coterie.spec import quantity as q
 from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
@@ -84,10 +84,7 @@ def with_setting(ref: str, key: str, value: object) -> str:
 
 def parse_machine(text: str, where: str, settings: Mapping[str, str] | None = None) -> MachineSpec:
     """Turn the text of a machine file into a spec; `where` names the file in errors. Raises UsageError."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(where, f"is not TOML: {error}", "mend the file") from error
+    raw = parse_toml(text, where)
     return _Machine(where, raw, settings or {}).machine()
 
 

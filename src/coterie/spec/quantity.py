@@ -11,7 +11,7 @@ value that software reaches. `assumed` marks a guess, `fitted` a number chosen s
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ class Reader:
             return Quantity(0.0, f"unknown ({source})")
         self.keys(raw, key, _KEYS, {"value", "unit"})
         unit = raw["unit"]
-        if unit not in units:
+        if not isinstance(unit, str) or unit not in units:
             raise self.wrong(f"{key}.unit", f"is {unit!r}", f"use one of {', '.join(units)}")
         per_unit = self.flag(raw, key, "per_unit")
         scale = units[unit] * (self.units if per_unit else 1)
@@ -99,7 +99,7 @@ class Reader:
 
     def _number(self, raw: Mapping[str, Any], key: str, name: str, units: Mapping[str, float]) -> float:
         value = raw[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise self.wrong(f"{key}.{name}", f"is {value!r}", "give a finite number")
         if value < 0 or (value == 0 and units is not TIME):
             raise self.wrong(f"{key}.{name}", f"is {value}", "give a number above 0, or unknown = true in its place")

@@ -9,13 +9,13 @@ Knows nothing about what the factors mean.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.errors import NotFoundError, UsageError, shown
+from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 
 _FACTORS = {
@@ -53,12 +53,15 @@ def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, An
         found[key] = value
     if "rule_set" in stack:
         found["rule_set"] = stack["rule_set"]
-    if "library" in stack and "peers" in found:
+    if "library" in stack and isinstance(found.get("peers"), dict):
         device = str(found["peers"].get("library", "")).partition("/")[0]
-        if not device:
+        if not device or not isinstance(stack["library"], str):
             raise UsageError(name, f"brings collectives but none were measured on {where}", "leave the stack out")
         found["peers"] = {**found["peers"], "library": f"{device}/{stack['library']}"}
     found["stack"] = str(stack.get("name", ref))
+    for holder, notes in ((where, found.get("notes", [])), (name, stack.get("notes", []))):
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise UsageError(f"{holder}: notes", f"is {shown(notes)}", "give a list of texts")
     found["notes"] = [*found.get("notes", []), *stack.get("notes", [])]
     return found
 
@@ -81,7 +84,4 @@ def _read(ref: str) -> dict[str, Any]:
         text = (files("coterie.spec") / "stacks" / f"{ref}.toml").read_text(encoding="utf-8")
     else:
         raise NotFoundError(ref, "there is no such stack", f"use one of {', '.join(stack_names())}, or a .toml file")
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"stack {ref}", f"is not TOML: {error}", "mend the file") from error
+    return parse_toml(text, f"stack {ref}")

@@ -9,6 +9,8 @@ class may stand for "no expert": its confidence counts for the fallback.
 from __future__ import annotations
 
 import json
+import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ import numpy.typing as npt
 from coterie.composition.router import Ask, Prompt, Route, ranked
 from coterie.composition.routers.features import HashSettings, bucket_list, word_buckets
 from coterie.core.errors import CompositionError
+from coterie.core.parsed import parse_json
 
 FORMAT_VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
@@ -170,8 +173,14 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             if file.read(4) != ZIP_MAGIC:
                 raise CompositionError(str(path), "this is not a router file: it is no archive", _TRAIN_AGAIN)
             file.seek(0)
+            size_bytes = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            if size_bytes > _MAX_BYTES:
+                fact = f"its arrays say that they have {size_bytes} bytes, and {_MAX_BYTES} are possible"
+                raise CompositionError(str(path), f"this is not a router file: {fact}", _TRAIN_AGAIN)
+            file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+                found = {name: arrays[name] for name in _ARRAYS if name in arrays.files}
+        return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     except _UNREADABLE as error:
         raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
 
@@ -184,9 +193,15 @@ _UNREADABLE = (
     KeyError,
     NotImplementedError,
     RuntimeError,
+    MemoryError,
+    TypeError,
+    OverflowError,
     zipfile.BadZipFile,
     zlib.error,
+    SyntaxError,
+    tokenize.TokenError,
 )
+_MAX_BYTES = 256 << 20  # 500 experts of 2**16 buckets in float32 are half of it
 _TRAIN_AGAIN = "train the router again (demo/train_router.py)"
 # name -> shape in letters, and the kind of NumPy type; hashing comes first, since it says what F is
 _ARRAYS = {
@@ -208,6 +223,8 @@ def _check_arrays(path: Path, stored: Mapping[str, npt.NDArray[Any]]) -> None:
         if array.shape != expected or array.dtype.kind != kind:
             fact = f"{name} is {array.dtype}{list(array.shape)}, not of kind {kind!r} and shape {list(expected)}"
             raise CompositionError(str(path), fact, _TRAIN_AGAIN)
+        if kind == "U" and array.size and array.reshape(-1).view(np.uint32).max() > sys.maxunicode:
+            raise CompositionError(str(path), f"{name} holds what is no character", _TRAIN_AGAIN)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CompositionError(str(path), f"{name} holds values that are not finite", _TRAIN_AGAIN)
     low, high, dimension = map(int, stored["hashing"])
@@ -225,10 +242,7 @@ def _check_arrays(path: Path, stored: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def _read_settings(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CompositionError(str(path), f"its training settings are not JSON: {error}", _TRAIN_AGAIN) from error
+    settings = parse_json(text, f"{path}: training settings", _TRAIN_AGAIN, CompositionError)
     if not isinstance(settings, dict):
         raise CompositionError(str(path), "its training settings are not a JSON object", _TRAIN_AGAIN)
     return settings

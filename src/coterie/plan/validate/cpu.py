@@ -14,7 +14,6 @@ Knows nothing about GPUs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
+from coterie.core.parsed import parse_json
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Rows, Sampling, wait_for
 from coterie.devices.modelled import ModelledDevice
@@ -314,9 +314,12 @@ def of_gpu(raw: Mapping[str, Any]) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(str(file), f"is not JSON: {error}", "give a folder of results of coterie bench") from error
+        text = file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            str(file), f"cannot be read: {error.strerror}", "give a folder of results of coterie bench"
+        ) from error
+    raw = parse_json(text, str(file), "give a folder of results of coterie bench")
     if not isinstance(raw, dict):
         raise UsageError(str(file), "is not a bench's result", "give a folder of results of coterie bench")
     return raw

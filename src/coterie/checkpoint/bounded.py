@@ -1,0 +1,202 @@
+"""A Jinja environment for templates that strangers wrote: they cannot escape, run on without end, or fill the memory.
+
+Jinja's sandbox keeps them from Python's internals. Here a template also has `MAX_S` of processor time, and no text or
+list that it makes is longer than `MAX_LENGTH`: what multiplies is looked at before it is done, the rest behind it.
+Knows nothing about chats. Source: Jinja's documentation, "Sandbox", security considerations.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_S = 1.0  # of processor time; real templates take milliseconds
+MAX_LENGTH = 1 << 24  # letters or elements
+MAX_OUTPUT = 1 << 26  # letters of a whole prompt
+_MAX_WIDTH, _MAX_BITS = 1000, 1 << 14
+_WIDE = re.compile(r"\d{5}|\*")  # in a format: a width that no text needs, or one that comes with the values
+_WIDTHS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "tojson", "batch", "slice", "round", "wordwrap")
+_DROPPED_FILTERS, _DROPPED_METHODS = ("urlize", "xmlattr"), ("translate",)
+_running = threading.local()
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Renders by `render`; what goes beyond its bounds raises jinja2's SecurityError."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(optimized=False, **settings)  # the optimizer would compute constants when a template is read
+        for name in _DROPPED_FILTERS:
+            del self.filters[name]
+        del self.globals["lipsum"]
+        self.filters["counted"], self.filters["joined"] = _counted, _joined
+
+    def bound_filters(self) -> None:
+        """Bounds all filters that there are now."""
+        self.filters = {name: _bounded(name, made) for name, made in self.filters.items()}
+
+    def template(self, source: str) -> jinja2.Template:
+        """A template whose loops are counted. Raises what Jinja raises."""
+        tree = self.parse(source)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
+        _join_by_filter(tree)
+        return self.from_string(tree)
+
+    def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
+        """The text of a template. Raises what Jinja raises."""
+        _running.until_s = time.thread_time() + MAX_S
+        pieces, length = [], 0
+        for piece in template.generate(values):
+            length += len(piece)
+            if length > MAX_OUTPUT:
+                raise SecurityError(f"the template writes more than {MAX_OUTPUT} letters")
+            pieces.append(piece)
+        return "".join(pieces)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """What blocks, macros and calls write, as one text."""
+        return _joined(pieces)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Two values of an operator that can multiply."""
+        _tick()
+        if operator == "**":
+            _check(_bits(left) * abs(right) if isinstance(right, int) else 0, _MAX_BITS)
+        elif operator == "*":
+            _check(_length(left) * _times(right) + _length(right) * _times(left))
+            _check(_bits(left) + _bits(right), _MAX_BITS)
+        elif operator == "+":
+            _check(_length(left) + _length(right))
+        elif isinstance(left, str):
+            _check_format(left)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (Jinja's)
+        """A call of a function, a macro or a method."""
+        _tick()
+        method = getattr(__obj, "__wrapped__", __obj)  # of a text's format, which the sandbox wraps
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, str):
+            args = _checked(name, owner, args, kwargs)
+        return _sized(super().call(__context, __obj, *args, **kwargs))
+
+
+def _tick() -> None:
+    if time.thread_time() > getattr(_running, "until_s", float("inf")):
+        raise SecurityError(f"the template takes more than {MAX_S:g} s")
+
+
+def _check(length: float, most: int = MAX_LENGTH) -> None:
+    if length > most:
+        raise SecurityError(f"the template makes a value of {length:.3g} parts, where {most} are the most")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | bytes | list | tuple) else 0
+
+
+def _times(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _sized(value: Any) -> Any:
+    _check(_length(value))
+    return value
+
+
+def _check_format(text: str) -> None:
+    if _WIDE.search(text):
+        raise SecurityError("the template has a format with a width beyond all texts")
+
+
+def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a text's method, or of a filter, that makes more of it than there was."""
+    given = (*args, *kwargs.values())
+    if name in _DROPPED_METHODS:
+        raise SecurityError(f"the template uses {name}, which is not run here")
+    if name in _WIDTHS:
+        width = max((abs(one) for one in given if isinstance(one, int)), default=0)
+        _check(width, _MAX_WIDTH)
+        lines = 1 + str(text).count("\n") if name == "indent" else str(text).count("\t") if name == "expandtabs" else 0
+        _check(width * lines)
+    elif name in ("format", "format_map"):
+        _check_format(str(text))
+        _check(max((abs(one) for one in given if isinstance(one, int)), default=0), 1 << 63)
+        if "{}}" in str(text):
+            raise SecurityError("the template has a format whose width comes with the values")
+    elif name == "replace" and len(args) > 1:
+        _check(_length(text) + str(text).count(str(args[0])) * len(str(args[1])))
+    elif name == "join" and isinstance(text, str) and args:
+        pieces = list(_counted(args[0]))
+        _check(sum(map(_length, pieces)) + len(text) * len(pieces))
+        return (pieces, *args[1:])
+    return args
+
+
+def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments and result are looked at."""
+    takes = 1 if hasattr(made, "jinja_pass_arg") else 0  # the context comes first
+
+    @wraps(made)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _tick()
+        first, rest = args[: takes + 1], args[takes + 1 :]
+        value = first[-1]
+        if name == "join":
+            value = list(_counted(value))
+            joint = str(rest[0] if rest else kwargs.get("d", ""))
+            _check(sum(len(str(one)) for one in value) + len(joint) * len(value))
+        elif name == "sum" and not isinstance(rest[1] if len(rest) > 1 else kwargs.get("start", 0), int | float):
+            raise SecurityError("the template sums what is no number")
+        else:
+            _checked(name, value, rest, kwargs)
+        return _sized(made(*first[:-1], value, *rest, **kwargs))
+
+    return bounded
+
+
+def _counted(values: Iterable[Any]) -> Iterator[Any]:
+    """The elements of a loop, each of which takes time."""
+    for value in values:
+        _tick()
+        yield value
+
+
+def _joined(values: Iterable[Any]) -> str:
+    """Texts put together."""
+    pieces = [str(value) for value in values]
+    _check(sum(map(len, pieces)))
+    return "".join(pieces)
+
+
+def _join_by_filter(node: nodes.Node) -> None:
+    """Let `a ~ b` be put together by `_joined`."""
+    for name, child in list(node.iter_fields()):
+        changed = [_one(part) for part in child] if isinstance(child, list) else _one(child)
+        setattr(node, name, changed)
+
+
+def _one(child: Any) -> Any:
+    if not isinstance(child, nodes.Node):
+        return child
+    _join_by_filter(child)
+    if isinstance(child, nodes.Concat):
+        return nodes.Filter(nodes.List(child.nodes), "joined", [], [], None, None)
+    return child
