@@ -143,7 +143,7 @@ def bench_speculate(
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Tokens per second of one user with and without guesses: of experts that repeat themselves, or are held to forms."""
+    """Tokens per second of one user with and without guesses: of experts that repeat themselves, or have forms."""
     print_report(speculate(shape, threads, Effort(rounds, seconds), weights), json_)
 
 
