@@ -54,7 +54,7 @@ def check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend)
     theirs = theirs_of(row, rope, dtype)
     stepper = Stepper(make_backend(backend, open_model(tiny.expert(folder_of(row, rope, dtype)))))
     error_of, own = (relative_error, theirs.own_error)
-    if row in tiny.BRANCH_ROWS:
+    if row in tiny.BRANCHED:
         error_of, own = (typical_error, theirs.own_typical_error)
     assert 0 < error_of(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= own
 

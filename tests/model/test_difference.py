@@ -34,6 +34,7 @@ LATER = (
     "stablelm-parallel",
     "starcoder2",
     "qwen3-moe",
+    "deepseek-v3",
 )
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in LATER]
 

@@ -7,16 +7,19 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.model import tiny
+from tests.model import adapters, tiny
 from tests.model.runner import Stepper, chunks
 from tests.model.test_agreement import check_float32, check_rounded
+from tests.model.test_merge import logits_of
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.graph.compile import compile_graph
 from coterie.kernels.cpu import ISAS
+from coterie.models.adapted import open_adapted
 from coterie.models.config import ModelConfig
+from coterie.models.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
@@ -110,6 +113,26 @@ def test_packed(dtype, folder_of, tmp_path, make_backend):
     sequence = steppers[1].sequence()
     pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
     np.testing.assert_array_equal(np.concatenate(pieces), found)
+
+
+def test_adapters_of_all_but_what_is_read_head_by_head(folder_of, tmp_path, make_backend):
+    base, names = folder_of("deepseek-v3"), ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj", "gate_proj")
+    parts = adapters.parts(tiny.load(base), names)
+    model = open_adapted(open_model(base), adapters.write(tmp_path / "adapter", parts))
+    prompt = prompt_of(257)
+    wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
+    stepper = Stepper(make_backend("cpu", model))
+    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= FP32_TOLERANCE
+    parts = adapters.parts(tiny.load(base), ("kv_b_proj",))
+    folder = adapters.write(tmp_path / "heads", parts)
+    with pytest.raises(
+        UnsupportedError, match=r"kv_b_proj.weight, which latent attention reads head by head.*merge it"
+    ):
+        open_adapted(open_model(base), folder)
+    merged = open_model(merge_folder(base, folder, tmp_path / "merged").folder)
+    stepper = Stepper(make_backend("cpu", merged))
+    wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
+    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= FP32_TOLERANCE
 
 
 RELEASED = {

@@ -380,6 +380,7 @@ LATENT_ROWS = {
     ),
 }
 FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS
+BRANCHED = (*BRANCH_ROWS, *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes))
 # Layers that are gated delta nets.
 NET = "linear_attention"
 DELTA_ROWS = {

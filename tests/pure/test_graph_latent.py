@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.pure.graphs import Player, change_op, change_value, decoder, sizes_of, the_op
+from tests.pure.test_graph_shard import STEPS, play, play_ranks
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -118,6 +119,21 @@ def test_costs_have_a_closed_form(rule_set):
         assert not form.is_counted, region.name
 
 
-def test_ranks_are_refused():
-    with pytest.raises(UsageError, match=r"latent attention is not split over 2 ranks; use a machine of one unit"):
-        shard(latent(), 2)
+@pytest.mark.parametrize("query_rank", [0, 4])
+@pytest.mark.parametrize("degree", [2, 4])
+def test_all_ranks_together_equal_the_whole(degree, query_rank):
+    """Ranks split heads; all of them keep the rows, and what they are made of."""
+    graph = latent(replace(LATENT, query_rank=query_rank), vocab_size=40)
+    wanted, found = play(graph, *STEPS), play_ranks(graph, degree, *STEPS)
+    for ranks, whole in zip(found, wanted, strict=True):
+        for rank in ranks:
+            np.testing.assert_allclose(rank["head/logits/whole"], whole["head/logits"], rtol=0, atol=2e-5)
+    own = shard(graph, degree)
+    assert kv_shape(own) == kv_shape(graph)
+    assert own.values[UP].shape == (40 // degree, 5)
+    assert own.values["model.layers.1.self_attn.kv_a_proj_with_mqa.weight"].shape == (9, 12)
+
+
+def test_heads_that_ranks_cannot_split_are_refused():
+    with pytest.raises(UsageError, match=r"layers.0/q has 4 heads, which do not split over 8 ranks"):
+        shard(latent(vocab_size=40), 8)

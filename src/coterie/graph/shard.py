@@ -27,12 +27,12 @@ from coterie.core.shapes import Shape
 from coterie.graph.branch_ops import BOTH_UP, CLIPPED, DOWN, matrices_of
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
-from coterie.graph.latent_ops import LATENT_OPS
+from coterie.graph.latent_ops import ATTEND, OF_HEADS
 from coterie.graph.ops import SCALE
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
 _PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "add", "mul", "rope", "take_heads", "group_attention")
-_ATTENTION = ("attention", "alibi_attention")
+_ATTENTION = ("attention", "alibi_attention", ATTEND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool =
         raise UsageError(graph.name, f"rank {rank} of {degree} ranks does not exist", "give a degree of at least 1")
     if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
         raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
-    for ops, named in ((DELTA_OPS, "gated delta nets are"), (LATENT_OPS, "latent attention is")):
-        if degree > 1 and any(op.kind in ops for op in graph.ops):
-            raise UsageError(graph.name, f"its {named} not split over {degree} ranks", "use a machine of one unit")
+    if degree > 1 and any(op.kind in DELTA_OPS for op in graph.ops):
+        fact = f"its gated delta nets are not split over {degree} ranks"
+        raise UsageError(graph.name, fact, "use a machine of one unit")
     return _Sharding(graph, degree, rank, odd_vocabulary).run() if degree > 1 else Sharded(graph, {})
 
 
@@ -141,6 +141,9 @@ class _Sharding:
         self.split[op.outputs[0]] = self.split[op.inputs[0]]
         if op.kind == "alibi_attention":
             self._slopes(op)
+        if op.kind in OF_HEADS:
+            self._narrow(op.inputs[1], 0, self.split[op.inputs[0]])
+            self.splits[op.inputs[1]] = Split(0, self.split[op.inputs[0]])
         if op.sinks:
             self._narrow(op.sinks, 0, self.split[op.inputs[0]])
             self.splits[op.sinks] = Split(0, self.split[op.inputs[0]])
@@ -279,7 +282,7 @@ class _Sharding:
         head_norm = op.kind == "rms_norm" and len(self.graph.values[name].shape) == 3
         if head_norm and norms_all_heads(self.graph, op) and self._parts(name) < self.degree:
             return False  # ranks that share a head cannot join what they have
-        return (op.kind in (*_PER_COLUMN, *_ATTENTION) or head_norm) and self._splittable(op.outputs[0])
+        return (op.kind in (*_PER_COLUMN, *_ATTENTION, *OF_HEADS) or head_norm) and self._splittable(op.outputs[0])
 
     def _parts(self, y: str) -> int:
         """How many parts the second axis of a linear's output is cut into; decided by what reads it."""

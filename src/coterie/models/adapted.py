@@ -145,6 +145,9 @@ def _shape(graph: Graph, weight: str) -> tuple[int, int]:
 
 def _unknown(name: str, base: Model, adapter: Adapter) -> CheckpointError | UnsupportedError:
     """What to say of a weight that no product of the graph reads."""
+    if base.config.latent is not None and name.endswith(f"{base.config.latent.names.up}.weight"):
+        fact = f"changes {name}, which latent attention reads head by head, not served unmerged"
+        return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
     branches = base.config.branches
     if branches is not None and (name in base.graph.values or "experts" in name):
         fact = f"changes {name}, a matrix of a branch of a mixture-of-experts layer, not served unmerged"
