@@ -231,6 +231,9 @@ class Form:
         hole = (*self.tokens, None).index(None)
         return tuple(self.tokens[len(self.told) : hole])
 
+    def few(self):
+        return None
+
     def copy(self):
         made = Form(*self.tokens)
         made.told += self.told

@@ -15,6 +15,7 @@ from test_engine_choice import Form, NumbersDevice
 
 from coterie.core.errors import RequestError
 from coterie.engine.foresee import foresee
+from coterie.engine.habit import EXPECTED, Habit
 from coterie.engine.policy import GUESSED_BYTES, MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams, SamplingParams
 
@@ -56,6 +57,10 @@ class Menu:
             if len(found) == 1 + self.seed % 20:  # not all that is forced need be known
                 break
         return found
+
+    def few(self):
+        known = not self.complete and len(self.told) < self.broken and self.allowed().sum() < VOCAB
+        return self.allowed().tobytes() if known else None
 
     def copy(self):
         return replace(self)
@@ -181,6 +186,9 @@ class Only:
     def forced(self):
         return tuple(self.tokens[: (*self.tokens, None).index(None)])
 
+    def few(self):
+        return bytes([self.tokens.count(None)]) if self.tokens else None
+
     def copy(self):
         return Only(*self.tokens)
 
@@ -204,5 +212,32 @@ def test_forced_and_likely_tokens_take_turns():
     assert foresee(sources, Only(), 15).tokens == foresee(sources, Only(None), 15).tokens == []
     assert foresee([Says([3, 4, 5], 0.4)], None, 15).tokens == [3, 4, 5]
     assert foresee([Says([3] * 15, 0.9)], Only(*[None] * 20), 15).tokens == [3] * 15
+    assert mask.few() == b"\3"
     unlikely = Says([3], 0.01), Says([4], 0.9, [3])
     assert foresee(unlikely, Only(None, None), 15).tokens == [3]  # so unlikely that nobody looks on
+
+
+def test_a_form_is_gone_on_with_as_it_was_before():
+    """By what could come, or else by the token before: whichever was right more often."""
+    habit = Habit()
+    assert habit.next(Only(None), 7) == []
+    habit.learn(b"\1", 7, 30)
+    habit.learn(None, 7, 31)  # where anything could come nothing is learnt
+    assert habit.next(Only(), 7) == []
+    assert habit.next(Only(None), 0) == habit.next(Only(None, None), 7) == [(30, EXPECTED)]
+    for token in (30, 30, 31):
+        habit.learn(b"\1", 8, token)
+        habit.learn(b"\2", 7, 40)
+    habit.learn(b"\2", 7, 40)
+    assert habit.next(Only(None), 0) == [(31, pytest.approx((2 * EXPECTED + 2) / 5))]
+    assert habit.next(Only(None), 7) == [(40, pytest.approx((2 * EXPECTED + 3) / 6))]
+    for _ in range(3):
+        habit.learn(b"\1", 9, 31)
+    assert habit.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]
+    # Where it is surer than others its token comes first, and they go on behind it.
+    sources = [Says([4], 0.4, [1]), Says([6], 0.9, [1, 40, 5])]
+    seen = foresee(sources, Only(1, None, 5, None), 15, habit, 3)
+    assert seen.tokens == [1, 40, 5, 6]
+    assert seen.chances == pytest.approx([1, 4.4 / 5, 4.4 / 5, 0.9 * 4.4 / 5])
+    assert foresee([Says([4], 0.9)], Only(None), 15, habit, 7).tokens == [4]
+    assert foresee([], Only(None), 15, habit, 7).tokens == [31]

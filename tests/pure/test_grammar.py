@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from coterie.checkpoint.calls import FORMS, Calling
-from coterie.checkpoint.grammar import ANY_OBJECT, grammar_of
+from coterie.checkpoint.grammar import ANY_OBJECT, MANY, grammar_of
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
@@ -139,6 +139,34 @@ def test_where_tokens_are_forced_the_mask_leaves_no_other(kind, schema):
                 break
             mask.accept(token)
     assert found > 5
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_where_few_may_come_they_are_told_apart_and_where_many_may_they_are_not(kind):
+    tokenizer, ends = VOCABULARIES[kind]()
+    two = {"type": "object", "properties": {"a": {"type": "string"}, "e": {"type": "string"}}, "required": ["a", "e"]}
+    seen: dict[bytes, set[bytes]] = {}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps(two | {"additionalProperties": False}))
+        free = 0
+        for _ in range(80):
+            if mask.complete:
+                break
+            few, allowed = mask.few(), mask.allowed()
+            assert (few is None) == (allowed.sum() * MANY >= tokenizer.vocab_size)
+            if few is None:
+                free += 1
+            else:
+                seen.setdefault(few, set()).add(allowed.tobytes())
+            token = int(rng.choice(np.flatnonzero(allowed)))
+            if token in ends:
+                break
+            mask.accept(token)
+        assert free
+    assert len(seen) > 3
+    assert all(len(same) == 1 for same in seen.values())
+    assert len(set.union(*seen.values())) == len(seen)
 
 
 @pytest.mark.parametrize("kind", VOCABULARIES)

@@ -28,6 +28,7 @@ ANY_OBJECT = '{"type": "object"}'
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
 GUARD = "\x02"  # a character that merges with no other
 KEPT = 16  # grammars
+MANY = 8  # where one of so many tokens of the vocabulary may come, the text is free
 MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,000 that are not, in two seconds
 MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
 _DATA = ("enum", "const", "default", "examples")  # what these have looks like a schema, and is none
@@ -160,11 +161,13 @@ class FormMask:
     def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
         self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
         self._forced: tuple[int, ...] | None = None  # until somebody asks
+        self._bits: bytes | None = None  # likewise
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """For each token whether it may come next. Raises RequestError when none may."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        found = np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
+        found = np.unpackbits(np.frombuffer(self._allowed(), np.uint8), bitorder="little")[: self._vocab_size].astype(
+            np.bool_
+        )
         if self._matcher.is_error() or not found.any():
             fact = f"leads to where no token may come: {_line(self._matcher.get_error())}"
             raise RequestError(self._field, fact, "simplify the schema")
@@ -172,7 +175,7 @@ class FormMask:
 
     def accept(self, token: int) -> None:
         """This token has come. Raises RequestError when it might not."""
-        self._forced = None
+        self._forced = self._bits = None
         if not self._matcher.consume_token(token):
             fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
             raise RequestError(self._field, fact, "simplify the schema")
@@ -189,19 +192,32 @@ class FormMask:
             self._forced = tuple(found[:count])
         return self._forced
 
+    def few(self) -> bytes | None:
+        """Which tokens may come next, to be compared; None where so many may that what came before tells nothing."""
+        bits = self._allowed()
+        return bits if int.from_bytes(bits, "little").bit_count() * MANY < self._vocab_size else None
+
     def copy(self) -> FormMask:
         """One of the same state, by which to see what may come later; takes 2 us."""
-        return FormMask(self._matcher.deep_copy(), self._vocab_size, self._field)
+        made = FormMask(self._matcher.deep_copy(), self._vocab_size, self._field)
+        made._forced, made._bits = self._forced, self._bits
+        return made
 
     def take(self, tokens: Sequence[int]) -> int:
         """Accept these tokens, in order, up to the first one that may not come; how many."""
-        self._forced = None
+        self._forced = self._bits = None
         return int(self._matcher.try_consume_tokens(list(tokens)))
 
     @property
     def complete(self) -> bool:
         """True when nothing may follow."""
         return bool(self._matcher.is_stopped())
+
+    def _allowed(self) -> bytes:
+        """A bit for each token."""
+        if self._bits is None:
+            self._bits = bytes(self._matcher.compute_bitmask())
+        return self._bits
 
 
 @lru_cache(maxsize=16)

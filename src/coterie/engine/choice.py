@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from coterie.core.errors import CoterieError, RequestError, UnsupportedError
 from coterie.device import F32, Device, Event, Sampling
+from coterie.engine.habit import Habit
 from coterie.engine.request import ChoiceParams, Mask, TokenLogprobs
 from coterie.graph.sampling import draw
 
@@ -40,6 +41,8 @@ class Chooser:
         self._counts: dict[int, int] = {}
         self._bias = np.array([token for token, _ in params.logit_bias], np.int64)
         self._bias_by = np.array([number for _, number in params.logit_bias], np.float32)
+        self._before = prompt_ids[-1]
+        self.habit: Habit | None = None  # that of the answer, if somebody wants to know
         self.news: tuple[TokenLogprobs, ...] = ()
 
     @property
@@ -70,11 +73,15 @@ class Chooser:
         """
         params, token = self._params, drawn
         if params.changes_logits:
-            forced = () if params.mask is None else params.mask.forced()
+            mask = params.mask
+            forced = () if mask is None else mask.forced()
             token = forced[0] if forced else self._drawn(_known(logits_V), position)
+            if mask is not None and not forced and self.habit is not None:
+                self.habit.learn(mask.few(), self._before, token)
+            self._before = token
             self._counts[token] = self._counts.get(token, 0) + 1
-            if params.mask is not None and token not in self._end_ids:
-                params.mask.accept(token)
+            if mask is not None and token not in self._end_ids:
+                mask.accept(token)
         if params.top_logprobs is not None:
             self.news += (logprobs_of(_known(logits_V), token, params.top_logprobs),)
         return token

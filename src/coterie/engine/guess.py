@@ -17,6 +17,7 @@ from coterie.core.shapes import Sizes
 from coterie.device import Device
 from coterie.engine.batch import Batch
 from coterie.engine.foresee import Foreseen, foresee
+from coterie.engine.habit import Habit
 from coterie.engine.lookup import Lookup, Tally
 from coterie.engine.policy import Policy
 from coterie.engine.prediction import Prediction
@@ -158,7 +159,12 @@ def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
     sources = _sources(sequence, tally)
     for source in sources:
         source.catch_up()
-    return foresee(sources, sequence.mask, count)
+    chooser = sequence.chooser
+    if sequence.mask is None or chooser is None:
+        return foresee(sources, None, count)
+    if chooser.habit is None:
+        chooser.habit = Habit()
+    return foresee(sources, sequence.mask, count, chooser.habit, sequence.tokens[-1])
 
 
 def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:

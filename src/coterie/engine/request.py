@@ -71,6 +71,9 @@ class Mask(Protocol):
     def forced(self) -> tuple[int, ...]:
         """Tokens known to come next, in this order: `allowed` leaves no other than the first, and so on behind it."""
 
+    def few(self) -> bytes | None:
+        """Which tokens may come next, to be compared; None where so many may that what came before tells nothing."""
+
     def copy(self) -> Mask:
         """One of the same state, by which to see what may come later."""
 
