@@ -1,4 +1,4 @@
-"""Budgets: the split of the near tier, and the refusal of one below the largest expert."""
+"""The budget of the near tier, and the refusal of one below the largest expert."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import pytest
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError
-from coterie.memory.budget import NearSplit, plan_budget, split_near
+from coterie.memory.budget import plan_budget
 
 BLOCK = BLOCK_BYTES
-
-
-def test_experts_get_what_kv_and_router_leave():
-    assert split_near(10 * BLOCK, 2 * BLOCK, BLOCK) == NearSplit(7 * BLOCK, 2 * BLOCK, BLOCK)
-    assert split_near(10 * BLOCK + 7, 2 * BLOCK - 1) == NearSplit(8 * BLOCK, 2 * BLOCK, 0)
-
-
-def test_a_split_that_leaves_nothing_names_what_to_change():
-    with pytest.raises(CapacityError) as refusal:
-        split_near(3 * BLOCK, 2 * BLOCK, BLOCK)
-    assert (refusal.value.demand_bytes, refusal.value.bound_bytes) == (4 * BLOCK, 3 * BLOCK)
-    assert len(refusal.value.levers) == 3
-    assert "router" in refusal.value.levers[-1]
 
 
 def test_a_budget_below_the_largest_expert_is_refused_with_both_sizes():

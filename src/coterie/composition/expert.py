@@ -12,6 +12,7 @@ from pathlib import Path
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 _NAME = re.compile(NAME_PATTERN)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Expert:
     config: str | None = None
     description: str = ""
     base: Path | None = None
+
+
+def safe_name(text: str) -> str:
+    """A text with hyphens for what a name may not have; empty where nothing is left, and perhaps still too long."""
+    return _UNSAFE.sub("-", text).strip("-._")
 
 
 def is_expert_name(text: str) -> bool:

@@ -10,18 +10,15 @@ holds, beyond that its folder has a config.json.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
-from coterie.composition.expert import NAME_RULE, Expert, is_expert_name
+from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, safe_name
 from coterie.composition.hub import find_base, main_snapshot, named_in_cache
 from coterie.core.errors import CompositionError, UsageError
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ def experts_of(folder: Path) -> Found:
         raise none_left(folder, left_out)
     names = [expert.name for expert in experts]
     # The folder's own name is only a label: made safe, and not an expert's, which clients ask for by the same field.
-    label = _UNSAFE.sub("-", root.name).strip("-._") or "folder"
+    label = safe_name(root.name) or "folder"
     while label in names:
         label += "-experts"
     return Found(label, tuple(experts), left_out)

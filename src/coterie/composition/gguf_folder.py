@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.checkpoint.folder import GGUF
-from coterie.composition.expert import is_expert_name
+from coterie.composition.expert import is_expert_name, safe_name
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
         stands_for.setdefault(_first_part(file), file)
     for file in stands_for.values():
         part = _PART.fullmatch(file.stem)
-        name = _UNSAFE.sub("-", part[1] if part else file.stem).strip("-._")
+        name = safe_name(part[1] if part else file.stem)
         if not is_expert_name(name):
             fact = f"its name gives {name!r}, which cannot be an expert's"
             raise UsageError(str(file), fact, f"import it alone: coterie import {file} {out}/NAME")

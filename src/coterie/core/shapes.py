@@ -112,6 +112,11 @@ def trailing(shape: Shape) -> int:
     return n
 
 
+def fixed(shape: Shape) -> tuple[int, ...]:
+    """The dimensions that are numbers, in their order: all of a weight's."""
+    return tuple(dim for dim in shape if isinstance(dim, int))
+
+
 def numbers_in(dims: Shape) -> int:
     """Product of the dimensions; 0 where one of them is symbolic."""
     n = 1

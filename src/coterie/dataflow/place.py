@@ -46,7 +46,6 @@ class Placed:
     pmus: tuple[tuple[Cell, ...], ...]
     mean_hops: float
     worst_link: float
-    worst_at: tuple[Cell, Cell] | None
     die_share: float
     wires: tuple[Wire, ...] = ()
 
@@ -75,7 +74,7 @@ def place(mapped: Mapped, swaps: int = SWAPS) -> Placed:
     load = loads[worst] / interval_s / link if worst else 0.0
     held = ((mapped.buffers[b], size) for b, size in carried[worst].items()) if worst else ()
     wires = tuple(Wire(buffer.name, buffer.stage, size / link) for buffer, size in held)
-    return Placed(columns, rows, tile_columns, tile_rows, tuple(pcus), tuple(pmus), hops, load, worst, die, wires)
+    return Placed(columns, rows, tile_columns, tile_rows, tuple(pcus), tuple(pmus), hops, load, die, wires)
 
 
 def _busiest(carried: Mapping[Link, Mapping[int, float]]) -> float:

@@ -78,13 +78,8 @@ class CpuDevice(RealDevice):
         return self._team.isa
 
     @property
-    def working_bytes(self) -> int:
-        """Memory that runs have needed so far beside slabs: stored values, and the threads' tiles."""
-        return self._binder.workspace_bytes + self._team.memory_bytes
-
-    @property
     def workspace_bytes(self) -> int:
-        """The part of `working_bytes` that holds stored values."""
+        """Memory that runs have needed so far for stored values."""
         return self._binder.workspace_bytes
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from coterie.core.shapes import trailing
+from coterie.core.shapes import fixed, trailing
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
 from coterie.graph.delta_ops import CONV, DELTA, DELTA_STATE, KEY_HEADS
@@ -19,7 +19,7 @@ STATE_TABLES = "state_tables"  # what each run gives: block tables from their fi
 def _kept(low: Lowering, op: Op) -> Operands:
     """Where the state of the op's layer is: the units of a layer are its matrices, then what the convolution keeps."""
     positions, sequence, _, _ = op.inputs[-4:]
-    layers, heads, _, _ = (dim for dim in low.value(DELTA_STATE).shape if isinstance(dim, int))
+    layers, heads, _, _ = fixed(low.value(DELTA_STATE).shape)
     first = op.integer("layer") * (low.program.kv.state_units // layers) + (heads if op.kind == CONV else 0)
     named: Operands = {name: Named(name) for name in (STATE_TABLES, "table_width", "kv", "block_bytes")}
     rows: Operands = {"positions": low.at(positions), "sequence": low.at(sequence)}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.errors import DeviceError
-from coterie.core.shapes import Shape, Sizes
+from coterie.core.shapes import Shape, Sizes, fixed
 from coterie.core.values import value
 from coterie.device import I32, Binding, Buffer, Fellows, Sampling, Shared
 from coterie.devices.lower import lower
@@ -197,7 +197,7 @@ def encode_sampling(sampling: Sequence[Sampling]) -> I64:
 
 
 def _fixed(shape: Shape) -> tuple[int, ...]:
-    numbers = tuple(dim for dim in shape if isinstance(dim, int))
+    numbers = fixed(shape)
     if numbers != shape:
         raise ValueError(f"a weight's shape is {shape}, not numbers alone")
     return numbers

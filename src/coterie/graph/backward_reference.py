@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from coterie.core.shapes import fixed
 from coterie.graph.ir import Op
 from coterie.graph.step import Array, Step
 from coterie.graph.turning import turned
@@ -19,7 +20,7 @@ _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
 
 def _fixed(step: Step, op: Op) -> list[int]:
-    return [dim for dim in step.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int)]
+    return list(fixed(step.graph.values[op.outputs[0]].shape[1:]))
 
 
 def _linear_dx(step: Step, op: Op, x: list[Any]) -> Array:
@@ -122,7 +123,7 @@ def _loss_dx(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _embed_dw(step: Step, op: Op, x: list[Any]) -> Array:
-    shape = [dim for dim in step.graph.values[op.outputs[0]].shape if isinstance(dim, int)]
+    shape = fixed(step.graph.values[op.outputs[0]].shape)
     dw = np.zeros(shape, np.float32)
     rows = x[1] - int(op.attrs.get("first_row", 0))
     own = (rows >= 0) & (rows < len(dw))
@@ -131,7 +132,7 @@ def _embed_dw(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _positions_dw(step: Step, op: Op, x: list[Any]) -> Array:
-    dw = np.zeros([dim for dim in step.graph.values[op.outputs[0]].shape if isinstance(dim, int)], np.float32)
+    dw = np.zeros(fixed(step.graph.values[op.outputs[0]].shape), np.float32)
     np.add.at(dw, x[1] + op.integer("offset"), x[0])
     return dw
 

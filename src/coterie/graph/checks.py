@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
-from coterie.core.shapes import Dim, Shape, Symbol, Times
+from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.latent_ops import APPEND, ATTEND
@@ -191,7 +191,7 @@ class Row:
         if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_float:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
         self.fixed(value.shape, value)
-        layers, _, heads, channels = (int(dim) for dim in value.shape if isinstance(dim, int))
+        layers, _, heads, channels = fixed(value.shape)
         if not 0 <= self.op.integer("layer") < layers:
             raise self.wrong(f"layer {self.op.integer('layer')} is not among the {layers} of {value.name}", "mend it")
         return layers, heads, channels

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
+from coterie.core.shapes import fixed
 from coterie.graph.buffers import Lifetime, plan_buffers
 from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, STATES, UNIT_TYPE_BYTES, units_of_layer
 from coterie.graph.fuse import fuse
@@ -37,7 +38,7 @@ def kv_shape(graph: Graph) -> KvShape:
         return KvShape(0, 0, 0, DType.F32)
     if len(states) != 1:
         raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
-    layers, parts, heads, channels = (int(dim) for dim in states[0].shape if isinstance(dim, int))
+    layers, parts, heads, channels = fixed(states[0].shape)
     return KvShape(layers, heads, channels, states[0].dtype, *_recurrent_units(graph), parts=parts)
 
 
@@ -45,9 +46,7 @@ def _recurrent_units(graph: Graph) -> tuple[int, int]:
     """Units of a sequence's recurrent state, and the bytes of one."""
     if DELTA_STATE not in graph.values:
         return 0, 0
-    conv, delta = (
-        [dim for dim in graph.values[name].shape if isinstance(dim, int)] for name in (CONV_STATE, DELTA_STATE)
-    )
+    conv, delta = (fixed(graph.values[name].shape) for name in (CONV_STATE, DELTA_STATE))
     layers, heads, key_dim, value_dim = delta
     units = units_of_layer(heads, key_dim, value_dim, conv[1] + 1, conv[2])
     return layers * units, key_dim * value_dim * UNIT_TYPE_BYTES

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import trailing
+from coterie.core.shapes import fixed, trailing
 from coterie.graph.checks import Row, T
 from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS
 from coterie.graph.ir import Kind
@@ -22,7 +22,7 @@ def _state(row: Row, position: int, dims: int) -> tuple[int, ...]:
         fact = f"{value.name} is {value.kind.value} {value.dtype.value} {value.shape}"
         raise row.wrong(fact, f"give an F32 state of {dims} dimensions, layers first")
     row.fixed(value.shape, value)
-    layers, *rest = (dim for dim in value.shape if isinstance(dim, int))
+    layers, *rest = fixed(value.shape)
     if not 0 <= row.op.integer("layer") < layers:
         fact = f"layer {row.op.integer('layer')} is not among the {layers} of {value.name}"
         raise row.wrong(fact, "give a layer of the state")

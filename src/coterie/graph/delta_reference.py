@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from coterie.core.shapes import fixed
 from coterie.graph.branch_reference import silu
 from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS
 from coterie.graph.ir import Op
@@ -36,7 +37,7 @@ def _conv(step: Step, op: Op, x: list[Any]) -> Array:
 def _delta(step: Step, op: Op, x: list[Any]) -> Array:
     data_TN, a_TH, b_TH, a_log, dt_bias, positions, sequence, tables = x[:8]
     shape = step.graph.values[op.inputs[-1]].shape
-    _, heads, key_dim, value_dim = (dim for dim in shape if isinstance(dim, int))
+    _, heads, key_dim, value_dim = fixed(shape)
     key_heads = op.integer(KEY_HEADS)
     q, k, v = np.split(data_TN, [key_heads * key_dim, 2 * key_heads * key_dim], axis=1)
     q, k = (np.repeat(_unit(part.reshape(-1, key_heads, key_dim)), heads // key_heads, axis=1) for part in (q, k))

@@ -13,6 +13,7 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.packed import rounded
+from coterie.core.shapes import fixed
 from coterie.graph.backward_reference import BACKWARD_RUN
 from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, silu
 from coterie.graph.delta_reference import DELTA_RUN
@@ -137,7 +138,7 @@ def _linear(step: Step, op: Op, x: list[Any]) -> Array:
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]
-    shape = [dim for dim in step.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int)]
+    shape = fixed(step.graph.values[op.outputs[0]].shape[1:])
     return _scaled(op, y.reshape(len(flat), *shape))
 
 

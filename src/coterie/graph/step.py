@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.shapes import fixed
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.sampling import Settings
@@ -30,11 +31,11 @@ class KvState:
     def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int, state_blocks: int = 0) -> None:
         states = {value.name: value for value in graph.values.values() if value.kind is Kind.STATE}
         state = next(value for name, value in states.items() if name not in STATES)
-        layers, two, heads, channels = (int(dim) for dim in state.shape if isinstance(dim, int))
+        layers, two, heads, channels = fixed(state.shape)
         self.dtype: DType = state.dtype
         self.tokens_per_block, self.state_blocks = tokens_per_block, state_blocks
         kept = {name: value.shape for name, value in states.items() if name in STATES}
-        self._shapes = {name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in kept.items()}
+        self._shapes = {name: fixed(shape) for name, shape in kept.items()}
         self._kept: dict[tuple[str, int], F32] = {}
         self.pages = np.zeros((num_blocks, layers, two, heads, tokens_per_block, channels), np.float32)
 

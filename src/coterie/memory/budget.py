@@ -1,4 +1,4 @@
-"""Budgets in bytes: how the near tier is split, and whether the experts fit their part of it.
+"""The budget of the near tier in bytes: whether the experts fit it, and how much of it they need.
 
 Knows nothing about devices: numbers in, numbers or a CapacityError out.
 """
@@ -6,38 +6,11 @@ Knows nothing about devices: numbers in, numbers or a CapacityError out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.memory.slab import round_up
-
-
-@dataclass(frozen=True, slots=True)
-class NearSplit:
-    """The parts of the near tier, in bytes. Separate slabs: a router never evicts an expert, or the reverse."""
-
-    experts_bytes: int
-    kv_bytes: int
-    router_bytes: int
-
-
-def split_near(total_bytes: int, kv_bytes: int, router_bytes: int = 0) -> NearSplit:
-    """Give KV and router their parts and the experts the rest, in whole blocks.
-
-    Raises CapacityError when not a block is left for experts.
-    """
-    kv, router = round_up(kv_bytes), round_up(router_bytes)
-    experts = (total_bytes - kv - router) // BLOCK_BYTES * BLOCK_BYTES
-    if experts < BLOCK_BYTES:
-        levers = [f"give more than {format_bytes(kv + router)} in all", f"take less than {format_bytes(kv)} for KV"]
-        if router:
-            levers.append(f"use a router smaller than {format_bytes(router)}")
-        raise CapacityError(
-            "memory", "KV, router and at least one block of an expert", kv + router + BLOCK_BYTES, total_bytes, levers
-        )
-    return NearSplit(experts, kv, router)
 
 
 def plan_budget(budget_bytes: int, expert_bytes: Mapping[str, int], base_bytes: int = 0, option: str = "--near") -> int:

@@ -26,7 +26,7 @@ from coterie.models.latent import LATENT_EPS, Latent
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 LOCAL = "inv_freq_local"  # frequencies of the layers with a window, where those have their own
-EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
+TABLES = EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
 
 
 @dataclass(frozen=True, slots=True)

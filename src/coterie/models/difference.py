@@ -27,6 +27,7 @@ from coterie.checkpoint.safetensors import TensorInfo, read_header
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
+from coterie.core.shapes import fixed
 from coterie.graph.beside import summable, with_differences
 from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Kind, Value
@@ -172,7 +173,7 @@ def _value(graph: Graph, weight: str, info: TensorInfo, dtype: DType) -> Value:
 
 
 def _shape(graph: Graph, weight: str) -> tuple[int, int]:
-    rows, columns = (size for size in graph.values[weight].shape if isinstance(size, int))
+    rows, columns = fixed(graph.values[weight].shape)
     return rows, columns
 
 

@@ -22,10 +22,10 @@ from coterie.checkpoint.folder import DELTA_CONFIG
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import F32, pack, unpack
-from coterie.core.shapes import trailing
+from coterie.core.shapes import fixed, trailing
 from coterie.graph.beside import summable
 from coterie.graph.ir import Value
-from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.blocks import TABLES
 from coterie.models.difference import (
     BASE_KEY,
     DELTA_WEIGHTS,
@@ -43,7 +43,6 @@ from coterie.models.packing import KEY, Packing
 from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.tensors import kind_of, map_bytes
 
-TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 FAR = 0.5  # a difference of so much of the weights is hardly a fine-tune's
 _KIN = ("family", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
 _HF = {"family": "model_type", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
@@ -161,7 +160,7 @@ def _plan(base: Model, expert: Model, packing: Packing) -> _Plan:
             continue
         in_base = base.graph.values.get(value.name)
         beside = in_base is not None and in_base.shape == value.shape and value.name in sums
-        stored[value.name] = packing.dtype_of(value.name, _shape(value)) if beside else None
+        stored[value.name] = packing.dtype_of(value.name, fixed(value.shape)) if beside else None
     if not stored:
         fact = f"has the weights of {base.path}, to the last bit"
         raise CheckpointError(str(expert.path), fact, "serve the base under both names")
@@ -205,10 +204,6 @@ def _pairs(base: Model, expert: Model, value: Value) -> Iterator[tuple[F32, F32]
         yield weight_rows_f32(expert, value, piece), weight_rows_f32(base, base.graph.values[value.name], piece)
 
 
-def _shape(value: Value) -> tuple[int, ...]:
-    return tuple(size for size in value.shape if isinstance(size, int))
-
-
 def _write_weights(path: Path, plan: _Plan) -> list[_Kind]:
     kinds: dict[tuple[str, DType | None], _Kind] = {}
     by_entry: dict[str, str] = {}
@@ -226,7 +221,7 @@ def _write_weights(path: Path, plan: _Plan) -> list[_Kind]:
         dtype, key = plan.stored[name], kind_of(name)
         kind = kinds.setdefault((key, dtype), _Kind(key, dtype))
         kind.num_tensors += 1
-        kind.num_weights += prod(_shape(plan.value(name)))
+        kind.num_weights += prod(fixed(plan.value(name).shape))
         kind.num_bytes += entry.dtype.tensor_bytes(entry.shape)
         if dtype is None:
             file.write(map_bytes(plan.expert.checkpoint.tensors[name]).data)

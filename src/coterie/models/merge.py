@@ -22,7 +22,7 @@ from coterie.checkpoint.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CO
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.paths import user_path
 from coterie.models.adapter import Adapter, Change, open_adapter
-from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT, TABLES
 from coterie.models.merge_delta import check_delta, merge_delta
 from coterie.models.merged import Merged, Sums, changed_kinds, check_opens, pieces
 from coterie.models.model import Model, open_model
@@ -30,7 +30,6 @@ from coterie.models.new_folder import Entry, copy_others, free_path, new_folder,
 from coterie.models.packing import KEY
 from coterie.models.tensors import equal_bytes, map_bytes
 
-TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 _OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, *_OTHER_TOKENIZER_FILES)
 _METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file

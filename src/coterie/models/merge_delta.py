@@ -21,7 +21,7 @@ from coterie.checkpoint.folder import DELTA_CONFIG, SINGLE, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.core.paths import user_path
-from coterie.core.shapes import trailing
+from coterie.core.shapes import fixed, trailing
 from coterie.graph.ir import Value
 from coterie.models.difference import delta_name, open_delta
 from coterie.models.merged import F32, Merged, Sums, changed_kinds, check_opens, rounded
@@ -105,7 +105,7 @@ def _entry(expert: Model, name: str, stored: TensorInfo | None, weights: Sequenc
     """The tensor that weights become: of the shape that it has in the base, but for rows that were added."""
     found = {_dtype(expert, weight) for weight in weights}
     dtype = found.pop() if len(found) == 1 else DType.F32  # which holds all others
-    shapes = [tuple(size for size in weight.shape if isinstance(size, int)) for weight in weights]
+    shapes = [fixed(weight.shape) for weight in weights]
     num_weights = sum(prod(shape) for shape in shapes)
     if stored is not None and prod(stored.shape) == num_weights:
         return Entry(name, dtype, stored.shape)

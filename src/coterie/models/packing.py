@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.blocks import TABLES
 from coterie.models.delta import DELTA_NAMES
 from coterie.models.families import FAMILIES
 from coterie.models.latent import LATENT_NAMES
@@ -26,7 +26,6 @@ _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coterie quantize makes experts (repack.py)
-TABLES = (EMBED_WEIGHT, HEAD_WEIGHT)
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on

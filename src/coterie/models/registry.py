@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from coterie.core.dtypes import DType
+from coterie.core.shapes import fixed
 from coterie.graph.ir import Graph, GraphBuilder
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
@@ -27,4 +28,4 @@ def decoder_graph(config: ModelConfig, dtypes: Mapping[str, DType], activations:
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that the model needs, with its shape, in order of first use."""
     graph = decoder_graph(config, defaultdict(lambda: DType.F32))
-    return {weight.name: tuple(d for d in weight.shape if isinstance(d, int)) for weight in graph.weights}
+    return {weight.name: fixed(weight.shape) for weight in graph.weights}

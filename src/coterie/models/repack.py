@@ -28,12 +28,13 @@ from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
 from coterie.core.scales import MAX_CODE, RANGES, in_bf16
 from coterie.graph.verify import verify
 from coterie.models.alone import text_alone
+from coterie.models.blocks import TABLES
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model, synthetic_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import BY_BITS, KEY, TABLES, Packing, may_be_packed
+from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
