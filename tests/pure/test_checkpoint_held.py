@@ -84,6 +84,31 @@ def found(reader: CallText, pieces: list[str]) -> tuple[str, list[Call]]:
 
 
 @pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_forced_of_a_call_is_all_that_may_come(form: str, special: bool) -> None:
+    """By single steps: names, marks, special or spelled, and what stands between them."""
+    count = 0
+    plain = [tool("add", {"type": "object", "properties": {"a": INTEGER}}), tool("now")]  # which tags can hold
+    for calling in (Calling(True), Calling(), Calling(True, False, ("add",))):
+        rng, mask = np.random.default_rng(3), mask_of(form, calling, special, plain)
+        for _ in range(90):
+            if mask.complete:
+                break
+            follower, forced = mask.copy(), mask.forced()
+            for token in forced:
+                assert np.flatnonzero(follower.allowed()).tolist() == [token]
+                follower.accept(token)
+            allowed = np.flatnonzero(mask.allowed())
+            assert (len(allowed) == 1) >= bool(forced)
+            count += bool(forced)
+            token = int(rng.choice(allowed))
+            if token == 0:
+                break
+            mask.accept(token)
+    assert count > 9
+
+
+@pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("form", JSON)
 def test_whatever_is_drawn_is_calls_that_are_valid(form: str, special: bool) -> None:
     rules = [Calling(True), Calling(True, False, ("add",)), Calling(True, True, ("now", "add"))]

@@ -13,6 +13,7 @@ from tests.system.test_reuse import Server
 from tests.system.tiny import write_expert
 
 from coterie.api.assemble import Options
+from coterie.checkpoint.calls import FORMS, Calling
 from coterie.checkpoint.grammar import grammar_of
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
@@ -43,14 +44,17 @@ def random_schema(rng, depth=0):
 
 
 def requests(tokenizer, vocab_size, ends, seed):
-    """Asked at once: random schemas, and answers without one, each with its own settings."""
+    """Asked at once: random schemas, calls of tools and an answer without a form, each with its own settings."""
     rng, made = np.random.default_rng(seed), []
     words = [tokenizer.encode(word, add_special_tokens=False) for word in LETTERS]
     prompt = [token for _ in range(12) for token in words[rng.integers(len(words))]]
     for number in range(5):
-        mask = None
-        if number < 4:
-            mask = grammar_of(tokenizer, vocab_size, ends).mask(json.dumps(random_schema(rng)))
+        mask, grammar = None, grammar_of(tokenizer, vocab_size, ends)
+        if number < 3:
+            mask = grammar.mask(json.dumps(random_schema(rng)))
+        elif number == 3:
+            tools = [{"function": {"name": name, "strict": True, "parameters": random_schema(rng)}} for name in "ab"]
+            mask = grammar.calls(FORMS[list(FORMS)[seed % 3]], tools, Calling(bool(seed % 2)))
         blanks = [token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token).isspace()]
         choice = ChoiceParams(
             top_logprobs=(None, 0, 3)[number % 3],
