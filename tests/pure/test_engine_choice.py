@@ -112,6 +112,11 @@ def test_chosen_and_drawn_rows_share_a_batch(small, sampling):
     assert not any(output.logprobs for output in outputs["drawn"])
     assert [0, 2] in small.device.reads  # of all rows only those two
     assert max(map(len, small.device.reads)) == 2
+    own = sampling.temperature, sampling.seed
+    settings = [
+        [(row.temperature, row.seed) for row in binding.rows.sampling] for _, _, binding, _ in small.device.runs
+    ]
+    assert [(0.0, 0), own, own] in settings  # what is drawn of the first is not looked at
 
 
 def scored(request):

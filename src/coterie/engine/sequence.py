@@ -44,11 +44,13 @@ class Sequence:
         self.queue_admissions = 0
         self.admissions_at_arrival = 0
         s = request.sampling
-        self.sampling = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+        own = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+        # What a device draws from logits that are to be changed is not looked at: the largest is found soonest.
+        self.sampling = Sampling() if request.choice.changes_logits else own
         self.end_ids = () if request.ignore_end else request.end_ids
         chosen = request.choice.asks
         self.mask = request.choice.mask
-        self.chooser = Chooser(request.choice, self.sampling, request.prompt_ids, self.end_ids) if chosen else None
+        self.chooser = Chooser(request.choice, own, request.prompt_ids, self.end_ids) if chosen else None
         self.scored = len(self.tokens) - 1 if request.choice.score_prompt else 0
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
