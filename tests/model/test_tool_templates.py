@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from coterie.api import Message
 from coterie.api.types import ToolCall
-from coterie.checkpoint.calls import FORMS
 from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.forms import FORMS
 from coterie.core.errors import UnsupportedError
 
 # Each is written here, after what its family's templates do with tools, calls and results.

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from coterie.checkpoint.calls import FORMS, Call, CallText, form_of
+from coterie.checkpoint.calls import Call, CallText
+from coterie.checkpoint.forms import FORMS, form_of
 
 TOOLS = ("add", "look_up")
 
@@ -129,6 +130,11 @@ def test_a_template_shows_its_form() -> None:
         "pairs": "<tool_call>{function-name}<arg_key>",
         "mistral-named": "[TOOL_CALLS]name[ARGS]",
         "granite": "<|tool_call|>",
+        "nemotron": "<TOOLCALL>[{name, arguments}]</TOOLCALL>",
+        "apriel": "<tool_calls>[{name, arguments}]</tool_calls>",
+        "apertus": "set begin = '<|tools_prefix|>'",
+        "lfm": "List of tools: [",
+        "gemma": "<|tool_call>call:",
     }
     for name, template in shown.items():
         assert form_of(template) is FORMS[name]

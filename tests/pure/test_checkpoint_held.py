@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from coterie.checkpoint.calls import FORMS, Call, Calling, CallText, More
+from coterie.checkpoint.calls import Call, Calling, CallText, More
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
 from coterie.checkpoint.held import HeldText, is_held
 from coterie.checkpoint.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ TOOLS += [tool("now")]
 SCHEMAS = {t["function"]["name"]: t["function"].get("parameters", {"maxProperties": 0}) for t in TOOLS}
 FREE = Calling()
 MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>"]
+MARKS += ["<TOOLCALL>", "</TOOLCALL>", "<tool_calls>", "</tool_calls>"]
 JSON = [name for name, form in FORMS.items() if form.layout is None]  # test_checkpoint_tagged.py has the others
 
 
@@ -141,6 +143,8 @@ CALL = {
     "mistral": '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 7, "s": "}\\""}}]',
     "llama": '{"name": "add", "parameters": {"a": 7, "s": "}\\""}}',
     "granite": '<|tool_call|>[{"name": "add", "arguments": {"a": 7, "s": "}\\""}}]',
+    "nemotron": '<TOOLCALL>[{"name": "add", "arguments": {"a": 7, "s": "}\\""}}]</TOOLCALL>',
+    "apriel": '<tool_calls>[{"name": "add", "arguments": {"a": 7, "s": "}\\""}}]</tool_calls>',
 }
 ADDED = Call("add", '{"a": 7, "s": "}\\""}')
 

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from coterie.checkpoint import calls
-from coterie.checkpoint.calls import FORMS, Call, CallText
+from coterie.checkpoint.calls import Call, CallText
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.held import HeldText
 from coterie.checkpoint.nesting import Nested
 

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from coterie.checkpoint.calls import FORMS, Calling, CallText
+from coterie.checkpoint.calls import Calling, CallText
 from coterie.checkpoint.channels import CALL_FORM, CONSTRAIN, END, MARKERS, ChannelText
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import Marks, ThoughtText

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from coterie.checkpoint.calls import FORMS, Call, Calling, CallText
+from coterie.checkpoint.calls import Call, Calling, CallText
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
@@ -46,10 +47,26 @@ def element(form: str, key: str, value: str) -> str:
     return f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n"
 
 
+def braced(value: object) -> str:
+    """A value as Gemma 4's template writes it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{braced(inside)}' for key, inside in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(braced, value))}]"
+    return f'<|"|>{value}<|"|>' if isinstance(value, str) else json.dumps(value)
+
+
 def written(form: str, arguments: dict, name: str = "add") -> str:
     """A call as the family's template writes one that was made: texts as they are, all else as JSON."""
     if form == "mistral-named":
         return f"[TOOL_CALLS]{name}[ARGS]{json.dumps(arguments, ensure_ascii=False)}"
+    if form == "lfm":
+        values = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items()]
+        return f"<|tool_call_start|>[{name}({', '.join(values)})]<|tool_call_end|>"
+    if form == "apertus":
+        return f"<|tools_prefix|>[{json.dumps({name: arguments}, ensure_ascii=False)}]<|tools_suffix|>"
+    if form == "gemma":
+        return f"<|tool_call>call:{name}{braced(arguments)}<tool_call|>"
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
     inside = "".join([element(form, key, value) for key, value in texts.items()])
     if form == "invoked":
@@ -118,7 +135,8 @@ def test_blanks_between_tags_may_be_any() -> None:
 
 
 MARKS = ["<tool_call>", "</tool_call>", "<seed:tool_call>", "</seed:tool_call>", "[TOOL_CALLS]", "[ARGS]"]
-MARKS += ["<minimax:tool_call>", "</minimax:tool_call>"]
+MARKS += ["<minimax:tool_call>", "</minimax:tool_call>", "<|tool_call_start|>", "<|tool_call_end|>"]
+MARKS += ["<|tools_prefix|>", "<|tools_suffix|>", "<|tool_call>", "<tool_call|>", '<|"|>']
 
 
 def made(special: bool) -> tuple[Tokenizer, Grammar]:
@@ -173,17 +191,25 @@ def test_calls_are_held(form: str, special: bool) -> None:
     assert taken(form, special, Calling(), f"So.{loose}") == (f"So.{loose}", True)
     assert taken(form, special, Calling(True, True, ("add",)), loose)[0] != loose
     between = "" if form == "mistral-named" else "\n"
-    twice = f"{right}{between}{right}"
+    begins, ends = len(FORMS[form].opening) + 1, len(FORMS[form].closing) + 1  # with the brackets of a list
+    twice = f"{right[:-ends]}, {right[begins:]}" if FORMS[form].listed else f"{right}{between}{right}"
     assert taken(form, special, Calling(True), twice) == (twice, True)
-    assert taken(form, special, Calling(True, False), twice) == (right, True)
+    alone = (right[:-ends], False) if FORMS[form].listed else (right, True)  # its list is not closed yet
+    assert taken(form, special, Calling(True, False), twice) == alone
 
 
 @pytest.mark.parametrize("form", NAMES)
 def test_whatever_is_drawn_is_a_call_that_is_valid(form: str) -> None:
     tokenizer, grammar = WORDS[False]
-    closing = {"functions": "\n</parameter>", "seed": "\n</parameter>", "invoked": "</parameter>"}.get(
-        form, "</arg_value>"
-    )
+    closing = {
+        "functions": "\n</parameter>",
+        "seed": "\n</parameter>",
+        "invoked": "</parameter>",
+        "mistral-named": '"',
+        "apertus": '"',
+        "lfm": '"',
+        "gemma": '<|"|>',
+    }.get(form, "</arg_value>")
     for seed in range(2):
         rng, mask, said = (
             np.random.default_rng(seed),
@@ -194,7 +220,7 @@ def test_whatever_is_drawn_is_a_call_that_is_valid(form: str) -> None:
         while not mask.complete and len(said) < 3000:
             allowed = np.flatnonzero(mask.allowed())
             if not queue and len(allowed) > 100 and rng.random() < 0.3:
-                queue = tokenizer.encode('"' if form == "mistral-named" else closing, add_special_tokens=False)
+                queue = tokenizer.encode(closing, add_special_tokens=False)
             token = queue.pop(0) if queue else int(rng.choice(allowed))
             if not mask.allowed()[token]:
                 queue = []

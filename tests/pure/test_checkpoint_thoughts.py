@@ -107,6 +107,42 @@ def test_tokens_of_a_thought_are_counted():
     assert reader.reasoning_tokens == 5  # its marks are part of it
 
 
+# written by Gemma 4, by Granite 3.3: text, reasoning
+TITLED = {
+    "<|channel>thought\nFour?\n<channel|>Four.": ("Four.", "Four?"),
+    "<|channel>thought\n<channel|>Four.": ("Four.", ""),
+    "<|channel>thoughtful\n<channel|>Four.": ("Four.", "thoughtful"),
+    "<|channel> \nthought\n thought\nthought<channel|>": ("", "thought\nthought"),
+    "<|channel>thought": ("", ""),
+}
+ANSWERED = {
+    "<think>Four?</think>\n<response>Four.\n</response>": ("Four.", "Four?"),
+    "<think>Four?</think>\n<response>\nFour </resp\n</response>\n": ("Four </resp\n", "Four?"),
+    "<think>Four?</think> Four. </response>": ("Four. </response>", "Four?"),
+    "<think>Four?</think><respons": ("<respons", "Four?"),
+    "<think>Four?</think><response>Four. </respo": ("Four. </respo", "Four?"),
+    "<response>Four.</response>": ("<response>Four.</response>", ""),
+}
+
+
+@pytest.mark.parametrize("written", [*TITLED, *ANSWERED])
+def test_a_title_and_marks_around_an_answer_belong_to_neither(written):
+    of_gemma = next(marks for marks in MARKS if marks.title)
+    marks = of_gemma if written in TITLED else Marks("<think>", "</think>", answer=("<response>", "</response>"))
+    tokenizer = TOKENIZERS["letters"]
+    reader, said, thought = ThoughtText(tokenizer, marks, False), "", ""
+    for token in tokenizer.encode(written, add_special_tokens=False):
+        said += reader.push(token)
+        thought += reader.take_reasoning()
+    said += reader.flush()
+    assert (said, thought + reader.take_reasoning()) == (TITLED | ANSWERED)[written]
+
+
+def test_a_template_shows_what_is_around_answers():
+    shown = "Write your thoughts between <think></think> and your response between <response></response>"
+    assert ChatTemplate(shown, {}, "").thoughts == Marks("<think>", "</think>", answer=("<response>", "</response>"))
+
+
 @pytest.mark.parametrize("marks", MARKS)
 def test_a_template_shows_the_marks(marks):
     shown = ChatTemplate(

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from coterie.checkpoint.calls import FORMS, Calling
+from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import ANY_OBJECT, MANY, grammar_of
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from coterie.api import Answer, Chunk, Message
 from coterie.api.types import ToolCall
-from coterie.checkpoint.calls import FORMS, CallText
+from coterie.checkpoint.calls import CallText
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.held import HeldText
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError, CrowdedError, DeviceError, RequestError, UnsupportedError

@@ -18,8 +18,9 @@ from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Query
 from coterie.api.texts import Text
-from coterie.checkpoint.calls import FORMS, Call, Calling, CallText, More
+from coterie.checkpoint.calls import Call, Calling, CallText, More
 from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.server.tools import Spoken
 from coterie.server.tools import calling as calling_of

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from coterie.api.types import Query
-from coterie.checkpoint.calls import CallText, Form
+from coterie.checkpoint.calls import CallText
 from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held
 from coterie.checkpoint.speech import Speech

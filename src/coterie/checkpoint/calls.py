@@ -1,4 +1,4 @@
-"""Calls of tools as models write them: which form a checkpoint has, and the calls in text that comes in pieces.
+"""Calls of tools as models write them, found in text that comes in pieces.
 
     pieces    "Let me see.\\n<tool"  "_call>{"name": "add", "  "arguments": {}}</tool_call>"
     found     "Let me see."                                  Call("add", "{}")
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from coterie.checkpoint.nesting import BLANKS, Ripening
-from coterie.checkpoint.tagged import Named, Read, Tags
+from coterie.checkpoint.forms import Form
+from coterie.checkpoint.nesting import BLANKS
+from coterie.checkpoint.tagged import Named, Read
 from coterie.core.text import overlap
 
 _DECODER = json.JSONDecoder()
@@ -53,71 +54,6 @@ class Calling:
     required: bool = False
     several: bool = True
     only: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such; or as
-    `layout` has it.
-
-    It stands behind `opening` and, if that is not empty, before `closing`; `bare`: an answer may also begin with it,
-    and further calls follow behind semicolons. A template shows the form if it has all `signs` and none of `others`.
-    """
-
-    signs: tuple[str, ...]
-    others: tuple[str, ...]
-    opening: str
-    closing: str = ""
-    arguments: str = "arguments"
-    bare: bool = False
-    layout: Tags | Named | None = None
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """What marks calls, and may be special tokens."""
-        more = (self.layout.mark, self.layout.identity) if isinstance(self.layout, Named) else ()
-        return self.opening, self.closing, *more
-
-    @property
-    def apart(self) -> bool:
-        """True where each of several calls has marks of its own."""
-        return bool(self.closing) or isinstance(self.layout, Named)
-
-    def ripening(self) -> Ripening:
-        """When to read a block of this form."""
-        mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
-        return Ripening(self.opening, self.closing, mark)
-
-    def shown_by(self, template: str) -> bool:
-        """Whether a chat template tells its model to write calls so."""
-        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
-
-
-_FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n", "</function>")
-_INLINE = Tags("<function=NAME>\n", "<parameter=KEY>VALUE</parameter>\n", "</function>")
-_INVOKED = Tags('<invoke name="NAME">\n', '<parameter name="KEY">VALUE</parameter>\n', "</invoke>")
-_PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", lead="", tail="")
-FORMS = {
-    # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
-    "hermes": Form(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"),
-    # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
-    "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]"),
-    "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
-    # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
-    "functions": Form(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>", layout=_FUNCTIONS),
-    "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_INLINE),
-    "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
-    "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),
-    # Granite 3's.
-    "granite": Form(("<|tool_call|>",), (), "<|tool_call|>"),
-    # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
-    "llama": Form(('"parameters":',), ("<tool_call>", "[TOOL_CALLS]"), "<|python_tag|>", "", "parameters", True),
-}
-
-
-def form_of(template: str) -> Form | None:
-    """The form that a chat template shows its model, or None where it is none of these."""
-    return next((form for form in FORMS.values() if form.shown_by(template)), None)
 
 
 class CallText:

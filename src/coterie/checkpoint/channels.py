@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 
-from coterie.checkpoint.calls import FORMS
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +21,10 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 
 from coterie.checkpoint.bounded import BoundedEnvironment
-from coterie.checkpoint.calls import form_of
 from coterie.checkpoint.channels import CALL_FORM, CHANNEL, MESSAGE
 from coterie.checkpoint.files import read_object_if_present, read_text
+from coterie.checkpoint.forms import Form
+from coterie.checkpoint.shown_calls import Shown, shown_calls
 from coterie.checkpoint.thoughts import marks_of
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
@@ -31,14 +32,15 @@ from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
-OWN = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no switches
+TOOLS = ("tools", "xml_tools")  # variables that templates have tools in, the second SmolLM3's
+OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that are no switches
 
 
 class ChatTemplate:
     """A template and the special tokens that it may name (bos_token, eos_token, ...).
 
-    `for_tools`: another template, for prompts that offer tools. `form` is how calls of tools are written, or None.
-    `has_channels`: answers are written in channels (channels.py). `thoughts`: marks around what is thought, or None.
+    `for_tools`: another template, for prompts that offer tools. `has_channels`: answers are written in channels
+    (channels.py). `thoughts`: marks around what is thought, or None.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
@@ -46,11 +48,21 @@ class ChatTemplate:
         self._template = _parse(source, where)
         self._for_tools = self._template if for_tools is None else _parse(for_tools, where)
         offered = source if for_tools is None else for_tools
-        self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(offered))
+        self._offered = offered
+        self.takes_tools = not jinja2.meta.find_undeclared_variables(_environment().parse(offered)).isdisjoint(TOOLS)
         self.has_channels = CHANNEL in source and MESSAGE in source
-        form = CALL_FORM if self.has_channels else form_of(offered)
-        self.form = form if self.takes_tools else None
         self.thoughts = marks_of(source)
+
+    @property
+    def form(self) -> Form | None:
+        """How its model writes calls of tools, or None: it is offered none, or in a form that is not read here."""
+        return self._calls.form
+
+    @cached_property
+    def _calls(self) -> Shown:
+        if not self.takes_tools:
+            return Shown(None)
+        return Shown(CALL_FORM) if self.has_channels else shown_calls(self._offered, self._text)
 
     @staticmethod
     def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
@@ -87,8 +99,20 @@ class ChatTemplate:
         `switches`: values of other variables that a template may read, such as enable_thinking.
         Raises RequestError when the template refuses them.
         """
+        if any(message.get("tool_calls") for message in messages) and self._calls.as_text:
+            messages = [_with_texts(message) for message in messages]
+        return self._text(messages, add_generation_prompt, tools, switches)
+
+    def _text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]],
+        switches: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """As `render`, of messages as they are."""
         offered = list(tools) or None
-        values = {**self._tokens, **switches, "tools": offered, "documents": None}
+        values = {**self._tokens, **switches, **dict.fromkeys(TOOLS, offered), "documents": None}
         values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
@@ -104,6 +128,17 @@ class ChatTemplate:
         if not (self.has_channels and message.get("tool_calls") and said and thought):
             return dict(message)
         return {**message, "content": "", "thinking": f"{thought}\n{said}"}
+
+
+def _with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose calls have their arguments as JSON texts."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def _parse(source: str, where: str) -> jinja2.Template:

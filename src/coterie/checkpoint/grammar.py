@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.checkpoint.calls import Calling, Form
+from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.forms import Form
 from coterie.checkpoint.held import arguments_of, is_strict
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer

@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from coterie.checkpoint.calls import Call, Calling, CallText, Form, Found, More
+from coterie.checkpoint.calls import Call, Calling, CallText, Found, More
+from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import Nested
 from coterie.checkpoint.tagged import literal
 from coterie.core.errors import RequestError
@@ -104,14 +105,15 @@ def _call_rules(
 
 def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) -> str:
     """What follows the mark of a call, or of a list of them."""
-    lead, tail = (form.layout.lead, form.layout.tail) if form.layout is not None else ("\n", "\n")
+    mark = special(form.closing) if form.closing else None
+    closing = literal(form.closing) if mark is None else f"<[{mark}]>"
+    ends = [closing] if form.closing else []
+    if form.listed:
+        return " ".join(['" "? "[" call' + _repeated('", " call', calling) + ' "]"', *ends])
     if not form.closing:
-        if form.layout is not None:
-            return "call"
-        return '" "? "[" call' + _repeated('", " call', calling) + ' "]"'
-    mark = special(form.closing)
-    parts = [literal(lead) if lead else "", "call", literal(tail) if tail else ""]
-    return " ".join([*filter(None, parts), literal(form.closing) if mark is None else f"<[{mark}]>"])
+        return "call"
+    lead, tail = (form.layout.lead, form.layout.tail) if form.layout is not None else ("\n", "\n")
+    return " ".join([*([literal(lead)] if lead else []), "call", *([literal(tail)] if tail else []), *ends])
 
 
 def _repeated(rule: str, calling: Calling) -> str:
@@ -177,8 +179,8 @@ class HeldText(CallText):
     def _leave(self) -> bool:
         """Pass over what stands behind arguments, `_over` False once that is known; True: another call of the block."""
         closing, next_head = self._form.closing, self._held.find("{")
-        if closing:
-            at = self._held.find(closing)
+        at = self._held.find(closing) if closing else -1
+        if closing and not (self._form.listed and 0 <= next_head < (len(self._held) if at < 0 else at)):
             if at >= 0:
                 self._held, self._over = self._held[at + len(closing) :], False
             return False

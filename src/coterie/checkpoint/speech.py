@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.checkpoint.calls import Calling, Form
+from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.channels import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START, TO
+from coterie.checkpoint.forms import Form
 from coterie.checkpoint.held import lark_of
 from coterie.checkpoint.thoughts import Marks
 

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from coterie.checkpoint.literals import python_value
 from coterie.core.errors import RequestError
 
 Schema = Mapping[str, Any]
 Read = tuple[str, dict[str, Any]]  # a name, and arguments
 Special = Callable[[str], "int | None"]  # the id of a token that is special, by its text
 _DECODER = json.JSONDecoder()
-_DEFINED = ("$defs", "definitions")
+DEFINED = ("$defs", "definitions")
 _ABOUT = ("title", "description", "default", "examples", "deprecated")  # what these say changes no value
-_OF_OBJECT = (*_ABOUT, *_DEFINED, "type", "properties", "required", "additionalProperties", "$schema", "x-guidance")
-_OF_TEXT = (*_ABOUT, "type", "enum", "const", "anyOf", "$ref")
+OF_OBJECT = (*_ABOUT, *DEFINED, "type", "properties", "required", "additionalProperties", "$schema", "x-guidance")
+OF_TEXT = (*_ABOUT, "type", "enum", "const", "anyOf", "$ref")
 _TEXT = "/(?s:.*)/"
 _PYTHON = {"True": ("boolean", True), "False": ("boolean", False), "None": ("null", None)}  # Qwen3-Coder's template
 
@@ -42,6 +43,11 @@ class Tags:
     lead: str = "\n"
     tail: str = "\n"
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is in a call and may be a special token: nothing."""
+        return ()
+
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed. Blanks between tags may be any."""
         found, at, size = list[Read](), 0, len(text.rstrip())
@@ -52,7 +58,7 @@ class Tags:
             at, arguments = head.end(), dict[str, Any]()
             schemas = tools.get(head["name"], {})
             while (one := self._parameter.match(text, at)) is not None:
-                arguments[one["key"]] = _value(one["value"], _property(schemas, one["key"]))
+                arguments[one["key"]] = _value(one["value"], property_of(schemas, one["key"]))
                 at = one.end()
             end = self._end.match(text, at)
             if end is None:
@@ -65,7 +71,7 @@ class Tags:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
         before, after = self.head.split("NAME")
         parts = [literal(f"{before}{name}{after}")]
-        required, properties = _listed(schema.get("required")), _named(schema.get("properties"))
+        required, properties = listed(schema.get("required")), named(schema.get("properties"))
         for place, key in enumerate(properties):
             parts.append(f"p_{number}_{place}" + ("" if key in required else "?"))
         free = not properties and schema.get("additionalProperties", True) is not False
@@ -75,7 +81,7 @@ class Tags:
         opening, between, closing = re.split("KEY|VALUE", self.parameter)
         closing, behind = closing.rstrip(), literal("\n")  # a value ends with its tag, whatever follows
         for place, key in enumerate(properties):
-            its = _property(schema, key)
+            its = property_of(schema, key)
             yield f"p_{number}_{place}: {literal(f'{opening}{key}{between}')} v_{number}_{place} {behind}"
             yield from _value_rules(f"v_{number}_{place}", its, schema, closing)
         if not free:
@@ -85,11 +91,11 @@ class Tags:
 
     def check(self, schema: Schema, where: str) -> None:
         """Raise RequestError naming `where` for a schema whose arguments cannot be held to it in tags."""
-        _refuse(schema, _OF_OBJECT, where)
-        for key in _named(schema.get("properties")):
-            its = _property(schema, key)
-            if _is_text(its):
-                _refuse(its, _OF_TEXT, f"{where}.properties.{key}")
+        refuse(schema, OF_OBJECT, where)
+        for key in named(schema.get("properties")):
+            its = property_of(schema, key)
+            if is_text(its):
+                refuse(its, OF_TEXT, f"{where}.properties.{key}")
 
     @cached_property
     def _head(self) -> re.Pattern[str]:
@@ -117,6 +123,11 @@ class Named:
     identity: str
     lead: str = ""
     tail: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is in a call and may be a special token."""
+        return self.mark, self.identity
 
     def first(self, text: str, at: int) -> tuple[int, Read | None] | None:
         """Where the call at a place of a text ends, and the call; no call: malformed there; None: not whole yet."""
@@ -152,49 +163,54 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _property(schema: Schema, key: str) -> Schema:
+def property_of(schema: Schema, key: str) -> Schema:
     """The schema of a property, that which it refers to, if it does; empty where nothing is said of it."""
-    its = _named(_named(schema.get("properties")).get(key))
-    for where in _DEFINED:
+    its = named(named(schema.get("properties")).get(key))
+    for where in DEFINED:
         name = str(its.get("$ref", "")).removeprefix(f"#/{where}/")
-        referred = _named(schema.get(where)).get(name)
+        referred = named(schema.get(where)).get(name)
         if isinstance(referred, dict):
             return referred
     return its
 
 
-def _kinds(schema: Schema) -> set[str]:
+def kinds_of(schema: Schema) -> set[str]:
     """The types that a value may have, as far as its schema says so by itself."""
     kinds = schema.get("type")
-    found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in _listed(kinds)}
-    for other in (*_listed(schema.get("anyOf")), *_listed(schema.get("oneOf"))):
-        found |= _kinds(_named(other))
-    values = [schema["const"]] if "const" in schema else _listed(schema.get("enum"))
+    found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in listed(kinds)}
+    for other in (*listed(schema.get("anyOf")), *listed(schema.get("oneOf"))):
+        found |= kinds_of(named(other))
+    values = [schema["const"]] if "const" in schema else listed(schema.get("enum"))
     return found or {"string" if isinstance(value, str) else "other" for value in values}
 
 
-def _is_text(schema: Schema) -> bool:
-    return "string" in _kinds(schema)
+def is_text(schema: Schema) -> bool:
+    return "string" in kinds_of(schema)
 
 
 def _value(text: str, schema: Schema) -> Any:
     """What a parameter's text stands for: itself where it may be a text, else JSON, if it is some."""
-    kinds = _kinds(schema)
+    kinds = kinds_of(schema)
     if "string" in kinds and not ("null" in kinds and text == "null"):
         return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         kind, value = _PYTHON.get(text, ("", text))
-        return value if kind in kinds else text
+        if text[:1] not in ("{", "["):
+            return value if kind in kinds else text
+    try:
+        return python_value(text)
+    except ValueError:
+        return text
 
 
-def _named(value: object) -> Mapping[str, Any]:
+def named(value: object) -> Mapping[str, Any]:
     """What should be an object of a schema, which nobody checked: empty where it is none."""
     return value if isinstance(value, dict) else {}
 
 
-def _listed(value: object) -> Sequence[Any]:
+def listed(value: object) -> Sequence[Any]:
     """The same of a list."""
     return value if isinstance(value, list) else ()
 
@@ -202,17 +218,17 @@ def _listed(value: object) -> Sequence[Any]:
 def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Iterator[str]:
     """The grammar of a parameter's value with what closes it: text as it is, all else as JSON."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if _is_text(schema) and isinstance(values, list):
+    if is_text(schema) and isinstance(values, list):
         said = [value if isinstance(value, str) else json.dumps(value) for value in values]
         yield f"{rule}: ({' | '.join([literal(value) for value in said])}) {literal(closing)}"
-    elif _is_text(schema):
+    elif is_text(schema):
         yield f"{rule}[lazy]: {_TEXT} {literal(closing)}"
     else:
-        defined = {where: root[where] for where in (*_DEFINED, "x-guidance") if where in root}
+        defined = {where: root[where] for where in (*DEFINED, "x-guidance") if where in root}
         yield f"{rule}: %json {json.dumps({**defined, **schema})} {literal(closing)}"
 
 
-def _refuse(schema: Schema, known: Sequence[str], where: str) -> None:
+def refuse(schema: Schema, known: Sequence[str], where: str) -> None:
     for word in schema:
         if word not in known:
             fact = f"has {word!r}, which cannot be enforced in this expert's form of calls"

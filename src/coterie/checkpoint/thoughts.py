@@ -12,7 +12,7 @@ Knows nothing about requests.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -24,10 +24,12 @@ _MAX_BLANKS = 1024  # that are held back, since a thought may begin or end behin
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before a thought, and behind it."""
+    """What stands before a thought, and behind it. `title`: its first line. `answer`: what is around the answer."""
 
     opening: str
     closing: str
+    title: str = ""
+    answer: tuple[str, str] | None = None
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the beginning of a thought."""
@@ -38,12 +40,16 @@ MARKS = (
     Marks("<think>", "</think>"),  # DeepSeek R1 and its distillates, Qwen3, GLM-4.5, SmolLM3, EXAONE 4, MiniMax-M2
     Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
     Marks("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+    Marks("<|channel>", "<channel|>", "thought"),  # Gemma 4
+    Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
 )
+_ANSWER = ("<response>", "</response>")  # Granite 3.3
 
 
 def marks_of(template: str) -> Marks | None:
     """The marks that a chat template knows, or None. Older ones name the closing mark alone, to cut thoughts off."""
-    return next((marks for marks in MARKS if marks.closing in template), None)
+    marks = next((marks for marks in MARKS if marks.closing in template), None)
+    return replace(marks, answer=_ANSWER) if marks and all(mark in template for mark in _ANSWER) else marks
 
 
 class _At(Enum):
@@ -63,6 +69,8 @@ class ThoughtText(Detokenizer):
         self._marks, self._at = marks, _At.THOUGHT if inside else _At.BEGINNING
         self._held, self._reasoning = "", ""
         self._thought = False  # there was some
+        self._title, self._lead = marks.title and marks.title + "\n", ""  # what it begins with, as far as it came
+        self._closing = ""  # what ends the answer, where its beginning was marked
 
     def push(self, token_id: int) -> str:
         """Add a token and return the answer's text that is certain now."""
@@ -78,7 +86,7 @@ class ThoughtText(Detokenizer):
         if self._at is _At.THOUGHT:
             self._think(held.rstrip())
             return text
-        return text + held if self._at is _At.BEGINNING else text
+        return text + held
 
     def take_reasoning(self) -> str:
         """What was thought since the last time."""
@@ -87,7 +95,7 @@ class ThoughtText(Detokenizer):
 
     def _told(self, piece: str) -> str:
         if self._at is _At.ANSWER:
-            return piece
+            return self._unclosed(piece)
         self._held += piece
         if self._at is _At.BEGINNING:
             self._begin()
@@ -95,11 +103,36 @@ class ThoughtText(Detokenizer):
             self._go_on()
         if self._at is _At.BETWEEN:
             self._held = self._held.lstrip()
-            self._at = _At.ANSWER if self._held else _At.BETWEEN
+            self._at = self._unwrapped()
         if self._at is not _At.ANSWER:
             return ""
         text, self._held = self._held, ""
-        return text
+        return self._unclosed(text)
+
+    def _unwrapped(self) -> _At:
+        """Behind a thought: whether the answer begins, without a mark that may stand before it."""
+        opening, closing = self._marks.answer or ("", "")
+        if opening and not self._closing:
+            if opening.startswith(self._held):
+                return _At.BETWEEN
+            if self._held.startswith(opening):
+                self._closing, self._held = closing, self._held[len(opening) :].lstrip()
+        return _At.ANSWER if self._held else _At.BETWEEN
+
+    def _unclosed(self, piece: str) -> str:
+        """The answer's next text without the mark that ends it, if it has one."""
+        if not self._closing:
+            return piece
+        text, self._held = self._held + piece, ""
+        before, mark, behind = text.partition(self._closing)
+        if mark:
+            self._closing = ""
+            return before.rstrip() + behind
+        kept = overlap(text, self._closing)
+        blanks = len(text[: len(text) - kept]) - len(text[: len(text) - kept].rstrip())
+        certain = len(text) - kept - (blanks if blanks <= _MAX_BLANKS else 0)
+        self._held = text[certain:]
+        return text[:certain]
 
     def _begin(self) -> None:
         """Decide whether there is a thought, once that is known."""
@@ -123,5 +156,19 @@ class ThoughtText(Detokenizer):
         self._think(certain)
 
     def _think(self, text: str) -> None:
-        self._reasoning += text if self._thought else text.lstrip()
-        self._thought = self._thought or bool(text.strip())
+        if not self._thought:
+            text = self._untitled(text.lstrip() if not self._lead else text)
+        self._reasoning += text
+        self._thought = self._thought or bool(text)
+
+    def _untitled(self, text: str) -> str:
+        """What a thought begins with, without its title; empty while that is not known."""
+        begun, self._lead = self._lead + text, ""
+        if not self._title:
+            return begun
+        if self._title.startswith(begun):
+            self._lead = begun
+            return ""
+        if begun.startswith(self._title):
+            self._title, begun = "", begun[len(self._title) :].lstrip()
+        return begun

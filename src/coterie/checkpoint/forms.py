@@ -1,0 +1,92 @@
+"""Forms of calls: how families of models write calls of tools, and which form a chat template has.
+
+A template says it twice: by what it tells its model, and by what it writes of a call that was made. The second counts,
+where a template does write calls: words that one form has are in templates of others too.
+Knows nothing about template syntax, tokens or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from coterie.checkpoint.keyed import Keyed
+from coterie.checkpoint.nesting import Ripening
+from coterie.checkpoint.pythonic import Pythonic
+from coterie.checkpoint.quoted import Quoted
+from coterie.checkpoint.tagged import Named, Tags
+
+Layout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such; or as
+    `layout` has it.
+
+    It stands behind `opening` and, if that is not empty, before `closing`; `listed`: several stand in one pair of
+    brackets; `bare`: an answer may also begin with it, and further calls follow behind semicolons. A template shows the
+    form if it has all `signs` and none of `others`.
+    """
+
+    signs: tuple[str, ...]
+    others: tuple[str, ...]
+    opening: str
+    closing: str = ""
+    arguments: str = "arguments"
+    bare: bool = False
+    listed: bool = False
+    layout: Layout | None = None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What marks calls, and may be special tokens."""
+        return self.opening, self.closing, *(() if self.layout is None else self.layout.marks)
+
+    @property
+    def apart(self) -> bool:
+        """True where each of several calls has marks of its own."""
+        return (bool(self.closing) and not self.listed) or isinstance(self.layout, Named)
+
+    def ripening(self) -> Ripening:
+        """When to read a block of this form."""
+        mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
+        return Ripening(self.opening, self.closing, mark)
+
+    def shown_by(self, template: str) -> bool:
+        """Whether a chat template tells its model to write calls so."""
+        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
+
+
+_FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n", "</function>")
+_INLINE = Tags("<function=NAME>\n", "<parameter=KEY>VALUE</parameter>\n", "</function>")
+_INVOKED = Tags('<invoke name="NAME">\n', '<parameter name="KEY">VALUE</parameter>\n', "</invoke>")
+_PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", lead="", tail="")
+_NO_LLAMAS = ("<tool_call>", "[TOOL_CALLS]", "<|START_OF_TURN_TOKEN|>")  # the last is Cohere's
+FORMS = {
+    # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
+    "hermes": Form(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"),
+    # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
+    "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", listed=True),
+    "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
+    # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
+    "functions": Form(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>", layout=_FUNCTIONS),
+    "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_INLINE),
+    "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
+    "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),
+    # Granite 3's; Nemotron's Llamas and Nemotron Nano 2; Apriel.
+    "granite": Form(("<|tool_call|>",), (), "<|tool_call|>", listed=True),
+    "nemotron": Form(("<TOOLCALL>",), (), "<TOOLCALL>", "</TOOLCALL>", listed=True),
+    "apriel": Form(("<tool_calls>[",), (), "<tool_calls>", "</tool_calls>", listed=True),
+    "apertus": Form(("<|tools_prefix|>",), (), "<|tools_prefix|>", "<|tools_suffix|>", listed=True, layout=Keyed()),
+    # LFM2, most of whose templates write no calls; Gemma 4.
+    "lfm": Form(("List of tools: ",), (), "<|tool_call_start|>", "<|tool_call_end|>", listed=True, layout=Pythonic()),
+    "gemma": Form(("<|tool_call>call:",), (), "<|tool_call>", "<tool_call|>", layout=Quoted()),
+    # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
+    "llama": Form(('"parameters":',), _NO_LLAMAS, "<|python_tag|>", "", "parameters", True),
+}
+
+
+def form_of(template: str) -> Form | None:
+    """The form that a chat template shows its model, or None where it is none of these."""
+    return next((form for form in FORMS.values() if form.shown_by(template)), None)

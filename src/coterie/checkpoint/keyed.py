@@ -1,0 +1,47 @@
+"""Calls as Apertus writes them: JSON objects whose one key is the function's name.
+
+    [{"add": {"a": 1}}, {"now": {}}]
+
+Knows nothing about marks around calls, or tokens. Source: the chat template of Apertus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from coterie.checkpoint.tagged import Read, Schema, Special, literal
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Objects of a name and its arguments, in a list."""
+
+    lead: str = ""
+    tail: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is in a call and may be a special token: nothing."""
+        return ()
+
+    def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
+        """The calls that are all of a block; none where it is malformed."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return []
+        found = [tuple(item.items()) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+        if not found or len(found) < len(value) or any(len(pairs) != 1 for pairs in found):
+            return []
+        return [pairs[0] for pairs in found]
+
+    def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`."""
+        head = f"{{{json.dumps(name, ensure_ascii=False)}: "
+        yield f'call_{number}: {literal(head)} arguments_{number} "}}"'
+        yield f"arguments_{number}: %json {json.dumps(schema)}"
+
+    def check(self, schema: Schema, where: str) -> None:
+        """All that JSON holds can be held."""

@@ -1,0 +1,128 @@
+"""Calls as Python writes them: names with keyword arguments, in a list or on lines of their own.
+
+    [add(a=1, b="x"), now()]
+
+Knows nothing about marks around calls, or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.checkpoint.literals import python_value
+from coterie.checkpoint.tagged import (
+    DEFINED,
+    OF_OBJECT,
+    Read,
+    Schema,
+    Special,
+    kinds_of,
+    listed,
+    literal,
+    named,
+    property_of,
+    refuse,
+)
+
+_HEAD = re.compile(r"[\s,;]*(?P<name>[^\s()\[\]{},;'\"]+)\s*\(")
+_KEY = re.compile(r"\s*,?\s*(?P<key>[^\s()\[\]{},;'\"=]+)\s*=\s*")
+_CLOSED = re.compile(r"[\s,]*\)")
+_QUOTED = r"/'([^'\\\x00-\x1f\x7f]|\\['\"\\nrt])*'/"  # a text between single quotes
+
+
+@dataclass(frozen=True)
+class Pythonic:
+    """Calls with keyword arguments; `lead` and `tail` stand around a list of them, which may be left out."""
+
+    lead: str = "["
+    tail: str = "]"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is in a call and may be a special token: nothing."""
+        return ()
+
+    def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
+        """The calls that are all of a block; none where it is malformed. Values are Python's literals, or JSON."""
+        body, found, at = text.strip(), list[Read](), 0
+        if body[:1] == "[" and body[-1:] == "]":
+            body = body[1:-1].rstrip()
+        while at < len(body):
+            head = _HEAD.match(body, at)
+            if head is None:
+                return []
+            at, arguments = head.end(), dict[str, Any]()
+            while (key := _KEY.match(body, at)) is not None:
+                at = _end_of(body, key.end())
+                try:
+                    arguments[key["key"]] = python_value(body[key.end() : at])
+                except ValueError:
+                    return []
+            closed = _CLOSED.match(body, at)
+            if closed is None:
+                return []
+            at = closed.end()
+            found.append((head["name"], arguments))
+        return found
+
+    def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
+        properties, required = tuple(named(schema.get("properties"))), listed(schema.get("required"))
+        yield f'call_{number}: {literal(f"{name}(")} first_{number}_0 ")"'
+        if not properties:
+            free = schema.get("additionalProperties", True) is not False
+            yield f"first_{number}_0: " + (f'(any_{number} (", " any_{number})*)?' if free else '""')
+            yield rf"any_{number}: /[A-Za-z_][A-Za-z0-9_]*/ {literal('=')} %json {{}}"
+            return
+        yield from in_turn(
+            f"first_{number}", [(f"p_{number}_{place}", key in required) for place, key in enumerate(properties)]
+        )
+        for place, key in enumerate(properties):
+            yield f"p_{number}_{place}: {literal(f'{key}=')} v_{number}_{place}"
+            yield f"v_{number}_{place}: {' | '.join(_values(property_of(schema, key), schema))}"
+
+    def check(self, schema: Schema, where: str) -> None:
+        """Raise RequestError naming `where` for a schema of arguments that says more than what each may be."""
+        refuse(schema, OF_OBJECT, where)
+
+
+def in_turn(rule: str, parts: Sequence[tuple[str, bool]], between: str = ", ") -> Iterator[str]:
+    """The rules `RULE_0` ..: parts in their order, each with whether it must come, `between` between those that do."""
+    for place, (part, required) in enumerate(parts):
+        after = [f"({literal(between)} {name}){'' if must else '?'}" for name, must in parts[place + 1 :]]
+        without = "" if required else f" | {rule}_{place + 1}"
+        yield f"{rule}_{place}: {' '.join([part, *after])}{without}"
+    yield f'{rule}_{len(parts)}: ""'
+
+
+def _end_of(text: str, at: int) -> int:
+    """Where a value ends that begins at a place: before the comma or bracket behind it."""
+    depth, quote, escaped = 0, "", False
+    for place in range(at, len(text)):
+        letter = text[place]
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped, quote = letter == "\\", "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif depth == 0 and letter in ",)":
+            return place
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+    return len(text)
+
+
+def _values(schema: Schema, root: Schema) -> list[str]:
+    """What may be written of a value: JSON, and where Python has other words or quotes, those."""
+    defined = {where: root[where] for where in (*DEFINED, "x-guidance") if where in root}
+    ways, kinds = [f"%json {json.dumps({**defined, **schema})}"], kinds_of(schema)
+    if set(schema) <= {"type", "title", "description", "default"}:
+        ways += [_QUOTED] if "string" in kinds else []
+        ways += ['"True"', '"False"'] if "boolean" in kinds else []
+        ways += ['"None"'] if "null" in kinds else []
+    return ways
