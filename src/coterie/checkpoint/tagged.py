@@ -185,6 +185,7 @@ def kinds_of(schema: Schema) -> set[str]:
 
 
 def is_text(schema: Schema) -> bool:
+    """Whether a value may be a text."""
     return "string" in kinds_of(schema)
 
 
@@ -229,6 +230,7 @@ def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Itera
 
 
 def refuse(schema: Schema, known: Sequence[str], where: str) -> None:
+    """Raise RequestError naming `where` for a schema that has words beside the known ones."""
     for word in schema:
         if word not in known:
             fact = f"has {word!r}, which cannot be enforced in this expert's form of calls"
