@@ -54,7 +54,7 @@ def test_tables_say_who_is_where(server: tuple[str, Coterie]) -> None:
     assert [name for name in found if name in coterie.models] == ["ada", "bob", "cyd", "dan"]
     state, tier, pinned, size, last = found["ada"]
     assert (state, tier, pinned) == ("resident", "dram", "yes")
-    assert float(size.removesuffix(" KiB")) == pytest.approx(coterie.size_bytes("ada") / 1024, abs=0.01)
+    assert float(size.removesuffix(" KiB")) == pytest.approx(coterie.models["ada"].layout.size_bytes / 1024, abs=0.01)
     assert last.endswith("s ago")
     assert found["cyd"] == ["absent", "disk", size, "never"]
     assert re.search(r"dram +experts +\d+\.\d\d KiB +\d+\.\d\d KiB +\d+% +2 experts", got.stdout)

@@ -85,7 +85,11 @@ def test_a_request_is_followed_from_its_route_to_its_end(looking: tuple[Looking,
     assert {e["request"] for e in look.events[1:] if "request" in e} == {got.id}
     assert {e["expert"] for e in look.events[1:]} == {"bob"}
     assert by_name["load_begun"] | {"from": "disk", "to": "dram", "evicted": []} == by_name["load_begun"]
-    assert by_name["load_begun"]["size_bytes"] == coterie.size_bytes("bob") == by_name["load_ended"]["size_bytes"]
+    assert (
+        by_name["load_begun"]["size_bytes"]
+        == coterie.models["bob"].layout.size_bytes
+        == by_name["load_ended"]["size_bytes"]
+    )
     loaded = by_name["load_ended"]
     assert loaded["bytes_per_s"] == pytest.approx(loaded["size_bytes"] / loaded["seconds"])
     assert end["tokens"] == got.usage.completion_tokens
@@ -284,7 +288,7 @@ def test_a_stream_that_waits_for_its_expert_says_so_at_once(held: tuple[Held, Co
     with served(coterie) as url, httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=20) as got:
         assert got.status_code == 200
         lines = (line for line in got.iter_lines() if line)
-        size = coterie.size_bytes("ada")
+        size = coterie.models["ada"].layout.size_bytes
         assert [next(lines), next(lines)] == [f": waiting for ada, 0 B of {size / 1024:.2f} KiB"] * 2
         disk.go.set()
         rest = list(lines)

@@ -140,7 +140,7 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
 
     def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
         assert not origins
-        seen.append((tuple(keys), coterie._max_waiting))
+        seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)
 
     monkeypatch.setattr(serving, "make_app", make)

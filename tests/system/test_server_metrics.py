@@ -106,7 +106,7 @@ def test_histograms_hold_the_answers_durations(asked: tuple, name: str, what: st
 
 def test_memory_is_what_the_cache_says(asked: tuple) -> None:
     _, families, _, coterie = asked
-    size = coterie.size_bytes("ada")
+    size = coterie.models["ada"].layout.size_bytes
     there = set(coterie.resident())
     assert {n for n in coterie.models if value(families, "coterie_expert_resident", expert=n)} == there
     assert values(families, "coterie_expert_size_bytes") == [size] * 4

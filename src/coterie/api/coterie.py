@@ -18,6 +18,7 @@ from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.inflight import InFlight
 from coterie.api.opened import open_all
 from coterie.api.ready import Ready, made_ready, request_of
+from coterie.api.rescan import Rescan, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.types import Answer, Chunk, Query
@@ -42,11 +43,10 @@ class Coterie:
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory; of a folder, what cannot be opened is left out. Raises CoterieError."""
-        options = options or Options()
+        self._options = options = options or Options()
         opened = open_all(composition, options.device, options.activations)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
-        self._max_waiting = options.max_waiting
         made = plan(self.models, make_spec(options), options)
         self._parts: Parts = assemble(self.models, made, options)
         made_up = self._parts.device.synthetic()
@@ -239,9 +239,13 @@ class Coterie:
         with self._wishes(expert) as wishes:
             wishes.unpin(expert)
 
-    def size_bytes(self, expert: str) -> int:
-        """Bytes of an expert in the run tier."""
-        return self.models[expert].layout.size_bytes
+    def rescan(self) -> Rescan:
+        """Look into the folder again: serve what is new there. Raises UsageError for a composition that is a file."""
+        with self._lock:
+            self._check_open()
+            now, found = rescan(self.composition, self._parts, self.models, self.texts, self._options)
+            self.composition, self.routing = now, Routing(now)
+            return found
 
     def trace(self) -> Trace:
         """What ran when, as far as it is remembered. Raises UsageError without Options.record."""
@@ -281,8 +285,8 @@ class Coterie:
         """Raise ClosedError, or CrowdedError where too many wait."""
         with self._lock:
             self._check_open()
-            if self._max_waiting is not None:
-                self._parts.engine.check_room(query.client, self._max_waiting, 1 + more)
+            if (most := self._options.max_waiting) is not None:
+                self._parts.engine.check_room(query.client, most, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
         with self.watch.routed(request_id, route):

@@ -22,7 +22,7 @@ from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
-from coterie.core.errors import CompositionError, NotFoundError, UsageError, shown
+from coterie.core.errors import CompositionError, CoterieError, NotFoundError, shown
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 
@@ -72,7 +72,7 @@ class Composition:
     root: Path
     description: str = ""
     is_folder: bool = False
-    left_out: Mapping[str, UsageError] = field(default_factory=lambda: MappingProxyType({}))
+    left_out: Mapping[str, CoterieError] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def names(self) -> tuple[str, ...]:

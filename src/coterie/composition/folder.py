@@ -18,7 +18,7 @@ from pathlib import Path
 from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
 from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, safe_name
 from coterie.composition.hub import find_base, main_snapshot, named_in_cache
-from coterie.core.errors import CompositionError, UsageError
+from coterie.core.errors import CompositionError, CoterieError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def experts_of(folder: Path) -> Found:
     return Found(label, tuple(experts), left_out)
 
 
-def none_left(folder: Path, left_out: Mapping[str, UsageError]) -> UsageError:
+def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieError:
     """What to raise where a folder has no expert, by what was left out of it."""
     if len(left_out) == 1:
         return next(iter(left_out.values()))

@@ -94,7 +94,8 @@ class Plan:
 class Parts:
     """A running assembly. `device` decides as of one instant (engine/timeline.py).
 
-    `cache` holds the experts, `both` the router's own model too.
+    `cache` holds the experts, `both` the router's own model too. `served`: what the engine serves, which may grow
+    (engine/more.py).
     """
 
     device: Device
@@ -103,6 +104,7 @@ class Parts:
     cache: ExpertCache
     kv: KVPool
     plan: Plan
+    served: dict[str, ServedExpert]
     recording: Recording | None = None
 
     def recorded(self) -> Recording:
@@ -220,7 +222,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         exe, base = loaded[model.key], found.get(base_of(model, bases))
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     engine = Engine(device, both, kv, served, settings.policy, recording)
-    return Parts(device, engine, both, cache, kv, made, recording)
+    return Parts(device, engine, both, cache, kv, made, served, recording)
 
 
 def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> float:

@@ -21,11 +21,11 @@ from coterie.models.model import Model
 
 def bases_of(models: Mapping[str, Model]) -> dict[str, Model]:
     """The bases of all adapters; where several experts are a base by themselves, the first of them is it."""
-    found = {_folder(model.base): model.base for model in models.values() if model.base is not None}
+    found = {folder_of(model.base): model.base for model in models.values() if model.base is not None}
     names: dict[str, str] = {}
     for name, model in models.items():
         if model.base is None and model.path is not None and name != ROUTER:
-            names.setdefault(_folder(model), name)
+            names.setdefault(folder_of(model), name)
     return {names.get(folder, folder): base for folder, base in found.items()}
 
 
@@ -33,8 +33,8 @@ def base_of(model: Model, bases: Mapping[str, Model]) -> str:
     """Which of the bases is this adapter's; empty for a model that is no adapter."""
     if model.base is None:
         return ""
-    folder = _folder(model.base)
-    return next(name for name, base in bases.items() if _folder(base) == folder)
+    folder = folder_of(model.base)
+    return next(name for name, base in bases.items() if folder_of(base) == folder)
 
 
 def size_of(bases: Mapping[str, Model]) -> int:
@@ -60,5 +60,6 @@ def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache,
     return cache, found
 
 
-def _folder(model: Model) -> str:
+def folder_of(model: Model) -> str:
+    """Where a model's files are, by which bases are told apart."""
     return str((model.path or Path()).resolve())

@@ -20,7 +20,7 @@ class Runner:
 
     def __init__(self, device: Device, cache: Cache, kv: KVPool) -> None:
         self._device, self._cache, self._kv = device, cache, kv
-        self._places: dict[str, Places] = {}
+        self._places: dict[str, tuple[ServedExpert, Places]] = {}
 
     def start(self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch) -> Event:
         """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done.
@@ -56,7 +56,7 @@ class Runner:
                 arrival_s, others = None, ()
 
     def _places_of(self, expert: ServedExpert) -> Places:
-        places = self._places.get(expert.expert_id)
-        if places is None:
-            places = self._places[expert.expert_id] = expert.places
-        return places
+        known = self._places.get(expert.expert_id)
+        if known is None or known[0] is not expert:
+            known = self._places[expert.expert_id] = (expert, expert.places)
+        return known[1]

@@ -56,6 +56,11 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     async def model(request: Request) -> Response:
         return JSONResponse(await _row(worker, request.path_params["name"]))
 
+    async def rescan(request: Request) -> Response:
+        check_origin(request.scope, origins)
+        found = await worker.call(Coterie.rescan)
+        return JSONResponse({"object": "rescan", **found.to_dict()})
+
     async def status(_: Request) -> Response:
         found = await worker.call(Coterie.status)
         return JSONResponse({"object": "status", **found.to_dict()})
@@ -83,6 +88,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     return [
         Route("/v1/status", status, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/rescan", rescan, methods=["POST"]),
         Route(one, model, methods=["GET"]),
         Route(f"{one}/load", load, methods=["POST"]),
         Route(f"{one}/unload", act(Coterie.unload), methods=["POST"]),

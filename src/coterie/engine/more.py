@@ -1,0 +1,65 @@
+"""Experts that are served besides those with which an engine began, or in another form than they were.
+
+    model -> does it fit what was reserved at start? -> its program, compiled if its architecture is new -> served
+
+Nothing is reserved anew, so what needs more memory is refused. Knows nothing about where models come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coterie.core.errors import CapacityError, ConflictError
+from coterie.device import Executable
+from coterie.engine.assembly import Parts, Settings, page_bytes, work_bytes
+from coterie.engine.bases import folder_of
+from coterie.engine.served import Base, ServedExpert
+from coterie.graph.compile import compile_graph
+from coterie.memory.slab import round_up
+from coterie.models.model import Model
+
+_AGAIN = "serve again, so that memory is shared out anew"
+
+
+def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> None:
+    """Serve a model under a name, between two steps; in the place of what has this name, which must be unused.
+
+    `models`: those that are served. Raises CapacityError where it needs more than was reserved, ConflictError where its
+    base is not in memory, or where what has its name is used, loading or pinned. Then all is as it was.
+    """
+    base = _base(parts, models, model)
+    exe = _program(parts, models, name, model, settings)
+    if name in parts.served:
+        parts.engine.wishes.unload(name)
+        parts.kv.forget_all(name)  # what other weights have computed
+    served = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
+    parts.served[name] = served
+
+
+def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | None:
+    """The weights of an adapter's base, as another one beside it has them."""
+    if model.base is None:
+        return None
+    folder = folder_of(model.base)
+    for name, other in models.items():
+        if other.base is not None and folder_of(other.base) == folder:
+            return parts.served[name].base
+    raise ConflictError(model.name, f"its base {folder} is not in memory for others to share", _AGAIN)
+
+
+def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:
+    """A model's program: another one's of its architecture, or a new one. Raises CapacityError where it has no room."""
+    made, need = parts.plan, round_up(model.layout.size_bytes)
+    if need > made.near_bytes:
+        raise CapacityError(name, "the expert", need, made.near_bytes, [f"{_AGAIN}, or with a larger --near"])
+    for other, found in models.items():
+        if found.key == model.key:
+            return parts.served[other].exe
+    block = page_bytes(model.kv)
+    if block > made.block_bytes:
+        raise CapacityError(name, "a KV block", block, made.block_bytes, [_AGAIN])
+    rules = settings.rule_set or parts.device.spec.rule_set
+    work = work_bytes({name: model}, rules, settings.policy)
+    if work > made.work_bytes:
+        raise CapacityError(name, "the values of its largest step", work, made.work_bytes, [_AGAIN])
+    return parts.device.load(compile_graph(model.graph, rules))

@@ -1,0 +1,143 @@
+"""A folder is looked into again while it is served: new experts, replaced weights, and what must stay as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests.system.tiny import write_adapter, write_expert, write_mixture
+
+from coterie.api import Coterie, Options, Query
+from coterie.core.dtypes import DType
+from coterie.core.errors import NotFoundError, UsageError
+from coterie.models.difference_write import write_delta
+from coterie.models.packing import Packing
+from coterie.server.app import make_app
+
+PROMPT = "say it in other words, as often as before"
+
+
+def asked(coterie: Coterie, name: str) -> tuple[int, ...]:
+    return coterie.ask(Query.text(PROMPT, name)).token_ids
+
+
+def alone(folder: Path) -> tuple[int, ...]:
+    """What an expert answers that is served by itself."""
+    with Coterie.open(folder) as coterie:
+        return asked(coterie, "")
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("ada", "bob")):
+        write_expert(tmp_path / "office" / name, seed)
+    return tmp_path / "office"
+
+
+def test_a_new_expert_is_served(office: Path, tmp_path: Path) -> None:
+    """Also one whose files were not whole at first, and of another architecture; the old ones answer as before."""
+    with Coterie.open(office) as coterie:
+        first = asked(coterie, "ada")
+        write_expert(office / "cyd", 3)
+        half = office / "cyd" / "model.safetensors"
+        whole = half.read_bytes()
+        half.write_bytes(whole[:-10])
+        wider = write_expert(office / "eve", 4, intermediate_size=40, num_hidden_layers=1)
+        with pytest.raises(NotFoundError):
+            asked(coterie, "eve")
+        found = coterie.rescan()
+        assert (found.added, found.renewed, dict(found.kept)) == (("eve",), (), {})
+        assert "truncated" in str(found.left_out["cyd"])
+        half.write_bytes(whole)
+        found = coterie.rescan()
+        assert (found.added, dict(found.left_out)) == (("cyd",), {})
+        assert coterie.composition.names == ("ada", "bob", "eve", "cyd")
+        assert {name: asked(coterie, name) for name in ("eve", "cyd")} == {
+            "eve": alone(wider),
+            "cyd": alone(office / "cyd"),
+        }
+        assert asked(coterie, "ada") == first
+        coterie.pin("cyd")
+        assert coterie.status().expert("cyd").pinned
+        assert coterie.rescan().to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
+
+
+def test_replaced_weights_are_read_anew(office: Path, tmp_path: Path) -> None:
+    """Nothing of the old ones is left, KV state of the same prompt included."""
+    with Coterie.open(office) as coterie:
+        before = asked(coterie, "ada")
+        other = write_expert(tmp_path / "other", 9)
+        assert alone(other) != before
+        shutil.copy(other / "model.safetensors", office / "ada" / "model.safetensors")
+        coterie.pin("ada")
+        found = coterie.rescan()
+        assert (found.renewed, found.kept.keys()) == ((), {"ada"})
+        assert "it is pinned; unpin it first" in str(found.kept["ada"])
+        assert asked(coterie, "ada") == before  # as it is in memory
+        coterie.unpin("ada")
+        assert coterie.rescan().renewed == ("ada",)
+        assert coterie.status().expert("ada").state != "resident"
+        answer = coterie.ask(Query.text(PROMPT, "ada"))
+        assert (answer.token_ids, answer.cached_tokens) == (alone(other), 0)
+
+
+def test_what_goes_stays_in_memory(office: Path) -> None:
+    with Coterie.open(office) as coterie:
+        before = asked(coterie, "bob")
+        shutil.rmtree(office / "bob")
+        found = coterie.rescan()
+        assert found.to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
+        assert asked(coterie, "bob") == before
+
+
+def test_adapters_and_deltas_need_a_base_that_is_shared_already(office: Path, tmp_path: Path) -> None:
+    base = f'"base_model_name_or_path": "{office}/ada"'
+    for name, seed in (("sql", 5), ("tax", 6)):
+        config = write_adapter(tmp_path / name, ("q_proj", "up_proj"), seed=seed) / "adapter_config.json"
+        config.write_text(config.read_text().replace('"base_model_name_or_path": "some/base"', base))
+    with Coterie.open(office) as coterie:
+        shutil.copytree(tmp_path / "sql", office / "sql")
+        found = coterie.rescan()
+        assert f"its base {office}/ada is not in memory" in str(found.left_out["sql"])
+    with Coterie.open(office) as coterie:
+        asked(coterie, "sql")
+        shutil.copytree(tmp_path / "tax", office / "tax")
+        write_delta(office / "ada", write_expert(tmp_path / "tuned", 8), office / "poems", Packing(DType.Q8, None))
+        assert coterie.rescan().added == ("poems", "tax")
+        found = {name: asked(coterie, name) for name in ("tax", "sql", "poems")}
+    with Coterie.open(office) as coterie:
+        assert found == {name: asked(coterie, name) for name in found}
+
+
+def test_what_needs_more_memory_than_there_is_is_told(office: Path) -> None:
+    write_mixture(office / "many", 4, num_hidden_layers=1)
+    with Coterie.open(office, Options(near_bytes=200 << 10)) as coterie:
+        write_expert(office / "large", 5, intermediate_size=900)
+        write_expert(office / "wide", 6, num_key_value_heads=4, head_dim=64, num_hidden_layers=4)
+        why = {name: str(error) for name, error in coterie.rescan().left_out.items()}
+        assert why.keys() == {"large", "wide"}
+        assert "the expert needs" in why["large"]
+        assert "larger --near" in why["large"]
+        with pytest.raises(NotFoundError, match="the expert large is left out"):
+            asked(coterie, "large")
+
+
+def test_over_http(office: Path) -> None:
+    with Coterie.open(office) as coterie, TestClient(make_app(coterie)) as client:
+        write_expert(office / "cyd", 3)
+        assert client.post("/v1/models/rescan", headers={"Origin": "http://elsewhere"}).status_code == 403
+        assert client.post("/v1/models/rescan").json()["added"] == ["cyd"]
+        assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["office", "ada", "bob", "cyd"]
+        body = {"model": "cyd", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_file_is_read_once(office: Path) -> None:
+    for ref in (office / "ada", "demo"):
+        with (
+            Coterie.open(ref) as coterie,
+            pytest.raises(UsageError, match="is no folder of experts, and a file"),
+        ):
+            coterie.rescan()
