@@ -25,6 +25,7 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
+ORIGINAL = {"original_max_position_embeddings": 32_768}
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
 
 
@@ -172,6 +173,24 @@ RELEASED = {
 }
 
 
+def test_a_config_of_minicpm3_as_released():
+    """Of MiniCPM3-4B, whose values are as wide as hidden_size / heads."""
+    raw = {
+        "model_type": "minicpm3",
+        "architectures": ["MiniCPM3ForCausalLM"],
+        "hidden_size": 2560,
+        "vocab_size": 73_448,
+    }
+    raw |= {"intermediate_size": 6400, "num_hidden_layers": 62, "num_attention_heads": 40, "num_key_value_heads": 40}
+    raw |= {"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12}
+    raw |= {"scale_depth": 1.4, "dim_model_base": 256, "rms_norm_eps": 1e-5, "max_position_embeddings": 32_768}
+    raw["rope_scaling"] = {"type": "longrope", "short_factor": [1.05] * 16, "long_factor": [1.1] * 16}
+    found = ModelConfig.from_hf(raw | {"rope_scaling": raw["rope_scaling"] | ORIGINAL}, "MiniCPM3-4B")
+    assert (found.latent.values, found.latent.query_rank, found.rope.interleaved) == (64, 768, False)
+    assert found.residual_scale == pytest.approx(1.4 / 62**0.5)
+    assert (found.embed_scale, found.logits_scale, found.tied_embeddings) == (12, 0.1, True)
+
+
 @pytest.mark.parametrize("name", RELEASED)
 def test_configs_as_released(name):
     found = ModelConfig.from_hf(RELEASED[name], name)
@@ -204,6 +223,7 @@ def test_the_scale_of_yarn():
         ("deepseek-v3", {"n_group": None}, "n_group is missing, which means what is not run for deepseek_v3"),
         ("deepseek-v3", {"rope_interleave": 3}, "rope_interleave is 3"),
         ("glm4-moe-lite", {"mlp_layer_types": ["dense", "wide", "sparse"]}, "each dense or sparse"),
+        ("minicpm3", {"scale_depth": None}, "scale_depth is missing, which means what is not run for minicpm3"),
         ("youtu", {"n_routed_experts": 4}, "mixture of experts inside a model, which is not run"),
     ],
 )

@@ -371,6 +371,13 @@ LATENT_ROWS = {
             **{"moe_intermediate_size": 21, "mlp_layer_types": ["dense", "sparse", "sparse"]},
         },
     ),
+    "minicpm3": (
+        "MiniCPM3",
+        {
+            **{"q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6},
+            **{"num_key_value_heads": 4, "scale_emb": 3.5, "scale_depth": 1.4, "dim_model_base": 20},
+        },
+    ),
     "youtu": (
         "Youtu",
         {

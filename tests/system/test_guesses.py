@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, models, serve, workload
 from tests.system.test_reuse import Server
-from tests.system.tiny import write_expert, write_mixture
+from tests.system.tiny import write_expert, write_latent, write_mixture
 
 from coterie.core.dtypes import DType
 from coterie.devices.cpu import CpuDevice
@@ -32,6 +32,8 @@ def opened(folder, kind):
     shape = {"vocab_size": FEW, "eos_token_id": 2, "hidden_size": 64, "intermediate_size": 96}
     if kind == "branches":
         write_mixture(folder / "whole", 3, vocab_size=FEW, eos_token_id=2)
+    elif kind == "latent":
+        write_latent(folder / "whole", 3, vocab_size=FEW, eos_token_id=2)
     else:
         write_expert(folder / "whole", 3, **shape, **(WINDOW if kind == "window" else {}))
     (folder / "whole" / "tokenizer.json").unlink()  # of more tokens
@@ -59,7 +61,7 @@ def groups(rng):
 LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("window", "int8 int8", "int4 int16")]
 
 
-@pytest.mark.parametrize("kind", ["bf16", "branches", "int8 int16", "int4 int8", *LONG])
+@pytest.mark.parametrize("kind", ["bf16", "branches", "latent", "int8 int16", "int4 int8", *LONG])
 def test_the_bits_are_those_without_guesses(tmp_path, kind):
     model, served = opened(tmp_path, kind), {}
     for guesses in (0, MAX_GUESSES):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, models, serve, workload
-from tests.system.tiny import write_expert
+from tests.system.tiny import write_expert, write_latent
 
 from coterie.core.dtypes import DType
 from coterie.devices.cpu import CpuDevice
@@ -29,13 +29,15 @@ Z = 5  # tokens in a block
 FAMILIES = {
     "llama": {},
     "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7},
+    "latent": {},
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / request.param
-    return open_model(write_expert(folder, 3, num_hidden_layers=3, **FAMILIES[request.param]))
+    write = write_latent if request.param == "latent" else write_expert
+    return open_model(write(folder, 3, num_hidden_layers=3, **FAMILIES[request.param]))
 
 
 class Server:
@@ -75,7 +77,7 @@ class Server:
         pages = []
         for block in pool.blocks(owner):
             raw = self.device.memory(pool.buffer.view(block * pool.block_bytes, Z * kv.bytes_per_token))
-            page = np.array(raw).view(np.uint16).reshape(kv.num_layers, 2, kv.num_kv_heads, Z, kv.head_dim)
+            page = np.array(raw).view(np.uint16).reshape(kv.num_layers, kv.parts, kv.num_kv_heads, Z, kv.head_dim)
             pages.append(page.transpose(3, 0, 1, 2, 4).reshape(Z, -1))
         return np.concatenate(pages)[:count]
 

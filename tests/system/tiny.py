@@ -41,6 +41,13 @@ DELTA_NETS = {
     **{"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "num_hidden_layers": 4, "head_dim": 16},
     **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 24},
 }
+LATENT = {
+    **CONFIG,
+    **{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_key_value_heads": 4},
+    **{"q_lora_rank": 14, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6},
+    **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "n_group": 2, "topk_group": 1},
+    **{"n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5},
+}
 TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
@@ -151,6 +158,11 @@ def write_clipped(folder: Path, seed: int, dtype: DType = DType.BF16, **changes:
 def write_delta_net(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
     """A random folder of Qwen3.5's text model."""
     return _write(folder, seed, dtype, {**DELTA_NETS, **changes})
+
+
+def write_latent(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
+    """A random folder of DeepSeek V3's architecture: latent attention, and branches behind a plain layer."""
+    return _write(folder, seed, dtype, {**LATENT, **changes})
 
 
 def _write(folder: Path, seed: int, dtype: DType, config: dict) -> Path:

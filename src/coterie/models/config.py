@@ -221,6 +221,9 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
     found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.runs}
     if "logits_scaling" in family.runs:
         found["logits_scale"] = 1.0 / config.number("logits_scaling", 1.0)
+    if "scale_depth" in family.runs:
+        found["residual_scale"] = config.number("scale_depth") / config.count("num_hidden_layers") ** 0.5
+        found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
     if family.embeds_by_width:
         found["embed_scale"] = config.count("hidden_size") ** 0.5
     if family.attention_scalar:

@@ -27,6 +27,7 @@ from coterie.models.helium import HELIUM
 from coterie.models.hunyuan import HUNYUAN
 from coterie.models.hunyuan_moe import HUNYUAN_MOE
 from coterie.models.llama import LLAMA
+from coterie.models.minicpm3 import MINICPM3
 from coterie.models.minimax_m2 import MINIMAX_M2
 from coterie.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.mixtral import MIXTRAL
@@ -53,7 +54,7 @@ FAMILIES: dict[str, Family] = {
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),
-        *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU),
+        *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
         *(BLOOM, FALCON, OPT),
     )
 }

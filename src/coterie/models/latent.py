@@ -34,13 +34,16 @@ LATENT_NAMES = LatentNames()
 
 @dataclass(frozen=True, slots=True)
 class LatentKeys:
-    """What a family means where a config leaves keys out. `query_rank` None: queries have none."""
+    """What a family means where a config leaves keys out.
+
+    `query_rank` None: queries have none; `values` None: hidden_size / num_heads.
+    """
 
     query_rank: int | None = 1536
     rank: int = 512
     rotated: int = 64
     plain: int = 128
-    values: int = 128
+    values: int | None = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def latent_of(config: Fields, keys: LatentKeys, num_heads: int) -> Latent:
         rank=config.count(RANK, keys.rank),
         rotated=rotated,
         plain=plain,
-        values=config.count(VALUES, keys.values),
+        values=config.count(VALUES, keys.values or config.count("hidden_size") // num_heads),
         scale=(plain + rotated) ** -0.5 * _yarn_factor(config),
     )
 
