@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import tokenizers
+from starlette.responses import JSONResponse
 from tests.model.test_tool_templates import HERMES, TOOLS
 from tests.system.scripted import write_scripted
 from tests.system.test_server import served
@@ -16,6 +17,7 @@ from tests.system.test_server import served
 from coterie.api import Coterie
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.server.tokens import RUN, written
 
 SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie spät? \u00e9"}]
 
@@ -118,3 +120,9 @@ def test_a_prompt_gets_its_tokenizers_special_tokens_and_a_conversation_its_temp
     with served(Coterie.open(tmp_path / "alone")) as url:
         assert post(url, "/tokenize", {"model": "one", "prompt": "ab"})["tokens"] == [257, 97, 98]
         assert post(url, "/tokenize", {"model": "one", "messages": SAID})["tokens"][0] != 257
+
+
+@pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, RUN + 1, 3 * RUN + 7])
+def test_tokens_are_written_some_at_a_time_as_the_library_writes_them(count: int) -> None:
+    found = {"count": count, "max_model_len": 128, "tokens": [7 * token % 999 for token in range(count)]}
+    assert written(found) == JSONResponse(found).body

@@ -283,3 +283,12 @@ def test_a_key_may_come_in_either_header(url: str) -> None:
 def test_a_last_turn_of_the_assistant_is_refused_by_its_place() -> None:
     with pytest.raises(RequestError, match=r"messages\[1\]"):
         parse_turns({**BASE, "messages": [*ASKED, {"role": "assistant", "content": "{"}]})
+
+
+@pytest.mark.parametrize("field", ["thinking", "tool_choice"])
+@pytest.mark.parametrize("kind", [["enabled"], {"a": 1}, "x", None, 1])
+def test_a_type_that_is_none_is_refused_by_its_name(field: str, kind: object) -> None:
+    """Lists and objects too, which are no keys of a table."""
+    body = {"model": "ada", "max_tokens": 3, "messages": [{"role": "user", "content": "x"}], field: {"type": kind}}
+    with pytest.raises(RequestError, match=rf"\[{field}.type\] is "):
+        parse_turns(body)

@@ -27,7 +27,7 @@ from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.responses import ResponseAnswers, own_words
-from coterie.server.tokens import detokenize, tokenize
+from coterie.server.tokens import detokenize, tokenize, written
 from coterie.server.turn_blocks import TurnAnswers, turn_error
 from coterie.server.turns import count_tokens, own_turn_words, parse_turns
 from coterie.server.worker import Worker
@@ -115,7 +115,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         return await read(request, lambda given: JSONResponse(count_tokens(given, coterie)))
 
     async def tokenized(request: Request) -> Response:
-        return await read(request, lambda given: JSONResponse(tokenize(given, coterie)))
+        return await read(request, lambda given: _json(written(tokenize(given, coterie))))
 
     async def detokenized(request: Request) -> Response:
         return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
@@ -129,6 +129,10 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         Route("/tokenize", tokenized, methods=["POST"]),
         Route("/detokenize", detokenized, methods=["POST"]),
     ]
+
+
+def _json(text: bytes) -> Response:
+    return Response(text, media_type=JSONResponse.media_type)
 
 
 async def _body(request: Request) -> bytearray:

@@ -90,7 +90,7 @@ def _thinking(given: Mapping[str, Any]) -> dict[str, Any]:
     """Whether to think, as chat templates say it; for how long they do not say, so a budget is none."""
     found = fields.get(given, "thinking", dict, "an object with a type") or {"type": "adaptive"}
     kinds = {"enabled": True, "disabled": False, "adaptive": None}
-    if found.get("type") not in kinds:
+    if found.get("type") not in tuple(kinds):  # a list is no key
         raise RequestError("thinking.type", f"is {shown(found.get('type'))}", f"use one of {', '.join(kinds)}")
     wanted = kinds[found["type"]]
     return {} if wanted is None else {"enable_thinking": wanted, "thinking": wanted}
@@ -205,6 +205,6 @@ def _choice(given: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "tool":
         named = {"type": "function", "function": {"name": choice.get("name")}}
         return {"tool_choice": named, "parallel_tool_calls": several}
-    if kind not in _CHOICES:
+    if kind not in tuple(_CHOICES):
         raise RequestError("tool_choice.type", f"is {shown(kind)}", f"use one of {', '.join(_CHOICES)} or tool")
     return {"tool_choice": _CHOICES[kind], "parallel_tool_calls": several}
